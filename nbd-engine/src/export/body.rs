@@ -1,0 +1,212 @@
+//! What a read gives back.
+
+use std::io::IoSlice;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// Bytes that an export shares instead of copying them. They must not change while they are shared.
+#[derive(Clone, Debug)]
+pub enum Shared {
+    /// Reference-counted bytes of any origin.
+    Bytes(Bytes),
+    /// Part of a reference-counted slice; costs no allocation.
+    Slice(Arc<[u8]>, Range<usize>),
+}
+
+impl Shared {
+    /// The bytes. Empty when the range does not lie inside of its slice.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Slice(slice, range) => slice.get(range.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+/// A part of a body, in the order of the export's bytes.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// This many bytes of the body's own buffer, next after the earlier ones.
+    Buffer(usize),
+    /// Bytes shared by the export.
+    Shared(Shared),
+    /// This many zeroes, which take no memory, nor room on the wire where the client agreed to that.
+    Hole(usize),
+}
+
+impl Piece {
+    /// Bytes of the export that the piece stands for.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Buffer(length) | Self::Hole(length) => *length,
+            Self::Shared(shared) => shared.as_slice().len(),
+        }
+    }
+
+    /// Whether the piece stands for nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The data of a read: a list of pieces. A body is reused for later requests, so that its buffer is allocated once.
+#[derive(Debug, Default)]
+pub struct Body {
+    /// Grows and is kept; all of it is initialised, so that it can be lent without clearing it again.
+    buffer: Vec<u8>,
+    filled: usize,
+    pieces: Vec<Piece>,
+    length: usize,
+}
+
+impl Body {
+    /// Buffers above this many bytes are given back after use rather than kept for the next request.
+    pub const KEPT_CAPACITY: usize = 256 << 10;
+
+    /// Forgets the content, and the buffer when it is large.
+    pub fn clear(&mut self) {
+        self.pieces.clear();
+        self.filled = 0;
+        self.length = 0;
+        if self.buffer.len() > Self::KEPT_CAPACITY {
+            self.buffer = Vec::new();
+        }
+    }
+
+    /// Appends `length` bytes of the body's own buffer and lends them to be filled. What stands in them is arbitrary
+    /// (data of an earlier request of the same connection), so every byte must be written.
+    pub fn fill(&mut self, length: usize) -> &mut [u8] {
+        let start = self.filled;
+        let end = start + length;
+        if self.buffer.len() < end {
+            self.buffer.resize(end, 0);
+        }
+        self.filled = end;
+        self.push(Piece::Buffer(length));
+        &mut self.buffer[start..end]
+    }
+
+    /// Appends bytes that the export shares.
+    pub fn share(&mut self, shared: Shared) {
+        self.push(Piece::Shared(shared));
+    }
+
+    /// Appends `length` zeroes.
+    pub fn hole(&mut self, length: usize) {
+        self.push(Piece::Hole(length));
+    }
+
+    fn push(&mut self, piece: Piece) {
+        self.length += piece.len();
+        self.pieces.push(piece);
+    }
+
+    /// Bytes of the export in all.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing is there.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The pieces, in order.
+    #[must_use]
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// The body's own buffer as far as it was lent, for those who fill it piecemeal.
+    #[must_use]
+    pub fn buffer(&self) -> &[u8] {
+        &self.buffer[..self.filled]
+    }
+
+    /// The body's own buffer as far as it was lent, for those who fill it piecemeal.
+    pub fn buffer_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[..self.filled]
+    }
+
+    /// Calls `visit` with the slices that make up `range` of the content, until it returns `false`. Holes are left out:
+    /// the core sends them by itself.
+    pub(crate) fn slices<'a>(
+        &'a self,
+        range: Range<usize>,
+        mut visit: impl FnMut(IoSlice<'a>) -> bool,
+    ) {
+        let mut buffer_start = 0;
+        let mut start = 0;
+        for piece in &self.pieces {
+            let bytes = match piece {
+                Piece::Buffer(length) => {
+                    let bytes = &self.buffer[buffer_start..buffer_start + length];
+                    buffer_start += length;
+                    bytes
+                }
+                Piece::Shared(shared) => shared.as_slice(),
+                Piece::Hole(_) => &[],
+            };
+            let end = start + piece.len();
+            let from = range.start.max(start);
+            let to = range.end.min(end);
+            if from < to
+                && !bytes.is_empty()
+                && !visit(IoSlice::new(&bytes[from - start..to - start]))
+            {
+                return;
+            }
+            start = end;
+            if start >= range.end {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn collect(body: &Body, range: Range<usize>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        body.slices(range, |slice| {
+            bytes.extend_from_slice(&slice);
+            true
+        });
+        bytes
+    }
+
+    #[test]
+    fn slices_of_any_range_come_out_in_order() {
+        let mut body = Body::default();
+        body.fill(2).copy_from_slice(b"ab");
+        body.share(Shared::Bytes(Bytes::from_static(b"cd")));
+        body.fill(1).copy_from_slice(b"e");
+        body.share(Shared::Slice(Arc::from(&b"xfgx"[..]), 1..3));
+        assert_eq!(body.len(), 7);
+        for start in 0..7 {
+            for end in start..=7 {
+                assert_eq!(collect(&body, start..end), &b"abcdefg"[start..end]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_buffer_is_given_back_and_a_small_one_kept() {
+        let mut body = Body::default();
+        body.fill(Body::KEPT_CAPACITY + 1);
+        body.clear();
+        assert_eq!((body.buffer.capacity(), body.len()), (0, 0));
+        body.fill(4096);
+        body.clear();
+        assert!(body.buffer.capacity() >= 4096);
+    }
+}

@@ -1,0 +1,113 @@
+//! The table of requests in flight, keyed by an index with a generation, never by the wire's cookie.
+
+use alloc::vec::Vec;
+
+/// Names a request in flight on one connection.
+///
+/// The index is small and reused, so that an embedder can keep its own data in a `Vec` beside the core's; the
+/// generation tells a request from a later one in the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId {
+    index: u32,
+    generation: u32,
+}
+
+impl RequestId {
+    /// The place in the table: below [`Limits::max_in_flight`](crate::Limits::max_in_flight), reused once the
+    /// request is over.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
+/// A slab of `T`, whose places keep their `T` (and its allocations) between uses.
+#[derive(Debug)]
+pub(crate) struct InFlight<T> {
+    slots: Vec<Slot<T>>,
+    free: Vec<u32>,
+    used: usize,
+    limit: u32,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    generation: u32,
+    used: bool,
+    value: T,
+}
+
+impl<T: Default> InFlight<T> {
+    pub(crate) const fn new(limit: u32) -> Self {
+        Self { slots: Vec::new(), free: Vec::new(), used: 0, limit }
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.used
+    }
+
+    pub(crate) const fn is_full(&self) -> bool {
+        self.used >= self.limit as usize
+    }
+
+    /// Takes a free place; its value is as its last user left it. `None` when the table is full.
+    pub(crate) fn take(&mut self) -> Option<(RequestId, &mut T)> {
+        if self.is_full() {
+            return None;
+        }
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                let index = u32::try_from(self.slots.len()).ok()?;
+                self.slots.push(Slot { generation: 0, used: false, value: T::default() });
+                index
+            }
+        };
+        let slot = self.slots.get_mut(index as usize)?;
+        slot.used = true;
+        self.used = self.used.saturating_add(1);
+        Some((RequestId { index, generation: slot.generation }, &mut slot.value))
+    }
+
+    pub(crate) fn get(&self, id: RequestId) -> Option<&T> {
+        let slot = self.slots.get(id.index())?;
+        (slot.used && slot.generation == id.generation).then_some(&slot.value)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: RequestId) -> Option<&mut T> {
+        let slot = self.slots.get_mut(id.index())?;
+        (slot.used && slot.generation == id.generation).then_some(&mut slot.value)
+    }
+
+    /// Gives a place back. Does nothing for a name that is out of date.
+    pub(crate) fn release(&mut self, id: RequestId) {
+        if let Some(slot) = self.slots.get_mut(id.index())
+            && slot.used
+            && slot.generation == id.generation
+        {
+            slot.used = false;
+            slot.generation = slot.generation.wrapping_add(1);
+            self.used = self.used.saturating_sub(1);
+            self.free.push(id.index);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_void_once_its_place_is_reused() {
+        let mut table = InFlight::<u8>::new(1);
+        let (first, _) = table.take().unwrap();
+        assert!(table.take().is_none(), "the table is full");
+        table.release(first);
+        table.release(first);
+        let (second, _) = table.take().unwrap();
+        assert_eq!(first.index(), second.index());
+        assert!(table.get(first).is_none());
+        assert!(table.get_mut(second).is_some());
+        assert_eq!(table.len(), 1);
+    }
+}

@@ -1,0 +1,66 @@
+//! Every bound on what a peer can make a connection hold.
+
+/// Bounds of one connection, with the reason for each default.
+///
+/// No length from the wire sizes an allocation before it was compared with one of these. The worst case for a server
+/// connection's own memory is about
+///
+/// ```text
+/// max_option_data
+///   + max_in_flight * (128 + 32 + 4128)                  slots, reply headers, error texts
+///   + max_in_flight * contexts * max_extents * 16        block status replies, contexts <= max_contexts
+/// ```
+///
+/// and the embedder holds, in request and reply data, at most `max(max_in_flight_bytes, one payload)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Requests that are received and whose reply is not yet wholly transmitted. The core stops reading at this
+    /// number. Default 128: twice what the keenest common client (nbdcopy, 64) keeps in flight.
+    pub max_in_flight: u32,
+    /// Bytes of data (read or written) that the requests in flight may need. The core stops reading at this number; a
+    /// single request may exceed it when it is alone. Default 64 MiB: two of the largest payloads.
+    pub max_in_flight_bytes: u64,
+    /// The longest payload of a read or write, in bytes; lowers what exports advertise. Default 32 MiB, which the
+    /// specification asks servers to support (S-SZ-06).
+    pub max_payload: u32,
+    /// The longest option data that is looked at, in bytes. Default 64 KiB: a name of 4096 bytes and a thousand
+    /// metadata queries of ordinary length. Longer data of a known option is skipped and answered `TOO_BIG`.
+    pub max_option_data: u32,
+    /// The longest option data that is skipped, in bytes; more is a hard disconnect (S-OPT-05). Default 16 MiB.
+    pub max_option_skip: u32,
+    /// Options on one connection; more is a hard disconnect (section "Termination of the session during option
+    /// haggling", denial of service). Default 4096: a client may ask about each of many exports.
+    pub max_options: u32,
+    /// Metadata contexts selected at once; more is answered `TOO_BIG`. Default 16.
+    pub max_contexts: u32,
+    /// Extents in one block status chunk; the client asks again for the rest. Default 4096, at most 2^20 (S-CMD-BS-07).
+    pub max_extents: u32,
+}
+
+impl Limits {
+    /// The defaults.
+    pub const DEFAULT: Self = Self {
+        max_in_flight: 128,
+        max_in_flight_bytes: 64 << 20,
+        max_payload: 1 << 25,
+        max_option_data: 64 << 10,
+        max_option_skip: 16 << 20,
+        max_options: 4096,
+        max_contexts: 16,
+        max_extents: 4096,
+    };
+
+    /// The longest payload of a refused request that is read and dropped to keep the stream in sync; more is a hard
+    /// disconnect. 32 MiB at least, since that much must not count as an attack (S-SZ-09).
+    #[must_use]
+    pub fn max_discard(&self) -> u64 {
+        u64::from(self.max_payload.max(1 << 25))
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}

@@ -1,0 +1,66 @@
+//! Collects a message of fixed size that arrives in pieces.
+
+/// Bytes of a message that is not complete yet. The longest fixed-size message has 32 bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    bytes: [u8; 32],
+    filled: usize,
+}
+
+impl Scratch {
+    /// Bytes collected so far.
+    pub(crate) const fn filled(&self) -> usize {
+        self.filled
+    }
+
+    /// The next `N` bytes (at most 32), once they are all there; eats from `input` whatever belongs to them. Without
+    /// leftovers of an earlier call, which is the rule, nothing is copied into the scratch.
+    #[inline]
+    pub(crate) fn take<const N: usize>(&mut self, input: &mut &[u8]) -> Option<[u8; N]> {
+        if self.filled == 0
+            && let Some((head, rest)) = input.split_first_chunk::<N>()
+        {
+            *input = rest;
+            return Some(*head);
+        }
+        self.collect(input)
+    }
+
+    #[cold]
+    fn collect<const N: usize>(&mut self, input: &mut &[u8]) -> Option<[u8; N]> {
+        let missing = N.saturating_sub(self.filled);
+        let (head, rest) = input.split_at_checked(missing.min(input.len()))?;
+        let end = self.filled.saturating_add(head.len());
+        self.bytes.get_mut(self.filled..end)?.copy_from_slice(head);
+        self.filled = end;
+        *input = rest;
+        if self.filled < N {
+            return None;
+        }
+        self.filled = 0;
+        self.bytes.first_chunk::<N>().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_split_gives_the_same_messages_and_eats_no_more_than_them() {
+        let stream: [u8; 12] = core::array::from_fn(|at| at as u8);
+        for split in 0..=12 {
+            let mut scratch = Scratch::default();
+            let mut messages = alloc::vec::Vec::new();
+            let (first, second) = stream.split_at(split);
+            for mut input in [first, second] {
+                while let Some(message) = scratch.take::<5>(&mut input) {
+                    messages.push(message);
+                }
+                assert!(input.is_empty());
+            }
+            assert_eq!(messages, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]);
+            assert_eq!(scratch.filled(), 2);
+        }
+    }
+}
