@@ -1,1 +1,26 @@
-//! Being built.
+//! NBD on threads and blocking calls: no async runtime, one thread for each connection.
+//!
+//! ```
+//! use nbd_blocking::Server;
+//! use nbd_blocking::export::{ExportMap, Memory};
+//!
+//! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?));
+//! let listening = server.listen_tcp("127.0.0.1:0")?;
+//! println!("nbd://{}/", listening.local_addr());
+//! # server.shut_down();
+//! server.wait()?; // Until somebody calls server.shut_down().
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Behind a connection's thread stands a small event loop (`poll(2)` on its socket and a wake-up), so that requests
+//! which take their time run on worker threads beside it, and none holds up another. Unix platforms only.
+
+mod pump;
+mod reactor;
+mod server;
+mod stream;
+
+pub use nbd_engine::export;
+pub use nbd_engine::net::LocalAddr;
+pub use nbd_engine::server::{ConnectionError, Settings};
+pub use server::{Listening, Server};

@@ -1,2 +1,15 @@
-//! Being built.
+//! Runs NBD connections over any byte stream, with no runtime chosen.
+//!
+//! [`export`] has what is served: the traits to implement and the exports that come ready-made. [`server`] drives
+//! connections. The adapters (`nbd-blocking`, `nbd-tokio` and others) add sockets, threads or tasks, and timers, by
+//! the [`Runtime`] trait; most people use one of them.
+
 pub mod export;
+pub mod net;
+mod runtime;
+pub mod server;
+
+pub use runtime::{BoxFuture, Runtime};
+
+/// The protocol itself.
+pub use nbd_proto as proto;

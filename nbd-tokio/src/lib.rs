@@ -1,1 +1,28 @@
-//! Being built.
+//! NBD on tokio.
+//!
+//! ```
+//! use nbd_tokio::Server;
+//! use nbd_tokio::export::{ExportMap, Memory};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?));
+//! let listening = server.listen_tcp("127.0.0.1:0").await?;
+//! println!("nbd://{}/", listening.local_addr());
+//! # server.shut_down();
+//! server.wait().await; // Until somebody calls server.shut_down().
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Each connection is a task. Exports that never block are called on it; those that may block, on worker threads of the
+//! engine, so that no tokio worker is held up. Works on runtimes of either flavour, with time and I/O enabled.
+
+mod runtime;
+mod server;
+mod stream;
+
+pub use nbd_engine::export;
+pub use nbd_engine::net::LocalAddr;
+pub use nbd_engine::server::{ConnectionError, Settings};
+pub use server::{Listening, Server};

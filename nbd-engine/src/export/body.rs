@@ -101,6 +101,16 @@ impl Body {
         self.push(Piece::Hole(length));
     }
 
+    /// Takes back the latest piece, for an attempt that did not succeed.
+    pub fn take_back(&mut self) {
+        if let Some(piece) = self.pieces.pop() {
+            self.length -= piece.len();
+            if let Piece::Buffer(length) = piece {
+                self.filled -= length;
+            }
+        }
+    }
+
     fn push(&mut self, piece: Piece) {
         self.length += piece.len();
         self.pieces.push(piece);
@@ -133,6 +143,18 @@ impl Body {
     /// The body's own buffer as far as it was lent, for those who fill it piecemeal.
     pub fn buffer_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[..self.filled]
+    }
+
+    /// Lends the own buffer out while the body is used otherwise.
+    pub(crate) fn take_buffer(&mut self) -> TakenBuffer {
+        TakenBuffer { buffer: core::mem::take(&mut self.buffer), filled: self.filled }
+    }
+
+    /// Takes the buffer back, unless a new one has come into being.
+    pub(crate) fn return_buffer(&mut self, taken: TakenBuffer) {
+        if self.buffer.is_empty() {
+            self.buffer = taken.buffer;
+        }
     }
 
     /// Calls `visit` with the slices that make up `range` of the content, until it returns `false`. Holes are left out:
@@ -171,6 +193,19 @@ impl Body {
     }
 }
 
+/// A body's own buffer, lent out.
+#[derive(Debug)]
+pub(crate) struct TakenBuffer {
+    buffer: Vec<u8>,
+    filled: usize,
+}
+
+impl TakenBuffer {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.filled]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,6 +232,19 @@ mod tests {
                 assert_eq!(collect(&body, start..end), &b"abcdefg"[start..end]);
             }
         }
+    }
+
+    #[test]
+    fn what_is_taken_back_was_never_there() {
+        let mut body = Body::default();
+        body.fill(2).copy_from_slice(b"ab");
+        body.fill(3).fill(b'x');
+        body.take_back();
+        body.hole(5);
+        body.take_back();
+        body.fill(2).copy_from_slice(b"cd");
+        assert_eq!((body.len(), body.buffer()), (4, &b"abcd"[..]));
+        assert_eq!(collect(&body, 0..4), b"abcd");
     }
 
     #[test]

@@ -1,10 +1,28 @@
 //! What is served: the traits that an export implements, and the exports that come with the engine.
 
+mod asynchronous;
 mod body;
+mod bounds;
 mod error;
+#[cfg(target_os = "linux")]
+mod file;
+mod map;
+mod memory;
+#[cfg(test)]
+mod model;
+mod read_only;
 
+pub use asynchronous::{
+    AsyncCaches, AsyncExport, AsyncExtents, AsyncFlushes, AsyncResizes, AsyncTrims, AsyncWrites,
+    AsyncWritesZeroes, ExportFuture,
+};
 pub use body::{Body, Piece, Shared};
 pub use error::{ExportError, Result};
+#[cfg(target_os = "linux")]
+pub use file::{File, FileOptions, OpenError};
+pub use map::{ExportMap, Exports, Found, Handle};
+pub use memory::{Memory, TooLarge};
+pub use read_only::ReadOnly;
 
 pub use nbd_proto::{BlockSize, Extent, wire::AllocationFlags};
 

@@ -30,6 +30,10 @@ pub struct Config {
     pub structured_replies: bool,
     /// Whether extended headers are offered.
     pub extended_headers: bool,
+    /// Whether a write under extended headers is refused when it lacks `NBD_CMD_FLAG_PAYLOAD_LEN`, as the
+    /// specification would have it (S-EH-06). Default `false`: qemu 10 does not set the flag, yet sends the payload, so
+    /// that to refuse its writes is to lose the stream.
+    pub require_payload_flag: bool,
 }
 
 impl Default for Config {
@@ -40,6 +44,7 @@ impl Default for Config {
             no_zeroes: true,
             structured_replies: true,
             extended_headers: true,
+            require_payload_flag: false,
         }
     }
 }

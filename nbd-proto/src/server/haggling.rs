@@ -474,6 +474,7 @@ impl Connection {
             flags,
             block_size: self.block_size(info),
             extended: self.negotiation.extended,
+            require_payload_flag: self.config.require_payload_flag,
             has_contexts: !contexts.is_empty(),
         };
         self.export = Some(Entered { rules, contexts });

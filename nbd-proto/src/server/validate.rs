@@ -11,6 +11,8 @@ pub(super) struct Rules {
     pub(super) flags: TransmissionFlags,
     pub(super) block_size: BlockSize,
     pub(super) extended: bool,
+    /// Refuse extended writes without [`CommandFlags::PAYLOAD_LEN`].
+    pub(super) require_payload_flag: bool,
     pub(super) has_contexts: bool,
 }
 
@@ -20,13 +22,12 @@ pub(super) type Refusal = (ErrorCode, &'static str);
 const EINVAL: ErrorCode = ErrorCode::EINVAL;
 
 impl Rules {
-    /// The bytes of payload that follow a request's header. In compact form only WRITE has any.
+    /// The bytes of payload that follow a request's header. In compact form only WRITE has any. In extended form the
+    /// flag says so; but see [`Config::require_payload_flag`](super::Config::require_payload_flag).
     pub(super) fn payload_length(&self, request: &ExtendedRequest) -> u64 {
-        let has_payload = if self.extended {
-            request.flags.contains(CommandFlags::PAYLOAD_LEN)
-        } else {
-            request.command == CommandType::WRITE
-        };
+        let flagged = self.extended && request.flags.contains(CommandFlags::PAYLOAD_LEN);
+        let flag_needed = self.extended && self.require_payload_flag;
+        let has_payload = flagged || (request.command == CommandType::WRITE && !flag_needed);
         if has_payload { request.length } else { 0 }
     }
 
@@ -83,6 +84,7 @@ impl Rules {
             return Err((EINVAL, "a command flag is unknown, misplaced or was not negotiated"));
         }
         if self.extended
+            && self.require_payload_flag
             && request.command == CommandType::WRITE
             && !request.flags.contains(CommandFlags::PAYLOAD_LEN)
         {
@@ -185,6 +187,7 @@ mod tests {
             flags: all,
             block_size: BlockSize::DEFAULT,
             extended: false,
+            require_payload_flag: false,
             has_contexts: true,
         }
     }
@@ -296,10 +299,12 @@ mod tests {
     }
 
     #[test]
-    fn an_extended_write_needs_its_payload_flag() {
+    fn an_extended_write_needs_its_payload_flag_where_the_configuration_says_so() {
         let mut rules = rules();
         rules.extended = true;
         let bare = request(CommandType::WRITE, 0, 0, 512);
+        assert_eq!((code(&rules, &bare), rules.payload_length(&bare)), (ErrorCode::OK, 512));
+        rules.require_payload_flag = true;
         assert_eq!((code(&rules, &bare), rules.payload_length(&bare)), (ErrorCode::EINVAL, 0));
         let whole = request(CommandType::WRITE, 1 << 5, 0, 512);
         assert_eq!((code(&rules, &whole), rules.payload_length(&whole)), (ErrorCode::OK, 512));

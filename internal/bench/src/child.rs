@@ -1,0 +1,132 @@
+//! A server as a child process: started, waited for, ended by its process id.
+
+use std::fs::{self, File};
+use std::io::{self, Error, ErrorKind};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::load::Connection;
+use crate::servers::{Server, Storage};
+use crate::workload::DISK_SIZE;
+
+/// How long a server may take until it listens.
+const START: Duration = Duration::from_secs(10);
+/// How long a server may take to end after SIGTERM, before it is killed.
+const END: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(5);
+/// File in the private directory.
+const STDERR: &str = "stderr";
+
+/// A server that runs. Dropping it ends it.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    socket: PathBuf,
+    export: String,
+    /// Holds the socket and what the server writes to stderr; goes after the process.
+    private: TempDir,
+    /// Holds the disk's file.
+    _disk: Option<TempDir>,
+}
+
+impl Running {
+    /// Starts `server` and waits until its socket takes a connection.
+    pub fn start(server: &Server) -> io::Result<Self> {
+        // `NotFound` is to mean that there is no such program, and nothing else.
+        let no_place = |error: Error| Error::other(format!("no place for its files: {error}"));
+        let private = tempfile::Builder::new().prefix("nbd-bench").tempdir().map_err(no_place)?;
+        let socket = private.path().join("socket");
+        let (disk, file) = match server.storage {
+            Storage::Memory => (None, None),
+            Storage::File => {
+                let (disk, file) = make_disk().map_err(no_place)?;
+                (Some(disk), Some(file))
+            }
+        };
+        let stderr = File::create(private.path().join(STDERR)).map_err(no_place)?;
+        let mut command: Command = server.command(&socket, file.as_deref());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let child = command.spawn()?;
+        let export = server.export.clone();
+        let mut running = Self { child, socket, export, private, _disk: disk };
+        running.wait_until_it_listens()?;
+        Ok(running)
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A new connection in the transmission phase.
+    pub fn connect(&self) -> io::Result<Connection> {
+        Connection::negotiate(UnixStream::connect(&self.socket)?, &self.export)
+    }
+
+    /// What the server said last, for a message on why it failed.
+    pub fn complaint(&self) -> String {
+        let text = fs::read(self.private.path().join(STDERR)).unwrap_or_default();
+        match String::from_utf8_lossy(&text).lines().last() {
+            Some(line) => line.trim().chars().take(200).collect(),
+            None => "it said nothing".into(),
+        }
+    }
+
+    fn wait_until_it_listens(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + START;
+        while UnixStream::connect(&self.socket).is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                let complaint = self.complaint();
+                return Err(Error::other(format!("it ended at once ({status}): {complaint}")));
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(ErrorKind::TimedOut, "it does not listen"));
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// SIGTERM, and SIGKILL for who does not listen.
+    fn end(&mut self) -> io::Result<()> {
+        if self.child.try_wait()?.is_some() {
+            return Ok(());
+        }
+        // The child is not reaped yet, so the id is still its own.
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            kill_process(pid, Signal::TERM)?;
+        }
+        let deadline = Instant::now() + END;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                self.child.kill()?;
+                self.child.wait()?;
+                break;
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            eprintln!("nbd-bench: process {} may still run: {error}", self.child.id());
+        }
+    }
+}
+
+/// A file without holes in a memory file system, so that no disk is measured.
+fn make_disk() -> io::Result<(TempDir, PathBuf)> {
+    let disk = tempfile::Builder::new().prefix("nbd-bench").tempdir_in("/dev/shm")?;
+    let path = disk.path().join("disk");
+    fs::write(&path, vec![0x5a; DISK_SIZE])?;
+    Ok((disk, path))
+}

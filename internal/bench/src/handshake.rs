@@ -1,0 +1,139 @@
+//! The handshake of both sides, no more of it than the benchmark needs.
+
+use std::io::{self, Error, ErrorKind, Read, Write};
+
+use crate::wire::*;
+
+/// No option or option reply that is of use here is longer; a longer one is a broken peer.
+const MAX_OPTION_DATA: u32 = 64 * 1024;
+
+/// What the client learns from GO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// Size in bytes.
+    pub size: u64,
+    /// Transmission flags.
+    pub flags: u16,
+}
+
+/// The server's side: any name is good, only GO and ABORT are known.
+///
+/// `Ok(false)` means that the client ended the haggling.
+pub fn serve(mut stream: impl Read + Write, size: u64) -> io::Result<bool> {
+    let mut greeting = Vec::with_capacity(18);
+    greeting.extend_from_slice(&INIT_MAGIC.to_be_bytes());
+    greeting.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
+    greeting.extend_from_slice(&(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes());
+    stream.write_all(&greeting)?;
+    let _client_flags: [u8; 4] = read_array(&mut stream)?;
+    loop {
+        expect(u64::from_be_bytes(read_array(&mut stream)?), OPTION_MAGIC, "option magic")?;
+        let option = u32::from_be_bytes(read_array(&mut stream)?);
+        skip_data(&mut stream)?;
+        let mut answer = Vec::with_capacity(64);
+        match option {
+            OPT_GO => {
+                let mut info = [0; 12];
+                info[..2].copy_from_slice(&INFO_EXPORT.to_be_bytes());
+                info[2..10].copy_from_slice(&size.to_be_bytes());
+                info[10..].copy_from_slice(&TRANSMISSION_HAS_FLAGS.to_be_bytes());
+                option_reply(&mut answer, option, REP_INFO, &info);
+                option_reply(&mut answer, option, REP_ACK, &[]);
+            }
+            OPT_ABORT => option_reply(&mut answer, option, REP_ACK, &[]),
+            _ => option_reply(&mut answer, option, REP_ERR_UNSUP, &[]),
+        }
+        stream.write_all(&answer)?;
+        match option {
+            OPT_GO => return Ok(true),
+            OPT_ABORT => return Ok(false),
+            _ => {}
+        }
+    }
+}
+
+/// The client's side: GO for `name` and nothing else, hence simple replies.
+pub fn go(mut stream: impl Read + Write, name: &str) -> io::Result<Export> {
+    expect(u64::from_be_bytes(read_array(&mut stream)?), INIT_MAGIC, "NBDMAGIC")?;
+    expect(u64::from_be_bytes(read_array(&mut stream)?), OPTION_MAGIC, "newstyle greeting")?;
+    let flags = u16::from_be_bytes(read_array(&mut stream)?);
+    if flags & FLAG_FIXED_NEWSTYLE == 0 {
+        return Err(invalid("the server does not speak fixed newstyle"));
+    }
+    let length = u32::try_from(name.len()).ok().filter(|length| *length <= 4096);
+    let length = length.ok_or_else(|| invalid("the export name is too long"))?;
+    let mut option = Vec::with_capacity(64);
+    option.extend_from_slice(
+        &u32::from(flags & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES)).to_be_bytes(),
+    );
+    option.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
+    option.extend_from_slice(&OPT_GO.to_be_bytes());
+    option.extend_from_slice(&(4 + length + 2).to_be_bytes());
+    option.extend_from_slice(&length.to_be_bytes());
+    option.extend_from_slice(name.as_bytes());
+    option.extend_from_slice(&0u16.to_be_bytes());
+    stream.write_all(&option)?;
+
+    let mut export = None;
+    loop {
+        expect(u64::from_be_bytes(read_array(&mut stream)?), OPTION_REPLY_MAGIC, "option reply")?;
+        expect(u32::from_be_bytes(read_array(&mut stream)?), OPT_GO, "reply to GO")?;
+        let kind = u32::from_be_bytes(read_array(&mut stream)?);
+        let data = read_data(&mut stream)?;
+        match kind {
+            REP_ACK => return export.ok_or_else(|| invalid("ACK without INFO_EXPORT")),
+            REP_INFO => {
+                if let Ok(info) = <[u8; 12]>::try_from(data.as_slice())
+                    && info[..2] == INFO_EXPORT.to_be_bytes()
+                {
+                    let [_, _, size @ .., high, low] = info;
+                    export = Some(Export {
+                        size: u64::from_be_bytes(size),
+                        flags: u16::from_be_bytes([high, low]),
+                    });
+                }
+            }
+            _ if kind & REP_FLAG_ERROR != 0 => {
+                let text = String::from_utf8_lossy(&data);
+                return Err(invalid(format!("the server refused GO: {kind:#x} {text:?}")));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn option_reply(out: &mut Vec<u8>, option: u32, kind: u32, data: &[u8]) {
+    out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
+    out.extend_from_slice(&option.to_be_bytes());
+    out.extend_from_slice(&kind.to_be_bytes());
+    out.extend_from_slice(&(data.len() as u32).to_be_bytes());
+    out.extend_from_slice(data);
+}
+
+fn skip_data(stream: &mut impl Read) -> io::Result<()> {
+    read_data(stream).map(drop)
+}
+
+fn read_data(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+    let length = u32::from_be_bytes(read_array(stream)?);
+    if length > MAX_OPTION_DATA {
+        return Err(invalid(format!("{length} bytes of option data")));
+    }
+    let mut data = vec![0; length as usize];
+    stream.read_exact(&mut data)?;
+    Ok(data)
+}
+
+fn read_array<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    stream.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn expect<T: PartialEq>(got: T, wanted: T, what: &str) -> io::Result<()> {
+    if got == wanted { Ok(()) } else { Err(invalid(format!("this is no {what}"))) }
+}
+
+fn invalid(text: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidData, text.into())
+}

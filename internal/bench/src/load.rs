@@ -1,0 +1,340 @@
+//! The load generator: one connection, a fixed number of requests in flight, as cheap as can be.
+//!
+//! It must cost less than any server, or it measures itself. So all requests that are due leave in
+//! one gathered write, replies are received many at a time, the data of a READ is dropped where it
+//! landed and that of a WRITE is the same few pages every time. Verify mode gives all of that up
+//! to see whether the server tells the truth.
+
+use std::io::{self, Error, ErrorKind, IoSlice, Read};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use crate::handshake::{self, Export};
+use crate::pattern::{Pattern, Random};
+use crate::vectored::{self, SliceList};
+use crate::wire::{CMD_DISC, CMD_READ, CMD_WRITE, REPLY_LEN, REQUEST_LEN, Request, SimpleReply};
+
+/// The most requests in flight.
+///
+/// The generator does not receive while it sends. That is safe as long as what the peer may have
+/// to send meanwhile, or the requests themselves, fit a socket buffer: READ requests and WRITE
+/// replies are small, and each run has just one of the two commands.
+pub const MAX_DEPTH: usize = 128;
+
+/// Bytes of one receive call.
+const STAGING: usize = 256 * 1024;
+
+/// A server that is silent for this long is broken.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// READ or WRITE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// `NBD_CMD_READ`
+    Read,
+    /// `NBD_CMD_WRITE`
+    Write,
+}
+
+/// Which offsets to ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Any block, from a fixed seed.
+    Random,
+    /// One block after the other, again from the start at the end.
+    Sequential,
+}
+
+/// What to ask for, and for how long.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// READ or WRITE.
+    pub direction: Direction,
+    /// Which offsets.
+    pub order: Order,
+    /// Bytes of each request; offsets are multiples of it.
+    pub block: u32,
+    /// Requests in flight, from 1 to [`MAX_DEPTH`].
+    pub depth: usize,
+    /// Ask for nothing more after this time.
+    pub duration: Option<Duration>,
+    /// Ask for no more than this many requests.
+    pub requests: Option<u64>,
+    /// Seed of the random offsets.
+    pub seed: u64,
+    /// Write this pattern, or expect it in what is read. Slow.
+    pub verify: Option<Pattern>,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// Requests that were answered.
+    pub requests: u64,
+    /// Bytes of payload of those.
+    pub bytes: u64,
+    /// From the first request to the last reply.
+    pub elapsed: Duration,
+}
+
+impl Outcome {
+    /// Requests in a second.
+    pub fn rate(&self) -> f64 {
+        self.requests as f64 / self.elapsed.as_secs_f64()
+    }
+
+    /// MiB of payload in a second.
+    pub fn mib_rate(&self) -> f64 {
+        self.bytes as f64 / (1024.0 * 1024.0) / self.elapsed.as_secs_f64()
+    }
+}
+
+/// A connection in the transmission phase, without structured replies.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    export: Export,
+}
+
+impl Connection {
+    /// Does the handshake for the export `name`.
+    pub fn negotiate(stream: UnixStream, name: &str) -> io::Result<Self> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let export = handshake::go(&stream, name)?;
+        Ok(Self { stream, export })
+    }
+
+    /// The export that the server gave.
+    pub fn export(&self) -> Export {
+        self.export
+    }
+
+    /// Sets `SO_SNDBUF`, which bounds how much of a WRITE is on its way at once.
+    pub fn set_send_buffer(&self, bytes: usize) -> io::Result<()> {
+        Ok(rustix::net::sockopt::set_socket_send_buffer_size(&self.stream, bytes)?)
+    }
+
+    /// Loads the server. An error reply is an error, and so is a reply to nothing.
+    pub fn run(&mut self, load: &Load) -> io::Result<Outcome> {
+        let mut run = Run::new(&self.stream, load, self.export.size)?;
+        let start = Instant::now();
+        let requests = run.go(start).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => Error::new(ErrorKind::TimedOut, "the server is silent"),
+            _ => error,
+        })?;
+        let elapsed = start.elapsed();
+        Ok(Outcome { requests, bytes: requests * u64::from(load.block), elapsed })
+    }
+
+    /// Soft disconnect.
+    pub fn disconnect(self) -> io::Result<()> {
+        let mut header = Vec::with_capacity(REQUEST_LEN);
+        Request { command: CMD_DISC, cookie: 0, offset: 0, length: 0 }.encode(&mut header);
+        vectored::write_all(&self.stream, &mut [IoSlice::new(&header)])
+    }
+}
+
+/// A place for a request in flight; the cookie is its index.
+#[derive(Clone, Copy)]
+struct Slot {
+    offset: u64,
+    in_flight: bool,
+}
+
+/// READ data that has yet to come.
+struct Body {
+    slot: usize,
+    remaining: usize,
+}
+
+struct Run<'a> {
+    stream: &'a UnixStream,
+    load: &'a Load,
+    blocks: u64,
+    random: Random,
+    next_block: u64,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    /// Requests that may still be made.
+    allowance: u64,
+    answered: u64,
+    headers: Vec<u8>,
+    /// The slots of `headers`.
+    due: Vec<usize>,
+    /// Payload of WRITE: one block, or one for each slot in verify mode.
+    payload: Vec<u8>,
+    staging: Vec<u8>,
+    kept: usize,
+    body: Option<Body>,
+    slices: SliceList,
+}
+
+impl<'a> Run<'a> {
+    fn new(stream: &'a UnixStream, load: &'a Load, size: u64) -> io::Result<Self> {
+        let blocks = size.checked_div(u64::from(load.block)).unwrap_or(0);
+        if blocks == 0 || !(1..=MAX_DEPTH).contains(&load.depth) {
+            let text = format!("block {} or depth {} does not fit", load.block, load.depth);
+            return Err(Error::new(ErrorKind::InvalidInput, text));
+        }
+        if load.duration.is_none() && load.requests.is_none() {
+            return Err(Error::new(ErrorKind::InvalidInput, "a load without an end"));
+        }
+        let copies = match (load.direction, load.verify) {
+            (Direction::Read, _) => 0,
+            (Direction::Write, None) => 1,
+            (Direction::Write, Some(_)) => load.depth,
+        };
+        Ok(Self {
+            stream,
+            load,
+            blocks,
+            random: Random::new(load.seed),
+            next_block: 0,
+            slots: vec![Slot { offset: 0, in_flight: false }; load.depth],
+            free: (0..load.depth).rev().collect(),
+            allowance: load.requests.unwrap_or(u64::MAX),
+            answered: 0,
+            headers: Vec::with_capacity(load.depth * REQUEST_LEN),
+            due: Vec::with_capacity(load.depth),
+            payload: vec![0x5a; copies * load.block as usize],
+            staging: vec![0; STAGING],
+            kept: 0,
+            body: None,
+            slices: SliceList::default(),
+        })
+    }
+
+    fn go(&mut self, start: Instant) -> io::Result<u64> {
+        loop {
+            self.prepare();
+            self.send()?;
+            if self.free.len() == self.slots.len() {
+                return Ok(self.answered);
+            }
+            self.receive()?;
+            if self.load.duration.is_some_and(|duration| start.elapsed() >= duration) {
+                self.allowance = 0;
+            }
+        }
+    }
+
+    /// A request for every free slot.
+    fn prepare(&mut self) {
+        let command = match self.load.direction {
+            Direction::Read => CMD_READ,
+            Direction::Write => CMD_WRITE,
+        };
+        while self.allowance > 0
+            && let Some(slot) = self.free.pop()
+        {
+            self.allowance -= 1;
+            let block = match self.load.order {
+                Order::Random => self.random.below(self.blocks),
+                Order::Sequential => {
+                    let block = self.next_block;
+                    self.next_block = (block + 1) % self.blocks;
+                    block
+                }
+            };
+            let offset = block * u64::from(self.load.block);
+            self.slots[slot] = Slot { offset, in_flight: true };
+            self.due.push(slot);
+            let length = self.load.block;
+            Request { command, cookie: slot as u64, offset, length }.encode(&mut self.headers);
+        }
+    }
+
+    /// Everything that is due in one gathered write.
+    fn send(&mut self) -> io::Result<()> {
+        if self.due.is_empty() {
+            return Ok(());
+        }
+        let block = self.load.block as usize;
+        let writes = self.load.direction == Direction::Write;
+        if let (true, Some(pattern)) = (writes, self.load.verify) {
+            for &slot in &self.due {
+                let payload = &mut self.payload[slot * block..][..block];
+                pattern.fill(self.slots[slot].offset, payload);
+            }
+        }
+        let mut slices = self.slices.take();
+        if writes {
+            for (header, slot) in self.headers.chunks(REQUEST_LEN).zip(&self.due) {
+                let copy = if self.load.verify.is_some() { *slot } else { 0 };
+                slices.push(IoSlice::new(header));
+                slices.push(IoSlice::new(&self.payload[copy * block..][..block]));
+            }
+        } else {
+            slices.push(IoSlice::new(&self.headers));
+        }
+        vectored::write_all(self.stream, &mut slices)?;
+        self.slices.put_back(slices);
+        self.headers.clear();
+        self.due.clear();
+        Ok(())
+    }
+
+    /// One receive call and all replies in it.
+    fn receive(&mut self) -> io::Result<()> {
+        let got = match self.stream.read(&mut self.staging[self.kept..]) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(got) => got,
+            Err(error) if error.kind() == ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        let staged = self.kept + got;
+        let mut at = 0;
+        loop {
+            if let Some(body) = &mut self.body {
+                let here = body.remaining.min(staged - at);
+                if let Some(pattern) = self.load.verify {
+                    let done = self.load.block as usize - body.remaining;
+                    let offset = self.slots[body.slot].offset + done as u64;
+                    if let Some(wrong) =
+                        pattern.first_difference(offset, &self.staging[at..at + here])
+                    {
+                        return Err(invalid(format!("wrong data at offset {wrong}")));
+                    }
+                }
+                at += here;
+                body.remaining -= here;
+                if body.remaining > 0 {
+                    break;
+                }
+                let slot = body.slot;
+                self.body = None;
+                self.finish(slot);
+            }
+            let Some(header) = self.staging[at..staged].first_chunk::<REPLY_LEN>() else { break };
+            let reply = SimpleReply::decode(header).ok_or_else(|| invalid("no simple reply"))?;
+            at += REPLY_LEN;
+            let slot = reply.cookie as usize;
+            if !self.slots.get(slot).is_some_and(|slot| slot.in_flight) {
+                return Err(invalid(format!("a reply to nothing: cookie {:#x}", reply.cookie)));
+            }
+            if reply.error != 0 {
+                return Err(invalid(format!("the server replied with error {}", reply.error)));
+            }
+            match self.load.direction {
+                Direction::Read => {
+                    self.body = Some(Body { slot, remaining: self.load.block as usize });
+                }
+                Direction::Write => self.finish(slot),
+            }
+        }
+        self.staging.copy_within(at..staged, 0);
+        self.kept = staged - at;
+        Ok(())
+    }
+
+    fn finish(&mut self, slot: usize) {
+        self.slots[slot].in_flight = false;
+        self.free.push(slot);
+        self.answered += 1;
+    }
+}
+
+fn invalid(text: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidData, text.into())
+}

@@ -1,0 +1,218 @@
+//! An event loop for one task on one thread.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use nbd_engine::{BoxFuture, Runtime};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+thread_local! {
+    /// What the task on this thread waits for, besides being woken.
+    static WAITING: RefCell<Waiting> = const {
+        RefCell::new(Waiting { sockets: Vec::new(), deadline: None })
+    };
+    /// Counts the times that this thread looked at its sockets.
+    static TURN: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Waiting {
+    sockets: Vec<(Arc<OwnedFd>, PollFlags)>,
+    deadline: Option<Instant>,
+}
+
+/// The number of this turn. A socket that had nothing to give need not be asked again in the same turn.
+pub(crate) fn turn() -> u64 {
+    TURN.get()
+}
+
+/// The task wants to be polled again once `socket` is ready for `events`. To be said anew in each turn.
+pub(crate) fn wait_for(socket: &Arc<OwnedFd>, events: PollFlags) {
+    WAITING.with_borrow_mut(|waiting| waiting.sockets.push((Arc::clone(socket), events)));
+}
+
+fn wait_until(deadline: Instant) {
+    WAITING.with_borrow_mut(|waiting| {
+        let earliest = waiting.deadline.map_or(deadline, |earlier| earlier.min(deadline));
+        waiting.deadline = Some(earliest);
+    });
+}
+
+/// Drives a future to its end on this thread.
+///
+/// # Errors
+/// When the platform has no event descriptor left.
+pub(crate) fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
+    let alarm = Arc::new(Alarm {
+        event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        state: AtomicU8::new(AWAKE),
+    });
+    let waker = Waker::from(Arc::clone(&alarm));
+    let mut cx = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        WAITING.with_borrow_mut(|waiting| {
+            waiting.sockets.clear();
+            waiting.deadline = None;
+        });
+        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+            return Ok(output);
+        }
+        alarm.sleep();
+        TURN.set(TURN.get().wrapping_add(1));
+    }
+}
+
+/// Wakes the thread: by a flag while it runs, by an event descriptor while it sleeps.
+struct Alarm {
+    event: OwnedFd,
+    state: AtomicU8,
+}
+
+const AWAKE: u8 = 0;
+const NOTIFIED: u8 = 1;
+const ASLEEP: u8 = 2;
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.state.swap(NOTIFIED, Ordering::AcqRel) == ASLEEP {
+            // Fails only when the counter is full, and then the thread wakes anyway.
+            let _woken = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+impl Alarm {
+    /// Waits for what the task waits for, unless it was woken meanwhile.
+    fn sleep(&self) {
+        let asleep =
+            self.state.compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire);
+        if asleep.is_ok() {
+            WAITING.with_borrow(|waiting| {
+                let timeout = waiting
+                    .deadline
+                    .map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
+                self.wait(waiting, timeout);
+            });
+        }
+        if self.state.swap(AWAKE, Ordering::AcqRel) == NOTIFIED && asleep.is_ok() {
+            // Empty when the waker has not got round to writing: that costs one turn more.
+            let _emptied = rustix::io::read(&self.event, &mut [0; 8]);
+        }
+    }
+
+    fn wait(&self, waiting: &Waiting, timeout: Option<Timespec>) {
+        // Two descriptors are all there is as a rule: the alarm, and the socket.
+        let mut few = [
+            PollFd::new(&self.event, PollFlags::IN),
+            PollFd::new(&self.event, PollFlags::IN),
+            PollFd::new(&self.event, PollFlags::IN),
+        ];
+        let mut many = Vec::new();
+        let descriptors = if waiting.sockets.len() < few.len() {
+            for (place, (socket, events)) in few.iter_mut().skip(1).zip(&waiting.sockets) {
+                *place = PollFd::from_borrowed_fd(socket.as_fd(), *events);
+            }
+            &mut few[..=waiting.sockets.len()]
+        } else {
+            many.push(PollFd::new(&self.event, PollFlags::IN));
+            many.extend(
+                waiting
+                    .sockets
+                    .iter()
+                    .map(|(socket, events)| PollFd::from_borrowed_fd(socket.as_fd(), *events)),
+            );
+            &mut many[..]
+        };
+        // Whatever comes of it (a signal, say), the task looks for itself.
+        let _ready = poll(descriptors, timeout.as_ref());
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
+
+/// Threads and their clocks, as the engine asks for them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Threads;
+
+impl Runtime for Threads {
+    fn sleep(&self, duration: Duration) -> BoxFuture {
+        let deadline = Instant::now().checked_add(duration);
+        Box::pin(std::future::poll_fn(move |_| match deadline {
+            Some(deadline) if Instant::now() >= deadline => Poll::Ready(()),
+            Some(deadline) => {
+                wait_until(deadline);
+                Poll::Pending
+            }
+            // Further away than the clock can tell.
+            None => Poll::Pending,
+        }))
+    }
+
+    fn spawn(&self, task: BoxFuture) {
+        let run = move || {
+            if let Err(error) = block_on(task) {
+                tracing::error!(%error, "a connection's thread can't wait for events");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("nbd-connection".into()).spawn(run) {
+            tracing::error!(%error, "a connection was closed: no thread can be started for it");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_woken_by_another_thread_while_it_sleeps() {
+        let mut waited = false;
+        let woken = std::future::poll_fn(|cx| {
+            if core::mem::replace(&mut waited, true) {
+                return Poll::Ready(7);
+            }
+            let waker = cx.waker().clone();
+            std::thread::spawn(move || waker.wake());
+            Poll::Pending
+        });
+        assert_eq!(block_on(woken).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_task_that_wakes_itself_is_polled_again() {
+        let mut rounds = 0;
+        let counted = std::future::poll_fn(|cx| {
+            rounds += 1;
+            if rounds == 100 {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        });
+        block_on(counted).unwrap();
+        assert_eq!(rounds, 100);
+    }
+
+    #[test]
+    fn a_sleep_ends() {
+        let start = Instant::now();
+        block_on(Threads.sleep(Duration::from_millis(5))).unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,183 @@
+//! A server on threads.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use nbd_engine::export::Exports;
+use nbd_engine::net::{self, LocalAddr, SocketPath};
+use nbd_engine::server::{ConnectionError, Service, Settings, listen, serve};
+
+use crate::pump;
+use crate::reactor::{Threads, block_on};
+use crate::stream::{Listener, Stream};
+
+/// An NBD server. Cheap to clone: clones are the same server.
+///
+/// It listens on any number of sockets, each with a thread that accepts, and runs each connection on a thread of its
+/// own; besides it serves streams that you bring. It installs no signal handlers and prints nothing; what happens is
+/// told to [`tracing`](https://docs.rs/tracing).
+#[derive(Clone, Debug)]
+pub struct Server {
+    service: Arc<Service>,
+}
+
+impl Server {
+    /// A server of these exports with default settings.
+    pub fn new(exports: impl Exports) -> Self {
+        Self::with_settings(exports, Settings::default())
+    }
+
+    /// A server of these exports.
+    pub fn with_settings(exports: impl Exports, settings: Settings) -> Self {
+        Self { service: Service::new(exports, settings) }
+    }
+
+    /// Listens on a TCP address; port 0 takes a free one. Serving begins at once.
+    ///
+    /// # Errors
+    /// When the address can't be listened on, with the address in the text, or no thread can be started.
+    pub fn listen_tcp(
+        &self,
+        address: impl ToSocketAddrs + std::fmt::Display,
+    ) -> io::Result<Listening> {
+        self.accept_tcp(net::bind_tcp(address)?)
+    }
+
+    /// Listens on a Unix socket path. A socket that a dead server left is taken over; the path is removed when the
+    /// server shuts down. Serving begins at once.
+    ///
+    /// # Errors
+    /// When a live server listens there, or the path can't be used; the path is in the text.
+    pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
+        let (listener, path) = net::bind_unix(path.as_ref())?;
+        self.start(Listener::unix(listener)?, LocalAddr::Unix(path.path().to_owned()), Some(path))
+    }
+
+    /// Accepts connections from a TCP listener of yours.
+    ///
+    /// # Errors
+    /// When its settings can't be changed, or no thread can be started.
+    pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
+        listener.set_nonblocking(true)?;
+        let address = LocalAddr::Tcp(listener.local_addr()?);
+        self.start(Listener::tcp(listener)?, address, None)
+    }
+
+    /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
+    ///
+    /// # Errors
+    /// When its settings can't be changed, or no thread can be started.
+    pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
+        listener.set_nonblocking(true)?;
+        let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
+        let address = LocalAddr::Unix(path.unwrap_or_default());
+        self.start(Listener::unix(listener)?, address, None)
+    }
+
+    fn start(
+        &self,
+        listener: Listener,
+        local_addr: LocalAddr,
+        path: Option<SocketPath>,
+    ) -> io::Result<Listening> {
+        let service = Arc::clone(&self.service);
+        let run = move || {
+            let _removed_at_the_end = path;
+            if let Err(error) = block_on(listen(service, listener, Threads)) {
+                tracing::error!(%error, "a listener's thread can't wait for events");
+            }
+        };
+        let thread = std::thread::Builder::new().name("nbd-listener".into()).spawn(run)?;
+        Ok(Listening { local_addr, thread })
+    }
+
+    /// Serves one client over a TCP stream of yours, on this thread, until it leaves.
+    ///
+    /// # Errors
+    /// Why the connection ended, if not by the client's leave.
+    pub fn serve_tcp(&self, stream: TcpStream) -> Result<(), ConnectionError> {
+        let peer = stream.peer_addr().map_or_else(|_| "tcp".into(), |address| address.to_string());
+        self.run(Stream::tcp(stream)?, peer)
+    }
+
+    /// Serves one client over a Unix stream of yours, on this thread, until it leaves.
+    ///
+    /// # Errors
+    /// Why the connection ended, if not by the client's leave.
+    pub fn serve_unix(&self, stream: UnixStream) -> Result<(), ConnectionError> {
+        self.run(Stream::unix(stream)?, "unix socket".into())
+    }
+
+    /// Serves one client over any pair of byte streams (pipes, a serial line, a process), on this thread and two more
+    /// that carry the bytes, until it leaves. Sockets are better served by the methods named after them.
+    ///
+    /// # Errors
+    /// Why the connection ended, if not by the client's leave.
+    pub fn serve_stream(
+        &self,
+        reader: impl Read + Send + 'static,
+        writer: impl Write + Send + 'static,
+    ) -> Result<(), ConnectionError> {
+        let (stream, pumps) = pump::connect(reader, writer)?;
+        let result = self.run(Stream::unix(stream)?, "stream".into());
+        pumps.finish();
+        result
+    }
+
+    fn run(&self, stream: Stream, peer: String) -> Result<(), ConnectionError> {
+        block_on(async {
+            match self.service.admit().await {
+                Some(permit) => serve(permit, stream, Threads, peer).await,
+                None => Ok(()),
+            }
+        })?
+    }
+
+    /// Connections at the moment.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.service.connections()
+    }
+
+    /// Begins to shut down: stops listening, lets requests in flight finish within
+    /// [`Settings::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
+    pub fn shut_down(&self) {
+        self.service.shut_down();
+    }
+
+    /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left.
+    ///
+    /// # Errors
+    /// When the platform has no event descriptor left.
+    pub fn wait(&self) -> io::Result<()> {
+        block_on(async {
+            self.service.shutdown_begun().await;
+            self.service.drained().await;
+        })
+    }
+}
+
+/// A socket that a server listens on.
+#[derive(Debug)]
+pub struct Listening {
+    local_addr: LocalAddr,
+    thread: JoinHandle<()>,
+}
+
+impl Listening {
+    /// Where: with the port that was got.
+    #[must_use]
+    pub const fn local_addr(&self) -> &LocalAddr {
+        &self.local_addr
+    }
+
+    /// Waits until the server shuts down and this socket is closed.
+    pub fn join(self) {
+        // A listener that panicked has said so.
+        let _panicked = self.thread.join();
+    }
+}

@@ -1,0 +1,186 @@
+//! Sockets as the engine's transports and listeners.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_io::{AsyncRead, AsyncWrite};
+use nbd_engine::server::{Accepted, Listen};
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
+
+use crate::reactor;
+
+/// A non-blocking stream socket, to be used on the thread of [`reactor::block_on`].
+#[derive(Debug)]
+pub(crate) struct Stream {
+    socket: Arc<OwnedFd>,
+    /// The turn in which there was nothing more to read.
+    drained: Option<u64>,
+    /// The turn in which there was no room to write.
+    full: Option<u64>,
+}
+
+impl Stream {
+    pub(crate) fn tcp(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        // Replies leave at once: the specification asks for it (B-CONV-05).
+        stream.set_nodelay(true)?;
+        Ok(Self::new(stream.into()))
+    }
+
+    pub(crate) fn unix(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self::new(stream.into()))
+    }
+
+    fn new(socket: OwnedFd) -> Self {
+        Self { socket: Arc::new(socket), drained: None, full: None }
+    }
+}
+
+/// Runs a call that may not block, unless it had nothing to do in this turn already.
+fn attempt<T>(
+    socket: &Arc<OwnedFd>,
+    events: PollFlags,
+    in_vain: &mut Option<u64>,
+    mut call: impl FnMut() -> rustix::io::Result<T>,
+) -> Poll<io::Result<T>> {
+    if *in_vain != Some(reactor::turn()) {
+        loop {
+            match call() {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    *in_vain = Some(reactor::turn());
+                    break;
+                }
+                result => return Poll::Ready(result.map_err(Into::into)),
+            }
+        }
+    }
+    reactor::wait_for(socket, events);
+    Poll::Pending
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let Self { socket, drained, .. } = &mut *self;
+        let wanted = buffer.len();
+        let result = attempt(socket, PollFlags::IN, drained, || {
+            rustix::net::recv(&**socket, &mut *buffer, RecvFlags::empty()).map(|(count, _)| count)
+        });
+        if matches!(result, Poll::Ready(Ok(count)) if count < wanted && count > 0) {
+            // A short read took all there was: asking again before the socket says so would be in vain.
+            *drained = Some(reactor::turn());
+        }
+        result
+    }
+
+    fn poll_read_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let first = buffers.iter_mut().find(|buffer| !buffer.is_empty());
+        self.poll_read(cx, first.map_or(&mut [][..], |buffer| &mut **buffer))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Self { socket, full, .. } = &mut *self;
+        attempt(socket, PollFlags::OUT, full, || {
+            // A peer that is gone is an error, not a signal to the whole process.
+            let mut nothing = SendAncillaryBuffer::default();
+            rustix::net::sendmsg(&**socket, slices, &mut nothing, SendFlags::NOSIGNAL)
+        })
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(rustix::net::shutdown(&*self.socket, Shutdown::Write).map_err(Into::into))
+    }
+}
+
+/// A non-blocking listening socket of either kind.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    kind: Kind,
+    /// The same socket, to wait for.
+    socket: Arc<OwnedFd>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    pub(crate) fn tcp(listener: TcpListener) -> io::Result<Self> {
+        let socket = Arc::new(listener.try_clone()?.into());
+        Ok(Self { kind: Kind::Tcp(listener), socket })
+    }
+
+    pub(crate) fn unix(listener: UnixListener) -> io::Result<Self> {
+        let socket = Arc::new(listener.try_clone()?.into());
+        Ok(Self { kind: Kind::Unix(listener), socket })
+    }
+
+    fn try_accept(&self) -> io::Result<Accepted<Stream>> {
+        match &self.kind {
+            Kind::Tcp(listener) => {
+                let (stream, address) = listener.accept()?;
+                Ok(Accepted { transport: Stream::tcp(stream)?, peer: address.to_string() })
+            }
+            Kind::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                Ok(Accepted { transport: Stream::unix(stream)?, peer: "unix socket".into() })
+            }
+        }
+    }
+}
+
+impl Listen for Listener {
+    type Transport = Stream;
+
+    async fn accept(&mut self) -> io::Result<Accepted<Stream>> {
+        poll_fn(|_| match self.try_accept() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                reactor::wait_for(&self.socket, PollFlags::IN);
+                Poll::Pending
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                reactor::wait_for(&self.socket, PollFlags::IN);
+                Poll::Pending
+            }
+            result => Poll::Ready(result),
+        })
+        .await
+    }
+}

@@ -1,0 +1,49 @@
+//! Exit codes, and the messages that go with them.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+
+/// The command line is not understood, as in `sysexits.h`.
+const USAGE: u8 = 64;
+
+/// Why the command failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The command line is at fault: exit code 64.
+    Usage(String),
+    /// Something else is: exit code 1.
+    Failed(String),
+}
+
+impl Failure {
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::Usage(message.into())
+    }
+
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self::Failed(message.into())
+    }
+}
+
+/// What clap has to say: help and version are no errors.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    // Nobody is left to be told when the terminal is gone.
+    let _printed = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        _ => ExitCode::from(USAGE),
+    }
+}
+
+/// Tells a failure, if there is one.
+pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
+    let (message, code) = match result {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Usage(message)) => (message, ExitCode::from(USAGE)),
+        Err(Failure::Failed(message)) => (message, ExitCode::FAILURE),
+    };
+    let _printed = writeln!(std::io::stderr(), "nbd: {message}");
+    code
+}

@@ -1,0 +1,88 @@
+//! Sizes and durations as people write them.
+
+use std::time::Duration;
+
+/// A size in bytes: a number, with one of the suffixes `b`, `k`, `m`, `g`, `t`, `p`, `e` in either case for powers of
+/// 1024.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let help = || {
+        format!(
+            "'{text}' is not a size: give a number of bytes, or one with a suffix, such as 512, 4k, 10M, 1G or 1T"
+        )
+    };
+    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, suffix) = text.split_at(digits_end);
+    let number: u64 = digits.parse().map_err(|_| help())?;
+    let shift = match suffix.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        "p" | "pib" => 50,
+        "e" | "eib" => 60,
+        _ => return Err(help()),
+    };
+    number
+        .checked_mul(1 << shift)
+        .filter(|size| i64::try_from(*size).is_ok())
+        .ok_or_else(|| format!("'{text}' is too large: a disk has at most 2^63 - 1 bytes"))
+}
+
+/// A duration: a number of seconds, or one with a suffix `ms`, `s`, `m` or `h`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let help = || {
+        format!(
+            "'{text}' is not a duration: give seconds, or a number with a suffix, such as 10, 500ms, 30s or 5m"
+        )
+    };
+    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, suffix) = text.split_at(digits_end);
+    let number: u64 = digits.parse().map_err(|_| help())?;
+    let milliseconds = match suffix {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(help()),
+    };
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        for (text, bytes) in [
+            ("512", 512),
+            ("4k", 4096),
+            ("1M", 1 << 20),
+            ("10G", 10 << 30),
+            ("1T", 1 << 40),
+            ("0", 0),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_make_no_sense_are_named_with_a_remedy() {
+        for text in ["", "k", "-1", "1.5G", "10 G", "1X", "1Gx"] {
+            assert!(size(text).unwrap_err().contains("is not a size"), "{text}");
+        }
+        for text in ["8E", "99999999999E", "9223372036854775808"] {
+            assert!(size(text).unwrap_err().contains("too large") || size(text).is_err(), "{text}");
+        }
+        assert_eq!(size("9223372036854775807"), Ok(i64::MAX as u64));
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert!(duration("soon").is_err());
+    }
+}

@@ -1,0 +1,75 @@
+//! The command line of `nbd serve`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::quantity;
+
+/// Serve disks until interrupted.
+///
+/// Without arguments it serves a memory disk of 1 GiB on 127.0.0.1:10809. When it listens it prints one URI a line on
+/// standard output, for clients such as qemu-img, nbdinfo and nbdcopy. SIGINT or SIGTERM lets requests in flight finish
+/// and exits; a second one exits at once.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// TCP port; 0 takes a free one
+    #[arg(short, long, value_name = "PORT")]
+    pub(crate) port: Option<u16>,
+
+    /// Address to listen on, IPv4 or IPv6; can be given several times [default: 127.0.0.1]
+    #[arg(short, long = "ip-addr", value_name = "ADDR")]
+    pub(crate) ip_addr: Vec<IpAddr>,
+
+    /// Listen on a Unix socket (and on TCP only if a port or address is given, too)
+    #[arg(short = 'U', long, value_name = "PATH")]
+    pub(crate) unix: Option<PathBuf>,
+
+    /// Refuse to write; files are opened for reading only
+    #[arg(short, long)]
+    pub(crate) read_only: bool,
+
+    /// Name of an export that has none of its own [default: empty]
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) export_name: Option<String>,
+
+    /// Text for people who list the exports
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) description: Option<String>,
+
+    /// What runs the connections
+    #[arg(long, value_enum, default_value_t = RuntimeName::Tokio)]
+    pub(crate) runtime: RuntimeName,
+
+    /// Connections at a time; more wait until one ends
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
+    pub(crate) max_connections: usize,
+
+    /// How long requests in flight may take to finish at the end, such as 500ms, 10s or 1m
+    #[arg(long, value_name = "T", default_value = "10s", value_parser = quantity::duration)]
+    pub(crate) drain_timeout: Duration,
+
+    /// Log how connections end on standard error; twice: log more
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    /// What to serve: PATH or file:PATH for a file or block device, memory:SIZE for a disk in memory (512, 4k, 1M, 10G,
+    /// 1T). With NAME= in front it is exported under that name; clients that give no name get the first
+    #[arg(value_name = "[NAME=]BACKEND", default_value = "memory:1G")]
+    pub(crate) backends: Vec<String>,
+}
+
+/// The adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RuntimeName {
+    /// Tasks on tokio
+    Tokio,
+    /// A thread for each connection
+    Blocking,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a number of at least 1 is needed".into())
+}

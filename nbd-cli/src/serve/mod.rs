@@ -1,0 +1,10 @@
+//! `nbd serve`: exports disks until it is told to stop.
+
+mod announce;
+mod arguments;
+mod backend;
+mod run;
+mod signals;
+
+pub(crate) use arguments::Arguments;
+pub(crate) use run::run;

@@ -1,0 +1,325 @@
+//! Opening a file as an export, and what can go wrong with that.
+
+use core::fmt;
+use std::fs;
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use rustix::fs::OFlags;
+
+use super::{Abilities, File, Kind, Size};
+use crate::export::BlockSize;
+
+/// How to open a [`File`]: for reading and writing, unless said otherwise.
+///
+/// ```no_run
+/// use nbd_engine::export::File;
+///
+/// let disk = File::options().read_only(true).open("disk.img")?;
+/// # Ok::<(), nbd_engine::export::OpenError>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct FileOptions {
+    read_only: bool,
+}
+
+impl FileOptions {
+    /// The file is opened for reading alone, and the export can't be written.
+    #[must_use]
+    pub const fn read_only(mut self, yes: bool) -> Self {
+        self.read_only = yes;
+        self
+    }
+
+    /// Opens a regular file or a block device that exists.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<File, OpenError> {
+        let path = path.as_ref();
+        self.open_path(path).map_err(|problem| OpenError { path: Some(path.to_owned()), problem })
+    }
+
+    fn open_path(&self, path: &Path) -> Result<File, Problem> {
+        // Looked at first: opening a pipe would wait for its other end.
+        let metadata = fs::metadata(path).map_err(|error| Problem::of(error, path))?;
+        is_block_device(&metadata)?;
+        let file = fs::OpenOptions::new().read(true).write(!self.read_only).open(path);
+        File::new(file.map_err(|error| Problem::of(error, path))?)
+    }
+}
+
+/// Whether it is a block device. Refuses what is no disk.
+fn is_block_device(metadata: &fs::Metadata) -> Result<bool, Problem> {
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        Ok(false)
+    } else if kind.is_block_device() {
+        Ok(true)
+    } else if kind.is_dir() {
+        Err(Problem::Directory)
+    } else if kind.is_fifo() {
+        Err(Problem::NoDisk("a pipe"))
+    } else if kind.is_socket() {
+        Err(Problem::NoDisk("a socket"))
+    } else {
+        Err(Problem::NoDisk("a character device"))
+    }
+}
+
+impl File {
+    /// How to open a file otherwise than for reading and writing.
+    #[must_use]
+    pub fn options() -> FileOptions {
+        FileOptions::default()
+    }
+
+    /// Opens a regular file or a block device that exists, for reading and writing.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::options().open(path)
+    }
+
+    /// Serves a file that is open already: read-only, when it was opened that way. It must be readable, and not opened
+    /// with `O_APPEND` or `O_DIRECT`. Its position moves, but does not matter.
+    pub fn from_std(file: fs::File) -> Result<Self, OpenError> {
+        Self::new(file).map_err(|problem| OpenError { path: None, problem })
+    }
+
+    fn new(mut file: fs::File) -> Result<Self, Problem> {
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(io::Error::from)?;
+        let metadata = file.metadata()?;
+        let block_device = is_block_device(&metadata)?;
+        if flags.contains(OFlags::PATH) || flags & OFlags::RWMODE == OFlags::WRONLY {
+            return Err(Problem::NotReadable);
+        }
+        if flags.contains(OFlags::APPEND) {
+            return Err(Problem::Mode("O_APPEND", "every write would go to the end of the file"));
+        }
+        if flags.contains(OFlags::DIRECT) {
+            return Err(Problem::Mode("O_DIRECT", "clients' requests are not aligned for it"));
+        }
+        // The end is the size of a block device too, whose metadata has none.
+        let size = file.seek(SeekFrom::End(0))?;
+        if size == 0 && block_device {
+            return Err(Problem::NoMedium);
+        }
+        let kind = if block_device {
+            // Whatever the size of a sector is, 4 KiB is a multiple of it.
+            Kind::Block { sector: rustix::fs::ioctl_blksszget(&file).unwrap_or(4096).into() }
+        } else {
+            Kind::Regular
+        };
+        let in_memory = rustix::fs::fstatfs(&file).is_ok_and(|stat| is_in_memory(stat.f_type as _));
+        Ok(Self {
+            file,
+            size: Size(size.into()),
+            kind,
+            read_only: flags & OFlags::RWMODE == OFlags::RDONLY,
+            in_memory: in_memory && !block_device,
+            rotational: block_device && is_rotational(metadata.rdev()),
+            block_size: block_size(metadata.blksize()),
+            abilities: Abilities::default(),
+            provisioned: Mutex::default(),
+            resizing: Mutex::default(),
+        })
+    }
+}
+
+/// Whether a type of file system, as `fstatfs` tells it, keeps files in memory.
+fn is_in_memory(kind: u64) -> bool {
+    const TMPFS: u64 = 0x0102_1994;
+    const RAMFS: u64 = 0x8584_58f6;
+    // The type has 32 bits, whatever the width and the sign of the field.
+    matches!(kind & 0xffff_ffff, TMPFS | RAMFS)
+}
+
+/// Any byte can be read and written, whatever the file's own blocks, since that goes through the page cache. Less than
+/// one of its pages is not efficient, although a block device may say so.
+fn block_size(file_system: u64) -> BlockSize {
+    let preferred = file_system.clamp(4096, 1 << 20).next_power_of_two() as u32;
+    BlockSize::new(1, preferred, BlockSize::DEFAULT.maximum_payload()).unwrap_or_default()
+}
+
+/// What the kernel says of a block device, or of the one that it is a partition of; `false` if it says nothing.
+fn is_rotational(device: u64) -> bool {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    ["queue", "../queue"].iter().any(|queue| {
+        let path = format!("/sys/dev/block/{major}:{minor}/{queue}/rotational");
+        fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
+    })
+}
+
+/// A file could not be opened as a [`File`]. The text names the file, what is wrong, and what to do about it.
+#[derive(Debug)]
+pub struct OpenError {
+    path: Option<PathBuf>,
+    problem: Problem,
+}
+
+#[derive(Debug)]
+enum Problem {
+    Missing,
+    MissingDevice,
+    MissingDirectory(PathBuf),
+    Directory,
+    NoDisk(&'static str),
+    NoMedium,
+    Denied,
+    DeniedWriting,
+    ReadOnlyFileSystem,
+    NotReadable,
+    Mode(&'static str, &'static str),
+    Other(io::Error),
+}
+
+impl Problem {
+    fn of(error: io::Error, path: &Path) -> Self {
+        match error.kind() {
+            ErrorKind::NotFound => match path.parent() {
+                // Not the place to create a file.
+                Some(parent) if parent.starts_with("/dev") && !parent.starts_with("/dev/shm") => {
+                    Self::MissingDevice
+                }
+                Some(parent) if !parent.as_os_str().is_empty() && !parent.exists() => {
+                    Self::MissingDirectory(parent.to_owned())
+                }
+                _ => Self::Missing,
+            },
+            ErrorKind::PermissionDenied if fs::File::open(path).is_ok() => Self::DeniedWriting,
+            ErrorKind::PermissionDenied => Self::Denied,
+            ErrorKind::ReadOnlyFilesystem => Self::ReadOnlyFileSystem,
+            _ => Self::Other(error),
+        }
+    }
+}
+
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl OpenError {
+    /// The file, as it was named; `None` for one that was open already.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The kind of failure.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match &self.problem {
+            Problem::Missing | Problem::MissingDevice | Problem::MissingDirectory(_) => {
+                ErrorKind::NotFound
+            }
+            Problem::Directory => ErrorKind::IsADirectory,
+            Problem::Denied | Problem::DeniedWriting => ErrorKind::PermissionDenied,
+            Problem::ReadOnlyFileSystem => ErrorKind::ReadOnlyFilesystem,
+            Problem::NoDisk(_) | Problem::NoMedium | Problem::NotReadable | Problem::Mode(..) => {
+                ErrorKind::InvalidInput
+            }
+            Problem::Other(error) => error.kind(),
+        }
+    }
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "cannot open '{}': ", path.display())?,
+            None => f.write_str("cannot serve the open file: ")?,
+        }
+        match &self.problem {
+            Problem::Missing => {
+                f.write_str("no such file; create it with: truncate -s 1G ")?;
+                f.write_str(&quote(self.path.as_deref().unwrap_or(Path::new("FILE"))))
+            }
+            Problem::MissingDevice => f.write_str("no such device; attach it or set it up first"),
+            Problem::MissingDirectory(path) => {
+                write!(f, "no such directory; create it with: mkdir -p {}", quote(path))
+            }
+            Problem::Directory => {
+                f.write_str("is a directory; name a regular file or a block device")
+            }
+            Problem::NoDisk(what) => {
+                write!(f, "is {what}; name a regular file or a block device")
+            }
+            Problem::NoMedium => {
+                f.write_str("the block device has no size; insert a medium or set it up first")
+            }
+            Problem::Denied => {
+                f.write_str("permission denied; allow this user to access it and its directories")
+            }
+            Problem::DeniedWriting => f.write_str(
+                "permission to write is denied; open it read-only or allow this user to write it",
+            ),
+            Problem::ReadOnlyFileSystem => {
+                f.write_str("its file system or device is read-only; open it read-only too")
+            }
+            Problem::NotReadable => f.write_str("it can't be read; open it for reading as well"),
+            Problem::Mode(flag, why) => write!(f, "{why}; open it without {flag}"),
+            Problem::Other(error) => fmt::Display::fmt(error, f),
+        }
+    }
+}
+
+/// A path as an argument of a shell's command.
+fn quote(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%=".contains(c);
+    let dot = if text.starts_with('-') { "./" } else { "" };
+    if !text.is_empty() && text.chars().all(plain) {
+        format!("{dot}{text}")
+    } else {
+        format!("'{dot}{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+impl core::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        // What the text has not told already, which is nothing for the problems that have a name.
+        match &self.problem {
+            Problem::Other(error) => core::error::Error::source(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<OpenError> for io::Error {
+    fn from(error: OpenError) -> Self {
+        Self::new(error.kind(), error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_for_a_shell_where_needed() {
+        for (path, quoted) in [
+            ("a/b.img", "a/b.img"),
+            ("my disk", "'my disk'"),
+            ("it's", r"'it'\''s'"),
+            ("-s", "./-s"),
+            ("", "''"),
+        ] {
+            assert_eq!(quote(Path::new(path)), quoted);
+        }
+    }
+
+    #[test]
+    fn the_preferred_size_is_a_power_of_two_whatever_the_file_system_says() {
+        for (said, preferred) in [(512, 4096), (4096, 4096), (5000, 8192), (u64::MAX, 1 << 20)] {
+            assert_eq!(block_size(said).preferred(), preferred);
+            assert_eq!(block_size(said).minimum(), 1);
+        }
+    }
+
+    #[test]
+    fn file_systems_in_memory_are_known_by_their_number() {
+        assert!(is_in_memory(0x0102_1994));
+        assert!(is_in_memory(0xffff_ffff_8584_58f6));
+        assert!(!is_in_memory(0xef53));
+    }
+}

@@ -1,0 +1,111 @@
+//! Dropping data and writing zeroes.
+
+use core::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::FallocateFlags;
+
+use super::{File, Kind};
+use crate::export::bounds::{inside, inside_for_writing};
+use crate::export::{ExportError, Result, Trims, WritesZeroes, ZeroMode};
+
+/// Zeroes are written in pieces of at most this many bytes, where the kernel has no better way.
+const ZEROES: u64 = 1 << 20;
+
+impl Trims for File {
+    /// Punches a hole, where the file system can do that: the range reads as zeroes then and takes no space. Nothing is
+    /// done where it can't.
+    fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()> {
+        inside(offset, length, self.size.get())?;
+        let range = self.whole_sectors(offset..offset + length);
+        if !range.is_empty() && self.punch_hole(range)? && fua {
+            self.sync()?;
+        }
+        Ok(())
+    }
+}
+
+impl WritesZeroes for File {
+    /// Punches a hole, or with `no_hole` zeroes the range in place and leaves it allocated, by whatever way the file
+    /// system offers: one that costs no writing of data, or else zeroes are written.
+    ///
+    /// `fast` is served for regular files by the former. For block devices it is too, unless with `no_hole`: whether
+    /// the device or the kernel does the writing then can't be told.
+    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
+        inside_for_writing(offset, length, self.size.get())?;
+        let end = offset + length;
+        let range = self.whole_sectors(offset..end);
+        if !range.is_empty() && self.zero_without_writing(range.clone(), mode)? {
+            self.put_zeroes(offset..range.start)?;
+            self.put_zeroes(range.end..end)?;
+        } else if mode.fast {
+            return Err(ExportError::not_fast());
+        } else {
+            self.put_zeroes(offset..end)?;
+        }
+        if mode.fua { self.sync() } else { Ok(()) }
+    }
+}
+
+impl File {
+    /// As much of a range as the kernel can zero: all of it for regular files, whole sectors for block devices.
+    fn whole_sectors(&self, range: Range<u64>) -> Range<u64> {
+        match self.kind {
+            Kind::Regular => range,
+            Kind::Block { sector } => {
+                range.start.next_multiple_of(sector)..range.end / sector * sector
+            }
+        }
+    }
+
+    /// Whether that was possible.
+    fn punch_hole(&self, range: Range<u64>) -> Result<bool> {
+        self.provisioned().remove(range.clone());
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let punch =
+            || rustix::fs::fallocate(&self.file, flags, range.start, range.end - range.start);
+        finish(self.abilities.punch_hole.attempt(punch))
+    }
+
+    /// Whether that was possible.
+    fn zero_without_writing(&self, range: Range<u64>, mode: ZeroMode) -> Result<bool> {
+        if !mode.no_hole && self.punch_hole(range.clone())? {
+            return Ok(true);
+        }
+        // The kernel itself writes zeroes to a block device that can't do it.
+        if mode.fast && self.kind != Kind::Regular {
+            return Ok(false);
+        }
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        let zero =
+            || rustix::fs::fallocate(&self.file, flags, range.start, range.end - range.start);
+        let done = finish(self.abilities.zero_range.attempt(zero))?;
+        if done && self.kind == Kind::Regular {
+            self.provisioned().insert(range);
+        }
+        Ok(done)
+    }
+
+    /// Writes zeroes, in pieces.
+    fn put_zeroes(&self, range: Range<u64>) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let zeroes = vec![0; (range.end - range.start).min(ZEROES) as usize];
+        let mut at = range.start;
+        while at < range.end {
+            let piece = &zeroes[..(range.end - at).min(ZEROES) as usize];
+            self.file.write_all_at(piece, at)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+fn finish(result: Option<rustix::io::Result<()>>) -> Result<bool> {
+    match result {
+        None => Ok(false),
+        Some(Ok(())) => Ok(true),
+        Some(Err(errno)) => Err(std::io::Error::from(errno).into()),
+    }
+}

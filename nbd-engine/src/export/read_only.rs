@@ -1,0 +1,122 @@
+//! An export that can't be written.
+
+use super::{BlockSize, Body, Caches, Export, Extents, Flushes, Result};
+
+/// Another export without its abilities to write, trim, zero and resize.
+///
+/// Whoever else has the inner export may still write it; flushing covers that, and is kept.
+///
+/// ```
+/// use nbd_engine::export::{Export, Memory, ReadOnly};
+///
+/// let disk = ReadOnly::new(Memory::new(1 << 20)?);
+/// assert_eq!(disk.size(), 1 << 20);
+/// assert!(disk.writes().is_none());
+/// # Ok::<(), nbd_engine::export::TooLarge>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadOnly<E> {
+    inner: E,
+}
+
+impl<E: Export> ReadOnly<E> {
+    /// Takes the abilities to write away from `inner`.
+    pub const fn new(inner: E) -> Self {
+        Self { inner }
+    }
+
+    /// The export with all its abilities.
+    pub fn into_inner(self) -> E {
+        self.inner
+    }
+}
+
+impl<E> AsRef<E> for ReadOnly<E> {
+    fn as_ref(&self) -> &E {
+        &self.inner
+    }
+}
+
+impl<E: Export> Export for ReadOnly<E> {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.inner.read(buffer, offset)
+    }
+
+    fn never_blocks(&self) -> bool {
+        self.inner.never_blocks()
+    }
+
+    fn read_body(&self, body: &mut Body, length: usize, offset: u64) -> Result<()> {
+        self.inner.read_body(body, length, offset)
+    }
+
+    fn try_read(&self, body: &mut Body, length: usize, offset: u64) -> Option<Result<()>> {
+        self.inner.try_read(body, length, offset)
+    }
+
+    fn block_size(&self) -> BlockSize {
+        self.inner.block_size()
+    }
+
+    fn block_size_required(&self) -> bool {
+        self.inner.block_size_required()
+    }
+
+    fn description(&self) -> Option<String> {
+        self.inner.description()
+    }
+
+    fn rotational(&self) -> bool {
+        self.inner.rotational()
+    }
+
+    fn multi_conn(&self) -> bool {
+        self.inner.multi_conn()
+    }
+
+    fn flushes(&self) -> Option<&dyn Flushes> {
+        self.inner.flushes()
+    }
+
+    fn caches(&self) -> Option<&dyn Caches> {
+        self.inner.caches()
+    }
+
+    fn extents(&self) -> Option<&dyn Extents> {
+        self.inner.extents()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::Memory;
+
+    #[test]
+    fn nothing_that_writes_is_left() {
+        let disk = ReadOnly::new(Memory::new(1 << 20).unwrap());
+        assert!(disk.writes().is_none());
+        assert!(disk.trims().is_none());
+        assert!(disk.writes_zeroes().is_none());
+        assert!(disk.resizes().is_none());
+    }
+
+    #[test]
+    fn the_rest_is_as_it_was() {
+        let memory = Memory::new(1 << 20).unwrap();
+        memory.writes().unwrap().write(b"data", 5, false).unwrap();
+        let disk = ReadOnly::new(memory);
+        let mut body = Body::default();
+        disk.read_body(&mut body, 4, 5).unwrap();
+        assert_eq!(body.buffer(), b"data");
+        assert_eq!(disk.size(), 1 << 20);
+        assert!(disk.never_blocks() && disk.multi_conn());
+        assert!(Export::extents(&disk).is_some() && disk.caches().is_some());
+        assert!(disk.flushes().is_some());
+        assert_eq!(disk.into_inner().allocated_bytes(), Memory::PAGE_SIZE);
+    }
+}

@@ -1,0 +1,222 @@
+//! From a command to an export's method: the one place where the two meet.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use nbd_proto::wire::TransmissionFlags;
+use nbd_proto::{Command, ContextInfo, ExportInfo, Extent};
+
+use crate::export::{AsyncExport, Body, Export, ExportError, Found, Fua, Handle, Result, ZeroMode};
+
+/// What carrying out a command needs and leaves behind. Kept with a place in flight and reused.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    /// What was read, or what is to be written.
+    pub(crate) body: Body,
+    /// The extents that were found, for a block status.
+    pub(crate) extents: Vec<Extent>,
+}
+
+impl Work {
+    pub(crate) fn clear(&mut self) {
+        self.body.clear();
+        self.extents.clear();
+    }
+}
+
+/// Extents that are asked of an export at a time: what the core would send of them at most.
+const MOST_EXTENTS: usize = 4096;
+
+fn unsupported<T>() -> Result<T> {
+    // The core refuses commands that were not advertised, so only an export that changes its mind gets here.
+    Err(ExportError::new(nbd_proto::wire::ErrorCode::EINVAL, "the export can't do that any more"))
+}
+
+/// Carries out a command; may block.
+pub(crate) fn execute(export: &dyn Export, command: Command, work: &mut Work) -> Result<()> {
+    match command {
+        Command::Read { offset, length, .. } => {
+            export.read_body(&mut work.body, length as usize, offset)?;
+            check_length(work, length)
+        }
+        Command::Write { offset, fua, .. } => {
+            let writes = export.writes().map_or_else(unsupported, Ok)?;
+            let native = fua && writes.fua() == Fua::Native;
+            writes.write(work.body.buffer(), offset, native)?;
+            flush_for(export, fua && !native)
+        }
+        Command::Flush => export.flushes().map_or_else(unsupported, |flushes| flushes.flush()),
+        Command::Trim { offset, length, fua } => {
+            let native = fua && native_fua(export);
+            let trims = export.trims().map_or_else(unsupported, Ok)?;
+            trims.trim(offset, length, native)?;
+            flush_for(export, fua && !native)
+        }
+        Command::Cache { offset, length } => {
+            export.caches().map_or_else(unsupported, |caches| caches.cache(offset, length))
+        }
+        Command::WriteZeroes { offset, length, fua, no_hole, fast } => {
+            let native = fua && native_fua(export);
+            let mode = ZeroMode { fua: native, no_hole, fast };
+            let zeroes = export.writes_zeroes().map_or_else(unsupported, Ok)?;
+            zeroes.write_zeroes(offset, length, mode)?;
+            flush_for(export, fua && !native)
+        }
+        Command::BlockStatus { offset, length, one } => {
+            let extents = export.extents().map_or_else(unsupported, Ok)?;
+            let most = if one { 2 } else { MOST_EXTENTS };
+            extents.extents(offset, length, &mut |allocation| {
+                work.extents.push(allocation.into());
+                if work.extents.len() < most {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
+            })
+        }
+        Command::Resize { size } => {
+            export.resizes().map_or_else(unsupported, |resizes| resizes.resize(size))
+        }
+        _ => unsupported(),
+    }
+}
+
+/// Carries out a command if that can be done at once. The payload of a write is `payload`, which need not be in `work`
+/// then: from the receive buffer to the export is one copy.
+pub(crate) fn try_execute(
+    export: &dyn Export,
+    command: Command,
+    payload: &[u8],
+    work: &mut Work,
+) -> Option<Result<()>> {
+    match command {
+        Command::Read { offset, length, .. } => {
+            let result = export.try_read(&mut work.body, length as usize, offset)?;
+            Some(result.and_then(|()| check_length(work, length)))
+        }
+        Command::Write { offset, fua, .. } => {
+            let Some(writes) = export.writes() else { return Some(unsupported()) };
+            let native = fua && writes.fua() == Fua::Native;
+            if export.never_blocks() {
+                let result = writes.write(payload, offset, native);
+                return Some(result.and_then(|()| flush_for(export, fua && !native)));
+            }
+            // A flush may take its time, so that an emulated FUA is for the workers.
+            if fua && !native { None } else { writes.try_write(payload, offset, native) }
+        }
+        _ => export.never_blocks().then(|| execute(export, command, work)),
+    }
+}
+
+/// Carries out a command on an asynchronous export.
+pub(crate) async fn execute_async(
+    export: Arc<dyn AsyncExport>,
+    command: Command,
+    work: &mut Work,
+) -> Result<()> {
+    let native_fua = export.writes().is_some_and(|writes| writes.fua() == Fua::Native);
+    let fua = match command {
+        Command::Write { fua, .. }
+        | Command::Trim { fua, .. }
+        | Command::WriteZeroes { fua, .. } => fua,
+        _ => false,
+    };
+    let native = fua && native_fua;
+    match command {
+        Command::Read { offset, length, .. } => {
+            export.read(work.body.fill(length as usize), offset).await?;
+        }
+        Command::Write { offset, .. } => {
+            let writes = export.writes().map_or_else(unsupported, Ok)?;
+            writes.write(work.body.buffer(), offset, native).await?;
+        }
+        Command::Flush => export.flushes().map_or_else(unsupported, Ok)?.flush().await?,
+        Command::Trim { offset, length, .. } => {
+            export.trims().map_or_else(unsupported, Ok)?.trim(offset, length, native).await?;
+        }
+        Command::Cache { offset, length } => {
+            export.caches().map_or_else(unsupported, Ok)?.cache(offset, length).await?;
+        }
+        Command::WriteZeroes { offset, length, no_hole, fast, .. } => {
+            let mode = ZeroMode { fua: native, no_hole, fast };
+            let zeroes = export.writes_zeroes().map_or_else(unsupported, Ok)?;
+            zeroes.write_zeroes(offset, length, mode).await?;
+        }
+        Command::BlockStatus { offset, length, one } => {
+            let most = if one { 2 } else { MOST_EXTENTS };
+            let extents = export.extents().map_or_else(unsupported, Ok)?;
+            let found = extents.extents(offset, length, most).await?;
+            work.extents.extend(found.into_iter().map(Extent::from));
+        }
+        Command::Resize { size } => {
+            export.resizes().map_or_else(unsupported, Ok)?.resize(size).await?;
+        }
+        _ => return unsupported(),
+    }
+    if fua && !native {
+        export.flushes().map_or_else(unsupported, Ok)?.flush().await?;
+    }
+    Ok(())
+}
+
+/// An export that gives too little would have the reply finished with a gap.
+fn check_length(work: &Work, length: u32) -> Result<()> {
+    if work.body.len() == length as usize {
+        return Ok(());
+    }
+    Err(ExportError::io("the export gave another length than it was asked for"))
+}
+
+fn native_fua(export: &dyn Export) -> bool {
+    export.writes().is_some_and(|writes| writes.fua() == Fua::Native)
+}
+
+fn flush_for(export: &dyn Export, emulated_fua: bool) -> Result<()> {
+    if !emulated_fua {
+        return Ok(());
+    }
+    export.flushes().map_or_else(unsupported, |flushes| flushes.flush())
+}
+
+/// What the core is told of an export: abilities become flags here and nowhere else.
+pub(crate) fn describe(found: &Found) -> ExportInfo {
+    macro_rules! abilities {
+        ($export:expr) => {{
+            let export = $export;
+            let native = export.writes().is_some_and(|writes| writes.fua() == Fua::Native);
+            let mut info = ExportInfo::new(export.size());
+            info.block_size = export.block_size();
+            info.block_size_required = export.block_size_required();
+            info.description = export.description();
+            for (ability, flag) in [
+                (export.writes().is_none(), TransmissionFlags::READ_ONLY),
+                (export.flushes().is_some(), TransmissionFlags::SEND_FLUSH),
+                (native || export.flushes().is_some(), TransmissionFlags::SEND_FUA),
+                (export.rotational(), TransmissionFlags::ROTATIONAL),
+                (export.trims().is_some(), TransmissionFlags::SEND_TRIM),
+                (
+                    export.writes_zeroes().is_some(),
+                    TransmissionFlags::SEND_WRITE_ZEROES | TransmissionFlags::SEND_FAST_ZERO,
+                ),
+                (export.multi_conn(), TransmissionFlags::CAN_MULTI_CONN),
+                (export.caches().is_some(), TransmissionFlags::SEND_CACHE),
+                (export.resizes().is_some(), TransmissionFlags::SEND_RESIZE),
+            ] {
+                info.flags.set(flag, ability);
+            }
+            if export.extents().is_some() {
+                info.contexts.push(ContextInfo::base_allocation());
+            }
+            info
+        }};
+    }
+    let mut info = match &found.export {
+        Handle::Blocking(export) => abilities!(export),
+        Handle::Async(export) => abilities!(export),
+    };
+    info.name = Some(found.name.clone());
+    if found.description.is_some() {
+        info.description.clone_from(&found.description);
+    }
+    info
+}

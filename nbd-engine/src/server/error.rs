@@ -1,0 +1,66 @@
+//! Why a connection ended.
+
+use core::time::Duration;
+use std::io;
+
+/// Why a connection ended other than by the client's leave.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// The transport failed.
+    Transport(io::Error),
+    /// The client broke the protocol or exceeded a limit, or asked for an export in a way that leaves no room for an
+    /// error.
+    Protocol(nbd_proto::Error),
+    /// The client took too long to choose an export.
+    HandshakeTimeout(Duration),
+    /// Requests were still in flight when the time to shut down was over.
+    DrainTimeout(Duration),
+    /// The engine misused the core: a fault of this crate, please report it.
+    Internal(nbd_proto::Misuse),
+}
+
+impl core::fmt::Display for ConnectionError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Transport(error) => write!(f, "the connection failed: {error}"),
+            Self::Protocol(error) => error.fmt(f),
+            Self::HandshakeTimeout(limit) => {
+                write!(f, "no export was chosen within {limit:?}")
+            }
+            Self::DrainTimeout(limit) => {
+                write!(f, "requests were still in flight {limit:?} after the shutdown began")
+            }
+            Self::Internal(misuse) => write!(f, "a fault in nbd-engine: {misuse}"),
+        }
+    }
+}
+
+impl core::error::Error for ConnectionError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Transport(error) => Some(error),
+            Self::Protocol(error) => Some(error),
+            Self::Internal(misuse) => Some(misuse),
+            Self::HandshakeTimeout(_) | Self::DrainTimeout(_) => None,
+        }
+    }
+}
+
+impl From<io::Error> for ConnectionError {
+    fn from(error: io::Error) -> Self {
+        Self::Transport(error)
+    }
+}
+
+impl From<nbd_proto::Error> for ConnectionError {
+    fn from(error: nbd_proto::Error) -> Self {
+        Self::Protocol(error)
+    }
+}
+
+impl From<nbd_proto::Misuse> for ConnectionError {
+    fn from(misuse: nbd_proto::Misuse) -> Self {
+        Self::Internal(misuse)
+    }
+}

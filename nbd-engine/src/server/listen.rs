@@ -1,0 +1,64 @@
+//! Accepting connections.
+
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
+use core::time::Duration;
+use std::io;
+use std::sync::Arc;
+
+use futures_io::{AsyncRead, AsyncWrite};
+
+use super::{Service, serve};
+use crate::runtime::Runtime;
+
+/// A connection that was accepted.
+#[derive(Debug)]
+pub struct Accepted<T> {
+    /// The stream.
+    pub transport: T,
+    /// Who it is, for the log.
+    pub peer: String,
+}
+
+/// Something that connections come from.
+pub trait Listen: Send {
+    /// The streams that it gives.
+    type Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits for the next connection.
+    fn accept(&mut self) -> impl Future<Output = io::Result<Accepted<Self::Transport>>> + Send;
+}
+
+/// After a failure to accept (out of descriptors, mostly) the next try is made this much later.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Accepts connections and serves each as a task of its own, as many at a time as the settings allow, until the
+/// service shuts down. Does not wait for the connections: see [`Service::drained`].
+pub async fn listen<L: Listen, R: Runtime>(service: Arc<Service>, mut listener: L, runtime: R) {
+    while let Some(permit) = service.admit().await {
+        let accepted = {
+            let mut accept = pin!(listener.accept());
+            let mut shutdown = pin!(service.shutdown_begun());
+            poll_fn(|cx| match shutdown.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => accept.as_mut().poll(cx).map(Some),
+            })
+            .await
+        };
+        match accepted {
+            None => return,
+            Some(Ok(Accepted { transport, peer })) => {
+                let connection = serve(permit, transport, runtime.clone(), peer);
+                // Why it ended is in the log; there is nobody else to tell.
+                runtime.spawn(Box::pin(async move {
+                    let _logged = connection.await;
+                }));
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, "a connection can't be accepted");
+                runtime.sleep(RETRY).await;
+            }
+        }
+    }
+}

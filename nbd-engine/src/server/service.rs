@@ -1,0 +1,146 @@
+//! What all connections of a server share: the exports, the workers, the count of connections, the way to shut down.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use event_listener::{Event, EventListener};
+
+use super::Settings;
+use super::workers::Workers;
+use crate::export::Exports;
+
+/// A server without its sockets. An adapter puts connections into it by [`serve`](super::serve).
+pub struct Service {
+    pub(crate) exports: Box<dyn Exports>,
+    pub(crate) settings: Settings,
+    pub(crate) workers: Workers,
+    connections: AtomicUsize,
+    /// Told when a connection ends.
+    departure: Event,
+    shutting_down: AtomicBool,
+    shutdown: Event,
+}
+
+impl Service {
+    /// A server of these exports.
+    pub fn new(exports: impl Exports, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            exports: Box::new(exports),
+            workers: Workers::new(settings.max_workers),
+            settings,
+            connections: AtomicUsize::new(0),
+            departure: Event::new(),
+            shutting_down: AtomicBool::new(false),
+            shutdown: Event::new(),
+        })
+    }
+
+    /// The settings that it was made with.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Connections at the moment.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Acquire)
+    }
+
+    /// Begins to shut down: no more connections, requests in flight get [`Settings::drain_timeout`] to finish, later
+    /// ones are answered with `ESHUTDOWN`. Can be called from anywhere, any number of times. See
+    /// [`drained`](Self::drained) for the end.
+    pub fn shut_down(&self) {
+        self.shutting_down.store(true, Ordering::Release);
+        self.shutdown.notify(usize::MAX);
+    }
+
+    /// Whether [`shut_down`](Self::shut_down) was called.
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutting_down.load(Ordering::Acquire)
+    }
+
+    /// Is ready once [`shut_down`](Self::shut_down) was called.
+    pub async fn shutdown_begun(&self) {
+        self.until(&self.shutdown, || self.is_shutting_down()).await;
+    }
+
+    /// Is ready once no connection is left.
+    pub async fn drained(&self) {
+        self.until(&self.departure, || self.connections() == 0).await;
+    }
+
+    /// Waits for room for one more connection. `None` when the server shuts down.
+    pub async fn admit(self: &Arc<Self>) -> Option<Permit> {
+        let most = self.settings.max_connections.max(1);
+        let admitted = || {
+            let add = |count| (count < most).then_some(count + 1);
+            self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
+        };
+        // `shut_down` wakes those who wait for a departure, too, since nobody may ever depart.
+        let mut entered = false;
+        self.until_any(|| {
+            self.is_shutting_down() || {
+                entered = admitted();
+                entered
+            }
+        })
+        .await;
+        entered.then(|| Permit(Arc::clone(self)))
+    }
+
+    /// Waits until `reached` gives true, which it can do only after `event`.
+    async fn until(&self, event: &Event, mut reached: impl FnMut() -> bool) {
+        while !reached() {
+            let listener = event.listen();
+            if reached() {
+                return;
+            }
+            listener.await;
+        }
+    }
+
+    async fn until_any(&self, mut reached: impl FnMut() -> bool) {
+        while !reached() {
+            let departure = self.departure.listen();
+            let shutdown = self.shutdown.listen();
+            if reached() {
+                return;
+            }
+            futures_util::future::select(departure, shutdown).await;
+        }
+    }
+
+    /// Is told of the beginning of the shutdown.
+    pub(crate) fn shutdown_listener(&self) -> EventListener {
+        self.shutdown.listen()
+    }
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service")
+            .field("connections", &self.connections())
+            .field("shutting_down", &self.is_shutting_down())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A place for one connection, given back when dropped.
+#[derive(Debug)]
+pub struct Permit(Arc<Service>);
+
+impl Permit {
+    pub(crate) const fn service(&self) -> &Arc<Service> {
+        &self.0
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+        self.0.departure.notify(usize::MAX);
+    }
+}

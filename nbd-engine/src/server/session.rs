@@ -1,0 +1,498 @@
+//! One connection, driven: bytes between a transport and the core, requests between the core and an export.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures_io::{AsyncRead, AsyncWrite};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use nbd_proto::server::{
+    Connection, Event, Incoming, Listing, LookupOutcome, LookupRefusal, Request,
+};
+use nbd_proto::{Command, RequestId, Segment};
+
+use super::ConnectionError;
+use super::dispatch::{self, Work};
+use super::service::Service;
+use super::staging::Staging;
+use super::workers::{Completion, Completions, Job};
+use crate::export::{ExportError, Found, Handle, Piece};
+use crate::runtime::BoxFuture;
+
+/// Slices that go into one gathered write.
+const MOST_SLICES: usize = 128;
+
+/// Payloads from this size on are read straight into their buffer rather than through the staging buffer.
+const DIRECT: u64 = 32 << 10;
+
+/// Rounds of reading and writing before the runtime gets a turn.
+const MOST_ROUNDS: usize = 64;
+
+/// A place in flight, beside the core's own.
+#[derive(Debug, Default)]
+struct Slot {
+    command: Option<Command>,
+    work: Work,
+}
+
+pub(crate) struct Session<T> {
+    connection: Connection,
+    transport: T,
+    service: Arc<Service>,
+    /// The export that a client looked at last, and that it uses once it entered.
+    export: Option<Found>,
+    staging: Staging,
+    slots: Vec<Slot>,
+    completions: Arc<Completions>,
+    completed: Vec<Completion>,
+    futures: FuturesUnordered<BoxFuture<Completion>>,
+    /// The transport has no more bytes to give.
+    input_ended: bool,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
+    pub(crate) fn new(service: Arc<Service>, transport: T) -> Self {
+        Self {
+            connection: Connection::new(service.settings.config.clone()),
+            transport,
+            service,
+            export: None,
+            staging: Staging::new(),
+            slots: Vec::new(),
+            completions: Arc::default(),
+            completed: Vec::new(),
+            futures: FuturesUnordered::new(),
+            input_ended: false,
+        }
+    }
+
+    pub(crate) const fn is_transmitting(&self) -> bool {
+        self.connection.is_transmitting()
+    }
+
+    /// Whether nothing is in flight or queued.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.connection.is_idle()
+    }
+
+    pub(crate) const fn shut_down(&mut self) {
+        self.connection.shut_down();
+    }
+
+    /// The export in use, for the log.
+    pub(crate) fn export_name(&self) -> Option<&str> {
+        self.export.as_ref().map(|found| found.name.as_str())
+    }
+
+    /// Drives the connection until it is over.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+        self.completions.waker.register(cx.waker());
+        for _ in 0..MOST_ROUNDS {
+            self.collect(cx);
+            let read = self.read(cx)?;
+            let written = self.write(cx)?;
+            if self.connection.is_finished() {
+                return Poll::Ready(Ok(()));
+            }
+            if !read && !written {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Closes the writing side, then reads what still comes, so that the last replies aren't lost to a reset.
+    pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.transport).poll_close(cx))?;
+        loop {
+            if ready!(Pin::new(&mut self.transport).poll_read(cx, self.staging.scratch()))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Takes in what the core has to be told: bytes, and payloads. Gives whether anything happened.
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, ConnectionError> {
+        let mut progress = false;
+        let mut may_read = true;
+        loop {
+            let filled = match self.connection.incoming() {
+                Incoming::Control { need } => {
+                    if need == 0 || !self.staging.is_empty() {
+                        let mut input = self.staging.bytes();
+                        let event = self.connection.next_event(&mut input)?;
+                        let rest = input.len();
+                        let eaten = self.staging.bytes().len() - rest;
+                        self.staging.consume(eaten);
+                        progress |= eaten > 0 || event.is_some();
+                        if let Some(event) = event {
+                            self.handle(event)?;
+                        }
+                        if eaten > 0 || need == 0 {
+                            continue;
+                        }
+                    }
+                    self.fill_staging(cx, &mut may_read)?
+                }
+                Incoming::Payload { request, offset, remaining } => {
+                    if !self.staging.is_empty() {
+                        self.payload_from_staging(request, offset, remaining)?;
+                        progress = true;
+                        continue;
+                    }
+                    if remaining >= DIRECT {
+                        self.fill_payload(cx, request, offset, remaining, &mut may_read)?
+                    } else {
+                        self.fill_staging(cx, &mut may_read)?
+                    }
+                }
+                Incoming::Discard { remaining } => {
+                    if !self.staging.is_empty() {
+                        let count = remaining.min(self.staging.bytes().len() as u64);
+                        self.staging.consume(count as usize);
+                        self.connection.payload_received(count)?;
+                        progress = true;
+                        continue;
+                    }
+                    self.fill_staging(cx, &mut may_read)?
+                }
+                _ => return Ok(progress),
+            };
+            if !filled {
+                return Ok(progress);
+            }
+            progress = true;
+        }
+    }
+
+    /// Reads into the staging buffer, once a call of `read`: replies go out before more is taken in.
+    fn fill_staging(&mut self, cx: &mut Context<'_>, may_read: &mut bool) -> io::Result<bool> {
+        if !core::mem::take(may_read) || self.input_ended {
+            return Ok(false);
+        }
+        match self.staging.poll_fill(cx, Pin::new(&mut self.transport)) {
+            Poll::Ready(Ok(0)) => {
+                self.end_of_stream();
+                Ok(false)
+            }
+            Poll::Ready(result) => result.map(|_| true),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    /// Reads payload straight into its buffer.
+    fn fill_payload(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: RequestId,
+        offset: u64,
+        remaining: u64,
+        may_read: &mut bool,
+    ) -> Result<bool, ConnectionError> {
+        if self.input_ended {
+            return Ok(false);
+        }
+        let from = offset as usize;
+        let buffer = self.slots[request.index()].work.body.buffer_mut();
+        let place = &mut buffer[from..from + remaining as usize];
+        match Pin::new(&mut self.transport).poll_read(cx, place) {
+            Poll::Ready(Ok(0)) => {
+                self.end_of_stream();
+                Ok(false)
+            }
+            Poll::Ready(Ok(count)) => {
+                self.connection.payload_received(count as u64)?;
+                if count as u64 == remaining {
+                    // A whole payload has arrived: reading on is fair.
+                    *may_read = true;
+                    self.start(request);
+                }
+                Ok(true)
+            }
+            Poll::Ready(Err(error)) => Err(error.into()),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    fn payload_from_staging(
+        &mut self,
+        request: RequestId,
+        offset: u64,
+        remaining: u64,
+    ) -> Result<(), ConnectionError> {
+        let staged = self.staging.bytes();
+        if offset == 0 && staged.len() as u64 >= remaining {
+            // The whole payload is here: if the export takes it at once, this is its only copy.
+            let payload = &staged[..remaining as usize];
+            let slot = &mut self.slots[request.index()];
+            let attempt = match (&self.export, slot.command) {
+                (Some(Found { export: Handle::Blocking(export), .. }), Some(command)) => {
+                    dispatch::try_execute(&**export, command, payload, &mut slot.work)
+                }
+                _ => None,
+            };
+            self.connection.payload_received(remaining)?;
+            if let Some(result) = attempt {
+                self.staging.consume(remaining as usize);
+                self.answer(request, &result);
+                return Ok(());
+            }
+            slot.work.body.fill(payload.len()).copy_from_slice(payload);
+            self.staging.consume(remaining as usize);
+            self.start_elsewhere(request);
+            return Ok(());
+        }
+        let count = staged.len().min(remaining as usize);
+        let body = &mut self.slots[request.index()].work.body;
+        if offset == 0 {
+            body.fill(remaining as usize);
+        }
+        let from = offset as usize;
+        body.buffer_mut()[from..from + count].copy_from_slice(&staged[..count]);
+        self.staging.consume(count);
+        self.connection.payload_received(count as u64)?;
+        if count as u64 == remaining {
+            self.start(request);
+        }
+        Ok(())
+    }
+
+    fn end_of_stream(&mut self) {
+        self.input_ended = true;
+        if let Err(error) = self.connection.end_of_stream() {
+            tracing::debug!(%error, "a client hung up");
+        }
+        self.release_finished();
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), ConnectionError> {
+        match event {
+            Event::Request(request) => self.begin(request),
+            Event::List => {
+                let exports = self.service.exports.list();
+                let listings =
+                    exports.iter().map(|(name, description)| Listing { name, description });
+                self.connection.answer_list(listings)?;
+            }
+            Event::Lookup(lookup) => {
+                let found = self.service.exports.find(&lookup.name);
+                let info = found.as_ref().map(dispatch::describe);
+                let answer = info.as_ref().ok_or(LookupRefusal::Unknown);
+                if self.connection.answer_lookup(answer)? == LookupOutcome::Entered {
+                    tracing::debug!(export = lookup.name, "a client entered transmission");
+                }
+                self.export = found;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A request was raised. Writes wait for their payload.
+    fn begin(&mut self, request: Request) {
+        let index = request.id.index();
+        if index >= self.slots.len() {
+            self.slots.resize_with(index + 1, Slot::default);
+        }
+        let slot = &mut self.slots[index];
+        slot.command = Some(request.command);
+        slot.work.clear();
+        match request.command {
+            Command::Write { length, .. } => {
+                // Small payloads usually lie in the staging buffer and need none of their own.
+                if u64::from(length) >= DIRECT && self.staging.is_empty() {
+                    slot.work.body.fill(length as usize);
+                }
+            }
+            _ => self.start(request.id),
+        }
+    }
+
+    /// Carries out a request whose payload, if any, lies in its slot.
+    fn start(&mut self, id: RequestId) {
+        let slot = &mut self.slots[id.index()];
+        let Some(command) = slot.command else { return };
+        if let Some(Found { export: Handle::Blocking(export), .. }) = &self.export {
+            let attempt = if matches!(command, Command::Write { .. }) {
+                // The payload is lent by the body, which a write does not touch otherwise.
+                let payload = slot.work.body.take_buffer();
+                let attempt =
+                    dispatch::try_execute(&**export, command, payload.bytes(), &mut slot.work);
+                slot.work.body.return_buffer(payload);
+                attempt
+            } else {
+                dispatch::try_execute(&**export, command, &[], &mut slot.work)
+            };
+            if let Some(result) = attempt {
+                self.answer(id, &result);
+                return;
+            }
+        }
+        self.start_elsewhere(id);
+    }
+
+    /// Carries out a request that may take its time.
+    fn start_elsewhere(&mut self, id: RequestId) {
+        let slot = &mut self.slots[id.index()];
+        let (Some(command), Some(found)) = (slot.command, &self.export) else { return };
+        let mut work = core::mem::take(&mut slot.work);
+        match &found.export {
+            Handle::Blocking(export) => {
+                let (export, done) = (Arc::clone(export), Arc::clone(&self.completions));
+                self.service.workers.submit(Job { id, command, export, work, done });
+            }
+            Handle::Async(export) => {
+                let export = Arc::clone(export);
+                self.futures.push(Box::pin(async move {
+                    let result = dispatch::execute_async(export, command, &mut work).await;
+                    Completion { id, work, result }
+                }));
+            }
+        }
+    }
+
+    /// Replies to what has been carried out elsewhere.
+    fn collect(&mut self, cx: &mut Context<'_>) {
+        self.completions.take(&mut self.completed);
+        let mut completed = core::mem::take(&mut self.completed);
+        for Completion { id, work, result } in completed.drain(..) {
+            self.slots[id.index()].work = work;
+            self.answer(id, &result);
+        }
+        self.completed = completed;
+        while let Poll::Ready(Some(Completion { id, work, result })) =
+            self.futures.poll_next_unpin(cx)
+        {
+            self.slots[id.index()].work = work;
+            self.answer(id, &result);
+        }
+    }
+
+    /// Queues the reply to a request that was carried out.
+    fn answer(&mut self, id: RequestId, result: &Result<(), ExportError>) {
+        let slot = &self.slots[id.index()];
+        let Some(command) = slot.command else { return };
+        let answered = match (result, command) {
+            (Err(error), _) => self.connection.reply(id).map(|reply| {
+                tracing::debug!(?command, %error, "a request failed");
+                reply.error(error.code(), error.text());
+            }),
+            (Ok(()), Command::Read { offset, .. }) => {
+                answer_read(&mut self.connection, id, offset, slot)
+            }
+            (Ok(()), Command::BlockStatus { .. }) => {
+                let contexts = self.connection.awaited_contexts(id).first().copied();
+                self.connection.reply(id).and_then(|mut reply| {
+                    if let Some(context) = contexts {
+                        reply.extents(context, slot.work.extents.iter().copied())?;
+                    }
+                    reply.finish()
+                })
+            }
+            (Ok(()), Command::Resize { size }) => {
+                let resized = self.connection.set_size(size);
+                resized.and_then(|()| self.connection.reply(id)?.done())
+            }
+            (Ok(()), _) => self.connection.reply(id).and_then(nbd_proto::server::Reply::done),
+        };
+        if let Err(misuse) = answered {
+            // Only an export that gives nothing for a block status gets here.
+            tracing::warn!(?command, %misuse, "an export's answer makes no sense");
+            if let Ok(reply) = self.connection.reply(id) {
+                reply.error(nbd_proto::wire::ErrorCode::EIO, "the export's answer makes no sense");
+            }
+        }
+    }
+
+    /// Sends what is queued. Gives whether anything was.
+    fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, ConnectionError> {
+        let mut progress = false;
+        loop {
+            let mut slices = [IoSlice::new(&[]); MOST_SLICES];
+            let count = gather(&self.connection, &self.slots, &mut slices);
+            if count == 0 {
+                return Ok(progress);
+            }
+            match Pin::new(&mut self.transport).poll_write_vectored(cx, &slices[..count]) {
+                Poll::Ready(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Poll::Ready(Ok(written)) => {
+                    self.connection.transmitted(written)?;
+                    self.release_finished();
+                    progress = true;
+                }
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Pending => return Ok(progress),
+            }
+        }
+    }
+
+    fn release_finished(&mut self) {
+        while let Some(id) = self.connection.next_finished() {
+            if let Some(slot) = self.slots.get_mut(id.index()) {
+                slot.work.clear();
+                slot.command = None;
+            }
+        }
+    }
+}
+
+/// Fills `slices` with what is to be sent next; gives how many there are.
+fn gather<'a>(
+    connection: &'a Connection,
+    slots: &'a [Slot],
+    slices: &mut [IoSlice<'a>; MOST_SLICES],
+) -> usize {
+    let mut count = 0;
+    for segment in connection.segments() {
+        if count == MOST_SLICES {
+            break;
+        }
+        match segment {
+            Segment::Control(bytes) => {
+                slices[count] = IoSlice::new(bytes);
+                count += 1;
+            }
+            Segment::Body { request, offset, length } => {
+                let range = offset as usize..offset as usize + length;
+                slots[request.index()].work.body.slices(range, |slice| {
+                    slices[count] = slice;
+                    count += 1;
+                    count < MOST_SLICES
+                });
+            }
+        }
+    }
+    count
+}
+
+/// Turns the pieces of a body into content: neighbours that are data become one chunk.
+fn answer_read(
+    connection: &mut Connection,
+    id: RequestId,
+    offset: u64,
+    slot: &Slot,
+) -> Result<(), nbd_proto::Misuse> {
+    let mut reply = connection.reply(id)?;
+    let mut at = offset;
+    let mut data = 0_u32;
+    for piece in slot.work.body.pieces() {
+        let length = piece.len() as u32;
+        if !matches!(piece, Piece::Hole(_)) {
+            data += length;
+            continue;
+        }
+        if data > 0 {
+            reply.data(at, data)?;
+            at += u64::from(data);
+            data = 0;
+        }
+        reply.hole(at, length)?;
+        at += u64::from(length);
+    }
+    if data > 0 {
+        reply.data(at, data)?;
+    }
+    reply.finish()
+}

@@ -1,0 +1,33 @@
+//! How a server behaves towards its clients.
+
+use core::time::Duration;
+
+use nbd_proto::server::Config;
+
+/// Bounds and deadlines of a server, with defaults that suit most.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Settings {
+    /// What the protocol's machine offers, and its bounds for one connection.
+    pub config: Config,
+    /// Connections at a time; more wait in the listener's queue. Default 1024.
+    pub max_connections: usize,
+    /// How long a client may take from connecting to choosing an export. Default 30 seconds.
+    pub handshake_timeout: Duration,
+    /// How long requests in flight may take once the server shuts down. Default 10 seconds.
+    pub drain_timeout: Duration,
+    /// Threads for exports that may block, started when needed. Default 16.
+    pub max_workers: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            config: Config::default(),
+            max_connections: 1024,
+            handshake_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(10),
+            max_workers: 16,
+        }
+    }
+}

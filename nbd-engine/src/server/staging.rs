@@ -1,0 +1,62 @@
+//! The buffer between a transport and the core.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_io::AsyncRead;
+
+/// Bytes that have been received and not yet looked at. Starts small, for clients that only haggle, and grows for those
+/// that keep it full: one receive call then brings many requests.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+const SMALLEST: usize = 4 << 10;
+const LARGEST: usize = 64 << 10;
+
+impl Staging {
+    pub(crate) fn new() -> Self {
+        Self { buffer: vec![0; SMALLEST], start: 0, end: 0 }
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    pub(crate) fn consume(&mut self, count: usize) {
+        self.start += count;
+        debug_assert!(self.start <= self.end, "no more is consumed than there is");
+    }
+
+    /// Room for bytes that nobody wants.
+    pub(crate) fn scratch(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    /// Reads once. Must be empty, which the core sees to: it eats partial messages.
+    pub(crate) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        transport: Pin<&mut impl AsyncRead>,
+    ) -> Poll<io::Result<usize>> {
+        debug_assert!(self.is_empty(), "leftovers are looked at before more is read");
+        let was_full = self.end == self.buffer.len();
+        if was_full && self.buffer.len() < LARGEST {
+            self.buffer = vec![0; self.buffer.len() * 4];
+        }
+        self.start = 0;
+        self.end = 0;
+        transport.poll_read(cx, &mut self.buffer).map_ok(|count| {
+            self.end = count;
+            count
+        })
+    }
+}

@@ -1,0 +1,21 @@
+//! Tasks and time, as the engine asks for them.
+
+use std::time::Duration;
+
+use nbd_engine::{BoxFuture, Runtime};
+use tokio::runtime::Handle;
+
+/// The runtime that a server was made on.
+#[derive(Clone, Debug)]
+pub(crate) struct Tokio(pub(crate) Handle);
+
+impl Runtime for Tokio {
+    fn sleep(&self, duration: Duration) -> BoxFuture {
+        Box::pin(tokio::time::sleep(duration))
+    }
+
+    fn spawn(&self, task: BoxFuture) {
+        // Tasks run on their own; nobody waits for the handle.
+        drop(self.0.spawn(task));
+    }
+}
