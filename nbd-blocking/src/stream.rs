@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
+use nbd_engine::Transport;
 use nbd_engine::server::{Accepted, Listen};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -68,31 +69,35 @@ fn attempt<T>(
     Poll::Pending
 }
 
+impl Transport for Stream {
+    fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::net::recv(&*self.socket, buffer, RecvFlags::empty())?.0)
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        self.poll_read_vectored(cx, &mut [IoSliceMut::new(buffer)])
+    }
+
+    fn poll_read_vectored(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
         let Self { socket, drained, .. } = &mut *self;
-        let wanted = buffer.len();
-        let result = attempt(socket, PollFlags::IN, drained, || {
-            rustix::net::recv(&**socket, &mut *buffer, RecvFlags::empty()).map(|(count, _)| count)
-        });
+        let wanted: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+        let result =
+            attempt(socket, PollFlags::IN, drained, || rustix::io::readv(&**socket, buffers));
         if matches!(result, Poll::Ready(Ok(count)) if count < wanted && count > 0) {
             // A short read took all there was: asking again before the socket says so would be in vain.
             *drained = Some(reactor::turn());
         }
         result
-    }
-
-    fn poll_read_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &mut [IoSliceMut<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let first = buffers.iter_mut().find(|buffer| !buffer.is_empty());
-        self.poll_read(cx, first.map_or(&mut [][..], |buffer| &mut **buffer))
     }
 }
 

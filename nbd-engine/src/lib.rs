@@ -8,8 +8,10 @@ pub mod export;
 pub mod net;
 mod runtime;
 pub mod server;
+mod transport;
 
 pub use runtime::{BoxFuture, Runtime};
+pub use transport::{Plain, Transport};
 
 /// The protocol itself.
 pub use nbd_proto as proto;

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::pool::Pool;
+
 /// Bytes that an export shares instead of copying them. They must not change while they are shared.
 #[derive(Clone, Debug)]
 pub enum Shared {
@@ -62,19 +64,47 @@ pub struct Body {
     filled: usize,
     pieces: Vec<Piece>,
     length: usize,
+    pool: Option<Arc<Pool>>,
 }
 
 impl Body {
-    /// Buffers above this many bytes are given back after use rather than kept for the next request.
-    pub const KEPT_CAPACITY: usize = 256 << 10;
+    /// Buffers above this many bytes go back to the connection after use, smaller ones stay with the body.
+    const KEPT: usize = 16 << 10;
 
-    /// Forgets the content, and the buffer when it is large.
+    /// A body that takes its large buffers from a connection's pool.
+    pub(crate) fn with_pool(pool: Arc<Pool>) -> Self {
+        Self { pool: Some(pool), ..Self::default() }
+    }
+
+    /// Forgets the content, and parts with the buffer when it is large.
     pub fn clear(&mut self) {
         self.pieces.clear();
         self.filled = 0;
         self.length = 0;
-        if self.buffer.len() > Self::KEPT_CAPACITY {
-            self.buffer = Vec::new();
+        if self.buffer.len() > Self::KEPT {
+            self.part_with_buffer();
+        }
+    }
+
+    fn part_with_buffer(&mut self) {
+        let buffer = core::mem::take(&mut self.buffer);
+        if let Some(pool) = &self.pool {
+            pool.give_back(buffer);
+        }
+    }
+
+    /// Makes the buffer hold `length` bytes, those that are in use included.
+    fn grow(&mut self, length: usize) {
+        match &self.pool {
+            Some(pool) if length > Self::KEPT => {
+                let mut larger = pool.take(length);
+                larger[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
+                if self.buffer.len() > Self::KEPT {
+                    self.part_with_buffer();
+                }
+                self.buffer = larger;
+            }
+            _ => self.buffer.resize(length, 0),
         }
     }
 
@@ -84,7 +114,7 @@ impl Body {
         let start = self.filled;
         let end = start + length;
         if self.buffer.len() < end {
-            self.buffer.resize(end, 0);
+            self.grow(end);
         }
         self.filled = end;
         self.push(Piece::Buffer(length));
@@ -248,13 +278,18 @@ mod tests {
     }
 
     #[test]
-    fn a_large_buffer_is_given_back_and_a_small_one_kept() {
-        let mut body = Body::default();
-        body.fill(Body::KEPT_CAPACITY + 1);
+    fn a_large_buffer_goes_back_to_the_pool_and_a_small_one_is_kept() {
+        let pool = Arc::new(Pool::default());
+        let mut body = Body::with_pool(Arc::clone(&pool));
+        body.fill(4).copy_from_slice(b"abcd");
+        body.fill(1 << 20)[0] = b'e';
+        assert_eq!(collect(&body, 0..5), b"abcde");
+        let place = body.buffer.as_ptr();
         body.clear();
-        assert_eq!((body.buffer.capacity(), body.len()), (0, 0));
+        assert!(body.buffer.is_empty());
+        assert_eq!(pool.take(1 << 20).as_ptr(), place);
         body.fill(4096);
         body.clear();
-        assert!(body.buffer.capacity() >= 4096);
+        assert_eq!(body.buffer.len(), 4096);
     }
 }

@@ -10,6 +10,7 @@ mod map;
 mod memory;
 #[cfg(test)]
 mod model;
+mod pool;
 mod read_only;
 
 pub use asynchronous::{
@@ -22,11 +23,13 @@ pub use error::{ExportError, Result};
 pub use file::{File, FileOptions, OpenError};
 pub use map::{ExportMap, Exports, Found, Handle};
 pub use memory::{Memory, TooLarge};
+pub(crate) use pool::Pool;
 pub use read_only::ReadOnly;
 
 pub use nbd_proto::{BlockSize, Extent, wire::AllocationFlags};
 
 use core::ops::ControlFlow;
+use std::sync::Arc;
 
 /// A disk that may block while it works: a file, a block device, memory, or anything of your own.
 ///
@@ -182,6 +185,24 @@ pub trait Writes: Send + Sync {
     fn fua(&self) -> Fua {
         Fua::Emulated
     }
+
+    /// The ability to take over memory instead of copying it.
+    fn takes_pages(&self) -> Option<&dyn TakesPages> {
+        None
+    }
+}
+
+/// Writing by taking over memory, for exports that [never block](Export::never_blocks). Part of [`Writes`].
+///
+/// A large payload that covers whole pages is received into pages, which then go to the export one by one: nothing is
+/// copied.
+pub trait TakesPages: Send + Sync {
+    /// Bytes of a page: a power of two.
+    fn page_size(&self) -> usize;
+
+    /// Writes a page at `offset`, which is a multiple of the page size, and gives back a page that is no longer needed,
+    /// if there is one, to be received into again.
+    fn write_page(&self, page: Arc<[u8]>, offset: u64) -> Result<Option<Arc<[u8]>>>;
 }
 
 /// Flushing. Part of [`Export`].

@@ -8,6 +8,9 @@ use nbd_proto::{Command, ContextInfo, ExportInfo, Extent};
 
 use crate::export::{AsyncExport, Body, Export, ExportError, Found, Fua, Handle, Result, ZeroMode};
 
+/// A part of a payload that an export may take over.
+pub(crate) type Page = Arc<[u8]>;
+
 /// What carrying out a command needs and leaves behind. Kept with a place in flight and reused.
 #[derive(Debug, Default)]
 pub(crate) struct Work {
@@ -106,6 +109,34 @@ pub(crate) fn try_execute(
         }
         _ => export.never_blocks().then(|| execute(export, command, work)),
     }
+}
+
+/// The size of the pages that a write's payload is to be received into, if the export takes them over.
+pub(crate) fn page_size(export: &dyn Export, command: Command) -> Option<usize> {
+    let Command::Write { offset, length, fua } = command else { return None };
+    let writes = export.writes().filter(|writes| !fua || writes.fua() == Fua::Native)?;
+    let size = writes.takes_pages().filter(|_| export.never_blocks())?.page_size();
+    let aligned = offset.is_multiple_of(size as u64) && (length as usize).is_multiple_of(size);
+    (size.is_power_of_two() && aligned).then_some(size)
+}
+
+/// Carries out a write whose payload lies in pages of that size. Those that come back are appended to `spare`.
+pub(crate) fn write_pages(
+    export: &dyn Export,
+    command: Command,
+    pages: &mut Vec<Page>,
+    spare: &mut Vec<Page>,
+) -> Result<()> {
+    let Command::Write { offset, .. } = command else { return unsupported() };
+    let writes = export.writes().map_or_else(unsupported, Ok)?;
+    let takes = writes.takes_pages().map_or_else(unsupported, Ok)?;
+    let mut at = offset;
+    for page in pages.drain(..) {
+        let length = page.len() as u64;
+        spare.extend(takes.write_page(page, at)?);
+        at += length;
+    }
+    Ok(())
 }
 
 /// Carries out a command on an asynchronous export.

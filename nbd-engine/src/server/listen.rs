@@ -7,10 +7,9 @@ use core::time::Duration;
 use std::io;
 use std::sync::Arc;
 
-use futures_io::{AsyncRead, AsyncWrite};
-
 use super::{Service, serve};
 use crate::runtime::Runtime;
+use crate::transport::Transport;
 
 /// A connection that was accepted.
 #[derive(Debug)]
@@ -24,7 +23,7 @@ pub struct Accepted<T> {
 /// Something that connections come from.
 pub trait Listen: Send {
     /// The streams that it gives.
-    type Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    type Transport: Transport + 'static;
 
     /// Waits for the next connection.
     fn accept(&mut self) -> impl Future<Output = io::Result<Accepted<Self::Transport>>> + Send;

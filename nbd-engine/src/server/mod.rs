@@ -3,6 +3,8 @@
 mod dispatch;
 mod error;
 mod listen;
+mod patience;
+mod payload;
 mod serve;
 mod service;
 mod session;

@@ -5,11 +5,10 @@ use core::task::Poll;
 use core::time::Duration;
 use std::sync::Arc;
 
-use futures_io::{AsyncRead, AsyncWrite};
-
 use super::session::Session;
 use super::{ConnectionError, Permit};
 use crate::runtime::{BoxFuture, Runtime};
+use crate::transport::Transport;
 
 /// How long an idle client is still answered after the shutdown began, so that a request that was under way gets its
 /// `ESHUTDOWN`; and how long a client may take to notice the end of the stream.
@@ -29,7 +28,7 @@ pub async fn serve<T, R>(
     peer: String,
 ) -> Result<(), ConnectionError>
 where
-    T: AsyncRead + AsyncWrite + Unpin + Send,
+    T: Transport,
     R: Runtime,
 {
     let service = Arc::clone(permit.service());
@@ -51,7 +50,7 @@ async fn drive<T, R>(
     runtime: &R,
 ) -> Result<(), ConnectionError>
 where
-    T: AsyncRead + AsyncWrite + Unpin + Send,
+    T: Transport,
     R: Runtime,
 {
     let service = permit.service();

@@ -1,11 +1,10 @@
 //! One connection, driven: bytes between a transport and the core, requests between the core and an export.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use futures_io::{AsyncRead, AsyncWrite};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use nbd_proto::server::{
     Connection, Event, Incoming, Listing, LookupOutcome, LookupRefusal, Request,
@@ -14,11 +13,14 @@ use nbd_proto::{Command, RequestId, Segment};
 
 use super::ConnectionError;
 use super::dispatch::{self, Work};
+use super::patience::Patience;
+use super::payload::{self, Payload, SparePages};
 use super::service::Service;
 use super::staging::Staging;
 use super::workers::{Completion, Completions, Job};
-use crate::export::{ExportError, Found, Handle, Piece};
+use crate::export::{Body, ExportError, Found, Handle, Piece, Pool};
 use crate::runtime::BoxFuture;
+use crate::transport::Transport;
 
 /// Slices that go into one gathered write.
 const MOST_SLICES: usize = 128;
@@ -30,10 +32,11 @@ const DIRECT: u64 = 32 << 10;
 const MOST_ROUNDS: usize = 64;
 
 /// A place in flight, beside the core's own.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Slot {
     command: Option<Command>,
     work: Work,
+    payload: Payload,
 }
 
 pub(crate) struct Session<T> {
@@ -44,6 +47,11 @@ pub(crate) struct Session<T> {
     export: Option<Found>,
     staging: Staging,
     slots: Vec<Slot>,
+    pool: Arc<Pool>,
+    spare_pages: SparePages,
+    /// Requests that are with the workers or wait in `futures`.
+    elsewhere: usize,
+    patience: Patience,
     completions: Arc<Completions>,
     completed: Vec<Completion>,
     futures: FuturesUnordered<BoxFuture<Completion>>,
@@ -51,8 +59,9 @@ pub(crate) struct Session<T> {
     input_ended: bool,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
+impl<T: Transport> Session<T> {
     pub(crate) fn new(service: Arc<Service>, transport: T) -> Self {
+        let patience = Patience::new(service.settings.busy_wait);
         Self {
             connection: Connection::new(service.settings.config.clone()),
             transport,
@@ -60,6 +69,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             export: None,
             staging: Staging::new(),
             slots: Vec::new(),
+            pool: Arc::default(),
+            spare_pages: SparePages::default(),
+            elsewhere: 0,
+            patience,
             completions: Arc::default(),
             completed: Vec::new(),
             futures: FuturesUnordered::new(),
@@ -95,7 +108,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             if self.connection.is_finished() {
                 return Poll::Ready(Ok(()));
             }
-            if !read && !written {
+            if !read && !written && !self.wait_a_moment()? {
                 return Poll::Pending;
             }
         }
@@ -172,17 +185,41 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
         if !core::mem::take(may_read) || self.input_ended {
             return Ok(false);
         }
-        match self.staging.poll_fill(cx, Pin::new(&mut self.transport)) {
-            Poll::Ready(Ok(0)) => {
-                self.end_of_stream();
-                Ok(false)
-            }
-            Poll::Ready(result) => result.map(|_| true),
-            Poll::Pending => Ok(false),
-        }
+        let Poll::Ready(count) = Pin::new(&mut self.transport).poll_read(cx, self.staging.room())
+        else {
+            return Ok(false);
+        };
+        self.patience.woken();
+        Ok(self.received(count?))
     }
 
-    /// Reads payload straight into its buffer.
+    /// The staging buffer was read into; with nothing if the stream has ended. Gives whether there is more to do.
+    fn received(&mut self, count: usize) -> bool {
+        self.staging.filled(count);
+        if count == 0 {
+            self.end_of_stream();
+        }
+        count > 0
+    }
+
+    /// Asks a few times more for the next request before going to sleep.
+    fn wait_a_moment(&mut self) -> io::Result<bool> {
+        let quiet = self.elsewhere == 0 && self.connection.is_idle() && self.staging.is_empty();
+        if !quiet || self.input_ended || !self.connection.is_transmitting() {
+            return Ok(false);
+        }
+        let (transport, room) = (&mut self.transport, self.staging.room());
+        let found = self.patience.try_for(|| match transport.try_read(room) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            result => Some(result),
+        });
+        found.map_or(Ok(false), |count| {
+            self.received(count?);
+            Ok(true)
+        })
+    }
+
+    /// Reads payload straight to its place, and what follows it into the staging buffer.
     fn fill_payload(
         &mut self,
         cx: &mut Context<'_>,
@@ -194,26 +231,50 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
         if self.input_ended {
             return Ok(false);
         }
-        let from = offset as usize;
-        let buffer = self.slots[request.index()].work.body.buffer_mut();
-        let place = &mut buffer[from..from + remaining as usize];
-        match Pin::new(&mut self.transport).poll_read(cx, place) {
-            Poll::Ready(Ok(0)) => {
-                self.end_of_stream();
-                Ok(false)
-            }
-            Poll::Ready(Ok(count)) => {
-                self.connection.payload_received(count as u64)?;
-                if count as u64 == remaining {
-                    // A whole payload has arrived: reading on is fair.
-                    *may_read = true;
-                    self.start(request);
-                }
-                Ok(true)
-            }
-            Poll::Ready(Err(error)) => Err(error.into()),
-            Poll::Pending => Ok(false),
+        if offset == 0 {
+            self.prepare(request);
         }
+        let Slot { work, payload, .. } = &mut self.slots[request.index()];
+        let mut slices: [IoSliceMut<'_>; payload::MOST_SLICES] =
+            core::array::from_fn(|_| IoSliceMut::new(&mut []));
+        let mut count = 0;
+        let mut wanted = 0;
+        payload.room(work, offset as usize, remaining as usize, |room| {
+            wanted += room.len();
+            slices[count] = room;
+            count += 1;
+            count < payload::MOST_SLICES - 1
+        });
+        if wanted as u64 == remaining {
+            slices[count] = IoSliceMut::new(self.staging.room());
+            count += 1;
+        }
+        let read = Pin::new(&mut self.transport).poll_read_vectored(cx, &mut slices[..count]);
+        let Poll::Ready(read) = read else { return Ok(false) };
+        let read = read?;
+        if read == 0 {
+            self.end_of_stream();
+            return Ok(false);
+        }
+        self.staging.filled(read.saturating_sub(wanted));
+        self.connection.payload_received(read.min(wanted) as u64)?;
+        if read as u64 >= remaining {
+            // A whole payload has arrived: reading on is fair.
+            *may_read = true;
+            self.start(request);
+        }
+        Ok(true)
+    }
+
+    /// Makes room for a payload that does not lie in the staging buffer as a whole.
+    fn prepare(&mut self, id: RequestId) {
+        let Slot { command, work, payload } = &mut self.slots[id.index()];
+        let (Some(command), Some(found)) = (*command, &self.export) else { return };
+        let page_size = match &found.export {
+            Handle::Blocking(export) => dispatch::page_size(&**export, command),
+            Handle::Async(_) => None,
+        };
+        payload.prepare(work, command.length() as usize, page_size, &mut self.spare_pages);
     }
 
     fn payload_from_staging(
@@ -222,35 +283,33 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
         offset: u64,
         remaining: u64,
     ) -> Result<(), ConnectionError> {
-        let staged = self.staging.bytes();
-        if offset == 0 && staged.len() as u64 >= remaining {
+        if offset == 0 && self.staging.bytes().len() as u64 >= remaining {
             // The whole payload is here: if the export takes it at once, this is its only copy.
-            let payload = &staged[..remaining as usize];
             let slot = &mut self.slots[request.index()];
+            let staged = &self.staging.bytes()[..remaining as usize];
             let attempt = match (&self.export, slot.command) {
                 (Some(Found { export: Handle::Blocking(export), .. }), Some(command)) => {
-                    dispatch::try_execute(&**export, command, payload, &mut slot.work)
+                    dispatch::try_execute(&**export, command, staged, &mut slot.work)
                 }
                 _ => None,
             };
             self.connection.payload_received(remaining)?;
-            if let Some(result) = attempt {
-                self.staging.consume(remaining as usize);
-                self.answer(request, &result);
-                return Ok(());
+            match attempt {
+                Some(result) => self.answer(request, &result),
+                None => {
+                    slot.work.body.fill(staged.len()).copy_from_slice(staged);
+                    self.start_elsewhere(request);
+                }
             }
-            slot.work.body.fill(payload.len()).copy_from_slice(payload);
             self.staging.consume(remaining as usize);
-            self.start_elsewhere(request);
             return Ok(());
         }
-        let count = staged.len().min(remaining as usize);
-        let body = &mut self.slots[request.index()].work.body;
         if offset == 0 {
-            body.fill(remaining as usize);
+            self.prepare(request);
         }
-        let from = offset as usize;
-        body.buffer_mut()[from..from + count].copy_from_slice(&staged[..count]);
+        let count = self.staging.bytes().len().min(remaining as usize);
+        let Slot { work, payload, .. } = &mut self.slots[request.index()];
+        payload.put(work, offset as usize, &self.staging.bytes()[..count]);
         self.staging.consume(count);
         self.connection.payload_received(count as u64)?;
         if count as u64 == remaining {
@@ -294,19 +353,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
     fn begin(&mut self, request: Request) {
         let index = request.id.index();
         if index >= self.slots.len() {
-            self.slots.resize_with(index + 1, Slot::default);
+            let pool = &self.pool;
+            self.slots.resize_with(index + 1, || Slot {
+                command: None,
+                work: Work { body: Body::with_pool(Arc::clone(pool)), extents: Vec::new() },
+                payload: Payload::default(),
+            });
         }
         let slot = &mut self.slots[index];
         slot.command = Some(request.command);
         slot.work.clear();
-        match request.command {
-            Command::Write { length, .. } => {
-                // Small payloads usually lie in the staging buffer and need none of their own.
-                if u64::from(length) >= DIRECT && self.staging.is_empty() {
-                    slot.work.body.fill(length as usize);
-                }
-            }
-            _ => self.start(request.id),
+        if !matches!(request.command, Command::Write { .. }) {
+            self.start(request.id);
         }
     }
 
@@ -315,7 +373,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
         let slot = &mut self.slots[id.index()];
         let Some(command) = slot.command else { return };
         if let Some(Found { export: Handle::Blocking(export), .. }) = &self.export {
-            let attempt = if matches!(command, Command::Write { .. }) {
+            let attempt = if !slot.payload.pages.is_empty() {
+                let (pages, returned) = (&mut slot.payload.pages, &mut self.spare_pages.returned);
+                let result = dispatch::write_pages(&**export, command, pages, returned);
+                self.spare_pages.sort();
+                Some(result)
+            } else if matches!(command, Command::Write { .. }) {
                 // The payload is lent by the body, which a write does not touch otherwise.
                 let payload = slot.work.body.take_buffer();
                 let attempt =
@@ -338,6 +401,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
         let slot = &mut self.slots[id.index()];
         let (Some(command), Some(found)) = (slot.command, &self.export) else { return };
         let mut work = core::mem::take(&mut slot.work);
+        self.elsewhere += 1;
         match &found.export {
             Handle::Blocking(export) => {
                 let (export, done) = (Arc::clone(export), Arc::clone(&self.completions));
@@ -357,17 +421,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
     fn collect(&mut self, cx: &mut Context<'_>) {
         self.completions.take(&mut self.completed);
         let mut completed = core::mem::take(&mut self.completed);
-        for Completion { id, work, result } in completed.drain(..) {
-            self.slots[id.index()].work = work;
-            self.answer(id, &result);
+        for completion in completed.drain(..) {
+            self.finish(completion);
         }
         self.completed = completed;
-        while let Poll::Ready(Some(Completion { id, work, result })) =
-            self.futures.poll_next_unpin(cx)
-        {
-            self.slots[id.index()].work = work;
-            self.answer(id, &result);
+        while let Poll::Ready(Some(completion)) = self.futures.poll_next_unpin(cx) {
+            self.finish(completion);
         }
+    }
+
+    fn finish(&mut self, Completion { id, work, result }: Completion) {
+        self.elsewhere -= 1;
+        self.slots[id.index()].work = work;
+        self.answer(id, &result);
     }
 
     /// Queues the reply to a request that was carried out.
@@ -432,6 +498,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
         while let Some(id) = self.connection.next_finished() {
             if let Some(slot) = self.slots.get_mut(id.index()) {
                 slot.work.clear();
+                slot.payload.pages.clear();
                 slot.command = None;
             }
         }

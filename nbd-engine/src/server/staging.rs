@@ -1,11 +1,5 @@
 //! The buffer between a transport and the core.
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use futures_io::AsyncRead;
-
 /// Bytes that have been received and not yet looked at. Starts small, for clients that only haggle, and grows for those
 /// that keep it full: one receive call then brings many requests.
 #[derive(Debug)]
@@ -41,12 +35,9 @@ impl Staging {
         &mut self.buffer
     }
 
-    /// Reads once. Must be empty, which the core sees to: it eats partial messages.
-    pub(crate) fn poll_fill(
-        &mut self,
-        cx: &mut Context<'_>,
-        transport: Pin<&mut impl AsyncRead>,
-    ) -> Poll<io::Result<usize>> {
+    /// The empty buffer, to be read into: say afterwards how much of it by [`filled`](Self::filled). Must be empty,
+    /// which the core sees to: it eats partial messages.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
         debug_assert!(self.is_empty(), "leftovers are looked at before more is read");
         let was_full = self.end == self.buffer.len();
         if was_full && self.buffer.len() < LARGEST {
@@ -54,9 +45,11 @@ impl Staging {
         }
         self.start = 0;
         self.end = 0;
-        transport.poll_read(cx, &mut self.buffer).map_ok(|count| {
-            self.end = count;
-            count
-        })
+        &mut self.buffer
+    }
+
+    /// The first `count` bytes of the room were filled.
+    pub(crate) fn filled(&mut self, count: usize) {
+        self.end = count;
     }
 }

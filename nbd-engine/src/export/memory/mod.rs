@@ -8,14 +8,14 @@ mod tests;
 use core::fmt;
 use core::ops::{ControlFlow, Range};
 use core::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nbd_proto::wire::ErrorCode;
 
 use super::bounds::{inside, inside_for_writing};
 use super::{
     Allocation, Body, Caches, Export, ExportError, Extents, Flushes, Fua, Resizes, Result, Shared,
-    Trims, Writes, WritesZeroes, ZeroMode,
+    TakesPages, Trims, Writes, WritesZeroes, ZeroMode,
 };
 use pages::{PAGE, Pages, Source};
 
@@ -61,7 +61,7 @@ impl Memory {
 
     /// A read of this many bytes or more shares pages; a shorter one is copied, which is faster than to count sharers,
     /// and spares writers the copy of a page.
-    const SHARE_READS: usize = 64 << 10;
+    const SHARE_READS: usize = 4 << 10;
 
     /// Not even in a long read is less than this of a page shared.
     const SHARE_PART: usize = 4 << 10;
@@ -242,6 +242,25 @@ impl Writes for Memory {
     /// Native: no write is any more durable than another.
     fn fua(&self) -> Fua {
         Fua::Native
+    }
+
+    fn takes_pages(&self) -> Option<&dyn TakesPages> {
+        Some(self)
+    }
+}
+
+impl TakesPages for Memory {
+    fn page_size(&self) -> usize {
+        PAGE
+    }
+
+    fn write_page(&self, page: Arc<[u8]>, offset: u64) -> Result<Option<Arc<[u8]>>> {
+        inside_for_writing(offset, page.len() as u64, self.size())?;
+        if page.len() != PAGE || !offset.is_multiple_of(Self::PAGE_SIZE) {
+            self.write(&page, offset, false)?;
+            return Ok(Some(page));
+        }
+        self.pages.exchange(offset / Self::PAGE_SIZE, page)
     }
 }
 

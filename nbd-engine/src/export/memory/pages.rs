@@ -186,6 +186,18 @@ impl Pages {
         }
     }
 
+    /// Puts a whole page in place and gives back the one that was there. Fails when that takes a page more than the
+    /// limit allows.
+    pub(super) fn exchange(&self, page: u64, bytes: Page) -> Result<Option<Page>> {
+        let mut map = self.shard(page / REGION).write();
+        if let Some(current) = present(&mut map, page) {
+            return Ok(Some(core::mem::replace(current, bytes)));
+        }
+        self.reserve()?;
+        map.entry(page / REGION).or_default().0[slot(page)] = Some(bytes);
+        Ok(None)
+    }
+
     /// Room for one page more.
     fn reserve(&self) -> Result<()> {
         let add = |bytes: u64| bytes.checked_add(PAGE_BYTES).filter(|&sum| sum <= self.limit);

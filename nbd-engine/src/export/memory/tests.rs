@@ -261,7 +261,8 @@ fn large_reads_share_pages_and_small_ones_do_not() {
     disk.write(&vec![5; 3 * PAGE], 0, false).unwrap();
     let shared = |piece: &Piece| matches!(piece, Piece::Shared(_));
     assert!(body(&disk, 0, 2 * PAGE).pieces().iter().all(shared));
-    assert!(!body(&disk, 0, PAGE - 1).pieces().iter().any(shared));
+    assert!(body(&disk, 0, 4096).pieces().iter().all(shared));
+    assert!(!body(&disk, 0, 4095).pieces().iter().any(shared));
     // All but the little that is in the first page.
     let pieces = body(&disk, P - 100, PAGE + 100);
     assert!(matches!(pieces.pieces(), [Piece::Buffer(100), Piece::Shared(_)]));
@@ -402,4 +403,28 @@ fn it_says_what_it_can_do() {
     assert_eq!(disk.fua(), Fua::Native);
     disk.flush().unwrap();
     disk.cache(0, 1).unwrap();
+}
+
+#[test]
+fn a_page_that_is_handed_over_takes_the_place_of_the_one_before() {
+    let disk = disk(4 * P);
+    let page = |byte| -> Arc<[u8]> { core::iter::repeat_n(byte, PAGE).collect() };
+    assert!(disk.write_page(page(1), P).unwrap().is_none(), "there was none before");
+    assert_eq!(disk.allocated_bytes(), P);
+    let before = disk.write_page(page(2), P).unwrap().unwrap();
+    assert!(before.iter().all(|byte| *byte == 1));
+    assert_eq!(disk.allocated_bytes(), P);
+    let mut read = vec![0; PAGE + 2];
+    disk.read(&mut read, P - 1).unwrap();
+    assert_eq!((read[0], read[1], read[PAGE], read[PAGE + 1]), (0, 2, 2, 0));
+}
+
+#[test]
+fn pages_handed_over_count_against_the_limit_and_stay_inside_the_disk() {
+    let disk = Memory::new(4 * P).unwrap().with_allocation_limit(P);
+    let page = || -> Arc<[u8]> { core::iter::repeat_n(1, PAGE).collect() };
+    disk.write_page(page(), 0).unwrap();
+    assert_eq!(disk.write_page(page(), P).unwrap_err().code(), ErrorCode::ENOSPC);
+    disk.write_page(page(), 0).unwrap();
+    assert_eq!(disk.write_page(page(), 4 * P).unwrap_err().code(), ErrorCode::ENOSPC);
 }

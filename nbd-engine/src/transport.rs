@@ -1,0 +1,81 @@
+//! What the engine asks of a byte stream.
+
+use std::io::{self, IoSliceMut};
+
+use futures_io::{AsyncRead, AsyncWrite};
+
+/// A byte stream to a peer.
+///
+/// Any stream will do; sockets do better with [`try_read`](Self::try_read), and with `poll_read_vectored` and
+/// `poll_write_vectored` that really are vectored.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Reads what is there at this moment, without a promise to wake anybody later. The engine asks a few times before
+    /// it goes to sleep, since the next request of a busy client is often there before a sleeper could be woken.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when nothing is there, which is all that the default says.
+    fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let _ = buffer;
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
+/// A stream without anything special to it.
+#[derive(Debug)]
+pub struct Plain<T>(pub T);
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for Plain<T> {}
+
+mod forward {
+    //! [`Plain`] is what it holds.
+
+    use core::pin::Pin;
+    use core::task::{Context, Poll};
+    use std::io::IoSlice;
+
+    use super::{AsyncRead, AsyncWrite, IoSliceMut, Plain, io};
+
+    impl<T: AsyncRead + Unpin> AsyncRead for Plain<T> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buffer: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_read(cx, buffer)
+        }
+
+        fn poll_read_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buffers: &mut [IoSliceMut<'_>],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_read_vectored(cx, buffers)
+        }
+    }
+
+    impl<T: AsyncWrite + Unpin> AsyncWrite for Plain<T> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, bytes)
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write_vectored(cx, slices)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_close(cx)
+        }
+    }
+}
