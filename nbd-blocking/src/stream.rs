@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
-use nbd_engine::Transport;
 use nbd_engine::server::{Accepted, Listen};
+use nbd_engine::{Transport, net};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
@@ -31,13 +31,13 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn tcp(stream: TcpStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        // Replies leave at once: the specification asks for it (B-CONV-05).
-        stream.set_nodelay(true)?;
+        net::tune_tcp(&stream)?;
         Ok(Self::new(stream.into()))
     }
 
     pub(crate) fn unix(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
+        net::tune_unix(&stream);
         Ok(Self::new(stream.into()))
     }
 

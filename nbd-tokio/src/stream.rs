@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use nbd_engine::Transport;
 use nbd_engine::server::{Accepted, Listen};
+use nbd_engine::{Transport, net};
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -149,8 +149,7 @@ impl Listen for Tcp {
 
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, address) = self.0.accept().await?;
-        // Replies leave at once: the specification asks for it (B-CONV-05).
-        stream.set_nodelay(true)?;
+        net::tune_tcp(&stream)?;
         Ok(Accepted { transport: Socket(stream), peer: address.to_string() })
     }
 }
@@ -162,6 +161,7 @@ impl Listen for Unix {
 
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, _) = self.0.accept().await?;
+        net::tune_unix(&stream);
         Ok(Accepted { transport: Socket(stream), peer: "unix socket".into() })
     }
 }
