@@ -17,7 +17,6 @@ impl Coverage {
     }
 
     /// The number of separate ranges, which is what the set's memory grows with.
-    #[cfg(test)]
     pub(crate) fn fragments(&self) -> usize {
         self.ranges.len()
     }
@@ -74,7 +73,12 @@ impl Coverage {
         Ok(())
     }
 
-    /// Whether exactly `start..end` is covered.
+    /// Whether nothing is covered.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// Whether exactly `start..end` is covered, which is not empty.
     pub(crate) fn is_exactly(&self, start: u64, end: u64) -> bool {
         matches!(self.ranges.as_slice(), [only] if *only == (start, end))
     }

@@ -1,6 +1,7 @@
 //! What can go wrong, by who is to blame.
 
-use crate::wire::{CommandType, DecodeError, OptionCode};
+use crate::InvalidBlockSize;
+use crate::wire::{CommandType, DecodeError, OptionCode, OptionReplyType, ReplyType};
 
 /// Why a connection cannot go on. Sticky: once returned, it is returned by every later call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,6 +16,9 @@ pub enum Error {
     /// The peer asked for more than [`Limits`](crate::Limits) allow.
     #[error("the peer exceeded a limit: {0}")]
     LimitExceeded(#[from] LimitExceeded),
+    /// The server does not want this client, or can't do what the client insists on.
+    #[error("no session with this server: {0}")]
+    Refused(#[from] Refusal),
     /// The stream ended in the middle of something.
     #[error("the peer closed the connection in the middle of {0}")]
     UnexpectedEnd(&'static str),
@@ -33,9 +37,101 @@ pub enum PeerMisbehaved {
     /// `NBD_OPT_EXPORT_NAME` once extended headers were agreed (S-OPT-EH-06).
     #[error("NBD_OPT_EXPORT_NAME was used after extended headers were agreed")]
     ExportNameAfterExtendedHeaders,
-    /// Bytes that came after STARTTLS and before the TLS handshake: somebody injects plain text (S-TLS-09).
+    /// Bytes that came after STARTTLS (or its acknowledgement) and before the TLS handshake: somebody injects plain
+    /// text (S-TLS-09, C-TLS-27).
     #[error("plain text followed STARTTLS")]
     PlaintextAfterStartTls,
+    /// A reply to another option than the one that was sent (C-OPT-16).
+    #[error("{found} was answered instead of {sent}")]
+    WrongOption {
+        /// The option that was sent.
+        sent: OptionCode,
+        /// The option that the reply names.
+        found: OptionCode,
+    },
+    /// A reply that this option does not have.
+    #[error("{code} was answered by {reply}")]
+    UnexpectedOptionReply {
+        /// Which option.
+        code: OptionCode,
+        /// The reply's type.
+        reply: OptionReplyType,
+    },
+    /// `NBD_OPT_INFO` or `NBD_OPT_GO` was acknowledged without `NBD_INFO_EXPORT` (C-OPT-GO-23).
+    #[error("{0} was acknowledged without a size")]
+    NoExportInfo(OptionCode),
+    /// Size constraints that can't be obeyed (C-OPT-GO-25).
+    #[error("size constraints that make no sense: {0}")]
+    BadBlockSize(InvalidBlockSize),
+    /// Two selected metadata contexts with the same number (S-OPT-SM-04).
+    #[error("two metadata contexts have the number {0}")]
+    DuplicateContext(u32),
+    /// A reply to a request that is not in flight (C-REP-STRUCT-07).
+    #[error("a reply has the cookie {0:#x}, which no request in flight has")]
+    UnknownCookie(u64),
+    /// A simple reply where only a structured one is allowed (C-REP-STRUCT-08).
+    #[error("{0} was answered by a simple reply")]
+    SimpleReply(CommandType),
+    /// A chunk that this command does not have, or an unknown one (C-REP-STRUCT-01).
+    #[error("{command} was answered by {reply}")]
+    UnexpectedReply {
+        /// Which command.
+        command: CommandType,
+        /// The chunk's type.
+        reply: ReplyType,
+    },
+    /// An extended reply whose offset is not the request's (C-EH-17).
+    #[error("a reply has the offset {found}, its request {sent}")]
+    WrongReplyOffset {
+        /// The request's offset.
+        sent: u64,
+        /// The reply's offset.
+        found: u64,
+    },
+    /// `NBD_REPLY_TYPE_NONE` that is not the last chunk (section "Structured reply types").
+    #[error("NBD_REPLY_TYPE_NONE without NBD_REPLY_FLAG_DONE")]
+    NotFinal,
+    /// Data or a hole outside of what was read (C-REP-STRUCT-05).
+    #[error("content at {0} lies outside of the request")]
+    ContentOutOfRange(u64),
+    /// Data or a hole over earlier content or an earlier error (C-REP-STRUCT-05).
+    #[error("content at {0} overlaps an earlier chunk")]
+    ContentOverlaps(u64),
+    /// A second content chunk though `NBD_CMD_FLAG_DF` was set.
+    #[error("an unfragmented read was answered in fragments")]
+    Fragmented,
+    /// An error chunk that points outside of the request.
+    #[error("an error at {0} lies outside of the request")]
+    ErrorOutOfRange(u64),
+    /// Extents of a metadata context that was not asked about, or a second time (C-CMD-BS-14).
+    #[error("unexpected extents of the metadata context {0}")]
+    UnexpectedContext(u32),
+    /// More than one extent, or one that is too long, though `NBD_CMD_FLAG_REQ_ONE` was set (C-CMD-BS-14).
+    #[error("one extent was asked for, more was told")]
+    MoreThanOneExtent,
+}
+
+/// Why there is no session with a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// An option without which there is no session failed.
+    #[error("{code} was answered by {reply}")]
+    Option {
+        /// Which option.
+        code: OptionCode,
+        /// How it failed.
+        reply: OptionReplyType,
+    },
+    /// The server hung up on `NBD_OPT_EXPORT_NAME`, which is how it refuses an export (S-OPT-EN-02).
+    #[error("the server hung up when the export was named")]
+    ExportName,
+    /// TLS is required, and the server speaks a handshake that has none (C-TLS-20).
+    #[error("TLS is required, and the server cannot do TLS")]
+    NoTls,
+    /// The server speaks the oldstyle handshake, and the client was told not to (C-HS-20).
+    #[error("the server speaks the oldstyle handshake")]
+    Oldstyle,
 }
 
 /// Bounds that a peer can exceed beyond what could be refused politely.
@@ -58,6 +154,36 @@ pub enum LimitExceeded {
     Payload {
         /// Which command.
         command: CommandType,
+        /// The announced length in bytes.
+        length: u64,
+    },
+    /// An option reply announced more data than any that is defined (C-OPT-17).
+    #[error("a reply to {code} announced {length} bytes of data")]
+    OptionReply {
+        /// Which option.
+        code: OptionCode,
+        /// The announced length in bytes.
+        length: u32,
+    },
+    /// More replies to one option than any honest server sends.
+    #[error("more than {limit} replies to {code}")]
+    OptionReplies {
+        /// Which option.
+        code: OptionCode,
+        /// How many are allowed.
+        limit: u32,
+    },
+    /// More metadata contexts were selected than were asked for, and than the limits allow.
+    #[error("more than {0} metadata contexts")]
+    Contexts(u32),
+    /// A reply in more pieces than the limits allow.
+    #[error("a reply in more than {0} pieces")]
+    Fragments(u32),
+    /// A reply chunk announced more payload than its type can need (C-SZ-19).
+    #[error("{reply} announced {length} bytes of payload")]
+    Chunk {
+        /// The chunk's type.
+        reply: ReplyType,
         /// The announced length in bytes.
         length: u64,
     },

@@ -117,6 +117,7 @@ pub enum InvalidBlockSize {
 pub struct ContextInfo {
     name: String,
     wide: bool,
+    query: Option<String>,
 }
 
 impl ContextInfo {
@@ -135,13 +136,13 @@ impl ContextInfo {
             && !leaf.is_empty()
             && !leaf.contains('\0')
             && name.len() <= MAX_STRING;
-        valid.then_some(Self { name, wide: false })
+        valid.then_some(Self { name, wide: false, query: None })
     }
 
     /// `base:allocation`.
     #[must_use]
     pub fn base_allocation() -> Self {
-        Self { name: Self::BASE_ALLOCATION.into(), wide: false }
+        Self { name: Self::BASE_ALLOCATION.into(), wide: false, query: None }
     }
 
     /// The same context with a status of 64 bits: it can only be selected with extended headers (S-OPT-EH-09).
@@ -151,10 +152,24 @@ impl ContextInfo {
         self
     }
 
+    /// The same context as an answer to `query`, which need not be its name: for a context that is made for what a
+    /// client [asks](crate::server::Connection::queries).
+    #[must_use]
+    pub fn answering(mut self, query: impl Into<String>) -> Self {
+        self.query = Some(query.into());
+        self
+    }
+
     /// Namespace, colon, leaf.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The query that it answers beside those that name it.
+    #[must_use]
+    pub fn query(&self) -> Option<&str> {
+        self.query.as_deref()
     }
 
     /// Whether the status has 64 bits.

@@ -19,6 +19,18 @@ impl RequestId {
     pub const fn index(self) -> usize {
         self.index as usize
     }
+
+    /// The cookie that a client gives a request: no two requests in flight share one (C-REQ-18).
+    pub(crate) fn cookie(self) -> u64 {
+        (u64::from(self.generation) << 32) | u64::from(self.index)
+    }
+
+    /// The request that a cookie stands for, if any does: to be looked up in the table.
+    pub(crate) fn from_cookie(cookie: u64) -> Option<Self> {
+        let generation = u32::try_from(cookie >> 32).ok()?;
+        let index = u32::try_from(cookie & u64::from(u32::MAX)).ok()?;
+        Some(Self { index, generation })
+    }
 }
 
 /// A slab of `T`, whose places keep their `T` (and its allocations) between uses.
@@ -91,6 +103,25 @@ impl<T: Default> InFlight<T> {
             self.free.push(id.index);
         }
     }
+
+    /// The values in use.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().filter(|slot| slot.used).map(|slot| &slot.value)
+    }
+
+    /// Takes the table apart from its end: each call gives one more value that is in use. Places are not reused after
+    /// that.
+    pub(crate) fn pop(&mut self) -> Option<(RequestId, T)> {
+        self.limit = 0;
+        loop {
+            let Slot { generation, used, value } = self.slots.pop()?;
+            if used {
+                self.used = self.used.saturating_sub(1);
+                let index = u32::try_from(self.slots.len()).ok()?;
+                return Some((RequestId { index, generation }, value));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -109,5 +140,30 @@ mod tests {
         assert!(table.get(first).is_none());
         assert!(table.get_mut(second).is_some());
         assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn a_cookie_names_its_request_and_no_other() {
+        let mut table = InFlight::<u8>::new(2);
+        let (first, _) = table.take().unwrap();
+        let (second, _) = table.take().unwrap();
+        assert_ne!(first.cookie(), second.cookie());
+        assert_eq!(RequestId::from_cookie(second.cookie()), Some(second));
+        table.release(second);
+        let (third, _) = table.take().unwrap();
+        assert_ne!(third.cookie(), second.cookie());
+        assert!(table.get(RequestId::from_cookie(second.cookie()).unwrap()).is_none());
+    }
+
+    #[test]
+    fn taking_the_table_apart_gives_each_value_in_use_once() {
+        let mut table = InFlight::<u8>::new(3);
+        let ids: Vec<_> = (0..3).map(|_| table.take().unwrap().0).collect();
+        table.release(ids[1]);
+        assert_eq!(table.iter().count(), 2);
+        assert_eq!(table.pop().unwrap().0, ids[2]);
+        assert_eq!(table.pop().unwrap().0, ids[0]);
+        assert!(table.pop().is_none() && table.take().is_none());
+        assert_eq!(table.len(), 0);
     }
 }

@@ -23,7 +23,8 @@
 //! 5. When neither reading nor writing gets on, wait for the socket (or for whatever works on the requests).
 //! 6. Stop when [`is_finished`](server::Connection::is_finished), or on an error.
 //!
-//! Here is all of it, serving a small disk in memory to one client over any blocking stream:
+//! A [`client::Connection`] is driven in the same way; [its module](client) has the client's loop. Here is all of the
+//! server's, serving a small disk in memory to one client over any blocking stream:
 //!
 //! ```
 //! use nbd_proto::server::{Config, Connection, Event, Incoming, LookupRefusal};
@@ -105,7 +106,7 @@
 //!                             _ => {} // A write: its payload comes first.
 //!                         }
 //!                     }
-//!                     None if start == end => {
+//!                     None if start == end && connection.segments().next().is_none() => {
 //!                         // 5. Nothing to write and nothing left to look at: wait for the client.
 //!                         start = 0;
 //!                         end = stream.read(&mut staging)?;
@@ -167,9 +168,9 @@
 //!
 //! # Where to look
 //!
-//! [`server`] holds the server's machine, [`wire`] the codec that it is made of, [`Limits`] every bound on what a
-//! peer can make it hold. Terms are those of the NBD specification: export, option, request, command, cookie, chunk,
-//! extent, metadata context.
+//! [`server`] holds the server's machine and [`client`] the client's, [`wire`] the codec that both are made of,
+//! [`Limits`] every bound on what a peer can make them hold, [`Uri`] the way to an export. Terms are those of the NBD
+//! specification: export, option, request, command, cookie, chunk, extent, metadata context.
 #![no_std]
 #![cfg_attr(
     test,
@@ -188,6 +189,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod client;
 mod command;
 mod coverage;
 mod error;
@@ -197,11 +199,13 @@ mod limits;
 mod outbound;
 mod scratch;
 pub mod server;
+mod uri;
 pub mod wire;
 
 pub use command::Command;
-pub use error::{Error, LimitExceeded, Misuse, PeerMisbehaved};
+pub use error::{Error, LimitExceeded, Misuse, PeerMisbehaved, Refusal};
 pub use export::{BlockSize, ContextInfo, ExportInfo, Extent, InvalidBlockSize};
 pub use in_flight::RequestId;
 pub use limits::Limits;
 pub use outbound::{Segment, Segments};
+pub use uri::{Address, TlsParameters, TlsType, Uri, UriError};

@@ -11,18 +11,30 @@
 ///   + max_in_flight * contexts * max_extents * 16        block status replies, contexts <= max_contexts
 /// ```
 ///
-/// and the embedder holds, in request and reply data, at most `max(max_in_flight_bytes, one payload)`.
+/// and the embedder holds, in request and reply data, at most `max(max_in_flight_bytes, one payload)`. For a client
+/// connection's own memory it is about
+///
+/// ```text
+/// max_option_reply + max_contexts * 4096                 replies and selection while haggling
+///   + max_in_flight * (256 + 32 + 3 * 4096)              slots, request headers, error texts
+///   + max_in_flight * max_fragments * (16 + 8)           read replies in pieces
+///   + max_in_flight * max_contexts * 4                   block status requests
+///   + 8192 + 8192                                        an error chunk, a batch of extents
+/// ```
+///
+/// and the data that it reads and writes lies in buffers that its embedder sized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Requests that are received and whose reply is not yet wholly transmitted. The core stops reading at this
-    /// number. Default 128: twice what the keenest common client (nbdcopy, 64) keeps in flight.
+    /// Requests in flight. A server counts those that are received and whose reply is not yet wholly transmitted, and
+    /// stops reading at this number; a client those that are submitted and not completed, and refuses more. Default
+    /// 128: twice what the keenest common client (nbdcopy, 64) keeps in flight.
     pub max_in_flight: u32,
-    /// Bytes of data (read or written) that the requests in flight may need. The core stops reading at this number; a
-    /// single request may exceed it when it is alone. Default 64 MiB: two of the largest payloads.
+    /// Bytes of data (read or written) that the requests in flight may need. A server stops reading at this number; a
+    /// single request may exceed it when it is alone. Clients don't use it. Default 64 MiB: two of the largest payloads.
     pub max_in_flight_bytes: u64,
-    /// The longest payload of a read or write, in bytes; lowers what exports advertise. Default 32 MiB, which the
-    /// specification asks servers to support (S-SZ-06).
+    /// The longest payload of a read or write, in bytes; lowers what exports advertise, on a server to its clients, on
+    /// a client to its embedder. Default 32 MiB, which the specification asks servers to support (S-SZ-06).
     pub max_payload: u32,
     /// The longest option data that is looked at, in bytes. Default 64 KiB: a name of 4096 bytes and a thousand
     /// metadata queries of ordinary length. Longer data of a known option is skipped and answered `TOO_BIG`.
@@ -32,10 +44,23 @@ pub struct Limits {
     /// Options on one connection; more is a hard disconnect (section "Termination of the session during option
     /// haggling", denial of service). Default 4096: a client may ask about each of many exports.
     pub max_options: u32,
-    /// Metadata contexts selected at once; more is answered `TOO_BIG`. Default 16.
+    /// Metadata contexts selected at once; a server answers `TOO_BIG` to more, a client that asked for fewer
+    /// disconnects. Default 16.
     pub max_contexts: u32,
     /// Extents in one block status chunk; the client asks again for the rest. Default 4096, at most 2^20 (S-CMD-BS-07).
     pub max_extents: u32,
+    /// The longest data of one option reply that a client takes, in bytes; more is a hard disconnect (C-OPT-17).
+    /// Default 64 KiB: the longest that are defined, an export's name and description, have 8196.
+    pub max_option_reply: u32,
+    /// Replies to one option that a client takes; more is a hard disconnect. Default 16384, so that those who collect
+    /// a list of exports hold 128 MiB at worst.
+    pub max_option_replies: u32,
+    /// Separate runs of bytes that a client keeps account of in one read's reply, and error chunks in one reply; more is
+    /// a hard disconnect. Default 4096. Servers that answer in order need one.
+    pub max_fragments: u32,
+    /// Extents in one block status chunk that a client takes; more is a hard disconnect. They are handed on in batches,
+    /// so that memory does not depend on it. Default 2^20, which servers should not exceed (S-CMD-BS-07).
+    pub max_reply_extents: u32,
 }
 
 impl Limits {
@@ -49,6 +74,10 @@ impl Limits {
         max_options: 4096,
         max_contexts: 16,
         max_extents: 4096,
+        max_option_reply: 64 << 10,
+        max_option_replies: 16 << 10,
+        max_fragments: 4096,
+        max_reply_extents: 1 << 20,
     };
 
     /// The longest payload of a refused request that is read and dropped to keep the stream in sync; more is a hard

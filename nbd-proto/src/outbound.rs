@@ -92,6 +92,8 @@ pub(crate) struct Outbound {
     entries: VecDeque<Entry>,
     /// Bytes of `control` that no entry accounts for yet.
     open: usize,
+    /// Bytes of all entries.
+    queued: usize,
 }
 
 /// Sent control bytes are cut off the front once they are this many and more than what is left.
@@ -139,6 +141,7 @@ impl Outbound {
     /// Makes an entry of the control bytes put since the last one, and a tail.
     pub(crate) fn seal(&mut self, tail: Tail, finishes: Option<RequestId>) {
         let control = core::mem::take(&mut self.open);
+        self.queued = self.queued.saturating_add(control).saturating_add(tail.len());
         if let Some(last) = self.entries.back_mut()
             && last.finishes.is_none()
             && last.tail == Tail::None
@@ -170,6 +173,7 @@ impl Outbound {
         mut count: usize,
         finished: &mut VecDeque<RequestId>,
     ) -> Result<(), Misuse> {
+        self.queued = self.queued.checked_sub(count).ok_or(Misuse::TooManyBytes)?;
         while let Some(front) = self.entries.front_mut() {
             let control = front.control.min(count);
             front.control = front.control.saturating_sub(control);
@@ -191,7 +195,7 @@ impl Outbound {
             self.control.drain(..self.sent.min(self.control.len()));
             self.sent = 0;
         }
-        if count == 0 { Ok(()) } else { Err(Misuse::TooManyBytes) }
+        Ok(())
     }
 }
 
@@ -277,6 +281,23 @@ mod tests {
         assert_eq!(finished, [a, b]);
         assert!(queue.is_empty());
         assert_eq!(queue.transmitted(1, &mut finished), Err(Misuse::TooManyBytes));
+    }
+
+    #[test]
+    fn more_bytes_than_there_are_change_nothing() {
+        let (a, b) = ids();
+        let mut queue = Outbound::default();
+        let mut finished = VecDeque::new();
+        queue.put(b"head");
+        queue.seal(Tail::Body { request: a, offset: 0, length: 6 }, Some(a));
+        queue.put(b"tail");
+        queue.seal(Tail::None, Some(b));
+        queue.transmitted(5, &mut finished).unwrap();
+        assert_eq!(queue.transmitted(10, &mut finished), Err(Misuse::TooManyBytes));
+        assert_eq!(queue.segments().map(|segment| segment.len()).sum::<usize>(), 9);
+        assert!(finished.is_empty());
+        queue.transmitted(9, &mut finished).unwrap();
+        assert_eq!(finished, [a, b]);
     }
 
     #[test]

@@ -118,14 +118,18 @@ pub struct ExportView<'a> {
 }
 
 impl Connection {
-    /// A connection that was just accepted. The greeting is queued.
+    /// A connection that was just accepted. The greeting is queued: newstyle, and see [`oldstyle`](Self::oldstyle).
     #[must_use]
     pub fn new(config: Config) -> Self {
         let mut flags = HandshakeFlags::FIXED_NEWSTYLE;
         flags.set(HandshakeFlags::NO_ZEROES, config.no_zeroes);
-        let mut out = Outbound::default();
-        out.put(&NewstyleGreeting { flags }.encode());
-        out.seal(crate::outbound::Tail::None, None);
+        let mut connection = Self::silent(config);
+        connection.greet(&NewstyleGreeting { flags }.encode());
+        connection
+    }
+
+    /// A connection with nothing queued.
+    pub(super) fn silent(config: Config) -> Self {
         Self {
             in_flight: InFlight::new(config.limits.max_in_flight.max(1)),
             config,
@@ -135,12 +139,17 @@ impl Connection {
             options: 0,
             negotiation: Negotiation::default(),
             export: None,
-            out,
+            out: Outbound::default(),
             in_flight_bytes: 0,
             finished: VecDeque::new(),
             shutting_down: false,
             error: None,
         }
+    }
+
+    pub(super) fn greet(&mut self, greeting: &[u8]) {
+        self.out.put(greeting);
+        self.out.seal(crate::outbound::Tail::None, None);
     }
 
     // What happened.

@@ -3,13 +3,12 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::connection::{Entered, SelectedContext, State};
+use super::connection::{Entered, State};
 use super::validate::Rules;
 use super::{Connection, Event, Lookup, Purpose, TlsMode};
 use crate::wire::{
     BlockSizeInfo, ClientFlags, EXPORT_NAME_PADDING, ExportInfoReply, InfoRequest, InfoType,
-    MAX_STRING, MetaContextRequest, OptionCode, OptionHeader, OptionReplyType, TransmissionFlags,
-    is_valid_string,
+    MAX_STRING, OptionCode, OptionHeader, OptionReplyType, TransmissionFlags, is_valid_string,
 };
 use crate::{Error, ExportInfo, LimitExceeded, Misuse, PeerMisbehaved};
 
@@ -216,31 +215,8 @@ impl Connection {
         self.ask(header, name, purpose)
     }
 
-    fn meta_context(&mut self, header: &OptionHeader) -> Option<Event> {
-        if header.code == OptionCode::SET_META_CONTEXT {
-            self.forget_contexts();
-        }
-        if !self.config.structured_replies {
-            self.option_error(header.code, Rep::ERR_UNSUP, "the option is not supported");
-            return None;
-        }
-        if !self.negotiation.structured && !self.negotiation.extended {
-            let text = "structured replies must be negotiated first";
-            self.option_error(header.code, Rep::ERR_INVALID, text);
-            return None;
-        }
-        let name = match MetaContextRequest::decode(&self.collected) {
-            Ok(request) => valid_name(request.name),
-            Err(error) => {
-                self.option_malformed(header.code, &error);
-                return None;
-            }
-        };
-        self.ask(header, name, Purpose::MetaContext)
-    }
-
     /// Asks the embedder about the export of that name. A name that is no valid string is that of none (S-CONV-07).
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         header: &OptionHeader,
         name: Option<String>,
@@ -252,11 +228,6 @@ impl Connection {
         };
         self.state = State::Awaiting(*header);
         Some(Event::Lookup(Lookup { name, purpose }))
-    }
-
-    fn forget_contexts(&mut self) {
-        self.negotiation.selection.clear();
-        self.negotiation.selection_for.clear();
     }
 
     /// Answers [`Event::List`]. Names and descriptions that are no valid strings are left out.
@@ -390,54 +361,13 @@ impl Connection {
         LookupOutcome::Haggling
     }
 
-    /// Answers LIST_META_CONTEXT and SET_META_CONTEXT.
-    fn contexts(&mut self, code: OptionCode, info: &ExportInfo) {
-        let set = code == OptionCode::SET_META_CONTEXT;
-        let Ok(request) = MetaContextRequest::decode(&self.collected) else { return };
-        let name = valid_name(request.name).unwrap_or_default();
-        let mut selected: Vec<SelectedContext> = Vec::new();
-        for (index, context) in info.contexts.iter().enumerate() {
-            let matches = |query: &[u8]| {
-                // An empty leaf, at any depth of the name, is a wildcard in LIST and nothing in SET (S-OPT-LM-07).
-                let wildcard = !set && query.ends_with(b":");
-                query == context.name().as_bytes()
-                    || (wildcard && context.name().as_bytes().starts_with(query))
-            };
-            let all = !set && request.count == 0;
-            let allowed = !context.is_wide() || self.negotiation.extended;
-            let duplicate = selected.iter().any(|earlier| earlier.name == context.name());
-            if allowed && !duplicate && (all || request.queries().any(matches)) {
-                let id = u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1);
-                let (name, wide) = (context.name().into(), context.is_wide());
-                selected.push(SelectedContext { id, index, name, wide });
-            }
-        }
-        if set && selected.len() > self.config.limits.max_contexts as usize {
-            self.option_error(code, Rep::ERR_TOO_BIG, "too many metadata contexts at once");
-            return;
-        }
-        for context in &selected {
-            self.option_context(code, if set { context.id } else { 0 }, &context.name);
-        }
-        self.option_ack(code);
-        if set {
-            self.negotiation.selection_for = name;
-            self.negotiation.selection = selected;
-        }
-    }
-
     fn block_size(&self, info: &ExportInfo) -> crate::BlockSize {
         info.block_size.with_payload_at_most(self.config.limits.max_payload)
     }
 
-    /// Whether metadata contexts were selected for this very name (S-OPT-SM-08).
-    fn has_selection(&self, name: &str) -> bool {
-        !self.negotiation.selection.is_empty() && self.negotiation.selection_for == name
-    }
-
     /// What is advertised: what the export says, less what contradicts, plus what was negotiated (section
     /// "Transmission flags").
-    fn transmission_flags(&self, info: &ExportInfo, name: &str) -> TransmissionFlags {
+    pub(super) fn transmission_flags(&self, info: &ExportInfo, name: &str) -> TransmissionFlags {
         use TransmissionFlags as Flags;
         let own = Flags::READ_ONLY
             | Flags::SEND_FLUSH
@@ -462,7 +392,7 @@ impl Connection {
         flags
     }
 
-    fn enter(&mut self, info: &ExportInfo, name: &str) {
+    pub(super) fn enter(&mut self, info: &ExportInfo, name: &str) {
         let flags = self.transmission_flags(info, name);
         let contexts = if self.has_selection(name) {
             core::mem::take(&mut self.negotiation.selection)
@@ -484,7 +414,7 @@ impl Connection {
 }
 
 /// The name as a string, unless it breaks the rules for strings.
-fn valid_name(bytes: &[u8]) -> Option<String> {
+pub(super) fn valid_name(bytes: &[u8]) -> Option<String> {
     if bytes.len() > MAX_STRING || bytes.contains(&0) {
         return None;
     }

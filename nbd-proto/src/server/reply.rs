@@ -175,10 +175,14 @@ impl Reply<'_> {
     /// The request was carried out. For commands without content: everything but read and block status.
     ///
     /// # Errors
-    /// [`Misuse::WrongAnswer`] for a read or block status.
+    /// [`Misuse::WrongAnswer`] for a read or block status, or when a part of the request was reported as failed, after
+    /// which there is only [`finish`](Self::finish).
     #[inline]
     pub fn done(self) -> Result<(), Misuse> {
-        if matches!(self.command, Command::Read { .. } | Command::BlockStatus { .. }) {
+        let pending = self.connection.in_flight.get(self.id).ok_or(Misuse::NoSuchRequest)?;
+        if matches!(self.command, Command::Read { .. } | Command::BlockStatus { .. })
+            || !pending.failures.is_empty()
+        {
             return Err(Misuse::WrongAnswer);
         }
         self.connection.succeed(self.id);
@@ -314,11 +318,12 @@ impl Reply<'_> {
         Ok(())
     }
 
-    /// All of a read's content, or all awaited extents, have been given.
+    /// All of a read's content, or all awaited extents, have been given; or all parts of the request that failed were
+    /// [reported](Self::error_at).
     ///
     /// # Errors
     /// [`Misuse::Incomplete`] when something is missing and no error was reported; [`Misuse::WrongAnswer`] for a
-    /// command without content. Nothing has changed then: get the builder again.
+    /// command without content of which no part failed. Nothing has changed then: get the builder again.
     #[inline]
     pub fn finish(mut self) -> Result<(), Misuse> {
         let pending = self.connection.in_flight.get(self.id).ok_or(Misuse::NoSuchRequest)?;
@@ -327,7 +332,8 @@ impl Reply<'_> {
                 pending.coverage.is_exactly(offset, offset.saturating_add(u64::from(length)))
             }
             Command::BlockStatus { .. } => pending.awaited.is_empty(),
-            _ => return Err(Misuse::WrongAnswer),
+            _ if pending.failures.is_empty() => return Err(Misuse::WrongAnswer),
+            _ => false,
         };
         let failure = pending.failures.first().copied();
         if failure.is_none() && !complete {

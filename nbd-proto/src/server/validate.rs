@@ -39,11 +39,12 @@ impl Rules {
             Command::Flush => {}
             // The new size is not a place in the export as it is.
             Command::Resize { size } => {
-                if !self.block_size.is_aligned(size, 0) || size > i64::MAX as u64 {
-                    return Err((
-                        EINVAL,
-                        "the new size is not a multiple of the minimum block size",
-                    ));
+                if size > i64::MAX as u64 {
+                    return Err((ErrorCode::ENOSPC, "no export is larger than 2^63 - 1 bytes"));
+                }
+                if !self.block_size.is_aligned(size, 0) {
+                    let text = "the new size is not a multiple of the minimum block size";
+                    return Err((EINVAL, text));
                 }
             }
             _ => self.check_range(&command)?,
@@ -285,6 +286,20 @@ mod tests {
         assert_eq!(code(&rules, &request(CommandType::WRITE, 0, 0, long)), ErrorCode::EINVAL);
         for command in [CommandType::TRIM, CommandType::WRITE_ZEROES, CommandType::CACHE] {
             assert_eq!(code(&rules, &request(command, 0, 0, 1 << 39)), ErrorCode::OK);
+        }
+    }
+
+    #[test]
+    fn a_new_size_is_aligned_and_no_more_than_any_disk_can_have() {
+        let mut rules = rules();
+        rules.block_size = BlockSize::new(512, 4096, 1 << 20).unwrap();
+        for (size, expected) in [
+            (0, ErrorCode::OK),
+            (1 << 62, ErrorCode::OK),
+            (513, ErrorCode::EINVAL),
+            (1 << 63, ErrorCode::ENOSPC),
+        ] {
+            assert_eq!(code(&rules, &request(CommandType::RESIZE, 0, size, 0)), expected, "{size}");
         }
     }
 

@@ -32,7 +32,7 @@ impl<'a> MetaContextRequest<'a> {
     }
 
     /// The queries, in the client's order.
-    pub fn queries(&self) -> impl Iterator<Item = &'a [u8]> {
+    pub fn queries(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let mut reader = Reader::new(self.queries);
         core::iter::from_fn(move || {
             let length = reader.u32("query length").ok()?;

@@ -1,9 +1,9 @@
 //! The wire codec: plain values, their bytes, and nothing else.
 //!
 //! A module per family of messages. Nothing here knows of a connection's state: the [`server`](crate::server) and
-//! client machines import the codec, never the other way round. Fixed-size messages convert from and to arrays,
-//! variable ones are decoded by a [`Reader`] that insists on the end of its input. All integers are big-endian
-//! (section "Conventions" of the specification). Numbers that the specification may extend (options, reply types,
+//! [`client`](crate::client) machines import the codec, never the other way round. Fixed-size messages convert from
+//! and to arrays, variable ones are decoded by a [`Reader`] that insists on the end of its input. All integers are
+//! big-endian (section "Conventions" of the specification). Numbers that the specification may extend (options, reply types,
 //! commands, errors) are open: an unknown value survives decoding, printing and encoding.
 
 mod bytes;

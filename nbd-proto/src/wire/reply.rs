@@ -192,9 +192,10 @@ pub struct ErrorChunk<'a> {
 }
 
 impl<'a> ErrorChunk<'a> {
-    /// Decodes the payload of an error chunk of type `reply`. What follows the message of an unknown type is ignored.
+    /// Decodes the payload of an error chunk of type `reply`. What follows the fields that are known is ignored: the
+    /// specification gives these chunks a least length only.
     ///
-    /// Fails when the message does not fit (C-REP-STRUCT-02), the error is zero, or a known type has the wrong length.
+    /// Fails when a field does not fit (C-REP-STRUCT-02), the message is too long, or the error is zero.
     pub fn decode(reply: ReplyType, payload: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(payload);
         let error = ErrorCode(reader.u32("error")?);
@@ -207,14 +208,9 @@ impl<'a> ErrorChunk<'a> {
             return Err(DecodeError::BadString("message"));
         }
         let offset = match reply {
-            ReplyType::ERROR => None,
             ReplyType::ERROR_OFFSET => Some(reader.u64("offset")?),
-            _ => {
-                reader.take_rest();
-                None
-            }
+            _ => None,
         };
-        reader.finish()?;
         Ok(Self { error, message, offset })
     }
 
@@ -314,8 +310,10 @@ mod tests {
             let mut payload = Vec::new();
             chunk.encode(&mut payload);
             assert_eq!(ErrorChunk::decode(reply, &payload), Ok(chunk));
+            let short = &payload[..payload.len() - 1];
+            assert!(matches!(ErrorChunk::decode(reply, short), Err(DecodeError::TooShort(_))));
             payload.push(0);
-            assert_eq!(ErrorChunk::decode(reply, &payload), Err(DecodeError::LeftOver(1)));
+            assert_eq!(ErrorChunk::decode(reply, &payload), Ok(chunk), "what follows is ignored");
         }
         let too_long = [0, 0, 0, 5, 0, 9, b'x'];
         assert!(ErrorChunk::decode(ReplyType::ERROR, &too_long).is_err());

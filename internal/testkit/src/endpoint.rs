@@ -1,0 +1,101 @@
+//! Where a server listens.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// The address of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl Endpoint {
+    /// Reads the URI of a listener: `nbd://127.0.0.1:10809/` or `nbd+unix:///?socket=PATH`.
+    ///
+    /// Only numeric addresses and the default export: it is for what a server says of itself.
+    pub fn parse(uri: &str) -> Option<Self> {
+        if let Some(query) = uri.strip_prefix("nbd+unix:///?socket=") {
+            return Some(Self::Unix(PathBuf::from(percent_decode(query)?)));
+        }
+        let address = uri.strip_prefix("nbd://")?;
+        address.strip_suffix('/').unwrap_or(address).parse().ok().map(Self::Tcp)
+    }
+
+    /// The URI of an export at this address. `export` may hold any character.
+    pub fn uri(&self, export: &str) -> String {
+        let export = percent_encode(export);
+        match self {
+            Self::Tcp(address) => format!("nbd://{address}/{export}"),
+            Self::Unix(path) => {
+                format!("nbd+unix:///{export}?socket={}", percent_encode(&path.to_string_lossy()))
+            }
+        }
+    }
+
+    /// The path of a Unix socket.
+    pub fn socket_path(&self) -> Option<&Path> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(path) => Some(path),
+        }
+    }
+}
+
+fn percent_encode(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        if first == b'%' {
+            let (digits, tail) = tail.split_at_checked(2)?;
+            bytes.push(u8::from_str_radix(core::str::from_utf8(digits).ok()?, 16).ok()?);
+            rest = tail;
+        } else {
+            bytes.push(first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uris_of_both_transports_are_read() {
+        assert_eq!(
+            Endpoint::parse("nbd://127.0.0.1:1234/"),
+            Some(Endpoint::Tcp(([127, 0, 0, 1], 1234).into()))
+        );
+        assert_eq!(
+            Endpoint::parse("nbd+unix:///?socket=/tmp/a%20b"),
+            Some(Endpoint::Unix("/tmp/a b".into()))
+        );
+        for bad in ["", "listening on port 3", "nbd://", "nbd+unix:///?socket=%4"] {
+            assert_eq!(Endpoint::parse(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn export_names_are_escaped() {
+        let unix = Endpoint::Unix("/tmp/s".into());
+        assert_eq!(unix.uri("a b?"), "nbd+unix:///a%20b%3F?socket=/tmp/s");
+        let tcp = Endpoint::Tcp(([127, 0, 0, 1], 5).into());
+        assert_eq!(tcp.uri(""), "nbd://127.0.0.1:5/");
+    }
+}

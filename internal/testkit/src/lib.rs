@@ -1,0 +1,19 @@
+//! Test support for the workspace: a scripted NBD client, a guard around the server under test, and the
+//! other implementations that it is tested against.
+//!
+//! Nothing here uses the project's own protocol code. The client in [`raw`] is a second, independent reading
+//! of the protocol text: a test made with the code that it tests would share its misreadings.
+//!
+//! Everything panics on failure, with a message that names the broken rule, and nothing waits without a
+//! bound: a silent peer fails a test within seconds instead of hanging it.
+
+pub mod peers;
+pub mod process;
+pub mod raw;
+pub mod server;
+
+mod endpoint;
+mod pattern;
+
+pub use endpoint::Endpoint;
+pub use pattern::{Pattern, assert_same_bytes, assert_zero};

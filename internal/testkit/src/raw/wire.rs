@@ -1,0 +1,264 @@
+//! A byte stream with a bound on every wait.
+
+use core::time::Duration;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use crate::Endpoint;
+
+/// How long a read or write may make no progress before the test fails.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a stream must stay quiet to count as silent.
+const SILENCE: Duration = Duration::from_millis(60);
+
+/// Pause between the bytes of a dribble, so that they do not all meet in the receiver's socket buffer.
+const DRIBBLE: Duration = Duration::from_micros(100);
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// One end of a connection: TCP or Unix.
+#[derive(Debug)]
+pub struct Wire(Stream);
+
+/// Why bytes did not come.
+#[derive(Debug)]
+enum Missing {
+    /// The stream ended (or was reset) after so many bytes.
+    End(usize),
+    /// Nothing came any more after so many bytes.
+    Timeout(usize),
+}
+
+impl Wire {
+    /// Connects; on TCP without Nagle's algorithm, so that what is sent apart travels apart.
+    #[track_caller]
+    pub fn connect(endpoint: &Endpoint) -> Self {
+        Self::try_connect(endpoint).unwrap_or_else(|error| panic!("connect {endpoint:?}: {error}"))
+    }
+
+    /// Connects, or says why not.
+    pub fn try_connect(endpoint: &Endpoint) -> io::Result<Self> {
+        match endpoint {
+            Endpoint::Tcp(address) => {
+                let stream = TcpStream::connect_timeout(address, TIMEOUT)?;
+                stream.set_nodelay(true)?;
+                Self::bounded(Stream::Tcp(stream))
+            }
+            Endpoint::Unix(path) => Self::bounded(Stream::Unix(UnixStream::connect(path)?)),
+        }
+    }
+
+    /// One end of a socket pair: a test of the kit itself plays the server on the other.
+    pub fn from_unix(stream: UnixStream) -> Self {
+        Self::bounded(Stream::Unix(stream)).expect("timeouts can be set")
+    }
+
+    fn bounded(stream: Stream) -> io::Result<Self> {
+        let wire = Self(stream);
+        wire.set_timeouts(TIMEOUT)?;
+        Ok(wire)
+    }
+
+    fn set_timeouts(&self, timeout: Duration) -> io::Result<()> {
+        match &self.0 {
+            Stream::Tcp(stream) => {
+                stream.set_read_timeout(Some(timeout))?;
+                stream.set_write_timeout(Some(timeout))
+            }
+            Stream::Unix(stream) => {
+                stream.set_read_timeout(Some(timeout))?;
+                stream.set_write_timeout(Some(timeout))
+            }
+        }
+    }
+
+    /// Changes the bound on every wait of this connection.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.set_timeouts(timeout).expect("timeouts can be set");
+    }
+
+    /// Sends everything.
+    #[track_caller]
+    pub fn send(&mut self, bytes: &[u8]) {
+        if let Err(error) = self.try_send(bytes) {
+            panic!("sending {} bytes: {error}", bytes.len());
+        }
+    }
+
+    /// Sends everything, or says why not: for peers that may close or stop reading.
+    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.0 {
+            Stream::Tcp(stream) => stream.write_all(bytes),
+            Stream::Unix(stream) => stream.write_all(bytes),
+        }
+    }
+
+    /// Sends as much as the socket takes within `timeout`; gives the number of bytes that went out.
+    pub fn send_until_stuck(&mut self, bytes: &[u8], timeout: Duration) -> usize {
+        self.set_timeout(timeout);
+        let mut sent = 0;
+        while sent < bytes.len() {
+            let written = match &mut self.0 {
+                Stream::Tcp(stream) => stream.write(&bytes[sent..]),
+                Stream::Unix(stream) => stream.write(&bytes[sent..]),
+            };
+            match written {
+                Ok(count) if count > 0 => sent += count,
+                _ => break,
+            }
+        }
+        self.set_timeout(TIMEOUT);
+        sent
+    }
+
+    /// Sends one byte at a time, each in a segment of its own (S-HS-12, S-REQ-15).
+    #[track_caller]
+    pub fn dribble(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.send(core::slice::from_ref(byte));
+            std::thread::sleep(DRIBBLE);
+        }
+    }
+
+    /// Tells the peer that nothing more will be sent, but goes on receiving.
+    #[track_caller]
+    pub fn shutdown_write(&self) {
+        match &self.0 {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+        }
+        .expect("the connection is open");
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Stream::Tcp(stream) => stream.read(buffer),
+            Stream::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    /// Fills the buffer. A reset counts as an end: it is how a hard close with unread input looks on TCP.
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Missing> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.read(&mut buffer[filled..]) {
+                Ok(0) => return Err(Missing::End(filled)),
+                Ok(count) => filled += count,
+                Err(error) => match error.kind() {
+                    ErrorKind::Interrupted => {}
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                        return Err(Missing::Timeout(filled));
+                    }
+                    ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                        return Err(Missing::End(filled));
+                    }
+                    _ => panic!("receiving: {error}"),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives exactly `buffer.len()` bytes of `what`.
+    #[track_caller]
+    pub fn recv_into(&mut self, buffer: &mut [u8], what: &str) {
+        let wanted = buffer.len();
+        match self.fill(buffer) {
+            Ok(()) => {}
+            Err(Missing::End(got)) => {
+                panic!("{what}: the peer closed after {got} of {wanted} bytes")
+            }
+            Err(Missing::Timeout(got)) => {
+                panic!("{what}: nothing more came after {got} of {wanted} bytes")
+            }
+        }
+    }
+
+    /// Receives exactly `len` bytes of `what`.
+    #[track_caller]
+    pub fn recv(&mut self, len: usize, what: &str) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.recv_into(&mut bytes, what);
+        bytes
+    }
+
+    /// Receives `len` bytes, or nothing if the peer closed cleanly between two messages.
+    #[track_caller]
+    pub fn recv_or_end(&mut self, len: usize, what: &str) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        match self.fill(&mut bytes) {
+            Ok(()) => Some(bytes),
+            Err(Missing::End(0)) => None,
+            Err(missing) => panic!("{what}: {missing:?} of {len} bytes"),
+        }
+    }
+
+    /// Receives `len` bytes, or nothing if the peer closed or the timeout has passed.
+    pub fn try_recv(&mut self, len: usize) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        self.fill(&mut bytes).is_ok().then_some(bytes)
+    }
+
+    /// Receives a number.
+    #[track_caller]
+    pub fn u16(&mut self, what: &str) -> u16 {
+        let mut bytes = [0; 2];
+        self.recv_into(&mut bytes, what);
+        u16::from_be_bytes(bytes)
+    }
+
+    /// Receives a number.
+    #[track_caller]
+    pub fn u32(&mut self, what: &str) -> u32 {
+        let mut bytes = [0; 4];
+        self.recv_into(&mut bytes, what);
+        u32::from_be_bytes(bytes)
+    }
+
+    /// Receives a number.
+    #[track_caller]
+    pub fn u64(&mut self, what: &str) -> u64 {
+        let mut bytes = [0; 8];
+        self.recv_into(&mut bytes, what);
+        u64::from_be_bytes(bytes)
+    }
+
+    /// The peer must close, and send nothing before it does.
+    #[track_caller]
+    pub fn expect_eof(&mut self) {
+        match self.fill(&mut [0]) {
+            Err(Missing::End(_)) => {}
+            Err(Missing::Timeout(_)) => panic!("the peer did not close the connection"),
+            Ok(()) => panic!("the peer sent bytes where it had to close"),
+        }
+    }
+
+    /// The peer must close; what it sends before that does not matter. Bounded by [`TIMEOUT`] altogether.
+    #[track_caller]
+    pub fn drain_to_eof(&mut self) {
+        let start = Instant::now();
+        let mut buffer = vec![0; 1 << 16];
+        while !matches!(self.fill(&mut buffer), Err(Missing::End(_))) {
+            assert!(start.elapsed() < TIMEOUT, "the peer did not close the connection");
+        }
+    }
+
+    /// The peer must neither send nor close for a moment.
+    #[track_caller]
+    pub fn expect_silence(&mut self) {
+        self.set_timeout(SILENCE);
+        match self.fill(&mut [0]) {
+            Err(Missing::Timeout(_)) => {}
+            Err(Missing::End(_)) => panic!("the peer closed where it had to wait"),
+            Ok(()) => panic!("the peer sent bytes where it had to wait"),
+        }
+        self.set_timeout(TIMEOUT);
+    }
+}

@@ -1,0 +1,108 @@
+//! What a client decides before the first byte.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::OptionError;
+use super::validate;
+use crate::Limits;
+use crate::wire::InfoType;
+
+/// What a client does about TLS (section "Client-side requirements").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TlsMode {
+    /// No TLS.
+    #[default]
+    Off,
+    /// TLS where the server has it, plain text elsewhere: no protection from an attacker in between (section "Protocol
+    /// downgrade attacks").
+    Preferred,
+    /// Nothing but STARTTLS is said before TLS, and there is no session without it (C-TLS-22, C-TLS-25).
+    Required,
+}
+
+/// How far the machine haggles by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Goal {
+    /// Not at all: after the greeting it is your turn, with [`Event::Haggling`](super::Event::Haggling).
+    Manual,
+    /// It negotiates TLS and headers; then it is your turn, with [`Event::Haggling`](super::Event::Haggling).
+    Prepare,
+    /// All the way to the export and [`Event::Ready`](super::Event::Ready).
+    #[default]
+    Enter,
+}
+
+/// How a client connection behaves. The defaults enter the default export without TLS, with the best headers that the
+/// server has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Bounds on what the peer can make the connection hold.
+    pub limits: Limits,
+    /// How far the machine haggles by itself.
+    pub goal: Goal,
+    /// The export to enter; empty for the default one. Oldstyle servers have one export and no name for it.
+    pub export: String,
+    /// Whether TLS is wanted. With anything but [`TlsMode::Off`] the embedder does the TLS handshake when
+    /// [`Incoming::Tls`](super::Incoming::Tls) asks for it.
+    pub tls: TlsMode,
+    /// Ask for extended headers, and go on without them where they are refused (C-OPT-EH-11).
+    pub extended_headers: bool,
+    /// Ask for structured replies unless extended headers were agreed, and go on without them where they are refused
+    /// (C-OPT-SR-06).
+    pub structured_replies: bool,
+    /// The metadata contexts to select. Those that the server has not are missing from
+    /// [`ExportView::contexts`](super::ExportView::contexts).
+    pub contexts: Vec<String>,
+    /// What to ask about the export on entering. Size constraints by default, which this client honours (C-SZ-17).
+    pub info: Vec<InfoType>,
+    /// Whether to speak fixed newstyle, without which there is `NBD_OPT_EXPORT_NAME` only.
+    pub fixed_newstyle: bool,
+    /// Whether to do without the 124 zero bytes after `NBD_OPT_EXPORT_NAME`.
+    pub no_zeroes: bool,
+    /// Whether a server that speaks the oldstyle handshake will do (C-HS-20). Such a handshake leads to
+    /// [`Event::Ready`](super::Event::Ready) whatever the goal, since there is nothing to haggle about.
+    pub oldstyle: bool,
+    /// Refuse to send what breaks the protocol. Only tests of servers switch this off.
+    pub strict: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            limits: Limits::DEFAULT,
+            goal: Goal::Enter,
+            export: String::new(),
+            tls: TlsMode::Off,
+            extended_headers: true,
+            structured_replies: true,
+            contexts: Vec::new(),
+            info: [InfoType::BLOCK_SIZE].into(),
+            fixed_newstyle: true,
+            no_zeroes: true,
+            oldstyle: true,
+            strict: true,
+        }
+    }
+}
+
+impl Config {
+    /// The defaults, for the export of this name.
+    #[must_use]
+    pub fn for_export(name: impl Into<String>) -> Self {
+        Self { export: name.into(), ..Self::default() }
+    }
+
+    /// Whether names, queries and information requests may be sent as they are.
+    pub(super) fn check(&self) -> Result<(), OptionError> {
+        if !self.strict {
+            return Ok(());
+        }
+        validate::name(&self.export)?;
+        validate::items(&self.info)?;
+        self.contexts.iter().try_for_each(|query| validate::query(query))
+    }
+}
