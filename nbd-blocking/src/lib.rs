@@ -15,12 +15,21 @@
 //! Behind a connection's thread stands a small event loop (`poll(2)` on its socket and a wake-up), so that requests
 //! which take their time run on worker threads beside it, and none holds up another. Unix platforms only.
 
+pub mod client;
 mod pump;
 mod reactor;
 mod server;
 mod stream;
 
+pub use client::{Client, Disk};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
 pub use nbd_engine::server::{ConnectionError, Settings};
 pub use server::{Listening, Server};
+
+/// The examples of the README, which `cargo test` compiles, too.
+#[cfg(doctest)]
+mod readme {
+    #[doc = include_str!("../README.md")]
+    struct Crate;
+}

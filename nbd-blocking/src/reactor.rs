@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -18,13 +18,29 @@ thread_local! {
     static WAITING: RefCell<Waiting> = const {
         RefCell::new(Waiting { sockets: Vec::new(), deadline: None })
     };
-    /// Counts the times that this thread looked at its sockets.
-    static TURN: Cell<u64> = const { Cell::new(0) };
+    /// Counts the times that this thread looked at its sockets, in numbers that no other thread counts in: a socket may
+    /// be used on one thread after the other.
+    static TURN: Cell<u64> = Cell::new(THREADS.fetch_add(1, Ordering::Relaxed) << 40);
+    /// What wakes this thread; absent while it is in use.
+    static ALARM: Cell<Option<Arc<Alarm>>> = const { Cell::new(None) };
+    /// Calls of [`block_on`] that this thread is in.
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
+/// Threads that ever looked at sockets.
+static THREADS: AtomicU64 = AtomicU64::new(0);
+
+#[derive(Default)]
 struct Waiting {
     sockets: Vec<(Arc<OwnedFd>, PollFlags)>,
     deadline: Option<Instant>,
+}
+
+impl Waiting {
+    fn clear(&mut self) {
+        self.sockets.clear();
+        self.deadline = None;
+    }
 }
 
 /// The number of this turn. A socket that had nothing to give need not be asked again in the same turn.
@@ -34,7 +50,13 @@ pub(crate) fn turn() -> u64 {
 
 /// The task wants to be polled again once `socket` is ready for `events`. To be said anew in each turn.
 pub(crate) fn wait_for(socket: &Arc<OwnedFd>, events: PollFlags) {
-    WAITING.with_borrow_mut(|waiting| waiting.sockets.push((Arc::clone(socket), events)));
+    WAITING.with_borrow_mut(|waiting| {
+        // A task may ask many times in a turn.
+        match waiting.sockets.iter_mut().find(|(earlier, _)| Arc::ptr_eq(earlier, socket)) {
+            Some((_, wanted)) => *wanted |= events,
+            None => waiting.sockets.push((Arc::clone(socket), events)),
+        }
+    });
 }
 
 fn wait_until(deadline: Instant) {
@@ -44,28 +66,60 @@ fn wait_until(deadline: Instant) {
     });
 }
 
-/// Drives a future to its end on this thread.
+/// Drives a future to its end on this thread. May be called from within a future that it drives already, which then
+/// waits.
 ///
 /// # Errors
-/// When the platform has no event descriptor left.
+/// When the platform has no event descriptor left. A thread asks for one once.
 pub(crate) fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
-    let alarm = Arc::new(Alarm {
-        event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        state: AtomicU8::new(AWAKE),
-    });
-    let waker = Waker::from(Arc::clone(&alarm));
+    let here = Here::new()?;
+    let waker = Waker::from(Arc::clone(&here.alarm));
     let mut cx = Context::from_waker(&waker);
     let mut future = pin!(future);
     loop {
-        WAITING.with_borrow_mut(|waiting| {
-            waiting.sockets.clear();
-            waiting.deadline = None;
-        });
+        WAITING.with_borrow_mut(Waiting::clear);
         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
             return Ok(output);
         }
-        alarm.sleep();
+        here.alarm.sleep();
         TURN.set(TURN.get().wrapping_add(1));
+    }
+}
+
+/// A call of [`block_on`]: puts everything back when it ends, by a panic too.
+struct Here {
+    alarm: Arc<Alarm>,
+    /// What the task waits for from within which this was called.
+    outer: Option<Waiting>,
+}
+
+impl Here {
+    fn new() -> io::Result<Self> {
+        let alarm = match ALARM.take() {
+            Some(alarm) => {
+                // Whoever woke the thread before now meant an earlier task.
+                alarm.state.store(AWAKE, Ordering::Release);
+                alarm
+            }
+            None => {
+                let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+                Arc::new(Alarm { event, state: AtomicU8::new(AWAKE) })
+            }
+        };
+        let nested = DEPTH.replace(DEPTH.get() + 1) > 0;
+        let outer = nested.then(|| WAITING.with_borrow_mut(core::mem::take));
+        Ok(Self { alarm, outer })
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        WAITING.with_borrow_mut(|waiting| match self.outer.take() {
+            Some(outer) => *waiting = outer,
+            None => waiting.clear(),
+        });
+        DEPTH.set(DEPTH.get() - 1);
+        ALARM.set(Some(Arc::clone(&self.alarm)));
     }
 }
 
@@ -207,6 +261,40 @@ mod tests {
         });
         block_on(counted).unwrap();
         assert_eq!(rounds, 100);
+    }
+
+    #[test]
+    fn a_task_may_wait_for_another_one() {
+        let mut rounds = 0;
+        let outer = std::future::poll_fn(|cx| {
+            rounds += 1;
+            if rounds == 3 {
+                return Poll::Ready(());
+            }
+            wait_until(Instant::now());
+            block_on(Threads.sleep(Duration::from_millis(1))).unwrap();
+            // The outer task is still waiting for what it said before.
+            assert!(WAITING.with_borrow(|waiting| waiting.deadline.is_some()));
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        });
+        block_on(outer).unwrap();
+        assert_eq!(rounds, 3);
+    }
+
+    #[test]
+    fn a_thread_keeps_its_alarm() {
+        block_on(async {}).unwrap();
+        let before = ALARM.take().map(|alarm| Arc::as_ptr(&alarm).addr());
+        block_on(async {}).unwrap();
+        // Taking it away had the second call make a new one.
+        block_on(async {}).unwrap();
+        let first = ALARM.take().unwrap();
+        let place = Arc::as_ptr(&first).addr();
+        ALARM.set(Some(first));
+        block_on(async {}).unwrap();
+        assert_eq!(ALARM.take().map(|alarm| Arc::as_ptr(&alarm).addr()), Some(place));
+        assert!(before.is_some());
     }
 
     #[test]

@@ -36,6 +36,16 @@ impl Server {
         Self { service: Service::new(exports, settings) }
     }
 
+    /// The same server for oldstyle clients: what listens by way of this clone, and what is served by it, offers the
+    /// export of that name without a choice; an empty name is that of the default export. Other clones stay newstyle.
+    ///
+    /// An oldstyle connection has no TLS, no structured replies and no metadata contexts, and newstyle clients can't be
+    /// expected to cope with it. Connections are closed at once if there is no such export, or if it needs more.
+    #[must_use]
+    pub fn oldstyle(&self, export: impl Into<String>) -> Self {
+        Self { service: self.service.oldstyle(export) }
+    }
+
     /// Listens on a TCP address; port 0 takes a free one. Serving begins at once.
     ///
     /// # Errors
@@ -124,7 +134,10 @@ impl Server {
     ) -> Result<(), ConnectionError> {
         let (stream, pumps) = pump::connect(reader, writer)?;
         let result = self.run(Stream::unix(stream)?, "stream".into());
-        pumps.finish();
+        // After a failure nothing more need be carried, and the stream may be stuck.
+        if result.is_ok() {
+            pumps.finish();
+        }
         result
     }
 

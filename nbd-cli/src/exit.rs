@@ -8,6 +8,9 @@ use clap::error::ErrorKind;
 /// The command line is not understood, as in `sysexits.h`.
 const USAGE: u8 = 64;
 
+/// The answer is no, as nbdinfo says it.
+const NO: u8 = 2;
+
 /// Why the command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -15,6 +18,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// Something else is: exit code 1.
     Failed(String),
+    /// Nothing failed, but the answer to the question is no: exit code 2, without a message.
+    No,
 }
 
 impl Failure {
@@ -41,6 +46,7 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
 pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
     let (message, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::No) => return ExitCode::from(NO),
         Err(Failure::Usage(message)) => (message, ExitCode::from(USAGE)),
         Err(Failure::Failed(message)) => (message, ExitCode::FAILURE),
     };

@@ -1,15 +1,20 @@
 //! The `nbd` command. Arguments, output and exit codes; the protocol and storage are the libraries' business.
 
 mod exit;
+mod info;
+mod list;
 mod log;
+mod map;
+mod output;
 mod quantity;
 mod serve;
+mod target;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Network block devices: serve disks over NBD.
+/// Network block devices: serve disks over NBD, and look at those of others.
 #[derive(Debug, Parser)]
 #[command(name = "nbd", version, max_term_width = 100)]
 struct Cli {
@@ -20,15 +25,21 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Arguments),
+    Info(info::Arguments),
+    List(list::Arguments),
+    Map(map::Arguments),
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(target::arguments(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),
     };
     let result = match cli.command {
         Command::Serve(arguments) => serve::run(arguments),
+        Command::Info(arguments) => info::run(&arguments),
+        Command::List(arguments) => list::run(&arguments),
+        Command::Map(arguments) => map::run(&arguments),
     };
     exit::report(result)
 }

@@ -4,6 +4,7 @@
 //! connections. The adapters (`nbd-blocking`, `nbd-tokio` and others) add sockets, threads or tasks, and timers, by
 //! the [`Runtime`] trait; most people use one of them.
 
+pub mod client;
 pub mod export;
 pub mod net;
 mod runtime;
@@ -11,7 +12,14 @@ pub mod server;
 mod transport;
 
 pub use runtime::{BoxFuture, Runtime};
-pub use transport::{Plain, Transport};
+pub use transport::{AnyTransport, Plain, Transport};
 
 /// The protocol itself.
 pub use nbd_proto as proto;
+
+/// The examples of the README, which `cargo test` compiles, too.
+#[cfg(doctest)]
+mod readme {
+    #[doc = include_str!("../README.md")]
+    struct Crate;
+}

@@ -20,6 +20,15 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send {
     }
 }
 
+/// A stream of whatever kind.
+pub type AnyTransport = Box<dyn Transport>;
+
+impl Transport for AnyTransport {
+    fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (**self).try_read(buffer)
+    }
+}
+
 /// A stream without anything special to it.
 #[derive(Debug)]
 pub struct Plain<T>(pub T);

@@ -18,11 +18,23 @@
 //! Each connection is a task. Exports that never block are called on it; those that may block, on worker threads of the
 //! engine, so that no tokio worker is held up. Works on runtimes of either flavour, with time and I/O enabled.
 
+pub mod client;
 mod runtime;
 mod server;
 mod stream;
 
+pub use client::{Client, Disk};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
 pub use nbd_engine::server::{ConnectionError, Settings};
 pub use server::{Listening, Server};
+
+/// The examples of the READMEs, which `cargo test` compiles, too.
+#[cfg(doctest)]
+mod readme {
+    #[doc = include_str!("../README.md")]
+    struct Crate;
+
+    #[doc = include_str!("../../README.md")]
+    struct Project;
+}

@@ -57,7 +57,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for Stream<T> {}
 
 /// One of tokio's sockets: read into many slices at once, and without tokio's leave where that is welcome.
 #[derive(Debug)]
-pub(crate) struct Socket<T>(T);
+pub(crate) struct Socket<T>(pub(crate) T);
 
 /// What tokio's sockets have in common without a trait to say so.
 pub(crate) trait Readable {

@@ -42,7 +42,7 @@ const SOCKET: &str = "{socket}";
 const FILE: &str = "{file}";
 
 /// The runtimes of `nbd serve`: another one is another entry here.
-const RUNTIMES: [&str; 2] = ["blocking", "tokio"];
+const RUNTIMES: [&str; 3] = ["blocking", "tokio", "async-std"];
 
 /// A server that can be started.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use nbd_engine::export::BlockSize;
 
+use super::block_size;
 use crate::quantity;
 
 /// Serve disks until interrupted.
@@ -39,6 +41,41 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,
 
+    /// Let clients resize disks that can be resized: memory and regular files
+    ///
+    /// Off by default, since a client that makes a disk smaller takes the rest from all of them.
+    #[arg(long)]
+    pub(crate) resize: bool,
+
+    /// Record what clients change from now on as the metadata context qemu:dirty-bitmap:NAME, for incremental backups;
+    /// can be given several times
+    ///
+    /// Applies to every export that can be written. The record lives as long as the server.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) track: Vec<String>,
+
+    /// Offer the metadata context qemu:allocation-depth
+    #[arg(short = 'A', long)]
+    pub(crate) allocation_depth: bool,
+
+    /// Size constraints to tell clients of and to enforce: the smallest unit, the preferred one and the longest payload,
+    /// such as 512, 4k:64k or 512:4k:1M
+    ///
+    /// The first is a power of two up to 64k, the second a power of two from 512. Disks are cut to a multiple of the
+    /// first.
+    #[arg(long, value_name = "MIN[:PREFERRED[:MAX]]", value_parser = block_size::parse)]
+    pub(crate) block_size: Option<BlockSize>,
+
+    /// Refuse clients that do not ask for the size constraints
+    #[arg(long, requires = "block_size")]
+    pub(crate) block_size_required: bool,
+
+    /// Speak the oldstyle protocol, wherever it listens, and serve the one export that there is: for very old clients
+    ///
+    /// There is no choice of exports, no structured replies, no metadata contexts and no TLS.
+    #[arg(long, conflicts_with_all = ["block_size_required", "track", "allocation_depth"])]
+    pub(crate) oldstyle: bool,
+
     /// What runs the connections
     #[arg(long, value_enum, default_value_t = RuntimeName::Tokio)]
     pub(crate) runtime: RuntimeName,
@@ -66,6 +103,8 @@ pub(crate) struct Arguments {
 pub(crate) enum RuntimeName {
     /// Tasks on tokio
     Tokio,
+    /// Tasks on async-std
+    AsyncStd,
     /// A thread for each connection
     Blocking,
 }

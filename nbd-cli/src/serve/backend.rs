@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use nbd_engine::export::{ExportMap, File, Handle, Memory, ReadOnly};
+use nbd_engine::export::{
+    Export, ExportMap, File, Handle, Memory, ReadOnly, Tracked, WithAllocationDepth, WithBlockSize,
+};
 use nbd_engine::proto::wire::is_valid_string;
 
 use super::Arguments;
@@ -16,6 +18,10 @@ pub(super) fn open(arguments: &Arguments) -> Result<ExportMap, Failure> {
     if let Some(description) = &arguments.description {
         check_string("description", description)?;
     }
+    if arguments.oldstyle && arguments.backends.len() > 1 {
+        let text = "oldstyle clients get the one export that there is: leave out the others";
+        return Err(Failure::usage(text));
+    }
     for word in &arguments.backends {
         let (name, backend) = split_name(word);
         let name = name.or(arguments.export_name.as_deref()).unwrap_or_default().to_owned();
@@ -25,7 +31,7 @@ pub(super) fn open(arguments: &Arguments) -> Result<ExportMap, Failure> {
                 "two exports are called '{name}': give each its own name, such as first={backend}"
             )));
         }
-        let handle = Backend::parse(backend)?.open(arguments.read_only)?;
+        let handle = Backend::parse(backend)?.open(arguments)?;
         exports = exports.with_handle(name.as_str(), arguments.description.clone(), handle);
         names.push(name);
     }
@@ -69,19 +75,47 @@ impl Backend {
         Ok(Self::File(path.into()))
     }
 
-    fn open(self, read_only: bool) -> Result<Handle, Failure> {
+    fn open(self, arguments: &Arguments) -> Result<Handle, Failure> {
         match self {
             Self::Memory(size) => {
                 let memory =
                     Memory::new(size).map_err(|error| Failure::usage(error.to_string()))?;
-                Ok(if read_only { Handle::new(ReadOnly::new(memory)) } else { Handle::new(memory) })
+                if arguments.read_only {
+                    wrapped(ReadOnly::new(memory), arguments)
+                } else {
+                    wrapped(memory, arguments)
+                }
             }
             Self::File(path) => {
-                let file = File::options().read_only(read_only).open(path);
-                file.map(Handle::new).map_err(|error| Failure::failed(error.to_string()))
+                let file = File::options().read_only(arguments.read_only).open(path);
+                wrapped(file.map_err(|error| Failure::failed(error.to_string()))?, arguments)
             }
         }
     }
+}
+
+/// The export with the layers around it that the arguments ask for.
+fn wrapped(export: impl Export, arguments: &Arguments) -> Result<Handle, Failure> {
+    let Arguments { track, allocation_depth, block_size, block_size_required, .. } = arguments;
+    if track.is_empty() && !allocation_depth && block_size.is_none() {
+        return Ok(Handle::new(export));
+    }
+    let mut export: Box<dyn Export> = Box::new(export);
+    if let Some(sizes) = block_size {
+        export = Box::new(WithBlockSize::new(export, *sizes).required(*block_size_required));
+    }
+    if *allocation_depth {
+        export = Box::new(WithAllocationDepth::new(export));
+    }
+    if !track.is_empty() && export.writes().is_some() {
+        let tracked = Tracked::new(export);
+        for name in track {
+            let started = tracked.tracker().start(name);
+            started.map_err(|error| Failure::usage(format!("--track '{name}': {error}")))?;
+        }
+        export = Box::new(tracked);
+    }
+    Ok(Handle::Blocking(export.into()))
 }
 
 #[cfg(test)]

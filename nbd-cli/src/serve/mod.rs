@@ -3,6 +3,7 @@
 mod announce;
 mod arguments;
 mod backend;
+mod block_size;
 mod run;
 mod signals;
 

@@ -20,17 +20,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut settings = Settings::default();
     settings.max_connections = arguments.max_connections;
     settings.drain_timeout = arguments.drain_timeout;
+    settings.resize = arguments.resize;
     let places = Places::of(&arguments);
     match arguments.runtime {
         RuntimeName::Blocking => blocking(exports, settings, &places),
         RuntimeName::Tokio => tokio(exports, settings, &places),
+        RuntimeName::AsyncStd => async_std(exports, settings, &places),
     }
 }
 
-/// Where to listen.
+/// Where to listen, and how to speak there.
 struct Places<'a> {
     tcp: Vec<SocketAddr>,
     unix: Option<&'a std::path::Path>,
+    oldstyle: bool,
 }
 
 impl<'a> Places<'a> {
@@ -46,12 +49,13 @@ impl<'a> Places<'a> {
         };
         let port = arguments.port.unwrap_or(DEFAULT_PORT);
         let tcp = addresses.iter().map(|address| SocketAddr::new(*address, port)).collect();
-        Self { tcp, unix: arguments.unix.as_deref() }
+        Self { tcp, unix: arguments.unix.as_deref(), oldstyle: arguments.oldstyle }
     }
 }
 
 fn blocking(exports: ExportMap, settings: Settings, places: &Places<'_>) -> Result<(), Failure> {
     let server = nbd_blocking::Server::with_settings(exports, settings);
+    let server = if places.oldstyle { server.oldstyle("") } else { server };
     let mut listening = Vec::new();
     for address in &places.tcp {
         listening.push(server.listen_tcp(address).map_err(cannot_listen)?);
@@ -70,12 +74,12 @@ fn blocking(exports: ExportMap, settings: Settings, places: &Places<'_>) -> Resu
     Ok(())
 }
 
-fn tokio(exports: ExportMap, settings: Settings, places: &Places<'_>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime =
-        runtime.map_err(|error| Failure::failed(format!("cannot start tokio: {error}")))?;
-    runtime.block_on(async {
-        let server = nbd_tokio::Server::with_settings(exports, settings);
+/// Serves until a signal ends it. The servers of the asynchronous adapters have the same methods, and no trait that
+/// says so.
+macro_rules! serve {
+    ($server:expr, $places:expr) => {{
+        let (server, places) = ($server, $places);
+        let server = if places.oldstyle { server.oldstyle("") } else { server };
         let mut listening = Vec::new();
         for address in &places.tcp {
             listening.push(server.listen_tcp(*address).await.map_err(cannot_listen)?);
@@ -93,6 +97,19 @@ fn tokio(exports: ExportMap, settings: Settings, places: &Places<'_>) -> Result<
             one.join().await;
         }
         Ok(())
+    }};
+}
+
+fn tokio(exports: ExportMap, settings: Settings, places: &Places<'_>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|error| Failure::failed(format!("cannot start tokio: {error}")))?;
+    runtime.block_on(async { serve!(nbd_tokio::Server::with_settings(exports, settings), places) })
+}
+
+fn async_std(exports: ExportMap, settings: Settings, places: &Places<'_>) -> Result<(), Failure> {
+    async_std::task::block_on(async {
+        serve!(nbd_async_std::Server::with_settings(exports, settings), places)
     })
 }
 

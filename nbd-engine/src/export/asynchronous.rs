@@ -2,7 +2,7 @@
 
 use core::pin::Pin;
 
-use super::{Allocation, BlockSize, Fua, Result, ZeroMode};
+use super::{Allocation, BlockSize, ContextInfo, Extent, Fua, Result, ZeroMode};
 
 /// What the methods of an [`AsyncExport`] give: a future in a box, so that exports of many kinds can be served side by
 /// side. `Box::pin(async move { ... })` makes one.
@@ -34,7 +34,7 @@ pub type ExportFuture<'a, T = ()> = Pin<Box<dyn Future<Output = Result<T>> + Sen
 /// }
 /// ```
 pub trait AsyncExport: Send + Sync + 'static {
-    /// The size in bytes, at most 2^63 - 1.
+    /// See [`Export::size`](super::Export::size).
     fn size(&self) -> u64;
 
     /// Fills `buffer` with the bytes at `offset`.
@@ -95,7 +95,12 @@ pub trait AsyncExport: Send + Sync + 'static {
         None
     }
 
-    /// The ability to change the size.
+    /// The ability to tell the status of blocks in metadata contexts of its own.
+    fn contexts(&self) -> Option<&dyn AsyncContexts> {
+        None
+    }
+
+    /// The ability to change the size. Clients are offered it as far as the server's settings allow.
     fn resizes(&self) -> Option<&dyn AsyncResizes> {
         None
     }
@@ -140,6 +145,34 @@ pub trait AsyncCaches: Send + Sync {
 pub trait AsyncExtents: Send + Sync {
     /// Tells the runs of the range, from `offset` on and without a gap; at least one, at most `most`.
     fn extents(&self, offset: u64, length: u64, most: usize) -> ExportFuture<'_, Vec<Allocation>>;
+}
+
+/// See [`Contexts`](super::Contexts).
+pub trait AsyncContexts: Send + Sync {
+    /// See [`Contexts::list`](super::Contexts::list).
+    fn list(&self) -> Vec<ContextInfo>;
+
+    /// See [`Contexts::find`](super::Contexts::find).
+    fn find(&self, query: &str) -> Option<ContextInfo> {
+        let _ = query;
+        None
+    }
+
+    /// Tells the runs of the range in the context of that name, from `offset` on and without a gap; at least one, at
+    /// most `most`.
+    fn status<'a>(
+        &'a self,
+        context: &'a str,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> ExportFuture<'a, Vec<Extent>>;
+
+    /// See [`Contexts::join`](super::Contexts::join).
+    fn join(&self, context: &str, one: u64, other: u64) -> u64 {
+        let _ = context;
+        one | other
+    }
 }
 
 /// See [`Resizes`](super::Resizes).

@@ -287,7 +287,8 @@ mod tests {
         let place = body.buffer.as_ptr();
         body.clear();
         assert!(body.buffer.is_empty());
-        assert_eq!(pool.take(1 << 20).as_ptr(), place);
+        let taken = pool.take(1 << 20);
+        assert_eq!(taken.as_ptr(), place);
         body.fill(4096);
         body.clear();
         assert_eq!(body.buffer.len(), 4096);

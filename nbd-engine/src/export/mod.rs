@@ -3,21 +3,29 @@
 mod asynchronous;
 mod body;
 mod bounds;
+mod contexts;
+mod depth;
 mod error;
 #[cfg(target_os = "linux")]
 mod file;
+mod forward;
 mod map;
 mod memory;
 #[cfg(test)]
 mod model;
 mod pool;
+mod ranges;
 mod read_only;
+mod tracked;
+mod with_block_size;
 
 pub use asynchronous::{
-    AsyncCaches, AsyncExport, AsyncExtents, AsyncFlushes, AsyncResizes, AsyncTrims, AsyncWrites,
-    AsyncWritesZeroes, ExportFuture,
+    AsyncCaches, AsyncContexts, AsyncExport, AsyncExtents, AsyncFlushes, AsyncResizes, AsyncTrims,
+    AsyncWrites, AsyncWritesZeroes, ExportFuture,
 };
 pub use body::{Body, Piece, Shared};
+pub use contexts::{Contexts, no_such_context};
+pub use depth::WithAllocationDepth;
 pub use error::{ExportError, Result};
 #[cfg(target_os = "linux")]
 pub use file::{File, FileOptions, OpenError};
@@ -25,8 +33,10 @@ pub use map::{ExportMap, Exports, Found, Handle};
 pub use memory::{Memory, TooLarge};
 pub(crate) use pool::Pool;
 pub use read_only::ReadOnly;
+pub use tracked::{BitmapError, Tracked, Tracker};
+pub use with_block_size::WithBlockSize;
 
-pub use nbd_proto::{BlockSize, Extent, wire::AllocationFlags};
+pub use nbd_proto::{BlockSize, ContextInfo, Extent, wire::AllocationFlags};
 
 use core::ops::ControlFlow;
 use std::sync::Arc;
@@ -35,7 +45,8 @@ use std::sync::Arc;
 ///
 /// All methods take `&self` and may be called from many threads at once, for one connection or for several; offsets
 /// and lengths are in bytes, and the core has checked them: inside the export, aligned to its minimum block size, not
-/// zero, and nothing that writes on an export that can't be written.
+/// zero, and nothing that writes on an export that can't be written. An export whose size can shrink has to check the
+/// range again, for requests that come at the same time.
 ///
 /// Only the size and reading are asked for. Each other ability is a small trait of its own; implement it and return
 /// `Some(self)` from the method that is named after it, and it is advertised: what is advertised and what is
@@ -73,7 +84,8 @@ use std::sync::Arc;
 /// }
 /// ```
 pub trait Export: Send + Sync + 'static {
-    /// The size in bytes, at most 2^63 - 1. Asked for when a client looks at the export; see [`Resizes`] for changes.
+    /// The size in bytes, at most 2^63 - 1. It may change, by [`Resizes`] or otherwise, and is asked for all the time, so
+    /// that every connection follows. A request may have been checked against an earlier size when it gets here.
     fn size(&self) -> u64;
 
     /// Fills `buffer` with the bytes at `offset`.
@@ -152,7 +164,12 @@ pub trait Export: Send + Sync + 'static {
         None
     }
 
-    /// The ability to change the size.
+    /// The ability to tell the status of blocks in metadata contexts of its own.
+    fn contexts(&self) -> Option<&dyn Contexts> {
+        None
+    }
+
+    /// The ability to change the size. Clients are offered it as far as the server's settings allow.
     fn resizes(&self) -> Option<&dyn Resizes> {
         None
     }
@@ -244,6 +261,9 @@ pub trait Caches: Send + Sync {
 pub trait Extents: Send + Sync {
     /// Reports runs of [`Allocation`] from `offset` on, without a gap, until `length` bytes are told of or the visitor
     /// breaks off. The last one may reach further. Reporting less is fine as long as it is something.
+    ///
+    /// Runs need not be aligned: clients are told of whole blocks, of the minimum block size or 512 bytes, which are
+    /// data where some of them is. `offset` need not be aligned after a run that was not.
     fn extents(
         &self,
         offset: u64,
@@ -273,7 +293,11 @@ impl From<Allocation> for Extent {
 }
 
 /// Changing the size. Part of [`Export`].
+///
+/// Clients that can resize a disk can cut it off under the feet of others, so that servers offer it only where their
+/// settings say so. Every client of the export works with the new size from then on.
 pub trait Resizes: Send + Sync {
-    /// Makes [`Export::size`] be `size`.
+    /// Makes [`Export::size`] be `size`, any number of bytes. Fails with `ENOSPC` where there is no room for that many,
+    /// and leaves the size as it was when it fails.
     fn resize(&self, size: u64) -> Result<()>;
 }

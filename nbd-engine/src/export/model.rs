@@ -101,6 +101,26 @@ pub(crate) fn check(export: &dyn Export, steps: Vec<Step>) {
     export.flushes().unwrap().flush().unwrap();
 }
 
+/// Does those of the steps that change something, as far as they lie inside, whether or not they succeed.
+pub(crate) fn change(export: &dyn Export, steps: Vec<Step>) {
+    for step in steps {
+        let inside = |offset: u64, length: u64| length > 0 && offset + length <= export.size();
+        let _may_fail = match step {
+            Step::Write { offset, length, seed, fua } if inside(offset, length) => {
+                export.writes().unwrap().write(&vec![seed; length as usize], offset, fua)
+            }
+            Step::Trim { offset, length } if inside(offset, length) => {
+                export.trims().unwrap().trim(offset, length, false)
+            }
+            Step::Zero { offset, length, mode } if inside(offset, length) => {
+                export.writes_zeroes().unwrap().write_zeroes(offset, length, mode)
+            }
+            Step::Resize { size } => export.resizes().unwrap().resize(size),
+            _ => Ok(()),
+        };
+    }
+}
+
 /// Reads in all the ways that there are, which must agree.
 pub(crate) fn read(export: &dyn Export, offset: u64, length: u64) -> Vec<u8> {
     let length = length as usize;

@@ -54,7 +54,8 @@ mod tests {
         let first = pool.take(1 << 20);
         let place = first.as_ptr();
         pool.give_back(first);
-        assert_eq!(pool.take(1 << 20).as_ptr(), place);
+        let taken = pool.take(1 << 20);
+        assert_eq!(taken.as_ptr(), place);
         for _ in 0..20 {
             pool.give_back(vec![0; 1 << 20]);
         }

@@ -1,6 +1,7 @@
 //! An export that can't be written.
 
-use super::{BlockSize, Body, Caches, Export, Extents, Flushes, Result};
+use super::forward::forward;
+use super::{BlockSize, Body, Caches, Contexts, Export, Extents, Flushes, Result};
 
 /// Another export without its abilities to write, trim, zero and resize.
 ///
@@ -38,56 +39,9 @@ impl<E> AsRef<E> for ReadOnly<E> {
 }
 
 impl<E: Export> Export for ReadOnly<E> {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.inner.read(buffer, offset)
-    }
-
-    fn never_blocks(&self) -> bool {
-        self.inner.never_blocks()
-    }
-
-    fn read_body(&self, body: &mut Body, length: usize, offset: u64) -> Result<()> {
-        self.inner.read_body(body, length, offset)
-    }
-
-    fn try_read(&self, body: &mut Body, length: usize, offset: u64) -> Option<Result<()>> {
-        self.inner.try_read(body, length, offset)
-    }
-
-    fn block_size(&self) -> BlockSize {
-        self.inner.block_size()
-    }
-
-    fn block_size_required(&self) -> bool {
-        self.inner.block_size_required()
-    }
-
-    fn description(&self) -> Option<String> {
-        self.inner.description()
-    }
-
-    fn rotational(&self) -> bool {
-        self.inner.rotational()
-    }
-
-    fn multi_conn(&self) -> bool {
-        self.inner.multi_conn()
-    }
-
-    fn flushes(&self) -> Option<&dyn Flushes> {
-        self.inner.flushes()
-    }
-
-    fn caches(&self) -> Option<&dyn Caches> {
-        self.inner.caches()
-    }
-
-    fn extents(&self) -> Option<&dyn Extents> {
-        self.inner.extents()
+    forward! { self, self.inner;
+        size read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
+        flushes caches extents contexts
     }
 }
 

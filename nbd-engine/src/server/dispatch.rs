@@ -1,11 +1,15 @@
 //! From a command to an export's method: the one place where the two meet.
 
-use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use nbd_proto::wire::TransmissionFlags;
-use nbd_proto::{Command, ContextInfo, ExportInfo, Extent};
+use futures_util::FutureExt;
 
+use nbd_proto::wire::TransmissionFlags;
+use nbd_proto::{Command, ContextInfo, ExportInfo};
+
+use super::Settings;
+use super::status::{Asked, Source, Status};
 use crate::export::{AsyncExport, Body, Export, ExportError, Found, Fua, Handle, Result, ZeroMode};
 
 /// A part of a payload that an export may take over.
@@ -16,19 +20,16 @@ pub(crate) type Page = Arc<[u8]>;
 pub(crate) struct Work {
     /// What was read, or what is to be written.
     pub(crate) body: Body,
-    /// The extents that were found, for a block status.
-    pub(crate) extents: Vec<Extent>,
+    /// The extents that are asked for and found, for a block status.
+    pub(crate) status: Status,
 }
 
 impl Work {
     pub(crate) fn clear(&mut self) {
         self.body.clear();
-        self.extents.clear();
+        self.status.clear();
     }
 }
-
-/// Extents that are asked of an export at a time: what the core would send of them at most.
-const MOST_EXTENTS: usize = 4096;
 
 fn unsupported<T>() -> Result<T> {
     // The core refuses commands that were not advertised, so only an export that changes its mind gets here.
@@ -66,16 +67,7 @@ pub(crate) fn execute(export: &dyn Export, command: Command, work: &mut Work) ->
             flush_for(export, fua && !native)
         }
         Command::BlockStatus { offset, length, one } => {
-            let extents = export.extents().map_or_else(unsupported, Ok)?;
-            let most = if one { 2 } else { MOST_EXTENTS };
-            extents.extents(offset, length, &mut |allocation| {
-                work.extents.push(allocation.into());
-                if work.extents.len() < most {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            })
+            work.status.find(export, Asked { offset, length, one })
         }
         Command::Resize { size } => {
             export.resizes().map_or_else(unsupported, |resizes| resizes.resize(size))
@@ -87,6 +79,26 @@ pub(crate) fn execute(export: &dyn Export, command: Command, work: &mut Work) ->
 /// Carries out a command if that can be done at once. The payload of a write is `payload`, which need not be in `work`
 /// then: from the receive buffer to the export is one copy.
 pub(crate) fn try_execute(
+    export: &dyn Export,
+    command: Command,
+    payload: &[u8],
+    work: &mut Work,
+) -> Option<Result<()>> {
+    guarded(|| try_execute_unguarded(export, command, payload, work))
+        .unwrap_or_else(|error| Some(Err(error)))
+}
+
+/// Runs an export's code. One that panics fails its request, neither the connection nor the server.
+pub(super) fn guarded<R>(run: impl FnOnce() -> R) -> Result<R> {
+    // What it leaves behind is as after any other failure: bytes in some state of a request.
+    catch_unwind(AssertUnwindSafe(run)).map_err(|_| panicked())
+}
+
+fn panicked() -> ExportError {
+    ExportError::io("the export panicked")
+}
+
+fn try_execute_unguarded(
     export: &dyn Export,
     command: Command,
     payload: &[u8],
@@ -130,17 +142,28 @@ pub(crate) fn write_pages(
     let Command::Write { offset, .. } = command else { return unsupported() };
     let writes = export.writes().map_or_else(unsupported, Ok)?;
     let takes = writes.takes_pages().map_or_else(unsupported, Ok)?;
-    let mut at = offset;
-    for page in pages.drain(..) {
-        let length = page.len() as u64;
-        spare.extend(takes.write_page(page, at)?);
-        at += length;
-    }
-    Ok(())
+    guarded(|| {
+        let mut at = offset;
+        for page in pages.drain(..) {
+            let length = page.len() as u64;
+            spare.extend(takes.write_page(page, at)?);
+            at += length;
+        }
+        Ok(())
+    })?
 }
 
 /// Carries out a command on an asynchronous export.
 pub(crate) async fn execute_async(
+    export: Arc<dyn AsyncExport>,
+    command: Command,
+    work: &mut Work,
+) -> Result<()> {
+    let run = AssertUnwindSafe(execute_async_unguarded(export, command, work)).catch_unwind();
+    run.await.unwrap_or_else(|_| Err(panicked()))
+}
+
+async fn execute_async_unguarded(
     export: Arc<dyn AsyncExport>,
     command: Command,
     work: &mut Work,
@@ -174,10 +197,7 @@ pub(crate) async fn execute_async(
             zeroes.write_zeroes(offset, length, mode).await?;
         }
         Command::BlockStatus { offset, length, one } => {
-            let most = if one { 2 } else { MOST_EXTENTS };
-            let extents = export.extents().map_or_else(unsupported, Ok)?;
-            let found = extents.extents(offset, length, most).await?;
-            work.extents.extend(found.into_iter().map(Extent::from));
+            work.status.find_async(&*export, Asked { offset, length, one }).await?;
         }
         Command::Resize { size } => {
             export.resizes().map_or_else(unsupported, Ok)?.resize(size).await?;
@@ -209,8 +229,13 @@ fn flush_for(export: &dyn Export, emulated_fua: bool) -> Result<()> {
     export.flushes().map_or_else(unsupported, |flushes| flushes.flush())
 }
 
-/// What the core is told of an export: abilities become flags here and nowhere else.
-pub(crate) fn describe(found: &Found) -> ExportInfo {
+/// What the core is told of an export: abilities become flags here and nowhere else. `queries` are those that the
+/// client asks for metadata contexts by.
+pub(crate) fn describe<'q>(
+    found: &Found,
+    settings: &Settings,
+    queries: impl Iterator<Item = &'q str>,
+) -> ExportInfo {
     macro_rules! abilities {
         ($export:expr) => {{
             let export = $export;
@@ -231,12 +256,17 @@ pub(crate) fn describe(found: &Found) -> ExportInfo {
                 ),
                 (export.multi_conn(), TransmissionFlags::CAN_MULTI_CONN),
                 (export.caches().is_some(), TransmissionFlags::SEND_CACHE),
-                (export.resizes().is_some(), TransmissionFlags::SEND_RESIZE),
+                (settings.resize && export.resizes().is_some(), TransmissionFlags::SEND_RESIZE),
             ] {
                 info.flags.set(flag, ability);
             }
             if export.extents().is_some() {
                 info.contexts.push(ContextInfo::base_allocation());
+            }
+            if let Some(own) = export.contexts() {
+                info.contexts.extend(own.list());
+                let most = info.contexts.len() + settings.config.limits.max_contexts as usize;
+                add_found(&mut info.contexts, most, queries, |query| own.find(query));
             }
             info
         }};
@@ -250,4 +280,37 @@ pub(crate) fn describe(found: &Found) -> ExportInfo {
         info.description.clone_from(&found.description);
     }
     info
+}
+
+/// Adds the contexts that an export makes for queries which name none of those that it has. One more than the `most`
+/// that a client may select is enough to be refused.
+fn add_found<'q>(
+    contexts: &mut Vec<ContextInfo>,
+    most: usize,
+    queries: impl Iterator<Item = &'q str>,
+    find: impl Fn(&str) -> Option<ContextInfo>,
+) {
+    for query in queries {
+        let known = contexts.iter().any(|context| context.name() == query);
+        if !known && contexts.len() <= most {
+            contexts.extend(find(query));
+        }
+    }
+}
+
+/// The metadata context of that name in the export.
+pub(crate) fn source(found: &Found, name: &str) -> Source {
+    let extents = match &found.export {
+        Handle::Blocking(export) => export.extents().is_some(),
+        Handle::Async(export) => export.extents().is_some(),
+    };
+    Source::new(name, extents)
+}
+
+/// The size of an export, as it is now.
+pub(crate) fn size(found: &Found) -> u64 {
+    match &found.export {
+        Handle::Blocking(export) => export.size(),
+        Handle::Async(export) => export.size(),
+    }
 }

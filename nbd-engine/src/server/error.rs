@@ -16,6 +16,10 @@ pub enum ConnectionError {
     HandshakeTimeout(Duration),
     /// Requests were still in flight when the time to shut down was over.
     DrainTimeout(Duration),
+    /// There is no export of the name that oldstyle clients are to get.
+    NoSuchExport(String),
+    /// The export can't be served to oldstyle clients.
+    Oldstyle(nbd_proto::server::OldstyleUnfit),
     /// The engine misused the core: a fault of this crate, please report it.
     Internal(nbd_proto::Misuse),
 }
@@ -31,6 +35,10 @@ impl core::fmt::Display for ConnectionError {
             Self::DrainTimeout(limit) => {
                 write!(f, "requests were still in flight {limit:?} after the shutdown began")
             }
+            Self::NoSuchExport(name) => {
+                write!(f, "there is no export '{name}' for oldstyle clients")
+            }
+            Self::Oldstyle(unfit) => unfit.fmt(f),
             Self::Internal(misuse) => write!(f, "a fault in nbd-engine: {misuse}"),
         }
     }
@@ -42,7 +50,8 @@ impl core::error::Error for ConnectionError {
             Self::Transport(error) => Some(error),
             Self::Protocol(error) => Some(error),
             Self::Internal(misuse) => Some(misuse),
-            Self::HandshakeTimeout(_) | Self::DrainTimeout(_) => None,
+            Self::Oldstyle(unfit) => Some(unfit),
+            Self::HandshakeTimeout(_) | Self::DrainTimeout(_) | Self::NoSuchExport(_) => None,
         }
     }
 }
@@ -56,6 +65,12 @@ impl From<io::Error> for ConnectionError {
 impl From<nbd_proto::Error> for ConnectionError {
     fn from(error: nbd_proto::Error) -> Self {
         Self::Protocol(error)
+    }
+}
+
+impl From<nbd_proto::server::OldstyleUnfit> for ConnectionError {
+    fn from(unfit: nbd_proto::server::OldstyleUnfit) -> Self {
+        Self::Oldstyle(unfit)
     }
 }
 

@@ -35,7 +35,8 @@ const RETRY: Duration = Duration::from_millis(100);
 /// Accepts connections and serves each as a task of its own, as many at a time as the settings allow, until the
 /// service shuts down. Does not wait for the connections: see [`Service::drained`].
 pub async fn listen<L: Listen, R: Runtime>(service: Arc<Service>, mut listener: L, runtime: R) {
-    while let Some(permit) = service.admit().await {
+    // A place is taken by a connection, not by the listener that waits for one: others may have use for it.
+    while service.has_room().await {
         let accepted = {
             let mut accept = pin!(listener.accept());
             let mut shutdown = pin!(service.shutdown_begun());
@@ -48,6 +49,7 @@ pub async fn listen<L: Listen, R: Runtime>(service: Arc<Service>, mut listener: 
         match accepted {
             None => return,
             Some(Ok(Accepted { transport, peer })) => {
+                let Some(permit) = service.admit().await else { return };
                 let connection = serve(permit, transport, runtime.clone(), peer);
                 // Why it ended is in the log; there is nobody else to tell.
                 runtime.spawn(Box::pin(async move {

@@ -1,15 +1,17 @@
 //! Servers: connections, and what they share.
 
+mod answer;
 mod dispatch;
 mod error;
 mod listen;
-mod patience;
+pub(crate) mod patience;
 mod payload;
 mod serve;
 mod service;
 mod session;
 mod settings;
-mod staging;
+pub(crate) mod staging;
+mod status;
 mod workers;
 
 pub use error::ConnectionError;

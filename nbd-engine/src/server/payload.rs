@@ -36,50 +36,67 @@ impl SparePages {
 }
 
 /// The most slices that one receive call is given.
-pub(crate) const MOST_SLICES: usize = 32;
+pub(crate) const MOST_SLICES: usize = 64;
 
 /// A payload that does not lie in the staging buffer as a whole: in the body's buffer, or in pages.
 #[derive(Debug, Default)]
 pub(crate) struct Payload {
     pub(crate) pages: Vec<Page>,
+    /// Bytes of a page, 0 unless the payload lies in pages.
+    page_size: usize,
+    prepared: bool,
 }
 
 impl Payload {
-    /// Makes room for `length` bytes: in pages of `page_size` if the export takes them, else in the body.
-    pub(crate) fn prepare(
-        &mut self,
-        work: &mut Work,
-        length: usize,
-        page_size: Option<usize>,
-        spare: &mut SparePages,
-    ) {
+    /// Forgets the payload.
+    pub(crate) fn clear(&mut self) {
+        self.pages.clear();
+        self.page_size = 0;
+        self.prepared = false;
+    }
+
+    /// Whether the payload lies in pages.
+    pub(crate) const fn in_pages(&self) -> bool {
+        self.page_size != 0
+    }
+
+    /// Decides where `length` bytes go: to pages of `page_size` if the export takes them, else to the body. Does so
+    /// once; the first byte may be long in coming.
+    pub(crate) fn prepare(&mut self, work: &mut Work, length: usize, page_size: Option<usize>) {
+        if core::mem::replace(&mut self.prepared, true) {
+            return;
+        }
         match page_size {
-            Some(size) => {
-                let count = length / size;
-                self.pages.extend((0..count).map(|_| spare.take(size)));
-            }
+            Some(size) => self.page_size = size,
             None => {
                 work.body.fill(length);
             }
         }
     }
 
-    /// The room from `offset` on, `length` bytes at most, as slices.
+    /// The room from `offset` on, `length` bytes at most, as slices. Pages are taken as they are needed: a client has to
+    /// send a payload to have memory spent on it.
     pub(crate) fn room<'a>(
         &'a mut self,
         work: &'a mut Work,
         offset: usize,
         length: usize,
+        spare: &mut SparePages,
         mut visit: impl FnMut(IoSliceMut<'a>) -> bool,
     ) {
-        if self.pages.is_empty() {
+        if self.page_size == 0 {
             let buffer = work.body.buffer_mut();
             visit(IoSliceMut::new(&mut buffer[offset..offset + length]));
             return;
         }
-        let (mut start, end) = (0, offset + length);
-        for page in &mut self.pages {
-            let size = page.len();
+        let (size, end) = (self.page_size, offset + length);
+        let first = offset / size;
+        let needed = end.div_ceil(size).min(first + MOST_SLICES);
+        while self.pages.len() < needed {
+            self.pages.push(spare.take(size));
+        }
+        for (number, page) in self.pages.iter_mut().enumerate().skip(first) {
+            let start = number * size;
             let (from, to) = (offset.max(start), end.min(start + size));
             // Nobody shares a page that is still to be filled.
             if from < to
@@ -88,18 +105,86 @@ impl Payload {
             {
                 return;
             }
-            start += size;
         }
     }
 
     /// Copies bytes to their place.
-    pub(crate) fn put(&mut self, work: &mut Work, offset: usize, bytes: &[u8]) {
-        let mut rest = bytes;
-        self.room(work, offset, bytes.len(), |mut room| {
-            let (head, tail) = rest.split_at(room.len());
-            room.copy_from_slice(head);
-            rest = tail;
+    pub(crate) fn put(
+        &mut self,
+        work: &mut Work,
+        offset: usize,
+        bytes: &[u8],
+        spare: &mut SparePages,
+    ) {
+        let (mut at, mut rest) = (offset, bytes);
+        while !rest.is_empty() {
+            let before = rest.len();
+            self.room(work, at, before, spare, |mut room| {
+                let (head, tail) = rest.split_at(room.len());
+                room.copy_from_slice(head);
+                rest = tail;
+                true
+            });
+            at += before - rest.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: usize = 4096;
+
+    #[test]
+    fn waiting_for_the_first_byte_takes_no_more_room_each_time() {
+        let (mut payload, mut work, mut spare) = Default::default();
+        let fresh = |payload: &mut Payload, work: &mut Work| payload.prepare(work, 3 * SIZE, None);
+        fresh(&mut payload, &mut work);
+        fresh(&mut payload, &mut work);
+        assert_eq!(work.body.len(), 3 * SIZE);
+        payload.put(&mut work, SIZE, b"abc", &mut spare);
+        assert_eq!(&work.body.buffer()[SIZE..SIZE + 3], b"abc");
+    }
+
+    #[test]
+    fn pages_are_taken_as_the_payload_arrives() {
+        let (mut payload, mut work, mut spare) = <(Payload, Work, SparePages)>::default();
+        payload.prepare(&mut work, 1000 * SIZE, Some(SIZE));
+        assert!(payload.pages.is_empty());
+        payload.put(&mut work, SIZE - 1, b"ab", &mut spare);
+        assert_eq!(payload.pages.len(), 2);
+        assert_eq!((payload.pages[0][SIZE - 1], payload.pages[1][0]), (b'a', b'b'));
+        let mut slices = 0;
+        payload.room(&mut work, SIZE, 999 * SIZE, &mut spare, |_| {
+            slices += 1;
             true
         });
+        assert_eq!(slices, MOST_SLICES);
+    }
+
+    #[test]
+    fn bytes_for_more_pages_than_one_call_has_room_for_arrive_whole() {
+        let (mut payload, mut work, mut spare) = <(Payload, Work, SparePages)>::default();
+        let bytes: Vec<u8> = (0..100 * 16).map(|at| (at % 251) as u8).collect();
+        payload.prepare(&mut work, 200 * 16, Some(16));
+        payload.put(&mut work, 24, &bytes, &mut spare);
+        let all = payload.pages.concat();
+        assert_eq!(&all[24..24 + bytes.len()], bytes);
+    }
+
+    #[test]
+    fn shared_pages_are_not_received_into_again() {
+        let mut spare = SparePages::default();
+        let page = spare.take(SIZE);
+        let reader = Arc::clone(&page);
+        spare.returned.extend([page, spare_page()]);
+        spare.sort();
+        assert_eq!(spare.pages.len(), 1);
+        assert!(!Arc::ptr_eq(&spare.take(SIZE), &reader));
+    }
+
+    fn spare_page() -> Page {
+        core::iter::repeat_n(0, SIZE).collect()
     }
 }

@@ -32,7 +32,8 @@ where
     R: Runtime,
 {
     let service = Arc::clone(permit.service());
-    let mut session = Session::new(Arc::clone(&service), transport);
+    let mut session = Session::new(Arc::clone(&service), transport)
+        .inspect_err(|error| tracing::warn!(peer, %error, "a client can't be served"))?;
     tracing::debug!(peer, "a client connected");
     let result = drive(&mut session, &permit, &runtime).await;
     match &result {

@@ -12,9 +12,16 @@ use crate::export::Exports;
 
 /// A server without its sockets. An adapter puts connections into it by [`serve`](super::serve).
 pub struct Service {
-    pub(crate) exports: Box<dyn Exports>,
-    pub(crate) settings: Settings,
-    pub(crate) workers: Workers,
+    common: Arc<Common>,
+    /// The export that connections get at once, without a choice.
+    oldstyle: Option<String>,
+}
+
+/// What is common to both faces of a server, [newstyle and oldstyle](Service::oldstyle).
+struct Common {
+    exports: Box<dyn Exports>,
+    settings: Settings,
+    workers: Workers,
     connections: AtomicUsize,
     /// Told when a connection ends.
     departure: Event,
@@ -25,7 +32,7 @@ pub struct Service {
 impl Service {
     /// A server of these exports.
     pub fn new(exports: impl Exports, settings: Settings) -> Arc<Self> {
-        Arc::new(Self {
+        let common = Common {
             exports: Box::new(exports),
             workers: Workers::new(settings.max_workers),
             settings,
@@ -33,51 +40,83 @@ impl Service {
             departure: Event::new(),
             shutting_down: AtomicBool::new(false),
             shutdown: Event::new(),
-        })
+        };
+        Arc::new(Self { common: Arc::new(common), oldstyle: None })
+    }
+
+    /// The same server for oldstyle clients: connections that are put into what this gives are told of the export of
+    /// that name and begin to use it, without a choice, TLS, structured replies or metadata contexts. An empty name is
+    /// that of the default export.
+    ///
+    /// Such clients are hardly to be found any more; newstyle clients can't be served there, except for some that
+    /// understand both.
+    #[must_use]
+    pub fn oldstyle(&self, export: impl Into<String>) -> Arc<Self> {
+        Arc::new(Self { common: Arc::clone(&self.common), oldstyle: Some(export.into()) })
+    }
+
+    pub(crate) fn exports(&self) -> &dyn Exports {
+        &*self.common.exports
+    }
+
+    pub(crate) fn workers(&self) -> &Workers {
+        &self.common.workers
+    }
+
+    /// The export that connections get at once, if they are oldstyle ones.
+    pub(crate) fn oldstyle_export(&self) -> Option<&str> {
+        self.oldstyle.as_deref()
     }
 
     /// The settings that it was made with.
     #[must_use]
-    pub const fn settings(&self) -> &Settings {
-        &self.settings
+    pub fn settings(&self) -> &Settings {
+        &self.common.settings
     }
 
     /// Connections at the moment.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Acquire)
+        self.common.connections.load(Ordering::Acquire)
     }
 
     /// Begins to shut down: no more connections, requests in flight get [`Settings::drain_timeout`] to finish, later
     /// ones are answered with `ESHUTDOWN`. Can be called from anywhere, any number of times. See
     /// [`drained`](Self::drained) for the end.
     pub fn shut_down(&self) {
-        self.shutting_down.store(true, Ordering::Release);
-        self.shutdown.notify(usize::MAX);
+        self.common.shutting_down.store(true, Ordering::Release);
+        self.common.shutdown.notify(usize::MAX);
     }
 
     /// Whether [`shut_down`](Self::shut_down) was called.
     #[must_use]
     pub fn is_shutting_down(&self) -> bool {
-        self.shutting_down.load(Ordering::Acquire)
+        self.common.shutting_down.load(Ordering::Acquire)
     }
 
     /// Is ready once [`shut_down`](Self::shut_down) was called.
     pub async fn shutdown_begun(&self) {
-        self.until(&self.shutdown, || self.is_shutting_down()).await;
+        self.until(&self.common.shutdown, || self.is_shutting_down()).await;
     }
 
     /// Is ready once no connection is left.
     pub async fn drained(&self) {
-        self.until(&self.departure, || self.connections() == 0).await;
+        self.until(&self.common.departure, || self.connections() == 0).await;
+    }
+
+    /// Waits until there is room for one more connection, and does not take it. `false` when the server shuts down.
+    pub(crate) async fn has_room(&self) -> bool {
+        let most = self.settings().max_connections.max(1);
+        self.until_any(|| self.is_shutting_down() || self.connections() < most).await;
+        !self.is_shutting_down()
     }
 
     /// Waits for room for one more connection. `None` when the server shuts down.
     pub async fn admit(self: &Arc<Self>) -> Option<Permit> {
-        let most = self.settings.max_connections.max(1);
+        let most = self.common.settings.max_connections.max(1);
         let admitted = || {
             let add = |count| (count < most).then_some(count + 1);
-            self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
+            self.common.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
         };
         // `shut_down` wakes those who wait for a departure, too, since nobody may ever depart.
         let mut entered = false;
@@ -104,8 +143,8 @@ impl Service {
 
     async fn until_any(&self, mut reached: impl FnMut() -> bool) {
         while !reached() {
-            let departure = self.departure.listen();
-            let shutdown = self.shutdown.listen();
+            let departure = self.common.departure.listen();
+            let shutdown = self.common.shutdown.listen();
             if reached() {
                 return;
             }
@@ -115,7 +154,7 @@ impl Service {
 
     /// Is told of the beginning of the shutdown.
     pub(crate) fn shutdown_listener(&self) -> EventListener {
-        self.shutdown.listen()
+        self.common.shutdown.listen()
     }
 }
 
@@ -140,7 +179,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::AcqRel);
-        self.0.departure.notify(usize::MAX);
+        self.0.common.connections.fetch_sub(1, Ordering::AcqRel);
+        self.0.common.departure.notify(usize::MAX);
     }
 }

@@ -12,13 +12,15 @@ use nbd_proto::server::{
 use nbd_proto::{Command, RequestId, Segment};
 
 use super::ConnectionError;
+use super::answer;
 use super::dispatch::{self, Work};
 use super::patience::Patience;
 use super::payload::{self, Payload, SparePages};
 use super::service::Service;
 use super::staging::Staging;
+use super::status::{Source, Status};
 use super::workers::{Completion, Completions, Job};
-use crate::export::{Body, ExportError, Found, Handle, Piece, Pool};
+use crate::export::{Body, ExportError, Found, Handle, Pool};
 use crate::runtime::BoxFuture;
 use crate::transport::Transport;
 
@@ -45,6 +47,8 @@ pub(crate) struct Session<T> {
     service: Arc<Service>,
     /// The export that a client looked at last, and that it uses once it entered.
     export: Option<Found>,
+    /// The metadata contexts that were selected for it, by number.
+    contexts: Vec<(u32, Source)>,
     staging: Staging,
     slots: Vec<Slot>,
     pool: Arc<Pool>,
@@ -60,24 +64,35 @@ pub(crate) struct Session<T> {
 }
 
 impl<T: Transport> Session<T> {
-    pub(crate) fn new(service: Arc<Service>, transport: T) -> Self {
-        let patience = Patience::new(service.settings.busy_wait);
-        Self {
-            connection: Connection::new(service.settings.config.clone()),
+    /// A connection that was just accepted. Fails when an oldstyle client can't be given its export.
+    pub(crate) fn new(service: Arc<Service>, transport: T) -> Result<Self, ConnectionError> {
+        let settings = service.settings();
+        let (connection, export) = match service.oldstyle_export() {
+            None => (Connection::new(settings.config.clone()), None),
+            Some(name) => {
+                let found = service.exports().find(name);
+                let found = found.ok_or_else(|| ConnectionError::NoSuchExport(name.into()))?;
+                let info = dispatch::describe(&found, settings, core::iter::empty());
+                (Connection::oldstyle(settings.config.clone(), &info)?, Some(found))
+            }
+        };
+        Ok(Self {
+            connection,
             transport,
+            patience: Patience::new(settings.busy_wait),
             service,
-            export: None,
+            export,
+            contexts: Vec::new(),
             staging: Staging::new(),
             slots: Vec::new(),
             pool: Arc::default(),
             spare_pages: SparePages::default(),
             elsewhere: 0,
-            patience,
             completions: Arc::default(),
             completed: Vec::new(),
             futures: FuturesUnordered::new(),
             input_ended: false,
-        }
+        })
     }
 
     pub(crate) const fn is_transmitting(&self) -> bool {
@@ -195,11 +210,21 @@ impl<T: Transport> Session<T> {
 
     /// The staging buffer was read into; with nothing if the stream has ended. Gives whether there is more to do.
     fn received(&mut self, count: usize) -> bool {
+        self.follow_size();
         self.staging.filled(count);
         if count == 0 {
             self.end_of_stream();
         }
         count > 0
+    }
+
+    /// The export may have been resized, by another connection even. A client who was told so before it sent what has
+    /// just been received must find the new size.
+    fn follow_size(&mut self) {
+        if let (true, Some(found)) = (self.connection.is_transmitting(), &self.export) {
+            // An export is in use, so that this can't fail.
+            let _in_use = self.connection.set_size(dispatch::size(found));
+        }
     }
 
     /// Asks a few times more for the next request before going to sleep.
@@ -239,7 +264,8 @@ impl<T: Transport> Session<T> {
             core::array::from_fn(|_| IoSliceMut::new(&mut []));
         let mut count = 0;
         let mut wanted = 0;
-        payload.room(work, offset as usize, remaining as usize, |room| {
+        let spare = &mut self.spare_pages;
+        payload.room(work, offset as usize, remaining as usize, spare, |room| {
             wanted += room.len();
             slices[count] = room;
             count += 1;
@@ -252,11 +278,14 @@ impl<T: Transport> Session<T> {
         let read = Pin::new(&mut self.transport).poll_read_vectored(cx, &mut slices[..count]);
         let Poll::Ready(read) = read else { return Ok(false) };
         let read = read?;
+        self.follow_size();
         if read == 0 {
             self.end_of_stream();
             return Ok(false);
         }
-        self.staging.filled(read.saturating_sub(wanted));
+        if read > wanted {
+            self.staging.filled(read - wanted);
+        }
         self.connection.payload_received(read.min(wanted) as u64)?;
         if read as u64 >= remaining {
             // A whole payload has arrived: reading on is fair.
@@ -274,7 +303,7 @@ impl<T: Transport> Session<T> {
             Handle::Blocking(export) => dispatch::page_size(&**export, command),
             Handle::Async(_) => None,
         };
-        payload.prepare(work, command.length() as usize, page_size, &mut self.spare_pages);
+        payload.prepare(work, command.length() as usize, page_size);
     }
 
     fn payload_from_staging(
@@ -309,7 +338,8 @@ impl<T: Transport> Session<T> {
         }
         let count = self.staging.bytes().len().min(remaining as usize);
         let Slot { work, payload, .. } = &mut self.slots[request.index()];
-        payload.put(work, offset as usize, &self.staging.bytes()[..count]);
+        let staged = &self.staging.bytes()[..count];
+        payload.put(work, offset as usize, staged, &mut self.spare_pages);
         self.staging.consume(count);
         self.connection.payload_received(count as u64)?;
         if count as u64 == remaining {
@@ -330,23 +360,36 @@ impl<T: Transport> Session<T> {
         match event {
             Event::Request(request) => self.begin(request),
             Event::List => {
-                let exports = self.service.exports.list();
+                let exports = self.service.exports().list();
                 let listings =
                     exports.iter().map(|(name, description)| Listing { name, description });
                 self.connection.answer_list(listings)?;
             }
             Event::Lookup(lookup) => {
-                let found = self.service.exports.find(&lookup.name);
-                let info = found.as_ref().map(dispatch::describe);
+                let found = self.service.exports().find(&lookup.name);
+                let info = found.as_ref().map(|found| {
+                    dispatch::describe(found, self.service.settings(), self.connection.queries())
+                });
                 let answer = info.as_ref().ok_or(LookupRefusal::Unknown);
-                if self.connection.answer_lookup(answer)? == LookupOutcome::Entered {
-                    tracing::debug!(export = lookup.name, "a client entered transmission");
-                }
+                let outcome = self.connection.answer_lookup(answer)?;
                 self.export = found;
+                if outcome == LookupOutcome::Entered {
+                    self.entered();
+                }
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Transmission begins.
+    fn entered(&mut self) {
+        tracing::debug!(export = self.export_name(), "a client entered transmission");
+        if let (Some(view), Some(found)) = (self.connection.export(), &self.export) {
+            let selected = view.contexts.iter();
+            self.contexts =
+                selected.map(|one| (one.id, dispatch::source(found, &one.name))).collect();
+        }
     }
 
     /// A request was raised. Writes wait for their payload.
@@ -356,16 +399,26 @@ impl<T: Transport> Session<T> {
             let pool = &self.pool;
             self.slots.resize_with(index + 1, || Slot {
                 command: None,
-                work: Work { body: Body::with_pool(Arc::clone(pool)), extents: Vec::new() },
+                work: Work { body: Body::with_pool(Arc::clone(pool)), status: Status::default() },
                 payload: Payload::default(),
             });
         }
         let slot = &mut self.slots[index];
         slot.command = Some(request.command);
         slot.work.clear();
-        if !matches!(request.command, Command::Write { .. }) {
-            self.start(request.id);
+        match request.command {
+            Command::Write { .. } => return,
+            Command::BlockStatus { .. } => {
+                let most = self.service.settings().config.limits.max_extents;
+                let awaited = self.connection.awaited_contexts(request.id);
+                slot.work.status.begin(most as usize);
+                for (id, source) in self.contexts.iter().filter(|(id, _)| awaited.contains(id)) {
+                    slot.work.status.add(*id, source.clone());
+                }
+            }
+            _ => {}
         }
+        self.start(request.id);
     }
 
     /// Carries out a request whose payload, if any, lies in its slot.
@@ -373,7 +426,7 @@ impl<T: Transport> Session<T> {
         let slot = &mut self.slots[id.index()];
         let Some(command) = slot.command else { return };
         if let Some(Found { export: Handle::Blocking(export), .. }) = &self.export {
-            let attempt = if !slot.payload.pages.is_empty() {
+            let attempt = if slot.payload.in_pages() {
                 let (pages, returned) = (&mut slot.payload.pages, &mut self.spare_pages.returned);
                 let result = dispatch::write_pages(&**export, command, pages, returned);
                 self.spare_pages.sort();
@@ -405,7 +458,7 @@ impl<T: Transport> Session<T> {
         match &found.export {
             Handle::Blocking(export) => {
                 let (export, done) = (Arc::clone(export), Arc::clone(&self.completions));
-                self.service.workers.submit(Job { id, command, export, work, done });
+                self.service.workers().submit(Job { id, command, export, work, done });
             }
             Handle::Async(export) => {
                 let export = Arc::clone(export);
@@ -446,25 +499,22 @@ impl<T: Transport> Session<T> {
                 reply.error(error.code(), error.text());
             }),
             (Ok(()), Command::Read { offset, .. }) => {
-                answer_read(&mut self.connection, id, offset, slot)
+                answer::read(&mut self.connection, id, offset, &slot.work.body)
             }
-            (Ok(()), Command::BlockStatus { .. }) => {
-                let contexts = self.connection.awaited_contexts(id).first().copied();
-                self.connection.reply(id).and_then(|mut reply| {
-                    if let Some(context) = contexts {
-                        reply.extents(context, slot.work.extents.iter().copied())?;
-                    }
-                    reply.finish()
-                })
+            (Ok(()), Command::BlockStatus { offset, .. }) => {
+                let answered = answer::status(&mut self.connection, id, offset, &slot.work.status);
+                // It is in the queue now, and may take long to be sent.
+                self.slots[id.index()].work.status.clear();
+                answered
             }
-            (Ok(()), Command::Resize { size }) => {
-                let resized = self.connection.set_size(size);
-                resized.and_then(|()| self.connection.reply(id)?.done())
+            (Ok(()), Command::Resize { .. }) => {
+                self.follow_size();
+                self.connection.reply(id).and_then(nbd_proto::server::Reply::done)
             }
             (Ok(()), _) => self.connection.reply(id).and_then(nbd_proto::server::Reply::done),
         };
         if let Err(misuse) = answered {
-            // Only an export that gives nothing for a block status gets here.
+            // Only an export that gives too little gets here.
             tracing::warn!(?command, %misuse, "an export's answer makes no sense");
             if let Ok(reply) = self.connection.reply(id) {
                 reply.error(nbd_proto::wire::ErrorCode::EIO, "the export's answer makes no sense");
@@ -498,7 +548,7 @@ impl<T: Transport> Session<T> {
         while let Some(id) = self.connection.next_finished() {
             if let Some(slot) = self.slots.get_mut(id.index()) {
                 slot.work.clear();
-                slot.payload.pages.clear();
+                slot.payload.clear();
                 slot.command = None;
             }
         }
@@ -532,34 +582,4 @@ fn gather<'a>(
         }
     }
     count
-}
-
-/// Turns the pieces of a body into content: neighbours that are data become one chunk.
-fn answer_read(
-    connection: &mut Connection,
-    id: RequestId,
-    offset: u64,
-    slot: &Slot,
-) -> Result<(), nbd_proto::Misuse> {
-    let mut reply = connection.reply(id)?;
-    let mut at = offset;
-    let mut data = 0_u32;
-    for piece in slot.work.body.pieces() {
-        let length = piece.len() as u32;
-        if !matches!(piece, Piece::Hole(_)) {
-            data += length;
-            continue;
-        }
-        if data > 0 {
-            reply.data(at, data)?;
-            at += u64::from(data);
-            data = 0;
-        }
-        reply.hole(at, length)?;
-        at += u64::from(length);
-    }
-    if data > 0 {
-        reply.data(at, data)?;
-    }
-    reply.finish()
 }

@@ -18,6 +18,10 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Threads for exports that may block, started when needed. Default 16.
     pub max_workers: usize,
+    /// Whether clients may resize exports that [can be resized](crate::export::Resizes). Default `true`: it is for the
+    /// export to say. Any client could then cut a disk off that others use, so that a server of disks for many clients
+    /// should say no.
+    pub resize: bool,
     /// How long a connection whose client is quick asks for the next request before it goes to sleep, which spares both
     /// sides the cost of waking it. It never happens on a single processor, nor for more connections at a time than half
     /// of the processors. Default 30 microseconds; zero turns it off.
@@ -32,6 +36,7 @@ impl Default for Settings {
             handshake_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
             max_workers: 16,
+            resize: true,
             busy_wait: Duration::from_micros(30),
         }
     }

@@ -4,7 +4,6 @@
 //! one over allocates nothing.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -145,9 +144,7 @@ impl Shared {
 impl Job {
     fn run(mut self) {
         let run = || dispatch::execute(&*self.export, self.command, &mut self.work);
-        // An export that panics fails its request, not the server.
-        let result = catch_unwind(AssertUnwindSafe(run))
-            .unwrap_or_else(|_| Err(ExportError::io("the export panicked")));
+        let result = dispatch::guarded(run).and_then(|result| result);
         self.finish(result);
     }
 

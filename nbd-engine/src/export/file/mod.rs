@@ -3,7 +3,6 @@
 mod ability;
 mod extents;
 mod open;
-mod ranges;
 #[cfg(test)]
 mod tests;
 mod zero;
@@ -19,13 +18,13 @@ use nbd_proto::wire::ErrorCode;
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 
 use super::bounds::{inside, inside_for_writing};
+use super::ranges::Ranges;
 use super::{
     BlockSize, Body, Caches, Export, ExportError, Extents, Flushes, Fua, Resizes, Result, Trims,
     Writes, WritesZeroes,
 };
 use ability::Abilities;
 pub use open::{FileOptions, OpenError};
-use ranges::Ranges;
 
 /// A regular file or a block device, through the page cache.
 ///
@@ -81,7 +80,16 @@ impl Size {
 impl File {
     /// Longer requests than this many bytes are never done at once: to copy them takes longer than to wake a worker,
     /// and would hold up the connection's other requests.
-    const AT_ONCE: usize = 1 << 20;
+    const AT_ONCE: usize = 128 << 10;
+
+    /// More places where space was set aside are not remembered, so that memory stays small whatever clients do.
+    const MOST_PROVISIONED: usize = 4096;
+
+    /// The kernel is asked to read ahead in steps of this many bytes: of a longer one it reads only a part.
+    const CACHE_STEP: u64 = 128 << 10;
+
+    /// No more than this is read ahead for one request, so that it does not push everything else out.
+    const CACHE_MOST: u64 = 1 << 30;
 
     fn provisioned(&self) -> MutexGuard<'_, Ranges> {
         // A hint, so that a half-made change would do no harm.
@@ -241,44 +249,59 @@ impl Flushes for File {
 }
 
 impl Caches for File {
-    /// Tells the kernel, which reads ahead in its own time.
+    /// Has the kernel read ahead, in its own time: the first GiB of the range.
     fn cache(&self, offset: u64, length: u64) -> Result<()> {
         inside(offset, length, self.size.get())?;
-        // No more than advice: a kernel that does not take it does not make the range any less readable.
-        let _ = rustix::fs::fadvise(
-            &self.file,
-            offset,
-            length.try_into().ok(),
-            rustix::fs::Advice::WillNeed,
-        );
+        if self.in_memory {
+            return Ok(());
+        }
+        let end = offset + length.min(Self::CACHE_MOST);
+        let mut at = offset;
+        while at < end {
+            let step = (end - at).min(Self::CACHE_STEP);
+            let advice = rustix::fs::Advice::WillNeed;
+            // No more than advice: a kernel that does not take it does not make the range any less readable.
+            if rustix::fs::fadvise(&self.file, at, step.try_into().ok(), advice).is_err() {
+                break;
+            }
+            at += step;
+        }
         Ok(())
     }
 }
 
 impl Resizes for File {
-    /// Cuts a regular file off or extends it by a hole. Fails with `EINVAL` above 2^63 - 1, and with `ENOSPC` above
-    /// what the file system can hold.
+    /// Cuts a regular file off or extends it by a hole. Fails with `ENOSPC` above what the file system can hold.
     fn resize(&self, size: u64) -> Result<()> {
         if size > i64::MAX as u64 {
-            let text = format!("a size of {size} bytes is too large: the most are 2^63 - 1");
-            return Err(ExportError::new(ErrorCode::EINVAL, text));
+            return Err(too_large(size));
         }
         let _one_at_a_time = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.size.get();
         // Requests beyond the end are refused before there is nothing, and until there is something.
         self.size.set(size.min(old));
         self.provisioned().remove(size.min(old)..u64::MAX);
-        match self.file.set_len(size) {
+        // Before growing too: a write that began before an earlier cut may have put data there after it.
+        let cut = || if size > old { self.file.set_len(old) } else { Ok(()) };
+        match cut().and_then(|()| self.file.set_len(size)) {
             Ok(()) => {
                 self.size.set(size);
                 Ok(())
             }
             Err(error) => {
                 self.size.set(old);
-                Err(error.into())
+                // What a file can't be is what there is no room for (S-RSZ-03).
+                Err(match error.kind() {
+                    ErrorKind::InvalidInput => too_large(size),
+                    _ => error.into(),
+                })
             }
         }
     }
+}
+
+fn too_large(size: u64) -> ExportError {
+    ExportError::new(ErrorCode::ENOSPC, format!("{size} bytes are more than a file can have"))
 }
 
 /// For those who send parts of the file themselves.

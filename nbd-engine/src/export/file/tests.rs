@@ -288,7 +288,7 @@ fn a_resize_changes_the_file() {
 fn a_resize_that_fails_leaves_the_size() {
     let (_file, disk) = disk(MIB);
     let error = disk.resize(i64::MAX as u64 + 1).unwrap_err();
-    assert_eq!(error.code(), ErrorCode::EINVAL);
+    assert_eq!(error.code(), ErrorCode::ENOSPC);
     // More than most file systems can hold; a platform that can keeps it sparse.
     match disk.resize(i64::MAX as u64) {
         Ok(()) => assert_eq!(disk.size(), i64::MAX as u64),
@@ -449,4 +449,42 @@ fn threads_read_and_write_ranges_of_their_own() {
     for (thread, range) in (0u8..).zip(content.chunks(EACH as usize)) {
         assert!(range.iter().all(|&byte| byte == thread << 6 | 19));
     }
+}
+
+#[test]
+fn caching_reads_a_long_range_ahead() {
+    let (_file, disk) = disk(16 * MIB);
+    disk.write(&vec![7; 16 << 20], 0, false).unwrap();
+    disk.sync().unwrap();
+    let pieces = 16 * MIB / File::AT_ONCE as u64;
+    let cached = || {
+        let read = |n: &u64| {
+            let mut body = Body::default();
+            disk.try_read(&mut body, File::AT_ONCE, n * File::AT_ONCE as u64).is_some()
+        };
+        (0..pieces).filter(read).count() as u64
+    };
+    rustix::fs::fadvise(&disk.file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    if disk.in_memory || disk.abilities.try_read.is_missing() || cached() == pieces {
+        eprintln!("skipped: the file system keeps everything cached, or does not tell");
+        return;
+    }
+    disk.caches().unwrap().cache(0, 16 * MIB).unwrap();
+    for _ in 0..500 {
+        if cached() == pieces {
+            return;
+        }
+        thread::sleep(core::time::Duration::from_millis(10));
+    }
+    panic!("{} of {pieces} pieces were read ahead", cached());
+}
+
+#[test]
+fn growing_brings_zeroes_where_a_late_write_left_something() {
+    let (file, disk) = disk(MIB);
+    disk.resize(MIB / 2).unwrap();
+    // As if a write had passed its check before the cut, and was done after it.
+    file.as_file().write_all_at(&[9; 100], MIB / 2 + 5).unwrap();
+    disk.resize(MIB).unwrap();
+    assert!(model::read(&disk, MIB / 2, MIB / 2).iter().all(|&byte| byte == 0));
 }

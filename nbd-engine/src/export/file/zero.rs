@@ -81,7 +81,7 @@ impl File {
             || rustix::fs::fallocate(&self.file, flags, range.start, range.end - range.start);
         let done = finish(self.abilities.zero_range.attempt(zero))?;
         if done && self.kind == Kind::Regular {
-            self.provisioned().insert(range);
+            self.provisioned().insert_up_to(Self::MOST_PROVISIONED, range);
         }
         Ok(done)
     }

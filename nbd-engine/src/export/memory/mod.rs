@@ -29,7 +29,7 @@ use pages::{PAGE, Pages, Source};
 /// as on any disk, but a page never half old and half new by one write. Nothing blocks, except for the time it takes to
 /// copy, clear or free the memory that a request is about.
 ///
-/// Reads of 64 KiB and more share the pages instead of copying them. A page that is written while it is shared is
+/// Reads of 4 KiB and more share the pages instead of copying them. A page that is written while it is shared is
 /// copied once, and the old one lives until the replies that share it are sent; such pages are not counted in
 /// [`allocated_bytes`](Self::allocated_bytes), and there are never more of them than the replies in flight are long,
 /// rounded up to pages.
@@ -332,12 +332,12 @@ impl Extents for Memory {
 }
 
 impl Resizes for Memory {
-    /// Drops what lies beyond a smaller size: growing again brings zeroes. Fails with `EINVAL` above
+    /// Drops what lies beyond a smaller size: growing again brings zeroes. Fails with `ENOSPC` above
     /// [`MAX_SIZE`](Memory::MAX_SIZE).
     fn resize(&self, size: u64) -> Result<()> {
         if size > Self::MAX_SIZE {
             let text = TooLarge { size }.to_string();
-            return Err(ExportError::new(ErrorCode::EINVAL, text));
+            return Err(ExportError::new(ErrorCode::ENOSPC, text));
         }
         let _one_at_a_time = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.size();

@@ -15,14 +15,14 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::export::{ExportError, Result};
 
-/// Bytes of a page. Large enough that a table is small (a pointer in 64 KiB) and that a shared read of 1 MiB is 16
-/// pieces rather than 256; small enough that copying one for a writer takes some microseconds, and that a single
-/// scattered write does not take up much.
-pub(super) const PAGE: usize = 64 << 10;
+/// Bytes of a page. Large enough that a table is small (a pointer in 16 KiB) and that a shared read of 1 MiB is 64
+/// pieces rather than 256; small enough that copying one for a writer takes about a microsecond, even if every write
+/// meets a page that a read shares, and that a single scattered write does not take up much.
+pub(super) const PAGE: usize = 16 << 10;
 const PAGE_BYTES: u64 = PAGE as u64;
 
-/// Pages of a region: 1 MiB of neighbours under one lock.
-const REGION: u64 = 16;
+/// Pages of a region: 512 KiB of neighbours under one lock.
+const REGION: u64 = 32;
 
 /// Locks. Enough that a handful of threads rarely meets; few enough that asking each of them stays cheap, which is
 /// what looking for the next page after a large hole does.

@@ -71,7 +71,7 @@ fn a_disk_of_the_largest_size_works_at_its_end() {
 fn a_larger_size_is_refused() {
     let error = Memory::new(Memory::MAX_SIZE + 1).unwrap_err();
     assert!(error.to_string().contains("9223372036854775808 bytes is too large"), "{error}");
-    assert_eq!(code(disk(1).resize(Memory::MAX_SIZE + 1)), ErrorCode::EINVAL);
+    assert_eq!(code(disk(1).resize(Memory::MAX_SIZE + 1)), ErrorCode::ENOSPC);
 }
 
 #[test]

@@ -1,20 +1,33 @@
-//! A set of ranges of bytes.
+//! A set of ranges: of bytes, or of whatever units its owner counts in.
 
 use core::ops::Range;
 use std::collections::BTreeMap;
 
 /// Ranges that neither overlap nor touch: start to end.
 #[derive(Debug, Default)]
-pub(super) struct Ranges(BTreeMap<u64, u64>);
+pub(crate) struct Ranges(BTreeMap<u64, u64>);
 
 impl Ranges {
-    /// More ranges than this are not remembered, so that the set stays small whatever clients do.
-    pub(super) const MOST: usize = 4096;
+    /// Adds a range, unless that would make them more than `most`.
+    pub(crate) fn insert_up_to(&mut self, most: usize, range: Range<u64>) {
+        if let Some((start, end)) = self.absorb(range)
+            && self.0.len() < most
+        {
+            self.0.insert(start, end);
+        }
+    }
 
-    /// Adds a range, unless the set is full.
-    pub(super) fn insert(&mut self, range: Range<u64>) {
+    /// Adds a range.
+    pub(crate) fn insert(&mut self, range: Range<u64>) {
+        if let Some((start, end)) = self.absorb(range) {
+            self.0.insert(start, end);
+        }
+    }
+
+    /// Takes out what overlaps or touches a range; gives what is to be put in instead.
+    fn absorb(&mut self, range: Range<u64>) -> Option<(u64, u64)> {
         if range.is_empty() {
-            return;
+            return None;
         }
         // Those that overlap or touch become one with it.
         let Range { mut start, mut end } = range;
@@ -23,13 +36,11 @@ impl Ranges {
             start = start.min(s);
             end = end.max(e);
         }
-        if self.0.len() < Self::MOST {
-            self.0.insert(start, end);
-        }
+        Some((start, end))
     }
 
     /// Removes whatever of a range is there.
-    pub(super) fn remove(&mut self, range: Range<u64>) {
+    pub(crate) fn remove(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
@@ -45,8 +56,23 @@ impl Ranges {
         }
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether `at` is inside.
+    pub(crate) fn contains(&self, at: u64) -> bool {
+        self.0.range(..=at).next_back().is_some_and(|(_, &end)| end > at)
+    }
+
+    /// All of them, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Range<u64>> {
+        self.0.iter().map(|(&start, &end)| start..end)
+    }
+
     /// Whether `at` is inside, and where the next byte stands that is not as this one, at most `end`.
-    pub(super) fn run(&self, at: u64, end: u64) -> (bool, u64) {
+    pub(crate) fn run(&self, at: u64, end: u64) -> (bool, u64) {
         match self.0.range(..=at).next_back() {
             Some((_, &e)) if e > at => (true, e.min(end)),
             _ => (false, self.0.range(at..).next().map_or(end, |(&s, _)| s.min(end))),
@@ -75,6 +101,7 @@ mod tests {
             while at < 64 {
                 let (inside, end) = set.run(at, 64);
                 prop_assert!(end > at);
+                prop_assert_eq!(inside, set.contains(at));
                 prop_assert!(flags[at as usize..end as usize].iter().all(|&flag| flag == inside));
                 prop_assert!(end == 64 || flags[end as usize] != inside);
                 at = end;
@@ -85,9 +112,9 @@ mod tests {
     #[test]
     fn a_full_set_takes_no_more() {
         let mut set = Ranges::default();
-        for at in 0..2 * Ranges::MOST as u64 {
-            set.insert(2 * at..2 * at + 1);
+        for at in 0..200 {
+            set.insert_up_to(100, 2 * at..2 * at + 1);
         }
-        assert_eq!(set.0.len(), Ranges::MOST);
+        assert_eq!(set.len(), 100);
     }
 }

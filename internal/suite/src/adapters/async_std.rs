@@ -1,0 +1,32 @@
+//! `nbd-async-std` on async-std.
+
+use async_std::net::TcpListener;
+use async_std::os::unix::net::{UnixListener, UnixStream};
+use nbd_async_std::Server;
+use nbd_engine::export::ExportMap;
+use nbd_engine::server::Settings;
+
+use super::{control, serve};
+use crate::{Adapter, Place, Started};
+
+/// async-std's global threads.
+#[derive(Debug)]
+pub struct AsyncStd;
+
+impl Adapter for AsyncStd {
+    fn start(&self, exports: ExportMap, settings: Settings, places: Vec<Place>) -> Started {
+        let server = Server::with_settings(exports, settings);
+        Started::on_a_thread(control!(server), move |said| {
+            ::async_std::task::block_on(async {
+                serve!(
+                    server,
+                    places,
+                    said,
+                    TcpListener::from,
+                    UnixListener::from,
+                    UnixStream::from
+                );
+            });
+        })
+    }
+}

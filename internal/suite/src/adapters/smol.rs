@@ -1,0 +1,28 @@
+//! `nbd-async-std` on smol.
+
+use nbd_async_std::smol::Server;
+use nbd_engine::export::ExportMap;
+use nbd_engine::server::Settings;
+use smol::net::TcpListener;
+use smol::net::unix::{UnixListener, UnixStream};
+
+use super::{control, serve};
+use crate::{Adapter, Place, Started};
+
+/// smol's global executor.
+#[derive(Debug)]
+pub struct Smol;
+
+impl Adapter for Smol {
+    fn start(&self, exports: ExportMap, settings: Settings, places: Vec<Place>) -> Started {
+        let server = Server::with_settings(exports, settings);
+        Started::on_a_thread(control!(server), move |said| {
+            ::smol::block_on(async {
+                let tcp = |listener| TcpListener::try_from(listener).expect("a listener");
+                let unix = |listener| UnixListener::try_from(listener).expect("a listener");
+                let stream = |stream| UnixStream::try_from(stream).expect("a stream");
+                serve!(server, places, said, tcp, unix, stream);
+            });
+        })
+    }
+}

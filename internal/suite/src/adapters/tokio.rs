@@ -1,0 +1,50 @@
+//! `nbd-tokio`, on runtimes of both flavours.
+
+use nbd_engine::export::ExportMap;
+use nbd_engine::server::Settings;
+use nbd_tokio::Server;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::runtime::Builder;
+
+use super::{control, serve};
+use crate::{Adapter, Place, Started};
+
+/// A runtime with one thread, which does everything.
+#[derive(Debug)]
+pub struct TokioCurrentThread;
+
+/// A runtime with two worker threads.
+#[derive(Debug)]
+pub struct TokioMultiThread;
+
+impl Adapter for TokioCurrentThread {
+    fn start(&self, exports: ExportMap, settings: Settings, places: Vec<Place>) -> Started {
+        start(Builder::new_current_thread(), exports, settings, places)
+    }
+}
+
+impl Adapter for TokioMultiThread {
+    fn start(&self, exports: ExportMap, settings: Settings, places: Vec<Place>) -> Started {
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(2);
+        start(builder, exports, settings, places)
+    }
+}
+
+fn start(
+    mut builder: Builder,
+    exports: ExportMap,
+    settings: Settings,
+    places: Vec<Place>,
+) -> Started {
+    let server = Server::with_settings(exports, settings);
+    Started::on_a_thread(control!(server), move |said| {
+        let runtime = builder.enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let tcp = |listener| TcpListener::from_std(listener).expect("a listener");
+            let unix = |listener| UnixListener::from_std(listener).expect("a listener");
+            let stream = |stream| UnixStream::from_std(stream).expect("a stream");
+            serve!(server, places, said, tcp, unix, stream);
+        });
+    })
+}

@@ -1,0 +1,32 @@
+//! One set of scenarios that every adapter passes, over TCP and over Unix sockets.
+//!
+//! A scenario is a function that takes a [`Setup`], starts a server by it, and plays clients against it, scripted ones
+//! that share no code with the project. It may use everything that the adapters have in common and nothing else, so
+//! that it says the same of all of them. The list of scenarios is in [`scenarios`]; [`suite!`] makes a test of each, by
+//! transport.
+//!
+//! **A new adapter** implements [`Adapter`] in a file of [`adapters`], and gets a file in `tests/` with one line. A
+//! program that only listens (an event loop of its own, in any language) is a [`Program`] and passes the scenarios that
+//! need no more than a disk.
+//!
+//! **Clients** of an adapter get a trait of their own beside [`Adapter`], a folder beside [`scenarios`], and a macro
+//! that makes a test of each client against each server: [`Setup`] starts the servers, and gives the address.
+//!
+//! Nothing here asserts how long something takes, nothing waits without a bound, and what must happen before something
+//! else is made to happen before it: by exports whose work the scenario lets go on ([`exports::Gate`]).
+
+pub mod adapters;
+pub mod exports;
+pub mod scenarios;
+
+mod adapter;
+mod every_command;
+mod setup;
+
+pub use adapter::{Adapter, Control, Place, Started};
+pub use setup::{Program, Server, Setup, Subject, Transport, run};
+
+use core::time::Duration;
+
+/// The bound on everything that is sure to happen. Reaching it is a failure.
+pub const SOON: Duration = Duration::from_secs(10);

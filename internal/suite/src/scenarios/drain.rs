@@ -1,0 +1,83 @@
+//! Shutting down.
+
+use nbd_engine::export::ExportMap;
+use nbd_engine::server::Settings;
+use nbd_testkit::raw::{Errno, Mode, Opt, RawClient, Rep, Request, Wire, info_data};
+
+use crate::Setup;
+use crate::exports::{Disk, Gate, Way};
+
+/// Requests in flight are finished and answered, later ones are refused, and then the connection ends.
+pub fn requests_in_flight_finish_and_later_ones_are_refused(setup: Setup) {
+    for way in Way::CONCURRENT {
+        let disk = Disk::new(1 << 20);
+        disk.gate.close();
+        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
+        let mut server = setup.serve_with(exports, Settings::default());
+        let modes = [Mode::Simple, Mode::Structured, Mode::Extended];
+        let mut clients = modes.map(|mode| server.client(mode));
+        for (client, offset) in clients.iter_mut().zip([0, 512, 1024]) {
+            let requests = [Request::read(offset, 512), Request::write(8192 + offset, &[7; 512])];
+            client.send_all(&requests);
+        }
+        disk.gate.wait_for(2 * modes.len());
+        server.shut_down();
+        for client in &mut clients {
+            client.call(&Request::read(Gate::END, 512)).expect_error(Errno::ESHUTDOWN);
+            let late = client.call(&Request::write(Gate::END, &[8; 5000]));
+            late.expect_error(Errno::ESHUTDOWN);
+        }
+        disk.gate.open();
+        for mut client in clients {
+            for reply in client.drain() {
+                reply.ok();
+            }
+            client.wire().expect_eof();
+        }
+        server.wait_for_the_end();
+    }
+}
+
+/// Clients that ask for nothing are sent away, so that a server with idle clients ends.
+pub fn idle_clients_are_sent_away(setup: Setup) {
+    let disk = Disk::new(1 << 20);
+    let exports = ExportMap::new().with_handle("", None, Way::Async.of(&disk));
+    let mut server = setup.serve_with(exports, Settings::default());
+    let mut clients: Vec<_> = (0..10).map(|_| server.client(Mode::Extended)).collect();
+    for client in &mut clients {
+        client.read(0, 512);
+    }
+    server.shut_down();
+    for mut client in clients {
+        client.wire().expect_eof();
+    }
+    server.wait_for_the_end();
+}
+
+/// The listener is closed, and the socket's path is gone.
+pub fn nobody_connects_after_the_shutdown(setup: Setup) {
+    let mut server = setup.serve_disk();
+    server.client(Mode::Simple).finish();
+    server.shut_down();
+    server.wait_for_the_end();
+    let endpoint = server.endpoint();
+    Wire::try_connect(endpoint).expect_err("nobody listens");
+    if let Some(path) = endpoint.socket_path() {
+        assert!(!path.exists(), "the socket's path is left");
+    }
+}
+
+/// Options are refused, and clients that are about to choose an export don't hold up the end.
+pub fn haggling_ends_with_the_shutdown(setup: Setup) {
+    let mut server = setup.serve_disk();
+    let mut haggling = RawClient::negotiate(server.endpoint());
+    haggling.list().expect("listing is allowed");
+    let silent = RawClient::connect(server.endpoint());
+    server.wait_for_connections(2);
+    server.shut_down();
+    assert_eq!(haggling.option_error(Opt::GO, &info_data("", &[])), Rep::ERR_SHUTDOWN);
+    for mut client in [haggling, silent] {
+        client.wire().drain_to_eof();
+    }
+    server.wait_for_the_end();
+}

@@ -1,0 +1,121 @@
+//! The scenarios, by what they are about.
+
+/// Lists the scenarios: each is a public function of a module of this folder. Makes two macros of the list, which turn
+/// it into tests. (`$` is passed in, since a macro that makes macros can't write it.)
+macro_rules! scenarios {
+    (
+        $d:tt
+        any_server { $($any_module:ident { $($any:ident),* $(,)? })* }
+        adapters { $($module:ident { $($name:ident),* $(,)? })* }
+    ) => {
+        /// Scenarios that need no more of a server than one disk.
+        pub mod any_server {
+            $(mod $any_module; pub use $any_module::{$($any),*};)*
+        }
+        $(mod $module; pub use $module::{$($name),*};)*
+
+        /// Makes tests of all scenarios for an adapter, by transport.
+        #[macro_export]
+        macro_rules! suite {
+            ($d adapter:expr) => {
+                $crate::tests!(
+                    $crate::Subject::Adapter(&$d adapter),
+                    [$($($crate::scenarios::any_server::$any => $any,)*)*
+                     $($($crate::scenarios::$name => $name,)*)*]
+                );
+            };
+        }
+
+        /// Makes tests of the scenarios that any server passes for a [`Program`](crate::Program).
+        #[macro_export]
+        macro_rules! suite_of_a_program {
+            ($d program:expr) => {
+                $crate::tests!(
+                    @transport tcp Tcp $crate::Subject::Program($d program),
+                    [$($($crate::scenarios::any_server::$any => $any,)*)*]
+                );
+            };
+        }
+    };
+}
+
+/// Makes a test of each function, for TCP and for Unix sockets.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! tests {
+    ($subject:expr, $list:tt) => {
+        $crate::tests!(@transport tcp Tcp $subject, $list);
+        $crate::tests!(@transport unix Unix $subject, $list);
+    };
+    (@transport $module:ident $transport:ident $subject:expr, [$($scenario:path => $name:ident,)*]) => {
+        mod $module {
+            $(
+                #[test]
+                fn $name() {
+                    $crate::run($subject, $crate::Transport::$transport, $scenario);
+                }
+            )*
+        }
+    };
+}
+
+scenarios! {
+    $
+    any_server {
+        haggling {
+            every_form_is_negotiated,
+            an_export_is_found_by_any_option,
+            options_in_one_write_are_answered_in_order,
+        }
+        commands { every_command_on_any_server }
+        splitting {
+            a_session_split_at_every_byte_is_the_same,
+            a_session_may_end_at_every_byte,
+        }
+        leaving {
+            half_closed_clients_get_all_replies,
+            clients_that_vanish_leave_others_alone,
+        }
+        pressure { a_client_that_does_not_read_is_held_back }
+        many {
+            writes_are_visible_to_all_connections_after_a_flush,
+            two_hundred_connections,
+        }
+    }
+    adapters {
+        exports {
+            exports_are_listed_and_found_by_name,
+            every_command_on_every_way,
+            large_payloads_on_every_way,
+        }
+        order {
+            replies_come_in_any_order,
+            a_slow_request_holds_up_no_other,
+            a_slow_export_holds_up_no_other,
+            a_disconnect_waits_for_requests_in_flight,
+            a_half_close_waits_for_requests_in_flight,
+        }
+        limits {
+            connections_above_the_limit_wait,
+            listeners_share_the_limit,
+            requests_in_flight_are_limited,
+            bytes_in_flight_are_limited,
+            replies_that_are_not_read_count_as_in_flight,
+        }
+        deadlines {
+            the_handshake_has_a_deadline,
+            the_drain_has_a_deadline,
+            a_drain_does_not_wait_for_clients_that_do_not_read,
+        }
+        drain {
+            requests_in_flight_finish_and_later_ones_are_refused,
+            idle_clients_are_sent_away,
+            nobody_connects_after_the_shutdown,
+            haggling_ends_with_the_shutdown,
+        }
+        places {
+            listeners_of_ones_own_are_accepted_from,
+            a_stream_of_ones_own_is_served,
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The suite on async-std.
+
+nbd_suite::suite!(nbd_suite::adapters::AsyncStd);

@@ -1,0 +1,3 @@
+//! The suite on threads.
+
+nbd_suite::suite!(nbd_suite::adapters::Blocking);

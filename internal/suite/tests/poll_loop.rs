@@ -1,0 +1,9 @@
+//! Those scenarios that any server passes, on an event loop of its own: the core, and nothing else of the project.
+
+use std::process::Command;
+
+use nbd_suite::Program;
+
+const POLL_LOOP: Program = Program { command: || Command::new(env!("CARGO_BIN_EXE_poll_loop")) };
+
+nbd_suite::suite_of_a_program!(crate::POLL_LOOP);

@@ -1,0 +1,3 @@
+//! The suite on tokio with one thread.
+
+nbd_suite::suite!(nbd_suite::adapters::TokioCurrentThread);

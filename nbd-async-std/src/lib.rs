@@ -1,0 +1,47 @@
+//! NBD on async-std and on smol.
+//!
+//! async-std is no longer developed: its own maintainers send people to smol. This crate has both, under the same names:
+//! [`Server`] with the feature `async-std` (on by default), `smol::Server` with the feature `smol`. The features only
+//! add; both can be on at once.
+//!
+#![cfg_attr(feature = "async-std", doc = "```")]
+#![cfg_attr(not(feature = "async-std"), doc = "```ignore")]
+//! use nbd_async_std::Server;
+//! use nbd_async_std::export::{ExportMap, Memory};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! async_std::task::block_on(async {
+//!     let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?));
+//!     let listening = server.listen_tcp("127.0.0.1:0").await?;
+//!     println!("nbd://{}/", listening.local_addr());
+//! #   server.shut_down();
+//!     server.wait().await; // Until somebody calls server.shut_down().
+//!     Ok(())
+//! })
+//! # }
+//! ```
+//!
+//! Each connection is a task. Exports that never block are called on it; those that may block, on worker threads of the
+//! engine, so that no thread of the runtime is held up. Both runtimes wait for sockets and timers by
+//! [async-io](async_io), so both servers are the same code. Unix platforms only.
+
+#[cfg(feature = "async-std")]
+mod async_std;
+#[cfg(any(feature = "async-std", feature = "smol"))]
+pub mod server;
+#[cfg(feature = "smol")]
+pub mod smol;
+#[cfg(any(feature = "async-std", feature = "smol"))]
+mod stream;
+
+#[cfg(feature = "async-std")]
+pub use async_std::{AsyncStd, Server};
+pub use nbd_engine::export;
+pub use nbd_engine::net::LocalAddr;
+pub use nbd_engine::server::{ConnectionError, Settings};
+#[cfg(any(feature = "async-std", feature = "smol"))]
+pub use server::Listening;
+
+#[cfg(all(doctest, feature = "async-std"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

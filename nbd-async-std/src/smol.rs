@@ -1,0 +1,82 @@
+//! The same on smol: its tasks, listeners and names.
+//!
+//! ```
+//! use nbd_async_std::export::{ExportMap, Memory};
+//! use nbd_async_std::smol::Server;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! smol::block_on(async {
+//!     let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?));
+//!     let listening = server.listen_tcp("127.0.0.1:0").await?;
+//!     println!("nbd://{}/", listening.local_addr());
+//! #   server.shut_down();
+//!     server.wait().await; // Until somebody calls server.shut_down().
+//!     Ok(())
+//! })
+//! # }
+//! ```
+//!
+//! Connections run on smol's global executor: one thread, or as many as the environment variable `SMOL_THREADS` says.
+
+use std::io;
+use std::time::Duration;
+
+use ::smol::net::unix::UnixListener;
+use ::smol::net::{AsyncToSocketAddrs, TcpListener};
+use nbd_engine::{BoxFuture, Runtime};
+
+use crate::server;
+use crate::stream;
+
+pub use crate::server::Listening;
+
+/// The runtime of [`Server`]: smol's global executor, started when first used.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Smol;
+
+impl Runtime for Smol {
+    fn sleep(&self, duration: Duration) -> BoxFuture {
+        stream::sleep(duration)
+    }
+
+    fn spawn(&self, task: BoxFuture) {
+        ::smol::spawn(task).detach();
+    }
+}
+
+/// An NBD server on smol. See [`server::Server`] for the methods that it shares with other runtimes.
+pub type Server = server::Server<Smol>;
+
+impl Server {
+    /// Listens on a TCP address; port 0 takes a free one. Serving begins at once. Cancel-safe: dropped before it is
+    /// ready, nothing listens.
+    ///
+    /// # Errors
+    /// When the address can't be listened on, with the address in the text.
+    pub async fn listen_tcp(
+        &self,
+        address: impl AsyncToSocketAddrs + std::fmt::Display,
+    ) -> io::Result<Listening> {
+        let text = format!("cannot listen on {address}");
+        let listener = TcpListener::bind(address).await;
+        self.accept_tcp(
+            listener.map_err(|error| io::Error::new(error.kind(), format!("{text}: {error}")))?,
+        )
+    }
+
+    /// Accepts connections from a TCP listener of yours.
+    ///
+    /// # Errors
+    /// When its address can't be told.
+    pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
+        self.start_tcp(listener)
+    }
+
+    /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
+    ///
+    /// # Errors
+    /// When its address can't be told.
+    pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
+        self.start_unix(listener)
+    }
+}

@@ -1,0 +1,27 @@
+//! What a request costs in allocations: nothing.
+
+#[path = "../../nbd-engine/tests/counting/mod.rs"]
+mod counting;
+
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicUsize;
+
+use counting::{Counting, count_this_thread};
+use nbd_blocking::export::ExportMap;
+use nbd_blocking::{Server, Settings};
+use nbd_testkit::raw::Wire;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn connect(exports: ExportMap, settings: Settings, counter: &'static AtomicUsize) -> Wire {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let server = Server::with_settings(exports, settings);
+    std::thread::spawn(move || {
+        count_this_thread(counter);
+        server.serve_unix(ours)
+    });
+    Wire::from_unix(theirs)
+}
+
+counting::allocation_suite!(connect);

@@ -1,0 +1,210 @@
+//! Streams and listeners that the caller brings.
+
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use nbd_blocking::export::{ExportMap, Memory};
+use nbd_blocking::{ConnectionError, LocalAddr, Server, Settings};
+use nbd_testkit::raw::{RawClient, Request, Wire};
+use nbd_testkit::{Endpoint, Pattern, assert_same_bytes};
+
+/// The longest that anything may take that should happen by itself.
+const LIMIT: Duration = Duration::from_secs(20);
+
+const SIZE: u64 = 32 << 20;
+
+fn server_with(settings: Settings) -> Server {
+    Server::with_settings(ExportMap::new().with("", Memory::new(SIZE).unwrap()), settings)
+}
+
+fn server() -> Server {
+    server_with(Settings::default())
+}
+
+/// Runs `task` on a thread; what it gives arrives at the receiver.
+fn beside<T: Send + 'static>(task: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        // The test may have failed meanwhile.
+        let _gone = sender.send(task());
+    });
+    receiver
+}
+
+/// Two pipes, and a socket whose bytes are carried by them: the client's end.
+fn pipes() -> (PipeReader, PipeWriter, UnixStream) {
+    let (to_server, outward) = io::pipe().unwrap();
+    let (inward, from_server) = io::pipe().unwrap();
+    let (client, carried) = UnixStream::pair().unwrap();
+    let source = carried.try_clone().unwrap();
+    thread::spawn(move || carry(source, outward));
+    thread::spawn(move || {
+        carry(inward, &carried);
+        carried.shutdown(Shutdown::Write)
+    });
+    (to_server, from_server, client)
+}
+
+/// Carries bytes until either side ends. Not `io::copy`: it may wait until a pipe is full.
+fn carry(mut from: impl Read, mut to: impl Write) {
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&buffer[..count]).is_err() {
+            return;
+        }
+    }
+}
+
+fn go(wire: Wire) -> RawClient {
+    let mut client = RawClient::over(wire);
+    let flags = client.read_greeting().flags;
+    client.send_client_flags(flags.into());
+    client.go("", &[]).unwrap();
+    client
+}
+
+/// A session with payloads larger than any buffer on the way.
+fn session(wire: Wire) {
+    let mut client = go(wire);
+    let data = Pattern(1).bytes(0, 1 << 20);
+    client.write(4095, &data);
+    assert_same_bytes(&client.read(4095, 1 << 20), &data, "what was written");
+    client.finish();
+}
+
+#[test]
+fn a_client_is_served_over_a_pair_of_pipes() {
+    let server = server();
+    let (reader, writer, client) = pipes();
+    let serving = server.clone();
+    let served = beside(move || serving.serve_stream(reader, writer));
+    session(Wire::from_unix(client));
+    served.recv_timeout(LIMIT).unwrap().unwrap();
+    assert_eq!(server.connections(), 0);
+}
+
+#[test]
+fn clients_are_served_over_sockets_of_the_callers() {
+    let server = server();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = server.clone();
+    let served = beside(move || serving.serve_tcp(listener.accept().unwrap().0));
+    session(Wire::connect(&Endpoint::Tcp(address)));
+    served.recv_timeout(LIMIT).unwrap().unwrap();
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let serving = server.clone();
+    let served = beside(move || serving.serve_unix(ours));
+    session(Wire::from_unix(theirs));
+    served.recv_timeout(LIMIT).unwrap().unwrap();
+    assert_eq!(server.connections(), 0);
+}
+
+#[test]
+fn listeners_of_the_callers_are_served_and_their_path_stays() {
+    let server = server();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.sock");
+    let unix = server.accept_unix(UnixListener::bind(&path).unwrap()).unwrap();
+    assert_eq!(*unix.local_addr(), LocalAddr::Unix(path.clone()));
+    let tcp = server.accept_tcp(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    let LocalAddr::Tcp(address) = *tcp.local_addr() else { panic!("a TCP listener has a port") };
+    session(Wire::connect(&Endpoint::Unix(path.clone())));
+    session(Wire::connect(&Endpoint::Tcp(address)));
+    server.shut_down();
+    let ended = beside(move || {
+        server.wait().unwrap();
+        unix.join();
+        tcp.join();
+    });
+    ended.recv_timeout(LIMIT).unwrap();
+    assert!(path.exists());
+    assert!(TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn the_caller_is_told_why_a_connection_ended() {
+    let mut settings = Settings::default();
+    settings.handshake_timeout = Duration::from_millis(50);
+    let server = server_with(settings);
+    let serve = |stream: UnixStream| {
+        let serving = server.clone();
+        beside(move || serving.serve_unix(stream))
+    };
+
+    let (ours, _silent) = UnixStream::pair().unwrap();
+    let ended = serve(ours).recv_timeout(LIMIT).unwrap();
+    assert!(matches!(ended, Err(ConnectionError::HandshakeTimeout(_))), "{ended:?}");
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    Wire::from_unix(theirs).send(&[0xff; 4]);
+    let ended = serve(ours).recv_timeout(LIMIT).unwrap();
+    assert!(matches!(ended, Err(ConnectionError::Protocol(_))), "{ended:?}");
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let ended = serve(ours);
+    let mut client = go(Wire::from_unix(theirs));
+    client.send(&Request::read(0, SIZE));
+    drop(client);
+    let ended = ended.recv_timeout(LIMIT).unwrap();
+    assert!(matches!(ended, Err(ConnectionError::Transport(_))), "{ended:?}");
+    assert_eq!(server.connections(), 0);
+}
+
+#[test]
+fn a_stream_that_comes_after_the_shutdown_is_closed_at_once() {
+    let server = server();
+    server.shut_down();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let serving = server.clone();
+    let served = beside(move || serving.serve_unix(ours));
+    Wire::from_unix(theirs).expect_eof();
+    served.recv_timeout(LIMIT).unwrap().unwrap();
+}
+
+#[test]
+fn the_drain_timeout_ends_a_stream_whose_other_end_is_stuck() {
+    let mut settings = Settings::default();
+    settings.drain_timeout = Duration::from_millis(50);
+    let server = server_with(settings);
+    let (reader, writer, stream) = pipes();
+    let serving = server.clone();
+    let served = beside(move || serving.serve_stream(reader, writer));
+    let mut client = go(Wire::from_unix(stream));
+    // More than pipes and sockets hold; only its beginning is read.
+    client.send(&Request::read(0, SIZE));
+    client.wire().recv(16, "the header of the reply");
+    server.shut_down();
+    let ended = served.recv_timeout(LIMIT).expect("the call returns");
+    assert!(matches!(ended, Err(ConnectionError::DrainTimeout(_))), "{ended:?}");
+}
+
+#[test]
+fn an_end_of_the_stream_ends_the_connection() {
+    let server = server();
+    let (reader, writer, stream) = pipes();
+    let serving = server.clone();
+    let served = beside(move || serving.serve_stream(reader, writer));
+    stream.shutdown(Shutdown::Write).unwrap();
+    served.recv_timeout(LIMIT).unwrap().unwrap();
+    let mut greeting = Vec::new();
+    (&stream).read_to_end(&mut greeting).unwrap();
+    assert_eq!(greeting.len(), 18);
+}
+
+#[test]
+fn an_address_in_use_is_named_in_the_error() {
+    let server = server();
+    let listening = server.listen_tcp("127.0.0.1:0").unwrap();
+    let address = listening.local_addr().to_string();
+    let error = server.listen_tcp(address.as_str()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    assert!(error.to_string().contains(&address), "{error}");
+    server.shut_down();
+    listening.join();
+}

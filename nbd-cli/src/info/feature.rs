@@ -1,0 +1,97 @@
+//! Questions with yes or no for an answer.
+
+use core::str::FromStr;
+
+use nbd_engine::proto::wire::TransmissionFlags as Flags;
+
+use super::look::{details, greeting};
+use crate::exit::Failure;
+use crate::target::Target;
+
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Feature {
+    /// Whether the server lets us in.
+    Connect,
+    Read,
+    Write,
+    Tls,
+    StructuredReply,
+    ExtendedHeaders,
+    Flag(Flags),
+}
+
+const NAMES: [(&str, Feature); 18] = [
+    ("block-status-payload", Feature::Flag(Flags::BLOCK_STATUS_PAYLOAD)),
+    ("cache", Feature::Flag(Flags::SEND_CACHE)),
+    ("connect", Feature::Connect),
+    ("df", Feature::Flag(Flags::SEND_DF)),
+    ("extended-headers", Feature::ExtendedHeaders),
+    ("fast-zero", Feature::Flag(Flags::SEND_FAST_ZERO)),
+    ("flush", Feature::Flag(Flags::SEND_FLUSH)),
+    ("fua", Feature::Flag(Flags::SEND_FUA)),
+    ("multi-conn", Feature::Flag(Flags::CAN_MULTI_CONN)),
+    ("read", Feature::Read),
+    ("read-only", Feature::Flag(Flags::READ_ONLY)),
+    ("resize", Feature::Flag(Flags::SEND_RESIZE)),
+    ("rotational", Feature::Flag(Flags::ROTATIONAL)),
+    ("structured-reply", Feature::StructuredReply),
+    ("tls", Feature::Tls),
+    ("trim", Feature::Flag(Flags::SEND_TRIM)),
+    ("write", Feature::Write),
+    ("zero", Feature::Flag(Flags::SEND_WRITE_ZEROES)),
+];
+
+impl FromStr for Feature {
+    type Err = String;
+
+    /// In either case, with `-` or `_`, as nbdinfo takes them.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted = text.to_ascii_lowercase().replace('_', "-");
+        let known = NAMES.iter().find(|(name, _)| *name == wanted);
+        known.map(|(_, feature)| *feature).ok_or_else(|| {
+            let names = NAMES.map(|(name, _)| name).join(", ");
+            format!("'{text}' can't be asked for; these can: {names}")
+        })
+    }
+}
+
+impl Feature {
+    /// Asks the server.
+    pub(super) fn holds(self, target: &Target) -> Result<bool, Failure> {
+        let (report, mut haggling) = greeting(target)?;
+        // There is no answer without the export, even if it does not depend on it.
+        let details = details(target, &mut haggling, target.uri().export())
+            .map_err(|error| target.explain(&error))?;
+        let _left = haggling.abort();
+        let flags = details.flags;
+        Ok(match self {
+            Self::Connect | Self::Read => true,
+            Self::Write => !flags.contains(Flags::READ_ONLY),
+            Self::Tls => report.tls,
+            Self::StructuredReply => report.structured,
+            Self::ExtendedHeaders => report.extended,
+            Self::Flag(flag) => flags.contains(flag),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_no_case_and_either_dash() {
+        let read_only = Ok(Feature::Flag(Flags::READ_ONLY));
+        for text in ["read-only", "READ_ONLY", "Read-Only"] {
+            assert_eq!(text.parse(), read_only);
+        }
+        assert_eq!("TLS".parse(), Ok(Feature::Tls));
+    }
+
+    #[test]
+    fn what_is_not_known_is_answered_with_what_is() {
+        let error = "writable".parse::<Feature>().unwrap_err();
+        assert!(error.contains("'writable'") && error.contains("read-only, resize"), "{error}");
+    }
+}

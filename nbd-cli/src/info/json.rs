@@ -1,0 +1,48 @@
+//! The report for programs, with nbdinfo's keys in nbdinfo's order.
+
+use std::io::{self, Write};
+
+use serde_json::{Map, Value, json};
+
+use super::report::{Described, Report};
+
+/// Writes a report.
+pub(crate) fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    let exports: Vec<Value> = report.exports.iter().map(one).collect();
+    let document = json!({
+        "protocol": report.protocol(),
+        "TLS": report.tls,
+        "structured": report.structured,
+        "extended": report.extended,
+        "exports": exports,
+    });
+    serde_json::to_writer_pretty(&mut *out, &document)?;
+    writeln!(out)
+}
+
+fn one(export: &Described) -> Value {
+    let details = &export.details;
+    let mut map = Map::new();
+    let mut put = |key: &str, value: Value| {
+        map.insert(key.to_owned(), value);
+    };
+    put("export-name", details.name.as_str().into());
+    if let Some(text) = &details.description {
+        put("description", text.as_str().into());
+    }
+    if let Some(uri) = &export.uri {
+        put("uri", uri.as_str().into());
+    }
+    if !export.contexts.is_empty() {
+        put("contexts", export.contexts.as_slice().into());
+    }
+    for (name, value) in export.booleans() {
+        put(name, value.into());
+    }
+    for (name, value) in export.block_sizes() {
+        put(name, value.into());
+    }
+    put("export-size", details.size.into());
+    put("export-size-str", export.short_size().into());
+    map.into()
+}

@@ -1,0 +1,99 @@
+//! `nbd info`: what a server tells of an export.
+
+mod feature;
+mod json;
+mod look;
+mod report;
+mod text;
+
+use std::io::Write;
+
+use clap::{ArgGroup, Args};
+
+use crate::exit::Failure;
+use crate::{output, target};
+use feature::Feature;
+
+pub(crate) use json::write as write_json;
+pub(crate) use look::{greeting, look};
+pub(crate) use report::{Described, Report};
+pub(crate) use text::write as write_text;
+
+/// Tell what a server says of an export.
+///
+/// Questions (--can, --is, --has and their negations) print nothing: the exit code is 0 for yes, 2 for no, 1 when there is
+/// no answer.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").multiple(false)))]
+pub(crate) struct Arguments {
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Write the size alone, in bytes
+    #[arg(long, group = "what")]
+    size: bool,
+
+    /// Write the URI alone, in its shortest form
+    #[arg(long, group = "what")]
+    uri: bool,
+
+    /// Ask whether the export can do something, or is something: block-status-payload, cache, connect, df,
+    /// extended-headers, fast-zero, flush, fua, multi-conn, read, read-only, resize, rotational, structured-reply, tls,
+    /// trim, write or zero
+    #[arg(long = "can", visible_aliases = ["is", "has"], value_name = "FEATURE", group = "what")]
+    can: Option<Feature>,
+
+    /// Ask the opposite
+    #[arg(
+        long = "cannot",
+        visible_aliases = ["isnt", "hasnt"],
+        aliases = ["can-not", "cant", "is-not", "has-not"],
+        value_name = "FEATURE",
+        group = "what"
+    )]
+    cannot: Option<Feature>,
+
+    #[command(flatten)]
+    target: target::Arguments,
+}
+
+/// `nbd info`.
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let target = arguments.target.open()?;
+    if let Some(feature) = arguments.can {
+        return answer(feature.holds(&target)?);
+    }
+    match arguments.cannot {
+        // Who is not reached is an answer to this question, and the only way to a yes.
+        Some(Feature::Connect) => return answer(Feature::Connect.holds(&target).is_err()),
+        Some(feature) => return answer(!feature.holds(&target)?),
+        None => {}
+    }
+    if arguments.uri {
+        let uri = target.uri().to_string();
+        return output::write(|out| match arguments.json {
+            true => Ok(writeln!(out, "{}", serde_json::Value::from(uri))?),
+            false => Ok(writeln!(out, "{uri}")?),
+        });
+    }
+    let (report, mut haggling) = greeting(&target)?;
+    let export = target.uri().export();
+    let described = look(&target, &mut haggling, export).map_err(|error| target.explain(&error))?;
+    // Nothing is lost when the server does not hear it.
+    let _left = haggling.abort();
+    output::write(|out| {
+        if arguments.size {
+            return Ok(writeln!(out, "{}", described.details.size)?);
+        }
+        let report = Report { exports: vec![described], ..report };
+        match arguments.json {
+            true => Ok(write_json(&report, out)?),
+            false => Ok(write_text(&report, out)?),
+        }
+    })
+}
+
+fn answer(yes: bool) -> Result<(), Failure> {
+    if yes { Ok(()) } else { Err(Failure::No) }
+}

@@ -1,0 +1,114 @@
+//! The map, in nbdinfo's lines and with nbdinfo's keys.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use nbd_blocking::client::Extent;
+use serde_json::Value;
+
+use super::names::name;
+use super::walk::Walk;
+use crate::exit::Failure;
+use crate::output::Failed;
+
+/// How many types are added up at most: no context has more than a few, and memory must not depend on the server.
+const MAX_TYPES: usize = 65536;
+
+/// How a map is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Format<'a> {
+    pub(super) context: &'a str,
+    pub(super) json: bool,
+}
+
+impl Format<'_> {
+    /// Writes the runs as they come.
+    pub(super) fn runs(
+        self,
+        walk: &Walk,
+        ask: impl FnMut(u64, u64) -> Result<Vec<Extent>, Failure>,
+        out: &mut impl Write,
+    ) -> Result<(), Failed> {
+        let mut lines = Lines::new(self, out)?;
+        walk.runs(ask, |run| {
+            let (offset, length) = (run.offset, run.length);
+            lines.line(
+                run.status,
+                format_args!("\"offset\": {offset}, \"length\": {length}"),
+                format_args!("{offset:>10}  {length:>10}  {:>3} ", run.status),
+            )
+        })?;
+        lines.end()
+    }
+
+    /// Writes the sums of the runs of each type.
+    pub(super) fn totals(
+        self,
+        walk: &Walk,
+        ask: impl FnMut(u64, u64) -> Result<Vec<Extent>, Failure>,
+        out: &mut impl Write,
+    ) -> Result<(), Failed> {
+        let mut totals = BTreeMap::<u64, u64>::new();
+        walk.runs(ask, |run| {
+            *totals.entry(run.status).or_default() += run.length;
+            if totals.len() > MAX_TYPES {
+                return Err(Failure::failed(format!("there are more than {MAX_TYPES} types")));
+            }
+            Ok(())
+        })?;
+        let mut lines = Lines::new(self, out)?;
+        for (status, size) in totals {
+            let percent = 100.0 * size as f64 / walk.length() as f64;
+            lines.line(
+                status,
+                format_args!("\"size\": {size}, \"percent\": {percent}"),
+                format_args!("{size:>10} {percent:>5.1}% {status:>3}"),
+            )?;
+        }
+        lines.end()
+    }
+}
+
+/// What has been written so far.
+struct Lines<'a, W> {
+    format: Format<'a>,
+    out: W,
+    first: bool,
+}
+
+impl<'a, W: Write> Lines<'a, W> {
+    fn new(format: Format<'a>, mut out: W) -> Result<Self, Failed> {
+        if format.json {
+            out.write_all(b"[")?;
+        }
+        Ok(Self { format, out, first: true })
+    }
+
+    fn line(
+        &mut self,
+        status: u64,
+        json: std::fmt::Arguments<'_>,
+        text: std::fmt::Arguments<'_>,
+    ) -> Result<(), Failed> {
+        let (out, first) = (&mut self.out, std::mem::replace(&mut self.first, false));
+        let name = name(self.format.context, status);
+        if !self.format.json {
+            return Ok(match name {
+                Some(name) => writeln!(out, "{text} {name}")?,
+                None => writeln!(out, "{}", text.to_string().trim_end())?,
+            });
+        }
+        write!(out, "{}\n{{ {json}, \"type\": {status}", if first { "" } else { "," })?;
+        if let Some(name) = name {
+            write!(out, ", \"description\": {}", Value::from(name))?;
+        }
+        Ok(write!(out, " }}")?)
+    }
+
+    fn end(mut self) -> Result<(), Failed> {
+        if self.format.json {
+            self.out.write_all(b"\n]\n")?;
+        }
+        Ok(())
+    }
+}

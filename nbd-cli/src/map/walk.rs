@@ -1,0 +1,146 @@
+//! From the answers to block status requests to runs of one type.
+
+use std::ops::Range;
+
+use nbd_blocking::client::Extent;
+
+use crate::exit::Failure;
+
+/// Bytes of one type; neighbours are of other types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) offset: u64,
+    pub(super) length: u64,
+    pub(super) status: u64,
+}
+
+/// What is looked at.
+#[derive(Clone, Debug)]
+pub(super) struct Walk {
+    /// The bytes of interest.
+    pub(super) range: Range<u64>,
+    /// Those of the export.
+    pub(super) size: u64,
+    /// What requests must be multiples of; a power of two.
+    pub(super) minimum: u64,
+    /// Whether lengths of 64 bits can be asked for.
+    pub(super) extended: bool,
+}
+
+impl Walk {
+    /// How many bytes are looked at.
+    pub(super) fn length(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// Asks for one stretch after the other, from where the answer before ended, and tells the runs in order. Holds one
+    /// answer at a time.
+    pub(super) fn runs<E: From<Failure>>(
+        &self,
+        mut ask: impl FnMut(u64, u64) -> Result<Vec<Extent>, Failure>,
+        mut tell: impl FnMut(Run) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let longest =
+            if self.extended { u64::MAX } else { u64::from(u32::MAX) } & !(self.minimum - 1);
+        let end = self.range.end.next_multiple_of(self.minimum).min(self.size);
+        let mut at = self.range.start & !(self.minimum - 1);
+        let mut open: Option<Run> = None;
+        while at < self.range.end {
+            let began = at;
+            for extent in ask(at, (end - at).min(longest))? {
+                let next = at.saturating_add(extent.length);
+                let (from, to) = (at.max(self.range.start), next.min(self.range.end));
+                at = next;
+                // An answer may reach past what was asked for.
+                if from >= to {
+                    continue;
+                }
+                match &mut open {
+                    Some(run) if run.status == extent.status => run.length += to - from,
+                    run => {
+                        let new = Run { offset: from, length: to - from, status: extent.status };
+                        if let Some(done) = run.replace(new) {
+                            tell(done)?;
+                        }
+                    }
+                }
+            }
+            if at == began {
+                let text = format!("the server's answer about the bytes from {at} on is empty");
+                return Err(Failure::failed(text).into());
+            }
+        }
+        open.map_or(Ok(()), tell)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The runs of an export that answers with `script`, one item for each request; and the requests.
+    fn runs(walk: &Walk, script: &[&[(u64, u64)]]) -> (Vec<(u64, u64, u64)>, Vec<(u64, u64)>) {
+        let (mut asked, mut told) = (Vec::new(), Vec::new());
+        let mut answers = script.iter();
+        let ask = |at, length| {
+            asked.push((at, length));
+            let answer = answers.next().expect("no more requests than answers");
+            Ok(answer.iter().map(|&(length, status)| Extent { length, status }).collect())
+        };
+        let tell = |run: Run| {
+            told.push((run.offset, run.length, run.status));
+            Ok::<(), Failure>(())
+        };
+        walk.runs(ask, tell).unwrap();
+        (told, asked)
+    }
+
+    fn walk(range: Range<u64>, size: u64) -> Walk {
+        Walk { range, size, minimum: 1, extended: false }
+    }
+
+    #[test]
+    fn neighbours_of_one_type_are_one_run_across_answers() {
+        let (told, asked) = runs(&walk(0..100, 100), &[&[(10, 0), (20, 0)], &[(30, 0), (40, 3)]]);
+        assert_eq!(told, [(0, 60, 0), (60, 40, 3)]);
+        assert_eq!(asked, [(0, 100), (30, 70)]);
+    }
+
+    #[test]
+    fn what_reaches_past_the_range_is_cut() {
+        let (told, asked) = runs(&walk(10..50, 100), &[&[(5, 1), (60, 2), (9, 3)]]);
+        assert_eq!(told, [(10, 5, 1), (15, 35, 2)]);
+        assert_eq!(asked, [(10, 40)]);
+    }
+
+    #[test]
+    fn requests_are_aligned_to_the_minimum_and_runs_are_not() {
+        let walk = Walk { minimum: 512, ..walk(700..1500, 4096) };
+        let (told, asked) = runs(&walk, &[&[(512, 0), (512, 3)]]);
+        assert_eq!(told, [(700, 324, 0), (1024, 476, 3)]);
+        assert_eq!(asked, [(512, 1024)]);
+    }
+
+    #[test]
+    fn no_request_is_longer_than_the_headers_can_say() {
+        let size = 6 << 30;
+        let walk = Walk { minimum: 4096, ..walk(0..size, size) };
+        let longest = (4 << 30) - 4096;
+        let (told, asked) = runs(&walk, &[&[(longest, 3)], &[(size - longest, 3)]]);
+        assert_eq!(told, [(0, size, 3)]);
+        assert_eq!(asked, [(0, longest), (longest, size - longest)]);
+        let (_, asked) = runs(&Walk { extended: true, ..walk }, &[&[(size, 3)]]);
+        assert_eq!(asked, [(0, size)]);
+    }
+
+    #[test]
+    fn an_empty_range_asks_nothing() {
+        assert_eq!(runs(&walk(7..7, 10), &[]), (vec![], vec![]));
+    }
+
+    #[test]
+    fn an_empty_answer_is_an_error_and_not_an_endless_loop() {
+        let result = walk(0..10, 10).runs(|_, _| Ok(vec![]), |_| Ok::<(), Failure>(()));
+        assert!(matches!(result, Err(Failure::Failed(text)) if text.contains("from 0 on")));
+    }
+}

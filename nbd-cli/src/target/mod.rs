@@ -1,0 +1,108 @@
+//! Where a server is: a URI, or the command that starts one.
+//!
+//! Wherever a URI is asked for, `[ COMMAND ARGS ]` will do: the command is started with a Unix socket that only this user
+//! can reach, which it takes over by systemd's socket activation, as `nbdkit` and `qemu-nbd` do. It is stopped in the end.
+
+mod subprocess;
+mod words;
+
+use nbd_blocking::Client;
+use nbd_blocking::client::{Error, Haggling, Options, Uri};
+
+use crate::exit::Failure;
+use subprocess::Subprocess;
+
+pub(crate) use words::{Place, arguments, places};
+
+/// The one server that a subcommand is about.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(crate) struct Arguments {
+    /// The export's URI, such as nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH; or the command of a server between
+    /// brackets, which is started on a private socket and stopped afterwards, such as [ qemu-nbd -f qcow2 disk.qcow2 ]
+    #[arg(value_name = "URI | [ COMMAND ARGS ]", required = true, num_args = 1..)]
+    words: Vec<std::ffi::OsString>,
+}
+
+impl Arguments {
+    /// Starts the server if that is what is asked for.
+    pub(crate) fn open(&self) -> Result<Target, Failure> {
+        match &places(&self.words)?[..] {
+            [place] => Target::open(place),
+            [_, more, ..] => Err(Failure::usage(format!("one server at a time; leave out {more}"))),
+            [] => Err(Failure::usage("give a URI, or [ COMMAND ARGS ]")),
+        }
+    }
+}
+
+/// A server, and the export on it. A command that was started for it is stopped when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Target {
+    uri: Uri,
+    server: Option<Subprocess>,
+}
+
+impl Target {
+    /// Takes a word for a URI, and starts a command.
+    pub(crate) fn open(place: &Place) -> Result<Self, Failure> {
+        match place {
+            Place::Word(word) => {
+                let parsed = word.to_str().ok_or("it is not UTF-8".to_owned());
+                let parsed = parsed.and_then(|text| text.parse().map_err(|e| format!("{e}")));
+                let uri = parsed.map_err(|error| {
+                    Failure::usage(format!(
+                        "{place} is not an NBD URI: {error}; give one such as nbd://HOST/EXPORT or \
+                         nbd+unix:///EXPORT?socket=PATH, or [ COMMAND ARGS ]"
+                    ))
+                })?;
+                Ok(Self { uri, server: None })
+            }
+            Place::Command(words) => {
+                let server = Subprocess::start(words, &place.to_string())?;
+                let uri = Uri::unix(server.socket()).map_err(|error| {
+                    Failure::failed(format!("the private socket is of no use: {error}"))
+                })?;
+                Ok(Self { uri, server: Some(server) })
+            }
+        }
+    }
+
+    /// Where the server is.
+    pub(crate) fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// Whether it is a command that was started for this target: its URI means nothing to others.
+    pub(crate) fn is_command(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// The server as messages name it.
+    pub(crate) fn name(&self) -> String {
+        match &self.server {
+            Some(server) => server.command().to_owned(),
+            None => self.uri.to_string(),
+        }
+    }
+
+    /// Enters the export.
+    pub(crate) fn connect(&self, options: &Options) -> Result<Client, Failure> {
+        Client::connect_with(&self.uri, options).map_err(|error| self.explain(&error))
+    }
+
+    /// Reaches the server.
+    pub(crate) fn haggle(&self) -> Result<Haggling, Failure> {
+        Haggling::connect(&self.uri, &Options::default()).map_err(|error| self.explain(&error))
+    }
+
+    /// Why a client of this server failed. The end of a command that was started explains more than a lost connection.
+    pub(crate) fn explain(&self, error: &Error) -> Failure {
+        let about_the_connection =
+            matches!(error, Error::Connect { .. } | Error::Protocol { .. } | Error::Lost { .. });
+        match self.server.as_ref().filter(|_| about_the_connection).and_then(Subprocess::end) {
+            Some(end) => Failure::failed(end),
+            // The private socket would tell nobody anything.
+            None => Failure::failed(error.to_string().replace(&self.uri.to_string(), &self.name())),
+        }
+    }
+}

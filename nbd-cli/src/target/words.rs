@@ -1,0 +1,99 @@
+//! Brackets on the command line.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+
+use crate::exit::Failure;
+
+/// A word of the command line, or a command between brackets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A URI, a path, and so on.
+    Word(OsString),
+    /// `[ COMMAND ARGS ]`, without the brackets; never empty.
+    Command(Vec<OsString>),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Word(word) => write!(f, "'{}'", word.to_string_lossy()),
+            Self::Command(words) => {
+                f.write_str("[ ")?;
+                for word in words {
+                    write!(f, "{} ", word.to_string_lossy())?;
+                }
+                f.write_str("]")
+            }
+        }
+    }
+}
+
+/// The command line with a `--` in front of the first opening bracket, so that nobody takes the options of that command
+/// for ours.
+pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = given.into_iter().collect();
+    let ends = arguments.iter().position(|word| word == "--").unwrap_or(arguments.len());
+    if let Some(bracket) = arguments[..ends].iter().position(|word| word == "[") {
+        arguments.insert(bracket, "--".into());
+    }
+    arguments
+}
+
+/// Tells words from commands.
+pub(crate) fn places(words: &[OsString]) -> Result<Vec<Place>, Failure> {
+    let bracket = |word: &OsString, which: &str| word.as_os_str() == OsStr::new(which);
+    let mut places = Vec::new();
+    let mut rest = words;
+    while let [word, after @ ..] = rest {
+        rest = after;
+        if !bracket(word, "[") {
+            places.push(Place::Word(word.clone()));
+            continue;
+        }
+        let end = after.iter().position(|word| bracket(word, "]")).ok_or_else(|| {
+            Failure::usage("'[' needs a ']' that is a word of its own: [ COMMAND ARGS ]")
+        })?;
+        if end == 0 {
+            return Err(Failure::usage("there is no command between the brackets"));
+        }
+        places.push(Place::Command(after[..end].to_vec()));
+        rest = &after[end + 1..];
+    }
+    Ok(places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split(' ').map(Into::into).collect()
+    }
+
+    #[test]
+    fn commands_are_between_brackets() {
+        let found = places(&words("nbd://a [ nbdkit -o null ] b")).unwrap();
+        let command = Place::Command(words("nbdkit -o null"));
+        assert_eq!(found, [Place::Word("nbd://a".into()), command, Place::Word("b".into())]);
+        assert_eq!(found[1].to_string(), "[ nbdkit -o null ]");
+    }
+
+    #[test]
+    fn brackets_without_an_end_or_a_command_are_usage_errors() {
+        for text in ["[ nbdkit null", "[ ]", "a [ ] b"] {
+            assert!(matches!(places(&words(text)), Err(Failure::Usage(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_options_of_a_command_are_not_ours() {
+        assert_eq!(
+            arguments(words("nbd info --size [ a -b ]")),
+            words("nbd info --size -- [ a -b ]")
+        );
+        for text in ["nbd info -- [ a -b ]", "nbd info --json nbd://a"] {
+            assert_eq!(arguments(words(text)), words(text));
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! `nbd info`.
+
+use std::io;
+use std::process::Stdio;
+
+use nbd_engine::proto::Uri;
+use nbd_testkit::peers;
+use nbd_testkit::process::run;
+use serde_json::Value;
+
+use super::{LIMIT, command, json, nbd, nbdinfo, nbdkit, ours_with_data, qemu_nbd, told};
+
+/// Keys that younger versions of nbdinfo have.
+const YOUNG: [&str; 2] = ["extended", "can_block_status_payload"];
+
+/// Compares two answers key by key. nbdinfo's URIs are written differently, and it guesses the content.
+#[track_caller]
+pub(super) fn assert_same_answer(ours: &Value, theirs: &Value) {
+    let (Some(ours), Some(theirs)) = (ours.as_object(), theirs.as_object()) else {
+        return assert_eq!(ours, theirs);
+    };
+    for (key, their) in theirs.iter().filter(|(key, _)| *key != "content") {
+        let our = ours.get(key).unwrap_or_else(|| panic!("{key} is missing: {ours:?}"));
+        match (key.as_str(), our, their) {
+            ("exports", Value::Array(our), Value::Array(their)) => {
+                assert_eq!(our.len(), their.len());
+                our.iter().zip(their).for_each(|(our, their)| assert_same_answer(our, their));
+            }
+            ("uri", Value::String(our), Value::String(their)) => {
+                let [our, their] = [our, their].map(|text| text.parse::<Uri>().unwrap());
+                assert_eq!(our, their);
+            }
+            _ => assert_eq!(our, their, "{key}"),
+        }
+    }
+    for key in ours.keys() {
+        assert!(theirs.contains_key(key) || YOUNG.contains(&key.as_str()), "{key} is ours alone");
+    }
+}
+
+#[track_caller]
+fn compare(uri: &str) {
+    let Some(peer) = peers::require("nbdinfo") else { return };
+    let theirs = nbdinfo(&peer, ["--json", uri]);
+    assert_same_answer(&json(&told(["info", "--json", uri])), &json(&theirs));
+    // The lines for people have the same order and spelling, too.
+    let kept = |text: &str| {
+        let lines = text.lines().filter(|line| {
+            let key = line.trim_start().split(':').next().unwrap_or_default();
+            !["content", "uri", "protocol"].contains(&key) && !YOUNG.contains(&key)
+        });
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&told(["info", uri])), kept(&nbdinfo(&peer, [uri])));
+    assert_eq!(told(["info", "--size", uri]), nbdinfo(&peer, ["--size", uri]));
+}
+
+#[test]
+fn nbdkit_is_described_as_by_nbdinfo() {
+    for args in [
+        &["memory", "1M"][..],
+        &["-r", "memory", "1000"],
+        &["--oldstyle", "memory", "1M"],
+        &["--mask-handshake=0", "memory", "1M"],
+        &["--no-sr", "null", "6E"],
+        &[
+            "--filter=blocksize-policy",
+            "null",
+            "1G",
+            "blocksize-minimum=512",
+            "blocksize-preferred=64k",
+            "blocksize-maximum=256M",
+        ],
+    ] {
+        let Some(server) = nbdkit(args) else { return };
+        compare(&server.endpoint().uri(""));
+    }
+}
+
+#[test]
+fn qemu_nbd_is_described_as_by_nbdinfo() {
+    let Some((server, _dir)) = qemu_nbd() else { return };
+    compare(&server.endpoint().uri("disk"));
+}
+
+#[test]
+fn our_own_server_is_described_as_by_nbdinfo() {
+    let server = ours_with_data();
+    for export in ["", "other"] {
+        compare(&server.uri(export));
+    }
+}
+
+#[test]
+fn questions_are_answered_as_by_nbdinfo() {
+    let Some(peer) = peers::require("nbdinfo") else { return };
+    let arguments = [&["-r", "null", "1M"][..], &["memory", "1M"], &["--oldstyle", "null", "1M"]];
+    let servers: Vec<_> = arguments.into_iter().filter_map(nbdkit).collect();
+    for uri in servers.iter().map(|server| server.endpoint().uri("")) {
+        for (verb, features) in [
+            ("--can", &["cache", "connect", "df", "fast-zero", "flush", "FUA", "multi_conn"][..]),
+            ("--can", &["read", "structured-reply", "trim", "write", "zero"]),
+            ("--is", &["read-only", "rotational", "tls"]),
+        ] {
+            for feature in features {
+                let ours = nbd(["info", verb, feature, &uri]);
+                let theirs = run(peer.command().args([verb, feature, &uri]), LIMIT);
+                assert_eq!(ours.status.code(), theirs.status.code(), "{verb} {feature} {uri}");
+                assert_eq!((ours.stdout, ours.stderr), Default::default());
+            }
+        }
+    }
+}
+
+#[test]
+fn negations_turn_the_answer_around() {
+    let server = ours_with_data();
+    let uri = server.uri("");
+    for (arguments, code) in [
+        (["--has", "extended-headers"], 0),
+        (["--hasnt", "extended-headers"], 2),
+        (["--isnt", "read-only"], 0),
+        (["--can", "resize"], 2),
+        (["--cannot", "resize"], 0),
+        (["--cannot", "connect"], 2),
+    ] {
+        let finished = nbd(["info", arguments[0], arguments[1], &uri]);
+        assert_eq!(finished.status.code(), Some(code), "{arguments:?}: {}", finished.stderr);
+    }
+}
+
+#[test]
+fn who_is_not_reached_is_no_answer_except_to_whether_they_can_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let uri = format!("nbd+unix:///?socket={}", dir.path().join("nobody").display());
+    for arguments in [&["--can", "connect"][..], &["--is", "read-only"], &["--isnt", "tls"], &[]] {
+        let finished = nbd(["info"].iter().chain(arguments).chain([&uri.as_str()]));
+        assert_eq!((finished.status.code(), finished.stdout.as_str()), (Some(1), ""));
+        assert!(finished.stderr.contains("nobody: No such file"), "{}", finished.stderr);
+        assert!(finished.stderr.contains("start the server"), "{}", finished.stderr);
+    }
+    let finished = nbd(["info", "--cannot", "connect", &uri]);
+    assert_eq!((finished.status.code(), finished.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn an_export_that_is_not_there_is_named() {
+    let server = ours_with_data();
+    let stderr = nbd(["info", &server.uri("nowhere")]).failure();
+    assert!(stderr.starts_with("nbd: ") && stderr.contains("\"nowhere\""), "{stderr}");
+}
+
+#[test]
+fn the_uri_is_told_without_asking_the_server() {
+    assert_eq!(told(["info", "--uri", "nbd://localhost:10809/"]), "nbd://localhost\n");
+    assert_eq!(told(["info", "--uri", "--json", "NBD://[::1]:1/a"]), "\"nbd://[::1]:1/a\"\n");
+}
+
+#[test]
+fn usage_errors_name_what_is_wrong() {
+    for (arguments, says) in [
+        (&["info"][..], "URI"),
+        (&["info", "--can", "dance", "nbd://"], "multi-conn"),
+        (&["info", "--size", "--can", "trim", "nbd://"], "--size"),
+        (&["info", "disk.img"], "'disk.img' is not an NBD URI"),
+        (&["info", "nbd://a", "nbd://b"], "leave out 'nbd://b'"),
+        (&["info", "[", "nbdkit", "null"], "']'"),
+        (&["info", "[", "]"], "no command"),
+    ] {
+        let finished = nbd(arguments);
+        assert_eq!(finished.status.code(), Some(64), "{arguments:?}");
+        assert!(finished.stderr.contains(says), "{says:?} is not in: {}", finished.stderr);
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_failure() {
+    let server = ours_with_data();
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    let mut command = command(["info", &server.uri("")]);
+    let ended = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(0), &b""[..]));
+}

@@ -1,0 +1,124 @@
+//! `nbd map`.
+
+use nbd_testkit::peers;
+use serde_json::Value;
+
+use super::{json, nbd, nbdinfo, nbdkit, ours, ours_with_data, qemu_nbd, told};
+
+/// Compares a map in every format.
+#[track_caller]
+fn compare(context: &str, uri: &str) {
+    let Some(peer) = peers::require("nbdinfo") else { return };
+    let map = format!("--map={context}");
+    for more in [&[][..], &["--totals"]] {
+        let our = |args: &[&str]| {
+            told(["map", "-c", context].iter().chain(args).chain(more).copied().chain([uri]))
+        };
+        let their = |args: &[&str]| {
+            nbdinfo(&peer, [map.as_str()].iter().chain(args).chain(more).copied().chain([uri]))
+        };
+        assert_eq!(our(&[]), their(&[]));
+        let [ours, theirs] = [our(&["--json"]), their(&["--json"])].map(|text| items(&text));
+        assert!(!ours.is_empty());
+        assert_eq!(ours.len(), theirs.len());
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            assert_eq!(ours.len(), theirs.len());
+            for (key, their) in theirs {
+                // nbdinfo writes six digits.
+                match (key.as_str(), ours[key].as_f64(), their.as_f64()) {
+                    ("percent", Some(a), Some(b)) => assert!((a - b).abs() < 1e-4, "{a} {b}"),
+                    _ => assert_eq!(&ours[key], their, "{key}"),
+                }
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn items(text: &str) -> Vec<serde_json::Map<String, Value>> {
+    let items = json(text);
+    items.as_array().unwrap().iter().map(|item| item.as_object().unwrap().clone()).collect()
+}
+
+#[test]
+fn qemu_nbds_contexts_are_mapped_as_by_nbdinfo() {
+    let Some((server, _dir)) = qemu_nbd() else { return };
+    for context in ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:b0"] {
+        compare(context, &server.endpoint().uri("disk"));
+    }
+}
+
+#[test]
+fn our_own_contexts_are_mapped_as_by_nbdinfo() {
+    let server = ours_with_data();
+    for context in ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:b0"] {
+        compare(context, &server.uri(""));
+    }
+}
+
+#[test]
+fn thousands_of_extents_are_mapped_as_by_nbdinfo() {
+    let args = ["sparse-random", "512M", "seed=1", "runlength=64K"];
+    let Some(server) = nbdkit(&args) else { return };
+    compare("base:allocation", &server.endpoint().uri(""));
+}
+
+#[test]
+fn base_allocation_is_what_is_shown_by_default() {
+    let server = ours_with_data();
+    let uri = server.uri("");
+    assert_eq!(told(["map", &uri]), told(["map", "--context", "base:allocation", &uri]));
+}
+
+#[test]
+fn neighbours_are_merged_across_replies() {
+    let Some(server) = nbdkit(&["--no-mc", "null", "20G"]) else { return };
+    drop(server);
+    let Some(server) = nbdkit(&["null", "20G"]) else { return };
+    let map = told(["map", &server.endpoint().uri("")]);
+    assert_eq!(map, "         0  21474836480    3  hole,zero\n");
+}
+
+#[test]
+fn an_empty_export_has_an_empty_map() {
+    let Some(server) = nbdkit(&["null", "0"]) else { return };
+    let uri = server.endpoint().uri("");
+    assert_eq!(told(["map", &uri]), "");
+    assert_eq!(told(["map", "--totals", &uri]), "");
+    assert_eq!(json(&told(["map", "--json", &uri])), json("[]"));
+    assert_eq!(json(&told(["map", "--json", "--totals", &uri])), json("[]"));
+}
+
+#[test]
+fn a_range_is_cut_out_and_is_what_totals_are_of() {
+    let args = ["--block-size", "4k", "memory:1M"];
+    let server = ours().args(args).start();
+    let uri = server.uri("");
+    let range = ["--offset", "1000", "--length", "8k", uri.as_str()];
+    let map = told(["map"].into_iter().chain(range));
+    assert_eq!(map, "      1000        8192    3  hole,zero\n");
+    let totals = told(["map", "--totals"].into_iter().chain(range));
+    assert_eq!(totals, "      8192 100.0%   3 hole,zero\n");
+    assert_eq!(told(["map", "--offset", "1M", &uri]), "");
+}
+
+#[test]
+fn a_range_outside_the_export_is_refused() {
+    let server = ours().arg("memory:1M").start();
+    let uri = server.uri("");
+    for range in [&["--offset", "2M"][..], &["--length", "1025k"], &["--offset=1", "--length=1M"]] {
+        let stderr = nbd(["map"].iter().chain(range).chain([&uri.as_str()])).failure();
+        assert!(stderr.contains("has 1048576 bytes"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_context_that_is_not_there_is_named_with_a_remedy() {
+    let server = ours().arg("memory:1M").start();
+    for context in ["no:such", "qemu:", "nonsense", ""] {
+        let finished = nbd(["map", "-c", context, &server.uri("")]);
+        assert_eq!((finished.status.code(), finished.stdout.as_str()), (Some(1), ""));
+        assert!(finished.stderr.contains(&format!("'{context}'")), "{}", finished.stderr);
+        assert!(finished.stderr.contains("nbd info"), "{}", finished.stderr);
+    }
+}

@@ -1,0 +1,126 @@
+//! How it ends.
+
+use nbd_testkit::process::wait_until;
+use nbd_testkit::raw::{RawClient, Request, Wire};
+
+use super::{LIMIT, RUNTIMES, Serving};
+
+/// A server, and a client in the middle of a request that will never be whole: the drain would take an hour.
+fn with_a_stuck_client(runtime: &str) -> (Serving, RawClient) {
+    let arguments = ["--runtime", runtime, "--port", "0", "--drain-timeout", "1h", "memory:1M"];
+    let server = Serving::start(arguments);
+    let mut client = RawClient::go_simple(&server.endpoint());
+    // In one piece with a read, so that the reply to that says that the server knows of the write as well.
+    let mut bytes = Vec::new();
+    let read = client.stage(&Request::read(0, 8), &mut bytes);
+    client.stage(&Request { length: 4096, ..Request::write(0, &[1; 100]) }, &mut bytes);
+    client.wire().send(&bytes);
+    client.reply_to(read).ok();
+    (server, client)
+}
+
+/// Waits until a signal has arrived: nothing listens any more.
+fn expect_closed_listener(server: &Serving) {
+    let endpoint = server.endpoint();
+    wait_until("the server stops listening", LIMIT, || Wire::try_connect(&endpoint).is_err());
+}
+
+#[test]
+fn sigterm_and_sigint_end_it_well_while_connections_are_open() {
+    for runtime in RUNTIMES {
+        for interrupt in [false, true] {
+            let server = Serving::start(["--runtime", runtime, "--port", "0", "memory:1M"]);
+            let mut haggling = RawClient::negotiate(&server.endpoint());
+            let mut idle = RawClient::go_simple(&server.endpoint());
+            idle.read(0, 512);
+            if interrupt {
+                server.process.interrupt();
+            } else {
+                server.process.terminate();
+            }
+            haggling.wire().expect_eof();
+            idle.wire().expect_eof();
+            assert_eq!(server.end(), (Some(0), String::new()), "{runtime}");
+        }
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for runtime in RUNTIMES {
+        let (server, _client) = with_a_stuck_client(runtime);
+        server.process.terminate();
+        expect_closed_listener(&server);
+        server.process.terminate();
+        assert_eq!(server.end().0, Some(128 + 15), "{runtime}");
+
+        let (server, _client) = with_a_stuck_client(runtime);
+        server.process.terminate();
+        expect_closed_listener(&server);
+        server.process.interrupt();
+        assert_eq!(server.end().0, Some(128 + 2), "{runtime}");
+    }
+}
+
+#[test]
+fn the_first_signal_lets_requests_in_flight_finish() {
+    for runtime in RUNTIMES {
+        let (server, mut client) = with_a_stuck_client(runtime);
+        server.process.terminate();
+        expect_closed_listener(&server);
+        client.wire().send(&[1; 4096 - 100]);
+        client.drain().into_iter().for_each(|reply| drop(reply.ok()));
+        client.wire().expect_eof();
+        assert_eq!(server.end().0, Some(0), "{runtime}");
+    }
+}
+
+#[test]
+fn the_drain_timeout_ends_what_does_not_finish() {
+    for runtime in RUNTIMES {
+        let arguments =
+            ["--runtime", runtime, "--port", "0", "--drain-timeout", "50ms", "memory:1M"];
+        let server = Serving::start(arguments);
+        let mut client = RawClient::go_simple(&server.endpoint());
+        client.read(0, 512);
+        client.send(&Request { length: 4096, ..Request::write(0, &[1; 100]) });
+        server.process.terminate();
+        client.wire().expect_eof();
+        assert_eq!(server.end().0, Some(0), "{runtime}");
+    }
+}
+
+#[test]
+fn the_unix_socket_is_removed_at_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nbd.sock");
+    for runtime in RUNTIMES {
+        let socket = path.to_str().unwrap();
+        let server = Serving::start(["--runtime", runtime, "--unix", socket, "memory:1M"]);
+        assert!(path.exists());
+        server.stop();
+        assert!(!path.exists(), "{runtime}");
+    }
+}
+
+#[test]
+fn nothing_is_logged_unless_asked_for() {
+    for runtime in RUNTIMES {
+        for (verbosity, logged) in [("--runtime", false), ("-v", true), ("-vv", true)] {
+            let mut arguments = vec!["--runtime", runtime, "--port", "0", "memory:1M"];
+            if logged {
+                arguments.push(verbosity);
+            }
+            let server = Serving::start(arguments);
+            // A client that breaks the protocol.
+            let mut wire = Wire::connect(&server.endpoint());
+            wire.send(&[0xff; 4]);
+            wire.drain_to_eof();
+            RawClient::go_simple(&server.endpoint()).finish();
+            server.process.terminate();
+            let (code, log) = server.end();
+            assert_eq!(code, Some(0), "{runtime}");
+            assert_eq!(!log.is_empty(), logged, "{runtime} {verbosity}: {log}");
+        }
+    }
+}

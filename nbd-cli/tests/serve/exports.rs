@@ -1,0 +1,164 @@
+//! What it serves, and what it can't.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use nbd_testkit::raw::{Errno, Info, RawClient, Request, flag};
+
+use super::{RUNTIMES, Serving, refuses, serve};
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("folders for tests have plain names")
+}
+
+#[test]
+fn a_file_is_served_and_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.img");
+    for runtime in RUNTIMES {
+        fs::write(&path, vec![5; 1 << 20]).unwrap();
+        let server = Serving::start(["--runtime", runtime, "--port", "0", text(&path)]);
+        let mut client = RawClient::go_simple(&server.endpoint());
+        assert_eq!(client.export().size, 1 << 20);
+        assert_eq!(client.read(1000, 8), [5; 8]);
+        client.write(100, runtime.as_bytes());
+        client.call(&Request::flush()).ok();
+        assert!(fs::read(&path).unwrap()[100..].starts_with(runtime.as_bytes()));
+        client.finish();
+        server.stop();
+    }
+}
+
+#[test]
+fn read_only_files_and_disks_refuse_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.img");
+    fs::write(&path, vec![5; 1 << 20]).unwrap();
+    // Nobody may write it, so that it can only be opened for reading.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+    for runtime in RUNTIMES {
+        for backend in [text(&path), "memory:1M"] {
+            let server =
+                Serving::start(["--runtime", runtime, "--port", "0", "--read-only", backend]);
+            let mut client = RawClient::go_simple(&server.endpoint());
+            assert!(client.has_flag(flag::READ_ONLY));
+            client.call(&Request::write(0, &[6; 512])).expect_error(Errno::EPERM);
+            assert_eq!(client.read(0, 512).len(), 512);
+            client.finish();
+            server.stop();
+        }
+    }
+    assert!(fs::read(&path).unwrap() == [5; 1 << 20]);
+}
+
+#[test]
+fn exports_are_listed_by_name_and_the_first_is_the_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a=b.img");
+    fs::write(&path, vec![5; 1 << 20]).unwrap();
+    let server = Serving::start([
+        "--port",
+        "0",
+        "--description",
+        "for a test",
+        "small=memory:1M",
+        "large=memory:2M",
+        &format!("file={}", text(&path)),
+    ]);
+    let mut client = RawClient::negotiate(&server.endpoint());
+    let listed = client.list().unwrap();
+    let expected = ["small", "large", "file"].map(|name| (name.into(), "for a test".into()));
+    assert_eq!(listed, expected);
+    let default = client.info("", &[Info::NAME, Info::DESCRIPTION]).unwrap();
+    assert_eq!((default.size, default.name.as_deref()), (1 << 20, Some("small")));
+    assert_eq!(default.description.as_deref(), Some("for a test"));
+    assert_eq!(client.go("large", &[]).unwrap().size, 2 << 20);
+    client.finish();
+    server.stop();
+}
+
+#[test]
+fn a_name_can_be_given_by_an_option() {
+    let server = Serving::start(["--port", "0", "--export-name", "disk", "memory:1M"]);
+    let mut client = RawClient::negotiate(&server.endpoint());
+    assert_eq!(client.list().unwrap(), [("disk".into(), String::new())]);
+    client.go("disk", &[]).unwrap();
+    client.finish();
+    server.stop();
+}
+
+#[test]
+fn a_missing_file_is_named_with_the_command_that_makes_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("missing.img");
+    let named = text(&path);
+    for word in [named.to_owned(), format!("file:{named}"), format!("disk={named}")] {
+        let remedy = format!("truncate -s 1G {named}");
+        refuses(&mut serve(["--port", "0", &word]), 1, &[named, "no such file", &remedy]);
+    }
+    assert!(!path.exists(), "nothing is created");
+}
+
+#[test]
+fn a_missing_folder_is_named_with_the_command_that_makes_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("missing/disk.img");
+    let remedy = format!("mkdir -p {}/missing", folder.path().display());
+    refuses(&mut serve(["--port", "0", text(&path)]), 1, &[text(&path), &remedy]);
+}
+
+#[test]
+fn what_is_no_disk_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    refuses(
+        &mut serve(["--port", "0", text(folder.path())]),
+        1,
+        &[text(folder.path()), "is a directory", "regular file or a block device"],
+    );
+    refuses(&mut serve(["--port", "0", "/dev/null"]), 1, &["/dev/null", "a character device"]);
+
+    let socket = folder.path().join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    refuses(&mut serve(["--port", "0", text(&socket)]), 1, &[text(&socket), "a socket"]);
+
+    let pipe = folder.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().expect("mkfifo is everywhere");
+    assert!(made.success());
+    refuses(&mut serve(["--port", "0", text(&pipe)]), 1, &[text(&pipe), "a pipe"]);
+}
+
+/// The command, run by nobody if the test is run by the superuser, whom no permission stops. `None` if nobody can't
+/// get at the binary.
+fn without_privileges(mut command: Command) -> Option<Command> {
+    if !rustix::process::geteuid().is_root() {
+        return Some(command);
+    }
+    command.uid(65534).gid(65534);
+    let mut probe = Command::new(env!("CARGO_BIN_EXE_nbd"));
+    probe.arg("--version").uid(65534).gid(65534);
+    let reachable = probe.output().is_ok_and(|output| output.status.success());
+    if !reachable {
+        eprintln!("skipped: run by the superuser, and nobody else can get at the binary");
+    }
+    reachable.then_some(command)
+}
+
+#[test]
+fn a_file_without_permission_is_named_with_a_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = folder.path().join("disk.img");
+    fs::write(&path, vec![5; 1 << 20]).unwrap();
+
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+    let Some(mut command) = without_privileges(serve(["--port", "0", text(&path)])) else { return };
+    refuses(&mut command, 1, &[text(&path), "permission denied", "allow this user"]);
+
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+    let Some(mut command) = without_privileges(serve(["--port", "0", text(&path)])) else { return };
+    refuses(&mut command, 1, &[text(&path), "permission to write", "read-only"]);
+}

@@ -1,0 +1,43 @@
+//! An adapter of one's own: servers on [mio](https://docs.rs/mio), by one thread. The guide `docs/write-an-adapter.md`
+//! walks through it.
+//!
+//! ```text
+//! cargo run --example mio_adapter [ADDRESS:PORT | /PATH/OF/SOCKET]
+//! ```
+//!
+//! It serves a disk in memory and prints where. What an adapter has is here: [`event_loop`] has tasks and time,
+//! [`sockets`] the streams and listeners. What it has not is anything of the protocol.
+
+mod event_loop;
+mod sockets;
+
+use std::path::Path;
+
+use event_loop::EventLoop;
+use mio::net::{TcpListener, UnixListener};
+use nbd_engine::Runtime;
+use nbd_engine::export::{ExportMap, Memory};
+use nbd_engine::net;
+use nbd_engine::server::{Service, Settings, listen};
+use sockets::Socket;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let place = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".into());
+    let exports = ExportMap::new().with("", Memory::new(64 << 20)?);
+    let service = Service::new(exports, Settings::default());
+    let (event_loop, poll) = EventLoop::new()?;
+    if place.starts_with('/') {
+        let (listener, _removed_at_the_end) = net::bind_unix(Path::new(&place))?;
+        let listener = Socket::new(UnixListener::from_std(listener), &event_loop)?;
+        println!("nbd+unix:///?socket={place}");
+        event_loop.spawn(Box::pin(listen(service, listener, event_loop.clone())));
+        event_loop.run(poll)?;
+    } else {
+        let listener = net::bind_tcp(place)?;
+        println!("nbd://{}/", listener.local_addr()?);
+        let listener = Socket::new(TcpListener::from_std(listener), &event_loop)?;
+        event_loop.spawn(Box::pin(listen(service, listener, event_loop.clone())));
+        event_loop.run(poll)?;
+    }
+    Ok(())
+}

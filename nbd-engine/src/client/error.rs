@@ -1,0 +1,348 @@
+//! What can go wrong for a client.
+
+use core::fmt;
+use core::time::Duration;
+use std::io;
+use std::sync::Arc;
+
+use nbd_proto::client::CommandError;
+use nbd_proto::wire::{CommandType, ErrorCode, OptionCode, OptionReplyType};
+use nbd_proto::{Misuse, Refusal, UriError};
+
+use super::Invalid;
+
+/// Why something did not work. Cheap to clone: when a connection is lost, each of its requests gets the reason.
+///
+/// Texts name the server and, where there is one, the remedy. As an [`io::Error`] it keeps the best fitting
+/// [`io::ErrorKind`], and can be had back by [`io::Error::downcast`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The URI is none.
+    Uri(UriError),
+    /// No connection could be made.
+    Connect {
+        /// The addresses that were tried.
+        address: String,
+        /// What the platform said of the last of them.
+        source: Arc<io::Error>,
+    },
+    /// The server asks for something, or was to be asked for something, that this build can't do.
+    Unsupported {
+        /// Where.
+        address: String,
+        /// What.
+        what: &'static str,
+    },
+    /// The server does not want this client, or does not have what it asked for.
+    Refused {
+        /// The server.
+        peer: Arc<str>,
+        /// The export that it was about; empty for the default one.
+        export: String,
+        /// How.
+        refusal: Refusal,
+        /// The server's own words; often empty.
+        text: String,
+    },
+    /// There is no session because the server broke the protocol.
+    Protocol {
+        /// The server.
+        peer: Arc<str>,
+        /// Which rule.
+        source: nbd_proto::Error,
+    },
+    /// The server carried out a request and failed, or did not want to. The connection is unharmed.
+    Command {
+        /// The server.
+        peer: Arc<str>,
+        /// What was asked for.
+        command: CommandType,
+        /// Where, in bytes.
+        offset: u64,
+        /// How much, in bytes.
+        length: u64,
+        /// What the server said.
+        error: CommandError,
+    },
+    /// The server took too long. A request that timed out may still be carried out later; the connection goes on.
+    TimedOut {
+        /// The server.
+        peer: Arc<str>,
+        /// What took so long.
+        what: &'static str,
+        /// The limit, see [`Options`](super::Options).
+        limit: Duration,
+        /// Whether the server may have seen the request.
+        sent: bool,
+    },
+    /// The connection was lost before the request was answered.
+    Lost {
+        /// The server.
+        peer: Arc<str>,
+        /// `false`: not a byte of the request was sent, so it was not carried out. `true`: it was sent (some of it at
+        /// least), and whether it was carried out is unknown.
+        sent: bool,
+        /// Why.
+        reason: LostReason,
+    },
+    /// The request makes no sense for this export: the caller's mistake. Nothing was sent.
+    Invalid(Invalid),
+    /// The client has [left](super::Client::disconnect).
+    Disconnected {
+        /// The server.
+        peer: Arc<str>,
+    },
+    /// This machine has run out of something, file descriptors mostly. Nothing was sent.
+    Local(Arc<io::Error>),
+}
+
+/// What became of a connection.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum LostReason {
+    /// The transport failed.
+    Transport(Arc<io::Error>),
+    /// The server broke the protocol, or hung up.
+    Protocol(nbd_proto::Error),
+    /// The server is shutting down and takes no more requests.
+    ShuttingDown,
+    /// The task that drove the connection is gone, with its runtime as a rule.
+    Abandoned,
+    /// The engine misused the core: a fault of this crate, please report it.
+    Internal(Misuse),
+}
+
+impl fmt::Display for LostReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transport(error) => error.fmt(f),
+            Self::Protocol(error) => error.fmt(f),
+            Self::ShuttingDown => f.write_str("the server is shutting down"),
+            Self::Abandoned => f.write_str("nobody drives the connection any more"),
+            Self::Internal(misuse) => write!(f, "a fault in nbd-engine: {misuse}"),
+        }
+    }
+}
+
+impl From<io::Error> for LostReason {
+    fn from(error: io::Error) -> Self {
+        Self::Transport(Arc::new(error))
+    }
+}
+
+impl From<nbd_proto::Error> for LostReason {
+    fn from(error: nbd_proto::Error) -> Self {
+        Self::Protocol(error)
+    }
+}
+
+impl From<Misuse> for LostReason {
+    fn from(misuse: Misuse) -> Self {
+        Self::Internal(misuse)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uri(error) => write!(f, "not an NBD URI: {error}"),
+            Self::Connect { address, source } => {
+                write!(f, "cannot connect to {address}: {source}")?;
+                f.write_str(connect_remedy(source.kind()))
+            }
+            Self::Unsupported { address, what } => write!(f, "cannot use {address}: {what}"),
+            Self::Refused { peer, export, refusal, text } => {
+                write!(f, "{peer} refused ")?;
+                if export.is_empty() {
+                    f.write_str("the default export")?;
+                } else {
+                    write!(f, "the export {export:?}")?;
+                }
+                write!(f, ": {refusal}")?;
+                if !text.is_empty() {
+                    write!(f, " ({text})")?;
+                }
+                f.write_str(refusal_remedy(refusal))
+            }
+            Self::Protocol { peer, source } => write!(f, "no session with {peer}: {source}"),
+            Self::Command { peer, command, offset, length, error } => {
+                write!(f, "{command}")?;
+                if *length > 0 {
+                    write!(f, " of {length} bytes at {offset}")?;
+                }
+                write!(f, " failed on {peer}: {error}")
+            }
+            Self::TimedOut { peer, what, limit, sent } => {
+                write!(f, "{what} took longer than {limit:?} on {peer}")?;
+                f.write_str(if *sent { "; it may still be carried out" } else { "" })
+            }
+            Self::Lost { peer, sent, reason } => {
+                write!(f, "the connection to {peer} was lost: {reason}; ")?;
+                f.write_str(if *sent {
+                    "whether the request was carried out is unknown"
+                } else {
+                    "the request was not sent: connect anew and repeat it"
+                })
+            }
+            Self::Invalid(invalid) => invalid.fmt(f),
+            Self::Disconnected { peer } => write!(f, "this client has left {peer}"),
+            Self::Local(error) => write!(f, "this machine can't wait for the server: {error}"),
+        }
+    }
+}
+
+fn connect_remedy(kind: io::ErrorKind) -> &'static str {
+    use io::ErrorKind as Kind;
+    match kind {
+        Kind::ConnectionRefused => "; no server listens there: start it, or check the port",
+        Kind::NotFound => "; start the server, or check the path of its socket",
+        Kind::PermissionDenied => "; ask for permission to use the socket",
+        Kind::TimedOut | Kind::HostUnreachable | Kind::NetworkUnreachable => {
+            "; check the address and the firewalls on the way"
+        }
+        _ => "",
+    }
+}
+
+fn refusal_remedy(refusal: &Refusal) -> &'static str {
+    let Refusal::Option { code, reply } = refusal else { return "" };
+    match (*reply, *code) {
+        (OptionReplyType::ERR_UNKNOWN, _) => "; list the exports to see which there are",
+        (OptionReplyType::ERR_TLS_REQD, _) => "; the server demands TLS, use nbds://",
+        (OptionReplyType::ERR_POLICY, _) => "; the server's policy does not allow it",
+        (OptionReplyType::ERR_SHUTDOWN, _) => "; the server is shutting down, try again later",
+        (OptionReplyType::ERR_UNSUP, OptionCode::LIST) => {
+            "; the server does not list its exports: name one"
+        }
+        _ => "",
+    }
+}
+
+impl core::error::Error for Error {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Uri(error) => Some(error),
+            Self::Connect { source, .. } | Self::Local(source) => Some(source),
+            Self::Refused { refusal, .. } => Some(refusal),
+            Self::Protocol { source, .. } => Some(source),
+            Self::Command { error, .. } => Some(error),
+            Self::Lost { reason: LostReason::Transport(error), .. } => Some(error),
+            Self::Lost { reason: LostReason::Protocol(error), .. } => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl Error {
+    /// The kind of the [`io::Error`] that this converts to.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        use io::ErrorKind as Kind;
+        match self {
+            Self::Uri(_) | Self::Invalid(_) => Kind::InvalidInput,
+            Self::Connect { source, .. } | Self::Local(source) => source.kind(),
+            Self::Unsupported { .. } => Kind::Unsupported,
+            Self::Refused { refusal, .. } => match refusal {
+                Refusal::Option { reply, .. } => match *reply {
+                    OptionReplyType::ERR_UNKNOWN => Kind::NotFound,
+                    OptionReplyType::ERR_UNSUP => Kind::Unsupported,
+                    OptionReplyType::ERR_SHUTDOWN => Kind::ConnectionAborted,
+                    _ => Kind::PermissionDenied,
+                },
+                Refusal::ExportName => Kind::NotFound,
+                _ => Kind::Unsupported,
+            },
+            Self::Protocol { source, .. } => protocol_kind(source),
+            Self::Command { error, .. } => command_kind(error.code),
+            Self::TimedOut { .. } => Kind::TimedOut,
+            Self::Lost { reason, .. } => match reason {
+                LostReason::Transport(error) => error.kind(),
+                LostReason::Protocol(error) => protocol_kind(error),
+                LostReason::ShuttingDown | LostReason::Abandoned => Kind::ConnectionAborted,
+                LostReason::Internal(_) => Kind::Other,
+            },
+            Self::Disconnected { .. } => Kind::NotConnected,
+        }
+    }
+
+    /// The error value that the server sent for a request, if that is what this is.
+    #[must_use]
+    pub const fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Command { error, .. } => Some(error.code),
+            _ => None,
+        }
+    }
+}
+
+const fn protocol_kind(error: &nbd_proto::Error) -> io::ErrorKind {
+    match error {
+        nbd_proto::Error::UnexpectedEnd(_) => io::ErrorKind::UnexpectedEof,
+        _ => io::ErrorKind::InvalidData,
+    }
+}
+
+fn command_kind(code: ErrorCode) -> io::ErrorKind {
+    use io::ErrorKind as Kind;
+    match code {
+        ErrorCode::EPERM => Kind::PermissionDenied,
+        ErrorCode::ENOMEM => Kind::OutOfMemory,
+        ErrorCode::EINVAL | ErrorCode::EOVERFLOW => Kind::InvalidInput,
+        ErrorCode::ENOSPC => Kind::StorageFull,
+        ErrorCode::ENOTSUP => Kind::Unsupported,
+        ErrorCode::ESHUTDOWN => Kind::ConnectionAborted,
+        _ => Kind::Other,
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        Self::new(error.kind(), error)
+    }
+}
+
+impl From<UriError> for Error {
+    fn from(error: UriError) -> Self {
+        Self::Uri(error)
+    }
+}
+
+impl From<Invalid> for Error {
+    fn from(invalid: Invalid) -> Self {
+        Self::Invalid(invalid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_name_the_server_and_the_remedy() {
+        let source = Arc::new(io::ErrorKind::ConnectionRefused.into());
+        let error = Error::Connect { address: "127.0.0.1:10809".into(), source };
+        let text = error.to_string();
+        assert!(text.contains("127.0.0.1:10809") && text.contains("start it"), "{text}");
+        let refusal = Refusal::Option { code: OptionCode::GO, reply: OptionReplyType::ERR_UNKNOWN };
+        let export = "disk".to_owned();
+        let error = Error::Refused { peer: "host".into(), export, refusal, text: String::new() };
+        let text = error.to_string();
+        assert!(text.contains("host refused the export \"disk\""), "{text}");
+        assert!(text.contains("list the exports"), "{text}");
+    }
+
+    #[test]
+    fn lost_requests_tell_whether_they_were_sent() {
+        let lost = |sent| Error::Lost { peer: "host".into(), sent, reason: LostReason::Abandoned };
+        assert!(lost(true).to_string().contains("is unknown"));
+        assert!(lost(false).to_string().contains("was not sent"));
+    }
+
+    #[test]
+    fn an_io_error_keeps_the_kind_and_gives_the_error_back() {
+        let error = io::Error::from(Error::Disconnected { peer: "host".into() });
+        assert_eq!(error.kind(), io::ErrorKind::NotConnected);
+        assert!(matches!(error.downcast::<Error>(), Ok(Error::Disconnected { .. })));
+    }
+}

@@ -1,0 +1,293 @@
+//! Whether a request makes sense for an export, and how it is split.
+
+use core::fmt;
+
+use nbd_proto::client::{ExportView, OptionError, SubmitError};
+use nbd_proto::wire::{CommandFlags, CommandType, TransmissionFlags};
+use nbd_proto::{BlockSize, Command};
+
+/// Why a request makes no sense for the export. Numbers are in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Invalid {
+    /// Offset and length must be multiples of the minimum block size.
+    Misaligned {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+        /// The minimum block size of the export.
+        minimum: u32,
+    },
+    /// The range reaches past the end of the export.
+    OutOfRange {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+        /// The size of the export.
+        size: u64,
+    },
+    /// The export can't be written to.
+    ReadOnly(CommandType),
+    /// The server does not offer the command.
+    NotOffered(CommandType),
+    /// The server does not offer the command with these flags, or they mean nothing to it.
+    Flags {
+        /// Which command.
+        command: CommandType,
+        /// The flags that are too much.
+        flags: CommandFlags,
+    },
+    /// Block status needs a metadata context, and none was selected on connecting.
+    NoContexts,
+    /// An option that must not be sent, or not to this server.
+    Option(OptionError),
+    /// A rule that the protocol's machine knows.
+    Rule(SubmitError),
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Misaligned { offset, length, minimum } => write!(
+                f,
+                "{length} bytes at {offset} are not aligned to the export's minimum block size: both must be \
+                 multiples of {minimum}"
+            ),
+            Self::OutOfRange { offset, length, size } => write!(
+                f,
+                "{length} bytes at {offset} reach past the end of the export, which has {size} bytes"
+            ),
+            Self::ReadOnly(command) => write!(f, "{command} on an export that is read-only"),
+            Self::NotOffered(command) => write!(f, "the server does not offer {command}"),
+            Self::Flags { command, flags } => {
+                write!(f, "the server does not offer {command} with the flags {flags:?}")
+            }
+            Self::NoContexts => f.write_str(
+                "no metadata context was selected: name some in the options before connecting, such as \
+                 base:allocation",
+            ),
+            Self::Option(error) => error.fmt(f),
+            Self::Rule(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for Invalid {}
+
+/// What is asked for, of any length: it goes out as one [`Command`] or as several.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operation {
+    pub(crate) command: CommandType,
+    pub(crate) flags: CommandFlags,
+    /// Where; the new size for a resize.
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+impl Operation {
+    pub(crate) fn new(command: CommandType, offset: u64, length: u64, flags: CommandFlags) -> Self {
+        Self { command, flags, offset, length }
+    }
+
+    /// The part of it that begins at `start`, counted from its own offset.
+    pub(crate) fn piece(&self, start: u64, length: u64) -> Command {
+        use CommandFlags as Flags;
+        let (offset, set) = (self.offset + start, |flag| self.flags.contains(flag));
+        let short = u32::try_from(length).unwrap_or(u32::MAX);
+        match self.command {
+            CommandType::READ => {
+                Command::Read { offset, length: short, dont_fragment: set(Flags::DF) }
+            }
+            CommandType::WRITE => Command::Write { offset, length: short, fua: set(Flags::FUA) },
+            CommandType::TRIM => Command::Trim { offset, length, fua: set(Flags::FUA) },
+            CommandType::CACHE => Command::Cache { offset, length },
+            CommandType::WRITE_ZEROES => Command::WriteZeroes {
+                offset,
+                length,
+                fua: set(Flags::FUA),
+                no_hole: set(Flags::NO_HOLE),
+                fast: set(Flags::FAST_ZERO),
+            },
+            CommandType::BLOCK_STATUS => {
+                Command::BlockStatus { offset, length, one: set(Flags::REQ_ONE) }
+            }
+            CommandType::RESIZE => Command::Resize { size: offset },
+            _ => Command::Flush,
+        }
+    }
+
+    pub(crate) fn is_write(&self) -> bool {
+        self.command == CommandType::WRITE
+    }
+
+    /// Whether one request is all it takes: the answer of a block status may fall short, and is asked for again.
+    pub(crate) fn is_single(&self) -> bool {
+        matches!(self.command, CommandType::FLUSH | CommandType::RESIZE | CommandType::BLOCK_STATUS)
+    }
+
+    /// What it is, for people.
+    pub(crate) fn what(&self) -> &'static str {
+        self.command.name().unwrap_or("a request")
+    }
+
+    /// Whether it has a payload, in either direction.
+    pub(crate) fn has_payload(&self) -> bool {
+        matches!(self.command, CommandType::READ | CommandType::WRITE)
+    }
+}
+
+/// What requests have to fit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) flags: TransmissionFlags,
+    pub(crate) block_size: BlockSize,
+    pub(crate) extended: bool,
+    pub(crate) has_contexts: bool,
+}
+
+impl Terms {
+    pub(crate) fn new(export: &ExportView<'_>) -> Self {
+        Self {
+            flags: export.flags,
+            block_size: export.block_size,
+            extended: export.extended,
+            has_contexts: !export.contexts.is_empty(),
+        }
+    }
+
+    /// The longest piece of an operation that the server takes at once, aligned.
+    pub(crate) fn longest_piece(&self, operation: &Operation) -> u64 {
+        let longest = if operation.has_payload() {
+            u64::from(self.block_size.maximum_payload())
+        } else if self.extended {
+            u64::MAX
+        } else {
+            u64::from(u32::MAX)
+        };
+        longest - longest % u64::from(self.block_size.minimum())
+    }
+
+    /// Whether an operation makes sense on an export of `size` bytes.
+    pub(crate) fn check(&self, operation: &Operation, size: u64) -> Result<(), Invalid> {
+        let &Operation { command, offset, length, .. } = operation;
+        self.check_offered(operation)?;
+        if command == CommandType::FLUSH {
+            return Ok(());
+        }
+        if !self.block_size.is_aligned(offset, length) {
+            let minimum = self.block_size.minimum();
+            return Err(Invalid::Misaligned { offset, length, minimum });
+        }
+        let inside = offset.checked_add(length).is_some_and(|end| end <= size);
+        if !inside && command != CommandType::RESIZE {
+            return Err(Invalid::OutOfRange { offset, length, size });
+        }
+        Ok(())
+    }
+
+    fn check_offered(&self, operation: &Operation) -> Result<(), Invalid> {
+        use TransmissionFlags as Offer;
+        let &Operation { command, flags, .. } = operation;
+        let fua = if self.flags.contains(Offer::SEND_FUA) {
+            CommandFlags::FUA
+        } else {
+            CommandFlags::empty()
+        };
+        let (needed, mut possible) = match command {
+            CommandType::READ => (Offer::empty(), CommandFlags::DF),
+            CommandType::WRITE => (Offer::empty(), fua),
+            CommandType::FLUSH => (Offer::SEND_FLUSH, CommandFlags::empty()),
+            CommandType::TRIM => (Offer::SEND_TRIM, fua),
+            CommandType::CACHE => (Offer::SEND_CACHE, CommandFlags::empty()),
+            CommandType::WRITE_ZEROES => {
+                (Offer::SEND_WRITE_ZEROES, fua | CommandFlags::NO_HOLE | CommandFlags::FAST_ZERO)
+            }
+            CommandType::BLOCK_STATUS => (Offer::empty(), CommandFlags::REQ_ONE),
+            _ => (Offer::SEND_RESIZE, CommandFlags::empty()),
+        };
+        possible.set(CommandFlags::DF, command == CommandType::READ && self.offers(Offer::SEND_DF));
+        if !self.offers(Offer::SEND_FAST_ZERO) {
+            possible.remove(CommandFlags::FAST_ZERO);
+        }
+        let writes = matches!(
+            command,
+            CommandType::WRITE
+                | CommandType::TRIM
+                | CommandType::WRITE_ZEROES
+                | CommandType::RESIZE
+        );
+        if writes && self.offers(Offer::READ_ONLY) {
+            return Err(Invalid::ReadOnly(command));
+        }
+        if !self.flags.contains(needed) {
+            return Err(Invalid::NotOffered(command));
+        }
+        if command == CommandType::BLOCK_STATUS && !self.has_contexts {
+            return Err(Invalid::NoContexts);
+        }
+        let excess = flags - possible;
+        if excess.is_empty() { Ok(()) } else { Err(Invalid::Flags { command, flags: excess }) }
+    }
+
+    fn offers(&self, flag: TransmissionFlags) -> bool {
+        self.flags.contains(flag)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn terms(flags: TransmissionFlags) -> Terms {
+        let block_size = BlockSize::new(512, 4096, 1_000_000).unwrap();
+        Terms { flags, block_size, extended: false, has_contexts: false }
+    }
+
+    fn read(offset: u64, length: u64) -> Operation {
+        Operation::new(CommandType::READ, offset, length, CommandFlags::empty())
+    }
+
+    #[test]
+    fn errors_name_the_numbers() {
+        let terms = terms(TransmissionFlags::HAS_FLAGS);
+        let misaligned = terms.check(&read(100, 512), 4096).unwrap_err();
+        assert_eq!(misaligned, Invalid::Misaligned { offset: 100, length: 512, minimum: 512 });
+        let text = misaligned.to_string();
+        assert!(text.contains("100") && text.contains("multiples of 512"), "{text}");
+        let outside = terms.check(&read(4096, 512), 4096).unwrap_err();
+        assert_eq!(outside, Invalid::OutOfRange { offset: 4096, length: 512, size: 4096 });
+        assert!(terms.check(&read(u64::MAX - 511, 512), 4096).is_err());
+        assert_eq!(terms.check(&read(3584, 512), 4096), Ok(()));
+    }
+
+    #[test]
+    fn pieces_are_aligned_and_fit_the_header() {
+        let terms = terms(TransmissionFlags::all());
+        assert_eq!(terms.longest_piece(&read(0, 1 << 30)), 999_936);
+        let trim = Operation::new(CommandType::TRIM, 0, 1 << 40, CommandFlags::empty());
+        assert_eq!(terms.longest_piece(&trim), (1 << 32) - 512);
+        let extended = Terms { extended: true, ..terms };
+        assert!(extended.longest_piece(&trim) > 1 << 40);
+    }
+
+    #[test]
+    fn flags_are_refused_where_they_mean_nothing() {
+        use TransmissionFlags as Offer;
+        let all = Offer::all() - Offer::READ_ONLY;
+        let operation = |command, flags| Operation::new(command, 0, 512, flags);
+        let zero = operation(CommandType::WRITE_ZEROES, CommandFlags::FAST_ZERO);
+        assert_eq!(terms(all).check(&zero, 512), Ok(()));
+        let slow = terms(all - Offer::SEND_FAST_ZERO).check(&zero, 512);
+        assert!(matches!(slow, Err(Invalid::Flags { flags: CommandFlags::FAST_ZERO, .. })));
+        let durable = operation(CommandType::WRITE, CommandFlags::FUA);
+        assert_eq!(terms(all).check(&durable, 512), Ok(()));
+        assert!(terms(all - Offer::SEND_FUA).check(&durable, 512).is_err());
+        assert!(terms(all | Offer::READ_ONLY).check(&durable, 512).is_err());
+        let odd = operation(CommandType::READ, CommandFlags::FUA);
+        assert!(terms(all).check(&odd, 512).is_err());
+        let status = operation(CommandType::BLOCK_STATUS, CommandFlags::empty());
+        assert_eq!(terms(all).check(&status, 512), Err(Invalid::NoContexts));
+    }
+}

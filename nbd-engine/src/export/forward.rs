@@ -1,0 +1,82 @@
+//! Exports that consist of another one.
+
+use super::{
+    BlockSize, Body, Caches, Contexts, Export, Extents, Flushes, Resizes, Result, Trims, Writes,
+    WritesZeroes,
+};
+
+/// Methods of [`Export`] that do what those of the inner export do: `forward!(self, self.inner; size read ...)`.
+macro_rules! forward {
+    ($self:ident, $inner:expr; $($method:ident)*) => {
+        $( forward! { @$method $self, $inner } )*
+    };
+    (@size $self:ident, $inner:expr) => {
+        fn size(&$self) -> u64 { $inner.size() }
+    };
+    (@read $self:ident, $inner:expr) => {
+        fn read(&$self, buffer: &mut [u8], offset: u64) -> Result<()> {
+            $inner.read(buffer, offset)
+        }
+    };
+    (@never_blocks $self:ident, $inner:expr) => {
+        fn never_blocks(&$self) -> bool { $inner.never_blocks() }
+    };
+    (@read_body $self:ident, $inner:expr) => {
+        fn read_body(&$self, body: &mut Body, length: usize, offset: u64) -> Result<()> {
+            $inner.read_body(body, length, offset)
+        }
+    };
+    (@try_read $self:ident, $inner:expr) => {
+        fn try_read(&$self, body: &mut Body, length: usize, offset: u64) -> Option<Result<()>> {
+            $inner.try_read(body, length, offset)
+        }
+    };
+    (@block_size $self:ident, $inner:expr) => {
+        fn block_size(&$self) -> BlockSize { $inner.block_size() }
+    };
+    (@block_size_required $self:ident, $inner:expr) => {
+        fn block_size_required(&$self) -> bool { $inner.block_size_required() }
+    };
+    (@description $self:ident, $inner:expr) => {
+        fn description(&$self) -> Option<String> { $inner.description() }
+    };
+    (@rotational $self:ident, $inner:expr) => {
+        fn rotational(&$self) -> bool { $inner.rotational() }
+    };
+    (@multi_conn $self:ident, $inner:expr) => {
+        fn multi_conn(&$self) -> bool { $inner.multi_conn() }
+    };
+    (@writes $self:ident, $inner:expr) => {
+        fn writes(&$self) -> Option<&dyn Writes> { $inner.writes() }
+    };
+    (@flushes $self:ident, $inner:expr) => {
+        fn flushes(&$self) -> Option<&dyn Flushes> { $inner.flushes() }
+    };
+    (@trims $self:ident, $inner:expr) => {
+        fn trims(&$self) -> Option<&dyn Trims> { $inner.trims() }
+    };
+    (@writes_zeroes $self:ident, $inner:expr) => {
+        fn writes_zeroes(&$self) -> Option<&dyn WritesZeroes> { $inner.writes_zeroes() }
+    };
+    (@caches $self:ident, $inner:expr) => {
+        fn caches(&$self) -> Option<&dyn Caches> { $inner.caches() }
+    };
+    (@extents $self:ident, $inner:expr) => {
+        fn extents(&$self) -> Option<&dyn Extents> { $inner.extents() }
+    };
+    (@contexts $self:ident, $inner:expr) => {
+        fn contexts(&$self) -> Option<&dyn Contexts> { $inner.contexts() }
+    };
+    (@resizes $self:ident, $inner:expr) => {
+        fn resizes(&$self) -> Option<&dyn Resizes> { $inner.resizes() }
+    };
+}
+pub(super) use forward;
+
+/// An export in a box is an export, so that wrappers can be put around each other as a configuration says.
+impl<E: Export + ?Sized> Export for Box<E> {
+    forward! { self, (**self);
+        size read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
+        writes flushes trims writes_zeroes caches extents contexts resizes
+    }
+}

@@ -1,0 +1,322 @@
+//! Which blocks of a disk are dirty, in bounded memory.
+
+use core::ops::Range;
+use std::collections::BTreeMap;
+
+use crate::export::ranges::Ranges;
+
+/// Blocks of a chunk.
+const CHUNK: u64 = 1 << 15;
+const WORDS: usize = CHUNK as usize / 64;
+
+/// Chunks of which some blocks are dirty: 4 KiB of bits each, 16 MiB in all.
+const MOST_PARTIAL: usize = 4096;
+
+/// Runs of chunks that are dirty as a whole.
+const MOST_RUNS: usize = 4096;
+
+type Bits = Box<[u64; WORDS]>;
+
+/// A set of blocks. A chunk of blocks that are all alike takes no bits, so that a huge disk costs no more than what is
+/// scattered over it. When that is too much, blocks become twice as large: what is dirty stays dirty, and clean bytes
+/// next to it become dirty, too, which is never wrong.
+#[derive(Debug)]
+pub(super) struct Bitmap {
+    /// Binary logarithm of the bytes of a block, as asked for.
+    finest: u32,
+    /// The same, as it is.
+    shift: u32,
+    /// Chunks whose blocks are all dirty.
+    full: Ranges,
+    /// Chunks of which some blocks are dirty.
+    partial: BTreeMap<u64, Bits>,
+}
+
+impl Bitmap {
+    /// A clean one, with blocks of `1 << shift` bytes.
+    pub(super) fn new(shift: u32) -> Self {
+        Self { finest: shift, shift, full: Ranges::default(), partial: BTreeMap::new() }
+    }
+
+    /// Makes all clean, and blocks as small as they were asked for.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(self.finest);
+    }
+
+    /// Bytes of a block now.
+    pub(super) const fn granularity(&self) -> u64 {
+        1 << self.shift
+    }
+
+    /// The blocks that a range of bytes touches.
+    fn blocks(&self, bytes: &Range<u64>) -> Range<u64> {
+        match bytes.end.checked_sub(1) {
+            Some(last) if last >= bytes.start => {
+                bytes.start >> self.shift..(last >> self.shift) + 1
+            }
+            _ => 0..0,
+        }
+    }
+
+    /// Where a block begins.
+    fn start(&self, block: u64) -> u64 {
+        block.saturating_mul(self.granularity())
+    }
+
+    /// Makes dirty what a range of bytes touches.
+    pub(super) fn insert(&mut self, bytes: &Range<u64>) {
+        self.insert_blocks(self.blocks(bytes));
+        while self.partial.len() > MOST_PARTIAL || self.full.len() > MOST_RUNS {
+            self.coarsen();
+        }
+    }
+
+    fn insert_blocks(&mut self, blocks: Range<u64>) {
+        if blocks.is_empty() {
+            return;
+        }
+        let (first, last) = (blocks.start / CHUNK, blocks.end / CHUNK);
+        let (head, tail) = ((blocks.start % CHUNK) as usize, (blocks.end % CHUNK) as usize);
+        if first == last {
+            self.set(first, head..tail);
+            return;
+        }
+        let whole = if head == 0 { first } else { first + 1 }..last;
+        if head > 0 {
+            self.set(first, head..CHUNK as usize);
+        }
+        self.set(last, 0..tail);
+        if !whole.is_empty() {
+            let mut rest = self.partial.split_off(&whole.start);
+            self.partial.append(&mut rest.split_off(&whole.end));
+            self.full.insert(whole);
+        }
+    }
+
+    /// Makes blocks of one chunk dirty.
+    fn set(&mut self, chunk: u64, blocks: Range<usize>) {
+        if blocks.is_empty() || self.full.contains(chunk) {
+            return;
+        }
+        let bits = self.partial.entry(chunk).or_insert_with(|| Box::new([0; WORDS]));
+        for (word, mask) in words(blocks) {
+            bits[word] |= mask;
+        }
+        self.promote(chunk);
+    }
+
+    /// A chunk that is dirty as a whole needs no bits.
+    fn promote(&mut self, chunk: u64) {
+        if self.partial.get(&chunk).is_some_and(|bits| bits.iter().all(|word| *word == u64::MAX)) {
+            self.partial.remove(&chunk);
+            self.full.insert(chunk..chunk + 1);
+        }
+    }
+
+    /// Makes blocks twice as large.
+    fn coarsen(&mut self) {
+        let mut coarser = Self { finest: self.finest, ..Self::new(self.shift + 1) };
+        for run in self.full.iter() {
+            coarser.insert_blocks(run.start * (CHUNK / 2)..run.end * (CHUNK / 2));
+        }
+        for (chunk, bits) in core::mem::take(&mut self.partial) {
+            let twice = chunk / 2;
+            if coarser.full.contains(twice) {
+                continue;
+            }
+            let place = (chunk % 2) as usize * (WORDS / 2);
+            let into = coarser.partial.entry(twice).or_insert_with(|| Box::new([0; WORDS]));
+            for (word, pair) in into[place..].iter_mut().zip(bits.chunks_exact(2)) {
+                *word |= halve(pair[0]) | halve(pair[1]) << 32;
+            }
+            coarser.promote(twice);
+        }
+        *self = coarser;
+    }
+
+    /// Whether all of a range of bytes is dirty.
+    pub(super) fn contains(&self, bytes: &Range<u64>) -> bool {
+        let blocks = self.blocks(bytes);
+        let mut at = blocks.start;
+        while at < blocks.end {
+            match self.run_of_blocks(at, blocks.end) {
+                (true, end) => at = end,
+                (false, _) => return false,
+            }
+        }
+        true
+    }
+
+    /// Whether the byte `at` is dirty, and where the next byte stands of which that is not so, at most `end`, which is
+    /// above `at`.
+    pub(super) fn run(&self, at: u64, end: u64) -> (bool, u64) {
+        let blocks = self.blocks(&(at..end));
+        let (dirty, stop) = self.run_of_blocks(blocks.start, blocks.end);
+        (dirty, self.start(stop).clamp(at + 1, end))
+    }
+
+    fn run_of_blocks(&self, start: u64, end: u64) -> (bool, u64) {
+        let mut state = None;
+        let mut at = start;
+        while at < end {
+            let chunk = at / CHUNK;
+            let (dirty, stop) = match (self.full.contains(chunk), self.partial.get(&chunk)) {
+                (false, Some(bits)) => {
+                    let (dirty, stop) = run_of_bits(bits, (at % CHUNK) as usize);
+                    (dirty, chunk * CHUNK + stop as u64)
+                }
+                (full, _) => {
+                    let (_, mut stop) = self.full.run(chunk, end.div_ceil(CHUNK));
+                    if !full && let Some((&next, _)) = self.partial.range(chunk..).next() {
+                        stop = stop.min(next);
+                    }
+                    (full, stop * CHUNK)
+                }
+            };
+            if *state.get_or_insert(dirty) != dirty {
+                break;
+            }
+            at = stop;
+        }
+        (state.unwrap_or(false), at.min(end))
+    }
+}
+
+/// The words of a chunk that blocks lie in, with the bits in them.
+fn words(blocks: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
+    let last = blocks.end.div_ceil(64);
+    (blocks.start / 64..last).map(move |word| {
+        let from = blocks.start.saturating_sub(word * 64);
+        let to = (blocks.end - word * 64).min(64);
+        (word, u64::MAX << from & u64::MAX >> (64 - to))
+    })
+}
+
+/// Whether a block is dirty, and the next one of which that is not so, or the end of the chunk.
+fn run_of_bits(bits: &Bits, block: usize) -> (bool, usize) {
+    let dirty = bits[block / 64] >> (block % 64) & 1 == 1;
+    let mut mask = u64::MAX << (block % 64);
+    for (word, bits) in bits.iter().enumerate().skip(block / 64) {
+        let others = if dirty { !bits } else { *bits } & mask;
+        if others != 0 {
+            return (dirty, word * 64 + others.trailing_zeros() as usize);
+        }
+        mask = u64::MAX;
+    }
+    (dirty, CHUNK as usize)
+}
+
+/// Joins each two neighbouring bits into one: 32 bits remain.
+const fn halve(word: u64) -> u64 {
+    let word = (word | word >> 1) & 0x5555_5555_5555_5555;
+    let word = (word | word >> 1) & 0x3333_3333_3333_3333;
+    let word = (word | word >> 2) & 0x0f0f_0f0f_0f0f_0f0f;
+    let word = (word | word >> 4) & 0x00ff_00ff_00ff_00ff;
+    let word = (word | word >> 8) & 0x0000_ffff_0000_ffff;
+    (word | word >> 16) & 0x0000_0000_ffff_ffff
+}
+
+#[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "lists of dirty ranges, some with one")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn runs(bitmap: &Bitmap, end: u64) -> Vec<Range<u64>> {
+        let mut dirty = Vec::new();
+        let mut at = 0;
+        while at < end {
+            let (set, stop) = bitmap.run(at, end);
+            assert!(stop > at && stop <= end);
+            if set {
+                dirty.push(at..stop);
+            }
+            at = stop;
+        }
+        dirty
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        #[test]
+        fn it_is_the_same_as_a_list_of_flags(
+            steps in prop::collection::vec((0_u64..3 * CHUNK, 1_u64..2 * CHUNK), 1..12),
+            coarser in 0_u64..3,
+        ) {
+            // Blocks of 512 bytes, over a little more than four chunks.
+            let mut bitmap = Bitmap::new(9);
+            let size = (5 * CHUNK) << 9;
+            let mut flags = vec![false; 5 * CHUNK as usize];
+            for (start, length) in steps {
+                bitmap.insert(&(start << 9..(start + length) << 9));
+                flags[start as usize..(start + length) as usize].fill(true);
+            }
+            for step in 0..=coarser {
+                for run in runs(&bitmap, size) {
+                    prop_assert!(bitmap.contains(&run));
+                    prop_assert!(!bitmap.contains(&(run.start..run.end + 1)) || run.end == size);
+                }
+                let group = 1 << step;
+                let mut at = 0;
+                let mut expected = Vec::new();
+                for part in flags.chunks(group).map(|part| part.contains(&true)).collect::<Vec<_>>()
+                    .chunk_by(|a, b| a == b)
+                {
+                    let end = at + ((part.len() * group) as u64) * 512;
+                    if part[0] {
+                        expected.push(at..end);
+                    }
+                    at = end;
+                }
+                prop_assert_eq!(runs(&bitmap, size), expected);
+                bitmap.coarsen();
+            }
+        }
+    }
+
+    #[test]
+    fn a_byte_makes_its_whole_block_dirty() {
+        let mut bitmap = Bitmap::new(16);
+        bitmap.insert(&(65_535..65_537));
+        bitmap.insert(&(7..7));
+        assert_eq!(runs(&bitmap, 1 << 20), [0..131_072]);
+        assert_eq!(runs(&bitmap, 100_000), [0..100_000]);
+        bitmap.clear();
+        assert_eq!(runs(&bitmap, 1 << 20), []);
+    }
+
+    #[test]
+    fn scattered_blocks_of_a_huge_disk_stay_within_the_bound_and_dirty() {
+        let mut bitmap = Bitmap::new(16);
+        let places: Vec<u64> = (0..20_000).map(|n| n * (i64::MAX as u64 / 20_000)).collect();
+        for &place in &places {
+            bitmap.insert(&(place..place + 1));
+        }
+        assert!(bitmap.partial.len() <= MOST_PARTIAL);
+        assert!(bitmap.granularity() > 1 << 16);
+        assert!(places.iter().all(|&place| bitmap.contains(&(place..place + 1))));
+        bitmap.clear();
+        assert_eq!(bitmap.granularity(), 1 << 16);
+    }
+
+    #[test]
+    fn all_of_a_huge_disk_is_one_run() {
+        let mut bitmap = Bitmap::new(16);
+        bitmap.insert(&(5..u64::MAX));
+        assert!(bitmap.partial.len() <= 1 && bitmap.full.len() == 1);
+        assert_eq!(bitmap.run(0, i64::MAX as u64), (true, i64::MAX as u64));
+        assert_eq!(bitmap.granularity(), 1 << 16);
+    }
+
+    #[test]
+    fn runs_of_whole_chunks_are_bounded_too() {
+        let mut bitmap = Bitmap::new(9);
+        let chunk = CHUNK << 9;
+        for n in 0..MOST_RUNS as u64 + 1 {
+            bitmap.insert(&(2 * n * chunk..(2 * n + 1) * chunk));
+        }
+        assert!(bitmap.full.len() <= MOST_RUNS && bitmap.partial.len() <= MOST_PARTIAL);
+        assert!(bitmap.contains(&(0..1)));
+    }
+}

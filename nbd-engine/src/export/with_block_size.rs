@@ -1,0 +1,98 @@
+//! An export with size constraints of one's choice.
+
+use super::forward::forward;
+use super::{
+    BlockSize, Body, Caches, Contexts, Export, Extents, Flushes, Resizes, Result, Trims, Writes,
+    WritesZeroes,
+};
+
+/// Another export with other size constraints: for media that want aligned requests although the export that serves
+/// them does not care, and for testing clients.
+///
+/// Clients are told of the constraints; requests that break them are refused with `EINVAL`, and nothing is changed. A
+/// size that is not a multiple of the minimum is rounded down to one, since nobody could use the rest.
+///
+/// ```
+/// use nbd_engine::export::{BlockSize, Export, Memory, WithBlockSize};
+///
+/// let disk = Memory::new((1 << 20) + 100)?;
+/// let disk = WithBlockSize::new(disk, BlockSize::new(4096, 65536, 1 << 20)?).required(true);
+/// assert_eq!(disk.size(), 1 << 20);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct WithBlockSize<E> {
+    inner: E,
+    block_size: BlockSize,
+    required: bool,
+}
+
+impl<E: Export> WithBlockSize<E> {
+    /// Gives `inner` these constraints in place of its own. Its minimum should divide the new one.
+    pub const fn new(inner: E, block_size: BlockSize) -> Self {
+        Self { inner, block_size, required: false }
+    }
+
+    /// Whether clients that don't ask for the constraints are refused. Default `false`: their requests are checked all
+    /// the same.
+    #[must_use]
+    pub fn required(self, required: bool) -> Self {
+        Self { required, ..self }
+    }
+
+    /// The export with its own constraints.
+    pub fn into_inner(self) -> E {
+        self.inner
+    }
+}
+
+impl<E> AsRef<E> for WithBlockSize<E> {
+    fn as_ref(&self) -> &E {
+        &self.inner
+    }
+}
+
+impl<E: Export> Export for WithBlockSize<E> {
+    forward! { self, self.inner;
+        read never_blocks read_body try_read description rotational multi_conn
+        writes flushes trims writes_zeroes caches extents contexts resizes
+    }
+
+    fn size(&self) -> u64 {
+        let size = self.inner.size();
+        // The minimum is a power of two.
+        size & !u64::from(self.block_size.minimum() - 1)
+    }
+
+    fn block_size(&self) -> BlockSize {
+        self.block_size
+    }
+
+    fn block_size_required(&self) -> bool {
+        self.required
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::Memory;
+
+    #[test]
+    fn the_constraints_are_others_and_the_rest_is_as_it_was() {
+        let sizes = BlockSize::new(512, 8192, 1 << 20).unwrap();
+        let disk = WithBlockSize::new(Memory::new(1000).unwrap(), sizes);
+        assert_eq!(
+            (disk.size(), disk.block_size(), disk.block_size_required()),
+            (512, sizes, false)
+        );
+        assert!(disk.required(true).block_size_required());
+
+        let disk = WithBlockSize::new(Memory::new(4096).unwrap(), sizes);
+        disk.writes().unwrap().write(b"x", 0, false).unwrap();
+        disk.resizes().unwrap().resize(8192).unwrap();
+        assert_eq!(disk.size(), 8192);
+        assert!(disk.never_blocks() && Export::extents(&disk).is_some());
+        assert_eq!(disk.into_inner().allocated_bytes(), Memory::PAGE_SIZE);
+    }
+}

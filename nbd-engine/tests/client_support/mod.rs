@@ -1,0 +1,239 @@
+//! What the tests of clients share. Included by path, like the adapters' scenarios.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::ops::ControlFlow;
+use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use nbd_engine::export::{
+    Allocation, BlockSize, Export, Extents, Flushes, Memory, Result, Trims, Writes, WritesZeroes,
+    ZeroMode,
+};
+
+/// Far longer than anything should take: what is tested is that it ends.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Runs a test that must not hang.
+#[track_caller]
+pub(crate) fn bounded(test: impl FnOnce() + Send + 'static) {
+    let (done, ended) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        test();
+        let _nobody_waits = done.send(());
+    });
+    match ended.recv_timeout(BOUND) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("the test hangs"),
+        _ => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+    }
+}
+
+/// Reads and writes from here on wait at the gate.
+pub(crate) const GATED: u64 = 1 << 20;
+
+/// A disk of 2 MiB whose second half is behind a gate.
+pub(crate) struct Gate {
+    disk: Memory,
+    state: Arc<(Mutex<State>, Condvar)>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    open: bool,
+    waiting: usize,
+}
+
+/// Opens a [`Gate`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Key(Arc<(Mutex<State>, Condvar)>);
+
+impl Gate {
+    pub(crate) fn new() -> (Self, Key) {
+        let key = Key::default();
+        (Self { disk: Memory::new(2 * GATED).unwrap(), state: Arc::clone(&key.0) }, key)
+    }
+
+    fn pass(&self, offset: u64) {
+        if offset < GATED {
+            return;
+        }
+        let (state, changed) = &*self.state;
+        let mut state = state.lock().unwrap();
+        state.waiting += 1;
+        changed.notify_all();
+        while !state.open {
+            state = changed.wait(state).unwrap();
+        }
+        state.waiting -= 1;
+    }
+}
+
+impl Key {
+    pub(crate) fn open(&self) {
+        let (state, changed) = &*self.0;
+        state.lock().unwrap().open = true;
+        changed.notify_all();
+    }
+
+    /// Waits until so many requests wait at the gate.
+    pub(crate) fn await_waiting(&self, count: usize) {
+        let (state, changed) = &*self.0;
+        let mut state = state.lock().unwrap();
+        while state.waiting < count {
+            state = changed.wait(state).unwrap();
+        }
+    }
+}
+
+/// A server must be able to end even when a test fails.
+impl Drop for Key {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.open();
+        }
+    }
+}
+
+impl Export for Gate {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.pass(offset);
+        self.disk.read(buffer, offset)
+    }
+
+    fn writes(&self) -> Option<&dyn Writes> {
+        Some(self)
+    }
+
+    fn flushes(&self) -> Option<&dyn Flushes> {
+        self.disk.flushes()
+    }
+}
+
+impl Writes for Gate {
+    fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
+        self.pass(offset);
+        self.disk.writes().unwrap().write(data, offset, fua)
+    }
+}
+
+/// A disk in memory with size constraints.
+pub(crate) struct Blocks(pub(crate) Memory, pub(crate) BlockSize);
+
+impl Export for Blocks {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read(buffer, offset)
+    }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
+
+    fn block_size(&self) -> BlockSize {
+        self.1
+    }
+
+    fn writes(&self) -> Option<&dyn Writes> {
+        self.0.writes()
+    }
+}
+
+/// A disk that remembers what was done to it: data is durable once flushed, by any connection.
+#[derive(Default)]
+pub(crate) struct Journal {
+    pub(crate) written: Mutex<Vec<u64>>,
+    pub(crate) durable: Mutex<Vec<u64>>,
+}
+
+/// The journal as an export.
+pub(crate) struct Journaled(pub(crate) Arc<Journal>);
+
+impl Export for Journaled {
+    fn size(&self) -> u64 {
+        1 << 30
+    }
+
+    fn read(&self, buffer: &mut [u8], _: u64) -> Result<()> {
+        buffer.fill(0);
+        Ok(())
+    }
+
+    fn writes(&self) -> Option<&dyn Writes> {
+        Some(self)
+    }
+
+    fn flushes(&self) -> Option<&dyn Flushes> {
+        Some(self)
+    }
+
+    fn trims(&self) -> Option<&dyn Trims> {
+        Some(self)
+    }
+
+    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+        Some(self)
+    }
+
+    fn extents(&self) -> Option<&dyn Extents> {
+        Some(self)
+    }
+}
+
+impl Writes for Journaled {
+    fn write(&self, _: &[u8], offset: u64, _: bool) -> Result<()> {
+        self.0.written.lock().unwrap().push(offset);
+        Ok(())
+    }
+}
+
+impl Flushes for Journaled {
+    fn flush(&self) -> Result<()> {
+        let written = self.0.written.lock().unwrap().clone();
+        *self.0.durable.lock().unwrap() = written;
+        Ok(())
+    }
+}
+
+impl Trims for Journaled {
+    fn trim(&self, offset: u64, _: u64, _: bool) -> Result<()> {
+        self.0.written.lock().unwrap().push(offset);
+        Ok(())
+    }
+}
+
+impl WritesZeroes for Journaled {
+    fn write_zeroes(&self, offset: u64, _: u64, _: ZeroMode) -> Result<()> {
+        self.0.written.lock().unwrap().push(offset);
+        Ok(())
+    }
+}
+
+impl Extents for Journaled {
+    /// Data and holes of 64 KiB in turn.
+    fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        visit: &mut dyn FnMut(Allocation) -> ControlFlow<()>,
+    ) -> Result<()> {
+        const RUN: u64 = 64 << 10;
+        let mut at = offset;
+        while at < offset + length {
+            let hole = (at / RUN) % 2 == 1;
+            let run = RUN - at % RUN;
+            if visit(Allocation { length: run, hole, zero: hole }).is_break() {
+                break;
+            }
+            at += run;
+        }
+        Ok(())
+    }
+}

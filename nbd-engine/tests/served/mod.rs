@@ -1,0 +1,45 @@
+//! A server for one test, on threads and a Unix socket.
+
+use nbd_blocking::export::{Export, ExportMap};
+use nbd_blocking::{Server, Settings};
+use nbd_testkit::Endpoint;
+use tempfile::TempDir;
+
+pub(crate) struct Served {
+    server: Server,
+    endpoint: Endpoint,
+    dir: TempDir,
+}
+
+#[allow(dead_code, reason = "each test uses a part of it")]
+impl Served {
+    /// Serves one export as the default one.
+    pub(crate) fn only(export: impl Export) -> Self {
+        Self::start(ExportMap::new().with("", export), Settings::default())
+    }
+
+    pub(crate) fn start(exports: ExportMap, settings: Settings) -> Self {
+        let server = Server::with_settings(exports, settings);
+        let dir = TempDir::new().unwrap();
+        let endpoint = Endpoint::Unix(dir.path().join("new.sock"));
+        server.listen_unix(endpoint.socket_path().unwrap()).unwrap();
+        Self { server, endpoint, dir }
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Another listener of the same server, for oldstyle clients.
+    pub(crate) fn listen_oldstyle(&self, export: &str) -> Endpoint {
+        let endpoint = Endpoint::Unix(self.dir.path().join("old.sock"));
+        self.server.oldstyle(export).listen_unix(endpoint.socket_path().unwrap()).unwrap();
+        endpoint
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.server.shut_down();
+    }
+}

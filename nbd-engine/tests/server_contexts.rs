@@ -1,0 +1,391 @@
+//! Metadata contexts of an export's own, from its traits to the wire.
+
+mod served;
+
+use core::ops::ControlFlow;
+use std::sync::Arc;
+
+use nbd_engine::export::{
+    Allocation, AsyncContexts, AsyncExport, AsyncExtents, BlockSize, ContextInfo, Contexts, Export,
+    ExportFuture, ExportMap, Extent, Extents, Handle, Memory, Result, Tracked, WithAllocationDepth,
+    WithBlockSize,
+};
+use nbd_engine::server::Settings;
+use nbd_testkit::raw::{Errno, RawClient, Rep, Request, cmd_flag};
+use served::Served;
+
+const K64: u64 = 64 << 10;
+const HUGE: u64 = 1 << 62;
+
+/// How the work of a [`Striped`] disk is done.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Inline,
+    Worker,
+    Async,
+}
+
+const KINDS: [Kind; 3] = [Kind::Inline, Kind::Worker, Kind::Async];
+
+/// 2^62 bytes in sectors of changing status, in contexts for any width of the stripes.
+#[derive(Clone, Copy, Debug)]
+struct Striped(Kind);
+
+impl Striped {
+    fn served(kind: Kind) -> Served {
+        let handle = match kind {
+            Kind::Async => Handle::new_async(Self(kind)),
+            _ => Handle::new(Self(kind)),
+        };
+        Served::start(ExportMap::new().with_handle("", None, handle), Settings::default())
+    }
+
+    /// Stripes from an offset on, without end.
+    fn stripes(offset: u64, width: u64) -> impl Iterator<Item = Extent> {
+        let mut at = offset;
+        core::iter::from_fn(move || {
+            let stripe = at / width;
+            let length = (stripe + 1) * width - at;
+            at += length;
+            Some(Extent { length, status: stripe & 1 })
+        })
+    }
+
+    fn allocations(offset: u64) -> impl Iterator<Item = Allocation> {
+        Self::stripes(offset, 512).map(|stripe| {
+            let hole = stripe.status == 1;
+            Allocation { length: stripe.length, hole, zero: hole }
+        })
+    }
+
+    fn width(context: &str) -> Option<u64> {
+        context.strip_prefix("x-stripes:")?.parse().ok().filter(|width| *width > 0)
+    }
+
+    fn all() -> Vec<ContextInfo> {
+        let wide = ContextInfo::new("x-wide:stripe").map(ContextInfo::wide);
+        ContextInfo::new("x-stripes:1024").into_iter().chain(wide).collect()
+    }
+
+    fn made_for(query: &str) -> Option<ContextInfo> {
+        if query == "x-stripes:largest" {
+            return ContextInfo::new("x-stripes:4194304").map(|context| context.answering(query));
+        }
+        Self::width(query).and_then(|_| ContextInfo::new(query))
+    }
+
+    fn status_of(context: &str, offset: u64) -> Box<dyn Iterator<Item = Extent> + Send> {
+        match Self::width(context) {
+            Some(width) => Box::new(Self::stripes(offset, width)),
+            None => Box::new(
+                Self::stripes(offset, 1 << 40)
+                    .map(move |stripe| Extent { status: stripe.status << 40, ..stripe }),
+            ),
+        }
+    }
+}
+
+impl Export for Striped {
+    fn size(&self) -> u64 {
+        HUGE
+    }
+
+    fn read(&self, buffer: &mut [u8], _offset: u64) -> Result<()> {
+        buffer.fill(0);
+        Ok(())
+    }
+
+    fn never_blocks(&self) -> bool {
+        matches!(self.0, Kind::Inline)
+    }
+
+    fn extents(&self) -> Option<&dyn Extents> {
+        Some(self)
+    }
+
+    fn contexts(&self) -> Option<&dyn Contexts> {
+        Some(self)
+    }
+}
+
+impl Extents for Striped {
+    fn extents(
+        &self,
+        offset: u64,
+        _length: u64,
+        visit: &mut dyn FnMut(Allocation) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let _told = Self::allocations(offset).try_for_each(visit);
+        Ok(())
+    }
+}
+
+impl Contexts for Striped {
+    fn list(&self) -> Vec<ContextInfo> {
+        Self::all()
+    }
+
+    fn find(&self, query: &str) -> Option<ContextInfo> {
+        Self::made_for(query)
+    }
+
+    fn status(
+        &self,
+        context: &str,
+        offset: u64,
+        _length: u64,
+        visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let _told = Self::status_of(context, offset).try_for_each(visit);
+        Ok(())
+    }
+}
+
+impl AsyncExport for Striped {
+    fn size(&self) -> u64 {
+        HUGE
+    }
+
+    fn read<'a>(&'a self, buffer: &'a mut [u8], _offset: u64) -> ExportFuture<'a> {
+        buffer.fill(0);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn extents(&self) -> Option<&dyn AsyncExtents> {
+        Some(self)
+    }
+
+    fn contexts(&self) -> Option<&dyn AsyncContexts> {
+        Some(self)
+    }
+}
+
+impl AsyncExtents for Striped {
+    fn extents(&self, offset: u64, _length: u64, most: usize) -> ExportFuture<'_, Vec<Allocation>> {
+        Box::pin(async move { Ok(Self::allocations(offset).take(most).collect()) })
+    }
+}
+
+impl AsyncContexts for Striped {
+    fn list(&self) -> Vec<ContextInfo> {
+        Self::all()
+    }
+
+    fn find(&self, query: &str) -> Option<ContextInfo> {
+        Self::made_for(query)
+    }
+
+    fn status<'a>(
+        &'a self,
+        context: &'a str,
+        offset: u64,
+        _length: u64,
+        most: usize,
+    ) -> ExportFuture<'a, Vec<Extent>> {
+        Box::pin(async move { Ok(Self::status_of(context, offset).take(most).collect()) })
+    }
+}
+
+/// A memory disk with two dirty blocks, of which one is allocated, and both contexts of qemu.
+fn tracked() -> Arc<Tracked<WithAllocationDepth<Memory>>> {
+    let disk = Tracked::new(WithAllocationDepth::new(Memory::new(16 * K64).unwrap()));
+    disk.tracker().start("one").unwrap();
+    Export::writes(&disk).unwrap().write(b"x", 2 * K64, false).unwrap();
+    Export::trims(&disk).unwrap().trim(5 * K64, K64, false).unwrap();
+    disk.tracker().start("two").unwrap();
+    Arc::new(disk)
+}
+
+fn serve(disk: &Arc<Tracked<WithAllocationDepth<Memory>>>) -> Served {
+    let handle = Handle::Blocking(Arc::clone(disk) as Arc<dyn Export>);
+    Served::start(ExportMap::new().with_handle("", None, handle), Settings::default())
+}
+
+fn structured(served: &Served, queries: &[&str]) -> (RawClient, Vec<(u32, String)>) {
+    let mut client = RawClient::negotiate(served.endpoint());
+    client.structured_reply().unwrap();
+    select(client, queries)
+}
+
+fn extended(served: &Served, queries: &[&str]) -> (RawClient, Vec<(u32, String)>) {
+    let mut client = RawClient::negotiate(served.endpoint());
+    client.extended_headers().unwrap();
+    select(client, queries)
+}
+
+fn select(mut client: RawClient, queries: &[&str]) -> (RawClient, Vec<(u32, String)>) {
+    let contexts = client.set_meta_context("", queries).unwrap();
+    client.go("", &[]).unwrap();
+    (client, contexts.into_iter().map(|context| (context.id, context.name)).collect())
+}
+
+fn status(client: &mut RawClient, request: &Request, context: u32) -> Vec<(u64, u64)> {
+    let reply = client.call(request).ok();
+    let found = reply.status.iter().find(|status| status.context == context).unwrap();
+    found.extents.iter().map(|extent| (extent.length, extent.flags)).collect()
+}
+
+#[test]
+fn own_contexts_are_listed_by_name_and_by_the_start_of_it() {
+    let served = serve(&tracked());
+    let mut client = RawClient::negotiate(served.endpoint());
+    client.structured_reply().unwrap();
+    let mut list = |queries: &[&str]| {
+        let found = client.list_meta_context("", queries).unwrap();
+        found.into_iter().map(|context| context.name).collect::<Vec<_>>()
+    };
+    let bitmaps = ["qemu:dirty-bitmap:one", "qemu:dirty-bitmap:two"];
+    assert_eq!(list(&["qemu:dirty-bitmap:"]), bitmaps);
+    assert_eq!(list(&["qemu:dirty-bitmap:two"]), bitmaps[1..]);
+    assert_eq!(list(&["qemu:"]), [bitmaps[0], bitmaps[1], "qemu:allocation-depth"]);
+    assert_eq!(list(&[]).len(), 4);
+    assert!(list(&["qemu:dirty-bitmap", "qemu:dirty-bitmap:o", "x-a:"]).is_empty());
+    client.finish();
+}
+
+#[test]
+fn the_start_of_a_name_selects_nothing() {
+    let served = serve(&tracked());
+    let (client, contexts) = structured(&served, &["qemu:", "qemu:dirty-bitmap:"]);
+    assert_eq!(contexts, []);
+    client.finish();
+}
+
+#[test]
+fn every_selected_context_is_answered() {
+    let served = serve(&tracked());
+    let queries = ["base:allocation", "qemu:dirty-bitmap:one", "qemu:allocation-depth"];
+    for select in [structured, extended] {
+        let (mut client, contexts) = select(&served, &queries);
+        let id = |name: &str| contexts.iter().find(|context| context.1 == name).unwrap().0;
+        let request = Request::block_status(0, 16 * K64);
+        let reply = client.call(&request).ok();
+        assert_eq!(reply.status.len(), 3);
+        assert_eq!(
+            status(&mut client, &request, id(queries[0])),
+            [(2 * K64, 3), (K64, 0), (13 * K64, 3)]
+        );
+        assert_eq!(
+            status(&mut client, &request, id(queries[1])),
+            [(2 * K64, 0), (K64, 1), (2 * K64, 0), (K64, 1), (10 * K64, 0)]
+        );
+        assert_eq!(
+            status(&mut client, &request, id(queries[2])),
+            [(2 * K64, 0), (K64, 1), (13 * K64, 0)]
+        );
+        client.finish();
+    }
+}
+
+#[test]
+fn a_request_for_some_contexts_is_answered_for_those() {
+    let served = serve(&tracked());
+    let queries = ["base:allocation", "qemu:dirty-bitmap:one", "qemu:dirty-bitmap:two"];
+    let (mut client, contexts) = extended(&served, &queries);
+    let ids: Vec<u32> = contexts.iter().map(|context| context.0).collect();
+    for wanted in [&ids[1..2], &ids[2..], &ids[..2], &[ids[2], ids[0]]] {
+        let reply = client.call(&Request::block_status_of(0, 16 * K64, wanted)).ok();
+        let mut got: Vec<u32> = reply.status.iter().map(|status| status.context).collect();
+        let mut wanted = wanted.to_vec();
+        got.sort_unstable();
+        wanted.sort_unstable();
+        assert_eq!(got, wanted);
+    }
+    client.finish();
+}
+
+#[test]
+fn a_context_that_is_gone_fails_its_requests_alone() {
+    let disk = tracked();
+    let served = serve(&disk);
+    let (mut client, contexts) = extended(&served, &["base:allocation", "qemu:dirty-bitmap:two"]);
+    client.call(&Request::block_status(0, K64)).ok();
+    disk.tracker().stop("two");
+    client.call(&Request::block_status(0, K64)).expect_error(Errno::EINVAL);
+    let base = contexts.iter().find(|context| context.1 == "base:allocation").unwrap().0;
+    client.call(&Request::block_status_of(0, K64, &[base])).ok();
+    client.finish();
+}
+
+#[test]
+fn a_wide_context_is_there_under_extended_headers_alone() {
+    for kind in KINDS {
+        let served = Striped::served(kind);
+        let (client, contexts) = structured(&served, &["x-wide:stripe"]);
+        assert_eq!(contexts, []);
+        client.finish();
+        let (mut client, contexts) = extended(&served, &["x-wide:stripe"]);
+        let request = Request::block_status(1 << 40, 2 << 40);
+        assert_eq!(
+            status(&mut client, &request, contexts[0].0),
+            [(1 << 40, 1 << 40), (1 << 40, 0)]
+        );
+        client.finish();
+    }
+}
+
+#[test]
+fn a_context_can_be_made_for_a_query() {
+    for kind in KINDS {
+        let served = Striped::served(kind);
+        let queries = ["x-stripes:2048", "x-stripes:zero", "x-stripes:largest"];
+        let (mut client, contexts) = structured(&served, &queries);
+        let names: Vec<&str> = contexts.iter().map(|context| &*context.1).collect();
+        assert_eq!(names, ["x-stripes:2048", "x-stripes:4194304"]);
+        let request = Request::block_status(1024, 4096);
+        assert_eq!(status(&mut client, &request, contexts[0].0), [(1024, 0), (2048, 1), (2048, 0)]);
+        assert_eq!(
+            status(&mut client, &request, contexts[1].0),
+            [(4 << 20, 0)].map(|run| (run.0 - 1024, run.1))
+        );
+        client.finish();
+    }
+}
+
+#[test]
+fn more_contexts_than_the_most_at_once_are_refused() {
+    let served = Striped::served(Kind::Inline);
+    let mut client = RawClient::negotiate(served.endpoint());
+    client.structured_reply().unwrap();
+    let names: Vec<String> = (1..1000).map(|n| format!("x-stripes:{}", n * 512)).collect();
+    let queries: Vec<&str> = names.iter().map(|name| &**name).collect();
+    assert_eq!(client.set_meta_context("", &queries).unwrap_err().code, Rep::ERR_TOO_BIG);
+    assert_eq!(client.set_meta_context("", &queries[..16]).unwrap().len(), 16);
+    client.finish();
+}
+
+#[test]
+fn millions_of_extents_stay_within_the_bound_and_make_progress() {
+    for kind in KINDS {
+        let served = Striped::served(kind);
+        let (mut client, contexts) = extended(&served, &["base:allocation", "x-stripes:1024"]);
+        let mut at = [0; 2];
+        for _ in 0..3 {
+            let offset = at[0].min(at[1]);
+            let reply = client.call(&Request::block_status(offset, HUGE - offset)).ok();
+            for (end, (id, _)) in at.iter_mut().zip(&contexts) {
+                let status = reply.status.iter().find(|status| status.context == *id).unwrap();
+                assert_eq!(status.extents.len(), 4096);
+                assert!(offset + status.total() > *end, "{kind:?} makes progress");
+                *end = offset + status.total();
+            }
+        }
+        let one = Request::block_status(HUGE - 512, 512).flags(cmd_flag::REQ_ONE);
+        assert_eq!(status(&mut client, &one, contexts[0].0), [(512, 3)]);
+        client.finish();
+    }
+}
+
+#[test]
+fn an_export_of_large_blocks_tells_whole_blocks() {
+    let sizes = BlockSize::new(4096, 4096, 1 << 20).unwrap();
+    let served = Served::only(WithBlockSize::new(Striped(Kind::Worker), sizes));
+    let (mut client, contexts) = structured(&served, &["base:allocation", "x-stripes:6144"]);
+    let request = Request::block_status(0, 16384);
+    // Data and hole in every block: all is data.
+    let allocation = status(&mut client, &request, contexts[0].0);
+    assert!(allocation[0].0 >= 16384 && allocation[0].1 == 0, "{allocation:?}");
+    // Blocks of 4096, marked from 6144 to 12288.
+    assert_eq!(status(&mut client, &request, contexts[1].0)[..2], [(4096, 0), (8192, 1)]);
+    client.finish();
+}

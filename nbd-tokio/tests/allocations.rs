@@ -1,0 +1,32 @@
+//! What a request costs in allocations: nothing.
+
+#[path = "../../nbd-engine/tests/counting/mod.rs"]
+mod counting;
+
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::atomic::AtomicUsize;
+
+use counting::{Counting, count_this_thread};
+use nbd_testkit::raw::Wire;
+use nbd_tokio::export::ExportMap;
+use nbd_tokio::{Server, Settings};
+use tokio::net::UnixStream;
+use tokio::runtime::Builder;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn connect(exports: ExportMap, settings: Settings, counter: &'static AtomicUsize) -> Wire {
+    let (ours, theirs) = StdUnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let server = Server::with_settings(exports, settings);
+    std::thread::spawn(move || {
+        // One thread does it all, so that its count is the whole.
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        count_this_thread(counter);
+        runtime.block_on(async { server.serve_stream(UnixStream::from_std(ours).unwrap()).await })
+    });
+    Wire::from_unix(theirs)
+}
+
+counting::allocation_suite!(connect);

@@ -1,0 +1,199 @@
+//! Streams and listeners that the caller brings, and futures that are dropped early.
+
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Duration;
+
+use nbd_testkit::raw::{RawClient, Request, Wire};
+use nbd_testkit::{Endpoint, Pattern, assert_same_bytes};
+use nbd_tokio::export::{ExportMap, Memory};
+use nbd_tokio::{ConnectionError, LocalAddr, Server, Settings};
+use tokio::io::{DuplexStream, copy_bidirectional, duplex};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
+
+/// The longest that anything may take that should happen by itself.
+const LIMIT: Duration = Duration::from_secs(20);
+
+const SIZE: u64 = 32 << 20;
+
+fn server_with(settings: Settings) -> Server {
+    Server::with_settings(ExportMap::new().with("", Memory::new(SIZE).unwrap()), settings)
+}
+
+fn server() -> Server {
+    server_with(Settings::default())
+}
+
+/// A stream in memory that holds `capacity` bytes each way, and the client's end of it, as a socket.
+fn in_memory(capacity: usize) -> (DuplexStream, Wire) {
+    let (ours, mut carried) = duplex(capacity);
+    let (client, socket) = StdUnixStream::pair().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let mut socket = UnixStream::from_std(socket).unwrap();
+    tokio::spawn(async move { copy_bidirectional(&mut carried, &mut socket).await });
+    (ours, Wire::from_unix(client))
+}
+
+fn serve(server: &Server, stream: DuplexStream) -> JoinHandle<Result<(), ConnectionError>> {
+    let server = server.clone();
+    tokio::spawn(async move { server.serve_stream(stream).await })
+}
+
+/// Runs a blocking client beside the server.
+async fn client<T: Send + 'static>(script: impl FnOnce() -> T + Send + 'static) -> T {
+    timeout(LIMIT, spawn_blocking(script)).await.expect("the client gets on").unwrap()
+}
+
+async fn end(served: JoinHandle<Result<(), ConnectionError>>) -> Result<(), ConnectionError> {
+    timeout(LIMIT, served).await.expect("the connection ends").unwrap()
+}
+
+fn go(wire: Wire) -> RawClient {
+    let mut client = RawClient::over(wire);
+    let flags = client.read_greeting().flags;
+    client.send_client_flags(flags.into());
+    client.go("", &[]).unwrap();
+    client
+}
+
+fn session(wire: Wire, length: usize) {
+    let mut client = go(wire);
+    let data = Pattern(1).bytes(0, length);
+    client.write(4095, &data);
+    assert_same_bytes(&client.read(4095, length as u64), &data, "what was written");
+    client.finish();
+}
+
+async fn a_client_over_a_stream_in_memory() {
+    let server = server();
+    // Capacities that cut every header, and one that does not.
+    for (capacity, length) in [(1, 600), (27, 70_000), (1 << 16, 1 << 20)] {
+        let (stream, wire) = in_memory(capacity);
+        let served = serve(&server, stream);
+        client(move || session(wire, length)).await;
+        end(served).await.unwrap();
+    }
+    assert_eq!(server.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_client_is_served_over_a_stream_in_memory_on_one_thread() {
+    a_client_over_a_stream_in_memory().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_is_served_over_a_stream_in_memory_on_several_threads() {
+    a_client_over_a_stream_in_memory().await;
+}
+
+#[tokio::test]
+async fn listeners_of_the_callers_are_served_and_their_path_stays() {
+    let server = server();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.sock");
+    let unix = server.accept_unix(UnixListener::bind(&path).unwrap()).unwrap();
+    assert_eq!(*unix.local_addr(), LocalAddr::Unix(path.clone()));
+    let tcp = server.accept_tcp(TcpListener::bind("127.0.0.1:0").await.unwrap()).unwrap();
+    let LocalAddr::Tcp(address) = *tcp.local_addr() else { panic!("a TCP listener has a port") };
+    for endpoint in [Endpoint::Unix(path.clone()), Endpoint::Tcp(address)] {
+        client(move || session(Wire::connect(&endpoint), 4096)).await;
+    }
+    server.shut_down();
+    timeout(LIMIT, async {
+        server.wait().await;
+        unix.join().await;
+        tcp.join().await;
+    })
+    .await
+    .unwrap();
+    assert!(path.exists());
+    assert!(client(move || Wire::try_connect(&Endpoint::Tcp(address)).is_err()).await);
+}
+
+#[tokio::test]
+async fn dropping_the_future_ends_the_connection() {
+    let server = server();
+    let (stream, wire) = in_memory(4096);
+    let served = serve(&server, stream);
+    let mut raw = client(move || go(wire)).await;
+    assert_eq!(server.connections(), 1);
+    served.abort();
+    assert!(served.await.unwrap_err().is_cancelled());
+    assert_eq!(server.connections(), 0);
+    client(move || raw.wire().expect_eof()).await;
+}
+
+#[tokio::test]
+async fn the_caller_is_told_why_a_connection_ended() {
+    let mut settings = Settings::default();
+    settings.handshake_timeout = Duration::from_millis(50);
+    let server = server_with(settings);
+
+    let (stream, _silent) = in_memory(4096);
+    let ended = end(serve(&server, stream)).await;
+    assert!(matches!(ended, Err(ConnectionError::HandshakeTimeout(_))), "{ended:?}");
+
+    let (stream, mut wire) = in_memory(4096);
+    wire.send(&[0xff; 4]);
+    let ended = end(serve(&server, stream)).await;
+    assert!(matches!(ended, Err(ConnectionError::Protocol(_))), "{ended:?}");
+
+    let (stream, wire) = in_memory(4096);
+    let served = serve(&server, stream);
+    client(move || go(wire).send(&Request::read(0, SIZE))).await;
+    let ended = end(served).await;
+    assert!(matches!(ended, Err(ConnectionError::Transport(_))), "{ended:?}");
+    assert_eq!(server.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_comes_after_the_shutdown_is_closed_at_once() {
+    let server = server();
+    server.shut_down();
+    let (stream, mut wire) = in_memory(4096);
+    end(serve(&server, stream)).await.unwrap();
+    client(move || wire.expect_eof()).await;
+}
+
+#[tokio::test]
+async fn a_stream_above_the_most_connections_waits_until_one_leaves() {
+    let mut settings = Settings::default();
+    settings.max_connections = 1;
+    let server = server_with(settings);
+    let (first, first_wire) = in_memory(4096);
+    let (second, second_wire) = in_memory(4096);
+    let first_served = serve(&server, first);
+    let raw = client(move || go(first_wire)).await;
+    let second_served = serve(&server, second);
+    let waiting = client(move || {
+        let mut second = second_wire;
+        second.expect_silence();
+        second
+    });
+    let second_wire = waiting.await;
+    client(move || raw.finish()).await;
+    end(first_served).await.unwrap();
+    client(move || session(second_wire, 4096)).await;
+    end(second_served).await.unwrap();
+}
+
+#[tokio::test]
+async fn waiting_for_the_end_can_be_given_up_and_begun_again() {
+    let server = server();
+    let listening = server.listen_tcp("127.0.0.1:0").await.unwrap();
+    timeout(Duration::ZERO, server.wait()).await.expect_err("nobody has told it to end");
+    server.shut_down();
+    timeout(LIMIT, server.wait()).await.unwrap();
+    timeout(LIMIT, listening.join()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named_in_the_error() {
+    let server = server();
+    let listening = server.listen_tcp("127.0.0.1:0").await.unwrap();
+    let address = listening.local_addr().to_string();
+    let error = server.listen_tcp(address.as_str()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    assert!(error.to_string().contains(&address), "{error}");
+}
