@@ -99,7 +99,7 @@ fn resizing_takes_leave() {
 fn allocation_depth_is_offered_on_demand_and_nbdinfo_maps_it() {
     let server = SETUP.serve().args(["-A", "memory:1M"]).start();
     let mut client = RawClient::go_simple(server.endpoint());
-    client.write(128 << 10, b"x");
+    client.write(128 << 10, &[1; 64 << 10]);
     client.finish();
     let Some(peer) = peers::require("nbdinfo") else { return };
     let mut command = peer.command();
