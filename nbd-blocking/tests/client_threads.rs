@@ -132,7 +132,8 @@ fn whoever_waits_for_any_request_hands_over_too() {
         let slow = client.clone();
         let slow = thread::spawn(move || slow.read(GATED, 512));
         key.await_waiting(1);
-        for _ in 0..100 {
+        // Each leaves a worker of the server's at the gate, and there are not many.
+        for _ in 0..10 {
             let reads =
                 [client.submit_read(vec![1; 512], GATED), client.submit_read(vec![1; 512], 0)];
             assert_eq!(Pending::wait_any(&reads), Some(1));

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use mio::{Events, Registry, Token};
 use nbd_engine::{BoxFuture, Runtime};
@@ -113,7 +115,9 @@ impl Runtime for EventLoop {
     }
 
     fn spawn(&self, task: BoxFuture) {
-        self.state().spawned.push(task);
+        // A task that panics, by an export of the program's own, is the end of that task alone.
+        let task = AssertUnwindSafe(task).catch_unwind().map(drop);
+        self.state().spawned.push(Box::pin(task));
         Arc::clone(&self.0.alarm).wake();
     }
 }

@@ -17,7 +17,7 @@ const MOST: usize = 1 << 20;
 /// request: put a buffer of some 256 KiB around it, or copy in pieces of that size.
 ///
 /// A write is sent at once and waited for by the next call; flushing waits for it, and then has the server make
-/// everything durable if it [can](Client::can_flush). Writes at the end of the export fail with
+/// everything durable if it [can](super::Negotiated::can_flush). Writes at the end of the export fail with
 /// [`io::ErrorKind::StorageFull`].
 #[derive(Debug)]
 pub struct Disk {

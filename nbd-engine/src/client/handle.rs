@@ -52,7 +52,7 @@ pub(crate) struct Shared {
 
 impl Client {
     /// A client over connections on which the same export was entered: one, or more if the server
-    /// [allows for it](Self::can_multi_conn).
+    /// [allows for it](Negotiated::can_multi_conn).
     ///
     /// # Errors
     /// When there is none, or there are several and the server does not allow for that.

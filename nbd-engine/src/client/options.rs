@@ -19,7 +19,7 @@ pub struct Options {
     /// The export to enter instead of the one that the URI names.
     pub export: Option<String>,
     /// The metadata contexts to select, for [`Client::block_status`](super::Client::block_status). Those that the server
-    /// has not are missing from [`Client::contexts`](super::Client::contexts).
+    /// has not are missing from [`Negotiated::contexts`](super::Negotiated::contexts).
     pub contexts: Vec<String>,
     /// Ask for extended headers. Default true; servers that don't have them are used without.
     pub extended_headers: bool,

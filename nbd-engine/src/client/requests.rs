@@ -26,8 +26,8 @@ pub struct ContextExtents {
 }
 
 /// Requests. Offsets and lengths are in bytes, and have to be multiples of the export's minimum block size
-/// ([`block_size`](Self::block_size)), which is 1 for most. What is longer than the server takes at once is split, with
-/// all parts in flight at the same time.
+/// ([`block_size`](super::Negotiated::block_size)), which is 1 for most. What is longer than the server takes at once is
+/// split, with all parts in flight at the same time.
 ///
 /// Futures do nothing until they are polled. **Cancel-safety:** dropping a future never harms the client, whose other
 /// requests go on. A request that was not sent by then is not sent any more; one that was may be carried out, or not, or
@@ -231,9 +231,9 @@ impl Client {
         self.submit(operation, Buffer::None, into_result)
     }
 
-    /// What the selected metadata contexts say of a range, in the order of [`contexts`](Self::contexts). The extents may
-    /// fall short of the range, or reach past it: ask again from where they end. [`Flags::REQ_ONE`] asks for a single
-    /// extent of each context, which does not reach past.
+    /// What the selected metadata contexts say of a range, in the order of
+    /// [`contexts`](super::Negotiated::contexts). The extents may fall short of the range, or reach past it: ask again
+    /// from where they end. [`Flags::REQ_ONE`] asks for a single extent of each context, which does not reach past.
     ///
     /// Cancel-safe.
     pub async fn block_status(
@@ -266,7 +266,7 @@ impl Client {
 
     /// Changes the size of the export. Requests about the part that comes or goes must not be in flight.
     ///
-    /// Not cancel-safe: when it is dropped, [`size`](Self::size) may be wrong from then on.
+    /// Not cancel-safe: when it is dropped, [`size`](super::Negotiated::size) may be wrong from then on.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when the client has several connections, of which the others would not learn of it.
