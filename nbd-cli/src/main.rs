@@ -1,5 +1,6 @@
 //! The `nbd` command. Arguments, output and exit codes; the protocol and storage are the libraries' business.
 
+mod copy;
 mod exit;
 mod info;
 mod list;
@@ -28,6 +29,7 @@ enum Command {
     Info(info::Arguments),
     List(list::Arguments),
     Map(map::Arguments),
+    Copy(copy::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Command::Info(arguments) => info::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
         Command::Map(arguments) => map::run(&arguments),
+        Command::Copy(arguments) => copy::run(&arguments),
     };
     exit::report(result)
 }

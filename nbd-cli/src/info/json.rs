@@ -30,6 +30,9 @@ fn one(export: &Described) -> Value {
     if let Some(text) = &details.description {
         put("description", text.as_str().into());
     }
+    if let Some(content) = &export.content {
+        put("content", content.as_str().into());
+    }
     if let Some(uri) = &export.uri {
         put("uri", uri.as_str().into());
     }

@@ -38,7 +38,7 @@ pub(crate) fn look(
         true => None,
         false => target.uri().clone().with_export(export).map(|uri| uri.to_string()).ok(),
     };
-    Ok(Described { details, uri, contexts })
+    Ok(Described { details, uri, contexts, content: None })
 }
 
 /// What the server tells of an export; if it only tells those who enter, by entering over a connection of its own.

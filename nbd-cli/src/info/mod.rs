@@ -1,5 +1,6 @@
 //! `nbd info`: what a server tells of an export.
 
+mod content;
 mod feature;
 mod json;
 mod look;
@@ -29,6 +30,14 @@ pub(crate) struct Arguments {
     /// Write JSON
     #[arg(long)]
     json: bool,
+
+    /// Have file(1) guess the content from its first 8 KiB, which are read from the server
+    #[arg(long, overrides_with = "no_content")]
+    content: bool,
+
+    /// Read nothing; this is the default
+    #[arg(long)]
+    no_content: bool,
 
     /// Write the size alone, in bytes
     #[arg(long, group = "what")]
@@ -79,9 +88,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let (report, mut haggling) = greeting(&target)?;
     let export = target.uri().export();
-    let described = look(&target, &mut haggling, export).map_err(|error| target.explain(&error))?;
-    // Nothing is lost when the server does not hear it.
-    let _left = haggling.abort();
+    let mut described =
+        look(&target, &mut haggling, export).map_err(|error| target.explain(&error))?;
+    if arguments.content && !arguments.size {
+        described.content = Some(content::content(&target, haggling, export)?);
+    } else {
+        // Nothing is lost when the server does not hear it.
+        let _left = haggling.abort();
+    }
     output::write(|out| {
         if arguments.size {
             return Ok(writeln!(out, "{}", described.details.size)?);

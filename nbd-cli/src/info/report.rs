@@ -20,6 +20,8 @@ pub(crate) struct Described {
     /// None when it means nothing to others.
     pub(crate) uri: Option<String>,
     pub(crate) contexts: Vec<String>,
+    /// What it seems to contain; none if nobody asked.
+    pub(crate) content: Option<String>,
 }
 
 impl Report {

@@ -25,6 +25,9 @@ fn one(export: &Described, out: &mut impl Write) -> io::Result<()> {
         true => writeln!(out)?,
         false => writeln!(out, " ({short})")?,
     }
+    if let Some(content) = &export.content {
+        writeln!(out, "\tcontent: {}", printable(content))?;
+    }
     if let Some(uri) = &export.uri {
         writeln!(out, "\turi: {uri}")?;
     }

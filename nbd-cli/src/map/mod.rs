@@ -22,7 +22,7 @@ const ALLOCATION: &str = "base:allocation";
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The metadata context, such as qemu:allocation-depth or qemu:dirty-bitmap:NAME; nbd info tells which there are
-    #[arg(short, long, value_name = "CONTEXT", default_value = ALLOCATION)]
+    #[arg(short, long, value_name = "CONTEXT", default_value = ALLOCATION, value_parser = context)]
     context: String,
 
     /// Add up the ranges of each type
@@ -43,6 +43,13 @@ pub(crate) struct Arguments {
 
     #[command(flatten)]
     target: target::Arguments,
+}
+
+fn context(text: &str) -> Result<String, String> {
+    match text.split_once(':') {
+        Some((namespace, _)) if !namespace.is_empty() => Ok(text.to_owned()),
+        _ => Err("a context is a namespace, a colon and a name, such as base:allocation".into()),
+    }
 }
 
 /// `nbd map`.

@@ -93,16 +93,18 @@ impl<'a, W: Write> Lines<'a, W> {
         let (out, first) = (&mut self.out, std::mem::replace(&mut self.first, false));
         let name = name(self.format.context, status);
         if !self.format.json {
-            return Ok(match name {
+            match name {
                 Some(name) => writeln!(out, "{text} {name}")?,
                 None => writeln!(out, "{}", text.to_string().trim_end())?,
-            });
+            }
+            return Ok(());
         }
         write!(out, "{}\n{{ {json}, \"type\": {status}", if first { "" } else { "," })?;
         if let Some(name) = name {
             write!(out, ", \"description\": {}", Value::from(name))?;
         }
-        Ok(write!(out, " }}")?)
+        out.write_all(b" }")?;
+        Ok(())
     }
 
     fn end(mut self) -> Result<(), Failed> {

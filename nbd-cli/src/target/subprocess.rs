@@ -55,6 +55,8 @@ impl Subprocess {
             Failure::failed(format!("cannot {what} for {shown}: {error}"))
         };
         watch_signals().map_err(|error| failed("watch for signals", error))?;
+        // A signal waits for this, so that nothing is left over.
+        let mut servers = servers();
         let dir = tempfile::Builder::new().prefix("nbd-").tempdir();
         let dir = dir.map_err(|error| failed("make a folder for a socket", error))?;
         let path = dir.path().join("socket");
@@ -69,7 +71,7 @@ impl Subprocess {
             .map_err(|error| failed("run /bin/sh", error))?;
         let number = child.id();
         let running = Running { number, child, _dir: dir };
-        servers().get_or_insert_default().push(running);
+        servers.get_or_insert_default().push(running);
         let socket = path.as_os_str().as_bytes().to_vec();
         Ok(Self { number, command: shown.to_owned(), socket })
     }

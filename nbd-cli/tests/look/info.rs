@@ -92,6 +92,26 @@ fn our_own_server_is_described_as_by_nbdinfo() {
 }
 
 #[test]
+fn the_content_is_guessed_as_by_nbdinfo_when_asked_for() {
+    let Some(peer) = peers::require("nbdinfo") else { return };
+    for args in [
+        &["data", "data=\"MZ\" @510 0x55 0xaa", "size=1M"][..],
+        &["memory", "0"],
+        &["--oldstyle", "data", "data=\"hello\""],
+    ] {
+        let Some(server) = nbdkit(args) else { return };
+        let uri = server.endpoint().uri("");
+        let theirs = json(&nbdinfo(&peer, ["--json", &uri]));
+        // nbdinfo leaves it out where file(1) is missing.
+        let Some(content) = theirs["exports"][0].get("content") else { return };
+        let ours = json(&told(["info", "--json", "--content", &uri]));
+        assert_eq!(&ours["exports"][0]["content"], content);
+        assert!(told(["info", "--content", &uri]).contains(content.as_str().unwrap()));
+        assert!(!told(["info", "--content", "--no-content", &uri]).contains("content"));
+    }
+}
+
+#[test]
 fn questions_are_answered_as_by_nbdinfo() {
     let Some(peer) = peers::require("nbdinfo") else { return };
     let arguments = [&["-r", "null", "1M"][..], &["memory", "1M"], &["--oldstyle", "null", "1M"]];

@@ -6,7 +6,6 @@ mod list;
 mod map;
 
 use std::ffi::OsStr;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 

@@ -138,6 +138,10 @@ impl Operation {
     }
 }
 
+/// The longest effect of a request with a compact header: a multiple of every minimum block size. (Its last byte would
+/// be the 2^32 - 1st otherwise, and nbdkit 1.32 aborts when it is asked for the status of so many.)
+const LONGEST_COMPACT: u64 = (1 << 32) - (1 << 16);
+
 /// What requests have to fit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
@@ -164,7 +168,7 @@ impl Terms {
         } else if self.extended {
             u64::MAX
         } else {
-            u64::from(u32::MAX)
+            LONGEST_COMPACT
         };
         longest - longest % u64::from(self.block_size.minimum())
     }

@@ -113,6 +113,7 @@ scenarios! {
             nobody_connects_after_the_shutdown,
             haggling_ends_with_the_shutdown,
         }
+        faults { a_panic_of_an_export_harms_no_other_connection }
         places {
             listeners_of_ones_own_are_accepted_from,
             a_stream_of_ones_own_is_served,

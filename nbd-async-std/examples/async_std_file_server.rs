@@ -1,0 +1,48 @@
+//! A file or a block device for whoever connects.
+//!
+//! ```text
+//! truncate -s 1G disk.img
+//! cargo run --example async_std_file_server disk.img [ADDRESS:PORT or SOCKET PATH]
+//! ```
+
+use std::error::Error;
+use std::time::Duration;
+
+use nbd_async_std::export::{ExportMap, File, Handle};
+use nbd_async_std::{LocalAddr, Server, Settings};
+
+#[async_std::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().ok_or("which file? async_std_file_server FILE [PLACE]")?;
+    let place = arguments.next().unwrap_or_else(|| "127.0.0.1:0".into());
+
+    // Holes are reported to clients, trimmed ranges become holes, a flush is an fdatasync. What the page cache has is
+    // read on the connection's own task; the rest is done by threads beside it, and no thread of async-std is held up.
+    let file = File::open(&path)?;
+    // The same disk under two names, the second of which can't be written.
+    let viewed = File::options().read_only(true).open(&path)?;
+    let exports = ExportMap::new()
+        .with_handle("disk", Some(format!("{path}, to use")), Handle::new(file))
+        .with_handle("view", Some(format!("{path}, to look at")), Handle::new(viewed));
+
+    // All bounds and deadlines have defaults. These suit a server that strangers can reach.
+    let mut settings = Settings::default();
+    settings.max_connections = 16;
+    settings.handshake_timeout = Duration::from_secs(5);
+    let server = Server::with_settings(exports, settings);
+
+    let listening = if place.contains('/') {
+        server.listen_unix(place)?
+    } else {
+        server.listen_tcp(&place).await?
+    };
+    for name in ["disk", "view"] {
+        match listening.local_addr() {
+            LocalAddr::Tcp(address) => println!("nbd://{address}/{name}"),
+            LocalAddr::Unix(path) => println!("nbd+unix:///{name}?socket={}", path.display()),
+        }
+    }
+    server.wait().await; // Nobody calls `shut_down` here: until the process is killed.
+    Ok(())
+}
