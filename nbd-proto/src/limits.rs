@@ -6,12 +6,13 @@
 /// connection's own memory is about
 ///
 /// ```text
-/// max_option_data
+/// max_option_data + 256 KiB                              an option, and option replies that wait to be sent
 ///   + max_in_flight * (128 + 32 + 4128)                  slots, reply headers, error texts
-///   + max_in_flight * contexts * max_extents * 16        block status replies, contexts <= max_contexts
+///   + the part of max_in_flight_bytes that block status replies take
 /// ```
 ///
-/// and the embedder holds, in request and reply data, at most `max(max_in_flight_bytes, one payload)`. For a client
+/// and the embedder holds, in request and reply data, what is left of `max_in_flight_bytes`, or one payload if that is
+/// more. (Vectors that grow take up to twice as much for a while.) For a client
 /// connection's own memory it is about
 ///
 /// ```text
@@ -30,8 +31,9 @@ pub struct Limits {
     /// stops reading at this number; a client those that are submitted and not completed, and refuses more. Default
     /// 128: twice what the keenest common client (nbdcopy, 64) keeps in flight.
     pub max_in_flight: u32,
-    /// Bytes of data (read or written) that the requests in flight may need. A server stops reading at this number; a
-    /// single request may exceed it when it is alone. Clients don't use it. Default 64 MiB: two of the largest payloads.
+    /// Bytes of data (read or written) and of extents that the requests in flight may need; a block status counts as if
+    /// it were answered with as many extents as are allowed. A server stops reading at this number; a single request
+    /// may exceed it when it is alone. Clients don't use it. Default 64 MiB: two of the largest payloads.
     pub max_in_flight_bytes: u64,
     /// The longest payload of a read or write, in bytes; lowers what exports advertise, on a server to its clients, on
     /// a client to its embedder. Default 32 MiB, which the specification asks servers to support (S-SZ-06).

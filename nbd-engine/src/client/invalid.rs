@@ -271,7 +271,7 @@ mod tests {
         let terms = terms(TransmissionFlags::all());
         assert_eq!(terms.longest_piece(&read(0, 1 << 30)), 999_936);
         let trim = Operation::new(CommandType::TRIM, 0, 1 << 40, CommandFlags::empty());
-        assert_eq!(terms.longest_piece(&trim), (1 << 32) - 512);
+        assert_eq!(terms.longest_piece(&trim), (1 << 32) - (1 << 16));
         let extended = Terms { extended: true, ..terms };
         assert!(extended.longest_piece(&trim) > 1 << 40);
     }

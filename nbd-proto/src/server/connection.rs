@@ -175,7 +175,7 @@ impl Connection {
         loop {
             let event = match &mut self.state {
                 State::RequestHeader => {
-                    if self.in_flight.is_full() {
+                    if self.in_flight.is_full() || self.exceeds_bytes() {
                         return Ok(None);
                     }
                     let Some(request) = self.take_request(input)? else { return Ok(None) };
@@ -384,6 +384,9 @@ impl Connection {
             State::RequestHeader if self.in_flight.is_full() => {
                 Incoming::Paused(PauseReason::TooManyRequests)
             }
+            State::RequestHeader if self.exceeds_bytes() => {
+                Incoming::Paused(PauseReason::TooManyBytes)
+            }
             State::RequestHeader if self.negotiation.extended => {
                 need(ExtendedRequest::SIZE, self.scratch.filled())
             }
@@ -422,7 +425,7 @@ impl Connection {
     pub fn next_finished(&mut self) -> Option<RequestId> {
         let id = self.finished.pop_front()?;
         if let Some(pending) = self.in_flight.get(id) {
-            self.in_flight_bytes = self.in_flight_bytes.saturating_sub(pending.buffer_length());
+            self.in_flight_bytes = self.in_flight_bytes.saturating_sub(pending.bytes);
         }
         self.in_flight.release(id);
         Some(id)

@@ -7,7 +7,9 @@ use super::reply::Content;
 use super::validate::Refusal;
 use super::{Connection, Event, Request};
 use crate::coverage::Coverage;
-use crate::wire::{CommandFlags, CommandType, ErrorCode, ExtendedRequest, Reader};
+use crate::wire::{
+    BlockStatusDescriptor, CommandFlags, CommandType, ErrorCode, ExtendedRequest, Reader,
+};
 use crate::{Command, Error, LimitExceeded, RequestId};
 
 /// A request in flight. Places in the table are reused with their vectors.
@@ -18,6 +20,8 @@ pub(super) struct Pending {
     pub(super) offset: u64,
     /// `None` for a request that was refused.
     pub(super) command: Option<Command>,
+    /// Bytes counted against [`Limits::max_in_flight_bytes`](crate::Limits::max_in_flight_bytes).
+    pub(super) bytes: u64,
     pub(super) phase: Phase,
     /// What a read's reply accounts for so far.
     pub(super) coverage: Coverage,
@@ -41,15 +45,11 @@ pub(super) enum Phase {
 }
 
 impl Pending {
-    /// Bytes counted against [`Limits::max_in_flight_bytes`](crate::Limits::max_in_flight_bytes).
-    pub(super) fn buffer_length(&self) -> u64 {
-        self.command.map_or(0, |command| u64::from(command.buffer_length()))
-    }
-
     fn begin(&mut self, request: &ExtendedRequest, command: Option<Command>) {
         self.cookie = request.cookie;
         self.offset = request.offset;
         self.command = command;
+        self.bytes = 0;
         self.phase = Phase::Receiving;
         self.coverage.clear();
         self.deferred.clear();
@@ -106,9 +106,24 @@ impl Connection {
 
     /// Whether a request's data fits into what may be in flight. A request that is alone always fits.
     pub(super) fn has_room(&self, held: &Held) -> bool {
-        let length = u64::from(held.command.buffer_length());
+        let length = self.bytes_for(&held.command);
         let total = self.in_flight_bytes.saturating_add(length);
         length == 0 || self.in_flight_bytes == 0 || total <= self.config.limits.max_in_flight_bytes
+    }
+
+    /// Whether the requests in flight take more than they may, so that not even a header should be read.
+    pub(super) const fn exceeds_bytes(&self) -> bool {
+        self.in_flight_bytes > self.config.limits.max_in_flight_bytes
+    }
+
+    /// The bytes that a command's data or its extents take: the embedder's, or the queue's.
+    fn bytes_for(&self, command: &Command) -> u64 {
+        let &Command::BlockStatus { one, .. } = command else {
+            return u64::from(command.buffer_length());
+        };
+        let contexts = self.export.as_ref().map_or(0, |export| export.contexts.len()) as u64;
+        let extents = if one { 1 } else { u64::from(self.config.limits.max_extents) };
+        contexts.saturating_mul(extents).saturating_mul(BlockStatusDescriptor::EXTENDED_SIZE as u64)
     }
 
     /// Raises the request that was held, once there is room.
@@ -125,11 +140,12 @@ impl Connection {
     /// Gives a valid request its place. Requests of no length succeed by themselves.
     fn accept(&mut self, held: &Held) -> Option<Event> {
         let command = held.command;
+        let bytes = self.bytes_for(&command);
         let (id, pending) = self.in_flight.take()?;
         pending.begin(&held.request, Some(command));
         pending.phase = Phase::Open;
-        let buffer = pending.buffer_length();
-        self.in_flight_bytes = self.in_flight_bytes.saturating_add(buffer);
+        pending.bytes = bytes;
+        self.in_flight_bytes = self.in_flight_bytes.saturating_add(bytes);
         self.state = State::RequestHeader;
         let ranged = !matches!(command, Command::Flush | Command::Resize { .. });
         if ranged && command.length() == 0 {
@@ -213,22 +229,26 @@ impl Connection {
         else {
             return None;
         };
-        let export = self.export.as_ref()?;
-        let pending = self.in_flight.get_mut(id)?;
         let mut reader = Reader::new(&self.collected);
         let length = reader.u64("effect length").unwrap_or(0);
+        let one = request.flags.contains(CommandFlags::REQ_ONE);
+        let command = Command::BlockStatus { offset: request.offset, length, one };
+        // There was no room reserved for this form: it is what stops the next header from being read, if need be.
+        let bytes = self.bytes_for(&command);
+        let export = self.export.as_ref()?;
+        let pending = self.in_flight.get_mut(id)?;
         let mut known = true;
         while let Ok(context) = reader.u32("context id") {
             known &= export.contexts.iter().any(|selected| selected.id == context)
                 && !pending.awaited.contains(&context);
             pending.awaited.push(context);
         }
-        let one = request.flags.contains(CommandFlags::REQ_ONE);
-        let command = Command::BlockStatus { offset: request.offset, length, one };
         let checked = export.rules.check_range(&command);
         match checked {
             Ok(()) if known => {
                 pending.command = Some(command);
+                pending.bytes = bytes;
+                self.in_flight_bytes = self.in_flight_bytes.saturating_add(bytes);
                 pending.phase = Phase::Open;
                 Some(Event::Request(Request { id, command }))
             }

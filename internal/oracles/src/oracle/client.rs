@@ -1,0 +1,253 @@
+//! The client's machine against any server.
+
+use std::collections::BTreeSet;
+
+use nbd_proto::client::{Config, Connection, Event, Goal, TlsMode};
+use nbd_proto::wire::{InfoType, OptionCode};
+use nbd_proto::{Command, Limits, PeerMisbehaved};
+
+use super::reparse;
+use crate::choices::Choices;
+use crate::client_end::{Actor, Buffer, ClientEnd};
+use crate::split::Split;
+
+/// The longest read and write.
+const MOST: u32 = 8 << 10;
+
+/// How a client is set up and what it wants.
+#[derive(Clone, Debug)]
+struct Plan {
+    config: Config,
+    depth: usize,
+    /// Whether it leaves without waiting for replies.
+    hasty: bool,
+    split: Split,
+    options: Vec<u8>,
+    commands: Vec<[u8; 8]>,
+}
+
+impl Plan {
+    fn take(choices: &mut Choices<'_>) -> Self {
+        let [one, two, three, split @ ..]: [u8; 5] = choices.bytes();
+        let bit = |byte: u8, bit: u8| byte >> bit & 1 == 1;
+        let mut config = Config::for_export("disk");
+        config.extended_headers = !bit(one, 0);
+        config.structured_replies = !bit(one, 1);
+        config.fixed_newstyle = !bit(one, 2);
+        config.no_zeroes = !bit(one, 3);
+        config.oldstyle = !bit(one, 4);
+        config.tls = match one >> 5 & 3 {
+            2 => TlsMode::Preferred,
+            3 => TlsMode::Required,
+            _ => TlsMode::Off,
+        };
+        config.strict = !bit(one, 7);
+        config.goal = match two & 3 {
+            0 => Goal::Manual,
+            1 => Goal::Prepare,
+            _ => Goal::Enter,
+        };
+        if bit(two, 2) {
+            config.contexts = vec!["base:allocation".into(), "x-a:one".into()];
+        }
+        if bit(two, 3) {
+            config.info = ITEMS.to_vec();
+        }
+        config.limits = limits(bit(two, 4));
+        let options = usize::from(choices.byte() & 15);
+        let options = (0..options).map(|_| choices.byte()).collect();
+        let commands = usize::from(choices.byte() & 31);
+        let commands = (0..commands).map(|_| choices.bytes()).collect();
+        let split = Split::Cycle(split.map(|size| usize::from(size).max(1)).to_vec());
+        let (depth, hasty) = (usize::from(three & 7) + 1, bit(three, 3));
+        Self { config, depth, hasty, split, options, commands }
+    }
+}
+
+const ITEMS: [InfoType; 3] = [InfoType::BLOCK_SIZE, InfoType::NAME, InfoType::DESCRIPTION];
+
+fn limits(small: bool) -> Limits {
+    let mut limits = Limits::DEFAULT;
+    limits.max_in_flight = 8;
+    if small {
+        (limits.max_in_flight, limits.max_payload) = (2, 4096);
+        (limits.max_option_reply, limits.max_option_replies) = (64, 4);
+        (limits.max_contexts, limits.max_fragments, limits.max_reply_extents) = (1, 3, 4);
+    }
+    limits
+}
+
+/// A command in 8 bytes: what, where, how much.
+fn command([what, a, b, c, d, length @ ..]: [u8; 8]) -> (Command, bool) {
+    let offset = u64::from(u32::from_be_bytes([a, b, c, d]));
+    let [high, middle, low] = length;
+    let whole = u32::from_be_bytes([0, high, middle, low]);
+    let (short, long) = (whole.min(MOST), u64::from(whole));
+    let (one, two, three) = (what & 16 != 0, what & 32 != 0, what & 64 != 0);
+    let command = match what & 15 {
+        1 => Command::Write { offset, length: short, fua: one },
+        2 => Command::Flush,
+        3 => Command::Trim { offset, length: long, fua: one },
+        4 => Command::Cache { offset, length: long },
+        5 => Command::WriteZeroes { offset, length: long, fua: one, no_hole: two, fast: three },
+        6 | 7 => Command::BlockStatus { offset, length: long, one },
+        8 => Command::Resize { size: offset },
+        _ => Command::Read { offset, length: short, dont_fragment: one },
+    };
+    (command, what & 15 == 7)
+}
+
+/// Says what the plan has.
+#[derive(Debug)]
+struct Planner {
+    plan: Plan,
+    next_option: usize,
+    next_command: usize,
+    submitted: usize,
+    completed: BTreeSet<usize>,
+}
+
+impl Planner {
+    /// The next option, or on to the export.
+    fn haggle(&mut self, connection: &mut Connection<Buffer>) {
+        while let Some(option) = self.plan.options.get(self.next_option) {
+            self.next_option += 1;
+            let name = if option & 16 == 0 { "disk" } else { "" };
+            let queries: &[&str] =
+                if option & 32 == 0 { &["base:allocation", "x-a:one"] } else { &["base:"] };
+            let said = match option & 15 {
+                0 => connection.structured_reply(),
+                1 => connection.extended_headers(),
+                2 => connection.list(),
+                3 => connection.info(name, &ITEMS),
+                4 => connection.go(name, &ITEMS[..1]),
+                5 => connection.list_meta_context(name, queries),
+                6 => connection.set_meta_context(name, queries),
+                7 => connection.export_name(name),
+                8 => connection.abort(),
+                9 => connection.start_tls(),
+                10 => connection.option(OptionCode(77), b"data"),
+                11 => connection.enter(name),
+                12 => {
+                    connection.disconnect();
+                    return;
+                }
+                _ => continue,
+            };
+            if said.is_ok() {
+                return;
+            }
+        }
+        if connection.enter("disk").is_err() {
+            connection.disconnect();
+        }
+    }
+
+    fn submit(&mut self, connection: &mut Connection<Buffer>) {
+        while connection.requests_in_flight() < self.plan.depth {
+            let Some(bytes) = self.plan.commands.get(self.next_command) else { break };
+            self.next_command += 1;
+            let (command, listed) = command(*bytes);
+            let bytes = vec![self.submitted as u8; command.buffer_length() as usize];
+            let buffer = Buffer { tag: self.submitted, bytes };
+            let result = match command {
+                Command::BlockStatus { offset, length, one } if listed => {
+                    let contexts = connection.export().map(|view| view.contexts.to_vec());
+                    let ids: Vec<u32> =
+                        contexts.unwrap_or_default().iter().map(|context| context.id).collect();
+                    connection.submit_block_status(offset, length, one, &ids, buffer)
+                }
+                _ => connection.submit(command, buffer),
+            };
+            match result {
+                Ok(id) => {
+                    assert!(connection.context(id).is_some());
+                    self.submitted += 1;
+                }
+                Err((error, buffer)) => {
+                    assert_eq!(buffer.tag, self.submitted, "{error}: the context comes back");
+                }
+            }
+        }
+        if self.next_command == self.plan.commands.len() {
+            if self.plan.hasty {
+                connection.disconnect_now();
+            } else {
+                connection.disconnect();
+            }
+        }
+    }
+}
+
+impl Actor for Planner {
+    fn event(&mut self, connection: &mut Connection<Buffer>, event: Event<Buffer>) {
+        match event {
+            Event::Haggling | Event::OptionDone { .. } | Event::OptionFailed { .. } => {
+                self.haggle(connection);
+            }
+            Event::Ready => self.submit(connection),
+            Event::Completed { context: Buffer { tag, .. }, .. } => {
+                assert!(self.completed.insert(tag), "{tag} completes twice");
+                self.submit(connection);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Feeds a server's bytes to the client's machine, in one piece and in several, while options are sent and requests
+/// submitted.
+///
+/// No panic, no endless loop, never more bytes eaten than given, nothing outside of a request's buffer, the same events
+/// and output for every way to cut the stream, each request given back once, output that the codec understands.
+pub fn client(data: &[u8]) {
+    let mut choices = Choices::new(data);
+    let plan = Plan::take(&mut choices);
+    let stream = choices.rest();
+    let whole = once(&plan, stream, Split::Whole, Split::Whole);
+    let pieces = once(&plan, stream, plan.split.clone(), Split::Cycle(vec![7]));
+    if whole.error == Some(PeerMisbehaved::PlaintextAfterStartTls.into()) {
+        // In pieces, what follows the acknowledgement may come after the handshake.
+        let agreed = whole.log.iter().take_while(|line| !line.starts_with("error"));
+        let agreed: Vec<_> = agreed.cloned().collect();
+        assert!(pieces.log.starts_with(&agreed));
+        return;
+    }
+    assert_eq!(whole.log, pieces.log, "events depend on how the stream is cut");
+    // What is queued when the server turns out to be wrong is not sent any more.
+    let same = whole.output == pieces.output;
+    let less = whole.error.is_some() && pieces.output.starts_with(&whole.output);
+    assert!(same || less, "requests depend on how the stream is cut");
+}
+
+fn once(plan: &Plan, stream: &[u8], mut split: Split, pieces: Split) -> ClientEnd<Planner> {
+    let connection = Connection::new(plan.config.clone()).expect("the configuration is valid");
+    let planner = Planner {
+        plan: plan.clone(),
+        next_option: 0,
+        next_command: 0,
+        submitted: 0,
+        completed: BTreeSet::new(),
+    };
+    let mut client = ClientEnd::new(connection, planner, pieces);
+    let mut rest = stream;
+    while !rest.is_empty() && !client.connection.is_finished() {
+        let (piece, after) = rest.split_at(split.next(rest.len()));
+        rest = after;
+        client.receive(piece);
+    }
+    let extended = client.connection.export().is_some_and(|view| view.extended);
+    let newstyle = stream.get(8..16) == Some(b"IHAVEOPT");
+    client.close();
+    assert!(client.connection.is_finished());
+    let mut seen = client.actor.completed.clone();
+    while let Some((_, Buffer { tag, .. })) = client.connection.next_abandoned() {
+        assert!(seen.insert(tag), "{tag} comes back twice");
+    }
+    assert!(seen.into_iter().eq(0..client.actor.submitted), "a request is lost");
+    // Where the machine hung up, its last message may be unsent.
+    if client.error.is_none() {
+        reparse::client(&client.output, newstyle, extended);
+    }
+    client
+}

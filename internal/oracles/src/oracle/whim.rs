@@ -1,0 +1,241 @@
+//! An embedder of the server's machine that answers in all ways that there are, by whim.
+
+use std::collections::VecDeque;
+
+use nbd_proto::server::{Connection, Event, Listing, LookupRefusal, Request};
+use nbd_proto::wire::ErrorCode;
+use nbd_proto::{Command, ExportInfo, Extent, Misuse, RequestId};
+
+use crate::choices::Whims;
+use crate::server_end::Embedder;
+
+/// Answers at most one request for each thing that happens, so that a reply can be told from the next.
+#[derive(Debug)]
+pub(super) struct Whim {
+    pub(super) export: ExportInfo,
+    pub(super) whims: Whims,
+    /// How many requests wait until another one is answered.
+    pub(super) patience: usize,
+    /// Whether the last one that came is answered first.
+    pub(super) backwards: bool,
+    /// Whether mistakes are made on purpose.
+    pub(super) clumsy: bool,
+    /// After how many events the server shuts down, and the export shrinks; never if zero.
+    pub(super) shut_down_at: usize,
+    pub(super) shrink_at: usize,
+    events: usize,
+    waiting: VecDeque<Waiting>,
+    receiving: Option<Waiting>,
+    /// A request that is over.
+    void: Option<RequestId>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    request: Request,
+    whim: u8,
+    /// The first half of a read has been told.
+    half: bool,
+}
+
+const ERRORS: [ErrorCode; 8] = [
+    ErrorCode::EIO,
+    ErrorCode::EPERM,
+    ErrorCode::ENOSPC,
+    ErrorCode::EOVERFLOW,
+    ErrorCode::ENOTSUP,
+    ErrorCode::ESHUTDOWN,
+    ErrorCode(4711),
+    ErrorCode::OK,
+];
+
+impl Whim {
+    pub(super) const fn new(export: ExportInfo, whims: Whims) -> Self {
+        Self {
+            export,
+            whims,
+            patience: 0,
+            backwards: false,
+            clumsy: false,
+            shut_down_at: 0,
+            shrink_at: 0,
+            events: 0,
+            waiting: VecDeque::new(),
+            receiving: None,
+            void: None,
+        }
+    }
+
+    /// Answers one request. `false` if none waits.
+    fn answer(&mut self, connection: &mut Connection) -> bool {
+        let next = if self.backwards { self.waiting.pop_back() } else { self.waiting.pop_front() };
+        let Some(next) = next else { return false };
+        let Waiting { request: Request { id, command, .. }, whim, .. } = next;
+        if self.clumsy {
+            blunder(connection, id, &command);
+        }
+        match command {
+            _ if whim % 8 == 7 => {
+                let text = ["", "no", "a\nlong\0 and \u{1b}[2J odd text", &"e".repeat(5000)];
+                let error = ERRORS[usize::from(whim >> 5)];
+                let reply = connection.reply(id).expect("it waits");
+                reply.error(error, text[usize::from(whim >> 3 & 3)]);
+            }
+            Command::Read { .. } => self.read(connection, next),
+            Command::BlockStatus { .. } => status(connection, id, whim),
+            _ => connection.reply(id).expect("it waits").done().expect("it has no content"),
+        }
+        true
+    }
+
+    fn read(&mut self, connection: &mut Connection, mut waiting: Waiting) {
+        let Waiting { request: Request { id, command, .. }, whim, half } = waiting;
+        let Command::Read { offset, length, .. } = command else { return };
+        let (head, tail) = (length / 2, length - length / 2);
+        let middle = offset + u64::from(head);
+        let mut reply = connection.reply(id).expect("it waits");
+        match whim % 8 {
+            1 => reply.hole(offset, length).expect("it is all"),
+            2 if head > 0 => {
+                reply.data(offset, head).expect("it is the first half");
+                reply.hole(middle, tail).expect("it is the second half");
+            }
+            3 if head > 0 => {
+                reply.data(middle, tail).expect("it is the second half");
+                reply.hole(offset, head).expect("it is the first half");
+            }
+            4 if head > 0 => {
+                reply.data(offset, head).expect("it is the first half");
+                reply.error_at(ErrorCode::EIO, middle, "broken").expect("it is inside");
+                assert_eq!(reply.data(middle, 1), Err(Misuse::BadContent));
+            }
+            5 if head > 0 && !half => {
+                reply.data(offset, head).expect("it is the first half");
+                waiting.half = true;
+                self.waiting.push_back(waiting);
+                return;
+            }
+            5 if half => reply.data(middle, tail).expect("it is the second half"),
+            _ => reply.data(offset, length).expect("it is all"),
+        }
+        reply.finish().expect("all is told");
+    }
+
+    fn look(&self, name: &str) -> Result<&ExportInfo, LookupRefusal<'_>> {
+        match name.len() % 8 {
+            7 => Err(LookupRefusal::Policy("not for\0 you")),
+            6 => Err(LookupRefusal::Unknown),
+            _ => Ok(&self.export),
+        }
+    }
+}
+
+/// Extents without end: the builder must not take more than it needs.
+fn status(connection: &mut Connection, id: RequestId, whim: u8) {
+    let mut reply_all = connection.awaited_contexts(id).to_vec();
+    if whim % 2 == 1 {
+        reply_all.reverse();
+    }
+    let mut reply = connection.reply(id).expect("it waits");
+    for context in reply_all {
+        let unit = 1 << (whim % 50);
+        let extents = (0_u64..).map(|at| Extent { length: at % 3 * unit, status: at / 3 % 5 });
+        reply.extents(context, extents).expect("it is awaited");
+        assert_eq!(reply.extents(context, []), Err(Misuse::NoSuchContext));
+    }
+    reply.finish().expect("all is told");
+}
+
+/// Misuse must be refused and change nothing.
+fn blunder(connection: &mut Connection, id: RequestId, command: &Command) {
+    let end = command.offset().saturating_add(command.length());
+    let mut reply = connection.reply(id).expect("it waits");
+    assert!(reply.data(end, 1).is_err());
+    assert!(reply.hole(u64::MAX, u32::MAX).is_err());
+    assert!(reply.error_at(ErrorCode::EIO, end, "").is_err());
+    assert!(reply.extents(u32::MAX, [Extent { length: 1, status: 0 }]).is_err());
+    if matches!(command, Command::Read { .. } | Command::BlockStatus { .. }) {
+        assert_eq!(connection.reply(id).expect("it waits").done(), Err(Misuse::WrongAnswer));
+    } else {
+        assert_eq!(connection.reply(id).expect("it waits").finish(), Err(Misuse::WrongAnswer));
+    }
+}
+
+impl Embedder for Whim {
+    fn event(&mut self, connection: &mut Connection, event: &Event) {
+        self.events += 1;
+        if self.events == self.shut_down_at {
+            connection.shut_down();
+        }
+        if self.events == self.shrink_at && connection.is_transmitting() {
+            connection.set_size(self.export.size / 2).expect("an export is in use");
+        }
+        if self.clumsy {
+            assert!(connection.tls_established().is_err() || !connection.is_transmitting());
+            assert!(connection.payload_received(u64::MAX).is_err());
+            let queued: usize = connection.segments().map(|segment| segment.len()).sum();
+            assert_eq!(connection.transmitted(queued + 1), Err(Misuse::TooManyBytes));
+            assert_eq!(connection.segments().map(|segment| segment.len()).sum::<usize>(), queued);
+            if let Some(void) = self.void {
+                assert!(connection.reply(void).is_err());
+            }
+        }
+        match event {
+            Event::List => {
+                assert!(connection.answer_lookup(Err(LookupRefusal::Unknown)).is_err());
+                let long = "n".repeat(4097);
+                let names = ["", "disk", "with text", "\0", &long];
+                let listings = names.map(|name| Listing { name, description: "text" });
+                connection.answer_list(listings).expect("it was asked");
+                assert!(connection.answer_list([]).is_err());
+            }
+            Event::Lookup(lookup) => {
+                assert!(connection.answer_list([]).is_err());
+                let answer = self.look(&lookup.name);
+                connection.answer_lookup(answer).expect("it was asked");
+            }
+            Event::Request(request) => {
+                let waiting = Waiting { request: *request, whim: self.whims.next(), half: false };
+                if let Command::Write { .. } = request.command {
+                    assert!(connection.reply(request.id).is_err(), "its payload is still to come");
+                    self.receiving = Some(waiting);
+                } else {
+                    self.waiting.push_back(waiting);
+                }
+                if self.waiting.len() > self.patience {
+                    self.answer(connection);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn payload(&mut self, request: RequestId, offset: u64, bytes: &[u8]) {
+        let receiving = self.receiving.expect("a write came before");
+        assert_eq!(receiving.request.id, request);
+        assert!(offset + bytes.len() as u64 <= receiving.request.command.length());
+    }
+
+    fn received(&mut self, connection: &mut Connection, request: RequestId) {
+        let receiving = self.receiving.take().expect("a write came before");
+        assert_eq!(receiving.request.id, request);
+        self.waiting.push_back(receiving);
+        if self.waiting.len() > self.patience {
+            self.answer(connection);
+        }
+    }
+
+    fn body(&self, _request: RequestId, offset: u64, length: usize, out: &mut Vec<u8>) {
+        out.extend((0..length).map(|at| (offset as usize + at) as u8));
+    }
+
+    fn finished(&mut self, request: RequestId) {
+        assert!(self.waiting.iter().all(|waiting| waiting.request.id != request));
+        self.receiving = self.receiving.filter(|receiving| receiving.request.id != request);
+        self.void = Some(request);
+    }
+
+    fn relieve(&mut self, connection: &mut Connection) -> bool {
+        self.answer(connection)
+    }
+}
