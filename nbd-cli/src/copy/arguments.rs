@@ -1,0 +1,77 @@
+//! The command line of `nbd copy`.
+
+use std::ffi::OsString;
+
+use clap::Args;
+
+use crate::quantity;
+
+/// Copy a disk from a server to a file, from a file to a server, or from one server to another.
+///
+/// Each of SRC and DST is a file, a block device, a URI such as nbd://HOST/EXPORT, - for standard input or output, or a
+/// server's command between brackets, which is started on a private socket and stopped afterwards, such as
+/// [ qemu-nbd -f qcow2 disk.qcow2 ]; DST may be null: to throw away what is read. A file is made if it is not there, and takes
+/// the size of SRC; everything else has to be as large as SRC at least.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub(crate) struct Arguments {
+    /// At most so many connections, if the servers allow for several [default: 4, or the number of processors]
+    #[arg(short = 'C', long, value_name = "N")]
+    pub(super) connections: Option<usize>,
+
+    /// At most so many requests in flight on each connection
+    #[arg(short = 'R', long, value_name = "N", default_value_t = 64)]
+    pub(super) requests: usize,
+
+    /// The longest request; a server's own limit goes first
+    #[arg(long, value_name = "N", default_value = "256k", value_parser = quantity::size)]
+    pub(super) request_size: u64,
+
+    /// At most so many bytes in flight on each connection [default: no limit but that of --requests]
+    #[arg(long, value_name = "N", value_parser = quantity::size)]
+    pub(super) queue_size: Option<u64>,
+
+    /// At most so many threads, each with a connection of its own; 0 for the number of processors
+    #[arg(short = 'T', long, value_name = "N", default_value_t = 0)]
+    pub(super) threads: usize,
+
+    /// One request at a time, in order
+    #[arg(long)]
+    pub(super) synchronous: bool,
+
+    /// Write blocks of N bytes that turn out to be zero as zeroes; 0 turns that off
+    #[arg(short = 'S', long, value_name = "N", default_value = "4k", value_parser = quantity::size)]
+    pub(super) sparse: u64,
+
+    /// Make no holes at the destination: zeroes take up space there
+    #[arg(long)]
+    pub(super) allocated: bool,
+
+    /// Leave out zeroes, as the destination has nothing else; wrong unless that is so
+    #[arg(long, alias = "target-is-zero")]
+    pub(super) destination_is_zero: bool,
+
+    /// Make everything durable in the end
+    #[arg(long)]
+    pub(super) flush: bool,
+
+    /// Don't ask where the source has holes: read everything
+    #[arg(long)]
+    pub(super) no_extents: bool,
+
+    /// Read both sides again in the end, and tell where they differ first
+    #[arg(long)]
+    pub(super) verify: bool,
+
+    /// Show a progress bar with rate and time left, if standard error is a terminal
+    #[arg(short, long)]
+    pub(super) progress: bool,
+
+    /// Tell more about what is done; twice for everything
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+
+    /// What to copy, and where to
+    #[arg(value_name = "SRC DST", required = true, num_args = 1..)]
+    pub(super) words: Vec<OsString>,
+}

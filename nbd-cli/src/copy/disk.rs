@@ -1,0 +1,84 @@
+//! A local file or block device, read and written at offsets.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+/// How many zeroes are written at a time where the file system has no better way.
+const ZEROES: usize = 256 << 10;
+
+/// A file that is open.
+#[derive(Clone, Debug)]
+pub(super) struct Disk {
+    pub(super) file: Arc<File>,
+    /// Whether zeroes can be had without writing them. Tried until it fails.
+    punches: Arc<AtomicBool>,
+    allocated: bool,
+}
+
+impl Disk {
+    pub(super) fn new(file: File, allocated: bool) -> Self {
+        Self { file: Arc::new(file), punches: Arc::new(AtomicBool::new(true)), allocated }
+    }
+
+    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), "the file became shorter"),
+            _ => error,
+        })
+    }
+
+    pub(super) fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
+
+    /// Makes a range zero: a hole, or with space set aside.
+    pub(super) fn zero(&self, offset: u64, length: u64) -> io::Result<()> {
+        if self.punches.load(Ordering::Relaxed) {
+            let mode = match self.allocated {
+                true => FallocateFlags::ZERO_RANGE,
+                false => FallocateFlags::PUNCH_HOLE,
+            };
+            match fallocate(&self.file, mode | FallocateFlags::KEEP_SIZE, offset, length) {
+                Ok(()) => return Ok(()),
+                // A device may refuse ranges that are not whole sectors; others may still work.
+                Err(Errno::INVAL) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => {
+                    self.punches.store(false, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let nothing = vec![0; ZEROES.min(usize::try_from(length).unwrap_or(ZEROES))];
+        let mut at = offset;
+        while at < offset + length {
+            let count = (offset + length - at).min(nothing.len() as u64);
+            self.write(&nothing[..usize::try_from(count).unwrap_or(ZEROES)], at)?;
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// Sets aside space for all of a new file, which reads as zeroes then.
+    pub(super) fn allocate(&self, size: u64) -> io::Result<bool> {
+        match fallocate(&self.file, FallocateFlags::empty(), 0, size) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The first byte in which two buffers differ.
+pub(super) fn first_difference(one: &[u8], other: &[u8]) -> Option<usize> {
+    // Comparing whole slices is much faster than byte by byte.
+    if one == other {
+        return None;
+    }
+    one.iter().zip(other).position(|(a, b)| a != b)
+}

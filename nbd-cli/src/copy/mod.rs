@@ -1,0 +1,18 @@
+//! `nbd copy`: from one disk to another, sparse ones as sparse ones, with many requests in flight.
+
+mod arguments;
+mod disk;
+mod extents;
+mod feed;
+mod open;
+mod plan;
+mod progress;
+mod run;
+mod sink;
+mod trouble;
+mod verify;
+mod worker;
+mod zeroes;
+
+pub(crate) use arguments::Arguments;
+pub(crate) use run::run;

@@ -1,0 +1,229 @@
+//! What is copied, and where to.
+
+use std::ffi::OsStr;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use nbd_blocking::Client;
+use nbd_blocking::client::Options;
+
+use super::disk::Disk;
+use super::extents::ALLOCATION;
+use crate::exit::Failure;
+use crate::target::{Place, Target};
+
+/// One side of a copy, open.
+#[derive(Debug)]
+pub(super) struct Side {
+    /// As messages name it.
+    pub(super) name: String,
+    pub(super) kind: Kind,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// The connections, of which there is one at first.
+    Server {
+        target: Box<Target>,
+        clients: Vec<Client>,
+        options: Box<Options>,
+    },
+    Disk {
+        disk: Disk,
+        size: u64,
+        identity: (u64, u64),
+        regular: bool,
+    },
+    /// Something without positions: a pipe, a terminal.
+    Stream(File),
+    /// Takes everything and keeps nothing.
+    Null,
+}
+
+/// How to open.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wishes {
+    pub(super) requests: usize,
+    pub(super) extents: bool,
+    pub(super) allocated: bool,
+    /// What is written has to be read, too.
+    pub(super) verify: bool,
+}
+
+impl Wishes {
+    fn options(&self, extents: bool) -> Options {
+        let mut options = Options::default();
+        if extents {
+            options.contexts.push(ALLOCATION.into());
+        }
+        // Besides reads and writes there are zeroes and block status.
+        let most = u32::try_from(self.requests).unwrap_or(u32::MAX).saturating_mul(2);
+        options.limits.max_in_flight = options.limits.max_in_flight.max(most);
+        options
+    }
+}
+
+/// Whether a word is the address of a server, not a path.
+fn is_uri(word: &OsStr) -> bool {
+    let known = ["nbd://", "nbds://", "nbd+", "nbds+"];
+    let text = word.to_string_lossy();
+    text.contains("://") && known.iter().any(|scheme| text.starts_with(scheme))
+}
+
+fn connect(place: &Place, options: Options) -> Result<Kind, Failure> {
+    let target = Box::new(Target::open(place)?);
+    let client = target.connect(&options)?;
+    Ok(Kind::Server { target, clients: vec![client], options: Box::new(options) })
+}
+
+impl Side {
+    pub(super) fn source(place: &Place, wishes: &Wishes) -> Result<Self, Failure> {
+        let mut name = place.to_string();
+        let kind = match place {
+            Place::Word(word) if word == "null:" => {
+                return Err(Failure::usage("null: is a destination: there is nothing to be read"));
+            }
+            Place::Word(word) if word == "-" => {
+                name = "standard input".into();
+                let cloned = std::io::stdin().as_fd().try_clone_to_owned();
+                let file = cloned.map_err(|error| cannot("read", &name, &error))?;
+                Kind::Stream(file.into())
+            }
+            Place::Word(word) if !is_uri(word) => {
+                let file = File::open(word).map_err(|error| cannot("open", &name, &error))?;
+                Kind::local(file, &name, wishes)?
+            }
+            _ => connect(place, wishes.options(wishes.extents))?,
+        };
+        Ok(Self { name, kind })
+    }
+
+    /// Opens the destination. Not a byte of it is changed, but a file that is not there is made.
+    pub(super) fn destination(place: &Place, wishes: &Wishes) -> Result<Self, Failure> {
+        let mut name = place.to_string();
+        let kind = match place {
+            Place::Word(word) if word == "null:" => Kind::Null,
+            Place::Word(word) if word == "-" => {
+                name = "standard output".into();
+                let cloned = std::io::stdout().as_fd().try_clone_to_owned();
+                let file = cloned.map_err(|error| cannot("write", &name, &error))?;
+                Kind::Stream(file.into())
+            }
+            Place::Word(word) if !is_uri(word) => {
+                let mut how = OpenOptions::new();
+                how.write(true).create(true).truncate(false).read(wishes.verify);
+                let file = how.open(word).map_err(|error| cannot("open", &name, &error))?;
+                Kind::local(file, &name, wishes)?
+            }
+            _ => connect(place, wishes.options(false))?,
+        };
+        if let Kind::Server { clients, .. } = &kind
+            && clients[0].is_read_only()
+        {
+            return Err(Failure::failed(format!("{name} is read-only: nothing can be written")));
+        }
+        Ok(Self { name, kind })
+    }
+
+    /// How many bytes it has, or how many fit. `None` for what has no size, or any.
+    pub(super) fn size(&self) -> Option<u64> {
+        match &self.kind {
+            Kind::Server { clients, .. } => Some(clients[0].size()),
+            Kind::Disk { size, .. } => Some(*size),
+            Kind::Stream(_) | Kind::Null => None,
+        }
+    }
+
+    /// Whether it is a file that takes the size of what is copied.
+    pub(super) fn is_regular(&self) -> bool {
+        matches!(self.kind, Kind::Disk { regular: true, .. })
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self.kind, Kind::Stream(_))
+    }
+
+    pub(super) fn is_same_file(&self, other: &Self) -> bool {
+        match (&self.kind, &other.kind) {
+            (Kind::Disk { identity, .. }, Kind::Disk { identity: other, .. }) => identity == other,
+            _ => false,
+        }
+    }
+
+    /// What offsets and lengths have to be multiples of.
+    pub(super) fn unit(&self) -> u64 {
+        self.client().map_or(1, |client| client.block_size().minimum().into())
+    }
+
+    /// The longest request.
+    pub(super) fn payload(&self) -> u64 {
+        self.client().map_or(u64::MAX, |client| client.block_size().maximum_payload().into())
+    }
+
+    /// The first connection, if it is a server.
+    pub(super) fn client(&self) -> Option<&Client> {
+        match &self.kind {
+            Kind::Server { clients, .. } => clients.first(),
+            _ => None,
+        }
+    }
+
+    /// How many of the wanted connections it may have. A command is started for us alone, and some take no second client.
+    pub(super) fn most_connections(&self, wanted: usize) -> usize {
+        match &self.kind {
+            Kind::Server { target, clients, .. } => {
+                if clients[0].can_multi_conn() && !target.is_command() { wanted } else { 1 }
+            }
+            Kind::Disk { .. } | Kind::Null => wanted,
+            Kind::Stream(_) => 1,
+        }
+    }
+
+    /// Makes more connections. Gives how many there are then: a server may have none to spare, and the copy works with
+    /// fewer.
+    pub(super) fn connect_more(&mut self, wanted: usize) -> usize {
+        let Kind::Server { target, clients, options } = &mut self.kind else { return wanted };
+        while clients.len() < wanted {
+            match Client::connect_with(target.uri(), options) {
+                Ok(client) if client.size() == clients[0].size() => clients.push(client),
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::info!(%error, connections = clients.len(), "no more connections");
+                    break;
+                }
+            }
+        }
+        clients.len()
+    }
+
+    /// Leaves the server politely.
+    pub(super) fn leave(&self) {
+        if let Kind::Server { clients, .. } = &self.kind {
+            clients.iter().for_each(Client::disconnect);
+        }
+    }
+}
+
+impl Kind {
+    fn local(mut file: File, name: &str, wishes: &Wishes) -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| cannot("use", name, &error);
+        let metadata: Metadata = file.metadata().map_err(failed)?;
+        let kind = metadata.file_type();
+        if kind.is_dir() {
+            return Err(Failure::failed(format!("{name} is a folder: name a file in it")));
+        }
+        if !kind.is_file() && !kind.is_block_device() {
+            return Ok(Self::Stream(file));
+        }
+        let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let identity = (metadata.dev(), metadata.ino());
+        let disk = Disk::new(file, wishes.allocated);
+        Ok(Self::Disk { disk, size, identity, regular: kind.is_file() })
+    }
+}
+
+pub(super) fn cannot(what: &str, name: &str, error: &std::io::Error) -> Failure {
+    Failure::failed(format!("cannot {what} {name}: {error}"))
+}

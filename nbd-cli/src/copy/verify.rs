@@ -1,0 +1,169 @@
+//! Reading both sides again, and comparing them.
+
+use std::collections::HashMap;
+
+use nbd_blocking::Client;
+use nbd_blocking::client::{Lent, Pending};
+
+use super::disk::first_difference;
+use super::feed::Job;
+use super::trouble::Trouble;
+use super::worker::{Destination, Shared, Source};
+
+/// Bytes of one side that came before those of the other.
+#[derive(Debug)]
+enum Half {
+    Source(Vec<u8>),
+    Destination(Vec<u8>),
+}
+
+#[derive(Debug)]
+struct Flight {
+    offset: u64,
+    of_source: bool,
+}
+
+/// One thread that compares: with requests in flight to both sides.
+#[derive(Debug)]
+pub(super) struct Verifier<'a> {
+    shared: &'a Shared,
+    source: Source,
+    destination: Destination,
+    lent: Vec<Pending<Lent>>,
+    flights: Vec<Flight>,
+    halves: HashMap<u64, Half>,
+    spare: Vec<Vec<u8>>,
+    /// The first difference.
+    found: Option<u64>,
+}
+
+impl<'a> Verifier<'a> {
+    pub(super) fn new(shared: &'a Shared, source: Source, destination: Destination) -> Self {
+        Self {
+            shared,
+            source,
+            destination,
+            lent: Vec::new(),
+            flights: Vec::new(),
+            halves: HashMap::new(),
+            spare: Vec::new(),
+            found: None,
+        }
+    }
+
+    /// Compares until nothing is left, or a difference is found.
+    ///
+    /// Pieces are handed out in order, and those that were begun with are compared to the end: of all that the threads
+    /// find, the first one is the first difference at all.
+    pub(super) fn run(mut self) -> Result<(), Trouble> {
+        let result = self.compare();
+        if result.is_err() {
+            self.shared.feed.stop();
+        }
+        let names = (&self.shared.source, &self.shared.destination);
+        match self.found {
+            Some(offset) => Err(Trouble::differs(offset, names.0, names.1)),
+            None => result,
+        }
+    }
+
+    fn compare(&mut self) -> Result<(), Trouble> {
+        let mut over = false;
+        loop {
+            while !over && self.lent.len() + self.halves.len() < self.shared.requests {
+                over = !self.begin()?;
+            }
+            match Pending::wait_any(&self.lent) {
+                Some(at) => self.landed(at)?,
+                None if over => return Ok(()),
+                None => {}
+            }
+        }
+    }
+
+    fn begin(&mut self) -> Result<bool, Trouble> {
+        let Some(Job::Piece(piece)) = self.shared.feed.next(Vec::new)? else { return Ok(false) };
+        let (offset, length) = (piece.offset, usize::try_from(piece.length).unwrap_or(usize::MAX));
+        // The destination may be larger than the source, and read in whole blocks only.
+        let whole = match &self.destination {
+            Destination::Server(client) => {
+                let minimum = usize::try_from(client.block_size().minimum()).unwrap_or(1);
+                length.next_multiple_of(minimum)
+            }
+            _ => length,
+        };
+        let buffer = self.buffer(length);
+        match &self.source {
+            Source::Server(client) => {
+                let client = client.clone();
+                self.submit(&client, offset, buffer, true);
+            }
+            Source::Disk(disk) => {
+                let mut buffer = buffer;
+                let read = disk.read(&mut buffer, offset);
+                read.map_err(|error| self.cannot_read(offset, true, &error))?;
+                self.arrived(offset, Half::Source(buffer));
+            }
+            Source::Stream => {}
+        }
+        let buffer = self.buffer(whole);
+        match &self.destination {
+            Destination::Server(client) => {
+                let client = client.clone();
+                self.submit(&client, offset, buffer, false);
+            }
+            Destination::Disk(disk) => {
+                let mut buffer = buffer;
+                let read = disk.read(&mut buffer, offset);
+                read.map_err(|error| self.cannot_read(offset, false, &error))?;
+                self.arrived(offset, Half::Destination(buffer));
+            }
+            Destination::Stream(_) | Destination::Nowhere => {}
+        }
+        Ok(true)
+    }
+
+    fn submit(&mut self, client: &Client, offset: u64, buffer: Vec<u8>, of_source: bool) {
+        self.lent.push(client.submit_read(buffer, offset));
+        self.flights.push(Flight { offset, of_source });
+    }
+
+    fn buffer(&mut self, length: usize) -> Vec<u8> {
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.resize(length, 0);
+        buffer
+    }
+
+    fn landed(&mut self, at: usize) -> Result<(), Trouble> {
+        let Flight { offset, of_source } = self.flights.swap_remove(at);
+        let (buffer, result) = self.lent.swap_remove(at).wait();
+        result.map_err(|error| self.cannot_read(offset, of_source, &error))?;
+        let half = if of_source { Half::Source(buffer) } else { Half::Destination(buffer) };
+        self.arrived(offset, half);
+        Ok(())
+    }
+
+    fn arrived(&mut self, offset: u64, half: Half) {
+        let (source, destination) = match (self.halves.remove(&offset), half) {
+            (Some(Half::Source(source)), Half::Destination(destination))
+            | (Some(Half::Destination(destination)), Half::Source(source)) => (source, destination),
+            (_, half) => {
+                self.halves.insert(offset, half);
+                return;
+            }
+        };
+        let length = source.len().min(destination.len());
+        if let Some(at) = first_difference(&source, &destination[..length]) {
+            let found = offset + at as u64;
+            self.found = Some(self.found.map_or(found, |before| before.min(found)));
+            self.shared.feed.stop();
+        }
+        self.shared.progress.add(length as u64);
+        self.spare.extend([source, destination]);
+    }
+
+    fn cannot_read(&self, offset: u64, of_source: bool, error: &dyn core::fmt::Display) -> Trouble {
+        let name = if of_source { &self.shared.source } else { &self.shared.destination };
+        Trouble::at(offset, format_args!("cannot read {name}"), error)
+    }
+}

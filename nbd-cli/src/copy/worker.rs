@@ -1,0 +1,394 @@
+//! One thread of a copy: keeps requests in flight on a connection to each side.
+//!
+//! Whatever comes first is dealt with first: what was read is written at once, out of the buffer that it was read into,
+//! which then serves for the next read. Files are read and written in between, while servers work on what they were asked.
+
+use core::ops::Range;
+
+use nbd_blocking::Client;
+use nbd_blocking::client::{Bytes, Error, Flags, Lent, Pending};
+
+use super::disk::Disk;
+use super::feed::{Feed, Job};
+use super::plan::Piece;
+use super::progress::Progress;
+use super::sink::{Drained, InOrder};
+use super::trouble::Trouble;
+use super::zeroes;
+
+/// Where one thread reads.
+#[derive(Debug)]
+pub(super) enum Source {
+    Server(Client),
+    Disk(Disk),
+    /// The feed brings the data.
+    Stream,
+}
+
+/// Where one thread writes.
+#[derive(Debug)]
+pub(super) enum Destination {
+    Server(Client),
+    Disk(Disk),
+    Stream(InOrder),
+    Nowhere,
+}
+
+/// What all threads of a copy share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) feed: Feed,
+    pub(super) progress: Progress,
+    pub(super) source: String,
+    pub(super) destination: String,
+    /// How many requests each thread keeps in flight.
+    pub(super) requests: usize,
+    /// The longest of them.
+    pub(super) request_size: usize,
+    /// Blocks of this many bytes that are zero are not written as data; 0 turns that off.
+    pub(super) sparse: usize,
+    /// Zeroes are there already.
+    pub(super) skip_zeroes: bool,
+    /// Zeroes take up space.
+    pub(super) allocated: bool,
+}
+
+/// A request that lends a buffer.
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    offset: u64,
+    length: u64,
+    writes: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Worker<'a> {
+    shared: &'a Shared,
+    source: Source,
+    destination: Destination,
+    /// Reads and writes with a buffer, and what they are, at the same places.
+    lent: Vec<Pending<Lent>>,
+    flights: Vec<Flight>,
+    /// Writes of zeroes and of parts of buffers.
+    plain: Vec<Pending<Result<(), Error>>>,
+    ranges: Vec<(u64, u64)>,
+    spare: Vec<Vec<u8>>,
+    /// For servers that have to be sent their zeroes.
+    nothing: Bytes,
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn new(shared: &'a Shared, source: Source, destination: Destination) -> Self {
+        Self {
+            shared,
+            source,
+            destination,
+            lent: Vec::new(),
+            flights: Vec::new(),
+            plain: Vec::new(),
+            ranges: Vec::new(),
+            spare: Vec::new(),
+            nothing: Bytes::new(),
+        }
+    }
+
+    /// Copies until nothing is left. Everything that was begun is done when this returns, unless it fails.
+    pub(super) fn run(mut self) -> Result<(), Trouble> {
+        let result = self.copy();
+        if result.is_err() {
+            // The others need not go on.
+            self.shared.feed.stop();
+        }
+        result
+    }
+
+    fn copy(&mut self) -> Result<(), Trouble> {
+        let mut over = false;
+        loop {
+            while !over && self.in_flight() < self.shared.requests {
+                over = !self.begin()?;
+            }
+            self.collect()?;
+            if self.plain.len() > self.shared.requests {
+                self.wait_plain()?;
+            } else if let Some(at) = Pending::wait_any(&self.lent) {
+                self.landed(at)?;
+            } else if self.plain.is_empty() {
+                if over {
+                    return Ok(());
+                }
+            } else {
+                self.wait_plain()?;
+            }
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        let held = match &self.destination {
+            Destination::Stream(stream) => stream.held(),
+            _ => 0,
+        };
+        self.lent.len() + self.plain.len() + held
+    }
+
+    /// Begins with the next job; `false` if there is none.
+    fn begin(&mut self) -> Result<bool, Trouble> {
+        let shared = self.shared;
+        if shared.feed.is_stream() {
+            // Reading may take its time.
+            self.send();
+            self.collect()?;
+        }
+        let job = shared.feed.next(|| self.buffer(shared.request_size))?;
+        match job {
+            None => return Ok(false),
+            Some(Job::Loaded { offset, buffer }) => self.store(offset, buffer)?,
+            Some(Job::Piece(piece)) if piece.zero => self.zero(piece.offset, piece.length)?,
+            Some(Job::Piece(piece)) => self.load(piece)?,
+        }
+        Ok(true)
+    }
+
+    fn load(&mut self, Piece { offset, length, .. }: Piece) -> Result<(), Trouble> {
+        let mut buffer = self.buffer(usize::try_from(length).unwrap_or(usize::MAX));
+        match &self.source {
+            Source::Server(client) => {
+                let read = client.submit_read(buffer, offset);
+                self.push(read, Flight { offset, length, writes: false });
+                Ok(())
+            }
+            Source::Disk(disk) => {
+                disk.read(&mut buffer, offset).map_err(|error| self.cannot_read(offset, &error))?;
+                self.store(offset, buffer)?;
+                self.send();
+                Ok(())
+            }
+            Source::Stream => Ok(()),
+        }
+    }
+
+    /// Has the destination's server begin with what it was asked.
+    fn send(&self) {
+        if let Destination::Server(client) = &self.destination {
+            client.send_submitted();
+        }
+    }
+
+    fn push(&mut self, pending: Pending<Lent>, flight: Flight) {
+        self.lent.push(pending);
+        self.flights.push(flight);
+    }
+
+    fn buffer(&mut self, length: usize) -> Vec<u8> {
+        match self.spare.pop() {
+            None => vec![0; length],
+            Some(mut buffer) => {
+                buffer.resize(length, 0);
+                buffer
+            }
+        }
+    }
+
+    /// Takes the outcome of a request that lent a buffer.
+    fn landed(&mut self, at: usize) -> Result<(), Trouble> {
+        let flight = self.flights.swap_remove(at);
+        let (buffer, result) = self.lent.swap_remove(at).wait();
+        match (flight.writes, result) {
+            (false, Ok(())) => self.store(flight.offset, buffer),
+            (true, Ok(())) => {
+                self.spare.push(buffer);
+                self.shared.progress.add(flight.length);
+                Ok(())
+            }
+            (false, Err(error)) => Err(self.cannot_read(flight.offset, &error)),
+            (true, Err(error)) => Err(self.cannot_write(flight.offset, &error)),
+        }
+    }
+
+    /// Takes the outcomes of those plain requests that are done.
+    fn collect(&mut self) -> Result<(), Trouble> {
+        let mut at = 0;
+        while at < self.plain.len() {
+            match self.plain[at].is_done() {
+                true => self.plain_landed(at)?,
+                false => at += 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_plain(&mut self) -> Result<(), Trouble> {
+        Pending::wait_any(&self.plain).map_or(Ok(()), |at| self.plain_landed(at))
+    }
+
+    fn plain_landed(&mut self, at: usize) -> Result<(), Trouble> {
+        let (offset, length) = self.ranges.swap_remove(at);
+        let result = self.plain.swap_remove(at).wait();
+        result.map_err(|error| self.cannot_write(offset, &error))?;
+        self.shared.progress.add(length);
+        Ok(())
+    }
+
+    /// Writes what was read: all of it, or what is not zero.
+    fn store(&mut self, offset: u64, mut buffer: Vec<u8>) -> Result<(), Trouble> {
+        if let Destination::Server(client) = &self.destination {
+            let minimum = usize::try_from(client.block_size().minimum()).unwrap_or(1);
+            let whole = buffer.len() - buffer.len() % minimum;
+            if whole < buffer.len() {
+                let rest = buffer.split_off(whole);
+                self.patch(offset + whole as u64, &rest, minimum)?;
+            }
+        }
+        if self.shared.sparse == 0 || buffer.is_empty() {
+            return self.store_all(offset, buffer);
+        }
+        match zeroes::runs(&buffer, self.shared.sparse)[..] {
+            [(_, false)] => self.store_all(offset, buffer),
+            [(_, true)] => {
+                let length = buffer.len() as u64;
+                self.spare.push(buffer);
+                self.zero(offset, length)
+            }
+            ref runs => self.store_parts(offset, buffer, runs),
+        }
+    }
+
+    fn store_all(&mut self, offset: u64, buffer: Vec<u8>) -> Result<(), Trouble> {
+        let length = buffer.len() as u64;
+        match &mut self.destination {
+            Destination::Server(client) => {
+                let write = client.submit_write_from(buffer, offset, Flags::empty());
+                self.push(write, Flight { offset, length, writes: true });
+                return Ok(());
+            }
+            Destination::Stream(stream) => {
+                let drained = stream.data(offset, buffer);
+                return self.drained(drained);
+            }
+            Destination::Disk(disk) => {
+                let result = disk.write(&buffer, offset);
+                result.map_err(|error| self.cannot_write(offset, &error))?;
+            }
+            Destination::Nowhere => {}
+        }
+        self.spare.push(buffer);
+        self.shared.progress.add(length);
+        Ok(())
+    }
+
+    fn store_parts(
+        &mut self,
+        offset: u64,
+        buffer: Vec<u8>,
+        runs: &[(Range<usize>, bool)],
+    ) -> Result<(), Trouble> {
+        let place = |range: &Range<usize>| (offset + range.start as u64, range.len() as u64);
+        for (range, _) in runs.iter().filter(|(_, zero)| *zero) {
+            let (at, length) = place(range);
+            self.zero(at, length)?;
+        }
+        let data = runs.iter().filter(|(_, zero)| !zero).map(|(range, _)| range);
+        match &self.destination {
+            Destination::Server(client) => {
+                let bytes = Bytes::from(buffer);
+                for range in data {
+                    let part = bytes.slice(range.clone());
+                    self.plain.push(client.submit_write(part, place(range).0, Flags::empty()));
+                    self.ranges.push(place(range));
+                }
+            }
+            Destination::Disk(disk) => {
+                for range in data {
+                    let (at, length) = place(range);
+                    disk.write(&buffer[range.clone()], at)
+                        .map_err(|error| self.cannot_write(at, &error))?;
+                    self.shared.progress.add(length);
+                }
+                self.spare.push(buffer);
+            }
+            // Nothing is gained there by telling zeroes from data.
+            Destination::Stream(_) | Destination::Nowhere => {}
+        }
+        Ok(())
+    }
+
+    fn zero(&mut self, offset: u64, length: u64) -> Result<(), Trouble> {
+        match &mut self.destination {
+            Destination::Stream(stream) => {
+                let drained = stream.zeroes(offset, length);
+                return self.drained(drained);
+            }
+            Destination::Server(client) if !self.shared.skip_zeroes => {
+                if client.can_write_zeroes() {
+                    let mut flags = Flags::empty();
+                    flags.set(Flags::NO_HOLE, self.shared.allocated);
+                    self.plain.push(client.submit_write_zeroes(offset, length, flags));
+                    self.ranges.push((offset, length));
+                    return Ok(());
+                }
+                self.send_zeroes(offset, length);
+                return Ok(());
+            }
+            Destination::Disk(disk) if !self.shared.skip_zeroes => {
+                let result = disk.zero(offset, length);
+                result.map_err(|error| self.cannot_write(offset, &error))?;
+            }
+            Destination::Server(_) | Destination::Disk(_) | Destination::Nowhere => {}
+        }
+        self.shared.progress.add(length);
+        Ok(())
+    }
+
+    /// Sends zeroes as data, all out of the same buffer.
+    fn send_zeroes(&mut self, offset: u64, length: u64) {
+        let Destination::Server(client) = &self.destination else { return };
+        if self.nothing.is_empty() {
+            self.nothing = vec![0; self.shared.request_size].into();
+        }
+        let mut at = offset;
+        while at < offset + length {
+            let count = (offset + length - at).min(self.nothing.len() as u64);
+            let data = self.nothing.slice(..usize::try_from(count).unwrap_or(usize::MAX));
+            self.plain.push(client.submit_write(data, at, Flags::empty()));
+            self.ranges.push((at, count));
+            at += count;
+        }
+    }
+
+    /// Writes the last bytes of a source that fill only a part of the destination's smallest block. The rest of the block
+    /// stays as it is.
+    fn patch(&mut self, offset: u64, data: &[u8], minimum: usize) -> Result<(), Trouble> {
+        let Destination::Server(client) = &self.destination else { return Ok(()) };
+        let mut block = vec![0; minimum];
+        client
+            .read_exact_at(&mut block, offset)
+            .and_then(|()| {
+                block[..data.len()].copy_from_slice(data);
+                client.write_at(&block, offset)
+            })
+            .map_err(|error| self.cannot_write(offset, &error))?;
+        self.shared.progress.add(data.len() as u64);
+        Ok(())
+    }
+
+    fn drained(&mut self, drained: std::io::Result<Drained>) -> Result<(), Trouble> {
+        let Drained { bytes, buffers } = drained.map_err(|error| {
+            let at = match &self.destination {
+                Destination::Stream(stream) => stream.position(),
+                _ => 0,
+            };
+            self.cannot_write(at, &error)
+        })?;
+        self.spare.extend(buffers);
+        self.shared.progress.add(bytes);
+        Ok(())
+    }
+
+    fn cannot_read(&self, offset: u64, error: &dyn core::fmt::Display) -> Trouble {
+        Trouble::at(offset, format_args!("cannot read {}", self.shared.source), error)
+    }
+
+    fn cannot_write(&self, offset: u64, error: &dyn core::fmt::Display) -> Trouble {
+        Trouble::at(offset, format_args!("cannot write {}", self.shared.destination), error)
+    }
+}
