@@ -16,6 +16,7 @@ use crate::log;
 /// `nbd serve`.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     log::start(arguments.verbose);
+    raise_descriptor_limit();
     let exports = backend::open(&arguments)?;
     let mut settings = Settings::default();
     settings.max_connections = arguments.max_connections;
@@ -26,6 +27,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         RuntimeName::Blocking => blocking(exports, settings, &places),
         RuntimeName::Tokio => tokio(exports, settings, &places),
         RuntimeName::AsyncStd => async_std(exports, settings, &places),
+    }
+}
+
+/// Takes as many descriptors as the system lets us: each connection needs one, with threads two.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::info!(%error, "the limit of open files stays as it is");
     }
 }
 

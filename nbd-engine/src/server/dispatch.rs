@@ -119,9 +119,15 @@ fn try_execute_unguarded(
             // A flush may take its time, so that an emulated FUA is for the workers.
             if fua && !native { None } else { writes.try_write(payload, offset, native) }
         }
+        // What is over a long range takes its time even where nothing blocks.
+        _ if command.length() > AT_ONCE => None,
         _ => export.never_blocks().then(|| execute(export, command, work)),
     }
 }
+
+/// Commands without a payload that are about more bytes than this are for the workers: many of them in a row would
+/// hold up the thread or task, and with it other connections.
+const AT_ONCE: u64 = 256 << 10;
 
 /// The size of the pages that a write's payload is to be received into, if the export takes them over.
 pub(crate) fn page_size(export: &dyn Export, command: Command) -> Option<usize> {

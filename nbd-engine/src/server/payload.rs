@@ -17,6 +17,10 @@ impl SparePages {
     /// Bytes that are kept at most.
     const KEPT: usize = 4 << 20;
 
+    fn has(&self, size: usize) -> bool {
+        self.pages.last().is_some_and(|page| page.len() == size)
+    }
+
     fn take(&mut self, size: usize) -> Page {
         match self.pages.pop() {
             Some(page) if page.len() == size => page,
@@ -34,6 +38,9 @@ impl SparePages {
         }
     }
 }
+
+/// Fresh pages that a payload gets before any of it has arrived.
+const FIRST_PAGES: usize = 4;
 
 /// The most slices that one receive call is given.
 pub(crate) const MOST_SLICES: usize = 64;
@@ -92,7 +99,9 @@ impl Payload {
         let (size, end) = (self.page_size, offset + length);
         let first = offset / size;
         let needed = end.div_ceil(size).min(first + MOST_SLICES);
-        while self.pages.len() < needed {
+        // Fresh memory is spent in step with what has arrived.
+        let earned = first + (first + 1).max(FIRST_PAGES);
+        while self.pages.len() < needed && (self.pages.len() < earned || spare.has(size)) {
             self.pages.push(spare.take(size));
         }
         for (number, page) in self.pages.iter_mut().enumerate().skip(first) {
@@ -155,12 +164,18 @@ mod tests {
         payload.put(&mut work, SIZE - 1, b"ab", &mut spare);
         assert_eq!(payload.pages.len(), 2);
         assert_eq!((payload.pages[0][SIZE - 1], payload.pages[1][0]), (b'a', b'b'));
-        let mut slices = 0;
-        payload.room(&mut work, SIZE, 999 * SIZE, &mut spare, |_| {
-            slices += 1;
-            true
-        });
-        assert_eq!(slices, MOST_SLICES);
+        let mut slices = |from: usize, spare: &mut SparePages| {
+            let mut count = 0;
+            payload.room(&mut work, from * SIZE, (1000 - from) * SIZE, spare, |_| {
+                count += 1;
+                true
+            });
+            count
+        };
+        assert_eq!(slices(1, &mut spare), FIRST_PAGES, "little has arrived");
+        assert_eq!(slices(16, &mut spare), 17, "as much again as has arrived");
+        spare.pages.extend((0..200).map(|_| spare_page()));
+        assert_eq!(slices(33, &mut spare), MOST_SLICES, "spare pages cost nothing");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One connection, driven: bytes between a transport and the core, requests between the core and an export.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ const MOST_SLICES: usize = 128;
 const DIRECT: u64 = 32 << 10;
 
 /// Rounds of reading and writing before the runtime gets a turn.
-const MOST_ROUNDS: usize = 64;
+const MOST_ROUNDS: usize = 8;
 
 /// A place in flight, beside the core's own.
 #[derive(Debug)]
@@ -55,6 +56,8 @@ pub(crate) struct Session<T> {
     spare_pages: SparePages,
     /// Requests that are with the workers or wait in `futures`.
     elsewhere: usize,
+    /// Requests that wait for a worker.
+    queued: VecDeque<RequestId>,
     patience: Patience,
     completions: Arc<Completions>,
     completed: Vec<Completion>,
@@ -88,6 +91,7 @@ impl<T: Transport> Session<T> {
             pool: Arc::default(),
             spare_pages: SparePages::default(),
             elsewhere: 0,
+            queued: VecDeque::new(),
             completions: Arc::default(),
             completed: Vec::new(),
             futures: FuturesUnordered::new(),
@@ -453,19 +457,36 @@ impl<T: Transport> Session<T> {
     fn start_elsewhere(&mut self, id: RequestId) {
         let slot = &mut self.slots[id.index()];
         let (Some(command), Some(found)) = (slot.command, &self.export) else { return };
-        let mut work = core::mem::take(&mut slot.work);
-        self.elsewhere += 1;
         match &found.export {
-            Handle::Blocking(export) => {
-                let (export, done) = (Arc::clone(export), Arc::clone(&self.completions));
-                self.service.workers().submit(Job { id, command, export, work, done });
+            Handle::Blocking(_) => {
+                self.queued.push_back(id);
+                self.submit_queued();
             }
             Handle::Async(export) => {
+                self.elsewhere += 1;
+                let mut work = core::mem::take(&mut slot.work);
                 let export = Arc::clone(export);
                 self.futures.push(Box::pin(async move {
                     let result = dispatch::execute_async(export, command, &mut work).await;
                     Completion { id, work, result }
                 }));
+            }
+        }
+    }
+
+    /// Hands requests to the workers, no more at a time than this connection's share: the others need some, too.
+    fn submit_queued(&mut self) {
+        let share = self.service.settings().max_workers.div_ceil(2);
+        while self.elsewhere < share
+            && let Some(id) = self.queued.pop_front()
+        {
+            let slot = &mut self.slots[id.index()];
+            let (Some(command), Some(found)) = (slot.command, &self.export) else { continue };
+            if let Handle::Blocking(export) = &found.export {
+                let work = core::mem::take(&mut slot.work);
+                let (export, done) = (Arc::clone(export), Arc::clone(&self.completions));
+                self.elsewhere += 1;
+                self.service.workers().submit(Job { id, command, export, work, done });
             }
         }
     }
@@ -487,6 +508,7 @@ impl<T: Transport> Session<T> {
         self.elsewhere -= 1;
         self.slots[id.index()].work = work;
         self.answer(id, &result);
+        self.submit_queued();
     }
 
     /// Queues the reply to a request that was carried out.
@@ -552,6 +574,12 @@ impl<T: Transport> Session<T> {
                 slot.command = None;
             }
         }
+    }
+}
+
+impl<T> Drop for Session<T> {
+    fn drop(&mut self) {
+        self.completions.abandon();
     }
 }
 

@@ -4,6 +4,7 @@
 //! one over allocates nothing.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,10 +35,17 @@ pub(crate) struct Completion {
 #[derive(Debug, Default)]
 pub(crate) struct Completions {
     finished: Mutex<Vec<Completion>>,
+    /// The connection is gone: what has not begun need not be done.
+    abandoned: AtomicBool,
     pub(crate) waker: AtomicWaker,
 }
 
 impl Completions {
+    /// The connection is gone.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
     fn push(&self, completion: Completion) {
         self.finished.lock().unwrap_or_else(PoisonError::into_inner).push(completion);
         self.waker.wake();
@@ -143,6 +151,9 @@ impl Shared {
 
 impl Job {
     fn run(mut self) {
+        if self.done.abandoned.load(Ordering::Relaxed) {
+            return;
+        }
         let run = || dispatch::execute(&*self.export, self.command, &mut self.work);
         let result = dispatch::guarded(run).and_then(|result| result);
         self.finish(result);
