@@ -129,7 +129,10 @@ fn requests_that_race_with_a_resize_succeed_or_fail_cleanly() {
                         }
                         assert!([None, Some(Errno::ENOSPC)].contains(&write.error()));
                         assert!([None, Some(Errno::EINVAL)].contains(&read.error()));
-                        assert!([None, Some(Errno::EINVAL)].contains(&status.error()));
+                        assert!(
+                            [None, Some(Errno::EINVAL)].contains(&status.error()),
+                            "{status:?}"
+                        );
                     }
                     client.finish();
                 });

@@ -476,7 +476,7 @@ impl<T: Transport> Session<T> {
 
     /// Hands requests to the workers, no more at a time than this connection's share: the others need some, too.
     fn submit_queued(&mut self) {
-        let share = self.service.settings().max_workers.div_ceil(2);
+        let share = (self.service.settings().max_workers * 3).div_ceil(4);
         while self.elsewhere < share
             && let Some(id) = self.queued.pop_front()
         {

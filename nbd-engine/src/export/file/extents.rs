@@ -71,8 +71,9 @@ impl File {
                 Some(Ok(hole)) if hole > at => (false, hole.min(size)),
                 // Somebody punched a hole here meanwhile. To call it data is never wrong.
                 Some(Ok(_)) => (false, size.min(at + u64::from(self.block_size.preferred()))),
+                // Somebody cut the file off meanwhile, see below.
+                Some(Err(Errno::NXIO)) | None => (false, size),
                 Some(Err(errno)) => return Err(io::Error::from(errno).into()),
-                None => (false, size),
             },
             // No data until the end of the file. If that is not where it was, somebody cut the file off: the rest can't
             // be read, so that it must not pass for zeroes.
