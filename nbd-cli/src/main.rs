@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Network block devices: serve disks over NBD, and look at those of others.
+/// Network block devices: serve disks over NBD, look at those of others, and copy them.
 #[derive(Debug, Parser)]
 #[command(name = "nbd", version, max_term_width = 100)]
 struct Cli {

@@ -13,7 +13,11 @@ use crate::exit::Failure;
 pub(super) fn uri(address: &LocalAddr) -> String {
     match address {
         LocalAddr::Tcp(address) => format!("nbd://{address}/"),
-        LocalAddr::Unix(path) => format!("nbd+unix:///?socket={}", percent_encoded(path)),
+        LocalAddr::Unix(path) => {
+            // Clients may run in another folder.
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            format!("nbd+unix:///?socket={}", percent_encoded(&path))
+        }
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "T", default_value = "10s", value_parser = quantity::duration)]
     pub(crate) drain_timeout: Duration,
 
-    /// Log how connections end on standard error; twice: log more
+    /// Log connections that end badly on standard error; twice: log all of them
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 

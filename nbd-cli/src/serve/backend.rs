@@ -1,6 +1,6 @@
 //! From the words of the command line to exports.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nbd_engine::export::{
     Export, ExportMap, File, Handle, Memory, ReadOnly, Tracked, WithAllocationDepth, WithBlockSize,
@@ -72,6 +72,20 @@ impl Backend {
                 "'{text}' names nothing to serve: give a path, file:PATH or memory:SIZE"
             )));
         }
+        // What looks like a slip is one only if there is no such file.
+        if path == text && !Path::new(path).exists() {
+            if quantity::size(text).is_ok() || text == "memory" {
+                let size = if text == "memory" { "1G" } else { text };
+                return Err(Failure::usage(format!(
+                    "there is no file '{text}': for a disk in memory say memory:{size}"
+                )));
+            }
+            if let Some((kind, _)) = text.split_once(':').filter(|(kind, _)| !kind.contains('/')) {
+                return Err(Failure::usage(format!(
+                    "'{kind}:' is no kind of disk that can be served: give a path, file:PATH or memory:SIZE"
+                )));
+            }
+        }
         Ok(Self::File(path.into()))
     }
 
@@ -137,7 +151,7 @@ mod tests {
         assert_eq!(Backend::parse("memory:4k").unwrap(), Backend::Memory(4096));
         assert_eq!(Backend::parse("file:memory:4k").unwrap(), Backend::File("memory:4k".into()));
         assert_eq!(Backend::parse("x.img").unwrap(), Backend::File("x.img".into()));
-        for text in ["memory:", "memory:big", "file:", ""] {
+        for text in ["memory:", "memory:big", "file:", "", "memory", "10G", "null:", "nbd://a/b"] {
             assert!(matches!(Backend::parse(text), Err(Failure::Usage(_))), "{text}");
         }
     }
