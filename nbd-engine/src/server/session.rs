@@ -32,7 +32,7 @@ const MOST_SLICES: usize = 128;
 const DIRECT: u64 = 32 << 10;
 
 /// Rounds of reading and writing before the runtime gets a turn.
-const MOST_ROUNDS: usize = 8;
+const MOST_ROUNDS: usize = 16;
 
 /// A place in flight, beside the core's own.
 #[derive(Debug)]
