@@ -7,8 +7,10 @@
 pub mod client;
 pub mod export;
 pub mod net;
+mod patience;
 mod runtime;
 pub mod server;
+mod staging;
 mod transport;
 
 pub use runtime::{BoxFuture, Runtime};

@@ -18,7 +18,7 @@ use super::session::Piece;
 use super::timer::Timer;
 use super::{Error, Invalid, Options};
 use crate::runtime::Runtime;
-use crate::server::staging::Staging;
+use crate::staging::Staging;
 use crate::transport::Transport;
 
 /// A connection to a server on which no export has been entered yet.

@@ -21,9 +21,9 @@ use super::link::{Closed, Leaving, Link};
 use super::timer::Timer;
 use super::transfer::Transfer;
 use super::{Error, Invalid, LostReason, Options};
+use crate::patience::Patience;
 use crate::runtime::BoxFuture;
-use crate::server::patience::Patience;
-use crate::server::staging::Staging;
+use crate::staging::Staging;
 use crate::transport::Transport;
 
 /// Slices that go into one gathered write.

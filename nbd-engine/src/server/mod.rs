@@ -4,13 +4,11 @@ mod answer;
 mod dispatch;
 mod error;
 mod listen;
-pub(crate) mod patience;
 mod payload;
 mod serve;
 mod service;
 mod session;
 mod settings;
-pub(crate) mod staging;
 mod status;
 mod workers;
 

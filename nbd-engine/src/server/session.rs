@@ -15,14 +15,14 @@ use nbd_proto::{Command, RequestId, Segment};
 use super::ConnectionError;
 use super::answer;
 use super::dispatch::{self, Work};
-use super::patience::Patience;
 use super::payload::{self, Payload, SparePages};
 use super::service::Service;
-use super::staging::Staging;
 use super::status::{Source, Status};
 use super::workers::{Completion, Completions, Job};
 use crate::export::{Body, ExportError, Found, Handle, Pool};
+use crate::patience::Patience;
 use crate::runtime::BoxFuture;
+use crate::staging::Staging;
 use crate::transport::Transport;
 
 /// Slices that go into one gathered write.
