@@ -4,7 +4,7 @@ use core::fmt;
 use core::time::Duration;
 use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -18,6 +18,8 @@ pub struct Background {
     what: String,
     lines: Mutex<Receiver<String>>,
     stderr: Arc<Mutex<String>>,
+    /// Hangs up when standard error has ended.
+    stderr_ended: Mutex<Receiver<()>>,
 }
 
 impl Background {
@@ -38,14 +40,17 @@ impl Background {
         });
         let collected = Arc::new(Mutex::new(String::new()));
         let collector = Arc::clone(&collected);
+        let (ending, stderr_ended) = mpsc::channel();
         thread::spawn(move || {
+            let _ending: Sender<()> = ending;
             let mut piece = [0; 4096];
             while let Ok(count @ 1..) = stderr.read(&mut piece) {
                 let text = String::from_utf8_lossy(&piece[..count]);
                 collector.lock().expect("no holder panics").push_str(&text);
             }
         });
-        Ok(Self { child, what, lines: Mutex::new(lines), stderr: collected })
+        let (lines, stderr_ended) = (Mutex::new(lines), Mutex::new(stderr_ended));
+        Ok(Self { child, what, lines, stderr: collected, stderr_ended })
     }
 
     /// The next line of its standard output; none when that ended or `timeout` has passed.
@@ -85,9 +90,13 @@ impl Background {
         Pid::from_child(&self.child)
     }
 
-    /// Waits until it has exited; none if it has not after `timeout`.
+    /// Waits until it has exited and all that it wrote is collected; none if it has not after `timeout`.
     pub fn wait_exit(&mut self, timeout: Duration) -> Option<ExitStatus> {
-        wait_exit(&mut self.child, timeout)
+        let status = wait_exit(&mut self.child, timeout)?;
+        // Children of its own may live on and hold the pipe open: no more than a moment is theirs.
+        let ended = self.stderr_ended.lock().expect("no holder panics");
+        let _ = ended.recv_timeout(Duration::from_secs(5));
+        Some(status)
     }
 
     /// Whether it is still running.
@@ -264,6 +273,15 @@ mod tests {
     #[should_panic(expected = "signal: 9")]
     fn death_by_a_signal_is_not_a_failure_that_was_asked_for() {
         run(&mut shell("kill -9 $$"), SOON).failure();
+    }
+
+    #[test]
+    fn what_a_background_process_wrote_last_is_collected() {
+        for _ in 0..100 {
+            let mut process = Background::spawn(&mut shell("echo last >&2")).unwrap();
+            process.wait_exit(SOON).unwrap();
+            assert_eq!(process.stderr(), "last\n");
+        }
     }
 
     #[test]
