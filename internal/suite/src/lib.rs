@@ -9,13 +9,17 @@
 //! program that only listens (an event loop of its own, in any language) is a [`Program`] and passes the scenarios that
 //! need no more than a disk.
 //!
-//! **Clients** of an adapter get a trait of their own beside [`Adapter`], a folder beside [`scenarios`], and a macro
-//! that makes a test of each client against each server: [`Setup`] starts the servers, and gives the address.
+//! **Clients** of an adapter implement [`client::ClientAdapter`] in a file of [`clients`]. Their scenarios are in
+//! [`client_scenarios`] and take a [`ClientSetup`] beside the server's [`Setup`]; [`client_suite!`] makes a test of each
+//! for a client and a server.
 //!
 //! Nothing here asserts how long something takes, nothing waits without a bound, and what must happen before something
 //! else is made to happen before it: by exports whose work the scenario lets go on ([`exports::Gate`]).
 
 pub mod adapters;
+pub mod client;
+pub mod client_scenarios;
+pub mod clients;
 pub mod exports;
 pub mod scenarios;
 
@@ -24,7 +28,7 @@ mod every_command;
 mod setup;
 
 pub use adapter::{Adapter, Control, Place, Started};
-pub use setup::{Program, Server, Setup, Subject, Transport, run};
+pub use setup::{ClientSetup, Program, Server, Setup, Subject, Transport, run, run_pair};
 
 use core::time::Duration;
 

@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nbd_engine::client::{Error, Options, Uri};
 use nbd_engine::export::{Export, ExportMap, Memory};
 use nbd_engine::net::LocalAddr;
 use nbd_engine::server::Settings;
@@ -14,6 +15,7 @@ use nbd_testkit::process::{Background, wait_until};
 use nbd_testkit::raw::{Mode, RawClient};
 use tempfile::TempDir;
 
+use crate::client::{ClientAdapter, ClientUnderTest, HagglingUnderTest};
 use crate::{Adapter, Control, Place, SOON};
 
 /// What a connection runs over.
@@ -56,11 +58,30 @@ const TOO_LONG: Duration = Duration::from_secs(60);
 /// # Panics
 /// When the scenario does, or when it hangs.
 pub fn run(subject: Subject, transport: Transport, scenario: fn(Setup)) {
-    let (ended, end) = mpsc::channel::<()>();
     let setup = Setup { subject, transport };
+    to_its_end(move || scenario(setup));
+}
+
+/// Runs a scenario that plays a client against a server.
+///
+/// # Panics
+/// When the scenario does, or when it hangs.
+pub fn run_pair(
+    client: &'static dyn ClientAdapter,
+    server: &'static dyn Adapter,
+    transport: Transport,
+    scenario: fn(ClientSetup, Setup),
+) {
+    let client = ClientSetup { adapter: client, transport };
+    let server = Setup { subject: Subject::Adapter(server), transport };
+    to_its_end(move || scenario(client, server));
+}
+
+fn to_its_end(scenario: impl FnOnce() + Send + 'static) {
+    let (ended, end) = mpsc::channel::<()>();
     let scenario = thread::Builder::new().name("scenario".into()).spawn(move || {
         let _tells_the_end = ended;
-        scenario(setup);
+        scenario();
     });
     let scenario = scenario.expect("a thread for the scenario");
     if end.recv_timeout(TOO_LONG) == Err(RecvTimeoutError::Timeout) {
@@ -68,6 +89,60 @@ pub fn run(subject: Subject, transport: Transport, scenario: fn(Setup)) {
     }
     if let Err(panic) = scenario.join() {
         resume_unwind(panic);
+    }
+}
+
+/// What a scenario about clients is given: it makes clients.
+#[derive(Clone, Copy)]
+pub struct ClientSetup {
+    adapter: &'static dyn ClientAdapter,
+    transport: Transport,
+}
+
+impl ClientSetup {
+    /// The adapter.
+    pub const fn adapter(&self) -> &'static dyn ClientAdapter {
+        self.adapter
+    }
+
+    /// What connections are to run over.
+    pub const fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// Connects to the default export, or the one that the options name.
+    ///
+    /// # Errors
+    /// The adapter's.
+    pub fn connect(
+        &self,
+        endpoint: &Endpoint,
+        options: &Options,
+    ) -> Result<Box<dyn ClientUnderTest>, Error> {
+        self.adapter.connect(&Self::uri(endpoint), options)
+    }
+
+    /// Connects, but enters no export.
+    ///
+    /// # Errors
+    /// The adapter's.
+    pub fn haggle(
+        &self,
+        endpoint: &Endpoint,
+        options: &Options,
+    ) -> Result<Box<dyn HagglingUnderTest>, Error> {
+        self.adapter.haggle(&Self::uri(endpoint), options)
+    }
+
+    /// A client of the default export of a server that has one.
+    #[track_caller]
+    pub fn client(&self, server: &Server) -> Box<dyn ClientUnderTest> {
+        let client = self.connect(server.endpoint(), &Options::default());
+        client.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn uri(endpoint: &Endpoint) -> Uri {
+        endpoint.uri("").parse().expect("the address of a server")
     }
 }
 
