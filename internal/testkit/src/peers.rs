@@ -105,9 +105,9 @@ fn missing(what: &str, package: &str) {
 
 #[track_caller]
 fn skip_notice(what: &str, package: &str, in_ci: bool) -> String {
-    let notice = format!("SKIPPED: {what} is not installed (apt-get install {package})\n");
-    assert!(!in_ci, "no test is skipped in CI: {notice}");
-    notice
+    let absent = format!("{what} is not installed (apt-get install {package})");
+    assert!(!in_ci, "no test is skipped in CI: {absent}");
+    format!("SKIPPED: {absent}\n")
 }
 
 /// A peer's server on a Unix socket; killed when dropped.
