@@ -1,6 +1,7 @@
 //! The `nbd` command. Arguments, output and exit codes; the protocol and storage are the libraries' business.
 
 mod copy;
+mod descriptor;
 mod exit;
 mod info;
 mod list;

@@ -15,6 +15,9 @@ use crate::quantity;
 /// Without arguments it serves a memory disk of 1 GiB on 127.0.0.1:10809. When it listens it prints one URI a line on
 /// standard output, for clients such as qemu-img, nbdinfo and nbdcopy. SIGINT or SIGTERM lets requests in flight finish
 /// and exits; a second one exits at once.
+///
+/// Sockets that systemd's socket activation hands over (LISTEN_FDS) are taken instead, and nothing is printed then:
+/// nbd info [ nbd serve disk.img ], and the same with nbdinfo and nbdcopy.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// TCP port; 0 takes a free one

@@ -1,5 +1,6 @@
 //! `nbd serve`: exports disks until it is told to stop.
 
+mod activation;
 mod announce;
 mod arguments;
 mod backend;

@@ -1,5 +1,6 @@
 //! `nbd serve` as those see it who run it: what it prints, its exit codes, and how it ends.
 
+mod activation;
 mod addresses;
 mod end;
 mod exports;

@@ -1,0 +1,98 @@
+//! Sockets that listen already, handed over by systemd's socket activation: by systemd itself, or by a client such as
+//! nbdinfo and nbdcopy that starts a server for itself.
+
+use std::ffi::OsString;
+use std::net::TcpListener;
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixListener;
+
+use rustix::net::{AddressFamily, SocketType, sockopt};
+
+use crate::descriptor;
+use crate::exit::Failure;
+
+/// The number of the first one.
+const FIRST: RawFd = 3;
+
+/// A socket that was handed over.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// The sockets that were handed to this process; `None` if there are none. To be called before anything is opened.
+pub(super) fn sockets() -> Result<Option<Vec<Socket>>, Failure> {
+    let [pid, fds] = ["LISTEN_PID", "LISTEN_FDS"].map(std::env::var_os);
+    let Some(count) = count(pid, fds, std::process::id())? else { return Ok(None) };
+    (FIRST..).take(count).map(|number| socket(number, count)).collect::<Result<_, _>>().map(Some)
+}
+
+/// How many sockets there are for the process of that number.
+fn count(pid: Option<OsString>, fds: Option<OsString>, own: u32) -> Result<Option<usize>, Failure> {
+    let (Some(pid), Some(fds)) = (pid, fds) else { return Ok(None) };
+    let number = |name: &str, text: OsString| {
+        text.to_str().and_then(|text| text.parse::<u32>().ok()).filter(|n| *n > 0).ok_or_else(|| {
+            Failure::usage(format!(
+                "{name} is '{}', which is no number of at least 1: unset LISTEN_PID and LISTEN_FDS, or leave them to \
+                 who starts servers by socket activation",
+                text.to_string_lossy()
+            ))
+        })
+    };
+    if number("LISTEN_PID", pid)? != own {
+        // Meant for the process that started us, or for one that it has started before.
+        return Ok(None);
+    }
+    let count = number("LISTEN_FDS", fds)?;
+    Ok(Some(usize::try_from(count).unwrap_or(usize::MAX)))
+}
+
+fn socket(number: RawFd, count: usize) -> Result<Socket, Failure> {
+    let failed = |what: &str| {
+        Failure::failed(format!(
+            "socket activation (LISTEN_FDS={count}): descriptor {number} {what}"
+        ))
+    };
+    let socket = descriptor::take(number).map_err(|_| failed("is not open"))?;
+    let kind = sockopt::socket_type(&socket).map_err(|_| failed("is not a socket"))?;
+    if kind != SocketType::STREAM || !sockopt::socket_acceptconn(&socket).unwrap_or(false) {
+        return Err(failed(
+            "is not a stream socket that listens; systemd needs ListenStream= and Accept=no",
+        ));
+    }
+    match sockopt::socket_domain(&socket) {
+        Ok(AddressFamily::INET | AddressFamily::INET6) => Ok(Socket::Tcp(socket.into())),
+        Ok(AddressFamily::UNIX) => Ok(Socket::Unix(socket.into())),
+        _ => Err(failed("is neither a TCP nor a Unix socket")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(pid: &str, fds: &str) -> Result<Option<usize>, Failure> {
+        count(Some(pid.into()), Some(fds.into()), 77)
+    }
+
+    #[test]
+    fn sockets_are_counted_if_they_are_for_this_process() {
+        assert!(matches!(words("77", "2"), Ok(Some(2))));
+        assert!(matches!(words("78", "2"), Ok(None)));
+        assert!(matches!(count(None, Some("2".into()), 77), Ok(None)));
+        assert!(matches!(count(Some("77".into()), None, 77), Ok(None)));
+    }
+
+    #[test]
+    fn malformed_variables_are_named() {
+        for text in ["", "x", "-1", "0", "1 ", "99999999999"] {
+            for (found, name) in
+                [(words(text, "1"), "LISTEN_PID"), (words("77", text), "LISTEN_FDS")]
+            {
+                let Err(Failure::Usage(said)) = found else { panic!("{text:?}: {found:?}") };
+                assert!(said.contains(&format!("{name} is '{text}'")), "{said}");
+            }
+        }
+    }
+}
