@@ -9,6 +9,7 @@ mod log;
 mod map;
 mod output;
 mod quantity;
+mod resize;
 mod serve;
 mod target;
 
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Network block devices: serve disks over NBD, look at those of others, and copy them.
+/// Network block devices: serve disks over NBD, look at those of others, copy and resize them.
 #[derive(Debug, Parser)]
 #[command(name = "nbd", version, max_term_width = 100)]
 struct Cli {
@@ -31,6 +32,7 @@ enum Command {
     List(list::Arguments),
     Map(map::Arguments),
     Copy(copy::Arguments),
+    Resize(resize::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::List(arguments) => list::run(&arguments),
         Command::Map(arguments) => map::run(&arguments),
         Command::Copy(arguments) => copy::run(&arguments),
+        Command::Resize(arguments) => resize::run(&arguments),
     };
     exit::report(result)
 }

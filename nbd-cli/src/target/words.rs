@@ -30,12 +30,14 @@ impl fmt::Display for Place {
 }
 
 /// The command line with a `--` in front of the first opening bracket, so that nobody takes the options of that command
-/// for ours.
+/// for ours; or in front of the first number with a minus after `resize`, which is a size and no option.
 pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = given.into_iter().collect();
     let ends = arguments.iter().position(|word| word == "--").unwrap_or(arguments.len());
-    if let Some(bracket) = arguments[..ends].iter().position(|word| word == "[") {
-        arguments.insert(bracket, "--".into());
+    let is_negative = |word: &OsStr| matches!(word.as_encoded_bytes(), [b'-', digit, ..] if digit.is_ascii_digit());
+    let place = arguments[..ends].iter().position(|word| word == "[" || is_negative(word));
+    if let Some(place) = place {
+        arguments.insert(place, "--".into());
     }
     arguments
 }
@@ -83,6 +85,17 @@ mod tests {
     fn brackets_without_an_end_or_a_command_are_usage_errors() {
         for text in ["[ nbdkit null", "[ ]", "a [ ] b"] {
             assert!(matches!(places(&words(text)), Err(Failure::Usage(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn negative_sizes_are_no_options() {
+        for (given, taken) in [
+            ("nbd resize nbd://a -1G", "nbd resize nbd://a -- -1G"),
+            ("nbd resize [ a ] -1G", "nbd resize -- [ a ] -1G"),
+            ("nbd serve -p -1", "nbd serve -p -1"),
+        ] {
+            assert_eq!(arguments(words(given)), words(taken));
         }
     }
 

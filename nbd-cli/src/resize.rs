@@ -1,0 +1,117 @@
+//! `nbd resize`: makes a disk larger or smaller.
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use clap::Args;
+use nbd_blocking::client::Options;
+
+use crate::exit::Failure;
+use crate::target::{Place, Target};
+use crate::{output, quantity, target};
+
+/// Change the size of an export, and write the new size in bytes.
+///
+/// The server has to offer it, as nbd serve does with --resize. What is added reads as zeroes; what is cut off is gone.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The export's URI, or the command of a server between brackets, as with nbd info; and the size: so many bytes
+    /// (512, 4k, 10M, 1G, 1T), with + or - in front so many more or less than now
+    #[arg(value_name = "URI SIZE", required = true, num_args = 1..)]
+    words: Vec<OsString>,
+}
+
+/// A size as it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    Absolute(u64),
+    More(u64),
+    Less(u64),
+}
+
+impl Size {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.split_at_checked(1) {
+            Some(("+", more)) => quantity::size(more).map(Self::More),
+            Some(("-", less)) => quantity::size(less).map(Self::Less),
+            _ => quantity::size(text).map(Self::Absolute),
+        }
+    }
+
+    /// The size that an export of `now` bytes is to have. None if there is no such size.
+    fn of(self, now: u64) -> Option<u64> {
+        let size = match self {
+            Self::Absolute(size) => Some(size),
+            Self::More(more) => now.checked_add(more),
+            Self::Less(less) => now.checked_sub(less),
+        };
+        size.filter(|size| i64::try_from(*size).is_ok())
+    }
+}
+
+/// `nbd resize`.
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let places = target::places(&arguments.words)?;
+    let [place, Place::Word(size)] = &places[..] else {
+        return Err(Failure::usage("give a URI and a size, such as nbd://HOST/EXPORT 10G"));
+    };
+    let size = Size::parse(&size.to_string_lossy()).map_err(Failure::Usage)?;
+    let target = Target::open(place)?;
+    let client = target.connect(&Options::default())?;
+    let now = client.size();
+    let refused = |why: String| Failure::failed(format!("cannot resize {}: {why}", target.name()));
+    let check = || {
+        if client.is_read_only() {
+            return Err(refused("it is read-only".into()));
+        }
+        if !client.can_resize() {
+            let text =
+                "the server does not offer it for this export (nbd serve does with --resize)";
+            return Err(refused(text.into()));
+        }
+        let wanted = size.of(now).ok_or_else(|| {
+            refused(format!(
+                "it has {now} bytes, and can have no less than 0 and no more than 2^63 - 1"
+            ))
+        })?;
+        let unit = u64::from(client.block_size().minimum());
+        if !wanted.is_multiple_of(unit) {
+            return Err(refused(format!(
+                "{wanted} bytes is no multiple of its block size, {unit}"
+            )));
+        }
+        client.resize(wanted).map_err(|error| target.explain(&error))?;
+        Ok(wanted)
+    };
+    let result = check();
+    client.disconnect();
+    let size = result?;
+    output::write(|out| Ok(writeln!(out, "{size}")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_absolute_or_relative() {
+        for (text, now, size) in [
+            ("512", 1024, Some(512)),
+            ("4k", 0, Some(4096)),
+            ("+1M", 1, Some((1 << 20) + 1)),
+            ("-1k", 1024, Some(0)),
+            ("-1k", 1023, None),
+            ("+1", i64::MAX as u64, None),
+            ("9223372036854775807", 5, Some(i64::MAX as u64)),
+        ] {
+            assert_eq!(Size::parse(text).unwrap().of(now), size, "{text} of {now}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_named() {
+        for text in ["", "+", "-", "big", "--1", "+-1", "8E", "é"] {
+            assert!(Size::parse(text).is_err(), "{text}");
+        }
+    }
+}
