@@ -1,8 +1,9 @@
-//! Test support for the workspace: a scripted NBD client, a guard around the server under test, and the
-//! other implementations that it is tested against.
+//! Test support for the workspace: a scripted NBD client and a scripted server, a guard around the server under
+//! test, and the other implementations that it is tested against.
 //!
 //! Nothing here uses the project's own protocol code. The client in [`raw`] is a second, independent reading
-//! of the protocol text: a test made with the code that it tests would share its misreadings.
+//! of the protocol text: a test made with the code that it tests would share its misreadings. The server in
+//! [`scripted`] is made of the same parts.
 //!
 //! Everything panics on failure, with a message that names the broken rule, and nothing waits without a
 //! bound: a silent peer fails a test within seconds instead of hanging it.
@@ -10,6 +11,7 @@
 pub mod peers;
 pub mod process;
 pub mod raw;
+pub mod scripted;
 pub mod server;
 
 mod endpoint;

@@ -55,9 +55,15 @@ impl Wire {
         }
     }
 
-    /// One end of a socket pair: a test of the kit itself plays the server on the other.
+    /// A Unix stream that is connected.
     pub fn from_unix(stream: UnixStream) -> Self {
         Self::bounded(Stream::Unix(stream)).expect("timeouts can be set")
+    }
+
+    /// A TCP connection that was accepted; without Nagle's algorithm, too.
+    pub fn from_tcp(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Self::bounded(Stream::Tcp(stream))
     }
 
     fn bounded(stream: Stream) -> io::Result<Self> {
@@ -196,6 +202,17 @@ impl Wire {
         match self.fill(&mut bytes) {
             Ok(()) => Some(bytes),
             Err(Missing::End(0)) => None,
+            Err(missing) => panic!("{what}: {missing:?} of {len} bytes"),
+        }
+    }
+
+    /// Receives `len` bytes, or nothing if the peer closed before the last of them.
+    #[track_caller]
+    pub fn recv_or_gone(&mut self, len: usize, what: &str) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        match self.fill(&mut bytes) {
+            Ok(()) => Some(bytes),
+            Err(Missing::End(_)) => None,
             Err(missing) => panic!("{what}: {missing:?} of {len} bytes"),
         }
     }
