@@ -34,7 +34,11 @@ impl fmt::Display for Place {
 pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = given.into_iter().collect();
     let ends = arguments.iter().position(|word| word == "--").unwrap_or(arguments.len());
-    let is_negative = |word: &OsStr| matches!(word.as_encoded_bytes(), [b'-', digit, ..] if digit.is_ascii_digit());
+    let resizes = arguments.get(1).is_some_and(|word| word == "resize");
+    let is_negative = |word: &OsStr| {
+        let bytes = word.as_encoded_bytes();
+        resizes && matches!(bytes, [b'-', digit, ..] if digit.is_ascii_digit())
+    };
     let place = arguments[..ends].iter().position(|word| word == "[" || is_negative(word));
     if let Some(place) = place {
         arguments.insert(place, "--".into());
