@@ -1,19 +1,14 @@
 //! Sockets of async-io, which both runtimes wait by, as the engine's transports and listeners.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_io::{Async, IoSafe, Timer};
-use futures_io::{AsyncRead, AsyncWrite};
+use async_io::{Async, Timer};
 use nbd_engine::server::{Accepted, Listen};
-use nbd_engine::{BoxFuture, Transport, net};
-use rustix::net::{RecvFlags, Shutdown};
+use nbd_engine::{BoxFuture, Socket, net};
 
 /// Is ready once `duration` has passed.
 pub(crate) fn sleep(duration: Duration) -> BoxFuture {
@@ -23,65 +18,10 @@ pub(crate) fn sleep(duration: Duration) -> BoxFuture {
     })
 }
 
-/// A connected socket.
-#[derive(Debug)]
-pub(crate) struct Socket<T>(Async<T>);
-
-impl<T: IoSafe + io::Read + io::Write + AsFd + Send> Transport for Socket<T> {
-    fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::net::recv(self.0.get_ref(), buffer, RecvFlags::DONTWAIT)?.0)
-    }
-}
-
-impl<T: IoSafe + io::Read> AsyncRead for Socket<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
-    }
-
-    fn poll_read_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &mut [IoSliceMut<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_read_vectored(cx, buffers)
-    }
-}
-
-impl<T: IoSafe + io::Write + AsFd> AsyncWrite for Socket<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, slices)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Only the writing side, which async-io's own method leaves open.
-        Poll::Ready(rustix::net::shutdown(self.0.get_ref(), Shutdown::Write).map_err(Into::into))
-    }
-}
-
 pub(crate) struct Tcp(pub(crate) Arc<Async<TcpListener>>);
 
 impl Listen for Tcp {
-    type Transport = Socket<TcpStream>;
+    type Transport = Socket<Async<TcpStream>>;
 
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, address) = self.0.accept().await?;
@@ -93,11 +33,39 @@ impl Listen for Tcp {
 pub(crate) struct Unix(pub(crate) Arc<Async<UnixListener>>);
 
 impl Listen for Unix {
-    type Transport = Socket<UnixStream>;
+    type Transport = Socket<Async<UnixStream>>;
 
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, _) = self.0.accept().await?;
         net::tune_unix(&stream);
         Ok(Accepted { transport: Socket(stream), peer: "unix socket".into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Write;
+    use std::pin::Pin;
+
+    use futures_io::{AsyncRead, AsyncWrite};
+
+    use super::*;
+
+    /// Closes a socket whose peer has closed its own with data unread, so that it was reset.
+    #[test]
+    fn closing_after_a_reset_is_no_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        ours.write_all(b"unread").unwrap();
+        theirs.peek(&mut [0]).unwrap();
+        drop(theirs);
+        async_io::block_on(async {
+            let mut socket = Socket(Async::new(ours).unwrap());
+            let read = poll_fn(|cx| Pin::new(&mut socket).poll_read(cx, &mut [0])).await;
+            assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+            poll_fn(|cx| Pin::new(&mut socket).poll_close(cx)).await.unwrap();
+        });
     }
 }

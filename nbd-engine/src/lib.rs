@@ -14,7 +14,7 @@ mod staging;
 mod transport;
 
 pub use runtime::{BoxFuture, Runtime};
-pub use transport::{AnyTransport, Plain, Transport};
+pub use transport::{AnyTransport, Plain, Socket, Transport};
 
 /// The protocol itself.
 pub use nbd_proto as proto;

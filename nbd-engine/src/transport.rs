@@ -1,8 +1,11 @@
 //! What the engine asks of a byte stream.
 
 use std::io::{self, IoSliceMut};
+use std::os::fd::AsFd;
 
 use futures_io::{AsyncRead, AsyncWrite};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, Shutdown};
 
 /// A byte stream to a peer.
 ///
@@ -35,56 +38,95 @@ pub struct Plain<T>(pub T);
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for Plain<T> {}
 
+/// A connected socket of whatever runtime: read without the runtime's leave where that is welcome. Closing it closes the
+/// writing side alone, so that what the peer still has to say can be read.
+#[derive(Debug)]
+pub struct Socket<T>(pub T);
+
+impl<T: AsyncRead + AsyncWrite + AsFd + Unpin + Send> Transport for Socket<T> {
+    fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // Some runtimes ask the socket only after their event loop has had its turn.
+        Ok(rustix::net::recv(&self.0, buffer, RecvFlags::DONTWAIT)?.0)
+    }
+}
+
+impl<T: AsFd> Socket<T> {
+    fn close(&self) -> io::Result<()> {
+        match rustix::net::shutdown(&self.0, Shutdown::Write) {
+            // A peer that was quicker, and left with something unread.
+            Ok(()) | Err(Errno::NOTCONN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
 mod forward {
-    //! [`Plain`] is what it holds.
+    //! [`Plain`] and [`Socket`] are what they hold.
 
     use core::pin::Pin;
     use core::task::{Context, Poll};
     use std::io::IoSlice;
 
-    use super::{AsyncRead, AsyncWrite, IoSliceMut, Plain, io};
+    use super::{AsFd, AsyncRead, AsyncWrite, IoSliceMut, Plain, Socket, io};
 
-    impl<T: AsyncRead + Unpin> AsyncRead for Plain<T> {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buffer: &mut [u8],
-        ) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.0).poll_read(cx, buffer)
-        }
+    /// `$close` is how the wrapper is closed.
+    macro_rules! forward {
+        ($wrapper:ident, ($($bound:path),*), $close:expr) => {
+            impl<T: AsyncRead + Unpin> AsyncRead for $wrapper<T> {
+                fn poll_read(
+                    mut self: Pin<&mut Self>,
+                    cx: &mut Context<'_>,
+                    buffer: &mut [u8],
+                ) -> Poll<io::Result<usize>> {
+                    Pin::new(&mut self.0).poll_read(cx, buffer)
+                }
 
-        fn poll_read_vectored(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buffers: &mut [IoSliceMut<'_>],
-        ) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.0).poll_read_vectored(cx, buffers)
-        }
+                fn poll_read_vectored(
+                    mut self: Pin<&mut Self>,
+                    cx: &mut Context<'_>,
+                    buffers: &mut [IoSliceMut<'_>],
+                ) -> Poll<io::Result<usize>> {
+                    Pin::new(&mut self.0).poll_read_vectored(cx, buffers)
+                }
+            }
+
+            impl<T: AsyncWrite + Unpin $(+ $bound)*> AsyncWrite for $wrapper<T> {
+                fn poll_write(
+                    mut self: Pin<&mut Self>,
+                    cx: &mut Context<'_>,
+                    bytes: &[u8],
+                ) -> Poll<io::Result<usize>> {
+                    Pin::new(&mut self.0).poll_write(cx, bytes)
+                }
+
+                fn poll_write_vectored(
+                    mut self: Pin<&mut Self>,
+                    cx: &mut Context<'_>,
+                    slices: &[IoSlice<'_>],
+                ) -> Poll<io::Result<usize>> {
+                    Pin::new(&mut self.0).poll_write_vectored(cx, slices)
+                }
+
+                fn poll_flush(
+                    mut self: Pin<&mut Self>,
+                    cx: &mut Context<'_>,
+                ) -> Poll<io::Result<()>> {
+                    Pin::new(&mut self.0).poll_flush(cx)
+                }
+
+                fn poll_close(
+                    mut self: Pin<&mut Self>,
+                    cx: &mut Context<'_>,
+                ) -> Poll<io::Result<()>> {
+                    $close(&mut self, cx)
+                }
+            }
+        };
     }
 
-    impl<T: AsyncWrite + Unpin> AsyncWrite for Plain<T> {
-        fn poll_write(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            bytes: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.0).poll_write(cx, bytes)
-        }
-
-        fn poll_write_vectored(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            slices: &[IoSlice<'_>],
-        ) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.0).poll_write_vectored(cx, slices)
-        }
-
-        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.0).poll_flush(cx)
-        }
-
-        fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.0).poll_close(cx)
-        }
-    }
+    forward!(Plain, (), |plain: &mut Plain<T>, cx: &mut Context<'_>| {
+        Pin::new(&mut plain.0).poll_close(cx)
+    });
+    // By itself, since async-io's own method, for one, leaves the writing side open.
+    forward!(Socket, (AsFd), |socket: &mut Socket<T>, _| Poll::Ready(socket.close()));
 }

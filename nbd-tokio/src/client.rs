@@ -6,20 +6,20 @@ use std::ops::Deref;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use nbd_engine::AnyTransport;
 use nbd_engine::client as engine;
 use nbd_engine::client::{Connector, Driving};
+use nbd_engine::{AnyTransport, Plain};
 use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
 
 pub use nbd_engine::client::{
     Bytes, CommandError, ContextExtents, Error, ExportDetails, Extent, Flags, Haggling, Handshake,
-    Invalid, Listing, LostReason, Negotiated, Options, Pending, Uri, UriError,
+    Invalid, Lent, Listing, LostReason, Negotiated, Options, Pending, Uri, UriError,
 };
 
 use crate::runtime::Tokio;
-use crate::stream::{Socket, Stream};
+use crate::stream::{self, Stream};
 
 /// An export on a server, on tokio: an [engine's client](engine::Client), whose connections are tasks of the runtime on
 /// which it was made. Cheap to clone and to share; all requests are its methods, by [`Deref`].
@@ -77,7 +77,8 @@ impl Client {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (runtime, driving) = (Here::new().0, Driving::Task);
-        engine::Client::over(Stream(stream), runtime, driving, "stream", options).await.map(Self)
+        let stream = Plain(Stream::new(stream));
+        engine::Client::over(stream, runtime, driving, "stream", options).await.map(Self)
     }
 
     /// The export as a stream of bytes with a position, at its beginning.
@@ -128,11 +129,11 @@ impl Connector for Here {
     async fn connect_tcp(&self, address: SocketAddr) -> io::Result<AnyTransport> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Box::new(Socket(stream)))
+        Ok(Box::new(stream::tcp(stream)))
     }
 
     fn adopt_unix(&self, socket: std::os::unix::net::UnixStream) -> io::Result<AnyTransport> {
-        Ok(Box::new(Socket(UnixStream::from_std(socket)?)))
+        Ok(Box::new(stream::unix(UnixStream::from_std(socket)?)))
     }
 }
 

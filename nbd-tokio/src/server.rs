@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use nbd_engine::Plain;
 use nbd_engine::export::Exports;
 use nbd_engine::net::{self, LocalAddr, SocketPath};
 use nbd_engine::server::{ConnectionError, Listen, Service, Settings, listen, serve};
@@ -132,7 +133,8 @@ impl Server {
     {
         match self.service.admit().await {
             Some(permit) => {
-                serve(permit, Stream(stream), Tokio(Handle::current()), "stream".into()).await
+                let (stream, runtime) = (Plain(Stream::new(stream)), Tokio(Handle::current()));
+                serve(permit, stream, runtime, "stream".into()).await
             }
             None => Ok(()),
         }
