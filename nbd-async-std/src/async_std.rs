@@ -10,7 +10,7 @@ use nbd_engine::{BoxFuture, Runtime};
 use crate::server::{self, Listening};
 use crate::stream;
 
-/// The runtime of [`Server`]: async-std's global threads, started when first used.
+/// The runtime of [`Server`] and [`Client`](crate::Client): async-std's global threads, started when first used.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AsyncStd;
 

@@ -1,8 +1,8 @@
 //! NBD on async-std and on smol.
 //!
 //! async-std is no longer developed: its own maintainers send people to smol. This crate has both, under the same names:
-//! [`Server`] with the feature `async-std` (on by default), `smol::Server` with the feature `smol`. The features only
-//! add; both can be on at once.
+//! [`Server`] and [`Client`] with the feature `async-std` (on by default), `smol::Server` and `smol::Client` with the
+//! feature `smol`. The features only add; both can be on at once.
 //!
 #![cfg_attr(feature = "async-std", doc = "```")]
 #![cfg_attr(not(feature = "async-std"), doc = "```ignore")]
@@ -21,12 +21,26 @@
 //! # }
 //! ```
 //!
+//! A client reads and writes any server:
+//!
+#![cfg_attr(feature = "async-std", doc = "```no_run")]
+#![cfg_attr(not(feature = "async-std"), doc = "```ignore")]
+//! # async fn example() -> Result<(), nbd_async_std::client::Error> {
+//! let client = nbd_async_std::Client::connect("nbd://localhost/disk").await?;
+//! client.write_at(b"hello", 4096).await?;
+//! client.disconnect().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Each connection is a task. Exports that never block are called on it; those that may block, on worker threads of the
 //! engine, so that no thread of the runtime is held up. Both runtimes wait for sockets and timers by
-//! [async-io](async_io), so both servers are the same code. Unix platforms only.
+//! [async-io](async_io), so both servers are the same code, and so are both clients. Unix platforms only.
 
 #[cfg(feature = "async-std")]
 mod async_std;
+#[cfg(any(feature = "async-std", feature = "smol"))]
+pub mod client;
 #[cfg(any(feature = "async-std", feature = "smol"))]
 pub mod server;
 #[cfg(feature = "smol")]
@@ -36,6 +50,10 @@ mod stream;
 
 #[cfg(feature = "async-std")]
 pub use async_std::{AsyncStd, Server};
+#[cfg(feature = "async-std")]
+pub use client::Client;
+#[cfg(any(feature = "async-std", feature = "smol"))]
+pub use client::Disk;
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
 pub use nbd_engine::server::{ConnectionError, Settings};

@@ -25,12 +25,40 @@ use ::smol::net::unix::UnixListener;
 use ::smol::net::{AsyncToSocketAddrs, TcpListener};
 use nbd_engine::{BoxFuture, Runtime};
 
-use crate::server;
-use crate::stream;
+use crate::{server, stream};
 
+pub use self::client::{Client, Disk};
 pub use crate::server::Listening;
 
-/// The runtime of [`Server`]: smol's global executor, started when first used.
+/// Clients on smol: what [`crate::client`] has for async-std.
+pub mod client {
+    pub use crate::client::{
+        Bytes, ClientOn, CommandError, ContextExtents, Disk, Error, ExportDetails, Extent, Flags,
+        Haggling, Handshake, Invalid, Lent, Listing, LostReason, Negotiated, Options, Pending, Uri,
+        UriError, haggle,
+    };
+
+    /// An NBD client on smol. See [`ClientOn`] for its methods.
+    ///
+    /// ```no_run
+    /// use nbd_async_std::smol::Client;
+    /// use nbd_async_std::smol::client::Flags;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # smol::block_on(async {
+    /// let client = Client::connect("nbd://localhost/disk").await?;
+    /// let mut sector = [0; 512];
+    /// client.read_exact_at(&mut sector, 0).await?;
+    /// client.write_at_with(&sector, 512, Flags::FUA).await?;
+    /// client.disconnect().await;
+    /// # Ok(())
+    /// # })
+    /// # }
+    /// ```
+    pub type Client = ClientOn<super::Smol>;
+}
+
+/// The runtime of [`Server`] and [`Client`]: smol's global executor, started when first used.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Smol;
 

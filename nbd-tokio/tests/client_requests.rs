@@ -2,180 +2,68 @@
 
 #[path = "../../nbd-engine/tests/client_support/mod.rs"]
 mod support;
+#[path = "../../nbd-engine/tests/client_support/tasks.rs"]
+mod tasks;
 
-use std::future::Future;
-use std::net::TcpListener;
-use std::time::Duration;
-
-use nbd_testkit::Pattern;
-use nbd_tokio::client::{Error, Flags, LostReason, Options, Pending, Uri, haggle};
-use nbd_tokio::export::{Export, ExportMap, Memory};
+use nbd_tokio::client::{Error, LostReason, Options};
+use nbd_tokio::export::{ExportMap, Memory};
 use nbd_tokio::{Client, Server};
-use support::{GATED, Gate, bounded};
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, SeekFrom};
+use support::bounded;
 
-/// Runs a test on a runtime of each flavour.
-fn run<F: Future<Output = ()>>(test: impl Fn() -> F + Send + Sync + Copy + 'static) {
-    bounded(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test());
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(test());
-    });
-}
+mod runtime {
+    use std::future::Future;
 
-async fn connected(export: impl Export, options: &Options) -> (Server, Client) {
-    let server = Server::new(ExportMap::new().with("", export));
-    let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
-    let serving = server.clone();
-    tokio::spawn(async move { serving.serve_stream(ours).await });
-    (server, Client::over(theirs, options).await.unwrap())
-}
+    use tokio::net::UnixStream;
+    use tokio::runtime::Builder;
+    use tokio::task::JoinHandle;
 
-fn memory(size: u64) -> Memory {
-    Memory::new(size).unwrap()
-}
+    pub(crate) use nbd_tokio::{Server, client};
+    pub(crate) use tokio::spawn;
 
-#[test]
-fn what_was_written_is_read_back_over_tcp_and_unix_sockets() {
-    run(|| async {
-        let server = Server::new(ExportMap::new().with("disk", memory(1 << 20)));
-        let tcp = server.listen_tcp("127.0.0.1:0").await.unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("socket");
-        let _unix = server.listen_unix(&socket).unwrap();
-        let tcp = format!("nbd://{}/disk", tcp.local_addr());
-        let unix = Uri::unix(socket.to_str().unwrap()).unwrap().with_export("disk").unwrap();
-        for uri in [tcp, unix.to_string()] {
-            let client = Client::connect(&uri).await.unwrap();
-            let data = Pattern(1).bytes(0, 100_000);
-            client.write_at(&data, 100).await.unwrap();
-            let mut found = vec![0; data.len()];
-            client.read_exact_at(&mut found, 100).await.unwrap();
-            assert_eq!(found, data);
-            client.write(data.clone().into(), 200_000).await.unwrap();
-            assert_eq!(client.read(200_000, data.len()).await.unwrap(), data);
-            client.flush().await.unwrap();
-            client.write_zeroes(0, 1 << 20, Flags::empty()).await.unwrap();
-            let (found, result) = client.read_into(found, 100).await;
-            result.unwrap();
-            assert_eq!(found, vec![0; data.len()]);
-            client.disconnect().await;
-        }
-        server.shut_down();
-        server.wait().await;
-    });
-}
+    pub(crate) mod traits {
+        pub(crate) use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, copy};
+    }
 
-#[test]
-fn two_hundred_tasks_share_a_client() {
-    run(|| async {
-        let mut options = Options::default();
-        options.limits.max_in_flight = 32;
-        let (_server, client) = connected(memory(2 << 20), &options).await;
-        let tasks: Vec<_> = (0..200)
-            .map(|task| {
-                let client = client.clone();
-                tokio::spawn(async move {
-                    let offset = task * 4096;
-                    for round in 0..10 {
-                        let data = Pattern(round).bytes(offset, 4096);
-                        client.write_at(&data, offset).await.unwrap();
-                        assert_eq!(client.read(offset, 4096).await.unwrap(), data);
-                    }
-                })
-            })
-            .collect();
-        for task in tasks {
-            task.await.unwrap();
-        }
-    });
-}
+    /// Runs a test on a runtime of each flavour.
+    pub(crate) fn run<F: Future<Output = ()>>(test: impl Fn() -> F + Send + Sync + Copy + 'static) {
+        crate::support::bounded(move || {
+            let mut several = Builder::new_multi_thread();
+            several.worker_threads(2);
+            for mut flavour in [Builder::new_current_thread(), several] {
+                flavour.enable_all().build().unwrap().block_on(test());
+            }
+        });
+    }
 
-#[test]
-fn a_future_that_is_dropped_harms_no_other() {
-    run(|| async {
-        let (gate, key) = Gate::new();
-        let (_server, client) = connected(gate, &Options::default()).await;
-        client.write_at(&[9; 512], 0).await.unwrap();
-        let mut buffer = vec![1; 65536];
-        tokio::select! {
-            biased;
-            result = client.read_exact_at(&mut buffer, GATED) => panic!("it is gated: {result:?}"),
-            result = client.write_at(&[7; 65536], GATED) => panic!("it is gated: {result:?}"),
-            () = tokio::task::yield_now() => {}
-        }
-        assert_eq!(buffer, [1; 65536], "nobody writes to a buffer that was given back");
-        for _ in 0..10 {
-            assert_eq!(client.read(0, 512).await.unwrap(), vec![9; 512]);
-        }
-        key.open();
-        let found = client.read(GATED, 65536).await.unwrap();
-        assert!(found == vec![0; 65536] || found == vec![7; 65536]);
-    });
-}
+    pub(crate) fn pair() -> (UnixStream, UnixStream) {
+        UnixStream::pair().unwrap()
+    }
 
-#[test]
-fn requests_are_answered_out_of_order_and_any_can_be_waited_for() {
-    run(|| async {
-        let (gate, key) = Gate::new();
-        let (_server, client) = connected(gate, &Options::default()).await;
-        let requests =
-            [client.submit_read(vec![1; 512], GATED), client.submit_read(vec![1; 512], 0)];
-        assert_eq!(Pending::any(requests.iter()).await, Some(1));
-        assert!(!requests[0].is_done());
-        key.open();
-        for request in requests {
-            request.await.1.unwrap();
-        }
-    });
-}
+    pub(crate) fn detach<T>(task: JoinHandle<T>) {
+        drop(task);
+    }
 
-#[test]
-fn requests_time_out_and_the_client_goes_on() {
-    run(|| async {
-        let (gate, key) = Gate::new();
-        let mut options = Options::default();
-        options.request_timeout = Some(Duration::from_secs(1));
-        let (_server, client) = connected(gate, &options).await;
-        let error = client.read(GATED, 512).await.unwrap_err();
-        assert!(matches!(error, Error::TimedOut { .. }), "{error}");
-        let error = client.write_at(&[0; 512], GATED).await.unwrap_err();
-        assert!(matches!(error, Error::TimedOut { .. }), "{error}");
-        key.open();
-        assert_eq!(client.read(0, 512).await.unwrap(), vec![0; 512]);
-    });
-}
+    pub(crate) async fn join<T>(task: JoinHandle<T>) -> T {
+        task.await.unwrap()
+    }
 
-#[test]
-fn a_server_that_vanishes_fails_what_is_in_flight() {
-    run(|| async {
-        let (gate, key) = Gate::new();
-        let server = Server::new(ExportMap::new().with("", gate));
-        let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
-        let serving = tokio::spawn(async move { server.serve_stream(ours).await.is_ok() });
-        let client = Client::over(theirs, &Options::default()).await.unwrap();
-        let read = client.submit_read(vec![1; 512], GATED);
-        client.read(0, 512).await.unwrap();
-        serving.abort();
-        let (buffer, result) = read.await;
-        assert!(matches!(result, Err(Error::Lost { sent: true, .. })), "{result:?}");
-        assert_eq!(buffer.len(), 512);
-        let error = client.flush().await.unwrap_err();
-        assert!(matches!(error, Error::Lost { sent: false, .. }), "{error}");
-        key.open();
-    });
+    pub(crate) async fn cancel<T>(task: JoinHandle<T>) {
+        task.abort();
+        assert!(task.await.is_err_and(|error| error.is_cancelled()));
+    }
 }
 
 #[test]
 fn a_runtime_that_ends_takes_nobody_with_it() {
     bounded(|| {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let (_server, client) = runtime.block_on(connected(memory(4096), &Options::default()));
+        let (_server, client) = runtime.block_on(async {
+            let server = Server::new(ExportMap::new().with("", Memory::new(4096).unwrap()));
+            let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+            let serving = server.clone();
+            tokio::spawn(async move { serving.serve_stream(ours).await.is_ok() });
+            (server, Client::over(theirs, &Options::default()).await.unwrap())
+        });
         drop(runtime);
         let other = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let error = other.block_on(client.flush()).unwrap_err();
@@ -183,88 +71,5 @@ fn a_runtime_that_ends_takes_nobody_with_it() {
             matches!(error, Error::Lost { sent: false, reason: LostReason::Abandoned, .. }),
             "{error}"
         );
-    });
-}
-
-#[test]
-fn a_disk_reads_writes_and_seeks() {
-    run(|| async {
-        let (_server, client) = connected(memory(1 << 20), &Options::default()).await;
-        let data = Pattern(7).bytes(0, 300_000);
-        let mut disk = client.disk();
-        disk.seek(SeekFrom::Start(1000)).await.unwrap();
-        tokio::io::copy(&mut &data[..], &mut disk).await.unwrap();
-        disk.flush().await.unwrap();
-        assert_eq!(disk.seek(SeekFrom::Current(-300_000)).await.unwrap(), 1000);
-        let mut found = Vec::new();
-        tokio::io::copy(&mut (&mut disk).take(300_000), &mut found).await.unwrap();
-        assert!(found == data);
-        assert_eq!(disk.seek(SeekFrom::End(-4)).await.unwrap(), (1 << 20) - 4);
-        let error = disk.write_all(b"hello").await.unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
-        disk.seek(SeekFrom::End(-4)).await.unwrap();
-        let mut last = Vec::new();
-        disk.read_to_end(&mut last).await.unwrap();
-        assert_eq!(last, b"hell");
-    });
-}
-
-#[test]
-fn connections_are_shared_and_left() {
-    run(|| async {
-        let server = Server::new(ExportMap::new().with("", memory(1 << 20)));
-        let listening = server.listen_tcp("127.0.0.1:0").await.unwrap();
-        let uri: Uri = format!("nbd://{}", listening.local_addr()).parse().unwrap();
-        let mut options = Options::default();
-        options.connections = 4;
-        let client = Client::connect_with(&uri, &options).await.unwrap();
-        assert_eq!((client.connections(), server.connections()), (4, 4));
-        for at in 0..16 {
-            let data = Pattern(at).bytes(0, 512);
-            client.write_at(&data, 0).await.unwrap();
-            for _ in 0..4 {
-                assert_eq!(client.read(0, 512).await.unwrap(), data);
-            }
-        }
-        client.flush().await.unwrap();
-        drop(client);
-        server.shut_down();
-        server.wait().await;
-    });
-}
-
-#[test]
-fn futures_can_be_sent_to_other_threads() {
-    fn is_send<T: Send>(value: T) -> T {
-        value
-    }
-    run(|| async {
-        let server = Server::new(ExportMap::new().with("a", memory(512)));
-        let listening = server.listen_tcp("127.0.0.1:0").await.unwrap();
-        let uri: Uri = format!("nbd://{}", listening.local_addr()).parse().unwrap();
-        let options = Options::default();
-        let mut haggling = is_send(haggle(&uri, &options)).await.unwrap();
-        assert_eq!(is_send(haggling.list()).await.unwrap().len(), 1);
-        assert_eq!(is_send(haggling.info("a")).await.unwrap().size, 512);
-        is_send(haggling.list_meta_contexts("a", &["base:"])).await.unwrap();
-        is_send(haggling.abort()).await.unwrap();
-        let uri = uri.with_export("a").unwrap();
-        let client = is_send(Client::connect_with(&uri, &options)).await.unwrap();
-        let mut buffer = [0; 512];
-        is_send(client.read_at(&mut buffer, 0)).await.unwrap();
-        is_send(client.write_at(&buffer, 0)).await.unwrap();
-        is_send(client.disconnect()).await;
-    });
-}
-
-#[test]
-fn a_silent_server_is_given_up() {
-    run(|| async {
-        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-        let uri: Uri = format!("nbd://{}", silent.local_addr().unwrap()).parse().unwrap();
-        let mut options = Options::default();
-        options.connect_timeout = Duration::from_millis(100);
-        let error = Client::connect_with(&uri, &options).await.unwrap_err();
-        assert!(matches!(error, Error::TimedOut { .. }), "{error}");
     });
 }
