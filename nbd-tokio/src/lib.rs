@@ -15,6 +15,17 @@
 //! # }
 //! ```
 //!
+//! A client reads and writes any server:
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), nbd_tokio::client::Error> {
+//! let client = nbd_tokio::Client::connect("nbd://localhost/disk").await?;
+//! client.write_at(b"hello", 4096).await?;
+//! client.disconnect().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Each connection is a task. Exports that never block are called on it; those that may block, on worker threads of the
 //! engine, so that no tokio worker is held up. Works on runtimes of either flavour, with time and I/O enabled.
 
