@@ -1,4 +1,4 @@
-//! What the tests of clients share. Included by path, like the adapters' scenarios.
+//! What the tests of clients share. Included by path.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::ops::ControlFlow;

@@ -1,4 +1,4 @@
-//! An allocator that counts, for tests of what a server allocates. Included by path, like the adapters' scenarios.
+//! An allocator that counts, for tests of what a server allocates. Included by path.
 
 pub(crate) mod steady;
 

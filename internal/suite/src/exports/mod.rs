@@ -3,6 +3,7 @@
 mod asynchronous;
 mod blocking;
 mod gate;
+mod scripted;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use nbd_engine::export::{Export, File, Handle, Memory};
 pub use asynchronous::Asynchronous;
 pub use blocking::Blocking;
 pub use gate::Gate;
+pub use scripted::{Call, Scripted};
 
 /// A disk in memory whose work has to pass a gate.
 #[derive(Debug)]

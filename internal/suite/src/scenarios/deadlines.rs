@@ -1,13 +1,17 @@
 //! Deadlines. That they are not too early is shown by what is still alive when something else has ended by one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nbd_engine::export::ExportMap;
+use nbd_engine::export::{ExportMap, Memory};
 use nbd_engine::server::Settings;
-use nbd_testkit::raw::{Mode, Opt, RawClient, Request, magic};
+use nbd_testkit::raw::{Cmd, Mode, Opt, RawClient, Request, Wire, info_data, magic, option_bytes};
 
-use crate::Setup;
 use crate::exports::{Disk, Gate, Way};
+use crate::{SOON, Setup};
+
+fn memory() -> ExportMap {
+    ExportMap::new().with("", Memory::new(1 << 20).expect("it is small"))
+}
 
 /// Clients that do not choose an export in time are sent away, whatever they do instead; those that have chosen stay.
 pub fn the_handshake_has_a_deadline(setup: Setup) {
@@ -36,6 +40,37 @@ pub fn the_handshake_has_a_deadline(setup: Setup) {
     server.stop();
 }
 
+/// A client that is busy all the time, but never chooses, is sent away, too.
+pub fn the_handshake_deadline_does_not_wait_for_silence(setup: Setup) {
+    let mut settings = Settings::default();
+    settings.handshake_timeout = Duration::from_secs(1);
+    // More options than are allowed would end it, too.
+    settings.config.limits.max_options = u32::MAX;
+    let server = setup.serve_with(memory(), settings);
+    let mut client = RawClient::negotiate(server.endpoint());
+    let question = option_bytes(Opt::INFO, &info_data("", &[]));
+    let begun = Instant::now();
+    while client.wire().try_send(&question).is_ok() && is_acknowledged(client.wire()) {
+        assert!(begun.elapsed() < SOON * 2, "the client is never sent away");
+    }
+    server.stop();
+}
+
+/// Takes in the replies to an option up to the acknowledgement; not if the stream ends before.
+fn is_acknowledged(wire: &mut Wire) -> bool {
+    while let Some(header) = wire.try_recv(20) {
+        let [.., a, b, c, d] = header[..] else { unreachable!("it has 20 bytes") };
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        if length == 0 {
+            return true;
+        }
+        if wire.try_recv(length).is_none() {
+            return false;
+        }
+    }
+    false
+}
+
 /// What takes longer than the drain may take is given up, the connection closed, and the server has shut down, even
 /// though the disk still works on it.
 pub fn the_drain_has_a_deadline(setup: Setup) {
@@ -54,6 +89,22 @@ pub fn the_drain_has_a_deadline(setup: Setup) {
         server.wait_for_the_end();
         disk.gate.open();
     }
+}
+
+/// A request that is never sent to its end does not hold up the end either.
+pub fn a_drain_does_not_wait_for_the_rest_of_a_request(setup: Setup) {
+    let mut settings = Settings::default();
+    settings.drain_timeout = Duration::from_millis(300);
+    let mut server = setup.serve_with(memory(), settings);
+    let mut client = server.client(Mode::Simple);
+    client.send(&Request { length: 4096, ..Request::write(0, &[1; 100]) });
+    // A part of a header on another connection is not a request yet.
+    let mut other = server.client(Mode::Simple);
+    other.wire().send(&Request::new(Cmd::READ, 0, 512).encode(Mode::Simple, 1)[..27]);
+    server.shut_down();
+    client.wire().expect_eof();
+    other.wire().expect_eof();
+    server.wait_for_the_end();
 }
 
 /// Replies that nobody reads are given up, too.

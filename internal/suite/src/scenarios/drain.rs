@@ -54,6 +54,14 @@ pub fn idle_clients_are_sent_away(setup: Setup) {
     server.wait_for_the_end();
 }
 
+/// A server that nobody came to ends, and to be told so twice does no harm.
+pub fn a_server_without_clients_ends(setup: Setup) {
+    let mut server = setup.serve_disk();
+    server.shut_down();
+    server.shut_down();
+    server.wait_for_the_end();
+}
+
 /// The listener is closed, and the socket's path is gone.
 pub fn nobody_connects_after_the_shutdown(setup: Setup) {
     let mut server = setup.serve_disk();

@@ -45,6 +45,10 @@ pub fn exports_are_listed_and_found_by_name(setup: Setup) {
     assert_eq!(client.go("third", &[]).expect_err("no such export").code, Rep::ERR_UNKNOWN);
     assert_eq!(client.info("", &[]).expect("the first is there").size, 4096);
     assert_eq!(client.go("second", &[]).expect("it is there").size, 8192);
+    client.write(0, b"second");
+    let mut other = server.client(Mode::Simple);
+    assert_eq!((other.export().size, other.read(0, 6)), (4096, vec![0; 6]));
+    other.finish();
     client.finish();
     server.stop();
 }

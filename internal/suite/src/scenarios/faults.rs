@@ -1,78 +1,184 @@
-//! Exports that break.
+//! Exports that do not keep their side of the contract.
 
-use nbd_engine::export::{self, AsyncExport, Export, ExportFuture, ExportMap, Handle, Memory};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use nbd_engine::export::{Body, Export, ExportError, Result, Shared};
+use nbd_engine::proto::wire::ErrorCode;
 use nbd_engine::server::Settings;
-use nbd_testkit::raw::{Errno, Mode, RawClient, Request};
+use nbd_testkit::raw::{Errno, Mode, Request};
 
-use crate::{Server, Setup};
+use crate::Setup;
+use crate::exports::{Call, Scripted};
 
-/// Reads below this offset panic.
-const SAFE: u64 = 4096;
-
-struct Panics {
-    inline: bool,
+/// Whatever panics, and on whatever thread: the request fails, its connection goes on, and so does everybody else.
+pub fn a_panic_of_an_export_fails_the_request_alone(setup: Setup) {
+    for way in Scripted::WAYS {
+        let act = |call| match call {
+            Call::Read | Call::Write { .. } | Call::Flush => {
+                panic!("an export that panics, which is part of this test")
+            },
+            _ => Ok(()),
+        };
+        let (_disk, exports) = Scripted::new(way).doing(act).share();
+        let server = setup.serve_with(exports, Settings::default());
+        let mut bystander = server.client(Mode::Simple);
+        let mut client = server.client(Mode::Simple);
+        for request in [
+            Request::read(0, 512),
+            Request::write(0, &[1; 512]),
+            Request::write(0, &[1; 100_000]),
+            Request::flush(),
+        ] {
+            client.call(&request).expect_error(Errno::EIO);
+            client.call(&Request::trim(0, 4096)).ok();
+            bystander.call(&Request::trim(0, 4096)).ok();
+        }
+        client.finish();
+        bystander.finish();
+        server.client(Mode::Simple).finish();
+        server.wait_for_connections(0);
+        server.stop();
+    }
 }
 
-impl Export for Panics {
+/// Ways to read another length than what was asked for.
+const WRONG_READS: u8 = 6;
+
+/// A disk that reads wrongly, the first times in a different way each, and then well.
+struct WrongLength {
+    never_blocks: bool,
+    reads: AtomicU8,
+}
+
+impl Export for WrongLength {
     fn size(&self) -> u64 {
-        1 << 20
+        Scripted::SIZE
     }
 
-    fn read(&self, buffer: &mut [u8], offset: u64) -> export::Result<()> {
-        assert!(offset >= SAFE, "an export that panics, which is part of this test");
-        buffer.fill(0);
+    fn read(&self, buffer: &mut [u8], _offset: u64) -> Result<()> {
+        buffer.fill(3);
+        Ok(())
+    }
+
+    fn read_body(&self, body: &mut Body, length: usize, _offset: u64) -> Result<()> {
+        match self.reads.fetch_add(1, Ordering::Relaxed) {
+            // Nothing at all, too little, too much.
+            0 => {}
+            1 => body.fill(length - 1).fill(3),
+            2 => body.fill(length + 1).fill(3),
+            // Too much by a hole; more than a request can ask for.
+            3 => {
+                body.hole(length);
+                body.fill(1).fill(3);
+            }
+            4 => body.hole(usize::MAX / 2),
+            // A range that does not lie in its slice.
+            5 => body.share(Shared::Slice(vec![3; length].into(), 1..length + 1)),
+            _ => body.fill(length).fill(3),
+        }
         Ok(())
     }
 
     fn never_blocks(&self) -> bool {
-        self.inline
+        self.never_blocks
     }
 }
 
-impl AsyncExport for Panics {
+/// An export that reads less or more than it was asked for: the client gets no wrong byte, and no stream out of step.
+pub fn a_read_of_the_wrong_length_is_eio(setup: Setup) {
+    for never_blocks in [true, false] {
+        for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
+            let disk = WrongLength { never_blocks, reads: AtomicU8::new(0) };
+            let server = setup.serve(disk);
+            let mut client = server.client(mode);
+            for _ in 0..WRONG_READS {
+                client.call(&Request::read(0, 4096)).expect_error(Errno::EIO);
+            }
+            assert_eq!(client.read(0, 8), [3; 8]);
+            client.finish();
+            server.stop();
+        }
+    }
+}
+
+/// A disk whose reads have pieces of no length among those that count.
+struct EmptyPieces;
+
+impl Export for EmptyPieces {
     fn size(&self) -> u64 {
-        1 << 20
+        Scripted::SIZE
     }
 
-    fn read<'a>(&'a self, buffer: &'a mut [u8], offset: u64) -> ExportFuture<'a> {
-        Box::pin(async move { Export::read(self, buffer, offset) })
+    fn read(&self, buffer: &mut [u8], _offset: u64) -> Result<()> {
+        buffer.fill(3);
+        Ok(())
+    }
+
+    fn read_body(&self, body: &mut Body, length: usize, _offset: u64) -> Result<()> {
+        for part in [1, length - 1] {
+            body.fill(0);
+            body.hole(0);
+            body.share(Shared::Slice(Vec::new().into(), 0..0));
+            body.fill(part).fill(3);
+        }
+        body.hole(0);
+        Ok(())
     }
 }
 
-fn enter(server: &Server, name: &str) -> RawClient {
-    let mut client = RawClient::negotiate(server.endpoint());
-    client.go(name, &[]).expect("it is there");
-    client
+/// An export that reads in pieces of which some are empty.
+pub fn pieces_of_no_length_do_no_harm(setup: Setup) {
+    let server = setup.serve(EmptyPieces);
+    for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
+        let mut client = server.client(mode);
+        assert_eq!(client.read(0, 8), [3; 8]);
+        // The parts make chunks of odd lengths, which the client remarks on.
+        client.leave();
+    }
+    server.stop();
 }
 
-/// Where a worker panics the request fails. Where the connection's own thread or task does, that connection may end, but
-/// nothing else: others go on, the place is given back, and the server can be shut down.
-pub fn a_panic_of_an_export_harms_no_other_connection(setup: Setup) {
-    let exports = ExportMap::new()
-        .with("sound", Memory::new(1 << 20).expect("it is small"))
-        .with("workers", Panics { inline: false })
-        .with("inline", Panics { inline: true })
-        .with_handle("async", None, Handle::new_async(Panics { inline: false }));
-    let server = setup.serve_with(exports, Settings::default());
-    let mut witness = server.client(Mode::Simple);
-
-    let mut client = enter(&server, "workers");
-    client.call(&Request::read(0, 512)).expect_error(Errno::EIO);
-    client.read(SAFE, 512);
-    client.finish();
-
-    for name in ["inline", "async"] {
-        let mut client = enter(&server, name);
-        client.read(SAFE, 512);
-        client.send(&Request::read(0, 512));
-        if let Some(reply) = client.next_reply() {
-            reply.expect_error(Errno::EIO);
+/// An export that tells no extents where there must be one.
+pub fn extents_that_tell_nothing_are_eio(setup: Setup) {
+    for way in Scripted::WAYS {
+        let (disk, exports) = Scripted::new(way).share();
+        let server = setup.serve_with(exports, Settings::default());
+        for mode in [Mode::Structured, Mode::Extended] {
+            let mut client = server.client(mode);
+            client.call(&Request::block_status(0, 4096)).expect_error(Errno::EIO);
+            assert_eq!(disk.take_calls(), [Call::Extents], "{way:?}");
+            assert_eq!(client.read(0, 8), [0; 8], "{way:?}");
+            disk.take_calls();
             client.finish();
         }
-        witness.read(0, 512);
-        enter(&server, name).finish();
+        server.stop();
     }
-    server.wait_for_connections(1);
-    witness.finish();
-    server.stop();
+}
+
+/// Errors are passed on, as far as the command may have them.
+pub fn errors_of_an_export_reach_the_client_with_their_text(setup: Setup) {
+    for way in Scripted::WAYS {
+        let act = |call| match call {
+            Call::Write { .. } => Err(ExportError::no_space()),
+            Call::Read => Err(ExportError::new(ErrorCode::EPERM, "not today")),
+            // Not an error that a flush may have.
+            Call::Flush => Err(ExportError::new(ErrorCode::ENOTSUP, "what?")),
+            _ => Err(ExportError::io("worn out")),
+        };
+        let (_disk, exports) = Scripted::new(way).doing(act).share();
+        let server = setup.serve_with(exports, Settings::default());
+        let mut client = server.client(Mode::Structured);
+        for (request, error, text) in [
+            (Request::write(0, &[1; 512]), Errno::ENOSPC, "no space is left"),
+            (Request::read(0, 512), Errno::EPERM, "not today"),
+            (Request::flush(), Errno::EINVAL, "what?"),
+            (Request::block_status(0, 512), Errno::EIO, "worn out"),
+        ] {
+            let reply = client.call(&request);
+            reply.expect_error(error);
+            assert_eq!(reply.errors[0].text, text, "{way:?}");
+        }
+        client.finish();
+        server.stop();
+    }
 }

@@ -52,9 +52,11 @@ pub fn listeners_share_the_limit(setup: Setup) {
         places.reverse();
     }
     let server = setup.serve_at(exports, settings, places.into(), dir);
-    for endpoint in server.endpoints().iter().chain(server.endpoints()) {
+    server.wait_for_connections(0);
+    for (round, endpoint) in (0..).zip(server.endpoints().iter().chain(server.endpoints())) {
         let mut only = RawClient::go_simple(endpoint);
-        only.read(0, 512);
+        assert_eq!(only.read(0, 1), [round], "what came by the other listener is there");
+        only.write(0, &[round + 1]);
         only.finish();
         server.wait_for_connections(0);
     }

@@ -104,16 +104,36 @@ scenarios! {
         }
         deadlines {
             the_handshake_has_a_deadline,
+            the_handshake_deadline_does_not_wait_for_silence,
             the_drain_has_a_deadline,
             a_drain_does_not_wait_for_clients_that_do_not_read,
+            a_drain_does_not_wait_for_the_rest_of_a_request,
         }
         drain {
             requests_in_flight_finish_and_later_ones_are_refused,
             idle_clients_are_sent_away,
+            a_server_without_clients_ends,
             nobody_connects_after_the_shutdown,
             haggling_ends_with_the_shutdown,
         }
-        faults { a_panic_of_an_export_harms_no_other_connection }
+        durability {
+            emulated_fua_flushes_once_after_the_write,
+            native_fua_is_passed_down_and_nothing_is_flushed,
+            fua_is_not_offered_without_flush_or_native_support,
+            flush_covers_writes_of_every_connection,
+        }
+        faults {
+            a_panic_of_an_export_fails_the_request_alone,
+            a_read_of_the_wrong_length_is_eio,
+            pieces_of_no_length_do_no_harm,
+            extents_that_tell_nothing_are_eio,
+            errors_of_an_export_reach_the_client_with_their_text,
+        }
+        vanishing {
+            a_client_that_vanishes_at_any_byte_frees_its_place,
+            a_client_that_vanishes_at_any_byte_of_the_replies_frees_its_place,
+            a_client_that_vanishes_while_requests_run_frees_its_place,
+        }
         places {
             listeners_of_ones_own_are_accepted_from,
             a_stream_of_ones_own_is_served,

@@ -1,4 +1,4 @@
-//! Exports whose behaviour a test decides.
+//! A disk that does what a scenario says.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
@@ -9,32 +9,12 @@ use nbd_engine::export::{
     Trims, Writes, WritesZeroes, ZeroMode,
 };
 
-use super::gate::Gate;
+use super::Way;
 
-/// How the work of an export is done.
+/// A method of an export that was called, and whether the data was to be durable at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// At once, by the connection itself.
-    Inline,
-    /// By a thread that may block.
-    Worker,
-    /// By a future.
-    Async,
-}
-
-pub(super) const KINDS: [Kind; 3] = [Kind::Inline, Kind::Worker, Kind::Async];
-
-/// The size of all these disks.
-pub(super) const SIZE: u64 = 1 << 20;
-
-/// One unnamed export.
-pub(super) fn only(export: Handle) -> ExportMap {
-    ExportMap::new().with_handle("", None, export)
-}
-
-/// A method of an export that was called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Call {
+#[expect(missing_docs, reason = "they are named after the methods")]
+pub enum Call {
     Read,
     Write { fua: bool },
     Trim { fua: bool },
@@ -45,9 +25,9 @@ pub(super) enum Call {
 
 type Act = Box<dyn Fn(Call) -> Result<()> + Send + Sync>;
 
-/// A disk of zeroes that notes its calls, and does in each what the test says.
-pub(super) struct Scripted {
-    kind: Kind,
+/// A disk of zeroes that notes its calls, and does in each what the scenario says. It tells no extents.
+pub struct Scripted {
+    way: Way,
     act: Act,
     fua: Fua,
     flushes: bool,
@@ -55,49 +35,57 @@ pub(super) struct Scripted {
 }
 
 impl Scripted {
+    /// Its size, in bytes.
+    pub const SIZE: u64 = 1 << 20;
+
+    /// The ways of carrying out commands for which there is one.
+    pub const WAYS: [Way; 3] = [Way::Inline, Way::Workers, Way::Async];
+
     /// One that has all abilities, does nothing and succeeds.
-    pub(super) fn new(kind: Kind) -> Self {
+    pub fn new(way: Way) -> Self {
         let (act, fua) = (Box::new(|_| Ok(())), Fua::Emulated);
-        Self { kind, act, fua, flushes: true, calls: Mutex::default() }
+        Self { way, act, fua, flushes: true, calls: Mutex::default() }
     }
 
     /// What to do when a method is called.
-    pub(super) fn doing(
-        mut self,
-        act: impl Fn(Call) -> Result<()> + Send + Sync + 'static,
-    ) -> Self {
+    #[must_use]
+    pub fn doing(mut self, act: impl Fn(Call) -> Result<()> + Send + Sync + 'static) -> Self {
         self.act = Box::new(act);
         self
     }
 
-    pub(super) fn with_native_fua(mut self) -> Self {
+    /// Takes FUA itself.
+    #[must_use]
+    pub fn with_native_fua(mut self) -> Self {
         self.fua = Fua::Native;
         self
     }
 
-    pub(super) fn without_flush(mut self) -> Self {
+    /// Has no flush.
+    #[must_use]
+    pub fn without_flush(mut self) -> Self {
         self.flushes = false;
         self
     }
 
     /// The disk, to ask later, and a server's exports with it as the only one.
-    pub(super) fn share(self) -> (Arc<Self>, ExportMap) {
+    pub fn share(self) -> (Arc<Self>, ExportMap) {
         let disk = Arc::new(self);
         let shared = Arc::clone(&disk);
-        let handle = match disk.kind {
-            Kind::Async => Handle::Async(shared),
-            Kind::Inline | Kind::Worker => Handle::Blocking(shared),
+        let handle = match disk.way {
+            Way::Async => Handle::Async(shared),
+            Way::Inline | Way::Workers | Way::File => Handle::Blocking(shared),
         };
-        (disk, only(handle))
+        (disk, ExportMap::new().with_handle("", None, handle))
     }
 
     /// Takes the calls so far.
-    pub(super) fn take_calls(&self) -> Vec<Call> {
-        core::mem::take(&mut self.calls.lock().unwrap())
+    pub fn take_calls(&self) -> Vec<Call> {
+        core::mem::take(&mut self.calls.lock().expect("no panic while it is held"))
     }
 
     fn call(&self, call: Call) -> Result<()> {
-        self.calls.lock().unwrap().push(call);
+        self.calls.lock().expect("no panic while it is held").push(call);
         (self.act)(call)
     }
 
@@ -108,7 +96,7 @@ impl Scripted {
 
 impl Export for Scripted {
     fn size(&self) -> u64 {
-        SIZE
+        Self::SIZE
     }
 
     fn read(&self, buffer: &mut [u8], _offset: u64) -> Result<()> {
@@ -117,7 +105,7 @@ impl Export for Scripted {
     }
 
     fn never_blocks(&self) -> bool {
-        self.kind == Kind::Inline
+        self.way == Way::Inline
     }
 
     fn writes(&self) -> Option<&dyn Writes> {
@@ -170,7 +158,6 @@ impl WritesZeroes for Scripted {
 }
 
 impl Extents for Scripted {
-    /// Tells nothing.
     fn extents(
         &self,
         _offset: u64,
@@ -183,7 +170,7 @@ impl Extents for Scripted {
 
 impl AsyncExport for Scripted {
     fn size(&self) -> u64 {
-        SIZE
+        Self::SIZE
     }
 
     fn read<'a>(&'a self, buffer: &'a mut [u8], _offset: u64) -> ExportFuture<'a> {
@@ -241,7 +228,6 @@ impl AsyncWritesZeroes for Scripted {
 }
 
 impl AsyncExtents for Scripted {
-    /// Tells nothing.
     fn extents(
         &self,
         _offset: u64,
@@ -249,98 +235,5 @@ impl AsyncExtents for Scripted {
         _most: usize,
     ) -> ExportFuture<'_, Vec<Allocation>> {
         Box::pin(async move { self.call(Call::Extents).map(|()| Vec::new()) })
-    }
-}
-
-/// Bytes of a [`GatedDisk`] that lie behind one gate.
-const BLOCK: u64 = 4096;
-
-/// A disk whose first blocks lie behind a gate each, and the rest behind none. Each byte is the number of its block,
-/// counted from one.
-#[derive(Debug, Default)]
-pub(super) struct GatedDisk {
-    pub(super) gates: [Gate; 3],
-}
-
-impl GatedDisk {
-    /// Where a block that is behind no gate begins.
-    pub(super) const FREE: u64 = 3 * BLOCK;
-
-    /// Where the block behind a gate begins.
-    pub(super) const fn behind(gate: u64) -> u64 {
-        gate * BLOCK
-    }
-
-    /// The disk, and a server's exports with it as the only one.
-    pub(super) fn share(kind: Kind) -> (Arc<Self>, ExportMap) {
-        let disk = Arc::new(Self::default());
-        let shared = Arc::clone(&disk);
-        let handle = match kind {
-            Kind::Async => Handle::Async(shared),
-            Kind::Inline | Kind::Worker => Handle::Blocking(shared),
-        };
-        (disk, only(handle))
-    }
-
-    fn gate(&self, offset: u64) -> Option<&Gate> {
-        self.gates.get((offset / BLOCK) as usize)
-    }
-
-    const fn byte(offset: u64) -> u8 {
-        (offset / BLOCK) as u8 + 1
-    }
-}
-
-impl Export for GatedDisk {
-    fn size(&self) -> u64 {
-        SIZE
-    }
-
-    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.gate(offset).inspect(|gate| gate.pass());
-        buffer.fill(Self::byte(offset));
-        Ok(())
-    }
-
-    fn writes(&self) -> Option<&dyn Writes> {
-        Some(self)
-    }
-}
-
-impl Writes for GatedDisk {
-    fn write(&self, _data: &[u8], offset: u64, _fua: bool) -> Result<()> {
-        self.gate(offset).inspect(|gate| gate.pass());
-        Ok(())
-    }
-}
-
-impl AsyncExport for GatedDisk {
-    fn size(&self) -> u64 {
-        SIZE
-    }
-
-    fn read<'a>(&'a self, buffer: &'a mut [u8], offset: u64) -> ExportFuture<'a> {
-        Box::pin(async move {
-            if let Some(gate) = self.gate(offset) {
-                gate.passed().await;
-            }
-            buffer.fill(Self::byte(offset));
-            Ok(())
-        })
-    }
-
-    fn writes(&self) -> Option<&dyn AsyncWrites> {
-        Some(self)
-    }
-}
-
-impl AsyncWrites for GatedDisk {
-    fn write<'a>(&'a self, _data: &'a [u8], offset: u64, _fua: bool) -> ExportFuture<'a> {
-        Box::pin(async move {
-            if let Some(gate) = self.gate(offset) {
-                gate.passed().await;
-            }
-            Ok(())
-        })
     }
 }
