@@ -22,3 +22,17 @@ pub(crate) fn take(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: it is open, and nobody else owns it, as nothing was opened by us yet.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
+
+/// A descriptor of our own for what that number stands for, which stays open.
+///
+/// To be called before anything else is opened, as [`take`].
+///
+/// # Errors
+/// When there is none of that number.
+pub(crate) fn share(number: RawFd) -> io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(rustix::io::Errno::BADF.into());
+    }
+    // SAFETY: the number is no more than looked at, and a number that is not open gives an error.
+    unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned()
+}

@@ -1,5 +1,6 @@
 //! The `nbd` command. Arguments, output and exit codes; the protocol and storage are the libraries' business.
 
+mod colour;
 mod copy;
 mod descriptor;
 mod exit;
@@ -17,9 +18,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// What `--version` calls us, whatever the subcommand.
+const NAME: &str = "nbd";
+
 /// Network block devices: serve disks over NBD, look at those of others, copy and resize them.
 #[derive(Debug, Parser)]
-#[command(name = "nbd", version, max_term_width = 100)]
+#[command(name = NAME, version, propagate_version = true, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -27,11 +31,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(display_name = NAME)]
     Serve(serve::Arguments),
+    #[command(display_name = NAME)]
     Info(info::Arguments),
+    #[command(display_name = NAME)]
     List(list::Arguments),
+    #[command(display_name = NAME)]
     Map(map::Arguments),
+    #[command(display_name = NAME)]
     Copy(copy::Arguments),
+    #[command(display_name = NAME)]
     Resize(resize::Arguments),
 }
 

@@ -1,6 +1,7 @@
 //! The command line of `nbd copy`.
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 
 use clap::Args;
 
@@ -63,9 +64,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(super) verify: bool,
 
-    /// Show a progress bar with rate and time left, if standard error is a terminal
-    #[arg(short, long)]
-    pub(super) progress: bool,
+    /// Show a progress bar with rate and time left, if standard error is a terminal; or write lines such as 42/100 to the
+    /// descriptor of that number, which the shell opens by 3>FILE
+    #[arg(short, long, value_name = "FD", num_args = 0..=1, require_equals = true)]
+    pub(super) progress: Option<Option<RawFd>>,
 
     /// Tell more about what is done; twice for everything
     #[arg(short, long, action = clap::ArgAction::Count)]

@@ -1,10 +1,15 @@
-//! How far the copy is: a bar on a terminal's standard error, and nowhere else.
+//! How far the copy is: a bar on a terminal's standard error, or lines for a program.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rustix::fs::{OFlags, fcntl_getfl};
 
-/// Shared by all threads of a copy.
-#[derive(Debug)]
-pub(super) struct Progress(Option<ProgressBar>);
+use crate::descriptor;
+use crate::exit::Failure;
 
 /// With the rate and the time left.
 const KNOWN: &str = "{prefix} {bar:30} {percent:>3}% {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left";
@@ -12,32 +17,183 @@ const KNOWN: &str = "{prefix} {bar:30} {percent:>3}% {binary_bytes}/{binary_tota
 /// A stream tells nobody when it will end.
 const UNKNOWN: &str = "{prefix} {binary_bytes} {binary_bytes_per_sec}";
 
-impl Progress {
-    /// A bar if it is wanted; it hides itself where there is no terminal.
-    pub(super) fn start(wanted: bool, what: &'static str, size: Option<u64>) -> Self {
-        if !wanted {
-            return Self(None);
+/// What is asked for.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    Nothing,
+    Bar,
+    Lines(Arc<Mutex<Lines>>),
+}
+
+impl Wanted {
+    /// From `--progress` or `--progress=FD`. To be called before anything is opened.
+    pub(super) fn new(argument: Option<Option<RawFd>>) -> Result<Self, Failure> {
+        let number = match argument {
+            None => return Ok(Self::Nothing),
+            Some(None) => return Ok(Self::Bar),
+            Some(Some(number)) => number,
+        };
+        let useless = |why: &str| {
+            Failure::usage(format!("--progress={number}: descriptor {number} {why}; try 3>FILE"))
+        };
+        let descriptor = descriptor::share(number).map_err(|_| useless("is not open"))?;
+        let mode = fcntl_getfl(&descriptor).unwrap_or(OFlags::empty()) & OFlags::ACCMODE;
+        if mode == OFlags::RDONLY {
+            return Err(useless("is not open for writing"));
         }
-        let bar = ProgressBar::with_draw_target(size, ProgressDrawTarget::stderr());
+        Ok(Self::Lines(Arc::new(Mutex::new(Lines::new(descriptor)))))
+    }
+
+    /// All is done, and durable if that was asked for: the last line, which somebody may wait for.
+    pub(super) fn done(&self) {
+        if let Self::Lines(lines) = self {
+            with(lines, |lines| lines.write(100));
+        }
+    }
+}
+
+/// Shared by all threads of a copy.
+#[derive(Debug)]
+pub(super) enum Progress {
+    Silent,
+    Bar(ProgressBar),
+    Lines(Arc<Mutex<Lines>>),
+}
+
+impl Progress {
+    /// Starts a phase, which is about that many bytes. The bar hides itself where there is no terminal.
+    pub(super) fn start(wanted: &Wanted, phase: Phase, size: Option<u64>) -> Self {
+        let bar = match wanted {
+            Wanted::Nothing => return Self::Silent,
+            Wanted::Lines(lines) => {
+                with(lines, |lines| lines.start(phase, size));
+                return Self::Lines(Arc::clone(lines));
+            }
+            Wanted::Bar => ProgressBar::with_draw_target(size, ProgressDrawTarget::stderr()),
+        };
         let template = if size.is_some() { KNOWN } else { UNKNOWN };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.set_prefix(what);
-        Self(Some(bar))
+        bar.set_prefix(phase.what);
+        Self::Bar(bar)
     }
 
     /// So many bytes more are where they belong.
     pub(super) fn add(&self, bytes: u64) {
-        if let Some(bar) = &self.0 {
-            bar.inc(bytes);
+        match self {
+            Self::Silent => {}
+            Self::Bar(bar) => bar.inc(bytes),
+            Self::Lines(lines) => with(lines, |lines| lines.add(bytes)),
         }
     }
 
-    /// Leaves the bar as it is.
+    /// Ends a phase. The bar stays as it is.
     pub(super) fn end(&self) {
-        if let Some(bar) = &self.0 {
+        if let Self::Bar(bar) = self {
             bar.abandon();
         }
+    }
+}
+
+/// A part of the work, all of which is 100 per cent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Phase {
+    pub(super) what: &'static str,
+    /// The per cents that are its own.
+    pub(super) from: u8,
+    pub(super) to: u8,
+}
+
+/// Lines such as `42/100`, as nbdcopy writes them, but each of them once.
+#[derive(Debug)]
+pub(super) struct Lines {
+    /// None when the reader has gone, which is no reason to end the copy.
+    file: Option<File>,
+    phase: Phase,
+    size: Option<u64>,
+    done: u64,
+    written: Option<u8>,
+}
+
+fn with(lines: &Mutex<Lines>, act: impl FnOnce(&mut Lines)) {
+    act(&mut lines.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+impl Lines {
+    fn new(descriptor: OwnedFd) -> Self {
+        let phase = Phase { what: "", from: 0, to: 0 };
+        Self { file: Some(descriptor.into()), phase, size: None, done: 0, written: None }
+    }
+
+    fn start(&mut self, phase: Phase, size: Option<u64>) {
+        (self.phase, self.size, self.done) = (phase, size, 0);
+        self.write(phase.from);
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.done += bytes;
+        // Nobody knows how much of a stream there is.
+        let Some(size) = self.size.filter(|size| *size > 0) else { return };
+        let Phase { from, to, .. } = self.phase;
+        let own = u128::from(to - from) * u128::from(self.done.min(size)) / u128::from(size);
+        self.write((from + u8::try_from(own).unwrap_or(0)).min(99));
+    }
+
+    fn write(&mut self, percent: u8) {
+        if self.written.is_some_and(|written| percent <= written) {
+            return;
+        }
+        self.written = Some(percent);
+        let line = format!("{percent}/100\n");
+        if self.file.as_mut().is_some_and(|file| file.write_all(line.as_bytes()).is_err()) {
+            self.file = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a copy in these steps writes.
+    fn written(size: Option<u64>, steps: &[u64], verify: bool, done: bool) -> String {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let wanted = Wanted::Lines(Arc::new(Mutex::new(Lines::new(writer.into()))));
+        let middle = if verify { 50 } else { 100 };
+        let first = Phase { what: "copy", from: 0, to: middle };
+        let second = Phase { what: "verify", from: 50, to: 100 };
+        for phase in [Some(first), verify.then_some(second)].into_iter().flatten() {
+            let progress = Progress::start(&wanted, phase, size);
+            steps.iter().for_each(|bytes| progress.add(*bytes));
+            progress.end();
+        }
+        if done {
+            wanted.done();
+        }
+        drop(wanted);
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        text.replace('\n', " ")
+    }
+
+    #[test]
+    fn each_line_is_written_once_and_the_last_in_the_end() {
+        let steps = [1, 499, 1, 1, 498];
+        assert_eq!(written(Some(1000), &steps, false, true), "0/100 50/100 99/100 100/100 ");
+        assert_eq!(written(Some(1000), &steps, false, false), "0/100 50/100 99/100 ");
+        assert_eq!(written(Some(0), &[], false, true), "0/100 100/100 ");
+        assert_eq!(written(Some(i64::MAX as u64), &[1 << 62], false, false), "0/100 50/100 ");
+    }
+
+    #[test]
+    fn a_stream_has_no_lines_but_the_first_and_the_last() {
+        assert_eq!(written(None, &[5, 1 << 40], false, true), "0/100 100/100 ");
+    }
+
+    #[test]
+    fn copying_and_verifying_are_half_each() {
+        let whole = "0/100 25/100 50/100 75/100 99/100 100/100 ";
+        assert_eq!(written(Some(2), &[1, 1], true, true), whole);
     }
 }

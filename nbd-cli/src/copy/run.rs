@@ -8,7 +8,7 @@ use super::extents::{Extents, Status};
 use super::feed::Feed;
 use super::open::{Kind, Side, Wishes, cannot};
 use super::plan::{Cut, Plan};
-use super::progress::Progress;
+use super::progress::{Phase, Progress, Wanted};
 use super::sink::InOrder;
 use super::trouble::Trouble;
 use super::verify::Verifier;
@@ -24,6 +24,7 @@ const ZEROES: u64 = 128 << 20;
 
 /// `nbd copy`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let progress = Wanted::new(arguments.progress)?;
     log::start(arguments.verbose);
     let places = target::places(&arguments.words)?;
     let [source, destination] = &places[..] else {
@@ -43,12 +44,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(Failure::usage(format!("--verify: {} can't be read twice", source.name)));
     }
     let destination = Side::destination(destination, &wishes)?;
-    Copy::prepare(arguments, source, destination)?.carry_out()
+    Copy::prepare(arguments, progress, source, destination)?.carry_out()
 }
 
 /// A copy that is about to begin.
 struct Copy<'a> {
     arguments: &'a Arguments,
+    progress: Wanted,
     source: Side,
     destination: Side,
     size: Option<u64>,
@@ -62,6 +64,7 @@ impl<'a> Copy<'a> {
     /// Finds out how to copy, and refuses what can't work, before a byte is written.
     fn prepare(
         arguments: &'a Arguments,
+        progress: Wanted,
         mut source: Side,
         mut destination: Side,
     ) -> Result<Self, Failure> {
@@ -106,7 +109,17 @@ impl<'a> Copy<'a> {
         let threads = destination.connect_more(threads);
         tracing::info!(threads, requests, request_size = data, "copying");
         let skip_zeroes = arguments.destination_is_zero;
-        Ok(Self { arguments, source, destination, size, threads, cut, requests, skip_zeroes })
+        Ok(Self {
+            arguments,
+            progress,
+            source,
+            destination,
+            size,
+            threads,
+            cut,
+            requests,
+            skip_zeroes,
+        })
     }
 
     fn carry_out(mut self) -> Result<(), Failure> {
@@ -118,6 +131,7 @@ impl<'a> Copy<'a> {
         }
         self.source.leave();
         self.destination.leave();
+        self.progress.done();
         Ok(())
     }
 
@@ -138,7 +152,7 @@ impl<'a> Copy<'a> {
     }
 
     /// What the threads share.
-    fn shared(&self, feed: Feed, what: &'static str) -> Shared {
+    fn shared(&self, feed: Feed, phase: Phase) -> Shared {
         let block = self.arguments.sparse.next_multiple_of(self.destination.unit());
         let sparse = match &self.destination.kind {
             Kind::Stream(_) | Kind::Null => 0,
@@ -148,7 +162,7 @@ impl<'a> Copy<'a> {
             }
             _ => usize::try_from(block).unwrap_or(0),
         };
-        let progress = Progress::start(self.arguments.progress, what, self.size);
+        let progress = Progress::start(&self.progress, phase, self.size);
         Shared {
             feed,
             progress,
@@ -173,7 +187,8 @@ impl<'a> Copy<'a> {
             }
             _ => Feed::plan(Plan::new(self.size.unwrap_or(0), self.cut, self.extents())),
         };
-        let shared = self.shared(feed, "copy");
+        let to = if self.arguments.verify { 50 } else { 100 };
+        let shared = self.shared(feed, Phase { what: "copy", from: 0, to });
         let ends = self.ends()?;
         let result =
             on_threads(ends, |source, destination| Worker::new(&shared, source, destination).run());
@@ -249,7 +264,8 @@ impl<'a> Copy<'a> {
     /// Compares all of the source with the destination, whatever is known of holes.
     fn verify(&self) -> Result<(), Failure> {
         let plan = Plan::new(self.size.unwrap_or(0), self.cut, Extents::Unknown);
-        let shared = self.shared(Feed::plan(plan), "verify");
+        let phase = Phase { what: "verify", from: 50, to: 100 };
+        let shared = self.shared(Feed::plan(plan), phase);
         let result = on_threads(self.ends()?, |source, destination| {
             Verifier::new(&shared, source, destination).run()
         });

@@ -12,7 +12,7 @@ use crate::target::Target;
 const FIRST: u64 = 8192;
 
 /// Enters the export and has its first bytes looked at.
-pub(super) fn content(
+pub(crate) fn content(
     target: &Target,
     haggling: Haggling,
     export: &str,

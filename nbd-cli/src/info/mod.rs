@@ -12,9 +12,10 @@ use std::io::Write;
 use clap::{ArgGroup, Args};
 
 use crate::exit::Failure;
-use crate::{output, target};
+use crate::{colour, list, map, output, target};
 use feature::Feature;
 
+pub(crate) use content::content;
 pub(crate) use json::write as write_json;
 pub(crate) use look::{greeting, look};
 pub(crate) use report::{Described, Report};
@@ -31,13 +32,34 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
 
-    /// Have file(1) guess the content from its first 8 KiB, which are read from the server
+    /// Have file(1) guess the content from its first 8 KiB, which are read from the server; it is an error if that fails
+    /// [default: try to, without --list]
     #[arg(long, overrides_with = "no_content")]
     content: bool,
 
-    /// Read nothing; this is the default
+    /// Read nothing
     #[arg(long)]
     no_content: bool,
+
+    /// Tell of all exports of the server, as nbd list does
+    #[arg(short = 'L', long, group = "what")]
+    list: bool,
+
+    /// Show a metadata context's ranges, as nbd map does [default CONTEXT: base:allocation]
+    #[arg(
+        long,
+        value_name = "CONTEXT",
+        group = "what",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = map::ALLOCATION,
+        value_parser = map::context
+    )]
+    map: Option<String>,
+
+    /// With --map: add up the ranges of each type
+    #[arg(long, alias = "total", requires = "map")]
+    totals: bool,
 
     /// Write the size alone, in bytes
     #[arg(long, group = "what")]
@@ -64,12 +86,23 @@ pub(crate) struct Arguments {
     cannot: Option<Feature>,
 
     #[command(flatten)]
+    colour: colour::Arguments,
+
+    #[command(flatten)]
     target: target::Arguments,
 }
 
 /// `nbd info`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let target = arguments.target.open()?;
+    let (json, paint) = (arguments.json, arguments.colour.paint());
+    if arguments.list {
+        return list::show(&target, list::Format { json, content: arguments.content, paint });
+    }
+    if let Some(context) = &arguments.map {
+        let format = map::Format { context, json, paint };
+        return map::show(&target, map::Question { totals: arguments.totals, ..format.into() });
+    }
     if let Some(feature) = arguments.can {
         return answer(feature.holds(&target)?);
     }
@@ -81,7 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     if arguments.uri {
         let uri = target.uri().to_string();
-        return output::write(|out| match arguments.json {
+        return output::write(|out| match json {
             true => Ok(writeln!(out, "{}", serde_json::Value::from(uri))?),
             false => Ok(writeln!(out, "{uri}")?),
         });
@@ -90,20 +123,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let export = target.uri().export();
     let mut described =
         look(&target, &mut haggling, export).map_err(|error| target.explain(&error))?;
-    if arguments.content && !arguments.size {
-        described.content = Some(content::content(&target, haggling, export)?);
-    } else {
+    if arguments.size || arguments.no_content {
         // Nothing is lost when the server does not hear it.
         let _left = haggling.abort();
+    } else {
+        described.content = match content(&target, haggling, export) {
+            Err(failure) if arguments.content => return Err(failure),
+            guessed => guessed.ok(),
+        };
     }
     output::write(|out| {
         if arguments.size {
             return Ok(writeln!(out, "{}", described.details.size)?);
         }
         let report = Report { exports: vec![described], ..report };
-        match arguments.json {
+        match json {
             true => Ok(write_json(&report, out)?),
-            false => Ok(write_text(&report, out)?),
+            false => Ok(write_text(&report, paint, out)?),
         }
     })
 }

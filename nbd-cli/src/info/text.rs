@@ -3,45 +3,55 @@
 use std::io::{self, Write};
 
 use super::report::{Described, Report};
+use crate::colour::{Look, Paint};
 use crate::output::printable;
 
 /// Writes a report.
-pub(crate) fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn write(report: &Report, paint: Paint, out: &mut impl Write) -> io::Result<()> {
     let tls = if report.tls { "with" } else { "without" };
     let (protocol, packets) = (report.protocol(), report.packets());
-    writeln!(out, "protocol: {protocol} {tls} TLS, using {packets} packets")?;
-    report.exports.iter().try_for_each(|export| one(export, out))
+    let first = format_args!("protocol: {protocol} {tls} TLS, using {packets} packets");
+    paint.line(Look::Aside, first, out)?;
+    report.exports.iter().try_for_each(|export| one(export, paint, out))
 }
 
-fn one(export: &Described, out: &mut impl Write) -> io::Result<()> {
+fn one(export: &Described, paint: Paint, out: &mut impl Write) -> io::Result<()> {
     let details = &export.details;
-    writeln!(out, "export=\"{}\":", printable(&details.name).replace('"', "\\\""))?;
+    let name = printable(&details.name).replace('"', "\\\"");
+    paint.line(Look::Main, format_args!("export=\"{name}\":"), out)?;
+    let mut main =
+        |key: &str, value: &str| paint.line(Look::Main, format_args!("\t{key}: {value}"), out);
     if let Some(text) = &details.description {
-        writeln!(out, "\tdescription: {}", printable(text))?;
+        main("description", &printable(text))?;
     }
-    write!(out, "\texport-size: {}", details.size)?;
-    let short = export.short_size();
-    match short == details.size.to_string() {
-        true => writeln!(out)?,
-        false => writeln!(out, " ({short})")?,
+    let (size, short) = (details.size.to_string(), export.short_size());
+    match short == size {
+        true => main("export-size", &size)?,
+        false => main("export-size", &format!("{size} ({short})"))?,
     }
     if let Some(content) = &export.content {
-        writeln!(out, "\tcontent: {}", printable(content))?;
+        main("content", &printable(content))?;
     }
     if let Some(uri) = &export.uri {
-        writeln!(out, "\turi: {uri}")?;
+        main("uri", uri)?;
     }
     if !export.contexts.is_empty() {
-        writeln!(out, "\tcontexts:")?;
+        paint.line(Look::Aside, format_args!("\tcontexts:"), out)?;
         for context in &export.contexts {
-            writeln!(out, "\t\t{}", printable(context))?;
+            paint.line(Look::Aside, format_args!("\t\t{}", printable(context)), out)?;
         }
     }
     for (name, value) in export.booleans() {
-        writeln!(out, "\t{name}: {value}")?;
+        let look = match (name, value) {
+            ("is_rotational", _) => Look::Aside,
+            ("is_read_only", _) => Look::Plain,
+            (_, true) => Look::Good,
+            (_, false) => Look::Bad,
+        };
+        paint.line(look, format_args!("\t{name}: {value}"), out)?;
     }
     for (name, value) in export.block_sizes() {
-        writeln!(out, "\t{name}: {value}")?;
+        paint.line(Look::Plain, format_args!("\t{name}: {value}"), out)?;
     }
     Ok(())
 }

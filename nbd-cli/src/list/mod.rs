@@ -6,8 +6,9 @@ use std::io::Write;
 use clap::Args;
 use nbd_blocking::client::{Error, Haggling, Handshake, Listing, Options};
 
+use crate::colour::{self, Paint};
 use crate::exit::Failure;
-use crate::info::{Described, Report, greeting, look, write_json, write_text};
+use crate::info::{self, Described, Report, greeting, look, write_json, write_text};
 use crate::output;
 use crate::target::{self, Target};
 
@@ -20,19 +21,39 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
 
+    /// Have file(1) guess what each contains from its first 8 KiB, which are read from the server
+    #[arg(long)]
+    content: bool,
+
+    #[command(flatten)]
+    colour: colour::Arguments,
+
     #[command(flatten)]
     target: target::Arguments,
 }
 
+/// How a list is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Format {
+    pub(crate) json: bool,
+    pub(crate) content: bool,
+    pub(crate) paint: Paint,
+}
+
 /// `nbd list`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let target = arguments.target.open()?;
-    let (mut report, mut haggling) = greeting(&target)?;
-    let listings = listings(&target, &report, &mut haggling)?;
+    let &Arguments { json, content, colour, .. } = arguments;
+    show(&arguments.target.open()?, Format { json, content, paint: colour.paint() })
+}
+
+/// Lists the exports of a server.
+pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
+    let (mut report, mut haggling) = greeting(target)?;
+    let listings = listings(target, &report, &mut haggling)?;
     let mut result = Ok(());
     for listing in listings {
         let name = output::printable(&listing.name);
-        match described(&target, &mut haggling, listing) {
+        match described(target, &mut haggling, listing) {
             Ok(export) => report.exports.push(export),
             Err(error @ Error::Refused { .. }) => {
                 let _printed = writeln!(std::io::stderr(), "nbd: {error}");
@@ -47,11 +68,30 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             }
         }
     }
-    let _left = haggling.abort();
-    output::write(|out| match arguments.json {
+    if format.content {
+        result = result.and(guess_contents(target, haggling, &mut report));
+    } else {
+        let _left = haggling.abort();
+    }
+    output::write(|out| match format.json {
         true => Ok(write_json(&report, out)?),
-        false => Ok(write_text(&report, out)?),
+        false => Ok(write_text(&report, format.paint, out)?),
     })?;
+    result
+}
+
+/// Enters one export after the other: the first by the connection that there is, since some servers take no other. Gives
+/// the last failure, and leaves that content out.
+fn guess_contents(target: &Target, haggling: Haggling, report: &mut Report) -> Result<(), Failure> {
+    let (mut first, mut result) = (Some(haggling), Ok(()));
+    for export in &mut report.exports {
+        let haggling = first.take().map_or_else(|| target.haggle(), Ok);
+        let guess = haggling.and_then(|one| info::content(target, one, &export.details.name));
+        match guess {
+            Ok(content) => export.content = Some(content),
+            Err(failure) => result = Err(failure),
+        }
+    }
     result
 }
 

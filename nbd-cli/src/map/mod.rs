@@ -8,12 +8,14 @@ use clap::Args;
 use nbd_blocking::client::{Flags, Options};
 
 use crate::exit::Failure;
-use crate::{output, quantity, target};
-use print::Format;
+use crate::target::Target;
+use crate::{colour, output, quantity, target};
 use walk::Walk;
 
+pub(crate) use print::Format;
+
 /// The context that most servers have.
-const ALLOCATION: &str = "base:allocation";
+pub(crate) const ALLOCATION: &str = "base:allocation";
 
 /// Show which ranges of an export are data, holes or zeroes, or what another metadata context says of them.
 ///
@@ -42,23 +44,51 @@ pub(crate) struct Arguments {
     length: Option<u64>,
 
     #[command(flatten)]
+    colour: colour::Arguments,
+
+    #[command(flatten)]
     target: target::Arguments,
 }
 
-fn context(text: &str) -> Result<String, String> {
+/// A metadata context's name.
+pub(crate) fn context(text: &str) -> Result<String, String> {
     match text.split_once(':') {
         Some((namespace, _)) if !namespace.is_empty() => Ok(text.to_owned()),
         _ => Err("a context is a namespace, a colon and a name, such as base:allocation".into()),
     }
 }
 
+/// What is asked for, and how the answer is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Question<'a> {
+    pub(crate) format: Format<'a>,
+    pub(crate) totals: bool,
+    pub(crate) offset: u64,
+    /// Up to the end if there is none.
+    pub(crate) length: Option<u64>,
+}
+
+impl<'a> From<Format<'a>> for Question<'a> {
+    /// The ranges of all of the export.
+    fn from(format: Format<'a>) -> Self {
+        Self { format, totals: false, offset: 0, length: None }
+    }
+}
+
 /// `nbd map`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let target = arguments.target.open()?;
+    let &Arguments { ref context, totals, json, offset, length, colour, ref target } = arguments;
+    let format = Format { context, json, paint: colour.paint() };
+    show(&target.open()?, Question { format, totals, offset, length })
+}
+
+/// Shows a metadata context's ranges.
+pub(crate) fn show(target: &Target, question: Question<'_>) -> Result<(), Failure> {
+    let Question { format, totals, offset, length } = question;
+    let context = format.context;
     let mut options = Options::default();
-    options.contexts = vec![arguments.context.clone()];
+    options.contexts = vec![context.to_owned()];
     let client = target.connect(&options)?;
-    let context = arguments.context.as_str();
     if !client.has_context(context) {
         let text = format!(
             "{} has no metadata context '{context}' for this export; nbd info tells which there are",
@@ -67,8 +97,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         client.disconnect();
         return Err(Failure::failed(text));
     }
-    let (size, offset) = (client.size(), arguments.offset);
-    let length = arguments.length.unwrap_or(size.saturating_sub(offset));
+    let size = client.size();
+    let length = length.unwrap_or(size.saturating_sub(offset));
     let end = offset.checked_add(length).filter(|end| *end <= size).ok_or_else(|| {
         Failure::failed(format!(
             "the export has {size} bytes: choose an offset and a length within it"
@@ -86,8 +116,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let extents = answer.into_iter().find(|one| &*one.context == context);
         Ok(extents.map(|one| one.extents).unwrap_or_default())
     };
-    let format = Format { context, json: arguments.json };
-    output::write(|out| match arguments.totals {
+    output::write(|out| match totals {
         true => format.totals(&walk, ask, out),
         false => format.runs(&walk, ask, out),
     })?;

@@ -2,6 +2,26 @@
 
 use std::borrow::Cow;
 
+use crate::colour::Look;
+
+const DEPTH: &str = "qemu:allocation-depth";
+
+/// Whether a context is a dirty bitmap's.
+fn is_bitmap(context: &str) -> bool {
+    context.starts_with("qemu:dirty-bitmap:")
+}
+
+/// How a type looks: data before holes, changes before the rest, what the export has itself before what it borrows.
+pub(super) fn look(context: &str, status: u64) -> Look {
+    match (context, status) {
+        (super::ALLOCATION, 0) | (DEPTH, 1) => Look::Main,
+        (DEPTH, 2..) => Look::Aside,
+        (_, 0) if is_bitmap(context) => Look::Good,
+        (_, 1) if is_bitmap(context) => Look::Bad,
+        _ => Look::Plain,
+    }
+}
+
 /// What a type means in a context, if that is known.
 pub(super) fn name(context: &str, status: u64) -> Option<Cow<'static, str>> {
     let fixed = |names: &[&'static str]| {
@@ -10,9 +30,9 @@ pub(super) fn name(context: &str, status: u64) -> Option<Cow<'static, str>> {
     };
     if context == super::ALLOCATION {
         fixed(&["data", "hole", "zero", "hole,zero"])
-    } else if context.starts_with("qemu:dirty-bitmap:") {
+    } else if is_bitmap(context) {
         fixed(&["clean", "dirty"])
-    } else if context == "qemu:allocation-depth" {
+    } else if context == DEPTH {
         fixed(&["absent", "local"]).or_else(|| Some(format!("backing depth {status}").into()))
     } else {
         None

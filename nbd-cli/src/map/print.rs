@@ -6,8 +6,9 @@ use std::io::Write;
 use nbd_blocking::client::Extent;
 use serde_json::Value;
 
-use super::names::name;
+use super::names::{look, name};
 use super::walk::Walk;
+use crate::colour::Paint;
 use crate::exit::Failure;
 use crate::output::Failed;
 
@@ -16,9 +17,10 @@ const MAX_TYPES: usize = 65536;
 
 /// How a map is written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Format<'a> {
-    pub(super) context: &'a str,
-    pub(super) json: bool,
+pub(crate) struct Format<'a> {
+    pub(crate) context: &'a str,
+    pub(crate) json: bool,
+    pub(crate) paint: Paint,
 }
 
 impl Format<'_> {
@@ -93,11 +95,12 @@ impl<'a, W: Write> Lines<'a, W> {
         let (out, first) = (&mut self.out, std::mem::replace(&mut self.first, false));
         let name = name(self.format.context, status);
         if !self.format.json {
-            match name {
-                Some(name) => writeln!(out, "{text} {name}")?,
-                None => writeln!(out, "{}", text.to_string().trim_end())?,
-            }
-            return Ok(());
+            let look = look(self.format.context, status);
+            let line = match name {
+                Some(name) => format!("{text} {name}"),
+                None => text.to_string().trim_end().to_owned(),
+            };
+            return Ok(self.format.paint.line(look, format_args!("{line}"), out)?);
         }
         write!(out, "{}\n{{ {json}, \"type\": {status}", if first { "" } else { "," })?;
         if let Some(name) = name {

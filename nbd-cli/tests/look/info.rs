@@ -13,13 +13,13 @@ use super::{LIMIT, command, json, nbd, nbdinfo, nbdkit, ours_with_data, qemu_nbd
 /// Keys that younger versions of nbdinfo have.
 const YOUNG: [&str; 2] = ["extended", "can_block_status_payload"];
 
-/// Compares two answers key by key. nbdinfo's URIs are written differently, and it guesses the content.
+/// Compares two answers key by key. nbdinfo's URIs are written differently.
 #[track_caller]
 pub(super) fn assert_same_answer(ours: &Value, theirs: &Value) {
     let (Some(ours), Some(theirs)) = (ours.as_object(), theirs.as_object()) else {
         return assert_eq!(ours, theirs);
     };
-    for (key, their) in theirs.iter().filter(|(key, _)| *key != "content") {
+    for (key, their) in theirs {
         let our = ours.get(key).unwrap_or_else(|| panic!("{key} is missing: {ours:?}"));
         match (key.as_str(), our, their) {
             ("exports", Value::Array(our), Value::Array(their)) => {
@@ -47,7 +47,7 @@ fn compare(uri: &str) {
     let kept = |text: &str| {
         let lines = text.lines().filter(|line| {
             let key = line.trim_start().split(':').next().unwrap_or_default();
-            !["content", "uri", "protocol"].contains(&key) && !YOUNG.contains(&key)
+            !["uri", "protocol"].contains(&key) && !YOUNG.contains(&key)
         });
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
@@ -92,7 +92,7 @@ fn our_own_server_is_described_as_by_nbdinfo() {
 }
 
 #[test]
-fn the_content_is_guessed_as_by_nbdinfo_when_asked_for() {
+fn the_content_is_guessed_as_by_nbdinfo() {
     let Some(peer) = peers::require("nbdinfo") else { return };
     for args in [
         &["data", "data=\"MZ\" @510 0x55 0xaa", "size=1M"][..],
@@ -102,13 +102,34 @@ fn the_content_is_guessed_as_by_nbdinfo_when_asked_for() {
         let Some(server) = nbdkit(args) else { return };
         let uri = server.endpoint().uri("");
         let theirs = json(&nbdinfo(&peer, ["--json", &uri]));
-        // nbdinfo leaves it out where file(1) is missing.
-        let Some(content) = theirs["exports"][0].get("content") else { return };
-        let ours = json(&told(["info", "--json", "--content", &uri]));
-        assert_eq!(&ours["exports"][0]["content"], content);
+        // Both leave it out where file(1) is missing.
+        let content = theirs["exports"][0].get("content");
+        assert_eq!(json(&told(["info", "--json", &uri]))["exports"][0].get("content"), content);
+        let Some(content) = content else { return };
+        for flags in [&["--content"][..], &["--no-content", "--content"]] {
+            let ours = told(["info", "--json"].iter().chain(flags).chain([&&*uri]).copied());
+            assert_eq!(&json(&ours)["exports"][0]["content"], content);
+        }
         assert!(told(["info", "--content", &uri]).contains(content.as_str().unwrap()));
-        assert!(!told(["info", "--content", "--no-content", &uri]).contains("content"));
+        for flags in [&["--no-content"][..], &["--content", "--no-content"]] {
+            let ours = told(["info"].iter().chain(flags).chain([&&*uri]).copied());
+            assert!(!ours.contains("content"), "{ours}");
+        }
     }
+}
+
+#[test]
+fn content_that_can_not_be_read_is_left_out_unless_asked_for() {
+    let args = ["--filter=error", "memory", "1M", "error-pread=EIO", "error-pread-rate=1"];
+    let Some(server) = nbdkit(&args) else { return };
+    let uri = server.endpoint().uri("");
+    let plain = told(["info", &uri]);
+    assert!(!plain.contains("content") && plain.contains("export-size"), "{plain}");
+    let asked = nbd(["info", "--content", &uri]);
+    assert!(asked.failure().contains("NBD_EIO"));
+    // A list tells of all the rest.
+    let list = nbd(["list", "--content", &uri]);
+    assert_eq!((list.status.code(), list.stdout.as_str()), (Some(1), plain.as_str()));
 }
 
 #[test]

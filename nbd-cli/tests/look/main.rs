@@ -1,5 +1,6 @@
 //! `nbd info`, `nbd list` and `nbd map`, mostly by comparison with nbdinfo on the same server.
 
+mod alias;
 mod command;
 mod info;
 mod list;

@@ -32,8 +32,14 @@ fn help_names_the_defaults() {
 
 #[test]
 fn the_version_is_printed() {
-    let version = run(&mut nbd(&["--version"]), LIMIT).success();
-    assert_eq!(version, format!("nbd {}\n", env!("CARGO_PKG_VERSION")));
+    for subcommand in ["", "serve", "info", "list", "map", "copy", "resize"] {
+        for flag in ["--version", "-V"] {
+            let words: Vec<&str> =
+                [subcommand, flag].into_iter().filter(|w| !w.is_empty()).collect();
+            let version = run(&mut nbd(&words), LIMIT).success();
+            assert_eq!(version, format!("nbd {}\n", env!("CARGO_PKG_VERSION")), "{subcommand}");
+        }
+    }
 }
 
 #[test]
