@@ -1,10 +1,10 @@
 //! The core in an event loop of one's own: one thread, any number of clients, `poll(2)` and nothing else.
 //!
 //! ```text
-//! cargo run --example poll_loop [ADDRESS:PORT]
+//! cargo run --example poll_loop [ADDRESS:PORT | /PATH/OF/SOCKET] [MIB]
 //! ```
 //!
-//! It serves a disk in memory and prints its URI; try `nbdinfo URI`, `qemu-io -f raw URI` or `nbdcopy FILE URI`.
+//! It serves a disk in memory, of 64 MiB or as many as are asked for, and prints its URI; try `nbdinfo URI`, `qemu-io -f raw URI` or `nbdcopy FILE URI`.
 //!
 //! The disk is one array, so that payload is never copied from buffer to buffer: what is written goes from the socket
 //! straight to its place on the disk, and what is read goes from there to the socket, many replies in one gathered
@@ -15,13 +15,18 @@
 #![allow(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 #![allow(clippy::indexing_slicing)]
 
+use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 
 use nbd_proto::server::{Config, Connection, Event, Incoming, Listing, LookupRefusal, Request};
-use nbd_proto::wire::{ErrorCode, TransmissionFlags};
+use nbd_proto::wire::{ErrorCode, TransmissionFlags as Flags};
 use nbd_proto::{Command, ExportInfo, Segment};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::ioctl_fionbio;
+use rustix::net::{accept, sockopt::set_tcp_nodelay};
 
 /// Clients at a time. What each of them can make the core hold is bounded by [`nbd_proto::Limits`].
 const MOST_CLIENTS: usize = 1000;
@@ -38,7 +43,8 @@ struct Disk {
 }
 
 struct Client {
-    stream: TcpStream,
+    /// A socket of either kind, as anything to read and write.
+    stream: File,
     connection: Connection,
     /// Received bytes; those in `start..end` were not looked at yet.
     staging: Vec<u8>,
@@ -49,18 +55,22 @@ struct Client {
 }
 
 fn main() -> io::Result<()> {
-    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".into());
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    println!("nbd://{}/", listener.local_addr()?);
-
-    let mut disk = Disk { bytes: vec![0; 64 << 20], info: ExportInfo::new(64 << 20) };
+    let mut arguments = std::env::args().skip(1);
+    let place = arguments.next().unwrap_or_else(|| "127.0.0.1:0".into());
+    let mib: u64 = arguments.next().map_or(Ok(64), |mib| mib.parse()).map_err(io::Error::other)?;
+    let (listener, uri): (OwnedFd, _) = if place.contains('/') {
+        (UnixListener::bind(&place)?.into(), format!("nbd+unix:///?socket={place}"))
+    } else {
+        let listener = TcpListener::bind(&place)?;
+        let uri = format!("nbd://{}/", listener.local_addr()?);
+        (listener.into(), uri)
+    };
+    ioctl_fionbio(&listener, true)?;
+    println!("{uri}");
+    let mut disk = Disk { bytes: vec![0; (mib << 20) as usize], info: ExportInfo::new(mib << 20) };
     // Memory is as durable as it gets, so that FLUSH and FUA have nothing to do.
-    disk.info.flags = TransmissionFlags::SEND_FLUSH
-        | TransmissionFlags::SEND_FUA
-        | TransmissionFlags::SEND_TRIM
-        | TransmissionFlags::SEND_WRITE_ZEROES
-        | TransmissionFlags::CAN_MULTI_CONN;
+    disk.info.flags = Flags::SEND_FLUSH | Flags::SEND_FUA | Flags::CAN_MULTI_CONN;
+    disk.info.flags |= Flags::SEND_TRIM | Flags::SEND_WRITE_ZEROES;
 
     let mut clients: Vec<Client> = Vec::new();
     loop {
@@ -77,14 +87,14 @@ fn main() -> io::Result<()> {
         let mut each = ready.iter();
         clients.retain_mut(|client| each.next() == Some(&false) || client.turn(&mut disk));
         if ready.last() == Some(&true) {
-            accept(&listener, &mut clients);
+            take_in(&listener, &mut clients);
         }
     }
 }
 
-/// Takes in a client. Its greeting is queued, so that the next `poll` finds it ready to be written to.
-fn accept(listener: &TcpListener, clients: &mut Vec<Client>) {
-    match listener.accept().and_then(|(stream, _)| Client::new(stream)) {
+/// Takes in a client. Its greeting is queued, so that the next `poll` finds it ready.
+fn take_in(listener: &OwnedFd, clients: &mut Vec<Client>) {
+    match accept(listener).map_err(io::Error::from).and_then(Client::new) {
         Ok(client) if clients.len() < MOST_CLIENTS => clients.push(client),
         Ok(_) => {} // One too many: closed.
         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -103,21 +113,20 @@ fn if_ready(result: io::Result<usize>) -> io::Result<Option<usize>> {
 }
 
 impl Client {
-    fn new(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?; // Replies leave at once.
-        let (connection, staging) = (Connection::new(Config::default()), vec![0; 64 << 10]);
+    fn new(socket: OwnedFd) -> io::Result<Self> {
+        ioctl_fionbio(&socket, true)?;
+        let _unix = set_tcp_nodelay(&socket, true); // Replies leave at once.
+        let (stream, connection) = (File::from(socket), Connection::new(Config::default()));
+        let staging = vec![0; 64 << 10];
         Ok(Self { stream, connection, staging, start: 0, end: 0, commands: Vec::new() })
     }
 
     /// What the socket has to be ready for before there is anything to do.
     fn interest(&self) -> PollFlags {
         let mut events = PollFlags::empty();
-        // A client who does not read its replies is not read from any more, once so many are in flight.
-        let closed = matches!(
-            self.connection.incoming(),
-            Incoming::Paused(_) | Incoming::Tls | Incoming::Terminated
-        );
+        // Who does not read its replies is not read from any more, once so many are in flight.
+        let incoming = self.connection.incoming();
+        let closed = matches!(incoming, Incoming::Paused(_) | Incoming::Tls | Incoming::Terminated);
         events.set(PollFlags::IN, !closed);
         events.set(PollFlags::OUT, self.connection.segments().next().is_some());
         events
@@ -217,14 +226,12 @@ impl Client {
     fn handle(&mut self, event: Event, disk: &mut Disk) -> io::Result<()> {
         let result = match event {
             Event::List => {
-                let only = Listing { name: "", description: "a disk in memory" };
-                self.connection.answer_list([only])
+                self.connection.answer_list([Listing { name: "", description: "in memory" }])
             }
-            Event::Lookup(lookup) if lookup.name.is_empty() => {
-                self.connection.answer_lookup(Ok(&disk.info)).map(drop)
-            }
-            Event::Lookup(_) => {
-                self.connection.answer_lookup(Err(LookupRefusal::Unknown)).map(drop)
+            Event::Lookup(lookup) => {
+                let known = lookup.name.is_empty();
+                let answer = if known { Ok(&disk.info) } else { Err(LookupRefusal::Unknown) };
+                self.connection.answer_lookup(answer).map(drop)
             }
             Event::Request(request) => self.begin(request, disk),
             _ => Ok(()),
@@ -253,8 +260,8 @@ impl Client {
                 reply.done()
             }
             Command::Flush => reply.done(),
+            // Not advertised, so it can't come.
             _ => {
-                // Not advertised, so it can't come.
                 reply.error(ErrorCode::EINVAL, "this disk can't do that");
                 Ok(())
             }
