@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::clients::{ClientArgs, DriveArgs};
 use crate::compare::Plan;
+use crate::copying::CopyArgs;
 use crate::load::{Direction, Load, MAX_DEPTH, Order};
+use crate::mode::Mode;
+use crate::modes::ModesArgs;
 use crate::pattern::Pattern;
 use crate::servers::{Server, catalogue};
 use crate::workload::{SEED, WORKLOADS};
@@ -26,8 +30,16 @@ pub struct Cli {
 pub enum Command {
     /// Run all workloads on all servers and print tables.
     Compare(CompareArgs),
+    /// Hold our clients against libnbd, on the same servers.
+    Client(ClientArgs),
+    /// Hold `nbd copy` against nbdcopy.
+    Copy(CopyArgs),
+    /// Hold structured and extended replies against simple ones, on our servers.
+    Modes(ModesArgs),
     /// Load a server that runs already.
     Load(LoadArgs),
+    /// Load a server that runs already by one of our clients.
+    Drive(DriveArgs),
     /// Be the yardstick server, until killed.
     Yardstick(YardstickArgs),
 }
@@ -79,6 +91,9 @@ pub struct LoadArgs {
     /// The export to ask for.
     #[arg(long, value_name = "NAME", default_value = "")]
     pub export: String,
+    /// How replies are to come.
+    #[arg(long, value_enum, default_value = "simple")]
+    pub mode: Mode,
     /// What to do.
     #[arg(long, value_enum, default_value = "read")]
     pub op: Op,
@@ -137,11 +152,19 @@ pub struct YardstickArgs {
     pub send_buffer: Option<usize>,
 }
 
+impl From<Op> for Direction {
+    fn from(op: Op) -> Self {
+        match op {
+            Op::Read => Self::Read,
+            Op::Write => Self::Write,
+        }
+    }
+}
+
 impl CompareArgs {
     /// What is to be run; an unknown name is an error that lists the known ones.
     pub fn plan(&self, own: &Path) -> Result<Plan, String> {
-        let beside = own.with_file_name("nbd");
-        let mut servers = catalogue(own, self.nbd.as_deref().unwrap_or(&beside));
+        let mut servers = catalogue(own, &nbd_program(self.nbd.as_deref(), own));
         for text in &self.extra {
             let mut server = Server::parse_extra(text)?;
             if servers.iter().any(|other| other.name == server.name) {
@@ -162,10 +185,7 @@ impl LoadArgs {
     pub fn load(&self) -> Load {
         let unbounded = self.seconds.is_none() && self.requests.is_none();
         Load {
-            direction: match self.op {
-                Op::Read => Direction::Read,
-                Op::Write => Direction::Write,
-            },
+            direction: self.op.into(),
             order: if self.sequential { Order::Sequential } else { Order::Random },
             block: self.block,
             depth: self.depth,
@@ -190,8 +210,13 @@ impl YardstickArgs {
     }
 }
 
+/// The project's program: the one that was named, or the one beside this program.
+pub(crate) fn nbd_program(named: Option<&Path>, own: &Path) -> PathBuf {
+    named.map_or_else(|| own.with_file_name("nbd"), Into::into)
+}
+
 /// Those of `all` that are named in `wanted`; all of them if nothing is.
-fn select<T>(
+pub(crate) fn select<T>(
     what: &str,
     all: Vec<T>,
     wanted: &[String],
@@ -208,7 +233,7 @@ fn select<T>(
 }
 
 /// A number of bytes, with k, M or G for powers of 1024.
-pub fn parse_size(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'k' | b'K') => (&text[..text.len() - 1], 10),
         Some(b'm' | b'M') => (&text[..text.len() - 1], 20),
@@ -219,18 +244,18 @@ pub fn parse_size(text: &str) -> Result<usize, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "too large".into())
 }
 
-fn parse_block(text: &str) -> Result<u32, String> {
+pub(crate) fn parse_block(text: &str) -> Result<u32, String> {
     let size = parse_size(text)?;
     let size = u32::try_from(size).ok().filter(|size| (1..=32 << 20).contains(size));
     size.ok_or_else(|| "a request has 1 byte to 32 MiB".into())
 }
 
-fn parse_depth(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_depth(text: &str) -> Result<usize, String> {
     let depth = text.parse().ok().filter(|depth| (1..=MAX_DEPTH).contains(depth));
     depth.ok_or_else(|| format!("from 1 to {MAX_DEPTH}"))
 }
 
-fn parse_seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().filter(|seconds: &f64| (0.01..=3600.0).contains(seconds));
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "from 0.01 to 3600 seconds".into())
 }

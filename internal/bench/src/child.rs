@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Error, ErrorKind};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::load::Connection;
+use crate::mode::Mode;
 use crate::servers::{Server, Storage};
 use crate::workload::DISK_SIZE;
 
@@ -65,8 +66,18 @@ impl Running {
     }
 
     /// A new connection in the transmission phase.
-    pub fn connect(&self) -> io::Result<Connection> {
-        Connection::negotiate(UnixStream::connect(&self.socket)?, &self.export)
+    pub fn connect(&self, mode: Mode) -> io::Result<Connection> {
+        Connection::negotiate(UnixStream::connect(&self.socket)?, &self.export, mode)
+    }
+
+    /// The export to ask for.
+    pub fn export(&self) -> &str {
+        &self.export
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// What the server said last, for a message on why it failed.

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use crate::child::Running;
 use crate::cpu::CpuSample;
+use crate::load::{Connection, Load};
+use crate::mode::Mode;
 use crate::servers::Server;
 use crate::stats;
 use crate::workload::{Workload, touch};
@@ -112,10 +114,7 @@ fn record(server: &Server, plan: &Plan) -> Record {
 
 /// One life of a server: all workloads once.
 fn run_server(plan: &Plan, record: &mut Record, interrupted: &AtomicBool) -> Result<(), State> {
-    let running = Running::start(&record.server).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => State::Missing,
-        _ => State::Failed(error.to_string()),
-    })?;
+    let running = start(&record.server)?;
     let failed = |what: &str, error: io::Error| {
         State::Failed(format!("{what}: {error}; server: {}", running.complaint()))
     };
@@ -124,7 +123,11 @@ fn run_server(plan: &Plan, record: &mut Record, interrupted: &AtomicBool) -> Res
         if interrupted.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let sample = measure(&running, workload, plan.duration)
+        let sample = running
+            .connect(Mode::Simple)
+            .and_then(|connection| {
+                measure(connection, running.pid(), &workload.load(plan.duration))
+            })
             .map_err(|error| failed(workload.name, error))?;
         eprintln!("    {:<14} {:>10.0} requests/s", workload.name, sample.rate);
         samples.push(sample);
@@ -132,21 +135,27 @@ fn run_server(plan: &Plan, record: &mut Record, interrupted: &AtomicBool) -> Res
     Ok(())
 }
 
-fn touch_disk(running: &Running) -> io::Result<()> {
-    let mut connection = running.connect()?;
+pub(crate) fn start(server: &Server) -> Result<Running, State> {
+    Running::start(server).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => State::Missing,
+        _ => State::Failed(error.to_string()),
+    })
+}
+
+pub(crate) fn touch_disk(running: &Running) -> io::Result<()> {
+    let mut connection = running.connect(Mode::Simple)?;
     connection.run(&touch(connection.export().size))?;
     connection.disconnect()
 }
 
 /// One run. The connection is open at both samples, so that the threads that serve it are too.
-fn measure(running: &Running, workload: &Workload, duration: Duration) -> io::Result<Sample> {
+pub(crate) fn measure(mut connection: Connection, server: u32, load: &Load) -> io::Result<Sample> {
     let own = std::process::id();
-    let mut connection = running.connect()?;
     settle();
-    let (server_before, client_before) = (CpuSample::of(running.pid())?, CpuSample::of(own)?);
-    let outcome = connection.run(&workload.load(duration))?;
+    let (server_before, client_before) = (CpuSample::of(server)?, CpuSample::of(own)?);
+    let outcome = connection.run(load)?;
     settle();
-    let (server_after, client_after) = (CpuSample::of(running.pid())?, CpuSample::of(own)?);
+    let (server_after, client_after) = (CpuSample::of(server)?, CpuSample::of(own)?);
     connection.disconnect()?;
     let micros = |after: &CpuSample, before| {
         after.since(before).as_secs_f64() * 1e6 / outcome.requests as f64
@@ -160,6 +169,6 @@ fn measure(running: &Running, workload: &Workload, duration: Duration) -> io::Re
 }
 
 /// Time for the server to fall asleep: what a thread used is booked when it leaves the CPU.
-fn settle() {
+pub(crate) fn settle() {
     thread::sleep(Duration::from_millis(5));
 }

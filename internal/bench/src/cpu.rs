@@ -48,12 +48,23 @@ impl CpuSample {
             .iter()
             .map(|(thread, now)| now - now.min(earlier.threads.get(thread).unwrap_or(&0)))
             .sum();
-        let tick = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
+        let tick = tick();
         // User and system time are rounded one by one, at both ends.
         let ticks = self.ticks.saturating_sub(earlier.ticks);
         let lost = ticks.saturating_sub(2) * tick > threads;
         Duration::from_nanos(if lost { ticks * tick } else { threads })
     }
+}
+
+/// The CPU time that `/proc/PID/stat` tells of, to some ticks. It is still there once the process
+/// has ended, as long as nobody has waited for it.
+pub fn time_in_stat(text: &str) -> Option<Duration> {
+    parse_stat(text).map(|ticks| Duration::from_nanos(ticks * tick()))
+}
+
+/// Nanoseconds.
+fn tick() -> u64 {
+    1_000_000_000 / rustix::param::clock_ticks_per_second().max(1)
 }
 
 /// The first figure: nanoseconds on a CPU.

@@ -2,6 +2,7 @@
 
 use std::io::{self, Error, ErrorKind, Read, Write};
 
+use crate::mode::Mode;
 use crate::wire::*;
 
 /// No option or option reply that is of use here is longer; a longer one is a broken peer.
@@ -52,8 +53,9 @@ pub fn serve(mut stream: impl Read + Write, size: u64) -> io::Result<bool> {
     }
 }
 
-/// The client's side: GO for `name` and nothing else, hence simple replies.
-pub fn go(mut stream: impl Read + Write, name: &str) -> io::Result<Export> {
+/// The client's side: what `mode` takes, and GO for `name`. A server that does not have the mode is
+/// an error of kind [`ErrorKind::Unsupported`].
+pub fn go(mut stream: impl Read + Write, name: &str, mode: Mode) -> io::Result<Export> {
     expect(u64::from_be_bytes(read_array(&mut stream)?), INIT_MAGIC, "NBDMAGIC")?;
     expect(u64::from_be_bytes(read_array(&mut stream)?), OPTION_MAGIC, "newstyle greeting")?;
     let flags = u16::from_be_bytes(read_array(&mut stream)?);
@@ -62,24 +64,25 @@ pub fn go(mut stream: impl Read + Write, name: &str) -> io::Result<Export> {
     }
     let length = u32::try_from(name.len()).ok().filter(|length| *length <= 4096);
     let length = length.ok_or_else(|| invalid("the export name is too long"))?;
-    let mut option = Vec::with_capacity(64);
-    option.extend_from_slice(
-        &u32::from(flags & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES)).to_be_bytes(),
-    );
-    option.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
-    option.extend_from_slice(&OPT_GO.to_be_bytes());
-    option.extend_from_slice(&(4 + length + 2).to_be_bytes());
-    option.extend_from_slice(&length.to_be_bytes());
-    option.extend_from_slice(name.as_bytes());
-    option.extend_from_slice(&0u16.to_be_bytes());
-    stream.write_all(&option)?;
+    let flags = u32::from(flags & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES));
+    stream.write_all(&flags.to_be_bytes())?;
+    if let Some(number) = mode.option() {
+        stream.write_all(&option(number, &[]))?;
+        let (kind, _) = read_option_reply(&mut stream, number)?;
+        if kind != REP_ACK {
+            let text = format!("the server does not have {}", mode.name());
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+    }
+    let mut data = Vec::with_capacity(64);
+    data.extend_from_slice(&length.to_be_bytes());
+    data.extend_from_slice(name.as_bytes());
+    data.extend_from_slice(&0u16.to_be_bytes());
+    stream.write_all(&option(OPT_GO, &data))?;
 
     let mut export = None;
     loop {
-        expect(u64::from_be_bytes(read_array(&mut stream)?), OPTION_REPLY_MAGIC, "option reply")?;
-        expect(u32::from_be_bytes(read_array(&mut stream)?), OPT_GO, "reply to GO")?;
-        let kind = u32::from_be_bytes(read_array(&mut stream)?);
-        let data = read_data(&mut stream)?;
+        let (kind, data) = read_option_reply(&mut stream, OPT_GO)?;
         match kind {
             REP_ACK => return export.ok_or_else(|| invalid("ACK without INFO_EXPORT")),
             REP_INFO => {
@@ -100,6 +103,23 @@ pub fn go(mut stream: impl Read + Write, name: &str) -> io::Result<Export> {
             _ => {}
         }
     }
+}
+
+fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    let mut option = Vec::with_capacity(16 + data.len());
+    option.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
+    option.extend_from_slice(&number.to_be_bytes());
+    option.extend_from_slice(&(data.len() as u32).to_be_bytes());
+    option.extend_from_slice(data);
+    option
+}
+
+/// Kind and data of one reply to the option that was sent last.
+fn read_option_reply(stream: &mut impl Read, option: u32) -> io::Result<(u32, Vec<u8>)> {
+    expect(u64::from_be_bytes(read_array(stream)?), OPTION_REPLY_MAGIC, "option reply")?;
+    expect(u32::from_be_bytes(read_array(stream)?), option, "reply to what was asked")?;
+    let kind = u32::from_be_bytes(read_array(stream)?);
+    Ok((kind, read_data(stream)?))
 }
 
 fn option_reply(out: &mut Vec<u8>, option: u32, kind: u32, data: &[u8]) {

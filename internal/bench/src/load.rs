@@ -10,9 +10,10 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crate::handshake::{self, Export};
+use crate::mode::{Content, Mode};
 use crate::pattern::{Pattern, Random};
 use crate::vectored::{self, SliceList};
-use crate::wire::{CMD_DISC, CMD_READ, CMD_WRITE, REPLY_LEN, REQUEST_LEN, Request, SimpleReply};
+use crate::wire::{CMD_DISC, CMD_READ, CMD_WRITE, EXTENDED_REQUEST_LEN, Request};
 
 /// The most requests in flight.
 ///
@@ -89,20 +90,21 @@ impl Outcome {
     }
 }
 
-/// A connection in the transmission phase, without structured replies.
+/// A connection in the transmission phase.
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
     export: Export,
+    mode: Mode,
 }
 
 impl Connection {
-    /// Does the handshake for the export `name`.
-    pub fn negotiate(stream: UnixStream, name: &str) -> io::Result<Self> {
+    /// Does the handshake for the export `name`; see [`handshake::go`].
+    pub fn negotiate(stream: UnixStream, name: &str, mode: Mode) -> io::Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        let export = handshake::go(&stream, name)?;
-        Ok(Self { stream, export })
+        let export = handshake::go(&stream, name, mode)?;
+        Ok(Self { stream, export, mode })
     }
 
     /// The export that the server gave.
@@ -117,7 +119,7 @@ impl Connection {
 
     /// Loads the server. An error reply is an error, and so is a reply to nothing.
     pub fn run(&mut self, load: &Load) -> io::Result<Outcome> {
-        let mut run = Run::new(&self.stream, load, self.export.size)?;
+        let mut run = Run::new(&self.stream, self.mode, load, self.export.size)?;
         let start = Instant::now();
         let requests = run.go(start).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock => Error::new(ErrorKind::TimedOut, "the server is silent"),
@@ -129,8 +131,9 @@ impl Connection {
 
     /// Soft disconnect.
     pub fn disconnect(self) -> io::Result<()> {
-        let mut header = Vec::with_capacity(REQUEST_LEN);
-        Request { command: CMD_DISC, cookie: 0, offset: 0, length: 0 }.encode(&mut header);
+        let mut header = Vec::with_capacity(EXTENDED_REQUEST_LEN);
+        let request = Request { command: CMD_DISC, cookie: 0, offset: 0, length: 0 };
+        self.mode.encode(&request, &mut header);
         vectored::write_all(&self.stream, &mut [IoSlice::new(&header)])
     }
 }
@@ -139,17 +142,24 @@ impl Connection {
 #[derive(Clone, Copy)]
 struct Slot {
     offset: u64,
+    /// Bytes of a READ of which no chunk has told yet.
+    missing: u32,
     in_flight: bool,
 }
 
 /// READ data that has yet to come.
 struct Body {
     slot: usize,
+    /// Of the next byte.
+    offset: u64,
     remaining: usize,
+    /// Nothing of the reply follows.
+    last: bool,
 }
 
 struct Run<'a> {
     stream: &'a UnixStream,
+    mode: Mode,
     load: &'a Load,
     blocks: u64,
     random: Random,
@@ -171,7 +181,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(stream: &'a UnixStream, load: &'a Load, size: u64) -> io::Result<Self> {
+    fn new(stream: &'a UnixStream, mode: Mode, load: &'a Load, size: u64) -> io::Result<Self> {
         let blocks = size.checked_div(u64::from(load.block)).unwrap_or(0);
         if blocks == 0 || !(1..=MAX_DEPTH).contains(&load.depth) {
             let text = format!("block {} or depth {} does not fit", load.block, load.depth);
@@ -187,15 +197,16 @@ impl<'a> Run<'a> {
         };
         Ok(Self {
             stream,
+            mode,
             load,
             blocks,
             random: Random::new(load.seed),
             next_block: 0,
-            slots: vec![Slot { offset: 0, in_flight: false }; load.depth],
+            slots: vec![Slot { offset: 0, missing: 0, in_flight: false }; load.depth],
             free: (0..load.depth).rev().collect(),
             allowance: load.requests.unwrap_or(u64::MAX),
             answered: 0,
-            headers: Vec::with_capacity(load.depth * REQUEST_LEN),
+            headers: Vec::with_capacity(load.depth * EXTENDED_REQUEST_LEN),
             due: Vec::with_capacity(load.depth),
             payload: vec![0x5a; copies * load.block as usize],
             staging: vec![0; STAGING],
@@ -238,10 +249,12 @@ impl<'a> Run<'a> {
                 }
             };
             let offset = block * u64::from(self.load.block);
-            self.slots[slot] = Slot { offset, in_flight: true };
-            self.due.push(slot);
             let length = self.load.block;
-            Request { command, cookie: slot as u64, offset, length }.encode(&mut self.headers);
+            let missing = if self.load.direction == Direction::Read { length } else { 0 };
+            self.slots[slot] = Slot { offset, missing, in_flight: true };
+            self.due.push(slot);
+            let request = Request { command, cookie: slot as u64, offset, length };
+            self.mode.encode(&request, &mut self.headers);
         }
     }
 
@@ -260,7 +273,7 @@ impl<'a> Run<'a> {
         }
         let mut slices = self.slices.take();
         if writes {
-            for (header, slot) in self.headers.chunks(REQUEST_LEN).zip(&self.due) {
+            for (header, slot) in self.headers.chunks(self.mode.request_len()).zip(&self.due) {
                 let copy = if self.load.verify.is_some() { *slot } else { 0 };
                 slices.push(IoSlice::new(header));
                 slices.push(IoSlice::new(&self.payload[copy * block..][..block]));
@@ -288,50 +301,77 @@ impl<'a> Run<'a> {
         loop {
             if let Some(body) = &mut self.body {
                 let here = body.remaining.min(staged - at);
-                if let Some(pattern) = self.load.verify {
-                    let done = self.load.block as usize - body.remaining;
-                    let offset = self.slots[body.slot].offset + done as u64;
-                    if let Some(wrong) =
-                        pattern.first_difference(offset, &self.staging[at..at + here])
-                    {
-                        return Err(invalid(format!("wrong data at offset {wrong}")));
-                    }
+                if let Some(pattern) = self.load.verify
+                    && let data = &self.staging[at..at + here]
+                    && let Some(wrong) = pattern.first_difference(body.offset, data)
+                {
+                    return Err(invalid(format!("wrong data at offset {wrong}")));
                 }
                 at += here;
+                body.offset += here as u64;
                 body.remaining -= here;
                 if body.remaining > 0 {
                     break;
                 }
-                let slot = body.slot;
+                let (slot, last) = (body.slot, body.last);
                 self.body = None;
-                self.finish(slot);
+                if last {
+                    self.finish(slot)?;
+                }
             }
-            let Some(header) = self.staging[at..staged].first_chunk::<REPLY_LEN>() else { break };
-            let reply = SimpleReply::decode(header).ok_or_else(|| invalid("no simple reply"))?;
-            at += REPLY_LEN;
+            let Some((reply, length)) = self.mode.decode(&self.staging[at..staged])? else { break };
+            at += length;
             let slot = reply.cookie as usize;
             if !self.slots.get(slot).is_some_and(|slot| slot.in_flight) {
                 return Err(invalid(format!("a reply to nothing: cookie {:#x}", reply.cookie)));
             }
-            if reply.error != 0 {
-                return Err(invalid(format!("the server replied with error {}", reply.error)));
-            }
-            match self.load.direction {
-                Direction::Read => {
-                    self.body = Some(Body { slot, remaining: self.load.block as usize });
-                }
-                Direction::Write => self.finish(slot),
-            }
+            self.take(slot, reply.content, reply.last)?;
         }
         self.staging.copy_within(at..staged, 0);
         self.kept = staged - at;
         Ok(())
     }
 
-    fn finish(&mut self, slot: usize) {
+    /// What a header tells of the request in `slot`.
+    fn take(&mut self, slot: usize, content: Content, last: bool) -> io::Result<()> {
+        let Slot { offset: begin, missing, .. } = self.slots[slot];
+        let (offset, length) = match content {
+            Content::Error(error) => {
+                return Err(invalid(format!("the server replied with error {error}")));
+            }
+            Content::Rest => (begin, missing),
+            Content::Data { offset, length } | Content::Hole { offset, length } => (offset, length),
+        };
+        let inside = offset.checked_sub(begin).is_some_and(|skipped| {
+            skipped + u64::from(length) <= u64::from(self.load.block) && length <= missing
+        });
+        if !inside {
+            return Err(invalid("a chunk of something else than was asked for"));
+        }
+        match content {
+            Content::Hole { .. } if self.load.verify.is_some() => {
+                return Err(invalid(format!("wrong data at offset {offset}: a hole")));
+            }
+            // A chunk by itself brings no data; only the end of the reply asks whether any is due.
+            Content::Rest if self.mode != Mode::Simple => {}
+            Content::Data { .. } | Content::Rest if length > 0 => {
+                self.slots[slot].missing -= length;
+                self.body = Some(Body { slot, offset, remaining: length as usize, last });
+                return Ok(());
+            }
+            _ => self.slots[slot].missing -= length,
+        }
+        if last { self.finish(slot) } else { Ok(()) }
+    }
+
+    fn finish(&mut self, slot: usize) -> io::Result<()> {
+        if self.slots[slot].missing > 0 {
+            return Err(invalid("a reply ended before all data was there"));
+        }
         self.slots[slot].in_flight = false;
         self.free.push(slot);
         self.answered += 1;
+        Ok(())
     }
 }
 

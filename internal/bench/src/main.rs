@@ -9,15 +9,22 @@ use std::time::Duration;
 
 use clap::Parser;
 use nbd_bench::args::{Cli, Command, CompareArgs, LoadArgs, YardstickArgs};
+use nbd_bench::clients::{self, ClientArgs, DriveArgs};
 use nbd_bench::compare::{State, compare};
+use nbd_bench::copying::{self, CopyArgs};
 use nbd_bench::cpu::CpuSample;
 use nbd_bench::load::Connection;
+use nbd_bench::modes::{self, ModesArgs};
 use nbd_bench::report;
 use nbd_bench::yardstick::Yardstick;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Compare(args) => run_compare(&args),
+        Command::Client(args) => run_client(&args),
+        Command::Copy(args) => run_copy(&args),
+        Command::Modes(args) => run_modes(&args),
+        Command::Drive(args) => run_drive(&args).map(|()| ExitCode::SUCCESS),
         Command::Load(args) => run_load(&args).map(|()| ExitCode::SUCCESS),
         Command::Yardstick(args) => run_yardstick(&args).map(|()| ExitCode::SUCCESS),
     };
@@ -30,12 +37,7 @@ fn main() -> ExitCode {
 /// Fails if a server did. One that is not installed is only shown as missing.
 fn run_compare(args: &CompareArgs) -> Result<ExitCode, Box<dyn Error>> {
     let plan = args.plan(&std::env::current_exe()?)?;
-    // So that servers are ended and their disks removed when somebody has seen enough.
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
-    let records = compare(&plan, &interrupted)?;
+    let records = compare(&plan, &*interruption()?)?;
     if args.json {
         println!("{:#}", report::json(&plan, &records));
     } else {
@@ -45,8 +47,67 @@ fn run_compare(args: &CompareArgs) -> Result<ExitCode, Box<dyn Error>> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// So that servers are ended and their disks removed when somebody has seen enough.
+fn interruption() -> Result<Arc<AtomicBool>, Box<dyn Error>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    Ok(interrupted)
+}
+
+/// Fails unless everything was measured: a ratio to nothing would pass for a success.
+fn verdict(complete: bool) -> ExitCode {
+    if complete {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("nbd-bench: not all was measured; see above, or leave out what is missing by --only");
+    ExitCode::FAILURE
+}
+
+fn run_client(args: &ClientArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let plan = args.plan(&std::env::current_exe()?)?;
+    let standing = clients::run(&plan, &*interruption()?)?;
+    if args.json {
+        println!("{:#}", clients::json(&plan, &standing));
+    } else {
+        print!("{}", clients::text(&plan, &standing));
+    }
+    Ok(verdict(standing.is_complete()))
+}
+
+fn run_copy(args: &CopyArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let plan = args.plan(&std::env::current_exe()?)?;
+    let standing = copying::run(&plan, &*interruption()?)?;
+    if args.json {
+        println!("{:#}", copying::json(&plan, &standing));
+    } else {
+        print!("{}", copying::text(&plan, &standing));
+    }
+    Ok(verdict(standing.is_complete()))
+}
+
+fn run_modes(args: &ModesArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let plan = args.plan(&std::env::current_exe()?)?;
+    let records = modes::run(&plan, &*interruption()?)?;
+    if args.json {
+        println!("{:#}", modes::json(&plan, &records));
+    } else {
+        print!("{}", modes::text(&plan, &records));
+    }
+    Ok(verdict(records.iter().all(|record| record.state == State::Ran)))
+}
+
+fn run_drive(args: &DriveArgs) -> Result<(), Box<dyn Error>> {
+    // Widened: as errors go, it may cross threads.
+    let measured = clients::drive(args).map_err(|error| -> Box<dyn Error> { error })?;
+    println!("{}", measured.to_json());
+    Ok(())
+}
+
 fn run_load(args: &LoadArgs) -> Result<(), Box<dyn Error>> {
-    let mut connection = Connection::negotiate(UnixStream::connect(&args.socket)?, &args.export)?;
+    let mut connection =
+        Connection::negotiate(UnixStream::connect(&args.socket)?, &args.export, args.mode)?;
     if let Some(bytes) = args.send_buffer {
         connection.set_send_buffer(bytes)?;
     }

@@ -33,7 +33,10 @@ impl Storage {
 
 /// Name of the yardstick.
 pub const YARDSTICK: &str = "yardstick";
-const NBDKIT: &str = "nbdkit";
+/// Name of nbdkit with a disk in memory.
+pub const NBDKIT: &str = "nbdkit";
+/// Name of the event loop that is written by hand on the core alone, an example of `nbd-proto`.
+pub const POLL_LOOP: &str = "poll-loop";
 const NBDKIT_FILE: &str = "nbdkit-file";
 
 /// In the arguments: the path of the socket to listen on.
@@ -129,6 +132,11 @@ pub fn catalogue(own: &Path, nbd: &Path) -> Vec<Server> {
         let args = ["serve", "--runtime", runtime, "-U", SOCKET, "memory:256M"];
         Server::new(&format!("nbd-{runtime}"), Storage::Memory, nbd, &args)
     }));
+    let poll_loop = own.with_file_name("examples").join("poll_loop");
+    servers.push(Server {
+        tells_version: false,
+        ..Server::new(POLL_LOOP, Storage::Memory, poll_loop, &[SOCKET, "256"])
+    });
     servers.extend([
         Server::new(NBDKIT_FILE, Storage::File, "nbdkit", &["-f", "-U", SOCKET, "file", FILE]),
         Server::new(

@@ -1,6 +1,6 @@
 //! The generator against the yardstick, and all that needs neither a peer nor time.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -8,13 +8,19 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
+use nbd_blocking::Server;
+use nbd_blocking::export::{ExportMap, Memory};
 
 use crate::args::{Cli, Command, LoadArgs, parse_size};
 use crate::compare::{Plan, Record, Sample, State, compare};
 use crate::load::{Connection, Direction, Load, Order};
+use crate::mode::Mode;
+use crate::modes::{self, ModesPlan, ModesRecord};
 use crate::pattern::{Pattern, Random};
-use crate::servers::{Server, Storage, YARDSTICK, catalogue};
-use crate::wire::{OPT_GO, OPTION_MAGIC, REP_ERR_UNSUP, SimpleReply};
+use crate::servers::{self, Storage, YARDSTICK, catalogue};
+use crate::wire::{
+    OPT_GO, OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_ERR_UNSUP, STRUCTURED_REPLY_MAGIC, SimpleReply,
+};
 use crate::workload::WORKLOADS;
 use crate::yardstick::{Tuning, Yardstick};
 use crate::{handshake, report, stats};
@@ -26,7 +32,7 @@ fn with_connection<T>(yardstick: &Yardstick, client: impl FnOnce(&mut Connection
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     thread::scope(|scope| {
         let server = scope.spawn(move || yardstick.serve_connection(&theirs));
-        let mut connection = Connection::negotiate(ours, "any").expect("a handshake");
+        let mut connection = Connection::negotiate(ours, "any", Mode::Simple).expect("a handshake");
         let result = client(&mut connection);
         connection.disconnect().expect("a soft disconnect");
         server.join().expect("no panic").expect("no error of the server");
@@ -92,6 +98,126 @@ fn a_load_ends_after_its_time() {
     });
 }
 
+/// Runs `client` on a new connection in some mode to a server that has them all.
+fn with_server<T>(mode: Mode, client: impl FnOnce(&mut Connection) -> T) -> T {
+    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+    let memory = Memory::new(SIZE as u64).expect("a disk in memory");
+    let server = Server::new(ExportMap::new().with("", memory));
+    thread::scope(|scope| {
+        let served = scope.spawn(move || server.serve_unix(theirs));
+        let mut connection = Connection::negotiate(ours, "", mode).expect("a handshake");
+        let result = client(&mut connection);
+        connection.disconnect().expect("a soft disconnect");
+        served.join().expect("no panic").expect("no error of the server");
+        result
+    })
+}
+
+#[test]
+fn what_was_written_is_read_back_in_each_mode() {
+    for mode in Mode::ALL {
+        with_server(mode, |connection| {
+            for (block, depth) in [(4096, 32), (SIZE as u32 / 4, 4), (1000, 1)] {
+                let write = load(Direction::Write, Order::Sequential, block, depth);
+                connection.run(&write).expect("written");
+                let read = load(Direction::Read, Order::Random, block, depth);
+                let outcome = connection.run(&read).expect("read back");
+                assert_eq!(outcome.bytes, outcome.requests * u64::from(block));
+            }
+        });
+    }
+}
+
+#[test]
+fn holes_are_read_and_are_wrong_data_where_some_is_expected() {
+    with_server(Mode::Structured, |connection| {
+        let mut read = load(Direction::Read, Order::Random, 4096, 8);
+        read.verify = None;
+        assert_eq!(connection.run(&read).expect("holes").requests, (SIZE / 4096) as u64);
+    });
+    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+    let server = Server::new(ExportMap::new().with("", Memory::new(SIZE as u64).expect("a disk")));
+    thread::scope(|scope| {
+        scope.spawn(move || server.serve_unix(theirs));
+        let mut connection = Connection::negotiate(ours, "", Mode::Extended).expect("a handshake");
+        let read = load(Direction::Read, Order::Random, 4096, 1);
+        let error = connection.run(&read).expect_err("nothing was written");
+        assert!(error.to_string().contains("wrong data"), "{error}");
+    });
+}
+
+#[test]
+fn a_mode_that_the_server_does_not_have_is_unsupported() {
+    let yardstick = Yardstick::new(SIZE, Tuning::default());
+    for mode in [Mode::Structured, Mode::Extended] {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        thread::scope(|scope| {
+            scope.spawn(|| yardstick.serve_connection(&theirs));
+            let error = Connection::negotiate(ours, "", mode).expect_err("simple replies only");
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        });
+    }
+}
+
+/// What the generator says of a server with structured replies that answers its first request, a
+/// READ of 4 KiB, with `chunks` of flags, type and payload.
+fn error_of_chunks(chunks: &[(u16, u16, &[u8])]) -> String {
+    let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            theirs.write_all(&[0x4e, 0x42, 0x44, 0x4d, 0x41, 0x47, 0x49, 0x43])?;
+            theirs.write_all(&OPTION_MAGIC.to_be_bytes())?;
+            theirs.write_all(&1u16.to_be_bytes())?;
+            theirs.read_exact(&mut [0; 4 + 16])?;
+            let mut answer = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
+            answer.extend([0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0]);
+            theirs.write_all(&answer)?;
+            // The export: 1 MiB.
+            theirs.read_exact(&mut [0; 16 + 6])?;
+            for (kind, data) in [(3u32, &[0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 1][..]), (1, &[])] {
+                let mut answer = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
+                answer.extend(OPT_GO.to_be_bytes());
+                answer.extend(kind.to_be_bytes());
+                answer.extend((data.len() as u32).to_be_bytes());
+                answer.extend(data);
+                theirs.write_all(&answer)?;
+            }
+            let mut request = [0; 28];
+            theirs.read_exact(&mut request)?;
+            for (flags, kind, payload) in chunks {
+                let mut chunk = STRUCTURED_REPLY_MAGIC.to_be_bytes().to_vec();
+                chunk.extend(flags.to_be_bytes());
+                chunk.extend(kind.to_be_bytes());
+                chunk.extend(&request[8..16]);
+                chunk.extend((payload.len() as u32).to_be_bytes());
+                chunk.extend(*payload);
+                theirs.write_all(&chunk)?;
+            }
+            io::Result::Ok(())
+        });
+        let mut connection =
+            Connection::negotiate(ours, "", Mode::Structured).expect("a handshake");
+        let mut load = load(Direction::Read, Order::Sequential, 4096, 1);
+        load.verify = None;
+        connection.run(&load).expect_err("a bad reply").to_string()
+    })
+}
+
+#[test]
+fn bad_chunks_are_errors() {
+    let hole =
+        |offset: u64, length: u32| [&offset.to_be_bytes()[..], &length.to_be_bytes()].concat();
+    let (first, all, beside) = (hole(0, 1024), hole(0, 4096), hole(4096, 512));
+    let error = error_of_chunks(&[(0, 2, &first), (1, 0, &[])]);
+    assert!(error.contains("ended before all data"), "{error}");
+    for wrong in [&[(1, 2, &beside[..])][..], &[(0, 2, &first), (1, 2, &all)]] {
+        let error = error_of_chunks(wrong);
+        assert!(error.contains("something else than was asked for"), "{error}");
+    }
+    let error = error_of_chunks(&[(1, 0x8001, &[0, 0, 0, 5, 0, 0])]);
+    assert!(error.contains("error 5"), "{error}");
+}
+
 /// What the generator says of a server that answers its first request with `reply`.
 fn error_of_reply(reply: SimpleReply) -> String {
     let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
@@ -103,7 +229,7 @@ fn error_of_reply(reply: SimpleReply) -> String {
             reply.encode(&mut bytes);
             theirs.write_all(&bytes).expect("the reply leaves");
         });
-        let mut connection = Connection::negotiate(ours, "").expect("a handshake");
+        let mut connection = Connection::negotiate(ours, "", Mode::Simple).expect("a handshake");
         let load = load(Direction::Read, Order::Random, 4096, 1);
         connection.run(&load).expect_err("a bad reply").to_string()
     })
@@ -229,7 +355,7 @@ fn load_options() {
 
 #[test]
 fn a_server_that_can_not_run_is_said_to_be_missing_or_failed() -> io::Result<()> {
-    let extra = |text| Server::parse_extra(text).expect("an extra server");
+    let extra = |text| servers::Server::parse_extra(text).expect("an extra server");
     let plan = Plan {
         servers: vec![extra("gone=/nonexistent/program {socket}"), extra("bad=false {socket}")],
         workloads: WORKLOADS.to_vec(),
@@ -272,4 +398,52 @@ fn ratios_are_to_nbdkit_with_the_same_storage() {
         text.lines().any(|line| line.starts_with(YARDSTICK) && line.contains("2.50")),
         "{text}"
     );
+}
+
+fn modes_plan(args: &[&str]) -> Result<ModesPlan, String> {
+    let line = ["nbd-bench", "modes"].iter().chain(args);
+    match Cli::try_parse_from(line).map_err(|error| error.to_string())?.command {
+        Command::Modes(args) => args.plan(Path::new("/bin/nbd-bench")),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+#[test]
+fn modes_are_compared_on_servers_with_memory() {
+    let plan = modes_plan(&[]).expect("a plan");
+    assert!(plan.servers.iter().all(|server| server.storage == Storage::Memory));
+    assert!(plan.servers.iter().any(|server| server.name == "nbd-blocking"));
+    assert_eq!(plan.workload.name, "read-4k-qd32");
+    modes_plan(&["--only", YARDSTICK]).expect_err("it has simple replies only");
+    modes_plan(&["--workload", "read"]).expect_err("no such workload");
+}
+
+#[test]
+fn ratios_of_modes_are_those_within_the_rounds() {
+    let plan = modes_plan(&["--only", "nbd-blocking,nbdkit"]).expect("a plan");
+    let sample = |server_cpu| Sample { rate: 1e5, mib_rate: 1.0, server_cpu, client_cpu: 1.0 };
+    let round = |simple, other| [Some(sample(simple)), Some(sample(other)), None];
+    let ran = ModesRecord {
+        server: "nbd-blocking".into(),
+        state: State::Ran,
+        // The machine was slower in the second round, which is no matter.
+        rounds: vec![round(2.0, 2.1), round(20.0, 21.0), round(2.0, 2.2)],
+    };
+    assert_eq!((ran.ratio(0), ran.ratio(1), ran.ratio(2)), (Some(1.0), Some(1.05), None));
+    let missing = ModesRecord { server: "gone".into(), state: State::Missing, rounds: Vec::new() };
+    let records = [ran, missing];
+    let text = modes::text(&plan, &records);
+    assert!(text.contains("1.050") && text.contains("missing"), "{text}");
+    let json = modes::json(&plan, &records);
+    assert_eq!(json["servers"][0]["modes"][1]["ratio_to_simple"], 1.05);
+    assert_eq!(json["servers"][1]["missing"], true);
+}
+
+#[test]
+fn modes_of_a_server_that_is_not_there_are_missing() -> io::Result<()> {
+    let mut plan = modes_plan(&["--only", "nbd-blocking"]).expect("a plan");
+    plan.servers[0].program = "/nonexistent/nbd".into();
+    let records = modes::run(&plan, &AtomicBool::new(false))?;
+    assert_eq!(records[0].state, State::Missing);
+    Ok(())
 }

@@ -10,8 +10,14 @@ pub const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Magic of a request (compact header).
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// Magic of a request with an extended header.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// Magic of a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+/// Magic of a chunk of a structured reply.
+pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// Magic of a chunk with an extended header.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Handshake flag: the server speaks fixed newstyle.
 pub const FLAG_FIXED_NEWSTYLE: u16 = 1;
@@ -22,6 +28,10 @@ pub const FLAG_NO_ZEROES: u16 = 2;
 pub const OPT_ABORT: u32 = 2;
 /// Option: go to the transmission phase with the named export.
 pub const OPT_GO: u32 = 7;
+/// Option: structured replies.
+pub const OPT_STRUCTURED_REPLY: u32 = 8;
+/// Option: extended headers.
+pub const OPT_EXTENDED_HEADERS: u32 = 11;
 /// Option reply: done.
 pub const REP_ACK: u32 = 1;
 /// Option reply: one piece of information on an export.
@@ -43,10 +53,30 @@ pub const CMD_WRITE: u16 = 1;
 /// Command: soft disconnect.
 pub const CMD_DISC: u16 = 2;
 
+/// Command flag: with extended headers, the length is that of a payload which follows.
+pub const CMD_FLAG_PAYLOAD_LEN: u16 = 1 << 5;
+
+/// Chunk flag: the last one of its reply.
+pub const REPLY_FLAG_DONE: u16 = 1;
+/// Chunk: nothing but its flags.
+pub const CHUNK_NONE: u16 = 0;
+/// Chunk: data, behind its offset.
+pub const CHUNK_OFFSET_DATA: u16 = 1;
+/// Chunk: offset and length of a hole.
+pub const CHUNK_OFFSET_HOLE: u16 = 2;
+/// The bit that makes a chunk an error.
+pub const CHUNK_ERROR: u16 = 1 << 15;
+
 /// Bytes of a request header.
 pub const REQUEST_LEN: usize = 28;
+/// Bytes of a request with an extended header.
+pub const EXTENDED_REQUEST_LEN: usize = 32;
 /// Bytes of a simple reply's header.
 pub const REPLY_LEN: usize = 16;
+/// Bytes of a structured chunk's header.
+pub const STRUCTURED_REPLY_LEN: usize = 20;
+/// Bytes of a chunk's extended header.
+pub const EXTENDED_REPLY_LEN: usize = 32;
 
 /// A request header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +101,20 @@ impl Request {
         bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
         bytes[16..24].copy_from_slice(&self.offset.to_be_bytes());
         bytes[24..].copy_from_slice(&self.length.to_be_bytes());
+        out.extend_from_slice(&bytes);
+    }
+
+    /// Appends the header in its extended form.
+    #[inline]
+    pub fn encode_extended(&self, out: &mut Vec<u8>) {
+        let flags = if self.command == CMD_WRITE { CMD_FLAG_PAYLOAD_LEN } else { 0 };
+        let mut bytes = [0; EXTENDED_REQUEST_LEN];
+        bytes[..4].copy_from_slice(&EXTENDED_REQUEST_MAGIC.to_be_bytes());
+        bytes[4..6].copy_from_slice(&flags.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        bytes[16..24].copy_from_slice(&self.offset.to_be_bytes());
+        bytes[24..].copy_from_slice(&u64::from(self.length).to_be_bytes());
         out.extend_from_slice(&bytes);
     }
 
@@ -115,11 +159,11 @@ impl SimpleReply {
 }
 
 #[inline]
-fn u32_at<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+pub(crate) fn u32_at<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 #[inline]
-fn u64_at<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+pub(crate) fn u64_at<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) << 32 | u64::from(u32_at(bytes, at + 4))
 }
