@@ -161,8 +161,21 @@ impl Terms {
         }
     }
 
+    /// The length of the piece of an operation that begins `start` bytes behind the operation's own offset. Every piece
+    /// but the last ends on a multiple of the preferred size, if one is within reach (C-SZ-18).
+    pub(crate) fn piece_length(&self, operation: &Operation, start: u64) -> u64 {
+        let (left, longest) = (operation.length - start, self.longest_piece(operation));
+        if left <= longest {
+            return left;
+        }
+        let from = operation.offset + start;
+        let end = from.saturating_add(longest);
+        let preferred = end - end % u64::from(self.block_size.preferred());
+        if preferred > from { preferred - from } else { longest }
+    }
+
     /// The longest piece of an operation that the server takes at once, aligned.
-    pub(crate) fn longest_piece(&self, operation: &Operation) -> u64 {
+    fn longest_piece(&self, operation: &Operation) -> u64 {
         let longest = if operation.has_payload() {
             u64::from(self.block_size.maximum_payload())
         } else if self.extended {
@@ -274,6 +287,27 @@ mod tests {
         assert_eq!(terms.longest_piece(&trim), (1 << 32) - (1 << 16));
         let extended = Terms { extended: true, ..terms };
         assert!(extended.longest_piece(&trim) > 1 << 40);
+    }
+
+    #[test]
+    fn pieces_end_where_the_server_prefers_it() {
+        let terms = terms(TransmissionFlags::all());
+        for (offset, length, expected) in [
+            (0, 2_000_000 / 512 * 512, &[999_424, 999_424, 1024][..]),
+            (512, 1_500_160, &[998_912, 501_248]),
+            (512, 999_936, &[999_936]),
+        ] {
+            let whole = read(offset, length);
+            let (mut start, mut pieces) = (0, Vec::new());
+            while start < length {
+                pieces.push(terms.piece_length(&whole, start));
+                start += pieces[pieces.len() - 1];
+            }
+            assert_eq!(pieces, expected, "{offset}+{length}");
+        }
+        // And there is no end of them that a number can't hold.
+        let all = Operation::new(CommandType::TRIM, 512, u64::MAX - 1023, CommandFlags::empty());
+        assert_eq!(Terms { extended: true, ..terms }.piece_length(&all, 0), all.length);
     }
 
     #[test]

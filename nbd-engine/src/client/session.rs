@@ -181,9 +181,8 @@ impl<T: Transport> Session<T> {
             return;
         };
         if !transfer.submitted {
-            let longest = self.terms.longest_piece(&transfer.operation);
             let start = transfer.cut;
-            let length = (transfer.operation.length - start).min(longest);
+            let length = self.terms.piece_length(&transfer.operation, start);
             let command = transfer.operation.piece(start, length);
             match self.connection.submit(command, Piece { transfer: at, start }) {
                 Ok(_) => {
