@@ -12,6 +12,8 @@
 
 mod any_bytes;
 mod haggling;
+mod options;
 mod peer;
 mod replies;
+mod requests;
 mod status;
