@@ -280,6 +280,30 @@ fn zeroes_that_are_there_are_not_written() {
     }
 }
 
+/// C-META-08: only what reads as zeroes is taken for zeroes.
+#[test]
+fn a_hole_that_may_hold_anything_is_read() {
+    let Some(peer) = peers::require("nbdkit") else { return };
+    let folder = Folder::new();
+    for (kind, expected) in [("hole", b'x'), ("zero", 0), ("hole,zero", 0)] {
+        let extents = format!("extents=echo 0 1048576 {kind}");
+        let (_server, uri) = nbdkit(
+            &peer,
+            &[
+                "eval",
+                "get_size=echo 1048576",
+                "pread=head -c $3 /dev/zero | tr '\\0' x",
+                "can_extents=exit 0",
+                &extents,
+            ],
+        );
+        let to = folder.text("to");
+        copy(&[&uri, &to]);
+        assert_same(&read(&to), &[expected; MIB]);
+        std::fs::remove_file(&to).unwrap();
+    }
+}
+
 #[test]
 fn servers_without_write_zeroes_are_sent_data() {
     let Some(peer) = peers::require("nbdkit") else { return };

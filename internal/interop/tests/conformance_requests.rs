@@ -378,6 +378,7 @@ fn memory_advertises_what_it_can(setup: Setup) {
             | flag::SEND_FUA
             | flag::SEND_TRIM
             | flag::SEND_WRITE_ZEROES
+            | flag::SEND_CACHE
             | flag::CAN_MULTI_CONN;
         let flags = client.export().flags;
         assert_eq!(flags & expected, expected, "{flags:#06x}");

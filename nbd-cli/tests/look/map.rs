@@ -1,9 +1,11 @@
 //! `nbd map`.
 
 use nbd_testkit::peers;
+use nbd_testkit::process::run;
+use nbd_testkit::raw::RawClient;
 use serde_json::Value;
 
-use super::{json, nbd, nbdinfo, nbdkit, ours, ours_with_data, qemu_nbd, told};
+use super::{LIMIT, json, nbd, nbdinfo, nbdkit, ours, ours_with_data, qemu_nbd, told};
 
 /// Compares a map in every format.
 #[track_caller]
@@ -53,6 +55,52 @@ fn our_own_contexts_are_mapped_as_by_nbdinfo() {
     let server = ours_with_data();
     for context in ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:b0"] {
         compare(context, &server.uri(""));
+    }
+}
+
+/// What qemu-img takes for data, and for zeroes, of a server.
+fn qemu_map(peer: &peers::Peer, uri: &str) -> Vec<(u64, u64, bool)> {
+    let mut command = peer.command();
+    let map = run(command.args(["map", "--output=json", "-f", "raw", uri]), LIMIT).success();
+    let items = items(&map);
+    let number = |item: &serde_json::Map<String, Value>, key: &str| item[key].as_u64().unwrap();
+    items
+        .iter()
+        .map(|item| (number(item, "start"), number(item, "length"), item["zero"] == true))
+        .collect()
+}
+
+#[test]
+fn sparse_files_and_memory_are_mapped_alike_by_nbdinfo_qemu_img_and_us() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    let file = std::fs::File::create(&image).unwrap();
+    file.set_len(32 << 20).unwrap();
+    let file = format!("file={}", image.display());
+    let server = ours().args([&file, "memory=memory:32M"]).start();
+    let pieces = [(1 << 20, 300 << 10), (5 << 20, 1 << 16), (31 << 20, 1 << 20)];
+    for export in ["file", "memory"] {
+        let mut client = RawClient::negotiate(server.endpoint());
+        client.go(export, &[]).unwrap();
+        for (offset, length) in pieces {
+            client.write(offset, &vec![0xa5; length]);
+        }
+        client.finish();
+        let uri = server.uri(export);
+        compare("base:allocation", &uri);
+        let Some(peer) = peers::require("qemu-img") else { return };
+        let ours = items(&told(["map", "--json", &uri]));
+        let number = |item: &serde_json::Map<String, Value>, key: &str| item[key].as_u64().unwrap();
+        let ours: Vec<_> = ours
+            .iter()
+            .map(|item| {
+                let zero = number(item, "type") & 2 != 0;
+                (number(item, "offset"), number(item, "length"), zero)
+            })
+            .collect();
+        assert_eq!(ours, qemu_map(&peer, &uri), "{export}");
+        let data: Vec<_> = ours.iter().filter(|(.., zero)| !zero).map(|one| one.0).collect();
+        assert_eq!(data, pieces.map(|(offset, _)| offset), "{export}");
     }
 }
 
