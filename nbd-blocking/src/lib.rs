@@ -8,7 +8,7 @@
 //! let listening = server.listen_tcp("127.0.0.1:0")?;
 //! println!("nbd://{}/", listening.local_addr());
 //! # server.shut_down();
-//! server.wait()?; // Until somebody calls server.shut_down().
+//! server.wait(); // Until somebody calls server.shut_down().
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -16,6 +16,7 @@
 //! which take their time run on worker threads beside it, and none holds up another. Unix platforms only.
 
 pub mod client;
+mod park;
 mod pump;
 mod reactor;
 mod server;

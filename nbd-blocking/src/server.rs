@@ -11,6 +11,7 @@ use nbd_engine::export::Exports;
 use nbd_engine::net::{self, LocalAddr, SocketPath};
 use nbd_engine::server::{ConnectionError, Service, Settings, listen, serve};
 
+use crate::park::park_on;
 use crate::pump;
 use crate::reactor::{Threads, block_on};
 use crate::stream::{Listener, Stream};
@@ -125,6 +126,10 @@ impl Server {
     /// Serves one client over any pair of byte streams (pipes, a serial line, a process), on this thread and two more
     /// that carry the bytes, until it leaves. Sockets are better served by the methods named after them.
     ///
+    /// The client learns of the end as the writer is dropped; a [`TcpStream`] or a [`UnixStream`] is shut down, since the
+    /// reader, which may be a clone of it, lives on in a read that is under way. Of other types that share what they
+    /// write to, shut it down when this returns.
+    ///
     /// # Errors
     /// Why the connection ended, if not by the client's leave.
     pub fn serve_stream(
@@ -163,14 +168,11 @@ impl Server {
     }
 
     /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left.
-    ///
-    /// # Errors
-    /// When the platform has no event descriptor left.
-    pub fn wait(&self) -> io::Result<()> {
-        block_on(async {
+    pub fn wait(&self) {
+        park_on(async {
             self.service.shutdown_begun().await;
             self.service.drained().await;
-        })
+        });
     }
 }
 

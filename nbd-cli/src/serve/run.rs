@@ -112,7 +112,7 @@ fn blocking(exports: ExportMap, settings: Settings, places: Places<'_>) -> Resul
     }
     let addresses: Vec<LocalAddr> = listening.iter().map(|one| one.local_addr().clone()).collect();
     announce(handed_over, &addresses)?;
-    server.wait().map_err(|error| Failure::failed(format!("cannot wait for events: {error}")))?;
+    server.wait();
     for one in listening {
         one.join();
     }
