@@ -1,7 +1,8 @@
 //! Any pair of byte streams as a socket: two threads carry the bytes.
 
+use std::any::Any;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 
@@ -23,8 +24,10 @@ pub(crate) fn connect(
         let _closed = inward.shutdown(Shutdown::Write);
     })?;
     let outward = std::thread::Builder::new().name("nbd-pump-out".into()).spawn(move || {
-        carry(&theirs, writer);
+        let mut writer = writer;
+        carry(&theirs, &mut writer);
         let _closed = theirs.shutdown(Shutdown::Both);
+        end(&writer);
     })?;
     Ok((ours, Pumps { outward }))
 }
@@ -33,6 +36,17 @@ impl Pumps {
     /// Waits until the last reply was written. The other thread may be in a read that never ends, and is left to it.
     pub(crate) fn finish(self) {
         let _panicked = self.outward.join();
+    }
+}
+
+/// Lets the client of a socket know that there is no more. The reader may be a clone of it, which keeps it open as long as
+/// the client, who waits for that, says nothing.
+fn end(writer: &dyn Any) {
+    if let Some(socket) = writer.downcast_ref::<TcpStream>() {
+        let _gone = socket.shutdown(Shutdown::Write);
+    }
+    if let Some(socket) = writer.downcast_ref::<UnixStream>() {
+        let _gone = socket.shutdown(Shutdown::Write);
     }
 }
 

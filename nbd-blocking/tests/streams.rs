@@ -118,7 +118,7 @@ fn listeners_of_the_callers_are_served_and_their_path_stays() {
     session(Wire::connect(&Endpoint::Tcp(address)));
     server.shut_down();
     let ended = beside(move || {
-        server.wait().unwrap();
+        server.wait();
         unix.join();
         tcp.join();
     });
@@ -207,4 +207,29 @@ fn an_address_in_use_is_named_in_the_error() {
     assert!(error.to_string().contains(&address), "{error}");
     server.shut_down();
     listening.join();
+}
+
+#[test]
+fn a_socket_and_its_clone_are_a_stream_that_ends_with_the_session() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    let (unix, other) = UnixStream::pair().unwrap();
+    let ends = [
+        (
+            Wire::from_tcp(tcp).unwrap(),
+            beside(move || server().serve_stream(accepted.try_clone().unwrap(), accepted)),
+        ),
+        (
+            Wire::from_unix(unix),
+            beside(move || server().serve_stream(other.try_clone().unwrap(), other)),
+        ),
+    ];
+    for (wire, served) in ends {
+        let mut client = go(wire);
+        assert_eq!(client.read(0, 512), [0; 512]);
+        // Says goodbye, and waits for the end of the stream.
+        client.finish();
+        assert!(served.recv_timeout(LIMIT).unwrap().is_ok());
+    }
 }
