@@ -79,16 +79,6 @@ fn nbdinfo_maps_every_bitmap() {
 }
 
 #[test]
-fn read_only_exports_have_no_bitmap() {
-    let server = SETUP.serve().args(["--read-only", "--track", "b0", "memory:8M"]).start();
-    let mut client = RawClient::negotiate(server.endpoint());
-    client.structured_reply().unwrap();
-    let contexts = client.list_meta_context("", &[]).unwrap();
-    assert!(contexts.iter().all(|context| context.name == "base:allocation"));
-    client.finish();
-}
-
-#[test]
 fn a_name_that_is_taken_or_empty_is_a_usage_error() {
     for (args, said) in [(["--track=a", "--track=a"], "'a'"), (["--track=", "--track=b"], "''")] {
         let mut command = SETUP.serve().args(args).command();

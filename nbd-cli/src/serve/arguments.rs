@@ -1,6 +1,5 @@
 //! The command line of `nbd serve`.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,9 +23,10 @@ pub(crate) struct Arguments {
     #[arg(short, long, value_name = "PORT")]
     pub(crate) port: Option<u16>,
 
-    /// Address to listen on, IPv4 or IPv6; can be given several times [default: 127.0.0.1]
+    /// Address to listen on, IPv4 or IPv6, or a name such as localhost, which stands for all of its addresses; can be
+    /// given several times [default: 127.0.0.1]
     #[arg(short, long = "ip-addr", value_name = "ADDR")]
-    pub(crate) ip_addr: Vec<IpAddr>,
+    pub(crate) ip_addr: Vec<String>,
 
     /// Listen on a Unix socket (and on TCP only if a port or address is given, too)
     #[arg(short = 'U', long, value_name = "PATH")]
@@ -53,8 +53,8 @@ pub(crate) struct Arguments {
     /// Record what clients change from now on as the metadata context qemu:dirty-bitmap:NAME, for incremental backups;
     /// can be given several times
     ///
-    /// Applies to every export that can be written. The record lives as long as the server.
-    #[arg(long, value_name = "NAME")]
+    /// Applies to every export. The record lives as long as the server.
+    #[arg(long, value_name = "NAME", conflicts_with = "read_only")]
     pub(crate) track: Vec<String>,
 
     /// Offer the metadata context qemu:allocation-depth
@@ -97,6 +97,9 @@ pub(crate) struct Arguments {
 
     /// What to serve: PATH or file:PATH for a file or block device, memory:SIZE for a disk in memory (512, 4k, 1M, 10G,
     /// 1T). With NAME= in front it is exported under that name; clients that give no name get the first
+    ///
+    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file: or memory:. A file whose
+    /// name has a = in it is ./a=b.img, or disk=a=b.img.
     #[arg(value_name = "[NAME=]BACKEND", default_value = "memory:1G")]
     pub(crate) backends: Vec<String>,
 }

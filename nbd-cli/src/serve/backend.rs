@@ -12,7 +12,7 @@ use crate::exit::Failure;
 use crate::quantity;
 
 /// Opens everything that is to be served.
-pub(super) fn open(arguments: &Arguments) -> Result<ExportMap, Failure> {
+pub(super) fn open(arguments: &Arguments) -> Result<(ExportMap, Vec<String>), Failure> {
     let mut exports = ExportMap::new();
     let mut names: Vec<String> = Vec::new();
     if let Some(description) = &arguments.description {
@@ -35,7 +35,7 @@ pub(super) fn open(arguments: &Arguments) -> Result<ExportMap, Failure> {
         exports = exports.with_handle(name.as_str(), arguments.description.clone(), handle);
         names.push(name);
     }
-    Ok(exports)
+    Ok((exports, names))
 }
 
 fn check_string(what: &str, text: &str) -> Result<(), Failure> {

@@ -5,6 +5,7 @@ mod announce;
 mod arguments;
 mod backend;
 mod block_size;
+mod places;
 mod run;
 mod signals;
 

@@ -1,7 +1,8 @@
 //! Where it listens, and what it says of that.
 
+use std::fs::Permissions;
 use std::net::TcpListener;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -9,6 +10,7 @@ use nbd_testkit::Endpoint;
 use nbd_testkit::process::{Background, run};
 use nbd_testkit::raw::RawClient;
 
+use super::exports::without_privileges;
 use super::{LIMIT, RUNTIMES, Serving, refuses, serve};
 
 fn socket_argument(path: &Path) -> [&str; 2] {
@@ -195,18 +197,78 @@ fn a_socket_in_a_folder_that_is_missing_is_named_with_a_remedy() {
     for runtime in RUNTIMES {
         let mut command =
             serve(["--runtime", runtime, "memory:1M"].into_iter().chain(socket_argument(&path)));
-        refuses(&mut command, 1, &[&path.display().to_string(), "create the folder"]);
+        let remedy = format!("mkdir -p {}/missing", folder.path().display());
+        refuses(&mut command, 1, &[&path.display().to_string(), &remedy]);
     }
 }
 
 #[test]
-fn a_socket_path_that_is_too_long_is_named() {
+fn a_socket_path_that_is_too_long_is_named_with_a_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x".repeat(150));
     for runtime in RUNTIMES {
         let mut command =
             serve(["--runtime", runtime, "memory:1M"].into_iter().chain(socket_argument(&path)));
-        refuses(&mut command, 1, &[&path.display().to_string(), "cannot listen"]);
+        let length = format!("at most 107 bytes (it has {})", path.as_os_str().len());
+        refuses(&mut command, 1, &[&path.display().to_string(), "cannot listen", &length]);
+    }
+}
+
+#[test]
+fn the_longest_path_of_a_socket_that_there_can_be_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let room = 107 - folder.path().as_os_str().len() - 1;
+    let path = folder.path().join("x".repeat(room));
+    let server = Serving::start(["memory:1M"].into_iter().chain(socket_argument(&path)));
+    RawClient::go_simple(&server.endpoint()).finish();
+    server.stop();
+}
+
+#[test]
+fn a_socket_in_a_file_or_in_a_folder_of_others_is_named_with_a_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let path = folder.path().join("file/nbd.sock");
+    let mut command = serve(["memory:1M"].into_iter().chain(socket_argument(&path)));
+    let named = path.display().to_string();
+    refuses(&mut command, 1, &[&named, "file is no folder: choose a path in one"]);
+
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o555)).unwrap();
+    let path = folder.path().join("nbd.sock");
+    let command = serve(["memory:1M"].into_iter().chain(socket_argument(&path)));
+    let Some(mut command) = without_privileges(command) else { return };
+    let remedy = format!("may write to, other than {}", folder.path().display());
+    refuses(&mut command, 1, &[&path.display().to_string(), &remedy]);
+}
+
+#[test]
+fn a_name_stands_for_its_addresses() {
+    for runtime in RUNTIMES {
+        let arguments = ["--runtime", runtime, "--ip-addr", "localhost", "--port", "0"];
+        let server = Serving::start(arguments.into_iter().chain(["memory:1M"]));
+        let Endpoint::Tcp(address) = server.endpoint() else { panic!("{:?}", server.uri) };
+        assert!(address.ip().is_loopback(), "{address}");
+        RawClient::go_simple(&server.endpoint()).finish();
+        server.process.terminate();
+        assert_eq!(server.end(), (Some(0), String::new()));
+    }
+}
+
+#[test]
+fn a_name_of_nothing_is_named_with_a_remedy() {
+    for name in ["", "no name"] {
+        let says = [&format!("the address of '{name}'"), "IPv4 or IPv6 address"];
+        refuses(&mut serve(["--port", "0", "--ip-addr", name, "memory:1M"]), 1, &says);
+    }
+}
+
+#[test]
+fn several_exports_share_the_line_of_an_address() {
+    for runtime in RUNTIMES {
+        let arguments = ["--runtime", runtime, "--port", "0", "a=memory:1M", "b=memory:2M"];
+        let server = Serving::start(arguments);
+        assert!(server.uri.ends_with('/'), "{}", server.uri);
+        server.stop();
     }
 }
 

@@ -133,7 +133,7 @@ fn what_is_no_disk_is_refused() {
 
 /// The command, run by nobody if the test is run by the superuser, whom no permission stops. `None` if nobody can't
 /// get at the binary.
-fn without_privileges(mut command: Command) -> Option<Command> {
+pub(super) fn without_privileges(mut command: Command) -> Option<Command> {
     if !rustix::process::geteuid().is_root() {
         return Some(command);
     }

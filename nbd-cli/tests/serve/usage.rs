@@ -52,7 +52,7 @@ fn a_command_line_that_makes_no_sense_is_exit_code_64() {
         &["serve", "--port", "http"],
         &["serve", "--port", "65536"],
         &["serve", "--port", "-1"],
-        &["serve", "--ip-addr", "localhost"],
+        &["serve", "--ip-addr"],
         &["serve", "--runtime", "cobol"],
         &["serve", "--max-connections", "0"],
         &["serve", "--max-connections", "many"],
@@ -65,6 +65,13 @@ fn a_command_line_that_makes_no_sense_is_exit_code_64() {
             assert!(finished.stderr.contains(word), "{word:?} is not in: {}", finished.stderr);
         }
     }
+}
+
+#[test]
+fn what_would_make_no_difference_is_refused() {
+    let ignored = serve(["--port", "0", "--read-only", "--track", "b0", "memory:1M"]);
+    refuses(&mut { ignored }, 64, &["--read-only", "--track"]);
+    refuses(&mut serve(["--unix", "", "memory:1M"]), 64, &["--unix"]);
 }
 
 #[test]
