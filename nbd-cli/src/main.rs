@@ -1,5 +1,6 @@
 //! The `nbd` command. Arguments, output and exit codes; the protocol and storage are the libraries' business.
 
+mod bitmap;
 mod colour;
 mod copy;
 mod descriptor;
@@ -43,6 +44,8 @@ enum Command {
     Copy(copy::Arguments),
     #[command(display_name = NAME)]
     Resize(resize::Arguments),
+    #[command(display_name = NAME)]
+    Bitmap(bitmap::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Map(arguments) => map::run(&arguments),
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
+        Command::Bitmap(arguments) => bitmap::run(&arguments),
     };
     exit::report(result)
 }

@@ -57,6 +57,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NAME", conflicts_with = "read_only")]
     pub(crate) track: Vec<String>,
 
+    /// Listen on a Unix socket of that path for nbd bitmap, which starts, clears and stops such records while the server
+    /// runs; only this user can use it
+    #[arg(long, value_name = "PATH", conflicts_with = "read_only")]
+    pub(crate) control: Option<PathBuf>,
+
     /// Offer the metadata context qemu:allocation-depth
     #[arg(short = 'A', long)]
     pub(crate) allocation_depth: bool,
@@ -76,7 +81,7 @@ pub(crate) struct Arguments {
     /// Speak the oldstyle protocol, wherever it listens, and serve the one export that there is: for very old clients
     ///
     /// There is no choice of exports, no structured replies, no metadata contexts and no TLS.
-    #[arg(long, conflicts_with_all = ["block_size_required", "track", "allocation_depth"])]
+    #[arg(long, conflicts_with_all = ["block_size_required", "track", "control", "allocation_depth"])]
     pub(crate) oldstyle: bool,
 
     /// What runs the connections

@@ -1,9 +1,11 @@
 //! From the words of the command line to exports.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nbd_engine::export::{
-    Export, ExportMap, File, Handle, Memory, ReadOnly, Tracked, WithAllocationDepth, WithBlockSize,
+    Export, ExportMap, File, Handle, Memory, ReadOnly, Tracked, Tracker, WithAllocationDepth,
+    WithBlockSize,
 };
 use nbd_engine::proto::wire::is_valid_string;
 
@@ -11,10 +13,20 @@ use super::Arguments;
 use crate::exit::Failure;
 use crate::quantity;
 
+/// What is to be served.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) exports: ExportMap,
+    /// Those of the exports, in order.
+    pub(super) names: Vec<String>,
+    /// Those of the exports whose changes are recorded.
+    pub(super) trackers: Vec<Arc<Tracker>>,
+}
+
 /// Opens everything that is to be served.
-pub(super) fn open(arguments: &Arguments) -> Result<(ExportMap, Vec<String>), Failure> {
+pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
     let mut exports = ExportMap::new();
-    let mut names: Vec<String> = Vec::new();
+    let (mut names, mut trackers) = (Vec::<String>::new(), Vec::new());
     if let Some(description) = &arguments.description {
         check_string("description", description)?;
     }
@@ -31,11 +43,12 @@ pub(super) fn open(arguments: &Arguments) -> Result<(ExportMap, Vec<String>), Fa
                 "two exports are called '{name}': give each its own name, such as first={backend}"
             )));
         }
-        let handle = Backend::parse(backend)?.open(arguments)?;
+        let (handle, tracker) = Backend::parse(backend)?.open(arguments)?;
+        trackers.extend(tracker);
         exports = exports.with_handle(name.as_str(), arguments.description.clone(), handle);
         names.push(name);
     }
-    Ok((exports, names))
+    Ok(Opened { exports, names, trackers })
 }
 
 fn check_string(what: &str, text: &str) -> Result<(), Failure> {
@@ -89,30 +102,35 @@ impl Backend {
         Ok(Self::File(path.into()))
     }
 
-    fn open(self, arguments: &Arguments) -> Result<Handle, Failure> {
+    fn open(self, arguments: &Arguments) -> Result<Layers, Failure> {
         match self {
             Self::Memory(size) => {
                 let memory =
                     Memory::new(size).map_err(|error| Failure::usage(error.to_string()))?;
-                if arguments.read_only {
+                Ok(if arguments.read_only {
                     wrapped(ReadOnly::new(memory), arguments)
                 } else {
                     wrapped(memory, arguments)
-                }
+                })
             }
             Self::File(path) => {
                 let file = File::options().read_only(arguments.read_only).open(path);
-                wrapped(file.map_err(|error| Failure::failed(error.to_string()))?, arguments)
+                let file = file.map_err(|error| Failure::failed(error.to_string()))?;
+                Ok(wrapped(file, arguments))
             }
         }
     }
 }
 
+/// An export with the layers around it, and that which records changes.
+type Layers = (Handle, Option<Arc<Tracker>>);
+
 /// The export with the layers around it that the arguments ask for.
-fn wrapped(export: impl Export, arguments: &Arguments) -> Result<Handle, Failure> {
-    let Arguments { track, allocation_depth, block_size, block_size_required, .. } = arguments;
-    if track.is_empty() && !allocation_depth && block_size.is_none() {
-        return Ok(Handle::new(export));
+fn wrapped(export: impl Export, arguments: &Arguments) -> Layers {
+    let Arguments { allocation_depth, block_size, block_size_required, .. } = arguments;
+    let tracked = !arguments.track.is_empty() || arguments.control.is_some();
+    if !tracked && !allocation_depth && block_size.is_none() {
+        return (Handle::new(export), None);
     }
     let mut export: Box<dyn Export> = Box::new(export);
     if let Some(sizes) = block_size {
@@ -121,15 +139,13 @@ fn wrapped(export: impl Export, arguments: &Arguments) -> Result<Handle, Failure
     if *allocation_depth {
         export = Box::new(WithAllocationDepth::new(export));
     }
-    if !track.is_empty() && export.writes().is_some() {
-        let tracked = Tracked::new(export);
-        for name in track {
-            let started = tracked.tracker().start(name);
-            started.map_err(|error| Failure::usage(format!("--track '{name}': {error}")))?;
-        }
-        export = Box::new(tracked);
+    let mut tracker = None;
+    if tracked && export.writes().is_some() {
+        let layer = Tracked::new(export);
+        tracker = Some(Arc::clone(layer.tracker()));
+        export = Box::new(layer);
     }
-    Ok(Handle::Blocking(export.into()))
+    (Handle::Blocking(export.into()), tracker)
 }
 
 #[cfg(test)]

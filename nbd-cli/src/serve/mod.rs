@@ -5,9 +5,11 @@ mod announce;
 mod arguments;
 mod backend;
 mod block_size;
+mod control;
 mod places;
 mod run;
 mod signals;
 
 pub(crate) use arguments::Arguments;
+pub(crate) use control::{ERROR, OK};
 pub(crate) use run::run;

@@ -9,8 +9,10 @@ use nbd_engine::server::Settings;
 use super::activation::{self, Socket};
 use super::announce::Announcement;
 use super::arguments::{Arguments, RuntimeName};
+use super::backend::{self, Opened};
+use super::control::{self, Bitmaps};
 use super::places::{Places, cannot_listen_on_unix};
-use super::{backend, signals};
+use super::signals;
 use crate::exit::Failure;
 use crate::log;
 
@@ -20,7 +22,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     log::start(arguments.verbose);
     raise_descriptor_limit();
     let places = Places::of(&arguments, given)?;
-    let (exports, names) = backend::open(&arguments)?;
+    let Opened { exports, names, trackers } = backend::open(&arguments)?;
+    let bitmaps = Bitmaps::new(trackers, &arguments.track)?;
+    let control = arguments.control.as_deref().map(|path| control::listen(path, bitmaps));
+    let _removed_at_the_end = control.transpose()?;
     let mut settings = Settings::default();
     settings.max_connections = arguments.max_connections;
     settings.drain_timeout = arguments.drain_timeout;

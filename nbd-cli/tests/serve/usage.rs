@@ -32,7 +32,7 @@ fn help_names_the_defaults() {
 
 #[test]
 fn the_version_is_printed() {
-    for subcommand in ["", "serve", "info", "list", "map", "copy", "resize"] {
+    for subcommand in ["", "serve", "info", "list", "map", "copy", "resize", "bitmap"] {
         for flag in ["--version", "-V"] {
             let words: Vec<&str> =
                 [subcommand, flag].into_iter().filter(|w| !w.is_empty()).collect();
