@@ -223,6 +223,8 @@ impl<T: Transport> Session<T> {
     fn shut_down(&mut self, link: &Link) {
         let closed = Closed::Lost(LostReason::ShuttingDown);
         link.close(closed.clone());
+        // Those that were made before that, too, by somebody who was told a moment ago.
+        self.leaving = link.take(&mut self.backlog);
         for mut transfer in self.backlog.drain(..) {
             transfer.fail(|| closed.error(&link.peer, false));
             transfer.finish();

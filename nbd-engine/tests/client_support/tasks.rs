@@ -7,13 +7,14 @@ use std::future::{Future, poll_fn};
 use std::io::SeekFrom;
 use std::net::TcpListener;
 use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use nbd_engine::export::{Export, ExportMap, Memory};
 use nbd_testkit::Pattern;
 
-use super::runtime::client::{Client, Error, Flags, Options, Pending, Uri, haggle};
+use super::runtime::client::{Client, Error, Flags, LostReason, Options, Pending, Uri, haggle};
 use super::runtime::traits::*;
 use super::runtime::{Server, cancel, detach, join, pair, run, spawn};
 use crate::support::{GATED, Gate};
@@ -168,6 +169,61 @@ fn a_server_that_vanishes_fails_what_is_in_flight() {
         let error = client.flush().await.unwrap_err();
         assert!(matches!(error, Error::Lost { sent: false, .. }), "{error}");
         key.open();
+    });
+}
+
+/// Makes a request the moment it is woken, before whoever wakes it does anything else.
+struct Eager {
+    client: Client,
+    made: Mutex<Option<Pending<Result<(), Error>>>>,
+    then: Waker,
+}
+
+impl Wake for Eager {
+    fn wake(self: Arc<Self>) {
+        *self.made.lock().unwrap() = Some(self.client.submit_flush());
+        self.then.wake_by_ref();
+    }
+}
+
+#[test]
+fn a_request_that_follows_a_refusal_at_once_learns_that_the_server_shuts_down() {
+    run(|| async {
+        let (gate, key) = Gate::new();
+        let (server, client) = connected(gate, &Options::default()).await;
+        let held = client.submit_read(vec![1; 512], GATED);
+        client.read(0, 512).await.unwrap();
+        server.shut_down();
+        // What the server was about to do may still be done.
+        let follower = loop {
+            let mut request = client.submit_flush();
+            let eager = poll_fn(|cx| {
+                let (made, then) = (Mutex::default(), cx.waker().clone());
+                Poll::Ready(Arc::new(Eager { client: client.clone(), made, then }))
+            })
+            .await;
+            let waker = Waker::from(Arc::clone(&eager));
+            match Pin::new(&mut request).poll(&mut Context::from_waker(&waker)) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(())) => continue,
+                // Too quick to be followed at once.
+                Poll::Ready(Err(_)) => break client.submit_flush(),
+            }
+            let follower = poll_fn(|_| match eager.made.lock().unwrap().take() {
+                Some(follower) => Poll::Ready(follower),
+                None => Poll::Pending,
+            })
+            .await;
+            if request.await.is_err() {
+                break follower;
+            }
+        };
+        let error = follower.await.unwrap_err();
+        let shutting_down =
+            matches!(error, Error::Lost { sent: false, reason: LostReason::ShuttingDown, .. });
+        assert!(shutting_down, "{error}");
+        key.open();
+        held.await.1.unwrap();
     });
 }
 
