@@ -68,12 +68,12 @@ pub fn run(subject: Subject, transport: Transport, scenario: fn(Setup)) {
 /// When the scenario does, or when it hangs.
 pub fn run_pair(
     client: &'static dyn ClientAdapter,
-    server: &'static dyn Adapter,
+    server: Subject,
     transport: Transport,
     scenario: fn(ClientSetup, Setup),
 ) {
     let client = ClientSetup { adapter: client, transport };
-    let server = Setup { subject: Subject::Adapter(server), transport };
+    let server = Setup { subject: server, transport };
     to_its_end(move || scenario(client, server));
 }
 

@@ -1,12 +1,11 @@
 //! Requests.
 
-use std::thread;
-
-use nbd_engine::client::{Error, Flags, Options};
-use nbd_engine::export::{ExportMap, Memory};
+use nbd_engine::client::{CommandError, Error, Flags, Options};
+use nbd_engine::export::{ExportError, Memory};
+use nbd_engine::proto::wire::ErrorCode;
 use nbd_engine::server::Settings;
 
-use crate::exports::{Disk, Gate, Way};
+use crate::exports::{Call, Scripted};
 use crate::{ClientSetup, Setup};
 
 const SIZE: u64 = 1 << 20;
@@ -57,41 +56,27 @@ pub fn every_command_does_what_it_says(clients: ClientSetup, servers: Setup) {
     server.stop();
 }
 
-/// A client is shared by threads: each finds what it wrote.
-pub fn requests_from_several_threads(clients: ClientSetup, servers: Setup) {
-    let server = servers.serve(Memory::new(SIZE).expect("it is small"));
-    let client = clients.client(&server);
-    thread::scope(|scope| {
-        for thread in 0..8_u8 {
-            let client = client.again();
-            scope.spawn(move || {
-                for round in 0..50 {
-                    let (offset, byte) = (u64::from(thread) * 65536, thread.wrapping_add(round));
-                    client.write_at(&[byte; 4096], offset, Flags::empty()).expect("a write");
-                    assert_eq!(client.read(offset, 4096).expect("a read"), vec![byte; 4096]);
-                }
-            });
-        }
-    });
-    drop(client);
-    server.stop();
-}
-
-/// Who gives a request up, on its way or not, disturbs nobody.
-pub fn a_request_that_is_given_up_harms_no_other(clients: ClientSetup, servers: Setup) {
-    let disk = Disk::new(SIZE);
-    let exports = ExportMap::new().with_handle("", None, Way::Workers.of(&disk));
-    let server = servers.serve_with(exports, Settings::default());
-    let client = clients.client(&server);
-    disk.gate.close();
-    let on_its_way = client.start_read(vec![0; 4096], 0, Flags::empty());
-    let kept = client.start_read(vec![0; 4096], 4096, Flags::empty());
-    disk.gate.wait_for(2);
-    drop(on_its_way);
-    drop(client.start_read(vec![0; 4096], 8192, Flags::empty()));
-    disk.gate.open();
-    kept.wait().1.expect("it was not given up");
-    client.read(Gate::END, 4096).expect("the client goes on");
-    drop(client);
-    server.stop();
+/// A request that fails on the server fails for whoever asked, in the server's words, and nobody else.
+pub fn errors_of_an_export_are_told(clients: ClientSetup, servers: Setup) {
+    for way in Scripted::WAYS {
+        let act = |call| match call {
+            Call::Write { .. } => Err(ExportError::no_space()),
+            Call::Read => Err(ExportError::new(ErrorCode::EPERM, "not today")),
+            _ => Ok(()),
+        };
+        let (_disk, exports) = Scripted::new(way).doing(act).share();
+        let server = servers.serve_with(exports, Settings::default());
+        let client = clients.client(&server);
+        let told = |result| match result {
+            Err(Error::Command { error: CommandError { code, text, .. }, .. }) => (code, text),
+            other => panic!("{other:?}"),
+        };
+        let (_, read) = client.read_into(vec![0; 512], 0);
+        assert_eq!(told(read), (ErrorCode::EPERM, "not today".into()), "{way:?}");
+        let write = client.write_at(&[1; 100_000], 0, Flags::empty());
+        assert_eq!(told(write), (ErrorCode::ENOSPC, "no space is left".into()), "{way:?}");
+        client.flush().expect("nothing is wrong with flushes");
+        drop(client);
+        server.stop();
+    }
 }

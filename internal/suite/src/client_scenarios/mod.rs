@@ -1,41 +1,116 @@
 //! The scenarios that every adapter's client passes with every adapter's server, by what they are about.
 
-/// Lists the scenarios: each is a public function of a module of this folder. Makes a macro of the list, which turns it
+/// Lists the scenarios: each is a public function of a module of this folder. Makes macros of the list, which turn it
 /// into tests. (`$` is passed in, since a macro that makes macros can't write it.)
 macro_rules! client_scenarios {
-    ($d:tt $($module:ident { $($name:ident),* $(,)? })*) => {
+    (
+        $d:tt
+        any_server { $($any_module:ident { $($any:ident),* $(,)? })* }
+        adapters { $($module:ident { $($name:ident),* $(,)? })* }
+    ) => {
+        /// Scenarios that need no more of a server than one disk.
+        pub mod any_server {
+            $(mod $any_module; pub use $any_module::{$($any),*};)*
+        }
         $(mod $module; pub use $module::{$($name),*};)*
 
         /// Makes tests of all scenarios for a client and a server, by transport.
         #[macro_export]
         macro_rules! client_suite {
             ($d client:expr, $d server:expr) => {
-                $crate::client_suite!(@transport tcp Tcp $d client, $d server);
-                $crate::client_suite!(@transport unix Unix $d client, $d server);
+                $crate::client_tests! {
+                    $d client, $crate::Subject::Adapter(&$d server), [tcp Tcp, unix Unix],
+                    [$($($crate::client_scenarios::any_server::$any => $any,)*)*
+                     $($($crate::client_scenarios::$name => $name,)*)*]
+                }
             };
-            (@transport $d module:ident $d transport:ident $d client:expr, $d server:expr) => {
-                mod $d module {
-                    $($(
-                        #[test]
-                        fn $name() {
-                            let (client, server) = (&$d client, &$d server);
-                            let transport = $crate::Transport::$d transport;
-                            let scenario = $crate::client_scenarios::$name;
-                            $crate::run_pair(client, server, transport, scenario);
-                        }
-                    )*)*
+        }
+
+        /// Makes tests of the scenarios that need no more than a disk, for a client and a [`Program`](crate::Program).
+        #[macro_export]
+        macro_rules! client_suite_of_a_program {
+            ($d client:expr, $d program:expr) => {
+                $crate::client_tests! {
+                    $d client, $crate::Subject::Program($d program), [tcp Tcp],
+                    [$($($crate::client_scenarios::any_server::$any => $any,)*)*]
                 }
             };
         }
     };
 }
 
+/// Makes a test of each function, for each transport.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! client_tests {
+    ($client:expr, $server:expr, [$($module:ident $transport:ident),*], $list:tt) => {
+        $($crate::client_tests! { @transport $module $transport $client, $server, $list })*
+    };
+    (@transport $module:ident $transport:ident $client:expr, $server:expr,
+     [$($scenario:path => $name:ident,)*]) => {
+        mod $module {
+            $(
+                #[test]
+                fn $name() {
+                    let transport = $crate::Transport::$transport;
+                    $crate::run_pair(&$client, $server, transport, $scenario);
+                }
+            )*
+        }
+    };
+}
+
 client_scenarios! {
     $
-    commands {
-        every_command_does_what_it_says,
-        requests_from_several_threads,
-        a_request_that_is_given_up_harms_no_other,
+    any_server {
+        many {
+            requests_from_several_threads,
+            more_requests_than_may_be_in_flight,
+            two_hundred_clients,
+        }
     }
-    haggling { a_server_is_asked_before_an_export_is_entered }
+    adapters {
+        commands {
+            every_command_does_what_it_says,
+            errors_of_an_export_are_told,
+        }
+        haggling { a_server_is_asked_before_an_export_is_entered }
+        order { replies_come_in_any_order }
+        splitting { long_requests_are_split }
+        connections {
+            writes_are_seen_by_all_connections_after_a_flush,
+            a_client_over_a_stream_of_ones_own,
+            a_client_connects_again_after_the_server_went_away,
+        }
+        giving_up {
+            a_request_that_is_given_up_harms_no_other,
+            a_request_that_times_out_harms_no_other,
+        }
+        endings {
+            a_server_that_shuts_down_answers_what_is_in_flight,
+            a_connection_that_is_lost_says_what_was_sent,
+        }
+    }
+}
+
+/// Makes tests of all scenarios for a client, with the server of each adapter.
+#[macro_export]
+macro_rules! client_suites {
+    ($client:expr) => {
+        $crate::client_suites! { @with $client,
+            blocking_server Blocking
+            tokio_current_thread_server TokioCurrentThread
+            tokio_multi_thread_server TokioMultiThread
+            async_std_server AsyncStd
+            smol_server Smol
+            mio_server Mio
+        }
+    };
+    (@with $client:expr, $($module:ident $server:ident)*) => {
+        $(
+            mod $module {
+                $crate::client_suite!($client, $crate::adapters::$server);
+            }
+        )*
+    };
 }

@@ -5,8 +5,12 @@
 
 pub mod asynchronous;
 
+mod async_std;
 mod blocking;
+mod smol;
 mod tokio;
 
-pub use blocking::BlockingClient;
-pub use tokio::{TokioClientCurrentThread, TokioClientMultiThread};
+pub use self::async_std::AsyncStdClient;
+pub use self::blocking::BlockingClient;
+pub use self::smol::SmolClient;
+pub use self::tokio::{TokioClientCurrentThread, TokioClientMultiThread};

@@ -1,0 +1,3 @@
+//! The client on async-std, with every adapter's server.
+
+nbd_suite::client_suites!(nbd_suite::clients::AsyncStdClient);

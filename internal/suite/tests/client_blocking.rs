@@ -1,0 +1,3 @@
+//! The client on threads, with every adapter's server.
+
+nbd_suite::client_suites!(nbd_suite::clients::BlockingClient);
