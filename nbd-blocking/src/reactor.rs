@@ -48,8 +48,12 @@ pub(crate) fn turn() -> u64 {
     TURN.get()
 }
 
-/// The task wants to be polled again once `socket` is ready for `events`. To be said anew in each turn.
+/// The task wants to be polled again once `socket` is ready for `events`. To be said anew in each turn. Outside of
+/// [`block_on`] there is no task that could wait, and nobody who would let go of the socket.
 pub(crate) fn wait_for(socket: &Arc<OwnedFd>, events: PollFlags) {
+    if DEPTH.get() == 0 {
+        return;
+    }
     WAITING.with_borrow_mut(|waiting| {
         // A task may ask many times in a turn.
         match waiting.sockets.iter_mut().find(|(earlier, _)| Arc::ptr_eq(earlier, socket)) {
@@ -295,6 +299,19 @@ mod tests {
         block_on(async {}).unwrap();
         assert_eq!(ALARM.take().map(|alarm| Arc::as_ptr(&alarm).addr()), Some(place));
         assert!(before.is_some());
+    }
+
+    #[test]
+    fn a_socket_is_kept_no_longer_than_it_is_waited_for() {
+        let socket = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        wait_for(&socket, PollFlags::IN);
+        assert_eq!(Arc::strong_count(&socket), 1, "nobody waits");
+        block_on(async {
+            wait_for(&socket, PollFlags::IN);
+            assert_eq!(Arc::strong_count(&socket), 2);
+        })
+        .unwrap();
+        assert_eq!(Arc::strong_count(&socket), 1);
     }
 
     #[test]
