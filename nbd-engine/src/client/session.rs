@@ -29,6 +29,10 @@ use crate::transport::Transport;
 /// Slices that go into one gathered write.
 const MOST_SLICES: usize = 128;
 
+/// How long a connection that nobody needs any more may take to get rid of what is still to be sent, if requests have no
+/// deadline.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// Rounds of writing and reading before the runtime gets a turn.
 const MOST_ROUNDS: usize = 64;
 
@@ -63,6 +67,8 @@ pub(crate) struct Session<T> {
     timer: Timer,
     alarm: Option<BoxFuture>,
     leaving: Leaving,
+    /// When to leave without a word, since the server does not take it.
+    farewell: Option<BoxFuture>,
     /// The transport takes no more bytes. What it has to give is still read.
     output_failed: Option<io::Error>,
     input_ended: bool,
@@ -108,6 +114,7 @@ impl<T: Transport> Session<T> {
             timer,
             alarm: None,
             leaving: Leaving::No,
+            farewell: None,
             output_failed: None,
             input_ended: false,
             lost: None,
@@ -144,6 +151,9 @@ impl<T: Transport> Session<T> {
     /// Takes over what was queued, and submits as much of it as may be in flight.
     fn take(&mut self, link: &Link) {
         self.leaving = link.take(&mut self.backlog);
+        if self.leaving == Leaving::Softly && self.nobody_waits() {
+            self.leaving = Leaving::Now;
+        }
         while self.connection.requests_in_flight() < self.most_in_flight {
             let at = match self.cutting {
                 Some(at) => at,
@@ -162,6 +172,12 @@ impl<T: Transport> Session<T> {
         if self.leaving == Leaving::Now {
             self.connection.disconnect_now();
         }
+    }
+
+    /// All that is in flight has timed out. (What was only abandoned is waited for, as long as it may take.)
+    fn nobody_waits(&self) -> bool {
+        let told = |transfer: &Transfer| transfer.ticket.is_none();
+        self.backlog.is_empty() && self.transfers.iter().flatten().all(told)
     }
 
     fn admit(&mut self, transfer: Transfer) -> usize {
@@ -264,6 +280,15 @@ impl<T: Transport> Session<T> {
         Ok(progress)
     }
 
+    /// Ready when it is time to hang up, whether or not the server took what was to be said.
+    fn farewell_is_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.leaving != Leaving::Now {
+            return Poll::Pending;
+        }
+        let limit = self.timeout.unwrap_or(FAREWELL);
+        self.farewell.get_or_insert_with(|| self.timer.sleep(limit)).as_mut().poll(cx)
+    }
+
     /// Whether everything that was to be said has left.
     fn is_silent(&self) -> bool {
         self.connection.segments().next().is_none()
@@ -311,7 +336,10 @@ impl<T: Transport> Drive for Session<T> {
         let closed = match self.drive(link, cx, until) {
             Ok(None) => {
                 self.expire(link, cx);
-                return Poll::Pending;
+                if self.farewell_is_due(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                Closed::Left
             }
             Ok(Some(closed)) => {
                 // Whether or not the server takes note.

@@ -6,7 +6,7 @@ use std::task::Context;
 use std::time::{Duration, Instant};
 
 use super::super::Error;
-use super::super::link::Link;
+use super::super::link::{Leaving, Link};
 use super::super::transfer::Transfer;
 use super::Session;
 use crate::transport::Transport;
@@ -30,6 +30,10 @@ impl<T: Transport> Session<T> {
             }
             self.alarm = None;
             self.expire_now(link, limit);
+            // Who wants to leave may have nothing to wait for any more.
+            if self.leaving != Leaving::No {
+                cx.waker().wake_by_ref();
+            }
         }
     }
 
