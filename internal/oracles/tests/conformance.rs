@@ -50,7 +50,8 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
 /// Names in the macros that make tests of functions.
 fn listed(text: &str) -> Vec<String> {
     let mut names = Vec::new();
-    for start in ["matrix! {", "\nscenarios! {", "\nclient_scenarios! {"] {
+    let starts = ["matrix! {", "\nscenarios! {", "\nclient_scenarios! {", "\nhostile_scenarios! {"];
+    for start in starts {
         for block in text.split(start).skip(1) {
             let end = block.find("\n}").or_else(|| block.find("\n        }"));
             let block = &block[..end.unwrap_or(block.len())];

@@ -11,7 +11,7 @@
 //!
 //! **Clients** of an adapter implement [`client::ClientAdapter`] in a file of [`clients`]. Their scenarios are in
 //! [`client_scenarios`] and take a [`ClientSetup`] beside the server's [`Setup`]; [`client_suite!`] makes a test of each
-//! for a client and a server.
+//! for a client and a server. Those with hostile servers are in [`mod@hostile`], and [`hostile_suite!`] makes their tests.
 //!
 //! Nothing here asserts how long something takes, nothing waits without a bound, and what must happen before something
 //! else is made to happen before it: by exports whose work the scenario lets go on ([`exports::Gate`]).
@@ -21,6 +21,7 @@ pub mod client;
 pub mod client_scenarios;
 pub mod clients;
 pub mod exports;
+pub mod hostile;
 pub mod scenarios;
 
 mod adapter;
@@ -28,7 +29,9 @@ mod every_command;
 mod setup;
 
 pub use adapter::{Adapter, Control, Place, Started};
-pub use setup::{ClientSetup, Program, Server, Setup, Subject, Transport, run, run_pair};
+pub use setup::{
+    ClientSetup, Program, Server, Setup, Subject, Transport, run, run_client, run_pair,
+};
 
 use core::time::Duration;
 

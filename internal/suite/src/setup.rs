@@ -77,6 +77,19 @@ pub fn run_pair(
     to_its_end(move || scenario(client, server));
 }
 
+/// Runs a scenario that plays a client against a server of its own making.
+///
+/// # Panics
+/// When the scenario does, or when it hangs.
+pub fn run_client(
+    client: &'static dyn ClientAdapter,
+    transport: Transport,
+    scenario: fn(ClientSetup),
+) {
+    let client = ClientSetup { adapter: client, transport };
+    to_its_end(move || scenario(client));
+}
+
 fn to_its_end(scenario: impl FnOnce() + Send + 'static) {
     let (ended, end) = mpsc::channel::<()>();
     let scenario = thread::Builder::new().name("scenario".into()).spawn(move || {

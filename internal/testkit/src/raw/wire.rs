@@ -6,6 +6,8 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::Endpoint;
 
 /// How long a read or write may make no progress before the test fails.
@@ -265,6 +267,36 @@ impl Wire {
         while !matches!(self.fill(&mut buffer), Err(Missing::End(_))) {
             assert!(start.elapsed() < TIMEOUT, "the peer did not close the connection");
         }
+    }
+
+    /// The peer must close; what it sends before that is counted. Bounded by the timeout for each part of it.
+    #[track_caller]
+    pub fn discard_to_eof(&mut self, what: &str) -> u64 {
+        let mut discarded = 0;
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match self.read(&mut buffer) {
+                Ok(0) => return discarded,
+                Ok(count) => discarded += count as u64,
+                Err(error) => match error.kind() {
+                    ErrorKind::Interrupted => {}
+                    ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => return discarded,
+                    _ => panic!("{what}: not after {discarded} bytes: {error}"),
+                },
+            }
+        }
+    }
+
+    /// The peer must close within `bound`, though nothing that it sent is read.
+    #[track_caller]
+    pub fn expect_hang_up(&self, bound: Duration) {
+        let bound = Timespec::try_from(bound).expect("a short time");
+        let mut watched = match &self.0 {
+            Stream::Tcp(stream) => [PollFd::new(stream, PollFlags::RDHUP)],
+            Stream::Unix(stream) => [PollFd::new(stream, PollFlags::RDHUP)],
+        };
+        let ready = poll(&mut watched, Some(&bound)).expect("it can be waited for");
+        assert!(ready > 0, "the peer did not close the connection");
     }
 
     /// The peer must neither send nor close for a moment.

@@ -34,6 +34,7 @@ pub(super) struct Player<'a> {
     shared: &'a Shared,
     wire: Wire,
     sent: u64,
+    received: u64,
     no_zeroes: bool,
     option: Option<Opt>,
     last: Option<Request>,
@@ -43,15 +44,28 @@ pub(super) struct Player<'a> {
 /// Plays a script to its end, or until the client has gone.
 pub(super) fn play(script: &Script, shared: &Shared, mut wire: Wire) -> Report {
     wire.set_timeout(PATIENCE);
-    let (option, last, abouts) = (None, None, Vec::new());
-    let mut player =
-        Player { script, shared, wire, sent: 0, no_zeroes: false, option, last, abouts };
-    for (at, step) in script.steps.iter().enumerate() {
-        if let Err(Over) = player.play(step) {
-            return Report { sent: player.sent, steps: at, left: !player.is_cut() };
+    let mut player = Player {
+        script,
+        shared,
+        wire,
+        sent: 0,
+        received: 0,
+        no_zeroes: false,
+        option: None,
+        last: None,
+        abouts: Vec::new(),
+    };
+    let mut steps = 0;
+    let mut over = false;
+    for step in &script.steps {
+        if player.play(step).is_err() {
+            over = true;
+            break;
         }
+        steps += 1;
     }
-    Report { sent: player.sent, steps: script.steps.len(), left: false }
+    let Player { sent, received, .. } = player;
+    Report { sent, received, steps, left: over && !player.is_cut() }
 }
 
 impl Player<'_> {
@@ -115,12 +129,17 @@ impl Player<'_> {
                 }
                 Ok(())
             }
-            Step::Silence => loop {
-                self.take(1)?;
-            },
+            Step::Silence => {
+                self.received += self.wire.discard_to_eof("the client hangs up");
+                Err(Over)
+            }
             Step::Hold => {
                 self.shared.wait_for_release(PATIENCE);
                 Ok(())
+            }
+            Step::Deaf => {
+                self.wire.expect_hang_up(PATIENCE);
+                Err(Over)
             }
             Step::Send(_) | Step::AnswerOption(_) | Step::Answer(_) => {
                 let bytes = self.bytes(step);
@@ -160,7 +179,9 @@ impl Player<'_> {
     }
 
     fn take(&mut self, length: usize) -> Played<Vec<u8>> {
-        self.wire.recv_or_gone(length, "the client's next move").ok_or(Over)
+        let bytes = self.wire.recv_or_gone(length, "the client's next move").ok_or(Over)?;
+        self.received += length as u64;
+        Ok(bytes)
     }
 
     fn receive_option(&mut self) -> Played<Opt> {

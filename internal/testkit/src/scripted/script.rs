@@ -44,6 +44,8 @@ pub(super) enum Step {
     Silence,
     /// Neither reads nor says anything until the test lets it go on.
     Hold,
+    /// Neither reads nor says anything until the client has gone.
+    Deaf,
 }
 
 impl Script {
@@ -79,6 +81,11 @@ impl Script {
     /// Greets, and answers options properly until the client is in transmission.
     pub fn enter(self) -> Self {
         self.greet().then(Step::Enter)
+    }
+
+    /// Answers further options properly until this one arrives.
+    pub fn then_until(self, option: Opt) -> Self {
+        self.then(Step::Until(option))
     }
 
     /// Answers the last option.
@@ -145,6 +152,12 @@ impl Script {
     /// Neither reads nor says anything until the test [lets it](super::ScriptedServer::release).
     pub fn hold(self) -> Self {
         self.then(Step::Hold)
+    }
+
+    /// Neither reads nor says anything until the client has gone. For Unix sockets: on TCP a close travels behind all that
+    /// was sent before it, which is never read.
+    pub fn deaf(self) -> Self {
+        self.then(Step::Deaf)
     }
 
     /// Closes the connection once so many bytes were sent, wherever that is.

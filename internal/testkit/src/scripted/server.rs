@@ -23,6 +23,8 @@ const SOON: Duration = Duration::from_secs(60);
 pub struct Report {
     /// Bytes that were sent.
     pub sent: u64,
+    /// Bytes that were received, but for those of an unfinished message.
+    pub received: u64,
     /// Steps that were played to their end. Some of the script's methods stand for two.
     pub steps: usize,
     /// The client had gone before the script was over.
@@ -144,9 +146,23 @@ impl ScriptedServer {
         connections.map(|connection| wait_for("a script is over", connection)).collect()
     }
 
-    /// Ends the listener; gives the threads of the connections.
+    /// As [`finish`](Self::finish), but lets no script go on that holds.
+    ///
+    /// # Panics
+    /// When a client did something that was not in its script, or a script does not end.
+    pub fn wait(mut self) -> Vec<Report> {
+        let connections = self.stop_listening().into_iter();
+        connections.map(|connection| wait_for("a script is over", connection)).collect()
+    }
+
+    /// Lets scripts go on, ends the listener, and gives the threads of the connections.
     fn end(&mut self) -> Vec<JoinHandle<Report>> {
-        self.shared.change(|state| (state.over, state.released) = (true, true));
+        self.release();
+        self.stop_listening()
+    }
+
+    fn stop_listening(&mut self) -> Vec<JoinHandle<Report>> {
+        self.shared.change(|state| state.over = true);
         let Some(listening) = self.listening.take() else { return Vec::new() };
         // If it waits for a client, here is one. If it does not, nobody minds.
         let _wakes = Wire::try_connect(&self.endpoint);

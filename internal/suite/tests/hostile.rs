@@ -1,0 +1,13 @@
+//! Every adapter's client, with servers that break the rules.
+
+mod blocking {
+    nbd_suite::hostile_suite!(nbd_suite::clients::BlockingClient);
+}
+
+mod tokio_current_thread {
+    nbd_suite::hostile_suite!(nbd_suite::clients::TokioClientCurrentThread);
+}
+
+mod tokio_multi_thread {
+    nbd_suite::hostile_suite!(nbd_suite::clients::TokioClientMultiThread);
+}
