@@ -1,191 +1,19 @@
 //! Metadata contexts of an export's own, from its traits to the wire.
 
 mod served;
+mod striped;
 
-use core::ops::ControlFlow;
 use std::sync::Arc;
 
 use nbd_engine::export::{
-    Allocation, AsyncContexts, AsyncExport, AsyncExtents, BlockSize, ContextInfo, Contexts, Export,
-    ExportFuture, ExportMap, Extent, Extents, Handle, Memory, Result, Tracked, WithAllocationDepth,
-    WithBlockSize,
+    BlockSize, Export, ExportMap, Handle, Memory, Tracked, WithAllocationDepth, WithBlockSize,
 };
 use nbd_engine::server::Settings;
 use nbd_testkit::raw::{Errno, RawClient, Rep, Request, cmd_flag};
 use served::Served;
+use striped::{HUGE, KINDS, Kind, Striped};
 
 const K64: u64 = 64 << 10;
-const HUGE: u64 = 1 << 62;
-
-/// How the work of a [`Striped`] disk is done.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Inline,
-    Worker,
-    Async,
-}
-
-const KINDS: [Kind; 3] = [Kind::Inline, Kind::Worker, Kind::Async];
-
-/// 2^62 bytes in sectors of changing status, in contexts for any width of the stripes.
-#[derive(Clone, Copy, Debug)]
-struct Striped(Kind);
-
-impl Striped {
-    fn served(kind: Kind) -> Served {
-        let handle = match kind {
-            Kind::Async => Handle::new_async(Self(kind)),
-            _ => Handle::new(Self(kind)),
-        };
-        Served::start(ExportMap::new().with_handle("", None, handle), Settings::default())
-    }
-
-    /// Stripes from an offset on, without end.
-    fn stripes(offset: u64, width: u64) -> impl Iterator<Item = Extent> {
-        let mut at = offset;
-        core::iter::from_fn(move || {
-            let stripe = at / width;
-            let length = (stripe + 1) * width - at;
-            at += length;
-            Some(Extent { length, status: stripe & 1 })
-        })
-    }
-
-    fn allocations(offset: u64) -> impl Iterator<Item = Allocation> {
-        Self::stripes(offset, 512).map(|stripe| {
-            let hole = stripe.status == 1;
-            Allocation { length: stripe.length, hole, zero: hole }
-        })
-    }
-
-    fn width(context: &str) -> Option<u64> {
-        context.strip_prefix("x-stripes:")?.parse().ok().filter(|width| *width > 0)
-    }
-
-    fn all() -> Vec<ContextInfo> {
-        let wide = ContextInfo::new("x-wide:stripe").map(ContextInfo::wide);
-        ContextInfo::new("x-stripes:1024").into_iter().chain(wide).collect()
-    }
-
-    fn made_for(query: &str) -> Option<ContextInfo> {
-        if query == "x-stripes:largest" {
-            return ContextInfo::new("x-stripes:4194304").map(|context| context.answering(query));
-        }
-        Self::width(query).and_then(|_| ContextInfo::new(query))
-    }
-
-    fn status_of(context: &str, offset: u64) -> Box<dyn Iterator<Item = Extent> + Send> {
-        match Self::width(context) {
-            Some(width) => Box::new(Self::stripes(offset, width)),
-            None => Box::new(
-                Self::stripes(offset, 1 << 40)
-                    .map(move |stripe| Extent { status: stripe.status << 40, ..stripe }),
-            ),
-        }
-    }
-}
-
-impl Export for Striped {
-    fn size(&self) -> u64 {
-        HUGE
-    }
-
-    fn read(&self, buffer: &mut [u8], _offset: u64) -> Result<()> {
-        buffer.fill(0);
-        Ok(())
-    }
-
-    fn never_blocks(&self) -> bool {
-        matches!(self.0, Kind::Inline)
-    }
-
-    fn extents(&self) -> Option<&dyn Extents> {
-        Some(self)
-    }
-
-    fn contexts(&self) -> Option<&dyn Contexts> {
-        Some(self)
-    }
-}
-
-impl Extents for Striped {
-    fn extents(
-        &self,
-        offset: u64,
-        _length: u64,
-        visit: &mut dyn FnMut(Allocation) -> ControlFlow<()>,
-    ) -> Result<()> {
-        let _told = Self::allocations(offset).try_for_each(visit);
-        Ok(())
-    }
-}
-
-impl Contexts for Striped {
-    fn list(&self) -> Vec<ContextInfo> {
-        Self::all()
-    }
-
-    fn find(&self, query: &str) -> Option<ContextInfo> {
-        Self::made_for(query)
-    }
-
-    fn status(
-        &self,
-        context: &str,
-        offset: u64,
-        _length: u64,
-        visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
-    ) -> Result<()> {
-        let _told = Self::status_of(context, offset).try_for_each(visit);
-        Ok(())
-    }
-}
-
-impl AsyncExport for Striped {
-    fn size(&self) -> u64 {
-        HUGE
-    }
-
-    fn read<'a>(&'a self, buffer: &'a mut [u8], _offset: u64) -> ExportFuture<'a> {
-        buffer.fill(0);
-        Box::pin(async { Ok(()) })
-    }
-
-    fn extents(&self) -> Option<&dyn AsyncExtents> {
-        Some(self)
-    }
-
-    fn contexts(&self) -> Option<&dyn AsyncContexts> {
-        Some(self)
-    }
-}
-
-impl AsyncExtents for Striped {
-    fn extents(&self, offset: u64, _length: u64, most: usize) -> ExportFuture<'_, Vec<Allocation>> {
-        Box::pin(async move { Ok(Self::allocations(offset).take(most).collect()) })
-    }
-}
-
-impl AsyncContexts for Striped {
-    fn list(&self) -> Vec<ContextInfo> {
-        Self::all()
-    }
-
-    fn find(&self, query: &str) -> Option<ContextInfo> {
-        Self::made_for(query)
-    }
-
-    fn status<'a>(
-        &'a self,
-        context: &'a str,
-        offset: u64,
-        _length: u64,
-        most: usize,
-    ) -> ExportFuture<'a, Vec<Extent>> {
-        Box::pin(async move { Ok(Self::status_of(context, offset).take(most).collect()) })
-    }
-}
-
 /// A memory disk with two dirty blocks, of which one is allocated, and both contexts of qemu.
 fn tracked() -> Arc<Tracked<WithAllocationDepth<Memory>>> {
     let disk = Tracked::new(WithAllocationDepth::new(Memory::new(16 * K64).unwrap()));
@@ -310,7 +138,7 @@ fn a_context_that_is_gone_fails_its_requests_alone() {
 #[test]
 fn a_wide_context_is_there_under_extended_headers_alone() {
     for kind in KINDS {
-        let served = Striped::served(kind);
+        let served = Served::start(Striped::exports(kind), Settings::default());
         let (client, contexts) = structured(&served, &["x-wide:stripe"]);
         assert_eq!(contexts, []);
         client.finish();
@@ -327,7 +155,7 @@ fn a_wide_context_is_there_under_extended_headers_alone() {
 #[test]
 fn a_context_can_be_made_for_a_query() {
     for kind in KINDS {
-        let served = Striped::served(kind);
+        let served = Served::start(Striped::exports(kind), Settings::default());
         let queries = ["x-stripes:2048", "x-stripes:zero", "x-stripes:largest"];
         let (mut client, contexts) = structured(&served, &queries);
         let names: Vec<&str> = contexts.iter().map(|context| &*context.1).collect();
@@ -344,7 +172,7 @@ fn a_context_can_be_made_for_a_query() {
 
 #[test]
 fn more_contexts_than_the_most_at_once_are_refused() {
-    let served = Striped::served(Kind::Inline);
+    let served = Served::start(Striped::exports(Kind::Inline), Settings::default());
     let mut client = RawClient::negotiate(served.endpoint());
     client.structured_reply().unwrap();
     let names: Vec<String> = (1..1000).map(|n| format!("x-stripes:{}", n * 512)).collect();
@@ -357,7 +185,7 @@ fn more_contexts_than_the_most_at_once_are_refused() {
 #[test]
 fn millions_of_extents_stay_within_the_bound_and_make_progress() {
     for kind in KINDS {
-        let served = Striped::served(kind);
+        let served = Served::start(Striped::exports(kind), Settings::default());
         let (mut client, contexts) = extended(&served, &["base:allocation", "x-stripes:1024"]);
         let mut at = [0; 2];
         for _ in 0..3 {

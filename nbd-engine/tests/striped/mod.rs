@@ -1,0 +1,185 @@
+//! A disk of many extents.
+
+use core::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nbd_engine::export::{
+    Allocation, AsyncContexts, AsyncExport, AsyncExtents, ContextInfo, Contexts, Export,
+    ExportFuture, ExportMap, Extent, Extents, Handle, Result,
+};
+
+/// How often a disk was asked for its allocation.
+pub(crate) static ASKED: AtomicUsize = AtomicUsize::new(0);
+
+pub(crate) const HUGE: u64 = 1 << 62;
+
+/// How the work of a [`Striped`] disk is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    Inline,
+    Worker,
+    Async,
+}
+
+pub(crate) const KINDS: [Kind; 3] = [Kind::Inline, Kind::Worker, Kind::Async];
+
+/// 2^62 bytes in sectors of changing status, in contexts for any width of the stripes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Striped(pub(crate) Kind);
+
+impl Striped {
+    /// As the default export, and the only one.
+    pub(crate) fn exports(kind: Kind) -> ExportMap {
+        let handle = match kind {
+            Kind::Async => Handle::new_async(Self(kind)),
+            _ => Handle::new(Self(kind)),
+        };
+        ExportMap::new().with_handle("", None, handle)
+    }
+
+    /// Stripes from an offset on, without end.
+    fn stripes(offset: u64, width: u64) -> impl Iterator<Item = Extent> {
+        let mut at = offset;
+        core::iter::from_fn(move || {
+            let stripe = at / width;
+            let length = (stripe + 1) * width - at;
+            at += length;
+            Some(Extent { length, status: stripe & 1 })
+        })
+    }
+
+    fn allocations(offset: u64) -> impl Iterator<Item = Allocation> {
+        ASKED.fetch_add(1, Ordering::Relaxed);
+        Self::stripes(offset, 512).map(|stripe| {
+            let hole = stripe.status == 1;
+            Allocation { length: stripe.length, hole, zero: hole }
+        })
+    }
+
+    fn width(context: &str) -> Option<u64> {
+        context.strip_prefix("x-stripes:")?.parse().ok().filter(|width| *width > 0)
+    }
+
+    fn all() -> Vec<ContextInfo> {
+        let wide = ContextInfo::new("x-wide:stripe").map(ContextInfo::wide);
+        ContextInfo::new("x-stripes:1024").into_iter().chain(wide).collect()
+    }
+
+    fn made_for(query: &str) -> Option<ContextInfo> {
+        if query == "x-stripes:largest" {
+            return ContextInfo::new("x-stripes:4194304").map(|context| context.answering(query));
+        }
+        Self::width(query).and_then(|_| ContextInfo::new(query))
+    }
+
+    fn status_of(context: &str, offset: u64) -> Box<dyn Iterator<Item = Extent> + Send> {
+        match Self::width(context) {
+            Some(width) => Box::new(Self::stripes(offset, width)),
+            None => Box::new(
+                Self::stripes(offset, 1 << 40)
+                    .map(move |stripe| Extent { status: stripe.status << 40, ..stripe }),
+            ),
+        }
+    }
+}
+
+impl Export for Striped {
+    fn size(&self) -> u64 {
+        HUGE
+    }
+
+    fn read(&self, buffer: &mut [u8], _offset: u64) -> Result<()> {
+        buffer.fill(0);
+        Ok(())
+    }
+
+    fn never_blocks(&self) -> bool {
+        matches!(self.0, Kind::Inline)
+    }
+
+    fn extents(&self) -> Option<&dyn Extents> {
+        Some(self)
+    }
+
+    fn contexts(&self) -> Option<&dyn Contexts> {
+        Some(self)
+    }
+}
+
+impl Extents for Striped {
+    fn extents(
+        &self,
+        offset: u64,
+        _length: u64,
+        visit: &mut dyn FnMut(Allocation) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let _told = Self::allocations(offset).try_for_each(visit);
+        Ok(())
+    }
+}
+
+impl Contexts for Striped {
+    fn list(&self) -> Vec<ContextInfo> {
+        Self::all()
+    }
+
+    fn find(&self, query: &str) -> Option<ContextInfo> {
+        Self::made_for(query)
+    }
+
+    fn status(
+        &self,
+        context: &str,
+        offset: u64,
+        _length: u64,
+        visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let _told = Self::status_of(context, offset).try_for_each(visit);
+        Ok(())
+    }
+}
+
+impl AsyncExport for Striped {
+    fn size(&self) -> u64 {
+        HUGE
+    }
+
+    fn read<'a>(&'a self, buffer: &'a mut [u8], _offset: u64) -> ExportFuture<'a> {
+        buffer.fill(0);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn extents(&self) -> Option<&dyn AsyncExtents> {
+        Some(self)
+    }
+
+    fn contexts(&self) -> Option<&dyn AsyncContexts> {
+        Some(self)
+    }
+}
+
+impl AsyncExtents for Striped {
+    fn extents(&self, offset: u64, _length: u64, most: usize) -> ExportFuture<'_, Vec<Allocation>> {
+        Box::pin(async move { Ok(Self::allocations(offset).take(most).collect()) })
+    }
+}
+
+impl AsyncContexts for Striped {
+    fn list(&self) -> Vec<ContextInfo> {
+        Self::all()
+    }
+
+    fn find(&self, query: &str) -> Option<ContextInfo> {
+        Self::made_for(query)
+    }
+
+    fn status<'a>(
+        &'a self,
+        context: &'a str,
+        offset: u64,
+        _length: u64,
+        most: usize,
+    ) -> ExportFuture<'a, Vec<Extent>> {
+        Box::pin(async move { Ok(Self::status_of(context, offset).take(most).collect()) })
+    }
+}
