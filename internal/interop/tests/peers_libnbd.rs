@@ -42,7 +42,11 @@ fn info_describes_the_export(setup: Setup) {
     let Some(nbdinfo) = require("nbdinfo") else { return };
     let server = setup.serving("memory:64M");
     let info = output(&nbdinfo, &[&server.uri("")]);
+    // libnbd knows extended headers since 1.18.
+    let minor = nbdinfo.version.split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok());
+    let extended = minor.is_some_and(|minor| minor >= 18);
     for expected in [
+        if extended { "using extended packets" } else { "using structured packets" },
         "newstyle-fixed",
         "export-size: 67108864 (64M)",
         "base:allocation",

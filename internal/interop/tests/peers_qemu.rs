@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nbd_interop::{MIB, sparse_image};
 use nbd_testkit::peers::{Peer, require};
-use nbd_testkit::process::{Finished, run};
+use nbd_testkit::process::{Finished, run, wait_until};
 use nbd_testkit::server::{NbdServe, Setup};
 use nbd_testkit::{assert_same_bytes, matrix};
 
@@ -26,6 +26,7 @@ matrix! {
         a_read_only_export_refuses_writes,
         named_exports_are_told_apart,
         the_map_shows_data_and_holes,
+        extended_headers_are_agreed_with_those_who_know_them,
         an_odd_size_is_read_to_its_end,
     ],
 }
@@ -250,6 +251,21 @@ fn the_map_shows_data_and_holes(setup: Setup) {
         ];
         assert!(expected.iter().all(|field| row.contains(field)), "{row}: {expected:?}");
     }
+}
+
+/// S-OPT-EH-02: qemu knows them since 8.2.
+fn extended_headers_are_agreed_with_those_who_know_them(setup: Setup) {
+    let Some(qemu_img) = require("qemu-img") else { return };
+    let replies = match qemu_img.major() {
+        Some(8) => return,
+        Some(9..) => "replies=\"extended\"",
+        _ => "replies=\"structured\"",
+    };
+    let server = setup.serve().args(["-vv", "memory:1M"]).start();
+    img(&qemu_img, &["info", "-f", "raw", &server.uri("")]);
+    let told = || server.stderr();
+    wait_until("the server tells of its client", PATIENCE, || told().contains("transmission"));
+    assert!(told().contains(replies), "{replies} of {}: {}", qemu_img.version, told());
 }
 
 /// S-SZ-05, S-REQ-09: qemu counts in sectors of its own and rounds up; the bytes that are there must come.

@@ -170,8 +170,14 @@ impl<T: Transport> Session<T> {
 
     /// Transmission begins.
     fn entered(&mut self) {
-        tracing::debug!(export = self.export_name(), "a client entered transmission");
-        if let (Some(view), Some(found)) = (self.connection.export(), &self.export) {
+        let view = self.connection.export();
+        let replies = match view {
+            Some(view) if view.extended => "extended",
+            Some(view) if view.structured => "structured",
+            _ => "simple",
+        };
+        tracing::debug!(export = self.export_name(), replies, "a client entered transmission");
+        if let (Some(view), Some(found)) = (view, &self.export) {
             let selected = view.contexts.iter();
             self.contexts =
                 selected.map(|one| (one.id, dispatch::source(found, &one.name))).collect();
