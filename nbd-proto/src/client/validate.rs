@@ -291,6 +291,8 @@ mod tests {
             let refused = Err(SubmitError::NotOffered(command.command_type()));
             assert_eq!(rules.check(&command), refused);
         }
+        let odd = Command::Resize { size: 513 };
+        assert_eq!(rules().check(&odd), Err(SubmitError::Misaligned(512)));
     }
 
     #[test]

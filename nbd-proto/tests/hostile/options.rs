@@ -173,13 +173,16 @@ fn only_a_server_without_go_is_asked_by_export_name() {
     }
 }
 
-/// C-TLS-29: TLS_REQD is no reason to go on without a feature.
+/// C-TLS-29, C-TRM-06: neither is a reason to go on without a feature.
 #[test]
-fn a_server_that_insists_on_tls_is_left_by_a_client_without() {
-    for mode in [Mode::Structured, Mode::Extended] {
+fn a_server_that_insists_on_tls_or_shuts_down_is_left_at_once() {
+    for (mode, reply) in [Mode::Structured, Mode::Extended]
+        .into_iter()
+        .flat_map(|mode| [(mode, Rep::ERR_TLS_REQD), (mode, Rep::ERR_SHUTDOWN)])
+    {
         let mut client = Client::new(config(mode)).unwrap();
         let asked = greet(&mut client, 3, ClientFlags::from_bits_retain(3));
-        let (code, reply) = (asked[0].0, Rep::ERR_TLS_REQD);
+        let code = asked[0].0;
         let seen = feed(&mut client, &option_reply(code, reply, b"why")).unwrap();
         assert_eq!(seen, [Event::OptionFailed { code, reply, text: "why".into() }]);
         assert_eq!(one(&mut client), (Opt::ABORT, vec![]));

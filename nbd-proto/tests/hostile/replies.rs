@@ -221,9 +221,11 @@ fn an_error_outside_of_the_request_is_fatal() {
 
 #[test]
 fn an_error_of_unknown_type_or_with_a_place_that_the_command_has_not_fails_the_request() {
-    for seen in answer(Command::Flush, |chunks| chunks.error(1, 5, "no", Some(77))) {
-        let error = completed(seen.unwrap()).0.unwrap_err();
-        assert_eq!((error.code, error.offset), (ErrorCode::EIO, None));
+    for command in [Command::Flush, Command::Resize { size: 512 }] {
+        for seen in answer(command, |chunks| chunks.error(1, 5, "no", Some(77))) {
+            let error = completed(seen.unwrap()).0.unwrap_err();
+            assert_eq!((error.code, error.offset), (ErrorCode::EIO, None));
+        }
     }
     for command in [READ, WRITE, Command::Flush] {
         for seen in answer(command, |chunks| {
@@ -249,6 +251,9 @@ fn an_error_chunk_that_is_wrong_in_itself_is_fatal() {
             for result in answer(READ, |chunks| chunks.chunk(reply, 1, payload)) {
                 assert!(matches!(result, Err(Error::Malformed(_))), "{reply} {payload:?}");
             }
+        }
+        for result in answer(READ, |chunks| chunks.header(reply, 1, 8192)) {
+            assert_eq!(result, Ok(vec![]), "fields that are not known yet");
         }
         for length in [8193, u64::from(u32::MAX)] {
             is_fatal(READ, LimitExceeded::Chunk { reply, length }, |chunks| {

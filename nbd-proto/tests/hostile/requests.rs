@@ -104,3 +104,14 @@ fn a_list_of_contexts_needs_the_servers_leave() {
         );
     }
 }
+
+/// C-EH-16: a compact request has no room for a list, whoever asks.
+#[test]
+fn not_even_a_careless_client_sends_a_list_of_contexts_in_compact_form() {
+    let mut config = config(Mode::Structured);
+    config.strict = false;
+    let mut client = transmitting_with(Mode::Structured, config);
+    let (error, _) = client.submit_block_status(0, 512, false, &[5], vec![]).unwrap_err();
+    assert_eq!(error, SubmitError::NotOffered(CommandType::BLOCK_STATUS));
+    assert_eq!(sent(&mut client), []);
+}

@@ -138,6 +138,16 @@ fn extents_of_no_length_or_without_an_end_are_fatal() {
 }
 
 #[test]
+fn extended_extents_have_all_their_bits() {
+    let mut client = transmitting(Mode::Extended);
+    let (_, cookie) = request(&mut client, STATUS);
+    let chunks = Chunks { mode: Mode::Extended, cookie, offset: 512 };
+    let all = [((1 << 62) + 1, 1 << 63), (u64::MAX - 512 - (1 << 62) - 1, 3)];
+    let seen = feed(&mut client, &status(chunks, 0, 9, &all)).unwrap();
+    assert_eq!(extents(&seen), [(9, all.to_vec())]);
+}
+
+#[test]
 fn lengths_and_counts_that_do_not_fit_are_fatal() {
     let bad = DecodeError::BadValue("chunk length");
     for length in [0, 3, 4, 8, 11, 13, 23, 25] {
