@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
-use nbd_blocking::client::{Error, Haggling, Options};
+use nbd_blocking::Client;
+use nbd_blocking::client::Error;
 
 use crate::exit::Failure;
 use crate::target::Target;
@@ -11,13 +12,9 @@ use crate::target::Target;
 /// How many bytes are looked at: most formats tell in the first few.
 const FIRST: u64 = 8192;
 
-/// Enters the export and has its first bytes looked at.
-pub(crate) fn content(
-    target: &Target,
-    haggling: Haggling,
-    export: &str,
-) -> Result<String, Failure> {
-    let bytes = first_bytes(haggling, export).map_err(|error| target.explain(&error))?;
+/// Has the first bytes of an export looked at.
+pub(crate) fn content(target: &Target, client: &Client) -> Result<String, Failure> {
+    let bytes = first_bytes(client).map_err(|error| target.explain(&error))?;
     file(&bytes).map_err(|error| {
         Failure::failed(format!(
             "cannot run file(1), which guesses the content: {error}; install it, or leave out --content"
@@ -25,13 +22,11 @@ pub(crate) fn content(
     })
 }
 
-fn first_bytes(haggling: Haggling, export: &str) -> Result<Vec<u8>, Error> {
-    let client = haggling.enter(export, &Options::default())?;
+fn first_bytes(client: &Client) -> Result<Vec<u8>, Error> {
     let minimum = u64::from(client.block_size().minimum());
     let length = client.size().min(FIRST) / minimum * minimum;
     let mut bytes = vec![0; length as usize];
     client.read_exact_at(&mut bytes, 0)?;
-    client.disconnect();
     Ok(bytes)
 }
 

@@ -2,9 +2,9 @@
 
 use core::str::FromStr;
 
+use nbd_blocking::client::Options;
 use nbd_engine::proto::wire::TransmissionFlags as Flags;
 
-use super::look::{details, greeting};
 use crate::exit::Failure;
 use crate::target::Target;
 
@@ -59,20 +59,18 @@ impl FromStr for Feature {
 impl Feature {
     /// Asks the server.
     pub(super) fn holds(self, target: &Target) -> Result<bool, Failure> {
-        let (report, mut haggling) = greeting(target)?;
         // There is no answer without the export, even if it does not depend on it.
-        let details = details(target, &mut haggling, target.uri().export())
-            .map_err(|error| target.explain(&error))?;
-        let _left = haggling.abort();
-        let flags = details.flags;
-        Ok(match self {
+        let client = target.connect(&Options::default())?;
+        let holds = match self {
             Self::Connect | Self::Read => true,
-            Self::Write => !flags.contains(Flags::READ_ONLY),
-            Self::Tls => report.tls,
-            Self::StructuredReply => report.structured,
-            Self::ExtendedHeaders => report.extended,
-            Self::Flag(flag) => flags.contains(flag),
-        })
+            Self::Write => !client.is_read_only(),
+            Self::Tls => client.is_tls(),
+            Self::StructuredReply => client.is_structured(),
+            Self::ExtendedHeaders => client.is_extended(),
+            Self::Flag(flag) => client.flags().contains(flag),
+        };
+        client.disconnect();
+        Ok(holds)
     }
 }
 

@@ -42,11 +42,7 @@ pub(crate) fn look(
 }
 
 /// What the server tells of an export; if it only tells those who enter, by entering over a connection of its own.
-pub(super) fn details(
-    target: &Target,
-    haggling: &mut Haggling,
-    export: &str,
-) -> Result<ExportDetails, Error> {
+fn details(target: &Target, haggling: &mut Haggling, export: &str) -> Result<ExportDetails, Error> {
     match haggling.info(export) {
         Ok(details) => Ok(details),
         Err(error) if tells_only_inside(&error) => {

@@ -10,6 +10,7 @@ mod text;
 use std::io::Write;
 
 use clap::{ArgGroup, Args};
+use nbd_blocking::client::Options;
 
 use crate::exit::Failure;
 use crate::{colour, list, map, output, target};
@@ -119,23 +120,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             false => Ok(writeln!(out, "{uri}")?),
         });
     }
+    if arguments.size {
+        let client = target.connect(&Options::default())?;
+        let size = client.size();
+        client.disconnect();
+        return output::write(|out| Ok(writeln!(out, "{size}")?));
+    }
     let (report, mut haggling) = greeting(&target)?;
     let export = target.uri().export();
     let mut described =
         look(&target, &mut haggling, export).map_err(|error| target.explain(&error))?;
-    if arguments.size || arguments.no_content {
-        // Nothing is lost when the server does not hear it.
-        let _left = haggling.abort();
-    } else {
-        described.content = match content(&target, haggling, export) {
-            Err(failure) if arguments.content => return Err(failure),
-            guessed => guessed.ok(),
-        };
-    }
+    let guessed = haggling.enter(export, &Options::default());
+    let guessed = guessed.map_err(|error| target.explain(&error)).and_then(|client| {
+        // nbd-server 3.24 tells no size to those who only ask.
+        described.details.size = client.size();
+        let content = (!arguments.no_content).then(|| content(&target, &client)).transpose();
+        client.disconnect();
+        content
+    });
+    described.content = match guessed {
+        Err(failure) if arguments.content => return Err(failure),
+        guessed => guessed.unwrap_or_default(),
+    };
     output::write(|out| {
-        if arguments.size {
-            return Ok(writeln!(out, "{}", described.details.size)?);
-        }
         let report = Report { exports: vec![described], ..report };
         match json {
             true => Ok(write_json(&report, out)?),

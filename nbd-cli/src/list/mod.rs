@@ -86,7 +86,13 @@ fn guess_contents(target: &Target, haggling: Haggling, report: &mut Report) -> R
     let (mut first, mut result) = (Some(haggling), Ok(()));
     for export in &mut report.exports {
         let haggling = first.take().map_or_else(|| target.haggle(), Ok);
-        let guess = haggling.and_then(|one| info::content(target, one, &export.details.name));
+        let guess = haggling.and_then(|haggling| {
+            let client = haggling.enter(&export.details.name, &Options::default());
+            let client = client.map_err(|error| target.explain(&error))?;
+            let content = info::content(target, &client);
+            client.disconnect();
+            content
+        });
         match guess {
             Ok(content) => export.content = Some(content),
             Err(failure) => result = Err(failure),

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use nbd_engine::proto::Uri;
 use nbd_testkit::peers;
-use nbd_testkit::process::run;
+use nbd_testkit::process::{Background, run, wait_until};
 use serde_json::Value;
 
 use super::{LIMIT, command, json, nbd, nbdinfo, nbdkit, ours_with_data, qemu_nbd, told};
@@ -81,6 +81,42 @@ fn nbdkit_is_described_as_by_nbdinfo() {
 fn qemu_nbd_is_described_as_by_nbdinfo() {
     let Some((server, _dir)) = qemu_nbd() else { return };
     compare(&server.endpoint().uri("disk"));
+}
+
+#[test]
+fn the_size_is_what_a_client_gets_that_enters() {
+    // nbd-server 3.24 tells 0 to those who only ask.
+    let Some(peer) = peers::require("nbd-server") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let [image, config] = ["image", "config"].map(|name| dir.path().join(name));
+    std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+    // Port 0 is of no use, as nobody tells which it is: an address of this process alone.
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let address = format!("127.{}.{b}.{}", a.wrapping_add(77) % 128 + 1, c.max(1));
+    let lines = [
+        "[generic]".into(),
+        format!("listenaddr = {address}"),
+        "port = 10807".into(),
+        "allowlist = true".into(),
+        "[a]".into(),
+        format!("exportname = {}", image.display()),
+    ];
+    std::fs::write(&config, lines.join("\n") + "\n").unwrap();
+    let uri = format!("nbd://{address}:10807/a");
+    for (flags, says) in
+        [(&["--size"][..], "1048576\n"), (&["--no-content"], "export-size: 1048576 (1M)\n")]
+    {
+        // In the foreground it serves a single client.
+        let mut command = peer.command();
+        let mut server = Background::spawn(command.arg("-d").arg("-C").arg(&config)).unwrap();
+        let mut told = String::new();
+        wait_until("nbd-server answers", LIMIT, || {
+            let finished = nbd([&["info"], flags, &[&uri]].concat());
+            told = finished.stdout;
+            finished.status.success() || !server.is_running()
+        });
+        assert!(told.contains(says), "{flags:?}: {told}");
+    }
 }
 
 #[test]
