@@ -75,8 +75,13 @@ impl Connection {
         Ok(())
     }
 
-    /// The TLS mode in force. Without fixed newstyle on both sides there is no TLS (S-TLS-02), so that a server which
-    /// requires it has nothing to offer.
+    /// How to say that TLS is needed. Without fixed newstyle on both sides there is no TLS, and nothing may be said of it
+    /// (S-TLS-02, S-TLS-N-02), so that a server which requires it has nothing to offer.
+    fn needs_tls(&self) -> Rep {
+        let fixed = self.negotiation.client_flags.contains(ClientFlags::FIXED_NEWSTYLE);
+        if fixed { Rep::ERR_TLS_REQD } else { Rep::ERR_POLICY }
+    }
+
     fn refuses_before_tls(&self, code: OptionCode) -> bool {
         self.config.tls == TlsMode::Required
             && !self.negotiation.tls
@@ -86,7 +91,7 @@ impl Connection {
     /// Answers that do not depend on the data: TLS first, shutting down, and so on. `true` when answered.
     fn refuse_early(&mut self, code: OptionCode) -> Result<bool, Error> {
         let (reply, text) = if self.refuses_before_tls(code) {
-            (Rep::ERR_TLS_REQD, "this server requires TLS")
+            (self.needs_tls(), "this server requires TLS")
         } else if self.shutting_down && code != OptionCode::ABORT {
             (Rep::ERR_SHUTDOWN, "the server is shutting down")
         } else {
@@ -272,7 +277,7 @@ impl Connection {
             Ok(info) if info.tls_required && !self.negotiation.tls => {
                 // Before TLS an export that needs it is as good as unknown to metadata options (S-TLS-S-02).
                 let entering = matches!(code, OptionCode::INFO | OptionCode::GO);
-                let reply = if entering { Rep::ERR_TLS_REQD } else { Rep::ERR_UNKNOWN };
+                let reply = if entering { self.needs_tls() } else { Rep::ERR_UNKNOWN };
                 return Ok(self.refuse_lookup(code, reply, "this export requires TLS"));
             }
             Ok(info) => info,

@@ -119,6 +119,8 @@ fn what_is_no_host_or_port_is_named_with_its_place() {
         assert_eq!(error(uri), UriError::BadPort { at: 8 }, "{uri}");
     }
     assert_eq!(error("nbd://[::1]x"), UriError::BadPort { at: 11 });
+    assert_eq!(error(&format!("nbd://{}", "x".repeat(4097))), UriError::BadHost { at: 6 });
+    assert_eq!(parse(&format!("nbd://{}", "x".repeat(4096))).export(), "");
     assert_eq!(Uri::tcp("h", 0), Err(UriError::BadPort { at: 0 }));
     assert_eq!(Uri::tcp("a/b", 1), Err(UriError::BadHost { at: 0 }));
 }

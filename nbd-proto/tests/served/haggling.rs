@@ -149,6 +149,23 @@ fn tls_starts_once_and_only_where_both_sides_can() {
     }
 }
 
+/// S-TLS-02, S-TLS-N-02: and there is nothing to be had that needs it.
+#[test]
+fn nothing_is_said_of_tls_to_clients_without_fixed_newstyle() {
+    let mut served = greeted(with_tls(TlsMode::Required), 0).unwrap();
+    for (code, data) in options() {
+        assert_eq!(served.kinds(code, &data), [Rep::ERR_POLICY], "{code}");
+    }
+    refused_by_closing(served, b"disk");
+
+    let mut served = greeted(with_tls(TlsMode::Available), 2).unwrap();
+    served.exports[1].1.tls_required = true;
+    for code in [Opt::INFO, Opt::GO] {
+        assert_eq!(served.kinds(code, &go("disk", &[])), [Rep::ERR_POLICY]);
+    }
+    served.enter("");
+}
+
 /// S-TLS-09.
 #[test]
 fn plain_text_behind_starttls_is_an_attack() {
