@@ -9,6 +9,10 @@ use std::fs;
 use std::io::{self, Error, ErrorKind};
 use std::time::Duration;
 
+/// Nanoseconds of a tick, of which there are 100 in a second (`USER_HZ`) wherever Rust runs on
+/// Linux. To ask the kernel for it is what rustix can't do under valgrind.
+const TICK: u64 = 10_000_000;
+
 /// What a process had used at some moment.
 #[derive(Clone, Debug, Default)]
 pub struct CpuSample {
@@ -48,23 +52,17 @@ impl CpuSample {
             .iter()
             .map(|(thread, now)| now - now.min(earlier.threads.get(thread).unwrap_or(&0)))
             .sum();
-        let tick = tick();
         // User and system time are rounded one by one, at both ends.
         let ticks = self.ticks.saturating_sub(earlier.ticks);
-        let lost = ticks.saturating_sub(2) * tick > threads;
-        Duration::from_nanos(if lost { ticks * tick } else { threads })
+        let lost = ticks.saturating_sub(2) * TICK > threads;
+        Duration::from_nanos(if lost { ticks * TICK } else { threads })
     }
 }
 
 /// The CPU time that `/proc/PID/stat` tells of, to some ticks. It is still there once the process
 /// has ended, as long as nobody has waited for it.
 pub fn time_in_stat(text: &str) -> Option<Duration> {
-    parse_stat(text).map(|ticks| Duration::from_nanos(ticks * tick()))
-}
-
-/// Nanoseconds.
-fn tick() -> u64 {
-    1_000_000_000 / rustix::param::clock_ticks_per_second().max(1)
+    parse_stat(text).map(|ticks| Duration::from_nanos(ticks * TICK))
 }
 
 /// The first figure: nanoseconds on a CPU.
@@ -95,12 +93,11 @@ mod tests {
 
     #[test]
     fn time_of_a_thread_that_ended_is_counted_in_ticks() {
-        let tick = 1_000_000_000 / rustix::param::clock_ticks_per_second();
         let before = CpuSample { threads: [(1, 5), (2, 7)].into(), ticks: 10 };
         let still = CpuSample { threads: [(1, 25), (2, 7), (3, 4)].into(), ticks: 11 };
         assert_eq!(still.since(&before), Duration::from_nanos(24));
         let ended = CpuSample { threads: [(1, 25)].into(), ticks: 30 };
-        assert_eq!(ended.since(&before), Duration::from_nanos(20 * tick));
+        assert_eq!(ended.since(&before), Duration::from_nanos(20 * TICK));
     }
 
     #[test]

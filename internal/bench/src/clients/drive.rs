@@ -2,14 +2,15 @@
 
 use std::collections::VecDeque;
 use std::error::Error;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nbd_blocking::client::{Flags, Lent, Options, Uri};
-use rustix::time::{ClockId, clock_gettime};
 
 use super::arguments::DriveArgs;
 use super::catalogue::Ours;
 use super::run::Measured;
+use crate::compare::settle;
+use crate::cpu::CpuSample;
 use crate::load::{Direction, Load};
 use crate::pattern::Random;
 
@@ -70,7 +71,7 @@ fn on_threads(client: &nbd_blocking::Client, load: &Load) -> Result<Measured, Fa
                 Direction::Write => client.submit_write_from(buffer, offset, Flags::empty()),
             });
         }
-        let Some(oldest) = in_flight.pop_front() else { return Ok(work.measured()) };
+        let Some(oldest) = in_flight.pop_front() else { return work.measured() };
         work.landed(oldest.wait())?;
     }
 }
@@ -86,7 +87,7 @@ async fn as_task(client: &nbd_engine::client::Client, load: &Load) -> Result<Mea
                 Direction::Write => client.submit_write_from(buffer, offset, Flags::empty()),
             });
         }
-        let Some(oldest) = in_flight.pop_front() else { return Ok(work.measured()) };
+        let Some(oldest) = in_flight.pop_front() else { return work.measured() };
         work.landed(oldest.await)?;
     }
 }
@@ -102,7 +103,7 @@ struct Work<'a> {
     answered: u64,
     ending: bool,
     start: Instant,
-    start_cpu: Duration,
+    start_cpu: CpuSample,
 }
 
 impl<'a> Work<'a> {
@@ -111,6 +112,7 @@ impl<'a> Work<'a> {
         if blocks == 0 {
             return Err("the export is smaller than a block".into());
         }
+        settle();
         Ok(Self {
             load,
             blocks,
@@ -119,8 +121,8 @@ impl<'a> Work<'a> {
             asked: 0,
             answered: 0,
             ending: false,
+            start_cpu: CpuSample::of(std::process::id())?,
             start: Instant::now(),
-            start_cpu: own_cpu(),
         })
     }
 
@@ -143,14 +145,10 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn measured(self) -> Measured {
+    fn measured(self) -> Result<Measured, Fault> {
         let elapsed = self.start.elapsed();
-        Measured { requests: self.answered, elapsed, cpu: own_cpu().saturating_sub(self.start_cpu) }
+        settle();
+        let cpu = CpuSample::of(std::process::id())?.since(&self.start_cpu);
+        Ok(Measured { requests: self.answered, elapsed, cpu })
     }
-}
-
-/// What this process has used of all CPUs.
-fn own_cpu() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
