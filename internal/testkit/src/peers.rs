@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::Endpoint;
@@ -113,9 +114,27 @@ fn skip_notice(what: &str, package: &str, in_ci: bool) -> String {
 /// A peer's server on a Unix socket; killed when dropped.
 #[derive(Debug)]
 pub struct PeerServer {
-    _process: Background,
+    _process: Process,
     endpoint: Endpoint,
     _dir: TempDir,
+}
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "kept for their drop")]
+enum Process {
+    Child(Background),
+    Daemon(Daemon),
+}
+
+/// A process that left its parent, by its number.
+#[derive(Debug)]
+struct Daemon(Pid);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It ends its children, and keeps nothing that would have to be saved.
+        let _gone = kill_process(self.0, Signal::TERM);
+    }
 }
 
 impl PeerServer {
@@ -133,7 +152,30 @@ impl PeerServer {
             assert!(process.is_running(), "{command:?} ended: {}", process.stderr());
             Wire::try_connect(&endpoint).is_ok()
         });
-        Self { _process: process, endpoint, _dir: dir }
+        Self { _process: Process::Child(process), endpoint, _dir: dir }
+    }
+
+    /// nbd-server with a configuration of exports, which it serves as a daemon: without one it serves a single client.
+    #[track_caller]
+    pub fn nbd_server(peer: &Peer, exports: &str) -> Self {
+        let dir = TempDir::new().expect("a folder for the socket");
+        let (socket, number) = (dir.path().join("peer.sock"), dir.path().join("pid"));
+        let config = dir.path().join("config");
+        let generic = format!("[generic]\nunixsock = {}\nallowlist = true\n", socket.display());
+        std::fs::write(&config, generic + exports).expect("the folder is ours");
+        let mut command = peer.command();
+        command.arg("-C").arg(&config).arg("-p").arg(&number);
+        run(&mut command, QUESTION).success();
+        let mut process = None;
+        wait_until("nbd-server has written its number", QUESTION, || {
+            let text = std::fs::read_to_string(&number).unwrap_or_default();
+            process = text.trim().parse().ok().and_then(Pid::from_raw);
+            process.is_some()
+        });
+        let daemon = Daemon(process.expect("it was waited for"));
+        let endpoint = Endpoint::Unix(socket);
+        wait_until("nbd-server listens", QUESTION, || Wire::try_connect(&endpoint).is_ok());
+        Self { _process: Process::Daemon(daemon), endpoint, _dir: dir }
     }
 
     /// nbdkit with a plugin and its parameters.

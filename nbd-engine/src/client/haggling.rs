@@ -230,12 +230,19 @@ impl<T: Transport> Haggling<T> {
         self.bounded("leaving", async |this| {
             this.connection.disconnect();
             loop {
-                if let Event::Disconnected = this.event().await? {
-                    break;
+                match this.event().await {
+                    Ok(Event::Disconnected) => break,
+                    Ok(_) => {}
+                    // The server may close without an answer (C-OPT-AB-05), and what it has not read makes that a reset.
+                    Err(Error::Connect { source, .. }) if is_hang_up(source.kind()) => break,
+                    Err(error) => return Err(error),
                 }
             }
             let closed = poll_fn(|cx| Pin::new(&mut this.transport).poll_close(cx)).await;
-            closed.map_err(|error| this.broken(error))
+            match closed {
+                Err(error) if !is_hang_up(error.kind()) => Err(this.broken(error)),
+                _ => Ok(()),
+            }
         })
         .await
     }
@@ -353,6 +360,12 @@ impl<T: Transport> Haggling<T> {
             source => Error::Protocol { peer, source },
         }
     }
+}
+
+/// Whether an error is how the end of a connection looks.
+fn is_hang_up(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(kind, Kind::ConnectionReset | Kind::BrokenPipe | Kind::NotConnected)
 }
 
 impl<T> fmt::Debug for Haggling<T> {
