@@ -4,6 +4,14 @@ mod blocking {
     nbd_suite::hostile_suite!(nbd_suite::clients::BlockingClient);
 }
 
+mod async_std {
+    nbd_suite::hostile_suite!(nbd_suite::clients::AsyncStdClient);
+}
+
+mod smol {
+    nbd_suite::hostile_suite!(nbd_suite::clients::SmolClient);
+}
+
 mod tokio_current_thread {
     nbd_suite::hostile_suite!(nbd_suite::clients::TokioClientCurrentThread);
 }

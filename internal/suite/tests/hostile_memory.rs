@@ -98,14 +98,13 @@ fn what_is_endless_is_bounded(setup: ClientSetup) {
     let length = (MAX_STRING as u32).to_be_bytes();
     let server = [&length[..], &name, &text].concat();
     let context = [&[0, 0, 0, 1][..], &name].concat();
-    let unknown = [&[0, 99][..], &[0; 60_000]].concat();
+    let unknown = [&[0, 99][..], &[0; 1000]].concat();
     let descriptions = [&[0, 2][..], &text].concat();
     // As `Limits::max_option_replies` says.
     for (option, kind, data, bound) in [
         (Opt::LIST, Rep::SERVER, &server, 160 * MIB),
         (Opt::LIST_META_CONTEXT, Rep::META_CONTEXT, &context, 160 * MIB),
         (Opt::GO, Rep::INFO, &unknown, USUAL),
-        (Opt::GO, Rep::INFO, &descriptions, USUAL),
         (Opt::INFO, Rep::INFO, &descriptions, USUAL),
     ] {
         let what = format!("{option:?} answered by {kind:?} on and on");
@@ -178,7 +177,9 @@ macro_rules! measured {
 }
 
 measured! {
+    async_std AsyncStdClient
     blocking BlockingClient
+    smol SmolClient
     tokio_current_thread TokioClientCurrentThread
     tokio_multi_thread TokioClientMultiThread
 }

@@ -77,6 +77,7 @@ client_scenarios! {
         haggling { a_server_is_asked_before_an_export_is_entered }
         order { replies_come_in_any_order }
         splitting { long_requests_are_split }
+        vast { extents_have_64_bits, ranges_have_64_bits }
         connections {
             writes_are_seen_by_all_connections_after_a_flush,
             a_client_over_a_stream_of_ones_own,

@@ -79,7 +79,7 @@ pub fn a_client_that_is_dropped_does_not_wait_for_a_server_that_does_not_read(se
         Transport::Tcp => script.hold().silence(),
     }]);
     let mut options = hasty();
-    options.request_timeout = Some(SHORT * 10);
+    options.request_timeout = Some(SHORT * 5);
     let client = connect(setup, &server, &options, "a proper handshake");
     let write = || client.start_write(vec![1; MUCH], 0, Flags::empty());
     let writes: Vec<_> = (0..TIMES).map(|_| write()).collect();

@@ -21,7 +21,7 @@ pub(super) const AT: u64 = 4096;
 pub(super) const LENGTH: usize = 1024;
 
 /// A deadline that is there to be reached.
-pub(super) const SHORT: Duration = Duration::from_millis(200);
+pub(super) const SHORT: Duration = Duration::from_millis(100);
 
 impl ClientSetup {
     /// A server of scripts, on the transport of the setup.
