@@ -10,8 +10,9 @@
 //! need no more than a disk.
 //!
 //! **Clients** of an adapter implement [`client::ClientAdapter`] in a file of [`clients`]. Their scenarios are in
-//! [`client_scenarios`] and take a [`ClientSetup`] beside the server's [`Setup`]; [`client_suite!`] makes a test of each
-//! for a client and a server. Those with hostile servers are in [`mod@hostile`], and [`hostile_suite!`] makes their tests.
+//! [`client_scenarios`] and take a [`ClientSetup`] beside the server's [`Setup`]; [`client_suites!`] makes a test of each
+//! for a client with the server of every adapter. Those with hostile servers are in [`mod@hostile`], and
+//! [`hostile_suite!`] makes their tests.
 //!
 //! Nothing here asserts how long something takes, nothing waits without a bound, and what must happen before something
 //! else is made to happen before it: by exports whose work the scenario lets go on ([`exports::Gate`]).

@@ -29,5 +29,6 @@ mod clients {
         tokio_multi_thread TokioClientMultiThread
         async_std AsyncStdClient
         smol SmolClient
+        mio MioClient
     }
 }

@@ -1,7 +1,8 @@
-//! mio's sockets as the engine's transports and listeners.
+//! mio's sockets as the engine's transports and listeners, and how servers are reached.
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,8 +11,9 @@ use futures_io::{AsyncRead, AsyncWrite};
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Token};
+use nbd_engine::client::{Connector, Driving};
 use nbd_engine::server::{Accepted, Listen};
-use nbd_engine::{Transport, net};
+use nbd_engine::{AnyTransport, Transport, net};
 use rustix::net::{RecvFlags, Shutdown};
 
 use super::event_loop::EventLoop;
@@ -130,5 +132,39 @@ impl Listen for Socket<UnixListener> {
         net::tune_unix(&stream);
         let transport = Socket::new(stream, &self.event_loop)?;
         Ok(Accepted { transport, peer: "unix socket".into() })
+    }
+}
+
+impl Connector for EventLoop {
+    type Transport = AnyTransport;
+    type Runtime = Self;
+    const DRIVING: Driving = Driving::Task;
+
+    fn runtime(&self) -> Self {
+        self.clone()
+    }
+
+    async fn connect_tcp(&self, address: SocketAddr) -> io::Result<AnyTransport> {
+        let mut socket = Socket::new(TcpStream::connect(address)?, self)?;
+        poll_fn(|cx| socket.attempt(cx, connected)).await?;
+        socket.socket.set_nodelay(true)?;
+        Ok(Box::new(socket))
+    }
+
+    fn adopt_unix(&self, socket: std::os::unix::net::UnixStream) -> io::Result<AnyTransport> {
+        Ok(Box::new(Socket::new(UnixStream::from_std(socket), self)?))
+    }
+}
+
+/// Whether a stream that is being connected has got there.
+fn connected(stream: &mut TcpStream) -> io::Result<()> {
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => match stream.peer_addr() {
+            Err(error) if error.kind() == ErrorKind::NotConnected => {
+                Err(ErrorKind::WouldBlock.into())
+            }
+            result => result.map(drop),
+        },
     }
 }

@@ -1,9 +1,9 @@
 //! The adapter of the guide `docs/write-an-adapter.md`, which is an example of `nbd-engine`.
 
 #[path = "../../../../nbd-engine/examples/mio_adapter/event_loop.rs"]
-mod event_loop;
+pub(crate) mod event_loop;
 #[path = "../../../../nbd-engine/examples/mio_adapter/sockets.rs"]
-mod sockets;
+pub(crate) mod sockets;
 
 use std::sync::Arc;
 

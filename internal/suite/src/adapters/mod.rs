@@ -5,7 +5,7 @@
 
 mod async_std;
 mod blocking;
-mod mio;
+pub(crate) mod mio;
 mod smol;
 mod tokio;
 

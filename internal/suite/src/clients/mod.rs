@@ -7,10 +7,12 @@ pub mod asynchronous;
 
 mod async_std;
 mod blocking;
+mod mio;
 mod smol;
 mod tokio;
 
 pub use self::async_std::AsyncStdClient;
 pub use self::blocking::BlockingClient;
+pub use self::mio::MioClient;
 pub use self::smol::SmolClient;
 pub use self::tokio::{TokioClientCurrentThread, TokioClientMultiThread};
