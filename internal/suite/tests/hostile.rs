@@ -19,3 +19,15 @@ mod tokio_current_thread {
 mod tokio_multi_thread {
     nbd_suite::hostile_suite!(nbd_suite::clients::TokioClientMultiThread);
 }
+
+mod async_std {
+    nbd_suite::hostile_suite!(nbd_suite::clients::AsyncStdClient);
+}
+
+mod smol {
+    nbd_suite::hostile_suite!(nbd_suite::clients::SmolClient);
+}
+
+mod mio {
+    nbd_suite::hostile_suite!(nbd_suite::clients::MioClient);
+}
