@@ -6,9 +6,10 @@ use nbd_engine::client::{Error, Flags, LostReason, Options};
 use nbd_engine::export::ExportMap;
 use nbd_engine::proto::wire::ErrorCode;
 use nbd_engine::server::Settings;
+use nbd_testkit::process::wait_until;
 
 use crate::exports::{Disk, Gate, Way};
-use crate::{ClientSetup, Setup};
+use crate::{ClientSetup, SOON, Setup};
 
 /// A server that shuts down answers what is in flight, and refuses what comes later: the client takes no more requests,
 /// and leaves softly.
@@ -24,7 +25,13 @@ pub fn a_server_that_shuts_down_answers_what_is_in_flight(clients: ClientSetup, 
         disk.gate.wait_for(2);
         server.shut_down();
 
-        let refused = client.read(Gate::END, 512).expect_err("the server shuts down");
+        // What the connection was about to do when it was told may still be done.
+        let mut refused = None;
+        wait_until("a later request is refused", SOON, || {
+            refused = client.read(Gate::END, 512).err();
+            refused.is_some()
+        });
+        let refused = refused.expect("it was waited for");
         match &refused {
             Error::Command { error, .. } => assert_eq!(error.code, ErrorCode::ESHUTDOWN),
             Error::Lost { reason: LostReason::ShuttingDown, .. } => {}
