@@ -367,6 +367,7 @@ fn a_client_that_reads_no_replies_is_not_listened_to() {
         sent += 1;
         assert!(sent < 1_000_000, "it never stops");
     }
+    assert!(served.leaves_alone(&unknown));
     let queued: usize = served.connection.segments().map(|segment| segment.len()).sum();
     assert!(queued < 512 << 10, "{queued}");
     // And it is listened to again once it does.

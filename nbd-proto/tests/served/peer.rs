@@ -88,6 +88,12 @@ impl Served {
         }
     }
 
+    /// Whether bytes are left alone by a server that has paused, even if they are given to it.
+    pub(crate) fn leaves_alone(&mut self, bytes: &[u8]) -> bool {
+        let mut input = bytes;
+        self.connection.next_event(&mut input) == Ok(None) && input == bytes
+    }
+
     fn answer(&mut self, event: &Event) {
         match event {
             Event::List => {

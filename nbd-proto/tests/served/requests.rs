@@ -69,6 +69,19 @@ fn a_list_of_contexts_is_taken_at_its_word_or_refused_in_sync() {
     assert_eq!(served.seen, []);
 }
 
+/// S-ROB-04: what can't be right is not kept until it has arrived.
+#[test]
+fn a_list_of_more_contexts_than_are_selected_is_dropped_as_it_comes() {
+    let selected = transmitting(Mode::Extended).connection.export().unwrap().contexts.len() as u64;
+    for (count, kept) in [(selected, true), (selected + 1, false), (1 << 20, false)] {
+        let mut served = transmitting(Mode::Extended);
+        let header = request(Cmd::BLOCK_STATUS, Flag::PAYLOAD_LEN, 0, 8 + 4 * count);
+        served.hear(&served.encode(&header)).unwrap();
+        let discards = matches!(served.connection.incoming(), Incoming::Discard { .. });
+        assert_eq!(discards, !kept, "{count}");
+    }
+}
+
 /// S-XF-07: without a selection there is nothing to list.
 #[test]
 fn a_list_of_contexts_without_a_selection_is_refused_in_sync() {
@@ -150,6 +163,10 @@ fn a_payload_flag_can_be_insisted_on_under_extended_headers_alone() {
             assert_eq!(served.ask(&bare, &[1; 512]), []);
             assert_eq!(served.request().1, Command::Write { offset: 0, length: 512, fua: false });
             in_sync(&mut served);
+            // And the payload of a refused one is still a payload.
+            let refused = served.ask(&plain(Cmd::WRITE, SIZE, 512), &[1; 512]);
+            assert_eq!(refused[0].error(), ErrorCode::ENOSPC);
+            in_sync(&mut served);
         }
     }
 }
@@ -213,6 +230,7 @@ fn block_status_counts_with_all_the_extents_that_it_may_get() {
         }
         let paused = served.connection.incoming();
         assert_eq!(paused, Incoming::Paused(PauseReason::TooManyBytes));
+        assert!(served.leaves_alone(&bytes));
         // Three contexts of 100 extents with 16 bytes each: two fit, and the third shows that they are too many.
         assert_eq!(
             served.connection.requests_in_flight(),
