@@ -20,14 +20,6 @@ mod tokio_multi_thread {
     nbd_suite::hostile_suite!(nbd_suite::clients::TokioClientMultiThread);
 }
 
-mod async_std {
-    nbd_suite::hostile_suite!(nbd_suite::clients::AsyncStdClient);
-}
-
-mod smol {
-    nbd_suite::hostile_suite!(nbd_suite::clients::SmolClient);
-}
-
 mod mio {
     nbd_suite::hostile_suite!(nbd_suite::clients::MioClient);
 }
