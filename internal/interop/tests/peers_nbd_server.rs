@@ -167,9 +167,7 @@ fn info_and_list_tell_what_there_is() {
     let Some(served) = Served::start() else { return };
     assert_eq!(served.nbd(&["info", "--size", &served.uri("disk")]).success(), "8388608\n");
     let info = served.nbd(&["info", &served.uri("image")]).success();
-    for expected in
-        ["newstyle-fixed", "simple packets", "is_read_only: true"]
-    {
+    for expected in ["newstyle-fixed", "simple packets", "is_read_only: true"] {
         assert!(info.contains(expected), "{expected:?} is not in:\n{info}");
     }
     let list = served.nbd(&["list", "--json", &served.uri("")]).success();
