@@ -122,6 +122,7 @@ fn what_is_no_host_or_port_is_named_with_its_place() {
     assert_eq!(error(&format!("nbd://{}", "x".repeat(4097))), UriError::BadHost { at: 6 });
     assert_eq!(parse(&format!("nbd://{}", "x".repeat(4096))).export(), "");
     assert_eq!(Uri::tcp("h", 0), Err(UriError::BadPort { at: 0 }));
+    assert_eq!(Uri::tcp(&"x".repeat(4097), 1), Err(UriError::BadHost { at: 0 }));
     assert_eq!(Uri::tcp("a/b", 1), Err(UriError::BadHost { at: 0 }));
 }
 
@@ -167,6 +168,13 @@ fn tls_parameters_and_the_user() {
     {
         let error = error(&format!("nbds://h/?{parameter}"));
         assert!(matches!(error, UriError::BadParameter { name: n, .. } if n == name), "{error}");
+    }
+}
+
+#[test]
+fn paths_have_no_nul() {
+    for part in ["tls-certificates", "tls-psk-file", "tls-hostname"] {
+        assert_eq!(error(&format!("nbds://h/?{part}=a%00b")), UriError::Nul { part });
     }
 }
 
