@@ -14,6 +14,8 @@
 //!
 //! Behind a connection's thread stands a small event loop (`poll(2)` on its socket and a wake-up), so that requests
 //! which take their time run on worker threads beside it, and none holds up another. Unix platforms only.
+//!
+//! A [`Client`] has no thread of its own: those that wait for replies drive its connections.
 
 pub mod client;
 mod park;

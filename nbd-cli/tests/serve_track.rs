@@ -263,10 +263,15 @@ fn the_worked_example_backs_up_what_has_changed_and_no_more() {
     client.write(MIB, b"x");
     let ranges = run(&mut shell(map, &[], &dir), SOON).success();
     assert!(ranges.contains(r#""start": 1048576, "length": 65536"#), "{ranges}");
-    std::fs::create_dir(dir.join("wednesday.qcow2")).unwrap();
-    run(&mut shell(backup, &["tuesday", "wednesday"], &dir), SOON).failure();
+    run(&mut shell(backup, &["no-such-bitmap", "wednesday"], &dir), SOON).failure();
     assert_eq!(bitmap(Path::new(&control), &["list"]).success(), "tuesday\n");
-    std::fs::remove_dir(dir.join("wednesday.qcow2")).unwrap();
+    assert!(!dir.join("wednesday.qcow2").exists());
+    // Nor does a name that was used before, the one of the full backup even.
+    let monday = std::fs::read(dir.join("monday.qcow2")).unwrap();
+    let said = run(&mut shell(backup, &["tuesday", "monday"], &dir), SOON).failure();
+    assert!(said.contains("monday.qcow2 is there already"), "{said}");
+    assert!(std::fs::read(dir.join("monday.qcow2")).unwrap() == monday);
+    assert_eq!(bitmap(Path::new(&control), &["list"]).success(), "tuesday\n");
     client.write(2 * MIB, b"y");
     client.finish();
     run(&mut shell(backup, &["tuesday", "wednesday"], &dir), SOON).success();

@@ -25,8 +25,34 @@ pub(super) enum Socket {
 pub(super) fn sockets() -> Result<Option<Vec<Socket>>, Failure> {
     let [pid, fds] = ["LISTEN_PID", "LISTEN_FDS"].map(std::env::var_os);
     let Some(count) = count(pid, fds, std::process::id())? else { return Ok(None) };
+    end_with_parent();
     (FIRST..).take(count).map(|number| socket(number, count)).collect::<Result<_, _>>().map(Some)
 }
+
+/// Asks for SIGTERM when whoever started this process ends. A client that has started a server for itself may fail
+/// without a word to it, as nbdcopy does, and nobody else knows of that server. nbdkit does the same.
+#[cfg(target_os = "linux")]
+fn end_with_parent() {
+    use rustix::process::{
+        Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
+    };
+    let parent = getppid();
+    // That is systemd itself, or who started this one has ended already.
+    if parent == Some(Pid::INIT) {
+        return;
+    }
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::TERM)) {
+        tracing::info!(%error, "will not notice the end of the process that has started this one");
+    }
+    if getppid() != parent {
+        // It has ended in between.
+        let _can_always_signal_itself = kill_process(getpid(), Signal::TERM);
+    }
+}
+
+/// Other systems have no such signal.
+#[cfg(not(target_os = "linux"))]
+const fn end_with_parent() {}
 
 /// How many sockets there are for the process of that number.
 fn count(pid: Option<OsString>, fds: Option<OsString>, own: u32) -> Result<Option<usize>, Failure> {

@@ -15,7 +15,8 @@ use crate::quantity;
 /// standard output, for clients such as qemu-img, nbdinfo and nbdcopy. SIGINT or SIGTERM lets requests in flight finish
 /// and exits; a second one exits at once.
 ///
-/// Sockets that systemd's socket activation hands over (LISTEN_FDS) are taken instead, and nothing is printed then:
+/// Sockets that systemd's socket activation hands over (LISTEN_FDS) are taken instead; nothing is printed then, and the
+/// server ends with the process that started it, unless that is systemd:
 /// nbd info [ nbd serve disk.img ], and the same with nbdinfo and nbdcopy.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 
 use nbd_testkit::Endpoint;
 use nbd_testkit::peers;
@@ -98,6 +100,26 @@ fn oldstyle_is_spoken_on_sockets_that_are_handed_over() {
         assert_eq!(wire.u64("the second magic"), 0x0000_4202_8186_1253);
         drop(wire);
         assert_eq!(server.terminate().0, Some(0), "{runtime}");
+    }
+}
+
+#[test]
+fn it_ends_when_the_client_that_started_it_fails() {
+    let Some(peer) = peers::require("nbdcopy") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let big = folder.path().join("big.img");
+    std::fs::File::create(&big).unwrap().set_len(16 << 20).unwrap();
+    for runtime in RUNTIMES {
+        let mut nbdcopy = peer.command();
+        nbdcopy.arg("--").arg(&big);
+        nbdcopy.args(["[", NBD, "serve", "--runtime", runtime, "memory:1M", "]"]);
+        let mut nbdcopy = nbdcopy.stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = nbdcopy.stderr.take().unwrap();
+        assert_eq!(nbdcopy.wait().unwrap().code(), Some(1), "the disk is too small");
+        // The server has standard error, too: that ends when both have ended.
+        let (sender, ended) = mpsc::channel();
+        thread::spawn(move || sender.send(stderr.read_to_end(&mut Vec::new()).is_ok()));
+        assert_eq!(ended.recv_timeout(LIMIT), Ok(true), "{runtime}");
     }
 }
 

@@ -187,8 +187,9 @@ pub enum Fua {
 
 /// Writing. Part of [`Export`].
 pub trait Writes: Send + Sync {
-    /// Writes `data` at `offset`. With `fua` (only when [`fua`](Self::fua) says [`Fua::Native`]) the data is durable
-    /// before this returns.
+    /// Writes `data` at `offset`. With `fua` the data is durable before this returns. That is asked for only when
+    /// [`fua`](Self::fua) says [`Fua::Native`]; by default it is false even for a client's FUA writes, and
+    /// [`Flushes::flush`] is called after them.
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()>;
 
     /// Writes if that can be done at once; `None` if it might block, with nothing done. Only consulted for exports
