@@ -124,7 +124,7 @@ impl Uri {
     /// [`UriError::BadHost`] when that is neither a name nor an address.
     pub fn tcp(host: &str, port: u16) -> Result<Self, UriError> {
         let host = parse::host(host, 0)?;
-        let port = if port == 0 { return Err(UriError::BadPort { at: 0 }) } else { port };
+        let port = if port == 0 { return Err(parse::bad_tcp_port("0", 0)) } else { port };
         Ok(Self::new(Address::Tcp { host, port }))
     }
 
@@ -223,6 +223,7 @@ impl FromStr for Uri {
     }
 }
 
+/// In its shortest form; with `{:#}` the port is there even if it is the usual one, and so is the slash behind it.
 impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.requires_tls { "nbds" } else { "nbd" })?;
@@ -243,20 +244,21 @@ impl fmt::Display for Uri {
                     None if host.contains(':') => write!(f, "[{host}]")?,
                     None => write!(f, "{}", Encoded::strict(host))?,
                 }
-                if *port != DEFAULT_PORT {
+                if *port != DEFAULT_PORT || f.alternate() {
                     write!(f, ":{port}")?;
                 }
             }
             Address::Vsock { cid, port } => {
                 write!(f, "{cid}")?;
-                if *port != u32::from(DEFAULT_PORT) {
+                if *port != u32::from(DEFAULT_PORT) || f.alternate() {
                     write!(f, ":{port}")?;
                 }
             }
             Address::Unix { .. } => {}
         }
         let mut query = Query(false);
-        if !self.export.is_empty() || matches!(self.address, Address::Unix { .. }) {
+        let slash = f.alternate() || matches!(self.address, Address::Unix { .. });
+        if !self.export.is_empty() || slash {
             write!(f, "/{}", Encoded::path(&self.export))?;
         }
         if let Address::Unix { socket } = &self.address {

@@ -61,10 +61,14 @@ pub enum UriError {
         at: usize,
     },
     /// No port number.
-    #[error("the port at {at} is not a port number")]
+    #[error("the port {found:?} at {at} is not {expected}")]
     BadPort {
         /// Where.
         at: usize,
+        /// What is there.
+        found: String,
+        /// What it can be.
+        expected: &'static str,
     },
     /// A `unix` URI names a host or port (C-URI-14).
     #[error("a Unix domain socket has no host or port")]
@@ -248,7 +252,7 @@ fn host_and_port(place: Part<'_>) -> Result<(Part<'_>, Option<Part<'_>>), UriErr
             let rest = rest.ok_or(UriError::BadHost { at: place.at })?;
             let port = rest.strip(":");
             if port.is_none() && !rest.text.is_empty() {
-                return Err(UriError::BadPort { at: rest.at });
+                return Err(bad_tcp_port(rest.text, rest.at));
             }
             (address, port)
         }
@@ -260,6 +264,10 @@ fn host_and_port(place: Part<'_>) -> Result<(Part<'_>, Option<Part<'_>>), UriErr
 fn number<T: core::str::FromStr>(digits: &str) -> Option<T> {
     let only_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     digits.parse().ok().filter(|_| only_digits)
+}
+
+pub(super) fn bad_tcp_port(found: &str, at: usize) -> UriError {
+    UriError::BadPort { at, found: found.into(), expected: "a number from 1 to 65535" }
 }
 
 fn tcp(place: Part<'_>) -> Result<Address, UriError> {
@@ -280,7 +288,8 @@ fn tcp(place: Part<'_>) -> Result<Address, UriError> {
     let port = match port {
         None => DEFAULT_PORT,
         Some(port) => {
-            number(port.text).filter(|port| *port != 0).ok_or(UriError::BadPort { at: port.at })?
+            let number = number(port.text).filter(|port| *port != 0);
+            number.ok_or_else(|| bad_tcp_port(port.text, port.at))?
         }
     };
     Ok(Address::Tcp { host, port })
@@ -294,7 +303,11 @@ fn vsock(place: Part<'_>) -> Result<Address, UriError> {
     };
     let port = match port.filter(|port| !port.text.is_empty()) {
         None => u32::from(DEFAULT_PORT),
-        Some(port) => number(port.text).ok_or(UriError::BadPort { at: port.at })?,
+        Some(port) => number(port.text).ok_or_else(|| UriError::BadPort {
+            at: port.at,
+            found: port.text.into(),
+            expected: "a number from 0 to 4294967295",
+        })?,
     };
     Ok(Address::Vsock { cid, port })
 }

@@ -91,6 +91,20 @@ fn hosts_and_ports() {
 }
 
 #[test]
+fn the_alternate_form_leaves_nothing_to_defaults() {
+    for (uri, shown) in [
+        ("nbd://h", "nbd://h:10809/"),
+        ("nbd://h:7/a?tls-type=psk", "nbd://h:7/a?tls-type=psk"),
+        ("nbd://[::1]?tls-type=psk", "nbd://[::1]:10809/?tls-type=psk"),
+        ("nbd+vsock://3", "nbd+vsock://3:10809/"),
+        ("nbd+unix:///?socket=s", "nbd+unix:///?socket=s"),
+    ] {
+        assert_eq!(format!("{:#}", parse(uri)), shown);
+        assert_eq!(parse(shown), parse(uri));
+    }
+}
+
+#[test]
 fn what_is_no_host_or_port_is_named_with_its_place() {
     for uri in [
         "nbd://::1",
@@ -110,18 +124,24 @@ fn what_is_no_host_or_port_is_named_with_its_place() {
         let place = match error(uri) {
             UriError::BadHost { at } => at,
             // "::1" without brackets is a name of no length and a port that is none.
-            UriError::BadPort { at: 7 } if uri == "nbd://::1" => 6,
+            UriError::BadPort { at: 7, .. } if uri == "nbd://::1" => 6,
             other => panic!("{uri}: {other}"),
         };
         assert_eq!(place, at, "{uri}");
     }
-    for uri in ["nbd://h:65536", "nbd://h:0", "nbd://h:x", "nbd://h:+1", "nbd://h:%31"] {
-        assert_eq!(error(uri), UriError::BadPort { at: 8 }, "{uri}");
+    let bad_port = |found: &str, at| {
+        let expected = "a number from 1 to 65535";
+        UriError::BadPort { at, found: found.into(), expected }
+    };
+    for port in ["65536", "0", "x", "+1", "%31"] {
+        assert_eq!(error(&format!("nbd://h:{port}")), bad_port(port, 8));
     }
-    assert_eq!(error("nbd://[::1]x"), UriError::BadPort { at: 11 });
+    assert_eq!(error("nbd://[::1]x"), bad_port("x", 11));
+    let text = error("nbd+vsock://2:4294967296").to_string();
+    assert_eq!(text, "the port \"4294967296\" at 14 is not a number from 0 to 4294967295");
     assert_eq!(error(&format!("nbd://{}", "x".repeat(4097))), UriError::BadHost { at: 6 });
     assert_eq!(parse(&format!("nbd://{}", "x".repeat(4096))).export(), "");
-    assert_eq!(Uri::tcp("h", 0), Err(UriError::BadPort { at: 0 }));
+    assert_eq!(Uri::tcp("h", 0), Err(bad_port("0", 0)));
     assert_eq!(Uri::tcp(&"x".repeat(4097), 1), Err(UriError::BadHost { at: 0 }));
     assert_eq!(Uri::tcp("a/b", 1), Err(UriError::BadHost { at: 0 }));
 }
