@@ -185,9 +185,9 @@ fn errors_of_connecting_name_the_address_and_the_remedy() {
         assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
 
         for (uri, expected) in [
-            ("nbds://localhost", "TLS is not supported on this build"),
-            ("nbds+unix:///?socket=/nowhere", "TLS is not supported on this build"),
-            ("nbd+vsock://", "vsock is not supported on this build"),
+            ("nbds://localhost", "there is no TLS yet: use nbd://"),
+            ("nbds+unix:///?socket=/nowhere", "there is no TLS yet: use nbd+unix://"),
+            ("nbd+vsock://", "there is no vsock yet: use nbd:// or nbd+unix://"),
         ] {
             let error = Client::connect(uri).unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");

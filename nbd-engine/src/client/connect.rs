@@ -133,7 +133,10 @@ async fn enter<C: Connector>(
 async fn reach<C: Connector>(connector: &C, uri: &Uri) -> Result<C::Transport, Error> {
     let unsupported = |what| Err(Error::Unsupported { address: uri.to_string(), what });
     if uri.requires_tls() {
-        return unsupported("TLS is not supported on this build");
+        return unsupported(match uri.address() {
+            Address::Unix { .. } => "there is no TLS yet: use nbd+unix://",
+            _ => "there is no TLS yet: use nbd://",
+        });
     }
     match uri.address() {
         Address::Tcp { host, port } => reach_tcp(connector, host, *port).await,
@@ -145,8 +148,8 @@ async fn reach<C: Connector>(connector: &C, uri: &Uri) -> Result<C::Transport, E
                 source: Arc::new(source),
             })
         }
-        Address::Vsock { .. } => unsupported("vsock is not supported on this build"),
-        _ => unsupported("this kind of address is not supported on this build"),
+        Address::Vsock { .. } => unsupported("there is no vsock yet: use nbd:// or nbd+unix://"),
+        _ => unsupported("there are no addresses of this kind yet"),
     }
 }
 

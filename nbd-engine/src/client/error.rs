@@ -27,7 +27,7 @@ pub enum Error {
         /// What the platform said of the last of them.
         source: Arc<io::Error>,
     },
-    /// The server asks for something, or was to be asked for something, that this build can't do.
+    /// The server asks for something, or was to be asked for something, that there is not yet.
     Unsupported {
         /// Where.
         address: String,
@@ -209,7 +209,7 @@ fn refusal_remedy(refusal: &Refusal) -> &'static str {
     let Refusal::Option { code, reply } = refusal else { return "" };
     match (*reply, *code) {
         (OptionReplyType::ERR_UNKNOWN, _) => "; list the exports to see which there are",
-        (OptionReplyType::ERR_TLS_REQD, _) => "; the server demands TLS, use nbds://",
+        (OptionReplyType::ERR_TLS_REQD, _) => "; the server demands TLS, and there is no TLS yet",
         (OptionReplyType::ERR_POLICY, _) => "; the server's policy does not allow it",
         (OptionReplyType::ERR_SHUTDOWN, _) => "; the server is shutting down, try again later",
         (OptionReplyType::ERR_UNSUP, OptionCode::LIST) => {
