@@ -44,11 +44,18 @@ pub(super) fn listen(path: &Path, bitmaps: Bitmaps) -> Result<SocketPath, Failur
 
 fn answer_all(listener: &UnixListener, bitmaps: &Bitmaps) {
     for stream in listener.incoming() {
-        let answered = stream.and_then(|stream| answer_one(stream, bitmaps));
-        if let Err(error) = answered {
-            tracing::warn!(%error, "a client of the control socket got no answer");
-            // Without descriptors it fails at once, again and again.
-            std::thread::sleep(Duration::from_millis(50));
+        match stream {
+            // Clients that don't keep to the rules harm nobody but themselves.
+            Ok(stream) => {
+                if let Err(error) = answer_one(stream, bitmaps) {
+                    tracing::debug!(%error, "a client of the control socket got no answer");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a client of the control socket");
+                // Without descriptors it fails at once, again and again.
+                std::thread::sleep(Duration::from_millis(50));
+            }
         }
     }
 }
@@ -57,7 +64,13 @@ fn answer_one(mut stream: UnixStream, bitmaps: &Bitmaps) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut request = String::new();
-    (&stream).take(LONGEST).read_to_string(&mut request)?;
+    let read = (&stream).take(LONGEST).read_to_string(&mut request);
+    if request.is_empty() {
+        let error = read.err().map(tracing::field::display);
+        tracing::debug!(error, "a client of the control socket sent no request");
+        return Ok(());
+    }
+    read?;
     let (verb, name) = request.split_once('\n').unwrap_or((&request, ""));
     let answer = match bitmaps.carry_out(verb, name) {
         Ok(text) => format!("{OK}{text}"),

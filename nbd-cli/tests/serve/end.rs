@@ -1,6 +1,10 @@
 //! How it ends.
 
-use nbd_testkit::process::wait_until;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use nbd_testkit::process::{run, wait_until};
 use nbd_testkit::raw::{RawClient, Request, Wire};
 
 use super::{LIMIT, RUNTIMES, Serving};
@@ -123,4 +127,19 @@ fn nothing_is_logged_unless_asked_for() {
             assert_eq!(!log.is_empty(), logged, "{runtime} {verbosity}: {log}");
         }
     }
+}
+
+#[test]
+fn who_hangs_up_on_the_control_socket_is_nothing_to_warn_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = folder.path().join("control").display().to_string();
+    let server = Serving::start(["--port", "0", "--control", &control, "memory:1M"]);
+    // The first says nothing, the second not all of it, the third does not wait for the answer.
+    for request in [&b""[..], b"\xff", b"list\n"] {
+        UnixStream::connect(&control).unwrap().write_all(request).unwrap();
+    }
+    // One is answered after the other.
+    let mut bitmap = Command::new(env!("CARGO_BIN_EXE_nbd"));
+    assert_eq!(run(bitmap.args(["bitmap", &control, "list"]), LIMIT).success(), "");
+    server.stop();
 }
