@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
+use crate::output;
+
 /// The command line is not understood, as in `sysexits.h`.
 const USAGE: u8 = 64;
 
@@ -34,11 +36,15 @@ impl Failure {
 
 /// What clap has to say: help and version are no errors.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
-    // Nobody is left to be told when the terminal is gone.
-    let _printed = error.print();
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-        _ => ExitCode::from(USAGE),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            report(output::write(|_| Ok(error.print()?)))
+        }
+        _ => {
+            // Nobody is left to be told when the terminal is gone.
+            let _printed = error.print();
+            ExitCode::from(USAGE)
+        }
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::io::{self, BufWriter, StdoutLock, Write};
 
+use crate::descriptor;
 use crate::exit::Failure;
 
 /// Has something written to standard output. A reader that leaves early, such as `head`, is no failure.
 pub(crate) fn write(
     tell: impl FnOnce(&mut BufWriter<StdoutLock<'static>>) -> Result<(), Failed>,
 ) -> Result<(), Failure> {
+    descriptor::check_stdout().map_err(cannot_write)?;
     let mut out = BufWriter::new(io::stdout().lock());
     let told = tell(&mut out);
     // What was found before a failure is worth seeing.
@@ -15,11 +17,14 @@ pub(crate) fn write(
     match told.and(flushed) {
         Ok(()) => Ok(()),
         Err(Failed::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(Failed::Output(error)) => {
-            Err(Failure::failed(format!("cannot write to standard output: {error}")))
-        }
+        Err(Failed::Output(error)) => Err(cannot_write(error)),
         Err(Failed::Otherwise(failure)) => Err(failure),
     }
+}
+
+/// Standard output is of no use.
+pub(crate) fn cannot_write(error: io::Error) -> Failure {
+    Failure::failed(format!("cannot write to standard output: {error}"))
 }
 
 /// Why something was not written.

@@ -11,6 +11,7 @@ use nbd_blocking::client::Options;
 
 use super::disk::Disk;
 use super::extents::ALLOCATION;
+use crate::descriptor;
 use crate::exit::Failure;
 use crate::target::{Place, Target};
 
@@ -87,7 +88,8 @@ impl Side {
             }
             Place::Word(word) if word == "-" => {
                 name = "standard input".into();
-                let cloned = std::io::stdin().as_fd().try_clone_to_owned();
+                let cloned = descriptor::check_stdin()
+                    .and_then(|()| std::io::stdin().as_fd().try_clone_to_owned());
                 let file = cloned.map_err(|error| cannot("read", &name, &error))?;
                 Kind::Stream(file.into())
             }
@@ -107,7 +109,8 @@ impl Side {
             Place::Word(word) if word == "null:" => Kind::Null,
             Place::Word(word) if word == "-" => {
                 name = "standard output".into();
-                let cloned = std::io::stdout().as_fd().try_clone_to_owned();
+                let cloned = descriptor::check_stdout()
+                    .and_then(|()| std::io::stdout().as_fd().try_clone_to_owned());
                 let file = cloned.map_err(|error| cannot("write", &name, &error))?;
                 Kind::Stream(file.into())
             }

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use nbd_engine::net::LocalAddr;
 
 use crate::exit::Failure;
+use crate::{descriptor, output};
 
 /// The URI that clients use for an export at an address.
 fn uri(address: &LocalAddr, export: &str) -> String {
@@ -58,6 +59,7 @@ impl Announcement {
             return Ok(());
         }
         let print = || {
+            descriptor::check_stdout()?;
             let mut out = io::stdout().lock();
             for address in addresses {
                 writeln!(out, "{}", uri(address, ""))?;
@@ -67,9 +69,7 @@ impl Announcement {
             }
             out.flush()
         };
-        print().map_err(|error: io::Error| {
-            Failure::failed(format!("cannot write to standard output: {error}"))
-        })
+        print().map_err(output::cannot_write)
     }
 
     /// What to try, and where the exports are if there are several.

@@ -1,0 +1,69 @@
+//! Standard input and output that are of no use: what is lost there is a failure, and said to be one.
+
+use std::process::Command;
+use std::time::Duration;
+
+use nbd_testkit::process::{Finished, run};
+use nbd_testkit::server::nbd_binary;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// `nbd` with words of the shell, `$0` among them for the binary, and a redirection.
+#[track_caller]
+fn nbd(words: &str, redirection: &str) -> Finished {
+    let mut shell = Command::new("sh");
+    let script = format!("exec \"$0\" {words} {redirection}");
+    run(shell.args(["-c", &script]).arg(nbd_binary()), SOON)
+}
+
+/// Whatever writes to standard output.
+const WRITERS: [&str; 12] = [
+    "info [ \"$0\" serve memory:1M ]",
+    "info --json [ \"$0\" serve memory:1M ]",
+    "info --size [ \"$0\" serve memory:1M ]",
+    "info --uri nbd://localhost",
+    "list [ \"$0\" serve memory:1M ]",
+    "map [ \"$0\" serve memory:1M ]",
+    "map --totals --json [ \"$0\" serve memory:1M ]",
+    "resize [ \"$0\" serve --resize memory:1M ] 2M",
+    "serve --port 0 memory:1M",
+    "copy [ \"$0\" serve memory:1M ] -",
+    "--version",
+    "map --help",
+];
+
+#[test]
+fn output_that_goes_nowhere_is_a_failure() {
+    for words in WRITERS {
+        for (redirection, says) in [(">&-", "it is closed"), (">/dev/full", "No space left")] {
+            let finished = nbd(words, redirection);
+            let stderr = &finished.stderr;
+            assert_eq!(finished.status.code(), Some(1), "{words} {redirection}: {stderr}");
+            assert!(
+                stderr.contains("standard output") && stderr.contains(says),
+                "{words}: {stderr}"
+            );
+        }
+    }
+}
+
+#[test]
+fn input_that_is_closed_is_not_empty() {
+    let finished = nbd("copy - null:", "<&-");
+    assert!(finished.failure().contains("cannot read standard input: it is closed"));
+    nbd("copy - null:", "</dev/null").success();
+}
+
+#[test]
+fn whoever_writes_nothing_needs_no_output() {
+    for words in ["info --can write [ \"$0\" serve memory:1M ]", "copy /dev/null null:"] {
+        assert_eq!(nbd(words, ">&-").success(), "");
+    }
+}
+
+#[test]
+fn dev_null_takes_everything() {
+    for redirection in [">/dev/null", "<>/dev/null 1>&0"] {
+        nbd("map [ \"$0\" serve memory:1M ]", redirection).success();
+    }
+}
