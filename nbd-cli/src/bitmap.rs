@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use clap::{Args, Subcommand};
 use crate::exit::Failure;
 use crate::output;
 use crate::serve::{ERROR, OK};
+use crate::target::is_uri;
 
 /// As long as all that others may ask of the server at the same time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -63,6 +65,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Action::Stop { name } => ("stop", name.as_str()),
     };
     let path = &arguments.control;
+    check(path)?;
     let answer = ask(path, verb, name).map_err(|error| {
         Failure::failed(format!(
             "no answer on the control socket {}: {error}; start the server with --control {0}",
@@ -82,6 +85,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Ok(())
     })
+}
+
+/// Tells what is clearly no control socket.
+fn check(path: &Path) -> Result<(), Failure> {
+    let shown = path.display();
+    match path.metadata() {
+        Ok(metadata) if !metadata.file_type().is_socket() => Err(Failure::failed(format!(
+            "{shown} is not a socket: give the path that nbd serve --control has"
+        ))),
+        Err(_) if is_uri(path.as_os_str()) => Err(Failure::usage(format!(
+            "{shown} is of no use here: give the path of the --control socket, not a URI"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn ask(path: &Path, verb: &str, name: &str) -> io::Result<String> {

@@ -14,6 +14,7 @@ use crate::{output, quantity, target};
 ///
 /// The server has to offer it, as nbd serve does with --resize. What is added reads as zeroes; what is cut off is gone.
 #[derive(Debug, Args)]
+#[command(override_usage = "nbd resize <URI | [ COMMAND ARGS ]> <SIZE>")]
 pub(crate) struct Arguments {
     /// The export's URI, or the command of a server between brackets, as with nbd info; and the size: so many bytes
     /// (512, 4k, 10M, 1G, 1T), with + or - in front so many more or less than now
@@ -52,6 +53,14 @@ impl Size {
 /// `nbd resize`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let places = target::places(&arguments.words)?;
+    if let [Place::Word(size), place] = &places[..]
+        && Size::parse(&size.to_string_lossy()).is_ok()
+    {
+        return Err(Failure::usage(format!(
+            "the URI comes first, and then the size: nbd resize {place} {}",
+            size.to_string_lossy()
+        )));
+    }
     let [place, Place::Word(size)] = &places[..] else {
         return Err(Failure::usage("give a URI and a size, such as nbd://HOST/EXPORT 10G"));
     };

@@ -105,6 +105,7 @@ fn a_descriptor_that_is_of_no_use_is_named() {
         ("0", "descriptor 0 is not open for writing"),
         ("-1", "descriptor -1 is not open"),
         ("x", "'x'"),
+        ("/tmp/x", "a descriptor's number, such as 3 with 3>FILE"),
     ] {
         let finished = try_copy(&[&format!("--progress={number}"), &source, &to]);
         assert_eq!(finished.status.code(), Some(64), "{}", finished.stderr);

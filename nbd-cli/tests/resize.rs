@@ -90,7 +90,11 @@ fn sizes_out_of_range_change_nothing(setup: Setup) {
         let said = refused(&[&uri, size], 1);
         assert!(said.contains("it has 1048576 bytes") && said.contains("2^63 - 1"), "{said}");
     }
-    for (size, says) in [("9223372036854775808", "too large"), ("big", "is not a size")] {
+    for (size, says) in [
+        ("9223372036854775808", "too large"),
+        ("99999999999999999999", "too large"),
+        ("big", "is not a size"),
+    ] {
         let said = refused(&[&uri, size], 64);
         assert!(said.contains(size) && said.contains(says), "{said}");
     }
@@ -161,6 +165,11 @@ fn words_that_are_missing_or_too_many_are_usage_errors() {
     for words in [&[][..], &["nbd://127.0.0.1"], &["nbd://127.0.0.1", "1", "2"], &["1", "nbd://a"]]
     {
         refused(words, 64);
+    }
+    for words in [&["2G", "nbd://a"][..], &["+1M", "nbd://a"], &["-1G", "[", "nbdkit", "]"]] {
+        let said = refused(words, 64);
+        assert!(said.contains("the URI comes first, and then the size"), "{said}");
+        assert!(said.ends_with(&format!(" {}\n", words[0])), "{said}");
     }
     let said = refused(&["nbd://127.0.0.1", "-x"], 64);
     assert!(said.contains("-x"), "{said}");

@@ -175,7 +175,7 @@ fn info_and_list_tell_what_there_is() {
         assert!(list.contains(expected), "{expected:?} is not in:\n{list}");
     }
     let failure = served.nbd(&["info", &served.uri("nothing")]).failure();
-    assert!(failure.contains("nothing") && failure.contains("list the exports"), "{failure}");
+    assert!(failure.contains("\"nothing\"") && failure.contains("with nbd list "), "{failure}");
 }
 
 #[test]

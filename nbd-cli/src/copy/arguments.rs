@@ -14,18 +14,19 @@ use crate::quantity;
 /// [ qemu-nbd -f qcow2 disk.qcow2 ]; DST may be null: to throw away what is read. A file is made if it is not there, and takes
 /// the size of SRC; everything else has to be as large as SRC at least.
 #[derive(Debug, Args)]
+#[command(override_usage = "nbd copy [OPTIONS] <SRC> <DST>")]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct Arguments {
-    /// At most so many connections, if the servers allow for several [default: 4, or the number of processors]
-    #[arg(short = 'C', long, value_name = "N")]
+    /// At most so many connections, if the servers allow for several [default: the smaller of 4 and the number of threads]
+    #[arg(short = 'C', long, value_name = "N", value_parser = quantity::positive)]
     pub(super) connections: Option<usize>,
 
     /// At most so many requests in flight on each connection
-    #[arg(short = 'R', long, value_name = "N", default_value_t = 64)]
+    #[arg(short = 'R', long, value_name = "N", default_value_t = 64, value_parser = quantity::positive)]
     pub(super) requests: usize,
 
     /// The longest request; a server's own limit goes first
-    #[arg(long, value_name = "N", default_value = "256k", value_parser = quantity::size)]
+    #[arg(long, value_name = "N", default_value = "256k", value_parser = quantity::positive_size)]
     pub(super) request_size: u64,
 
     /// At most so many bytes in flight on each connection [default: no limit but that of --requests]
@@ -33,7 +34,7 @@ pub(crate) struct Arguments {
     pub(super) queue_size: Option<u64>,
 
     /// At most so many threads, each with a connection of its own; 0 for the number of processors
-    #[arg(short = 'T', long, value_name = "N", default_value_t = 0)]
+    #[arg(short = 'T', long, value_name = "N", default_value_t = 0, value_parser = quantity::number)]
     pub(super) threads: usize,
 
     /// One request at a time, in order
@@ -66,7 +67,14 @@ pub(crate) struct Arguments {
 
     /// Show a progress bar with rate and time left, if standard error is a terminal; or write lines such as 42/100 to the
     /// descriptor of that number, which the shell opens by 3>FILE
-    #[arg(short, long, value_name = "FD", num_args = 0..=1, require_equals = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "FD",
+        num_args = 0..=1,
+        require_equals = true,
+        value_parser = descriptor
+    )]
     pub(super) progress: Option<Option<RawFd>>,
 
     /// Tell more about what is done; twice for everything
@@ -76,4 +84,8 @@ pub(crate) struct Arguments {
     /// What to copy, and where to
     #[arg(value_name = "SRC DST", required = true, num_args = 1..)]
     pub(super) words: Vec<OsString>,
+}
+
+fn descriptor(text: &str) -> Result<RawFd, String> {
+    text.parse().map_err(|_| "give a descriptor's number, such as 3 with 3>FILE".into())
 }

@@ -1,6 +1,5 @@
 //! What is copied, and where to.
 
-use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::fd::AsFd;
@@ -13,7 +12,7 @@ use super::disk::Disk;
 use super::extents::ALLOCATION;
 use crate::descriptor;
 use crate::exit::Failure;
-use crate::target::{Place, Target};
+use crate::target::{Place, Target, is_uri};
 
 /// One side of a copy, open.
 #[derive(Debug)]
@@ -64,13 +63,6 @@ impl Wishes {
         options.limits.max_in_flight = options.limits.max_in_flight.max(most);
         options
     }
-}
-
-/// Whether a word is the address of a server, not a path.
-fn is_uri(word: &OsStr) -> bool {
-    let known = ["nbd://", "nbds://", "nbd+", "nbds+"];
-    let text = word.to_string_lossy();
-    text.contains("://") && known.iter().any(|scheme| text.starts_with(scheme))
 }
 
 fn connect(place: &Place, options: Options) -> Result<Kind, Failure> {

@@ -30,9 +30,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let [source, destination] = &places[..] else {
         return Err(Failure::usage("give two places: what to copy, and where to"));
     };
-    if arguments.requests == 0 || arguments.request_size == 0 || arguments.connections == Some(0) {
-        return Err(Failure::usage("connections, requests and their size are at least 1"));
-    }
     let wishes = Wishes {
         requests: arguments.requests,
         extents: !arguments.no_extents,

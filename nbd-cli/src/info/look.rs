@@ -36,7 +36,8 @@ pub(crate) fn look(
     };
     let uri = match target.is_command() {
         true => None,
-        false => target.uri().clone().with_export(export).map(|uri| uri.to_string()).ok(),
+        // As nbdinfo writes it.
+        false => target.uri().clone().with_export(export).map(|uri| format!("{uri:#}")).ok(),
     };
     Ok(Described { details, uri, contexts, content: None })
 }

@@ -27,6 +27,7 @@ pub(crate) use text::write as write_text;
 /// Questions (--can, --is, --has and their negations) print nothing: the exit code is 0 for yes, 2 for no, 1 when there is
 /// no answer.
 #[derive(Debug, Args)]
+#[command(override_usage = "nbd info [OPTIONS] <URI | [ COMMAND ARGS ]>")]
 #[command(group(ArgGroup::new("what").multiple(false)))]
 pub(crate) struct Arguments {
     /// Write JSON
@@ -66,17 +67,17 @@ pub(crate) struct Arguments {
     #[arg(long, group = "what")]
     size: bool,
 
-    /// Write the URI alone, in its shortest form
+    /// Write the URI alone, as it is in the report
     #[arg(long, group = "what")]
     uri: bool,
 
     /// Ask whether the export can do something, or is something: block-status-payload, cache, connect, df,
     /// extended-headers, fast-zero, flush, fua, multi-conn, read, read-only, resize, rotational, structured-reply, tls,
-    /// trim, write or zero
+    /// trim, write or zero; connect is whether it can be entered at all
     #[arg(long = "can", visible_aliases = ["is", "has"], value_name = "FEATURE", group = "what")]
     can: Option<Feature>,
 
-    /// Ask the opposite
+    /// Ask the opposite; with connect it is a yes, and no failure, if there is no answer
     #[arg(
         long = "cannot",
         visible_aliases = ["isnt", "hasnt"],
@@ -114,7 +115,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         None => {}
     }
     if arguments.uri {
-        let uri = target.uri().to_string();
+        let uri = format!("{:#}", target.uri());
         return output::write(|out| match json {
             true => Ok(writeln!(out, "{}", serde_json::Value::from(uri))?),
             false => Ok(writeln!(out, "{uri}")?),

@@ -16,6 +16,7 @@ use crate::target::{self, Target};
 ///
 /// Tells of each what nbd info does. The export that the URI names makes no difference.
 #[derive(Debug, Args)]
+#[command(override_usage = "nbd list [OPTIONS] <URI | [ COMMAND ARGS ]>")]
 pub(crate) struct Arguments {
     /// Write JSON
     #[arg(long)]

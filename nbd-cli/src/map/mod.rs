@@ -22,6 +22,7 @@ pub(crate) const ALLOCATION: &str = "base:allocation";
 /// Each line has offset, length, type and what the type means, if that is known; with --totals it has the sum of the
 /// lengths, their share, type and meaning.
 #[derive(Debug, Args)]
+#[command(override_usage = "nbd map [OPTIONS] <URI | [ COMMAND ARGS ]>")]
 pub(crate) struct Arguments {
     /// The metadata context, such as qemu:allocation-depth or qemu:dirty-bitmap:NAME; nbd info tells which there are
     #[arg(short, long, value_name = "CONTEXT", default_value = ALLOCATION, value_parser = context)]
@@ -91,8 +92,9 @@ pub(crate) fn show(target: &Target, question: Question<'_>) -> Result<(), Failur
     let client = target.connect(&options)?;
     if !client.has_context(context) {
         let text = format!(
-            "{} has no metadata context '{context}' for this export; nbd info tells which there are",
-            target.name()
+            "there is no metadata context '{context}' on {}; see which there are with nbd info {}",
+            target.name(),
+            target.word(target.uri().export())
         );
         client.disconnect();
         return Err(Failure::failed(text));

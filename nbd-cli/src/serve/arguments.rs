@@ -21,7 +21,7 @@ use crate::quantity;
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// TCP port; 0 takes a free one
-    #[arg(short, long, value_name = "PORT")]
+    #[arg(short, long, value_name = "PORT", value_parser = quantity::port)]
     pub(crate) port: Option<u16>,
 
     /// Address to listen on, IPv4 or IPv6, or a name such as localhost, which stands for all of its addresses; can be
@@ -90,7 +90,7 @@ pub(crate) struct Arguments {
     pub(crate) runtime: RuntimeName,
 
     /// Connections at a time; more wait until one ends
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = quantity::positive)]
     pub(crate) max_connections: usize,
 
     /// How long requests in flight may take to finish at the end, such as 500ms, 10s or 1m
@@ -119,8 +119,4 @@ pub(crate) enum RuntimeName {
     AsyncStd,
     /// A thread for each connection
     Blocking,
-}
-
-fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a number of at least 1 is needed".into())
 }

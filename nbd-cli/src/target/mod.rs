@@ -6,13 +6,18 @@
 mod subprocess;
 mod words;
 
+use std::path::Path;
+
 use nbd_blocking::Client;
 use nbd_blocking::client::{Error, Haggling, Options, Uri};
+use nbd_engine::proto::Refusal;
+use nbd_engine::proto::wire::OptionReplyType;
 
 use crate::exit::Failure;
+use crate::output::printable;
 use subprocess::Subprocess;
 
-pub(crate) use words::{Place, arguments, places};
+pub(crate) use words::{Place, arguments, is_uri, places};
 
 /// The one server that a subcommand is about.
 #[derive(Debug, clap::Args)]
@@ -50,6 +55,12 @@ impl Target {
                 let parsed = word.to_str().ok_or("it is not UTF-8".to_owned());
                 let parsed = parsed.and_then(|text| text.parse().map_err(|e| format!("{e}")));
                 let uri = parsed.map_err(|error| {
+                    if !is_uri(word) && Path::new(word).is_file() {
+                        let shown = words::quoted(word);
+                        return Failure::usage(format!(
+                            "{place} is a file and no NBD URI: give [ nbd serve {shown} ] in its place"
+                        ));
+                    }
                     Failure::usage(format!(
                         "{place} is not an NBD URI: {error}; give one such as nbd://HOST/EXPORT or \
                          nbd+unix:///EXPORT?socket=PATH, or [ COMMAND ARGS ]"
@@ -85,6 +96,20 @@ impl Target {
         }
     }
 
+    /// The server, or the export on it, as a word to be pasted after `nbd info` or `nbd list`.
+    pub(crate) fn word(&self, export: &str) -> String {
+        match &self.server {
+            Some(server) => server.command().to_owned(),
+            None => words::quoted(self.uri_of(export).to_string().as_ref()),
+        }
+    }
+
+    /// The URI of an export of this server.
+    fn uri_of(&self, export: &str) -> Uri {
+        // A name that can't be one was refused long before.
+        self.uri.clone().with_export(export).unwrap_or_else(|_| self.uri.clone())
+    }
+
     /// Enters the export.
     pub(crate) fn connect(&self, options: &Options) -> Result<Client, Failure> {
         Client::connect_with(&self.uri, options).map_err(|error| self.explain(&error))
@@ -97,6 +122,9 @@ impl Target {
 
     /// Why a client of this server failed. The end of a command that was started explains more than a lost connection.
     pub(crate) fn explain(&self, error: &Error) -> Failure {
+        if let Some(text) = self.missing(error) {
+            return Failure::failed(text);
+        }
         let about_the_connection =
             matches!(error, Error::Connect { .. } | Error::Protocol { .. } | Error::Lost { .. });
         match self.server.as_ref().filter(|_| about_the_connection).and_then(Subprocess::end) {
@@ -104,5 +132,32 @@ impl Target {
             // The private socket would tell nobody anything.
             None => Failure::failed(error.to_string().replace(&self.uri.to_string(), &self.name())),
         }
+    }
+
+    /// What there is to say if the server does not have the export.
+    fn missing(&self, error: &Error) -> Option<String> {
+        let Error::Refused { export, refusal: Refusal::Option { reply, .. }, text, .. } = error
+        else {
+            return None;
+        };
+        if *reply != OptionReplyType::ERR_UNKNOWN {
+            return None;
+        }
+        let what = match export.as_str() {
+            "" => "default export".to_owned(),
+            name => format!("export \"{}\"", printable(name)),
+        };
+        let server = match self.is_command() {
+            true => self.name(),
+            false => self.uri_of("").to_string(),
+        };
+        let words = match text.as_str() {
+            "" => String::new(),
+            text => format!(" ({})", printable(text)),
+        };
+        let list = self.word("");
+        Some(format!(
+            "there is no {what} on {server}{words}; see which there are with nbd list {list}"
+        ))
     }
 }

@@ -5,11 +5,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Access, access};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -26,10 +28,6 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Puts the listening socket, which arrives as standard input, where socket activation wants it, and becomes the command.
 /// The process stays the same, and so does its number. What the command prints must not get into what we print.
 const ACTIVATE: &str = r#"exec 3<&0 </dev/null >&2; LISTEN_PID=$$; export LISTEN_PID; exec "$@""#;
-
-/// What the shell exits with when there is no such command, and when it can't be run.
-const NOT_FOUND: i32 = 127;
-const NOT_RUNNABLE: i32 = 126;
 
 /// The servers that run, so that none outlives us when a signal ends us. `None` before the first.
 static RUNNING: Mutex<Option<Vec<Running>>> = Mutex::new(None);
@@ -54,6 +52,7 @@ impl Subprocess {
         let failed = |what: &str, error: io::Error| {
             Failure::failed(format!("cannot {what} for {shown}: {error}"))
         };
+        check(words).map_err(|why| Failure::failed(format!("{shown} can't be started: {why}")))?;
         watch_signals().map_err(|error| failed("watch for signals", error))?;
         // A signal waits for this, so that nothing is left over.
         let mut servers = servers();
@@ -92,14 +91,34 @@ impl Subprocess {
         let running = servers.as_mut()?.iter_mut().find(|one| one.number == self.number)?;
         let status = wait(&mut running.child, LAST_WORDS)?;
         let command = &self.command;
-        Some(match status.code() {
-            Some(NOT_FOUND) => format!("{command} can't be started: there is no such command"),
-            Some(NOT_RUNNABLE) => format!("{command} can't be started: permission denied"),
-            _ => format!(
-                "the server {command} ended ({status}); if it said nothing above, check that it supports systemd \
-                 socket activation, as nbdkit and qemu-nbd do"
+        // One that fails says why, as a rule; one that ends well has taken no notice of the socket.
+        Some(match status.success() {
+            true => format!(
+                "the server {command} ended ({status}): it has to support systemd's socket activation, as nbdkit and \
+                 qemu-nbd do"
             ),
+            false => format!("the server {command} ended ({status})"),
         })
+    }
+}
+
+/// Whether there is such a command: the shell's own words would be hard to understand, as nobody asked for a shell.
+fn check(words: &[OsString]) -> Result<(), &'static str> {
+    let Some(name) = words.first() else { return Ok(()) };
+    let is_file = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+    if name.as_bytes().contains(&b'/') {
+        let path = Path::new(name);
+        return match (is_file(path), path.exists()) {
+            (true, _) => Ok(()),
+            (false, true) => Err("permission denied"),
+            (false, false) => Err("there is no such command"),
+        };
+    }
+    // Without the variable it is for the shell to know where commands are.
+    let Some(folders) = std::env::var_os("PATH") else { return Ok(()) };
+    match std::env::split_paths(&folders).any(|folder| is_file(&folder.join(name))) {
+        true => Ok(()),
+        false => Err("there is no such command"),
     }
 }
 

@@ -46,6 +46,24 @@ pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsStri
     arguments
 }
 
+/// Whether a word is meant for a URI and not for a path, whatever its scheme: a path would be `./WORD://`.
+pub(crate) fn is_uri(word: &OsStr) -> bool {
+    let text = word.to_string_lossy();
+    let Some((scheme, _)) = text.split_once("://") else { return false };
+    scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+}
+
+/// A word as the shell takes it: between quotes, unless there is nothing in it that needs them.
+pub(super) fn quoted(word: &OsStr) -> String {
+    let text = word.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/.:_-+=,@%[]".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.into_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 /// Tells words from commands.
 pub(crate) fn places(words: &[OsString]) -> Result<Vec<Place>, Failure> {
     let bracket = |word: &OsString, which: &str| word.as_os_str() == OsStr::new(which);
@@ -89,6 +107,29 @@ mod tests {
     fn brackets_without_an_end_or_a_command_are_usage_errors() {
         for text in ["[ nbdkit null", "[ ]", "a [ ] b"] {
             assert!(matches!(places(&words(text)), Err(Failure::Usage(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_has_a_scheme_is_meant_for_a_uri() {
+        for text in ["nbd://a", "NBD://a", "htp://x", "nbd+unix:///?socket=/a", "a-b.c://"] {
+            assert!(is_uri(OsStr::new(text)), "{text}");
+        }
+        for text in ["./nbd://a", "/a://b", "://a", "1a://b", "a b://c", "nbd:a", "disk.img", ""] {
+            assert!(!is_uri(OsStr::new(text)), "{text}");
+        }
+    }
+
+    #[test]
+    fn words_are_quoted_for_the_shell_if_they_have_to_be() {
+        for (word, shown) in [
+            ("nbd://[::1]:5", "nbd://[::1]:5"),
+            ("nbd+unix:///?socket=/a", "'nbd+unix:///?socket=/a'"),
+            ("it's", r"'it'\''s'"),
+            ("a b", "'a b'"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(OsStr::new(word)), shown);
         }
     }
 

@@ -58,12 +58,31 @@ fn a_command_that_ends_too_early_is_to_blame() {
         (&["/"], "permission denied"),
         (&["sh", "-c", "echo because >&2; exit 3"], "exit status: 3"),
         (&["true"], "socket activation"),
+        (&["./no/such/command"], "no such command"),
     ] {
         let stderr = nbd(["info", "["].iter().chain(words).chain([&"]"])).failure();
         let named = format!("[ {} ]", words.join(" "));
         assert!(stderr.contains(&named), "{named} is not in: {stderr}");
         assert!(stderr.contains(says), "{says:?} is not in: {stderr}");
     }
+}
+
+#[test]
+fn a_command_that_fails_is_told_of_once() {
+    let missing = nbd(["info", "[", "no-such-command", "]"]).failure();
+    let says = "nbd: [ no-such-command ] can't be started: there is no such command\n";
+    assert_eq!(missing, says);
+    // It has said why.
+    let failed = nbd(["info", "[", "sh", "-c", "echo because >&2; exit 3", "]"]).failure();
+    assert!(failed.starts_with("because\nnbd: the server [ sh ") && failed.lines().count() == 2);
+    assert!(failed.ends_with("] ended (exit status: 3)\n"), "{failed}");
+}
+
+#[test]
+fn what_a_command_does_not_have_is_looked_up_by_the_same_command() {
+    let server = ["[", env!("CARGO_BIN_EXE_nbd"), "serve", "memory:1M", "]"];
+    let stderr = nbd(["map", "--context", "no:such"].into_iter().chain(server)).failure();
+    assert!(stderr.ends_with(&format!("with nbd info {}\n", server.join(" "))), "{stderr}");
 }
 
 #[test]

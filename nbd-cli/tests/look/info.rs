@@ -1,7 +1,7 @@
 //! `nbd info`.
 
 use std::io;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use nbd_engine::proto::Uri;
 use nbd_testkit::peers;
@@ -13,7 +13,7 @@ use super::{LIMIT, command, json, nbd, nbdinfo, nbdkit, ours_with_data, qemu_nbd
 /// Keys that younger versions of nbdinfo have.
 const YOUNG: [&str; 2] = ["extended", "can_block_status_payload"];
 
-/// Compares two answers key by key. nbdinfo's URIs are written differently.
+/// Compares two answers key by key. nbdinfo's URIs of Unix sockets are written differently.
 #[track_caller]
 pub(super) fn assert_same_answer(ours: &Value, theirs: &Value) {
     let (Some(ours), Some(theirs)) = (ours.as_object(), theirs.as_object()) else {
@@ -26,7 +26,7 @@ pub(super) fn assert_same_answer(ours: &Value, theirs: &Value) {
                 assert_eq!(our.len(), their.len());
                 our.iter().zip(their).for_each(|(our, their)| assert_same_answer(our, their));
             }
-            ("uri", Value::String(our), Value::String(their)) => {
+            ("uri", Value::String(our), Value::String(their)) if our.starts_with("nbd+unix") => {
                 let [our, their] = [our, their].map(|text| text.parse::<Uri>().unwrap());
                 assert_eq!(our, their);
             }
@@ -47,7 +47,8 @@ fn compare(uri: &str) {
     let kept = |text: &str| {
         let lines = text.lines().filter(|line| {
             let key = line.trim_start().split(':').next().unwrap_or_default();
-            !["uri", "protocol"].contains(&key) && !YOUNG.contains(&key)
+            let is_theirs = key == "protocol" || key == "uri" && line.contains("nbd+unix");
+            !is_theirs && !YOUNG.contains(&key)
         });
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
@@ -124,6 +125,28 @@ fn our_own_server_is_described_as_by_nbdinfo() {
     let server = ours_with_data();
     for export in ["", "other"] {
         compare(&server.uri(export));
+    }
+}
+
+#[test]
+fn uris_of_tcp_servers_are_written_as_by_nbdinfo() {
+    let serve = |address: &str, port: &str| {
+        let args = ["serve", "--ip-addr", address, "--port", port, "memory:1M", "b=memory:1M"];
+        let server = Background::spawn(&mut command(args)).unwrap();
+        let uri = server.next_line(LIMIT).unwrap_or_else(|| panic!("{}", server.stderr()));
+        (server, uri)
+    };
+    // The usual port, on an address of this process alone.
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let address = format!("127.{}.{b}.{}", a.wrapping_add(78) % 128 + 1, c.max(1));
+    let (_usual, long) = serve(&address, "10809");
+    let short = format!("nbd://{address}");
+    assert_eq!(long, format!("{short}:10809/"));
+    assert!(told(["info", &short]).contains(&format!("\turi: {long}\n")));
+    assert!(told(["list", &short]).contains(&format!("\turi: {long}b\n")));
+    let (_other, other) = serve("127.0.0.1", "0");
+    for uri in [short, long, format!("nbd://{address}/b"), format!("{other}b")] {
+        compare(&uri);
     }
 }
 
@@ -224,12 +247,18 @@ fn who_is_not_reached_is_no_answer_except_to_whether_they_can_be() {
 fn an_export_that_is_not_there_is_named() {
     let server = ours_with_data();
     let stderr = nbd(["info", &server.uri("nowhere")]).failure();
-    assert!(stderr.starts_with("nbd: ") && stderr.contains("\"nowhere\""), "{stderr}");
+    let says = "nbd: there is no export \"nowhere\" on nbd+unix:///?socket=";
+    assert!(stderr.starts_with(says), "{stderr}");
+    // What is to be done can be pasted.
+    let paste = stderr.trim_end().rsplit_once(" with nbd ").expect("a command").1;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("exec \"$0\" {paste}"), env!("CARGO_BIN_EXE_nbd")]);
+    assert!(run(&mut shell, LIMIT).success().contains("export=\"other\":\n"), "{paste}");
 }
 
 #[test]
 fn the_uri_is_told_without_asking_the_server() {
-    assert_eq!(told(["info", "--uri", "nbd://localhost:10809/"]), "nbd://localhost\n");
+    assert_eq!(told(["info", "--uri", "nbd://localhost"]), "nbd://localhost:10809/\n");
     assert_eq!(told(["info", "--uri", "--json", "NBD://[::1]:1/a"]), "\"nbd://[::1]:1/a\"\n");
 }
 
@@ -240,6 +269,11 @@ fn usage_errors_name_what_is_wrong() {
         (&["info", "--can", "dance", "nbd://"], "multi-conn"),
         (&["info", "--size", "--can", "trim", "nbd://"], "--size"),
         (&["info", "disk.img"], "'disk.img' is not an NBD URI"),
+        (
+            &["info", "Cargo.toml"],
+            "'Cargo.toml' is a file and no NBD URI: give [ nbd serve Cargo.toml ]",
+        ),
+        (&["info", "nbd://127.0.0.1:99999"], "\"99999\" at 16 is not a number from 1 to 65535"),
         (&["info", "nbd://a", "nbd://b"], "leave out 'nbd://b'"),
         (&["info", "[", "nbdkit", "null"], "']'"),
         (&["info", "[", "]"], "no command"),

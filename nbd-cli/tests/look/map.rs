@@ -165,7 +165,8 @@ fn a_context_that_is_not_there_is_named_with_a_remedy() {
         let finished = nbd(["map", "-c", context, &server.uri("")]);
         assert_eq!((finished.status.code(), finished.stdout.as_str()), (Some(1), ""));
         assert!(finished.stderr.contains(&format!("'{context}'")), "{}", finished.stderr);
-        assert!(finished.stderr.contains("nbd info"), "{}", finished.stderr);
+        let paste = format!("see which there are with nbd info '{}'", server.uri(""));
+        assert!(finished.stderr.contains(&paste), "{}", finished.stderr);
     }
 }
 
