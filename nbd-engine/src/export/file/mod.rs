@@ -96,6 +96,22 @@ impl File {
         self.provisioned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads a range that was inside when it was looked at last.
+    fn read_inside(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => {
+                // A resize in between sets the size before it cuts the file: then the range is at fault (S-REQ-09).
+                match inside(offset, buffer.len() as u64, self.size.get()) {
+                    Ok(()) => ExportError::io(
+                        "the file ends before the range: it was cut off while in use",
+                    ),
+                    Err(outside) => outside,
+                }
+            }
+            _ => error.into(),
+        })
+    }
+
     fn sync(&self) -> Result<()> {
         Ok(self.file.sync_data()?)
     }
@@ -130,12 +146,7 @@ impl Export for File {
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         inside(offset, buffer.len() as u64, self.size.get())?;
-        self.file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => {
-                ExportError::io("the file ends before the range: it was cut off while in use")
-            }
-            _ => error.into(),
-        })
+        self.read_inside(buffer, offset)
     }
 
     fn try_read(&self, body: &mut Body, length: usize, offset: u64) -> Option<Result<()>> {

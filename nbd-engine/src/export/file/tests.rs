@@ -228,6 +228,15 @@ fn reading_what_somebody_cut_off_is_an_input_error() {
 }
 
 #[test]
+fn reading_what_a_resize_has_just_cut_off_is_an_invalid_range() {
+    let (_file, disk) = disk(MIB);
+    disk.resize(8192).unwrap();
+    // As of a read that had found its range inside before.
+    let error = disk.read_inside(&mut [0; 4096], 6000).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::EINVAL, "{error}");
+}
+
+#[test]
 fn what_somebody_cut_off_does_not_pass_for_zeroes() {
     let (file, disk) = disk(MIB);
     file.as_file().set_len(64 << 10).unwrap();
