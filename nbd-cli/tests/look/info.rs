@@ -8,7 +8,7 @@ use nbd_testkit::peers;
 use nbd_testkit::process::{Background, run, wait_until};
 use serde_json::Value;
 
-use super::{LIMIT, command, json, nbd, nbdinfo, nbdkit, ours_with_data, qemu_nbd, told};
+use super::{LIMIT, command, json, nbd, nbdinfo, nbdkit, ours, ours_with_data, qemu_nbd, told};
 
 /// Keys that younger versions of nbdinfo have.
 const YOUNG: [&str; 2] = ["extended", "can_block_status_payload"];
@@ -189,6 +189,30 @@ fn content_that_can_not_be_read_is_left_out_unless_asked_for() {
     // A list tells of all the rest.
     let list = nbd(["list", "--content", &uri]);
     assert_eq!((list.status.code(), list.stdout.as_str()), (Some(1), plain.as_str()));
+}
+
+#[test]
+fn content_is_guessed_where_blocks_are_large() {
+    for memory in ["memory:1M", "memory:64K"] {
+        let server = ours().args(["--block-size", "64K", memory]).start();
+        let asked = nbd(["info", "--content", &server.uri("")]);
+        if asked.stderr.contains("install it") {
+            eprintln!("skipped: no file(1)");
+            return;
+        }
+        assert!(asked.success().contains("content: data\n"));
+    }
+}
+
+#[test]
+fn content_of_less_than_a_block_is_not_called_empty() {
+    let args = ["--filter=blocksize-policy", "memory", "1000", "blocksize-minimum=4K"];
+    let Some(server) = nbdkit(&args) else { return };
+    let uri = server.endpoint().uri("");
+    let plain = told(["info", &uri]);
+    assert!(!plain.contains("content:") && plain.contains("export-size: 1000"), "{plain}");
+    let asked = nbd(["info", "--content", &uri]).failure();
+    assert!(asked.contains("has 1000 bytes, and the server reads no less than 4096"), "{asked}");
 }
 
 #[test]
