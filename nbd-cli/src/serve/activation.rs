@@ -58,7 +58,9 @@ const fn end_with_parent() {}
 fn count(pid: Option<OsString>, fds: Option<OsString>, own: u32) -> Result<Option<usize>, Failure> {
     let (Some(pid), Some(fds)) = (pid, fds) else { return Ok(None) };
     let number = |name: &str, text: OsString| {
-        text.to_str().and_then(|text| text.parse::<u32>().ok()).filter(|n| *n > 0).ok_or_else(|| {
+        // Alone, parse would take a sign.
+        let digits = text.to_str().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        digits.and_then(|text| text.parse::<u32>().ok()).filter(|n| *n > 0).ok_or_else(|| {
             Failure::usage(format!(
                 "{name} is '{}', which is no number of at least 1: unset LISTEN_PID and LISTEN_FDS, or leave them to \
                  who starts servers by socket activation",
@@ -112,7 +114,7 @@ mod tests {
 
     #[test]
     fn malformed_variables_are_named() {
-        for text in ["", "x", "-1", "0", "1 ", "99999999999"] {
+        for text in ["", "x", "-1", "+1", "+77", "0", "1 ", "99999999999"] {
             for (found, name) in
                 [(words(text, "1"), "LISTEN_PID"), (words("77", text), "LISTEN_FDS")]
             {
