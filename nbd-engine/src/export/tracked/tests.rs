@@ -102,8 +102,23 @@ fn names_that_no_context_can_have_are_refused() {
     assert_eq!(start("b"), Err(BitmapError::Exists));
     assert_eq!(start(""), Err(BitmapError::InvalidName));
     assert_eq!(start("a\0b"), Err(BitmapError::InvalidName));
-    assert_eq!(start(&"x".repeat(4079)), Err(BitmapError::InvalidName));
-    assert_eq!(start(&"x".repeat(4078)), Ok(()));
+    let longest = Tracker::LONGEST_NAME;
+    assert_eq!(start(&"x".repeat(longest + 1)), Err(BitmapError::InvalidName));
+    assert_eq!(start(&"x".repeat(longest)), Ok(()));
+}
+
+#[test]
+fn the_number_of_bitmaps_is_bounded() {
+    let disk = tracked(K64);
+    let tracker = disk.tracker();
+    for at in 1..Tracker::MOST {
+        tracker.start(&at.to_string()).unwrap();
+    }
+    assert_eq!(tracker.start("more"), Err(BitmapError::TooMany));
+    assert_eq!(tracker.start("b"), Err(BitmapError::Exists), "that is what is to be mended");
+    assert_eq!(tracker.names().len(), Tracker::MOST);
+    assert!(tracker.stop("b"));
+    assert_eq!(tracker.start("more"), Ok(()));
 }
 
 #[test]

@@ -17,8 +17,9 @@ use crate::export::contexts::no_such_context;
 /// A backup of what has changed takes two bitmaps in turns, so that no change is missed: start the second, copy what is
 /// dirty in the first, stop the first. Whatever changes in between is dirty in both.
 ///
-/// Memory is bounded to about 17 MiB for each bitmap. It takes a very large disk with changes all over to come near
-/// that; blocks become larger then, see [`granularity`](Self::granularity).
+/// Memory is bounded to about 17 MiB for each bitmap, of which there are at most [`MOST`](Self::MOST). It takes a very
+/// large disk with changes all over to come near that; blocks become larger then, see
+/// [`granularity`](Self::granularity).
 #[derive(Debug)]
 pub struct Tracker {
     /// Binary logarithm of the bytes of a block.
@@ -38,6 +39,13 @@ struct Named {
 const PREFIX: &str = "qemu:dirty-bitmap:";
 
 impl Tracker {
+    /// Bitmaps at the same time. Each takes memory, and every write looks at all of them, one after the other, while
+    /// others wait: backups that are many generations deep or run side by side need some dozens.
+    pub const MOST: usize = 256;
+
+    /// Bytes of a bitmap's name: what fits into a metadata context's behind `qemu:dirty-bitmap:`.
+    pub const LONGEST_NAME: usize = 4078;
+
     pub(super) const fn new(shift: u32) -> Self {
         Self { shift, bitmaps: RwLock::new(Vec::new()), epoch: AtomicU64::new(0) }
     }
@@ -55,7 +63,8 @@ impl Tracker {
     /// `qemu:dirty-bitmap:NAME`.
     ///
     /// # Errors
-    /// When there is one of that name, or the name can't be part of a metadata context's.
+    /// When there is one of that name, the name can't be part of a metadata context's, or there are
+    /// [`MOST`](Self::MOST) already.
     pub fn start(&self, name: &str) -> core::result::Result<(), BitmapError> {
         if context(name).is_none() {
             return Err(BitmapError::InvalidName);
@@ -63,6 +72,9 @@ impl Tracker {
         let mut bitmaps = self.write();
         if bitmaps.iter().any(|earlier| earlier.name == name) {
             return Err(BitmapError::Exists);
+        }
+        if bitmaps.len() >= Self::MOST {
+            return Err(BitmapError::TooMany);
         }
         bitmaps.push(Named { name: name.into(), bitmap: Bitmap::new(self.shift) });
         self.epoch.fetch_add(1, Ordering::AcqRel);
@@ -199,16 +211,25 @@ impl Drop for Marked<'_> {
 pub enum BitmapError {
     /// There is one of that name.
     Exists,
-    /// The name is empty, has a NUL in it, or is longer than the 4078 bytes that fit into a metadata context's name.
+    /// The name is empty, has a NUL in it, or is longer than [`Tracker::LONGEST_NAME`].
     InvalidName,
+    /// There are [`Tracker::MOST`] already.
+    TooMany,
 }
 
 impl fmt::Display for BitmapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Exists => "there is a bitmap of that name",
-            Self::InvalidName => "a bitmap's name has 1 to 4078 bytes, and no NUL among them",
-        })
+        match self {
+            Self::Exists => f.write_str("there is a bitmap of that name"),
+            Self::InvalidName => {
+                let longest = Tracker::LONGEST_NAME;
+                write!(f, "a bitmap's name has 1 to {longest} bytes, and no NUL among them")
+            }
+            Self::TooMany => {
+                let most = Tracker::MOST;
+                write!(f, "there are {most} bitmaps, and can't be more: stop one that is done with")
+            }
+        }
     }
 }
 
