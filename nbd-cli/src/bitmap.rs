@@ -1,21 +1,25 @@
 //! `nbd bitmap`: starts, clears and stops the dirty bitmaps of a server that runs.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use nbd_engine::export::{BitmapError, Tracker};
 
 use crate::exit::Failure;
 use crate::output;
-use crate::serve::{ERROR, OK};
+use crate::serve::{ERROR, OK, Timed};
 use crate::target::is_uri;
 
 /// As long as all that others may ask of the server at the same time.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Bytes of an answer: more than the names of as many bitmaps as there can be.
+const LONGEST: usize = 2 << 20;
 
 /// Start, clear and stop dirty bitmaps while nbd serve --control runs.
 ///
@@ -66,12 +70,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let path = &arguments.control;
     check(path)?;
-    let answer = ask(path, verb, name).map_err(|error| {
-        Failure::failed(format!(
-            "no answer on the control socket {}: {error}; start the server with --control {0}",
-            path.display()
-        ))
-    })?;
+    if name.len() > Tracker::LONGEST_NAME {
+        return Err(Failure::failed(format!("cannot {verb} that: {}", BitmapError::InvalidName)));
+    }
+    let answer =
+        ask(path, &format!("{verb}\n{name}"), PATIENCE).map_err(|error| explain(path, &error))?;
     if let Some(text) = answer.strip_prefix(ERROR) {
         return Err(Failure::failed(format!("cannot {verb} {text}")));
     }
@@ -101,13 +104,78 @@ fn check(path: &Path) -> Result<(), Failure> {
     }
 }
 
-fn ask(path: &Path, verb: &str, name: &str) -> io::Result<String> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("{verb}\n{name}").as_bytes())?;
+/// Why there is no answer, and what to do.
+fn explain(path: &Path, error: &io::Error) -> Failure {
+    let path = path.display();
+    Failure::failed(match error.kind() {
+        ErrorKind::TimedOut => format!(
+            "no answer on the control socket {path} within {} s: try again when the server is less busy",
+            PATIENCE.as_secs()
+        ),
+        ErrorKind::InvalidData => format!("cannot read what answers on {path}: {error}"),
+        _ => format!(
+            "no answer on the control socket {path}: {error}; start the server with --control {path}"
+        ),
+    })
+}
+
+/// Fails with `TimedOut` when there is no answer by then, and with `InvalidData` when it is none.
+fn ask(path: &Path, request: &str, patience: Duration) -> io::Result<String> {
+    let stream = UnixStream::connect(path)?;
+    let mut timed = Timed::new(&stream, Instant::now() + patience);
+    timed.write_all(request.as_bytes())?;
     stream.shutdown(Shutdown::Write)?;
-    let mut answer = String::new();
-    stream.take(1 << 20).read_to_string(&mut answer)?;
-    Ok(answer)
+    let mut answer = Vec::new();
+    timed.take(LONGEST as u64 + 1).read_to_end(&mut answer)?;
+    let invalid = |text: &str| io::Error::new(ErrorKind::InvalidData, text);
+    if answer.len() > LONGEST {
+        return Err(invalid("it says more than 2 MiB, which no nbd serve --control does"));
+    }
+    String::from_utf8(answer)
+        .map_err(|_| invalid("it does not speak UTF-8, as nbd serve --control does"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn listener() -> (tempfile::TempDir, PathBuf, UnixListener) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        (folder, path, listener)
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_told_from_none() {
+        let (_folder, path, _silent) = listener();
+        let error = ask(&path, "list\n", Duration::from_millis(1)).unwrap_err();
+        assert!(
+            matches!(explain(&path, &error), Failure::Failed(text) if text.contains("within 60 s"))
+        );
+    }
+
+    #[test]
+    fn an_answer_is_had_whole_or_not_at_all() {
+        let longest = [OK.as_bytes(), &[b'x'; LONGEST - OK.len()]].concat();
+        let longer = [&longest[..], b"x"].concat();
+        for (answer, whole) in [(&longest, true), (&longer, false), (&vec![0xff; 9], false)] {
+            let (_folder, path, listener) = listener();
+            let asked = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    stream.read_to_end(&mut Vec::new()).unwrap();
+                    // It may have heard enough before the end.
+                    let _heard = stream.write_all(answer);
+                });
+                ask(&path, "list\n", PATIENCE)
+            });
+            match asked {
+                Ok(text) => assert!(whole && text.as_bytes() == answer),
+                Err(error) => assert!(!whole && error.kind() == ErrorKind::InvalidData, "{error}"),
+            }
+        }
+    }
 }

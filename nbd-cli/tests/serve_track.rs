@@ -156,11 +156,11 @@ fn the_control_socket_is_this_users_alone_and_goes_with_the_server() {
 #[test]
 fn what_nbd_bitmap_can_not_do_is_named() {
     let (server, control) = controlled(SETUP, &["--track", "one", "memory:1M"]);
-    let long = "x".repeat(5000);
+    let long = "x".repeat(100_000);
     for (arguments, says) in [
         (["start", "one"], "cannot start 'one': there is a bitmap of that name"),
         (["start", ""], "cannot start '': a bitmap's name has"),
-        (["start", &long], "4078 bytes"),
+        (["start", &long], "cannot start that: a bitmap's name has 1 to 4078 bytes"),
         (["stop", "two"], "cannot stop 'two': there is no such bitmap"),
         (["clear", "two"], "cannot clear 'two'"),
     ] {
@@ -185,12 +185,33 @@ fn clients_of_the_control_socket_that_make_no_sense_are_survived() {
         let _heard = stream.write_all(bytes).and_then(|()| stream.shutdown(Shutdown::Write));
         let mut answer = Vec::new();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        let _closed = stream.read_to_end(&mut answer);
-        assert!(!answer.starts_with(b"ok"));
+        stream.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer.starts_with(b"error\n"), !bytes.is_empty(), "{answer:?}");
     }
     drop(UnixStream::connect(&control).unwrap());
     bitmap(&control, &["start", "with a space\nand a line"]).success();
     assert_eq!(bitmap(&control, &["list"]).success(), "with a space\\nand a line\n");
+}
+
+#[test]
+fn as_many_bitmaps_as_there_can_be_are_listed_whole() {
+    let (_server, control) = controlled(SETUP, &["memory:1M"]);
+    let start = |name: &str| {
+        let mut stream = UnixStream::connect(&control).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.write_all(format!("start\n{name}").as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let names: Vec<String> = (0..256).map(|at| format!("{at:x>4078}")).collect();
+    for name in &names {
+        assert_eq!(start(name), "ok\n");
+    }
+    assert_eq!(bitmap(&control, &["list"]).success(), names.join("\n") + "\n");
+    let more = bitmap(&control, &["start", "more"]).failure();
+    assert!(more.contains("cannot start 'more': there are 256 bitmaps"), "{more}");
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! `--control`: a socket on which `nbd bitmap` starts, clears and stops dirty bitmaps while the server runs.
 //!
 //! A client sends a verb, a line feed and a name, and shuts its side down; it gets `ok` or `error`, a line feed and a
-//! text, and the end of the stream. The answer comes after the deed.
+//! text, and the end of the stream. The answer comes after the deed. Clients are answered one after the other.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbd_engine::export::Tracker;
 use nbd_engine::net::{SocketPath, bind_unix};
@@ -15,12 +16,13 @@ use rustix::fs::Mode;
 use rustix::process::umask;
 
 use super::places::cannot_listen_on_unix;
+use super::timed::Timed;
 use crate::exit::Failure;
 
-/// More than the longest name of a bitmap.
-const LONGEST: u64 = 8192;
+/// Bytes of a request: more than the longest name of a bitmap.
+const LONGEST: usize = 8192;
 
-/// How long a client may keep the others waiting.
+/// How long a client may keep the others waiting, whatever it does.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The first line of an answer.
@@ -47,7 +49,7 @@ fn answer_all(listener: &UnixListener, bitmaps: &Bitmaps) {
         match stream {
             // Clients that don't keep to the rules harm nobody but themselves.
             Ok(stream) => {
-                if let Err(error) = answer_one(stream, bitmaps) {
+                if let Err(error) = answer_one(&stream, bitmaps, Instant::now() + PATIENCE) {
                     tracing::debug!(%error, "a client of the control socket got no answer");
                 }
             }
@@ -60,24 +62,38 @@ fn answer_all(listener: &UnixListener, bitmaps: &Bitmaps) {
     }
 }
 
-fn answer_one(mut stream: UnixStream, bitmaps: &Bitmaps) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut request = String::new();
-    let read = (&stream).take(LONGEST).read_to_string(&mut request);
+/// Fails when `end` comes before the client has its answer; nothing is done for who has not asked by then.
+fn answer_one(stream: &UnixStream, bitmaps: &Bitmaps, end: Instant) -> io::Result<()> {
+    let mut timed = Timed::new(stream, end);
+    let mut request = Vec::new();
+    (&mut timed).take(LONGEST as u64 + 1).read_to_end(&mut request)?;
     if request.is_empty() {
-        let error = read.err().map(tracing::field::display);
-        tracing::debug!(error, "a client of the control socket sent no request");
+        tracing::debug!("a client of the control socket sent no request");
         return Ok(());
     }
-    read?;
-    let (verb, name) = request.split_once('\n').unwrap_or((&request, ""));
-    let answer = match bitmaps.carry_out(verb, name) {
+    let answer = match answer(&request, bitmaps) {
         Ok(text) => format!("{OK}{text}"),
         Err(text) => format!("{ERROR}{text}"),
     };
-    tracing::info!(verb, name, answer = answer.trim_end(), "control");
-    stream.write_all(answer.as_bytes())
+    timed.write_all(answer.as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    // What is unread when a socket is closed takes the answer away from who has not read it yet.
+    io::copy(&mut timed, &mut io::sink())?;
+    Ok(())
+}
+
+fn answer(request: &[u8], bitmaps: &Bitmaps) -> Result<String, String> {
+    if request.len() > LONGEST {
+        return Err(format!("that: a request has at most {LONGEST} bytes"));
+    }
+    let Ok(request) = str::from_utf8(request) else {
+        return Err("that: a request is UTF-8".into());
+    };
+    let (verb, name) = request.split_once('\n').unwrap_or((request, ""));
+    let result = bitmaps.carry_out(verb, name);
+    let answer = result.as_ref().map_or_else(String::as_str, String::as_str);
+    tracing::info!(verb, name, answer, "control");
+    result
 }
 
 /// The bitmaps of all exports: each has those of the same names.
@@ -155,6 +171,71 @@ mod tests {
             bitmaps.carry_out("clear", "a").is_err() && bitmaps.carry_out("clear", "c").is_ok()
         );
         assert!(bitmaps.carry_out("dance", "").unwrap_err().contains("'dance'"));
+    }
+
+    /// What is answered to these bytes, by a client that sends all of them first; how answering ended.
+    fn told(bitmaps: &Bitmaps, request: &[u8], end: Instant) -> (String, io::Result<()>) {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        std::thread::scope(|scope| {
+            let answering = scope.spawn(move || answer_one(&server, bitmaps, end));
+            // The longest is more than a socket holds: all of it has to be taken.
+            client.write_all(request).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            (answer, answering.join().unwrap())
+        })
+    }
+
+    fn far() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn requests_that_can_not_be_are_answered() {
+        let bitmaps = Bitmaps::new(trackers(), &[]).unwrap();
+        let long = [b"start\n", &[b'x'; 1 << 20][..]].concat();
+        let longest = [b"start\n", &[b'x'; LONGEST - 6][..]].concat();
+        for (request, says) in [
+            (&b"start\n\xff"[..], "UTF-8"),
+            (&long, "8192 bytes"),
+            (&[longest.as_slice(), b"x"].concat(), "8192 bytes"),
+            (&longest, "4078 bytes"),
+        ] {
+            let (answer, ended) = told(&bitmaps, request, far());
+            assert!(answer.starts_with(ERROR) && answer.contains(says), "{says}: {answer}");
+            ended.unwrap();
+        }
+        assert_eq!(told(&bitmaps, b"list", far()).0, OK);
+    }
+
+    #[test]
+    fn who_does_not_come_to_an_end_is_left_when_time_is_over() {
+        let bitmaps = Bitmaps::new(trackers(), &[]).unwrap();
+        let (mut client, server) = UnixStream::pair().unwrap();
+        client.write_all(b"start\na").unwrap();
+        let end = Instant::now() + Duration::from_millis(20);
+        let far = far();
+        std::thread::scope(|scope| {
+            scope.spawn(move || while Instant::now() < far && client.write_all(b"x").is_ok() {});
+            assert_eq!(
+                answer_one(&server, &bitmaps, end).unwrap_err().kind(),
+                io::ErrorKind::TimedOut
+            );
+            drop(server);
+        });
+        assert_eq!(bitmaps.carry_out("list", "").as_deref(), Ok(""));
+    }
+
+    #[test]
+    fn there_are_only_so_many_bitmaps() {
+        let names: Vec<String> = (0..=Tracker::MOST).map(|at| at.to_string()).collect();
+        let bitmaps = Bitmaps::new(trackers(), &names[1..]).unwrap();
+        assert!(bitmaps.carry_out("start", "0").unwrap_err().contains("256 bitmaps"));
+        let failure = Bitmaps::new(trackers(), &names).unwrap_err();
+        assert!(
+            matches!(failure, Failure::Usage(text) if text.contains("--track '256': there are 256"))
+        );
     }
 
     #[test]

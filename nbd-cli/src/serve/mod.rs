@@ -9,7 +9,9 @@ mod control;
 mod places;
 mod run;
 mod signals;
+mod timed;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use control::{ERROR, OK};
 pub(crate) use run::run;
+pub(crate) use timed::Timed;
