@@ -7,6 +7,8 @@ use std::process::Command;
 
 use nbd_testkit::peers;
 use nbd_testkit::process::run;
+use nbd_testkit::raw::{Cmd, Mode};
+use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 use nbd_testkit::server::{Runtime, Setup, Transport, nbd_binary};
 use support::{
     Folder, MIB, SOON, allocated, assert_same, copy, holey, nbdkit, noise, read, refused, try_copy,
@@ -214,6 +216,69 @@ fn a_failure_is_named_with_its_offset() {
     let source = folder.file("source", &noise(1000));
     let said = refused(&[&source, &uri]);
     assert!(said.contains("cannot write") && said.contains("offset 0"), "{said}");
+}
+
+#[test]
+fn a_server_that_dies_is_named_with_the_first_offset_that_is_missing() {
+    let folder = Folder::new();
+    let mut export = Export::new(Mode::Simple);
+    export.size = 16 << 20;
+    let mut script = Script::new(export).enter();
+    for _ in 0..4 {
+        script = script.request(Cmd::READ).obey();
+    }
+    let server = ScriptedServer::unix([script.header(Cmd::READ)]);
+    let uri = server.endpoint().uri("");
+    let args = ["-C", "1", "--request-size", "256k", "-S", "0", &uri, &folder.text("to")];
+    let said = refused(&args);
+    assert!(said.contains("cannot read") && said.contains("at offset 1048576:"), "{said}");
+}
+
+#[test]
+fn a_disk_that_is_larger_than_any_file_leaves_the_old_one() {
+    let folder = Folder::new();
+    let to = folder.file("to", b"precious");
+    let probe = std::fs::File::create(folder.path("probe")).unwrap();
+    for size in [1 << 63, (1 << 63) - 1] {
+        if probe.set_len(size).is_ok() {
+            // This file system takes such files.
+            continue;
+        }
+        let mut export = Export::new(Mode::Simple);
+        export.size = size;
+        let server = ScriptedServer::unix([Script::new(export).enter().serve()]);
+        let said = refused(&[&server.endpoint().uri(""), &to]);
+        assert!(said.contains("make room") || said.contains("than a file can have"), "{said}");
+        assert_eq!(read(&to), b"precious");
+    }
+}
+
+#[test]
+fn a_file_that_is_standard_input_or_output_is_not_copied_onto_itself() {
+    let folder = Folder::new();
+    let path = folder.file("file", b"precious");
+    for line in [
+        r#"exec "$0" copy - "$1" <"$1""#,
+        r#"exec "$0" copy "$1" - >>"$1""#,
+        r#"exec "$0" copy - - <"$1" >>"$1""#,
+    ] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line]).arg(nbd_binary()).arg(&path);
+        let finished = run(&mut shell, SOON);
+        assert_eq!(finished.status.code(), Some(1), "{line}");
+        assert!(finished.stderr.contains("are the same file"), "{}", finished.stderr);
+        assert_eq!(read(&path), b"precious", "{line}");
+    }
+}
+
+#[test]
+fn requests_of_a_size_that_no_memory_holds_are_usage_errors() {
+    let folder = Folder::new();
+    for size in ["1T", "67108865"] {
+        let finished = try_copy(&["--request-size", size, "-", &folder.text("to")]);
+        assert_eq!(finished.status.code(), Some(64), "{}", finished.stderr);
+        assert!(finished.stderr.contains("at most 64M"), "{}", finished.stderr);
+    }
 }
 
 #[test]

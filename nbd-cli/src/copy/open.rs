@@ -33,7 +33,6 @@ pub(super) enum Kind {
     Disk {
         disk: Disk,
         size: u64,
-        identity: (u64, u64),
         regular: bool,
     },
     /// Something without positions: a pipe, a terminal.
@@ -141,9 +140,22 @@ impl Side {
     }
 
     pub(super) fn is_same_file(&self, other: &Self) -> bool {
-        match (&self.kind, &other.kind) {
-            (Kind::Disk { identity, .. }, Kind::Disk { identity: other, .. }) => identity == other,
-            _ => false,
+        let identity = self.identity();
+        identity.is_some() && identity == other.identity()
+    }
+
+    /// Which file or block device it is. Standard input and output can be one, too.
+    fn identity(&self) -> Option<(u64, u64)> {
+        let metadata = match &self.kind {
+            Kind::Disk { disk, .. } => disk.file.metadata(),
+            Kind::Stream(file) => file.metadata(),
+            Kind::Server { .. } | Kind::Null => return None,
+        };
+        let metadata = metadata.ok()?;
+        match metadata.file_type() {
+            kind if kind.is_file() => Some((metadata.dev(), metadata.ino())),
+            kind if kind.is_block_device() => Some((u64::MAX, metadata.rdev())),
+            _ => None,
         }
     }
 
@@ -213,9 +225,8 @@ impl Kind {
             return Ok(Self::Stream(file));
         }
         let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        let identity = (metadata.dev(), metadata.ino());
         let disk = Disk::new(file, wishes.allocated);
-        Ok(Self::Disk { disk, size, identity, regular: kind.is_file() })
+        Ok(Self::Disk { disk, size, regular: kind.is_file() })
     }
 }
 

@@ -134,11 +134,21 @@ impl<'a> Copy<'a> {
 
     /// Empties a regular file, and gives it its size: it is nothing but a hole then.
     fn make_room(&mut self) -> Result<(), Failure> {
-        let Side { name, kind: Kind::Disk { disk, regular: true, .. } } = &self.destination else {
+        let Side { name, kind: Kind::Disk { disk, size: old, regular: true } } = &self.destination
+        else {
             return Ok(());
         };
         let size = self.size.unwrap_or(0);
-        let emptied = disk.file.set_len(0).and_then(|()| disk.file.set_len(size));
+        if i64::try_from(size).is_err() {
+            return Err(Failure::failed(format!(
+                "{} has {size} bytes, which is more than a file can have; nothing was written",
+                self.source.name
+            )));
+        }
+        // To grow it fails where a file can't be that large, and then what was in it is still there.
+        let grown = if size > *old { disk.file.set_len(size) } else { Ok(()) };
+        let emptied = grown.and_then(|()| disk.file.set_len(0));
+        let emptied = emptied.and_then(|()| disk.file.set_len(size));
         emptied.map_err(|error| cannot("make room in", name, &error))?;
         self.skip_zeroes = true;
         if self.arguments.allocated {

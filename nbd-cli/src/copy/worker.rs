@@ -94,12 +94,38 @@ impl<'a> Worker<'a> {
 
     /// Copies until nothing is left. Everything that was begun is done when this returns, unless it fails.
     pub(super) fn run(mut self) -> Result<(), Trouble> {
-        let result = self.copy();
-        if result.is_err() {
+        self.copy().map_err(|trouble| {
             // The others need not go on.
             self.shared.feed.stop();
+            trouble.first(self.failed())
+        })
+    }
+
+    /// Of the requests that have failed and were not looked at, the one that is nearest to the beginning. A connection
+    /// that is lost fails all of its requests at a time.
+    fn failed(&mut self) -> Option<Trouble> {
+        let mut first: Option<Trouble> = None;
+        let mut note = |trouble: Trouble| first = Some(trouble.first(first.take()));
+        let lent: Vec<_> = self.lent.drain(..).zip(self.flights.drain(..)).collect();
+        for (pending, Flight { offset, writes, .. }) in lent {
+            if pending.is_done()
+                && let (_, Err(error)) = pending.wait()
+            {
+                note(match writes {
+                    false => self.cannot_read(offset, &error),
+                    true => self.cannot_write(offset, &error),
+                });
+            }
         }
-        result
+        let plain: Vec<_> = self.plain.drain(..).zip(self.ranges.drain(..)).collect();
+        for (pending, (offset, _)) in plain {
+            if pending.is_done()
+                && let Err(error) = pending.wait()
+            {
+                note(self.cannot_write(offset, &error));
+            }
+        }
+        first
     }
 
     fn copy(&mut self) -> Result<(), Trouble> {
