@@ -56,6 +56,7 @@ pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
         Err(Failure::Usage(message)) => (message, ExitCode::from(USAGE)),
         Err(Failure::Failed(message)) => (message, ExitCode::FAILURE),
     };
-    let _printed = writeln!(std::io::stderr(), "nbd: {message}");
+    // Servers have their words in it, and might forge further lines.
+    let _printed = writeln!(std::io::stderr(), "nbd: {}", output::printable(&message));
     code
 }

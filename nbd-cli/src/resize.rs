@@ -2,9 +2,9 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::time::Duration;
 
 use clap::Args;
-use nbd_blocking::client::Options;
 
 use crate::exit::Failure;
 use crate::target::{Place, Target};
@@ -14,12 +14,16 @@ use crate::{output, quantity, target};
 ///
 /// The server has to offer it, as nbd serve does with --resize. What is added reads as zeroes; what is cut off is gone.
 #[derive(Debug, Args)]
-#[command(override_usage = "nbd resize <URI | [ COMMAND ARGS ]> <SIZE>")]
+#[command(override_usage = "nbd resize [OPTIONS] <URI | [ COMMAND ARGS ]> <SIZE>")]
 pub(crate) struct Arguments {
     /// The export's URI, or the command of a server between brackets, as with nbd info; and the size: so many bytes
     /// (512, 4k, 10M, 1G, 1T), with + or - in front so many more or less than now
     #[arg(value_name = "URI SIZE", required = true, num_args = 1..)]
     words: Vec<OsString>,
+
+    /// How long the server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit
+    #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
+    timeout: Duration,
 }
 
 /// A size as it was asked for.
@@ -65,8 +69,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(Failure::usage("give a URI and a size, such as nbd://HOST/EXPORT 10G"));
     };
     let size = Size::parse(&size.to_string_lossy()).map_err(Failure::Usage)?;
-    let target = Target::open(place)?;
-    let client = target.connect(&Options::default())?;
+    let target = Target::open(place, arguments.timeout)?;
+    let client = target.connect(&target.options())?;
     let now = client.size();
     let refused = |why: String| Failure::failed(format!("cannot resize {}: {why}", target.name()));
     let check = || {

@@ -75,7 +75,7 @@ fn the_usage_line_shows_how_many_places_there_are() {
         ("list", format!("[OPTIONS] {SERVER}")),
         ("map", format!("[OPTIONS] {SERVER}")),
         ("copy", "[OPTIONS] <SRC> <DST>".into()),
-        ("resize", format!("{SERVER} <SIZE>")),
+        ("resize", format!("[OPTIONS] {SERVER} <SIZE>")),
     ] {
         let usage = format!("Usage: nbd {command} {words}\n");
         refused(&[command], 64, &usage);

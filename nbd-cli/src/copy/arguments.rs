@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -76,6 +77,11 @@ pub(crate) struct Arguments {
         value_parser = descriptor
     )]
     pub(super) progress: Option<Option<RawFd>>,
+
+    /// How long a server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit but
+    /// that of 30 s while connecting
+    #[arg(long, value_name = "T", default_value = "0", value_parser = quantity::duration)]
+    pub(super) timeout: Duration,
 
     /// Tell more about what is done; twice for everything
     #[arg(short, long, action = clap::ArgAction::Count)]

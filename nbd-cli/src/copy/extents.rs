@@ -9,6 +9,7 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::plan::Run;
+use crate::output;
 
 /// The metadata context that tells of holes and zeroes.
 pub(super) const ALLOCATION: &str = "base:allocation";
@@ -86,7 +87,12 @@ impl Status {
                 .collect(),
             Err(error) => {
                 // Without it the copy is slower, and as good.
-                tracing::warn!(offset = at, %error, "block status failed: reading everything from here on");
+                let error = output::printable(&error.to_string());
+                tracing::warn!(
+                    offset = at,
+                    error,
+                    "block status failed: reading everything from here on"
+                );
                 Vec::new()
             }
         };

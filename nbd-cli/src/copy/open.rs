@@ -4,6 +4,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::time::Duration;
 
 use nbd_blocking::Client;
 use nbd_blocking::client::Options;
@@ -49,11 +50,13 @@ pub(super) struct Wishes {
     pub(super) allocated: bool,
     /// What is written has to be read, too.
     pub(super) verify: bool,
+    /// How long servers may take for an answer; zero for any time.
+    pub(super) timeout: Duration,
 }
 
 impl Wishes {
-    fn options(&self, extents: bool) -> Options {
-        let mut options = Options::default();
+    fn options(&self, target: &Target, extents: bool) -> Options {
+        let mut options = target.options();
         if extents {
             options.contexts.push(ALLOCATION.into());
         }
@@ -64,8 +67,9 @@ impl Wishes {
     }
 }
 
-fn connect(place: &Place, options: Options) -> Result<Kind, Failure> {
-    let target = Box::new(Target::open(place)?);
+fn connect(place: &Place, wishes: &Wishes, extents: bool) -> Result<Kind, Failure> {
+    let target = Box::new(Target::open(place, wishes.timeout)?);
+    let options = wishes.options(&target, extents);
     let client = target.connect(&options)?;
     Ok(Kind::Server { target, clients: vec![client], options: Box::new(options) })
 }
@@ -88,7 +92,7 @@ impl Side {
                 let file = File::open(word).map_err(|error| cannot("open", &name, &error))?;
                 Kind::local(file, &name, wishes)?
             }
-            _ => connect(place, wishes.options(wishes.extents))?,
+            _ => connect(place, wishes, wishes.extents)?,
         };
         Ok(Self { name, kind })
     }
@@ -111,7 +115,7 @@ impl Side {
                 let file = how.open(word).map_err(|error| cannot("open", &name, &error))?;
                 Kind::local(file, &name, wishes)?
             }
-            _ => connect(place, wishes.options(false))?,
+            _ => connect(place, wishes, false)?,
         };
         if let Kind::Server { clients, .. } = &kind
             && clients[0].is_read_only()

@@ -35,6 +35,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         extents: !arguments.no_extents,
         allocated: arguments.allocated,
         verify: arguments.verify,
+        timeout: arguments.timeout,
     };
     let source = Side::source(source, &wishes)?;
     if arguments.verify && source.is_stream() {

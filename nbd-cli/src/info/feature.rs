@@ -2,7 +2,6 @@
 
 use core::str::FromStr;
 
-use nbd_blocking::client::Options;
 use nbd_engine::proto::wire::TransmissionFlags as Flags;
 
 use crate::exit::Failure;
@@ -60,7 +59,7 @@ impl Feature {
     /// Asks the server.
     pub(super) fn holds(self, target: &Target) -> Result<bool, Failure> {
         // There is no answer without the export, even if it does not depend on it.
-        let client = target.connect(&Options::default())?;
+        let client = target.connect(&target.options())?;
         let holds = match self {
             Self::Connect | Self::Read => true,
             Self::Write => !client.is_read_only(),

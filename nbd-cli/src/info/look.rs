@@ -1,7 +1,7 @@
 //! Asking a server about its exports.
 
 use nbd_blocking::Client;
-use nbd_blocking::client::{Error, ExportDetails, Haggling, Options};
+use nbd_blocking::client::{Error, ExportDetails, Haggling};
 use nbd_engine::proto::Refusal;
 use nbd_engine::proto::wire::OptionReplyType;
 
@@ -47,7 +47,7 @@ fn details(target: &Target, haggling: &mut Haggling, export: &str) -> Result<Exp
     match haggling.info(export) {
         Ok(details) => Ok(details),
         Err(error) if tells_only_inside(&error) => {
-            let mut options = Options::default();
+            let mut options = target.options();
             options.export = Some(export.to_owned());
             let client = Client::connect_with(target.uri(), &options)?;
             let details = client.details().clone();

@@ -10,7 +10,6 @@ mod text;
 use std::io::Write;
 
 use clap::{ArgGroup, Args};
-use nbd_blocking::client::Options;
 
 use crate::exit::Failure;
 use crate::{colour, list, map, output, target};
@@ -122,7 +121,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         });
     }
     if arguments.size {
-        let client = target.connect(&Options::default())?;
+        let client = target.connect(&target.options())?;
         let size = client.size();
         client.disconnect();
         return output::write(|out| Ok(writeln!(out, "{size}")?));
@@ -131,7 +130,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let export = target.uri().export();
     let mut described =
         look(&target, &mut haggling, export).map_err(|error| target.explain(&error))?;
-    let guessed = haggling.enter(export, &Options::default());
+    let guessed = haggling.enter(export, &target.options());
     let guessed = guessed.map_err(|error| target.explain(&error)).and_then(|client| {
         // nbd-server 3.24 tells no size to those who only ask.
         described.details.size = client.size();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io::Write;
 
 use clap::Args;
-use nbd_blocking::client::{Error, Haggling, Handshake, Listing, Options};
+use nbd_blocking::client::{Error, Haggling, Handshake, Listing};
 
 use crate::colour::{self, Paint};
 use crate::exit::Failure;
@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
     target: target::Arguments,
 }
 
+/// The names of metadata contexts that a list holds at the most, in bytes: what a server tells of one export is
+/// bounded, but not how many exports it has. That is a thousand exports with a thousand contexts each.
+const MOST_CONTEXTS: usize = 64 << 20;
+
 /// How a list is written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Format {
@@ -51,13 +55,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
     let (mut report, mut haggling) = greeting(target)?;
     let listings = listings(target, &report, &mut haggling)?;
-    let mut result = Ok(());
+    let (mut result, mut room) = (Ok(()), MOST_CONTEXTS);
     for listing in listings {
         let name = output::printable(&listing.name);
         match described(target, &mut haggling, listing) {
-            Ok(export) => report.exports.push(export),
+            Ok(export) => {
+                let held = |name: &String| name.len() + size_of::<String>();
+                let needed = export.contexts.iter().map(held).sum();
+                let Some(left) = room.checked_sub(needed) else {
+                    result = Err(Failure::failed(format!(
+                        "the list ends before \"{name}\": the server tells of more than 64 MiB of metadata contexts; \
+                         ask for one export with nbd info {}",
+                        target.word(&export.details.name)
+                    )));
+                    break;
+                };
+                room = left;
+                report.exports.push(export);
+            }
             Err(error @ Error::Refused { .. }) => {
-                let _printed = writeln!(std::io::stderr(), "nbd: {error}");
+                let _printed =
+                    writeln!(std::io::stderr(), "nbd: {}", output::printable(&error.to_string()));
                 result = Err(Failure::failed(
                     "the server does not tell of all the exports that it lists",
                 ));
@@ -88,7 +106,7 @@ fn guess_contents(target: &Target, haggling: Haggling, report: &mut Report) -> R
     for export in &mut report.exports {
         let haggling = first.take().map_or_else(|| target.haggle(), Ok);
         let guess = haggling.and_then(|haggling| {
-            let client = haggling.enter(&export.details.name, &Options::default());
+            let client = haggling.enter(&export.details.name, &target.options());
             let client = client.map_err(|error| target.explain(&error))?;
             let content = info::content(target, &client);
             client.disconnect();
@@ -138,7 +156,7 @@ fn described(
     let Listing { name, description } = listing;
     let mut described = match look(target, haggling, &name) {
         Err(Error::Protocol { .. } | Error::Connect { .. } | Error::Disconnected { .. }) => {
-            *haggling = Haggling::connect(target.uri(), &Options::default())?;
+            *haggling = Haggling::connect(target.uri(), &target.options())?;
             look(target, haggling, &name)
         }
         looked => looked,

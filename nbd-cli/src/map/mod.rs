@@ -5,7 +5,7 @@ mod print;
 mod walk;
 
 use clap::Args;
-use nbd_blocking::client::{Flags, Options};
+use nbd_blocking::client::Flags;
 
 use crate::exit::Failure;
 use crate::target::Target;
@@ -87,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 pub(crate) fn show(target: &Target, question: Question<'_>) -> Result<(), Failure> {
     let Question { format, totals, offset, length } = question;
     let context = format.context;
-    let mut options = Options::default();
+    let mut options = target.options();
     options.contexts = vec![context.to_owned()];
     let client = target.connect(&options)?;
     if !client.has_context(context) {

@@ -7,6 +7,7 @@ mod subprocess;
 mod words;
 
 use std::path::Path;
+use std::time::Duration;
 
 use nbd_blocking::Client;
 use nbd_blocking::client::{Error, Haggling, Options, Uri};
@@ -15,6 +16,7 @@ use nbd_engine::proto::wire::OptionReplyType;
 
 use crate::exit::Failure;
 use crate::output::printable;
+use crate::quantity;
 use subprocess::Subprocess;
 
 pub(crate) use words::{Place, arguments, is_uri, places};
@@ -27,13 +29,17 @@ pub(crate) struct Arguments {
     /// brackets, which is started on a private socket and stopped afterwards, such as [ qemu-nbd -f qcow2 disk.qcow2 ]
     #[arg(value_name = "URI | [ COMMAND ARGS ]", required = true, num_args = 1..)]
     words: Vec<std::ffi::OsString>,
+
+    /// How long the server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit
+    #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
+    timeout: Duration,
 }
 
 impl Arguments {
     /// Starts the server if that is what is asked for.
     pub(crate) fn open(&self) -> Result<Target, Failure> {
         match &places(&self.words)?[..] {
-            [place] => Target::open(place),
+            [place] => Target::open(place, self.timeout),
             [_, more, ..] => Err(Failure::usage(format!("one server at a time; leave out {more}"))),
             [] => Err(Failure::usage("give a URI, or [ COMMAND ARGS ]")),
         }
@@ -45,11 +51,12 @@ impl Arguments {
 pub(crate) struct Target {
     uri: Uri,
     server: Option<Subprocess>,
+    timeout: Duration,
 }
 
 impl Target {
-    /// Takes a word for a URI, and starts a command.
-    pub(crate) fn open(place: &Place) -> Result<Self, Failure> {
+    /// Takes a word for a URI, and starts a command. Answers may take `timeout`, or any time if that is zero.
+    pub(crate) fn open(place: &Place, timeout: Duration) -> Result<Self, Failure> {
         match place {
             Place::Word(word) => {
                 let parsed = word.to_str().ok_or("it is not UTF-8".to_owned());
@@ -66,14 +73,14 @@ impl Target {
                          nbd+unix:///EXPORT?socket=PATH, or [ COMMAND ARGS ]"
                     ))
                 })?;
-                Ok(Self { uri, server: None })
+                Ok(Self { uri, server: None, timeout })
             }
             Place::Command(words) => {
                 let server = Subprocess::start(words, &place.to_string())?;
                 let uri = Uri::unix(server.socket()).map_err(|error| {
                     Failure::failed(format!("the private socket is of no use: {error}"))
                 })?;
-                Ok(Self { uri, server: Some(server) })
+                Ok(Self { uri, server: Some(server), timeout })
             }
         }
     }
@@ -110,6 +117,16 @@ impl Target {
         self.uri.clone().with_export(export).unwrap_or_else(|_| self.uri.clone())
     }
 
+    /// How its clients are to be: no more patient than was asked for.
+    pub(crate) fn options(&self) -> Options {
+        let mut options = Options::default();
+        if !self.timeout.is_zero() {
+            options.request_timeout = Some(self.timeout);
+            options.connect_timeout = options.connect_timeout.min(self.timeout);
+        }
+        options
+    }
+
     /// Enters the export.
     pub(crate) fn connect(&self, options: &Options) -> Result<Client, Failure> {
         Client::connect_with(&self.uri, options).map_err(|error| self.explain(&error))
@@ -117,7 +134,7 @@ impl Target {
 
     /// Reaches the server.
     pub(crate) fn haggle(&self) -> Result<Haggling, Failure> {
-        Haggling::connect(&self.uri, &Options::default()).map_err(|error| self.explain(&error))
+        Haggling::connect(&self.uri, &self.options()).map_err(|error| self.explain(&error))
     }
 
     /// Why a client of this server failed. The end of a command that was started explains more than a lost connection.
