@@ -115,8 +115,9 @@ fn a_future_that_is_dropped_harms_no_other() {
             assert_eq!(client.read(0, 512).await.unwrap(), vec![9; 512]);
         }
         key.open();
+        // The write was sent, and may be under way at this moment.
         let found = client.read(GATED, 65536).await.unwrap();
-        assert!(found == vec![0; 65536] || found == vec![7; 65536]);
+        assert!(found.iter().all(|byte| matches!(byte, 0 | 7)));
     });
 }
 
