@@ -152,7 +152,7 @@ fn requests_after_sigterm_are_refused_or_cut_off(setup: Setup) {
         let start = Instant::now();
         let mut served = true;
         while served {
-            assert!(start.elapsed() < Duration::from_secs(2), "the server goes on serving");
+            assert!(start.elapsed() < Duration::from_secs(3), "the server goes on serving");
             let mut late = Vec::new();
             let cookie = client.stage(&Request::write(0, b"late"), &mut late);
             // The connection may be gone already.
@@ -180,6 +180,8 @@ fn options_after_sigterm_are_err_shutdown(setup: Setup) {
     busy.send_all(&LOAD.map(|offset| Request::read(offset, MIB)));
     server.terminate();
     wait_for_drain(&mut server);
+    // A connection may learn of the signal a moment after the listener has closed.
+    while haggling.list().is_ok() {}
     assert_eq!(haggling.option_error(Opt::LIST, &[]), Rep::ERR_SHUTDOWN);
     assert_eq!(haggling.go("", &[]).unwrap_err().code, Rep::ERR_SHUTDOWN);
     haggling.finish();
@@ -195,7 +197,8 @@ fn a_client_that_never_reads_cannot_prevent_the_end(setup: Setup) {
     let start = Instant::now();
     server.terminate();
     assert_ends(&mut server, SOON);
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    // By default it would wait for 10 s.
+    assert!(start.elapsed() < Duration::from_secs(9), "{:?}", start.elapsed());
 }
 
 /// Likewise for one that owes the rest of a request.
