@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ::async_std::net::{TcpListener, ToSocketAddrs};
 use ::async_std::os::unix::net::UnixListener;
-use nbd_engine::{BoxFuture, Runtime};
+use nbd_engine::{BoxFuture, Runtime, net};
 
 use crate::server::{self, Listening};
 use crate::stream;
@@ -38,11 +38,9 @@ impl Server {
         &self,
         address: impl ToSocketAddrs + std::fmt::Display,
     ) -> io::Result<Listening> {
-        let text = format!("cannot listen on {address}");
+        let place = address.to_string();
         let listener = TcpListener::bind(address).await;
-        self.accept_tcp(
-            listener.map_err(|error| io::Error::new(error.kind(), format!("{text}: {error}")))?,
-        )
+        self.accept_tcp(listener.map_err(|error| net::cannot_listen(place, &error))?)
     }
 
     /// Accepts connections from a TCP listener of yours.

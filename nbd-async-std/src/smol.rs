@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use ::smol::net::unix::UnixListener;
 use ::smol::net::{AsyncToSocketAddrs, TcpListener};
-use nbd_engine::{BoxFuture, Runtime};
+use nbd_engine::{BoxFuture, Runtime, net};
 
 use crate::{server, stream};
 
@@ -85,11 +85,9 @@ impl Server {
         &self,
         address: impl AsyncToSocketAddrs + std::fmt::Display,
     ) -> io::Result<Listening> {
-        let text = format!("cannot listen on {address}");
+        let place = address.to_string();
         let listener = TcpListener::bind(address).await;
-        self.accept_tcp(
-            listener.map_err(|error| io::Error::new(error.kind(), format!("{text}: {error}")))?,
-        )
+        self.accept_tcp(listener.map_err(|error| net::cannot_listen(place, &error))?)
     }
 
     /// Accepts connections from a TCP listener of yours.

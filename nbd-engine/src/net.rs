@@ -19,7 +19,7 @@ pub fn bind_tcp(address: impl ToSocketAddrs + core::fmt::Display) -> io::Result<
         listener.set_nonblocking(true)?;
         Ok(listener)
     };
-    bind().map_err(|error: io::Error| explain(&error, &format!("cannot listen on {address}")))
+    bind().map_err(|error| cannot_listen(&address, &error))
 }
 
 /// Listens on a Unix socket path, non-blocking. A socket that a dead server left there is taken over.
@@ -39,7 +39,13 @@ pub fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
         listener.set_nonblocking(true)?;
         Ok((listener, SocketPath::new(path)?))
     };
-    bind().map_err(|error| explain(&error, &format!("cannot listen on {}", path.display())))
+    bind().map_err(|error| cannot_listen(path.display(), &error))
+}
+
+/// Why a place can't be listened on, with the place in the text: for adapters whose runtime binds.
+#[must_use]
+pub fn cannot_listen(place: impl core::fmt::Display, error: &io::Error) -> io::Error {
+    explain(error, &format!("cannot listen on {place}"))
 }
 
 /// Removes a socket that nobody listens on.

@@ -58,11 +58,9 @@ impl Server {
         &self,
         address: impl ToSocketAddrs + std::fmt::Display,
     ) -> io::Result<Listening> {
-        let text = format!("cannot listen on {address}");
+        let place = address.to_string();
         let listener = TcpListener::bind(address).await;
-        self.accept_tcp(
-            listener.map_err(|error| io::Error::new(error.kind(), format!("{text}: {error}")))?,
-        )
+        self.accept_tcp(listener.map_err(|error| net::cannot_listen(place, &error))?)
     }
 
     /// Listens on a Unix socket path. A socket that a dead server left is taken over; the path is removed when the
