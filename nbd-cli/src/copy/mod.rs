@@ -4,6 +4,8 @@ mod arguments;
 mod disk;
 mod extents;
 mod feed;
+#[cfg(test)]
+mod model;
 mod open;
 mod plan;
 mod progress;

@@ -1,10 +1,12 @@
 //! From the command line to the copy.
 
+use core::sync::atomic::AtomicU64;
 use std::sync::Arc;
 use std::thread;
 
 use super::arguments::Arguments;
-use super::extents::{Extents, Status};
+use super::disk::size_of;
+use super::extents::{Extents, Oracle, Status};
 use super::feed::Feed;
 use super::open::{Kind, Side, Wishes, cannot};
 use super::plan::{Cut, Plan};
@@ -124,6 +126,7 @@ impl<'a> Copy<'a> {
         self.make_room()?;
         let streamed = self.copy()?;
         self.conclude(streamed)?;
+        self.check_sizes(streamed)?;
         if self.arguments.verify {
             self.verify()?;
         }
@@ -161,14 +164,15 @@ impl<'a> Copy<'a> {
 
     /// What the threads share.
     fn shared(&self, feed: Feed, phase: Phase) -> Shared {
-        let block = self.arguments.sparse.next_multiple_of(self.destination.unit());
+        let block = self.arguments.sparse.checked_next_multiple_of(self.destination.unit());
         let sparse = match &self.destination.kind {
             Kind::Stream(_) | Kind::Null => 0,
             _ if self.arguments.sparse == 0 || self.arguments.allocated => 0,
             Kind::Server { clients, .. } if !clients[0].can_write_zeroes() && !self.skip_zeroes => {
                 0
             }
-            _ => usize::try_from(block).unwrap_or(0),
+            // Longer than any buffer: nothing is that long.
+            _ => block.and_then(|block| usize::try_from(block).ok()).unwrap_or(0),
         };
         let progress = Progress::start(&self.progress, phase, self.size);
         Shared {
@@ -181,6 +185,7 @@ impl<'a> Copy<'a> {
             sparse,
             skip_zeroes: self.skip_zeroes,
             allocated: self.arguments.allocated,
+            count: AtomicU64::new(0),
         }
     }
 
@@ -193,7 +198,7 @@ impl<'a> Copy<'a> {
                 let limit = self.destination.size().filter(|_| !self.destination.is_regular());
                 Feed::stream(file, self.source.name.clone(), limit)
             }
-            _ => Feed::plan(Plan::new(self.size.unwrap_or(0), self.cut, self.extents())),
+            _ => self.plan(self.oracle()),
         };
         let to = if self.arguments.verify { 50 } else { 100 };
         let shared = self.shared(feed, Phase { what: "copy", from: 0, to });
@@ -202,19 +207,27 @@ impl<'a> Copy<'a> {
             on_threads(ends, |source, destination| Worker::new(&shared, source, destination).run());
         shared.progress.end();
         result?;
-        Ok(shared.feed.streamed())
+        let streamed = shared.feed.streamed();
+        shared.check(self.size.unwrap_or(streamed))?;
+        Ok(streamed)
     }
 
-    fn extents(&self) -> Extents {
+    fn plan(&self, oracle: Oracle) -> Feed {
+        let size = self.size.unwrap_or(0);
+        let plan = Plan::new(size, self.cut, Extents::new(oracle, size));
+        Feed::plan(plan, self.source.name.clone())
+    }
+
+    fn oracle(&self) -> Oracle {
         if self.arguments.no_extents {
-            return Extents::Unknown;
+            return Oracle::Nobody;
         }
         match &self.source.kind {
             Kind::Server { clients, .. } if clients[0].has_context(super::extents::ALLOCATION) => {
-                Extents::Server(Status::new(clients[0].clone()))
+                Oracle::Server(Status::new(clients[0].clone()))
             }
-            Kind::Disk { disk, .. } => Extents::File(Arc::clone(&disk.file)),
-            _ => Extents::Unknown,
+            Kind::Disk { disk, .. } => Oracle::File(Arc::clone(&disk.file)),
+            _ => Oracle::Nobody,
         }
     }
 
@@ -269,16 +282,32 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
+    /// Whether both files are as large as they have to be: what was cut off or added meanwhile was not copied.
+    fn check_sizes(&self, streamed: u64) -> Result<(), Failure> {
+        let size = self.size.unwrap_or(streamed);
+        for side in [&self.source, &self.destination] {
+            let Side { name, kind: Kind::Disk { disk, regular, .. } } = side else { continue };
+            let exact = *regular || core::ptr::eq(side, &self.source);
+            let now = size_of(&disk.file).map_err(|error| cannot("use", name, &error))?;
+            if exact && now != size {
+                return Err(Failure::failed(format!(
+                    "{name} has changed its size during the copy, from {size} to {now} bytes: the copy is not complete"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Compares all of the source with the destination, whatever is known of holes.
     fn verify(&self) -> Result<(), Failure> {
-        let plan = Plan::new(self.size.unwrap_or(0), self.cut, Extents::Unknown);
         let phase = Phase { what: "verify", from: 50, to: 100 };
-        let shared = self.shared(Feed::plan(plan), phase);
+        let shared = self.shared(self.plan(Oracle::Nobody), phase);
         let result = on_threads(self.ends()?, |source, destination| {
             Verifier::new(&shared, source, destination).run()
         });
         shared.progress.end();
-        Ok(result?)
+        result?;
+        shared.check(self.size.unwrap_or(0))
     }
 }
 

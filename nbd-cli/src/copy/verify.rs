@@ -158,7 +158,7 @@ impl<'a> Verifier<'a> {
             self.found = Some(self.found.map_or(found, |before| before.min(found)));
             self.shared.feed.stop();
         }
-        self.shared.progress.add(length as u64);
+        self.shared.done(length as u64);
         self.spare.extend([source, destination]);
     }
 

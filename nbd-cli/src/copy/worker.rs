@@ -4,6 +4,7 @@
 //! which then serves for the next read. Files are read and written in between, while servers work on what they were asked.
 
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use nbd_blocking::Client;
 use nbd_blocking::client::{Bytes, Error, Flags, Lent, Pending};
@@ -15,6 +16,7 @@ use super::progress::Progress;
 use super::sink::{Drained, InOrder};
 use super::trouble::Trouble;
 use super::zeroes;
+use crate::exit::Failure;
 
 /// Where one thread reads.
 #[derive(Debug)]
@@ -51,6 +53,29 @@ pub(super) struct Shared {
     pub(super) skip_zeroes: bool,
     /// Zeroes take up space.
     pub(super) allocated: bool,
+    /// How many bytes are where they belong, or were compared.
+    pub(super) count: AtomicU64,
+}
+
+impl Shared {
+    /// So many bytes more are where they belong.
+    pub(super) fn done(&self, bytes: u64) {
+        self.count.fetch_add(bytes, Ordering::Relaxed);
+        self.progress.add(bytes);
+    }
+
+    /// Whether each byte was dealt with once.
+    ///
+    /// # Errors
+    /// A fault of ours, which must not pass for a copy.
+    pub(super) fn check(&self, size: u64) -> Result<(), Failure> {
+        match self.count.load(Ordering::Relaxed) {
+            count if count == size => Ok(()),
+            count => Err(Failure::failed(format!(
+                "a fault in nbd copy: {count} bytes of {size} were copied; please report it"
+            ))),
+        }
+    }
 }
 
 /// A request that lends a buffer.
@@ -223,7 +248,7 @@ impl<'a> Worker<'a> {
             (false, Ok(())) => self.store(flight.offset, buffer),
             (true, Ok(())) => {
                 self.spare.push(buffer);
-                self.shared.progress.add(flight.length);
+                self.shared.done(flight.length);
                 Ok(())
             }
             (false, Err(error)) => Err(self.cannot_read(flight.offset, &error)),
@@ -251,7 +276,7 @@ impl<'a> Worker<'a> {
         let (offset, length) = self.ranges.swap_remove(at);
         let result = self.plain.swap_remove(at).wait();
         result.map_err(|error| self.cannot_write(offset, &error))?;
-        self.shared.progress.add(length);
+        self.shared.done(length);
         Ok(())
     }
 
@@ -298,7 +323,7 @@ impl<'a> Worker<'a> {
             Destination::Nowhere => {}
         }
         self.spare.push(buffer);
-        self.shared.progress.add(length);
+        self.shared.done(length);
         Ok(())
     }
 
@@ -328,7 +353,7 @@ impl<'a> Worker<'a> {
                     let (at, length) = place(range);
                     disk.write(&buffer[range.clone()], at)
                         .map_err(|error| self.cannot_write(at, &error))?;
-                    self.shared.progress.add(length);
+                    self.shared.done(length);
                 }
                 self.spare.push(buffer);
             }
@@ -361,7 +386,7 @@ impl<'a> Worker<'a> {
             }
             Destination::Server(_) | Destination::Disk(_) | Destination::Nowhere => {}
         }
-        self.shared.progress.add(length);
+        self.shared.done(length);
         Ok(())
     }
 
@@ -393,7 +418,7 @@ impl<'a> Worker<'a> {
                 client.write_at(&block, offset)
             })
             .map_err(|error| self.cannot_write(offset, &error))?;
-        self.shared.progress.add(data.len() as u64);
+        self.shared.done(data.len() as u64);
         Ok(())
     }
 
@@ -406,7 +431,7 @@ impl<'a> Worker<'a> {
             self.cannot_write(at, &error)
         })?;
         self.spare.extend(buffers);
-        self.shared.progress.add(bytes);
+        self.shared.done(bytes);
         Ok(())
     }
 
