@@ -183,6 +183,8 @@ impl Status {
                 let extents = context.map(|one| one.extents).unwrap_or_default();
                 runs(from, extents.iter().map(|one| (one.length, one.status & STATE_ZERO != 0)))
             }
+            // We are about to end.
+            Err(Error::Disconnected { .. }) => return Vec::new(),
             Err(error) => {
                 // Without it the copy is slower, and as good.
                 let error = output::printable(&error.to_string());
