@@ -11,6 +11,7 @@ mod plan;
 mod progress;
 mod run;
 mod sink;
+mod team;
 mod trouble;
 mod verify;
 mod worker;

@@ -4,6 +4,8 @@ use core::sync::atomic::AtomicU64;
 use std::sync::Arc;
 use std::thread;
 
+use nbd_blocking::Client;
+
 use super::arguments::Arguments;
 use super::disk::size_of;
 use super::extents::{Extents, Oracle, Status};
@@ -12,7 +14,7 @@ use super::open::{Kind, Side, Wishes, cannot};
 use super::plan::{Cut, Plan};
 use super::progress::{Phase, Progress, Wanted};
 use super::sink::InOrder;
-use super::trouble::Trouble;
+use super::team::{Ends, Pair, Team};
 use super::verify::Verifier;
 use super::worker::{Destination, Shared, Source, Worker};
 use crate::exit::Failure;
@@ -54,7 +56,10 @@ struct Copy<'a> {
     source: Side,
     destination: Side,
     size: Option<u64>,
-    threads: usize,
+    /// How many threads there may be.
+    wanted: usize,
+    /// The connections of all threads but the first.
+    pairs: Vec<Pair>,
     cut: Cut,
     requests: usize,
     skip_zeroes: bool,
@@ -65,8 +70,8 @@ impl<'a> Copy<'a> {
     fn prepare(
         arguments: &'a Arguments,
         progress: Wanted,
-        mut source: Side,
-        mut destination: Side,
+        source: Side,
+        destination: Side,
     ) -> Result<Self, Failure> {
         let size = source.size();
         if arguments.verify && matches!(destination.kind, Kind::Stream(_) | Kind::Null) {
@@ -105,9 +110,7 @@ impl<'a> Copy<'a> {
             (wanted, requests) = (1, 1);
         }
         let wanted = destination.most_connections(source.most_connections(wanted));
-        let threads = source.connect_more(wanted);
-        let threads = destination.connect_more(threads);
-        tracing::info!(threads, requests, request_size = data, "copying");
+        tracing::info!(connections = wanted, requests, request_size = data, "copying");
         let skip_zeroes = arguments.destination_is_zero;
         Ok(Self {
             arguments,
@@ -115,7 +118,8 @@ impl<'a> Copy<'a> {
             source,
             destination,
             size,
-            threads,
+            wanted,
+            pairs: Vec::new(),
             cut,
             requests,
             skip_zeroes,
@@ -130,8 +134,7 @@ impl<'a> Copy<'a> {
         if self.arguments.verify {
             self.verify()?;
         }
-        self.source.leave();
-        self.destination.leave();
+        self.disconnect();
         self.progress.done();
         Ok(())
     }
@@ -168,9 +171,7 @@ impl<'a> Copy<'a> {
         let sparse = match &self.destination.kind {
             Kind::Stream(_) | Kind::Null => 0,
             _ if self.arguments.sparse == 0 || self.arguments.allocated => 0,
-            Kind::Server { clients, .. } if !clients[0].can_write_zeroes() && !self.skip_zeroes => {
-                0
-            }
+            Kind::Server { client, .. } if !client.can_write_zeroes() && !self.skip_zeroes => 0,
             // Longer than any buffer: nothing is that long.
             _ => block.and_then(|block| usize::try_from(block).ok()).unwrap_or(0),
         };
@@ -202,9 +203,14 @@ impl<'a> Copy<'a> {
         };
         let to = if self.arguments.verify { 50 } else { 100 };
         let shared = self.shared(feed, Phase { what: "copy", from: 0, to });
-        let ends = self.ends()?;
-        let result =
-            on_threads(ends, |source, destination| Worker::new(&shared, source, destination).run());
+        let makers = (self.source.maker(), self.destination.maker());
+        let team = Team::to_be_made(self.wanted - 1, makers);
+        let (pairs, result) = team.work(
+            self.first_ends()?,
+            |pair| self.further_ends(pair),
+            |ends| Worker::new(&shared, ends).run(),
+        );
+        self.pairs = pairs;
         shared.progress.end();
         result?;
         let streamed = shared.feed.streamed();
@@ -223,37 +229,48 @@ impl<'a> Copy<'a> {
             return Oracle::Nobody;
         }
         match &self.source.kind {
-            Kind::Server { clients, .. } if clients[0].has_context(super::extents::ALLOCATION) => {
-                Oracle::Server(Status::new(clients[0].clone()))
+            Kind::Server { client, .. } if client.has_context(super::extents::ALLOCATION) => {
+                Oracle::Server(Status::new(client.clone()))
             }
             Kind::Disk { disk, .. } => Oracle::File(Arc::clone(&disk.file)),
             _ => Oracle::Nobody,
         }
     }
 
-    /// The two ends of each thread.
-    fn ends(&self) -> Result<Vec<(Source, Destination)>, Failure> {
-        let end = |at: usize| {
-            let source = match &self.source.kind {
-                Kind::Server { clients, .. } => Source::Server(clients[at].clone()),
-                Kind::Disk { disk, .. } => Source::Disk(disk.clone()),
-                Kind::Stream(_) | Kind::Null => Source::Stream,
-            };
-            let destination = match &self.destination.kind {
-                Kind::Server { clients, .. } => Destination::Server(clients[at].clone()),
-                Kind::Disk { disk, .. } => Destination::Disk(disk.clone()),
-                Kind::Stream(file) => {
-                    let file = file.try_clone();
-                    let name = &self.destination.name;
-                    Destination::Stream(InOrder::new(
-                        file.map_err(|error| cannot("write", name, &error))?,
-                    ))
-                }
-                Kind::Null => Destination::Nowhere,
-            };
-            Ok((source, destination))
+    /// The two ends of the first thread.
+    fn first_ends(&self) -> Result<Ends, Failure> {
+        let source = match &self.source.kind {
+            Kind::Server { client, .. } => Source::Server(client.clone()),
+            Kind::Disk { disk, .. } => Source::Disk(disk.clone()),
+            Kind::Stream(_) | Kind::Null => Source::Stream,
         };
-        (0..self.threads).map(end).collect()
+        let destination = match &self.destination.kind {
+            Kind::Server { client, .. } => Destination::Server(client.clone()),
+            Kind::Disk { disk, .. } => Destination::Disk(disk.clone()),
+            Kind::Stream(file) => {
+                let (file, name) = (file.try_clone(), &self.destination.name);
+                let file = file.map_err(|error| cannot("write", name, &error))?;
+                Destination::Stream(InOrder::new(file))
+            }
+            Kind::Null => Destination::Nowhere,
+        };
+        Ok((source, destination))
+    }
+
+    /// The two ends of a further thread; `None` where there can be no such thread.
+    fn further_ends(&self, pair: &Pair) -> Option<Ends> {
+        let source = match (&self.source.kind, &pair.source) {
+            (Kind::Server { .. }, Some(client)) => Source::Server(client.clone()),
+            (Kind::Disk { disk, .. }, None) => Source::Disk(disk.clone()),
+            _ => return None,
+        };
+        let destination = match (&self.destination.kind, &pair.destination) {
+            (Kind::Server { .. }, Some(client)) => Destination::Server(client.clone()),
+            (Kind::Disk { disk, .. }, None) => Destination::Disk(disk.clone()),
+            (Kind::Null, None) => Destination::Nowhere,
+            _ => return None,
+        };
+        Some((source, destination))
     }
 
     /// Sees to it that what was written stays.
@@ -270,11 +287,12 @@ impl<'a> Copy<'a> {
                     disk.file.sync_all().map_err(|error| cannot("flush", name, &error))?;
                 }
             }
-            Kind::Server { clients, target, .. } => {
+            Kind::Server { client, target, .. } => {
                 // Other connections need not see what was written before it is flushed.
-                let wanted = self.arguments.flush || self.arguments.verify && self.threads > 1;
-                if wanted && clients[0].can_flush() {
-                    clients[0].flush().map_err(|error| target.explain(&error))?;
+                let wanted =
+                    self.arguments.flush || self.arguments.verify && !self.pairs.is_empty();
+                if wanted && client.can_flush() {
+                    client.flush().map_err(|error| target.explain(&error))?;
                 }
             }
             Kind::Stream(_) | Kind::Null => {}
@@ -299,38 +317,26 @@ impl<'a> Copy<'a> {
     }
 
     /// Compares all of the source with the destination, whatever is known of holes.
-    fn verify(&self) -> Result<(), Failure> {
+    fn verify(&mut self) -> Result<(), Failure> {
         let phase = Phase { what: "verify", from: 50, to: 100 };
         let shared = self.shared(self.plan(Oracle::Nobody), phase);
-        let result = on_threads(self.ends()?, |source, destination| {
-            Verifier::new(&shared, source, destination).run()
-        });
+        let team = Team::of(core::mem::take(&mut self.pairs));
+        let first = self.first_ends()?;
+        let (pairs, result) = team.work(
+            first,
+            |pair| self.further_ends(pair),
+            |ends| Verifier::new(&shared, ends).run(),
+        );
+        self.pairs = pairs;
         shared.progress.end();
         result?;
         shared.check(self.size.unwrap_or(0))
     }
-}
 
-/// Works at all ends, each on a thread of its own, and gives the trouble that is nearest to the beginning.
-fn on_threads(
-    mut ends: Vec<(Source, Destination)>,
-    work: impl Fn(Source, Destination) -> Result<(), Trouble> + Sync,
-) -> Result<(), Trouble> {
-    let Some((source, destination)) = ends.pop() else { return Ok(()) };
-    let mut trouble = None;
-    thread::scope(|scope| {
-        let work = &work;
-        let others: Vec<_> = ends
-            .into_iter()
-            .map(|(source, destination)| scope.spawn(move || work(source, destination)))
-            .collect();
-        let own = work(source, destination);
-        let theirs = others
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        for found in std::iter::once(own).chain(theirs).filter_map(Result::err) {
-            trouble = Some(found.first(trouble.take()));
-        }
-    });
-    trouble.map_or(Ok(()), Err)
+    /// Disconnects from the servers.
+    fn disconnect(&self) {
+        let further = self.pairs.iter().flat_map(|pair| [&pair.source, &pair.destination]);
+        let first = [self.source.client(), self.destination.client()];
+        further.flatten().chain(first.into_iter().flatten()).for_each(Client::disconnect);
+    }
 }

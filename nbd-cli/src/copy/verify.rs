@@ -7,6 +7,7 @@ use nbd_blocking::client::{Lent, Pending};
 
 use super::disk::first_difference;
 use super::feed::Job;
+use super::team::Ends;
 use super::trouble::Trouble;
 use super::worker::{Destination, Shared, Source};
 
@@ -38,7 +39,7 @@ pub(super) struct Verifier<'a> {
 }
 
 impl<'a> Verifier<'a> {
-    pub(super) fn new(shared: &'a Shared, source: Source, destination: Destination) -> Self {
+    pub(super) fn new(shared: &'a Shared, (source, destination): Ends) -> Self {
         Self {
             shared,
             source,

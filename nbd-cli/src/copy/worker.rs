@@ -14,6 +14,7 @@ use super::feed::{Feed, Job};
 use super::plan::Piece;
 use super::progress::Progress;
 use super::sink::{Drained, InOrder};
+use super::team::Ends;
 use super::trouble::Trouble;
 use super::zeroes;
 use crate::exit::Failure;
@@ -103,7 +104,7 @@ pub(super) struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(shared: &'a Shared, source: Source, destination: Destination) -> Self {
+    pub(super) fn new(shared: &'a Shared, (source, destination): Ends) -> Self {
         Self {
             shared,
             source,
