@@ -10,6 +10,7 @@ mod open;
 mod plan;
 mod progress;
 mod run;
+mod same;
 mod sink;
 mod team;
 mod trouble;

@@ -3,7 +3,7 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
 use nbd_blocking::Client;
@@ -142,26 +142,6 @@ impl Side {
 
     pub(super) fn is_stream(&self) -> bool {
         matches!(self.kind, Kind::Stream(_))
-    }
-
-    pub(super) fn is_same_file(&self, other: &Self) -> bool {
-        let identity = self.identity();
-        identity.is_some() && identity == other.identity()
-    }
-
-    /// Which file or block device it is. Standard input and output can be one, too.
-    fn identity(&self) -> Option<(u64, u64)> {
-        let metadata = match &self.kind {
-            Kind::Disk { disk, .. } => disk.file.metadata(),
-            Kind::Stream(file) => file.metadata(),
-            Kind::Server { .. } | Kind::Null => return None,
-        };
-        let metadata = metadata.ok()?;
-        match metadata.file_type() {
-            kind if kind.is_file() => Some((metadata.dev(), metadata.ino())),
-            kind if kind.is_block_device() => Some((u64::MAX, metadata.rdev())),
-            _ => None,
-        }
     }
 
     /// What offsets and lengths have to be multiples of.

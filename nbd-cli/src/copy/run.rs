@@ -13,6 +13,7 @@ use super::feed::Feed;
 use super::open::{Kind, Side, Wishes, cannot};
 use super::plan::{Cut, Plan};
 use super::progress::{Phase, Progress, Wanted};
+use super::same;
 use super::sink::InOrder;
 use super::team::{Ends, Pair, Team};
 use super::verify::Verifier;
@@ -78,10 +79,7 @@ impl<'a> Copy<'a> {
             let text = format!("--verify: {} can't be read back", destination.name);
             return Err(Failure::usage(text));
         }
-        if source.is_same_file(&destination) {
-            let text = format!("{} and {} are the same file", source.name, destination.name);
-            return Err(Failure::failed(text));
-        }
+        same::check(&source, &destination)?;
         let room = destination.size().filter(|_| !destination.is_regular());
         if let (Some(size), Some(room)) = (size, room)
             && size > room

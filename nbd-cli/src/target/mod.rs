@@ -4,6 +4,7 @@
 //! can reach, which it takes over by systemd's socket activation, as `nbdkit` and `qemu-nbd` do. It is stopped in the end.
 
 mod ending;
+mod holders;
 mod sockets;
 mod subprocess;
 mod words;

@@ -12,7 +12,7 @@ use crate::support::SOON;
 #[derive(Debug)]
 pub(crate) struct LoopDevice {
     pub(crate) path: String,
-    _file: NamedTempFile,
+    file: NamedTempFile,
 }
 
 impl LoopDevice {
@@ -34,13 +34,19 @@ impl LoopDevice {
         Self::try_new(bytes).unwrap()
     }
 
+    /// The file that it lies on.
+    #[allow(dead_code, reason = "not every test is interested")]
+    pub(crate) fn file(&self) -> String {
+        self.file.path().display().to_string()
+    }
+
     fn try_new(bytes: &[u8]) -> Result<Self, String> {
         assert!(!bytes.is_empty() && bytes.len().is_multiple_of(512), "whole sectors");
         let file = NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         let finished = run(losetup().args(["--find", "--show"]).arg(file.path()), SOON);
         match finished.status.success() {
-            true => Ok(Self { path: finished.stdout.trim().to_owned(), _file: file }),
+            true => Ok(Self { path: finished.stdout.trim().to_owned(), file }),
             false => Err(finished.stderr),
         }
     }
