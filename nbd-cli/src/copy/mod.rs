@@ -1,5 +1,6 @@
 //! `nbd copy`: from one disk to another, sparse ones as sparse ones, with many requests in flight.
 
+mod activity;
 mod arguments;
 mod disk;
 mod extents;

@@ -19,7 +19,7 @@ use super::team::{Ends, Pair, Team};
 use super::verify::Verifier;
 use super::worker::{Destination, Shared, Source, Worker};
 use crate::exit::Failure;
-use crate::{log, target};
+use crate::{log, target, waiting};
 
 /// As many connections as are worth while with most servers.
 const CONNECTIONS: usize = 4;
@@ -31,6 +31,7 @@ const ZEROES: u64 = 128 << 20;
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let progress = Wanted::new(arguments.progress)?;
     log::start(arguments.verbose);
+    waiting::start(arguments.verbose > 0);
     let places = target::places(&arguments.words)?;
     let [source, destination] = &places[..] else {
         return Err(Failure::usage("give two places: what to copy, and where to"));
@@ -274,6 +275,10 @@ impl<'a> Copy<'a> {
     /// Sees to it that what was written stays.
     fn conclude(&self, streamed: u64) -> Result<(), Failure> {
         let name = &self.destination.name;
+        let shown = name.clone();
+        let _reported = waiting::on(move |seconds| {
+            format!("waiting for {shown}: a flush has taken {seconds} s so far")
+        });
         match &self.destination.kind {
             Kind::Disk { disk, regular, .. } => {
                 if *regular && self.size.is_none() {
@@ -335,6 +340,9 @@ impl<'a> Copy<'a> {
     fn disconnect(&self) {
         let further = self.pairs.iter().flat_map(|pair| [&pair.source, &pair.destination]);
         let first = [self.source.client(), self.destination.client()];
+        let _reported = waiting::on(|seconds| {
+            format!("waiting for the end of the connections: it has taken {seconds} s so far")
+        });
         further.flatten().chain(first.into_iter().flatten()).for_each(Client::disconnect);
     }
 }
