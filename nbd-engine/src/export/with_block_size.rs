@@ -54,7 +54,7 @@ impl<E> AsRef<E> for WithBlockSize<E> {
 
 impl<E: Export> Export for WithBlockSize<E> {
     forward! { self, self.inner;
-        read never_blocks read_body try_read description rotational multi_conn
+        refresh read never_blocks read_body try_read description rotational multi_conn
         writes flushes trims writes_zeroes caches extents contexts resizes
     }
 
