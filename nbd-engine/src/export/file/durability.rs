@@ -126,7 +126,9 @@ impl Durability {
     /// Returns once so many wait for the sync that runs.
     #[cfg(test)]
     pub(super) fn await_waiting(&self, count: u64) {
+        let begun = std::time::Instant::now();
         while self.lock().waiting < count {
+            assert!(begun.elapsed().as_secs() < 60, "they don't wait");
             std::thread::yield_now();
         }
     }

@@ -6,7 +6,7 @@ use std::thread;
 use nbd_proto::wire::ErrorCode;
 use proptest::prelude::*;
 
-use super::super::File;
+use super::super::{File, Kind};
 use super::medium::{Medium, PAGE};
 use crate::export::{
     Export, ExportError, Flushes, Fua, ReadOnly, Result, Tracked, WithAllocationDepth,
@@ -236,4 +236,26 @@ fn a_sync_that_panics_is_one_that_failed() {
     }));
     assert!(panicked.is_err());
     assert_eq!(disk.flush().unwrap_err().code(), ErrorCode::EIO);
+}
+
+/// A device that says that it can't punch holes has dropped what was cached by then.
+#[test]
+fn an_attempt_to_punch_a_device_loses_nothing_that_was_written() {
+    const FAST: ZeroMode = ZeroMode { fast: true, fua: false, no_hole: false };
+    // With storage that is well, and with one that keeps nothing: then the attempt is not made.
+    for failures in [0, 1] {
+        let medium = Medium::new(SIZE, 7, failures);
+        medium.never_punches();
+        let mut disk = medium.open().disk();
+        disk.kind = Kind::Block { sector: PAGE as u64 };
+        disk.writes().unwrap().write(&[5; SIZE], 0, false).unwrap();
+        let zeroes = disk.writes_zeroes().unwrap();
+        let error = zeroes.write_zeroes(0, SIZE as u64, FAST).unwrap_err();
+        assert_eq!(error, ExportError::not_fast());
+        disk.trims().unwrap().trim(0, SIZE as u64, false).unwrap();
+        assert!(crate::export::model::read(&disk, 0, SIZE as u64) == [5; SIZE]);
+        assert_eq!(disk.flush().is_err(), failures > 0, "nobody took the error away");
+        zeroes.write_zeroes(0, SIZE as u64, ZeroMode::default()).unwrap();
+        assert!(crate::export::model::read(&disk, 0, SIZE as u64) == [0; SIZE]);
+    }
 }

@@ -32,6 +32,8 @@ struct State {
     /// How often a write-back failed, and how the last time.
     errors: (u64, Errno),
     syncs: u64,
+    /// Whether holes can be punched. If not, it is as with block devices: what is cached there is dropped first.
+    punches: bool,
 }
 
 /// An open file description: the kernel reports an error once for each.
@@ -57,6 +59,7 @@ impl Medium {
             failures,
             errors: (0, Errno::IO),
             syncs: 0,
+            punches: true,
         };
         Arc::new(Self { state: Mutex::new(state), inode })
     }
@@ -82,6 +85,10 @@ impl Medium {
 
     pub(super) fn failures(&self, failures: u64) {
         self.state.lock().unwrap().failures = failures;
+    }
+
+    pub(super) fn never_punches(&self) {
+        self.state.lock().unwrap().punches = false;
     }
 
     pub(super) fn syncs(&self) -> u64 {
@@ -167,6 +174,15 @@ impl System for Descriptor {
         if !flags.contains(FallocateFlags::PUNCH_HOLE) {
             return Err(Errno::OPNOTSUPP);
         }
+        let mut state = self.0.medium.state.lock().unwrap();
+        if !state.punches {
+            let State { cached, dirty, durable, .. } = &mut *state;
+            let range = offset as usize..(offset + length) as usize;
+            cached[range.clone()].copy_from_slice(&durable[range.clone()]);
+            dirty[range.start.div_ceil(PAGE)..range.end / PAGE].fill(false);
+            return Err(Errno::OPNOTSUPP);
+        }
+        drop(state);
         self.write_at(&vec![0; length as usize], offset).map(drop)
     }
 
