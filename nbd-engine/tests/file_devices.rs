@@ -8,8 +8,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nbd_blocking::Settings;
 use nbd_engine::export::{
-    BlockSize, Export, File, ReadOnly, Tracked, WithBlockSize, ZeroMode, check_writable,
+    BlockSize, Export, ExportMap, File, ReadOnly, Tracked, WithBlockSize, ZeroMode, check_writable,
 };
 use nbd_proto::wire::ErrorCode;
 use nbd_testkit::raw::{Errno, RawClient, Request, cmd_flag};
@@ -114,10 +115,12 @@ fn a_device_that_can_be_written_is_taken() {
     assert!(File::from_std(open).unwrap().writes().is_some());
 }
 
-/// Those who enter see the new size; those who are in keep theirs, and may go on.
+/// Clients that enter see the new size; those that are in keep theirs, and may go on.
 fn grows(path: &Path, export: impl Export, grow: impl FnOnce()) {
     let size = export.size();
-    let served = Served::only(export);
+    let mut settings = Settings::default();
+    settings.resize = false;
+    let served = Served::start(ExportMap::new().with("", export), settings);
     let mut early = RawClient::go_structured(served.endpoint());
     assert_eq!(early.export().size, size);
     grow();
@@ -129,6 +132,8 @@ fn grows(path: &Path, export: impl Export, grow: impl FnOnce()) {
     late.write(2 * size - 512, &[7; 512]);
     assert_eq!(late.read(2 * size - 512, 512), [7; 512]);
     early.write(0, &[8; 512]);
+    early.call(&Request::read(size, 512)).expect_error(Errno::EINVAL);
+    early.call(&Request::write(size, &[1; 512])).expect_error(Errno::ENOSPC);
     assert_eq!(late.read(0, 512), [8; 512]);
     late.finish();
     early.finish();
