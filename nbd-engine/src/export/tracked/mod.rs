@@ -2,6 +2,7 @@
 
 mod asynchronous;
 mod bitmap;
+mod budget;
 #[cfg(test)]
 mod tests;
 mod tracker;
@@ -17,6 +18,7 @@ use super::{
     BlockSize, Body, Caches, Contexts, Export, ExportError, Extents, Flushes, Fua, Page, Resizes,
     Result, TakesPages, Trims, Writes, WritesZeroes, ZeroMode,
 };
+use budget::Budget;
 pub use tracker::{BitmapError, Tracker};
 
 /// Another export, of either kind, whose changes are recorded in bitmaps, so that a backup needs to copy no more than
@@ -55,7 +57,7 @@ impl<E> Tracked<E> {
     /// The same with blocks of about `granularity` bytes: rounded up to a power of two from 512 to 2 GiB.
     pub fn with_granularity(inner: E, granularity: u64) -> Self {
         let shift = granularity.clamp(512, 1 << 31).next_power_of_two().trailing_zeros();
-        Self { inner, tracker: Arc::new(Tracker::new(shift)) }
+        Self { inner, tracker: Arc::new(Tracker::new(shift, Budget::process())) }
     }
 
     /// The bitmaps. Keep a clone of it to use them while the export is served.
