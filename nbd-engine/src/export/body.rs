@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::memory::Page;
 use super::pool::Pool;
 
 /// Bytes that an export shares instead of copying them. They must not change while they are shared.
@@ -13,8 +14,8 @@ use super::pool::Pool;
 pub enum Shared {
     /// Reference-counted bytes of any origin.
     Bytes(Bytes),
-    /// Part of a reference-counted slice; costs no allocation.
-    Slice(Arc<[u8]>, Range<usize>),
+    /// Part of a page; costs no allocation.
+    Slice(Page, Range<usize>),
 }
 
 impl Shared {
@@ -255,7 +256,7 @@ mod tests {
         body.fill(2).copy_from_slice(b"ab");
         body.share(Shared::Bytes(Bytes::from_static(b"cd")));
         body.fill(1).copy_from_slice(b"e");
-        body.share(Shared::Slice(Arc::from(&b"xfgx"[..]), 1..3));
+        body.share(Shared::Slice(b"xfgx".to_vec().into(), 1..3));
         assert_eq!(body.len(), 7);
         for start in 0..7 {
             for end in start..=7 {

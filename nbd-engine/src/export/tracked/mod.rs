@@ -2,6 +2,7 @@
 
 mod asynchronous;
 mod bitmap;
+mod budget;
 #[cfg(test)]
 mod tests;
 mod tracker;
@@ -14,9 +15,10 @@ use nbd_proto::{ContextInfo, Extent};
 use super::contexts::no_such_context;
 use super::forward::forward;
 use super::{
-    BlockSize, Body, Caches, Contexts, Export, ExportError, Extents, Flushes, Fua, Resizes, Result,
-    TakesPages, Trims, Writes, WritesZeroes, ZeroMode,
+    BlockSize, Body, Caches, Contexts, Export, ExportError, Extents, Flushes, Fua, Page, Resizes,
+    Result, TakesPages, Trims, Writes, WritesZeroes, ZeroMode,
 };
+use budget::Budget;
 pub use tracker::{BitmapError, Tracker};
 
 /// Another export, of either kind, whose changes are recorded in bitmaps, so that a backup needs to copy no more than
@@ -55,7 +57,7 @@ impl<E> Tracked<E> {
     /// The same with blocks of about `granularity` bytes: rounded up to a power of two from 512 to 2 GiB.
     pub fn with_granularity(inner: E, granularity: u64) -> Self {
         let shift = granularity.clamp(512, 1 << 31).next_power_of_two().trailing_zeros();
-        Self { inner, tracker: Arc::new(Tracker::new(shift)) }
+        Self { inner, tracker: Arc::new(Tracker::new(shift, Budget::process())) }
     }
 
     /// The bitmaps. Keep a clone of it to use them while the export is served.
@@ -143,7 +145,11 @@ impl<E: Export> TakesPages for Tracked<E> {
         takes.map_or(0, TakesPages::page_size)
     }
 
-    fn write_page(&self, page: Arc<[u8]>, offset: u64) -> Result<Option<Arc<[u8]>>> {
+    fn new_page(&self) -> Option<Page> {
+        self.inner.writes()?.takes_pages()?.new_page()
+    }
+
+    fn write_page(&self, page: Page, offset: u64) -> Result<Option<Page>> {
         let _marked = self.tracker.mark(range(offset, page.len() as u64));
         let takes = self.inner.writes().and_then(Writes::takes_pages);
         takes.ok_or_else(gone)?.write_page(page, offset)
