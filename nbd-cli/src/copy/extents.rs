@@ -12,7 +12,7 @@ use nbd_blocking::client::{ContextExtents, Error, Flags, Pending};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::disk::shorter;
+use super::disk::{shorter, size_of};
 use crate::output;
 
 /// The metadata context that tells of holes and zeroes.
@@ -218,7 +218,7 @@ fn file_run(file: &File, offset: u64, end: u64) -> io::Result<Option<Run>> {
         Ok(_) => Ok(seek(file, SeekFrom::Hole(offset)).ok().and_then(|hole| run(hole, false))),
         // Either there is nothing but a hole up to the end, or the file has no such byte any more.
         Err(Errno::NXIO) => {
-            let size = file.metadata()?.len();
+            let size = size_of(file)?;
             if size < end { Err(shorter(size, end)) } else { Ok(run(end, true)) }
         }
         Err(_) => Ok(None),
