@@ -1,5 +1,5 @@
-//! How servers that `nbd copy` has started come to their end: whatever went wrong, their clients disconnect, they clean up,
-//! and nothing is left of them.
+//! How servers that `nbd copy` has started come to their end: whatever went wrong, their clients disconnect, they
+//! clean up, and nothing is left of them.
 
 #[path = "copy/support.rs"]
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
@@ -25,8 +25,8 @@ impl Scene {
         Self { folder: Folder::new(), temporary: Folder::new() }
     }
 
-    /// A server's command, between brackets: of so many bytes, which says when a connection begins, and when it ends itself,
-    /// unless it is killed.
+    /// A server's command, between brackets: of so many bytes, which says when a connection begins, and when it ends
+    /// itself, unless it is killed.
     fn server(&self, size: &str, more: &[&str]) -> Vec<String> {
         let log = self.folder.text("log");
         let mut words = vec!["[".to_owned(), "nbdkit".into()];

@@ -126,7 +126,8 @@ impl fmt::Debug for Oracle {
 }
 
 impl Oracle {
-    /// What is known of some bytes, in order, one after the other. They need not begin at `offset`, but do so before it.
+    /// What is known of some bytes, in order, one after the other. They need not begin at `offset`, but do so before
+    /// it.
     fn ask(&mut self, offset: u64, end: u64) -> io::Result<Vec<Run>> {
         match self {
             Self::Nobody => Ok(Vec::new()),
@@ -206,8 +207,8 @@ impl Status {
     }
 }
 
-/// The data or the hole at `offset`; `None` if the file system does not tell. Those that know of no holes say that all is
-/// data.
+/// The data or the hole at `offset`; `None` if the file system does not tell. Those that know of no holes say that all
+/// is data.
 ///
 /// # Errors
 /// When the file ends before `end`.

@@ -199,8 +199,8 @@ impl Kind {
     }
 }
 
-/// Whether there is something to be read. The kernel's own files in `/proc` have no size, which does not mean that they are
-/// empty.
+/// Whether there is something to be read. The kernel's own files in `/proc` have no size, which does not mean that
+/// they are empty.
 fn has_bytes(file: &File) -> bool {
     matches!(file.read_at(&mut [0], 0), Ok(1))
 }

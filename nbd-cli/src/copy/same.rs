@@ -67,8 +67,9 @@ fn device(folder: &Path) -> Option<u64> {
 /// Refuses a copy whose two sides are known to be the same, or to share a file.
 ///
 /// A file that is served is not to be copied to, since it is emptied first. Nor is it to be copied to a server that was
-/// started with it: what that makes of the file is not known. A server that was there before may have the file for another
-/// of its exports, and what any server has open for reading only may be what an image lies on: those are left alone.
+/// started with it: what that makes of the file is not known. A server that was there before may have the file for
+/// another of its exports, and what any server has open for reading only may be what an image lies on: those are left
+/// alone.
 pub(super) fn check(source: &Side, destination: &Side) -> Result<(), Failure> {
     let (from, to) = (&source.name, &destination.name);
     let found = match (store(source), store(destination)) {
@@ -97,8 +98,8 @@ fn store(side: &Side) -> Option<Store> {
     Store::new(&metadata.ok()?)
 }
 
-/// The file that the source's server has open, if that is the local one, or lies on it. Of a server that was not started for
-/// this copy, only one that is as large as the export.
+/// The file that the source's server has open, if that is the local one, or lies on it. Of a server that was not
+/// started for this copy, only one that is as large as the export.
 fn read(source: &Side, local: &Store) -> Option<String> {
     let Kind::Server { target, client, .. } = &source.kind else { return None };
     let files = target.open_files().into_iter();
