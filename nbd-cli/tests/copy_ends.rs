@@ -1,5 +1,5 @@
-//! How servers that `nbd copy` has started come to their end: whatever went wrong, their clients disconnect, they clean up,
-//! and nothing is left of them.
+//! How servers that `nbd copy` has started come to their end: whatever went wrong, their clients disconnect, they
+//! clean up, and nothing is left of them.
 
 #[path = "copy/support.rs"]
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
@@ -25,8 +25,8 @@ impl Scene {
         Self { folder: Folder::new(), temporary: Folder::new() }
     }
 
-    /// A server's command, between brackets: of so many bytes, which says when a connection begins, and when it ends itself,
-    /// unless it is killed.
+    /// A server's command, between brackets: of so many bytes, which says when a connection begins, and when it ends
+    /// itself, unless it is killed.
     fn server(&self, size: &str, more: &[&str]) -> Vec<String> {
         let log = self.folder.text("log");
         let mut words = vec!["[".to_owned(), "nbdkit".into()];
@@ -152,6 +152,37 @@ fn a_folder_for_temporary_files_may_have_a_path_of_any_length() {
     run(&mut command, SOON).success();
     assert_eq!(std::fs::metadata(&to).unwrap().len(), 1 << 20);
     assert!(is_empty(&long));
+}
+
+/// Servers bind such sockets by a relative path, or as here.
+#[test]
+fn a_socket_may_have_a_path_of_any_length() {
+    use std::os::fd::AsRawFd;
+    let folder = Folder::new();
+    let long = folder.path(&"x".repeat(150)).join("y".repeat(100));
+    std::fs::create_dir_all(&long).unwrap();
+    let descriptor = std::fs::File::open(&long).unwrap();
+    let short = format!("/proc/self/fd/{}/socket", descriptor.as_raw_fd());
+    let listener = std::os::unix::net::UnixListener::bind(short).unwrap();
+    let uri = format!("nbd+unix:///?socket={}", long.join("socket").display());
+    let accepted = std::thread::spawn(move || drop(listener.accept().unwrap()));
+    let finished = run(Command::new(nbd_binary()).args(["info", &uri]), SOON);
+    failed(&finished, "no session with");
+    accepted.join().unwrap();
+    let gone = long.join("socket").display().to_string();
+    failed(&run(Command::new(nbd_binary()).args(["info", &uri]), SOON), &gone);
+    for (socket, says) in [
+        (format!("{}/{}", long.display(), "z".repeat(120)), "107 bytes at most: use a shorter one"),
+        (format!("%00{}", "z".repeat(120)), "107 bytes at most: use a shorter one"),
+        ("%00no-such-name".into(), "check the name"),
+        ("no-such-path".into(), "./no-such-path: No such file"),
+        (gone, "no server listens on the socket any more"),
+    ] {
+        let uri = format!("nbd+unix:///?socket={socket}");
+        let finished = run(Command::new(nbd_binary()).args(["info", &uri]), SOON);
+        failed(&finished, says);
+        assert!(!finished.stderr.contains("port"), "{}", finished.stderr);
+    }
 }
 
 #[test]

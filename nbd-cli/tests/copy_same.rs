@@ -97,6 +97,8 @@ fn what_only_looks_alike_is_copied() {
     let server = SETUP.serve().args([format!("a={one}"), format!("b={two}")]).start();
     copy(&["--verify", &server.uri("a"), &server.uri("b")]);
     assert_same(&read(&two), &bytes);
+    // A file of the server's to another of its exports.
+    copy(&["--verify", &one, &server.uri("b")]);
     drop(server);
     for server in servers(&one) {
         copy(&[&bracketed(&server)[..], &[&folder.text("to")]].concat());

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use nbd_testkit::process::run;
 use nbd_testkit::server::{Runtime, Setup, Transport, nbd_binary};
-use support::{Folder, MIB, SOON, assert_same, noise, read};
+use support::{Folder, MIB, SOON, assert_same, copy, noise, read};
 
 /// Copies a file to a pipe, of which so many bytes are read before the file gets another size. What the copy says.
 #[track_caller]
@@ -54,6 +54,17 @@ fn a_size_that_changes_after_the_last_byte_was_read_is_noticed() {
         let numbers = format!("from 2097152 to {size} bytes");
         assert!(said.contains("has changed its size") && said.contains(&numbers), "{said}");
     }
+}
+
+#[test]
+fn files_whose_size_means_nothing_are_read_to_their_end() {
+    let folder = Folder::new();
+    let to = folder.text("to");
+    copy(&["/proc/version", &to]);
+    assert_same(&read(&to), &read("/proc/version"));
+    let empty = folder.file("empty", b"");
+    copy(&["--verify", &empty, &to]);
+    assert_eq!(read(&to), b"");
 }
 
 #[test]

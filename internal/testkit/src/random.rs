@@ -40,8 +40,8 @@ impl Random {
     }
 }
 
-/// Runs `count` random cases, other ones each time. A case that panics has its seed printed: with `NBD_SEED=SEED` in the
-/// environment that case alone is run.
+/// Runs `count` random cases, other ones each time. A case that panics has its seed printed: with `NBD_SEED=SEED` in
+/// the environment that case alone is run.
 pub fn cases(count: u64, mut case: impl FnMut(&mut Random)) {
     let (first, count) = match std::env::var(SEED) {
         Ok(seed) => (seed.parse().expect("NBD_SEED is a number"), 1),

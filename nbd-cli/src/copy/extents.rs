@@ -12,7 +12,7 @@ use nbd_blocking::client::{ContextExtents, Error, Flags, Pending};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::disk::shorter;
+use super::disk::{shorter, size_of};
 use crate::output;
 
 /// The metadata context that tells of holes and zeroes.
@@ -126,7 +126,8 @@ impl fmt::Debug for Oracle {
 }
 
 impl Oracle {
-    /// What is known of some bytes, in order, one after the other. They need not begin at `offset`, but do so before it.
+    /// What is known of some bytes, in order, one after the other. They need not begin at `offset`, but do so before
+    /// it.
     fn ask(&mut self, offset: u64, end: u64) -> io::Result<Vec<Run>> {
         match self {
             Self::Nobody => Ok(Vec::new()),
@@ -206,8 +207,8 @@ impl Status {
     }
 }
 
-/// The data or the hole at `offset`; `None` if the file system does not tell. Those that know of no holes say that all is
-/// data.
+/// The data or the hole at `offset`; `None` if the file system does not tell. Those that know of no holes say that all
+/// is data.
 ///
 /// # Errors
 /// When the file ends before `end`.
@@ -218,7 +219,7 @@ fn file_run(file: &File, offset: u64, end: u64) -> io::Result<Option<Run>> {
         Ok(_) => Ok(seek(file, SeekFrom::Hole(offset)).ok().and_then(|hole| run(hole, false))),
         // Either there is nothing but a hole up to the end, or the file has no such byte any more.
         Err(Errno::NXIO) => {
-            let size = file.metadata()?.len();
+            let size = size_of(file)?;
             if size < end { Err(shorter(size, end)) } else { Ok(run(end, true)) }
         }
         Err(_) => Ok(None),

@@ -40,8 +40,8 @@ impl Image {
         Self { bytes, runs }
     }
 
-    /// The bytes from `offset` to `end`, as a server may answer: as many runs as it likes, each cut anywhere, the last one
-    /// too short, or longer than was asked; zeroes may pass for data.
+    /// The bytes from `offset` to `end`, as a server may answer: as many runs as it likes, each cut anywhere, the last
+    /// one too short, or longer than was asked; zeroes may pass for data.
     fn answer(&self, random: &mut Random, offset: u64, end: u64) -> Vec<(u64, bool)> {
         let most = random.of(&[1, 1, 2, 3, 100]);
         let (mut answer, mut at) = (Vec::new(), offset);

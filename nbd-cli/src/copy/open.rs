@@ -1,15 +1,14 @@
 //! What is copied, and where to.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::Duration;
 
 use nbd_blocking::Client;
 use nbd_blocking::client::Options;
 
-use super::disk::Disk;
+use super::disk::{Disk, size_of};
 use super::extents::ALLOCATION;
 use super::team::Maker;
 use crate::descriptor;
@@ -181,7 +180,7 @@ impl Side {
 }
 
 impl Kind {
-    fn local(mut file: File, name: &str, wishes: &Wishes) -> Result<Self, Failure> {
+    fn local(file: File, name: &str, wishes: &Wishes) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| cannot("use", name, &error);
         let metadata: Metadata = file.metadata().map_err(failed)?;
         let kind = metadata.file_type();
@@ -191,10 +190,19 @@ impl Kind {
         if !kind.is_file() && !kind.is_block_device() {
             return Ok(Self::Stream(file));
         }
-        let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let size = size_of(&file).map_err(failed)?;
+        if size == 0 && has_bytes(&file) {
+            return Ok(Self::Stream(file));
+        }
         let disk = Disk::new(file, wishes.allocated);
         Ok(Self::Disk { disk, size, regular: kind.is_file() })
     }
+}
+
+/// Whether there is something to be read. The kernel's own files in `/proc` have no size, which does not mean that
+/// they are empty.
+fn has_bytes(file: &File) -> bool {
+    matches!(file.read_at(&mut [0], 0), Ok(1))
 }
 
 pub(super) fn cannot(what: &str, name: &str, error: &std::io::Error) -> Failure {

@@ -2,12 +2,13 @@
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{major, minor};
 
 use super::open::{Kind, Side};
 use crate::exit::Failure;
+use crate::target::OpenFile;
 
 /// Which file or block device something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,35 +66,26 @@ fn device(folder: &Path) -> Option<u64> {
 
 /// Refuses a copy whose two sides are known to be the same, or to share a file.
 ///
-/// A file that is served is not to be copied to, since it is emptied first, nor to be copied to its own server, since it is
-/// not known what the server makes of it. What a server has open for reading only is left alone when something is copied
-/// to it: it may be what an image lies on.
+/// A file that is served is not to be copied to, since it is emptied first. Nor is it to be copied to a server that was
+/// started with it: what that makes of the file is not known. A server that was there before may have the file for
+/// another of its exports, and what any server has open for reading only may be what an image lies on: those are left
+/// alone.
 pub(super) fn check(source: &Side, destination: &Side) -> Result<(), Failure> {
-    let failed = |text: String| Err(Failure::failed(text));
     let (from, to) = (&source.name, &destination.name);
-    match (store(source), store(destination)) {
-        (Some(one), Some(other)) if one.overlaps(&other) => {
-            failed(format!("{from} and {to} are the same file, or one lies on the other"))
+    let found = match (store(source), store(destination)) {
+        (Some(one), Some(other)) => one
+            .overlaps(&other)
+            .then(|| format!("{from} and {to} are the same file, or one lies on the other")),
+        (None, Some(local)) => read(source, &local).map(|path| {
+            format!("{to} is what {from} serves ({path}): it would be emptied before it is read")
+        }),
+        (Some(local), None) => written(destination, &local)
+            .map(|path| format!("{from} is what {to} serves and writes to ({path})")),
+        (None, None) => {
+            shared(source, destination).map(|path| format!("{from} and {to} both serve {path}"))
         }
-        (None, Some(local)) => match served(source, &local, false) {
-            Some(path) => failed(format!(
-                "{to} is what {from} serves ({}): it would be overwritten before it is read",
-                path.display()
-            )),
-            None => Ok(()),
-        },
-        (Some(local), None) => match served(destination, &local, true) {
-            Some(path) => {
-                failed(format!("{from} is what {to} serves and writes to ({})", path.display()))
-            }
-            None => Ok(()),
-        },
-        (None, None) => match shared(source, destination) {
-            Some(path) => failed(format!("{from} and {to} both serve {}", path.display())),
-            None => Ok(()),
-        },
-        _ => Ok(()),
-    }
+    };
+    found.map_or(Ok(()), |text| Err(Failure::failed(text)))
 }
 
 /// What a local side is. Standard input and output can be a file, too.
@@ -106,21 +98,45 @@ fn store(side: &Side) -> Option<Store> {
     Store::new(&metadata.ok()?)
 }
 
-/// The file that a server has open and that is a local one, or lies on it.
-fn served(side: &Side, local: &Store, written: bool) -> Option<PathBuf> {
-    let Kind::Server { target, .. } = &side.kind else { return None };
-    let mut files = target.open_files().into_iter().filter(|file| file.writable || !written);
-    let found =
-        files.find(|file| Store::new(&file.metadata).is_some_and(|one| one.overlaps(local)));
-    found.map(|file| file.path)
+/// The file that the source's server has open, if that is the local one, or lies on it. Of a server that was not
+/// started for this copy, only one that is as large as the export.
+fn read(source: &Side, local: &Store) -> Option<String> {
+    let Kind::Server { target, client, .. } = &source.kind else { return None };
+    let files = target.open_files().into_iter();
+    let mut files =
+        files.filter(|file| target.is_command() || is_as_large(&file.metadata, client.size()));
+    files.find(|file| is_or_lies_on(file, local)).map(|file| shown(&file))
+}
+
+/// The file that the destination's server has open to write, if that is the local one, or lies on it.
+fn written(destination: &Side, local: &Store) -> Option<String> {
+    let Kind::Server { target, .. } = &destination.kind else { return None };
+    if !target.is_command() {
+        return None;
+    }
+    let mut files = target.open_files().into_iter().filter(|file| file.writable);
+    files.find(|file| is_or_lies_on(file, local)).map(|file| shown(&file))
+}
+
+fn is_or_lies_on(file: &OpenFile, local: &Store) -> bool {
+    Store::new(&file.metadata).is_some_and(|store| store.overlaps(local))
+}
+
+fn shown(file: &OpenFile) -> String {
+    file.path.display().to_string()
 }
 
 /// How much an export may be smaller than its file: the largest minimum block.
 const REST: u64 = 64 << 10;
 
+/// Whether a file can be what an export of that size is made of. Nobody tells the size of a device here.
+fn is_as_large(file: &Metadata, size: u64) -> bool {
+    file.file_type().is_block_device() || file.len() >= size && file.len() - size < REST
+}
+
 /// The file that two servers both have open, one of them to write. Only one as large as what they serve: they may share
 /// others, such as a log.
-fn shared(source: &Side, destination: &Side) -> Option<PathBuf> {
+fn shared(source: &Side, destination: &Side) -> Option<String> {
     let (Kind::Server { target: from, .. }, Kind::Server { target: to, .. }) =
         (&source.kind, &destination.kind)
     else {
@@ -131,16 +147,9 @@ fn shared(source: &Side, destination: &Side) -> Option<PathBuf> {
         return None;
     }
     let sizes = [source.size()?, destination.size()?];
+    let is_served = |file: &OpenFile| sizes.iter().all(|size| is_as_large(&file.metadata, *size));
     let written = to.open_files().into_iter().filter(|file| file.writable);
-    let written: Vec<_> =
-        written.filter_map(|file| Some((Store::new(&file.metadata)?, file))).collect();
-    let is_served = |file: &Metadata| {
-        let is_size = |size: &u64| file.len() >= *size && file.len() - size < REST;
-        file.file_type().is_block_device() || sizes.iter().all(is_size)
-    };
-    let files = from.open_files().into_iter().filter(|file| is_served(&file.metadata));
-    let mut found = files.filter_map(|file| Store::new(&file.metadata)).filter_map(|one| {
-        written.iter().find(|(other, _)| one.overlaps(other)).map(|(_, file)| file.path.clone())
-    });
-    found.next()
+    let written: Vec<_> = written.filter_map(|file| Store::new(&file.metadata)).collect();
+    let mut files = from.open_files().into_iter().filter(is_served);
+    files.find(|file| written.iter().any(|one| is_or_lies_on(file, one))).map(|file| shown(&file))
 }

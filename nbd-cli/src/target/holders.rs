@@ -23,9 +23,10 @@ pub(crate) struct OpenFile {
 }
 
 impl Target {
-    /// The regular files and block devices that the server has open: that of a command that was started, or one behind a
-    /// Unix socket to which there is a connection. Nothing is known of servers of other users and other machines, of those
-    /// on TCP, and of what a server opens later or only maps. What it has from us, such as standard error, is left out.
+    /// The regular files and block devices that the server has open: that of a command that was started, or one behind
+    /// a Unix socket to which there is a connection. Nothing is known of servers of other users and other machines, of
+    /// those on TCP, and of what a server opens later or only maps. What it has from us, such as standard error, is
+    /// left out.
     pub(crate) fn open_files(&self) -> Vec<OpenFile> {
         let inherited = inherited();
         let mut files = Vec::new();

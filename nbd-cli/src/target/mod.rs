@@ -23,6 +23,7 @@ use crate::quantity;
 use crate::waiting::{self, Watched};
 use subprocess::Subprocess;
 
+pub(crate) use holders::OpenFile;
 pub(crate) use words::{Place, arguments, is_uri, places};
 
 /// The one server that a subcommand is about.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use nbd_testkit::process::run;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::support::SOON;
 
@@ -12,7 +12,7 @@ use crate::support::SOON;
 #[derive(Debug)]
 pub(crate) struct LoopDevice {
     pub(crate) path: String,
-    file: NamedTempFile,
+    file: TempPath,
 }
 
 impl LoopDevice {
@@ -37,14 +37,15 @@ impl LoopDevice {
     /// The file that it lies on.
     #[allow(dead_code, reason = "not every test is interested")]
     pub(crate) fn file(&self) -> String {
-        self.file.path().display().to_string()
+        self.file.display().to_string()
     }
 
     fn try_new(bytes: &[u8]) -> Result<Self, String> {
         assert!(!bytes.is_empty() && bytes.len().is_multiple_of(512), "whole sectors");
-        let file = NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), bytes).unwrap();
-        let finished = run(losetup().args(["--find", "--show"]).arg(file.path()), SOON);
+        // Not open here: it would be taken for what a server in this process serves.
+        let file = NamedTempFile::new().unwrap().into_temp_path();
+        std::fs::write(&file, bytes).unwrap();
+        let finished = run(losetup().args(["--find", "--show"]).arg(&file), SOON);
         match finished.status.success() {
             true => Ok(Self { path: finished.stdout.trim().to_owned(), file }),
             false => Err(finished.stderr),
