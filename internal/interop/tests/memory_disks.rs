@@ -14,6 +14,7 @@ matrix! {
         trimmed_memory_is_there_for_other_places,
         a_limited_address_space_is_no_space_for_clients,
         a_control_groups_limit_is_no_space_for_clients,
+        scattered_changes_on_many_bitmaps_cost_bounded_memory,
     ],
 }
 
@@ -149,4 +150,21 @@ fn a_control_groups_limit_is_no_space_for_clients(setup: Setup) {
     fill(&server, &["a", "b", "c"], 256 * MIB);
     assert!(server.is_running());
     drop(server);
+}
+
+/// 64 bitmaps, each of which would have a chunk of bits for each change.
+fn scattered_changes_on_many_bitmaps_cost_bounded_memory(setup: Setup) {
+    let tracks = (0..64).flat_map(|bitmap| ["--track".to_owned(), format!("b{bitmap}")]);
+    let server = setup.serve().args(tracks).arg("memory:16T").start();
+    assert_serves(&server);
+    let before = server.resident();
+    let mut client = RawClient::go_structured(server.endpoint());
+    let trims: Vec<_> = (0..8192).map(|at| Request::trim(at << 31, 512)).collect();
+    for some in trims.chunks(64) {
+        for cookie in client.send_all(some) {
+            client.reply_to(cookie).ok();
+        }
+    }
+    assert_resident(&server, before + 64 * MIB + 16 * MIB, "with 64 bitmaps");
+    client.finish();
 }

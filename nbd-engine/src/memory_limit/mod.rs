@@ -37,8 +37,6 @@ pub(crate) fn available() -> u64 {
 
 /// Bytes of memory that the process may use in all: the smallest limit, whatever is in use. Never more than the machine
 /// has.
-// The server-wide bound on buffers is derived from it.
-#[allow(dead_code, reason = "the server's bound on buffers comes with its own change")]
 pub(crate) fn total() -> u64 {
     limits(Path::new("/")).iter().map(|limit| limit.total).min().unwrap_or(UNKNOWN)
 }

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
+use super::bits::{Bits, WORDS};
 use super::budget::{Budget, Share};
 use crate::export::ranges::Ranges;
 
 /// Blocks of a chunk.
 const CHUNK: u64 = 1 << 15;
-const WORDS: usize = CHUNK as usize / 64;
+const _: () = assert!(WORDS as u64 * 64 == CHUNK);
 
 /// Chunks of which some blocks are dirty: 4 KiB of bits each, 16 MiB in all.
 const MOST_PARTIAL: usize = 4096;
@@ -19,20 +20,10 @@ const MOST_PARTIAL: usize = 4096;
 const MOST_RUNS: usize = 4096;
 
 /// Bytes that a chunk of which some blocks are dirty takes: its bits, and its entry in the map.
-const PARTIAL_BYTES: u64 = WORDS as u64 * 8 + 64;
+const PARTIAL_BYTES: u64 = WORDS as u64 * 8 + 80;
 
 /// Bytes that a run of dirty chunks takes in its map.
 const RUN_BYTES: u64 = 48;
-
-type Bits = Box<[u64; WORDS]>;
-
-/// Bits that are all clean; `None` if there is no memory for them.
-fn clean_bits() -> Option<Bits> {
-    let mut bits = Vec::new();
-    bits.try_reserve_exact(WORDS).ok()?;
-    bits.resize(WORDS, 0);
-    bits.into_boxed_slice().try_into().ok()
-}
 
 /// A set of blocks. A chunk of blocks that are all alike takes no bits, so that a huge disk costs no more than what is
 /// scattered over it. When that is too much, for the bitmap or for all bitmaps of the process, blocks become twice as
@@ -146,7 +137,7 @@ impl Bitmap {
     fn bits(&mut self, chunk: u64) -> Option<&mut Bits> {
         match self.partial.entry(chunk) {
             Entry::Occupied(bits) => Some(bits.into_mut()),
-            Entry::Vacant(room) => match clean_bits() {
+            Entry::Vacant(room) => match self.share.spare_bits().clean() {
                 Some(bits) => Some(room.insert(bits)),
                 None => {
                     self.full.insert(chunk..chunk + 1);
@@ -245,7 +236,7 @@ fn words(blocks: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
 }
 
 /// Whether a block is dirty, and the next one of which that is not so, or the end of the chunk.
-fn run_of_bits(bits: &Bits, block: usize) -> (bool, usize) {
+fn run_of_bits(bits: &[u64], block: usize) -> (bool, usize) {
     let dirty = bits[block / 64] >> (block % 64) & 1 == 1;
     let mut mask = u64::MAX << (block % 64);
     for (word, bits) in bits.iter().enumerate().skip(block / 64) {

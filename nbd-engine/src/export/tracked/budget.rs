@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::bits::SpareBits;
 use crate::memory_limit;
 
 /// Bytes for all bitmaps, where there is enough memory.
@@ -21,11 +22,13 @@ pub(super) struct Budget {
     limit: u64,
     used: AtomicU64,
     bitmaps: AtomicUsize,
+    spare_bits: Arc<SpareBits>,
 }
 
 impl Budget {
     pub(super) fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicU64::new(0), bitmaps: AtomicUsize::new(0) })
+        let (used, bitmaps) = (AtomicU64::new(0), AtomicUsize::new(0));
+        Arc::new(Self { limit, used, bitmaps, spare_bits: Arc::default() })
     }
 
     /// That of this process.
@@ -55,10 +58,15 @@ impl Share {
         Self { budget, taken: 0 }
     }
 
+    /// Where bits come from.
+    pub(super) fn spare_bits(&self) -> &Arc<SpareBits> {
+        &self.budget.spare_bits
+    }
+
     /// Makes the bitmap have `bytes`. `false`, and nothing is changed, when that is more than it had and more than its
     /// part or what is left.
     pub(super) fn resize(&mut self, bytes: u64) -> bool {
-        let Budget { limit, used, bitmaps } = &*self.budget;
+        let Budget { limit, used, bitmaps, .. } = &*self.budget;
         let wanted = bytes.saturating_sub(OWN);
         if wanted <= self.taken {
             used.fetch_sub(self.taken - wanted, Ordering::Relaxed);

@@ -2,6 +2,7 @@
 
 mod asynchronous;
 mod bitmap;
+mod bits;
 mod budget;
 #[cfg(test)]
 mod tests;

@@ -23,7 +23,8 @@ use crate::export::contexts::no_such_context;
 /// A bitmap takes 4 KiB for each 32768 blocks of which some are dirty and others aren't (2 GiB with blocks of 64 KiB),
 /// and hardly anything for the rest. All bitmaps of a process together take at most 64 MiB, or a sixteenth of the memory
 /// that the process may use if that is less, plus 20 KiB for each bitmap; one bitmap takes at most 17 MiB, and no more
-/// than the same part of the whole as each of the others. An export has at most [`MOST`](Self::MOST) bitmaps.
+/// than the same part of the whole as each of the others. What a bitmap no longer needs is kept for others. An export
+/// has at most [`MOST`](Self::MOST) bitmaps.
 ///
 /// A bitmap that would take more makes its blocks larger, see [`granularity`](Self::granularity). What was dirty stays
 /// dirty, so that a backup copies more than it would have to, never less. The blocks are as small as at first again once
