@@ -31,7 +31,7 @@ impl Work {
     }
 }
 
-fn unsupported<T>() -> Result<T> {
+pub(super) fn unsupported<T>() -> Result<T> {
     // The core refuses commands that were not advertised, so only an export that changes its mind gets here.
     Err(ExportError::new(nbd_proto::wire::ErrorCode::EINVAL, "the export can't do that any more"))
 }

@@ -5,6 +5,7 @@ mod dispatch;
 mod error;
 mod listen;
 mod payload;
+mod pieces;
 mod serve;
 mod service;
 mod session;

@@ -2,7 +2,6 @@
 
 mod inbound;
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use super::dispatch::{self, Work};
 use super::payload::{Payload, SparePages};
 use super::service::Service;
 use super::status::{Source, Status};
-use super::workers::{Completion, Completions, Job};
+use super::workers::{Completion, Completions, Job, Lane};
 use crate::export::{Body, ExportError, Found, Handle, Pool};
 use crate::patience::Patience;
 use crate::runtime::BoxFuture;
@@ -34,6 +33,7 @@ const MOST_ROUNDS: usize = 16;
 /// A place in flight, beside the core's own.
 #[derive(Debug)]
 struct Slot {
+    id: Option<RequestId>,
     command: Option<Command>,
     work: Work,
     payload: Payload,
@@ -53,8 +53,8 @@ pub(crate) struct Session<T> {
     spare_pages: SparePages,
     /// Requests that are with the workers or wait in `futures`.
     elsewhere: usize,
-    /// Requests that wait for a worker.
-    queued: VecDeque<RequestId>,
+    /// The way to the workers, for exports that may block.
+    lane: Option<Lane>,
     patience: Patience,
     completions: Arc<Completions>,
     completed: Vec<Completion>,
@@ -88,7 +88,7 @@ impl<T: Transport> Session<T> {
             pool: Arc::default(),
             spare_pages: SparePages::default(),
             elsewhere: 0,
-            queued: VecDeque::new(),
+            lane: None,
             completions: Arc::default(),
             completed: Vec::new(),
             futures: FuturesUnordered::new(),
@@ -190,12 +190,14 @@ impl<T: Transport> Session<T> {
         if index >= self.slots.len() {
             let pool = &self.pool;
             self.slots.resize_with(index + 1, || Slot {
+                id: None,
                 command: None,
                 work: Work { body: Body::with_pool(Arc::clone(pool)), status: Status::default() },
                 payload: Payload::default(),
             });
         }
         let slot = &mut self.slots[index];
+        slot.id = Some(request.id);
         slot.command = Some(request.command);
         slot.work.clear();
         match request.command {
@@ -245,36 +247,21 @@ impl<T: Transport> Session<T> {
     fn start_elsewhere(&mut self, id: RequestId) {
         let slot = &mut self.slots[id.index()];
         let (Some(command), Some(found)) = (slot.command, &self.export) else { return };
+        self.elsewhere += 1;
+        let mut work = core::mem::take(&mut slot.work);
+        let slot = id.index();
         match &found.export {
-            Handle::Blocking(_) => {
-                self.queued.push_back(id);
-                self.submit_queued();
+            Handle::Blocking(export) => {
+                let lane = self.lane.get_or_insert_with(|| self.service.workers().lane(export));
+                let (export, done) = (Arc::clone(export), Arc::clone(&self.completions));
+                lane.submit(Job::new(slot, command, export, work, done));
             }
             Handle::Async(export) => {
-                self.elsewhere += 1;
-                let mut work = core::mem::take(&mut slot.work);
                 let export = Arc::clone(export);
                 self.futures.push(Box::pin(async move {
                     let result = dispatch::execute_async(export, command, &mut work).await;
-                    Completion { id, work, result }
+                    Completion { slot, work, result }
                 }));
-            }
-        }
-    }
-
-    /// Hands requests to the workers, no more at a time than this connection's share: the others need some, too.
-    fn submit_queued(&mut self) {
-        let share = (self.service.settings().max_workers * 3).div_ceil(4);
-        while self.elsewhere < share
-            && let Some(id) = self.queued.pop_front()
-        {
-            let slot = &mut self.slots[id.index()];
-            let (Some(command), Some(found)) = (slot.command, &self.export) else { continue };
-            if let Handle::Blocking(export) = &found.export {
-                let work = core::mem::take(&mut slot.work);
-                let (export, done) = (Arc::clone(export), Arc::clone(&self.completions));
-                self.elsewhere += 1;
-                self.service.workers().submit(Job { id, command, export, work, done });
             }
         }
     }
@@ -292,11 +279,13 @@ impl<T: Transport> Session<T> {
         }
     }
 
-    fn finish(&mut self, Completion { id, work, result }: Completion) {
+    fn finish(&mut self, Completion { slot, work, result }: Completion) {
         self.elsewhere -= 1;
-        self.slots[id.index()].work = work;
-        self.answer(id, &result);
-        self.submit_queued();
+        let slot = &mut self.slots[slot];
+        slot.work = work;
+        if let Some(id) = slot.id {
+            self.answer(id, &result);
+        }
     }
 
     /// Queues the reply to a request that was carried out.
@@ -367,6 +356,7 @@ impl<T: Transport> Session<T> {
 
 impl<T> Drop for Session<T> {
     fn drop(&mut self) {
+        // The lane, which is dropped after this, forgets what has not begun.
         self.completions.abandon();
     }
 }

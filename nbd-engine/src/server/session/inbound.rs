@@ -174,7 +174,7 @@ impl<T: Transport> Session<T> {
 
     /// Makes room for a payload that does not lie in the staging buffer as a whole.
     fn prepare(&mut self, id: RequestId) {
-        let Slot { command, work, payload } = &mut self.slots[id.index()];
+        let Slot { command, work, payload, .. } = &mut self.slots[id.index()];
         let (Some(command), Some(found)) = (*command, &self.export) else { return };
         let page_size = match &found.export {
             Handle::Blocking(export) => dispatch::page_size(&**export, command),
