@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod export;
+mod memory_limit;
 pub mod net;
 mod patience;
 mod runtime;

@@ -1,6 +1,5 @@
 //! A disk in memory.
 
-mod limit;
 mod pages;
 #[cfg(test)]
 mod tests;
@@ -17,6 +16,7 @@ use super::{
     Allocation, Body, Caches, Export, ExportError, Extents, Flushes, Fua, Resizes, Result, Shared,
     TakesPages, Trims, Writes, WritesZeroes, ZeroMode,
 };
+use crate::memory_limit;
 use pages::{PAGE, Pages, Source};
 
 /// A disk in memory: sparse, empty at first, gone with the process.
@@ -81,7 +81,7 @@ impl Memory {
         }
         Ok(Self {
             size: AtomicU64::new(size),
-            pages: Pages::new(limit::default_limit()),
+            pages: Pages::new(memory_limit::available() / 8 * 7),
             resizing: Mutex::new(()),
         })
     }
