@@ -11,9 +11,11 @@ mod patience;
 mod runtime;
 pub mod server;
 mod staging;
+mod throttle;
 mod transport;
 
 pub use runtime::{BoxFuture, Runtime};
+pub use throttle::Throttle;
 pub use transport::{AnyTransport, Plain, Socket, Transport};
 
 /// The protocol itself.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use nbd_engine::Plain;
 use nbd_engine::export::Exports;
-use nbd_engine::net::{self, LocalAddr, SocketPath};
-use nbd_engine::server::{ConnectionError, Listen, Service, Settings, listen, serve};
+use nbd_engine::net::{self, LocalAddr};
+use nbd_engine::server::{ConnectionError, Listen, Outcome, Service, Settings, listen, serve};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, ToSocketAddrs, UnixListener};
 use tokio::runtime::Handle;
@@ -74,7 +74,7 @@ impl Server {
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
         let (listener, path) = net::bind_unix(path.as_ref())?;
         let address = LocalAddr::Unix(path.path().to_owned());
-        Ok(self.start(Unix(UnixListener::from_std(listener)?), address, Some(path)))
+        Ok(self.start(Unix::new(UnixListener::from_std(listener)?, Some(path)), address))
     }
 
     /// Accepts connections from a TCP listener of yours.
@@ -86,7 +86,7 @@ impl Server {
     /// Outside of a tokio runtime.
     pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
         let address = LocalAddr::Tcp(listener.local_addr()?);
-        Ok(self.start(Tcp(listener), address, None))
+        Ok(self.start(Tcp(listener), address))
     }
 
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
@@ -99,21 +99,12 @@ impl Server {
     pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
         let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
         let address = LocalAddr::Unix(path.unwrap_or_default());
-        Ok(self.start(Unix(listener), address, None))
+        Ok(self.start(Unix::new(listener, None), address))
     }
 
-    fn start(
-        &self,
-        listener: impl Listen + 'static,
-        local_addr: LocalAddr,
-        path: Option<SocketPath>,
-    ) -> Listening {
-        let service = Arc::clone(&self.service);
+    fn start(&self, listener: impl Listen + 'static, local_addr: LocalAddr) -> Listening {
         let runtime = Tokio(Handle::current());
-        let task = tokio::spawn(async move {
-            let _removed_at_the_end = path;
-            listen(service, listener, runtime).await;
-        });
+        let task = tokio::spawn(listen(Arc::clone(&self.service), listener, runtime));
         Listening { local_addr, task }
     }
 
@@ -150,10 +141,12 @@ impl Server {
         self.service.shut_down();
     }
 
-    /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left. Cancel-safe.
-    pub async fn wait(&self) {
+    /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.
+    /// Cancel-safe.
+    pub async fn wait(&self) -> Outcome {
         self.service.shutdown_begun().await;
         self.service.drained().await;
+        self.service.outcome()
     }
 }
 
@@ -173,7 +166,7 @@ impl Listening {
 
     /// Waits until the server shuts down and this socket is closed. Cancel-safe.
     pub async fn join(self) {
-        // A listener that panicked has said so.
+        // After a panic the server has shut down, and `wait` reports it.
         let _panicked = self.task.await;
     }
 }

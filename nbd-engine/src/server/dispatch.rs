@@ -260,7 +260,10 @@ pub(crate) fn describe<'q>(
                     export.writes_zeroes().is_some(),
                     TransmissionFlags::SEND_WRITE_ZEROES | TransmissionFlags::SEND_FAST_ZERO,
                 ),
-                (export.multi_conn(), TransmissionFlags::CAN_MULTI_CONN),
+                (
+                    export.multi_conn() && settings.max_connections > 1,
+                    TransmissionFlags::CAN_MULTI_CONN,
+                ),
                 (export.caches().is_some(), TransmissionFlags::SEND_CACHE),
                 (settings.resize && export.resizes().is_some(), TransmissionFlags::SEND_RESIZE),
             ] {

@@ -4,6 +4,7 @@ mod answer;
 mod dispatch;
 mod error;
 mod listen;
+mod outcome;
 mod payload;
 mod serve;
 mod service;
@@ -14,6 +15,7 @@ mod workers;
 
 pub use error::ConnectionError;
 pub use listen::{Accepted, Listen, listen};
+pub use outcome::Outcome;
 pub use serve::serve;
 pub use service::{Permit, Service};
 pub use settings::Settings;

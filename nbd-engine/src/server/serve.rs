@@ -32,8 +32,11 @@ where
     R: Runtime,
 {
     let service = Arc::clone(permit.service());
-    let mut session = Session::new(Arc::clone(&service), transport)
-        .inspect_err(|error| tracing::warn!(peer, %error, "a client can't be served"))?;
+    let mut session = Session::new(Arc::clone(&service), transport).inspect_err(|error| {
+        if let Some(times) = service.floods().unfit.count() {
+            tracing::warn!(peer, %error, times, "cannot serve a client");
+        }
+    })?;
     tracing::debug!(peer, "a client connected");
     let result = drive(&mut session, &permit, &runtime).await;
     match &result {
@@ -77,6 +80,7 @@ where
         if let Some((deadline, grace)) = &mut drain {
             if deadline.as_mut().poll(cx).is_ready() {
                 let limit = settings.drain_timeout;
+                service.cut_off(session.requests_in_flight());
                 return Poll::Ready(if session.is_idle() {
                     Ok(())
                 } else {

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use event_listener::{Event, EventListener};
 
-use super::Settings;
+use super::outcome::{Counted, Floods};
 use super::workers::Workers;
+use super::{Outcome, Settings};
 use crate::export::Exports;
 
 /// A server without its sockets. An adapter puts connections into it by [`serve`](super::serve).
@@ -27,6 +28,8 @@ struct Common {
     departure: Event,
     shutting_down: AtomicBool,
     shutdown: Event,
+    outcome: Counted,
+    floods: Floods,
 }
 
 impl Service {
@@ -40,6 +43,8 @@ impl Service {
             departure: Event::new(),
             shutting_down: AtomicBool::new(false),
             shutdown: Event::new(),
+            outcome: Counted::default(),
+            floods: Floods::default(),
         };
         Arc::new(Self { common: Arc::new(common), oldstyle: None })
     }
@@ -104,11 +109,27 @@ impl Service {
         self.until(&self.common.departure, || self.connections() == 0).await;
     }
 
-    /// Waits until there is room for one more connection, and does not take it. `false` when the server shuts down.
-    pub(crate) async fn has_room(&self) -> bool {
-        let most = self.settings().max_connections.max(1);
-        self.until_any(|| self.is_shutting_down() || self.connections() < most).await;
-        !self.is_shutting_down()
+    /// How the server ended; final once it has [drained](Self::drained).
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        self.common.outcome.get()
+    }
+
+    /// So many requests of a connection will not be finished.
+    pub(crate) fn cut_off(&self, requests: usize) {
+        self.common.outcome.cut_off(requests);
+    }
+
+    /// A listener has ended by a fault: shuts down, since nobody else would notice, and says so in the
+    /// [`outcome`](Self::outcome). For adapters; `why` is logged.
+    pub fn fail(&self, why: impl fmt::Display) {
+        tracing::error!("the server shuts down: {why}");
+        self.common.outcome.listener_failed();
+        self.shut_down();
+    }
+
+    pub(crate) fn floods(&self) -> &Floods {
+        &self.common.floods
     }
 
     /// Waits for room for one more connection. `None` when the server shuts down.

@@ -105,6 +105,11 @@ impl<T: Transport> Session<T> {
         self.connection.is_idle()
     }
 
+    /// Requests whose reply is not wholly sent.
+    pub(crate) const fn requests_in_flight(&self) -> usize {
+        self.connection.requests_in_flight()
+    }
+
     pub(crate) const fn shut_down(&mut self) {
         self.connection.shut_down();
     }

@@ -10,8 +10,13 @@ use nbd_proto::server::Config;
 pub struct Settings {
     /// What the protocol's machine offers, and its bounds for one connection.
     pub config: Config,
-    /// Connections at a time; more wait in the listener's queue. Default 1024.
+    /// Connections at a time. Default 1024. With 1, no export is announced as one for several connections of a client
+    /// (`CAN_MULTI_CONN`).
     pub max_connections: usize,
+    /// How long listeners let connections above [`max_connections`](Self::max_connections) wait for others to end,
+    /// counted from when the server became full; then they are closed at once, so that a client sees that it is refused.
+    /// Default 1 second.
+    pub admission_timeout: Duration,
     /// How long a client may take from connecting to choosing an export. Default 30 seconds.
     pub handshake_timeout: Duration,
     /// How long requests in flight may take once the server shuts down. Default 10 seconds.
@@ -33,6 +38,7 @@ impl Default for Settings {
         Self {
             config: Config::default(),
             max_connections: 1024,
+            admission_timeout: Duration::from_secs(1),
             handshake_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
             max_workers: 16,
