@@ -99,7 +99,7 @@ impl Connection {
         };
         // An answer to EXPORT_NAME has no room for an error (S-OPT-EN-02, S-TLS-F-02).
         if code == OptionCode::EXPORT_NAME {
-            return Err(PeerMisbehaved::ExportNameRefused.into());
+            return Err(crate::Refusal::NotServed(crate::NotServed::Unknown).into());
         }
         self.option_error(code, reply, text);
         Ok(true)
@@ -113,7 +113,9 @@ impl Connection {
             return Ok(None);
         }
         match code {
-            OptionCode::EXPORT_NAME => return Err(PeerMisbehaved::ExportNameRefused.into()),
+            OptionCode::EXPORT_NAME => {
+                return Err(crate::Refusal::NotServed(crate::NotServed::Unknown).into());
+            }
             OptionCode::ABORT => return Ok(Some(self.abort())),
             OptionCode::SET_META_CONTEXT => self.forget_contexts(),
             _ => {}
@@ -183,7 +185,8 @@ impl Connection {
         if self.negotiation.extended {
             return Err(PeerMisbehaved::ExportNameAfterExtendedHeaders.into());
         }
-        let name = valid_name(&self.collected).ok_or(PeerMisbehaved::ExportNameRefused)?;
+        let name = valid_name(&self.collected)
+            .ok_or(crate::Refusal::NotServed(crate::NotServed::Unknown))?;
         self.state = State::Awaiting(*header);
         Ok(Event::Lookup(Lookup { name, purpose: Purpose::Enter }))
     }
@@ -301,7 +304,7 @@ impl Connection {
 
     fn refuse_lookup(&mut self, code: OptionCode, reply: Rep, text: &str) -> LookupOutcome {
         if code == OptionCode::EXPORT_NAME {
-            self.fail(PeerMisbehaved::ExportNameRefused.into());
+            self.fail(crate::Refusal::NotServed(crate::NotServed::Unknown).into());
         } else {
             self.option_error(code, reply, text);
         }

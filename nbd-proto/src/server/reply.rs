@@ -329,7 +329,7 @@ impl Reply<'_> {
         let pending = self.connection.in_flight.get(self.id).ok_or(Misuse::NoSuchRequest)?;
         let complete = match self.command {
             Command::Read { offset, length, .. } => {
-                pending.coverage.is_exactly(offset, offset.saturating_add(u64::from(length)))
+                pending.coverage.is_exactly(offset, offset.saturating_add(length))
             }
             Command::BlockStatus { .. } => pending.awaited.is_empty(),
             _ if pending.failures.is_empty() => return Err(Misuse::WrongAnswer),
@@ -369,7 +369,7 @@ impl Reply<'_> {
         };
         let streams = self.streams();
         let end = start.checked_add(u64::from(length)).ok_or(Misuse::BadContent)?;
-        if start < offset || end > offset.saturating_add(u64::from(whole)) {
+        if start < offset || end > offset.saturating_add(whole) {
             return Err(Misuse::BadContent);
         }
         let pending = self.connection.in_flight.get_mut(self.id).ok_or(Misuse::NoSuchRequest)?;
@@ -390,7 +390,7 @@ impl Reply<'_> {
             return Tail::Zeroes(length);
         }
         let offset = content.start.saturating_sub(self.command.offset());
-        Tail::Body { request: self.id, offset, length }
+        Tail::Body { id: self.id, offset, length }
     }
 
     /// Queues a content chunk.

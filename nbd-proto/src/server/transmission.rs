@@ -119,7 +119,7 @@ impl Connection {
     /// The bytes that a command's data or its extents take: the embedder's, or the queue's.
     fn bytes_for(&self, command: &Command) -> u64 {
         let &Command::BlockStatus { one, .. } = command else {
-            return u64::from(command.buffer_length());
+            return command.buffer_length();
         };
         let contexts = self.export.as_ref().map_or(0, |export| export.contexts.len()) as u64;
         let extents = if one { 1 } else { u64::from(self.config.limits.max_extents) };

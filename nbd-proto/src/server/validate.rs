@@ -134,12 +134,16 @@ impl Rules {
             CommandType::READ => {
                 let length = payload
                     .ok_or((ErrorCode::EOVERFLOW, "the read is longer than the maximum payload"))?;
-                Command::Read { offset, length, dont_fragment: flags.contains(CommandFlags::DF) }
+                Command::Read {
+                    offset,
+                    length: length.into(),
+                    dont_fragment: flags.contains(CommandFlags::DF),
+                }
             }
             CommandType::WRITE => {
                 let length =
                     payload.ok_or((EINVAL, "the write is longer than the maximum payload"))?;
-                Command::Write { offset, length, fua }
+                Command::Write { offset, length: length.into(), fua }
             }
             CommandType::FLUSH => Command::Flush,
             CommandType::TRIM => Command::Trim { offset, length, fua },

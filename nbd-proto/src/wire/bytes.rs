@@ -12,7 +12,8 @@ pub enum DecodeError {
     /// Bytes are left over after the last field.
     #[error("{0} bytes are left over after the last field")]
     LeftOver(usize),
-    /// A string is not UTF-8, contains NUL, or is longer than [`MAX_STRING`] (B-CONV-02, B-CONV-03).
+    /// A string is not UTF-8, contains NUL, or is longer than [`MAX_STRING`].
+    // B-CONV-02, B-CONV-03
     #[error("the {0} is not a valid string (UTF-8 without NUL, at most 4096 bytes)")]
     BadString(&'static str),
     /// A magic number is wrong; carries what stood in its place.

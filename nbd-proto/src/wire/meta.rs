@@ -16,7 +16,8 @@ pub struct MetaContextRequest<'a> {
 }
 
 impl<'a> MetaContextRequest<'a> {
-    /// Fails when anything reaches past the end or is left over (S-OPT-LM-02, S-OPT-LM-14).
+    /// Fails when anything reaches past the end or is left over.
+    // S-OPT-LM-02, S-OPT-LM-14
     pub fn decode(data: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(data);
         let length = reader.u32("name length")?;

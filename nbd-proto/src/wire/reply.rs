@@ -195,7 +195,8 @@ impl<'a> ErrorChunk<'a> {
     /// Decodes the payload of an error chunk of type `reply`. What follows the fields that are known is ignored: the
     /// specification gives these chunks a least length only.
     ///
-    /// Fails when a field does not fit (C-REP-STRUCT-02), the message is too long, or the error is zero.
+    /// Fails when a field does not fit, the message is too long, or the error is zero.
+    // C-REP-STRUCT-02
     pub fn decode(reply: ReplyType, payload: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(payload);
         let error = ErrorCode(reader.u32("error")?);
