@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_io::{Async, Timer};
+use nbd_engine::export::PeerAddr;
 use nbd_engine::server::{Accepted, Listen};
 use nbd_engine::{BoxFuture, Socket, net};
 
@@ -26,7 +27,7 @@ impl Listen for Tcp {
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, address) = self.0.accept().await?;
         net::tune_tcp(&stream)?;
-        Ok(Accepted { transport: Socket(stream), peer: address.to_string() })
+        Ok(Accepted { transport: Socket(stream), peer: address.into() })
     }
 }
 
@@ -38,7 +39,8 @@ impl Listen for Unix {
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, _) = self.0.accept().await?;
         net::tune_unix(&stream);
-        Ok(Accepted { transport: Socket(stream), peer: "unix socket".into() })
+        let peer = PeerAddr::unix(&stream);
+        Ok(Accepted { transport: Socket(stream), peer })
     }
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use nbd_engine::export::PeerAddr;
 use nbd_engine::server::{Accepted, Listen};
 use nbd_engine::{Socket, net};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -112,7 +113,7 @@ impl Listen for Tcp {
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, address) = self.0.accept().await?;
         net::tune_tcp(&stream)?;
-        Ok(Accepted { transport: tcp(stream), peer: address.to_string() })
+        Ok(Accepted { transport: tcp(stream), peer: address.into() })
     }
 }
 
@@ -124,6 +125,7 @@ impl Listen for Unix {
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, _) = self.0.accept().await?;
         net::tune_unix(&stream);
-        Ok(Accepted { transport: unix(stream), peer: "unix socket".into() })
+        let peer = PeerAddr::unix(&stream);
+        Ok(Accepted { transport: unix(stream), peer })
     }
 }

@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 const SIZE: u64 = 32 << 20;
 
 fn server_with(settings: Settings) -> Server {
-    Server::with_settings(ExportMap::new().with("", Memory::new(SIZE).unwrap()), settings)
+    Server::with_settings(ExportMap::new().with("", Memory::new(SIZE).unwrap()).unwrap(), settings)
 }
 
 fn server() -> Server {

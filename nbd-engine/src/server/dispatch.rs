@@ -6,11 +6,16 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use nbd_proto::wire::TransmissionFlags;
-use nbd_proto::{Command, ContextInfo, ExportInfo};
+use nbd_proto::{Command, ContextInfo, ExportInfo, RequestId};
 
 use super::Settings;
+use super::slot_futures;
 use super::status::{Asked, Source, Status};
-use crate::export::{AsyncExport, Body, Export, ExportError, Found, Fua, Handle, Result, ZeroMode};
+use super::workers::Completion;
+use crate::export::{
+    AsyncCanCache, AsyncCanFlush, AsyncCanResize, AsyncCanTrim, AsyncCanWrite, AsyncCanWriteZeroes,
+    AsyncExport, Body, Export, ExportEntry, ExportError, Fua, ReadFlags, Result, ZeroMode,
+};
 
 /// A part of a payload that an export may take over.
 pub(crate) type Page = Arc<[u8]>;
@@ -36,10 +41,17 @@ fn unsupported<T>() -> Result<T> {
     Err(ExportError::new(nbd_proto::wire::ErrorCode::EINVAL, "the export can't do that any more"))
 }
 
+fn read_flags(dont_fragment: bool) -> ReadFlags {
+    let mut flags = ReadFlags::default();
+    flags.dont_fragment = dont_fragment;
+    flags
+}
+
 /// Carries out a command; may block.
 pub(crate) fn execute(export: &dyn Export, command: Command, work: &mut Work) -> Result<()> {
     match command {
-        Command::Read { offset, length, .. } => {
+        Command::Read { offset, length, dont_fragment } => {
+            work.body.set_flags(read_flags(dont_fragment));
             export.read_body(&mut work.body, length as usize, offset)?;
             check_length(work, length)
         }
@@ -105,7 +117,8 @@ fn try_execute_unguarded(
     work: &mut Work,
 ) -> Option<Result<()>> {
     match command {
-        Command::Read { offset, length, .. } => {
+        Command::Read { offset, length, dont_fragment } => {
+            work.body.set_flags(read_flags(dont_fragment));
             let result = export.try_read(&mut work.body, length as usize, offset)?;
             Some(result.and_then(|()| check_length(work, length)))
         }
@@ -159,59 +172,73 @@ pub(crate) fn write_pages(
     })?
 }
 
-/// Carries out a command on an asynchronous export.
-pub(crate) async fn execute_async(
-    export: Arc<dyn AsyncExport>,
-    command: Command,
-    work: &mut Work,
-) -> Result<()> {
-    let run = AssertUnwindSafe(execute_async_unguarded(export, command, work)).catch_unwind();
-    run.await.unwrap_or_else(|_| Err(panicked()))
+/// A request to an asynchronous export.
+#[derive(Debug)]
+pub(crate) struct AsyncRequest {
+    pub(crate) id: RequestId,
+    pub(crate) command: Command,
+    pub(crate) work: Work,
 }
 
-async fn execute_async_unguarded(
-    export: Arc<dyn AsyncExport>,
+/// Where a slot's future gets requests to an asynchronous export from.
+pub(crate) type Mailbox = slot_futures::Mailbox<AsyncRequest, Completion>;
+
+/// Carries out requests, one after the other, for as long as it is polled.
+pub(crate) async fn serve_requests<E: AsyncExport>(export: Arc<E>, mailbox: Mailbox) {
+    loop {
+        let AsyncRequest { id, command, mut work } = mailbox.next().await;
+        let run = AssertUnwindSafe(execute_async(&*export, command, &mut work)).catch_unwind();
+        let result = run.await.unwrap_or_else(|_| Err(panicked()));
+        mailbox.finish(Completion { id, work, result });
+    }
+}
+
+/// Carries out a command on an asynchronous export.
+async fn execute_async<E: AsyncExport>(
+    export: &E,
     command: Command,
     work: &mut Work,
 ) -> Result<()> {
-    let native_fua = export.writes().is_some_and(|writes| writes.fua() == Fua::Native);
     let fua = match command {
         Command::Write { fua, .. }
         | Command::Trim { fua, .. }
         | Command::WriteZeroes { fua, .. } => fua,
         _ => false,
     };
-    let native = fua && native_fua;
+    let native = fua && export.can_write().is_some_and(|ability| ability.fua() == Fua::Native);
     match command {
-        Command::Read { offset, length, .. } => {
-            export.read(work.body.fill(length as usize), offset).await?;
+        Command::Read { offset, length, dont_fragment } => {
+            work.body.set_flags(read_flags(dont_fragment));
+            export.read_body(&mut work.body, length as usize, offset).await?;
+            check_length(work, length)?;
         }
         Command::Write { offset, .. } => {
-            let writes = export.writes().map_or_else(unsupported, Ok)?;
-            writes.write(work.body.buffer(), offset, native).await?;
+            let ability = export.can_write().map_or_else(unsupported, Ok)?;
+            ability.write(work.body.buffer(), offset, native).await?;
         }
-        Command::Flush => export.flushes().map_or_else(unsupported, Ok)?.flush().await?,
+        Command::Flush => export.can_flush().map_or_else(unsupported, Ok)?.flush().await?,
         Command::Trim { offset, length, .. } => {
-            export.trims().map_or_else(unsupported, Ok)?.trim(offset, length, native).await?;
+            let ability = export.can_trim().map_or_else(unsupported, Ok)?;
+            ability.trim(offset, length, native).await?;
         }
         Command::Cache { offset, length } => {
-            export.caches().map_or_else(unsupported, Ok)?.cache(offset, length).await?;
+            export.can_cache().map_or_else(unsupported, Ok)?.cache(offset, length).await?;
         }
         Command::WriteZeroes { offset, length, no_hole, fast, .. } => {
             let mode = ZeroMode { fua: native, no_hole, fast };
-            let zeroes = export.writes_zeroes().map_or_else(unsupported, Ok)?;
-            zeroes.write_zeroes(offset, length, mode).await?;
+            let ability = export.can_write_zeroes().map_or_else(unsupported, Ok)?;
+            ability.write_zeroes(offset, length, mode).await?;
         }
         Command::BlockStatus { offset, length, one } => {
-            work.status.find_async(&*export, Asked { offset, length, one }).await?;
+            work.status.find_async(export, Asked { offset, length, one }).await?;
         }
         Command::Resize { size } => {
-            export.resizes().map_or_else(unsupported, Ok)?.resize(size).await?;
+            export.can_resize().map_or_else(unsupported, Ok)?.resize(size).await?;
         }
         _ => return unsupported(),
     }
     if fua && !native {
-        export.flushes().map_or_else(unsupported, Ok)?.flush().await?;
+        export.can_flush().map_or_else(unsupported, Ok)?.flush().await?;
     }
     Ok(())
 }
@@ -235,56 +262,44 @@ fn flush_for(export: &dyn Export, emulated_fua: bool) -> Result<()> {
     export.flushes().map_or_else(unsupported, |flushes| flushes.flush())
 }
 
-/// What the core is told of an export: abilities become flags here and nowhere else. `queries` are those that the
+/// What the core advertises of an export: abilities become flags here and nowhere else. `queries` are those that the
 /// client asks for metadata contexts by.
 pub(crate) fn describe<'q>(
-    found: &Found,
+    entry: &ExportEntry,
     settings: &Settings,
     queries: impl Iterator<Item = &'q str>,
 ) -> ExportInfo {
-    macro_rules! abilities {
-        ($export:expr) => {{
-            let export = $export;
-            let native = export.writes().is_some_and(|writes| writes.fua() == Fua::Native);
-            let mut info = ExportInfo::new(export.size());
-            info.block_size = export.block_size();
-            info.block_size_required = export.block_size_required();
-            info.description = export.description();
-            for (ability, flag) in [
-                (export.writes().is_none(), TransmissionFlags::READ_ONLY),
-                (export.flushes().is_some(), TransmissionFlags::SEND_FLUSH),
-                (native || export.flushes().is_some(), TransmissionFlags::SEND_FUA),
-                (export.rotational(), TransmissionFlags::ROTATIONAL),
-                (export.trims().is_some(), TransmissionFlags::SEND_TRIM),
-                (
-                    export.writes_zeroes().is_some(),
-                    TransmissionFlags::SEND_WRITE_ZEROES | TransmissionFlags::SEND_FAST_ZERO,
-                ),
-                (export.multi_conn(), TransmissionFlags::CAN_MULTI_CONN),
-                (export.caches().is_some(), TransmissionFlags::SEND_CACHE),
-                (settings.resize && export.resizes().is_some(), TransmissionFlags::SEND_RESIZE),
-            ] {
-                info.flags.set(flag, ability);
-            }
-            if export.extents().is_some() {
-                info.contexts.push(ContextInfo::base_allocation());
-            }
-            if let Some(own) = export.contexts() {
-                info.contexts.extend(own.list());
-                let most = info.contexts.len() + settings.config.limits.max_contexts as usize;
-                add_found(&mut info.contexts, most, queries, |query| own.find(query));
-            }
-            info
-        }};
-    }
-    let mut info = match &found.export {
-        Handle::Blocking(export) => abilities!(export),
-        Handle::Async(export) => abilities!(export),
+    let facts = entry.export().facts();
+    let mut info = ExportInfo::new(facts.size);
+    info.name = Some(entry.name().to_owned());
+    info.description = entry.own_description().or(facts.description);
+    info.block_size = facts.block_size;
+    info.block_size_required = facts.block_size_required;
+    let fua = match facts.write {
+        None | Some(Fua::Emulated) => facts.flush,
+        Some(Fua::Native) => true,
+        Some(Fua::Unsupported) => false,
     };
-    info.name = Some(found.name.clone());
-    if found.description.is_some() {
-        info.description.clone_from(&found.description);
+    for (ability, flag) in [
+        (facts.write.is_none(), TransmissionFlags::READ_ONLY),
+        (facts.flush, TransmissionFlags::SEND_FLUSH),
+        (fua, TransmissionFlags::SEND_FUA),
+        (facts.rotational, TransmissionFlags::ROTATIONAL),
+        (facts.trim, TransmissionFlags::SEND_TRIM),
+        (facts.write_zeroes, TransmissionFlags::SEND_WRITE_ZEROES),
+        (facts.fast_zero, TransmissionFlags::SEND_FAST_ZERO),
+        (facts.multi_conn, TransmissionFlags::CAN_MULTI_CONN),
+        (facts.cache, TransmissionFlags::SEND_CACHE),
+        (settings.resize && facts.resize, TransmissionFlags::SEND_RESIZE),
+    ] {
+        info.flags.set(flag, ability);
     }
+    if facts.extents {
+        info.contexts.push(ContextInfo::base_allocation());
+    }
+    info.contexts.extend(facts.contexts);
+    let most = info.contexts.len() + settings.config.limits.max_contexts as usize;
+    add_found(&mut info.contexts, most, queries, |query| entry.export().find_context(query));
     info
 }
 
@@ -305,18 +320,6 @@ fn add_found<'q>(
 }
 
 /// The metadata context of that name in the export.
-pub(crate) fn source(found: &Found, name: &str) -> Source {
-    let extents = match &found.export {
-        Handle::Blocking(export) => export.extents().is_some(),
-        Handle::Async(export) => export.extents().is_some(),
-    };
-    Source::new(name, extents)
-}
-
-/// The size of an export, as it is now.
-pub(crate) fn size(found: &Found) -> u64 {
-    match &found.export {
-        Handle::Blocking(export) => export.size(),
-        Handle::Async(export) => export.size(),
-    }
+pub(crate) fn source(entry: &ExportEntry, name: &str) -> Source {
+    Source::new(name, entry.export().facts().extents)
 }

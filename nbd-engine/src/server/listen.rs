@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::{Service, serve};
+use crate::export::PeerAddr;
 use crate::runtime::Runtime;
 use crate::transport::Transport;
 
@@ -16,8 +17,8 @@ use crate::transport::Transport;
 pub struct Accepted<T> {
     /// The stream.
     pub transport: T,
-    /// Who it is, for the log.
-    pub peer: String,
+    /// The address of the client.
+    pub peer: PeerAddr,
 }
 
 /// Something that connections come from.

@@ -1,12 +1,16 @@
 //! A connection from its first byte to its last, with its deadlines.
 
 use core::future::{Future, poll_fn};
+use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
 use std::sync::Arc;
 
+use futures_util::future::{Either, select};
+
 use super::session::Session;
 use super::{ConnectionError, Permit};
+use crate::export::PeerAddr;
 use crate::runtime::{BoxFuture, Runtime};
 use crate::transport::Transport;
 
@@ -16,7 +20,7 @@ const GRACE: Duration = Duration::from_millis(200);
 
 /// Serves one client over a byte stream of any kind until it leaves, breaks the protocol, or the server shuts down.
 ///
-/// `peer` names the client in the log. Dropping the future ends the connection at once; writes that were under way may
+/// `peer` is what exports and log events learn of the client's address. Dropping the future ends the connection at once; writes that were under way may
 /// or may not have been done, as after a power cut before their reply.
 ///
 /// # Errors
@@ -25,21 +29,33 @@ pub async fn serve<T, R>(
     permit: Permit,
     transport: T,
     runtime: R,
-    peer: String,
+    peer: PeerAddr,
 ) -> Result<(), ConnectionError>
 where
     T: Transport,
     R: Runtime,
 {
     let service = Arc::clone(permit.service());
-    let mut session = Session::new(Arc::clone(&service), transport)
-        .inspect_err(|error| tracing::warn!(peer, %error, "a client can't be served"))?;
-    tracing::debug!(peer, "a client connected");
+    let client = service.client(peer);
+    let peer = &client.peer;
+    // An oldstyle client gets its export at once, and looking that up may take its time.
+    let limit = service.settings().handshake_timeout;
+    let session = pin!(Session::new(Arc::clone(&service), transport, Arc::clone(&client)));
+    let shutdown = pin!(service.shutdown_begun());
+    let deadline = select(runtime.sleep(limit), shutdown);
+    let session = match select(session, deadline).await {
+        Either::Left((session, _)) => session,
+        Either::Right((Either::Left(_), _)) => Err(ConnectionError::HandshakeTimeout(limit)),
+        Either::Right((Either::Right(_), _)) => return Ok(()),
+    };
+    let mut session =
+        session.inspect_err(|error| tracing::warn!(%peer, %error, "a client can't be served"))?;
+    tracing::debug!(%peer, "a client connected");
     let result = drive(&mut session, &permit, &runtime).await;
     match &result {
-        Ok(()) => tracing::debug!(peer, export = session.export_name(), "a client left"),
+        Ok(()) => tracing::debug!(%peer, export = session.export_name(), "a client disconnected"),
         Err(error) => {
-            tracing::info!(peer, export = session.export_name(), %error, "a connection was closed");
+            tracing::info!(%peer, export = session.export_name(), %error, "a connection was closed");
         }
     }
     result
@@ -59,16 +75,20 @@ where
     let mut handshake = runtime.sleep(settings.handshake_timeout);
     let mut shutdown = service.shutdown_listener();
     let mut drain: Option<(BoxFuture, BoxFuture)> = None;
-    poll_fn(|cx| {
+    let begin = || Some((runtime.sleep(settings.drain_timeout), runtime.sleep(GRACE)));
+    let result = poll_fn(|cx| {
         if drain.is_none()
             && (service.is_shutting_down()
                 || core::pin::Pin::new(&mut shutdown).poll(cx).is_ready())
         {
             session.shut_down();
-            drain = Some((runtime.sleep(settings.drain_timeout), runtime.sleep(GRACE)));
+            drain = begin();
         }
         if let Poll::Ready(result) = session.poll(cx) {
             return Poll::Ready(result);
+        }
+        if drain.is_none() && session.is_ending() {
+            drain = begin();
         }
         if !session.is_transmitting() && handshake.as_mut().poll(cx).is_ready() {
             let limit = settings.handshake_timeout;
@@ -93,7 +113,9 @@ where
         }
         Poll::Pending
     })
-    .await?;
+    .await;
+    session.leave(&result);
+    result?;
     // Closing in earnest, but not for ever: the client may not read.
     let mut linger = runtime.sleep(GRACE);
     poll_fn(|cx| match session.poll_close(cx) {

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use event_listener::{Event, EventListener};
 
 use super::Settings;
 use super::workers::Workers;
-use crate::export::Exports;
+use crate::export::{ClientInfo, DynExports, Exports, PeerAddr};
 
 /// A server without its sockets. An adapter puts connections into it by [`serve`](super::serve).
 pub struct Service {
@@ -19,10 +19,12 @@ pub struct Service {
 
 /// What is common to both faces of a server, [newstyle and oldstyle](Service::oldstyle).
 struct Common {
-    exports: Box<dyn Exports>,
+    exports: Arc<dyn DynExports>,
     settings: Settings,
     workers: Workers,
     connections: AtomicUsize,
+    /// The number of the next connection.
+    next: AtomicU64,
     /// Told when a connection ends.
     departure: Event,
     shutting_down: AtomicBool,
@@ -33,10 +35,11 @@ impl Service {
     /// A server of these exports.
     pub fn new(exports: impl Exports, settings: Settings) -> Arc<Self> {
         let common = Common {
-            exports: Box::new(exports),
+            exports: Arc::new(exports),
             workers: Workers::new(settings.max_workers),
             settings,
             connections: AtomicUsize::new(0),
+            next: AtomicU64::new(0),
             departure: Event::new(),
             shutting_down: AtomicBool::new(false),
             shutdown: Event::new(),
@@ -55,8 +58,14 @@ impl Service {
         Arc::new(Self { common: Arc::clone(&self.common), oldstyle: Some(export.into()) })
     }
 
-    pub(crate) fn exports(&self) -> &dyn Exports {
-        &*self.common.exports
+    pub(crate) fn exports(&self) -> Arc<dyn DynExports> {
+        Arc::clone(&self.common.exports)
+    }
+
+    /// A client that has just connected.
+    pub(crate) fn client(&self, peer: PeerAddr) -> Arc<ClientInfo> {
+        let number = self.common.next.fetch_add(1, Ordering::Relaxed);
+        Arc::new(ClientInfo::new(number, peer))
     }
 
     pub(crate) fn workers(&self) -> &Workers {

@@ -8,20 +8,25 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use nbd_proto::server::{Connection, Event, Listing, LookupOutcome, LookupRefusal, Request};
+use nbd_proto::server::{
+    Connection, Event, Listing, LookupOutcome, LookupRefusal, Purpose, Request,
+};
+use nbd_proto::wire::ErrorCode;
 use nbd_proto::{Command, RequestId, Segment};
 
 use super::ConnectionError;
 use super::answer;
-use super::dispatch::{self, Work};
+use super::dispatch::{self, AsyncRequest, Work};
 use super::payload::{Payload, SparePages};
 use super::service::Service;
+use super::slot_futures::SlotFutures;
 use super::status::{Source, Status};
+use super::visit::Visit;
 use super::workers::{Completion, Completions, Job};
-use crate::export::{Body, ExportError, Found, Handle, Pool};
+use crate::export::{
+    Body, ClientInfo, CloseReason, ExportEntry, ExportError, Kind, ListedExport, Pool, Refusal,
+};
 use crate::patience::Patience;
-use crate::runtime::BoxFuture;
 use crate::staging::Staging;
 use crate::transport::Transport;
 
@@ -39,12 +44,22 @@ struct Slot {
     payload: Payload,
 }
 
+/// A question of the client's that the exports have not answered yet.
+enum Question {
+    List(Answer<Vec<ListedExport>>),
+    Find(Answer<ExportEntry>),
+}
+
+type Answer<T> = Pin<Box<dyn Future<Output = Result<T, Refusal>> + Send>>;
+
 pub(crate) struct Session<T> {
     connection: Connection,
     transport: T,
     service: Arc<Service>,
+    client: Arc<ClientInfo>,
+    question: Option<Question>,
     /// The export that a client looked at last, and that it uses once it entered.
-    export: Option<Found>,
+    export: Option<ExportEntry>,
     /// The metadata contexts that were selected for it, by number.
     contexts: Vec<(u32, Source)>,
     staging: Staging,
@@ -58,29 +73,47 @@ pub(crate) struct Session<T> {
     patience: Patience,
     completions: Arc<Completions>,
     completed: Vec<Completion>,
-    futures: FuturesUnordered<BoxFuture<Completion>>,
+    futures: SlotFutures<AsyncRequest, Completion>,
     /// The transport has no more bytes to give.
     input_ended: bool,
+    /// The client disconnected in order.
+    disconnected: bool,
+    /// This connection is to end as if the server shut down, since its export does.
+    ending: bool,
+    /// Last, so that whatever works for the client is dropped before the export learns that the client left.
+    visit: Option<Arc<Visit>>,
 }
 
 impl<T: Transport> Session<T> {
     /// A connection that was just accepted. Fails when an oldstyle client can't be given its export.
-    pub(crate) fn new(service: Arc<Service>, transport: T) -> Result<Self, ConnectionError> {
+    pub(crate) async fn new(
+        service: Arc<Service>,
+        transport: T,
+        client: Arc<ClientInfo>,
+    ) -> Result<Self, ConnectionError> {
         let settings = service.settings();
         let (connection, export) = match service.oldstyle_export() {
             None => (Connection::new(settings.config.clone()), None),
             Some(name) => {
-                let found = service.exports().find(name);
-                let found = found.ok_or_else(|| ConnectionError::NoSuchExport(name.into()))?;
-                let info = dispatch::describe(&found, settings, core::iter::empty());
-                (Connection::oldstyle(settings.config.clone(), &info)?, Some(found))
+                let exports = service.exports();
+                let found = exports.find(name.into(), Purpose::Enter, Arc::clone(&client)).await;
+                let entry = found.map_err(|refusal| ConnectionError::ExportRefused {
+                    name: name.into(),
+                    refusal,
+                })?;
+                let info = dispatch::describe(&entry, settings, core::iter::empty());
+                (Connection::oldstyle(settings.config.clone(), &info)?, Some(entry))
             }
         };
+        let begin = |entry: &ExportEntry| Visit::begin(entry.clone(), Arc::clone(&client));
+        let visit = export.as_ref().map(begin);
         Ok(Self {
             connection,
             transport,
             patience: Patience::new(settings.busy_wait),
             service,
+            client,
+            question: None,
             export,
             contexts: Vec::new(),
             staging: Staging::new(),
@@ -91,8 +124,11 @@ impl<T: Transport> Session<T> {
             queued: VecDeque::new(),
             completions: Arc::default(),
             completed: Vec::new(),
-            futures: FuturesUnordered::new(),
+            futures: SlotFutures::new(),
             input_ended: false,
+            disconnected: false,
+            ending: false,
+            visit,
         })
     }
 
@@ -109,9 +145,29 @@ impl<T: Transport> Session<T> {
         self.connection.shut_down();
     }
 
+    /// Whether this connection is to end as if the server shut down.
+    pub(crate) const fn is_ending(&self) -> bool {
+        self.ending
+    }
+
     /// The export in use, for the log.
     pub(crate) fn export_name(&self) -> Option<&str> {
-        self.export.as_ref().map(|found| found.name.as_str())
+        self.export.as_ref().map(ExportEntry::name)
+    }
+
+    /// Drops what still works for the client; the export learns why it left.
+    pub(crate) fn leave(&mut self, result: &Result<(), ConnectionError>) {
+        self.question = None;
+        self.completions.abandon();
+        self.futures = SlotFutures::new();
+        let Some(visit) = self.visit.take() else { return };
+        visit.ends_for(match result {
+            Err(ConnectionError::DrainTimeout(_)) => CloseReason::ShutDown,
+            Err(error) => CloseReason::Failed(error.to_string()),
+            Ok(()) if self.disconnected => CloseReason::Disconnected,
+            Ok(()) if self.input_ended => CloseReason::Vanished,
+            Ok(()) => CloseReason::ShutDown,
+        });
     }
 
     /// Drives the connection until it is over.
@@ -119,7 +175,7 @@ impl<T: Transport> Session<T> {
         self.completions.waker.register(cx.waker());
         for _ in 0..MOST_ROUNDS {
             self.collect(cx);
-            let read = self.read(cx)?;
+            let read = self.read(cx)? | self.answer_question(cx)?;
             let written = self.write(cx)?;
             if self.connection.is_finished() {
                 return Poll::Ready(Ok(()));
@@ -146,26 +202,50 @@ impl<T: Transport> Session<T> {
         match event {
             Event::Request(request) => self.begin(request),
             Event::List => {
-                let exports = self.service.exports().list();
-                let listings =
-                    exports.iter().map(|(name, description)| Listing { name, description });
-                self.connection.answer_list(listings)?;
+                let exports = self.service.exports();
+                self.question = Some(Question::List(exports.list(Arc::clone(&self.client))));
             }
             Event::Lookup(lookup) => {
-                let found = self.service.exports().find(&lookup.name);
-                let info = found.as_ref().map(|found| {
-                    dispatch::describe(found, self.service.settings(), self.connection.queries())
+                let exports = self.service.exports();
+                let found = exports.find(lookup.name, lookup.purpose, Arc::clone(&self.client));
+                self.question = Some(Question::Find(found));
+            }
+            Event::Disconnected => self.disconnected = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Answers the client's question if the exports have. Gives whether they have.
+    fn answer_question(&mut self, cx: &mut Context<'_>) -> Result<bool, ConnectionError> {
+        match &mut self.question {
+            None => return Ok(false),
+            Some(Question::List(answer)) => {
+                let Poll::Ready(listed) = answer.as_mut().poll(cx) else { return Ok(false) };
+                let listing = |export| {
+                    let name = ListedExport::name(export);
+                    Listing { name, description: export.description() }
+                };
+                match &listed {
+                    Ok(listed) => self.connection.answer_list(listed.iter().map(listing))?,
+                    Err(refusal) => self.connection.refuse_list(in_protocol(refusal))?,
+                }
+            }
+            Some(Question::Find(answer)) => {
+                let Poll::Ready(found) = answer.as_mut().poll(cx) else { return Ok(false) };
+                let info = found.as_ref().map(|entry| {
+                    dispatch::describe(entry, self.service.settings(), self.connection.queries())
                 });
-                let answer = info.as_ref().ok_or(LookupRefusal::Unknown);
+                let answer = info.as_ref().map_err(|refusal| in_protocol(refusal));
                 let outcome = self.connection.answer_lookup(answer)?;
-                self.export = found;
+                self.export = found.ok();
                 if outcome == LookupOutcome::Entered {
                     self.entered();
                 }
             }
-            _ => {}
         }
-        Ok(())
+        self.question = None;
+        Ok(true)
     }
 
     /// Transmission begins.
@@ -177,10 +257,11 @@ impl<T: Transport> Session<T> {
             _ => "simple",
         };
         tracing::debug!(export = self.export_name(), replies, "a client entered transmission");
-        if let (Some(view), Some(found)) = (view, &self.export) {
+        if let (Some(view), Some(entry)) = (view, &self.export) {
             let selected = view.contexts.iter();
             self.contexts =
-                selected.map(|one| (one.id, dispatch::source(found, &one.name))).collect();
+                selected.map(|one| (one.id, dispatch::source(entry, &one.name))).collect();
+            self.visit = Some(Visit::begin(entry.clone(), Arc::clone(&self.client)));
         }
     }
 
@@ -217,7 +298,7 @@ impl<T: Transport> Session<T> {
     fn start(&mut self, id: RequestId) {
         let slot = &mut self.slots[id.index()];
         let Some(command) = slot.command else { return };
-        if let Some(Found { export: Handle::Blocking(export), .. }) = &self.export {
+        if let Some(Kind::Blocking(export)) = kind(&self.export) {
             let attempt = if slot.payload.in_pages() {
                 let (pages, returned) = (&mut slot.payload.pages, &mut self.spare_pages.returned);
                 let result = dispatch::write_pages(&**export, command, pages, returned);
@@ -244,20 +325,17 @@ impl<T: Transport> Session<T> {
     /// Carries out a request that may take its time.
     fn start_elsewhere(&mut self, id: RequestId) {
         let slot = &mut self.slots[id.index()];
-        let (Some(command), Some(found)) = (slot.command, &self.export) else { return };
-        match &found.export {
-            Handle::Blocking(_) => {
+        let (Some(command), Some(kind)) = (slot.command, kind(&self.export)) else { return };
+        match kind {
+            Kind::Blocking(_) => {
                 self.queued.push_back(id);
                 self.submit_queued();
             }
-            Handle::Async(export) => {
+            Kind::Async(export) => {
                 self.elsewhere += 1;
-                let mut work = core::mem::take(&mut slot.work);
-                let export = Arc::clone(export);
-                self.futures.push(Box::pin(async move {
-                    let result = dispatch::execute_async(export, command, &mut work).await;
-                    Completion { id, work, result }
-                }));
+                let request = AsyncRequest { id, command, work: core::mem::take(&mut slot.work) };
+                self.futures
+                    .start(id.index(), request, |mailbox| Arc::clone(export).serve(mailbox));
             }
         }
     }
@@ -269,12 +347,13 @@ impl<T: Transport> Session<T> {
             && let Some(id) = self.queued.pop_front()
         {
             let slot = &mut self.slots[id.index()];
-            let (Some(command), Some(found)) = (slot.command, &self.export) else { continue };
-            if let Handle::Blocking(export) = &found.export {
+            let (Some(command), Some(kind)) = (slot.command, kind(&self.export)) else { continue };
+            if let Kind::Blocking(export) = kind {
+                let visit = self.visit.clone();
                 let work = core::mem::take(&mut slot.work);
                 let (export, done) = (Arc::clone(export), Arc::clone(&self.completions));
                 self.elsewhere += 1;
-                self.service.workers().submit(Job { id, command, export, work, done });
+                self.service.workers().submit(Job { id, command, export, work, done, visit });
             }
         }
     }
@@ -283,13 +362,11 @@ impl<T: Transport> Session<T> {
     fn collect(&mut self, cx: &mut Context<'_>) {
         self.completions.take(&mut self.completed);
         let mut completed = core::mem::take(&mut self.completed);
+        self.futures.poll(cx, |completion| completed.push(completion));
         for completion in completed.drain(..) {
             self.finish(completion);
         }
         self.completed = completed;
-        while let Poll::Ready(Some(completion)) = self.futures.poll_next_unpin(cx) {
-            self.finish(completion);
-        }
     }
 
     fn finish(&mut self, Completion { id, work, result }: Completion) {
@@ -303,6 +380,10 @@ impl<T: Transport> Session<T> {
     fn answer(&mut self, id: RequestId, result: &Result<(), ExportError>) {
         let slot = &self.slots[id.index()];
         let Some(command) = slot.command else { return };
+        if matches!(result, Err(error) if error.code() == ErrorCode::ESHUTDOWN) {
+            self.connection.shut_down();
+            self.ending = true;
+        }
         let answered = match (result, command) {
             (Err(error), _) => self.connection.reply(id).map(|reply| {
                 tracing::debug!(?command, %error, "a request failed");
@@ -327,7 +408,7 @@ impl<T: Transport> Session<T> {
             // Only an export that gives too little gets here.
             tracing::warn!(?command, %misuse, "an export's answer makes no sense");
             if let Ok(reply) = self.connection.reply(id) {
-                reply.error(nbd_proto::wire::ErrorCode::EIO, "the export's answer makes no sense");
+                reply.error(ErrorCode::EIO, "the export's answer makes no sense");
             }
         }
     }
@@ -368,6 +449,19 @@ impl<T: Transport> Session<T> {
 impl<T> Drop for Session<T> {
     fn drop(&mut self) {
         self.completions.abandon();
+    }
+}
+
+/// Which kind of export a client uses.
+fn kind(export: &Option<ExportEntry>) -> Option<&Kind> {
+    export.as_ref().map(|entry| entry.export().kind())
+}
+
+fn in_protocol(refusal: &Refusal) -> LookupRefusal<'_> {
+    match refusal {
+        Refusal::Unknown => LookupRefusal::Unknown,
+        Refusal::Policy(text) => LookupRefusal::Policy(text),
+        Refusal::ShuttingDown(text) => LookupRefusal::ShuttingDown(text),
     }
 }
 

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use nbd_proto::{ContextInfo, Extent};
 
-use crate::export::{AsyncExport, Export, ExportError, Result, no_such_context};
+use crate::export::{
+    Allocation, AsyncCanExtents, AsyncContexts, AsyncExport, Export, ExportError, Result,
+    no_such_context,
+};
 
 /// A metadata context that a client has selected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,34 +123,31 @@ impl Status {
     }
 
     /// The same of an asynchronous export.
-    pub(crate) async fn find_async(
+    pub(crate) async fn find_async<E: AsyncExport>(
         &mut self,
-        export: &dyn AsyncExport,
+        export: &E,
         range: Asked,
     ) -> Result<()> {
         let block = u64::from(export.block_size().minimum());
         for answer in &mut self.answers {
             let source = &answer.source;
-            let most = self.most;
-            let mut blocks = Blocks::new(&mut self.extents, most, block, range);
+            let mut blocks = Blocks::new(&mut self.extents, self.most, block, range);
             let own = export.contexts();
             let join = |one, other| {
-                let own = |name: &str| own.map_or(0, |own| own.join(name, one, other));
+                let own = |name: &str| own.as_ref().map_or(0, |own| own.join(name, one, other));
                 source.join(own, one, other)
             };
             while let Some((at, length)) = blocks.missing() {
-                // One more than is sent, to know that the last one is complete.
                 match source {
                     Source::Allocation => {
-                        let extents = export.extents().ok_or_else(no_such_context)?;
-                        let found = extents.extents(at, length, most + 1).await?;
-                        let _enough =
-                            found.into_iter().try_for_each(|run| blocks.add(run.into(), join));
+                        let extents = export.can_extents().ok_or_else(no_such_context)?;
+                        let mut visit = |run: Allocation| blocks.add(run.into(), join);
+                        extents.extents(at, length, &mut visit).await?;
                     }
                     Source::Own(name) => {
-                        let own = own.ok_or_else(no_such_context)?;
-                        let found = own.status(name, at, length, most + 1).await?;
-                        let _enough = found.into_iter().try_for_each(|run| blocks.add(run, join));
+                        let own = own.as_ref().ok_or_else(no_such_context)?;
+                        let mut visit = |run| blocks.add(run, join);
+                        own.status(name, at, length, &mut visit).await?;
                     }
                 }
                 blocks.check_progress(at)?;
@@ -290,7 +290,7 @@ impl<'a> Blocks<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export::{Allocation, Contexts, Extents};
+    use crate::export::{Contexts, Extents};
     use proptest::prelude::*;
 
     /// Runs of any length, told of `step` at a time.

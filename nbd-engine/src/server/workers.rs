@@ -12,6 +12,7 @@ use atomic_waker::AtomicWaker;
 use nbd_proto::{Command, RequestId};
 
 use super::dispatch::{self, Work};
+use super::visit::Visit;
 use crate::export::{Export, ExportError, Result};
 
 /// A command to carry out on a worker.
@@ -21,6 +22,8 @@ pub(crate) struct Job {
     pub(crate) export: Arc<dyn Export>,
     pub(crate) work: Work,
     pub(crate) done: Arc<Completions>,
+    /// The client leaves the export only after this.
+    pub(crate) visit: Option<Arc<Visit>>,
 }
 
 /// A command that was carried out.
@@ -160,6 +163,8 @@ impl Job {
     }
 
     fn finish(self, result: Result<()>) {
+        // Before the completion: the session may be gone a moment later, and with it whoever waits for that.
+        drop(self.visit);
         self.done.push(Completion { id: self.id, work: self.work, result });
     }
 }

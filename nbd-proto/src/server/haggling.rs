@@ -29,6 +29,18 @@ pub enum LookupRefusal<'a> {
     Unknown,
     /// There is, but not for this client; the text tells why.
     Policy(&'a str),
+    /// The server or the export shuts down; the text says more.
+    ShuttingDown(&'a str),
+}
+
+impl<'a> LookupRefusal<'a> {
+    const fn in_reply(self) -> (Rep, &'a str) {
+        match self {
+            Self::Unknown => (Rep::ERR_UNKNOWN, "there is no such export"),
+            Self::Policy(text) => (Rep::ERR_POLICY, text),
+            Self::ShuttingDown(text) => (Rep::ERR_SHUTDOWN, text),
+        }
+    }
 }
 
 /// What an answer to [`Event::Lookup`] led to.
@@ -257,6 +269,20 @@ impl Connection {
         Ok(())
     }
 
+    /// Answers [`Event::List`] with why the client gets no list.
+    ///
+    /// # Errors
+    /// [`Misuse::NoSuchQuestion`] when the client did not ask for a list.
+    pub fn refuse_list(&mut self, refusal: LookupRefusal<'_>) -> Result<(), Misuse> {
+        if !matches!(&self.state, State::Awaiting(header) if header.code == OptionCode::LIST) {
+            return Err(Misuse::NoSuchQuestion);
+        }
+        self.state = State::OptionHeader;
+        let (reply, text) = refusal.in_reply();
+        self.option_error(OptionCode::LIST, reply, text);
+        Ok(())
+    }
+
     /// Answers [`Event::Lookup`] with the export, or with why it is not to be had.
     ///
     /// # Errors
@@ -281,12 +307,9 @@ impl Connection {
                 return Ok(self.refuse_lookup(code, reply, "this export requires TLS"));
             }
             Ok(info) => info,
-            Err(LookupRefusal::Unknown) => {
-                let text = "there is no such export";
-                return Ok(self.refuse_lookup(code, Rep::ERR_UNKNOWN, text));
-            }
-            Err(LookupRefusal::Policy(text)) => {
-                return Ok(self.refuse_lookup(code, Rep::ERR_POLICY, text));
+            Err(refusal) => {
+                let (reply, text) = refusal.in_reply();
+                return Ok(self.refuse_lookup(code, reply, text));
             }
         };
         match code {

@@ -10,7 +10,7 @@ use crate::exports::{Disk, Gate, Way};
 use crate::{SOON, Setup};
 
 fn memory() -> ExportMap {
-    ExportMap::new().with("", Memory::new(1 << 20).expect("it is small"))
+    ExportMap::new().with("", Memory::new(1 << 20).expect("it is small")).expect("a short name")
 }
 
 /// Clients that do not choose an export in time are sent away, whatever they do instead; those that have chosen stay.
@@ -18,7 +18,7 @@ pub fn the_handshake_has_a_deadline(setup: Setup) {
     let mut settings = Settings::default();
     settings.handshake_timeout = Duration::from_secs(1);
     let disk = Disk::new(1 << 20);
-    let exports = ExportMap::new().with_handle("", None, Way::Workers.of(&disk));
+    let exports = ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name");
     let server = setup.serve_with(exports, settings);
     let mut chosen = server.client(Mode::Simple);
 
@@ -79,7 +79,7 @@ pub fn the_drain_has_a_deadline(setup: Setup) {
         settings.drain_timeout = Duration::from_millis(300);
         let disk = Disk::new(1 << 20);
         disk.gate.close();
-        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
         let mut server = setup.serve_with(exports, settings);
         let mut client = server.client(Mode::Simple);
         client.send(&Request::read(0, 512));
@@ -112,7 +112,7 @@ pub fn a_drain_does_not_wait_for_clients_that_do_not_read(setup: Setup) {
     let mut settings = Settings::default();
     settings.drain_timeout = Duration::from_millis(300);
     let disk = Disk::new(4 << 20);
-    let exports = ExportMap::new().with_handle("", None, Way::Workers.of(&disk));
+    let exports = ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name");
     let mut server = setup.serve_with(exports, settings);
     let mut client = server.client(Mode::Simple);
     client.send_all(&vec![Request::read(Gate::END, 1 << 20); 64]);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use nbd_engine::export::{Body, Export, ExportError, Result, Shared};
+use nbd_engine::export::{Body, Export, ExportError, Result};
 use nbd_engine::proto::wire::ErrorCode;
 use nbd_engine::server::Settings;
 use nbd_testkit::raw::{Errno, Mode, Request};
@@ -73,7 +73,7 @@ impl Export for WrongLength {
             }
             4 => body.hole(usize::MAX / 2),
             // A range that does not lie in its slice.
-            5 => body.share(Shared::Slice(vec![3; length].into(), 1..length + 1)),
+            5 => body.share_slice(vec![3; length].into(), 1..length + 1),
             _ => body.fill(length).fill(3),
         }
         Ok(())
@@ -118,7 +118,7 @@ impl Export for EmptyPieces {
         for part in [1, length - 1] {
             body.fill(0);
             body.hole(0);
-            body.share(Shared::Slice(Vec::new().into(), 0..0));
+            body.share_slice(Vec::new().into(), 0..0);
             body.fill(part).fill(3);
         }
         body.hole(0);

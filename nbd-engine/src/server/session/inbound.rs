@@ -10,8 +10,8 @@ use nbd_proto::server::Incoming;
 use super::super::ConnectionError;
 use super::super::dispatch;
 use super::super::payload;
-use super::{Session, Slot};
-use crate::export::{Found, Handle};
+use super::{Session, Slot, kind};
+use crate::export::Kind;
 use crate::transport::Transport;
 
 /// Payloads from this size on are read straight into their buffer rather than through the staging buffer.
@@ -98,9 +98,9 @@ impl<T: Transport> Session<T> {
     /// The export may have been resized, by another connection even. A client who was told so before it sent what has
     /// just been received must find the new size.
     pub(super) fn follow_size(&mut self) {
-        if let (true, Some(found)) = (self.connection.is_transmitting(), &self.export) {
+        if let (true, Some(entry)) = (self.connection.is_transmitting(), &self.export) {
             // An export is in use, so that this can't fail.
-            let _in_use = self.connection.set_size(dispatch::size(found));
+            let _in_use = self.connection.set_size(entry.export().size());
         }
     }
 
@@ -175,10 +175,10 @@ impl<T: Transport> Session<T> {
     /// Makes room for a payload that does not lie in the staging buffer as a whole.
     fn prepare(&mut self, id: RequestId) {
         let Slot { command, work, payload } = &mut self.slots[id.index()];
-        let (Some(command), Some(found)) = (*command, &self.export) else { return };
-        let page_size = match &found.export {
-            Handle::Blocking(export) => dispatch::page_size(&**export, command),
-            Handle::Async(_) => None,
+        let (Some(command), Some(kind)) = (*command, kind(&self.export)) else { return };
+        let page_size = match kind {
+            Kind::Blocking(export) => dispatch::page_size(&**export, command),
+            Kind::Async(_) => None,
         };
         payload.prepare(work, command.length() as usize, page_size);
     }
@@ -193,8 +193,8 @@ impl<T: Transport> Session<T> {
             // The whole payload is here: if the export takes it at once, this is its only copy.
             let slot = &mut self.slots[request.index()];
             let staged = &self.staging.bytes()[..remaining as usize];
-            let attempt = match (&self.export, slot.command) {
-                (Some(Found { export: Handle::Blocking(export), .. }), Some(command)) => {
+            let attempt = match (kind(&self.export), slot.command) {
+                (Some(Kind::Blocking(export)), Some(command)) => {
                     dispatch::try_execute(&**export, command, staged, &mut slot.work)
                 }
                 _ => None,
