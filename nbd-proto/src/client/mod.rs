@@ -178,15 +178,21 @@
 mod config;
 mod connection;
 mod event;
-mod haggling;
-mod option;
+mod export;
+mod negotiation;
+mod option_check;
+mod option_reply;
+mod options;
+mod pending;
+mod progress;
+mod question;
 mod reply;
+mod status;
+mod submit;
 mod transmission;
-mod validate;
-mod view;
 
 pub use config::{Config, Goal, TlsMode};
 pub use connection::Connection;
-pub use event::{CommandError, Event, Incoming, Info, PauseReason};
-pub use validate::{OptionError, SubmitError};
-pub use view::{ExportView, SelectedContext};
+pub use event::{CommandError, Event, Info};
+pub use option_check::OptionError;
+pub use submit::SubmitError;
