@@ -96,7 +96,8 @@ pub enum Event {
         /// What failed, and at which offset if the server says so.
         error: CommandError,
     },
-    /// A request is over: its reply has arrived completely, and its own bytes have been transmitted. Its id is void.
+    /// A request is over: its reply has arrived completely, and its own bytes have been transmitted. (If the connection
+    /// ends before they are, an error that the server has answered is still reported.) Its id is void.
     Completed {
         /// Which request.
         id: RequestId,

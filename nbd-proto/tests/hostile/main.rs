@@ -12,6 +12,7 @@
 
 mod any_bytes;
 mod haggling;
+mod lifecycle;
 mod options;
 mod peer;
 mod replies;
