@@ -265,9 +265,6 @@ pub enum Misuse {
     /// A metadata context that was not asked for.
     #[error("the metadata context was not asked for")]
     NoSuchContext,
-    /// Extents that were collected for another question.
-    #[error("the extents were collected for another question")]
-    OtherQuestion,
     /// The connection is not in the phase in which this makes sense.
     #[error("the connection is not in the phase for this")]
     WrongPhase,

@@ -188,6 +188,18 @@ impl Outbound {
         }
     }
 
+    /// The number of bytes that were put since `position`, as messages have it.
+    pub(crate) fn length_since(&mut self, position: usize) -> u32 {
+        let length = self.control.len().checked_sub(position).map(u32::try_from);
+        match length {
+            Some(Ok(length)) => length,
+            _ => {
+                self.fail("a message is longer than its header can say");
+                0
+            }
+        }
+    }
+
     /// Makes an entry of the control bytes put since the last one, and a tail.
     #[inline]
     pub(crate) fn seal(&mut self, tail: Tail, finishes: Option<RequestId>) {

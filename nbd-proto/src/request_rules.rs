@@ -38,7 +38,7 @@ pub enum InvalidRequest {
     /// The status is asked for, and no metadata context was selected.
     #[error("no metadata context was selected for this export")]
     NoContexts,
-    /// A request about no bytes.
+    /// A request about no bytes, with which nothing else is wrong.
     #[error("the request is about no bytes")]
     Empty,
     /// A request that reaches past the end of the export, of which the size in bytes is given.
@@ -76,8 +76,8 @@ impl RequestRules {
     /// Whether a request may be sent, or has to be carried out.
     ///
     /// # Errors
-    /// The rule that it breaks. A request of no bytes breaks one, though a server may well answer it.
-    /// [`InvalidRequest::TooLong`] only when it breaks no other.
+    /// The rule that it breaks. [`InvalidRequest::Empty`] and [`InvalidRequest::TooLong`] only when it breaks no other: a
+    /// server may answer the former, and a client can split the latter.
     #[inline]
     pub fn check(&self, command: &Command) -> Result<(), InvalidRequest> {
         self.check_offered(command)?;
@@ -137,18 +137,18 @@ impl RequestRules {
         if offered { Ok(()) } else { Err(InvalidRequest::NotOffered(command.command_type())) }
     }
 
-    /// Not empty, inside the export, aligned, and not too long.
+    /// Inside the export, aligned, not empty, and not too long.
     #[inline]
     fn check_range(&self, command: &Command) -> Result<(), InvalidRequest> {
         let (offset, length) = (command.offset(), command.length());
-        if length == 0 {
-            return Err(InvalidRequest::Empty);
-        }
         if offset.checked_add(length).is_none_or(|end| end > self.size) {
             return Err(InvalidRequest::OutOfRange(self.size));
         }
         if !self.block_size.is_aligned(offset, length) {
             return Err(InvalidRequest::Misaligned(self.block_size.minimum()));
+        }
+        if length == 0 {
+            return Err(InvalidRequest::Empty);
         }
         let longest = match command {
             // Whole blocks may reach to the end of what a header has room for, whatever a client prefers to send.

@@ -1,6 +1,6 @@
 //! Collects a message of fixed size that arrives in pieces.
 
-use crate::Input;
+use crate::{Input, Wants};
 
 /// Bytes of a message that is not complete yet. The longest fixed-size message has 32 bytes.
 #[derive(Debug, Default)]
@@ -13,6 +13,11 @@ impl Scratch {
     /// Bytes collected so far.
     pub(crate) const fn filled(&self) -> usize {
         self.filled
+    }
+
+    /// What the rest of a message of `size` bytes wants.
+    pub(crate) const fn wants(&self, size: usize) -> Wants {
+        Wants::missing(size, self.filled)
     }
 
     /// The next `N` bytes (at most 32), once they are all there; eats from `input` whatever belongs to them. Without

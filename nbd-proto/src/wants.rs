@@ -31,6 +31,20 @@ pub enum Wants {
     Closed,
 }
 
+impl Wants {
+    /// The rest of a message of `size` bytes of which `have` have arrived: one byte at least, since the message would have
+    /// been handled otherwise.
+    pub(crate) const fn missing(size: usize, have: usize) -> Self {
+        let missing = size.saturating_sub(have);
+        Self::Bytes { at_least: if missing == 0 { 1 } else { missing } }
+    }
+
+    /// Bytes that are dropped as they come.
+    pub(crate) fn dropping(remaining: u64) -> Self {
+        Self::missing(usize::try_from(remaining).unwrap_or(usize::MAX), 0)
+    }
+}
+
 /// Why nothing should be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

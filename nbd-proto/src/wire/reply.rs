@@ -215,10 +215,22 @@ impl<'a> ErrorChunk<'a> {
         Ok(Self { error, message, offset })
     }
 
+    /// The message as it is sent, with its length: cut to fit.
+    fn sent_message(&self) -> (&'a [u8], u16) {
+        let message = self.message.get(..MAX_STRING).unwrap_or(self.message);
+        // A string has 4096 bytes at most, so that its length fits.
+        u16::try_from(message.len()).map_or((&[], 0), |length| (message, length))
+    }
+
+    /// The number of bytes that [`encode`](Self::encode) appends.
+    pub(crate) fn encoded_length(&self) -> u32 {
+        let fixed = if self.offset.is_some() { 14_u32 } else { 6 };
+        fixed.saturating_add(self.sent_message().1.into())
+    }
+
     /// Appends the payload to `out`: an `ERROR_OFFSET` payload when there is an offset. The message is cut to fit.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let message = self.message.get(..MAX_STRING).unwrap_or(self.message);
-        let length = u16::try_from(message.len()).unwrap_or(0);
+        let (message, length) = self.sent_message();
         out.extend_from_slice(&self.error.0.to_be_bytes());
         out.extend_from_slice(&length.to_be_bytes());
         out.extend_from_slice(message);
