@@ -170,10 +170,13 @@ impl Connection {
     /// [abandoned](Event::Abandoned) before.) Other requests have no payload to give back and are not mentioned.
     ///
     /// # Errors
-    /// [`Misuse::TooManyBytes`] when there were fewer.
+    /// [`Misuse::TooManyBytes`] when there were fewer; [`Misuse::WrongPhase`] after [`Event::Closed`].
     #[inline]
     pub fn transmitted(&mut self, count: usize) -> Result<Finished<'_>, Misuse> {
         let Self { phase, out, finished, .. } = self;
+        if let Phase::Closed = phase {
+            return Err(Misuse::WrongPhase);
+        }
         finished.clear();
         out.transmitted(count, finished)?;
         if let Phase::Transmission(transmission) = phase {

@@ -3,7 +3,7 @@
 
 use nbd_proto::client::{CommandError, Connection, Event};
 use nbd_proto::wire::{BlockStatusDescriptor, ErrorCode, ReplyType};
-use nbd_proto::{CloseReason, Command, Error, PauseReason, RequestId, Segment, Wants};
+use nbd_proto::{CloseReason, Command, Error, Misuse, PauseReason, RequestId, Segment, Wants};
 use proptest::prelude::*;
 
 use crate::peer::*;
@@ -131,6 +131,10 @@ impl Session {
     }
 
     fn transmit(&mut self, count: usize) {
+        if self.closed.is_some() {
+            assert_eq!(self.client.transmitted(0).err(), Some(Misuse::WrongPhase));
+            return;
+        }
         let count = count.min(self.queued().len());
         self.transmitted += count as u64;
         let freed: Vec<RequestId> = self.client.transmitted(count).unwrap().collect();

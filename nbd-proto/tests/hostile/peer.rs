@@ -135,7 +135,9 @@ pub(crate) fn sent(client: &mut Client) -> Vec<u8> {
             }
         }
     }
-    let _ = client.transmitted(bytes.len()).unwrap();
+    if client.closed.is_none() {
+        let _ = client.transmitted(bytes.len()).unwrap();
+    }
     bytes
 }
 

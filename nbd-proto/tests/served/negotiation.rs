@@ -5,7 +5,7 @@ use nbd_proto::wire::{
     InfoType, OptionCode as Opt, OptionHeader, OptionReplyType as Rep, TransmissionFlags as Flags,
 };
 use nbd_proto::{
-    BlockSize, CloseReason, Error, LimitExceeded, NotServed, PeerMisbehaved, PauseReason, Refusal,
+    BlockSize, CloseReason, Error, LimitExceeded, NotServed, PauseReason, PeerMisbehaved, Refusal,
     Wants,
 };
 
