@@ -11,7 +11,7 @@
 )]
 
 mod any_bytes;
-mod haggling;
+mod negotiation;
 mod lifecycle;
 mod options;
 mod peer;

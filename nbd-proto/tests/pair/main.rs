@@ -15,7 +15,7 @@
 
 mod commands;
 mod errors;
-mod haggling;
+mod negotiation;
 mod limits;
 mod misuse;
 mod model;
