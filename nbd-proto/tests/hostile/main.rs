@@ -11,8 +11,8 @@
 )]
 
 mod any_bytes;
-mod negotiation;
 mod lifecycle;
+mod negotiation;
 mod options;
 mod peer;
 mod replies;
