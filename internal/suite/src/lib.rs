@@ -11,7 +11,7 @@
 //!
 //! **Clients** of an adapter implement [`client::ClientAdapter`] in a file of [`clients`]. Their scenarios are in
 //! [`client_scenarios`] and take a [`ClientSetup`] beside the server's [`Setup`]; [`client_suites!`] makes a test of each
-//! for a client with the server of every adapter. Those with hostile servers are in [`mod@hostile`], and
+//! for a client with each server that it names. Those with hostile servers are in [`mod@hostile`], and
 //! [`hostile_suite!`] makes their tests.
 //!
 //! Nothing here asserts how long something takes, nothing waits without a bound, and what must happen before something

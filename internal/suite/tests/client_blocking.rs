@@ -1,3 +1,7 @@
-//! The client on threads, with every adapter's server.
+//! The client on threads, with the reference server and one more.
 
-nbd_suite::client_suites!(nbd_suite::clients::BlockingClient);
+nbd_suite::client_suites!(
+    nbd_suite::clients::BlockingClient,
+    blocking_server Blocking,
+    tokio_server TokioMultiThread
+);

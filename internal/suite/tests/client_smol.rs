@@ -1,3 +1,7 @@
-//! The client on smol, with every adapter's server.
+//! The client on smol, with the reference server and one more.
 
-nbd_suite::client_suites!(nbd_suite::clients::SmolClient);
+nbd_suite::client_suites!(
+    nbd_suite::clients::SmolClient,
+    blocking_server Blocking,
+    smol_server Smol
+);
