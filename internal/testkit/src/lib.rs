@@ -16,6 +16,8 @@ pub mod server;
 
 mod endpoint;
 mod pattern;
+mod random;
 
 pub use endpoint::Endpoint;
 pub use pattern::{Pattern, assert_same_bytes, assert_zero};
+pub use random::{Random, cases};

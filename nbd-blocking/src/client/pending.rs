@@ -44,9 +44,12 @@ impl<R: Outcome> Pending<R> {
     /// ```
     #[must_use]
     pub fn wait_any(pending: &[Self]) -> Option<usize> {
-        // Without an event descriptor, waiting for the first one tells what is wrong.
+        if pending.is_empty() {
+            return None;
+        }
         let inner = || pending.iter().map(|pending| &pending.0);
         match inner().position(engine::Pending::is_done) {
+            // Without an event descriptor nothing can be waited for: the first one, which there is, says so.
             None => block_on(engine::Pending::any(inner())).unwrap_or(Some(0)),
             done => done,
         }

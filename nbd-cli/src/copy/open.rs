@@ -3,7 +3,7 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
 use nbd_blocking::Client;
@@ -11,6 +11,7 @@ use nbd_blocking::client::Options;
 
 use super::disk::Disk;
 use super::extents::ALLOCATION;
+use super::team::Maker;
 use crate::descriptor;
 use crate::exit::Failure;
 use crate::target::{Place, Target, is_uri};
@@ -25,10 +26,10 @@ pub(super) struct Side {
 
 #[derive(Debug)]
 pub(super) enum Kind {
-    /// The connections, of which there is one at first.
+    /// With the first connection.
     Server {
         target: Box<Target>,
-        clients: Vec<Client>,
+        client: Client,
         options: Box<Options>,
     },
     Disk {
@@ -71,7 +72,7 @@ fn connect(place: &Place, wishes: &Wishes, extents: bool) -> Result<Kind, Failur
     let target = Box::new(Target::open(place, wishes.timeout)?);
     let options = wishes.options(&target, extents);
     let client = target.connect(&options)?;
-    Ok(Kind::Server { target, clients: vec![client], options: Box::new(options) })
+    Ok(Kind::Server { target, client, options: Box::new(options) })
 }
 
 impl Side {
@@ -117,8 +118,8 @@ impl Side {
             }
             _ => connect(place, wishes, false)?,
         };
-        if let Kind::Server { clients, .. } = &kind
-            && clients[0].is_read_only()
+        if let Kind::Server { client, .. } = &kind
+            && client.is_read_only()
         {
             return Err(Failure::failed(format!("{name} is read-only: nothing can be written")));
         }
@@ -128,7 +129,7 @@ impl Side {
     /// How many bytes it has, or how many fit. `None` for what has no size, or any.
     pub(super) fn size(&self) -> Option<u64> {
         match &self.kind {
-            Kind::Server { clients, .. } => Some(clients[0].size()),
+            Kind::Server { client, .. } => Some(client.size()),
             Kind::Disk { size, .. } => Some(*size),
             Kind::Stream(_) | Kind::Null => None,
         }
@@ -141,26 +142,6 @@ impl Side {
 
     pub(super) fn is_stream(&self) -> bool {
         matches!(self.kind, Kind::Stream(_))
-    }
-
-    pub(super) fn is_same_file(&self, other: &Self) -> bool {
-        let identity = self.identity();
-        identity.is_some() && identity == other.identity()
-    }
-
-    /// Which file or block device it is. Standard input and output can be one, too.
-    fn identity(&self) -> Option<(u64, u64)> {
-        let metadata = match &self.kind {
-            Kind::Disk { disk, .. } => disk.file.metadata(),
-            Kind::Stream(file) => file.metadata(),
-            Kind::Server { .. } | Kind::Null => return None,
-        };
-        let metadata = metadata.ok()?;
-        match metadata.file_type() {
-            kind if kind.is_file() => Some((metadata.dev(), metadata.ino())),
-            kind if kind.is_block_device() => Some((u64::MAX, metadata.rdev())),
-            _ => None,
-        }
     }
 
     /// What offsets and lengths have to be multiples of.
@@ -176,7 +157,7 @@ impl Side {
     /// The first connection, if it is a server.
     pub(super) fn client(&self) -> Option<&Client> {
         match &self.kind {
-            Kind::Server { clients, .. } => clients.first(),
+            Kind::Server { client, .. } => Some(client),
             _ => None,
         }
     }
@@ -184,36 +165,18 @@ impl Side {
     /// How many of the wanted connections it may have. A command is started for us alone, and some take no second client.
     pub(super) fn most_connections(&self, wanted: usize) -> usize {
         match &self.kind {
-            Kind::Server { target, clients, .. } => {
-                if clients[0].can_multi_conn() && !target.is_command() { wanted } else { 1 }
+            Kind::Server { target, client, .. } => {
+                if client.can_multi_conn() && !target.is_command() { wanted } else { 1 }
             }
             Kind::Disk { .. } | Kind::Null => wanted,
             Kind::Stream(_) => 1,
         }
     }
 
-    /// Makes more connections. Gives how many there are then: a server may have none to spare, and the copy works with
-    /// fewer.
-    pub(super) fn connect_more(&mut self, wanted: usize) -> usize {
-        let Kind::Server { target, clients, options } = &mut self.kind else { return wanted };
-        while clients.len() < wanted {
-            match Client::connect_with(target.uri(), options) {
-                Ok(client) if client.size() == clients[0].size() => clients.push(client),
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::info!(%error, connections = clients.len(), "no more connections");
-                    break;
-                }
-            }
-        }
-        clients.len()
-    }
-
-    /// Leaves the server politely.
-    pub(super) fn leave(&self) {
-        if let Kind::Server { clients, .. } = &self.kind {
-            clients.iter().for_each(Client::disconnect);
-        }
+    /// How to make further connections, if it is a server.
+    pub(super) fn maker(&self) -> Option<Maker> {
+        let Kind::Server { target, client, options } = &self.kind else { return None };
+        Some(Maker::new(target.uri().clone(), (**options).clone(), client))
     }
 }
 

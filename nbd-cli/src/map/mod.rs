@@ -9,7 +9,7 @@ use nbd_blocking::client::Flags;
 
 use crate::exit::Failure;
 use crate::target::Target;
-use crate::{colour, output, quantity, target};
+use crate::{colour, output, quantity, target, waiting};
 use walk::Walk;
 
 pub(crate) use print::Format;
@@ -113,6 +113,12 @@ pub(crate) fn show(target: &Target, question: Question<'_>) -> Result<(), Failur
         extended: client.is_extended(),
     };
     let ask = |at, length| {
+        let name = target.name();
+        let _reported = waiting::on(move |seconds| {
+            format!(
+                "waiting for {name}: no reply for {seconds} s to a block status request at {at}"
+            )
+        });
         let answer = client.block_status(at, length, Flags::empty());
         let answer = answer.map_err(|error| target.explain(&error))?;
         let extents = answer.into_iter().find(|one| &*one.context == context);

@@ -46,30 +46,33 @@ impl Walk {
     ) -> Result<(), E> {
         let longest = if self.extended { 1 << 62 } else { LONGEST };
         let end = self.range.end.next_multiple_of(self.minimum).min(self.size);
-        let mut at = self.range.start & !(self.minimum - 1);
+        // The one position: all bytes before it were told, or are in the open run.
+        let mut at = self.range.start;
         let mut open: Option<Run> = None;
         while at < self.range.end {
-            let began = at;
-            for extent in ask(at, (end - at).min(longest))? {
-                let next = at.saturating_add(extent.length);
-                let (from, to) = (at.max(self.range.start), next.min(self.range.end));
-                at = next;
-                // An answer may reach past what was asked for.
-                if from >= to {
+            let (began, mut reach) = (at, at & !(self.minimum - 1));
+            for extent in ask(reach, (end - reach).min(longest))? {
+                reach = reach.saturating_add(extent.length);
+                // An answer may begin before what is wanted, and reach past what was asked for.
+                let to = reach.min(self.range.end);
+                if to <= at {
                     continue;
                 }
                 match &mut open {
-                    Some(run) if run.status == extent.status => run.length += to - from,
+                    Some(run) if run.status == extent.status => run.length += to - at,
                     run => {
-                        let new = Run { offset: from, length: to - from, status: extent.status };
+                        let new = Run { offset: at, length: to - at, status: extent.status };
                         if let Some(done) = run.replace(new) {
                             tell(done)?;
                         }
                     }
                 }
+                at = to;
             }
             if at == began {
-                let text = format!("the server's answer about the bytes from {at} on is empty");
+                let text = format!(
+                    "the server's answer about the bytes from {at} on tells nothing of them"
+                );
                 return Err(Failure::failed(text).into());
             }
         }
@@ -79,6 +82,8 @@ impl Walk {
 
 #[cfg(test)]
 mod tests {
+    use nbd_testkit::cases;
+
     use super::*;
 
     /// Offset, length and type.
@@ -128,6 +133,68 @@ mod tests {
         let (told, asked) = runs(&walk, &[&[(512, 0), (512, 3)]]);
         assert_eq!(told, [(700, 324, 0), (1024, 476, 3)]);
         assert_eq!(asked, [(512, 1024)]);
+    }
+
+    #[test]
+    fn an_answer_that_ends_within_a_block_is_followed_by_a_request_for_the_whole_block() {
+        let walk = Walk { minimum: 512, ..walk(0..2048, 2048) };
+        let (told, asked) = runs(&walk, &[&[(700, 3)], &[(188, 3), (1000, 0)], &[(1024, 0)]]);
+        assert_eq!(told, [(0, 700, 3), (700, 1348, 0)]);
+        assert_eq!(asked, [(0, 2048), (512, 1536), (1536, 512)]);
+    }
+
+    /// Answers of any cut tell the same as the whole one.
+    #[test]
+    fn maps_of_any_answers_are_those_of_the_disk() {
+        cases(2000, |random| {
+            let minimum = 1 << random.below(13);
+            let size = minimum * (1 + random.below(40));
+            // The type of each block; answers are cut at blocks or anywhere.
+            let types: Vec<u64> = (0..size / minimum).map(|_| random.below(3)).collect();
+            let range = random.below(size)..size - random.below(2) * random.below(size);
+            let range = range.start.min(range.end)..range.end;
+            let walk = Walk { minimum, ..walk(range.clone(), size) };
+            let mut told = Vec::new();
+            let ask = |from: u64, length: u64| {
+                assert!(
+                    from.is_multiple_of(minimum)
+                        && length.is_multiple_of(minimum)
+                        && from + length <= size
+                );
+                let (mut at, mut answer) = (from, Vec::new());
+                let stop = (from + minimum * (1 + random.below(4))).min(size);
+                let mut push = |at: &mut u64, length| {
+                    answer.push(Extent { length, status: types[(*at / minimum) as usize] });
+                    *at += length;
+                };
+                while at < stop {
+                    let left = minimum - at % minimum;
+                    let part = random.one_in(4);
+                    push(&mut at, if part { random.below(left + 1) } else { left });
+                }
+                if at < size && random.one_in(3) {
+                    push(&mut at, random.below(minimum));
+                }
+                Ok(answer)
+            };
+            walk.runs(ask, |run| {
+                told.push(run);
+                Ok::<(), Failure>(())
+            })
+            .expect("each answer tells something");
+            let mut at = range.start;
+            for run in &told {
+                assert_eq!(run.offset, at, "{told:?}");
+                at += run.length;
+                let blocks = run.offset / minimum..at.div_ceil(minimum);
+                assert!(
+                    blocks.clone().all(|block| types[block as usize] == run.status),
+                    "{told:?}"
+                );
+            }
+            assert_eq!(at, range.end, "{told:?}");
+            assert!(told.is_sorted_by(|a, b| a.status != b.status), "neighbours differ: {told:?}");
+        });
     }
 
     #[test]

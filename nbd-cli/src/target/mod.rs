@@ -3,6 +3,9 @@
 //! Wherever a URI is asked for, `[ COMMAND ARGS ]` will do: the command is started with a Unix socket that only this user
 //! can reach, which it takes over by systemd's socket activation, as `nbdkit` and `qemu-nbd` do. It is stopped in the end.
 
+mod ending;
+mod holders;
+mod sockets;
 mod subprocess;
 mod words;
 
@@ -17,8 +20,10 @@ use nbd_engine::proto::wire::OptionReplyType;
 use crate::exit::Failure;
 use crate::output::printable;
 use crate::quantity;
+use crate::waiting::{self, Watched};
 use subprocess::Subprocess;
 
+pub(crate) use holders::OpenFile;
 pub(crate) use words::{Place, arguments, is_uri, places};
 
 /// The one server that a subcommand is about.
@@ -57,6 +62,7 @@ pub(crate) struct Target {
 impl Target {
     /// Takes a word for a URI, and starts a command. Answers may take `timeout`, or any time if that is zero.
     pub(crate) fn open(place: &Place, timeout: Duration) -> Result<Self, Failure> {
+        waiting::start(false);
         match place {
             Place::Word(word) => {
                 let parsed = word.to_str().ok_or("it is not UTF-8".to_owned());
@@ -129,12 +135,25 @@ impl Target {
 
     /// Enters the export.
     pub(crate) fn connect(&self, options: &Options) -> Result<Client, Failure> {
-        Client::connect_with(&self.uri, options).map_err(|error| self.explain(&error))
+        let _reported = self.reported();
+        let client = Client::connect_with(&self.uri, options);
+        let client = client.map_err(|error| self.explain(&error))?;
+        if let Some(server) = &self.server {
+            server.connected(&client);
+        }
+        Ok(client)
     }
 
     /// Reaches the server.
     pub(crate) fn haggle(&self) -> Result<Haggling, Failure> {
+        let _reported = self.reported();
         Haggling::connect(&self.uri, &self.options()).map_err(|error| self.explain(&error))
+    }
+
+    /// Has a server that takes long to connect to reported.
+    fn reported(&self) -> Watched {
+        let name = self.name();
+        waiting::on(move |seconds| format!("waiting for {name}: no session yet after {seconds} s"))
     }
 
     /// Why a client of this server failed. The end of a command that was started explains more than a lost connection.

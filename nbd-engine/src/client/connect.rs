@@ -5,8 +5,15 @@ use core::task::Poll;
 use core::time::Duration;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
+
+#[cfg(target_os = "linux")]
+use {
+    rustix::fs::{Mode, OFlags},
+    std::{ffi::OsStr, os::fd::AsRawFd, os::unix::ffi::OsStrExt, path::Path},
+};
 
 use atomic_waker::AtomicWaker;
 use nbd_proto::wire::TransmissionFlags;
@@ -143,10 +150,9 @@ async fn reach<C: Connector>(connector: &C, uri: &Uri) -> Result<C::Transport, E
         Address::Unix { socket } => {
             let connected = connect_unix(&connector.runtime(), socket).await;
             let adopted = connected.and_then(|stream| connector.adopt_unix(stream));
-            adopted.map_err(|source| Error::Connect {
-                address: String::from_utf8_lossy(socket).replace('\0', "@"),
-                source: Arc::new(source),
-            })
+            let address = || shown(socket);
+            adopted
+                .map_err(|source| Error::Connect { address: address(), source: Arc::new(source) })
         }
         Address::Vsock { .. } => unsupported("there is no vsock yet: use nbd:// or nbd+unix://"),
         _ => unsupported("there are no addresses of this kind yet"),
@@ -209,13 +215,51 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 /// How long to wait before a Unix socket is tried again whose server has not accepted its last clients yet.
 const BUSY: Duration = Duration::from_millis(5);
 
+/// How errors name a Unix socket: with a `/`, or with `@` in front of an abstract name, as no host is.
+fn shown(socket: &[u8]) -> String {
+    let text = String::from_utf8_lossy(socket).replace('\0', "@");
+    match text.contains('/') || text.starts_with('@') {
+        true => text,
+        false => format!("./{text}"),
+    }
+}
+
+/// The longest path that an address has room for.
+const LONGEST_PATH: usize = 107;
+
+/// The address of a Unix socket, and the folder that has to stay open while it is used.
+fn unix_address(socket: &[u8]) -> io::Result<(SocketAddrUnix, Option<OwnedFd>)> {
+    let too_long = |what: &str| {
+        let text = format!("{what} has {LONGEST_PATH} bytes at most: use a shorter one");
+        io::Error::new(io::ErrorKind::InvalidInput, text)
+    };
+    match socket {
+        #[cfg(target_os = "linux")]
+        [0, name @ ..] => {
+            let address = SocketAddrUnix::new_abstract_name(name);
+            Ok((address.map_err(|_| too_long("an abstract name"))?, None))
+        }
+        path if path.len() <= LONGEST_PATH => Ok((SocketAddrUnix::new(path)?, None)),
+        #[cfg(target_os = "linux")]
+        path => {
+            // Through its folder's descriptor, whose path is short.
+            let path = Path::new(OsStr::from_bytes(path));
+            let name = path.file_name().unwrap_or_default();
+            let folder = path.parent().unwrap_or(path);
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let folder = rustix::fs::open(folder, flags, Mode::empty())?;
+            let descriptor = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
+            let address = SocketAddrUnix::new(descriptor.join(name));
+            Ok((address.map_err(|_| too_long("a socket's name"))?, Some(folder)))
+        }
+        #[cfg(not(target_os = "linux"))]
+        _ => Err(too_long("a socket's path")),
+    }
+}
+
 /// Connects to a Unix socket: a path, or an abstract name behind a NUL.
 async fn connect_unix(runtime: &impl Runtime, socket: &[u8]) -> io::Result<UnixStream> {
-    let address = match socket {
-        #[cfg(target_os = "linux")]
-        [0, name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
-        path => SocketAddrUnix::new(path)?,
-    };
+    let (address, _folder) = unix_address(socket)?;
     loop {
         let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
         let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;

@@ -149,7 +149,7 @@ impl fmt::Display for Error {
             Self::Uri(error) => write!(f, "not an NBD URI: {error}"),
             Self::Connect { address, source } => {
                 write!(f, "cannot connect to {address}: {source}")?;
-                f.write_str(connect_remedy(source.kind()))
+                f.write_str(connect_remedy(source.kind(), address))
             }
             Self::Unsupported { address, what } => write!(f, "cannot use {address}: {what}"),
             Self::Refused { peer, export, refusal, text } => {
@@ -192,11 +192,18 @@ impl fmt::Display for Error {
     }
 }
 
-fn connect_remedy(kind: io::ErrorKind) -> &'static str {
+fn connect_remedy(kind: io::ErrorKind, address: &str) -> &'static str {
     use io::ErrorKind as Kind;
+    let (is_abstract, is_path) = (address.starts_with('@'), address.contains('/'));
     match kind {
+        Kind::ConnectionRefused if is_abstract => {
+            "; no server listens on that abstract name: start it, or check the name"
+        }
+        Kind::ConnectionRefused if is_path => {
+            "; no server listens on the socket any more: start it, or check the path"
+        }
         Kind::ConnectionRefused => "; no server listens there: start it, or check the port",
-        Kind::NotFound => "; start the server, or check the path of its socket",
+        Kind::NotFound if is_path => "; start the server, or check the path of its socket",
         Kind::PermissionDenied => "; ask for permission to use the socket",
         Kind::TimedOut | Kind::HostUnreachable | Kind::NetworkUnreachable => {
             "; check the address and the firewalls on the way"
@@ -330,6 +337,21 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("host refused the export \"disk\""), "{text}");
         assert!(text.contains("list the exports"), "{text}");
+    }
+
+    #[test]
+    fn remedies_fit_the_kind_of_address() {
+        for (address, kind, says, never) in [
+            ("/run/nbd.sock", io::ErrorKind::ConnectionRefused, "check the path", "port"),
+            ("./nbd.sock", io::ErrorKind::NotFound, "check the path", "port"),
+            ("@nbd", io::ErrorKind::ConnectionRefused, "check the name", "port"),
+            ("host:10809", io::ErrorKind::ConnectionRefused, "check the port", "path"),
+            ("host:10809", io::ErrorKind::NotFound, "host:10809", "path"),
+        ] {
+            let text = Error::Connect { address: address.into(), source: Arc::new(kind.into()) };
+            let text = text.to_string();
+            assert!(text.contains(says) && !text.contains(never), "{text}");
+        }
     }
 
     #[test]
