@@ -12,7 +12,6 @@ pub mod net;
 mod pump;
 mod runtime;
 pub mod server;
-mod staging;
 mod throttle;
 mod transport;
 

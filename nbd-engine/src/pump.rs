@@ -78,6 +78,7 @@ macro_rules! machine {
     };
 }
 
+machine!(nbd_proto::client::Connection, nbd_proto::client::Event);
 machine!(nbd_proto::server::Connection, nbd_proto::server::Event);
 
 /// Data that is about to arrive.

@@ -15,14 +15,11 @@ use super::request::Requests;
 use super::state::ServerState;
 use super::turn::Turn;
 use super::watch::Activity;
-use crate::busy_poll::BusyPoll;
+use crate::busy_poll::{BUSY_POLL, BusyPoll};
 use crate::export::{self, ClientInfo};
 use crate::pump::Pump;
 use crate::runtime::Runtime;
 use crate::transport::Transport;
-
-/// How long to poll for the next request where that holds up no other task.
-const BUSY_POLL: Duration = Duration::from_micros(30);
 
 /// How a connection ended in order.
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,4 @@
-//! A client as a stream of bytes.
+//! A client as a stream of bytes with a position.
 
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
@@ -6,10 +6,10 @@ use std::io::{self, SeekFrom};
 
 use futures_io::{AsyncRead, AsyncSeek, AsyncWrite};
 
-use super::{Client, Error, Flags, Lent, Pending};
+use super::{BufResult, Client, Error, Flags, Pending};
 
 /// Bytes that one call reads or writes at most: what has to be copied while the caller waits.
-const MOST: usize = 1 << 20;
+const MAX_LENGTH: usize = 1 << 20;
 
 /// An export with a position in it, for code that reads, writes and seeks.
 ///
@@ -17,30 +17,30 @@ const MOST: usize = 1 << 20;
 /// request: put a buffer of some 256 KiB around it, or copy in pieces of that size.
 ///
 /// A write is sent at once and waited for by the next call; flushing waits for it, and then has the server make
-/// everything durable if it [can](super::Negotiated::can_flush). Writes at the end of the export fail with
+/// everything durable if it [can](super::ExportDetails::can_flush). Writes at the end of the export fail with
 /// [`io::ErrorKind::StorageFull`].
 #[derive(Debug)]
-pub struct Disk {
-    client: Client,
+pub struct Cursor<C> {
+    client: Client<C>,
     position: u64,
-    reading: Option<Pending<Lent>>,
-    writing: Option<Pending<Lent>>,
+    reading: Option<Pending<BufResult>>,
+    writing: Option<Pending<BufResult>>,
     flushing: Option<Pending<Result<(), Error>>>,
     /// The buffer of the last request, to be used for the next.
     spare: Vec<u8>,
 }
 
-impl Disk {
+impl<C> Cursor<C> {
     /// The beginning of the export.
     #[must_use]
-    pub fn new(client: Client) -> Self {
+    pub const fn new(client: Client<C>) -> Self {
         let (reading, writing, flushing) = (None, None, None);
         Self { client, position: 0, reading, writing, flushing, spare: Vec::new() }
     }
 
     /// The client.
     #[must_use]
-    pub const fn client(&self) -> &Client {
+    pub const fn client(&self) -> &Client<C> {
         &self.client
     }
 
@@ -53,7 +53,7 @@ impl Disk {
     /// Bytes from the position to the end, if they are fewer than `wanted`.
     fn at_most(&self, wanted: usize) -> usize {
         let left = self.client.size().saturating_sub(self.position);
-        usize::try_from(left).unwrap_or(usize::MAX).min(wanted).min(MOST)
+        usize::try_from(left).unwrap_or(usize::MAX).min(wanted).min(MAX_LENGTH)
     }
 
     fn buffer(&mut self, length: usize) -> Vec<u8> {
@@ -92,7 +92,9 @@ impl Disk {
     }
 }
 
-impl AsyncRead for Disk {
+impl<C> Unpin for Cursor<C> {}
+
+impl<C> AsyncRead for Cursor<C> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -108,12 +110,12 @@ impl AsyncRead for Disk {
             Some(reading) => reading,
             None => {
                 let staging = this.buffer(wanted);
-                this.reading.insert(this.client.submit_read(staging, this.position))
+                this.reading.insert(this.client.submit_read_into(this.position, staging, Flags::empty()))
             }
         };
         let (data, result) = ready!(Pin::new(reading).poll(cx));
         this.reading = None;
-        // Who gave up a read may come back with a smaller buffer.
+        // A caller that gave up a read may come back with a smaller buffer.
         let count = data.len().min(buffer.len());
         if result.is_ok() {
             buffer[..count].copy_from_slice(&data[..count]);
@@ -124,7 +126,7 @@ impl AsyncRead for Disk {
     }
 }
 
-impl AsyncWrite for Disk {
+impl<C> AsyncWrite for Cursor<C> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -139,7 +141,7 @@ impl AsyncWrite for Disk {
         }
         let mut buffer = this.buffer(count);
         buffer.copy_from_slice(&bytes[..count]);
-        let mut writing = this.client.submit_write_from(buffer, this.position, Flags::empty());
+        let mut writing = this.client.submit_write_from(this.position, buffer, Flags::empty());
         // Sent at once; a mistake of the caller shows at once, too.
         if let Poll::Ready((buffer, result)) = Pin::new(&mut writing).poll(cx) {
             this.spare = buffer;
@@ -154,7 +156,7 @@ impl AsyncWrite for Disk {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         ready!(this.poll_written(cx))?;
-        if !this.client.can_flush() {
+        if !this.client.export().can_flush() {
             return Poll::Ready(Ok(()));
         }
         let flushing = this.flushing.get_or_insert_with(|| this.client.submit_flush());
@@ -169,7 +171,7 @@ impl AsyncWrite for Disk {
     }
 }
 
-impl AsyncSeek for Disk {
+impl<C> AsyncSeek for Cursor<C> {
     fn poll_seek(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -180,7 +182,7 @@ impl AsyncSeek for Disk {
 }
 
 /// There is no room behind the end.
-fn full(client: &Client) -> io::Error {
+fn full<C>(client: &Client<C>) -> io::Error {
     let text = format!("the end of the export, at {}, was reached", client.size());
     io::Error::new(io::ErrorKind::StorageFull, text)
 }
