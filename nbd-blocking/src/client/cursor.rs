@@ -1,4 +1,4 @@
-//! A client as a stream of bytes, with the traits of `std::io`.
+//! A client as a stream of bytes with a position, and the traits of `std::io`.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
@@ -11,12 +11,24 @@ use super::Client;
 /// Flushing makes everything durable if the server can. Writes at the end of the export fail with
 /// [`io::ErrorKind::StorageFull`].
 #[derive(Clone, Debug)]
-pub struct Disk {
-    pub(super) client: Client,
-    pub(super) position: u64,
+pub struct Cursor {
+    client: Client,
+    position: u64,
 }
 
-impl Disk {
+impl Cursor {
+    /// The beginning of the export.
+    #[must_use]
+    pub const fn new(client: Client) -> Self {
+        Self { client, position: 0 }
+    }
+
+    /// Where the next byte is read or written.
+    #[must_use]
+    pub const fn position(&self) -> u64 {
+        self.position
+    }
+
     /// The client.
     #[must_use]
     pub const fn client(&self) -> &Client {
@@ -24,7 +36,7 @@ impl Disk {
     }
 }
 
-impl Read for Disk {
+impl Read for Cursor {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.client.read_at(buffer, self.position)?;
         self.position += count as u64;
@@ -32,28 +44,26 @@ impl Read for Disk {
     }
 }
 
-impl Write for Disk {
+impl Write for Cursor {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let left = self.client.size().saturating_sub(self.position);
-        let count = usize::try_from(left).map_or(data.len(), |left| left.min(data.len()));
+        let count = self.client.write_at(data, self.position)?;
         if count == 0 && !data.is_empty() {
             let text = format!("the end of the export, at {}, was reached", self.client.size());
             return Err(io::Error::new(io::ErrorKind::StorageFull, text));
         }
-        self.client.write_at(&data[..count], self.position)?;
         self.position += count as u64;
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.client.can_flush() {
+        if self.client.export().can_flush() {
             self.client.flush()?;
         }
         Ok(())
     }
 }
 
-impl Seek for Disk {
+impl Seek for Cursor {
     fn seek(&mut self, target: SeekFrom) -> io::Result<u64> {
         let position = match target {
             SeekFrom::Start(position) => Some(position),
