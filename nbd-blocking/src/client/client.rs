@@ -276,8 +276,8 @@ impl Client {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// The errors that it gives are those of [`block_status`](Self::block_status), [`Error::NoStatus`] if the context is
-    /// not selected, or if the server says nothing about a byte, and [`Error::Invalid`] for what reaches past the end.
+    /// The errors that it gives are those of [`block_status`](Self::block_status), [`Error::NoStatus`] if another context is
+    /// selected, or if the server says nothing about a byte, and [`Error::Invalid`] for what reaches past the end.
     pub fn block_status_range(&self, context: &str, offset: u64, length: u64) -> BlockStatusRange {
         BlockStatusRange::new(self.0.block_status_range(context, offset, length))
     }

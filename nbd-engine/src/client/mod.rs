@@ -73,6 +73,7 @@ mod session;
 mod split;
 mod status;
 mod status_range;
+mod status_walk;
 mod submit;
 mod timer;
 mod wait_any;

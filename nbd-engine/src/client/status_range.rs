@@ -8,10 +8,11 @@ use core::task::{Context, Poll, ready};
 use std::sync::Arc;
 
 use futures_util::Stream;
-use nbd_proto::{Command, Extent};
+use nbd_proto::Command;
 
 use super::client::Client;
 use super::pending::Pending;
+use super::status_walk::StatusWalk;
 use super::{ContextExtents, Error, Flags};
 
 /// Bytes of which a metadata context says the same.
@@ -42,19 +43,12 @@ impl StatusRun {
 pub struct BlockStatusRange<C> {
     client: Client<C>,
     context: Arc<str>,
-    /// What was not reported yet.
-    left: Range<u64>,
-    /// Bytes that are asked about at a time.
-    window: u64,
-    joined: bool,
-    /// An answer, and where the first of its extents that was not used up begins.
-    answer: std::vec::IntoIter<Extent>,
-    reached: u64,
-    /// A request, and what it is about.
-    ahead: Option<(u64, Pending<Result<Vec<ContextExtents>, Error>>)>,
-    /// A run whose end is not known yet.
-    open: Option<StatusRun>,
+    walk: StatusWalk,
+    /// A request, and the offset that it is about.
+    ahead: Option<(u64, Request)>,
 }
+
+type Request = Pending<Result<Vec<ContextExtents>, Error>>;
 
 impl<C> Client<C> {
     /// Asks one selected metadata context about a range of any length, and reports runs that follow each other without a
@@ -76,25 +70,23 @@ impl<C> Client<C> {
     /// # }
     /// ```
     ///
-    /// The errors that it gives are those of [`block_status`](Self::block_status), [`Error::NoStatus`] if the context is
-    /// not selected, or if the server says nothing about a byte, and [`Error::Invalid`] for what reaches past the end.
+    /// The errors that it gives are those of [`block_status`](Self::block_status), [`Error::NoStatus`] if another context is
+    /// selected, or if the server says nothing about a byte, and [`Error::Invalid`] for what reaches past the end.
     pub fn block_status_range(
         &self,
         context: &str,
         offset: u64,
         length: u64,
     ) -> BlockStatusRange<C> {
+        let export = self.export();
+        let block = u64::from(export.block_size().minimum());
+        let max = self.max_length(&Command::block_status(offset, length));
         BlockStatusRange {
             client: self.clone(),
             context: context.into(),
             // A range that is none is refused as the first request is made.
-            left: offset..offset.saturating_add(length),
-            window: u64::MAX,
-            joined: false,
-            answer: Vec::new().into_iter(),
-            reached: offset,
+            walk: StatusWalk::new(offset..offset.saturating_add(length), export.size(), block, max),
             ahead: None,
-            open: None,
         }
     }
 }
@@ -103,21 +95,21 @@ impl<C> BlockStatusRange<C> {
     /// Asks about `bytes` at a time, at most. Answers stay small then, and the first one comes soon. By default a request
     /// is as long as the headers allow.
     pub fn with_window(mut self, bytes: u64) -> Self {
-        self.window = bytes.max(1);
+        self.walk.limit(bytes);
         self
     }
 
     /// Makes one run of neighbours of the same status, also where they come from several answers. A run is reported when
     /// its end is known.
     pub const fn joined(mut self) -> Self {
-        self.joined = true;
+        self.walk.join();
         self
     }
 
     /// Where the next run begins.
     #[must_use]
-    pub fn position(&self) -> u64 {
-        self.open.map_or(self.left.start, |open| open.offset)
+    pub const fn position(&self) -> u64 {
+        self.walk.position()
     }
 
     /// The next run; `None` at the end of the range.
@@ -129,100 +121,40 @@ impl<C> BlockStatusRange<C> {
 
     fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<StatusRun, Error>>> {
         loop {
-            let Some(run) = self.take_run() else {
-                if self.left.is_empty() {
-                    return Poll::Ready(self.open.take().map(Ok));
-                }
-                if let Err(error) = ready!(self.poll_answer(cx)) {
-                    self.left.start = self.left.end;
-                    self.ahead = None;
-                    // What was learnt before counts, too; but an error is not to be overlooked.
-                    self.open = None;
-                    return Poll::Ready(Some(Err(error)));
-                }
-                continue;
-            };
-            if !self.joined {
+            if let Some(run) = self.walk.next_run() {
                 return Poll::Ready(Some(Ok(run)));
             }
-            match &mut self.open {
-                Some(open) if open.status == run.status => open.length += run.length,
-                open => {
-                    if let Some(done) = open.replace(run) {
-                        return Poll::Ready(Some(Ok(done)));
-                    }
-                }
+            let request = match self.ahead.take().or_else(|| self.ask()) {
+                Some(request) => self.ahead.insert(request),
+                None => return Poll::Ready(None),
+            };
+            let result = ready!(Pin::new(&mut request.1).poll(cx));
+            let from = request.0;
+            self.ahead = None;
+            if let Err(error) = result.and_then(|found| self.learn(from, found)) {
+                self.walk.stop();
+                return Poll::Ready(Some(Err(error)));
             }
+            // The next answer comes while this one is in use.
+            self.ahead = self.ask();
         }
     }
 
-    /// The next run of the answer at hand.
-    fn take_run(&mut self) -> Option<StatusRun> {
-        while !self.left.is_empty() {
-            let extent = self.answer.next()?;
-            let from = self.left.start;
-            self.reached = self.reached.saturating_add(extent.length);
-            // An answer may begin before what is wanted, and reach past what was asked for.
-            let to = self.reached.min(self.left.end);
-            if to > from {
-                self.left.start = to;
-                let (offset, length) = (from, to - from);
-                return Some(StatusRun { offset, length, status: extent.status });
-            }
-        }
-        None
+    /// The next request; `None` if there is nothing more to ask.
+    fn ask(&self) -> Option<(u64, Request)> {
+        let (from, length) = self.walk.question()?;
+        Some((from, self.client.submit_block_status(from, length, Flags::empty())))
     }
 
-    /// Waits for the next answer, and has the one after it on its way.
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let (from, pending) = match &mut self.ahead {
-            Some(ahead) => ahead,
-            none => {
-                let (from, request) = ask(&self.client, &self.context, &self.left, self.window)?;
-                none.insert((from, request))
-            }
-        };
-        let answer = ready!(Pin::new(pending).poll(cx));
-        let from = *from;
-        self.ahead = None;
-        let found = answer?.into_iter().find(|found| found.context == self.context);
+    fn learn(&mut self, from: u64, found: Vec<ContextExtents>) -> Result<(), Error> {
+        let found = found.into_iter().find(|found| found.context == self.context);
         let extents = found.map(|found| found.extents).unwrap_or_default();
-        let reached = extents.iter().fold(from, |end, extent| end.saturating_add(extent.length));
-        if reached <= self.left.start {
-            return Poll::Ready(Err(no_status(&self.client, &self.context, self.left.start)));
-        }
-        (self.answer, self.reached) = (extents.into_iter(), from);
-        let rest = reached..self.left.end;
-        if !rest.is_empty() {
-            self.ahead = Some(ask(&self.client, &self.context, &rest, self.window)?);
-        }
-        Poll::Ready(Ok(()))
+        self.walk.answered(from, extents).map_err(|offset| Error::NoStatus {
+            peer: self.client.peer().into(),
+            context: Arc::clone(&self.context),
+            offset,
+        })
     }
-}
-
-/// Asks about the front of a range, and a little before it if the server takes nothing but whole blocks.
-fn ask<C>(
-    client: &Client<C>,
-    context: &str,
-    range: &Range<u64>,
-    window: u64,
-) -> Result<(u64, Pending<Result<Vec<ContextExtents>, Error>>), Error> {
-    if !client.export().has_context(context) {
-        return Err(no_status(client, context, range.start));
-    }
-    let block = u64::from(client.export().block_size().minimum());
-    let from = range.start - range.start % block;
-    let end = range.end.checked_next_multiple_of(block).unwrap_or(range.end);
-    // The last block of an export may be cut off.
-    let end = if range.end <= client.size() { end.min(client.size()) } else { range.end };
-    let length = (end - from).min(window.checked_next_multiple_of(block).unwrap_or(window));
-    let max = client.max_length(&Command::block_status(from, length));
-    let length = length.min(max);
-    Ok((from, client.submit_block_status(from, length, Flags::empty())))
-}
-
-fn no_status<C>(client: &Client<C>, context: &str, offset: u64) -> Error {
-    Error::NoStatus { peer: client.peer().into(), context: context.into(), offset }
 }
 
 impl<C> Unpin for BlockStatusRange<C> {}
@@ -242,7 +174,7 @@ impl<C> fmt::Debug for BlockStatusRange<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BlockStatusRange")
             .field("context", &self.context)
-            .field("left", &self.left)
+            .field("walk", &self.walk)
             .finish_non_exhaustive()
     }
 }
