@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use nbd_blocking::Settings;
 use nbd_engine::export::{
-    ClientInfo, ExportEntry, Exports, ListedExport, Lookup, Memory, PeerAddr, Purpose, Refusal,
+    ClientInfo, Export, ExportEntry, Exports, ListedExport, Lookup, Memory, PeerAddr, Purpose,
+    Refusal,
 };
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Opt, RawClient, Rep, Wire, info_data};
@@ -74,6 +75,19 @@ fn disk(name: &str) -> ExportEntry {
     ExportEntry::new(name, Memory::new(4096).unwrap()).unwrap()
 }
 
+/// An export that panics when it is looked at.
+struct Shapeless;
+
+impl Export for Shapeless {
+    fn size(&self) -> u64 {
+        panic!("an export that panics, which is part of this test")
+    }
+
+    fn read(&self, _buffer: &mut [u8], _offset: u64) -> nbd_engine::export::Result<()> {
+        Ok(())
+    }
+}
+
 impl Exports for Script {
     async fn list(&self, client: &ClientInfo) -> Result<Vec<ListedExport>, Refusal> {
         match client.connection {
@@ -96,6 +110,7 @@ impl Exports for Script {
             }
             "private" => Err(Refusal::policy(format!("'{}' is not for you", lookup.name))),
             "closing" => Err(Refusal::shutting_down("it is being taken away")),
+            "shapeless" => Ok(ExportEntry::new("shapeless", Shapeless).unwrap()),
             "panic" => panic!("a look-up that panics, which is part of this test"),
             _ => Err(Refusal::Unknown),
         }
@@ -112,6 +127,7 @@ fn a_refusal_reaches_the_client_with_its_text_and_the_client_may_go_on() {
         ("closing", Rep::ERR_SHUTDOWN, "it is being taken away"),
         ("other", Rep::ERR_UNKNOWN, "there is no such export"),
         ("panic", Rep::ERR_UNKNOWN, "there is no such export"),
+        ("shapeless", Rep::ERR_UNKNOWN, "there is no such export"),
     ] {
         let refused = client.info(name, &[]).unwrap_err();
         assert_eq!((refused.code, &*refused.text), (code, text));

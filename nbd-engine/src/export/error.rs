@@ -6,8 +6,8 @@ use std::io;
 
 use nbd_proto::wire::ErrorCode;
 
-/// The result of an export's method.
-pub type Result<T> = core::result::Result<T, ExportError>;
+/// The result of an export's method; of anything else when it is given another error.
+pub type Result<T, E = ExportError> = core::result::Result<T, E>;
 
 /// A failure of an export: the protocol's error value and a text for people, which clients get where the protocol has
 /// room for one.

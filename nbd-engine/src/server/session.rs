@@ -16,7 +16,7 @@ use nbd_proto::{Command, RequestId, Segment};
 
 use super::ConnectionError;
 use super::answer;
-use super::dispatch::{self, AsyncRequest, Work};
+use super::dispatch::{self, AsyncRequest, Work, guarded};
 use super::payload::{Payload, SparePages};
 use super::service::Service;
 use super::slot_futures::SlotFutures;
@@ -233,12 +233,16 @@ impl<T: Transport> Session<T> {
             }
             Some(Question::Find(answer)) => {
                 let Poll::Ready(found) = answer.as_mut().poll(cx) else { return Ok(false) };
-                let info = found.as_ref().map(|entry| {
-                    dispatch::describe(entry, self.service.settings(), self.connection.queries())
+                let described = found.and_then(|entry| {
+                    let (settings, queries) = (self.service.settings(), self.connection.queries());
+                    match guarded(|| dispatch::describe(&entry, settings, queries)) {
+                        Ok(info) => Ok((entry, info)),
+                        Err(_) => Err(Refusal::Unknown),
+                    }
                 });
-                let answer = info.as_ref().map_err(|refusal| in_protocol(refusal));
+                let answer = described.as_ref().map(|(_, info)| info).map_err(in_protocol);
                 let outcome = self.connection.answer_lookup(answer)?;
-                self.export = found.ok();
+                self.export = described.ok().map(|(entry, _)| entry);
                 if outcome == LookupOutcome::Entered {
                     self.entered();
                 }
@@ -258,9 +262,9 @@ impl<T: Transport> Session<T> {
         };
         tracing::debug!(export = self.export_name(), replies, "a client entered transmission");
         if let (Some(view), Some(entry)) = (view, &self.export) {
+            let extents = entry.export().facts().extents;
             let selected = view.contexts.iter();
-            self.contexts =
-                selected.map(|one| (one.id, dispatch::source(entry, &one.name))).collect();
+            self.contexts = selected.map(|one| (one.id, Source::new(&one.name, extents))).collect();
             self.visit = Some(Visit::begin(entry.clone(), Arc::clone(&self.client)));
         }
     }

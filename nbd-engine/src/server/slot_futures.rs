@@ -150,6 +150,9 @@ impl<I, O> SlotFutures<I, O> {
     /// Polls the futures that were started or woken, each once, and hands over what they finished. Later wakes wake
     /// `cx`.
     pub(crate) fn poll(&mut self, cx: &Context<'_>, mut finished: impl FnMut(O)) {
+        if self.slots.is_empty() {
+            return;
+        }
         self.ready.waker.register(cx.waker());
         core::mem::swap(&mut *self.ready.lock(), &mut self.polled);
         for index in self.polled.drain(..) {
