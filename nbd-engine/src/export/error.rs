@@ -28,8 +28,8 @@ impl ExportError {
     /// specification has no use for them (section "Error values") `ENOTSUP` and `EOVERFLOW` are sent as `EINVAL`, and
     /// all else, values that it does not define included, as `EIO`.
     ///
-    /// `ESHUTDOWN` also ends the connection that the request came by, in order: requests that are under way are answered,
-    /// later ones fail with `ESHUTDOWN`, then the connection is closed.
+    /// `ESHUTDOWN` also ends the connection that the request came by, in order: requests that are under way are
+    /// answered, later ones fail with `ESHUTDOWN`, then the connection is closed.
     pub fn new(code: ErrorCode, text: impl Into<Cow<'static, str>>) -> Self {
         Self { code, text: text.into() }
     }

@@ -20,8 +20,8 @@ const GRACE: Duration = Duration::from_millis(200);
 
 /// Serves one client over a byte stream of any kind until it leaves, breaks the protocol, or the server shuts down.
 ///
-/// `peer` is what exports and log events learn of the client's address. Dropping the future ends the connection at once; writes that were under way may
-/// or may not have been done, as after a power cut before their reply.
+/// `peer` is what exports and log events learn of the client's address. Dropping the future ends the connection at
+/// once; writes that were under way may or may not have been done, as after a power cut before their reply.
 ///
 /// # Errors
 /// Why the connection ended, if not by the client's leave.

@@ -1,8 +1,8 @@
 //! Futures in numbered slots, each kept for one request after the other.
 //!
 //! A set such as `FuturesUnordered` takes a node and a box for each future. Here a slot's future lives as long as the
-//! connection: it takes a request from its [`Mailbox`], carries it out, and leaves the outcome there. So a request costs
-//! no allocation once its slot was used before.
+//! connection: it takes a request from its [`Mailbox`], carries it out, and leaves the outcome there. So a request
+//! costs no allocation once its slot was used before.
 
 use core::future::poll_fn;
 use core::pin::Pin;

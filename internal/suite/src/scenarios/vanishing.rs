@@ -36,7 +36,8 @@ fn session() -> Vec<u8> {
 fn one_place(setup: Setup) -> Server {
     let mut settings = Settings::default();
     settings.max_connections = 1;
-    let exports = ExportMap::new().with("", Memory::new(SIZE).expect("it is small")).expect("a short name");
+    let exports =
+        ExportMap::new().with("", Memory::new(SIZE).expect("it is small")).expect("a short name");
     setup.serve_with(exports, settings)
 }
 
