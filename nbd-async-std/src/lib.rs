@@ -11,7 +11,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! async_std::task::block_on(async {
-//!     let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?));
+//!     let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
 //!     let listening = server.listen_tcp("127.0.0.1:0").await?;
 //!     println!("nbd://{}/", listening.local_addr());
 //! #   server.shut_down();
@@ -27,7 +27,7 @@
 #![cfg_attr(not(feature = "async-std"), doc = "```ignore")]
 //! # async fn example() -> Result<(), nbd_async_std::client::Error> {
 //! let client = nbd_async_std::Client::connect("nbd://localhost/disk").await?;
-//! client.write_at(b"hello", 4096).await?;
+//! client.write_all_at(b"hello", 4096).await?;
 //! client.disconnect().await;
 //! # Ok(())
 //! # }
@@ -51,12 +51,10 @@ mod stream;
 #[cfg(feature = "async-std")]
 pub use async_std::{AsyncStd, Server};
 #[cfg(feature = "async-std")]
-pub use client::Client;
-#[cfg(any(feature = "async-std", feature = "smol"))]
-pub use client::Disk;
+pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
-pub use nbd_engine::server::{ConnectionError, Settings};
+pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
 #[cfg(any(feature = "async-std", feature = "smol"))]
 pub use server::Listening;
 

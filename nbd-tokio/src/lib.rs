@@ -6,7 +6,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?));
+//! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
 //! let listening = server.listen_tcp("127.0.0.1:0").await?;
 //! println!("nbd://{}/", listening.local_addr());
 //! # server.shut_down();
@@ -20,7 +20,7 @@
 //! ```no_run
 //! # async fn example() -> Result<(), nbd_tokio::client::Error> {
 //! let client = nbd_tokio::Client::connect("nbd://localhost/disk").await?;
-//! client.write_at(b"hello", 4096).await?;
+//! client.write_all_at(b"hello", 4096).await?;
 //! client.disconnect().await;
 //! # Ok(())
 //! # }
@@ -34,10 +34,11 @@ mod runtime;
 mod server;
 mod stream;
 
-pub use client::{Client, Disk};
+pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
-pub use nbd_engine::server::{ConnectionError, Settings};
+pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
+pub use runtime::Tokio;
 pub use server::{Listening, Server};
 
 /// The examples of the READMEs, which `cargo test` compiles, too.

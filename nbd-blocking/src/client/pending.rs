@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use nbd_engine::client as engine;
 
-use super::{Error, Lent};
+use super::{BufResult, Error};
 use crate::reactor::block_on;
 
 /// A request that was submitted. Dropping it gives up the outcome: if it was not sent by then it will not be, otherwise it
 /// may be carried out.
 #[derive(Debug)]
-#[must_use = "nobody learns how the request went"]
+#[must_use = "the outcome is lost when this is dropped"]
 pub struct Pending<R>(pub(super) engine::Pending<R>);
 
 impl<R: Outcome> Pending<R> {
     /// Waits for the outcome. Costs no system call when the answer is there already.
-    #[must_use = "it tells how the request went"]
+    #[must_use = "it says how the request went"]
     pub fn wait(self) -> R {
         self.0.try_take().unwrap_or_else(|pending| {
             block_on(pending).unwrap_or_else(|error| R::failed(Error::Local(Arc::new(error))))
@@ -28,14 +28,14 @@ impl<R: Outcome> Pending<R> {
     /// ```
     /// # use nbd_blocking::export::{ExportMap, Memory};
     /// # use nbd_blocking::{Client, Server};
-    /// # let server = Server::new(ExportMap::new().with("", Memory::new(1 << 20)?));
+    /// # let server = Server::new(ExportMap::new().with("", Memory::new(1 << 20)?)?);
     /// # let listening = server.listen_tcp("127.0.0.1:0")?;
     /// # let client = Client::connect(&format!("nbd://{}", listening.local_addr()))?;
-    /// use nbd_blocking::client::Pending;
+    /// use nbd_blocking::client::{Flags, Pending};
     /// let mut reads: Vec<_> =
-    ///     (0..32).map(|at| client.submit_read(vec![0; 4096], at * 4096)).collect();
-    /// while let Some(at) = Pending::wait_any(&reads) {
-    ///     let (buffer, result) = reads.swap_remove(at).wait();
+    ///     (0..32).map(|index| client.submit_read_into(index * 4096, vec![0; 4096], Flags::empty())).collect();
+    /// while let Some(index) = Pending::wait_any(&reads) {
+    ///     let (buffer, result) = reads.swap_remove(index).wait();
     ///     result?;
     ///     assert_eq!(buffer, [0; 4096]);
     /// }
@@ -69,7 +69,7 @@ pub trait Outcome: sealed::Sealed {
     fn failed(error: Error) -> Self;
 }
 
-impl Outcome for Lent {
+impl Outcome for BufResult {
     fn failed(error: Error) -> Self {
         (Vec::new(), Err(error))
     }
@@ -83,6 +83,6 @@ impl<T> Outcome for Result<T, Error> {
 
 mod sealed {
     pub trait Sealed {}
-    impl Sealed for super::Lent {}
+    impl Sealed for super::BufResult {}
     impl<T> Sealed for Result<T, super::Error> {}
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use nbd_blocking::Client;
-use nbd_blocking::client::{ContextExtents, Error, Flags, Pending};
+use nbd_blocking::client::{AllocationFlags, BlockStatusRange, Error};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
@@ -17,9 +17,6 @@ use crate::output;
 
 /// The metadata context that tells of holes and zeroes.
 pub(super) const ALLOCATION: &str = "base:allocation";
-
-/// Of a range that reads as zeroes. A hole that does not say so may read as anything.
-const STATE_ZERO: u64 = 2;
 
 /// How much a server is asked about at a time: enough that few questions are asked, and little enough that the answers
 /// stay small and the first one comes soon.
@@ -131,7 +128,7 @@ impl Oracle {
     fn ask(&mut self, offset: u64, end: u64) -> io::Result<Vec<Run>> {
         match self {
             Self::Nobody => Ok(Vec::new()),
-            Self::Server(status) => Ok(status.ask(offset, end)),
+            Self::Server(status) => Ok(status.ask(offset)),
             Self::File(file) => Ok(file_run(file, offset, end)?.into_iter().collect()),
             #[cfg(test)]
             Self::Script(script) => Ok(runs(offset, script(offset, end))),
@@ -140,6 +137,7 @@ impl Oracle {
 }
 
 /// From the lengths of an answer about the bytes from `offset` on to absolute offsets.
+#[cfg(test)]
 fn runs(offset: u64, lengths: impl IntoIterator<Item = (u64, bool)>) -> Vec<Run> {
     let mut start = offset;
     let run = |(length, zero)| {
@@ -150,60 +148,40 @@ fn runs(offset: u64, lengths: impl IntoIterator<Item = (u64, bool)>) -> Vec<Run>
     lengths.into_iter().map(run).collect()
 }
 
-type Answer = Pending<Result<Vec<ContextExtents>, Error>>;
-
 /// A server that is asked ahead: while one answer is used, the next is on its way.
 #[derive(Debug)]
-pub(super) struct Status {
-    client: Client,
-    /// What was asked, and the offset that it was asked about.
-    ahead: Option<(u64, Answer)>,
-}
+pub(super) struct Status(BlockStatusRange);
 
 impl Status {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client, ahead: None }
+    /// What the server says of the bytes up to `end`.
+    pub(super) fn new(client: &Client, end: u64) -> Self {
+        Self(client.block_status_range(ALLOCATION, 0, end).with_window(WINDOW))
     }
 
-    /// Asks about the bytes from `offset` on, and a little before it if the server takes nothing but whole blocks.
-    fn submit(&self, offset: u64, end: u64) -> (u64, Answer) {
-        let minimum = u64::from(self.client.block_size().minimum());
-        let offset = offset - offset % minimum;
-        let end = end.checked_next_multiple_of(minimum).unwrap_or(end).min(self.client.size());
-        let length = WINDOW.min(end.saturating_sub(offset));
-        (offset, self.client.submit_block_status(offset, length, Flags::empty()))
-    }
-
-    fn ask(&mut self, offset: u64, end: u64) -> Vec<Run> {
-        let minimum = u64::from(self.client.block_size().minimum());
-        let ahead = self.ahead.take().filter(|(from, _)| *from == offset - offset % minimum);
-        let (from, answer) = ahead.unwrap_or_else(|| self.submit(offset, end));
-        let told = match answer.wait() {
-            Ok(contexts) => {
-                let context = contexts.into_iter().find(|one| &*one.context == ALLOCATION);
-                let extents = context.map(|one| one.extents).unwrap_or_default();
-                runs(from, extents.iter().map(|one| (one.length, one.status & STATE_ZERO != 0)))
+    fn ask(&mut self, offset: u64) -> Vec<Run> {
+        loop {
+            match self.0.next() {
+                Some(Ok(run)) if run.range().end <= offset => {}
+                Some(Ok(run)) => {
+                    let state = AllocationFlags::from_bits_retain(run.status as u32);
+                    // A hole that does not say so may read as anything.
+                    let zero = state.contains(AllocationFlags::ZERO);
+                    return vec![Run { range: run.range(), zero }];
+                }
+                // We are about to end.
+                None | Some(Err(Error::Disconnected { .. })) => return Vec::new(),
+                Some(Err(error)) => {
+                    // Without it the copy is slower, and as good.
+                    let error = output::printable(&error.to_string());
+                    tracing::warn!(
+                        offset,
+                        error,
+                        "block status failed: reading everything from here on"
+                    );
+                    return Vec::new();
+                }
             }
-            // We are about to end.
-            Err(Error::Disconnected { .. }) => return Vec::new(),
-            Err(error) => {
-                // Without it the copy is slower, and as good.
-                let error = output::printable(&error.to_string());
-                tracing::warn!(
-                    offset,
-                    error,
-                    "block status failed: reading everything from here on"
-                );
-                return Vec::new();
-            }
-        };
-        match told.last() {
-            Some(last) if last.range.end > offset && last.range.end < end => {
-                self.ahead = Some(self.submit(last.range.end, end));
-            }
-            _ => {}
         }
-        told
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::Duration;
 
 use nbd_blocking::Client;
-use nbd_blocking::client::Options;
+use nbd_blocking::client::ClientConfig;
 
 use super::disk::{Disk, size_of};
 use super::extents::ALLOCATION;
@@ -29,7 +29,7 @@ pub(super) enum Kind {
     Server {
         target: Box<Target>,
         client: Client,
-        options: Box<Options>,
+        config: Box<ClientConfig>,
     },
     Disk {
         disk: Disk,
@@ -55,23 +55,21 @@ pub(super) struct Wishes {
 }
 
 impl Wishes {
-    fn options(&self, target: &Target, extents: bool) -> Options {
-        let mut options = target.options();
-        if extents {
-            options.contexts.push(ALLOCATION.into());
-        }
+    fn config(&self, target: &Target, extents: bool) -> ClientConfig {
+        let config = target.config();
+        let config = if extents { config.with_contexts([ALLOCATION]) } else { config };
         // Besides reads and writes there are zeroes and block status.
-        let most = u32::try_from(self.requests).unwrap_or(u32::MAX).saturating_mul(2);
-        options.limits.max_in_flight = options.limits.max_in_flight.max(most);
-        options
+        let max = u32::try_from(self.requests).unwrap_or(u32::MAX).saturating_mul(2);
+        let default = config.limits().max_in_flight;
+        config.with_max_in_flight(default.max(max))
     }
 }
 
 fn connect(place: &Place, wishes: &Wishes, extents: bool) -> Result<Kind, Failure> {
     let target = Box::new(Target::open(place, wishes.timeout)?);
-    let options = wishes.options(&target, extents);
-    let client = target.connect(&options)?;
-    Ok(Kind::Server { target, client, options: Box::new(options) })
+    let config = wishes.config(&target, extents);
+    let client = target.connect(&config)?;
+    Ok(Kind::Server { target, client, config: Box::new(config) })
 }
 
 impl Side {
@@ -118,7 +116,7 @@ impl Side {
             _ => connect(place, wishes, false)?,
         };
         if let Kind::Server { client, .. } = &kind
-            && client.is_read_only()
+            && client.export().is_read_only()
         {
             return Err(Failure::failed(format!("{name} is read-only: nothing can be written")));
         }
@@ -145,12 +143,12 @@ impl Side {
 
     /// What offsets and lengths have to be multiples of.
     pub(super) fn unit(&self) -> u64 {
-        self.client().map_or(1, |client| client.block_size().minimum().into())
+        self.client().map_or(1, |client| client.export().block_size().minimum().into())
     }
 
     /// The longest request.
     pub(super) fn payload(&self) -> u64 {
-        self.client().map_or(u64::MAX, |client| client.block_size().maximum_payload().into())
+        self.client().map_or(u64::MAX, |client| client.export().block_size().maximum_payload().into())
     }
 
     /// The first connection, if it is a server.
@@ -165,7 +163,7 @@ impl Side {
     pub(super) fn most_connections(&self, wanted: usize) -> usize {
         match &self.kind {
             Kind::Server { target, client, .. } => {
-                if client.can_multi_conn() && !target.is_command() { wanted } else { 1 }
+                if client.export().can_multi_conn() && !target.is_command() { wanted } else { 1 }
             }
             Kind::Disk { .. } | Kind::Null => wanted,
             Kind::Stream(_) => 1,
@@ -174,8 +172,8 @@ impl Side {
 
     /// How to make further connections, if it is a server.
     pub(super) fn maker(&self) -> Option<Maker> {
-        let Kind::Server { target, client, options } = &self.kind else { return None };
-        Some(Maker::new(target.uri().clone(), (**options).clone(), client))
+        let Kind::Server { target, client, config } = &self.kind else { return None };
+        Some(Maker::new(target.uri().clone(), (**config).clone(), client))
     }
 }
 

@@ -5,9 +5,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
 use nbd_blocking::Client;
-use nbd_blocking::client::{Error, Options, Uri};
-use nbd_engine::proto::BlockSize;
-use nbd_engine::proto::wire::TransmissionFlags;
+use nbd_blocking::client::{BlockSize, ClientConfig, Error, TransmissionFlags, Uri};
 
 use super::trouble::Trouble;
 use super::worker::{Destination, Source};
@@ -42,7 +40,7 @@ impl Pair {
 #[derive(Debug)]
 pub(super) struct Maker {
     uri: Uri,
-    options: Options,
+    config: ClientConfig,
     /// What the first connection was told: further ones have to be to the same.
     told: Told,
 }
@@ -50,18 +48,18 @@ pub(super) struct Maker {
 type Told = (u64, BlockSize, TransmissionFlags);
 
 fn told(client: &Client) -> Told {
-    (client.size(), client.block_size(), client.flags())
+    (client.size(), client.export().block_size(), client.export().flags())
 }
 
 impl Maker {
     /// Further connections like `first`.
-    pub(super) fn new(uri: Uri, options: Options, first: &Client) -> Self {
-        Self { uri, options, told: told(first) }
+    pub(super) fn new(uri: Uri, config: ClientConfig, first: &Client) -> Self {
+        Self { uri, config, told: told(first) }
     }
 
     /// One more connection; `None` if the export is not the same any more.
     fn connect(&self) -> Result<Option<Client>, Error> {
-        let client = Client::connect_with(&self.uri, &self.options)?;
+        let client = Client::connect_with(&self.uri, &self.config)?;
         Ok((told(&client) == self.told).then_some(client))
     }
 }

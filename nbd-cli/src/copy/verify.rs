@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use nbd_blocking::Client;
-use nbd_blocking::client::{Lent, Pending};
+use nbd_blocking::client::{BufResult, Flags, Pending};
 
 use super::activity::{Activity, Step};
 use super::disk::first_difference;
@@ -33,7 +33,7 @@ pub(super) struct Verifier<'a> {
     activity: Activity,
     source: Source,
     destination: Destination,
-    lent: Vec<Pending<Lent>>,
+    lent: Vec<Pending<BufResult>>,
     flights: Vec<Flight>,
     halves: HashMap<u64, Half>,
     spare: Vec<Vec<u8>>,
@@ -101,7 +101,7 @@ impl<'a> Verifier<'a> {
         // The destination may be larger than the source, and read in whole blocks only.
         let whole = match &self.destination {
             Destination::Server(client) => {
-                let minimum = usize::try_from(client.block_size().minimum()).unwrap_or(1);
+                let minimum = usize::try_from(client.export().block_size().minimum()).unwrap_or(1);
                 length.next_multiple_of(minimum)
             }
             _ => length,
@@ -141,7 +141,7 @@ impl<'a> Verifier<'a> {
 
     fn submit(&mut self, client: &Client, offset: u64, buffer: Vec<u8>, of_source: bool) {
         let length = buffer.len() as u64;
-        self.lent.push(client.submit_read(buffer, offset));
+        self.lent.push(client.submit_read_into(offset, buffer, Flags::empty()));
         self.flights.push(Flight { offset, length, of_source });
     }
 

@@ -7,7 +7,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use nbd_blocking::Client;
-use nbd_blocking::client::{Bytes, Error, Flags, Lent, Pending};
+use nbd_blocking::client::{BufResult, Bytes, Error, Flags, Pending};
 
 use super::activity::{Activity, Step};
 use super::disk::Disk;
@@ -95,7 +95,7 @@ pub(super) struct Worker<'a> {
     source: Source,
     destination: Destination,
     /// Reads and writes with a buffer, and what they are, at the same places.
-    lent: Vec<Pending<Lent>>,
+    lent: Vec<Pending<BufResult>>,
     flights: Vec<Flight>,
     /// Writes of zeroes and of parts of buffers.
     plain: Vec<Pending<Result<(), Error>>>,
@@ -212,7 +212,7 @@ impl<'a> Worker<'a> {
         let mut buffer = self.buffer(usize::try_from(length).unwrap_or(usize::MAX));
         match &self.source {
             Source::Server(client) => {
-                let read = client.submit_read(buffer, offset);
+                let read = client.submit_read_into(offset, buffer, Flags::empty());
                 self.push(read, Flight { offset, length, writes: false });
                 Ok(())
             }
@@ -235,7 +235,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn push(&mut self, pending: Pending<Lent>, flight: Flight) {
+    fn push(&mut self, pending: Pending<BufResult>, flight: Flight) {
         self.lent.push(pending);
         self.flights.push(flight);
     }
@@ -304,7 +304,7 @@ impl<'a> Worker<'a> {
     /// Writes what was read: all of it, or what is not zero.
     fn store(&mut self, offset: u64, mut buffer: Vec<u8>) -> Result<(), Trouble> {
         if let Destination::Server(client) = &self.destination {
-            let minimum = usize::try_from(client.block_size().minimum()).unwrap_or(1);
+            let minimum = usize::try_from(client.export().block_size().minimum()).unwrap_or(1);
             let whole = buffer.len() - buffer.len() % minimum;
             if whole < buffer.len() {
                 let rest = buffer.split_off(whole);
@@ -329,7 +329,7 @@ impl<'a> Worker<'a> {
         let length = buffer.len() as u64;
         match &mut self.destination {
             Destination::Server(client) => {
-                let write = client.submit_write_from(buffer, offset, Flags::empty());
+                let write = client.submit_write_from(offset, buffer, Flags::empty());
                 self.push(write, Flight { offset, length, writes: true });
                 return Ok(());
             }
@@ -367,7 +367,7 @@ impl<'a> Worker<'a> {
                 let bytes = Bytes::from(buffer);
                 for range in data {
                     let part = bytes.slice(range.clone());
-                    self.plain.push(client.submit_write(part, place(range).0, Flags::empty()));
+                    self.plain.push(client.submit_write(place(range).0, part, Flags::empty()));
                     self.ranges.push(place(range));
                 }
             }
@@ -395,7 +395,7 @@ impl<'a> Worker<'a> {
                 return self.drained(drained);
             }
             Destination::Server(client) if !self.shared.skip_zeroes => {
-                if client.can_write_zeroes() {
+                if client.export().can_write_zeroes() {
                     let mut flags = Flags::empty();
                     flags.set(Flags::NO_HOLE, self.shared.allocated);
                     self.plain.push(client.submit_write_zeroes(offset, length, flags));
@@ -426,7 +426,7 @@ impl<'a> Worker<'a> {
         while at < offset + length {
             let count = (offset + length - at).min(self.nothing.len() as u64);
             let data = self.nothing.slice(..usize::try_from(count).unwrap_or(usize::MAX));
-            self.plain.push(client.submit_write(data, at, Flags::empty()));
+            self.plain.push(client.submit_write(at, data, Flags::empty()));
             self.ranges.push((at, count));
             at += count;
         }

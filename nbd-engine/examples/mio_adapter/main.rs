@@ -18,10 +18,10 @@ use std::path::Path;
 use event_loop::EventLoop;
 use mio::net::{TcpListener, UnixListener};
 use nbd_engine::Runtime;
-use nbd_engine::client::{Client, Error, Options, Uri};
+use nbd_engine::client::{Client, ClientConfig, Error, Uri};
 use nbd_engine::export::{ExportMap, Memory};
 use nbd_engine::net;
-use nbd_engine::server::{Service, Settings, listen};
+use nbd_engine::server::{ServerConfig, ServerState, listen};
 use sockets::Socket;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,8 +29,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if place.contains("://") {
         return look(&place.parse()?);
     }
-    let exports = ExportMap::new().with("", Memory::new(64 << 20)?);
-    let service = Service::new(exports, Settings::default());
+    let exports = ExportMap::new().with("", Memory::new(64 << 20)?)?;
+    let service = ServerState::new(exports, ServerConfig::default());
     let (event_loop, poll) = EventLoop::new()?;
     if place.starts_with('/') {
         let (listener, _removed_at_the_end) = net::bind_unix(Path::new(&place))?;
@@ -54,7 +54,7 @@ fn look(uri: &Uri) -> Result<(), Box<dyn std::error::Error>> {
     let (connector, uri) = (event_loop.clone(), uri.clone());
     event_loop.spawn(Box::pin(async move {
         let looked = async {
-            let client = Client::connect_by(&connector, &uri, &Options::default()).await?;
+            let client = Client::connect_by(connector, &uri, &ClientConfig::new()).await?;
             let mut bytes = [0; 16];
             let count = client.read_at(&mut bytes, 0).await?;
             client.disconnect().await;

@@ -1,6 +1,6 @@
 //! From a URI to a connection.
 
-use core::future::{Future, poll_fn};
+use core::future::poll_fn;
 use core::task::Poll;
 use core::time::Duration;
 use std::io;
@@ -16,128 +16,112 @@ use {
 };
 
 use atomic_waker::AtomicWaker;
-use nbd_proto::wire::TransmissionFlags;
 use nbd_proto::{Address, Uri};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::haggling::{Entered, Haggling};
 use super::timer::Timer;
-use super::{Client, Driving, Error, Options};
+use super::{Client, ClientConfig, Connector, CurrentRuntime, Error, Negotiation, TransportFrom};
 use crate::runtime::Runtime;
-use crate::transport::Transport;
+use crate::transport::AnyTransport;
 
-/// What the engine asks of an adapter to reach servers.
-pub trait Connector: Send + Sync {
-    /// The streams that it gives.
-    type Transport: Transport + 'static;
-    /// Its time and tasks.
-    type Runtime: Runtime;
-
-    /// Who drives its clients' connections.
-    const DRIVING: Driving;
-
-    /// Its time and tasks.
-    fn runtime(&self) -> Self::Runtime;
-
-    /// Connects to a TCP address and turns Nagle's algorithm off (B-CONV-05).
-    fn connect_tcp(
-        &self,
-        address: SocketAddr,
-    ) -> impl Future<Output = io::Result<Self::Transport>> + Send;
-
-    /// Takes over a Unix socket that is connected and non-blocking.
+/// # Connecting
+impl<C: CurrentRuntime> Client<C> {
+    /// Connects to the export that a URI names, with the default configuration.
+    ///
+    /// Cancel-safe: when dropped, there is no connection.
     ///
     /// # Errors
-    /// When the platform does not let it.
-    fn adopt_unix(&self, socket: UnixStream) -> io::Result<Self::Transport>;
-}
+    /// See [`connect_with`](Self::connect_with).
+    ///
+    /// # Panics
+    /// Without a runtime, on those that are not global.
+    pub async fn connect(uri: &str) -> Result<Self, Error> {
+        Self::connect_with(&uri.parse()?, &ClientConfig::default()).await
+    }
 
-impl Client {
-    /// Connects to a server and enters the export that the URI names, or the options.
+    /// Connects to the export that a URI names.
     ///
     /// Cancel-safe: when dropped, there is no connection.
     ///
     /// # Errors
     /// [`Error::Connect`] when the server can't be reached, [`Error::Refused`] when it does not have the export,
-    /// [`Error::TimedOut`] after [`Options::connect_timeout`], [`Error::Unsupported`] for what this build can't do.
-    pub async fn connect_by<C: Connector>(
-        connector: &C,
-        uri: &Uri,
-        options: &Options,
-    ) -> Result<Self, Error> {
-        let limit = options.connect_timeout;
-        let timed_out = || {
-            let what = "connecting";
-            Error::TimedOut { peer: uri.to_string().into(), what, limit, sent: false }
-        };
+    /// [`Error::TimedOut`] after [`ClientConfig::connect_timeout`], [`Error::Unsupported`] for what this build can't do.
+    ///
+    /// # Panics
+    /// Without a runtime, on those that are not global.
+    pub async fn connect_with(uri: &Uri, config: &ClientConfig) -> Result<Self, Error> {
+        Self::connect_by(C::current(), uri, config).await
+    }
+
+    /// A client over a byte stream of yours, for the export of this name; an empty name is that of the default export.
+    /// Set `TCP_NODELAY` on TCP streams. There is one connection, however many are configured.
+    ///
+    /// Cancel-safe: when dropped, the stream is dropped.
+    ///
+    /// # Errors
+    /// See [`connect_with`](Self::connect_with).
+    ///
+    /// # Panics
+    /// Without a runtime, on those that are not global.
+    pub async fn over<S>(stream: S, export: &str, config: &ClientConfig) -> Result<Self, Error>
+    where
+        C: TransportFrom<S>,
+    {
+        let connector = C::current();
+        let transport = connector.transport_from(stream);
+        Self::over_transport(connector, transport, "stream", export, config).await
+    }
+}
+
+/// # For adapters
+impl<C: Connector> Client<C> {
+    /// [`connect_with`](Self::connect_with) by a given connector.
+    ///
+    /// # Errors
+    /// See there.
+    pub async fn connect_by(connector: C, uri: &Uri, config: &ClientConfig) -> Result<Self, Error> {
+        let limit = config.connect_timeout();
+        let timer = Timer::new(connector.runtime());
         let attempt = async {
-            let first = enter(connector, uri, options).await?;
-            let mut entered = vec![first];
-            if entered[0].details().flags.contains(TransmissionFlags::CAN_MULTI_CONN) {
-                for _ in 1..options.connections {
-                    entered.push(enter(connector, uri, options).await?);
-                }
-            }
-            Self::new(entered, connector.runtime(), C::DRIVING, options)
+            let negotiation = Negotiation::connect_by(connector, uri, config).await?;
+            negotiation.enter_or_abort(uri.export()).await
         };
-        let connected = Timer::new(connector.runtime()).within(limit, attempt).await;
-        connected.unwrap_or_else(|| Err(timed_out()))
+        timer.within(limit, attempt).await.unwrap_or_else(|| Err(timed_out(uri, limit)))
     }
 
-    /// A client over a stream of the caller's. `peer` names the server in errors; the export is
-    /// [`Options::export`].
+    /// [`over`](Self::over) by a given connector. `peer` names the server in errors.
     ///
     /// # Errors
-    /// As for [`connect_by`](Self::connect_by).
-    pub async fn over<T: Transport + 'static, R: Runtime>(
-        transport: T,
-        runtime: R,
-        driving: Driving,
+    /// See there.
+    pub async fn over_transport(
+        connector: C,
+        transport: AnyTransport,
         peer: impl Into<Arc<str>>,
-        options: &Options,
+        export: &str,
+        config: &ClientConfig,
     ) -> Result<Self, Error> {
-        let haggling = Haggling::start(transport, runtime.clone(), peer, options).await?;
-        let export = options.export.as_deref().unwrap_or_default();
-        let entered = haggling.enter(export, &options.contexts).await?;
-        Self::new(vec![entered], runtime, driving, options)
+        let negotiation = Negotiation::over_transport(connector, transport, peer, config);
+        negotiation.await?.enter_or_abort(export).await
     }
 }
 
-impl<T: Transport + 'static> Haggling<T> {
-    /// Connects to a server without entering an export. The URI's export is ignored.
-    ///
-    /// # Errors
-    /// As for [`Client::connect_by`].
-    pub async fn connect_by<C: Connector<Transport = T>>(
-        connector: &C,
-        uri: &Uri,
-        options: &Options,
-    ) -> Result<Self, Error> {
-        let limit = options.connect_timeout;
-        let reached = Timer::new(connector.runtime()).within(limit, reach(connector, uri)).await;
-        let transport = reached.unwrap_or_else(|| {
-            let what = "connecting";
-            Err(Error::TimedOut { peer: uri.to_string().into(), what, limit, sent: false })
-        })?;
-        Self::start(transport, connector.runtime(), uri.to_string(), options).await
-    }
-}
-
-async fn enter<C: Connector>(
+/// Connects to where a URI points, in time.
+pub(super) async fn reach_in_time<C: Connector>(
     connector: &C,
     uri: &Uri,
-    options: &Options,
-) -> Result<Entered<C::Transport>, Error> {
-    let transport = reach(connector, uri).await?;
-    let haggling =
-        Haggling::start(transport, connector.runtime(), uri.to_string(), options).await?;
-    let export = options.export.as_deref().unwrap_or(uri.export());
-    haggling.enter(export, &options.contexts).await
+    limit: Duration,
+) -> Result<AnyTransport, Error> {
+    let reached = Timer::new(connector.runtime()).within(limit, reach(connector, uri)).await;
+    reached.unwrap_or_else(|| Err(timed_out(uri, limit)))
+}
+
+fn timed_out(uri: &Uri, limit: Duration) -> Error {
+    Error::TimedOut { peer: uri.to_string().into(), what: "connecting", limit, sent: false }
 }
 
 /// Connects to where a URI points.
-async fn reach<C: Connector>(connector: &C, uri: &Uri) -> Result<C::Transport, Error> {
+async fn reach<C: Connector>(connector: &C, uri: &Uri) -> Result<AnyTransport, Error> {
     let unsupported = |what| Err(Error::Unsupported { address: uri.to_string(), what });
     if uri.requires_tls() {
         return unsupported(match uri.address() {
@@ -164,7 +148,7 @@ async fn reach_tcp<C: Connector>(
     connector: &C,
     host: &str,
     port: u16,
-) -> Result<C::Transport, Error> {
+) -> Result<AnyTransport, Error> {
     let named =
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let failed = |address: String, source| Error::Connect { address, source: Arc::new(source) };

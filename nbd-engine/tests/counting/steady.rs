@@ -2,19 +2,24 @@
 //!
 //! Only the thread that serves the connection is counted, not the client beside it.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
-use nbd_engine::export::{Export, ExportMap, Handle, Memory, Result};
-use nbd_engine::server::Settings;
+use nbd_engine::export::{
+    AsyncCanFlush, AsyncCanTrim, AsyncCanWrite, AsyncExport, Export, ExportMap, IntoExport, Memory,
+    Result, Tracked,
+};
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::wait_until;
-use nbd_testkit::raw::{Mode, RawClient, Request, Wire};
+use nbd_testkit::raw::{Mode, RawClient, Request, Wire, cmd_flag};
 
 use super::{held, peak};
 
 /// Serves one connection on a thread that counts its allocations, and gives the client's end.
-pub(crate) type Connect = fn(ExportMap, Settings, &'static AtomicUsize) -> Wire;
+pub(crate) type Connect = fn(ExportMap, ServerConfig, &'static AtomicUsize) -> Wire;
 
 const MIB: usize = 1 << 20;
 
@@ -29,9 +34,13 @@ struct Session {
 
 impl Session {
     fn new(connect: Connect, mode: Mode) -> Self {
-        let exports = ExportMap::new().with("", Memory::new(2 << 30).unwrap());
+        Self::to(Memory::new(2 << 30).unwrap(), connect, mode)
+    }
+
+    fn to<K>(export: impl IntoExport<K>, connect: Connect, mode: Mode) -> Self {
+        let exports = ExportMap::new().with("", export).unwrap();
         let counter = Box::leak(Box::default());
-        let client = enter(connect(exports, Settings::default(), counter), mode);
+        let client = enter(connect(exports, ServerConfig::default(), counter), mode);
         Self { client, counter }
     }
 
@@ -123,6 +132,82 @@ pub(crate) fn requests_side_by_side_allocate_nothing(connect: Connect) {
     });
 }
 
+/// A disk whose work is a future, which waits once in each request, and which has no FUA of its own.
+struct Later;
+
+impl Later {
+    async fn wait(&self) -> Result<()> {
+        let mut first = true;
+        poll_fn(|cx| {
+            if !core::mem::take(&mut first) {
+                return Poll::Ready(Ok(()));
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl AsyncExport for Later {
+    fn size(&self) -> u64 {
+        1 << 30
+    }
+
+    async fn read(&self, buffer: &mut [u8], _offset: u64) -> Result<()> {
+        buffer.fill(1);
+        self.wait().await
+    }
+
+    fn can_write(&self) -> Option<impl AsyncCanWrite> {
+        Some(self)
+    }
+
+    fn can_flush(&self) -> Option<impl AsyncCanFlush> {
+        Some(self)
+    }
+
+    fn can_trim(&self) -> Option<impl AsyncCanTrim> {
+        Some(self)
+    }
+}
+
+impl AsyncCanWrite for Later {
+    async fn write(&self, _data: &[u8], _offset: u64, _fua: bool) -> Result<()> {
+        self.wait().await
+    }
+}
+
+impl AsyncCanFlush for Later {
+    async fn flush(&self) -> Result<()> {
+        self.wait().await
+    }
+}
+
+impl AsyncCanTrim for Later {
+    async fn trim(&self, _offset: u64, _length: u64, _fua: bool) -> Result<()> {
+        self.wait().await
+    }
+}
+
+pub(crate) fn futures_allocate_nothing(connect: Connect) {
+    for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
+        // In a layer, which adds nothing to it.
+        let mut session = Session::to(Tracked::new(Later), connect, mode);
+        let flush = Request::flush();
+        for length in [4096, MIB] {
+            let write = Request::write(0, &vec![1; length]).flags(cmd_flag::FUA);
+            let read = Request::read(0, length as u64);
+            let trim = Request::trim(0, length as u64).flags(cmd_flag::FUA);
+            let mixed = [write, read, trim, flush.clone()];
+            session.settles(&format!("{mode:?}, {length} bytes"), 1, &mixed);
+            let eight: Vec<_> = mixed.iter().cycle().take(16).cloned().collect();
+            session.settles(&format!("{mode:?}, {length} bytes, side by side"), 8, &eight);
+        }
+        session.client.finish();
+    }
+}
+
 /// A disk that counts its reads.
 #[derive(Default)]
 struct Counting(AtomicUsize);
@@ -149,12 +234,13 @@ pub(crate) fn a_client_that_does_not_read_is_held_within_the_limits(connect: Con
     /// What the other tests of this process may need meanwhile, and then some.
     const OTHERS: usize = 256 * MIB;
 
-    let mut settings = Settings::default();
-    settings.config.limits.max_in_flight_bytes = 8 << 20;
+    let mut limits = nbd_engine::proto::Limits::DEFAULT;
+    limits.max_in_flight_bytes = 8 << 20;
+    let config = ServerConfig::new().with_limits(limits);
     let disk = Arc::new(Counting::default());
-    let exports = ExportMap::new().with_handle("", None, Handle::from(Arc::clone(&disk)));
+    let exports = ExportMap::new().with("", Arc::clone(&disk)).unwrap();
     let counter = Box::leak(Box::default());
-    let mut client = enter(connect(exports, settings, counter), Mode::Simple);
+    let mut client = enter(connect(exports, config, counter), Mode::Simple);
     let mut bytes = Vec::new();
     for cookie in 0..REQUESTS {
         bytes.extend(Request::read(0, MIB as u64).encode(Mode::Simple, cookie as u64));

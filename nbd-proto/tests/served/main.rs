@@ -10,8 +10,9 @@
     clippy::std_instead_of_alloc
 )]
 
+mod any_session;
 mod contexts;
-mod haggling;
+mod negotiation;
 mod peer;
 mod replies;
 mod requests;

@@ -211,10 +211,10 @@ impl Export for Memory {
         let mut hole = 0;
         for Part { page, within } in parts(offset, length as u64) {
             let part = within.len();
-            self.pages.look(page, |page| {
+            self.pages.look(page, |page| -> Result<()> {
                 let Some(page) = page else {
                     hole += part;
-                    return;
+                    return Ok(());
                 };
                 if hole > 0 {
                     body.hole(core::mem::take(&mut hole));
@@ -222,9 +222,10 @@ impl Export for Memory {
                 if length >= Self::SHARE_READS && part >= Self::SHARE_PART {
                     body.share(Shared::Slice(page.clone(), within));
                 } else {
-                    body.fill(part).copy_from_slice(&page[within]);
+                    body.fill(part)?.copy_from_slice(&page[within]);
                 }
-            });
+                Ok(())
+            })?;
         }
         if hole > 0 {
             body.hole(hole);
