@@ -135,6 +135,12 @@ impl Outbound {
         self.control.len().saturating_sub(self.sent)
     }
 
+    /// Bytes that wait to be sent, those of bodies included.
+    #[inline]
+    pub(crate) const fn queued(&self) -> u64 {
+        self.queued
+    }
+
     /// A fault of this crate that would have put something wrong on the wire. The connection must end.
     #[inline]
     pub(crate) fn fault(&self) -> Option<Error> {

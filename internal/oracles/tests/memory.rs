@@ -7,7 +7,7 @@ use nbd_proto::wire::{
     ExtendedReplyHeader, ExtendedRequest, MetaContextRequest, OptionCode, OptionHeader,
     OptionReplyHeader, OptionReplyType, ReplyFlags, ReplyType, TransmissionFlags,
 };
-use nbd_proto::{Command, ContextInfo, ExportInfo, Extent, Limits};
+use nbd_proto::{Command, ContextInfo, ExportInfo, Extent, Limits, Wants};
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]
@@ -184,32 +184,23 @@ fn drown(limits: Limits, head: &[u8], body: &[u8], command: Command) {
     config.limits = limits;
     config.goal = Goal::Enter;
     config.contexts = vec!["x-test:1".into()];
-    let mut connection = client::Connection::<()>::new(config).expect("it is valid");
+    let mut connection = client::Connection::new(config).expect("it is valid");
     let mut input = head;
     for _ in 0..2_000_000 {
         let unsent = connection.segments().map(|segment| segment.len()).sum();
-        connection.transmitted(unsent).expect("there was as much");
-        match connection.incoming() {
-            client::Incoming::Control { need } => {
-                if input.is_empty() && need > 0 {
-                    if body.is_empty() {
-                        return;
-                    }
-                    input = body;
+        let _ = connection.transmitted(unsent).expect("there was as much");
+        match connection.next_event(&mut input) {
+            Some(client::Event::Ready) => while connection.submit(command).is_ok() {},
+            Some(client::Event::Closed(_)) => return,
+            Some(_) => {}
+            None => match connection.wants() {
+                Wants::Payload { remaining, .. } => {
+                    connection.payload_received(remaining).expect("it is due");
                 }
-                match connection.next_event(&mut input) {
-                    Ok(Some(client::Event::Ready)) => {
-                        while connection.submit(command, ()).is_ok() {}
-                    }
-                    Ok(_) => {}
-                    Err(_) => return,
-                }
-            }
-            client::Incoming::Payload { remaining, .. }
-            | client::Incoming::Discard { remaining } => {
-                connection.payload_received(remaining).expect("it is due");
-            }
-            _ => return,
+                Wants::Bytes { .. } if body.is_empty() => return,
+                Wants::Bytes { .. } => input = body,
+                _ => return,
+            },
         }
     }
     panic!("the client never stops reading");
@@ -227,8 +218,8 @@ fn chunk(flags: ReplyFlags, reply: ReplyType, offset: u64, payload: &[u8]) -> Ve
 }
 
 fn clients() {
-    let read = Command::Read { offset: 0, length: 1 << 20, dont_fragment: false };
-    let map = Command::BlockStatus { offset: 0, length: 1 << 40, one: false };
+    let read = Command::read(0, 1 << 20);
+    let map = Command::block_status(0, 1 << 40);
     let ack = |code| reply(code, OptionReplyType::ACK, &[]);
     let context = |id: u32| {
         let name = format!("x-test:{}", "y".repeat(4000));

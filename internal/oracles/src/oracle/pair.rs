@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 
 use nbd_proto::client::{self, CommandError};
 use nbd_proto::server::{self, Event, Request};
-use nbd_proto::wire::{ErrorCode, TransmissionFlags};
+use nbd_proto::wire::{CommandFlags, ErrorCode, TransmissionFlags};
 use nbd_proto::{BlockSize, Command, ContextInfo, ExportInfo, Extent, RequestId};
 
 use crate::choices::Choices;
-use crate::client_end::{Actor, Buffer, ClientEnd};
+use crate::client_end::{Actor, Buffer, Client, ClientEnd, with_flags};
 use crate::digest::joined;
 use crate::server_end::{Embedder, ServerEnd};
 use crate::split::Split;
@@ -268,15 +268,15 @@ struct Results {
 }
 
 impl Actor for Results {
-    fn event(&mut self, connection: &mut client::Connection<Buffer>, event: client::Event<Buffer>) {
+    fn event(&mut self, client: &mut Client, event: client::Event, buffer: Option<Buffer>) {
         match event {
-            client::Event::Extents { request, context, extents } => {
-                let tag = connection.context(request).expect("it is in flight").tag;
-                self.extents.push((tag, context, extents));
+            client::Event::Extents { id, context, extents } => {
+                self.extents.push((client.tag(id), context, extents));
             }
-            client::Event::Completed { context, result, .. } => {
-                let command = self.commands[context.tag];
-                self.done.push((context, command, result));
+            client::Event::Completed { result, .. } => {
+                let buffer = buffer.expect("it ends with its buffer");
+                let command = self.commands[buffer.tag];
+                self.done.push((buffer, command, result));
             }
             _ => {}
         }
@@ -334,26 +334,23 @@ impl Pair {
 
     fn submit(&mut self, [what, where_to, how_much]: [u8; 3], choices: &mut Choices<'_>) {
         let offset = u64::from(where_to) * 130;
-        let length = (u32::from(how_much) + 1) * 37;
+        let length = (u64::from(how_much) + 1) * 37;
         let aligned = self.server.embedder.info.block_size.minimum() > 1;
         let (offset, length) =
             if aligned { (offset & !511, length.next_multiple_of(512)) } else { (offset, length) };
-        let (flag, long) = (what & 16 != 0, u64::from(length));
+        let mut flags = CommandFlags::empty();
+        flags.set(CommandFlags::FUA | CommandFlags::DF | CommandFlags::REQ_ONE, what & 16 != 0);
+        flags.set(CommandFlags::NO_HOLE, what & 32 != 0);
+        flags.set(CommandFlags::FAST_ZERO, what & 64 != 0);
         let command = match what & 15 {
-            0..=2 => Command::Read { offset, length, dont_fragment: flag },
-            3..=5 => Command::Write { offset, length, fua: flag },
-            6 => Command::Flush,
-            7 => Command::Trim { offset, length: long, fua: flag },
-            8 => Command::Cache { offset, length: long },
-            9 | 10 => Command::WriteZeroes {
-                offset,
-                length: long,
-                fua: flag,
-                no_hole: what & 32 != 0,
-                fast: what & 64 != 0,
-            },
-            11 | 12 => Command::BlockStatus { offset, length: long, one: flag },
-            13 => Command::Resize { size: u64::from(how_much) * 512 },
+            0..=2 => Command::read(offset, length),
+            3..=5 => Command::write(offset, length),
+            6 => Command::flush(),
+            7 => Command::trim(offset, length),
+            8 => Command::cache(offset, length),
+            9 | 10 => Command::write_zeroes(offset, length),
+            11 | 12 => Command::block_status(offset, length),
+            13 => Command::resize(u64::from(how_much) * 512),
             _ => {
                 // It is the server's turn.
                 let ServerEnd { connection, embedder, .. } = &mut self.server;
@@ -361,6 +358,7 @@ impl Pair {
                 return self.run_if(what & 16 != 0);
             }
         };
+        let command = with_flags(command, flags);
         let tag = self.client.actor.commands.len();
         let bytes = match command {
             Command::Read { .. } => vec![0xee; length as usize],
@@ -369,11 +367,12 @@ impl Pair {
         };
         let buffer = Buffer { tag, bytes };
         let result = match command {
-            Command::BlockStatus { offset, length, one } if what & 32 != 0 => {
+            Command::BlockStatus { offset, length, one, .. } if what & 32 != 0 => {
                 let listed = [if what & 64 == 0 { 1 } else { 3 }, 2];
-                self.client.connection.submit_block_status(offset, length, one, &listed, buffer)
+                let client = &mut self.client.connection;
+                client.begin_block_status((offset, length, one), &listed, buffer)
             }
-            _ => self.client.connection.submit(command, buffer),
+            _ => self.client.connection.begin(command, buffer),
         };
         if result.is_ok() {
             self.client.actor.commands.push(command);
@@ -436,5 +435,5 @@ pub fn pair(data: &[u8]) {
         }
     }
     pair.check();
-    assert!(pair.client.connection.is_finished() && pair.server.connection.is_finished());
+    assert!(pair.client.ended() && pair.server.ended());
 }

@@ -6,7 +6,7 @@ use nbd_proto::{BlockSize, Command, Error, Refusal, server};
 
 use crate::pair::{Pair, for_each_split};
 
-const READ: Command = Command::Read { offset: 510, length: 4, dont_fragment: false };
+const READ: Command = Command::read(510, 4);
 
 /// Enters, reads a few bytes, and leaves. Gives what the client saw.
 fn enter(client: &Config, server: &server::Config) -> Vec<String> {
@@ -28,7 +28,7 @@ fn fail(client: &Config, server: &server::Config, scenario: impl Fn(&mut Pair)) 
     for_each_split(client, server, |pair| {
         scenario(pair);
         pair.run();
-        assert!(pair.client.is_finished() && pair.server.connection.is_finished());
+        assert!(pair.client_ended && pair.server.ended());
         assert!(pair.error.is_some());
     })
 }
@@ -211,16 +211,16 @@ fn every_option_by_hand() {
         pair.leave();
     });
     let unsupported = "OptionFailed { code: OptionCode 0x1234, reply: NBD_REP_ERR_UNSUP, \
-                       text: \"the option is not supported\" }";
+                       message: \"the option is not supported\" }";
     let expected = [
-        "Haggling",
-        "Server { name: \"\", description: \"a test disk\" }",
-        "Server { name: \"disk\", description: \"a test disk\" }",
+        "YourTurn",
+        "Listed { name: \"\", description: \"a test disk\" }",
+        "Listed { name: \"disk\", description: \"a test disk\" }",
         "OptionDone { code: NBD_OPT_LIST }",
         "Info(Export { size: 32768, flags: FLAGS })",
         "Info(Description(\"a test disk\"))",
         "OptionDone { code: NBD_OPT_INFO }",
-        "OptionFailed { code: NBD_OPT_INFO, reply: NBD_REP_ERR_UNKNOWN, text: \"there is no such export\" }",
+        "OptionFailed { code: NBD_OPT_INFO, reply: NBD_REP_ERR_UNKNOWN, message: \"there is no such export\" }",
         "OptionDone { code: NBD_OPT_STRUCTURED_REPLY }",
         "MetaContext { id: 0, name: \"base:allocation\" }",
         "MetaContext { id: 0, name: \"x-test:first-byte\" }",
@@ -260,7 +260,7 @@ fn the_embedder_can_choose_after_the_machine_prepared() {
         pair.run();
         pair.leave();
     });
-    assert!(log[0] == "Haggling" && log[3] == "OptionDone { code: NBD_OPT_LIST }", "{log:?}");
+    assert!(log[0] == "YourTurn" && log[3] == "OptionDone { code: NBD_OPT_LIST }", "{log:?}");
     assert!(log[4].starts_with("OptionFailed { code: NBD_OPT_GO, reply: NBD_REP_ERR_UNKNOWN"));
     assert_eq!(log[5..], ["Ready: extended, [\"base:allocation\"]", "Disconnected"]);
 }
@@ -415,7 +415,7 @@ fn tls_voids_what_was_negotiated_before() {
 fn a_client_can_leave_at_any_time() {
     // The server's greeting has not even arrived.
     let log = for_each_split(&Config::default(), &server(), |pair| pair.leave());
-    assert_eq!(log, ["Disconnected"]);
+    assert_eq!(log, ["Aborted"]);
     for_each_split(&manual(), &server(), |pair| {
         pair.run();
         pair.leave();
@@ -426,7 +426,7 @@ fn a_client_can_leave_at_any_time() {
         pair.client.list().unwrap();
         pair.leave();
     });
-    assert_eq!(log[log.len() - 2..], ["OptionDone { code: NBD_OPT_LIST }", "Disconnected"]);
+    assert_eq!(log[log.len() - 2..], ["OptionDone { code: NBD_OPT_LIST }", "Aborted"]);
     let log = for_each_split(&manual(), &server(), |pair| {
         pair.run();
         pair.client.go("", &[]).unwrap();
@@ -438,7 +438,7 @@ fn a_client_can_leave_at_any_time() {
         pair.run();
         pair.client.abort().unwrap();
         pair.run();
-        assert_eq!(pair.log, ["Haggling", "Disconnected"]);
+        assert_eq!(pair.log, ["YourTurn", "Aborted"]);
     });
 }
 
@@ -502,7 +502,7 @@ fn oversized_options_are_refused_or_end_the_session() {
         pair.client.option(OptionCode(77), &[0; 1001]).unwrap();
         pair.run();
         assert!(matches!(pair.server.error, Some(Error::LimitExceeded(_))));
-        assert_eq!(pair.error, Some(Error::UnexpectedEnd("option haggling")));
+        assert_eq!(pair.error, Some(Error::UnexpectedEnd("the negotiation")));
     });
     assert!(log[1].contains("NBD_REP_ERR_TOO_BIG") && log[2].contains("NBD_REP_ERR_UNSUP"));
     assert_eq!(log[5], "OptionDone { code: NBD_OPT_LIST }");

@@ -5,7 +5,9 @@ use nbd_proto::wire::{
     BlockSizeInfo, ClientFlags, CommandType, CompactRequest, DecodeError, ExportInfoReply,
     OldstyleGreeting, OptionCode as Opt, OptionReplyType as Rep, TransmissionFlags,
 };
-use nbd_proto::{BlockSize, Command, Error, LimitExceeded, PeerMisbehaved, Refusal};
+use nbd_proto::{
+    BlockSize, CloseReason, Command, Error, LimitExceeded, PeerMisbehaved, Refusal, Wants,
+};
 
 use crate::peer::*;
 
@@ -20,7 +22,7 @@ fn manual() -> Config {
 /// A client whose turn it is.
 fn turn(config: Config) -> Client {
     let mut client = Client::new(config).unwrap();
-    assert_eq!(feed(&mut client, &greeting(3)), Ok(vec![Event::Haggling]));
+    assert_eq!(feed(&mut client, &greeting(3)), Ok(vec![Event::YourTurn]));
     sent(&mut client);
     client
 }
@@ -46,8 +48,8 @@ fn what_is_neither_newstyle_nor_oldstyle_gets_no_answer() {
         let error = feed(&mut client, &bytes).unwrap_err();
         assert!(matches!(error, Error::Malformed(DecodeError::BadMagic { .. })));
         assert_eq!(sent(&mut client), []);
-        assert_eq!(client.next_event(&mut &b""[..]), Err(error), "errors are sticky");
-        assert!(client.is_finished());
+        assert_eq!(client.closed, Some(Err(error)));
+        assert_eq!(feed(&mut client, &greeting(3)), Ok(vec![]), "the end is the last event");
     }
 }
 
@@ -84,8 +86,7 @@ fn a_server_without_fixed_newstyle_gets_nothing_but_export_name() {
     assert_eq!(client.abort(), Err(OptionError::NeedsFixedNewstyle));
     client.disconnect();
     assert_eq!(sent(&mut client), []);
-    assert_eq!(feed(&mut client, b""), Ok(vec![Event::Disconnected]));
-    assert!(client.is_finished());
+    assert_eq!(feed(&mut client, b""), Ok(vec![Event::Closed(Ok(CloseReason::Aborted))]));
 }
 
 #[test]
@@ -167,7 +168,7 @@ fn with_extended_headers_there_is_nothing_to_fall_back_to() {
     assert_eq!(codes(&sent(&mut client)), [Opt::GO]);
     let seen = feed(&mut client, &option_reply(Opt::GO, Rep::ERR_UNSUP, b"")).unwrap();
     let (code, reply) = (Opt::GO, Rep::ERR_UNSUP);
-    assert_eq!(seen, [Event::OptionFailed { code, reply, text: String::new() }]);
+    assert_eq!(seen, [Event::OptionFailed { code, reply, message: String::new() }]);
     assert_eq!(options(&sent(&mut client)), [(Opt::ABORT, vec![])]);
     let refused = Error::Refused(Refusal::Option { code, reply });
     assert_eq!(feed(&mut client, &ack(Opt::ABORT)), Err(refused));
@@ -178,14 +179,12 @@ fn a_server_may_close_instead_of_answering_an_abort() {
     let mut client = turn(manual());
     client.abort().unwrap();
     assert_eq!(options(&sent(&mut client)), [(Opt::ABORT, vec![])]);
-    assert_eq!(client.end_of_stream(), Ok(()));
-    assert_eq!(feed(&mut client, b""), Ok(vec![Event::Disconnected]));
-    assert!(client.is_finished());
+    assert_eq!(hang_up(&mut client), Ok(vec![Event::Closed(Ok(CloseReason::Aborted))]));
 
     let mut client = going();
     feed(&mut client, &option_reply(Opt::GO, Rep::ERR_UNKNOWN, b"")).unwrap();
     let refused = Refusal::Option { code: Opt::GO, reply: Rep::ERR_UNKNOWN };
-    assert_eq!(client.end_of_stream(), Err(refused.into()));
+    assert_eq!(hang_up(&mut client), Err(refused.into()));
 }
 
 #[test]
@@ -249,7 +248,7 @@ fn endless_replies_end_the_session() {
     let reply = option_reply(Opt::LIST, Rep::SERVER, b"\0\0\0\x01a");
     for _ in 0..3 {
         let seen = feed(&mut client, &reply).unwrap();
-        assert_eq!(seen, [Event::Server { name: "a".into(), description: "".into() }]);
+        assert_eq!(seen, [Event::Listed { name: "a".into(), description: "".into() }]);
     }
     let error = feed(&mut client, &reply).unwrap_err();
     assert_eq!(error, LimitExceeded::OptionReplies { code: Opt::LIST, limit: 3 }.into());
@@ -393,7 +392,7 @@ fn plain_text_behind_the_acknowledgement_of_starttls_is_an_attack() {
     assert_eq!(feed(&mut client, &ack(Opt::STARTTLS)), Ok(vec![Event::StartTls]));
     assert!(client.tls_established().is_err());
     sent(&mut client);
-    assert_eq!(client.incoming(), nbd_proto::client::Incoming::Tls);
+    assert_eq!(client.wants(), Wants::Tls);
     client.tls_established().unwrap();
     assert_eq!(codes(&sent(&mut client)), [Opt::EXTENDED_HEADERS]);
 }
@@ -402,19 +401,19 @@ fn plain_text_behind_the_acknowledgement_of_starttls_is_an_attack() {
 fn each_way_to_hang_up_is_told() {
     let reply = option_reply(Opt::GO, Rep::INFO, &[0; 12]);
     let mut client = Client::new(config(Mode::Simple)).unwrap();
-    assert_eq!(client.end_of_stream(), Err(Error::UnexpectedEnd("the greeting")));
+    assert_eq!(hang_up(&mut client), Err(Error::UnexpectedEnd("the greeting")));
     for cut in [0, 7, 20, 25] {
         let mut client = going();
         feed(&mut client, &reply[..cut]).unwrap();
-        assert_eq!(client.end_of_stream(), Err(Error::UnexpectedEnd("option haggling")));
+        assert_eq!(hang_up(&mut client), Err(Error::UnexpectedEnd("the negotiation")));
     }
     let mut client = Client::new(Config::default()).unwrap();
     greet(&mut client, 0, ClientFlags::empty());
-    assert_eq!(client.end_of_stream(), Err(Refusal::ExportName.into()));
+    assert_eq!(hang_up(&mut client), Err(Refusal::ExportName.into()));
     let mut client = Client::new(Config::default()).unwrap();
     greet(&mut client, 0, ClientFlags::empty());
     feed(&mut client, &[0]).unwrap();
-    assert_eq!(client.end_of_stream(), Err(Error::UnexpectedEnd("option haggling")));
+    assert_eq!(hang_up(&mut client), Err(Error::UnexpectedEnd("the negotiation")));
 }
 
 #[test]
@@ -448,7 +447,7 @@ fn options_that_break_the_protocol_are_not_sent() {
 #[test]
 fn a_flush_has_no_offset_and_disc_has_nothing() {
     let mut client = transmitting(Mode::Simple);
-    client.submit(Command::Flush, vec![]).unwrap();
+    client.begin(Command::Flush, vec![]).unwrap();
     let flush = CompactRequest::decode(sent(&mut client).first_chunk().unwrap()).unwrap();
     assert_eq!((flush.offset, flush.length), (0, 0));
     client.disconnect_now();
