@@ -137,8 +137,8 @@ impl Input for RecvBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::collections::VecDeque;
     use proptest::prelude::*;
-    use std::collections::VecDeque;
 
     #[test]
     fn it_starts_without_memory_grows_while_it_is_full_and_gives_all_back() {

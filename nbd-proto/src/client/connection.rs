@@ -385,7 +385,7 @@ impl Connection {
         }
     }
 
-    /// What [`submit`](Self::submit) checks requests against, for those who have to split them. The size is the lesser
+    /// What [`submit`](Self::submit) checks requests against, for embedders that have to split them. The size is the lesser
     /// one while a resize is under way.
     #[must_use]
     pub const fn rules(&self) -> Option<RequestRules> {

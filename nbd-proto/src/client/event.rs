@@ -110,7 +110,7 @@ pub enum Event {
         /// Which request.
         id: RequestId,
         /// Whether any of its bytes were [transmitted](super::Connection::transmitted): if not, the server can't have
-        /// carried it out; otherwise nobody knows.
+        /// carried it out; otherwise it may have.
         sent: bool,
     },
     /// The last event, exactly once on every connection: drop the transport.

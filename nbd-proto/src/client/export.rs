@@ -10,7 +10,7 @@ use crate::{BlockSize, InvalidBlockSize, SelectedContext};
 #[derive(Debug)]
 pub(super) struct EnteredExport {
     pub(super) info: ExportInfoReply,
-    /// `None` when the server did not tell any.
+    /// `None` when the server sent none.
     pub(super) block_size: Option<BlockSize>,
     pub(super) name: Option<String>,
     pub(super) description: Option<String>,
@@ -44,7 +44,7 @@ impl Agreed {
     }
 
     /// Transmission flags as far as they mean something: none without `HAS_FLAGS` but the prohibition to write
-    /// (C-XF-12), none that needs what was not negotiated. Unknown ones are kept for those who print them (C-XF-10).
+    /// (C-XF-12), none that needs what was not negotiated. Unknown ones are kept, for embedders that print them (C-XF-10).
     pub(super) fn flags(self, sent: TransmissionFlags) -> TransmissionFlags {
         use TransmissionFlags as Flags;
         if !sent.contains(Flags::HAS_FLAGS) {

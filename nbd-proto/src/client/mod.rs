@@ -10,8 +10,8 @@
 //! 3. Do what the connection [wants](Connection::wants): receive a payload into the buffer of its request, or anything
 //!    else into the receive buffer. Report the end of the stream by [`end_of_stream`](Connection::end_of_stream).
 //!
-//! A server may stop reading while it has replies to send. So those who send more than a socket buffer holds must not
-//! wait in step 2 for the transport to take more: they wait for reading and writing at once, in step 3.
+//! A server may stop reading while it has replies to send. So a client that sends more than a socket buffer holds
+//! must not wait in step 2 for the transport to take more: it waits for reading and writing at once, in step 3.
 //!
 //! Here is all of it, for a client that reads the beginning of an export over a blocking stream. It ends when the server
 //! hangs up or refuses, and it stalls with a server that stalls: deadlines are the transport's.
@@ -130,6 +130,7 @@ mod pending;
 mod progress;
 mod question;
 mod reply;
+mod send;
 mod status;
 mod submit;
 mod transmission;

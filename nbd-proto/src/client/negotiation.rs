@@ -9,13 +9,13 @@ use super::export::{self, Agreed, EnteredExport};
 use super::option_reply::{Agreement, Outcome};
 use super::progress::{Progress, collect, drop_front, missing};
 use super::question::{Awaited, Description, Question, Selecting};
+use super::send::put_option;
 use super::{Config, Event, Goal, OptionError, TlsMode};
 use crate::outbound::{Outbound, Tail};
 use crate::scratch::Scratch;
 use crate::wire::{
     ClientFlags, EXPORT_NAME_PADDING, ExportInfoReply, ExportNameReply, Greeting, HandshakeFlags,
-    InfoRequest, InfoType, MetaContextRequest, OptionCode, OptionHeader, OptionReplyHeader,
-    OptionReplyType as Rep,
+    OptionCode, OptionReplyHeader, OptionReplyType as Rep,
 };
 use crate::{CloseReason, Error, PauseReason, PeerMisbehaved, Refusal, Wants};
 
@@ -23,9 +23,9 @@ use crate::{CloseReason, Error, PauseReason, PeerMisbehaved, Refusal, Wants};
 #[derive(Debug)]
 pub(super) struct Negotiation {
     pub(super) agreed: Agreed,
-    tried: Tried,
+    pub(super) tried: Tried,
     /// The contexts that were selected last, even if that failed.
-    selection: Option<Selecting>,
+    pub(super) selection: Option<Selecting>,
     /// What is negotiated without the embedder's doing; `None` when the embedder does it.
     script: Option<Script>,
     /// The export that the script enters.
@@ -60,17 +60,17 @@ enum Step {
 enum Script {
     /// TLS and headers.
     Prepare,
-    /// And contexts and the export. When that is refused, `give_up` tells whether to disconnect, or to let the embedder
+    /// And contexts and the export. When that is refused, `give_up` says whether to disconnect, or to let the embedder
     /// choose.
     Enter { give_up: bool },
 }
 
 /// What need not be asked again (C-OPT-15).
 #[derive(Debug, Default)]
-struct Tried {
-    tls: bool,
-    extended: bool,
-    structured: bool,
+pub(super) struct Tried {
+    pub(super) tls: bool,
+    pub(super) extended: bool,
+    pub(super) structured: bool,
     /// `NBD_OPT_GO` turned out to be unknown to the server.
     go: bool,
 }
@@ -490,62 +490,6 @@ impl Negotiation {
 
     // What is sent, once it may be.
 
-    pub(super) fn send_start_tls(&mut self, out: &mut Outbound) -> Result<(), OptionError> {
-        self.tried.tls = true;
-        self.send(out, Question::StartTls, &[])
-    }
-
-    pub(super) fn send_extended_headers(&mut self, out: &mut Outbound) -> Result<(), OptionError> {
-        self.tried.extended = true;
-        self.send(out, Question::ExtendedHeaders, &[])
-    }
-
-    pub(super) fn send_structured_reply(&mut self, out: &mut Outbound) -> Result<(), OptionError> {
-        self.tried.structured = true;
-        self.send(out, Question::StructuredReply, &[])
-    }
-
-    /// Selects contexts. What was selected before is void even if this fails (S-OPT-SM-01).
-    pub(super) fn send_set_meta_context(
-        &mut self,
-        out: &mut Outbound,
-        export: String,
-        queries: &[impl AsRef<str>],
-    ) -> Result<(), OptionError> {
-        let data = meta_context_data(&export, queries);
-        let (export, queries) = (Some(export), queries.len());
-        self.selection = Some(Selecting { export: export.clone(), queries, contexts: Vec::new() });
-        let selecting = Selecting { export, queries, contexts: Vec::new() };
-        self.send(out, Question::SetMetaContext(selecting), &data)
-    }
-
-    pub(super) fn send_list_meta_context(
-        &mut self,
-        out: &mut Outbound,
-        export: &str,
-        queries: &[impl AsRef<str>],
-    ) -> Result<(), OptionError> {
-        self.send(out, Question::ListMetaContext, &meta_context_data(export, queries))
-    }
-
-    pub(super) fn send_info(
-        &mut self,
-        out: &mut Outbound,
-        code: OptionCode,
-        export: String,
-        items: &[InfoType],
-    ) -> Result<(), OptionError> {
-        let mut data = Vec::new();
-        InfoRequest::encode(&export, items, &mut data);
-        let description = Description::of(export);
-        let question = if code == OptionCode::GO {
-            Question::Go(description)
-        } else {
-            Question::Info(description)
-        };
-        self.send(out, question, &data)
-    }
-
     pub(super) fn send_export_name(
         &mut self,
         out: &mut Outbound,
@@ -586,18 +530,4 @@ impl Negotiation {
         self.step = Step::Reply(Awaited::new(question));
         Ok(())
     }
-}
-
-fn meta_context_data(export: &str, queries: &[impl AsRef<str>]) -> Vec<u8> {
-    let mut data = Vec::new();
-    MetaContextRequest::encode(export, queries.iter().map(AsRef::as_ref), &mut data);
-    data
-}
-
-fn put_option(out: &mut Outbound, code: OptionCode, data: &[u8]) -> Result<(), OptionError> {
-    let length = u32::try_from(data.len()).map_err(|_| OptionError::TooLong)?;
-    out.put(&OptionHeader { code, length }.encode());
-    out.put(data);
-    out.seal(Tail::None, None);
-    Ok(())
 }

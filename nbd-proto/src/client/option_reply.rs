@@ -15,7 +15,7 @@ use crate::{Error, LimitExceeded, Limits, PeerMisbehaved, Refusal, SelectedConte
 /// What a reply does.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// More replies follow. The event is for those who haggle by hand.
+    /// More replies follow. The event is for an embedder that negotiates by hand.
     More(Option<Event>),
     /// The option succeeded.
     Done(Agreement),

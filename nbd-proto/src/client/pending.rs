@@ -74,7 +74,7 @@ impl Pending {
         (end <= self.command.length()).then_some((from, end))
     }
 
-    /// What the reply comes to, which is over. Without an error it must have told everything (C-REP-STRUCT-05,
+    /// The result of a reply that is over. Without an error it must have been complete (C-REP-STRUCT-05,
     /// C-CMD-BS-14).
     pub(super) fn result(&mut self) -> Result<(), CommandError> {
         let complete = match self.command {

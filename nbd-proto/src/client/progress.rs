@@ -9,7 +9,7 @@ use crate::{CloseReason, PauseReason, Wants};
 /// What a phase made of the front of its input.
 #[derive(Debug)]
 pub(super) enum Progress {
-    /// More bytes are needed, or it is somebody else's turn.
+    /// More bytes are needed, or something else has to happen first.
     Stuck,
     /// Something was done, there may be more.
     Continue,

@@ -1,4 +1,4 @@
-//! Options that await their reply, with what the server has told in reply so far.
+//! Options that await their reply, with what the server has replied so far.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -26,7 +26,7 @@ pub(super) enum Question {
     Other(OptionCode),
 }
 
-/// What a server tells about an export.
+/// What a server says about an export.
 #[derive(Debug, Default)]
 pub(super) struct Description {
     /// The name that it was asked for by; `None` when a test of servers sent something that is no name.
@@ -53,7 +53,7 @@ pub(super) struct Selecting {
 }
 
 impl Question {
-    /// The option that a test of servers, or somebody with an option of their own, makes by hand.
+    /// An option that the embedder encoded itself: an unknown one, or any one in a test of servers.
     pub(super) fn raw(code: OptionCode, data: &[u8]) -> Self {
         let name = |bytes: &[u8]| core::str::from_utf8(bytes).ok().map(String::from);
         match code {

@@ -160,7 +160,7 @@ impl Session {
         let chunks = Chunks { mode: self.mode, cookie: request.cookie, offset };
         if self.mode == Mode::Simple {
             request.answered = true;
-            if kind % 4 == 0 {
+            if kind.is_multiple_of(4) {
                 request.errors.push((5, None));
                 self.stream.extend(simple(ErrorCode::EIO, request.cookie));
                 return;

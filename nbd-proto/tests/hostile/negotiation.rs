@@ -383,8 +383,16 @@ fn plain_text_behind_the_acknowledgement_of_starttls_is_an_attack() {
     let mut client = Client::new(config.clone()).unwrap();
     assert_eq!(greet(&mut client, 3, ClientFlags::from_bits_retain(3)), [(Opt::STARTTLS, vec![])]);
     let injected = [ack(Opt::STARTTLS), ack(Opt::EXTENDED_HEADERS)].concat();
-    let error = feed(&mut client, &injected).unwrap_err();
-    assert_eq!(error, PeerMisbehaved::PlaintextAfterStartTls.into());
+    let closed = Event::Closed(Err(PeerMisbehaved::PlaintextAfterStartTls.into()));
+    let first = client.next_event(&mut &injected[..]);
+    assert_eq!(first.as_ref(), Some(&closed), "no handshake is asked for");
+
+    // The same in a piece of its own, before the handshake.
+    let mut client = Client::new(config.clone()).unwrap();
+    feed(&mut client, &greeting(3)).unwrap();
+    sent(&mut client);
+    assert_eq!(feed(&mut client, &ack(Opt::STARTTLS)), Ok(vec![Event::StartTls]));
+    assert_eq!(client.next_event(&mut &b"N"[..]), Some(closed));
 
     // An acknowledgement that is there before the option was sent is waited out.
     let mut client = Client::new(config).unwrap();
