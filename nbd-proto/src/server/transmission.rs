@@ -335,7 +335,7 @@ impl Transmission {
         if let Command::Write { length, .. } = command {
             pending.progress = Progress::Receiving;
             self.next = Next::Payload { id, command, offset: 0, remaining: length };
-            return Ok(Step::Again);
+            return Ok(Step::Paused);
         }
         if let Command::BlockStatus { .. } = command {
             pending.awaited.extend(self.export.contexts.iter().map(|context| context.id));
