@@ -13,6 +13,7 @@
 )]
 
 use std::cell::Cell;
+use std::error::Error;
 use std::io::{self, Read, Write};
 
 use nbd_proto::client::{Config, Event, OptionError, SubmitError};
@@ -337,9 +338,9 @@ fn run(
     cut: (usize, usize),
     ending: Ending,
     step: usize,
-) -> (io::Result<Vec<u8>>, (usize, usize)) {
+) -> (Result<Vec<u8>, Box<dyn Error>>, (usize, usize)) {
     let mut server = Server::new(manners, cut, ending, step);
-    let result = read_start(&mut server, "disk", LENGTH);
+    let result = fetch(&mut server, "disk", LENGTH);
     (result, (server.sent, server.received))
 }
 
