@@ -61,8 +61,8 @@ pub enum PauseReason {
     TooManyBytes,
     /// What is queued must be transmitted first.
     Unsent,
-    /// The peer sends no more, or is not listened to any more: answer what is in flight and transmit what is queued, and
-    /// the connection closes.
+    /// The peer sends no more, or is not listened to any more. The connection closes once what is queued has been sent,
+    /// and unless it failed, what is in flight has been answered.
     Closing,
 }
 

@@ -59,7 +59,8 @@ enum End {
     Open,
     /// Nothing more is read. Requests in flight are answered and the queue is sent.
     Closing(Result<CloseReason, Error>),
-    /// Nothing more is done.
+    /// Nothing more is read. What is queued is sent, so that what a client gets does not depend on how its bytes came; but
+    /// requests in flight are not waited for.
     Failed(Error),
     /// [`Event::Closed`] was raised.
     Closed,
@@ -111,6 +112,8 @@ impl Connection {
             if let Some(fault) = self.out.fault()
                 && self.end != End::Closed
             {
+                // What is queued may be wrong.
+                self.out.clear();
                 self.end = End::Failed(fault);
             }
             if self.end != End::Open {
@@ -133,7 +136,7 @@ impl Connection {
                 Ok(Step::Starved) if self.end_of_stream => self.end = self.end_here(),
                 Ok(Step::Starved) => return None,
                 Ok(Step::Closing(reason)) => self.end = End::Closing(Ok(reason)),
-                Err(error) => self.end = End::of(error),
+                Err(error) => self.end = End::Failed(error),
             }
         }
     }
@@ -144,6 +147,7 @@ impl Connection {
         let result = match self.end {
             End::Open | End::Closed => return None,
             End::Closing(_) if !self.is_idle() => return None,
+            End::Failed(_) if !self.out.is_empty() => return None,
             End::Closing(result) => result,
             End::Failed(error) => Err(error),
         };
@@ -260,7 +264,7 @@ impl Connection {
         match handshake.answer_lookup(&mut shared, answer)? {
             Answered::Negotiating => Ok(LookupOutcome::Negotiating),
             Answered::Refused(reason) => {
-                self.end = End::of(Refusal::NotServed(reason).into());
+                self.end = End::Failed(Refusal::NotServed(reason).into());
                 Ok(LookupOutcome::Negotiating)
             }
             Answered::Entered(export) => {
@@ -291,7 +295,7 @@ impl Connection {
         let Phase::Transmission(transmission) = &mut self.phase else {
             return Err(Misuse::WrongPhase);
         };
-        if matches!(self.end, End::Closed | End::Failed(_)) {
+        if self.end == End::Closed {
             return Err(Misuse::WrongPhase);
         }
         let pending = transmission.in_flight.get_mut(id).ok_or(Misuse::NoSuchRequest)?;
@@ -341,6 +345,7 @@ impl Connection {
             End::Open => {}
             End::Closed => return Wants::Closed,
             End::Closing(_) if !self.is_idle() => return Wants::Nothing(PauseReason::Closing),
+            End::Failed(_) if !self.out.is_empty() => return Wants::Nothing(PauseReason::Closing),
             End::Closing(_) | End::Failed(_) => return Wants::Nothing(PauseReason::EventDue),
         }
         let wants = match &self.phase {
@@ -436,16 +441,6 @@ impl Connection {
             extended: export.style == Style::Extended,
             tls: export.tls,
         })
-    }
-}
-
-impl End {
-    /// What is sent after an error: nothing, except where it is nobody's fault.
-    const fn of(error: Error) -> Self {
-        match error {
-            Error::Refused(_) => Self::Closing(Err(error)),
-            error => Self::Failed(error),
-        }
     }
 }
 

@@ -29,6 +29,9 @@ pub enum Event {
         command: Command,
     },
     /// The connection is over: the last event, with the reason. Close the stream. All buffers of requests are yours.
+    ///
+    /// It comes once all that was queued has been sent, and in peace (or after an [`Error::UnexpectedEnd`]) once all
+    /// requests in flight have been answered.
     Closed(Result<CloseReason, Error>),
 }
 

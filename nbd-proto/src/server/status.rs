@@ -167,7 +167,7 @@ impl StatusExtents {
             rest: if self.query.one {
                 self.query.length
             } else {
-                self.query.size.saturating_sub(self.query.offset)
+                self.last_position().saturating_sub(self.query.offset)
             },
             wanted: self.query.length,
             max_length: self.query.max_length,
