@@ -131,6 +131,7 @@ mod pending;
 mod progress;
 mod question;
 mod reply;
+mod script;
 mod send;
 mod status;
 mod submit;

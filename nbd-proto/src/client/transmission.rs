@@ -225,7 +225,10 @@ impl Transmission {
                 let offset = u64::from_be_bytes(take!());
                 (self.data(limits, chunk, offset)?, None)
             }
-            Cursor::Data { .. } => return Ok(Progress::Stuck),
+            Cursor::Data { chunk, .. } => {
+                self.pending(chunk.id)?;
+                return Ok(Progress::Stuck);
+            }
             Cursor::Drop { .. } if input.is_empty() => return Ok(Progress::Stuck),
             Cursor::Drop { chunk, remaining } => {
                 let at_once = usize::try_from(remaining).unwrap_or(usize::MAX);
