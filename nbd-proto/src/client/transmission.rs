@@ -17,8 +17,8 @@ use crate::outbound::Outbound;
 use crate::scratch::Scratch;
 use crate::wire::{ExtendedReplyHeader, SimpleReplyHeader};
 use crate::{
-    BlockSize, CloseReason, Command, Error, ExportView, Extent, Limits, Misuse, PauseReason,
-    RequestId, RequestRules, SelectedContext, Wants,
+    BlockSize, CloseReason, Error, ExportView, Extent, Limits, Misuse, PauseReason, RequestId,
+    RequestRules, SelectedContext, Wants,
 };
 
 /// The connection once an export is entered.
@@ -297,7 +297,7 @@ impl Transmission {
             return false;
         };
         pending.sent = true;
-        let payload = matches!(pending.command, Command::Write { .. });
+        let payload = pending.command.payload_length() > 0;
         if pending.answer.is_some() {
             self.early.push_back(id);
         }
