@@ -226,6 +226,7 @@ impl ExportInfo {
 
 /// A run of bytes with one status (section "Metadata querying").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "made in great numbers by embedders")]
 pub struct Extent {
     /// Bytes; never zero on the wire.
     pub length: u64,

@@ -79,6 +79,7 @@
 //! [`Limits`] every bound on what a peer can make them hold, [`Uri`] the way to an export. Terms are those of the NBD
 //! specification: export, option, request, command, cookie, chunk, extent, metadata context.
 #![no_std]
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 #![cfg_attr(
     test,
     allow(
@@ -112,6 +113,11 @@ pub mod server;
 mod uri;
 mod view;
 mod wants;
+#[expect(
+    clippy::exhaustive_structs,
+    clippy::exhaustive_enums,
+    reason = "what is on the wire has the fields that it has: it does not grow"
+)]
 pub mod wire;
 
 pub use command::Command;

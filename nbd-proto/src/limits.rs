@@ -1,72 +1,84 @@
 //! Every bound on what a peer can make a connection hold.
 
-/// Bounds of one connection, with the reason for each default.
+/// Bounds of one connection: what a peer can make it hold, and how long it can keep it busy.
 ///
-/// No length from the wire sizes an allocation before it was compared with one of these. The worst case for a server
-/// connection's own memory is about
+/// No length from the wire sizes an allocation before it was compared with one of these.
+///
+/// | bound | unit | default | why so much | what the peer sees beyond it |
+/// | --- | --- | --- | --- | --- |
+/// | `max_in_flight` | requests | 128 | twice what the keenest common client (nbdcopy, 64) keeps in flight | nothing is read until replies have left; a client refuses to submit |
+/// | `max_in_flight_bytes` | bytes | 64 MiB | two of the largest payloads | nothing is read until replies have left |
+/// | `max_payload` | bytes | 32 MiB | what the specification asks servers to support | it is advertised; a longer read fails with `EOVERFLOW`, a longer write with `EINVAL` |
+/// | [`max_discard`](Self::max_discard) | bytes | 32 MiB | so much must not count as an attack | a hard disconnect |
+/// | `max_option_data` | bytes | 64 KiB | a name of 4096 bytes and a thousand metadata queries of ordinary length | `NBD_REP_ERR_TOO_BIG` |
+/// | `max_option_skip` | bytes | 16 MiB | nothing that is defined comes near it | a hard disconnect |
+/// | `max_options` | options | 4096, and 3 for each export of the longest list that was sent | a client may ask about each export that it was told of, and about its metadata contexts | a hard disconnect |
+/// | `max_contexts` | contexts | 16 | a handful is common | `NBD_REP_ERR_TOO_BIG`; a client that is given more than it asked for disconnects |
+/// | `max_extents` | extents | 4096, at most 2^20 | the client asks again for the rest | a shorter reply |
+/// | `max_option_reply` | bytes | 64 KiB | the longest that are defined, an export's name and description, have 8196 | a hard disconnect |
+/// | `max_option_replies` | replies | 16384 | those who collect a list of exports hold 128 MiB at worst | a hard disconnect |
+/// | `max_fragments` | pieces | 4096 | servers that answer in order need one | a hard disconnect |
+/// | `max_reply_extents` | extents | 2^20 | servers should not send more | a hard disconnect |
+///
+/// The worst case for a server connection's own memory is about
 ///
 /// ```text
 /// max_option_data + 256 KiB                              an option, and option replies that wait to be sent
-///   + max_in_flight * (128 + 32 + 4128)                  slots, reply headers, error texts
+///   + max_in_flight * (192 + 32 + 4128)                  slots, reply headers, error texts
 ///   + the part of max_in_flight_bytes that block status replies take
+///   + max_extents * 16                                   extents on their way to a reply
 /// ```
 ///
 /// and the embedder holds, in request and reply data, what is left of `max_in_flight_bytes`, or one payload if that is
-/// more. (Vectors that grow take up to twice as much for a while.) For a client
-/// connection's own memory it is about
+/// more. (Vectors that grow take up to twice as much for a while.) For a client connection's own memory it is about
 ///
 /// ```text
-/// max_option_reply + max_contexts * 4096                 replies and selection while haggling
+/// max_option_reply + max_contexts * 4096                 replies and selection during the negotiation
 ///   + max_in_flight * (256 + 32 + 3 * 4096)              slots, request headers, error texts
 ///   + max_in_flight * max_fragments * (16 + 8)           read replies in pieces
 ///   + max_in_flight * max_contexts * 4                   block status requests
 ///   + 8192 + 8192                                        an error chunk, a batch of extents
 /// ```
 ///
-/// and the data that it reads and writes lies in buffers that its embedder sized.
+/// and the data that it reads and writes lies in buffers that its embedder sized. A [`RecvBuffer`](crate::RecvBuffer)
+/// adds 64 KiB at most to either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Requests in flight. A server counts those that are received and whose reply is not yet wholly transmitted, and
-    /// stops reading at this number; a client those that are submitted and not completed, and refuses more. Default
-    /// 128: twice what the keenest common client (nbdcopy, 64) keeps in flight.
+    /// Requests in flight: on a server those that are received and whose reply is not yet wholly transmitted, on a client
+    /// those that are submitted and not completed.
     pub max_in_flight: u32,
-    /// Bytes of data (read or written) and of extents that the requests in flight may need; a block status counts as if
-    /// it were answered with as many extents as are allowed. A server stops reading at this number; a single request
-    /// may exceed it when it is alone. Clients don't use it. Default 64 MiB: two of the largest payloads.
+    /// On a server: bytes of data (read or written) and of extents that the requests in flight may need; a block status
+    /// counts as if it were answered with as many extents as are allowed. A single request may exceed it when it is
+    /// alone.
     pub max_in_flight_bytes: u64,
     /// The longest payload of a read or write, in bytes; lowers what exports advertise, on a server to its clients, on
-    /// a client to its embedder. Default 32 MiB, which the specification asks servers to support.
+    /// a client to its embedder. A server never advertises more than 2^31.
     // S-SZ-06
     pub max_payload: u32,
-    /// The longest option data that is looked at, in bytes. Default 64 KiB: a name of 4096 bytes and a thousand
-    /// metadata queries of ordinary length. Longer data of a known option is skipped and answered `TOO_BIG`.
+    /// On a server: the longest option data that is looked at, in bytes. Longer data is skipped.
     pub max_option_data: u32,
-    /// The longest option data that is skipped, in bytes; more is a hard disconnect. Default 16 MiB.
+    /// On a server: the longest option data that is skipped, in bytes.
     // S-OPT-05
     pub max_option_skip: u32,
-    /// Options on one connection; more is a hard disconnect (section "Termination of the session during option
-    /// haggling", denial of service). Default 4096: a client may ask about each of many exports.
+    /// On a server: options on one connection, and three more for each export of the longest list that was sent
+    /// (section "Termination of the session during option haggling", denial of service).
+    // S-OPT-13
     pub max_options: u32,
-    /// Metadata contexts selected at once; a server answers `TOO_BIG` to more, a client that asked for fewer
-    /// disconnects. Default 16.
+    /// Metadata contexts selected at once.
     pub max_contexts: u32,
-    /// Extents in one block status chunk; the client asks again for the rest. Default 4096, at most 2^20.
+    /// On a server: extents in one block status chunk.
     // S-CMD-BS-07
     pub max_extents: u32,
-    /// The longest data of one option reply that a client takes, in bytes; more is a hard disconnect.
-    /// Default 64 KiB: the longest that are defined, an export's name and description, have 8196.
+    /// On a client: the longest data of one option reply, in bytes.
     // C-OPT-17
     pub max_option_reply: u32,
-    /// Replies to one option that a client takes; more is a hard disconnect. Default 16384, so that those who collect
-    /// a list of exports hold 128 MiB at worst.
+    /// On a client: replies to one option.
     pub max_option_replies: u32,
-    /// Separate runs of bytes that a client keeps account of in one read's reply, and error chunks in one reply; more is
-    /// a hard disconnect. Default 4096. Servers that answer in order need one.
+    /// On a client: separate runs of bytes that are kept account of in one read's reply, and error chunks in one reply.
     pub max_fragments: u32,
-    /// Extents in one block status chunk that a client takes; more is a hard disconnect. They are handed on in batches,
-    /// so that memory does not depend on it. Default 2^20, which servers should not exceed.
-    // S-CMD-BS-07
+    /// On a client: extents in one block status chunk. They are handed on in batches, so that memory does not depend on
+    /// it.
     pub max_reply_extents: u32,
 }
 

@@ -107,8 +107,9 @@ fn server_bound(limits: &Limits) -> usize {
     let in_flight = limits.max_in_flight as usize;
     let contexts = limits.max_contexts as usize;
     limits.max_option_data as usize
-        + in_flight * (128 + 32 + 4128)
+        + in_flight * (192 + 32 + 4128)
         + status_bytes(limits, in_flight * contexts)
+        + limits.max_extents as usize * 16
         + (256 << 10)
 }
 

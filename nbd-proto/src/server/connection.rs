@@ -452,5 +452,8 @@ mod tests {
     fn a_connection_is_no_larger_than_it_has_to_be() {
         let size = size_of::<Connection>();
         assert!(size <= 768, "{size}");
+        // As the formula of the limits has it.
+        let slot = size_of::<crate::server::transmission::Pending>();
+        assert!(slot <= 192 - 8, "{slot}");
     }
 }

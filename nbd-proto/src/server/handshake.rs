@@ -122,8 +122,8 @@ impl Handshake {
                     return Ok(Step::Starved);
                 }
                 self.state = State::Header;
-                let data = core::mem::take(&mut self.data);
-                let step = self.option(shared, header.code, &data)?;
+                let mut data = core::mem::take(&mut self.data);
+                let step = self.option(shared, header.code, &mut data)?;
                 self.data = data;
                 if matches!(self.state, State::Tls) && !input.unread().is_empty() {
                     return Err(PeerMisbehaved::PlaintextAfterStartTls.into());

@@ -1,5 +1,7 @@
 //! How options are answered (section "Option types").
 
+use alloc::vec::Vec;
+
 use super::handshake::{Handshake, Shared, State, Step};
 use super::question::{InfoQuestion, NoQuestion, Question, valid_name};
 use super::transmission::Entered;
@@ -132,7 +134,7 @@ impl Handshake {
         &mut self,
         shared: &mut Shared<'_>,
         code: OptionCode,
-        data: &[u8],
+        data: &mut Vec<u8>,
     ) -> Result<Step, Error> {
         if self.refused_early(shared, code)? {
             return Ok(Step::Again);

@@ -2,7 +2,7 @@
 
 use super::option_reply::displayable;
 use super::status::{StatusExtents, StatusQuery};
-use super::transmission::{Entered, Pending, Progress};
+use super::transmission::{Entered, MAX_EXTENTS, Pending, Progress};
 use crate::outbound::{Outbound, Tail};
 use crate::wire::{
     BlockStatusDescriptor, ErrorChunk, ErrorCode, ExtendedReplyHeader, ReplyFlags, ReplyType,
@@ -153,6 +153,7 @@ impl Answer<'_> {
     /// Queues a content chunk.
     #[inline]
     fn put_content(&mut self, content: Content) -> Chunk {
+        // Content lies inside of the request, and that inside of the export.
         let offset = self.pending.offset.saturating_add(content.start.into());
         let none = ReplyFlags::empty();
         if content.hole {
@@ -313,7 +314,7 @@ impl<'a> Reply<'a> {
             one,
             size: export.rules.size,
             block: export.rules.block_size.minimum(),
-            max_extents: max_extents.clamp(1, 1 << 20),
+            max_extents: max_extents.clamp(1, MAX_EXTENTS),
             // A multiple of every block size.
             max_length: if extended { u64::MAX } else { u64::from(u32::MAX - 0xffff) },
             status_mask: if extended && kind.wide { u64::MAX } else { u64::from(u32::MAX) },

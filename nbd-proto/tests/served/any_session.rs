@@ -89,7 +89,7 @@ fn stream(
             1 => option(Opt::INFO, &go("disk", &[])),
             2 => option(Opt::GO, &go("nowhere", &[])),
             3 => option(Opt::GO, b"?"),
-            4 => option(Opt(99), &vec![0; 100]),
+            4 => option(Opt(99), &[0; 100]),
             // Longer than is looked at.
             5 => option(Opt::INFO, &vec![0; 3000]),
             _ => option(Opt::STARTTLS, &[]),
