@@ -261,7 +261,7 @@ impl Connection {
         only: Option<&[u32]>,
     ) -> Result<RequestId, SubmitError> {
         match &mut self.phase {
-            Phase::Transmission(transmission) => {
+            Phase::Transmission(transmission) if !self.stream_ended => {
                 transmission.submit(&mut self.out, self.config.strict, command, only)
             }
             _ => Err(SubmitError::NotTransmitting),

@@ -17,8 +17,8 @@ use crate::outbound::Outbound;
 use crate::scratch::Scratch;
 use crate::wire::{ExtendedReplyHeader, SimpleReplyHeader};
 use crate::{
-    BlockSize, CloseReason, Command, Error, ExportView, Extent, Limits, Misuse, PauseReason,
-    RequestId, RequestRules, SelectedContext, Wants,
+    BlockSize, CloseReason, Error, ExportView, Extent, Limits, Misuse, PauseReason, RequestId,
+    RequestRules, SelectedContext, Wants,
 };
 
 /// The connection once an export is entered.
@@ -225,7 +225,10 @@ impl Transmission {
                 let offset = u64::from_be_bytes(take!());
                 (self.data(limits, chunk, offset)?, None)
             }
-            Cursor::Data { .. } => return Ok(Progress::Stuck),
+            Cursor::Data { chunk, .. } => {
+                self.pending(chunk.id)?;
+                return Ok(Progress::Stuck);
+            }
             Cursor::Drop { .. } if input.is_empty() => return Ok(Progress::Stuck),
             Cursor::Drop { chunk, remaining } => {
                 let at_once = usize::try_from(remaining).unwrap_or(usize::MAX);
@@ -294,7 +297,7 @@ impl Transmission {
             return false;
         };
         pending.sent = true;
-        let payload = matches!(pending.command, Command::Write { .. });
+        let payload = pending.command.payload_length() > 0;
         if pending.answer.is_some() {
             self.early.push_back(id);
         }
