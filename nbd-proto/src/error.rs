@@ -1,4 +1,4 @@
-//! What can go wrong, by who is to blame.
+//! What can go wrong, by whose fault it is.
 
 use crate::InvalidBlockSize;
 use crate::wire::{CommandType, DecodeError, OptionCode, OptionReplyType, ReplyType};
@@ -122,7 +122,7 @@ pub enum PeerMisbehaved {
     UnexpectedContext(u32),
     /// More than one extent, or one that is too long, though `NBD_CMD_FLAG_REQ_ONE` was set.
     // C-CMD-BS-14
-    #[error("one extent was asked for, more was told")]
+    #[error("one extent was asked for, more were sent")]
     MoreThanOneExtent,
 }
 
@@ -150,7 +150,7 @@ pub enum Refusal {
     // C-TLS-20
     #[error("TLS is required, and the server cannot do TLS")]
     NoTls,
-    /// The server speaks the oldstyle handshake, and the client was told not to.
+    /// The server speaks the oldstyle handshake, and the client's configuration rules that out.
     // C-HS-20
     #[error("the server speaks the oldstyle handshake")]
     Oldstyle,

@@ -183,7 +183,7 @@ impl ContextInfo {
     }
 }
 
-/// What a server tells the core about an export that a client asked for; the core derives the rest.
+/// How a server describes an export that a client asked for; the core derives the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExportInfo {

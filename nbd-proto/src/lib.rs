@@ -4,16 +4,16 @@
 //! command events and back, and leaves sockets, threads, timers and storage to you. It needs `alloc` only, forbids
 //! `unsafe`, and no input from a peer, nor any misuse of its methods, makes it panic.
 //!
-//! Those who want a finished server or client take one of the adapters (`nbd-blocking`, `nbd-tokio`). Those who have an
-//! event loop of their own take this crate and write the loop below.
+//! For a finished server or client take one of the adapters (`nbd-blocking`, `nbd-tokio`). For an event loop of your own
+//! take this crate and write the loop below.
 //!
 //! # The run loop
 //!
 //! The payload of reads and writes, which is nearly all there is in a session, never enters the core. For what arrives
-//! the core only says what it *is* ([`server::Connection::wants`]), and you put it where it belongs; for what leaves it
-//! says whose turn it is ([`server::Connection::segments`]): its own bytes, or yours.
+//! the core only says what it *is* ([`server::Connection::wants`]), and you put it where it belongs; for what goes out
+//! it says whose turn it is ([`server::Connection::segments`]): its own bytes, or yours.
 //!
-//! The rule is one: **whatever you told the machine, ask it again, in this order.**
+//! The rule is one: **after whatever you reported, ask again, in this order.**
 //!
 //! 1. [`next_event`](server::Connection::next_event): act on the event, if there is one. A request that you are shown is
 //!    valid, complete and to be carried out; [`reply`](server::Connection::reply) whenever you are done with it. The last

@@ -6,17 +6,17 @@
 ///
 /// | bound | unit | default | why so much | what the peer sees beyond it |
 /// | --- | --- | --- | --- | --- |
-/// | `max_in_flight` | requests | 128 | twice what the keenest common client (nbdcopy, 64) keeps in flight | nothing is read until replies have left; a client refuses to submit |
-/// | `max_in_flight_bytes` | bytes | 64 MiB | two of the largest payloads | nothing is read until replies have left |
+/// | `max_in_flight` | requests | 128 | twice what the keenest common client (nbdcopy, 64) keeps in flight | nothing is read until replies have been sent; a client refuses to submit |
+/// | `max_in_flight_bytes` | bytes | 64 MiB | two of the largest payloads | nothing is read until replies have been sent |
 /// | `max_payload` | bytes | 32 MiB | what the specification asks servers to support | it is advertised; a longer read fails with `EOVERFLOW`, a longer write with `EINVAL` |
 /// | [`max_discard`](Self::max_discard) | bytes | 32 MiB | so much must not count as an attack | a hard disconnect |
 /// | `max_option_data` | bytes | 64 KiB | a name of 4096 bytes and a thousand metadata queries of ordinary length | `NBD_REP_ERR_TOO_BIG` |
 /// | `max_option_skip` | bytes | 16 MiB | nothing that is defined comes near it | a hard disconnect |
-/// | `max_options` | options | 4096, and 3 for each export of the longest list that was sent | a client may ask about each export that it was told of, and about its metadata contexts | a hard disconnect |
+/// | `max_options` | options | 4096, and 3 for each export of the longest list that was sent | a client may ask about each export that was listed, and about its metadata contexts | a hard disconnect |
 /// | `max_contexts` | contexts | 16 | a handful is common | `NBD_REP_ERR_TOO_BIG`; a client that is given more than it asked for disconnects |
 /// | `max_extents` | extents | 4096, at most 2^20 | the client asks again for the rest | a shorter reply |
 /// | `max_option_reply` | bytes | 64 KiB | the longest that are defined, an export's name and description, have 8196 | a hard disconnect |
-/// | `max_option_replies` | replies | 16384 | those who collect a list of exports hold 128 MiB at worst | a hard disconnect |
+/// | `max_option_replies` | replies | 16384 | a client that collects a list of exports holds 128 MiB at worst | a hard disconnect |
 /// | `max_fragments` | pieces | 4096 | servers that answer in order need one | a hard disconnect |
 /// | `max_reply_extents` | extents | 2^20 | servers should not send more | a hard disconnect |
 ///

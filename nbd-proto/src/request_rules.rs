@@ -83,7 +83,7 @@ impl RequestRules {
         self.check_offered(command)?;
         match *command {
             Command::Flush => Ok(()),
-            // The new size is not a place in the export as it is.
+            // The new size is not a range of the export as it is.
             Command::Resize { size } if size > i64::MAX as u64 => Err(InvalidRequest::SizeTooLarge),
             Command::Resize { size } if !self.block_size.is_aligned(size, 0) => {
                 Err(InvalidRequest::Misaligned(self.block_size.minimum()))

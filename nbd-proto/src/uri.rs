@@ -293,7 +293,7 @@ impl fmt::Display for Uri {
     }
 }
 
-/// The query as it is printed; tells whether it has begun.
+/// The query as it is printed, and whether it has begun.
 struct Query(bool);
 
 impl Query {

@@ -49,7 +49,7 @@ impl Wants {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PauseReason {
-    /// An event is ready: call `next_event`. Not seen by those who ask for events first, as they should.
+    /// An event is ready: call `next_event`. Not seen by an embedder that asks for events first, as it should.
     EventDue,
     /// On a server: a question, which was raised as an event, awaits your answer.
     AwaitingAnswer,

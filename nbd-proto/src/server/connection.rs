@@ -18,7 +18,7 @@ use crate::{
 
 /// The server's side of one connection, as a state machine that does no I/O.
 ///
-/// After anything that you tell it, ask for events by [`next_event`](Self::next_event) until there are none, and send
+/// After each call that reports something, ask for events by [`next_event`](Self::next_event) until there are none, and send
 /// what [`segments`](Self::segments) has; then [`wants`](Self::wants) says what to wait for.
 ///
 /// - **What happened:** [`next_event`](Self::next_event) (bytes arrived), [`payload_received`](Self::payload_received),
@@ -170,7 +170,7 @@ impl Connection {
         })
     }
 
-    /// Bytes of the payload that [`Wants::Payload`] told of were moved to where they belong.
+    /// Bytes of the payload that [`Wants::Payload`] reported were moved to where they belong.
     ///
     /// # Errors
     /// [`Misuse::TooManyBytes`] when `count` exceeds what remained; [`Misuse::WrongPhase`] when no payload was due.
@@ -363,7 +363,7 @@ impl Connection {
         }
     }
 
-    /// What is to be sent, in order. Write any prefix of it in any way, then call [`transmitted`](Self::transmitted).
+    /// The bytes to send, in order. Write any prefix of it in any way, then call [`transmitted`](Self::transmitted).
     #[must_use]
     #[inline]
     pub fn segments(&self) -> Segments<'_> {
@@ -447,6 +447,20 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fault_of_the_core_ends_the_connection_and_names_itself() {
+        let mut connection = Connection::new(Config::default());
+        assert_eq!(connection.next_event(&mut &[0, 0, 0, 3][..]), None);
+        connection.out.fail("a test");
+        assert_eq!(connection.wants(), Wants::Nothing(PauseReason::EventDue));
+        let mut input = &[0; 40][..];
+        let closed = Event::Closed(Err(Error::Internal("a test")));
+        assert_eq!(connection.next_event(&mut input), Some(closed));
+        assert_eq!(input.len(), 40);
+        assert!(connection.segments().next().is_none(), "nothing that may be wrong is sent");
+        assert_eq!((connection.next_event(&mut input), connection.wants()), (None, Wants::Closed));
+    }
 
     #[test]
     fn a_connection_is_no_larger_than_it_has_to_be() {

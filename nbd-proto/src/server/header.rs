@@ -115,7 +115,7 @@ fn check_flags(
         CommandType::BLOCK_STATUS => CommandFlags::REQ_ONE,
         _ => CommandFlags::empty(),
     };
-    // Some clients set FUA on everything, and that is to be accepted once it is offered (S-REQ-06).
+    // Some clients set FUA on everything, which servers accept once they offer FUA (S-REQ-06).
     if rules.flags.contains(TransmissionFlags::SEND_FUA) {
         allowed |= CommandFlags::FUA;
     }

@@ -21,7 +21,7 @@ pub(super) enum Question {
 #[derive(Debug)]
 pub(super) struct InfoQuestion {
     pub(super) name: String,
-    /// Whether the export is to be used.
+    /// Whether the client enters the export.
     pub(super) enter: bool,
     pub(super) wants_name: bool,
     pub(super) wants_description: bool,

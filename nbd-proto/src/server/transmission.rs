@@ -344,7 +344,7 @@ impl Transmission {
         Ok(Step::Event(Event::Request { id, command }))
     }
 
-    /// Gives a refused request its slot, so that a client who does not read its errors stops itself; the error follows
+    /// Gives a refused request its slot, so that a client that does not read its errors stops itself; the error follows
     /// once the payload is consumed.
     // S-REQ-11
     fn refuse_request(

@@ -233,7 +233,7 @@ impl<'a> ServerReply<'a> {
     }
 }
 
-/// `NBD_INFO_EXPORT`: what every successful INFO or GO tells.
+/// `NBD_INFO_EXPORT`: what every successful INFO or GO reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExportInfoReply {
     /// The size of the export in bytes.
