@@ -408,7 +408,7 @@ impl Connection {
             }
             Ok(Progress::Enter(export)) => {
                 let limits = &self.config.limits;
-                let transmission = Transmission::new(export, limits, &mut self.out);
+                let transmission = Transmission::new(*export, limits, &mut self.out);
                 self.phase = Phase::Transmission(Box::new(transmission));
                 self.due.push_back(Event::Ready);
             }

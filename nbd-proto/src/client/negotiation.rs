@@ -1,6 +1,7 @@
 //! The handshake, from the greeting to the export (section "Handshake"): what the next bytes are, and which option the
 //! machine sends by itself. Only this file changes the step.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::mem::take;
@@ -418,7 +419,7 @@ impl Negotiation {
         // A selection holds for the export that it was made for (C-OPT-SM-14).
         let selection = self.selection.take();
         let selection = selection.filter(|made| export.is_some() && made.export == export);
-        Ok(Progress::Enter(EnteredExport {
+        Ok(Progress::Enter(Box::new(EnteredExport {
             info,
             block_size,
             name: canonical_name,
@@ -426,7 +427,7 @@ impl Negotiation {
             contexts: selection.map_or_else(Vec::new, |selection| selection.contexts),
             agreed: self.agreed,
             disconnect: self.disconnect,
-        }))
+        })))
     }
 
     /// Why the machine ends the session, if it does.
