@@ -4,21 +4,7 @@
 ///
 /// No length from the wire sizes an allocation before it was compared with one of these.
 ///
-/// | bound | unit | default | why so much | what the peer sees beyond it |
-/// | --- | --- | --- | --- | --- |
-/// | `max_in_flight` | requests | 128 | twice what the keenest common client (nbdcopy, 64) keeps in flight | nothing is read until replies have been sent; a client refuses to submit |
-/// | `max_in_flight_bytes` | bytes | 64 MiB | two of the largest payloads | nothing is read until replies have been sent |
-/// | `max_payload` | bytes | 32 MiB | what the specification asks servers to support | it is advertised; a longer read fails with `EOVERFLOW`, a longer write with `EINVAL` |
-/// | [`max_discard`](Self::max_discard) | bytes | 32 MiB | so much must not count as an attack | a hard disconnect |
-/// | `max_option_data` | bytes | 64 KiB | a name of 4096 bytes and a thousand metadata queries of ordinary length | `NBD_REP_ERR_TOO_BIG` |
-/// | `max_option_skip` | bytes | 16 MiB | nothing that is defined comes near it | a hard disconnect |
-/// | `max_options` | options | 4096, and 3 for each export of the longest list that was sent | a client may ask about each export that was listed, and about its metadata contexts | a hard disconnect |
-/// | `max_contexts` | contexts | 16 | a handful is common | `NBD_REP_ERR_TOO_BIG`; a client that is given more than it asked for disconnects |
-/// | `max_extents` | extents | 4096, at most 2^20 | the client asks again for the rest | a shorter reply |
-/// | `max_option_reply` | bytes | 64 KiB | the longest that are defined, an export's name and description, have 8196 | a hard disconnect |
-/// | `max_option_replies` | replies | 16384 | a client that collects a list of exports holds 128 MiB at worst | a hard disconnect |
-/// | `max_fragments` | pieces | 4096 | servers that answer in order need one | a hard disconnect |
-/// | `max_reply_extents` | extents | 2^20 | servers should not send more | a hard disconnect |
+/// Each bound says its default, the reason for it, and what the peer sees beyond it.
 ///
 /// The worst case for a server connection's own memory is about
 ///
@@ -47,38 +33,76 @@
 pub struct Limits {
     /// Requests in flight: on a server those that are received and whose reply is not yet wholly transmitted, on a client
     /// those that are submitted and not completed.
+    ///
+    /// - Default: 128, twice what the keenest common client (nbdcopy, 64) keeps in flight.
+    /// - Beyond it: nothing is read until replies have been sent; a client refuses to submit.
     pub max_in_flight: u32,
     /// On a server: bytes of data (read or written) and of extents that the requests in flight may need; a block status
     /// counts as if it were answered with as many extents as are allowed. A single request may exceed it when it is
     /// alone.
+    ///
+    /// - Default: 64 MiB, two of the largest payloads.
+    /// - Beyond it: nothing is read until replies have been sent.
     pub max_in_flight_bytes: u64,
     /// The longest payload of a read or write, in bytes; lowers what exports advertise, on a server to its clients, on
     /// a client to its embedder. A server never advertises more than 2^31.
+    ///
+    /// - Default: 32 MiB, which the specification asks servers to support.
+    /// - Beyond it: a read fails with `EOVERFLOW`, a write with `EINVAL`; beyond [`max_discard`](Self::max_discard) a write
+    ///   is a hard disconnect.
     // S-SZ-06
     pub max_payload: u32,
     /// On a server: the longest option data that is looked at, in bytes. Longer data is skipped.
+    ///
+    /// - Default: 64 KiB, a name of 4096 bytes and a thousand metadata queries of ordinary length.
+    /// - Beyond it: `NBD_REP_ERR_TOO_BIG`.
     pub max_option_data: u32,
     /// On a server: the longest option data that is skipped, in bytes.
+    ///
+    /// - Default: 16 MiB; nothing that is defined comes near it.
+    /// - Beyond it: a hard disconnect.
     // S-OPT-05
     pub max_option_skip: u32,
-    /// On a server: options on one connection, and three more for each export of the longest list that was sent
-    /// (section "Termination of the session during option haggling", denial of service).
+    /// On a server: options on one connection; three more for each export of the longest list that was sent (section
+    /// "Termination of the session during option haggling", denial of service).
+    ///
+    /// - Default: 4096, and three for an export, since a client may ask about each one that was listed, and about its
+    ///   metadata contexts.
+    /// - Beyond it: a hard disconnect.
     // S-OPT-13
     pub max_options: u32,
     /// Metadata contexts selected at once.
+    ///
+    /// - Default: 16; a handful is common.
+    /// - Beyond it: a server answers `NBD_REP_ERR_TOO_BIG`; a client that is given more than it asked for disconnects.
     pub max_contexts: u32,
     /// On a server: extents in one block status chunk.
+    ///
+    /// - Default: 4096, at most 2^20.
+    /// - Beyond it: a shorter reply, and the client asks again for the rest.
     // S-CMD-BS-07
     pub max_extents: u32,
     /// On a client: the longest data of one option reply, in bytes.
+    ///
+    /// - Default: 64 KiB; the longest that are defined, an export's name and description, have 8196 bytes.
+    /// - Beyond it: a hard disconnect.
     // C-OPT-17
     pub max_option_reply: u32,
     /// On a client: replies to one option.
+    ///
+    /// - Default: 16384, so that a client that collects a list of exports holds 128 MiB at worst.
+    /// - Beyond it: a hard disconnect.
     pub max_option_replies: u32,
     /// On a client: separate runs of bytes that are kept account of in one read's reply, and error chunks in one reply.
+    ///
+    /// - Default: 4096; servers that answer in order need one.
+    /// - Beyond it: a hard disconnect.
     pub max_fragments: u32,
     /// On a client: extents in one block status chunk. They are handed on in batches, so that memory does not depend on
     /// it.
+    ///
+    /// - Default: 2^20, which servers should not exceed.
+    /// - Beyond it: a hard disconnect.
     pub max_reply_extents: u32,
 }
 
