@@ -138,8 +138,8 @@ pub enum Refusal {
         /// How it failed.
         reply: OptionReplyType,
     },
-    /// On a server: the client named an export by `NBD_OPT_EXPORT_NAME` and can't have it. This option has no answer for
-    /// that but the end of the connection.
+    /// On a server: the client named an export by `NBD_OPT_EXPORT_NAME` and can't have it. This option has no answer
+    /// for that but the end of the connection.
     #[error("the client asked by NBD_OPT_EXPORT_NAME for an export that it can't have: {0}")]
     NotServed(NotServed),
     /// The server hung up on `NBD_OPT_EXPORT_NAME`, which is how it refuses an export.

@@ -4,8 +4,8 @@
 //! command events and back, and leaves sockets, threads, timers and storage to you. It needs `alloc` only, forbids
 //! `unsafe`, and no input from a peer, nor any misuse of its methods, makes it panic.
 //!
-//! For a finished server or client take one of the adapters (`nbd-blocking`, `nbd-tokio`). For an event loop of your own
-//! take this crate and write the loop below.
+//! For a finished server or client take one of the adapters (`nbd-blocking`, `nbd-tokio`). For an event loop of your
+//! own take this crate and write the loop below.
 //!
 //! # The run loop
 //!
@@ -15,18 +15,21 @@
 //!
 //! The rule is one: **after whatever you reported, ask again, in this order.**
 //!
-//! 1. [`next_event`](server::Connection::next_event): act on the event, if there is one. A request that you are shown is
-//!    valid, complete and to be carried out; [`reply`](server::Connection::reply) whenever you are done with it. The last
+//! 1. [`next_event`](server::Connection::next_event): act on the event, if there is one. A request that you are shown
+//! is
+//!    valid, complete and to be carried out; [`reply`](server::Connection::reply) whenever you are done with it. The
+//!   last
 //!    event is [`Closed`](server::Event::Closed), exactly once.
 //! 2. [`segments`](server::Connection::segments): send what there is, by any write, and report how much went out by
 //!    [`transmitted`](server::Connection::transmitted). It gives back the requests whose buffers are free.
 //! 3. [`wants`](server::Connection::wants): receive what it asks for. Bytes go to a [`RecvBuffer`], from where
-//!    `next_event` takes them; payload goes where it belongs. When a read gives nothing, the peer has closed its side: say
+//!    `next_event` takes them; payload goes where it belongs. When a read gives nothing, the peer has closed its side:
+//!   say
 //!    so by [`end_of_stream`](server::Connection::end_of_stream).
 //!
 //! A [`client::Connection`] is driven in the same way; [its module](client) has the client's loop. Here is all of the
-//! server's, serving a small disk in memory to one client over any blocking stream. With [`Wants::Nothing`] a server that
-//! works on requests elsewhere waits for those instead; this one answers at once, so that it never sees it.
+//! server's, serving a small disk in memory to one client over any blocking stream. With [`Wants::Nothing`] a server
+//! that works on requests elsewhere waits for those instead; this one answers at once, so that it never sees it.
 //!
 //! ```
 //! # // Offsets and lengths come from the core, which has checked them.

@@ -31,8 +31,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Requests in flight: on a server those that are received and whose reply is not yet wholly transmitted, on a client
-    /// those that are submitted and not completed.
+    /// Requests in flight: on a server those that are received and whose reply is not yet wholly transmitted, on a
+    /// client those that are submitted and not completed.
     ///
     /// - Default: 128, twice what the keenest common client (nbdcopy, 64) keeps in flight.
     /// - Beyond it: nothing is read until replies have been sent; a client refuses to submit.
@@ -48,8 +48,8 @@ pub struct Limits {
     /// a client to its embedder. A server never advertises more than 2^31.
     ///
     /// - Default: 32 MiB, which the specification asks servers to support.
-    /// - Beyond it: a read fails with `EOVERFLOW`, a write with `EINVAL`; beyond [`max_discard`](Self::max_discard) a write
-    ///   is a hard disconnect.
+    /// - Beyond it: a read fails with `EOVERFLOW`, a write with `EINVAL`; beyond [`max_discard`](Self::max_discard) a
+    ///   write is a hard disconnect.
     // S-SZ-06
     pub max_payload: u32,
     /// On a server: the longest option data that is looked at, in bytes. Longer data is skipped.

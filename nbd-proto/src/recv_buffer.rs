@@ -90,8 +90,8 @@ impl RecvBuffer {
         self.buffer.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// The first `count` bytes of the [spare room](Self::spare_capacity_mut) were filled. A count beyond the room counts
-    /// as all of it.
+    /// The first `count` bytes of the [spare room](Self::spare_capacity_mut) were filled. A count beyond the room
+    /// counts as all of it.
     #[inline]
     pub fn advance(&mut self, count: usize) {
         let size = self.buffer.len();

@@ -76,8 +76,8 @@ impl RequestRules {
     /// Whether a request may be sent, or has to be carried out.
     ///
     /// # Errors
-    /// The rule that it breaks. [`InvalidRequest::Empty`] and [`InvalidRequest::TooLong`] only when it breaks no other: a
-    /// server may answer the former, and a client can split the latter.
+    /// The rule that it breaks. [`InvalidRequest::Empty`] and [`InvalidRequest::TooLong`] only when it breaks no
+    /// other: a server may answer the former, and a client can split the latter.
     #[inline]
     pub fn check(&self, command: &Command) -> Result<(), InvalidRequest> {
         self.check_offered(command)?;

@@ -32,8 +32,8 @@ pub enum Wants {
 }
 
 impl Wants {
-    /// The rest of a message of `size` bytes of which `have` have arrived: one byte at least, since the message would have
-    /// been handled otherwise.
+    /// The rest of a message of `size` bytes of which `have` have arrived: one byte at least, since the message would
+    /// have been handled otherwise.
     pub(crate) const fn missing(size: usize, have: usize) -> Self {
         let missing = size.saturating_sub(have);
         Self::Bytes { at_least: if missing == 0 { 1 } else { missing } }
@@ -57,7 +57,8 @@ pub enum PauseReason {
     YourTurn,
     /// On a server: as many requests are in flight as the limits allow. Answer requests and transmit replies.
     TooManyRequests,
-    /// On a server: the requests in flight take as many bytes as the limits allow. Answer requests and transmit replies.
+    /// On a server: the requests in flight take as many bytes as the limits allow. Answer requests and transmit
+    /// replies.
     TooManyBytes,
     /// What is queued must be transmitted first.
     Unsent,

@@ -18,8 +18,8 @@ use crate::{
 
 /// The server's side of one connection, as a state machine that does no I/O.
 ///
-/// After each call that reports something, ask for events by [`next_event`](Self::next_event) until there are none, and send
-/// what [`segments`](Self::segments) has; then [`wants`](Self::wants) says what to wait for.
+/// After each call that reports something, ask for events by [`next_event`](Self::next_event) until there are none,
+/// and send what [`segments`](Self::segments) has; then [`wants`](Self::wants) says what to wait for.
 ///
 /// - **What happened:** [`next_event`](Self::next_event) (bytes arrived), [`payload_received`](Self::payload_received),
 ///   [`transmitted`](Self::transmitted), [`end_of_stream`](Self::end_of_stream),
@@ -59,8 +59,8 @@ enum End {
     Open,
     /// Nothing more is read. Requests in flight are answered and the queue is sent.
     Closing(Result<CloseReason, Error>),
-    /// Nothing more is read. What is queued is sent, so that what a client gets does not depend on how its bytes came; but
-    /// requests in flight are not waited for.
+    /// Nothing more is read. What is queued is sent, so that what a client gets does not depend on how its bytes came;
+    /// but requests in flight are not waited for.
     Failed(Error),
     /// [`Event::Closed`] was raised.
     Closed,
@@ -103,9 +103,9 @@ impl Connection {
 
     // What happened.
 
-    /// What happened next. Eats off `input` what belongs to the protocol, and data that nobody wants; takes nothing at all
-    /// when an event is due anyway. `None` when [`wants`](Self::wants) has to be met first; what is left in `input` then
-    /// is the data of a request, or has to wait.
+    /// What happened next. Eats off `input` what belongs to the protocol, and data that nobody wants; takes nothing at
+    /// all when an event is due anyway. `None` when [`wants`](Self::wants) has to be met first; what is left in
+    /// `input` then is the data of a request, or has to wait.
     #[inline]
     pub fn next_event(&mut self, input: &mut impl Input) -> Option<Event> {
         loop {
@@ -184,9 +184,9 @@ impl Connection {
         }
     }
 
-    /// The first `count` bytes of [`segments`](Self::segments) went out. Gives the requests that are over with them: their
-    /// buffers are yours again and their ids are void. Each request that was raised comes back once, here, unless the
-    /// connection closes before.
+    /// The first `count` bytes of [`segments`](Self::segments) went out. Gives the requests that are over with them:
+    /// their buffers are yours again and their ids are void. Each request that was raised comes back once, here,
+    /// unless the connection closes before.
     ///
     /// # Errors
     /// [`Misuse::TooManyBytes`] when there were fewer; [`Misuse::WrongPhase`] after [`Event::Closed`].
@@ -212,8 +212,8 @@ impl Connection {
         self.end_of_stream = true;
     }
 
-    /// The TLS handshake that [`Wants::Tls`] asked for succeeded: what follows comes out of TLS. All that was negotiated
-    /// before is forgotten. A handshake that fails has no method: drop the connection.
+    /// The TLS handshake that [`Wants::Tls`] asked for succeeded: what follows comes out of TLS. All that was
+    /// negotiated before is forgotten. A handshake that fails has no method: drop the connection.
     ///
     /// # Errors
     /// [`Misuse::WrongPhase`] when no handshake was due.
@@ -234,8 +234,8 @@ impl Connection {
 
     // Answers.
 
-    /// Answers [`Event::List`]. Names that are no valid strings (at most 4096 bytes without NUL) can't be listed and are
-    /// left out, and so are such descriptions.
+    /// Answers [`Event::List`]. Names that are no valid strings (at most 4096 bytes without NUL) can't be listed and
+    /// are left out, and so are such descriptions.
     ///
     /// # Errors
     /// [`Misuse::NoSuchQuestion`] when the client did not ask for a list; [`Misuse::WrongPhase`] after
@@ -288,8 +288,8 @@ impl Connection {
     /// Starts or continues the reply to a request.
     ///
     /// # Errors
-    /// [`Misuse::NoSuchRequest`] when it is not in flight or was answered, [`Misuse::PayloadPending`] when it has not been
-    /// raised yet, [`Misuse::WrongPhase`] when the connection is over.
+    /// [`Misuse::NoSuchRequest`] when it is not in flight or was answered, [`Misuse::PayloadPending`] when it has not
+    /// been raised yet, [`Misuse::WrongPhase`] when the connection is over.
     #[inline]
     pub fn reply(&mut self, id: RequestId) -> Result<Reply<'_>, Misuse> {
         let Phase::Transmission(transmission) = &mut self.phase else {
@@ -412,8 +412,8 @@ impl Connection {
 
     /// The metadata queries of the option that awaits an answer, in the client's order: for exports that make contexts
     /// on demand, by [`ContextInfo::answering`](crate::ContextInfo::answering). Empty unless the
-    /// [purpose](super::Lookup::purpose) of the lookup is [`Purpose::MetaContext`](super::Purpose::MetaContext). Queries
-    /// that are no valid strings are left out.
+    /// [purpose](super::Lookup::purpose) of the lookup is [`Purpose::MetaContext`](super::Purpose::MetaContext).
+    /// Queries that are no valid strings are left out.
     pub fn queries(&self) -> impl Iterator<Item = &str> {
         let question = match &self.phase {
             Phase::Handshake(Handshake { state: State::Asked(Question::Contexts(it)), .. }) => {

@@ -20,8 +20,8 @@ pub enum Event {
     /// Carry this out now, and answer by [`reply`](super::Connection::reply), at once or later and in any order. The
     /// payload of a write is complete.
     ///
-    /// The request is valid: the command is known and negotiated, its flags too, its range lies inside of the export and
-    /// is aligned, nothing writes on a read-only export, and there is room in flight.
+    /// The request is valid: the command is known and negotiated, its flags too, its range lies inside of the export
+    /// and is aligned, nothing writes on a read-only export, and there is room in flight.
     Request {
         /// Names the request until [`transmitted`](super::Connection::transmitted) gives it back.
         id: RequestId,

@@ -50,8 +50,8 @@ pub(super) fn payload_length(
     if has_payload { request.length } else { 0 }
 }
 
-/// The command of a request, if it is one to be carried out. `DISC` is not for this function, and of a block status with
-/// a payload the length is not the one that is meant.
+/// The command of a request, if it is one to be carried out. `DISC` is not for this function, and of a block status
+/// with a payload the length is not the one that is meant.
 pub(super) fn command(
     request: &ExtendedRequest,
     rules: &RequestRules,

@@ -169,7 +169,8 @@ impl Answer<'_> {
         chunk
     }
 
-    /// Puts the header of `length` bytes of data at `offset`. The maximum payload leaves room for the offset's eight bytes.
+    /// Puts the header of `length` bytes of data at `offset`. The maximum payload leaves room for the offset's eight
+    /// bytes.
     #[inline]
     fn put_data_chunk(&mut self, offset: u64, length: u32) -> Chunk {
         let Some(length) = length.checked_add(8) else {
@@ -322,8 +323,8 @@ impl<'a> Reply<'a> {
         })
     }
 
-    /// The extents of one awaited metadata context, from the request's offset on: runs of any length, which are made into
-    /// what may be sent as by [`StatusExtents`]. A [`StatusExtents`] itself is welcome, too.
+    /// The extents of one awaited metadata context, from the request's offset on: runs of any length, which are made
+    /// into what may be sent as by [`StatusExtents`]. A [`StatusExtents`] itself is welcome, too.
     ///
     /// # Errors
     /// Those of [`status_query`](Self::status_query); [`Misuse::Incomplete`] when the runs don't reach to the end of a

@@ -56,10 +56,10 @@ const KEPT: usize = 4096;
 /// Makes extents that may be sent out of runs of any length, in one metadata context.
 ///
 /// Neighbours with the same status become one. Extents begin and end on multiples of the minimum block size and of 512
-/// bytes, except where the client's range or the export ends; a block that has parts with several statuses gets one that
-/// holds for all of it: what all parts have in `base:allocation`, what any part has in other contexts, or what you say
-/// by [`push_with`](Self::push_with). What exceeds the export, the client's range where it wants a single extent, the
-/// limits, or what the reply can express is left out.
+/// bytes, except where the client's range or the export ends; a block that has parts with several statuses gets one
+/// that holds for all of it: what all parts have in `base:allocation`, what any part has in other contexts, or what
+/// you say by [`push_with`](Self::push_with). What exceeds the export, the client's range where it wants a single
+/// extent, the limits, or what the reply can express is left out.
 ///
 /// It can be filled anywhere, on another thread for instance, and be used again without allocating.
 ///
