@@ -16,16 +16,13 @@
 //! The rule is one: **after whatever you reported, ask again, in this order.**
 //!
 //! 1. [`next_event`](server::Connection::next_event): act on the event, if there is one. A request that you are shown
-//! is
-//!    valid, complete and to be carried out; [`reply`](server::Connection::reply) whenever you are done with it. The
-//!   last
-//!    event is [`Closed`](server::Event::Closed), exactly once.
+//!    is valid, complete and to be carried out; [`reply`](server::Connection::reply) whenever you are done with it. The
+//!    last event is [`Closed`](server::Event::Closed), exactly once.
 //! 2. [`segments`](server::Connection::segments): send what there is, by any write, and report how much went out by
 //!    [`transmitted`](server::Connection::transmitted). It gives back the requests whose buffers are free.
 //! 3. [`wants`](server::Connection::wants): receive what it asks for. Bytes go to a [`RecvBuffer`], from where
 //!    `next_event` takes them; payload goes where it belongs. When a read gives nothing, the peer has closed its side:
-//!   say
-//!    so by [`end_of_stream`](server::Connection::end_of_stream).
+//!    say so by [`end_of_stream`](server::Connection::end_of_stream).
 //!
 //! A [`client::Connection`] is driven in the same way; [its module](client) has the client's loop. Here is all of the
 //! server's, serving a small disk in memory to one client over any blocking stream. With [`Wants::Nothing`] a server
