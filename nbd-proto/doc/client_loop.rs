@@ -1,32 +1,33 @@
-fn read_start(mut stream: impl Read + Write, export: &str, length: u64) -> io::Result<Vec<u8>> {
-    let mut connection = Connection::new(Config::for_export(export)).map_err(io::Error::other)?;
+fn fetch(mut stream: impl Read + Write, name: &str, size: u64) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut connection = Connection::new(Config::for_export(name))?;
     let mut received = RecvBuffer::new();
-    let mut data = vec![0; length as usize];
+    let mut data = vec![0; size as usize];
     let mut outcome = Ok(());
     loop {
         if let Some(event) = connection.next_event(&mut received) {
             match event {
-                Event::Ready => {
-                    connection.submit(Command::read(0, length)).map_err(io::Error::other)?;
+                Event::Ready => _ = connection.submit(Command::read(0, size))?,
+                Event::Hole { offset, length, .. } => {
+                    data[offset as usize..][..length as usize].fill(0);
                 }
-                Event::Hole { offset, length, .. } => data[offset as usize..][..length as usize].fill(0),
                 Event::Completed { result, .. } => {
-                    outcome = result.map_err(io::Error::other);
+                    outcome = result;
                     connection.disconnect();
                 }
-                Event::Closed(end) => return end.map_err(io::Error::other).and(outcome).map(|()| data),
+                Event::Closed(end) => return Ok(end.map(|_reason| outcome)?.map(|()| data)?),
                 _ => {}
             }
         } else if let Some(segment) = connection.segments().next() {
-            // Only writes have a body, which would be a part of what they write.
-            let Segment::Control(bytes) = segment else { unreachable!("a read has no body") };
-            stream.write_all(bytes)?;
-            let _ = connection.transmitted(segment.len()).unwrap();
+            stream.write_all(match segment {
+                Segment::Control(bytes) => bytes,
+                Segment::Body { offset, length, .. } => &data[offset as usize..][..length],
+            })?;
+            let _ = connection.transmitted(segment.len())?; // Would name writes whose data is sent.
         } else if let Wants::Payload { offset, remaining, .. } = connection.wants() {
             let room = &mut data[offset as usize..][..remaining as usize];
             match if received.is_empty() { stream.read(room)? } else { received.copy_to(room) } {
                 0 => connection.end_of_stream(),
-                count => connection.payload_received(count as u64).unwrap(),
+                count => connection.payload_received(count as u64)?,
             }
         } else {
             match stream.read(received.spare_capacity_mut())? {

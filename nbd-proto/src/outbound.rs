@@ -183,7 +183,7 @@ impl Outbound {
     #[inline]
     pub(crate) fn patch<const N: usize>(&mut self, position: usize, bytes: [u8; N]) {
         match self.control.get_mut(position..).and_then(|rest| rest.first_chunk_mut::<N>()) {
-            Some(place) => *place = bytes,
+            Some(header) => *header = bytes,
             None => self.fail("a header was rewritten that is no longer queued"),
         }
     }

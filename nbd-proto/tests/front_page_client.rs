@@ -13,6 +13,7 @@
 )]
 
 use std::cell::Cell;
+use std::error::Error;
 use std::io::{self, Read, Write};
 
 use nbd_proto::client::{Config, Event, OptionError, SubmitError};
@@ -337,10 +338,10 @@ fn run(
     cut: (usize, usize),
     ending: Ending,
     step: usize,
-) -> (io::Result<Vec<u8>>, (usize, usize)) {
+) -> (Result<Vec<u8>, String>, (usize, usize)) {
     let mut server = Server::new(manners, cut, ending, step);
-    let result = read_start(&mut server, "disk", LENGTH);
-    (result, (server.sent, server.received))
+    let result = fetch(&mut server, "disk", LENGTH);
+    (result.map_err(|error| error.to_string()), (server.sent, server.received))
 }
 
 /// Runs a session wholly, cut after each byte in each direction, with each ending, in pieces of several sizes. Gives how
@@ -362,7 +363,7 @@ fn every_cut(manners: Manners) -> Result<Vec<u8>, String> {
         let (result, _) = run(manners, (usize::MAX, cut), Ending::HangUp, 7);
         assert!(result.is_err(), "{manners:?} is content after having sent {cut} of {up} bytes");
     }
-    whole.map_err(|error| error.to_string())
+    whole
 }
 
 fn all_manners() -> Vec<Manners> {

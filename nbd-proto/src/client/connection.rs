@@ -261,7 +261,7 @@ impl Connection {
         only: Option<&[u32]>,
     ) -> Result<RequestId, SubmitError> {
         match &mut self.phase {
-            Phase::Transmission(transmission) => {
+            Phase::Transmission(transmission) if !self.stream_ended => {
                 transmission.submit(&mut self.out, self.config.strict, command, only)
             }
             _ => Err(SubmitError::NotTransmitting),
@@ -421,7 +421,7 @@ impl Connection {
             }
             Ok(Progress::Enter(export)) => {
                 let limits = &self.config.limits;
-                let transmission = Transmission::new(export, limits, &mut self.out);
+                let transmission = Transmission::new(*export, limits, &mut self.out);
                 self.phase = Phase::Transmission(Box::new(transmission));
                 self.due.push_back(Event::Ready);
             }

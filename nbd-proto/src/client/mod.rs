@@ -19,6 +19,7 @@
 //! ```
 //! use nbd_proto::client::{Config, Connection, Event};
 //! use nbd_proto::{Command, RecvBuffer, Segment, Wants};
+//! use std::error::Error;
 //! use std::io::{self, Read, Write};
 //!
 #![doc = include_str!("../../doc/client_loop.rs")]
@@ -55,8 +56,8 @@
 //! ]
 //! .concat();
 //! let mut pipe = Pipe(io::Cursor::new(bytes), Vec::new());
-//! assert_eq!(read_start(&mut pipe, "disk", 4)?, b"data");
-//! # Ok::<(), io::Error>(())
+//! assert_eq!(fetch(&mut pipe, "disk", 4)?, b"data");
+//! # Ok::<(), Box<dyn Error>>(())
 //! ```
 //!
 //! # What becomes of what a server may send
@@ -130,6 +131,7 @@ mod pending;
 mod progress;
 mod question;
 mod reply;
+mod script;
 mod send;
 mod status;
 mod submit;

@@ -1,6 +1,7 @@
 //! The handshake, from the greeting to the export (section "Handshake"): what the next bytes are, and which option the
 //! machine sends by itself. Only this file changes the step.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::mem::take;
@@ -9,6 +10,7 @@ use super::export::{self, Agreed, EnteredExport};
 use super::option_reply::{Agreement, Outcome};
 use super::progress::{Progress, collect, drop_front, missing};
 use super::question::{Awaited, Description, Question, Selecting};
+use super::script::{Move, Script, Tried};
 use super::send::put_option;
 use super::{Config, Event, Goal, OptionError, TlsMode};
 use crate::outbound::{Outbound, Tail};
@@ -27,9 +29,9 @@ pub(super) struct Negotiation {
     /// The contexts that were selected last, even if that failed.
     pub(super) selection: Option<Selecting>,
     /// What is negotiated without the embedder's doing; `None` when the embedder does it.
-    script: Option<Script>,
+    pub(super) script: Option<Script>,
     /// The export that the script enters.
-    export: String,
+    pub(super) export: String,
     /// The embedder wants to disconnect once it is the client's turn.
     disconnect: bool,
     step: Step,
@@ -53,26 +55,6 @@ enum Step {
     },
     /// STARTTLS was acknowledged.
     Tls,
-}
-
-/// What the machine negotiates by itself, in the order of [`Negotiation::proceed`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Script {
-    /// TLS and headers.
-    Prepare,
-    /// And contexts and the export. When that is refused, `give_up` says whether to disconnect, or to let the embedder
-    /// choose.
-    Enter { give_up: bool },
-}
-
-/// What need not be asked again (C-OPT-15).
-#[derive(Debug, Default)]
-pub(super) struct Tried {
-    pub(super) tls: bool,
-    pub(super) extended: bool,
-    pub(super) structured: bool,
-    /// `NBD_OPT_GO` turned out to be unknown to the server.
-    go: bool,
 }
 
 /// What follows the magics of an oldstyle greeting: size, flags, padding.
@@ -264,35 +246,28 @@ impl Negotiation {
         if self.disconnect {
             return self.abort(out, None);
         }
-        let Agreed { fixed, tls, structured, extended, .. } = self.agreed;
-        if config.tls == TlsMode::Required && !fixed {
+        // C-TLS-20.
+        if config.tls == TlsMode::Required && !self.agreed.fixed {
             return Err(Refusal::NoTls.into());
         }
-        let Some(script) = self.script else {
-            self.step = Step::AwaitingOption;
-            return Ok(Progress::Continue);
-        };
-        let tried = &self.tried;
-        let sent = if fixed && config.tls != TlsMode::Off && !tls && !tried.tls {
-            self.send_start_tls(out)
-        } else if fixed && config.extended_headers && !extended && !tried.extended {
-            self.send_extended_headers(out)
-        } else if fixed && config.structured_replies && !self.agreed.chunked() && !tried.structured
-        {
-            self.send_structured_reply(out)
-        } else if script == Script::Prepare {
-            self.script = None;
-            self.step = Step::AwaitingOption;
-            return Ok(Progress::Event(Event::YourTurn));
-        } else if !config.contexts.is_empty()
-            && (structured || extended)
-            && !self.has_selected_for(&self.export)
-        {
-            self.send_set_meta_context(out, self.export.clone(), &config.contexts)
-        } else if fixed && !tried.go {
-            self.send_info(out, OptionCode::GO, self.export.clone(), &config.info)
-        } else {
-            self.send_export_name(out, self.export.clone())
+        let sent = match self.next_move(config) {
+            Move::AwaitOption => {
+                self.step = Step::AwaitingOption;
+                return Ok(Progress::Continue);
+            }
+            Move::HandOver => {
+                self.script = None;
+                self.step = Step::AwaitingOption;
+                return Ok(Progress::Event(Event::YourTurn));
+            }
+            Move::StartTls => self.send_start_tls(out),
+            Move::ExtendedHeaders => self.send_extended_headers(out),
+            Move::StructuredReplies => self.send_structured_reply(out),
+            Move::Contexts => {
+                self.send_set_meta_context(out, self.export.clone(), &config.contexts)
+            }
+            Move::Go => self.send_info(out, OptionCode::GO, self.export.clone(), &config.info),
+            Move::ExportName => self.send_export_name(out, self.export.clone()),
         };
         sent.map_err(|_| Error::Internal("an option of the configuration is too long"))?;
         Ok(Progress::Continue)
@@ -308,11 +283,6 @@ impl Negotiation {
         self.export = export;
         self.script = Some(Script::Enter { give_up: false });
         self.proceed(config, out)
-    }
-
-    fn has_selected_for(&self, export: &str) -> bool {
-        let selected = self.selection.as_ref().and_then(|selection| selection.export.as_deref());
-        selected == Some(export)
     }
 
     /// An option reply was understood.
@@ -449,7 +419,7 @@ impl Negotiation {
         // A selection holds for the export that it was made for (C-OPT-SM-14).
         let selection = self.selection.take();
         let selection = selection.filter(|made| export.is_some() && made.export == export);
-        Ok(Progress::Enter(EnteredExport {
+        Ok(Progress::Enter(Box::new(EnteredExport {
             info,
             block_size,
             name: canonical_name,
@@ -457,7 +427,7 @@ impl Negotiation {
             contexts: selection.map_or_else(Vec::new, |selection| selection.contexts),
             agreed: self.agreed,
             disconnect: self.disconnect,
-        }))
+        })))
     }
 
     /// Why the machine ends the session, if it does.

@@ -90,3 +90,25 @@ impl Pending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_no_larger_than_the_limits_say() {
+        assert!(size_of::<Pending>() + 16 <= 256, "{}", size_of::<Pending>());
+    }
+
+    #[test]
+    fn ranges_count_from_the_requests_own_offset_and_end_with_it() {
+        let mut pending = Pending::default();
+        pending.begin(Command::read(u64::MAX - 9, 9), 0);
+        assert_eq!(pending.range(u64::MAX - 9, 9), Some((0, 9)));
+        assert_eq!(pending.range(u64::MAX - 1, 1), Some((8, 9)));
+        for (start, length) in [(0, 1), (u64::MAX - 10, 1), (u64::MAX - 9, 10), (u64::MAX, 1)] {
+            assert_eq!(pending.range(start, length), None, "{start}+{length}");
+        }
+        assert_eq!(pending.range(u64::MAX, u64::MAX), None);
+    }
+}

@@ -1,5 +1,6 @@
 //! What the phases of a connection have in common.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::Event;
@@ -16,7 +17,7 @@ pub(super) enum Progress {
     Event(Event),
     EventAndClose(Event, CloseReason),
     /// An export is entered: transmission begins.
-    Enter(EnteredExport),
+    Enter(Box<EnteredExport>),
     Close(CloseReason),
 }
 

@@ -17,8 +17,8 @@ use crate::outbound::Outbound;
 use crate::scratch::Scratch;
 use crate::wire::{ExtendedReplyHeader, SimpleReplyHeader};
 use crate::{
-    BlockSize, CloseReason, Command, Error, ExportView, Extent, Limits, Misuse, PauseReason,
-    RequestId, RequestRules, SelectedContext, Wants,
+    BlockSize, CloseReason, Error, ExportView, Extent, Limits, Misuse, PauseReason, RequestId,
+    RequestRules, SelectedContext, Wants,
 };
 
 /// The connection once an export is entered.
@@ -184,7 +184,7 @@ impl Transmission {
         missing(total, have)
     }
 
-    /// Handles the front of `input`, as far as it is one step.
+    /// Handles the front of `input`, up to the next event.
     #[inline]
     pub(super) fn receive(
         &mut self,
@@ -214,55 +214,79 @@ impl Transmission {
                 Progress::Stuck
             });
         }
-        let (cursor, event) = match self.cursor {
-            Cursor::Header if self.agreed.extended => {
-                let header = ExtendedReplyHeader::decode(&take!())?;
-                (self.chunk(limits, &header)?, None)
-            }
-            Cursor::Header => (self.compact_reply(take!())?, None),
-            Cursor::StructuredRest(head) => (self.structured_chunk(limits, head, take!())?, None),
-            Cursor::DataOffset(chunk) => {
-                let offset = u64::from_be_bytes(take!());
-                (self.data(limits, chunk, offset)?, None)
-            }
-            Cursor::Data { .. } => return Ok(Progress::Stuck),
-            Cursor::Drop { .. } if input.is_empty() => return Ok(Progress::Stuck),
-            Cursor::Drop { chunk, remaining } => {
-                let at_once = usize::try_from(remaining).unwrap_or(usize::MAX);
-                let dropped = drop_front(input, at_once) as u64;
-                match remaining.checked_sub(dropped) {
-                    Some(remaining @ 1..) => (Cursor::Drop { chunk, remaining }, None),
-                    _ => (chunk.after(), None),
+        loop {
+            let (cursor, event) = match self.cursor {
+                Cursor::Header if self.agreed.extended => {
+                    let header = ExtendedReplyHeader::decode(&take!())?;
+                    self.cursor = self.chunk(limits, &header)?;
+                    continue;
                 }
-            }
-            Cursor::Hole(chunk) => self.hole(limits, chunk, &take!())?,
-            Cursor::StatusHead(chunk, count) if self.agreed.extended => {
-                let head: [u8; 8] = take!();
-                (self.status_head(chunk, count, &head)?, None)
-            }
-            Cursor::StatusHead(chunk, count) => {
-                let head: [u8; 4] = take!();
-                (self.status_head(chunk, count, &head)?, None)
-            }
-            Cursor::Extents(chunk, run) if self.agreed.extended => {
-                let bytes: [u8; 16] = take!();
-                self.extended_extent(chunk, run, &bytes)?
-            }
-            Cursor::Extents(chunk, run) => {
-                let bytes: [u8; 8] = take!();
-                self.compact_extent(chunk, run, &bytes)?
-            }
-            Cursor::ErrorPayload(chunk) => {
-                if !collect(&mut self.collected, input, chunk.length_in_memory()) {
+                Cursor::Header => {
+                    self.cursor = self.compact_reply(take!())?;
+                    continue;
+                }
+                Cursor::StructuredRest(head) => {
+                    self.cursor = self.structured_chunk(limits, head, take!())?;
+                    continue;
+                }
+                Cursor::DataOffset(chunk) => {
+                    let offset = u64::from_be_bytes(take!());
+                    self.cursor = self.data(limits, chunk, offset)?;
+                    continue;
+                }
+                Cursor::Data { chunk, .. } => {
+                    self.pending(chunk.id)?;
                     return Ok(Progress::Stuck);
                 }
-                let error = self.error_chunk(limits, chunk)?;
-                (chunk.after(), Some(Event::ErrorChunk { id: chunk.id, error }))
+                Cursor::Drop { .. } if input.is_empty() => return Ok(Progress::Stuck),
+                Cursor::Drop { chunk, remaining } => {
+                    let at_once = usize::try_from(remaining).unwrap_or(usize::MAX);
+                    let dropped = drop_front(input, at_once) as u64;
+                    self.cursor = match remaining.checked_sub(dropped) {
+                        Some(remaining @ 1..) => Cursor::Drop { chunk, remaining },
+                        _ => chunk.after(),
+                    };
+                    continue;
+                }
+                Cursor::Hole(chunk) => self.hole(limits, chunk, &take!())?,
+                Cursor::StatusHead(chunk, count) => {
+                    self.cursor = if self.agreed.extended {
+                        let head: [u8; 8] = take!();
+                        self.status_head(chunk, count, &head)?
+                    } else {
+                        let head: [u8; 4] = take!();
+                        self.status_head(chunk, count, &head)?
+                    };
+                    continue;
+                }
+                Cursor::Extents(chunk, run) if self.agreed.extended => {
+                    let bytes: [u8; 16] = take!();
+                    self.extended_extent(chunk, run, &bytes)?
+                }
+                Cursor::Extents(chunk, run) => {
+                    let bytes: [u8; 8] = take!();
+                    self.compact_extent(chunk, run, &bytes)?
+                }
+                Cursor::ErrorPayload(chunk) => {
+                    if !collect(&mut self.collected, input, chunk.length_in_memory()) {
+                        return Ok(Progress::Stuck);
+                    }
+                    let error = self.error_chunk(limits, chunk)?;
+                    (chunk.after(), Some(Event::ErrorChunk { id: chunk.id, error }))
+                }
+                Cursor::Complete(id) => {
+                    self.cursor = Cursor::Header;
+                    match self.complete(out, id)? {
+                        Some(event) => return Ok(Progress::Event(event)),
+                        None => continue,
+                    }
+                }
+            };
+            self.cursor = cursor;
+            if let Some(event) = event {
+                return Ok(Progress::Event(event));
             }
-            Cursor::Complete(id) => (Cursor::Header, self.complete(out, id)?),
-        };
-        self.cursor = cursor;
-        Ok(event.map_or(Progress::Continue, Progress::Event))
+        }
     }
 
     /// The embedder has moved `count` bytes of the data that comes next.
@@ -294,7 +318,7 @@ impl Transmission {
             return false;
         };
         pending.sent = true;
-        let payload = matches!(pending.command, Command::Write { .. });
+        let payload = pending.command.payload_length() > 0;
         if pending.answer.is_some() {
             self.early.push_back(id);
         }

@@ -56,10 +56,10 @@ const KEPT: usize = 4096;
 /// Makes extents that may be sent out of runs of any length, in one metadata context.
 ///
 /// Neighbours with the same status become one. Extents begin and end on multiples of the minimum block size and of 512
-/// bytes, except where the client's range or the export ends; a block that has parts with several statuses gets one that
-/// holds for all of it: what all parts have in `base:allocation`, what any part has in other contexts, or what you say
-/// by [`push_with`](Self::push_with). What exceeds the export, the client's range where it wants a single extent, the
-/// limits, or what the reply can express is left out.
+/// bytes, except where the client's range or the export ends; a block that has parts with several statuses gets one
+/// that holds for all of it: what all parts have in `base:allocation`, what any part has in other contexts, or what
+/// you say by [`push_with`](Self::push_with). What exceeds the export, the client's range where it wants a single
+/// extent, the limits, or what the reply can express is left out.
 ///
 /// It can be filled anywhere, on another thread for instance, and be used again without allocating.
 ///
@@ -81,7 +81,7 @@ pub struct StatusExtents {
     extents: Vec<Extent>,
     /// Where the next run begins.
     position: u64,
-    /// The start and the status of a block that was told of in part.
+    /// The start and the status of a block of which a part is known.
     open: Option<(u64, u64)>,
     /// Runs that may still be looked at.
     runs: u64,
@@ -167,7 +167,7 @@ impl StatusExtents {
             rest: if self.query.one {
                 self.query.length
             } else {
-                self.query.size.saturating_sub(self.query.offset)
+                self.last_position().saturating_sub(self.query.offset)
             },
             wanted: self.query.length,
             max_length: self.query.max_length,
@@ -215,7 +215,7 @@ impl StatusExtents {
         ControlFlow::Continue(())
     }
 
-    /// What is known of a block that was not told of to its end. It counts where the client's range or the export ends
+    /// The known part of a block whose end is not known. It counts where the client's range or the export ends
     /// within the block.
     fn tail(&self) -> Option<Extent> {
         let (from, status) = self.open?;
@@ -260,7 +260,7 @@ impl Iterator for StatusIter<'_> {
         }
         run.length = run.length.min(self.rest);
         if run.length > self.max_length {
-            // The rest can't be told in this chunk: the client asks again.
+            // There is no room for the rest in this chunk: the client asks again.
             run.length = self.max_length;
             self.wanted = 0;
         }
@@ -391,9 +391,9 @@ mod tests {
         let runs: Vec<_> = (0..100).map(|at| (512, at % 2)).collect();
         let query = StatusQuery { max_extents: 100, ..query(0, 51_200) };
         collect(&mut extents, query, &runs, usize::MAX);
-        let (capacity, place) = (extents.extents.capacity(), extents.extents.as_ptr());
+        let (capacity, address) = (extents.extents.capacity(), extents.extents.as_ptr());
         collect(&mut extents, query, &runs, usize::MAX);
-        assert_eq!((extents.extents.capacity(), extents.extents.as_ptr()), (capacity, place));
+        assert_eq!((extents.extents.capacity(), extents.extents.as_ptr()), (capacity, address));
         assert_eq!(extents.iter().count(), 100);
     }
 

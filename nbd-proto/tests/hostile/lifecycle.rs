@@ -125,8 +125,11 @@ impl Session {
         });
         let bytes = self.queued();
         let end = self.transmitted + bytes.len() as u64;
+        let cookie = u64::from_be_bytes(bytes[before + 8..before + 16].try_into().unwrap());
+        let same = self.requests.iter().find(|other| !other.ended && other.cookie == cookie);
+        assert!(same.is_none_or(|other| other.id == id), "cookies in flight differ");
         let request = self.requests.last_mut().unwrap();
-        request.cookie = u64::from_be_bytes(bytes[before + 8..before + 16].try_into().unwrap());
+        request.cookie = cookie;
         request.position.1 = end;
     }
 

@@ -119,3 +119,25 @@ fn not_even_a_careless_client_sends_a_list_of_contexts_in_compact_form() {
     assert_eq!(error, InvalidRequest::NotOffered(CommandType::BLOCK_STATUS).into());
     assert_eq!(sent(&mut client), []);
 }
+
+#[test]
+fn only_writes_with_a_payload_are_reported_as_transmitted() {
+    for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
+        let mut config = config(mode);
+        config.strict = false;
+        let mut client = transmitting_with(mode, config);
+        let ids: Vec<RequestId> = [
+            Command::write(0, 0),
+            Command::write(0, 5),
+            Command::read(0, 5),
+            Command::trim(0, 5),
+            Command::write(8, 1).with_fua(),
+        ]
+        .map(|command| client.submit(command).unwrap())
+        .to_vec();
+        let queued = client.segments().map(|segment| segment.len()).sum::<usize>();
+        assert!(client.transmitted(queued - 1).unwrap().eq([ids[1]]));
+        assert!(client.transmitted(1).unwrap().eq([ids[4]]));
+        assert_eq!(client.requests_in_flight(), 5);
+    }
+}

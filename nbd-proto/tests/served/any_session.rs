@@ -89,7 +89,7 @@ fn stream(
             1 => option(Opt::INFO, &go("disk", &[])),
             2 => option(Opt::GO, &go("nowhere", &[])),
             3 => option(Opt::GO, b"?"),
-            4 => option(Opt(99), &vec![0; 100]),
+            4 => option(Opt(99), &[0; 100]),
             // Longer than is looked at.
             5 => option(Opt::INFO, &vec![0; 3000]),
             _ => option(Opt::STARTTLS, &[]),
@@ -131,6 +131,8 @@ fn stream(
 struct Outcome {
     /// Questions and commands, in order.
     events: Vec<String>,
+    /// All that was sent, unless requests were answered, in whatever order.
+    sent: Vec<u8>,
     closed: Result<CloseReason, Error>,
 }
 
@@ -153,6 +155,8 @@ struct Driver {
     /// A question that was not answered yet.
     question: Option<Event>,
     events: Vec<String>,
+    raised: usize,
+    sent: Vec<u8>,
     closed: Option<Result<CloseReason, Error>>,
     ended: bool,
 }
@@ -167,6 +171,8 @@ impl Driver {
             held: HashMap::new(),
             question: None,
             events: Vec::new(),
+            raised: 0,
+            sent: Vec::new(),
             closed: None,
             ended: false,
         }
@@ -177,7 +183,8 @@ impl Driver {
         for _ in 0..most {
             if let Some(closed) = self.closed {
                 self.check_closed();
-                return Outcome { events: self.events, closed };
+                let sent = if self.raised == 0 { self.sent } else { Vec::new() };
+                return Outcome { events: self.events, sent, closed };
             }
             match self.dice.below(5) {
                 0 => self.answer_question(),
@@ -206,6 +213,7 @@ impl Driver {
                     raised: false,
                     answered: false,
                 });
+                self.raised += 1;
                 assert!(!held.raised, "{command:?} has the id of a request in flight");
                 held.raised = true;
                 assert_eq!(held.command, command);
@@ -365,6 +373,13 @@ impl Driver {
         }
         assert_eq!(self.connection.transmitted(total + 1).err(), Some(Misuse::TooManyBytes));
         let count = if self.dice.one_in(2) { total } else { 1 + self.dice.below(total) };
+        let mut rest = count;
+        for segment in self.connection.segments() {
+            if let Segment::Control(bytes) = segment {
+                self.sent.extend_from_slice(&bytes[..bytes.len().min(rest)]);
+            }
+            rest -= segment.len().min(rest);
+        }
         for id in self.connection.transmitted(count).unwrap() {
             let held = self.held.remove(&id).expect("it came back before");
             assert!(held.answered, "{held:?}");

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use nbd_proto::client::{self, CommandError};
-use nbd_proto::server::{self, Event, Request};
+use nbd_proto::server::{self, Event};
 use nbd_proto::wire::{CommandFlags, ErrorCode, TransmissionFlags};
 use nbd_proto::{BlockSize, Command, ContextInfo, ExportInfo, Extent, RequestId};
 
@@ -29,7 +29,8 @@ enum Expected {
 /// A request that the server has not answered.
 #[derive(Debug)]
 struct Waiting {
-    request: Request,
+    id: RequestId,
+    command: Command,
     number: usize,
     payload: Vec<u8>,
 }
@@ -42,7 +43,8 @@ struct Disk {
     /// The same, but writes are those that were submitted, not those that arrived.
     model: Vec<u8>,
     waiting: VecDeque<Waiting>,
-    receiving: Option<Waiting>,
+    /// The payload of the write that is arriving.
+    receiving: Vec<u8>,
     bodies: Vec<(RequestId, Vec<u8>)>,
     arrived: usize,
     expected: Vec<Option<Expected>>,
@@ -96,7 +98,7 @@ impl Disk {
             model: bytes.clone(),
             bytes,
             waiting: VecDeque::new(),
-            receiving: None,
+            receiving: Vec::new(),
             bodies: Vec::new(),
             arrived: 0,
             expected: Vec::new(),
@@ -109,9 +111,7 @@ impl Disk {
             return false;
         }
         let at = usize::from(whim >> 3) % self.waiting.len();
-        let Some(Waiting { request: Request { id, command, .. }, number, payload }) =
-            self.waiting.remove(at)
-        else {
+        let Some(Waiting { id, command, number, payload }) = self.waiting.remove(at) else {
             return false;
         };
         if whim & 7 == 7 {
@@ -143,14 +143,14 @@ impl Disk {
                         self.bytes[start..end].fill(0);
                         self.model[start..end].fill(0);
                     }
-                    Command::Resize { size } => {
+                    Command::Resize { size, .. } => {
                         self.bytes.resize(size as usize, 0);
                         self.model.resize(size as usize, 0);
                         connection.set_size(size).expect("an export is in use");
                     }
                     _ => {}
                 }
-                connection.reply(id).expect("it waits").done().expect("it has no content");
+                connection.reply(id).expect("it waits").finish().expect("it has no content");
                 Expected::Done
             }
         };
@@ -174,7 +174,7 @@ impl Disk {
         }
         let mut reply = connection.reply(id).expect("it waits");
         for (start, end) in pieces {
-            let (offset, length) = (start as u64, (end - start) as u32);
+            let (offset, length) = (start as u64, (end - start) as u64);
             if whim % 2 == 1 && self.bytes[start..end].iter().all(|byte| *byte == 0) {
                 reply.hole(offset, length).expect("it is a part");
             } else {
@@ -192,8 +192,8 @@ impl Disk {
         length: u64,
         one: bool,
     ) -> Expected {
-        let contexts = connection.awaited_contexts(id).to_vec();
         let mut reply = connection.reply(id).expect("it waits");
+        let contexts = reply.awaited_contexts().to_vec();
         let mut told = Vec::new();
         for context in contexts {
             let map = blocks(start, self.bytes.len()).into_iter().map(|(from, to)| {
@@ -220,29 +220,21 @@ impl Embedder for Disk {
             Event::Lookup(_) => {
                 connection.answer_lookup(Ok(&self.info)).expect("it was asked");
             }
-            Event::Request(request) => {
+            &Event::Request { id, command } => {
                 let number = self.arrived;
                 self.arrived += 1;
                 self.expected.push(None);
-                let waiting = Waiting { request: *request, number, payload: Vec::new() };
-                if matches!(request.command, Command::Write { .. }) {
-                    self.receiving = Some(waiting);
-                } else {
-                    self.waiting.push_back(waiting);
-                }
+                let payload = std::mem::take(&mut self.receiving);
+                assert_eq!(payload.len() as u64, command.payload_length());
+                self.waiting.push_back(Waiting { id, command, number, payload });
             }
             _ => {}
         }
     }
 
-    fn payload(&mut self, request: RequestId, offset: u64, bytes: &[u8]) {
-        let receiving = self.receiving.as_mut().expect("a write came before");
-        assert_eq!((receiving.request.id, receiving.payload.len() as u64), (request, offset));
-        receiving.payload.extend_from_slice(bytes);
-    }
-
-    fn received(&mut self, _connection: &mut server::Connection, _request: RequestId) {
-        self.waiting.extend(self.receiving.take());
+    fn payload(&mut self, _request: RequestId, _command: Command, offset: u64, bytes: &[u8]) {
+        assert_eq!(self.receiving.len() as u64, offset);
+        self.receiving.extend_from_slice(bytes);
     }
 
     fn body(&self, request: RequestId, offset: u64, length: usize, out: &mut Vec<u8>) {
