@@ -7,7 +7,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use nbd_blocking::Settings;
-use nbd_engine::export::{
+// By way of the adapter: a program needs no other crate.
+use nbd_blocking::export::{
     Allocation, AnyExport, AsyncCanFlush, AsyncCanWrite, AsyncCanWriteZeroes, AsyncExport, Body,
     ClientInfo, CloseReason, ErrorCode, Export, ExportEntry, ExportError, ExportMap, Extents,
     Flushes, Fua, Memory, Result, Trims, Writes, WritesZeroes, ZeroMode,
