@@ -7,11 +7,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use nbd_blocking::ServerConfig;
-use nbd_engine::export::{
+// By way of the adapter: a program needs no other crate.
+use nbd_blocking::export::{
     Allocation, AnyExport, AsyncCanFlush, AsyncCanWrite, AsyncCanWriteZeroes, AsyncExport, Body,
     ClientInfo, CloseReason, ErrorCode, Export, ExportEntry, ExportError, ExportMap, Extents,
     Flushes, Fua, Memory, Result, Trims, Writes, WritesZeroes, ZeroMode,
 };
+use nbd_testkit::peers::require;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Cmd, Errno, Info, Mode, RawClient, Request, cmd_flag, flag};
 use served::Served;
@@ -419,5 +421,26 @@ fn an_export_sees_whether_a_read_is_wanted_in_one_piece() {
         client.read(0, 512);
         client.finish();
         assert_eq!(*disk.asked_for_one_piece.lock().unwrap(), [false, true, false]);
+    }
+}
+
+/// qemu looks an export up twice before it uses it, and libnbd's programs look it up in their own ways.
+#[test]
+fn stock_clients_enter_once_and_disconnect() {
+    let (Some(qemu_io), Some(nbdinfo)) = (require("qemu-io"), require("nbdinfo")) else { return };
+    for (disk, export) in kinds() {
+        let served = Served::only(export);
+        let uri = served.endpoint().uri("");
+        let mut command = qemu_io.command();
+        command.args(["-f", "raw", "-c", "read 0 4096", &uri]);
+        for (number, command) in [&mut command, nbdinfo.command().arg(&uri)].into_iter().enumerate()
+        {
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            wait_for_leavers(&disk, number + 1);
+        }
+        let reasons: Vec<_> = disk.log().into_iter().map(|(_, reason)| reason).collect();
+        let pair = [None, Some(CloseReason::Disconnected)];
+        assert_eq!(reasons, [pair.clone(), pair].concat(), "{:?}", disk.log());
     }
 }
