@@ -173,7 +173,7 @@ fn what_nbd_bitmap_can_not_do_is_named() {
     assert_eq!(bitmap(&control, &["dance"]).status.code(), Some(64));
     // A server of something else.
     let nbd = server.endpoint().socket_path().unwrap();
-    assert!(bitmap(nbd, &["list"]).failure().contains("is no nbd serve --control"));
+    assert!(bitmap(nbd, &["list"]).failure().contains("is not the control socket of nbd serve"));
 }
 
 #[test]

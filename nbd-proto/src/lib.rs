@@ -206,6 +206,6 @@ pub use command::Command;
 pub use error::{Error, LimitExceeded, Misuse, PeerMisbehaved, Refusal};
 pub use export::{BlockSize, ContextInfo, ExportInfo, Extent, InvalidBlockSize};
 pub use in_flight::RequestId;
-pub use limits::Limits;
+pub use limits::{Limits, OPTIONS_PER_EXPORT};
 pub use outbound::{Segment, Segments};
 pub use uri::{Address, TlsParameters, TlsType, Uri, UriError};

@@ -1,14 +1,13 @@
 //! From a command to an export's method: the one place where the two meet.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-
-use futures_util::FutureExt;
 
 use nbd_proto::wire::TransmissionFlags;
 use nbd_proto::{Command, ContextInfo, ExportInfo};
 
 use super::Settings;
+pub(super) use super::guard::guarded;
+use super::guard::guarded_async;
 use super::status::{Asked, Source, Status};
 use crate::export::{AsyncExport, Body, Export, ExportError, Found, Fua, Handle, Result, ZeroMode};
 
@@ -88,16 +87,6 @@ pub(crate) fn try_execute(
         .unwrap_or_else(|error| Some(Err(error)))
 }
 
-/// Runs an export's code. One that panics fails its request, neither the connection nor the server.
-pub(super) fn guarded<R>(run: impl FnOnce() -> R) -> Result<R> {
-    // What it leaves behind is as after any other failure: bytes in some state of a request.
-    catch_unwind(AssertUnwindSafe(run)).map_err(|_| panicked())
-}
-
-fn panicked() -> ExportError {
-    ExportError::io("the export panicked")
-}
-
 fn try_execute_unguarded(
     export: &dyn Export,
     command: Command,
@@ -165,8 +154,7 @@ pub(crate) async fn execute_async(
     command: Command,
     work: &mut Work,
 ) -> Result<()> {
-    let run = AssertUnwindSafe(execute_async_unguarded(export, command, work)).catch_unwind();
-    run.await.unwrap_or_else(|_| Err(panicked()))
+    guarded_async(execute_async_unguarded(export, command, work)).await
 }
 
 async fn execute_async_unguarded(

@@ -3,6 +3,7 @@
 mod answer;
 mod dispatch;
 mod error;
+mod guard;
 mod listen;
 mod outcome;
 mod payload;
@@ -14,6 +15,7 @@ mod status;
 mod workers;
 
 pub use error::ConnectionError;
+pub use guard::is_request_guarded;
 pub use listen::{Accepted, Listen, listen};
 pub use outcome::Outcome;
 pub use serve::serve;

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::connection::{Entered, State};
 use super::validate::Rules;
 use super::{Connection, Event, Lookup, Purpose, TlsMode};
+use crate::limits::OPTIONS_PER_EXPORT;
 use crate::wire::{
     BlockSizeInfo, ClientFlags, EXPORT_NAME_PADDING, ExportInfoReply, InfoRequest, InfoType,
     MAX_STRING, OptionCode, OptionHeader, OptionReplyType, TransmissionFlags, is_valid_string,

@@ -4,7 +4,7 @@ use nbd_proto::server::{Config, Event, TlsMode};
 use nbd_proto::wire::{
     InfoType, OptionCode as Opt, OptionHeader, OptionReplyType as Rep, TransmissionFlags as Flags,
 };
-use nbd_proto::{BlockSize, Error, LimitExceeded, PeerMisbehaved};
+use nbd_proto::{BlockSize, Error, LimitExceeded, OPTIONS_PER_EXPORT, PeerMisbehaved};
 
 use crate::peer::*;
 
@@ -352,6 +352,26 @@ fn as_many_options_as_the_limit_allows_are_answered() {
     }
     let error = served.try_option(Opt(77), b"?").unwrap_err();
     assert_eq!(error, Error::LimitExceeded(LimitExceeded::Options(30)));
+}
+
+/// S-OPT-13: the limit leaves room for what the server itself has listed, and for no more.
+#[test]
+fn a_client_may_ask_about_each_export_that_was_listed() {
+    let mut config = Config::default();
+    config.limits.max_options = 3;
+    let mut served = haggling(config);
+    let exports = served.exports.len() as u32;
+    assert!(exports > 1);
+    // Asking for the list again does not add to it.
+    let allowed = 3 + exports * OPTIONS_PER_EXPORT;
+    for sent in 0..allowed {
+        match sent {
+            0 | 1 => drop(served.kinds(Opt::LIST, b"")),
+            _ => assert_eq!(served.kinds(Opt(77), b"?"), [Rep::ERR_UNSUP]),
+        }
+    }
+    let error = served.try_option(Opt(77), b"?").unwrap_err();
+    assert_eq!(error, Error::LimitExceeded(LimitExceeded::Options(allowed)));
 }
 
 /// S-ROB-05: during haggling, too.
