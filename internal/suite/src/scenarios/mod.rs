@@ -97,6 +97,8 @@ scenarios! {
         }
         limits {
             connections_above_the_limit_wait,
+            connections_above_the_limit_are_refused,
+            one_connection_is_not_announced_as_several,
             listeners_share_the_limit,
             requests_in_flight_are_limited,
             bytes_in_flight_are_limited,

@@ -1,5 +1,7 @@
 //! Clients that leave without a word.
 
+use std::time::Duration;
+
 use nbd_engine::export::{ExportMap, Memory};
 use nbd_engine::server::Settings;
 use nbd_testkit::raw::{Cmd, Mode, Opt, Request, Wire, info_data, meta_data, option_bytes};
@@ -36,6 +38,8 @@ fn session() -> Vec<u8> {
 fn one_place(setup: Setup) -> Server {
     let mut settings = Settings::default();
     settings.max_connections = 1;
+    // Whatever it takes the server to notice that a client is gone.
+    settings.admission_timeout = Duration::from_secs(3600);
     let exports = ExportMap::new().with("", Memory::new(SIZE).expect("it is small"));
     setup.serve_with(exports, settings)
 }
