@@ -83,6 +83,8 @@ struct State {
     bytes: usize,
     /// Lines that did not fit behind the last entry.
     lost: u64,
+    /// Lines before the first entry that could not be written.
+    failed: u64,
     /// An entry is being written.
     writing: bool,
 }
@@ -96,8 +98,14 @@ struct Entry {
 
 impl Queue {
     const fn new() -> Self {
-        let state =
-            State { started: false, entries: VecDeque::new(), bytes: 0, lost: 0, writing: false };
+        let state = State {
+            started: false,
+            entries: VecDeque::new(),
+            bytes: 0,
+            lost: 0,
+            failed: 0,
+            writing: false,
+        };
         Self { state: Mutex::new(state), filled: Condvar::new(), emptied: Condvar::new() }
     }
 
@@ -120,51 +128,45 @@ impl Queue {
 
     /// Writes what is pushed, for ever.
     fn write_all_to(&self, mut write: impl FnMut(&[u8]) -> io::Result<()>) {
-        // Lines that could not be written.
-        let mut failed = 0;
         loop {
-            self.write_one_to(&mut write, &mut failed);
+            self.write_one_to(&mut write);
         }
     }
 
-    /// Writes the next line, with how many are missing before it; waits until there is one.
-    fn write_one_to(&self, write: &mut impl FnMut(&[u8]) -> io::Result<()>, failed: &mut u64) {
-        let entry = self.next(*failed > 0);
-        let lost = *failed + entry.lost;
-        let mut text = match lost {
+    /// Writes the next line, after how many are missing before it; waits until there is something to write.
+    fn write_one_to(&self, write: &mut impl FnMut(&[u8]) -> io::Result<()>) {
+        let entry = self.next();
+        let mut text = match entry.lost {
             0 => Vec::new(),
             1 => b"nbd: a line of the log was lost here\n".to_vec(),
             lost => format!("nbd: {lost} lines of the log were lost here\n").into_bytes(),
         };
         text.extend_from_slice(&entry.line);
-        *failed = match write(&text) {
-            Ok(()) => 0,
-            Err(_) => lost + u64::from(!entry.line.is_empty()),
-        };
+        let written = write(&text);
         let mut state = self.lock();
         state.writing = false;
-        if state.entries.is_empty() {
+        if written.is_err() {
+            state.failed = entry.lost + u64::from(!entry.line.is_empty());
+        }
+        if !state.is_busy() {
             self.emptied.notify_all();
         }
     }
 
-    /// What is to be written next. While writing fails, nothing is written but new lines.
-    fn next(&self, failing: bool) -> Entry {
+    fn next(&self) -> Entry {
         let mut state = self.lock();
-        loop {
-            let entry = match state.entries.pop_front() {
-                None if state.lost > 0 && !failing => {
-                    Some(Entry { lost: core::mem::take(&mut state.lost), line: Vec::new() })
-                }
-                entry => entry,
-            };
-            if let Some(entry) = entry {
-                state.bytes -= entry.line.len();
-                state.writing = true;
-                return entry;
-            }
+        while !state.is_busy() {
             state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        // None if there is nothing but a number of lost lines to write.
+        let mut entry = state
+            .entries
+            .pop_front()
+            .unwrap_or_else(|| Entry { lost: core::mem::take(&mut state.lost), line: Vec::new() });
+        entry.lost += core::mem::take(&mut state.failed);
+        state.bytes -= entry.line.len();
+        state.writing = true;
+        entry
     }
 
     fn flush(&self, limit: Duration) {
@@ -172,8 +174,14 @@ impl Queue {
         if !state.started {
             return;
         }
-        let busy = |state: &mut State| !state.entries.is_empty() || state.writing;
-        drop(self.emptied.wait_timeout_while(state, limit, busy));
+        drop(self.emptied.wait_timeout_while(state, limit, |state| state.is_busy()));
+    }
+}
+
+impl State {
+    /// Whether something is being written, or is to be. After a failure nothing is tried before there is a new line.
+    fn is_busy(&self) -> bool {
+        self.writing || !self.entries.is_empty() || self.lost > 0 && self.failed == 0
     }
 }
 
@@ -183,7 +191,7 @@ mod tests {
 
     /// Has lines written, of which those fail whose number is among these.
     fn written(queue: &Queue, failing: impl Fn(usize) -> bool, rounds: usize) -> String {
-        let (mut text, mut failed) = (Vec::new(), 0);
+        let mut text = Vec::new();
         for round in 0..rounds {
             let mut write = |bytes: &[u8]| match failing(round) {
                 true => Err(io::ErrorKind::BrokenPipe.into()),
@@ -192,7 +200,7 @@ mod tests {
                     Ok(())
                 }
             };
-            queue.write_one_to(&mut write, &mut failed);
+            queue.write_one_to(&mut write);
         }
         String::from_utf8(text).unwrap()
     }
@@ -232,14 +240,10 @@ mod tests {
         QUEUE.lock().started = true;
         let (blocked, release) = std::sync::mpsc::channel::<()>();
         let writer = std::thread::spawn(move || {
-            let mut failed = 0;
-            QUEUE.write_one_to(
-                &mut |_: &[u8]| {
-                    release.recv().unwrap();
-                    Ok(())
-                },
-                &mut failed,
-            );
+            QUEUE.write_one_to(&mut |_: &[u8]| {
+                release.recv().unwrap();
+                Ok(())
+            });
         });
         for _ in 0..100_000 {
             QUEUE.push(b"a line that nobody reads\n");

@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn silent_clients_delay_nobody_and_half_a_request_is_not_carried_out() {
         let clients = clients();
-        let silent: Vec<UnixStream> = (0..3 * MAX_CLIENTS)
+        let mut silent: Vec<UnixStream> = (0..3 * MAX_CLIENTS)
             .map(|_| {
                 let (mut client, server) = UnixStream::pair().unwrap();
                 client.write_all(b"start\nhalf a na").unwrap();
@@ -315,7 +315,7 @@ mod tests {
         assert_eq!(told(&clients, b"list", far()), format!("{OK}a"));
         assert!(clients.connected().len() <= MAX_CLIENTS);
         // The first ones were closed without an answer.
-        for mut client in silent.into_iter().take(2 * MAX_CLIENTS) {
+        for client in silent.iter_mut().take(2 * MAX_CLIENTS) {
             assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
         }
         assert_eq!(told(&clients, b"list", far()), format!("{OK}a"));

@@ -71,8 +71,11 @@ fn descriptors_that_run_out_are_reported_once_with_a_remedy() {
 #[test]
 fn a_client_may_ask_about_each_of_many_exports() {
     let exports: Vec<String> = (0..2000).map(|number| format!("e{number}=memory:1M")).collect();
-    let server =
-        Serving::start(["--port", "0"].into_iter().chain(exports.iter().map(String::as_str)));
+    // Over TCP their clients take 40 ms for each question.
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("nbd.sock").display().to_string();
+    let listen = ["--unix", &socket].into_iter();
+    let server = Serving::start(listen.chain(exports.iter().map(String::as_str)));
     let mut client = RawClient::negotiate(&server.endpoint());
     client.structured_reply().unwrap();
     let listed = client.list().unwrap();
@@ -86,11 +89,9 @@ fn a_client_may_ask_about_each_of_many_exports() {
     client.finish();
     let text = run(&mut nbd(&["list", &server.uri]), LIMIT).success();
     assert_eq!(text.matches("export=").count(), exports.len());
-    let address = server.uri.trim_start_matches("nbd://").trim_end_matches('/').to_owned();
-    let (host, port) = address.split_once(':').unwrap();
     for (name, arguments) in [
-        ("qemu-nbd", vec!["--list", "--bind", host, "--port", port]),
-        ("nbdinfo", vec!["--list", server.uri.as_str()]),
+        ("qemu-nbd", vec!["--list", "--socket", &socket]),
+        ("nbdinfo", vec!["--list", &server.uri]),
     ] {
         let Some(peer) = peers::require(name) else { continue };
         let text = run(peer.command().args(arguments), LIMIT).success();
@@ -104,8 +105,7 @@ fn our_client_lists_as_many_exports_as_our_server_can_have() {
     let exports: Vec<String> = (0..17_000).map(|number| format!("{number}=memory:1")).collect();
     let server =
         Serving::start(["--port", "0"].into_iter().chain(exports.iter().map(String::as_str)));
-    let haggling = |limit| nbd(&["list", "--json", limit, &server.uri]);
-    let text = run(&mut haggling("--timeout=60"), 6 * LIMIT).success();
+    let text = run(&mut nbd(&["list", "--json", &server.uri]), 6 * LIMIT).success();
     assert_eq!(text.matches("\"export-name\"").count(), exports.len());
     server.stop();
 }

@@ -14,6 +14,10 @@ use crate::transport::Transport;
 /// `ESHUTDOWN`; and how long a client may take to notice the end of the stream.
 const GRACE: Duration = Duration::from_millis(200);
 
+/// How much longer the handshake may take for each export that was listed to the client: clients such as `qemu-nbd --list`
+/// then ask about all of them, and Nagle's algorithm on their side costs 40 ms for each question.
+const TIME_PER_EXPORT: Duration = Duration::from_secs(1);
+
 /// Serves one client over a byte stream of any kind until it leaves, breaks the protocol, or the server shuts down.
 ///
 /// `peer` names the client in the log. Dropping the future ends the connection at once; writes that were under way may
@@ -59,7 +63,8 @@ where
 {
     let service = permit.service();
     let settings = service.settings();
-    let mut handshake = runtime.sleep(settings.handshake_timeout);
+    let mut limit = settings.handshake_timeout;
+    let mut handshake = runtime.sleep(limit);
     let mut shutdown = service.shutdown_listener();
     let mut drain: Option<(BoxFuture, BoxFuture)> = None;
     poll_fn(|cx| {
@@ -74,8 +79,14 @@ where
             return Poll::Ready(result);
         }
         if !session.is_transmitting() && handshake.as_mut().poll(cx).is_ready() {
-            let limit = settings.handshake_timeout;
-            return Poll::Ready(Err(ConnectionError::HandshakeTimeout(limit)));
+            let for_list = TIME_PER_EXPORT.saturating_mul(session.listed_exports());
+            let allowed = settings.handshake_timeout.saturating_add(for_list);
+            if allowed <= limit {
+                return Poll::Ready(Err(ConnectionError::HandshakeTimeout(limit)));
+            }
+            handshake = runtime.sleep(allowed - limit);
+            limit = allowed;
+            cx.waker().wake_by_ref();
         }
         if let Some((deadline, grace)) = &mut drain {
             if deadline.as_mut().poll(cx).is_ready() {

@@ -105,6 +105,11 @@ impl<T: Transport> Session<T> {
         self.connection.is_idle()
     }
 
+    /// Exports about which the client may want to ask before it enters one.
+    pub(crate) const fn listed_exports(&self) -> u32 {
+        self.connection.listed_exports()
+    }
+
     /// Requests whose reply is not wholly sent.
     pub(crate) const fn requests_in_flight(&self) -> usize {
         self.connection.requests_in_flight()

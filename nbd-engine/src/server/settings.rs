@@ -17,7 +17,8 @@ pub struct Settings {
     /// counted from when the server became full; then they are closed at once, so that a client sees that it is refused.
     /// Default 1 second.
     pub admission_timeout: Duration,
-    /// How long a client may take from connecting to choosing an export. Default 30 seconds.
+    /// How long a client may take from connecting to choosing an export, besides a second for each export that was listed
+    /// to it. Default 30 seconds.
     pub handshake_timeout: Duration,
     /// How long requests in flight may take once the server shuts down. Default 10 seconds.
     pub drain_timeout: Duration,

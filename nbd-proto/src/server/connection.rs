@@ -454,6 +454,12 @@ impl Connection {
         self.export.is_some()
     }
 
+    /// Exports in the longest list that the client was given, about which it may want to ask.
+    #[must_use]
+    pub const fn listed_exports(&self) -> u32 {
+        self.listed
+    }
+
     /// Whether the stream runs over TLS.
     #[must_use]
     pub const fn is_tls(&self) -> bool {
