@@ -171,7 +171,8 @@ mod tests {
 
     #[test]
     fn addresses_that_others_stand_for_are_left_out() {
-        let cases: [(&[&[&str]], &[&[&str]]); 6] = [
+        type Words = &'static [&'static [&'static str]];
+        let cases: [(Words, Words); 6] = [
             (&[&["127.0.0.1"], &["127.0.0.1"]], &[&["127.0.0.1"]]),
             (&[&["0.0.0.0"], &["::"]], &[&["0.0.0.0"], &["::"]]),
             (&[&["127.0.0.1"], &["0.0.0.0"], &["0.0.0.0"]], &[&["0.0.0.0"]]),
