@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::{Permit, Service, serve};
+use crate::net::SocketPath;
 use crate::runtime::{BoxFuture, Runtime};
 use crate::transport::Transport;
 
@@ -29,6 +30,16 @@ pub trait Listen: Send {
 
     /// Waits for the next connection.
     fn accept(&mut self) -> impl Future<Output = io::Result<Accepted<Self::Transport>>> + Send;
+}
+
+/// The listener of a Unix socket with its path, which is removed before the listener is closed: a server that takes the
+/// path over meanwhile can't have its own socket removed.
+impl<L: Listen> Listen for (SocketPath, L) {
+    type Transport = L::Transport;
+
+    fn accept(&mut self) -> impl Future<Output = io::Result<Accepted<Self::Transport>>> + Send {
+        self.1.accept()
+    }
 }
 
 /// After a failure to accept (out of descriptors, mostly) the next try is made this much later.
