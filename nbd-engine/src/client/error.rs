@@ -183,7 +183,10 @@ impl fmt::Display for Error {
                 write!(f, " failed on {peer}: {error}")
             }
             Self::NoStatus { peer, context, offset } => {
-                write!(f, "{peer} says nothing in the metadata context {context:?} about the bytes from {offset} on")
+                write!(
+                    f,
+                    "{peer} says nothing in the metadata context {context:?} about the bytes from {offset} on"
+                )
             }
             Self::TimedOut { peer, what, limit, sent } => {
                 write!(f, "{what} took longer than {limit:?} on {peer}")?;
@@ -198,7 +201,11 @@ impl fmt::Display for Error {
                 })
             }
             Self::Invalid(InvalidRequest::NoContexts) => {
-                write!(f, "{}: select one on connecting, such as base:allocation", InvalidRequest::NoContexts)
+                write!(
+                    f,
+                    "{}: select one on connecting, such as base:allocation",
+                    InvalidRequest::NoContexts
+                )
             }
             Self::Invalid(error) => error.fmt(f),
             Self::InvalidOption(error) => error.fmt(f),

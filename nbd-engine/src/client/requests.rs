@@ -49,8 +49,7 @@ impl<C> Client<C> {
         }
         let command = Ok(Command::read(offset, buffer.len() as u64));
         let data = Data::Reused(buffer.len());
-        let (staged, index, result) =
-            self.submit(command, data, Findings::None, to_reused).await;
+        let (staged, index, result) = self.submit(command, data, Findings::None, to_reused).await;
         if result.is_ok() {
             buffer.copy_from_slice(&staged[..buffer.len()]);
         }

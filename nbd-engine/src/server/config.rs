@@ -133,7 +133,8 @@ impl ServerConfig {
         self
     }
 
-    /// How long a client may take from connecting to choosing an export. Default 30 seconds.
+    /// How long a client may take from connecting to choosing an export, besides a second for each export that was listed
+    /// to it. Default 30 seconds.
     #[must_use]
     pub const fn with_handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;

@@ -63,6 +63,11 @@ impl<T: Transport> Session<T> {
         self.pump.machine.is_idle()
     }
 
+    /// Exports about which the client may want to ask before it enters one.
+    pub(crate) const fn listed_exports(&self) -> u32 {
+        self.pump.machine.listed_exports()
+    }
+
     /// Requests whose reply is not wholly sent.
     pub(crate) const fn requests_in_flight(&self) -> usize {
         self.pump.machine.requests_in_flight()

@@ -55,7 +55,10 @@ impl<E> Tracked<E> {
     /// The same with blocks of about `granularity` bytes: rounded up to a power of two from 512 to 2 GiB.
     pub fn with_granularity(inner: E, granularity: u64) -> Self {
         let shift = granularity.clamp(512, 1 << 31).next_power_of_two().trailing_zeros();
-        Self { inner, layer: Tracking { tracker: Arc::new(Tracker::new(shift, Budget::process())) } }
+        Self {
+            inner,
+            layer: Tracking { tracker: Arc::new(Tracker::new(shift, Budget::process())) },
+        }
     }
 
     /// The bitmaps. Keep a clone of it to use them while the export is served.
