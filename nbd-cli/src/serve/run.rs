@@ -37,6 +37,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let outcome = match arguments.runtime {
         RuntimeName::Blocking => blocking(exports, config, places, &announcement),
         RuntimeName::Tokio => tokio(exports, config, places, &announcement),
+        #[cfg(feature = "async-std")]
         RuntimeName::AsyncStd => async_std(exports, config, places, &announcement),
     };
     judge(outcome?, arguments.drain_timeout)
@@ -149,6 +150,7 @@ fn tokio(
     runtime.block_on(async { serve!(server, places, announcement, tcp, unix, [.await]) })
 }
 
+#[cfg(feature = "async-std")]
 fn async_std(
     exports: ExportMap,
     config: ServerConfig,
@@ -162,6 +164,7 @@ fn async_std(
     ::async_std::task::block_on(async { serve!(server, places, announcement, tcp, unix, [.await]) })
 }
 
+#[cfg(feature = "async-std")]
 fn infallible<A, B: From<A>>(listener: A) -> io::Result<B> {
     Ok(listener.into())
 }
