@@ -18,7 +18,7 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Threads for exports that may block, started when needed. Default 16.
     pub max_workers: usize,
-    /// Whether clients may resize exports that [can be resized](crate::export::Resizes). Default `true`: it is for the
+    /// Whether clients may resize exports that [can be resized](crate::export::CanResize). Default `true`: it is for the
     /// export to say. Any client could then cut a disk off that others use, so that a server of disks for many clients
     /// should say no.
     pub resize: bool,

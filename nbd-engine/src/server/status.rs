@@ -107,7 +107,7 @@ impl Status {
                 let mut visit = |run| blocks.add(run, join);
                 match source {
                     Source::Allocation => {
-                        let extents = export.extents().ok_or_else(no_such_context)?;
+                        let extents = export.can_extents().ok_or_else(no_such_context)?;
                         extents.extents(at, length, &mut |run| visit(run.into()))?;
                     }
                     Source::Own(name) => {
@@ -290,7 +290,7 @@ impl<'a> Blocks<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export::{Contexts, Extents};
+    use crate::export::{CanExtents, Contexts};
     use proptest::prelude::*;
 
     /// Runs of any length, told of `step` at a time.
@@ -313,7 +313,7 @@ mod tests {
             crate::export::BlockSize::new(self.minimum, 65536, 1 << 20).unwrap()
         }
 
-        fn extents(&self) -> Option<&dyn Extents> {
+        fn can_extents(&self) -> Option<&dyn CanExtents> {
             Some(self)
         }
 
@@ -339,7 +339,7 @@ mod tests {
         }
     }
 
-    impl Extents for Runs {
+    impl CanExtents for Runs {
         fn extents(
             &self,
             offset: u64,
@@ -462,11 +462,11 @@ mod tests {
             fn read(&self, _buffer: &mut [u8], _offset: u64) -> Result<()> {
                 Ok(())
             }
-            fn extents(&self) -> Option<&dyn Extents> {
+            fn can_extents(&self) -> Option<&dyn CanExtents> {
                 Some(self)
             }
         }
-        impl Extents for Endless {
+        impl CanExtents for Endless {
             fn extents(
                 &self,
                 _offset: u64,

@@ -20,8 +20,8 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 use super::bounds::{inside, inside_for_writing};
 use super::ranges::Ranges;
 use super::{
-    BlockSize, Body, Caches, Export, ExportError, Extents, Flushes, Fua, Resizes, Result, Trims,
-    Writes, WritesZeroes,
+    BlockSize, Body, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite, CanWriteZeroes,
+    Export, ExportError, Fua, Result,
 };
 use ability::Abilities;
 pub use open::{FileOptions, OpenError};
@@ -184,37 +184,37 @@ impl Export for File {
         self.rotational
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         (!self.read_only).then_some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn Flushes> {
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
         Some(self)
     }
 
-    fn trims(&self) -> Option<&dyn Trims> {
+    fn can_trim(&self) -> Option<&dyn CanTrim> {
         (!self.read_only).then_some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
         (!self.read_only).then_some(self)
     }
 
-    fn caches(&self) -> Option<&dyn Caches> {
+    fn can_cache(&self) -> Option<&dyn CanCache> {
         Some(self)
     }
 
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         Some(self)
     }
 
     /// Block devices have the size that they have.
-    fn resizes(&self) -> Option<&dyn Resizes> {
+    fn can_resize(&self) -> Option<&dyn CanResize> {
         (!self.read_only && self.kind == Kind::Regular).then_some(self)
     }
 }
 
-impl Writes for File {
+impl CanWrite for File {
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
         inside_for_writing(offset, data.len() as u64, self.size.get())?;
         if fua {
@@ -253,13 +253,13 @@ impl Writes for File {
     }
 }
 
-impl Flushes for File {
+impl CanFlush for File {
     fn flush(&self) -> Result<()> {
         self.sync()
     }
 }
 
-impl Caches for File {
+impl CanCache for File {
     /// Has the kernel read ahead, in its own time: the first GiB of the range.
     fn cache(&self, offset: u64, length: u64) -> Result<()> {
         inside(offset, length, self.size.get())?;
@@ -281,7 +281,7 @@ impl Caches for File {
     }
 }
 
-impl Resizes for File {
+impl CanResize for File {
     /// Cuts a regular file off or extends it by a hole. Fails with `ENOSPC` above what the file system can hold.
     fn resize(&self, size: u64) -> Result<()> {
         if size > i64::MAX as u64 {
