@@ -56,7 +56,7 @@ pub use client::Client;
 pub use client::Disk;
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
-pub use nbd_engine::server::{ConnectionError, Settings};
+pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
 #[cfg(any(feature = "async-std", feature = "smol"))]
 pub use server::Listening;
 

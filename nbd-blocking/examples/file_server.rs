@@ -9,7 +9,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use nbd_blocking::export::{ExportMap, File, Handle};
-use nbd_blocking::{LocalAddr, Server, Settings};
+use nbd_blocking::{LocalAddr, Server, ServerConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -26,10 +26,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .with_handle("view", Some(format!("{path}, to look at")), Handle::new(viewed));
 
     // All bounds and deadlines have defaults. These suit a server that strangers can reach.
-    let mut settings = Settings::default();
-    settings.max_connections = 16;
-    settings.handshake_timeout = Duration::from_secs(5);
-    let server = Server::with_settings(exports, settings);
+    let config =
+        ServerConfig::new().with_max_connections(16).with_handshake_timeout(Duration::from_secs(5));
+    let server = Server::with_config(exports, config);
 
     let listening =
         if place.contains('/') { server.listen_unix(place)? } else { server.listen_tcp(&place)? };

@@ -2,7 +2,7 @@
 
 mod served;
 
-use nbd_blocking::Settings;
+use nbd_blocking::ServerConfig;
 use nbd_engine::export::{BlockSize, ExportMap, Memory, ReadOnly, WithBlockSize};
 use nbd_testkit::Endpoint;
 use nbd_testkit::raw::{Cmd, RawClient, Request, Wire, flag};
@@ -15,7 +15,7 @@ fn two() -> Served {
     let exports = ExportMap::new()
         .with("first", Memory::new(MIB).unwrap())
         .with("second", ReadOnly::new(Memory::new(2 * MIB).unwrap()));
-    Served::start(exports, Settings::default())
+    Served::start(exports, ServerConfig::default())
 }
 
 /// Reads the greeting: size and flags.

@@ -173,6 +173,14 @@ pub enum LimitExceeded {
         /// How many are allowed.
         limit: u32,
     },
+    /// More bytes of replies to one option than its embedder collects.
+    #[error("more than {limit} bytes of replies to {code}")]
+    OptionReplyBytes {
+        /// Which option.
+        code: OptionCode,
+        /// How many bytes are allowed.
+        limit: u64,
+    },
     /// More metadata contexts were selected than were asked for, and than the limits allow.
     #[error("more than {0} metadata contexts")]
     Contexts(u32),

@@ -1,5 +1,9 @@
 //! Every bound on what a peer can make a connection hold.
 
+/// Options that a client may send about each export that was listed to it, beyond [`Limits::max_options`]. Clients that
+/// look at all exports send one to four for each.
+pub const OPTIONS_PER_EXPORT: u32 = 8;
+
 /// Bounds of one connection, with the reason for each default.
 ///
 /// No length from the wire sizes an allocation before it was compared with one of these. The worst case for a server
@@ -43,8 +47,8 @@ pub struct Limits {
     pub max_option_data: u32,
     /// The longest option data that is skipped, in bytes; more is a hard disconnect (S-OPT-05). Default 16 MiB.
     pub max_option_skip: u32,
-    /// Options on one connection; more is a hard disconnect (section "Termination of the session during option
-    /// haggling", denial of service). Default 4096: a client may ask about each of many exports.
+    /// Options on one connection, besides [`OPTIONS_PER_EXPORT`] for each export that was listed to the client; more is a
+    /// hard disconnect (section "Termination of the session during option haggling", denial of service). Default 4096.
     pub max_options: u32,
     /// Metadata contexts selected at once; a server answers `TOO_BIG` to more, a client that asked for fewer
     /// disconnects. Default 16.
@@ -54,8 +58,9 @@ pub struct Limits {
     /// The longest data of one option reply that a client takes, in bytes; more is a hard disconnect (C-OPT-17).
     /// Default 64 KiB: the longest that are defined, an export's name and description, have 8196.
     pub max_option_reply: u32,
-    /// Replies to one option that a client takes; more is a hard disconnect. Default 16384, so that those who collect
-    /// a list of exports hold 128 MiB at worst.
+    /// Replies to one option that a client takes; more is a hard disconnect. Default 2^17: a server has at most that many
+    /// exports if their names come from a command line. Embedders that collect replies have to bound the bytes that they
+    /// keep.
     pub max_option_replies: u32,
     /// Separate runs of bytes that a client keeps account of in one read's reply, and error chunks in one reply; more is
     /// a hard disconnect. Default 4096. Servers that answer in order need one.
@@ -77,7 +82,7 @@ impl Limits {
         max_contexts: 16,
         max_extents: 4096,
         max_option_reply: 64 << 10,
-        max_option_replies: 16 << 10,
+        max_option_replies: 1 << 17,
         max_fragments: 4096,
         max_reply_extents: 1 << 20,
     };

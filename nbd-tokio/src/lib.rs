@@ -37,7 +37,7 @@ mod stream;
 pub use client::{Client, Disk};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
-pub use nbd_engine::server::{ConnectionError, Settings};
+pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
 pub use server::{Listening, Server};
 
 /// The examples of the READMEs, which `cargo test` compiles, too.

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use nbd_proto::wire::ErrorCode;
+
 use super::pool::Pool;
+use super::{ExportError, Result};
 
 /// Bytes that an export shares instead of copying them. They must not change while they are shared.
 #[derive(Clone, Debug)]
@@ -69,11 +72,27 @@ pub struct Body {
 
 impl Body {
     /// Buffers above this many bytes go back to the connection after use, smaller ones stay with the body.
-    const KEPT: usize = 16 << 10;
+    const MAX_KEPT: usize = 16 << 10;
 
     /// A body that takes its large buffers from a connection's pool.
     pub(crate) fn with_pool(pool: Arc<Pool>) -> Self {
         Self { pool: Some(pool), ..Self::default() }
+    }
+
+    /// Bytes of memory that `length` bytes of data take at most.
+    pub(crate) const fn cost(length: usize) -> usize {
+        if length > Self::MAX_KEPT { Pool::rounded(length) } else { length }
+    }
+
+    /// Bytes of memory that the body holds: its own buffer, and what the export shares.
+    pub(crate) fn held(&self) -> usize {
+        let shared = self.pieces.iter().filter(|piece| matches!(piece, Piece::Shared(_)));
+        self.buffer.len() + shared.map(Piece::len).sum::<usize>()
+    }
+
+    /// Bytes of the buffer, which stays with the body after use if it is small.
+    pub(crate) const fn buffer_size(&self) -> usize {
+        self.buffer.len()
     }
 
     /// Forgets the content, and parts with the buffer when it is large.
@@ -81,9 +100,16 @@ impl Body {
         self.pieces.clear();
         self.filled = 0;
         self.length = 0;
-        if self.buffer.len() > Self::KEPT {
+        if self.buffer.len() > Self::MAX_KEPT {
             self.part_with_buffer();
         }
+    }
+
+    /// Forgets the content and frees all memory.
+    pub(crate) fn free(&mut self) {
+        self.clear();
+        self.buffer = Vec::new();
+        self.pieces = Vec::new();
     }
 
     fn part_with_buffer(&mut self) {
@@ -93,32 +119,39 @@ impl Body {
         }
     }
 
-    /// Makes the buffer hold `length` bytes, those that are in use included.
-    fn grow(&mut self, length: usize) {
+    /// Makes the buffer hold `length` bytes, those that are in use included. `None` if there is no memory for them.
+    fn grow(&mut self, length: usize) -> Option<()> {
         match &self.pool {
-            Some(pool) if length > Self::KEPT => {
-                let mut larger = pool.take(length);
+            Some(pool) if length > Self::MAX_KEPT => {
+                let mut larger = pool.take(length)?;
                 larger[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
-                if self.buffer.len() > Self::KEPT {
+                if self.buffer.len() > Self::MAX_KEPT {
                     self.part_with_buffer();
                 }
                 self.buffer = larger;
             }
-            _ => self.buffer.resize(length, 0),
+            _ => {
+                self.buffer.try_reserve_exact(length - self.buffer.len()).ok()?;
+                self.buffer.resize(length, 0);
+            }
         }
+        Some(())
     }
 
     /// Appends `length` bytes of the body's own buffer and lends them to be filled. What stands in them is arbitrary
     /// (data of an earlier request of the same connection), so every byte must be written.
-    pub fn fill(&mut self, length: usize) -> &mut [u8] {
+    ///
+    /// # Errors
+    /// `ENOMEM` if there is no memory for them.
+    pub fn fill(&mut self, length: usize) -> Result<&mut [u8]> {
         let start = self.filled;
-        let end = start + length;
+        let end = start.checked_add(length).ok_or_else(no_memory)?;
         if self.buffer.len() < end {
-            self.grow(end);
+            self.grow(end).ok_or_else(no_memory)?;
         }
         self.filled = end;
         self.push(Piece::Buffer(length));
-        &mut self.buffer[start..end]
+        Ok(&mut self.buffer[start..end])
     }
 
     /// Appends bytes that the export shares.
@@ -223,6 +256,10 @@ impl Body {
     }
 }
 
+fn no_memory() -> ExportError {
+    ExportError::new(ErrorCode::ENOMEM, "the server has no memory left for the data")
+}
+
 /// A body's own buffer, lent out.
 #[derive(Debug)]
 pub(crate) struct TakenBuffer {
@@ -252,9 +289,9 @@ mod tests {
     #[test]
     fn slices_of_any_range_come_out_in_order() {
         let mut body = Body::default();
-        body.fill(2).copy_from_slice(b"ab");
+        body.fill(2).unwrap().copy_from_slice(b"ab");
         body.share(Shared::Bytes(Bytes::from_static(b"cd")));
-        body.fill(1).copy_from_slice(b"e");
+        body.fill(1).unwrap().copy_from_slice(b"e");
         body.share(Shared::Slice(Arc::from(&b"xfgx"[..]), 1..3));
         assert_eq!(body.len(), 7);
         for start in 0..7 {
@@ -265,14 +302,25 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_is_not_there_is_an_error_and_leaves_the_body_as_it_was() {
+        let mut body = Body::with_pool(Arc::default());
+        body.fill(3).unwrap().copy_from_slice(b"abc");
+        for length in [isize::MAX as usize, usize::MAX] {
+            assert_eq!(body.fill(length).unwrap_err().code(), ErrorCode::ENOMEM);
+        }
+        assert_eq!(collect(&body, 0..3), b"abc");
+        assert_eq!(body.len(), 3);
+    }
+
+    #[test]
     fn what_is_taken_back_was_never_there() {
         let mut body = Body::default();
-        body.fill(2).copy_from_slice(b"ab");
-        body.fill(3).fill(b'x');
+        body.fill(2).unwrap().copy_from_slice(b"ab");
+        body.fill(3).unwrap().fill(b'x');
         body.take_back();
         body.hole(5);
         body.take_back();
-        body.fill(2).copy_from_slice(b"cd");
+        body.fill(2).unwrap().copy_from_slice(b"cd");
         assert_eq!((body.len(), body.buffer()), (4, &b"abcd"[..]));
         assert_eq!(collect(&body, 0..4), b"abcd");
     }
@@ -281,15 +329,15 @@ mod tests {
     fn a_large_buffer_goes_back_to_the_pool_and_a_small_one_is_kept() {
         let pool = Arc::new(Pool::default());
         let mut body = Body::with_pool(Arc::clone(&pool));
-        body.fill(4).copy_from_slice(b"abcd");
-        body.fill(1 << 20)[0] = b'e';
+        body.fill(4).unwrap().copy_from_slice(b"abcd");
+        body.fill(1 << 20).unwrap()[0] = b'e';
         assert_eq!(collect(&body, 0..5), b"abcde");
-        let place = body.buffer.as_ptr();
+        let address = body.buffer.as_ptr();
         body.clear();
         assert!(body.buffer.is_empty());
-        let taken = pool.take(1 << 20);
-        assert_eq!(taken.as_ptr(), place);
-        body.fill(4096);
+        let taken = pool.take(1 << 20).unwrap();
+        assert_eq!(taken.as_ptr(), address);
+        body.fill(4096).unwrap();
         body.clear();
         assert_eq!(body.buffer.len(), 4096);
     }

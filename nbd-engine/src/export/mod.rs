@@ -99,7 +99,7 @@ pub trait Export: Send + Sync + 'static {
 
     /// Reads into a reply body: the same as [`read`](Self::read), for exports that have holes or bytes to share.
     fn read_body(&self, body: &mut Body, length: usize, offset: u64) -> Result<()> {
-        self.read(body.fill(length), offset)
+        self.read(body.fill(length)?, offset)
     }
 
     /// Reads if that can be done at once; `None` if it might block, with nothing done. It is called on the

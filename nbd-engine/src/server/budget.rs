@@ -1,8 +1,8 @@
 //! The memory that the connections of a server may hold in buffers, all together.
 //!
 //! Each connection has a small share that nobody else can take. What it needs beyond that it leases from the rest,
-//! which is granted in turn: a connection gets no more than it leaves for others, so that however many hold all they
-//! can, the next one still gets something at once; and one that holds nothing is served before any that does.
+//! which is granted in turn. A connection that holds some of it gets no more than it leaves for others; one that holds
+//! nothing gets what it needs as soon as there is so much.
 //! Connections keep what they have leased as long as nobody waits and they are not idle, so that the common budget is
 //! not looked at for each request.
 
@@ -40,7 +40,9 @@ struct Waiter {
     /// Where the grant is put; tells the waiter from others, too.
     granted: Arc<AtomicUsize>,
     /// What it leases already.
-    holds: usize,
+    leased: usize,
+    /// Whether it uses some of that.
+    holds: bool,
     /// What it needs besides.
     needs: usize,
     waker: Waker,
@@ -70,13 +72,13 @@ impl BufferBudget {
         let mut index = 0;
         while let Some(waiter) = state.queue.get(index) {
             let free = self.rest.saturating_sub(state.leased);
-            let modest = waiter.holds == 0 || waiter.holds + waiter.needs <= free;
-            if !modest {
+            let (mine, available) = (waiter.leased + waiter.needs, waiter.leased + free);
+            if waiter.holds && mine > available / 2 {
                 // What it holds itself is in its way: others need not wait for that.
                 index += 1;
                 continue;
             }
-            if waiter.needs > free {
+            if mine > available {
                 // It is its turn: what comes free is kept for it.
                 break;
             }
@@ -151,19 +153,20 @@ impl Account {
     /// Leases what is missing for so many bytes, or gets into the queue.
     #[cold]
     fn lease(&mut self, bytes: usize, waker: &Waker) -> bool {
-        let needs = bytes - self.free();
+        let (leased, needs) = (self.leased, bytes - self.free());
+        let holds = self.used > self.share;
         let mut state = self.budget.lock();
         let own = state.queue.iter_mut().find(|one| Arc::ptr_eq(&one.granted, &self.granted));
         match own {
             Some(own) => {
-                (own.holds, own.needs) = (self.leased, needs);
+                (own.leased, own.holds, own.needs) = (leased, holds, needs);
                 own.waker.clone_from(waker);
             }
             // It may have been granted something since it was looked at.
             None => {
                 let granted = Arc::clone(&self.granted);
-                let (holds, waker) = (self.leased, waker.clone());
-                state.queue.push_back(Waiter { granted, holds, needs, waker });
+                let waker = waker.clone();
+                state.queue.push_back(Waiter { granted, leased, holds, needs, waker });
             }
         }
         self.waits = true;
@@ -192,8 +195,11 @@ impl Account {
         }
     }
 
-    /// Gives back what is leased and not in use.
+    /// Gives back what is leased and not in use. One that waits itself keeps it, since it asked only for the rest.
     pub(crate) fn give_back_unused(&mut self) {
+        if self.waits {
+            return;
+        }
         let unused = self.free().min(self.leased);
         self.leased -= unused;
         self.budget.give_back(unused);

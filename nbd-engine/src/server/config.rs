@@ -24,7 +24,7 @@ use crate::memory_limit;
 ///
 /// | bound | default | the client sees |
 /// | --- | --- | --- |
-/// | [connections](Self::with_max_connections) | 1024 | no greeting until another client is gone |
+/// | [connections](Self::with_max_connections) | 1024 | the connection is closed after a [second](Self::with_admission_timeout) |
 /// | [threads](Self::with_max_workers) | 16, and 2 for each export | slower replies |
 /// | [memory for buffers](Self::with_max_buffer_memory) | an eighth of what is available | requests are received later |
 /// | [each connection](Self::with_limits) | [`Limits`] | requests are received later |
@@ -47,6 +47,7 @@ use crate::memory_limit;
 pub struct ServerConfig {
     protocol: Config,
     max_connections: usize,
+    admission_timeout: Duration,
     handshake_timeout: Duration,
     drain_timeout: Duration,
     stall_timeout: Duration,
@@ -64,6 +65,7 @@ impl Default for ServerConfig {
         Self {
             protocol: Config::default(),
             max_connections: 1024,
+            admission_timeout: Duration::from_secs(1),
             handshake_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
@@ -114,10 +116,20 @@ impl ServerConfig {
         self
     }
 
-    /// Connections at a time; more wait in the listener's queue. Default 1024, at least 1.
+    /// Connections at a time. Default 1024, at least 1. With 1, no export is announced as one for several connections of
+    /// a client (`CAN_MULTI_CONN`).
     #[must_use]
     pub const fn with_max_connections(mut self, count: usize) -> Self {
         self.max_connections = if count == 0 { 1 } else { count };
+        self
+    }
+
+    /// How long listeners let connections above [the bound](Self::with_max_connections) wait for others to end, counted
+    /// from when the server became full; then they are closed at once, so that a client sees that it is refused.
+    /// Default 1 second.
+    #[must_use]
+    pub const fn with_admission_timeout(mut self, timeout: Duration) -> Self {
+        self.admission_timeout = timeout;
         self
     }
 
@@ -217,6 +229,12 @@ impl ServerConfig {
     #[must_use]
     pub const fn max_connections(&self) -> usize {
         self.max_connections
+    }
+
+    /// How long connections above the bound wait.
+    #[must_use]
+    pub const fn admission_timeout(&self) -> Duration {
+        self.admission_timeout
     }
 
     /// How long a client may take to choose an export.

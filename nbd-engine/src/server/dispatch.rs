@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use nbd_proto::wire::TransmissionFlags;
 use nbd_proto::{Command, ContextInfo, ExportInfo};
 
-use super::Settings;
+use super::ServerConfig;
 use super::status::{Asked, Source, Status};
 use crate::export::{AsyncExport, Body, Export, ExportError, Found, Fua, Handle, Result, ZeroMode};
 
@@ -184,7 +184,7 @@ async fn execute_async_unguarded(
     let native = fua && native_fua;
     match command {
         Command::Read { offset, length, .. } => {
-            export.read(work.body.fill(length as usize), offset).await?;
+            export.read(work.body.fill(length as usize)?, offset).await?;
         }
         Command::Write { offset, .. } => {
             let writes = export.writes().map_or_else(unsupported, Ok)?;
@@ -239,7 +239,7 @@ fn flush_for(export: &dyn Export, emulated_fua: bool) -> Result<()> {
 /// client asks for metadata contexts by.
 pub(crate) fn describe<'q>(
     found: &Found,
-    settings: &Settings,
+    config: &ServerConfig,
     queries: impl Iterator<Item = &'q str>,
 ) -> ExportInfo {
     macro_rules! abilities {
@@ -260,9 +260,12 @@ pub(crate) fn describe<'q>(
                     export.writes_zeroes().is_some(),
                     TransmissionFlags::SEND_WRITE_ZEROES | TransmissionFlags::SEND_FAST_ZERO,
                 ),
-                (export.multi_conn(), TransmissionFlags::CAN_MULTI_CONN),
+                (
+                    export.multi_conn() && config.max_connections() > 1,
+                    TransmissionFlags::CAN_MULTI_CONN,
+                ),
                 (export.caches().is_some(), TransmissionFlags::SEND_CACHE),
-                (settings.resize && export.resizes().is_some(), TransmissionFlags::SEND_RESIZE),
+                (config.resize() && export.resizes().is_some(), TransmissionFlags::SEND_RESIZE),
             ] {
                 info.flags.set(flag, ability);
             }
@@ -271,7 +274,7 @@ pub(crate) fn describe<'q>(
             }
             if let Some(own) = export.contexts() {
                 info.contexts.extend(own.list());
-                let most = info.contexts.len() + settings.config.limits.max_contexts as usize;
+                let most = info.contexts.len() + config.limits().max_contexts as usize;
                 add_found(&mut info.contexts, most, queries, |query| own.find(query));
             }
             info

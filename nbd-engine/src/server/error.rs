@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::io;
 
-/// Why a connection ended other than by the client's leave.
+/// Why a connection ended otherwise than by the client's disconnect.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ConnectionError {
@@ -14,6 +14,14 @@ pub enum ConnectionError {
     Protocol(nbd_proto::Error),
     /// The client took too long to choose an export.
     HandshakeTimeout(Duration),
+    /// The client took too long to send the rest of a request that it had begun.
+    ReceiveStalled(Duration),
+    /// The client took too long to receive its replies.
+    SendStalled(Duration),
+    /// The client was idle while another one waited for a place among the connections.
+    Displaced(Duration),
+    /// The client is gone while its requests were being carried out.
+    PeerGone,
     /// Requests were still in flight when the time to shut down was over.
     DrainTimeout(Duration),
     /// There is no export of the name that oldstyle clients are to get.
@@ -32,6 +40,17 @@ impl core::fmt::Display for ConnectionError {
             Self::HandshakeTimeout(limit) => {
                 write!(f, "no export was chosen within {limit:?}")
             }
+            Self::ReceiveStalled(limit) => {
+                write!(f, "the client did not go on with sending its request for {limit:?}")
+            }
+            Self::SendStalled(limit) => {
+                write!(f, "the client did not go on with receiving its replies for {limit:?}")
+            }
+            Self::Displaced(limit) => write!(
+                f,
+                "the client was idle for {limit:?} while another one waited for a free connection"
+            ),
+            Self::PeerGone => f.write_str("the client is gone, its requests were given up"),
             Self::DrainTimeout(limit) => {
                 write!(f, "requests were still in flight {limit:?} after the shutdown began")
             }
@@ -51,7 +70,13 @@ impl core::error::Error for ConnectionError {
             Self::Protocol(error) => Some(error),
             Self::Internal(misuse) => Some(misuse),
             Self::Oldstyle(unfit) => Some(unfit),
-            Self::HandshakeTimeout(_) | Self::DrainTimeout(_) | Self::NoSuchExport(_) => None,
+            Self::HandshakeTimeout(_)
+            | Self::ReceiveStalled(_)
+            | Self::SendStalled(_)
+            | Self::Displaced(_)
+            | Self::PeerGone
+            | Self::DrainTimeout(_)
+            | Self::NoSuchExport(_) => None,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io::IoSliceMut;
 use std::sync::Arc;
 
 use super::dispatch::{Page, Work};
+use crate::export::ExportError;
 
 /// Pages that wait to be received into again. They belong to one connection, see [`Pool`](crate::export::Pool).
 #[derive(Debug, Default)]
@@ -16,6 +17,17 @@ pub(crate) struct SparePages {
 impl SparePages {
     /// Bytes that are kept at most.
     const KEPT: usize = 4 << 20;
+
+    /// Bytes that are kept at the moment.
+    pub(crate) fn kept(&self) -> usize {
+        self.pages.first().map_or(0, |page| page.len() * self.pages.len())
+    }
+
+    /// Frees all of them.
+    pub(crate) fn clear(&mut self) {
+        self.pages = Vec::new();
+        self.returned = Vec::new();
+    }
 
     fn has(&self, size: usize) -> bool {
         self.pages.last().is_some_and(|page| page.len() == size)
@@ -43,7 +55,7 @@ impl SparePages {
 const FIRST_PAGES: usize = 4;
 
 /// The most slices that one receive call is given.
-pub(crate) const MOST_SLICES: usize = 64;
+pub(crate) const MAX_SLICES: usize = 64;
 
 /// A payload that does not lie in the staging buffer as a whole: in the body's buffer, or in pages.
 #[derive(Debug, Default)]
@@ -52,6 +64,7 @@ pub(crate) struct Payload {
     /// Bytes of a page, 0 unless the payload lies in pages.
     page_size: usize,
     prepared: bool,
+    failure: Option<ExportError>,
 }
 
 impl Payload {
@@ -60,6 +73,7 @@ impl Payload {
         self.pages.clear();
         self.page_size = 0;
         self.prepared = false;
+        self.failure = None;
     }
 
     /// Whether the payload lies in pages.
@@ -75,10 +89,13 @@ impl Payload {
         }
         match page_size {
             Some(size) => self.page_size = size,
-            None => {
-                work.body.fill(length);
-            }
+            None => self.failure = work.body.fill(length).err(),
         }
+    }
+
+    /// Why there is no room for the payload, which is to be dropped.
+    pub(crate) const fn failure(&self) -> Option<&ExportError> {
+        self.failure.as_ref()
     }
 
     /// The room from `offset` on, `length` bytes at most, as slices. Pages are taken as they are needed: a client has to
@@ -98,7 +115,7 @@ impl Payload {
         }
         let (size, end) = (self.page_size, offset + length);
         let first = offset / size;
-        let needed = end.div_ceil(size).min(first + MOST_SLICES);
+        let needed = end.div_ceil(size).min(first + MAX_SLICES);
         // Fresh memory is spent in step with what has arrived.
         let earned = first + (first + 1).max(FIRST_PAGES);
         while self.pages.len() < needed && (self.pages.len() < earned || spare.has(size)) {
@@ -175,7 +192,7 @@ mod tests {
         assert_eq!(slices(1, &mut spare), FIRST_PAGES, "little has arrived");
         assert_eq!(slices(16, &mut spare), 17, "as much again as has arrived");
         spare.pages.extend((0..200).map(|_| spare_page()));
-        assert_eq!(slices(33, &mut spare), MOST_SLICES, "spare pages cost nothing");
+        assert_eq!(slices(33, &mut spare), MAX_SLICES, "spare pages cost nothing");
     }
 
     #[test]

@@ -1,26 +1,36 @@
 //! A connection from its first byte to its last, with its deadlines.
 
 use core::future::{Future, poll_fn};
-use core::task::Poll;
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 use std::sync::Arc;
+use std::time::Instant;
+
+use event_listener::EventListener;
+use tracing::field;
 
 use super::session::Session;
-use super::{ConnectionError, Permit};
+use super::watch::{Verdict, Watch};
+use super::{ConnectionError, Permit, ServerState};
 use crate::runtime::{BoxFuture, Runtime};
 use crate::transport::Transport;
 
 /// How long an idle client is still answered after the shutdown began, so that a request that was under way gets its
-/// `ESHUTDOWN`; and how long a client may take to notice the end of the stream.
-const GRACE: Duration = Duration::from_millis(200);
+/// `ESHUTDOWN`.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(200);
 
-/// Serves one client over a byte stream of any kind until it leaves, breaks the protocol, or the server shuts down.
+/// How long a client may take to notice the end of the stream.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Serves one client over a byte stream of any kind until it disconnects, breaks the protocol, misses a deadline, or the
+/// server shuts down.
 ///
 /// `peer` names the client in the log. Dropping the future ends the connection at once; writes that were under way may
 /// or may not have been done, as after a power cut before their reply.
 ///
 /// # Errors
-/// Why the connection ended, if not by the client's leave.
+/// Why the connection ended, if not by the client's disconnect.
 pub async fn serve<T, R>(
     permit: Permit,
     transport: T,
@@ -31,75 +41,170 @@ where
     T: Transport,
     R: Runtime,
 {
-    let service = Arc::clone(permit.service());
-    let mut session = Session::new(Arc::clone(&service), transport)
-        .inspect_err(|error| tracing::warn!(peer, %error, "a client can't be served"))?;
-    tracing::debug!(peer, "a client connected");
-    let result = drive(&mut session, &permit, &runtime).await;
-    match &result {
-        Ok(()) => tracing::debug!(peer, export = session.export_name(), "a client left"),
-        Err(error) => {
-            tracing::info!(peer, export = session.export_name(), %error, "a connection was closed");
+    let state = Arc::clone(permit.state());
+    let id = state.next_connection_id();
+    // Of the highest level, so that whatever is logged says which connection it is about.
+    let span = tracing::error_span!("connection", id, peer, export = field::Empty);
+    let entered = span.enter();
+    let session = Session::new(Arc::clone(&state), transport, &runtime);
+    let mut session = session.inspect_err(|error| {
+        if let Some(times) = state.floods().unfit.count() {
+            tracing::warn!(%error, times, "cannot serve a client");
         }
-    }
-    result
-}
-
-async fn drive<T, R>(
-    session: &mut Session<T>,
-    permit: &Permit,
-    runtime: &R,
-) -> Result<(), ConnectionError>
-where
-    T: Transport,
-    R: Runtime,
-{
-    let service = permit.service();
-    let settings = service.settings();
-    let mut handshake = runtime.sleep(settings.handshake_timeout);
-    let mut shutdown = service.shutdown_listener();
-    let mut drain: Option<(BoxFuture, BoxFuture)> = None;
-    poll_fn(|cx| {
-        if drain.is_none()
-            && (service.is_shutting_down()
-                || core::pin::Pin::new(&mut shutdown).poll(cx).is_ready())
-        {
-            session.shut_down();
-            drain = Some((runtime.sleep(settings.drain_timeout), runtime.sleep(GRACE)));
-        }
-        if let Poll::Ready(result) = session.poll(cx) {
-            return Poll::Ready(result);
-        }
-        if !session.is_transmitting() && handshake.as_mut().poll(cx).is_ready() {
-            let limit = settings.handshake_timeout;
-            return Poll::Ready(Err(ConnectionError::HandshakeTimeout(limit)));
-        }
-        if let Some((deadline, grace)) = &mut drain {
-            if deadline.as_mut().poll(cx).is_ready() {
-                let limit = settings.drain_timeout;
-                return Poll::Ready(if session.is_idle() {
-                    Ok(())
-                } else {
-                    Err(ConnectionError::DrainTimeout(limit))
-                });
-            }
-            // A future that was ready must not be polled again; it is replaced by one that is over, too.
-            if grace.as_mut().poll(cx).is_ready() {
-                if session.is_idle() {
-                    return Poll::Ready(Ok(()));
-                }
-                *grace = Box::pin(core::future::ready(()));
-            }
-        }
-        Poll::Pending
-    })
-    .await?;
-    // Closing in earnest, but not for ever: the client may not read.
-    let mut linger = runtime.sleep(GRACE);
+    })?;
+    tracing::debug!("a client connected");
+    drop(entered);
+    let mut connection = Connection::new(&mut session, &state, &runtime);
+    let result = poll_fn(|cx| span.in_scope(|| connection.poll(cx))).await;
+    span.in_scope(|| match &result {
+        Ok(()) => tracing::debug!("a client disconnected"),
+        Err(error) => tracing::info!(%error, "a connection was closed"),
+    });
+    result?;
+    // The client may not read, or not close its side.
+    let mut timeout = runtime.sleep(CLOSE_TIMEOUT);
     poll_fn(|cx| match session.poll_close(cx) {
         Poll::Ready(_) => Poll::Ready(()),
-        Poll::Pending => linger.as_mut().poll(cx),
+        Poll::Pending => timeout.as_mut().poll(cx),
     })
     .await;
     Ok(())
+}
+
+/// A session and its deadlines.
+struct Connection<'a, T, R> {
+    session: &'a mut Session<T>,
+    state: &'a ServerState,
+    runtime: &'a R,
+    shutdown: Shutdown,
+    /// Until when an export has to be chosen; then when the watch looks next. It is set anew only when it has passed.
+    timer: BoxFuture,
+    watch: Option<Watch>,
+    drain: Option<Drain>,
+}
+
+/// The deadlines of a shutdown.
+struct Drain {
+    deadline: BoxFuture,
+    /// `None` once it has passed.
+    grace: Option<BoxFuture>,
+}
+
+impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
+    fn new(session: &'a mut Session<T>, state: &'a ServerState, runtime: &'a R) -> Self {
+        Self {
+            session,
+            shutdown: Shutdown { listener: state.shutdown_listener(), registered: None },
+            timer: runtime.sleep(state.config().handshake_timeout()),
+            watch: None,
+            drain: None,
+            state,
+            runtime,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+        if self.drain.is_none() && self.shutdown.has_begun(self.state, cx) {
+            self.session.shut_down();
+            self.drain = Some(Drain {
+                deadline: self.runtime.sleep(self.state.config().drain_timeout()),
+                grace: Some(self.runtime.sleep(SHUTDOWN_GRACE)),
+            });
+        }
+        if let Poll::Ready(result) = self.session.poll(cx) {
+            return Poll::Ready(result);
+        }
+        if let Err(error) = self.poll_timer(cx) {
+            return Poll::Ready(Err(error));
+        }
+        self.poll_drain(cx)
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionError> {
+        if self.watch.is_none() && self.session.is_transmitting() {
+            let watch = Watch::new(self.state.config(), Instant::now());
+            self.timer = self.runtime.sleep(watch.period());
+            self.watch = Some(watch);
+        }
+        if self.session.has_ended_rest()
+            && let Some(watch) = &self.watch
+        {
+            self.timer = self.runtime.sleep(watch.period());
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let next = self.look()?;
+            self.timer = self.runtime.sleep(next);
+        }
+        Ok(())
+    }
+
+    /// The timer has passed. Gives how long until the next look.
+    fn look(&mut self) -> Result<Duration, ConnectionError> {
+        let Some(watch) = &mut self.watch else {
+            let limit = self.state.config().handshake_timeout();
+            return Err(ConnectionError::HandshakeTimeout(limit));
+        };
+        if self.session.is_peer_gone() {
+            return Err(ConnectionError::PeerGone);
+        }
+        match watch.look(Instant::now(), &self.session.activity()) {
+            Verdict::LookAgain(next) => Ok(next),
+            Verdict::Idle(next) => {
+                self.session.free_buffers();
+                Ok(next)
+            }
+            Verdict::LongIdle(next) => {
+                self.session.free_buffers();
+                if self.state.claims_place() {
+                    let limit = self.state.config().idle_timeout().unwrap_or_default();
+                    return Err(ConnectionError::Displaced(limit));
+                }
+                Ok(next)
+            }
+            Verdict::ReceiveStalled(limit) => Err(ConnectionError::ReceiveStalled(limit)),
+            Verdict::SendStalled(limit) => Err(ConnectionError::SendStalled(limit)),
+        }
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+        let Some(drain) = &mut self.drain else { return Poll::Pending };
+        if drain.deadline.as_mut().poll(cx).is_ready() {
+            self.state.cut_off(self.session.requests_in_flight());
+            let limit = self.state.config().drain_timeout();
+            return Poll::Ready(if self.session.is_idle() {
+                Ok(())
+            } else {
+                Err(ConnectionError::DrainTimeout(limit))
+            });
+        }
+        if let Some(grace) = &mut drain.grace
+            && grace.as_mut().poll(cx).is_ready()
+        {
+            drain.grace = None;
+        }
+        if drain.grace.is_none() && self.session.is_idle() {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
+    }
+}
+
+/// Learns of the shutdown, without a look at what all connections share each time the task is woken.
+struct Shutdown {
+    listener: EventListener,
+    /// What is woken by the shutdown.
+    registered: Option<Waker>,
+}
+
+impl Shutdown {
+    fn has_begun(&mut self, state: &ServerState, cx: &mut Context<'_>) -> bool {
+        if state.is_shutting_down() {
+            return true;
+        }
+        if self.registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return false;
+        }
+        self.registered = Some(cx.waker().clone());
+        Pin::new(&mut self.listener).poll(cx).is_ready()
+    }
 }

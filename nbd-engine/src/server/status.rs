@@ -79,6 +79,13 @@ impl Status {
         self.answers.push(Answer { id, source, end: 0 });
     }
 
+    /// Bytes of memory that the answer may take, here and in the queue of what is to be sent.
+    pub(crate) fn cost(&self, one: bool) -> usize {
+        let extents = if one { 2 } else { self.most.saturating_add(1) };
+        let size = 2 * size_of::<Extent>();
+        self.answers.len().saturating_mul(extents).saturating_mul(size)
+    }
+
     /// The contexts with their extents.
     pub(crate) fn answers(&self) -> impl Iterator<Item = (u32, &[Extent])> {
         let mut start = 0;

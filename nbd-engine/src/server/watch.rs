@@ -176,8 +176,11 @@ mod tests {
     #[test]
     fn a_request_that_dribbles_is_stalled() {
         for rate in [0, 1, 999] {
-            let dribble =
-                |second| Activity { receiving: true, received: second * rate, ..Activity::default() };
+            let dribble = |second| Activity {
+                receiving: true,
+                received: second * rate,
+                ..Activity::default()
+            };
             assert_eq!(run(100, dribble), (30, Verdict::ReceiveStalled(30 * SECOND)), "{rate}");
         }
     }

@@ -37,6 +37,8 @@ pub struct Connection {
     /// Data of the option at hand, or the payload of a block status request.
     pub(super) collected: Vec<u8>,
     pub(super) options: u32,
+    /// Exports in the longest list that the client was given.
+    pub(super) listed: u32,
     pub(super) negotiation: Negotiation,
     pub(super) export: Option<Entered>,
     pub(super) out: Outbound,
@@ -137,6 +139,7 @@ impl Connection {
             scratch: Scratch::default(),
             collected: Vec::new(),
             options: 0,
+            listed: 0,
             negotiation: Negotiation::default(),
             export: None,
             out: Outbound::default(),

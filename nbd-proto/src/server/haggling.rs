@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::connection::{Entered, State};
 use super::validate::Rules;
 use super::{Connection, Event, Lookup, Purpose, TlsMode};
+use crate::limits::OPTIONS_PER_EXPORT;
 use crate::wire::{
     BlockSizeInfo, ClientFlags, EXPORT_NAME_PADDING, ExportInfoReply, InfoRequest, InfoType,
     MAX_STRING, OptionCode, OptionHeader, OptionReplyType, TransmissionFlags, is_valid_string,
@@ -59,8 +60,10 @@ impl Connection {
     pub(super) fn option_header(&mut self, header: &OptionHeader) -> Result<(), Error> {
         let limits = &self.config.limits;
         self.options = self.options.saturating_add(1);
-        if self.options > limits.max_options {
-            return Err(LimitExceeded::Options(limits.max_options).into());
+        let about_exports = self.listed.saturating_mul(OPTIONS_PER_EXPORT);
+        let max_options = limits.max_options.saturating_add(about_exports);
+        if self.options > max_options {
+            return Err(LimitExceeded::Options(max_options).into());
         }
         let &OptionHeader { code, length } = header;
         if length > limits.max_option_data.max(limits.max_option_skip) {
@@ -247,12 +250,16 @@ impl Connection {
             return Err(Misuse::NoSuchQuestion);
         }
         self.state = State::OptionHeader;
+        let mut listed = 0_u32;
         for listing in exports {
             if is_valid_string(listing.name.as_bytes()) {
+                listed = listed.saturating_add(1);
                 let valid = is_valid_string(listing.description.as_bytes());
                 self.option_server(listing.name, if valid { listing.description } else { "" });
             }
         }
+        // The client may ask about each of them.
+        self.listed = self.listed.max(listed);
         self.option_ack(OptionCode::LIST);
         Ok(())
     }

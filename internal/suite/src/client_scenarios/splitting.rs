@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use nbd_engine::client::{Error, Flags, Invalid};
 use nbd_engine::export::{self, BlockSize, Export, ExportMap, Handle, Memory, WithBlockSize, Writes};
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::{Pattern, assert_same_bytes};
 
 use crate::{ClientSetup, Setup};
@@ -56,7 +56,7 @@ pub fn long_requests_are_split(clients: ClientSetup, servers: Setup) {
     let size = BlockSize::new(BLOCK as u32, 4096, MOST as u32).expect("they are sizes");
     let disk = Handle::new(WithBlockSize::new(disk, size).required(true));
     let exports = ExportMap::new().with_handle("", None, disk);
-    let server = servers.serve_with(exports, Settings::default());
+    let server = servers.serve_with(exports, ServerConfig::default());
     let client = clients.client(&server);
     assert_eq!(client.export().block_size(), size);
 

@@ -1,7 +1,7 @@
 //! Exports of every kind, several at once.
 
 use nbd_engine::export::{ExportMap, Handle, Memory};
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Info, Mode, RawClient, Rep, Request};
 use nbd_testkit::{Pattern, assert_same_bytes};
 
@@ -38,7 +38,7 @@ pub fn exports_are_listed_and_found_by_name(setup: Setup) {
     let exports = ExportMap::new()
         .with_handle("first", Some("the one".into()), memory(4096))
         .with_handle("second", None, memory(8192));
-    let server = setup.serve_with(exports, Settings::default());
+    let server = setup.serve_with(exports, ServerConfig::default());
     let mut client = RawClient::negotiate(server.endpoint());
     let list = client.list().expect("listing is allowed");
     assert_eq!(list, [("first".into(), "the one".into()), ("second".into(), String::new())]);
@@ -56,7 +56,7 @@ pub fn exports_are_listed_and_found_by_name(setup: Setup) {
 /// Every command in each form, carried out inline, by workers, as a future, on a file.
 pub fn every_command_on_every_way(setup: Setup) {
     let dir = tempfile::tempdir().expect("a folder for the file");
-    let server = setup.serve_with(one_of_each(1 << 20, dir.path()), Settings::default());
+    let server = setup.serve_with(one_of_each(1 << 20, dir.path()), ServerConfig::default());
     for (seed, mode) in [Mode::Simple, Mode::Structured, Mode::Extended].into_iter().enumerate() {
         for way in Way::ALL {
             let mut client = enter(&server, &format!("{way:?}"), mode);
@@ -71,7 +71,7 @@ pub fn every_command_on_every_way(setup: Setup) {
 pub fn large_payloads_on_every_way(setup: Setup) {
     const LENGTH: usize = 3 << 20;
     let dir = tempfile::tempdir().expect("a folder for the file");
-    let server = setup.serve_with(one_of_each(16 << 20, dir.path()), Settings::default());
+    let server = setup.serve_with(one_of_each(16 << 20, dir.path()), ServerConfig::default());
     let (first, second) = (Pattern(1).bytes(0, LENGTH), Pattern(2).bytes(0, LENGTH));
     for way in Way::ALL {
         let mut client = enter(&server, &format!("{way:?}"), Mode::Structured);

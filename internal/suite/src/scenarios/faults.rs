@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use nbd_engine::export::{Body, Export, ExportError, Result, Shared};
 use nbd_engine::proto::wire::ErrorCode;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Errno, Mode, Request};
 
 use crate::Setup;
@@ -20,7 +20,7 @@ pub fn a_panic_of_an_export_fails_the_request_alone(setup: Setup) {
             _ => Ok(()),
         };
         let (_disk, exports) = Scripted::new(way).doing(act).share();
-        let server = setup.serve_with(exports, Settings::default());
+        let server = setup.serve_with(exports, ServerConfig::default());
         let mut bystander = server.client(Mode::Simple);
         let mut client = server.client(Mode::Simple);
         for request in [
@@ -64,17 +64,17 @@ impl Export for WrongLength {
         match self.reads.fetch_add(1, Ordering::Relaxed) {
             // Nothing at all, too little, too much.
             0 => {}
-            1 => body.fill(length - 1).fill(3),
-            2 => body.fill(length + 1).fill(3),
+            1 => body.fill(length - 1)?.fill(3),
+            2 => body.fill(length + 1)?.fill(3),
             // Too much by a hole; more than a request can ask for.
             3 => {
                 body.hole(length);
-                body.fill(1).fill(3);
+                body.fill(1)?.fill(3);
             }
             4 => body.hole(usize::MAX / 2),
             // A range that does not lie in its slice.
             5 => body.share(Shared::Slice(vec![3; length].into(), 1..length + 1)),
-            _ => body.fill(length).fill(3),
+            _ => body.fill(length)?.fill(3),
         }
         Ok(())
     }
@@ -119,7 +119,7 @@ impl Export for EmptyPieces {
             body.fill(0);
             body.hole(0);
             body.share(Shared::Slice(Vec::new().into(), 0..0));
-            body.fill(part).fill(3);
+            body.fill(part)?.fill(3);
         }
         body.hole(0);
         Ok(())
@@ -142,7 +142,7 @@ pub fn pieces_of_no_length_do_no_harm(setup: Setup) {
 pub fn extents_that_tell_nothing_are_eio(setup: Setup) {
     for way in Scripted::WAYS {
         let (disk, exports) = Scripted::new(way).share();
-        let server = setup.serve_with(exports, Settings::default());
+        let server = setup.serve_with(exports, ServerConfig::default());
         for mode in [Mode::Structured, Mode::Extended] {
             let mut client = server.client(mode);
             client.call(&Request::block_status(0, 4096)).expect_error(Errno::EIO);
@@ -166,7 +166,7 @@ pub fn errors_of_an_export_reach_the_client_with_their_text(setup: Setup) {
             _ => Err(ExportError::io("worn out")),
         };
         let (_disk, exports) = Scripted::new(way).doing(act).share();
-        let server = setup.serve_with(exports, Settings::default());
+        let server = setup.serve_with(exports, ServerConfig::default());
         let mut client = server.client(Mode::Structured);
         for (request, error, text) in [
             (Request::write(0, &[1; 512]), Errno::ENOSPC, "no space is left"),

@@ -87,7 +87,7 @@ impl<T: Transport> Session<T> {
         else {
             return Ok(false);
         };
-        self.patience.woken();
+        self.busy_poll.on_wakeup();
         self.received(count?);
         Ok(true)
     }
@@ -111,7 +111,7 @@ impl<T: Transport> Session<T> {
             return Ok(false);
         }
         let (transport, room) = (&mut self.transport, self.staging.room());
-        let found = self.patience.try_for(|| match transport.try_read(room) {
+        let found = self.busy_poll.spin(|| match transport.try_read(room) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             result => Some(result),
         });

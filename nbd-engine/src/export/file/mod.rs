@@ -154,14 +154,17 @@ impl Export for File {
             return None;
         }
         if self.in_memory {
-            return Some(self.read(body.fill(length), offset));
+            return Some(body.fill(length).and_then(|buffer| self.read(buffer, offset)));
         }
         if self.abilities.try_read.is_missing()
             || offset.checked_add(length as u64)? > self.size.get()
         {
             return None;
         }
-        let buffer = body.fill(length);
+        let buffer = match body.fill(length) {
+            Ok(buffer) => buffer,
+            Err(error) => return Some(Err(error)),
+        };
         let read = || {
             let mut buffers = [IoSliceMut::new(buffer)];
             preadv2(&self.file, &mut buffers, offset, ReadWriteFlags::NOWAIT)

@@ -180,7 +180,7 @@ impl Export for Memory {
             self.pages.look(page, |page| {
                 let Some(page) = page else {
                     hole += part;
-                    return;
+                    return Result::Ok(());
                 };
                 if hole > 0 {
                     body.hole(core::mem::take(&mut hole));
@@ -188,9 +188,10 @@ impl Export for Memory {
                 if length >= Self::SHARE_READS && part >= Self::SHARE_PART {
                     body.share(Shared::Slice(page.clone(), within));
                 } else {
-                    body.fill(part).copy_from_slice(&page[within]);
+                    body.fill(part)?.copy_from_slice(&page[within]);
                 }
-            });
+                Ok(())
+            })?;
         }
         if hole > 0 {
             body.hole(hole);

@@ -46,16 +46,22 @@ fn budget(total: usize, connections: usize) -> Arc<BufferBudget> {
 }
 
 #[test]
-fn hostile_connections_never_take_all_of_it() {
+fn however_many_hold_all_they_can_the_bound_holds_and_the_next_one_has_its_share() {
     let budget = budget(256 * MIB, 1024);
     // Each takes in pieces whatever it can get, and gives nothing back.
-    let mut hostile: Vec<_> = (0..100).map(|_| Client::new(&budget)).collect();
+    let mut hostile: Vec<_> = (0..200).map(|_| Client::new(&budget)).collect();
     for client in &mut hostile {
         while client.charge(MIB / 16) {}
     }
     assert!(hostile.iter().map(|client| client.account.used).sum::<usize>() <= 256 * MIB);
+    assert!(hostile[0].account.used <= 128 * MIB, "no one gets more than it leaves");
     let mut working = Client::new(&budget);
-    assert!(working.charge(MIB / 2));
+    assert!(working.charge(budget.share));
+    // Those that wait for what they hold themselves are not before it.
+    assert!(!working.charge(4 * MIB));
+    hostile.remove(0);
+    assert!(working.was_woken());
+    assert!(working.charge(4 * MIB));
 }
 
 #[test]
@@ -84,6 +90,10 @@ fn who_holds_nothing_is_served_in_turn_and_before_who_holds_much() {
     assert!(!large.charge(5 * MIB));
     assert!(!small.charge(2 * MIB));
     greedy.account.release(greedy.account.used);
+    // It has been waiting for more itself.
+    assert!(!large.was_woken());
+    greedy.was_woken();
+    greedy.account = Account::new(Arc::clone(&budget));
     assert!(large.was_woken() && !greedy.was_woken());
     assert!(large.charge(5 * MIB));
 }

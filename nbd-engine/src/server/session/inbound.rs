@@ -11,7 +11,7 @@ use super::super::ConnectionError;
 use super::super::dispatch;
 use super::super::payload;
 use super::{Session, Slot};
-use crate::export::{Found, Handle};
+use crate::export::{Body, Found, Handle};
 use crate::transport::Transport;
 
 /// Payloads from this size on are read straight into their buffer rather than through the staging buffer.
@@ -22,7 +22,11 @@ impl<T: Transport> Session<T> {
     pub(super) fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, ConnectionError> {
         let mut progress = false;
         let mut may_read = true;
-        loop {
+        if let Some(id) = self.waiting {
+            self.start_when_affordable(id, cx);
+            progress = self.waiting.is_none();
+        }
+        while self.waiting.is_none() && !self.turn.is_over() {
             let filled = match self.connection.incoming() {
                 Incoming::Control { need } => {
                     if need == 0 || !self.staging.is_empty() {
@@ -33,7 +37,7 @@ impl<T: Transport> Session<T> {
                         self.staging.consume(eaten);
                         progress |= eaten > 0 || event.is_some();
                         if let Some(event) = event {
-                            self.handle(event)?;
+                            self.handle(event, cx)?;
                         }
                         if eaten > 0 || need == 0 {
                             continue;
@@ -42,6 +46,9 @@ impl<T: Transport> Session<T> {
                     self.fill_staging(cx, &mut may_read)?
                 }
                 Incoming::Payload { request, offset, remaining } => {
+                    if !self.afford_payload(request, remaining, cx) {
+                        return Ok(progress);
+                    }
                     if !self.staging.is_empty() {
                         self.payload_from_staging(request, offset, remaining)?;
                         progress = true;
@@ -70,6 +77,18 @@ impl<T: Transport> Session<T> {
             }
             progress = true;
         }
+        Ok(progress)
+    }
+
+    /// Charges the memory that a write's payload needs, before any of it is received.
+    fn afford_payload(&mut self, id: RequestId, remaining: u64, cx: &mut Context<'_>) -> bool {
+        let slot = &self.slots[id.index()];
+        if slot.payload_charged {
+            return true;
+        }
+        let affordable = self.charge(id.index(), Body::cost(remaining as usize), cx);
+        self.slots[id.index()].payload_charged = affordable;
+        affordable
     }
 
     /// Reads into the staging buffer, once a call of `read`: replies go out before more is taken in.
@@ -81,18 +100,25 @@ impl<T: Transport> Session<T> {
         else {
             return Ok(false);
         };
-        self.patience.woken();
+        self.busy_poll.on_wakeup();
         Ok(self.received(count?))
     }
 
     /// The staging buffer was read into; with nothing if the stream has ended. Gives whether there is more to do.
     fn received(&mut self, count: usize) -> bool {
         self.follow_size();
+        self.count_received(count);
         self.staging.filled(count);
         if count == 0 {
             self.end_of_stream();
         }
         count > 0
+    }
+
+    fn count_received(&mut self, count: usize) {
+        self.activity.received += count as u64;
+        self.turn.spend(count as u64);
+        self.ended_rest |= core::mem::replace(&mut self.rests, false);
     }
 
     /// The export may have been resized, by another connection even. A client who was told so before it sent what has
@@ -106,12 +132,12 @@ impl<T: Transport> Session<T> {
 
     /// Asks a few times more for the next request before going to sleep.
     pub(super) fn wait_a_moment(&mut self) -> io::Result<bool> {
-        let quiet = self.elsewhere == 0 && self.connection.is_idle() && self.staging.is_empty();
+        let quiet = self.offloaded == 0 && self.connection.is_idle() && self.staging.is_empty();
         if !quiet || self.input_ended || !self.connection.is_transmitting() {
             return Ok(false);
         }
         let (transport, room) = (&mut self.transport, self.staging.room());
-        let found = self.patience.try_for(|| match transport.try_read(room) {
+        let found = self.busy_poll.spin(|| match transport.try_read(room) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             result => Some(result),
         });
@@ -136,8 +162,11 @@ impl<T: Transport> Session<T> {
         if offset == 0 {
             self.prepare(request);
         }
+        if self.slots[request.index()].payload.failure().is_some() {
+            return Ok(self.fill_staging(cx, may_read)?);
+        }
         let Slot { work, payload, .. } = &mut self.slots[request.index()];
-        let mut slices: [IoSliceMut<'_>; payload::MOST_SLICES] =
+        let mut slices: [IoSliceMut<'_>; payload::MAX_SLICES] =
             core::array::from_fn(|_| IoSliceMut::new(&mut []));
         let mut count = 0;
         let mut wanted = 0;
@@ -146,7 +175,7 @@ impl<T: Transport> Session<T> {
             wanted += room.len();
             slices[count] = room;
             count += 1;
-            count < payload::MOST_SLICES - 1
+            count < payload::MAX_SLICES - 1
         });
         if wanted as u64 == remaining {
             slices[count] = IoSliceMut::new(self.staging.room());
@@ -155,6 +184,7 @@ impl<T: Transport> Session<T> {
         let read = Pin::new(&mut self.transport).poll_read_vectored(cx, &mut slices[..count]);
         let Poll::Ready(read) = read else { return Ok(false) };
         let read = read?;
+        self.count_received(read);
         self.follow_size();
         if read == 0 {
             self.end_of_stream();
@@ -201,11 +231,17 @@ impl<T: Transport> Session<T> {
             };
             self.connection.payload_received(remaining)?;
             match attempt {
-                Some(result) => self.answer(request, &result),
-                None => {
-                    slot.work.body.fill(staged.len()).copy_from_slice(staged);
-                    self.start_elsewhere(request);
+                Some(result) => {
+                    self.turn.spend(remaining);
+                    self.answer(request, &result);
                 }
+                None => match slot.work.body.fill(staged.len()) {
+                    Ok(room) => {
+                        room.copy_from_slice(staged);
+                        self.offload(request);
+                    }
+                    Err(error) => self.answer(request, &Err(error)),
+                },
             }
             self.staging.consume(remaining as usize);
             return Ok(());
@@ -214,6 +250,14 @@ impl<T: Transport> Session<T> {
             self.prepare(request);
         }
         let count = self.staging.bytes().len().min(remaining as usize);
+        if let Some(error) = self.slots[request.index()].payload.failure().cloned() {
+            self.staging.consume(count);
+            self.connection.payload_received(count as u64)?;
+            if count as u64 == remaining {
+                self.answer(request, &Err(error));
+            }
+            return Ok(());
+        }
         let Slot { work, payload, .. } = &mut self.slots[request.index()];
         let staged = &self.staging.bytes()[..count];
         payload.put(work, offset as usize, staged, &mut self.spare_pages);
@@ -227,6 +271,7 @@ impl<T: Transport> Session<T> {
 
     fn end_of_stream(&mut self) {
         self.input_ended = true;
+        self.hung_up = true;
         if let Err(error) = self.connection.end_of_stream() {
             tracing::debug!(%error, "a client hung up");
         }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use atomic_waker::AtomicWaker;
 use nbd_proto::Command;
 
+use super::super::budget::Remainder;
 use super::super::dispatch::{self, Work};
 use super::super::pieces::Pieces;
 use crate::export::{Export, Result};
@@ -73,12 +74,15 @@ pub(crate) struct Completions {
     finished: Mutex<Vec<Completion>>,
     /// The connection is gone: what has not begun need not be done.
     abandoned: AtomicBool,
+    /// What running jobs hold when the connection is gone; given back when the last of them is.
+    remainder: Mutex<Option<Remainder>>,
     pub(crate) waker: AtomicWaker,
 }
 
 impl Completions {
-    /// The connection is gone.
-    pub(crate) fn abandon(&self) {
+    /// The connection is gone. Jobs that are running hold `remainder` until they end.
+    pub(crate) fn abandon(&self, remainder: Remainder) {
+        *self.remainder.lock().unwrap_or_else(PoisonError::into_inner) = Some(remainder);
         self.abandoned.store(true, Ordering::Relaxed);
     }
 
@@ -89,6 +93,11 @@ impl Completions {
     fn push(&self, completion: Completion) {
         self.finished.lock().unwrap_or_else(PoisonError::into_inner).push(completion);
         self.waker.wake();
+    }
+
+    /// Gives back memory, while nothing is running.
+    pub(crate) fn shrink(&self) {
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner).shrink_to(0);
     }
 
     /// Swaps what has finished into `into`, which must be empty.

@@ -1,45 +1,60 @@
-//! What all connections of a server share: the exports, the workers, the count of connections, the way to shut down.
+//! What all connections of a server share: the exports, the workers, the budget of buffers, the count of connections, the
+//! way to shut down.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use event_listener::{Event, EventListener};
 
-use super::Settings;
+use super::budget::BufferBudget;
+use super::outcome::{Counted, Floods};
 use super::workers::Workers;
+use super::{Outcome, ServerConfig};
 use crate::export::Exports;
 
 /// A server without its sockets. An adapter puts connections into it by [`serve`](super::serve).
-pub struct Service {
+pub struct ServerState {
     common: Arc<Common>,
     /// The export that connections get at once, without a choice.
     oldstyle: Option<String>,
 }
 
-/// What is common to both faces of a server, [newstyle and oldstyle](Service::oldstyle).
+/// What is common to both faces of a server, [newstyle and oldstyle](ServerState::oldstyle).
 struct Common {
     exports: Box<dyn Exports>,
-    settings: Settings,
+    config: ServerConfig,
     workers: Workers,
+    budget: Arc<BufferBudget>,
     connections: AtomicUsize,
-    /// Told when a connection ends.
+    /// Connections that there ever were.
+    connection_ids: AtomicU64,
+    /// Notified when a connection ends.
     departure: Event,
+    /// Whether somebody has found no place among the connections.
+    place_wanted: AtomicBool,
     shutting_down: AtomicBool,
     shutdown: Event,
+    outcome: Counted,
+    floods: Floods,
 }
 
-impl Service {
+impl ServerState {
     /// A server of these exports.
-    pub fn new(exports: impl Exports, settings: Settings) -> Arc<Self> {
+    pub fn new(exports: impl Exports, config: ServerConfig) -> Arc<Self> {
         let common = Common {
             exports: Box::new(exports),
-            workers: Workers::new(settings.max_workers),
-            settings,
+            workers: Workers::new(config.max_workers()),
+            budget: Arc::new(config.buffer_budget()),
+            config,
             connections: AtomicUsize::new(0),
+            connection_ids: AtomicU64::new(0),
             departure: Event::new(),
+            place_wanted: AtomicBool::new(false),
             shutting_down: AtomicBool::new(false),
             shutdown: Event::new(),
+            outcome: Counted::default(),
+            floods: Floods::default(),
         };
         Arc::new(Self { common: Arc::new(common), oldstyle: None })
     }
@@ -68,10 +83,15 @@ impl Service {
         self.oldstyle.as_deref()
     }
 
-    /// The settings that it was made with.
+    /// How the server was told to behave.
     #[must_use]
-    pub fn settings(&self) -> &Settings {
-        &self.common.settings
+    pub fn config(&self) -> &ServerConfig {
+        &self.common.config
+    }
+
+    /// The buffers of all connections.
+    pub(crate) fn budget(&self) -> &Arc<BufferBudget> {
+        &self.common.budget
     }
 
     /// Connections at the moment.
@@ -80,7 +100,7 @@ impl Service {
         self.common.connections.load(Ordering::Acquire)
     }
 
-    /// Begins to shut down: no more connections, requests in flight get [`Settings::drain_timeout`] to finish, later
+    /// Begins to shut down: no more connections, requests in flight get [`ServerConfig::drain_timeout`] to finish, later
     /// ones are answered with `ESHUTDOWN`. Can be called from anywhere, any number of times. See
     /// [`drained`](Self::drained) for the end.
     pub fn shut_down(&self) {
@@ -104,18 +124,34 @@ impl Service {
         self.until(&self.common.departure, || self.connections() == 0).await;
     }
 
-    /// Waits until there is room for one more connection, and does not take it. `false` when the server shuts down.
-    pub(crate) async fn has_room(&self) -> bool {
-        let most = self.settings().max_connections.max(1);
-        self.until_any(|| self.is_shutting_down() || self.connections() < most).await;
-        !self.is_shutting_down()
+    /// How the server ended; final once it has [drained](Self::drained).
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        self.common.outcome.get()
+    }
+
+    /// So many requests of a connection will not be finished.
+    pub(crate) fn cut_off(&self, requests: usize) {
+        self.common.outcome.cut_off(requests);
+    }
+
+    /// A listener has ended by a fault: shuts down, since nobody else would notice, and says so in the
+    /// [`outcome`](Self::outcome). For adapters; `why` is logged.
+    pub fn fail(&self, why: impl fmt::Display) {
+        tracing::error!("the server shuts down: {why}");
+        self.common.outcome.listener_failed();
+        self.shut_down();
+    }
+
+    pub(crate) fn floods(&self) -> &Floods {
+        &self.common.floods
     }
 
     /// Waits for room for one more connection. `None` when the server shuts down.
     pub async fn admit(self: &Arc<Self>) -> Option<Permit> {
-        let most = self.common.settings.max_connections.max(1);
+        let max = self.config().max_connections();
         let admitted = || {
-            let add = |count| (count < most).then_some(count + 1);
+            let add = |count| (count < max).then_some(count + 1);
             self.common.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
         };
         // `shut_down` wakes those who wait for a departure, too, since nobody may ever depart.
@@ -123,11 +159,25 @@ impl Service {
         self.until_any(|| {
             self.is_shutting_down() || {
                 entered = admitted();
+                if !entered {
+                    self.common.place_wanted.store(true, Ordering::Relaxed);
+                }
                 entered
             }
         })
         .await;
         entered.then(|| Permit(Arc::clone(self)))
+    }
+
+    /// A number that tells a connection from all others of this server.
+    pub(crate) fn next_connection_id(&self) -> u64 {
+        self.common.connection_ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whether a connection that has long been idle should give its place to somebody who found none. Says so to one
+    /// connection for each who asks.
+    pub(crate) fn claims_place(&self) -> bool {
+        self.common.place_wanted.swap(false, Ordering::Relaxed)
     }
 
     /// Waits until `reached` gives true, which it can do only after `event`.
@@ -152,15 +202,15 @@ impl Service {
         }
     }
 
-    /// Is told of the beginning of the shutdown.
+    /// Is notified of the beginning of the shutdown.
     pub(crate) fn shutdown_listener(&self) -> EventListener {
         self.common.shutdown.listen()
     }
 }
 
-impl fmt::Debug for Service {
+impl fmt::Debug for ServerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Service")
+        f.debug_struct("ServerState")
             .field("connections", &self.connections())
             .field("shutting_down", &self.is_shutting_down())
             .finish_non_exhaustive()
@@ -169,10 +219,10 @@ impl fmt::Debug for Service {
 
 /// A place for one connection, given back when dropped.
 #[derive(Debug)]
-pub struct Permit(Arc<Service>);
+pub struct Permit(Arc<ServerState>);
 
 impl Permit {
-    pub(crate) const fn service(&self) -> &Arc<Service> {
+    pub(crate) const fn state(&self) -> &Arc<ServerState> {
         &self.0
     }
 }
