@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use nbd_proto::wire::ErrorCode;
 
+use super::memory::Page;
 use super::pool::Pool;
 use super::{ExportError, Result};
 
@@ -16,8 +17,8 @@ use super::{ExportError, Result};
 pub enum Shared {
     /// Reference-counted bytes of any origin.
     Bytes(Bytes),
-    /// Part of a reference-counted slice; costs no allocation.
-    Slice(Arc<[u8]>, Range<usize>),
+    /// Part of a page; costs no allocation.
+    Slice(Page, Range<usize>),
 }
 
 impl Shared {
@@ -292,7 +293,7 @@ mod tests {
         body.fill(2).unwrap().copy_from_slice(b"ab");
         body.share(Shared::Bytes(Bytes::from_static(b"cd")));
         body.fill(1).unwrap().copy_from_slice(b"e");
-        body.share(Shared::Slice(Arc::from(&b"xfgx"[..]), 1..3));
+        body.share(Shared::Slice(b"xfgx".to_vec().into(), 1..3));
         assert_eq!(body.len(), 7);
         for start in 0..7 {
             for end in start..=7 {

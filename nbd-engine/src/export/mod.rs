@@ -30,7 +30,7 @@ pub use error::{ExportError, Result};
 #[cfg(target_os = "linux")]
 pub use file::{File, FileOptions, OpenError};
 pub use map::{ExportMap, Exports, Found, Handle};
-pub use memory::{Memory, TooLarge};
+pub use memory::{Memory, Page, TooLarge};
 pub(crate) use pool::Pool;
 pub use read_only::ReadOnly;
 pub use tracked::{BitmapError, Tracked, Tracker};
@@ -39,8 +39,6 @@ pub use with_block_size::WithBlockSize;
 pub use nbd_proto::{BlockSize, ContextInfo, Extent, wire::AllocationFlags};
 
 use core::ops::ControlFlow;
-use std::sync::Arc;
-
 /// A disk that may block while it works: a file, a block device, memory, or anything of your own.
 ///
 /// All methods take `&self` and may be called from many threads at once, for one connection or for several; offsets
@@ -218,9 +216,14 @@ pub trait TakesPages: Send + Sync {
     /// Bytes of a page: a power of two.
     fn page_size(&self) -> usize;
 
+    /// A page of the export's own memory, of that size, to be received into; its content is arbitrary, so that every
+    /// byte has to be written. `None` when there is no memory for it: then the engine takes a page elsewhere, and
+    /// [`write_page`](Self::write_page) says whether there is room for what is in it.
+    fn new_page(&self) -> Option<Page>;
+
     /// Writes a page at `offset`, which is a multiple of the page size, and gives back a page that is no longer needed,
-    /// if there is one, to be received into again.
-    fn write_page(&self, page: Arc<[u8]>, offset: u64) -> Result<Option<Arc<[u8]>>>;
+    /// if there is one, to be received into again. The page may be of any origin.
+    fn write_page(&self, page: Page, offset: u64) -> Result<Option<Page>>;
 }
 
 /// Flushing. Part of [`Export`].

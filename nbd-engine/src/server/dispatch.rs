@@ -10,10 +10,9 @@ use nbd_proto::{Command, ContextInfo, ExportInfo};
 
 use super::ServerConfig;
 use super::status::{Asked, Source, Status};
-use crate::export::{AsyncExport, Body, Export, ExportError, Found, Fua, Handle, Result, ZeroMode};
-
-/// A part of a payload that an export may take over.
-pub(crate) type Page = Arc<[u8]>;
+use crate::export::{
+    AsyncExport, Body, Export, ExportError, Found, Fua, Handle, Page, Result, ZeroMode,
+};
 
 /// What carrying out a command needs and leaves behind. Kept with a place in flight and reused.
 #[derive(Debug, Default)]
@@ -136,6 +135,11 @@ pub(crate) fn page_size(export: &dyn Export, command: Command) -> Option<usize> 
     let size = writes.takes_pages().filter(|_| export.never_blocks())?.page_size();
     let aligned = offset.is_multiple_of(size as u64) && (length as usize).is_multiple_of(size);
     (size.is_power_of_two() && aligned).then_some(size)
+}
+
+/// A page of the export's own memory to receive into, if there is one.
+pub(crate) fn new_page(export: &dyn Export) -> Option<Page> {
+    export.writes()?.takes_pages()?.new_page()
 }
 
 /// Carries out a write whose payload lies in pages of that size. Those that come back are appended to `spare`.

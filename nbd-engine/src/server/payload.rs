@@ -3,20 +3,22 @@
 use std::io::IoSliceMut;
 use std::sync::Arc;
 
-use super::dispatch::{Page, Work};
-use crate::export::ExportError;
+use super::dispatch::{self, Work};
+use crate::export::{Export, ExportError, Page};
 
 /// Pages that wait to be received into again. They belong to one connection, see [`Pool`](crate::export::Pool).
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct SparePages {
+    /// Where more come from, once the connection has an export that takes pages.
+    pub(crate) export: Option<Arc<dyn Export>>,
     pages: Vec<Page>,
     /// Pages as they come back, before they are looked at.
     pub(crate) returned: Vec<Page>,
 }
 
 impl SparePages {
-    /// Bytes that are kept at most.
-    const KEPT: usize = 4 << 20;
+    /// Bytes that are kept at most: what one receive call takes. The export has more.
+    const KEPT: usize = 1 << 20;
 
     /// Bytes that are kept at the moment.
     pub(crate) fn kept(&self) -> usize {
@@ -36,7 +38,10 @@ impl SparePages {
     fn take(&mut self, size: usize) -> Page {
         match self.pages.pop() {
             Some(page) if page.len() == size => page,
-            _ => core::iter::repeat_n(0, size).collect(),
+            _ => {
+                let own = self.export.as_deref().and_then(dispatch::new_page);
+                own.filter(|page| page.len() == size).unwrap_or_else(|| vec![0; size].into())
+            }
         }
     }
 
@@ -44,7 +49,7 @@ impl SparePages {
     pub(crate) fn sort(&mut self) {
         for mut page in self.returned.drain(..) {
             let room = (self.pages.len() + 1) * page.len() <= Self::KEPT;
-            if room && Arc::get_mut(&mut page).is_some() {
+            if room && page.get_mut().is_some() {
                 self.pages.push(page);
             }
         }
@@ -126,7 +131,7 @@ impl Payload {
             let (from, to) = (offset.max(start), end.min(start + size));
             // Nobody shares a page that is still to be filled.
             if from < to
-                && let Some(bytes) = Arc::get_mut(page)
+                && let Some(bytes) = page.get_mut()
                 && !visit(IoSliceMut::new(&mut bytes[from - start..to - start]))
             {
                 return;
@@ -201,7 +206,7 @@ mod tests {
         let bytes: Vec<u8> = (0..100 * 16).map(|at| (at % 251) as u8).collect();
         payload.prepare(&mut work, 200 * 16, Some(16));
         payload.put(&mut work, 24, &bytes, &mut spare);
-        let all = payload.pages.concat();
+        let all = payload.pages.iter().flat_map(|page| page.to_vec()).collect::<Vec<_>>();
         assert_eq!(&all[24..24 + bytes.len()], bytes);
     }
 
@@ -209,14 +214,14 @@ mod tests {
     fn shared_pages_are_not_received_into_again() {
         let mut spare = SparePages::default();
         let page = spare.take(SIZE);
-        let reader = Arc::clone(&page);
+        let reader = page.clone();
         spare.returned.extend([page, spare_page()]);
         spare.sort();
         assert_eq!(spare.pages.len(), 1);
-        assert!(!Arc::ptr_eq(&spare.take(SIZE), &reader));
+        assert!(!spare.take(SIZE).same(&reader));
     }
 
     fn spare_page() -> Page {
-        core::iter::repeat_n(0, SIZE).collect()
+        vec![0; SIZE].into()
     }
 }

@@ -14,8 +14,8 @@ use nbd_proto::{ContextInfo, Extent};
 use super::contexts::no_such_context;
 use super::forward::forward;
 use super::{
-    BlockSize, Body, Caches, Contexts, Export, ExportError, Extents, Flushes, Fua, Resizes, Result,
-    TakesPages, Trims, Writes, WritesZeroes, ZeroMode,
+    BlockSize, Body, Caches, Contexts, Export, ExportError, Extents, Flushes, Fua, Page, Resizes,
+    Result, TakesPages, Trims, Writes, WritesZeroes, ZeroMode,
 };
 pub use tracker::{BitmapError, Tracker};
 
@@ -143,7 +143,11 @@ impl<E: Export> TakesPages for Tracked<E> {
         takes.map_or(0, TakesPages::page_size)
     }
 
-    fn write_page(&self, page: Arc<[u8]>, offset: u64) -> Result<Option<Arc<[u8]>>> {
+    fn new_page(&self) -> Option<Page> {
+        self.inner.writes()?.takes_pages()?.new_page()
+    }
+
+    fn write_page(&self, page: Page, offset: u64) -> Result<Option<Page>> {
         let _marked = self.tracker.mark(range(offset, page.len() as u64));
         let takes = self.inner.writes().and_then(Writes::takes_pages);
         takes.ok_or_else(gone)?.write_page(page, offset)

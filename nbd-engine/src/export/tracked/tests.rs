@@ -52,8 +52,8 @@ fn each_kind_of_change_makes_its_blocks_dirty() {
     disk.writes().unwrap().write(&[1; 2], K64 - 1, false).unwrap();
     disk.trims().unwrap().trim(5 * K64, 1, false).unwrap();
     disk.writes_zeroes().unwrap().write_zeroes(7 * K64, K64, ZeroMode::default()).unwrap();
-    let page = core::iter::repeat_n(1, Memory::PAGE_SIZE as usize).collect();
-    disk.writes().unwrap().takes_pages().unwrap().write_page(page, 10 * K64).unwrap();
+    let takes = disk.writes().unwrap().takes_pages().unwrap();
+    takes.write_page(takes.new_page().unwrap(), 10 * K64).unwrap();
     assert_eq!(dirty(&disk), [0..2 * K64, 5 * K64..6 * K64, 7 * K64..8 * K64, 10 * K64..11 * K64]);
     assert!(disk.tracker().clear("b"));
     assert_eq!(dirty(&disk), []);

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use nbd_proto::RequestId;
@@ -210,6 +211,9 @@ impl<T: Transport> Session<T> {
             Handle::Blocking(export) => dispatch::page_size(&**export, command),
             Handle::Async(_) => None,
         };
+        if let (Some(_), Handle::Blocking(export)) = (page_size, &found.export) {
+            self.spare_pages.export.get_or_insert_with(|| Arc::clone(export));
+        }
         payload.prepare(work, command.length() as usize, page_size);
     }
 
