@@ -122,6 +122,16 @@ impl Operation {
         self.command == CommandType::WRITE
     }
 
+    /// Whether a flush is needed before it is durable.
+    pub(crate) fn changes_export(&self) -> bool {
+        use CommandType as Type;
+        matches!(self.command, Type::WRITE | Type::TRIM | Type::WRITE_ZEROES | Type::RESIZE)
+    }
+
+    pub(crate) fn is_flush(&self) -> bool {
+        self.command == CommandType::FLUSH
+    }
+
     /// Whether one request is all it takes: the answer of a block status may fall short, and is asked for again.
     pub(crate) fn is_single(&self) -> bool {
         matches!(self.command, CommandType::FLUSH | CommandType::RESIZE | CommandType::BLOCK_STATUS)

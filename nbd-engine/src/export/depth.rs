@@ -52,7 +52,7 @@ impl<E> AsRef<E> for WithAllocationDepth<E> {
 
 impl<E: Export> Export for WithAllocationDepth<E> {
     forward! { self, self.inner;
-        size read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
+        size refresh read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
         writes flushes trims writes_zeroes caches extents resizes
     }
 

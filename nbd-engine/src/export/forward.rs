@@ -13,6 +13,9 @@ macro_rules! forward {
     (@size $self:ident, $inner:expr) => {
         fn size(&$self) -> u64 { $inner.size() }
     };
+    (@refresh $self:ident, $inner:expr) => {
+        fn refresh(&$self) { $inner.refresh(); }
+    };
     (@read $self:ident, $inner:expr) => {
         fn read(&$self, buffer: &mut [u8], offset: u64) -> Result<()> {
             $inner.read(buffer, offset)
@@ -76,7 +79,7 @@ pub(super) use forward;
 /// An export in a box is an export, so that wrappers can be put around each other as a configuration says.
 impl<E: Export + ?Sized> Export for Box<E> {
     forward! { self, (**self);
-        size read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
+        size refresh read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
         writes flushes trims writes_zeroes caches extents contexts resizes
     }
 }

@@ -28,7 +28,7 @@ pub use contexts::{Contexts, no_such_context};
 pub use depth::WithAllocationDepth;
 pub use error::{ExportError, Result};
 #[cfg(target_os = "linux")]
-pub use file::{File, FileOptions, OpenError};
+pub use file::{File, FileOptions, OpenError, check_writable};
 pub use map::{ExportMap, Exports, Found, Handle};
 pub use memory::{Memory, Page, TooLarge};
 pub(crate) use pool::Pool;
@@ -85,6 +85,11 @@ pub trait Export: Send + Sync + 'static {
     /// The size in bytes, at most 2^63 - 1. It may change, by [`Resizes`] or otherwise, and is asked for all the time, so
     /// that every connection follows. A request may have been checked against an earlier size when it gets here.
     fn size(&self) -> u64;
+
+    /// Called before the size is told to a client that enters the export or asks about it: the moment to look whether
+    /// the medium has another size by now. It is called on the connection's own thread or task, so that it must not
+    /// block. The default does nothing, which is right for exports that know their size at any time.
+    fn refresh(&self) {}
 
     /// Fills `buffer` with the bytes at `offset`.
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()>;

@@ -40,7 +40,7 @@ impl<E> AsRef<E> for ReadOnly<E> {
 
 impl<E: Export> Export for ReadOnly<E> {
     forward! { self, self.inner;
-        size read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
+        size refresh read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
         flushes caches extents contexts
     }
 }

@@ -10,7 +10,8 @@ use super::{
 /// them does not care, and for testing clients.
 ///
 /// Clients are told of the constraints; requests that break them are refused with `EINVAL`, and nothing is changed. A
-/// size that is not a multiple of the minimum is rounded down to one, since nobody could use the rest.
+/// size that is not a multiple of the minimum is rounded down to one, since nobody could use the rest:
+/// [`cut_off`](Self::cut_off) says how much that is.
 ///
 /// ```
 /// use nbd_engine::export::{BlockSize, Export, Memory, WithBlockSize};
@@ -40,6 +41,13 @@ impl<E: Export> WithBlockSize<E> {
         Self { required, ..self }
     }
 
+    /// Bytes at the end of the inner export that can't be reached: fewer than the minimum block size. Zero, unless the
+    /// minimum does not divide the size.
+    pub fn cut_off(&self) -> u64 {
+        // The minimum is a power of two.
+        self.inner.size() & u64::from(self.block_size.minimum() - 1)
+    }
+
     /// The export with its own constraints.
     pub fn into_inner(self) -> E {
         self.inner
@@ -54,13 +62,13 @@ impl<E> AsRef<E> for WithBlockSize<E> {
 
 impl<E: Export> Export for WithBlockSize<E> {
     forward! { self, self.inner;
-        read never_blocks read_body try_read description rotational multi_conn
+        refresh read never_blocks read_body try_read description rotational multi_conn
         writes flushes trims writes_zeroes caches extents contexts resizes
     }
 
     fn size(&self) -> u64 {
         let size = self.inner.size();
-        // The minimum is a power of two.
+        // As above.
         size & !u64::from(self.block_size.minimum() - 1)
     }
 
@@ -86,12 +94,13 @@ mod tests {
             (disk.size(), disk.block_size(), disk.block_size_required()),
             (512, sizes, false)
         );
+        assert_eq!(disk.cut_off(), 1000 - 512);
         assert!(disk.required(true).block_size_required());
 
         let disk = WithBlockSize::new(Memory::new(4096).unwrap(), sizes);
         disk.writes().unwrap().write(b"x", 0, false).unwrap();
         disk.resizes().unwrap().resize(8192).unwrap();
-        assert_eq!(disk.size(), 8192);
+        assert_eq!((disk.size(), disk.cut_off()), (8192, 0));
         assert!(disk.never_blocks() && Export::extents(&disk).is_some());
         assert_eq!(disk.into_inner().allocated_bytes(), Memory::PAGE_SIZE);
     }

@@ -285,7 +285,10 @@ pub(crate) fn describe<'q>(
         }};
     }
     let mut info = match &found.export {
-        Handle::Blocking(export) => abilities!(export),
+        Handle::Blocking(export) => {
+            export.refresh();
+            abilities!(export)
+        }
         Handle::Async(export) => abilities!(export),
     };
     info.name = Some(found.name.clone());

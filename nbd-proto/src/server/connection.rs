@@ -99,6 +99,8 @@ pub struct SelectedContext {
 #[derive(Debug)]
 pub(super) struct Entered {
     pub(super) rules: Rules,
+    /// The size that the client was told.
+    pub(super) announced: u64,
     pub(super) contexts: Vec<SelectedContext>,
 }
 
@@ -363,13 +365,17 @@ impl Connection {
         self.shutting_down = true;
     }
 
-    /// The export in use has a new size, by a resize on this connection or another one.
+    /// The export in use has a new size, by a resize on this connection or another one, or by itself.
+    ///
+    /// A client that was not offered `RESIZE` can't know: it keeps the size that it was told at most, so that it is not
+    /// told of extents beyond.
     ///
     /// # Errors
     /// [`Misuse::WrongPhase`] when no export is in use.
     pub fn set_size(&mut self, size: u64) -> Result<(), Misuse> {
         let export = self.export.as_mut().ok_or(Misuse::WrongPhase)?;
-        export.rules.size = size;
+        let knows = export.rules.flags.contains(TransmissionFlags::SEND_RESIZE);
+        export.rules.size = if knows { size } else { size.min(export.announced) };
         Ok(())
     }
 

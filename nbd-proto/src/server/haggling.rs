@@ -419,7 +419,7 @@ impl Connection {
             require_payload_flag: self.config.require_payload_flag,
             has_contexts: !contexts.is_empty(),
         };
-        self.export = Some(Entered { rules, contexts });
+        self.export = Some(Entered { rules, announced: info.size, contexts });
         self.collected = Vec::new();
         self.state = State::RequestHeader;
     }

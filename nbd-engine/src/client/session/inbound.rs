@@ -205,6 +205,9 @@ impl<T: Transport> Session<T> {
             Event::Completed { context: Piece { transfer: at, .. }, result, .. } => {
                 if let Some(transfer) = &mut self.transfers[at] {
                     transfer.in_flight -= 1;
+                    if transfer.operation.changes_export() {
+                        link.changed();
+                    }
                     if let Err(error) = result {
                         let operation = transfer.operation;
                         transfer.fail(|| Error::Command {

@@ -92,7 +92,7 @@ fn gone() -> ExportError {
 
 impl<E: Export> Export for Tracked<E> {
     forward! { self, self.inner;
-        size read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
+        size refresh read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
         flushes caches extents
     }
 
