@@ -40,12 +40,14 @@ pub struct Limits {
     /// may exceed it when it is alone. Clients don't use it. Default 64 MiB: two of the largest payloads.
     pub max_in_flight_bytes: u64,
     /// The longest payload of a read or write, in bytes; lowers what exports advertise, on a server to its clients, on
-    /// a client to its embedder. Default 32 MiB, which the specification asks servers to support (S-SZ-06).
+    /// a client to its embedder. Default 32 MiB, which the specification asks servers to support.
+    // S-SZ-06
     pub max_payload: u32,
     /// The longest option data that is looked at, in bytes. Default 64 KiB: a name of 4096 bytes and a thousand
     /// metadata queries of ordinary length. Longer data of a known option is skipped and answered `TOO_BIG`.
     pub max_option_data: u32,
-    /// The longest option data that is skipped, in bytes; more is a hard disconnect (S-OPT-05). Default 16 MiB.
+    /// The longest option data that is skipped, in bytes; more is a hard disconnect. Default 16 MiB.
+    // S-OPT-05
     pub max_option_skip: u32,
     /// Options on one connection, besides [`OPTIONS_PER_EXPORT`] for each export that was listed to the client; more is a
     /// hard disconnect (section "Termination of the session during option haggling", denial of service). Default 4096.
@@ -53,10 +55,12 @@ pub struct Limits {
     /// Metadata contexts selected at once; a server answers `TOO_BIG` to more, a client that asked for fewer
     /// disconnects. Default 16.
     pub max_contexts: u32,
-    /// Extents in one block status chunk; the client asks again for the rest. Default 4096, at most 2^20 (S-CMD-BS-07).
+    /// Extents in one block status chunk; the client asks again for the rest. Default 4096, at most 2^20.
+    // S-CMD-BS-07
     pub max_extents: u32,
-    /// The longest data of one option reply that a client takes, in bytes; more is a hard disconnect (C-OPT-17).
+    /// The longest data of one option reply that a client takes, in bytes; more is a hard disconnect.
     /// Default 64 KiB: the longest that are defined, an export's name and description, have 8196.
+    // C-OPT-17
     pub max_option_reply: u32,
     /// Replies to one option that a client takes; more is a hard disconnect. Default 2^17: a server has at most that many
     /// exports if their names come from a command line. Embedders that collect replies have to bound the bytes that they
@@ -66,7 +70,8 @@ pub struct Limits {
     /// a hard disconnect. Default 4096. Servers that answer in order need one.
     pub max_fragments: u32,
     /// Extents in one block status chunk that a client takes; more is a hard disconnect. They are handed on in batches,
-    /// so that memory does not depend on it. Default 2^20, which servers should not exceed (S-CMD-BS-07).
+    /// so that memory does not depend on it. Default 2^20, which servers should not exceed.
+    // S-CMD-BS-07
     pub max_reply_extents: u32,
 }
 
@@ -88,7 +93,8 @@ impl Limits {
     };
 
     /// The longest payload of a refused request that is read and dropped to keep the stream in sync; more is a hard
-    /// disconnect. 32 MiB at least, since that much must not count as an attack (S-SZ-09).
+    /// disconnect. 32 MiB at least, since that much must not count as an attack.
+    // S-SZ-09
     #[must_use]
     pub fn max_discard(&self) -> u64 {
         u64::from(self.max_payload.max(1 << 25))
