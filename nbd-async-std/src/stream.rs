@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_io::{Async, Timer};
+use nbd_engine::export::PeerAddr;
 use nbd_engine::net::{self, SocketPath};
 use nbd_engine::server::{Accepted, Listen};
 use nbd_engine::{BoxFuture, Socket};
@@ -27,7 +28,7 @@ impl Listen for Tcp {
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, address) = self.0.accept().await?;
         net::tune_tcp(&stream)?;
-        Ok(Accepted { transport: Socket(stream), peer: address.to_string() })
+        Ok(Accepted { transport: Socket(stream), peer: address.into() })
     }
 }
 
@@ -52,7 +53,8 @@ impl Listen for Unix {
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, _) = self.listener.accept().await?;
         net::tune_unix(&stream);
-        Ok(Accepted { transport: Socket(stream), peer: "unix socket".into() })
+        let peer = PeerAddr::unix(&stream);
+        Ok(Accepted { transport: Socket(stream), peer })
     }
 }
 

@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use nbd_blocking::export::{ExportMap, File, Handle};
+use nbd_blocking::export::{ExportEntry, ExportMap, File};
 use nbd_blocking::{LocalAddr, Server, ServerConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -21,9 +21,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file = File::open(&path)?;
     // The same disk under two names, the second of which can't be written.
     let viewed = File::options().read_only(true).open(&path)?;
-    let exports = ExportMap::new()
-        .with_handle("disk", Some(format!("{path}, to use")), Handle::new(file))
-        .with_handle("view", Some(format!("{path}, to look at")), Handle::new(viewed));
+    let disk = ExportEntry::new("disk", file)?.with_description(format!("{path}, to use"))?;
+    let view = ExportEntry::new("view", viewed)?.with_description(format!("{path}, to look at"))?;
+    let exports = ExportMap::new().with_entry(disk).with_entry(view);
 
     // All bounds and deadlines have defaults. These suit a server that strangers can reach.
     let config =

@@ -4,7 +4,7 @@
 //! use nbd_blocking::Server;
 //! use nbd_blocking::export::{ExportMap, Memory};
 //!
-//! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?));
+//! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
 //! let listening = server.listen_tcp("127.0.0.1:0")?;
 //! println!("nbd://{}/", listening.local_addr());
 //! # server.shut_down();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use nbd_engine::export::Exports;
+use nbd_engine::export::{Exports, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{ConnectionError, Outcome, ServerConfig, ServerState, listen, serve};
 
@@ -106,7 +106,7 @@ impl Server {
     /// # Errors
     /// Why the connection ended, if not by the client's leave.
     pub fn serve_tcp(&self, stream: TcpStream) -> Result<(), ConnectionError> {
-        let peer = stream.peer_addr().map_or_else(|_| "tcp".into(), |address| address.to_string());
+        let peer = stream.peer_addr().map_or_else(|_| "tcp".into(), PeerAddr::from);
         self.run(Stream::tcp(stream)?, peer)
     }
 
@@ -115,7 +115,8 @@ impl Server {
     /// # Errors
     /// Why the connection ended, if not by the client's leave.
     pub fn serve_unix(&self, stream: UnixStream) -> Result<(), ConnectionError> {
-        self.run(Stream::unix(stream)?, "unix socket".into())
+        let peer = PeerAddr::unix(&stream);
+        self.run(Stream::unix(stream)?, peer)
     }
 
     /// Serves one client over any pair of byte streams (pipes, a serial line, a process), on this thread and two more
@@ -141,7 +142,7 @@ impl Server {
         result
     }
 
-    fn run(&self, stream: Stream, peer: String) -> Result<(), ConnectionError> {
+    fn run(&self, stream: Stream, peer: PeerAddr) -> Result<(), ConnectionError> {
         block_on(async {
             match self.service.admit().await {
                 Some(permit) => serve(permit, stream, Threads, peer).await,

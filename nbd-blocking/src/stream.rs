@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
 use nbd_engine::Transport;
+use nbd_engine::export::PeerAddr;
 use nbd_engine::net::{self, SocketPath};
 use nbd_engine::server::{Accepted, Listen};
 use rustix::event::PollFlags;
@@ -168,11 +169,12 @@ impl Listener {
         match &self.kind {
             Kind::Tcp(listener) => {
                 let (stream, address) = listener.accept()?;
-                Ok(Accepted { transport: Stream::tcp(stream)?, peer: address.to_string() })
+                Ok(Accepted { transport: Stream::tcp(stream)?, peer: address.into() })
             }
             Kind::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
-                Ok(Accepted { transport: Stream::unix(stream)?, peer: "unix socket".into() })
+                let peer = PeerAddr::unix(&stream);
+                Ok(Accepted { transport: Stream::unix(stream)?, peer })
             }
         }
     }

@@ -9,6 +9,7 @@ pub mod client;
 pub mod export;
 mod memory_limit;
 pub mod net;
+mod pump;
 mod runtime;
 pub mod server;
 mod staging;

@@ -6,7 +6,7 @@ mod striped;
 use std::sync::Arc;
 
 use nbd_engine::export::{
-    BlockSize, Export, ExportMap, Handle, Memory, Tracked, WithAllocationDepth, WithBlockSize,
+    BlockSize, Export, ExportMap, Memory, Tracked, WithAllocationDepth, WithBlockSize,
 };
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Errno, RawClient, Rep, Request, cmd_flag};
@@ -25,8 +25,7 @@ fn tracked() -> Arc<Tracked<WithAllocationDepth<Memory>>> {
 }
 
 fn serve(disk: &Arc<Tracked<WithAllocationDepth<Memory>>>) -> Served {
-    let handle = Handle::Blocking(Arc::clone(disk) as Arc<dyn Export>);
-    Served::start(ExportMap::new().with_handle("", None, handle), ServerConfig::default())
+    Served::start(ExportMap::new().with("", Arc::clone(disk)).unwrap(), ServerConfig::default())
 }
 
 fn structured(served: &Served, queries: &[&str]) -> (RawClient, Vec<(u32, String)>) {

@@ -14,7 +14,9 @@ const MAGICS: &[u8] = b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53";
 fn two() -> Served {
     let exports = ExportMap::new()
         .with("first", Memory::new(MIB).unwrap())
-        .with("second", ReadOnly::new(Memory::new(2 * MIB).unwrap()));
+        .unwrap()
+        .with("second", ReadOnly::new(Memory::new(2 * MIB).unwrap()))
+        .unwrap();
     Served::start(exports, ServerConfig::default())
 }
 

@@ -119,7 +119,7 @@ pub use error::{Error, LimitExceeded, Misuse, NotServed, PeerMisbehaved, Refusal
 pub use export::{BlockSize, ContextInfo, ExportInfo, Extent, InvalidBlockSize};
 pub use in_flight::RequestId;
 pub use input::Input;
-pub use limits::Limits;
+pub use limits::{Limits, OPTIONS_PER_EXPORT};
 pub use outbound::{Finished, Segment, Segments};
 pub use recv_buffer::RecvBuffer;
 pub use request_rules::{InvalidRequest, RequestRules};

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use nbd_engine::Socket;
+use nbd_engine::export::PeerAddr;
 use nbd_engine::net::{self, SocketPath};
 use nbd_engine::server::{Accepted, Listen};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -113,7 +114,7 @@ impl Listen for Tcp {
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, address) = self.0.accept().await?;
         net::tune_tcp(&stream)?;
-        Ok(Accepted { transport: tcp(stream), peer: address.to_string() })
+        Ok(Accepted { transport: tcp(stream), peer: address.into() })
     }
 }
 
@@ -135,6 +136,7 @@ impl Listen for Unix {
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, _) = self.listener.accept().await?;
         net::tune_unix(&stream);
-        Ok(Accepted { transport: unix(stream), peer: "unix socket".into() })
+        let peer = PeerAddr::unix(&stream);
+        Ok(Accepted { transport: unix(stream), peer })
     }
 }

@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 const SIZE: u64 = 32 << 20;
 
 fn server_with(config: ServerConfig) -> Server {
-    Server::with_config(ExportMap::new().with("", Memory::new(SIZE).unwrap()), config)
+    Server::with_config(ExportMap::new().with("", Memory::new(SIZE).unwrap()).unwrap(), config)
 }
 
 fn server() -> Server {

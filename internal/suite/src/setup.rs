@@ -176,7 +176,10 @@ impl Setup {
     /// Starts a server of one export with default config.
     #[track_caller]
     pub fn serve(&self, export: impl Export) -> Server {
-        self.serve_with(ExportMap::new().with("", export), ServerConfig::default())
+        self.serve_with(
+            ExportMap::new().with("", export).expect("a short name"),
+            ServerConfig::default(),
+        )
     }
 
     /// Starts a server.

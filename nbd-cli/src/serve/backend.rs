@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nbd_engine::export::{
-    Export, ExportMap, File, Handle, Memory, ReadOnly, Tracked, Tracker, WithAllocationDepth,
-    WithBlockSize,
+    AnyExport, Export, ExportEntry, ExportMap, File, InvalidName, Memory, ReadOnly, Tracked,
+    Tracker, WithAllocationDepth, WithBlockSize,
 };
 use nbd_engine::proto::wire::is_valid_string;
 
@@ -45,7 +45,12 @@ pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
         }
         let (handle, tracker) = Backend::parse(backend)?.open(backend, arguments)?;
         trackers.extend(tracker);
-        exports = exports.with_handle(name.as_str(), arguments.description.clone(), handle);
+        let invalid = |error: InvalidName| Failure::usage(error.to_string());
+        let mut entry = ExportEntry::new(name.as_str(), handle).map_err(invalid)?;
+        if let Some(description) = &arguments.description {
+            entry = entry.with_description(description.as_str()).map_err(invalid)?;
+        }
+        exports = exports.with_entry(entry);
         names.push(name);
     }
     Ok(Opened { exports, names, trackers })
@@ -124,14 +129,14 @@ impl Backend {
 }
 
 /// An export with the layers around it, and that which records changes.
-type Layers = (Handle, Option<Arc<Tracker>>);
+type Layers = (AnyExport, Option<Arc<Tracker>>);
 
 /// The export with the layers around it that the arguments ask for.
 fn wrapped(export: impl Export, word: &str, arguments: &Arguments) -> Result<Layers, Failure> {
     let Arguments { allocation_depth, block_size, block_size_required, .. } = arguments;
     let tracked = !arguments.track.is_empty() || arguments.control.is_some();
     if !tracked && !allocation_depth && block_size.is_none() {
-        return Ok((Handle::new(export), None));
+        return Ok((AnyExport::new(export), None));
     }
     let mut export: Box<dyn Export> = Box::new(export);
     if let Some(sizes) = block_size {
@@ -148,7 +153,7 @@ fn wrapped(export: impl Export, word: &str, arguments: &Arguments) -> Result<Lay
         tracker = Some(Arc::clone(layer.tracker()));
         export = Box::new(layer);
     }
-    Ok((Handle::Blocking(export.into()), tracker))
+    Ok((AnyExport::new(export), tracker))
 }
 
 /// Says so when the end of a disk can't be reached in whole blocks, and refuses one of which nothing is left.

@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if place.contains("://") {
         return look(&place.parse()?);
     }
-    let exports = ExportMap::new().with("", Memory::new(64 << 20)?);
+    let exports = ExportMap::new().with("", Memory::new(64 << 20)?)?;
     let service = ServerState::new(exports, ServerConfig::default());
     let (event_loop, poll) = EventLoop::new()?;
     if place.starts_with('/') {

@@ -386,7 +386,7 @@ fn gather<'a>(
     for (slice, segment) in slices.iter_mut().zip(connection.segments()) {
         let bytes = match segment {
             Segment::Control(bytes) => bytes,
-            Segment::Body { request, offset, length } => {
+            Segment::Body { id: request, offset, length } => {
                 let piece = connection.context(request);
                 let transfer = piece.and_then(|piece| transfers[piece.transfer].as_ref());
                 let (Some(piece), Some(transfer)) = (piece, transfer) else { break };

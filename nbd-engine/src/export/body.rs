@@ -14,7 +14,7 @@ use super::{ExportError, Result};
 
 /// Bytes that an export shares instead of copying them. They must not change while they are shared.
 #[derive(Clone, Debug)]
-pub enum Shared {
+pub(crate) enum Shared {
     /// Reference-counted bytes of any origin.
     Bytes(Bytes),
     /// Part of a page; costs no allocation.
@@ -23,8 +23,7 @@ pub enum Shared {
 
 impl Shared {
     /// The bytes. Empty when the range does not lie inside of its slice.
-    #[must_use]
-    pub fn as_slice(&self) -> &[u8] {
+    pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes,
             Self::Slice(slice, range) => slice.get(range.clone()).unwrap_or_default(),
@@ -34,7 +33,7 @@ impl Shared {
 
 /// A part of a body, in the order of the export's bytes.
 #[derive(Clone, Debug)]
-pub enum Piece {
+pub(crate) enum Piece {
     /// This many bytes of the body's own buffer, next after the earlier ones.
     Buffer(usize),
     /// Bytes shared by the export.
@@ -45,8 +44,7 @@ pub enum Piece {
 
 impl Piece {
     /// Bytes of the export that the piece stands for.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Buffer(length) | Self::Hole(length) => *length,
             Self::Shared(shared) => shared.as_slice().len(),
@@ -54,8 +52,7 @@ impl Piece {
     }
 
     /// Whether the piece stands for nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
@@ -69,6 +66,16 @@ pub struct Body {
     pieces: Vec<Piece>,
     length: usize,
     pool: Option<Arc<Pool>>,
+    flags: ReadFlags,
+}
+
+/// What else a client says of a read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReadFlags {
+    /// The client wants the data in one piece (`NBD_CMD_FLAG_DF`): holes are sent as zeroes, so that an export need not
+    /// look for them.
+    pub dont_fragment: bool,
 }
 
 impl Body {
@@ -101,6 +108,7 @@ impl Body {
         self.pieces.clear();
         self.filled = 0;
         self.length = 0;
+        self.flags = ReadFlags::default();
         if self.buffer.len() > Self::MAX_KEPT {
             self.part_with_buffer();
         }
@@ -155,9 +163,49 @@ impl Body {
         Ok(&mut self.buffer[start..end])
     }
 
+    /// Appends bytes that the export shares instead of copying them. They must not change while they are shared.
+    pub fn share_bytes(&mut self, bytes: impl Into<Bytes>) {
+        self.share(Shared::Bytes(bytes.into()));
+    }
+
+    /// Appends the part `range` of a page that the export shares, which costs no allocation. Nothing if the range does
+    /// not lie inside of the page.
+    pub fn share_page(&mut self, page: Page, range: Range<usize>) {
+        self.share(Shared::Slice(page, range));
+    }
+
     /// Appends bytes that the export shares.
-    pub fn share(&mut self, shared: Shared) {
+    pub(crate) fn share(&mut self, shared: Shared) {
         self.push(Piece::Shared(shared));
+    }
+
+    /// What else the client says of the read that this body is for.
+    #[must_use]
+    pub const fn flags(&self) -> ReadFlags {
+        self.flags
+    }
+
+    pub(crate) const fn set_flags(&mut self, flags: ReadFlags) {
+        self.flags = flags;
+    }
+
+    /// A copy of the content, holes as zeroes; for tests of exports.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.length);
+        let mut buffer = self.buffer();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Buffer(length) => {
+                    let (own, rest) = buffer.split_at(*length);
+                    bytes.extend_from_slice(own);
+                    buffer = rest;
+                }
+                Piece::Shared(shared) => bytes.extend_from_slice(shared.as_slice()),
+                Piece::Hole(length) => bytes.resize(bytes.len() + length, 0),
+            }
+        }
+        bytes
     }
 
     /// Appends `length` zeroes.
@@ -193,8 +241,7 @@ impl Body {
     }
 
     /// The pieces, in order.
-    #[must_use]
-    pub fn pieces(&self) -> &[Piece] {
+    pub(crate) fn pieces(&self) -> &[Piece] {
         &self.pieces
     }
 

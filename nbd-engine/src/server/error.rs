@@ -3,6 +3,8 @@
 use core::time::Duration;
 use std::io;
 
+use crate::export::Refusal;
+
 /// Why a connection ended otherwise than by the client's disconnect.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -24,8 +26,13 @@ pub enum ConnectionError {
     PeerGone,
     /// Requests were still in flight when the time to shut down was over.
     DrainTimeout(Duration),
-    /// There is no export of the name that oldstyle clients are to get.
-    NoSuchExport(String),
+    /// The export that oldstyle clients get was refused to this one.
+    ExportRefused {
+        /// The name of the export.
+        name: String,
+        /// Why it was refused.
+        refusal: Refusal,
+    },
     /// The export can't be served to oldstyle clients.
     Oldstyle(nbd_proto::server::OldstyleUnfit),
     /// The engine misused the core: a fault of this crate, please report it.
@@ -54,8 +61,8 @@ impl core::fmt::Display for ConnectionError {
             Self::DrainTimeout(limit) => {
                 write!(f, "requests were still in flight {limit:?} after the shutdown began")
             }
-            Self::NoSuchExport(name) => {
-                write!(f, "there is no export '{name}' for oldstyle clients")
+            Self::ExportRefused { name, refusal } => {
+                write!(f, "an oldstyle client can't have the export '{name}': {refusal}")
             }
             Self::Oldstyle(unfit) => unfit.fmt(f),
             Self::Internal(misuse) => write!(f, "a fault in nbd-engine: {misuse}"),
@@ -70,13 +77,13 @@ impl core::error::Error for ConnectionError {
             Self::Protocol(error) => Some(error),
             Self::Internal(misuse) => Some(misuse),
             Self::Oldstyle(unfit) => Some(unfit),
+            Self::ExportRefused { refusal, .. } => Some(refusal),
             Self::HandshakeTimeout(_)
             | Self::ReceiveStalled(_)
             | Self::SendStalled(_)
             | Self::Displaced(_)
             | Self::PeerGone
-            | Self::DrainTimeout(_)
-            | Self::NoSuchExport(_) => None,
+            | Self::DrainTimeout(_) => None,
         }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::{Permit, ServerState, serve};
+use crate::export::PeerAddr;
 use crate::runtime::{BoxFuture, Runtime};
 use crate::transport::Transport;
 
@@ -18,8 +19,8 @@ use crate::transport::Transport;
 pub struct Accepted<T> {
     /// The stream.
     pub transport: T,
-    /// The client, for the log.
-    pub peer: String,
+    /// The address of the client.
+    pub peer: PeerAddr,
 }
 
 /// Something that connections come from.
@@ -73,7 +74,7 @@ pub async fn listen<L: Listen, R: Runtime>(service: Arc<ServerState>, listener: 
                 if let Some(times) = service.floods().full.count() {
                     let max = service.config().max_connections();
                     tracing::warn!(
-                        peer,
+                        %peer,
                         times,
                         max_connections = max,
                         "the server is full: refused a connection; allow more (--max-connections)"

@@ -1,12 +1,17 @@
 //! Long commands are carried out piece by piece, so that others get their turn in between, and so that nothing is done
 //! for a client that is gone.
 
+use core::future::poll_fn;
+use core::task::Poll;
 use std::time::{Duration, Instant};
 
 use nbd_proto::Command;
 
 use super::dispatch::unsupported;
-use crate::export::{Export, Result, ZeroMode};
+use crate::export::{
+    AsyncCanCache, AsyncCanFlush, AsyncCanTrim, AsyncCanWriteZeroes, AsyncExport, Export, Result,
+    ZeroMode,
+};
 
 /// A command over a long range, and how far it has got.
 #[derive(Debug)]
@@ -77,6 +82,38 @@ impl Pieces {
         self.offset >= self.end
     }
 
+    /// Carries out all pieces on an asynchronous export. Others get their turn in between.
+    pub(super) async fn run_async<E: AsyncExport>(&mut self, export: &E) -> Result<()> {
+        let native = self.fua && export.can_flush().is_none();
+        loop {
+            let (offset, length) = self.next_range();
+            let begun = Instant::now();
+            match self.action {
+                Action::Trim => {
+                    let ability = export.can_trim().map_or_else(unsupported, Ok)?;
+                    ability.trim(offset, length, native).await?;
+                }
+                Action::Cache => {
+                    let ability = export.can_cache().map_or_else(unsupported, Ok)?;
+                    ability.cache(offset, length).await?;
+                }
+                Action::WriteZeroes { no_hole } => {
+                    let ability = export.can_write_zeroes().map_or_else(unsupported, Ok)?;
+                    let mode = ZeroMode { fua: native, no_hole, fast: false };
+                    ability.write_zeroes(offset, length, mode).await?;
+                }
+            }
+            if self.advance(length, begun.elapsed()) {
+                break;
+            }
+            let_others_run().await;
+        }
+        match export.can_flush() {
+            Some(ability) if self.fua => ability.flush().await,
+            _ => Ok(()),
+        }
+    }
+
     /// Carries out the next piece; gives the result of the command when there is no more to do.
     pub(super) fn run_next(&mut self, export: &dyn Export) -> Option<Result<()>> {
         let (offset, length) = self.next_range();
@@ -110,4 +147,17 @@ impl Pieces {
             _ => result,
         })
     }
+}
+
+/// Is ready with the second poll.
+async fn let_others_run() {
+    let mut polled = false;
+    poll_fn(|cx| {
+        if core::mem::replace(&mut polled, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

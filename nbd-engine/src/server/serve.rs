@@ -1,18 +1,20 @@
 //! A connection from its first byte to its last, with its deadlines.
 
 use core::future::{Future, poll_fn};
-use core::pin::Pin;
+use core::pin::{Pin, pin};
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 use std::sync::Arc;
 use std::time::Instant;
 
 use event_listener::EventListener;
+use futures_util::future::{Either, select};
 use tracing::field;
 
-use super::session::Session;
+use super::session::{End, Session};
 use super::watch::{Verdict, Watch};
 use super::{ConnectionError, Permit, ServerState};
+use crate::export::{ClientInfo, PeerAddr};
 use crate::runtime::{BoxFuture, Runtime};
 use crate::transport::Transport;
 
@@ -26,7 +28,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Serves one client over a byte stream of any kind until it disconnects, breaks the protocol, misses a deadline, or the
 /// server shuts down.
 ///
-/// `peer` names the client in the log. Dropping the future ends the connection at once; writes that were under way may
+/// `peer` is what exports and the log learn of the client's address. Dropping the future ends the connection at once; writes that were under way may
 /// or may not have been done, as after a power cut before their reply.
 ///
 /// # Errors
@@ -35,32 +37,24 @@ pub async fn serve<T, R>(
     permit: Permit,
     transport: T,
     runtime: R,
-    peer: String,
+    peer: PeerAddr,
 ) -> Result<(), ConnectionError>
 where
     T: Transport,
     R: Runtime,
 {
     let state = Arc::clone(permit.state());
-    let id = state.next_connection_id();
+    let client = state.client(peer);
     // Of the highest level, so that whatever is logged says which connection it is about.
-    let span = tracing::error_span!("connection", id, peer, export = field::Empty);
-    let entered = span.enter();
-    let session = Session::new(Arc::clone(&state), transport, &runtime);
-    let mut session = session.inspect_err(|error| {
-        if let Some(times) = state.floods().unfit.count() {
-            tracing::warn!(%error, times, "cannot serve a client");
-        }
-    })?;
-    tracing::debug!("a client connected");
-    drop(entered);
-    let mut connection = Connection::new(&mut session, &state, &runtime);
-    let result = poll_fn(|cx| span.in_scope(|| connection.poll(cx))).await;
-    span.in_scope(|| match &result {
-        Ok(()) => tracing::debug!("a client disconnected"),
-        Err(error) => tracing::info!(%error, "a connection was closed"),
-    });
-    result?;
+    let span = tracing::error_span!(
+        "connection",
+        id = client.connection,
+        peer = %client.peer,
+        export = field::Empty
+    );
+    let mut task = pin!(run(&state, transport, &runtime, client));
+    let session = poll_fn(|cx| span.in_scope(|| task.as_mut().poll(cx))).await?;
+    let Some(mut session) = session else { return Ok(()) };
     // The client may not read, or not close its side.
     let mut timeout = runtime.sleep(CLOSE_TIMEOUT);
     poll_fn(|cx| match session.poll_close(cx) {
@@ -69,6 +63,43 @@ where
     })
     .await;
     Ok(())
+}
+
+/// Serves a client until its connection is to be closed; gives what there is to close.
+async fn run<T: Transport, R: Runtime>(
+    state: &Arc<ServerState>,
+    transport: T,
+    runtime: &R,
+    client: Arc<ClientInfo>,
+) -> Result<Option<Session<T>>, ConnectionError> {
+    // An oldstyle client gets its export at once, and looking that up may take its time.
+    let limit = state.config().handshake_timeout();
+    let session = pin!(Session::new(Arc::clone(state), transport, client, runtime));
+    let shutdown = pin!(state.shutdown_begun());
+    let deadline = select(runtime.sleep(limit), shutdown);
+    let session = match select(session, deadline).await {
+        Either::Left((session, _)) => session,
+        Either::Right((Either::Left(_), _)) => Err(ConnectionError::HandshakeTimeout(limit)),
+        Either::Right((Either::Right(_), _)) => return Ok(None),
+    };
+    let mut session = session.inspect_err(|error| {
+        if let Some(times) = state.floods().unfit.count() {
+            tracing::warn!(%error, times, "cannot serve a client");
+        }
+    })?;
+    tracing::debug!("a client connected");
+    let mut connection = Connection::new(&mut session, state, runtime);
+    let result = poll_fn(|cx| connection.poll(cx)).await;
+    session.leave(&result);
+    match result {
+        Ok(End::Closed(reason)) => tracing::debug!("{reason}"),
+        Ok(End::ShutDown) => tracing::debug!("closed a connection, since the server shuts down"),
+        Err(error) => {
+            tracing::info!(%error, "a connection was closed");
+            return Err(error);
+        }
+    }
+    Ok(Some(session))
 }
 
 /// A session and its deadlines.
@@ -103,21 +134,28 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
         if self.drain.is_none() && self.shutdown.has_begun(self.state, cx) {
             self.session.shut_down();
-            self.drain = Some(Drain {
-                deadline: self.runtime.sleep(self.state.config().drain_timeout()),
-                grace: Some(self.runtime.sleep(SHUTDOWN_GRACE)),
-            });
+            self.begin_drain();
         }
         if let Poll::Ready(result) = self.session.poll(cx) {
             return Poll::Ready(result);
+        }
+        if self.drain.is_none() && self.session.is_ending() {
+            self.begin_drain();
         }
         if let Err(error) = self.poll_timer(cx) {
             return Poll::Ready(Err(error));
         }
         self.poll_drain(cx)
+    }
+
+    fn begin_drain(&mut self) {
+        self.drain = Some(Drain {
+            deadline: self.runtime.sleep(self.state.config().drain_timeout()),
+            grace: Some(self.runtime.sleep(SHUTDOWN_GRACE)),
+        });
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionError> {
@@ -166,13 +204,13 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
         }
     }
 
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
         let Some(drain) = &mut self.drain else { return Poll::Pending };
         if drain.deadline.as_mut().poll(cx).is_ready() {
             self.state.cut_off(self.session.requests_in_flight());
             let limit = self.state.config().drain_timeout();
             return Poll::Ready(if self.session.is_idle() {
-                Ok(())
+                Ok(End::ShutDown)
             } else {
                 Err(ConnectionError::DrainTimeout(limit))
             });
@@ -183,7 +221,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             drain.grace = None;
         }
         if drain.grace.is_none() && self.session.is_idle() {
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(Ok(End::ShutDown));
         }
         Poll::Pending
     }

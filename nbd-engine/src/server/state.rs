@@ -11,7 +11,7 @@ use super::budget::BufferBudget;
 use super::outcome::{Counted, Floods};
 use super::workers::Workers;
 use super::{Outcome, ServerConfig};
-use crate::export::Exports;
+use crate::export::{ClientInfo, DynExports, Exports, PeerAddr};
 
 /// A server without its sockets. An adapter puts connections into it by [`serve`](super::serve).
 pub struct ServerState {
@@ -22,13 +22,13 @@ pub struct ServerState {
 
 /// What is common to both faces of a server, [newstyle and oldstyle](ServerState::oldstyle).
 struct Common {
-    exports: Box<dyn Exports>,
+    exports: Arc<dyn DynExports>,
     config: ServerConfig,
     workers: Workers,
     budget: Arc<BufferBudget>,
     connections: AtomicUsize,
-    /// Connections that there ever were.
-    connection_ids: AtomicU64,
+    /// The number of the next connection.
+    next_connection: AtomicU64,
     /// Notified when a connection ends.
     departure: Event,
     /// Whether somebody has found no place among the connections.
@@ -43,12 +43,12 @@ impl ServerState {
     /// A server of these exports.
     pub fn new(exports: impl Exports, config: ServerConfig) -> Arc<Self> {
         let common = Common {
-            exports: Box::new(exports),
+            exports: Arc::new(exports),
             workers: Workers::new(config.max_workers()),
             budget: Arc::new(config.buffer_budget()),
             config,
             connections: AtomicUsize::new(0),
-            connection_ids: AtomicU64::new(0),
+            next_connection: AtomicU64::new(0),
             departure: Event::new(),
             place_wanted: AtomicBool::new(false),
             shutting_down: AtomicBool::new(false),
@@ -70,8 +70,14 @@ impl ServerState {
         Arc::new(Self { common: Arc::clone(&self.common), oldstyle: Some(export.into()) })
     }
 
-    pub(crate) fn exports(&self) -> &dyn Exports {
-        &*self.common.exports
+    pub(crate) fn exports(&self) -> Arc<dyn DynExports> {
+        Arc::clone(&self.common.exports)
+    }
+
+    /// A client that has just connected.
+    pub(crate) fn client(&self, peer: PeerAddr) -> Arc<ClientInfo> {
+        let number = self.common.next_connection.fetch_add(1, Ordering::Relaxed);
+        Arc::new(ClientInfo::new(number, peer))
     }
 
     pub(crate) fn workers(&self) -> &Workers {
@@ -167,11 +173,6 @@ impl ServerState {
         })
         .await;
         entered.then(|| Permit(Arc::clone(self)))
-    }
-
-    /// A number that tells a connection from all others of this server.
-    pub(crate) fn next_connection_id(&self) -> u64 {
-        self.common.connection_ids.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Whether a connection that has long been idle should give its place to somebody who found none. Says so to one

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use nbd_engine::export::{Export, ExportMap, Handle, Memory, Result};
+use nbd_engine::export::{Export, ExportMap, Memory, Result};
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Mode, RawClient, Request, Wire};
@@ -29,7 +29,7 @@ struct Session {
 
 impl Session {
     fn new(connect: Connect, mode: Mode) -> Self {
-        let exports = ExportMap::new().with("", Memory::new(2 << 30).unwrap());
+        let exports = ExportMap::new().with("", Memory::new(2 << 30).unwrap()).unwrap();
         let counter = Box::leak(Box::default());
         let client = enter(connect(exports, ServerConfig::default(), counter), mode);
         Self { client, counter }
@@ -153,7 +153,7 @@ pub(crate) fn a_client_that_does_not_read_is_held_within_the_limits(connect: Con
     limits.max_in_flight_bytes = 8 << 20;
     let config = ServerConfig::new().with_limits(limits);
     let disk = Arc::new(Counting::default());
-    let exports = ExportMap::new().with_handle("", None, Handle::from(Arc::clone(&disk)));
+    let exports = ExportMap::new().with("", Arc::clone(&disk)).unwrap();
     let counter = Box::leak(Box::default());
     let mut client = enter(connect(exports, config, counter), Mode::Simple);
     let mut bytes = Vec::new();

@@ -15,7 +15,7 @@ pub(crate) struct Served {
 impl Served {
     /// Serves one export as the default one.
     pub(crate) fn only(export: impl Export) -> Self {
-        Self::start(ExportMap::new().with("", export), ServerConfig::default())
+        Self::start(ExportMap::new().with("", export).unwrap(), ServerConfig::default())
     }
 
     pub(crate) fn start(exports: ExportMap, config: ServerConfig) -> Self {

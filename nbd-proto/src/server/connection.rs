@@ -244,6 +244,15 @@ impl Connection {
         handshake.answer_list(&mut shared, exports)
     }
 
+    /// Answers [`Event::List`] with why the client gets no list.
+    ///
+    /// # Errors
+    /// Those of [`answer_list`](Self::answer_list).
+    pub fn refuse_list(&mut self, refusal: LookupRefusal<'_>) -> Result<(), Misuse> {
+        let (handshake, mut shared) = self.handshake()?;
+        handshake.refuse_list(&mut shared, refusal)
+    }
+
     /// Answers [`Event::Lookup`] with the export, or with why the client can't have it.
     ///
     /// `NBD_OPT_EXPORT_NAME` has no room for a refusal: the connection closes then, with

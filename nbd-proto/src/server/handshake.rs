@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use super::question::Question;
 use super::{Config, Event};
+use crate::limits::OPTIONS_PER_EXPORT;
 use crate::outbound::Outbound;
 use crate::scratch::Scratch;
 use crate::wire::{ClientFlags, OptionHeader};
@@ -92,10 +93,6 @@ pub(super) enum Step {
 
 /// Option replies that may wait to be sent before no further option is read.
 const MAX_UNSENT: usize = 256 << 10;
-
-/// Options that a client may want to send for each export of a list: one to learn about it, two about its metadata
-/// contexts.
-const OPTIONS_PER_EXPORT: u32 = 3;
 
 impl Handshake {
     pub(super) fn step(

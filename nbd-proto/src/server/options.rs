@@ -246,6 +246,19 @@ impl Handshake {
         Ok(())
     }
 
+    pub(super) fn refuse_list(
+        &mut self,
+        shared: &mut Shared<'_>,
+        refusal: LookupRefusal<'_>,
+    ) -> Result<(), Misuse> {
+        if !matches!(&self.state, State::Asked(Question::List)) {
+            return Err(Misuse::NoSuchQuestion);
+        }
+        self.state = State::Header;
+        refuse(shared, OptionCode::LIST, refusal);
+        Ok(())
+    }
+
     pub(super) fn answer_lookup(
         &mut self,
         shared: &mut Shared<'_>,

@@ -43,7 +43,7 @@ pub fn writes_are_seen_by_all_connections_after_a_flush(clients: ClientSetup, se
 pub fn a_client_over_a_stream_of_ones_own(clients: ClientSetup, servers: Setup) {
     let (ours, theirs) = UnixStream::pair().expect("two sockets");
     let dir = tempfile::tempdir().expect("a folder");
-    let exports = ExportMap::new().with("disk", memory());
+    let exports = ExportMap::new().with("disk", memory()).expect("a short name");
     let mut server =
         servers.serve_at(exports, ServerConfig::default(), vec![Place::Stream(theirs)], dir);
     let mut options = Options::default();
@@ -74,7 +74,7 @@ pub fn a_client_connects_again_after_the_server_went_away(clients: ClientSetup, 
         }
     };
     let serve = |place| {
-        let exports = ExportMap::new().with("", memory());
+        let exports = ExportMap::new().with("", memory()).expect("a short name");
         let dir = tempfile::tempdir().expect("a folder");
         servers.serve_at(exports, ServerConfig::default(), vec![place], dir)
     };

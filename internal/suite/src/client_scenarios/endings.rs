@@ -17,7 +17,7 @@ pub fn a_server_that_shuts_down_answers_what_is_in_flight(clients: ClientSetup, 
     for way in Way::CONCURRENT {
         let disk = Disk::new(1 << 20);
         disk.gate.close();
-        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
         let mut server = servers.serve_with(exports, ServerConfig::default());
         let client = clients.client(&server);
         let read = client.start_read(vec![9; 512], 0, Flags::empty());
@@ -60,7 +60,7 @@ pub fn a_connection_that_is_lost_says_what_was_sent(clients: ClientSetup, server
         let config = ServerConfig::new().with_drain_timeout(Duration::from_millis(100));
         let disk = Disk::new(1 << 20);
         disk.gate.close();
-        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
         let mut server = servers.serve_with(exports, config);
         let mut options = Options::default();
         options.limits.max_in_flight = 2;

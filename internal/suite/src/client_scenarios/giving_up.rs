@@ -20,7 +20,7 @@ const PATTERN: Pattern = Pattern(7);
 fn serve_gated(servers: &Setup, way: Way) -> (Server, Arc<Disk>) {
     let disk = Disk::new(SIZE);
     disk.gate.close();
-    let exports = ExportMap::new().with_handle("", None, way.of(&disk));
+    let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
     (servers.serve_with(exports, ServerConfig::default()), disk)
 }
 

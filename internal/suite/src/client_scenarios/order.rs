@@ -14,7 +14,7 @@ const PATTERN: Pattern = Pattern(3);
 pub fn replies_come_in_any_order(clients: ClientSetup, servers: Setup) {
     for way in Way::CONCURRENT {
         let disk = Disk::new(1 << 20);
-        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
         let server = servers.serve_with(exports, ServerConfig::default());
         let client = clients.client(&server);
         client.write_at(&PATTERN.bytes(0, 1 << 20), 0, Flags::empty()).expect("a write");

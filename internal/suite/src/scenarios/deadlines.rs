@@ -10,14 +10,14 @@ use crate::exports::{Disk, Gate, Way};
 use crate::{SOON, Setup};
 
 fn memory() -> ExportMap {
-    ExportMap::new().with("", Memory::new(1 << 20).expect("it is small"))
+    ExportMap::new().with("", Memory::new(1 << 20).expect("it is small")).expect("a short name")
 }
 
 /// Clients that do not choose an export in time are sent away, whatever they do instead; those that have chosen stay.
 pub fn the_handshake_has_a_deadline(setup: Setup) {
     let config = ServerConfig::new().with_handshake_timeout(Duration::from_secs(1));
     let disk = Disk::new(1 << 20);
-    let exports = ExportMap::new().with_handle("", None, Way::Workers.of(&disk));
+    let exports = ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name");
     let server = setup.serve_with(exports, config);
     let mut chosen = server.client(Mode::Simple);
 
@@ -77,7 +77,7 @@ pub fn the_drain_has_a_deadline(setup: Setup) {
         let config = ServerConfig::new().with_drain_timeout(Duration::from_millis(300));
         let disk = Disk::new(1 << 20);
         disk.gate.close();
-        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
         let mut server = setup.serve_with(exports, config);
         let mut client = server.client(Mode::Simple);
         client.send(&Request::read(0, 512));
@@ -108,7 +108,7 @@ pub fn a_drain_does_not_wait_for_the_rest_of_a_request(setup: Setup) {
 pub fn a_drain_does_not_wait_for_clients_that_do_not_read(setup: Setup) {
     let config = ServerConfig::new().with_drain_timeout(Duration::from_millis(300));
     let disk = Disk::new(4 << 20);
-    let exports = ExportMap::new().with_handle("", None, Way::Workers.of(&disk));
+    let exports = ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name");
     let mut server = setup.serve_with(exports, config);
     let mut client = server.client(Mode::Simple);
     client.send_all(&vec![Request::read(Gate::END, 1 << 20); 64]);

@@ -1,6 +1,6 @@
 //! Exports of every kind, several at once.
 
-use nbd_engine::export::{ExportMap, Handle, Memory};
+use nbd_engine::export::{AnyExport, ExportEntry, ExportMap, Memory};
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Info, Mode, RawClient, Rep, Request};
 use nbd_testkit::{Pattern, assert_same_bytes};
@@ -12,7 +12,7 @@ use crate::exports::Way;
 /// The exports of a server, one for each way, named after it.
 fn one_of_each(size: u64, dir: &std::path::Path) -> ExportMap {
     Way::ALL.into_iter().fold(ExportMap::new(), |exports, way| {
-        exports.with_handle(format!("{way:?}"), None, way.export(size, dir))
+        exports.with(format!("{way:?}"), way.export(size, dir)).expect("a short name")
     })
 }
 
@@ -34,10 +34,12 @@ fn enter(server: &crate::Server, name: &str, mode: Mode) -> RawClient {
 
 /// LIST tells all, names choose, the empty name chooses the first, an unknown name is refused and another can follow.
 pub fn exports_are_listed_and_found_by_name(setup: Setup) {
-    let memory = |size| Handle::new(Memory::new(size).expect("it is small"));
+    let memory = |size| AnyExport::new(Memory::new(size).expect("it is small"));
+    let first = ExportEntry::new("first", memory(4096)).expect("a short name");
     let exports = ExportMap::new()
-        .with_handle("first", Some("the one".into()), memory(4096))
-        .with_handle("second", None, memory(8192));
+        .with_entry(first.with_description("the one").expect("a short text"))
+        .with("second", memory(8192))
+        .expect("a short name");
     let server = setup.serve_with(exports, ServerConfig::default());
     let mut client = RawClient::negotiate(server.endpoint());
     let list = client.list().expect("listing is allowed");

@@ -14,7 +14,7 @@ use crate::{Server, Setup, Transport};
 fn serve_gated(setup: &Setup, way: Way, config: ServerConfig) -> (Server, Arc<Disk>) {
     let disk = Disk::new(16 << 20);
     disk.gate.close();
-    let exports = ExportMap::new().with_handle("", None, way.of(&disk));
+    let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
     (setup.serve_with(exports, config), disk)
 }
 
@@ -22,7 +22,7 @@ fn serve_gated(setup: &Setup, way: Way, config: ServerConfig) -> (Server, Arc<Di
 pub fn connections_above_the_limit_wait(setup: Setup) {
     let config = ServerConfig::new().with_max_connections(2);
     let disk = Disk::new(1 << 20);
-    let exports = ExportMap::new().with_handle("", None, Way::Workers.of(&disk));
+    let exports = ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name");
     let server = setup.serve_with(exports, config);
     let [first, second] = [(); 2].map(|()| server.client(Mode::Simple));
     let mut third = RawClient::connect(server.endpoint());
@@ -43,7 +43,7 @@ pub fn connections_above_the_limit_wait(setup: Setup) {
 /// A listener that waits for a client takes nobody's place: with room for one connection, any of the listeners gives it.
 pub fn listeners_share_the_limit(setup: Setup) {
     let config = ServerConfig::new().with_max_connections(1);
-    let exports = ExportMap::new().with("", Memory::new(1 << 20).expect("it is small"));
+    let exports = ExportMap::new().with("", Memory::new(1 << 20).expect("it is small")).expect("a short name");
     let dir = tempfile::tempdir().expect("a folder for the socket");
     let mut places = [Transport::Tcp, Transport::Unix].map(|transport| setup.place(transport, &dir));
     if setup.transport() == Transport::Unix {

@@ -11,7 +11,7 @@ use crate::every_command::every_command;
 use crate::{Place, Setup, Transport};
 
 fn exports() -> ExportMap {
-    ExportMap::new().with("", Memory::new(1 << 20).expect("it is small"))
+    ExportMap::new().with("", Memory::new(1 << 20).expect("it is small")).expect("a short name")
 }
 
 /// A listener that was made by the program serves like one of the adapter's own, and its path stays.

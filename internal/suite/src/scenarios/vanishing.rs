@@ -35,7 +35,7 @@ fn session() -> Vec<u8> {
 /// A server that has one place, so that a place which is not freed shows at once.
 fn one_place(setup: Setup) -> Server {
     let config = ServerConfig::new().with_max_connections(1);
-    let exports = ExportMap::new().with("", Memory::new(SIZE).expect("it is small"));
+    let exports = ExportMap::new().with("", Memory::new(SIZE).expect("it is small")).expect("a short name");
     setup.serve_with(exports, config)
 }
 
@@ -82,7 +82,7 @@ pub fn a_client_that_vanishes_while_requests_run_frees_its_place(setup: Setup) {
     for way in Way::CONCURRENT {
         let disk = Disk::new(SIZE);
         disk.gate.close();
-        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
         let server = setup.serve_with(exports, ServerConfig::default());
         let mut client = server.client(Mode::Simple);
         client.send_all(&[Request::read(0, 8), Request::write(4096, &[1; 512])]);

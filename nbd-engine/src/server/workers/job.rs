@@ -9,6 +9,7 @@ use nbd_proto::Command;
 use super::super::budget::Remainder;
 use super::super::dispatch::{self, Work};
 use super::super::pieces::Pieces;
+use super::super::visit::Visit;
 use crate::export::{Export, Result};
 
 /// A command to carry out on a worker.
@@ -18,6 +19,8 @@ pub(crate) struct Job {
     export: Arc<dyn Export>,
     work: Work,
     completions: Arc<Completions>,
+    /// The client is in the export for as long as its requests are carried out.
+    _visit: Option<Arc<Visit>>,
     /// How far a long command has got.
     pieces: Option<Pieces>,
 }
@@ -27,6 +30,7 @@ pub(crate) struct Job {
 pub(crate) struct Completion {
     /// Where the connection keeps the request.
     pub(crate) slot: usize,
+    pub(crate) command: Command,
     pub(crate) work: Work,
     pub(crate) result: Result<()>,
 }
@@ -39,9 +43,10 @@ impl Job {
         export: Arc<dyn Export>,
         work: Work,
         completions: Arc<Completions>,
+        visit: Option<Arc<Visit>>,
     ) -> Self {
         let pieces = Pieces::new(command);
-        Self { slot, command, export, work, completions, pieces }
+        Self { slot, command, export, work, completions, _visit: visit, pieces }
     }
 
     /// Carries out the command, or the next piece of a long one: gives back the job if there is more to do. A command
@@ -63,7 +68,8 @@ impl Job {
 
     /// Reports the result.
     pub(super) fn finish(self, result: Result<()>) {
-        let completion = Completion { slot: self.slot, work: self.work, result };
+        let completion =
+            Completion { slot: self.slot, command: self.command, work: self.work, result };
         self.completions.push(completion);
     }
 }

@@ -114,16 +114,15 @@ impl Client {
 
     fn submit(&self, command: Command) {
         let (export, completions) = (Arc::clone(&self.export), Arc::clone(&self.completions));
-        self.lane.submit(Job::new(0, command, export, Work::default(), completions));
+        self.lane.submit(Job::new(0, command, export, Work::default(), completions, None));
     }
 
     fn read(&self) {
-        self.submit(Command::Read { offset: 0, length: 512, dont_fragment: false });
+        self.submit(Command::read(0, 512));
     }
 
     fn zero(&self, length: u64) {
-        let (fua, no_hole, fast) = (true, true, false);
-        self.submit(Command::WriteZeroes { offset: 5000, length, fua, no_hole, fast });
+        self.submit(Command::write_zeroes(5000, length).with_fua().with_no_hole());
     }
 
     fn gone(&self) {

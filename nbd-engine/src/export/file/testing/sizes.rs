@@ -9,7 +9,7 @@ use tempfile::NamedTempFile;
 
 use super::super::{File, check_writable};
 use crate::export::{
-    BlockSize, Export, Handle, ReadOnly, Resizes, Result, Tracked, WithAllocationDepth,
+    AnyExport, BlockSize, Export, ReadOnly, Resizes, Result, Tracked, WithAllocationDepth,
     WithBlockSize, Writes, WritesZeroes, ZeroMode,
 };
 
@@ -38,16 +38,16 @@ fn a_file_that_grew_has_its_new_size_after_the_next_refresh() {
 
 #[test]
 fn wrappers_pass_a_refresh_on() {
-    let wrappers: [fn(File) -> Handle; 5] = [
-        |disk| Handle::new(Box::new(disk) as Box<dyn Export>),
-        |disk| Handle::new(ReadOnly::new(disk)),
-        |disk| Handle::new(WithBlockSize::new(disk, BlockSize::new(512, 4096, 1 << 20).unwrap())),
-        |disk| Handle::new(WithAllocationDepth::new(disk)),
-        |disk| Handle::new(Tracked::new(disk)),
+    let wrappers: [fn(File) -> AnyExport; 5] = [
+        |disk| AnyExport::new(Box::new(disk) as Box<dyn Export>),
+        |disk| AnyExport::new(ReadOnly::new(disk)),
+        |disk| AnyExport::new(WithBlockSize::new(disk, BlockSize::new(512, 4096, 1 << 20).unwrap())),
+        |disk| AnyExport::new(WithAllocationDepth::new(disk)),
+        |disk| AnyExport::new(Tracked::new(disk)),
     ];
     for wrap in wrappers {
         let (file, disk) = disk(MIB);
-        let Handle::Blocking(disk) = wrap(disk) else { unreachable!() };
+        let disk = wrap(disk);
         file.as_file().set_len(3 * MIB).unwrap();
         disk.refresh();
         assert_eq!(disk.size(), 3 * MIB);
