@@ -197,11 +197,6 @@ impl<M: Machine, T: Transport> Pump<M, T> {
         self.input_ended
     }
 
-    /// The machine and the transport, without what was received and not handled.
-    pub(crate) fn into_parts(self) -> (M, T) {
-        (self.machine, self.transport)
-    }
-
     /// Gives back the memory of the receive buffer, if it is empty.
     pub(crate) fn shrink(&mut self) {
         self.recv.shrink();

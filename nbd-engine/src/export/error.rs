@@ -6,8 +6,8 @@ use std::io;
 
 use nbd_proto::wire::ErrorCode;
 
-/// The result of an export's method.
-pub type Result<T> = core::result::Result<T, ExportError>;
+/// The result of an export's method; of anything else when it is given another error.
+pub type Result<T, E = ExportError> = core::result::Result<T, E>;
 
 /// A failure of an export: the protocol's error value and a text for people, which clients get where the protocol has
 /// room for one.
@@ -28,8 +28,8 @@ impl ExportError {
     /// specification has no use for them (section "Error values") `ENOTSUP` and `EOVERFLOW` are sent as `EINVAL`, and
     /// all else, values that it does not define included, as `EIO`.
     ///
-    /// `ESHUTDOWN` also ends the connection that the request came by, in order: requests that are under way are answered,
-    /// later ones fail with `ESHUTDOWN`, then the connection is closed.
+    /// `ESHUTDOWN` also ends the connection that the request came by, in order: requests that are under way are
+    /// answered, later ones fail with `ESHUTDOWN`, then the connection is closed.
     pub fn new(code: ErrorCode, text: impl Into<Cow<'static, str>>) -> Self {
         Self { code, text: text.into() }
     }

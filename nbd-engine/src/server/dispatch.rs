@@ -11,7 +11,7 @@ use nbd_proto::{Command, ContextInfo, ExportInfo};
 use super::ServerConfig;
 use super::pieces::Pieces;
 use super::slot_futures;
-use super::status::{Source, Status};
+use super::status::Status;
 use super::workers::Completion;
 use crate::export::{
     AsyncCanCache, AsyncCanFlush, AsyncCanResize, AsyncCanTrim, AsyncCanWrite, AsyncCanWriteZeroes,
@@ -39,17 +39,11 @@ pub(super) fn unsupported<T>() -> Result<T> {
     Err(ExportError::new(nbd_proto::wire::ErrorCode::EINVAL, "the export can't do that any more"))
 }
 
-fn read_flags(dont_fragment: bool) -> ReadFlags {
-    let mut flags = ReadFlags::default();
-    flags.dont_fragment = dont_fragment;
-    flags
-}
-
 /// Carries out a command; may block.
 pub(crate) fn execute(export: &dyn Export, command: Command, work: &mut Work) -> Result<()> {
     match command {
         Command::Read { offset, length, dont_fragment, .. } => {
-            work.body.set_flags(read_flags(dont_fragment));
+            work.body.set_flags(ReadFlags { dont_fragment });
             export.read_body(&mut work.body, length as usize, offset)?;
             check_length(work, length)
         }
@@ -114,7 +108,7 @@ fn try_execute_unguarded(
 ) -> Option<Result<()>> {
     match command {
         Command::Read { offset, length, dont_fragment, .. } => {
-            work.body.set_flags(read_flags(dont_fragment));
+            work.body.set_flags(ReadFlags { dont_fragment });
             let result = export.try_read(&mut work.body, length as usize, offset)?;
             Some(result.and_then(|()| check_length(work, length)))
         }
@@ -221,7 +215,7 @@ async fn execute_whole_async<E: AsyncExport>(
     let native = fua && export.can_write().is_some_and(|ability| ability.fua() == Fua::Native);
     match command {
         Command::Read { offset, length, dont_fragment, .. } => {
-            work.body.set_flags(read_flags(dont_fragment));
+            work.body.set_flags(ReadFlags { dont_fragment });
             export.read_body(&mut work.body, length as usize, offset).await?;
             check_length(work, length)?;
         }
@@ -329,9 +323,4 @@ fn add_found<'q>(
             contexts.extend(find(query));
         }
     }
-}
-
-/// The metadata context of that name in the export.
-pub(crate) fn source(entry: &ExportEntry, name: &str) -> Source {
-    Source::new(name, entry.export().facts().extents)
 }

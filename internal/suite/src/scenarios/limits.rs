@@ -43,9 +43,12 @@ pub fn connections_above_the_limit_wait(setup: Setup) {
 /// A listener that waits for a client takes nobody's place: with room for one connection, any of the listeners gives it.
 pub fn listeners_share_the_limit(setup: Setup) {
     let config = ServerConfig::new().with_max_connections(1);
-    let exports = ExportMap::new().with("", Memory::new(1 << 20).expect("it is small")).expect("a short name");
+    let exports = ExportMap::new()
+        .with("", Memory::new(1 << 20).expect("it is small"))
+        .expect("a short name");
     let dir = tempfile::tempdir().expect("a folder for the socket");
-    let mut places = [Transport::Tcp, Transport::Unix].map(|transport| setup.place(transport, &dir));
+    let mut places =
+        [Transport::Tcp, Transport::Unix].map(|transport| setup.place(transport, &dir));
     if setup.transport() == Transport::Unix {
         places.reverse();
     }
@@ -128,7 +131,10 @@ pub fn replies_that_are_not_read_count_as_in_flight(setup: Setup) {
             other.read(Gate::END, 512);
         }
         let begun = disk.gate.begun() - 200;
-        assert!(begun < READS / 2, "{begun} of {READS} reads were done for a client that reads none");
+        assert!(
+            begun < READS / 2,
+            "{begun} of {READS} reads were done for a client that reads none"
+        );
         for _ in 0..READS {
             client.next_reply().expect("all are answered in the end").ok();
         }

@@ -134,6 +134,7 @@ scenarios! {
             a_client_that_vanishes_at_any_byte_of_the_replies_frees_its_place,
             a_client_that_vanishes_while_requests_run_frees_its_place,
         }
+        visits { an_export_learns_which_client_enters_and_how_it_leaves }
         places {
             listeners_of_ones_own_are_accepted_from,
             a_stream_of_ones_own_is_served,

@@ -35,7 +35,8 @@ fn session() -> Vec<u8> {
 /// A server that has one place, so that a place which is not freed shows at once.
 fn one_place(setup: Setup) -> Server {
     let config = ServerConfig::new().with_max_connections(1);
-    let exports = ExportMap::new().with("", Memory::new(SIZE).expect("it is small")).expect("a short name");
+    let exports =
+        ExportMap::new().with("", Memory::new(SIZE).expect("it is small")).expect("a short name");
     setup.serve_with(exports, config)
 }
 

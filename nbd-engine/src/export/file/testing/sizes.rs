@@ -41,7 +41,9 @@ fn wrappers_pass_a_refresh_on() {
     let wrappers: [fn(File) -> AnyExport; 5] = [
         |disk| AnyExport::new(Box::new(disk) as Box<dyn Export>),
         |disk| AnyExport::new(ReadOnly::new(disk)),
-        |disk| AnyExport::new(WithBlockSize::new(disk, BlockSize::new(512, 4096, 1 << 20).unwrap())),
+        |disk| {
+            AnyExport::new(WithBlockSize::new(disk, BlockSize::new(512, 4096, 1 << 20).unwrap()))
+        },
         |disk| AnyExport::new(WithAllocationDepth::new(disk)),
         |disk| AnyExport::new(Tracked::new(disk)),
     ];
