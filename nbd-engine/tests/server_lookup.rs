@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use nbd_blocking::Settings;
+use nbd_blocking::ServerConfig;
 use nbd_engine::export::{
     ClientInfo, Export, ExportEntry, Exports, ListedExport, Lookup, Memory, PeerAddr, Purpose,
     Refusal,
@@ -119,7 +119,7 @@ impl Exports for Script {
 
 #[test]
 fn a_refusal_reaches_the_client_with_its_text_and_the_client_may_go_on() {
-    let served = Served::start(Script::default(), Settings::default());
+    let served = Served::start(Script::default(), ServerConfig::default());
     let mut client = RawClient::negotiate(served.endpoint());
     client.structured_reply().unwrap();
     for (name, code, text) in [
@@ -144,7 +144,7 @@ fn a_refusal_reaches_the_client_with_its_text_and_the_client_may_go_on() {
 
 #[test]
 fn a_list_may_be_refused_and_depends_on_the_client() {
-    let served = Served::start(Script::default(), Settings::default());
+    let served = Served::start(Script::default(), ServerConfig::default());
     for expected in [
         Err((Rep::ERR_POLICY, "the first client sees nothing")),
         Err((Rep::ERR_SHUTDOWN, "not now")),
@@ -164,7 +164,7 @@ fn a_list_may_be_refused_and_depends_on_the_client() {
 #[test]
 fn a_lookup_learns_which_client_asks_and_what_for() {
     let script = Script::default();
-    let served = Served::start(script.clone(), Settings::default());
+    let served = Served::start(script.clone(), ServerConfig::default());
     let mut client = RawClient::negotiate(served.endpoint());
     client.structured_reply().unwrap();
     client.info("disk", &[]).unwrap();
@@ -192,7 +192,7 @@ fn a_lookup_learns_which_client_asks_and_what_for() {
 #[test]
 fn a_slow_lookup_holds_up_its_own_client_alone() {
     let script = Script::default();
-    let served = Served::start(script.clone(), Settings::default());
+    let served = Served::start(script.clone(), ServerConfig::default());
     let mut slow = RawClient::negotiate(served.endpoint());
     slow.send_option(Opt::GO, &info_data("slow", &[]));
     wait_until("the look-up has begun", SOON, || script.waiting() == 1);
@@ -208,9 +208,8 @@ fn a_slow_lookup_holds_up_its_own_client_alone() {
 fn a_lookup_that_is_not_ready_in_time_is_dropped_with_its_connection() {
     for oldstyle in [false, true] {
         let script = Script::default();
-        let mut settings = Settings::default();
-        settings.handshake_timeout = Duration::from_millis(50);
-        let served = Served::start(script.clone(), settings);
+        let config = ServerConfig::new().with_handshake_timeout(Duration::from_millis(50));
+        let served = Served::start(script.clone(), config);
         let mut wire = if oldstyle {
             Wire::connect(&served.listen_oldstyle("slow"))
         } else {
@@ -232,7 +231,7 @@ fn a_lookup_that_is_not_ready_in_time_is_dropped_with_its_connection() {
 fn a_shutdown_does_not_wait_for_lookups() {
     for oldstyle in [false, true] {
         let script = Script::default();
-        let served = Served::start(script.clone(), Settings::default());
+        let served = Served::start(script.clone(), ServerConfig::default());
         let mut wire = if oldstyle {
             Wire::connect(&served.listen_oldstyle("slow"))
         } else {
@@ -253,7 +252,7 @@ fn a_shutdown_does_not_wait_for_lookups() {
 #[test]
 fn an_oldstyle_client_gets_no_refused_export() {
     for name in ["private", "closing", "panic", "other"] {
-        let served = Served::start(Script::default(), Settings::default());
+        let served = Served::start(Script::default(), ServerConfig::default());
         let mut wire = Wire::connect(&served.listen_oldstyle(name));
         wire.expect_eof();
     }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use nbd_engine::export::{CloseReason, ExportEntry, ExportMap, Memory, PeerAddr};
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Mode, RawClient};
 
@@ -21,7 +21,7 @@ pub fn an_export_learns_which_client_enters_and_how_it_leaves(setup: Setup) {
             leaving.lock().expect("no panic").push((client.connection, reason.clone()));
         });
     let exports = ExportMap::new().with_entry(entry);
-    let server = setup.serve_with(exports, Settings::default());
+    let server = setup.serve_with(exports, ServerConfig::default());
     let mut asks = RawClient::negotiate(server.endpoint());
     asks.info("", &[]).expect("the export is there");
     server.client(Mode::Structured).finish();
