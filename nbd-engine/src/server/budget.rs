@@ -177,6 +177,22 @@ impl Account {
         bytes <= self.free()
     }
 
+    /// Leases so much that `bytes` can be used besides what is in use, if that keeps nobody waiting and leaves as much
+    /// for others: for buffers that are kept though nobody needs them at the moment.
+    pub(crate) fn extend(&mut self, bytes: usize) -> bool {
+        let Some(missing) = bytes.checked_sub(self.free()).filter(|missing| *missing > 0) else {
+            return true;
+        };
+        let mut state = self.budget.lock();
+        let leased = state.leased + missing;
+        if !state.queue.is_empty() || leased > self.budget.rest / 2 {
+            return false;
+        }
+        state.leased = leased;
+        self.leased += missing;
+        true
+    }
+
     fn stop_waiting(&mut self) {
         if !core::mem::take(&mut self.waits) {
             return;

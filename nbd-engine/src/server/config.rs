@@ -179,9 +179,8 @@ impl ServerConfig {
         self
     }
 
-    /// Threads that exports which may block compete for, started when needed. One export occupies at most three quarters
-    /// of them, one connection three quarters of that; besides, each export gets two when all are occupied by others.
-    /// Default 16, at least 1.
+    /// Threads that exports which may block compete for, started when needed. One connection occupies at most three
+    /// quarters of them; besides, each export gets two when all are occupied by others. Default 16, at least 1.
     #[must_use]
     pub const fn with_max_workers(mut self, count: usize) -> Self {
         self.max_workers = if count == 0 { 1 } else { count };

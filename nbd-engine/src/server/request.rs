@@ -538,13 +538,11 @@ impl Memory {
             return false;
         }
         slot.charged += missing;
-        let (cached, free) = (self.cached(), self.account.free());
-        if cached > free {
-            // What is kept is in nobody's account, unless this request makes use of it.
-            let useful = self.pool.has_fitting(bytes) || self.spare_pages.kept() > 0;
-            if !useful || cached > free + bytes {
-                self.free_cached();
-            }
+        // What is kept is to be paid for, too, apart from what this request makes use of.
+        let useful = self.pool.kept() == 0 || self.pool.has_fitting(bytes);
+        let surplus = self.cached().saturating_sub(if useful { bytes } else { 0 });
+        if !self.account.extend(surplus) {
+            self.free_cached();
         }
         true
     }
@@ -566,7 +564,7 @@ impl Memory {
             slot.payload.free();
         }
         self.settle(slot, slot.work.body.buffer_size());
-        if crowded || self.cached() > self.account.free() {
+        if crowded || !self.account.extend(self.cached()) {
             self.free_cached();
             self.account.give_back_unused();
         }

@@ -323,14 +323,17 @@ impl Connection {
         self.shutting_down = true;
     }
 
-    /// The export in use has a new size, by a resize on this connection or another one.
+    /// The export in use has a new size, by a resize on this connection or another one, or by itself.
+    ///
+    /// A client that was not offered `RESIZE` can't know: it keeps the size that it was told at most, so that it is not
+    /// told of extents beyond.
     ///
     /// # Errors
     /// [`Misuse::WrongPhase`] when no export is in use.
-    pub const fn set_size(&mut self, size: u64) -> Result<(), Misuse> {
+    pub fn set_size(&mut self, size: u64) -> Result<(), Misuse> {
         match &mut self.phase {
             Phase::Transmission(transmission) => {
-                transmission.export.rules.size = size;
+                transmission.export.set_size(size);
                 Ok(())
             }
             Phase::Handshake(_) => Err(Misuse::WrongPhase),

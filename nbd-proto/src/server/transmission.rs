@@ -46,9 +46,17 @@ pub(super) struct Entered {
     pub(super) description: Option<String>,
     pub(super) contexts: Vec<SelectedContext>,
     pub(super) kinds: Vec<ContextKind>,
+    /// The size that the client was told.
+    announced: u64,
 }
 
 impl Entered {
+    /// The export has a new size. A client that can't know of it keeps the size that it was told at most.
+    pub(super) fn set_size(&mut self, size: u64) {
+        let knows = self.rules.flags.contains(TransmissionFlags::SEND_RESIZE);
+        self.rules.size = if knows { size } else { size.min(self.announced) };
+    }
+
     pub(super) fn new(
         size: u64,
         flags: TransmissionFlags,
@@ -60,6 +68,7 @@ impl Entered {
         let (extended, has_contexts) = (agreed.extended, !contexts.is_empty());
         Self {
             rules: RequestRules { size, flags, block_size, extended, has_contexts },
+            announced: size,
             style: Style::new(agreed.structured, agreed.extended),
             tls: agreed.tls,
             block_size_advertised: false,

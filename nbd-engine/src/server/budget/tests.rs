@@ -125,6 +125,7 @@ enum Step {
     Charge(usize, usize),
     Release(usize, usize),
     GoIdle(usize),
+    Extend(usize, usize),
     Replace(usize),
 }
 
@@ -135,6 +136,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (client.clone(), bytes.clone()).prop_map(|(client, bytes)| Step::Charge(client, bytes)),
         4 => (client.clone(), bytes).prop_map(|(client, bytes)| Step::Release(client, bytes)),
         1 => client.clone().prop_map(Step::GoIdle),
+        1 => (client.clone(), 1..4 * MIB).prop_map(|(client, bytes)| Step::Extend(client, bytes)),
         1 => client.prop_map(Step::Replace),
     ]
 }
@@ -159,6 +161,10 @@ proptest! {
                 Step::Release(index, bytes) => {
                     let account = &mut clients[index].account;
                     account.release(bytes.min(account.used));
+                }
+                Step::Extend(index, bytes) => {
+                    let account = &mut clients[index].account;
+                    prop_assert!(!account.extend(bytes) || account.free() >= bytes);
                 }
                 Step::GoIdle(index) => clients[index].account.give_back_unused(),
                 Step::Replace(index) => {
