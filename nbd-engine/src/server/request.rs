@@ -465,6 +465,7 @@ impl Handler<Connection> for Requests {
 
     fn received(&mut self, connection: &mut Connection, count: usize) {
         self.activity.received += count as u64;
+        self.memory.account.credit(count);
         self.turn.spend(count as u64);
         self.ended_rest |= core::mem::replace(&mut self.rests, false);
         self.follow_size(connection);
@@ -472,6 +473,7 @@ impl Handler<Connection> for Requests {
 
     fn sent(&mut self, count: usize, drained: bool) {
         self.activity.sent += count as u64;
+        self.memory.account.credit(count);
         self.activity.drained += u64::from(drained);
         self.turn.spend(count as u64);
     }

@@ -109,6 +109,13 @@ scenarios! {
             a_drain_does_not_wait_for_clients_that_do_not_read,
             a_drain_does_not_wait_for_the_rest_of_a_request,
         }
+        stalls {
+            requests_that_are_never_finished_are_given_up,
+            replies_that_are_never_received_are_given_up,
+            clients_that_have_disconnected_are_given_up_sooner,
+            an_idle_client_makes_room_for_another,
+            a_hanging_disk_holds_up_no_other_export,
+        }
         drain {
             requests_in_flight_finish_and_later_ones_are_refused,
             idle_clients_are_sent_away,
