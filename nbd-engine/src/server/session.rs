@@ -193,3 +193,6 @@ fn answer_question(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
