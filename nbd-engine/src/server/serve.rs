@@ -142,6 +142,9 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
         if let Poll::Ready(result) = self.session.poll(cx) {
             return Poll::Ready(result);
         }
+        if self.session.has_more_to_do() {
+            self.runtime.yield_now(cx);
+        }
         if self.drain.is_none() && self.session.is_ending() {
             self.begin_drain();
         }

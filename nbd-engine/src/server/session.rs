@@ -125,6 +125,11 @@ impl<T: Transport> Session<T> {
         }
     }
 
+    /// Whether the latest [poll](Self::poll) stopped for others to have their turn: the task has to be polled again.
+    pub(crate) const fn has_more_to_do(&self) -> bool {
+        self.requests.turn.is_over()
+    }
+
     /// Drives the connection until it is over.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
         let Self { pump, requests, busy_poll } = self;
@@ -143,7 +148,6 @@ impl<T: Transport> Session<T> {
                 return Poll::Ready(Err(ConnectionError::PeerGone));
             }
             if requests.turn.is_over() {
-                cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
             if progress {
