@@ -137,7 +137,11 @@ impl<T: Transport> Session<T> {
         loop {
             requests.collect(&mut pump.machine, cx);
             let mut progress = requests.execute_waiting(&mut pump.machine, cx);
+            let before = requests.activity.received;
             progress |= pump.receive(requests, cx)?;
+            if requests.activity.received != before {
+                busy_poll.on_wakeup();
+            }
             progress |= answer_question(requests, &mut pump.machine, cx)?;
             progress |= pump.send(requests, cx)?;
             if let Some(result) = requests.closed.take() {
