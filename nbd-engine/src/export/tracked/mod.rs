@@ -28,7 +28,7 @@ pub use tracker::{BitmapError, Tracker};
 ///
 /// let disk = Tracked::new(Memory::new(1 << 30)?);
 /// disk.tracker().start("monday")?;
-/// disk.writes().unwrap().write(b"x", 100_000, false)?;
+/// disk.can_write().unwrap().write(b"x", 100_000, false)?;
 /// assert_eq!(disk.tracker().dirty("monday", 0..1 << 30), Some(vec![65536..131_072]));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use nbd_proto::wire::{CommandFlags, CommandType, OptionCode, OptionHeader};
 
 use super::*;
-use crate::export::{Export, ExportMap, PeerAddr, Result, Writes, WritesZeroes, ZeroMode};
+use crate::export::{CanWrite, CanWriteZeroes, Export, ExportMap, PeerAddr, Result, ZeroMode};
 use crate::runtime::BoxFuture;
 use crate::server::ServerConfig;
 
@@ -107,23 +107,23 @@ impl Export for Counter {
         true
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
         Some(self)
     }
 }
 
-impl Writes for Counter {
+impl CanWrite for Counter {
     fn write(&self, data: &[u8], _offset: u64, _fua: bool) -> Result<()> {
         self.0.fetch_add(data.len(), Ordering::Relaxed);
         Ok(())
     }
 }
 
-impl WritesZeroes for Counter {
+impl CanWriteZeroes for Counter {
     fn write_zeroes(&self, _offset: u64, length: u64, _mode: ZeroMode) -> Result<()> {
         self.0.fetch_add(length as usize, Ordering::Relaxed);
         Ok(())
