@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::{Barrier, Mutex};
 use std::thread;
 
-use nbd_engine::export::{Memory, CanTrim, CanWrite};
+use nbd_engine::export::{CanTrim, CanWrite, Memory};
 
 const MIB: u64 = 1 << 20;
 

@@ -25,7 +25,7 @@ const ZEROES: u64 = 128 << 20;
 /// `nbd copy`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let progress = Wanted::new(arguments.progress)?;
-    log::start(arguments.verbose);
+    log::start(arguments.verbose)?;
     let places = target::places(&arguments.words)?;
     let [source, destination] = &places[..] else {
         return Err(Failure::usage("give two places: what to copy, and where to"));

@@ -3,9 +3,12 @@
 use core::future::{Future, poll_fn};
 use core::task::Poll;
 use core::time::Duration;
+use std::ffi::OsStr;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use atomic_waker::AtomicWaker;
@@ -17,6 +20,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use super::haggling::{Entered, Haggling};
 use super::timer::Timer;
 use super::{Client, Driving, Error, Options};
+use crate::net::check_socket_path;
 use crate::runtime::Runtime;
 use crate::transport::Transport;
 
@@ -214,7 +218,10 @@ async fn connect_unix(runtime: &impl Runtime, socket: &[u8]) -> io::Result<UnixS
     let address = match socket {
         #[cfg(target_os = "linux")]
         [0, name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
-        path => SocketAddrUnix::new(path)?,
+        path => {
+            check_socket_path(Path::new(OsStr::from_bytes(path)))?;
+            SocketAddrUnix::new(path)?
+        }
     };
     loop {
         let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);

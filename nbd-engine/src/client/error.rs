@@ -195,7 +195,7 @@ impl fmt::Display for Error {
 fn connect_remedy(kind: io::ErrorKind) -> &'static str {
     use io::ErrorKind as Kind;
     match kind {
-        Kind::ConnectionRefused => "; no server listens there: start it, or check the port",
+        Kind::ConnectionRefused => "; no server listens there: start it, or check the address",
         Kind::NotFound => "; start the server, or check the path of its socket",
         Kind::PermissionDenied => "; ask for permission to use the socket",
         Kind::TimedOut | Kind::HostUnreachable | Kind::NetworkUnreachable => {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use nbd_proto::client::{Connection, Event, Incoming, OptionError};
 use nbd_proto::wire::{OptionCode, OptionReplyType};
-use nbd_proto::{Refusal, Segment};
+use nbd_proto::{LimitExceeded, Refusal, Segment};
 
 use super::details::{ExportDetails, Handshake, Listing};
 use super::options::INFO;
@@ -114,14 +114,16 @@ impl<T: Transport> Haggling<T> {
     /// The exports that the server lists; there may be others.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the server does not list its exports.
+    /// [`Error::Refused`] when the server does not list its exports, [`Error::Protocol`] when the list takes more than
+    /// 128 MiB.
     pub async fn list(&mut self) -> Result<Vec<Listing>, Error> {
         self.needs_options()?;
         self.bounded("the list of exports", async |this| {
             this.connection.list().map_err(Invalid::Option)?;
-            let mut exports = Vec::new();
+            let (mut exports, mut room) = (Vec::new(), Room::new(OptionCode::LIST));
             while let Some(event) = this.answer("").await? {
                 if let Event::Server { name, description } = event {
+                    room.take(&[&name, &description]).map_err(|error| this.protocol(error))?;
                     exports.push(Listing { name, description });
                 }
             }
@@ -155,7 +157,7 @@ impl<T: Transport> Haggling<T> {
     ///
     /// # Errors
     /// [`Error::Refused`] when there is no such export, [`Error::Invalid`] when headers without metadata contexts were
-    /// agreed.
+    /// agreed, [`Error::Protocol`] when the list takes more than 128 MiB.
     pub async fn list_meta_contexts(
         &mut self,
         export: &str,
@@ -165,8 +167,10 @@ impl<T: Transport> Haggling<T> {
         self.bounded("the list of metadata contexts", async |this| {
             this.connection.list_meta_context(export, queries).map_err(Invalid::Option)?;
             let mut contexts = Vec::new();
+            let mut room = Room::new(OptionCode::LIST_META_CONTEXT);
             while let Some(event) = this.answer(export).await? {
                 if let Event::MetaContext { name, .. } = event {
+                    room.take(&[&name]).map_err(|error| this.protocol(error))?;
                     contexts.push(name);
                 }
             }
@@ -359,6 +363,30 @@ impl<T: Transport> Haggling<T> {
             }
             source => Error::Protocol { peer, source },
         }
+    }
+}
+
+/// Room for the replies to one option that are collected.
+struct Room {
+    code: OptionCode,
+    left: u64,
+}
+
+impl Room {
+    /// Bytes of memory for one list.
+    const BYTES: u64 = 128 << 20;
+
+    const fn new(code: OptionCode) -> Self {
+        Self { code, left: Self::BYTES }
+    }
+
+    fn take(&mut self, texts: &[&String]) -> Result<(), nbd_proto::Error> {
+        // A short text takes what the allocator rounds it up to, at least.
+        let held = |text: &&String| text.len().max(16) + size_of::<String>();
+        let needed: usize = texts.iter().map(held).sum();
+        let exceeded = LimitExceeded::OptionReplyBytes { code: self.code, limit: Self::BYTES };
+        self.left = self.left.checked_sub(needed as u64).ok_or(exceeded)?;
+        Ok(())
     }
 }
 

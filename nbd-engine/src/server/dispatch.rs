@@ -1,14 +1,13 @@
 //! From a command to an export's method: the one place where the two meet.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-
-use futures_util::FutureExt;
 
 use nbd_proto::wire::TransmissionFlags;
 use nbd_proto::{Command, ContextInfo, ExportInfo};
 
 use super::ServerConfig;
+pub(super) use super::guard::guarded;
+use super::guard::guarded_async;
 use super::pieces::Pieces;
 use super::slot_futures;
 use super::status::Status;
@@ -88,16 +87,6 @@ pub(crate) fn try_execute(
 ) -> Option<Result<()>> {
     guarded(|| try_execute_unguarded(export, command, payload, work))
         .unwrap_or_else(|error| Some(Err(error)))
-}
-
-/// Runs an export's code. One that panics fails its request, neither the connection nor the server.
-pub(super) fn guarded<R>(run: impl FnOnce() -> R) -> Result<R> {
-    // What it leaves behind is as after any other failure: bytes in some state of a request.
-    catch_unwind(AssertUnwindSafe(run)).map_err(|_| panicked())
-}
-
-fn panicked() -> ExportError {
-    ExportError::io("the export panicked")
 }
 
 fn try_execute_unguarded(
@@ -183,8 +172,7 @@ pub(crate) type Mailbox = slot_futures::Mailbox<AsyncRequest, Completion>;
 pub(crate) async fn serve_requests<E: AsyncExport>(export: Arc<E>, mailbox: Mailbox) {
     loop {
         let AsyncRequest { slot, command, mut work } = mailbox.next().await;
-        let run = AssertUnwindSafe(execute_async(&*export, command, &mut work)).catch_unwind();
-        let result = run.await.unwrap_or_else(|_| Err(panicked()));
+        let result = guarded_async(execute_async(&*export, command, &mut work)).await;
         mailbox.finish(Completion { slot, command, work, result });
     }
 }

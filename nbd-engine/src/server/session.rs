@@ -61,6 +61,11 @@ impl<T: Transport> Session<T> {
         self.pump.machine.is_transmitting()
     }
 
+    /// Exports in the longest list that the client was given.
+    pub(crate) const fn listed_exports(&self) -> u32 {
+        self.pump.machine.listed_exports()
+    }
+
     /// Whether nothing is in flight or queued.
     pub(crate) fn is_idle(&self) -> bool {
         self.pump.machine.is_idle()
