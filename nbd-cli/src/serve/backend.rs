@@ -50,7 +50,8 @@ pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
                 "two exports are called '{name}': give each its own name, such as first={backend}"
             )));
         }
-        let (handle, tracker) = Backend::parse(backend)?.open(&backend.to_string_lossy(), arguments)?;
+        let (handle, tracker) =
+            Backend::parse(backend)?.open(&backend.to_string_lossy(), arguments)?;
         trackers.extend(tracker);
         let invalid = |error: InvalidName| Failure::usage(error.to_string());
         let mut entry = ExportEntry::new(name.as_str(), handle).map_err(invalid)?;
