@@ -34,10 +34,10 @@ pub use crate::server::Listening;
 pub mod client {
     pub use crate::client::{
         Address, AllocationFlags, BlockSize, BlockSizeInfo, BufResult, Bytes, Chunk, ClientConfig,
-        Command, CommandError, CommandType, ContextExtents, Error, ErrorCode, ExportDetails, Extent,
-        Flags, Handshake, InfoType, InvalidRequest, Limits, Listing, LostReason, OptionCode,
-        OptionError, OptionReplyType, Pending, Refusal, StatusRun, SubmitError, TransmissionFlags,
-        Uri, UriError,
+        Command, CommandError, CommandType, ContextExtents, Error, ErrorCode, ExportDetails,
+        Extent, Flags, Handshake, InfoType, InvalidRequest, Limits, Listing, LostReason,
+        OptionCode, OptionError, OptionReplyType, Pending, Refusal, StatusRun, SubmitError,
+        TransmissionFlags, Uri, UriError,
     };
     use nbd_engine::client as engine;
 

@@ -149,7 +149,8 @@ impl Side {
 
     /// The longest request.
     pub(super) fn payload(&self) -> u64 {
-        self.client().map_or(u64::MAX, |client| client.export().block_size().maximum_payload().into())
+        self.client()
+            .map_or(u64::MAX, |client| client.export().block_size().maximum_payload().into())
     }
 
     /// The first connection, if it is a server.

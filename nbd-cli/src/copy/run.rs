@@ -93,7 +93,8 @@ impl<'a> Copy<'a> {
         let unit = source.unit().max(destination.unit());
         let most = source.payload().min(destination.payload());
         let data = (arguments.request_size.min(most) & !(unit - 1)).max(unit);
-        let sends_zeroes = destination.client().is_some_and(|client| !client.export().can_write_zeroes());
+        let sends_zeroes =
+            destination.client().is_some_and(|client| !client.export().can_write_zeroes());
         let cut = Cut { unit, data, zero: if sends_zeroes { data } else { ZEROES.max(unit) } };
         let in_queue = arguments.queue_size.map_or(u64::MAX, |bytes| (bytes / data).max(1));
         let mut requests = arguments.requests.min(usize::try_from(in_queue).unwrap_or(usize::MAX));
@@ -170,7 +171,11 @@ impl<'a> Copy<'a> {
         let sparse = match &self.destination.kind {
             Kind::Stream(_) | Kind::Null => 0,
             _ if self.arguments.sparse == 0 || self.arguments.allocated => 0,
-            Kind::Server { client, .. } if !client.export().can_write_zeroes() && !self.skip_zeroes => 0,
+            Kind::Server { client, .. }
+                if !client.export().can_write_zeroes() && !self.skip_zeroes =>
+            {
+                0
+            }
             // Longer than any buffer: nothing is that long.
             _ => block.and_then(|block| usize::try_from(block).ok()).unwrap_or(0),
         };
@@ -228,7 +233,9 @@ impl<'a> Copy<'a> {
             return Oracle::Nobody;
         }
         match &self.source.kind {
-            Kind::Server { client, .. } if client.export().has_context(super::extents::ALLOCATION) => {
+            Kind::Server { client, .. }
+                if client.export().has_context(super::extents::ALLOCATION) =>
+            {
                 Oracle::Server(Status::new(client, client.size()))
             }
             Kind::Disk { disk, .. } => Oracle::File(Arc::clone(&disk.file)),

@@ -29,7 +29,9 @@ pub(crate) fn look(
     let details = details(target, negotiation, export)?;
     let contexts = match negotiation.list_meta_contexts(export, &[] as &[&str]) {
         Ok(contexts) => contexts,
-        Err(Error::Refused { .. } | Error::InvalidOption(_) | Error::Unsupported { .. }) => Vec::new(),
+        Err(Error::Refused { .. } | Error::InvalidOption(_) | Error::Unsupported { .. }) => {
+            Vec::new()
+        }
         Err(error) => return Err(error),
     };
     let uri = match target.is_command() {
@@ -43,7 +45,11 @@ pub(crate) fn look(
 }
 
 /// What the server says of an export; if it describes it only on entering, by entering over a connection of its own.
-fn details(target: &Target, negotiation: &mut Negotiation, export: &str) -> Result<ExportDetails, Error> {
+fn details(
+    target: &Target,
+    negotiation: &mut Negotiation,
+    export: &str,
+) -> Result<ExportDetails, Error> {
     match negotiation.info(export) {
         Ok(details) => Ok(details),
         Err(error) if describes_on_entering(&error) => {

@@ -102,7 +102,11 @@ pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
 
 /// Enters one export after the other: the first by the connection that there is, since some servers take no other. Gives
 /// the last failure, and leaves that content out.
-fn guess_contents(target: &Target, negotiation: Negotiation, report: &mut Report) -> Result<(), Failure> {
+fn guess_contents(
+    target: &Target,
+    negotiation: Negotiation,
+    report: &mut Report,
+) -> Result<(), Failure> {
     let (mut first, mut result) = (Some(negotiation), Ok(()));
     for export in &mut report.exports {
         let negotiation = first.take().map_or_else(|| target.negotiate(), Ok);

@@ -105,7 +105,9 @@ pub(crate) fn show(target: &Target, question: Question<'_>) -> Result<(), Failur
     let runs = std::iter::from_fn(|| {
         let (name, offset) = (target.name(), statuses.position());
         let _reported = waiting::on(move |seconds| {
-            format!("waiting for {name}: no reply for {seconds} s to a block status request at {offset}")
+            format!(
+                "waiting for {name}: no reply for {seconds} s to a block status request at {offset}"
+            )
         });
         statuses.next().map(|run| run.map_err(|error| target.explain(&error)))
     });

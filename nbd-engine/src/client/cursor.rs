@@ -110,7 +110,11 @@ impl<C> AsyncRead for Cursor<C> {
             Some(reading) => reading,
             None => {
                 let staging = this.buffer(wanted);
-                this.reading.insert(this.client.submit_read_into(this.position, staging, Flags::empty()))
+                this.reading.insert(this.client.submit_read_into(
+                    this.position,
+                    staging,
+                    Flags::empty(),
+                ))
             }
         };
         let (data, result) = ready!(Pin::new(reading).poll(cx));

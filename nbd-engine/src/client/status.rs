@@ -55,11 +55,7 @@ impl<C> Client<C> {
     }
 }
 
-fn into_extents(
-    shared: &Shared,
-    _: usize,
-    outcome: Outcome,
-) -> Result<Vec<ContextExtents>, Error> {
+fn into_extents(shared: &Shared, _: usize, outcome: Outcome) -> Result<Vec<ContextExtents>, Error> {
     outcome.result.map_err(|error| *error)?;
     let Findings::Extents(mut found) = outcome.findings else { return Ok(Vec::new()) };
     let contexts = shared.details.contexts();

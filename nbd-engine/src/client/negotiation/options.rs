@@ -1,8 +1,8 @@
 //! Options, one by one (section "Option types").
 
+use nbd_proto::LimitExceeded;
 use nbd_proto::client::Event;
 use nbd_proto::wire::{InfoType, OptionCode};
-use nbd_proto::LimitExceeded;
 
 use super::super::config::INFO;
 use super::super::{Error, ExportDetails, Listing};

@@ -76,12 +76,7 @@ impl Requests {
         }
     }
 
-    fn completed(
-        &mut self,
-        machine: &Connection,
-        id: RequestId,
-        result: Result<(), CommandError>,
-    ) {
+    fn completed(&mut self, machine: &Connection, id: RequestId, result: Result<(), CommandError>) {
         let Some(part) = self.take_part(id) else { return };
         let Some(request) = &mut self.states[part.request] else { return };
         request.in_flight -= 1;
@@ -161,9 +156,9 @@ impl Handler<Connection> for Requests {
         range: Range<usize>,
         mut visit: impl FnMut(IoSlice<'a>) -> bool,
     ) {
-        let request = self.part(id).and_then(|part| {
-            Some((self.states.get(part.request)?.as_ref()?, part.start))
-        });
+        let request = self
+            .part(id)
+            .and_then(|part| Some((self.states.get(part.request)?.as_ref()?, part.start)));
         if let Some((request, start)) = request {
             let data = request.data(start + range.start as u64, range.len());
             visit(IoSlice::new(data));
