@@ -1,39 +1,20 @@
-//! What the tests of clients share. Included by path.
-#![allow(dead_code, reason = "each test uses a part of it")]
+//! Exports that tests of clients play with.
 
 use std::ops::ControlFlow;
-use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use std::time::Duration;
 
 use nbd_engine::export::{
     Allocation, BlockSize, CanExtents, CanFlush, CanTrim, CanWrite, CanWriteZeroes, Export, Memory,
     Result, ZeroMode,
 };
 
-/// Far longer than anything should take: what is tested is that it ends.
-const BOUND: Duration = Duration::from_secs(60);
-
-/// Runs a test that must not hang.
-#[track_caller]
-pub(crate) fn bounded(test: impl FnOnce() + Send + 'static) {
-    let (done, ended) = mpsc::channel();
-    let thread = thread::spawn(move || {
-        test();
-        let _nobody_waits = done.send(());
-    });
-    match ended.recv_timeout(BOUND) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("the test hangs"),
-        _ => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-    }
-}
-
 /// Reads and writes from here on wait at the gate.
-pub(crate) const GATED: u64 = 1 << 20;
+pub const GATED: u64 = 1 << 20;
 
 /// A disk of 2 MiB whose second half is behind a gate.
-pub(crate) struct Gate {
+#[derive(Debug)]
+pub struct Gate {
     disk: Memory,
     state: Arc<(Mutex<State>, Condvar)>,
 }
@@ -46,10 +27,11 @@ struct State {
 
 /// Opens a [`Gate`].
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Key(Arc<(Mutex<State>, Condvar)>);
+pub struct Key(Arc<(Mutex<State>, Condvar)>);
 
 impl Gate {
-    pub(crate) fn new() -> (Self, Key) {
+    /// A closed gate, and its key.
+    pub fn new() -> (Self, Key) {
         let key = Key::default();
         (Self { disk: Memory::new(2 * GATED).unwrap(), state: Arc::clone(&key.0) }, key)
     }
@@ -70,14 +52,18 @@ impl Gate {
 }
 
 impl Key {
-    pub(crate) fn open(&self) {
+    /// Lets everything pass from now on.
+    pub fn open(&self) {
         let (state, changed) = &*self.0;
         state.lock().unwrap().open = true;
         changed.notify_all();
     }
 
     /// Waits until so many requests wait at the gate.
-    pub(crate) fn await_waiting(&self, count: usize) {
+    ///
+    /// # Panics
+    /// When another test has panicked with the gate.
+    pub fn await_waiting(&self, count: usize) {
         let (state, changed) = &*self.0;
         let mut state = state.lock().unwrap();
         while state.waiting < count {
@@ -122,7 +108,8 @@ impl CanWrite for Gate {
 }
 
 /// A disk in memory with size constraints.
-pub(crate) struct Blocks(pub(crate) Memory, pub(crate) BlockSize);
+#[derive(Debug)]
+pub struct Blocks(pub Memory, pub BlockSize);
 
 impl Export for Blocks {
     fn size(&self) -> u64 {
@@ -147,14 +134,17 @@ impl Export for Blocks {
 }
 
 /// A disk that remembers what was done to it: data is durable once flushed, by any connection.
-#[derive(Default)]
-pub(crate) struct Journal {
-    pub(crate) written: Mutex<Vec<u64>>,
-    pub(crate) durable: Mutex<Vec<u64>>,
+#[derive(Debug, Default)]
+pub struct Journal {
+    /// Offsets of what was written, in order.
+    pub written: Mutex<Vec<u64>>,
+    /// The same of what is durable.
+    pub durable: Mutex<Vec<u64>>,
 }
 
 /// The journal as an export.
-pub(crate) struct Journaled(pub(crate) Arc<Journal>);
+#[derive(Debug)]
+pub struct Journaled(pub Arc<Journal>);
 
 impl Export for Journaled {
     fn size(&self) -> u64 {
