@@ -4,9 +4,10 @@ use alloc::vec::Vec;
 
 use super::handshake::{Handshake, Shared, State, Step};
 use super::options::Answered;
+use super::pending::Progress;
 use super::question::Question;
 use super::reply::{Answer, Reply, Style};
-use super::transmission::{Progress, Transmission};
+use super::transmission::Transmission;
 use super::{Config, Event, Listing, LookupOutcome, LookupRefusal};
 use crate::outbound::{Outbound, Tail};
 use crate::scratch::Scratch;
@@ -488,7 +489,7 @@ mod tests {
         let size = size_of::<Connection>();
         assert!(size <= 768, "{size}");
         // As the formula of the limits has it.
-        let slot = size_of::<crate::server::transmission::Pending>();
+        let slot = size_of::<crate::server::pending::Pending>();
         assert!(slot <= 192 - 8, "{slot}");
     }
 }

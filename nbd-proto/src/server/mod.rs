@@ -9,6 +9,7 @@ mod header;
 mod oldstyle;
 mod option_reply;
 mod options;
+mod pending;
 mod question;
 mod reply;
 mod status;
@@ -16,6 +17,7 @@ mod transmission;
 
 pub use config::{Config, TlsMode};
 pub use connection::Connection;
+pub use contexts::AwaitedContexts;
 pub use event::{Event, Lookup, Purpose};
 pub use oldstyle::OldstyleUnfit;
 pub use options::{Listing, LookupOutcome, LookupRefusal};

@@ -1,8 +1,10 @@
 //! Replies: one builder that knows simple, structured and extended ones, so that its caller need not.
 
+use super::contexts::AwaitedContexts;
 use super::option_reply::displayable;
+use super::pending::{Pending, Progress};
 use super::status::{StatusExtents, StatusQuery};
-use super::transmission::{Entered, MAX_EXTENTS, Pending, Progress};
+use super::transmission::{Entered, MAX_EXTENTS};
 use crate::outbound::{Outbound, Tail};
 use crate::wire::{
     BlockStatusDescriptor, ErrorChunk, ErrorCode, ExtendedReplyHeader, ReplyFlags, ReplyType,
@@ -283,10 +285,12 @@ impl<'a> Reply<'a> {
     }
 
     /// The metadata contexts whose extents a block status request still waits for, in no particular order: numbers to
-    /// look up in [`ExportView::contexts`](crate::ExportView::contexts).
-    #[must_use]
-    pub fn awaited_contexts(&self) -> &[u32] {
-        &self.answer.pending.awaited
+    /// look up in [`ExportView::contexts`](crate::ExportView::contexts). None for other commands.
+    ///
+    /// The iterator does not borrow the builder, so that [`extents`](Self::extents) can be called for each: it gives the
+    /// contexts that were awaited when it was made.
+    pub fn awaited_contexts(&self) -> AwaitedContexts<'a> {
+        AwaitedContexts::new(&self.export.contexts, &self.answer.pending.awaited)
     }
 
     /// What is asked in one awaited metadata context, for a [`StatusExtents`].
