@@ -115,8 +115,7 @@ mod view;
 mod wants;
 #[expect(
     clippy::exhaustive_structs,
-    clippy::exhaustive_enums,
-    reason = "what is on the wire has the fields that it has: it does not grow"
+    reason = "a message has the fields that it has on the wire: they don't grow"
 )]
 pub mod wire;
 

@@ -49,6 +49,7 @@ impl OldstyleGreeting {
 
 /// Which kind of greeting a server's first 16 bytes open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "newer servers negotiate by options")]
 pub enum Greeting {
     /// Two bytes of [`HandshakeFlags`] follow.
     Newstyle,
