@@ -121,7 +121,7 @@ proptest! {
         let mut held: HashMap<RequestId, bool> = HashMap::new();
         let mut open = Vec::new();
         let mut closed = None;
-        for _ in 0..1000 {
+        for _ in 0..2 * stream.len() + 1000 {
             // Another connection resizes the export, at any time.
             connection.set_size(*sizes.next().unwrap()).unwrap();
             let size = connection.export().unwrap().size;
