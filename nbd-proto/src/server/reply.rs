@@ -192,6 +192,9 @@ impl Answer<'_> {
 /// [`finish`](Self::finish); other commands by [`finish`](Self::finish) alone; and any of them by
 /// [`error`](Self::error). Dropping the builder before that keeps what was given: get it again to go on.
 ///
+/// It knows what the client agreed to, so that you need not: where a reply has to be in one piece (a simple reply, or a
+/// read with [`dont_fragment`](Command::Read::dont_fragment)), content is put in order and goes out at the end.
+///
 /// Nothing that would be a lie on the wire is accepted: content that overlaps or lies outside of the request, a read
 /// that is finished with a gap. Such a [`Misuse`] changes nothing.
 #[derive(Debug)]
@@ -329,6 +332,8 @@ impl<'a> Reply<'a> {
 
     /// The extents of one awaited metadata context, from the request's offset on: runs of any length, which are made
     /// into what may be sent as by [`StatusExtents`]. A [`StatusExtents`] itself is welcome, too.
+    ///
+    #[doc = include_str!("../../doc/block_status.md")]
     ///
     /// # Errors
     /// Those of [`status_query`](Self::status_query); [`Misuse::Incomplete`] when the runs don't reach to the end of a
