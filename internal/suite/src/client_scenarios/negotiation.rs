@@ -130,10 +130,12 @@ pub fn an_export_is_entered_by_its_name_alone(clients: ClientSetup, servers: Set
     let mut negotiation = negotiate(clients, &server, &by_hand());
     let refused = negotiation.export_name("three").err().expect("there is no such export");
     assert!(matches!(refused, Error::Refused { export: Some(_), .. }), "{refused:?}");
+    drop(negotiation);
     let mut negotiation = negotiate(clients, &server, &ClientConfig::default());
     let extended = negotiation.export_name("two").err().expect("not with extended headers");
     assert!(matches!(extended, Error::InvalidOption(_)), "{extended:?}");
     assert!(negotiation.list().is_ok(), "nothing was sent");
+    negotiation.abort().expect("the server listens");
     server.stop();
 }
 
