@@ -167,8 +167,10 @@ impl Status {
                     let zero = state.contains(AllocationFlags::ZERO);
                     return vec![Run { range: run.range(), zero }];
                 }
-                // We are about to end.
-                None | Some(Err(Error::Disconnected { .. })) => return Vec::new(),
+                // We are about to end; or the server does not know, and what it does not know may be data.
+                None | Some(Err(Error::Disconnected { .. } | Error::NoStatus { .. })) => {
+                    return Vec::new();
+                }
                 Some(Err(error)) => {
                     // Without it the copy is slower, and as good.
                     let error = output::printable(&error.to_string());
