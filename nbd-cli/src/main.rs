@@ -5,6 +5,7 @@ mod colour;
 mod copy;
 mod descriptor;
 mod exit;
+mod fault;
 mod info;
 mod list;
 mod log;
@@ -13,6 +14,7 @@ mod output;
 mod quantity;
 mod resize;
 mod serve;
+mod stderr;
 mod target;
 mod waiting;
 

@@ -7,11 +7,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use nbd_blocking::ServerConfig;
-use nbd_engine::export::{
+// By way of the adapter: a program needs no other crate.
+use nbd_blocking::export::{
     Allocation, AnyExport, AsyncCanFlush, AsyncCanWrite, AsyncCanWriteZeroes, AsyncExport, Body,
-    ClientInfo, CloseReason, ErrorCode, Export, ExportEntry, ExportError, ExportMap, Extents,
-    Flushes, Fua, Memory, Result, Trims, Writes, WritesZeroes, ZeroMode,
+    CanExtents, CanFlush, CanTrim, CanWrite, CanWriteZeroes, ClientInfo, CloseReason, ErrorCode,
+    Export, ExportEntry, ExportError, ExportMap, Fua, Memory, Result, ZeroMode,
 };
+use nbd_testkit::peers::require;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Cmd, Errno, Info, Mode, RawClient, Request, cmd_flag, flag};
 use served::Served;
@@ -79,28 +81,28 @@ impl Export for Noting {
         self.left(client, reason);
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn Flushes> {
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
         Some(self)
     }
 
-    fn trims(&self) -> Option<&dyn Trims> {
+    fn can_trim(&self) -> Option<&dyn CanTrim> {
         Some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
         Some(self)
     }
 
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         Some(self)
     }
 }
 
-impl Writes for Noting {
+impl CanWrite for Noting {
     fn write(&self, _data: &[u8], _offset: u64, _fua: bool) -> Result<()> {
         self.act()
     }
@@ -110,19 +112,19 @@ impl Writes for Noting {
     }
 }
 
-impl Flushes for Noting {
+impl CanFlush for Noting {
     fn flush(&self) -> Result<()> {
         self.act()
     }
 }
 
-impl Trims for Noting {
+impl CanTrim for Noting {
     fn trim(&self, _offset: u64, _length: u64, _fua: bool) -> Result<()> {
         self.act()
     }
 }
 
-impl WritesZeroes for Noting {
+impl CanWriteZeroes for Noting {
     fn write_zeroes(&self, _offset: u64, _length: u64, _mode: ZeroMode) -> Result<()> {
         self.act()
     }
@@ -132,7 +134,7 @@ impl WritesZeroes for Noting {
     }
 }
 
-impl Extents for Noting {
+impl CanExtents for Noting {
     fn extents(
         &self,
         _offset: u64,
@@ -419,5 +421,26 @@ fn an_export_sees_whether_a_read_is_wanted_in_one_piece() {
         client.read(0, 512);
         client.finish();
         assert_eq!(*disk.asked_for_one_piece.lock().unwrap(), [false, true, false]);
+    }
+}
+
+/// qemu looks an export up twice before it uses it, and libnbd's programs look it up in their own ways.
+#[test]
+fn stock_clients_enter_once_and_disconnect() {
+    let (Some(qemu_io), Some(nbdinfo)) = (require("qemu-io"), require("nbdinfo")) else { return };
+    for (disk, export) in kinds() {
+        let served = Served::only(export);
+        let uri = served.endpoint().uri("");
+        let mut command = qemu_io.command();
+        command.args(["-f", "raw", "-c", "read 0 4096", &uri]);
+        for (number, command) in [&mut command, nbdinfo.command().arg(&uri)].into_iter().enumerate()
+        {
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            wait_for_leavers(&disk, number + 1);
+        }
+        let reasons: Vec<_> = disk.log().into_iter().map(|(_, reason)| reason).collect();
+        let pair = [None, Some(CloseReason::Disconnected)];
+        assert_eq!(reasons, [pair.clone(), pair].concat(), "{:?}", disk.log());
     }
 }

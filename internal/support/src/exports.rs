@@ -5,8 +5,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 use nbd_engine::export::{
-    Allocation, BlockSize, Export, Extents, Flushes, Memory, Result, Trims, Writes, WritesZeroes,
-    ZeroMode,
+    Allocation, BlockSize, CanExtents, CanFlush, CanTrim, CanWrite, CanWriteZeroes, Export, Memory,
+    Result, ZeroMode,
 };
 
 /// Reads and writes from here on wait at the gate.
@@ -91,19 +91,19 @@ impl Export for Gate {
         self.disk.read(buffer, offset)
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn Flushes> {
-        self.disk.flushes()
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
+        self.disk.can_flush()
     }
 }
 
-impl Writes for Gate {
+impl CanWrite for Gate {
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
         self.pass(offset);
-        self.disk.writes().unwrap().write(data, offset, fua)
+        self.disk.can_write().unwrap().write(data, offset, fua)
     }
 }
 
@@ -128,8 +128,8 @@ impl Export for Blocks {
         self.1
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
-        self.0.writes()
+    fn can_write(&self) -> Option<&dyn CanWrite> {
+        self.0.can_write()
     }
 }
 
@@ -156,35 +156,35 @@ impl Export for Journaled {
         Ok(())
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn Flushes> {
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
         Some(self)
     }
 
-    fn trims(&self) -> Option<&dyn Trims> {
+    fn can_trim(&self) -> Option<&dyn CanTrim> {
         Some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
         Some(self)
     }
 
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         Some(self)
     }
 }
 
-impl Writes for Journaled {
+impl CanWrite for Journaled {
     fn write(&self, _: &[u8], offset: u64, _: bool) -> Result<()> {
         self.0.written.lock().unwrap().push(offset);
         Ok(())
     }
 }
 
-impl Flushes for Journaled {
+impl CanFlush for Journaled {
     fn flush(&self) -> Result<()> {
         let written = self.0.written.lock().unwrap().clone();
         *self.0.durable.lock().unwrap() = written;
@@ -192,21 +192,21 @@ impl Flushes for Journaled {
     }
 }
 
-impl Trims for Journaled {
+impl CanTrim for Journaled {
     fn trim(&self, offset: u64, _: u64, _: bool) -> Result<()> {
         self.0.written.lock().unwrap().push(offset);
         Ok(())
     }
 }
 
-impl WritesZeroes for Journaled {
+impl CanWriteZeroes for Journaled {
     fn write_zeroes(&self, offset: u64, _: u64, _: ZeroMode) -> Result<()> {
         self.0.written.lock().unwrap().push(offset);
         Ok(())
     }
 }
 
-impl Extents for Journaled {
+impl CanExtents for Journaled {
     /// Data and holes of 64 KiB in turn.
     fn extents(
         &self,

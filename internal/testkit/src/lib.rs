@@ -8,6 +8,7 @@
 //! Everything panics on failure, with a message that names the broken rule, and nothing waits without a
 //! bound: a silent peer fails a test within seconds instead of hanging it.
 
+pub mod cgroup;
 pub mod peers;
 pub mod process;
 pub mod raw;

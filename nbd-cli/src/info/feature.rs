@@ -50,7 +50,7 @@ impl FromStr for Feature {
         let known = NAMES.iter().find(|(name, _)| *name == wanted);
         known.map(|(_, feature)| *feature).ok_or_else(|| {
             let names = NAMES.map(|(name, _)| name).join(", ");
-            format!("'{text}' can't be asked for; these can: {names}")
+            format!("'{text}' is not a feature; choose one of {names}")
         })
     }
 }

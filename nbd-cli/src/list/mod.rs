@@ -1,7 +1,6 @@
 //! `nbd list`: the exports of a server.
 
 use std::collections::HashSet;
-use std::io::Write;
 
 use clap::Args;
 use nbd_blocking::Negotiation;
@@ -10,8 +9,8 @@ use nbd_blocking::client::{Error, Handshake, Listing};
 use crate::colour::{self, Paint};
 use crate::exit::Failure;
 use crate::info::{self, Described, Report, greeting, look, write_json, write_text};
-use crate::output;
 use crate::target::{self, Target};
+use crate::{output, stderr};
 
 /// List the exports of a server.
 ///
@@ -75,8 +74,7 @@ pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
                 report.exports.push(export);
             }
             Err(error @ Error::Refused { .. }) => {
-                let _printed =
-                    writeln!(std::io::stderr(), "nbd: {}", output::printable(&error.to_string()));
+                stderr::say(&error.to_string());
                 result = Err(Failure::failed(
                     "the server does not tell of all the exports that it lists",
                 ));

@@ -33,10 +33,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let service = ServerState::new(exports, ServerConfig::default());
     let (event_loop, poll) = EventLoop::new()?;
     if place.starts_with('/') {
-        let (listener, _removed_at_the_end) = net::bind_unix(Path::new(&place))?;
+        let (listener, path) = net::bind_unix(Path::new(&place))?;
         let listener = Socket::new(UnixListener::from_std(listener), &event_loop)?;
         println!("nbd+unix:///?socket={place}");
-        event_loop.spawn(Box::pin(listen(service, listener, event_loop.clone())));
+        event_loop.spawn(Box::pin(listen(service, (path, listener), event_loop.clone())));
         event_loop.run(poll)?;
     } else {
         let listener = net::bind_tcp(place)?;

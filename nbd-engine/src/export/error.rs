@@ -13,7 +13,14 @@ pub type Result<T, E = ExportError> = core::result::Result<T, E>;
 /// room for one.
 ///
 /// An [`io::Error`] converts into it: out of space and quota become `ENOSPC`, lack of permission `EPERM`, a bad
-/// argument `EINVAL`, everything else `EIO` (S-ERR-02).
+/// argument `EINVAL`, everything else `EIO`.
+///
+/// ```
+/// use nbd_engine::export::{ErrorCode, ExportError};
+///
+/// let busy = ExportError::new(ErrorCode::EPERM, "somebody else writes here");
+/// assert_eq!(busy, ExportError::permission("somebody else writes here"));
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct ExportError {
     code: ErrorCode,
@@ -91,6 +98,7 @@ impl ExportError {
     }
 }
 
+// (S-ERR-02)
 impl From<io::Error> for ExportError {
     fn from(error: io::Error) -> Self {
         use io::ErrorKind as Kind;

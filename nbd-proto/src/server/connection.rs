@@ -399,6 +399,15 @@ impl Connection {
         matches!(self.phase, Phase::Transmission(_))
     }
 
+    /// Exports in the longest list that the client was given, about which it may want to ask.
+    #[must_use]
+    pub const fn listed_exports(&self) -> u32 {
+        match &self.phase {
+            Phase::Handshake(handshake) => handshake.listed,
+            Phase::Transmission(_) => 0,
+        }
+    }
+
     /// Whether the stream runs over TLS.
     #[must_use]
     pub const fn is_tls(&self) -> bool {

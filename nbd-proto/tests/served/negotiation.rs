@@ -5,8 +5,8 @@ use nbd_proto::wire::{
     InfoType, OptionCode as Opt, OptionHeader, OptionReplyType as Rep, TransmissionFlags as Flags,
 };
 use nbd_proto::{
-    BlockSize, CloseReason, Error, LimitExceeded, NotServed, PauseReason, PeerMisbehaved, Refusal,
-    Wants,
+    BlockSize, CloseReason, Error, LimitExceeded, NotServed, OPTIONS_PER_EXPORT, PauseReason,
+    PeerMisbehaved, Refusal, Wants,
 };
 
 use crate::peer::*;
@@ -377,8 +377,11 @@ fn a_client_may_ask_about_each_export_that_it_was_told_of() {
         }
     }
     // But no list adds to what an earlier one allows.
-    let error = (0..40).find_map(|_| served.try_option(Opt::LIST, &[]).err());
-    assert_eq!(error, Some(Error::LimitExceeded(LimitExceeded::Options(30 + 3 * 500))));
+    let error = (0..4000).find_map(|_| served.try_option(Opt::LIST, &[]).err());
+    assert_eq!(
+        error,
+        Some(Error::LimitExceeded(LimitExceeded::Options(30 + OPTIONS_PER_EXPORT * 500)))
+    );
 }
 
 /// What was asked before is answered before a refusal that has no answer closes the connection.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use nbd_engine::client::{Error, Flags, InvalidRequest};
 use nbd_engine::export::{
-    self, AnyExport, BlockSize, Export, ExportMap, Memory, WithBlockSize, Writes,
+    self, AnyExport, BlockSize, CanWrite, Export, ExportMap, Memory, WithBlockSize,
 };
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::{Pattern, assert_same_bytes};
@@ -35,15 +35,15 @@ impl Export for Ruler {
         self.disk.read(buffer, offset)
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 }
 
-impl Writes for Ruler {
+impl CanWrite for Ruler {
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> export::Result<()> {
         self.writes.lock().expect("no panic while it is held").push((offset, data.len()));
-        self.disk.writes().expect("memory is written").write(data, offset, fua)
+        self.disk.can_write().expect("memory is written").write(data, offset, fua)
     }
 }
 

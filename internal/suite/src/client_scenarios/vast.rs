@@ -4,7 +4,7 @@ use core::ops::ControlFlow;
 
 use nbd_engine::client::{Flags, ClientConfig};
 use nbd_engine::export::{
-    Allocation, ContextInfo, Contexts, Export, Extent, Extents, Memory, Result,
+    Allocation, CanExtents, ContextInfo, Contexts, Export, Extent, Memory, Result,
 };
 
 use crate::{ClientSetup, Setup};
@@ -31,7 +31,7 @@ impl Export for Vast {
         true
     }
 
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         Some(self)
     }
 
@@ -40,7 +40,7 @@ impl Export for Vast {
     }
 }
 
-impl Extents for Vast {
+impl CanExtents for Vast {
     fn extents(
         &self,
         _offset: u64,

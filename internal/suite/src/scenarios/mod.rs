@@ -97,6 +97,8 @@ scenarios! {
         }
         limits {
             connections_above_the_limit_wait,
+            connections_above_the_limit_are_refused,
+            one_connection_is_not_announced_as_several,
             listeners_share_the_limit,
             requests_in_flight_are_limited,
             bytes_in_flight_are_limited,
@@ -105,6 +107,7 @@ scenarios! {
         deadlines {
             the_handshake_has_a_deadline,
             the_handshake_deadline_does_not_wait_for_silence,
+            a_long_list_extends_the_handshake,
             the_drain_has_a_deadline,
             a_drain_does_not_wait_for_clients_that_do_not_read,
             a_drain_does_not_wait_for_the_rest_of_a_request,
