@@ -82,7 +82,7 @@ fn every_command_that_it_has_works(client: &dyn ClientAdapter) {
     assert_eq!(client.connections(), 3, "it says that several connections see the same");
 
     let data = Pattern(2).bytes(0, 3 << 20);
-    client.write(4096, data.clone(), Flags::FUA).expect("a write");
+    client.write(4096, data.to_vec(), Flags::FUA).expect("a write");
     let parts: Vec<_> = (0..48)
         .map(|at| {
             (at << 16, client.start_read(4096 + (at << 16), vec![0; 1 << 16], Flags::empty()))

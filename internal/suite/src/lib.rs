@@ -24,6 +24,7 @@ pub mod clients;
 pub mod exports;
 pub mod hostile;
 pub mod scenarios;
+pub mod tasks;
 
 mod adapter;
 mod every_command;

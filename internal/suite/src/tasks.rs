@@ -1,23 +1,90 @@
-//! Requests from tasks: the same code against the client and the server of each adapter, whose names are the same.
-//!
-//! Included by path. The module beside it, `runtime`, has what differs: `run`, `pair` of connected streams, `spawn`,
-//! `detach`, `join` and `cancel` of tasks, and the traits and functions that one uses to read, write and seek.
+//! What only futures have, of every asynchronous adapter's client: they are dropped, polled by hand, sent to other
+//! threads, and waited for by many tasks. The server is the reference server.
 
+use core::pin::{Pin, pin};
+use core::task::{Context, Poll, Waker};
 use std::future::{Future, poll_fn};
-use std::io::SeekFrom;
-use std::net::TcpListener;
-use std::pin::{Pin, pin};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::Wake;
+use std::thread;
 use std::time::Duration;
 
-use nbd_engine::export::{Export, ExportMap, Memory};
+use nbd_engine::Runtime;
+use nbd_engine::client::{
+    Client, ClientConfig, Connector, CurrentRuntime, Error, Flags, LostReason, Negotiation, Pending,
+};
+use nbd_engine::export::{ExportMap, Memory};
 use nbd_testkit::Pattern;
 
-use super::runtime::client::{Client, Error, Flags, LostReason, Options, Pending, Uri, haggle};
-use super::runtime::traits::*;
-use super::runtime::{Server, cancel, detach, join, pair, run, spawn};
-use crate::support::{GATED, Gate};
+use crate::clients::asynchronous::AsyncClient;
+use crate::exports::{Disk, Gate, Way};
+
+/// Makes a test of each scenario with tasks for an asynchronous adapter's client.
+#[macro_export]
+macro_rules! task_suite {
+    ($client:expr) => {
+        $crate::task_suite! { @tests $client,
+            many_tasks_share_a_client
+            a_future_that_is_dropped_harms_no_other
+            any_of_several_requests_can_be_waited_for
+            requests_time_out_and_the_client_goes_on
+            a_server_that_vanishes_fails_what_is_in_flight
+            a_request_that_follows_a_refusal_at_once_learns_that_the_server_shuts_down
+            a_walk_that_is_interrupted_goes_on_where_it_was
+            futures_can_be_sent_to_other_threads
+        }
+    };
+    (@tests $client:expr, $($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                $crate::tasks::$name($client);
+            }
+        )*
+    };
+}
+
+/// A server of one connection, on threads. Ends with it.
+struct Served {
+    server: nbd_blocking::Server,
+    end: UnixStream,
+}
+
+impl Served {
+    fn vanish(&self) {
+        self.end.shutdown(Shutdown::Both).expect("it is open");
+    }
+}
+
+async fn connected<A: AsyncClient>(
+    exports: ExportMap,
+    config: &ClientConfig,
+) -> (Served, Client<A::Connector>) {
+    let (ours, theirs) = UnixStream::pair().expect("two sockets");
+    theirs.set_nonblocking(true).expect("a setting");
+    let end = ours.try_clone().expect("a descriptor");
+    let server = nbd_blocking::Server::new(exports);
+    let serving = server.clone();
+    thread::spawn(move || serving.serve_unix(ours).is_ok());
+    let client = Client::over(A::stream(theirs), "", config).await.expect("the server is there");
+    (Served { server, end }, client)
+}
+
+fn memory(size: u64) -> ExportMap {
+    let disk = Memory::new(size).expect("it is small");
+    ExportMap::new().with("", disk).expect("a short name")
+}
+
+/// A disk behind a closed gate, which is passed from [`Gate::END`] on.
+fn gated() -> (ExportMap, Arc<Disk>) {
+    let disk = Disk::new(1 << 20);
+    disk.gate.close();
+    (ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name"), disk)
+}
+
+const FREE: u64 = Gate::END;
 
 /// What a future is after one turn.
 async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
@@ -28,173 +95,136 @@ async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     .await
 }
 
-async fn connected(export: impl Export, options: &Options) -> (Server, Client) {
-    let server = Server::new(ExportMap::new().with("", export).unwrap());
-    let (ours, theirs) = pair();
-    let serving = server.clone();
-    detach(spawn(async move { serving.serve_stream(ours).await.is_ok() }));
-    (server, Client::over(theirs, options).await.unwrap())
-}
-
-fn memory(size: u64) -> Memory {
-    Memory::new(size).unwrap()
-}
-
-#[test]
-fn what_was_written_is_read_back_over_tcp_and_unix_sockets() {
-    run(|| async {
-        let server = Server::new(ExportMap::new().with("disk", memory(1 << 20)).unwrap());
-        let tcp = server.listen_tcp("127.0.0.1:0").await.unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("socket");
-        let _unix = server.listen_unix(&socket).unwrap();
-        let tcp = format!("nbd://{}/disk", tcp.local_addr());
-        let unix = Uri::unix(socket.to_str().unwrap()).unwrap().with_export("disk").unwrap();
-        for uri in [tcp, unix.to_string()] {
-            let client = Client::connect(&uri).await.unwrap();
-            let data = Pattern(1).bytes(0, 100_000);
-            client.write_at(&data, 100).await.unwrap();
-            let mut found = vec![0; data.len()];
-            client.read_exact_at(&mut found, 100).await.unwrap();
-            assert_eq!(found, data);
-            client.write(data.clone().into(), 200_000).await.unwrap();
-            assert_eq!(client.read(200_000, data.len()).await.unwrap(), data);
-            client.flush().await.unwrap();
-            client.write_zeroes(0, 1 << 20, Flags::empty()).await.unwrap();
-            let (found, result) = client.read_into(found, 100).await;
-            result.unwrap();
-            assert_eq!(found, vec![0; data.len()]);
-            client.disconnect().await;
+/// Each task finds what it wrote, though most have to wait for a slot in flight.
+pub fn many_tasks_share_a_client<A: AsyncClient>(adapter: A) {
+    adapter.clone().run(async {
+        let config = ClientConfig::new().with_max_in_flight(32);
+        let (_served, client) = connected::<A>(memory(2 << 20), &config).await;
+        let runtime = A::Connector::current().runtime();
+        let (done, ended) = smol::channel::unbounded();
+        for task in 0..200 {
+            let (client, done) = (client.clone(), done.clone());
+            runtime.spawn(Box::pin(async move {
+                let offset = task * 4096;
+                let mut fine = true;
+                for round in 0..10 {
+                    let data = Pattern(round).bytes(offset, 4096);
+                    client.write_all_at(&data, offset).await.expect("a write");
+                    let found = client.read(offset, 4096, Flags::empty()).await.expect("a read");
+                    fine &= found == data;
+                }
+                done.send(fine).await.expect("the scenario waits");
+            }));
         }
-        server.shut_down();
-        server.wait().await;
-    });
-}
-
-#[test]
-fn two_hundred_tasks_share_a_client() {
-    run(|| async {
-        let mut options = Options::default();
-        options.limits.max_in_flight = 32;
-        let (_server, client) = connected(memory(2 << 20), &options).await;
-        let tasks: Vec<_> = (0..200)
-            .map(|task| {
-                let client = client.clone();
-                spawn(async move {
-                    let offset = task * 4096;
-                    for round in 0..10 {
-                        let data = Pattern(round).bytes(offset, 4096);
-                        client.write_at(&data, offset).await.unwrap();
-                        assert_eq!(client.read(offset, 4096).await.unwrap(), data);
-                    }
-                })
-            })
-            .collect();
-        for task in tasks {
-            join(task).await;
+        drop(done);
+        for _ in 0..200 {
+            assert!(ended.recv().await.expect("no task has panicked"));
         }
     });
 }
 
-#[test]
-fn a_future_that_is_dropped_harms_no_other() {
-    run(|| async {
-        let (gate, key) = Gate::new();
-        let (_server, client) = connected(gate, &Options::default()).await;
-        client.write_at(&[9; 512], 0).await.unwrap();
-        let mut buffer = vec![1; 65536];
+/// Nobody writes to a buffer that was given back, and the stream stays in step.
+pub fn a_future_that_is_dropped_harms_no_other<A: AsyncClient>(adapter: A) {
+    adapter.clone().run(async {
+        let (exports, disk) = gated();
+        let (_served, client) = connected::<A>(exports, &ClientConfig::default()).await;
+        client.write_all_at(&[9; 512], FREE).await.expect("a write");
+        let mut buffer = vec![1; 4096];
         {
-            let read = pin!(client.read_exact_at(&mut buffer, GATED));
-            let write = pin!(client.write_at(&[7; 65536], GATED));
+            let read = pin!(client.read_exact_at(&mut buffer, 0));
+            let write = pin!(client.write_all_at(&[7; 4096], 4096));
             assert!(poll_once(read).await.is_none() && poll_once(write).await.is_none());
             // Both are sent by now: this one was asked for later.
-            client.read(0, 512).await.unwrap();
+            client.read(FREE, 512, Flags::empty()).await.expect("a read");
         }
-        assert_eq!(buffer, [1; 65536], "nobody writes to a buffer that was given back");
+        assert_eq!(buffer, [1; 4096], "nobody writes to a buffer that was given back");
         for _ in 0..10 {
-            assert_eq!(client.read(0, 512).await.unwrap(), vec![9; 512]);
+            let found = client.read(FREE, 512, Flags::empty()).await.expect("a read");
+            assert_eq!(found, vec![9; 512]);
         }
-        key.open();
+        disk.gate.open();
         // The write was sent, and may be under way at this moment.
-        let found = client.read(GATED, 65536).await.unwrap();
+        let found = client.read(4096, 4096, Flags::empty()).await.expect("a read");
         assert!(found.iter().all(|byte| matches!(byte, 0 | 7)));
     });
 }
 
-#[test]
-fn requests_are_answered_out_of_order_and_any_can_be_waited_for() {
-    run(|| async {
-        let (gate, key) = Gate::new();
-        let (_server, client) = connected(gate, &Options::default()).await;
-        let requests =
-            [client.submit_read(vec![1; 512], GATED), client.submit_read(vec![1; 512], 0)];
+/// The quickest one is told from the others.
+pub fn any_of_several_requests_can_be_waited_for<A: AsyncClient>(adapter: A) {
+    adapter.clone().run(async {
+        let (exports, disk) = gated();
+        let (_served, client) = connected::<A>(exports, &ClientConfig::default()).await;
+        let read = |offset| client.submit_read_into(offset, vec![1; 512], Flags::empty());
+        let requests = [read(0), read(FREE)];
         assert_eq!(Pending::any(requests.iter()).await, Some(1));
         assert!(!requests[0].is_done());
-        key.open();
+        assert_eq!(Pending::<Result<(), Error>>::any([].iter()).await, None);
+        disk.gate.open();
         for request in requests {
-            request.await.1.unwrap();
+            request.await.1.expect("a read");
         }
     });
 }
 
-#[test]
-fn requests_time_out_and_the_client_goes_on() {
-    run(|| async {
-        let (gate, key) = Gate::new();
-        let mut options = Options::default();
-        options.request_timeout = Some(Duration::from_secs(1));
-        let (_server, client) = connected(gate, &options).await;
-        let error = client.read(GATED, 512).await.unwrap_err();
+/// Requests that take too long fail, and others are answered.
+pub fn requests_time_out_and_the_client_goes_on<A: AsyncClient>(adapter: A) {
+    adapter.clone().run(async {
+        let (exports, disk) = gated();
+        let config = ClientConfig::new().with_request_timeout(Some(Duration::from_secs(1)));
+        let (_served, client) = connected::<A>(exports, &config).await;
+        let error = client.read(0, 512, Flags::empty()).await.expect_err("the gate is closed");
         assert!(matches!(error, Error::TimedOut { .. }), "{error}");
-        let error = client.write_at(&[0; 512], GATED).await.unwrap_err();
+        let error = client.write_all_at(&[0; 512], 512).await.expect_err("the gate is closed");
         assert!(matches!(error, Error::TimedOut { .. }), "{error}");
-        key.open();
-        assert_eq!(client.read(0, 512).await.unwrap(), vec![0; 512]);
+        disk.gate.open();
+        let found = client.read(FREE, 512, Flags::empty()).await.expect("a read");
+        assert_eq!(found, vec![0; 512]);
     });
 }
 
-#[test]
-fn a_server_that_vanishes_fails_what_is_in_flight() {
-    run(|| async {
-        let (gate, key) = Gate::new();
-        let server = Server::new(ExportMap::new().with("", gate).unwrap());
-        let (ours, theirs) = pair();
-        let serving = spawn(async move { server.serve_stream(ours).await.is_ok() });
-        let client = Client::over(theirs, &Options::default()).await.unwrap();
-        let read = client.submit_read(vec![1; 512], GATED);
-        client.read(0, 512).await.unwrap();
-        cancel(serving).await;
+/// What was sent may have been done; what comes later was not.
+pub fn a_server_that_vanishes_fails_what_is_in_flight<A: AsyncClient>(adapter: A) {
+    adapter.clone().run(async {
+        let (exports, disk) = gated();
+        let (served, client) = connected::<A>(exports, &ClientConfig::default()).await;
+        let read = client.submit_read_into(0, vec![1; 512], Flags::empty());
+        client.read(FREE, 512, Flags::empty()).await.expect("a read");
+        served.vanish();
         let (buffer, result) = read.await;
         assert!(matches!(result, Err(Error::Lost { sent: true, .. })), "{result:?}");
         assert_eq!(buffer.len(), 512);
-        let error = client.flush().await.unwrap_err();
+        let error = client.flush().await.expect_err("the connection is lost");
         assert!(matches!(error, Error::Lost { sent: false, .. }), "{error}");
-        key.open();
+        disk.gate.open();
     });
 }
 
-/// Makes a request the moment it is woken, before whoever wakes it does anything else.
-struct Eager {
-    client: Client,
+/// Makes a request the moment it is woken, before whatever wakes it does anything else.
+struct Eager<C> {
+    client: Client<C>,
     made: Mutex<Option<Pending<Result<(), Error>>>>,
     then: Waker,
 }
 
-impl Wake for Eager {
+impl<C: Send + Sync + 'static> Wake for Eager<C> {
     fn wake(self: Arc<Self>) {
-        *self.made.lock().unwrap() = Some(self.client.submit_flush());
+        *self.made.lock().expect("no panic while it is held") = Some(self.client.submit_flush());
         self.then.wake_by_ref();
     }
 }
 
-#[test]
-fn a_request_that_follows_a_refusal_at_once_learns_that_the_server_shuts_down() {
-    run(|| async {
-        let (gate, key) = Gate::new();
-        let (server, client) = connected(gate, &Options::default()).await;
-        let held = client.submit_read(vec![1; 512], GATED);
-        client.read(0, 512).await.unwrap();
-        server.shut_down();
+/// No request falls between the refusal of one and the end of the connection.
+pub fn a_request_that_follows_a_refusal_at_once_learns_that_the_server_shuts_down<
+    A: AsyncClient,
+>(
+    adapter: A,
+) {
+    adapter.clone().run(async {
+        let (exports, disk) = gated();
+        let (served, client) = connected::<A>(exports, &ClientConfig::default()).await;
+        let held = client.submit_read_into(0, vec![1; 512], Flags::empty());
+        client.read(FREE, 512, Flags::empty()).await.expect("a read");
+        served.server.shut_down();
         // What the server was about to do may still be done.
         let follower = loop {
             let mut request = client.submit_flush();
@@ -210,103 +240,77 @@ fn a_request_that_follows_a_refusal_at_once_learns_that_the_server_shuts_down() 
                 // Too quick to be followed at once.
                 Poll::Ready(Err(_)) => break client.submit_flush(),
             }
-            let follower = poll_fn(|_| match eager.made.lock().unwrap().take() {
-                Some(follower) => Poll::Ready(follower),
-                None => Poll::Pending,
+            let follower = poll_fn(|_| {
+                let made = eager.made.lock().expect("no panic while it is held").take();
+                made.map_or(Poll::Pending, Poll::Ready)
             })
             .await;
             if request.await.is_err() {
                 break follower;
             }
         };
-        let error = follower.await.unwrap_err();
+        let error = follower.await.expect_err("the server shuts down");
         let shutting_down =
             matches!(error, Error::Lost { sent: false, reason: LostReason::ShuttingDown, .. });
         assert!(shutting_down, "{error}");
-        key.open();
-        held.await.1.unwrap();
+        disk.gate.open();
+        held.await.1.expect("it was in flight");
     });
 }
 
-#[test]
-fn a_disk_reads_writes_and_seeks() {
-    run(|| async {
-        let (_server, client) = connected(memory(1 << 20), &Options::default()).await;
-        let data = Pattern(7).bytes(0, 300_000);
-        let mut disk = client.disk();
-        disk.seek(SeekFrom::Start(1000)).await.unwrap();
-        copy(&mut &data[..], &mut disk).await.unwrap();
-        disk.flush().await.unwrap();
-        assert_eq!(disk.seek(SeekFrom::Current(-300_000)).await.unwrap(), 1000);
-        let mut found = Vec::new();
-        copy(&mut (&mut disk).take(300_000), &mut found).await.unwrap();
-        assert!(found == data);
-        assert_eq!(disk.seek(SeekFrom::End(-4)).await.unwrap(), (1 << 20) - 4);
-        let error = disk.write_all(b"hello").await.unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
-        disk.seek(SeekFrom::End(-4)).await.unwrap();
-        let mut last = Vec::new();
-        disk.read_to_end(&mut last).await.unwrap();
-        assert_eq!(last, b"hell");
-    });
-}
-
-#[test]
-fn connections_are_shared_and_left() {
-    run(|| async {
-        let server = Server::new(ExportMap::new().with("", memory(1 << 20)).unwrap());
-        let listening = server.listen_tcp("127.0.0.1:0").await.unwrap();
-        let uri: Uri = format!("nbd://{}", listening.local_addr()).parse().unwrap();
-        let mut options = Options::default();
-        options.connections = 4;
-        let client = Client::connect_with(&uri, &options).await.unwrap();
-        assert_eq!((client.connections(), server.connections()), (4, 4));
-        for at in 0..16 {
-            let data = Pattern(at).bytes(0, 512);
-            client.write_at(&data, 0).await.unwrap();
-            for _ in 0..4 {
-                assert_eq!(client.read(0, 512).await.unwrap(), data);
-            }
+/// A walk along the block status loses nothing when its future is dropped.
+pub fn a_walk_that_is_interrupted_goes_on_where_it_was<A: AsyncClient>(adapter: A) {
+    const SIZE: u64 = 1 << 20;
+    adapter.clone().run(async {
+        let config = ClientConfig::new().with_contexts(["base:allocation"]);
+        let (_served, client) = connected::<A>(memory(SIZE), &config).await;
+        for index in (0..16).step_by(2) {
+            client.write_all_at(&[1; 65536], index * 65536).await.expect("a write");
         }
-        client.flush().await.unwrap();
-        drop(client);
-        server.shut_down();
-        server.wait().await;
+        let runs = client.block_status_range("base:allocation", 0, SIZE);
+        let (mut runs, mut found) = (runs.with_window(65536), Vec::new());
+        loop {
+            let interrupted = poll_once(pin!(runs.next())).await;
+            let next = match interrupted {
+                Some(next) => next,
+                None => runs.next().await,
+            };
+            let Some(run) = next else { break };
+            found.push(run.expect("a run").range());
+        }
+        let expected: Vec<_> = (0..16).map(|index| index * 65536..(index + 1) * 65536).collect();
+        assert_eq!(found, expected);
     });
 }
 
-#[test]
-fn futures_can_be_sent_to_other_threads() {
+/// They are what runtimes with several threads ask for.
+pub fn futures_can_be_sent_to_other_threads<A: AsyncClient>(adapter: A) {
     fn is_send<T: Send>(value: T) -> T {
         value
     }
-    run(|| async {
-        let server = Server::new(ExportMap::new().with("a", memory(512)).unwrap());
-        let listening = server.listen_tcp("127.0.0.1:0").await.unwrap();
-        let uri: Uri = format!("nbd://{}", listening.local_addr()).parse().unwrap();
-        let options = Options::default();
-        let mut haggling = is_send(haggle(&uri, &options)).await.unwrap();
-        assert_eq!(is_send(haggling.list()).await.unwrap().len(), 1);
-        assert_eq!(is_send(haggling.info("a")).await.unwrap().size, 512);
-        is_send(haggling.list_meta_contexts("a", &["base:"])).await.unwrap();
-        is_send(haggling.abort()).await.unwrap();
-        let uri = uri.with_export("a").unwrap();
-        let client = is_send(Client::connect_with(&uri, &options)).await.unwrap();
+    adapter.clone().run(async {
+        let disk = Memory::new(512).expect("it is small");
+        let exports = ExportMap::new().with("a", disk).expect("a short name");
+        let server = nbd_blocking::Server::new(exports);
+        let listening = server.listen_tcp("127.0.0.1:0").expect("a port");
+        let uri = format!("nbd://{}", listening.local_addr()).parse().expect("a URI");
+        let config = ClientConfig::default();
+        let negotiation = is_send(Negotiation::<A::Connector>::connect(&uri, &config)).await;
+        let mut negotiation = negotiation.expect("the server is there");
+        assert_eq!(is_send(negotiation.list()).await.expect("a list").len(), 1);
+        assert_eq!(is_send(negotiation.info("a")).await.expect("it is there").size(), 512);
+        is_send(negotiation.list_meta_contexts("a", &["base:"])).await.expect("it is there");
+        is_send(negotiation.set_meta_contexts("a", &["base:"])).await.expect("it is there");
+        let client = is_send(negotiation.enter("a")).await.expect("it is there");
         let mut buffer = [0; 512];
-        is_send(client.read_at(&mut buffer, 0)).await.unwrap();
-        is_send(client.write_at(&buffer, 0)).await.unwrap();
+        is_send(client.read_at(&mut buffer, 0)).await.expect("a read");
+        is_send(client.write_at(&buffer, 0)).await.expect("a write");
+        is_send(client.block_status_range("base:", 0, 512).next()).await;
         is_send(client.disconnect()).await;
-    });
-}
-
-#[test]
-fn a_silent_server_is_given_up() {
-    run(|| async {
-        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-        let uri: Uri = format!("nbd://{}", silent.local_addr().unwrap()).parse().unwrap();
-        let mut options = Options::default();
-        options.connect_timeout = Duration::from_millis(100);
-        let error = Client::connect_with(&uri, &options).await.unwrap_err();
-        assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+        is_send(negotiation.abort()).await.expect("there is nothing to abort");
+        let uri = uri.with_export("a").expect("a short name");
+        let client = is_send(Client::<A::Connector>::connect_with(&uri, &config)).await;
+        assert_eq!(client.expect("the server is there").size(), 512);
+        server.shut_down();
     });
 }

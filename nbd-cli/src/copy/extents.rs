@@ -150,12 +150,12 @@ fn runs(offset: u64, lengths: impl IntoIterator<Item = (u64, bool)>) -> Vec<Run>
 
 /// A server that is asked ahead: while one answer is used, the next is on its way.
 #[derive(Debug)]
-pub(super) struct Status(BlockStatusRange);
+pub(super) struct Status(Box<BlockStatusRange>);
 
 impl Status {
     /// What the server says of the bytes up to `end`.
     pub(super) fn new(client: &Client, end: u64) -> Self {
-        Self(client.block_status_range(ALLOCATION, 0, end).with_window(WINDOW))
+        Self(Box::new(client.block_status_range(ALLOCATION, 0, end).with_window(WINDOW)))
     }
 
     fn ask(&mut self, offset: u64) -> Vec<Run> {
@@ -168,8 +168,10 @@ impl Status {
                     let zero = state.contains(AllocationFlags::ZERO);
                     return vec![Run { range: run.range(), zero }];
                 }
-                // We are about to end.
-                None | Some(Err(Error::Disconnected { .. })) => return Vec::new(),
+                // We are about to end; or the server does not know, and what it does not know may be data.
+                None | Some(Err(Error::Disconnected { .. } | Error::NoStatus { .. })) => {
+                    return Vec::new();
+                }
                 Some(Err(error)) => {
                     // Without it the copy is slower, and as good.
                     let error = output::printable(&error.to_string());

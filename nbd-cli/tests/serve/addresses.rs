@@ -199,18 +199,11 @@ fn of_servers_that_start_on_one_stale_socket_one_wins() {
 }
 
 #[test]
-fn every_command_names_a_socket_path_that_is_too_long() {
+fn a_control_socket_whose_path_is_too_long_is_refused() {
     let path = format!("/tmp/{}", "x".repeat(150));
-    let uri = format!("nbd+unix:///?socket={path}");
-    for words in [
-        &["info", &uri][..],
-        &["list", &uri],
-        &["map", &uri],
-        &["copy", &uri, "null:"],
-        &["resize", &uri, "1M"],
-        &["bitmap", &path, "list"],
-        &["serve", "--port", "0", "--control", &path, "memory:1M"],
-    ] {
+    for words in
+        [&["bitmap", &path, "list"][..], &["serve", "--port", "0", "--control", &path, "memory:1M"]]
+    {
         let finished =
             run(std::process::Command::new(env!("CARGO_BIN_EXE_nbd")).args(words), LIMIT);
         assert_eq!(finished.status.code(), Some(1), "{words:?}");

@@ -71,8 +71,14 @@ impl<C: Connector> Client<C> {
             let drivers = match C::DRIVE_MODE {
                 DriveMode::Caller => Some(LeaderFollower::new(session, Arc::clone(&handle))),
                 DriveMode::Spawned => {
-                    let mut task = Task(session);
-                    runtime.spawn(Box::pin(poll_fn(move |cx| task.0.poll(cx, None))));
+                    let (mut task, turns) = (Task(session), runtime.clone());
+                    runtime.spawn(Box::pin(poll_fn(move |cx| {
+                        let ended = task.0.poll(cx, None);
+                        if ended.is_pending() && task.0.has_more_to_do() {
+                            turns.yield_now(cx);
+                        }
+                        ended
+                    })));
                     None
                 }
             };

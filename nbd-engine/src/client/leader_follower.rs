@@ -77,11 +77,12 @@ impl LeaderFollower {
             return self.push(cx);
         }
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(driven) = &mut *session
-            && driven.poll(cx, Some(until)).is_ready()
-        {
+        let Some(driven) = &mut *session else { return };
+        if driven.poll(cx, Some(until)).is_ready() {
             // Closes the connection.
             *session = None;
+        } else if driven.has_more_to_do() {
+            cx.waker().wake_by_ref();
         }
     }
 

@@ -45,6 +45,8 @@ pub(super) struct Session {
     /// When to close the stream without a word, since the server does not take it.
     hard_end: Option<BoxFuture>,
     over: bool,
+    /// The latest poll stopped for others to have their turn.
+    interrupted: bool,
 }
 
 impl Session {
@@ -64,6 +66,7 @@ impl Session {
             deadlines: Deadlines::new(timer, config.request_timeout()),
             hard_end: None,
             over: false,
+            interrupted: false,
         }
     }
 
@@ -75,6 +78,7 @@ impl Session {
         }
         self.handle.waker.register(cx.waker());
         self.requests.notified = false;
+        self.interrupted = false;
         let closed = match self.drive(cx, until) {
             Ok(None) => {
                 self.expire(cx);
@@ -92,6 +96,11 @@ impl Session {
         };
         self.end(closed);
         Poll::Ready(())
+    }
+
+    /// Whether the latest [poll](Self::poll) stopped for others to have their turn: the session has to be polled again.
+    pub(super) const fn has_more_to_do(&self) -> bool {
+        self.interrupted
     }
 
     /// Only sends what is queued. Gives whether nothing of it is left to do for the leader.
@@ -148,7 +157,7 @@ impl Session {
                 return Ok(None);
             }
         }
-        cx.waker().wake_by_ref();
+        self.interrupted = true;
         Ok(None)
     }
 

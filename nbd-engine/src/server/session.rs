@@ -145,7 +145,13 @@ impl<T: Transport> Session<T> {
                 busy_poll.on_wakeup();
             }
             progress |= answer_question(requests, &mut pump.machine, cx)?;
-            progress |= pump.send(requests, cx)?;
+            progress |= match pump.send(requests, cx) {
+                Ok(sent) => sent,
+                // A client that did something wrong and did not wait for the replies: the former is the reason.
+                Err(error) => {
+                    return Poll::Ready(Err(pump.machine.failure().map_or(error, Into::into)));
+                }
+            };
             if let Some(result) = requests.closed.take() {
                 return Poll::Ready(result.map(End::Closed).map_err(Into::into));
             }

@@ -413,6 +413,16 @@ impl Connection {
         self.requests_in_flight() == 0 && self.out.is_empty()
     }
 
+    /// Why the connection is about to be closed, while what is queued is still to be sent; then [`Event::Closed`] says the
+    /// same. For an embedder whose transport takes no more, so that it does not report that in place of the cause.
+    #[must_use]
+    pub const fn failure(&self) -> Option<Error> {
+        match self.end {
+            End::Failed(error) | End::Closing(Err(error)) => Some(error),
+            _ => None,
+        }
+    }
+
     /// Whether the handshake is over and an export is in use.
     #[must_use]
     pub const fn is_transmitting(&self) -> bool {

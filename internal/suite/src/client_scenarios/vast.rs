@@ -77,8 +77,8 @@ impl Contexts for Vast {
 }
 
 fn config(extended: bool) -> ClientConfig {
-    let config = ClientConfig::new().with_extended_headers(extended).with_contexts(["base:allocation", "x-suite:era"]);
-    config
+    let config = ClientConfig::new().with_extended_headers(extended);
+    config.with_contexts(["base:allocation", "x-suite:era"])
 }
 
 /// Extents of more than 4 GiB with states of more than 32 bits, in one reply (C-EH-20); and where there are no extended

@@ -20,8 +20,7 @@ fn new() -> Script {
 }
 
 fn impatient() -> ClientConfig {
-    let config = config().with_connect_timeout(SHORT);
-    config
+    config().with_connect_timeout(SHORT)
 }
 
 /// Whether by an address or over a stream, the client gives up and hangs up.

@@ -8,11 +8,8 @@ use super::super::config::INFO;
 use super::super::{Error, ExportDetails, Listing};
 use super::Negotiation;
 
-/// Bytes of names and texts that one answer may have.
-const MAX_ANSWER: u64 = 64 << 20;
-
-/// What each answer counts besides its texts.
-const ANSWER: u64 = 64;
+/// Bytes of memory for one answer.
+const MAX_ANSWER: u64 = 128 << 20;
 
 // STARTTLS belongs here, once there is TLS.
 
@@ -25,14 +22,15 @@ impl<C> Negotiation<C> {
     /// `NBD_OPT_LIST`: the exports that the server lists; there may be others.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the server does not list its exports.
+    /// [`Error::Refused`] when the server does not list its exports, [`Error::Protocol`] when the list takes more than
+    /// 128 MiB.
     pub async fn list(&mut self) -> Result<Vec<Listing>, Error> {
         self.bounded("the list of exports", async |this| {
             this.ask(|connection| connection.list())?;
             let mut answer = Collected::new(OptionCode::LIST);
             while let Some(event) = this.answer(None).await? {
                 if let Event::Listed { name, description } = event {
-                    let bytes = name.len() + description.len();
+                    let bytes = held(&name) + held(&description);
                     this.collect(&mut answer, bytes, Listing::new(name, description))?;
                 }
             }
@@ -143,7 +141,7 @@ impl<C> Negotiation<C> {
         let mut answer = Collected::new(code);
         while let Some(event) = self.answer(Some(export)).await? {
             if let Event::MetaContext { name, .. } = event {
-                let bytes = name.len();
+                let bytes = held(&name);
                 self.collect(&mut answer, bytes, name)?;
             }
         }
@@ -157,7 +155,7 @@ impl<C> Negotiation<C> {
 
     /// Keeps a part of an answer, within bounds.
     fn collect<T>(&self, answer: &mut Collected<T>, bytes: usize, item: T) -> Result<(), Error> {
-        answer.bytes = answer.bytes.saturating_add(ANSWER).saturating_add(bytes as u64);
+        answer.bytes = answer.bytes.saturating_add(bytes as u64);
         if answer.bytes > MAX_ANSWER {
             let (code, limit) = (answer.code, MAX_ANSWER);
             let source = LimitExceeded::OptionReplyBytes { code, limit }.into();
@@ -166,6 +164,11 @@ impl<C> Negotiation<C> {
         answer.items.push(item);
         Ok(())
     }
+}
+
+/// What a text takes. A short one takes what the allocator rounds it up to, at least.
+fn held(text: &String) -> usize {
+    text.len().max(16) + size_of::<String>()
 }
 
 /// The parts of an answer so far.
