@@ -171,6 +171,8 @@ pub struct ClientRole<A> {
     pub connection: Client,
     /// What submits.
     pub actor: A,
+    /// An export was entered, with extended headers.
+    pub extended: bool,
 }
 
 /// The client's end.
@@ -179,7 +181,7 @@ pub type ClientEnd<A> = End<ClientRole<A>>;
 /// A new client's end. Its output goes out in pieces of this kind.
 pub fn client_end<A: Actor>(connection: Connection, actor: A, pieces: Split) -> ClientEnd<A> {
     let connection = Client { connection, buffers: HashMap::new(), submitted: 0 };
-    End::new(ClientRole { connection, actor }, pieces)
+    End::new(ClientRole { connection, actor, extended: false }, pieces)
 }
 
 impl<A: Actor> ClientEnd<A> {
@@ -233,6 +235,7 @@ impl<A: Actor> Role for ClientRole<A> {
                 assert!(over.is_some(), "{id:?} ends twice");
                 assert_eq!(connection.command(*id), None);
             }
+            Event::Ready => self.extended = connection.is_extended(),
             Event::Closed(_) => {
                 assert!(buffers.is_empty(), "a request is lost");
                 assert_eq!(connection.requests_in_flight(), 0);

@@ -48,6 +48,17 @@ pub fn server_end<E: Embedder>(connection: Connection, embedder: E, pieces: Spli
     End::new(ServerRole { connection, embedder, numbers: HashMap::new(), raised: 0 }, pieces)
 }
 
+impl<E> ServerRole<E> {
+    /// Counts requests: the number of one in flight.
+    ///
+    /// # Panics
+    /// If it is not.
+    #[must_use]
+    pub fn number(&self, id: RequestId) -> usize {
+        self.numbers[&id]
+    }
+}
+
 impl<E: Embedder> Role for ServerRole<E> {
     type Machine = Connection;
 
