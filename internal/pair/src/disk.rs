@@ -66,6 +66,8 @@ pub struct Disk {
     pub waiting: VecDeque<Request>,
     /// All events.
     pub seen: Vec<Event>,
+    /// Requests whose data was given back.
+    pub finished: Vec<RequestId>,
     /// Data to write, or that was read.
     bodies: HashMap<RequestId, Vec<u8>>,
 }
@@ -133,6 +135,7 @@ impl Disk {
             shape: Shape::DATA,
             waiting: VecDeque::new(),
             seen: Vec::new(),
+            finished: Vec::new(),
             bodies: HashMap::new(),
         }
     }
@@ -174,7 +177,7 @@ impl Disk {
                 }
             }
             Command::BlockStatus { .. } => {
-                for id in reply.awaited_contexts().to_vec() {
+                for id in reply.awaited_contexts() {
                     let context = contexts.iter().find(|known| known.id == id);
                     let name = &context.expect("it was selected").name;
                     let map = extents(&self.bytes, range.start..self.bytes.len(), name);
@@ -241,5 +244,6 @@ impl Embedder for Disk {
 
     fn finished(&mut self, request: RequestId) {
         self.bodies.remove(&request);
+        self.finished.push(request);
     }
 }

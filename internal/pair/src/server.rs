@@ -35,8 +35,9 @@ pub struct ServerRole<E> {
     pub connection: Connection,
     /// What answers.
     pub embedder: E,
-    /// Requests in flight are numbered as they come: their slots depend on when earlier ones were given back.
-    numbers: HashMap<RequestId, usize>,
+    /// Requests in flight are numbered as they are raised: their slots depend on when earlier ones were given back. What
+    /// has no number is a write whose payload arrives, or which the machine refused by itself.
+    numbers: HashMap<RequestId, Option<usize>>,
     raised: usize,
 }
 
@@ -55,7 +56,7 @@ impl<E> ServerRole<E> {
     /// If it is not.
     #[must_use]
     pub fn number(&self, id: RequestId) -> usize {
-        self.numbers[&id]
+        self.numbers[&id].expect("it was raised")
     }
 }
 
@@ -75,7 +76,8 @@ impl<E: Embedder> Role for ServerRole<E> {
             Event::Request { id, command } => {
                 let number = self.raised;
                 self.raised += 1;
-                assert_eq!(self.numbers.insert(*id, number), None, "the id is in use");
+                let known = self.numbers.insert(*id, Some(number)).flatten();
+                assert_eq!(known, None, "the id is in use");
                 format!("{number} {command:?}")
             }
             Event::Closed(Ok(reason)) => {
@@ -98,6 +100,8 @@ impl<E: Embedder> Role for ServerRole<E> {
         bytes: &[u8],
     ) {
         assert_eq!(offset + remaining, command.payload_length());
+        let number = *self.numbers.entry(id).or_default();
+        assert_eq!(number, None, "it was raised before its payload was complete");
         self.embedder.payload(id, command, offset, bytes);
     }
 
@@ -106,7 +110,7 @@ impl<E: Embedder> Role for ServerRole<E> {
     }
 
     fn finished(&mut self, id: RequestId) {
-        assert!(self.numbers.remove(&id).is_some(), "it came back twice, or was never raised");
+        assert!(self.numbers.remove(&id).is_some(), "it came back twice, or was not in flight");
         self.embedder.finished(id);
     }
 

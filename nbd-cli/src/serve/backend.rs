@@ -50,7 +50,8 @@ pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
                 "two exports are called '{name}': give each its own name, such as first={backend}"
             )));
         }
-        let (handle, tracker) = Backend::parse(backend)?.open(&backend.to_string_lossy(), arguments)?;
+        let (handle, tracker) =
+            Backend::parse(backend)?.open(&backend.to_string_lossy(), arguments)?;
         trackers.extend(tracker);
         let invalid = |error: InvalidName| Failure::usage(error.to_string());
         let mut entry = ExportEntry::new(name.as_str(), handle).map_err(invalid)?;
@@ -169,7 +170,7 @@ fn wrapped(export: impl Export, word: &str, arguments: &Arguments) -> Result<Lay
         export = Box::new(WithAllocationDepth::new(export));
     }
     let mut tracker = None;
-    if tracked && export.writes().is_some() {
+    if tracked && export.can_write().is_some() {
         let layer = Tracked::new(export);
         tracker = Some(Arc::clone(layer.tracker()));
         export = Box::new(layer);

@@ -6,3 +6,4 @@ mod negotiation;
 mod peer;
 mod replies;
 mod requests;
+mod resized;
