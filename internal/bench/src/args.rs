@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use nbd_testkit::Pattern;
 
 use crate::clients::{ClientArgs, DriveArgs};
 use crate::compare::Plan;
@@ -11,7 +12,6 @@ use crate::copying::CopyArgs;
 use crate::load::{Direction, Load, MAX_DEPTH, Order};
 use crate::mode::Mode;
 use crate::modes::ModesArgs;
-use crate::pattern::Pattern;
 use crate::servers::{Server, catalogue};
 use crate::workload::{SEED, WORKLOADS};
 use crate::yardstick::Tuning;
@@ -192,7 +192,7 @@ impl LoadArgs {
             duration: if unbounded { Some(Duration::from_secs(2)) } else { self.seconds },
             requests: self.requests,
             seed: self.seed,
-            verify: self.verify.map(Pattern::new),
+            verify: self.verify.map(Pattern),
         }
     }
 }

@@ -8,6 +8,9 @@ use crate::wire::*;
 /// No option or option reply that is of use here is longer; a longer one is a broken peer.
 const MAX_OPTION_DATA: u32 = 64 * 1024;
 
+/// The handshake flags that the yardstick offers and the generator takes.
+const OFFERED: u16 = (handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES) as u16;
+
 /// What the client learns from GO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Export {
@@ -22,32 +25,32 @@ pub struct Export {
 /// `Ok(false)` means that the client ended the haggling.
 pub fn serve(mut stream: impl Read + Write, size: u64) -> io::Result<bool> {
     let mut greeting = Vec::with_capacity(18);
-    greeting.extend_from_slice(&INIT_MAGIC.to_be_bytes());
-    greeting.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
-    greeting.extend_from_slice(&(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes());
+    greeting.extend_from_slice(&magic::INIT.to_be_bytes());
+    greeting.extend_from_slice(&magic::IHAVEOPT.to_be_bytes());
+    greeting.extend_from_slice(&OFFERED.to_be_bytes());
     stream.write_all(&greeting)?;
     let _client_flags: [u8; 4] = read_array(&mut stream)?;
     loop {
-        expect(u64::from_be_bytes(read_array(&mut stream)?), OPTION_MAGIC, "option magic")?;
-        let option = u32::from_be_bytes(read_array(&mut stream)?);
+        expect(u64::from_be_bytes(read_array(&mut stream)?), magic::IHAVEOPT, "option magic")?;
+        let option = Opt(u32::from_be_bytes(read_array(&mut stream)?));
         skip_data(&mut stream)?;
         let mut answer = Vec::with_capacity(64);
         match option {
-            OPT_GO => {
+            Opt::GO => {
                 let mut info = [0; 12];
-                info[..2].copy_from_slice(&INFO_EXPORT.to_be_bytes());
+                info[..2].copy_from_slice(&Info::EXPORT.0.to_be_bytes());
                 info[2..10].copy_from_slice(&size.to_be_bytes());
-                info[10..].copy_from_slice(&TRANSMISSION_HAS_FLAGS.to_be_bytes());
-                option_reply(&mut answer, option, REP_INFO, &info);
-                option_reply(&mut answer, option, REP_ACK, &[]);
+                info[10..].copy_from_slice(&flag::HAS_FLAGS.to_be_bytes());
+                option_reply(&mut answer, option, Rep::INFO, &info);
+                option_reply(&mut answer, option, Rep::ACK, &[]);
             }
-            OPT_ABORT => option_reply(&mut answer, option, REP_ACK, &[]),
-            _ => option_reply(&mut answer, option, REP_ERR_UNSUP, &[]),
+            Opt::ABORT => option_reply(&mut answer, option, Rep::ACK, &[]),
+            _ => option_reply(&mut answer, option, Rep::ERR_UNSUP, &[]),
         }
         stream.write_all(&answer)?;
         match option {
-            OPT_GO => return Ok(true),
-            OPT_ABORT => return Ok(false),
+            Opt::GO => return Ok(true),
+            Opt::ABORT => return Ok(false),
             _ => {}
         }
     }
@@ -56,20 +59,19 @@ pub fn serve(mut stream: impl Read + Write, size: u64) -> io::Result<bool> {
 /// The client's side: what `mode` takes, and GO for `name`. A server that does not have the mode is
 /// an error of kind [`ErrorKind::Unsupported`].
 pub fn go(mut stream: impl Read + Write, name: &str, mode: Mode) -> io::Result<Export> {
-    expect(u64::from_be_bytes(read_array(&mut stream)?), INIT_MAGIC, "NBDMAGIC")?;
-    expect(u64::from_be_bytes(read_array(&mut stream)?), OPTION_MAGIC, "newstyle greeting")?;
-    let flags = u16::from_be_bytes(read_array(&mut stream)?);
-    if flags & FLAG_FIXED_NEWSTYLE == 0 {
+    expect(u64::from_be_bytes(read_array(&mut stream)?), magic::INIT, "NBDMAGIC")?;
+    expect(u64::from_be_bytes(read_array(&mut stream)?), magic::IHAVEOPT, "newstyle greeting")?;
+    let flags = u16::from_be_bytes(read_array(&mut stream)?) & OFFERED;
+    if u32::from(flags) & handshake::FIXED_NEWSTYLE == 0 {
         return Err(invalid("the server does not speak fixed newstyle"));
     }
     let length = u32::try_from(name.len()).ok().filter(|length| *length <= 4096);
     let length = length.ok_or_else(|| invalid("the export name is too long"))?;
-    let flags = u32::from(flags & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES));
-    stream.write_all(&flags.to_be_bytes())?;
+    stream.write_all(&u32::from(flags).to_be_bytes())?;
     if let Some(number) = mode.option() {
         stream.write_all(&option(number, &[]))?;
         let (kind, _) = read_option_reply(&mut stream, number)?;
-        if kind != REP_ACK {
+        if kind != Rep::ACK {
             let text = format!("the server does not have {}", mode.name());
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
@@ -78,16 +80,16 @@ pub fn go(mut stream: impl Read + Write, name: &str, mode: Mode) -> io::Result<E
     data.extend_from_slice(&length.to_be_bytes());
     data.extend_from_slice(name.as_bytes());
     data.extend_from_slice(&0u16.to_be_bytes());
-    stream.write_all(&option(OPT_GO, &data))?;
+    stream.write_all(&option(Opt::GO, &data))?;
 
     let mut export = None;
     loop {
-        let (kind, data) = read_option_reply(&mut stream, OPT_GO)?;
+        let (kind, data) = read_option_reply(&mut stream, Opt::GO)?;
         match kind {
-            REP_ACK => return export.ok_or_else(|| invalid("ACK without INFO_EXPORT")),
-            REP_INFO => {
+            Rep::ACK => return export.ok_or_else(|| invalid("ACK without INFO_EXPORT")),
+            Rep::INFO => {
                 if let Ok(info) = <[u8; 12]>::try_from(data.as_slice())
-                    && info[..2] == INFO_EXPORT.to_be_bytes()
+                    && info[..2] == Info::EXPORT.0.to_be_bytes()
                 {
                     let [_, _, size @ .., high, low] = info;
                     export = Some(Export {
@@ -96,36 +98,36 @@ pub fn go(mut stream: impl Read + Write, name: &str, mode: Mode) -> io::Result<E
                     });
                 }
             }
-            _ if kind & REP_FLAG_ERROR != 0 => {
+            _ if kind.is_error() => {
                 let text = String::from_utf8_lossy(&data);
-                return Err(invalid(format!("the server refused GO: {kind:#x} {text:?}")));
+                return Err(invalid(format!("the server refused GO: {kind:?} {text:?}")));
             }
             _ => {}
         }
     }
 }
 
-fn option(number: u32, data: &[u8]) -> Vec<u8> {
+fn option(number: Opt, data: &[u8]) -> Vec<u8> {
     let mut option = Vec::with_capacity(16 + data.len());
-    option.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
-    option.extend_from_slice(&number.to_be_bytes());
+    option.extend_from_slice(&magic::IHAVEOPT.to_be_bytes());
+    option.extend_from_slice(&number.0.to_be_bytes());
     option.extend_from_slice(&(data.len() as u32).to_be_bytes());
     option.extend_from_slice(data);
     option
 }
 
 /// Kind and data of one reply to the option that was sent last.
-fn read_option_reply(stream: &mut impl Read, option: u32) -> io::Result<(u32, Vec<u8>)> {
-    expect(u64::from_be_bytes(read_array(stream)?), OPTION_REPLY_MAGIC, "option reply")?;
-    expect(u32::from_be_bytes(read_array(stream)?), option, "reply to what was asked")?;
-    let kind = u32::from_be_bytes(read_array(stream)?);
+fn read_option_reply(stream: &mut impl Read, option: Opt) -> io::Result<(Rep, Vec<u8>)> {
+    expect(u64::from_be_bytes(read_array(stream)?), magic::OPTION_REPLY, "option reply")?;
+    expect(Opt(u32::from_be_bytes(read_array(stream)?)), option, "reply to what was asked")?;
+    let kind = Rep(u32::from_be_bytes(read_array(stream)?));
     Ok((kind, read_data(stream)?))
 }
 
-fn option_reply(out: &mut Vec<u8>, option: u32, kind: u32, data: &[u8]) {
-    out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
-    out.extend_from_slice(&option.to_be_bytes());
-    out.extend_from_slice(&kind.to_be_bytes());
+fn option_reply(out: &mut Vec<u8>, option: Opt, kind: Rep, data: &[u8]) {
+    out.extend_from_slice(&magic::OPTION_REPLY.to_be_bytes());
+    out.extend_from_slice(&option.0.to_be_bytes());
+    out.extend_from_slice(&kind.0.to_be_bytes());
     out.extend_from_slice(&(data.len() as u32).to_be_bytes());
     out.extend_from_slice(data);
 }

@@ -22,7 +22,6 @@ pub mod handshake;
 pub mod load;
 pub mod mode;
 pub mod modes;
-pub mod pattern;
 pub mod process;
 pub mod report;
 pub mod servers;

@@ -9,11 +9,12 @@ use std::io::{self, Error, ErrorKind, IoSlice, Read};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nbd_testkit::{Pattern, Random};
+
 use crate::handshake::{self, Export};
 use crate::mode::{Content, Mode};
-use crate::pattern::{Pattern, Random};
 use crate::vectored::{self, SliceList};
-use crate::wire::{CMD_DISC, CMD_READ, CMD_WRITE, EXTENDED_REQUEST_LEN, Request};
+use crate::wire::{Cmd, EXTENDED_REQUEST_LEN, Request};
 
 /// The most requests in flight.
 ///
@@ -132,7 +133,7 @@ impl Connection {
     /// Soft disconnect.
     pub fn disconnect(self) -> io::Result<()> {
         let mut header = Vec::with_capacity(EXTENDED_REQUEST_LEN);
-        let request = Request { command: CMD_DISC, cookie: 0, offset: 0, length: 0 };
+        let request = Request { command: Cmd::DISC, cookie: 0, offset: 0, length: 0 };
         self.mode.encode(&request, &mut header);
         vectored::write_all(&self.stream, &mut [IoSlice::new(&header)])
     }
@@ -233,8 +234,8 @@ impl<'a> Run<'a> {
     /// A request for every free slot.
     fn prepare(&mut self) {
         let command = match self.load.direction {
-            Direction::Read => CMD_READ,
-            Direction::Write => CMD_WRITE,
+            Direction::Read => Cmd::READ,
+            Direction::Write => Cmd::WRITE,
         };
         while self.allowance > 0
             && let Some(slot) = self.free.pop()

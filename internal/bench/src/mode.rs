@@ -64,11 +64,11 @@ impl Mode {
     }
 
     /// The option that asks for it.
-    pub fn option(self) -> Option<u32> {
+    pub fn option(self) -> Option<Opt> {
         match self {
             Self::Simple => None,
-            Self::Structured => Some(OPT_STRUCTURED_REPLY),
-            Self::Extended => Some(OPT_EXTENDED_HEADERS),
+            Self::Structured => Some(Opt::STRUCTURED_REPLY),
+            Self::Extended => Some(Opt::EXTENDED_HEADERS),
         }
     }
 
@@ -96,7 +96,7 @@ impl Mode {
         // With structured replies, what brings no data may still be answered by a simple one.
         let simple = match self {
             Self::Simple => true,
-            Self::Structured => bytes.starts_with(&SIMPLE_REPLY_MAGIC.to_be_bytes()),
+            Self::Structured => bytes.starts_with(&magic::SIMPLE_REPLY.to_be_bytes()),
             Self::Extended => false,
         };
         if simple {
@@ -109,23 +109,23 @@ impl Mode {
         let Some((chunk, header_len)) = self.decode_chunk(bytes)? else { return Ok(None) };
         let Chunk { flags, kind, cookie, length } = chunk;
         let rest = &bytes[header_len..];
-        let last = flags & REPLY_FLAG_DONE != 0;
+        let last = flags & REPLY_DONE != 0;
         let (content, own) = match kind {
-            CHUNK_NONE if length == 0 => (Content::Rest, 0),
-            CHUNK_OFFSET_DATA if length > 8 => {
+            ChunkType::NONE if length == 0 => (Content::Rest, 0),
+            ChunkType::OFFSET_DATA if length > 8 => {
                 let Some(offset) = rest.first_chunk::<8>() else { return Ok(None) };
                 let length = length as u32 - 8;
                 (Content::Data { offset: u64::from_be_bytes(*offset), length }, 8)
             }
-            CHUNK_OFFSET_HOLE if length == 12 => {
+            ChunkType::OFFSET_HOLE if length == 12 => {
                 let Some(hole) = rest.first_chunk::<12>() else { return Ok(None) };
                 (Content::Hole { offset: u64_at(hole, 0), length: u32_at(hole, 8) }, 12)
             }
-            _ if kind & CHUNK_ERROR != 0 && length >= 4 => {
+            _ if kind.is_error() && length >= 4 => {
                 let Some(error) = rest.first_chunk::<4>() else { return Ok(None) };
                 (Content::Error(u32::from_be_bytes(*error)), 4)
             }
-            _ => return Err(invalid(format!("a chunk of type {kind} with {length} bytes"))),
+            _ => return Err(invalid(format!("a chunk of type {} with {length} bytes", kind.0))),
         };
         Ok(Some((Reply { cookie, last, content }, header_len + own)))
     }
@@ -134,12 +134,12 @@ impl Mode {
     fn decode_chunk(self, bytes: &[u8]) -> io::Result<Option<(Chunk, usize)>> {
         let (magic, length, header_len) = if self == Self::Extended {
             let Some(header) = bytes.first_chunk::<EXTENDED_REPLY_LEN>() else { return Ok(None) };
-            (EXTENDED_REPLY_MAGIC, u64_at(header, 24), EXTENDED_REPLY_LEN)
+            (magic::EXTENDED_REPLY, u64_at(header, 24), EXTENDED_REPLY_LEN)
         } else {
             let Some(header) = bytes.first_chunk::<STRUCTURED_REPLY_LEN>() else {
                 return Ok(None);
             };
-            (STRUCTURED_REPLY_MAGIC, u64::from(u32_at(header, 16)), STRUCTURED_REPLY_LEN)
+            (magic::STRUCTURED_REPLY, u64::from(u32_at(header, 16)), STRUCTURED_REPLY_LEN)
         };
         let Some(header) = bytes.first_chunk::<16>() else { return Ok(None) };
         if u32_at(header, 0) != magic {
@@ -149,7 +149,7 @@ impl Mode {
             return Err(invalid(format!("a chunk of {length} bytes")));
         }
         let flags = u16::from_be_bytes([header[4], header[5]]);
-        let kind = u16::from_be_bytes([header[6], header[7]]);
+        let kind = ChunkType(u16::from_be_bytes([header[6], header[7]]));
         Ok(Some((Chunk { flags, kind, cookie: u64_at(header, 8), length }, header_len)))
     }
 }
@@ -157,7 +157,7 @@ impl Mode {
 /// The header of a chunk.
 struct Chunk {
     flags: u16,
-    kind: u16,
+    kind: ChunkType,
     cookie: u64,
     length: u64,
 }
@@ -170,15 +170,15 @@ fn invalid(text: impl Into<String>) -> Error {
 mod tests {
     use super::*;
 
-    fn chunk(mode: Mode, flags: u16, kind: u16, payload: &[u8]) -> Vec<u8> {
+    fn chunk(mode: Mode, flags: u16, kind: ChunkType, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         let magic = match mode {
-            Mode::Extended => EXTENDED_REPLY_MAGIC,
-            _ => STRUCTURED_REPLY_MAGIC,
+            Mode::Extended => magic::EXTENDED_REPLY,
+            _ => magic::STRUCTURED_REPLY,
         };
         bytes.extend(magic.to_be_bytes());
         bytes.extend(flags.to_be_bytes());
-        bytes.extend(kind.to_be_bytes());
+        bytes.extend(kind.0.to_be_bytes());
         bytes.extend(7u64.to_be_bytes());
         match mode {
             Mode::Extended => {
@@ -198,14 +198,14 @@ mod tests {
         let mut hole = 0x1000u64.to_be_bytes().to_vec();
         hole.extend(512u32.to_be_bytes());
         let cases = [
-            (CHUNK_OFFSET_DATA, &data[..], 8, Content::Data { offset: 0x1000, length: 100 }),
-            (CHUNK_OFFSET_HOLE, &hole, 12, Content::Hole { offset: 0x1000, length: 512 }),
-            (CHUNK_NONE, &[], 0, Content::Rest),
-            (CHUNK_ERROR | 1, &[0, 0, 0, 5, 0, 0], 4, Content::Error(5)),
+            (ChunkType::OFFSET_DATA, &data[..], 8, Content::Data { offset: 0x1000, length: 100 }),
+            (ChunkType::OFFSET_HOLE, &hole, 12, Content::Hole { offset: 0x1000, length: 512 }),
+            (ChunkType::NONE, &[], 0, Content::Rest),
+            (ChunkType::ERROR, &[0, 0, 0, 5, 0, 0], 4, Content::Error(5)),
         ];
         for mode in [Mode::Structured, Mode::Extended] {
             for (kind, payload, own, content) in cases {
-                let bytes = chunk(mode, REPLY_FLAG_DONE, kind, payload);
+                let bytes = chunk(mode, REPLY_DONE, kind, payload);
                 let header = bytes.len() - payload.len() + own;
                 for cut in 0..header {
                     assert_eq!(mode.decode(&bytes[..cut]).expect("a part"), None);
@@ -219,15 +219,17 @@ mod tests {
 
     #[test]
     fn chunks_of_another_mode_and_of_wrong_lengths_are_errors() {
-        let structured = chunk(Mode::Structured, 0, CHUNK_NONE, &[0; 12]);
+        let structured = chunk(Mode::Structured, 0, ChunkType::NONE, &[0; 12]);
         Mode::Simple.decode(&structured).expect_err("a chunk is no simple reply");
         Mode::Extended.decode(&structured).expect_err("another magic");
         Mode::Structured.decode(&structured).expect_err("NONE with a payload");
-        for (kind, length) in [(CHUNK_OFFSET_DATA, 8), (CHUNK_OFFSET_HOLE, 11), (99, 0)] {
+        for (kind, length) in
+            [(ChunkType::OFFSET_DATA, 8), (ChunkType::OFFSET_HOLE, 11), (ChunkType(99), 0)]
+        {
             let bytes = chunk(Mode::Structured, 0, kind, &vec![0; length]);
             Mode::Structured.decode(&bytes).expect_err("a malformed chunk");
         }
-        let mut long = chunk(Mode::Extended, 0, CHUNK_OFFSET_DATA, &[0; 8]);
+        let mut long = chunk(Mode::Extended, 0, ChunkType::OFFSET_DATA, &[0; 8]);
         long[24] = 1;
         Mode::Extended.decode(&long).expect_err("more than any request");
     }
@@ -247,13 +249,13 @@ mod tests {
 
     #[test]
     fn an_extended_write_says_that_a_payload_follows() {
-        let request = Request { command: CMD_WRITE, cookie: 1, offset: 2, length: 3 };
+        let request = Request { command: Cmd::WRITE, cookie: 1, offset: 2, length: 3 };
         for mode in Mode::ALL {
             let mut bytes = Vec::new();
             mode.encode(&request, &mut bytes);
             assert_eq!(bytes.len(), mode.request_len());
             let flags = u16::from_be_bytes([bytes[4], bytes[5]]);
-            assert_eq!(flags, if mode == Mode::Extended { CMD_FLAG_PAYLOAD_LEN } else { 0 });
+            assert_eq!(flags, if mode == Mode::Extended { cmd_flag::PAYLOAD_LEN } else { 0 });
         }
     }
 }

@@ -10,17 +10,15 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser};
 use nbd_blocking::Server;
 use nbd_blocking::export::{ExportMap, Memory};
+use nbd_testkit::{Pattern, Random};
 
 use crate::args::{Cli, Command, LoadArgs, parse_size};
 use crate::compare::{Plan, Record, Sample, State, compare};
 use crate::load::{Connection, Direction, Load, Order};
 use crate::mode::Mode;
 use crate::modes::{self, ModesPlan, ModesRecord};
-use crate::pattern::{Pattern, Random};
 use crate::servers::{self, Storage, YARDSTICK, catalogue};
-use crate::wire::{
-    OPT_GO, OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_ERR_UNSUP, STRUCTURED_REPLY_MAGIC, SimpleReply,
-};
+use crate::wire::{Opt, Rep, SimpleReply, magic};
 use crate::workload::WORKLOADS;
 use crate::yardstick::{Tuning, Yardstick};
 use crate::{handshake, report, stats};
@@ -41,7 +39,7 @@ fn with_connection<T>(yardstick: &Yardstick, client: impl FnOnce(&mut Connection
 }
 
 fn load(direction: Direction, order: Order, block: u32, depth: usize) -> Load {
-    let verify = Some(Pattern::new(7));
+    let verify = Some(Pattern(7));
     let requests = Some((SIZE / block as usize) as u64);
     Load { direction, order, block, depth, duration: None, requests, seed: 1, verify }
 }
@@ -167,17 +165,17 @@ fn error_of_chunks(chunks: &[(u16, u16, &[u8])]) -> String {
     thread::scope(|scope| {
         scope.spawn(move || {
             theirs.write_all(&[0x4e, 0x42, 0x44, 0x4d, 0x41, 0x47, 0x49, 0x43])?;
-            theirs.write_all(&OPTION_MAGIC.to_be_bytes())?;
+            theirs.write_all(&magic::IHAVEOPT.to_be_bytes())?;
             theirs.write_all(&1u16.to_be_bytes())?;
             theirs.read_exact(&mut [0; 4 + 16])?;
-            let mut answer = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
+            let mut answer = magic::OPTION_REPLY.to_be_bytes().to_vec();
             answer.extend([0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0]);
             theirs.write_all(&answer)?;
             // The export: 1 MiB.
             theirs.read_exact(&mut [0; 16 + 6])?;
             for (kind, data) in [(3u32, &[0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 1][..]), (1, &[])] {
-                let mut answer = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
-                answer.extend(OPT_GO.to_be_bytes());
+                let mut answer = magic::OPTION_REPLY.to_be_bytes().to_vec();
+                answer.extend(Opt::GO.0.to_be_bytes());
                 answer.extend(kind.to_be_bytes());
                 answer.extend((data.len() as u32).to_be_bytes());
                 answer.extend(data);
@@ -186,7 +184,7 @@ fn error_of_chunks(chunks: &[(u16, u16, &[u8])]) -> String {
             let mut request = [0; 28];
             theirs.read_exact(&mut request)?;
             for (flags, kind, payload) in chunks {
-                let mut chunk = STRUCTURED_REPLY_MAGIC.to_be_bytes().to_vec();
+                let mut chunk = magic::STRUCTURED_REPLY.to_be_bytes().to_vec();
                 chunk.extend(flags.to_be_bytes());
                 chunk.extend(kind.to_be_bytes());
                 chunk.extend(&request[8..16]);
@@ -251,14 +249,14 @@ fn the_yardstick_refuses_other_options_and_goes_on() {
         let server = scope.spawn(move || handshake::serve(&theirs, 1));
         ours.read_exact(&mut [0; 18]).expect("a greeting");
         ours.write_all(&3u32.to_be_bytes()).expect("client flags");
-        for option in [8, OPT_GO] {
-            ours.write_all(&OPTION_MAGIC.to_be_bytes()).expect("magic");
-            ours.write_all(&u32::to_be_bytes(option)).expect("option");
+        for option in [Opt::STRUCTURED_REPLY, Opt::GO] {
+            ours.write_all(&magic::IHAVEOPT.to_be_bytes()).expect("magic");
+            ours.write_all(&option.0.to_be_bytes()).expect("option");
             ours.write_all(&0u32.to_be_bytes()).expect("length");
         }
         let mut reply = [0; 20];
         ours.read_exact(&mut reply).expect("an option reply");
-        assert_eq!(reply[12..16], REP_ERR_UNSUP.to_be_bytes());
+        assert_eq!(reply[12..16], Rep::ERR_UNSUP.0.to_be_bytes());
         assert!(server.join().expect("no panic").expect("a handshake"));
     });
 }

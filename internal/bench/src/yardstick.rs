@@ -17,7 +17,7 @@ use std::thread;
 
 use crate::handshake;
 use crate::vectored::{self, SliceList};
-use crate::wire::{CMD_DISC, CMD_READ, CMD_WRITE, REPLY_LEN, REQUEST_LEN, Request, SimpleReply};
+use crate::wire::{Cmd, REPLY_LEN, REQUEST_LEN, Request, SimpleReply};
 
 /// What may be varied, to see what it is worth.
 #[derive(Clone, Copy, Debug)]
@@ -202,8 +202,8 @@ impl<'a> Session<'a> {
             let start = request.offset as usize;
             let length = request.length as usize;
             match request.command {
-                CMD_READ => self.push_reply(request.cookie, start..start + length),
-                CMD_WRITE => {
+                Cmd::READ => self.push_reply(request.cookie, start..start + length),
+                Cmd::WRITE => {
                     let here = length.min(staged - at);
                     let payload = &self.staging[at..at + here];
                     memory
@@ -219,7 +219,7 @@ impl<'a> Session<'a> {
                         self.push_reply(request.cookie, 0..0);
                     }
                 }
-                CMD_DISC => return Ok(false),
+                Cmd::DISC => return Ok(false),
                 _ => self.push_reply(request.cookie, 0..0),
             }
         }

@@ -5,19 +5,16 @@
 //! with our machine in the place of either side.
 //!
 //! [`oracle`] holds the properties that any bytes must keep, as functions of bytes. The fuzz targets in `fuzz/` call
-//! them; the tests run them on [`seeds`], which are cut from the transcripts. [`server_end`] and [`client_end`] drive the
-//! machines for both purposes.
+//! them; the tests run them on [`seeds`], which are cut from the transcripts. The ends of nbd-pair drive
+//! the machines for both purposes.
 //!
 //! The crate's tests also compare `docs/conformance.md` with the requirements and with the tests that there are.
 #![forbid(unsafe_code)]
 
 pub mod choices;
-pub mod client_end;
 pub mod digest;
 pub mod oracle;
 pub mod replay;
 pub mod seeds;
-pub mod server_end;
 pub mod session;
-pub mod split;
 pub mod transcript;

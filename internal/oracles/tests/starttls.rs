@@ -1,6 +1,6 @@
 //! How the server's machine takes STARTTLS: what can be told without TLS itself.
 
-use nbd_oracles::split::Split;
+use nbd_pair::split::Split;
 use nbd_proto::server::{Config, Connection, Event, TlsMode};
 use nbd_proto::wire::{OptionCode, OptionHeader, OptionReplyHeader, OptionReplyType};
 use nbd_proto::{Error, Misuse, NotServed, PauseReason, PeerMisbehaved, Refusal, Wants};

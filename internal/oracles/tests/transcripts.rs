@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use nbd_oracles::replay;
-use nbd_oracles::split::Split;
 use nbd_oracles::transcript::Transcript;
+use nbd_pair::split::Split;
 
 /// How to replay a transcript.
 struct Golden {
@@ -40,7 +40,7 @@ fn replay_as_client(golden: &Golden) {
     }
     let strict = golden.refused.is_none();
     let mut expected = None;
-    for split in Split::usual() {
+    for split in Split::fixed() {
         let log = replay::as_client(&transcript, &split, strict);
         let log = log.unwrap_or_else(|error| panic!("{split:?}: {error}"));
         assert_eq!(*expected.get_or_insert_with(|| log.clone()), log, "{split:?}");
@@ -50,7 +50,7 @@ fn replay_as_client(golden: &Golden) {
 fn replay_as_server(golden: &Golden) {
     let transcript = transcript(golden.name);
     let mut expected = None;
-    for split in Split::usual() {
+    for split in Split::fixed() {
         let (recorded, ours, log) = replay::as_server(&transcript, &split)
             .unwrap_or_else(|error| panic!("{split:?}: {error}"));
         assert!(replay::is_complete(&recorded) && replay::is_complete(&ours));

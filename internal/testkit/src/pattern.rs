@@ -19,6 +19,20 @@ impl Pattern {
         bytes
     }
 
+    /// Writes the bytes at `offset` into `data`.
+    pub fn fill(self, offset: u64, data: &mut [u8]) {
+        data.copy_from_slice(&self.bytes(offset, data.len()));
+    }
+
+    /// The first offset at which `data`, which was read at `offset`, is not as it should be.
+    pub fn first_difference(self, offset: u64, data: &[u8]) -> Option<u64> {
+        let expected = self.bytes(offset, data.len());
+        (offset..)
+            .zip(expected.iter().zip(data))
+            .find(|(_, (one, other))| one != other)
+            .map(|(at, _)| at)
+    }
+
     /// splitmix64 of a word's index, with no zero byte in it.
     fn word(self, index: u64) -> [u8; 8] {
         let mut word = index.wrapping_add(self.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -64,6 +78,11 @@ mod tests {
         assert_same_bytes(&Pattern(7).bytes(1001, 99), &whole[1001..1100], "slice");
         assert_ne!(Pattern(8).bytes(0, 4096), whole);
         assert!(!whole.contains(&0));
+        let mut data = [0; 99];
+        Pattern(7).fill(1001, &mut data);
+        assert_eq!(Pattern(7).first_difference(1001, &data), None);
+        data[98] ^= 1;
+        assert_eq!(Pattern(7).first_difference(1001, &data), Some(1099));
     }
 
     #[test]

@@ -16,6 +16,7 @@ impl Random {
     }
 
     /// Any number.
+    #[inline]
     pub const fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
@@ -24,9 +25,10 @@ impl Random {
         word ^ (word >> 31)
     }
 
-    /// A number below `bound`, which is not zero.
+    /// A number below `bound`, which is not zero. By multiplication, since a division costs more where speed is measured.
+    #[inline]
     pub const fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        ((self.next() as u128 * bound as u128) >> 64) as u64
     }
 
     /// True in one of `times` cases.

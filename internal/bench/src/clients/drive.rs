@@ -12,7 +12,6 @@ use super::run::Measured;
 use crate::compare::settle;
 use crate::cpu::CpuSample;
 use crate::load::{Direction, Load};
-use crate::pattern::Random;
 
 /// The clock is looked at after so many requests.
 const LOOK: u64 = 16;
@@ -99,7 +98,7 @@ async fn as_task<C>(
 struct Work<'a> {
     load: &'a Load,
     blocks: u64,
-    random: Random,
+    random: nbd_testkit::Random,
     /// Buffers of which no request is in flight.
     spare: Vec<Vec<u8>>,
     asked: u64,
@@ -119,7 +118,7 @@ impl<'a> Work<'a> {
         Ok(Self {
             load,
             blocks,
-            random: Random::new(load.seed),
+            random: nbd_testkit::Random::new(load.seed),
             spare: vec![vec![0x5a; load.block as usize]; load.depth],
             asked: 0,
             answered: 0,

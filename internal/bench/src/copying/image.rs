@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::pattern::Random;
+use nbd_testkit::Random;
 
 /// What is in an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub fn make(path: &Path, image: Image, size: u64) -> io::Result<()> {
     for offset in (0..size).step_by(MIB * step) {
         // A tenth of it changes from MiB to MiB: enough for a piece at a wrong place to be noticed.
         for word in data.chunks_exact_mut(8).step_by(if offset == 0 { 1 } else { 10 }) {
-            word.copy_from_slice(&random.next_u64().to_ne_bytes());
+            word.copy_from_slice(&random.next().to_ne_bytes());
         }
         file.write_all_at(&data, offset)?;
     }

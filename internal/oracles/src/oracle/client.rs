@@ -1,15 +1,15 @@
 //! The client's machine against any server.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use nbd_proto::client::{Config, Connection, Event, Goal, TlsMode};
+use nbd_pair::client::{Actor, Buffer, Client, ClientEnd, client_end, with_flags};
+use nbd_pair::split::Split;
+use nbd_proto::client::{CommandError, Config, Connection, Event, Goal, TlsMode};
 use nbd_proto::wire::{CommandFlags, InfoType, OptionCode};
 use nbd_proto::{Command, Limits, PeerMisbehaved};
 
 use super::reparse;
 use crate::choices::Choices;
-use crate::client_end::{Actor, Buffer, Client, ClientEnd, with_flags};
-use crate::split::Split;
 
 /// The longest read and write.
 const MAX: u64 = 8 << 10;
@@ -101,14 +101,17 @@ fn command([what, a, b, c, d, length @ ..]: [u8; 8]) -> (Command, bool) {
     (command, what & 15 == 7)
 }
 
+/// The buffer of a request that completed, and its result.
+type Outcome = (Buffer, Result<(), CommandError>);
+
 /// Says what the plan has.
 #[derive(Debug)]
 struct Planner {
     plan: Plan,
     next_option: usize,
     next_command: usize,
-    submitted: usize,
-    ended: BTreeSet<usize>,
+    /// What each request came to, unless it was abandoned.
+    ended: BTreeMap<usize, Option<Outcome>>,
 }
 
 impl Planner {
@@ -152,18 +155,16 @@ impl Planner {
             let Some(bytes) = self.plan.commands.get(self.next_command) else { break };
             self.next_command += 1;
             let (command, listed) = command(*bytes);
-            let bytes = vec![self.submitted as u8; command.buffer_length() as usize];
-            let buffer = Buffer { tag: self.submitted, bytes };
-            let result = match command {
+            let bytes = vec![connection.submitted as u8; command.buffer_length() as usize];
+            let _refused = match command {
                 Command::BlockStatus { offset, length, one, .. } if listed => {
                     let contexts = connection.export().map(|view| view.contexts.to_vec());
                     let ids: Vec<u32> =
                         contexts.unwrap_or_default().iter().map(|context| context.id).collect();
-                    connection.begin_block_status((offset, length, one), &ids, buffer)
+                    connection.begin_block_status((offset, length, one), &ids)
                 }
-                _ => connection.begin(command, buffer),
+                _ => connection.begin(command, bytes),
             };
-            self.submitted += usize::from(result.is_ok());
         }
         if self.next_command == self.plan.commands.len() {
             if self.plan.hasty {
@@ -177,8 +178,14 @@ impl Planner {
 
 impl Actor for Planner {
     fn event(&mut self, connection: &mut Client, event: Event, buffer: Option<Buffer>) {
-        if let Some(Buffer { tag, .. }) = buffer {
-            assert!(self.ended.insert(tag), "{tag} ends twice");
+        if let Some(buffer) = buffer {
+            let tag = buffer.tag;
+            let outcome = match &event {
+                Event::Completed { result, .. } => Some((buffer, result.clone())),
+                // How far it got depends on how the stream is cut.
+                _ => None,
+            };
+            assert!(self.ended.insert(tag, outcome).is_none(), "{tag} ends twice");
         }
         match event {
             Event::YourTurn | Event::OptionDone { .. } | Event::OptionFailed { .. } => {
@@ -202,7 +209,7 @@ pub fn client(data: &[u8]) {
     let stream = choices.rest();
     let whole = once(&plan, stream, Split::Whole, Split::Whole);
     let pieces = once(&plan, stream, plan.split.clone(), Split::Cycle(vec![7]));
-    if whole.error == Some(PeerMisbehaved::PlaintextAfterStartTls.into()) {
+    if whole.error() == Some(PeerMisbehaved::PlaintextAfterStartTls.into()) {
         // In pieces, what follows the acknowledgement may come after the handshake.
         let agreed = whole.log.iter().take_while(|line| !line.starts_with("error"));
         let agreed: Vec<_> = agreed.cloned().collect();
@@ -210,22 +217,18 @@ pub fn client(data: &[u8]) {
         return;
     }
     assert_eq!(whole.log, pieces.log, "events depend on how the stream is cut");
+    assert_eq!(whole.actor.ended, pieces.actor.ended, "results depend on how the stream is cut");
     // What is queued when the server turns out to be wrong is not sent any more.
     let same = whole.output == pieces.output;
-    let less = whole.error.is_some() && pieces.output.starts_with(&whole.output);
+    let less = whole.error().is_some() && pieces.output.starts_with(&whole.output);
     assert!(same || less, "requests depend on how the stream is cut");
 }
 
 fn once(plan: &Plan, stream: &[u8], mut split: Split, pieces: Split) -> ClientEnd<Planner> {
     let connection = Connection::new(plan.config.clone()).expect("the configuration is valid");
-    let planner = Planner {
-        plan: plan.clone(),
-        next_option: 0,
-        next_command: 0,
-        submitted: 0,
-        ended: BTreeSet::new(),
-    };
-    let mut client = ClientEnd::new(connection, planner, pieces);
+    let planner =
+        Planner { plan: plan.clone(), next_option: 0, next_command: 0, ended: BTreeMap::new() };
+    let mut client = client_end(connection, planner, pieces);
     let mut rest = stream;
     while !rest.is_empty() && !client.ended() {
         let (piece, after) = rest.split_at(split.next(rest.len()));
@@ -236,10 +239,9 @@ fn once(plan: &Plan, stream: &[u8], mut split: Split, pieces: Split) -> ClientEn
     if !client.ended() {
         client.close();
     }
-    let Planner { ended, submitted, .. } = &client.actor;
-    assert!(ended.iter().copied().eq(0..*submitted), "a request is lost");
+    assert!(client.actor.ended.keys().copied().eq(0..client.submitted), "a request is lost");
     // Where the machine hung up, its last message may be unsent.
-    if client.error.is_none() {
+    if client.error().is_none() {
         reparse::client(&client.output, newstyle, client.extended);
     }
     client

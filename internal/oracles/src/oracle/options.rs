@@ -21,7 +21,7 @@ pub fn options(data: &[u8]) {
     let sent = sent(stream);
     assert!(sent.starts_with(&answered), "{answered:?} were answered of {sent:?}");
     // What was refused by hanging up, or came after the handshake, has no answer.
-    if session.error.is_none() && session.entered.is_none() {
+    if session.error().is_none() && session.entered.is_none() {
         assert_eq!(answered, sent);
     }
 }

@@ -1,5 +1,7 @@
 //! The server's machine against any client.
 
+use nbd_pair::server::{ServerEnd, server_end};
+use nbd_pair::split::Split;
 use nbd_proto::server::{Config, Connection, TlsMode};
 use nbd_proto::wire::TransmissionFlags;
 use nbd_proto::{BlockSize, ContextInfo, ExportInfo, Limits, PeerMisbehaved};
@@ -7,8 +9,6 @@ use nbd_proto::{BlockSize, ContextInfo, ExportInfo, Limits, PeerMisbehaved};
 use super::reparse;
 use super::whim::Whim;
 use crate::choices::{Choices, Whims};
-use crate::server_end::ServerEnd;
-use crate::split::Split;
 
 /// How a server is set up and behaves, from the first nine bytes.
 #[derive(Clone, Debug)]
@@ -124,7 +124,7 @@ pub(super) fn run(setup: &Setup, stream: &[u8]) -> ServerEnd<Whim> {
     let whole = once(setup, stream, Split::Whole, Split::Whole, false);
     let pieces = once(setup, stream, setup.split(), setup.pieces(), false);
     let lazy = once(setup, stream, setup.split(), Split::Whole, true);
-    if whole.error == Some(PeerMisbehaved::PlaintextAfterStartTls.into()) {
+    if whole.error() == Some(PeerMisbehaved::PlaintextAfterStartTls.into()) {
         // In pieces, what follows STARTTLS may come after the handshake.
         let agreed = whole.log.iter().take_while(|line| !line.starts_with("error"));
         let agreed: Vec<_> = agreed.cloned().collect();
@@ -144,7 +144,7 @@ fn once(
     pieces: Split,
     lazy: bool,
 ) -> ServerEnd<Whim> {
-    let mut server = ServerEnd::new(setup.connection(), setup.whim(), pieces);
+    let mut server = server_end(setup.connection(), setup.whim(), pieces);
     server.lazy = lazy;
     let mut rest = stream;
     while !rest.is_empty() && !server.ended() {
@@ -153,7 +153,7 @@ fn once(
         server.receive(piece);
     }
     server.close();
-    if server.error.is_none() {
+    if server.error().is_none() {
         assert_eq!(server.connection.requests_in_flight(), 0);
     }
     assert!(server.largest_queue() <= setup.most_queued(), "{} bytes", server.largest_queue());

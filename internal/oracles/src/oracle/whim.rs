@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 
+use nbd_pair::server::Embedder;
 use nbd_proto::server::{Connection, Event, Listing, LookupRefusal};
 use nbd_proto::wire::ErrorCode;
 use nbd_proto::{Command, ExportInfo, Extent, Misuse, RequestId};
 
 use crate::choices::Whims;
-use crate::server_end::Embedder;
 
 /// Answers at most one request for each thing that happens, so that a reply can be told from the next.
 #[derive(Debug)]

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use nbd_pair::client::{Actor, Buffer, Client, ClientEnd, client_end, with_flags};
+use nbd_pair::split::Split;
 use nbd_proto::client::{Config, Connection, Event, Goal};
 use nbd_proto::wire::{
     ClientFlags, CommandFlags, CommandType, CompactRequest, ExtendedRequest, InfoRequest, InfoType,
@@ -9,10 +11,8 @@ use nbd_proto::wire::{
 };
 use nbd_proto::{Command, Extent};
 
-use crate::client_end::{Actor, Buffer, Client, ClientEnd, with_flags};
 use crate::digest::{Digest, Part, Served};
 use crate::session::{Decoder, Message, Sent};
-use crate::split::Split;
 use crate::transcript::Transcript;
 
 /// Has our client say what the recorded one said, and feeds it what the recorded server answered, with the cookies that
@@ -32,9 +32,8 @@ pub fn as_client(
     config.no_zeroes = recorded.flags.contains(ClientFlags::NO_ZEROES);
     config.strict = strict;
     let connection = Connection::new(config).map_err(|error| error.to_string())?;
-    let client = ClientEnd::new(connection, Results::default(), split.clone());
-    let mut replay =
-        Replay { client, split: split.clone(), cookies: HashMap::new(), tag: 0, said: 0 };
+    let client = client_end(connection, Results::default(), split.clone());
+    let mut replay = Replay { client, split: split.clone(), cookies: HashMap::new(), said: 0 };
     for sent in &messages {
         replay.message(sent).map_err(|text| format!("{text} at {:?}", sent.message))?;
     }
@@ -52,7 +51,6 @@ struct Replay {
     split: Split,
     /// Recorded cookies of requests in flight, and ours.
     cookies: HashMap<u64, u64>,
-    tag: usize,
     /// Bytes of our client that were looked at.
     said: usize,
 }
@@ -82,7 +80,7 @@ impl Replay {
                     rest = after;
                     self.client.receive(piece);
                 }
-                self.client.error.map_or(Ok(()), |error| Err(format!("our client: {error}")))
+                self.client.error().map_or(Ok(()), |error| Err(format!("our client: {error}")))
             }
         }
     }
@@ -180,19 +178,15 @@ impl Replay {
             Command::Read { length, .. } => vec![0xee; length as usize],
             _ => payload.to_vec(),
         };
-        let buffer = Buffer { tag: self.tag, bytes };
-        self.tag += 1;
         let client = &mut self.client.connection;
         let result = match payload.split_first_chunk() {
             Some((length, rest)) if request.command == CommandType::BLOCK_STATUS => {
                 let ids = rest.as_chunks().0.iter().map(|id| u32::from_be_bytes(*id));
                 let ids: Vec<u32> = ids.collect();
-                {
-                    let length = u64::from_be_bytes(*length);
-                    client.begin_block_status((offset, length, one), &ids, buffer)
-                }
+                let length = u64::from_be_bytes(*length);
+                client.begin_block_status((offset, length, one), &ids)
             }
-            _ => client.begin(command, buffer),
+            _ => client.begin(command, bytes),
         };
         result.map(|_| ()).map_err(|error| error.to_string())
     }

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use nbd_pair::server::{Embedder, ServerEnd, server_end};
+use nbd_pair::split::Split;
 use nbd_proto::server::{Config, Connection, Event, Listing, LookupRefusal, Purpose};
 use nbd_proto::wire::{
     BlockSizeInfo, ClientFlags, CommandType, HandshakeFlags, InfoReply, InfoRequest,
@@ -11,9 +13,7 @@ use nbd_proto::wire::{
 use nbd_proto::{BlockSize, Command, ContextInfo, ExportInfo, RequestId};
 
 use crate::digest::{Digest, Haggled, Part, Served};
-use crate::server_end::{Embedder, ServerEnd};
 use crate::session::{Decoder, Message, Sent};
-use crate::split::Split;
 use crate::transcript::{Side, Transcript};
 
 /// Feeds what the recorded client sent to our server, which answers with what the recorded one did, as far as it is the
@@ -38,7 +38,7 @@ pub fn as_server(
         }
         None => Connection::new(config),
     };
-    let mut server = ServerEnd::new(connection, replayer, split.clone());
+    let mut server = server_end(connection, replayer, split.clone());
     let mut split = split.clone();
     let mut decoder = Decoder::default();
     let mut messages: Vec<Sent> = Vec::new();
@@ -57,7 +57,7 @@ pub fn as_server(
             rest = after;
             decoder.push(Side::Client, piece, &mut messages)?;
             server.receive(piece);
-            if let Some(error) = server.error {
+            if let Some(error) = server.error() {
                 return Err(format!("our server gives up: {error}"));
             }
             tell(&server, &mut decoder, &mut messages)?;
@@ -317,9 +317,5 @@ impl Embedder for Replayer {
 
     fn finished(&mut self, request: RequestId) {
         self.open.remove(&request);
-    }
-
-    fn relieve(&mut self, _connection: &mut Connection) -> bool {
-        false
     }
 }

@@ -237,6 +237,13 @@ codes! {
     }
 }
 
+impl ChunkType {
+    /// Whether this is an error: bit 15, known or not.
+    pub fn is_error(self) -> bool {
+        self.0 & 0x8000 != 0
+    }
+}
+
 /// Reply flag: last chunk of a reply.
 pub const REPLY_DONE: u16 = 1 << 0;
 

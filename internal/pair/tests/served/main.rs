@@ -1,0 +1,9 @@
+//! The server's machine against clients that are odd, clumsy or malicious, made by hand, byte by byte.
+
+mod any_session;
+mod contexts;
+mod negotiation;
+mod peer;
+mod replies;
+mod requests;
+mod resized;
