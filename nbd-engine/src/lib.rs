@@ -11,6 +11,8 @@ mod patience;
 mod runtime;
 pub mod server;
 mod staging;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod transport;
 
 pub use runtime::{BoxFuture, Runtime};
