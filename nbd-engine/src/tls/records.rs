@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::TlsIdentity;
+
 /// One side of a TLS connection, by whatever implementation.
 pub(crate) trait Records: Send {
     /// Processes the ciphertext in `input`, from where the last call stopped consuming. Gives decrypted data to
@@ -35,6 +37,9 @@ pub(crate) trait Records: Send {
 
     /// Whether the peer ended the connection in order.
     fn is_closed_by_peer(&self) -> bool;
+
+    /// Who the peer is, if it showed that.
+    fn peer_identity(&self) -> Option<TlsIdentity>;
 }
 
 /// The longest plaintext of a record (RFC 8446, section 5.1).

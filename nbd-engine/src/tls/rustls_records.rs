@@ -8,7 +8,9 @@ use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
     WriteTraffic,
 };
+use rustls::{AlertDescription, CertificateError};
 
+use super::TlsIdentity;
 use super::records::{Ciphertext, MAX_OVERHEAD, Records};
 
 /// One of the two sides, and what is remembered of it.
@@ -20,11 +22,6 @@ pub(crate) struct RustlsRecords<C> {
 impl<C> RustlsRecords<C> {
     pub(crate) const fn new(connection: C) -> Self {
         Self { connection, closed_by_peer: false }
-    }
-
-    /// The connection, for what there is to know of the peer.
-    pub(crate) const fn connection(&self) -> &C {
-        &self.connection
     }
 }
 
@@ -85,7 +82,23 @@ fn act<Data>(
 }
 
 fn invalid(error: rustls::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error)
+    let remedy = match &error {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "; name the file with the certificate of the authority that issued it"
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "; reach the peer by a name that its certificate has, or say which name to expect",
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => "; the peer has to renew its certificate, unless this machine's clock is wrong",
+        rustls::Error::NoCertificatesPresented => "; the peer has to show a certificate",
+        rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            "; the peer wants a certificate of this side"
+        }
+        _ => "",
+    };
+    io::Error::new(io::ErrorKind::InvalidData, format!("{error}{remedy}"))
 }
 
 /// Runs `encode` with ever more room, up to what it says that it needs.
@@ -182,6 +195,11 @@ macro_rules! records {
 
             fn is_closed_by_peer(&self) -> bool {
                 self.closed_by_peer
+            }
+
+            fn peer_identity(&self) -> Option<TlsIdentity> {
+                let certificates = self.connection.peer_certificates()?;
+                certificates.first().map(TlsIdentity::of)
             }
         }
     };

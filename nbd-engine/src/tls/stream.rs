@@ -6,6 +6,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
+use super::TlsIdentity;
 use super::records::{Ciphertext, MAX_OVERHEAD, MAX_PLAINTEXT, Records};
 use crate::transport::Transport;
 
@@ -148,6 +149,11 @@ impl<T: Transport> TlsStream<T> {
             }
             ready!(self.poll_receive(cx))?;
         }
+    }
+
+    /// Who the peer is, once the handshake has finished and if it showed that.
+    pub(crate) fn peer_identity(&self) -> Option<TlsIdentity> {
+        self.records.peer_identity()
     }
 
     /// Gives memory back that an idle connection does not need.
