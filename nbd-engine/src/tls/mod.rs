@@ -11,6 +11,8 @@ mod client;
 mod directory;
 mod error;
 mod files;
+#[cfg(test)]
+mod files_tests;
 mod identity;
 mod records;
 mod rustls_records;

@@ -154,10 +154,13 @@ impl TlsServer {
         Ok(())
     }
 
+    pub(super) fn current(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.0.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// A stream on which this side is the server.
     pub(crate) fn accept<T: Transport>(&self, transport: T) -> Result<TlsStream<T>, TlsError> {
-        let config = Arc::clone(&self.0.current.read().unwrap_or_else(PoisonError::into_inner));
-        let connection = UnbufferedServerConnection::new(config)
+        let connection = UnbufferedServerConnection::new(self.current())
             .map_err(|error| TlsError::Setup(error.to_string()))?;
         Ok(TlsStream::new(transport, Box::new(RustlsRecords::new(connection))))
     }
