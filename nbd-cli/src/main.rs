@@ -1,6 +1,7 @@
 //! The `nbd` command. Arguments, output and exit codes; the protocol and storage are the libraries' business.
 
 mod bitmap;
+mod cert;
 mod colour;
 mod copy;
 mod descriptor;
@@ -10,6 +11,7 @@ mod list;
 mod log;
 mod map;
 mod output;
+mod psk;
 mod quantity;
 mod resize;
 mod serve;
@@ -46,6 +48,10 @@ enum Command {
     Resize(resize::Arguments),
     #[command(display_name = NAME)]
     Bitmap(bitmap::Arguments),
+    #[command(display_name = NAME)]
+    Cert(cert::Arguments),
+    #[command(display_name = NAME)]
+    Psk(psk::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +67,8 @@ fn main() -> ExitCode {
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
+        Command::Cert(arguments) => cert::run(&arguments),
+        Command::Psk(arguments) => psk::run(&arguments),
     };
     exit::report(result)
 }
