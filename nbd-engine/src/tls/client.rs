@@ -12,6 +12,8 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
 use super::directory::{CA_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY};
 use super::files::{authorities, exists, identity, system_authorities};
+#[cfg(feature = "tls-psk")]
+use super::psk::{PskContext, Side};
 use super::rustls_records::RustlsRecords;
 use super::stream::TlsStream;
 use super::{TlsError, provider};
@@ -32,8 +34,15 @@ use crate::transport::Transport;
 /// ```
 #[derive(Clone, Debug)]
 pub struct TlsClient {
-    config: Arc<ClientConfig>,
+    trust: Trust,
     host_name: Option<ServerName<'static>>,
+}
+
+#[derive(Clone, Debug)]
+enum Trust {
+    Certificates(Arc<ClientConfig>),
+    #[cfg(feature = "tls-psk")]
+    Key(PskContext),
 }
 
 /// Makes a [`TlsClient`].
@@ -45,6 +54,8 @@ pub struct TlsClientBuilder {
     directory: Option<PathBuf>,
     host_name: Option<String>,
     without_verification: bool,
+    #[cfg(feature = "tls-psk")]
+    key: Option<(String, PathBuf)>,
 }
 
 impl TlsClientBuilder {
@@ -81,13 +92,32 @@ impl TlsClientBuilder {
         self
     }
 
+    /// A key that this client shares with the server, instead of certificates: `user`'s in a file with lines of the form
+    /// `user:hexkey`, as psktool of GnuTLS writes it.
+    #[cfg(feature = "tls-psk")]
+    pub fn pre_shared_key(mut self, user: impl Into<String>, file: impl Into<PathBuf>) -> Self {
+        self.key = Some((user.into(), file.into()));
+        self
+    }
+
     /// Reads the files.
     ///
     /// # Errors
     /// When a file is missing, can't be read or parsed, is not valid now or does not fit; the text names the file and
     /// the remedy.
     pub fn build(self) -> Result<TlsClient, TlsError> {
-        let Self { mut authority, mut identity, directory, host_name, without_verification } = self;
+        let host_name = self.host_name.as_deref().map(server_name).transpose()?;
+        #[cfg(feature = "tls-psk")]
+        if let Some((user, file)) = &self.key {
+            let trust = Trust::Key(PskContext::of_user(user, file)?);
+            return Ok(TlsClient { trust, host_name });
+        }
+        let trust = Trust::Certificates(Arc::new(self.config()?));
+        Ok(TlsClient { trust, host_name })
+    }
+
+    fn config(self) -> Result<ClientConfig, TlsError> {
+        let Self { mut authority, mut identity, directory, without_verification, .. } = self;
         if let Some(folder) = directory {
             authority.get_or_insert_with(|| folder.join(CA_CERTIFICATE));
             let (certificate, key) = (folder.join(CLIENT_CERTIFICATE), folder.join(CLIENT_KEY));
@@ -114,8 +144,7 @@ impl TlsClientBuilder {
             }
         };
         config.resumption = Resumption::disabled();
-        let host_name = host_name.map(|name| server_name(&name)).transpose()?;
-        Ok(TlsClient { config: Arc::new(config), host_name })
+        Ok(config)
     }
 }
 
@@ -144,7 +173,7 @@ impl TlsClient {
         host_name: Option<&str>,
     ) -> Result<Self, TlsError> {
         let host_name = host_name.map(server_name).transpose()?;
-        Ok(Self { config, host_name })
+        Ok(Self { trust: Trust::Certificates(config), host_name })
     }
 
     /// A stream on which this side is the client. `host` is the name or the address by which the server was reached;
@@ -154,11 +183,18 @@ impl TlsClient {
         transport: T,
         host: Option<&str>,
     ) -> Result<TlsStream<T>, TlsError> {
+        let config = match &self.trust {
+            Trust::Certificates(config) => Arc::clone(config),
+            #[cfg(feature = "tls-psk")]
+            Trust::Key(context) => {
+                return Ok(TlsStream::new(transport, context.records(Side::Client)?));
+            }
+        };
         let name = match &self.host_name {
             Some(name) => name.clone(),
             None => server_name(host.unwrap_or(LOCAL))?,
         };
-        let connection = UnbufferedClientConnection::new(Arc::clone(&self.config), name)
+        let connection = UnbufferedClientConnection::new(config, name)
             .map_err(|error| TlsError::Setup(error.to_string()))?;
         Ok(TlsStream::new(transport, Box::new(RustlsRecords::new(connection))))
     }

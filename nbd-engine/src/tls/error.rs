@@ -26,7 +26,7 @@ pub enum TlsError {
         path: PathBuf,
     },
     /// A file holds something that can't be parsed.
-    #[error("{} is no {what}: {reason}", .path.display())]
+    #[error("{} is no usable {what}: {reason}", .path.display())]
     Malformed {
         /// What should be in it.
         what: &'static str,

@@ -14,6 +14,8 @@ mod files;
 #[cfg(test)]
 mod files_tests;
 mod identity;
+#[cfg(feature = "tls-psk")]
+mod psk;
 mod records;
 mod rustls_records;
 mod server;

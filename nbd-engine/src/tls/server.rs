@@ -10,6 +10,9 @@ use rustls::{RootCertStore, ServerConfig, server::danger::ClientCertVerifier};
 
 use super::directory::{CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY};
 use super::files::{authorities, exists, identity};
+#[cfg(feature = "tls-psk")]
+use super::psk::{Keys, PskContext, Side};
+use super::records::Records;
 use super::rustls_records::RustlsRecords;
 use super::stream::TlsStream;
 use super::{TlsError, provider};
@@ -28,7 +31,7 @@ pub enum ClientCertificates {
     Required,
 }
 
-/// A server's certificate and its demands on clients. Clones share what [`reload`](Self::reload) replaces.
+/// A server's certificate, or the keys that it shares with its clients, and its demands on clients. Clones share what [`reload`](Self::reload) replaces.
 ///
 /// ```no_run
 /// use nbd_engine::tls::{ClientCertificates, TlsServer};
@@ -45,9 +48,39 @@ pub struct TlsServer(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Where the configuration comes from; `None` if it was given as it is.
-    files: Option<Files>,
-    current: RwLock<Arc<ServerConfig>>,
+    source: Source,
+    current: RwLock<Current>,
+}
+
+/// Where the configuration comes from.
+#[derive(Debug)]
+enum Source {
+    Certificates(Files),
+    #[cfg(feature = "tls-psk")]
+    Keys(PathBuf),
+    Given,
+}
+
+/// What handshakes that begin now use.
+#[derive(Clone, Debug)]
+enum Current {
+    Certificates(Arc<ServerConfig>),
+    #[cfg(feature = "tls-psk")]
+    Keys(PskContext),
+}
+
+impl Source {
+    fn load(&self) -> Result<Option<Current>, TlsError> {
+        match self {
+            Self::Certificates(files) => Ok(Some(Current::Certificates(files.load()?))),
+            #[cfg(feature = "tls-psk")]
+            Self::Keys(path) => {
+                let keys = Arc::new(Keys::load(path)?);
+                Ok(Some(Current::Keys(PskContext::server(keys)?)))
+            }
+            Self::Given => Ok(None),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -116,8 +149,8 @@ impl TlsServer {
             authority: authority.map(Path::to_owned),
             clients,
         };
-        let current = RwLock::new(files.load()?);
-        Ok(Self(Arc::new(Shared { files: Some(files), current })))
+        let current = RwLock::new(Current::Certificates(files.load()?));
+        Ok(Self(Arc::new(Shared { source: Source::Certificates(files), current })))
     }
 
     /// The certificate and key of a folder with the names that nbdkit and qemu use: `server-cert.pem`, `server-key.pem`
@@ -139,7 +172,22 @@ impl TlsServer {
     /// A configuration of rustls as it is. [`reload`](Self::reload) changes nothing in it.
     #[must_use]
     pub fn from_rustls(config: Arc<ServerConfig>) -> Self {
-        Self(Arc::new(Shared { files: None, current: RwLock::new(config) }))
+        let current = RwLock::new(Current::Certificates(config));
+        Self(Arc::new(Shared { source: Source::Given, current }))
+    }
+
+    /// Keys that the server shares with its clients instead of certificates: a file with lines of the form `user:hexkey`,
+    /// as psktool of GnuTLS writes it. TLS 1.2 and 1.3, with forward secrecy where the client can.
+    ///
+    /// # Errors
+    /// When the file is missing, can't be read or parsed, has no key, or when everybody can read it.
+    #[cfg(feature = "tls-psk")]
+    pub fn from_psk_file(path: impl AsRef<Path>) -> Result<Self, TlsError> {
+        let path = path.as_ref();
+        let current = Current::Keys(PskContext::server(Arc::new(Keys::load(path)?))?);
+        let shared =
+            Shared { source: Source::Keys(path.to_owned()), current: RwLock::new(current) };
+        Ok(Self(Arc::new(shared)))
     }
 
     /// Reads the files again, for handshakes that begin from now on. Connections that are there stay.
@@ -147,21 +195,36 @@ impl TlsServer {
     /// # Errors
     /// As for [`from_files`](Self::from_files); what was read before stays in force then.
     pub fn reload(&self) -> Result<(), TlsError> {
-        if let Some(files) = &self.0.files {
-            let fresh = files.load()?;
+        if let Some(fresh) = self.0.source.load()? {
             *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         }
         Ok(())
     }
 
-    pub(super) fn current(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.0.current.read().unwrap_or_else(PoisonError::into_inner))
+    fn current(&self) -> Current {
+        self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    #[cfg(test)]
+    pub(super) fn certificates(&self) -> Option<Arc<ServerConfig>> {
+        match self.current() {
+            Current::Certificates(config) => Some(config),
+            #[cfg(feature = "tls-psk")]
+            Current::Keys(_) => None,
+        }
     }
 
     /// A stream on which this side is the server.
     pub(crate) fn accept<T: Transport>(&self, transport: T) -> Result<TlsStream<T>, TlsError> {
-        let connection = UnbufferedServerConnection::new(self.current())
-            .map_err(|error| TlsError::Setup(error.to_string()))?;
-        Ok(TlsStream::new(transport, Box::new(RustlsRecords::new(connection))))
+        let records: Box<dyn Records> = match self.current() {
+            Current::Certificates(config) => {
+                let connection = UnbufferedServerConnection::new(config)
+                    .map_err(|error| TlsError::Setup(error.to_string()))?;
+                Box::new(RustlsRecords::new(connection))
+            }
+            #[cfg(feature = "tls-psk")]
+            Current::Keys(context) => context.records(Side::Server)?,
+        };
+        Ok(TlsStream::new(transport, records))
     }
 }

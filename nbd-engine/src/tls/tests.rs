@@ -276,3 +276,76 @@ impl<T> ReadyAnd<T> for Poll<T> {
         }
     }
 }
+
+#[cfg(feature = "tls-psk")]
+mod pre_shared_keys {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::tls::{TlsClient, TlsServer};
+
+    struct Keys(tempfile::TempDir);
+
+    impl Keys {
+        fn file(&self, name: &str, text: &str) -> PathBuf {
+            let path = self.0.path().join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            path
+        }
+    }
+
+    fn streams(of_client: &str, user: &str) -> Streams {
+        let keys = Keys(tempfile::tempdir().unwrap());
+        let server = keys.file("server", "alice:0123456789abcdef\nbob:00ff00ff00ff00ff\n");
+        let client = keys.file("client", of_client);
+        let (near, far) = pair(1000, 65536);
+        let server = TlsServer::from_psk_file(server).unwrap();
+        let client = TlsClient::builder().pre_shared_key(user, client).build().unwrap();
+        (server.accept(near).unwrap(), client.connect(far, None).unwrap())
+    }
+
+    #[test]
+    fn a_user_with_the_right_key_is_known_by_name() {
+        let (mut server, mut client) = streams("bob:00FF00ff00ff00ff", "bob");
+        for result in handshake(&mut server, &mut client) {
+            result.unwrap();
+        }
+        assert_eq!(server.peer_identity().unwrap().names, ["bob"]);
+        let data = noise(100_000);
+        assert!(carry(&mut client, &mut server, &data, 30_000, 7000) == data);
+        assert!(carry(&mut server, &mut client, &data, 7000, 30_000) == data);
+        assert!(matches!(Pin::new(&mut client).poll_close(&mut cx()), Poll::Ready(Ok(()))));
+        let end = Pin::new(&mut server).poll_read(&mut cx(), &mut [0; 16]);
+        assert!(matches!(end, Poll::Ready(Ok(0))), "{end:?}");
+    }
+
+    #[test]
+    fn a_wrong_key_and_an_unknown_user_fail_alike() {
+        let mut texts = Vec::new();
+        for (keys, user) in [("bob:0000000000000000", "bob"), ("eve:0123456789abcdef", "eve")] {
+            let (mut server, mut client) = streams(keys, user);
+            let [server, client] = handshake(&mut server, &mut client);
+            texts.push((server.unwrap_err().to_string(), client.unwrap_err().to_string()));
+        }
+        assert_eq!(texts[0], texts[1]);
+    }
+
+    #[test]
+    fn files_that_are_no_good_are_named() {
+        let keys = Keys(tempfile::tempdir().unwrap());
+        for text in ["", "\n\n", "alice", "alice:xyz0", "alice:123", ":00", "alice:"] {
+            let path = keys.file("keys", text);
+            let error = TlsServer::from_psk_file(&path).unwrap_err().to_string();
+            assert!(error.contains(path.to_str().unwrap()), "{error}");
+        }
+        let path = keys.file("keys", "alice:00");
+        let error = TlsClient::builder().pre_shared_key("bob", &path).build().unwrap_err();
+        assert!(error.to_string().contains("'bob'"), "{error}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let error = TlsServer::from_psk_file(&path).unwrap_err().to_string();
+        assert!(error.contains("chmod 600"), "{error}");
+    }
+}
