@@ -13,9 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
-use nbd_async_std::export::{
-    AsyncExport, AsyncFlushes, AsyncWrites, ExportFuture, ExportMap, Fua, Handle,
-};
+use nbd_async_std::export::{AsyncCanFlush, AsyncCanWrite, AsyncExport, ExportMap, Fua, Result};
 use nbd_async_std::{LocalAddr, Server};
 
 struct Disk {
@@ -32,42 +30,38 @@ impl AsyncExport for Disk {
         self.cache.read().unwrap().len() as u64
     }
 
-    fn read<'a>(&'a self, buffer: &'a mut [u8], offset: u64) -> ExportFuture<'a> {
-        Box::pin(async move {
-            let number = self.reads.fetch_add(1, Ordering::Relaxed);
-            if number % 10 == 9 {
-                eprintln!("the read at {offset:#x} takes its time");
-                async_std::task::sleep(Duration::from_millis(500)).await; // No lock is held meanwhile.
-            }
-            let start = offset as usize;
-            buffer.copy_from_slice(&self.cache.read().unwrap()[start..start + buffer.len()]);
-            Ok(())
-        })
+    async fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let number = self.reads.fetch_add(1, Ordering::Relaxed);
+        if number % 10 == 9 {
+            eprintln!("the read at {offset:#x} takes its time");
+            async_std::task::sleep(Duration::from_millis(500)).await; // No lock is held meanwhile.
+        }
+        let start = offset as usize;
+        buffer.copy_from_slice(&self.cache.read().unwrap()[start..start + buffer.len()]);
+        Ok(())
     }
 
     // The abilities that are returned are advertised to clients, and no others.
-    fn writes(&self) -> Option<&dyn AsyncWrites> {
+    fn can_write(&self) -> Option<impl AsyncCanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn AsyncFlushes> {
+    fn can_flush(&self) -> Option<impl AsyncCanFlush> {
         Some(self)
     }
 }
 
-impl AsyncWrites for Disk {
-    fn write<'a>(&'a self, data: &'a [u8], offset: u64, fua: bool) -> ExportFuture<'a> {
-        Box::pin(async move {
-            let range = offset as usize..offset as usize + data.len();
-            // Locked first, so that both see writes in the same order.
-            let mut medium = self.medium.lock().unwrap();
-            self.cache.write().unwrap()[range.clone()].copy_from_slice(data);
-            if fua {
-                // This write alone is durable before it is answered.
-                medium[range].copy_from_slice(data);
-            }
-            Ok(())
-        })
+impl AsyncCanWrite for Disk {
+    async fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
+        let range = offset as usize..offset as usize + data.len();
+        // Locked first, so that both see writes in the same order.
+        let mut medium = self.medium.lock().unwrap();
+        self.cache.write().unwrap()[range.clone()].copy_from_slice(data);
+        if fua {
+            // This write alone is durable before it is answered.
+            medium[range].copy_from_slice(data);
+        }
+        Ok(())
     }
 
     /// `write` sees to it. With [`Fua::Emulated`], the default, the engine would call `flush` after `write`.
@@ -76,13 +70,11 @@ impl AsyncWrites for Disk {
     }
 }
 
-impl AsyncFlushes for Disk {
+impl AsyncCanFlush for Disk {
     /// Makes durable whatever was answered before, whichever connection it came by.
-    fn flush(&self) -> ExportFuture<'_> {
-        Box::pin(async move {
-            self.medium.lock().unwrap().copy_from_slice(&self.cache.read().unwrap());
-            Ok(())
-        })
+    async fn flush(&self) -> Result<()> {
+        self.medium.lock().unwrap().copy_from_slice(&self.cache.read().unwrap());
+        Ok(())
     }
 }
 
@@ -90,8 +82,7 @@ impl AsyncFlushes for Disk {
 async fn main() -> Result<(), Box<dyn Error>> {
     let (cache, medium) = (RwLock::new(vec![0; 16 << 20]), Mutex::new(vec![0; 16 << 20]));
     let disk = Disk { cache, medium, reads: AtomicU64::new(0) };
-    // `with` is for exports that may block, `with_handle` for those of either kind.
-    let exports = ExportMap::new().with_handle("", None, Handle::new_async(disk));
+    let exports = ExportMap::new().with("", disk)?;
     let server = Server::new(exports);
     let place = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".into());
     let listening = if place.contains('/') {

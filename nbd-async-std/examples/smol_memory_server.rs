@@ -13,7 +13,7 @@ use nbd_async_std::export::{ExportMap, Memory};
 use nbd_async_std::smol::Server;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let exports = ExportMap::new().with("", Memory::new(1 << 30)?);
+    let exports = ExportMap::new().with("", Memory::new(1 << 30)?)?;
     let place = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".into());
     smol::block_on(async {
         let server = Server::new(exports);

@@ -46,7 +46,7 @@ impl Server {
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors
-    /// When its settings can't be changed, or its address can't be told.
+    /// When its config can't be changed, or its address can't be told.
     pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
         self.start_tcp(async_io::Async::new(std::net::TcpListener::try_from(listener)?)?)
     }
@@ -54,7 +54,7 @@ impl Server {
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
     ///
     /// # Errors
-    /// When its settings can't be changed, or its address can't be told.
+    /// When its config can't be changed, or its address can't be told.
     pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
         let listener = std::os::unix::net::UnixListener::try_from(listener)?;
         self.start_unix(async_io::Async::new(listener)?)

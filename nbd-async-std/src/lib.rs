@@ -11,7 +11,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! async_std::task::block_on(async {
-//!     let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?));
+//!     let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
 //!     let listening = server.listen_tcp("127.0.0.1:0").await?;
 //!     println!("nbd://{}/", listening.local_addr());
 //! #   server.shut_down();
@@ -56,7 +56,7 @@ pub use client::Client;
 pub use client::Disk;
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
-pub use nbd_engine::server::{ConnectionError, Settings};
+pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
 #[cfg(any(feature = "async-std", feature = "smol"))]
 pub use server::Listening;
 

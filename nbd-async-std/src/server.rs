@@ -11,8 +11,10 @@ use async_channel::Receiver;
 use async_io::Async;
 use futures_io::{AsyncRead, AsyncWrite};
 use nbd_engine::export::Exports;
-use nbd_engine::net::{self, LocalAddr, SocketPath};
-use nbd_engine::server::{ConnectionError, Listen, Service, Settings, listen, serve};
+use nbd_engine::net::{self, LocalAddr};
+use nbd_engine::server::{
+    ConnectionError, Listen, Outcome, ServerConfig, ServerState, listen, serve,
+};
 use nbd_engine::{Plain, Runtime};
 
 use crate::stream::{Tcp, Unix};
@@ -23,19 +25,19 @@ use crate::stream::{Tcp, Unix};
 /// installs no signal handlers and prints nothing; what happens is told to [`tracing`](https://docs.rs/tracing).
 #[derive(Clone, Debug)]
 pub struct Server<R> {
-    service: Arc<Service>,
+    service: Arc<ServerState>,
     runtime: R,
 }
 
 impl<R: Runtime + Default> Server<R> {
-    /// A server of these exports with default settings.
+    /// A server of these exports with default config.
     pub fn new(exports: impl Exports) -> Self {
-        Self::with_settings(exports, Settings::default())
+        Self::with_config(exports, ServerConfig::default())
     }
 
     /// A server of these exports.
-    pub fn with_settings(exports: impl Exports, settings: Settings) -> Self {
-        Self { service: Service::new(exports, settings), runtime: R::default() }
+    pub fn with_config(exports: impl Exports, config: ServerConfig) -> Self {
+        Self { service: ServerState::new(exports, config), runtime: R::default() }
     }
 
     /// The same server for oldstyle clients: what listens by way of this clone, and what is served by it, offers the
@@ -56,7 +58,7 @@ impl<R: Runtime + Default> Server<R> {
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
         let (listener, path) = net::bind_unix(path.as_ref())?;
         let address = LocalAddr::Unix(path.path().to_owned());
-        Ok(self.start(Unix(Async::new(listener)?.into()), address, Some(path)))
+        Ok(self.start(Unix::new(Async::new(listener)?, Some(path)), address))
     }
 
     pub(crate) fn start_tcp(
@@ -65,7 +67,7 @@ impl<R: Runtime + Default> Server<R> {
     ) -> io::Result<Listening> {
         let listener = listener.into();
         let address = LocalAddr::Tcp(listener.get_ref().local_addr()?);
-        Ok(self.start(Tcp(listener), address, None))
+        Ok(self.start(Tcp(listener), address))
     }
 
     pub(crate) fn start_unix(
@@ -74,20 +76,14 @@ impl<R: Runtime + Default> Server<R> {
     ) -> io::Result<Listening> {
         let listener = listener.into();
         let path = listener.get_ref().local_addr()?.as_pathname().map(Path::to_owned);
-        Ok(self.start(Unix(listener), LocalAddr::Unix(path.unwrap_or_default()), None))
+        Ok(self.start(Unix::new(listener, None), LocalAddr::Unix(path.unwrap_or_default())))
     }
 
-    fn start(
-        &self,
-        listener: impl Listen + 'static,
-        local_addr: LocalAddr,
-        path: Option<SocketPath>,
-    ) -> Listening {
+    fn start(&self, listener: impl Listen + 'static, local_addr: LocalAddr) -> Listening {
         let (service, runtime) = (Arc::clone(&self.service), self.runtime.clone());
         let (running, ended) = async_channel::bounded(1);
         self.runtime.spawn(Box::pin(async move {
             let _closed_at_the_end = running;
-            let _removed_at_the_end = path;
             listen(service, listener, runtime).await;
         }));
         Listening { local_addr, ended }
@@ -117,15 +113,17 @@ impl<R: Runtime + Default> Server<R> {
     }
 
     /// Begins to shut down: stops listening, lets requests in flight finish within
-    /// [`Settings::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
+    /// [`ServerConfig::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
     pub fn shut_down(&self) {
         self.service.shut_down();
     }
 
-    /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left. Cancel-safe.
-    pub async fn wait(&self) {
+    /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.
+    /// Cancel-safe.
+    pub async fn wait(&self) -> Outcome {
         self.service.shutdown_begun().await;
         self.service.drained().await;
+        self.service.outcome()
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! smol::block_on(async {
-//!     let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?));
+//!     let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
 //!     let listening = server.listen_tcp("127.0.0.1:0").await?;
 //!     println!("nbd://{}/", listening.local_addr());
 //! #   server.shut_down();

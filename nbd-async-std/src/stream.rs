@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_io::{Async, Timer};
+use nbd_engine::export::PeerAddr;
+use nbd_engine::net::{self, SocketPath};
 use nbd_engine::server::{Accepted, Listen};
-use nbd_engine::{BoxFuture, Socket, net};
+use nbd_engine::{BoxFuture, Socket};
 
 /// Is ready once `duration` has passed.
 pub(crate) fn sleep(duration: Duration) -> BoxFuture {
@@ -26,19 +28,33 @@ impl Listen for Tcp {
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, address) = self.0.accept().await?;
         net::tune_tcp(&stream)?;
-        Ok(Accepted { transport: Socket(stream), peer: address.to_string() })
+        Ok(Accepted { transport: Socket(stream), peer: address.into() })
     }
 }
 
-pub(crate) struct Unix(pub(crate) Arc<Async<UnixListener>>);
+pub(crate) struct Unix {
+    /// Before the listener, so that it is removed before that is closed.
+    _path: Option<SocketPath>,
+    listener: Arc<Async<UnixListener>>,
+}
+
+impl Unix {
+    pub(crate) fn new(
+        listener: impl Into<Arc<Async<UnixListener>>>,
+        path: Option<SocketPath>,
+    ) -> Self {
+        Self { _path: path, listener: listener.into() }
+    }
+}
 
 impl Listen for Unix {
     type Transport = Socket<Async<UnixStream>>;
 
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
-        let (stream, _) = self.0.accept().await?;
+        let (stream, _) = self.listener.accept().await?;
         net::tune_unix(&stream);
-        Ok(Accepted { transport: Socket(stream), peer: "unix socket".into() })
+        let peer = PeerAddr::unix(&stream);
+        Ok(Accepted { transport: Socket(stream), peer })
     }
 }
 

@@ -80,7 +80,7 @@ impl Flushes for Disk {
 fn main() -> std::result::Result<(), Box<dyn Error>> {
     let (cache, medium) = (RwLock::new(vec![0; 16 << 20]), Mutex::new(vec![0; 16 << 20]));
     let disk = Disk { cache, medium, reads: AtomicU64::new(0) };
-    let server = Server::new(ExportMap::new().with("", disk));
+    let server = Server::new(ExportMap::new().with("", disk)?);
     let place = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".into());
     let listening =
         if place.contains('/') { server.listen_unix(place)? } else { server.listen_tcp(&place)? };

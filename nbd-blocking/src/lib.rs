@@ -4,7 +4,7 @@
 //! use nbd_blocking::Server;
 //! use nbd_blocking::export::{ExportMap, Memory};
 //!
-//! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?));
+//! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
 //! let listening = server.listen_tcp("127.0.0.1:0")?;
 //! println!("nbd://{}/", listening.local_addr());
 //! # server.shut_down();
@@ -27,7 +27,7 @@ mod stream;
 pub use client::{Client, Disk};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
-pub use nbd_engine::server::{ConnectionError, Settings};
+pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
 pub use server::{Listening, Server};
 
 /// The examples of the README, which `cargo test` compiles, too.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use nbd_engine::{BoxFuture, Runtime};
+use nbd_engine::{BoxFuture, Runtime, Throttle};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 thread_local! {
@@ -209,6 +209,10 @@ fn timespec(duration: Duration) -> Timespec {
 pub(crate) struct Threads;
 
 impl Runtime for Threads {
+    fn shares_threads(&self) -> bool {
+        false
+    }
+
     fn sleep(&self, duration: Duration) -> BoxFuture {
         let deadline = Instant::now().checked_add(duration);
         Box::pin(std::future::poll_fn(move |_| match deadline {
@@ -223,13 +227,19 @@ impl Runtime for Threads {
     }
 
     fn spawn(&self, task: BoxFuture) {
+        // Clients can have it as often as they connect.
+        static FAILURES: Throttle = Throttle::new();
         let run = move || {
-            if let Err(error) = block_on(task) {
-                tracing::error!(%error, "a connection's thread can't wait for events");
+            if let Err(error) = block_on(task)
+                && let Some(times) = FAILURES.count()
+            {
+                tracing::error!(%error, times, "closed a connection: its thread cannot wait for events");
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("nbd-connection".into()).spawn(run) {
-            tracing::error!(%error, "a connection was closed: no thread can be started for it");
+        if let Err(error) = std::thread::Builder::new().name("nbd-connection".into()).spawn(run)
+            && let Some(times) = FAILURES.count()
+        {
+            tracing::error!(%error, times, "closed a connection: no thread can be started for it");
         }
     }
 }

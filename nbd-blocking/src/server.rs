@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use nbd_engine::export::Exports;
-use nbd_engine::net::{self, LocalAddr, SocketPath};
-use nbd_engine::server::{ConnectionError, Service, Settings, listen, serve};
+use nbd_engine::export::{Exports, PeerAddr};
+use nbd_engine::net::{self, LocalAddr};
+use nbd_engine::server::{ConnectionError, Outcome, ServerConfig, ServerState, listen, serve};
 
 use crate::park::park_on;
 use crate::pump;
@@ -23,18 +23,18 @@ use crate::stream::{Listener, Stream};
 /// told to [`tracing`](https://docs.rs/tracing).
 #[derive(Clone, Debug)]
 pub struct Server {
-    service: Arc<Service>,
+    service: Arc<ServerState>,
 }
 
 impl Server {
-    /// A server of these exports with default settings.
+    /// A server of these exports with default config.
     pub fn new(exports: impl Exports) -> Self {
-        Self::with_settings(exports, Settings::default())
+        Self::with_config(exports, ServerConfig::default())
     }
 
     /// A server of these exports.
-    pub fn with_settings(exports: impl Exports, settings: Settings) -> Self {
-        Self { service: Service::new(exports, settings) }
+    pub fn with_config(exports: impl Exports, config: ServerConfig) -> Self {
+        Self { service: ServerState::new(exports, config) }
     }
 
     /// The same server for oldstyle clients: what listens by way of this clone, and what is served by it, offers the
@@ -65,41 +65,36 @@ impl Server {
     /// When a live server listens there, or the path can't be used; the path is in the text.
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
         let (listener, path) = net::bind_unix(path.as_ref())?;
-        self.start(Listener::unix(listener)?, LocalAddr::Unix(path.path().to_owned()), Some(path))
+        let address = LocalAddr::Unix(path.path().to_owned());
+        self.start(Listener::unix(listener, Some(path))?, address)
     }
 
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors
-    /// When its settings can't be changed, or no thread can be started.
+    /// When its config can't be changed, or no thread can be started.
     pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
         listener.set_nonblocking(true)?;
         let address = LocalAddr::Tcp(listener.local_addr()?);
-        self.start(Listener::tcp(listener)?, address, None)
+        self.start(Listener::tcp(listener)?, address)
     }
 
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
     ///
     /// # Errors
-    /// When its settings can't be changed, or no thread can be started.
+    /// When its config can't be changed, or no thread can be started.
     pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
         listener.set_nonblocking(true)?;
         let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
         let address = LocalAddr::Unix(path.unwrap_or_default());
-        self.start(Listener::unix(listener)?, address, None)
+        self.start(Listener::unix(listener, None)?, address)
     }
 
-    fn start(
-        &self,
-        listener: Listener,
-        local_addr: LocalAddr,
-        path: Option<SocketPath>,
-    ) -> io::Result<Listening> {
+    fn start(&self, listener: Listener, local_addr: LocalAddr) -> io::Result<Listening> {
         let service = Arc::clone(&self.service);
         let run = move || {
-            let _removed_at_the_end = path;
-            if let Err(error) = block_on(listen(service, listener, Threads)) {
-                tracing::error!(%error, "a listener's thread can't wait for events");
+            if let Err(error) = block_on(listen(Arc::clone(&service), listener, Threads)) {
+                service.fail(format_args!("a listener's thread cannot wait for events: {error}"));
             }
         };
         let thread = std::thread::Builder::new().name("nbd-listener".into()).spawn(run)?;
@@ -111,7 +106,7 @@ impl Server {
     /// # Errors
     /// Why the connection ended, if not by the client's leave.
     pub fn serve_tcp(&self, stream: TcpStream) -> Result<(), ConnectionError> {
-        let peer = stream.peer_addr().map_or_else(|_| "tcp".into(), |address| address.to_string());
+        let peer = stream.peer_addr().map_or_else(|_| "tcp".into(), PeerAddr::from);
         self.run(Stream::tcp(stream)?, peer)
     }
 
@@ -120,7 +115,8 @@ impl Server {
     /// # Errors
     /// Why the connection ended, if not by the client's leave.
     pub fn serve_unix(&self, stream: UnixStream) -> Result<(), ConnectionError> {
-        self.run(Stream::unix(stream)?, "unix socket".into())
+        let peer = PeerAddr::unix(&stream);
+        self.run(Stream::unix(stream)?, peer)
     }
 
     /// Serves one client over any pair of byte streams (pipes, a serial line, a process), on this thread and two more
@@ -146,7 +142,7 @@ impl Server {
         result
     }
 
-    fn run(&self, stream: Stream, peer: String) -> Result<(), ConnectionError> {
+    fn run(&self, stream: Stream, peer: PeerAddr) -> Result<(), ConnectionError> {
         block_on(async {
             match self.service.admit().await {
                 Some(permit) => serve(permit, stream, Threads, peer).await,
@@ -162,17 +158,18 @@ impl Server {
     }
 
     /// Begins to shut down: stops listening, lets requests in flight finish within
-    /// [`Settings::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
+    /// [`ServerConfig::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
     pub fn shut_down(&self) {
         self.service.shut_down();
     }
 
-    /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left.
-    pub fn wait(&self) {
+    /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.
+    pub fn wait(&self) -> Outcome {
         park_on(async {
             self.service.shutdown_begun().await;
             self.service.drained().await;
         });
+        self.service.outcome()
     }
 }
 
@@ -192,7 +189,7 @@ impl Listening {
 
     /// Waits until the server shuts down and this socket is closed.
     pub fn join(self) {
-        // A listener that panicked has said so.
+        // After a panic the server has shut down, and `wait` reports it.
         let _panicked = self.thread.join();
     }
 }

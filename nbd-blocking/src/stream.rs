@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
+use nbd_engine::Transport;
+use nbd_engine::export::PeerAddr;
+use nbd_engine::net::{self, SocketPath};
 use nbd_engine::server::{Accepted, Listen};
-use nbd_engine::{Transport, net};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
@@ -72,6 +74,10 @@ fn attempt<T>(
 impl Transport for Stream {
     fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::net::recv(&*self.socket, buffer, RecvFlags::empty())?.0)
+    }
+
+    fn is_peer_gone(&self) -> bool {
+        nbd_engine::is_socket_peer_gone(&*self.socket)
     }
 }
 
@@ -135,6 +141,8 @@ impl AsyncWrite for Stream {
 /// A non-blocking listening socket of either kind.
 #[derive(Debug)]
 pub(crate) struct Listener {
+    /// Before the sockets, so that it is removed before they are closed.
+    _path: Option<SocketPath>,
     kind: Kind,
     /// The same socket, to wait for.
     socket: Arc<OwnedFd>,
@@ -149,23 +157,24 @@ enum Kind {
 impl Listener {
     pub(crate) fn tcp(listener: TcpListener) -> io::Result<Self> {
         let socket = Arc::new(listener.try_clone()?.into());
-        Ok(Self { kind: Kind::Tcp(listener), socket })
+        Ok(Self { _path: None, kind: Kind::Tcp(listener), socket })
     }
 
-    pub(crate) fn unix(listener: UnixListener) -> io::Result<Self> {
+    pub(crate) fn unix(listener: UnixListener, path: Option<SocketPath>) -> io::Result<Self> {
         let socket = Arc::new(listener.try_clone()?.into());
-        Ok(Self { kind: Kind::Unix(listener), socket })
+        Ok(Self { _path: path, kind: Kind::Unix(listener), socket })
     }
 
     fn try_accept(&self) -> io::Result<Accepted<Stream>> {
         match &self.kind {
             Kind::Tcp(listener) => {
                 let (stream, address) = listener.accept()?;
-                Ok(Accepted { transport: Stream::tcp(stream)?, peer: address.to_string() })
+                Ok(Accepted { transport: Stream::tcp(stream)?, peer: address.into() })
             }
             Kind::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
-                Ok(Accepted { transport: Stream::unix(stream)?, peer: "unix socket".into() })
+                let peer = PeerAddr::unix(&stream);
+                Ok(Accepted { transport: Stream::unix(stream)?, peer })
             }
         }
     }

@@ -8,15 +8,15 @@ use std::sync::atomic::AtomicUsize;
 
 use counting::{Counting, count_this_thread};
 use nbd_blocking::export::ExportMap;
-use nbd_blocking::{Server, Settings};
+use nbd_blocking::{Server, ServerConfig};
 use nbd_testkit::raw::Wire;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-fn connect(exports: ExportMap, settings: Settings, counter: &'static AtomicUsize) -> Wire {
+fn connect(exports: ExportMap, config: ServerConfig, counter: &'static AtomicUsize) -> Wire {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let server = Server::with_settings(exports, settings);
+    let server = Server::with_config(exports, config);
     std::thread::spawn(move || {
         count_this_thread(counter);
         server.serve_unix(ours)

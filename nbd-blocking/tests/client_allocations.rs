@@ -22,7 +22,7 @@ static ALLOCATOR: Counting = Counting;
 fn allocations(options: &Options, mut round: impl FnMut(&Client)) -> usize {
     static COUNTER: AtomicUsize = AtomicUsize::new(0);
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let server = Server::new(ExportMap::new().with("", Memory::new(64 << 20).unwrap()));
+    let server = Server::new(ExportMap::new().with("", Memory::new(64 << 20).unwrap()).unwrap());
     thread::spawn(move || server.serve_unix(ours));
     let client = Client::over_unix(theirs, options).unwrap();
     count_this_thread(&COUNTER);

@@ -18,7 +18,7 @@ use support::{GATED, Gate, bounded};
 fn connected(export: impl Export, options: &Options) -> (Server, Client, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let end = ours.try_clone().unwrap();
-    let server = Server::new(ExportMap::new().with("", export));
+    let server = Server::new(ExportMap::new().with("", export).unwrap());
     let serving = server.clone();
     thread::spawn(move || serving.serve_unix(ours));
     let client = Client::over_unix(theirs, options).unwrap();
@@ -226,7 +226,7 @@ fn an_abstract_socket_is_reached() {
         let name = format!("nbd-client-test-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let listener = UnixListener::bind_addr(&address).unwrap();
-        let server = Server::new(ExportMap::new().with("", Memory::new(4096).unwrap()));
+        let server = Server::new(ExportMap::new().with("", Memory::new(4096).unwrap()).unwrap());
         let _listening = server.accept_unix(listener).unwrap();
         let client = Client::connect(&format!("nbd+unix:///?socket=%00{name}")).unwrap();
         assert_eq!(client.size(), 4096);
@@ -237,7 +237,7 @@ fn an_abstract_socket_is_reached() {
 fn any_pair_of_streams_will_do() {
     bounded(|| {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let server = Server::new(ExportMap::new().with("", Memory::new(4096).unwrap()));
+        let server = Server::new(ExportMap::new().with("", Memory::new(4096).unwrap()).unwrap());
         thread::spawn(move || server.serve_unix(ours));
         let writer = theirs.try_clone().unwrap();
         let client = Client::over_stream(theirs, writer, &Options::default()).unwrap();

@@ -14,7 +14,7 @@ use nbd_testkit::Pattern;
 use support::{Blocks, GATED, Gate, Journal, Journaled, bounded};
 
 fn served(export: impl Export) -> (Server, Uri) {
-    let server = Server::new(ExportMap::new().with("disk", export));
+    let server = Server::new(ExportMap::new().with("disk", export).unwrap());
     let listening = server.listen_tcp("127.0.0.1:0").unwrap();
     let LocalAddr::Tcp(address) = listening.local_addr() else { panic!("it is a TCP socket") };
     let uri = Uri::tcp(&address.ip().to_string(), address.port()).unwrap();
@@ -308,7 +308,8 @@ fn a_disk_reads_writes_and_seeks() {
 #[test]
 fn a_server_is_looked_at_without_entering() {
     bounded(|| {
-        let exports = ExportMap::new().with("b", memory(4096)).with("a", memory(512));
+        let exports =
+            ExportMap::new().with("b", memory(4096)).unwrap().with("a", memory(512)).unwrap();
         let server = Server::new(exports);
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("socket");

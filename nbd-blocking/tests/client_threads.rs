@@ -14,7 +14,7 @@ use support::{GATED, Gate, bounded};
 
 fn connected(export: impl Export) -> (Server, Client) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let server = Server::new(ExportMap::new().with("", export));
+    let server = Server::new(ExportMap::new().with("", export).unwrap());
     let serving = server.clone();
     thread::spawn(move || serving.serve_unix(ours));
     (server, Client::over_unix(theirs, &Options::default()).unwrap())
@@ -105,7 +105,7 @@ fn a_lost_connection_wakes_everybody() {
         let (gate, key) = Gate::new();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let end = ours.try_clone().unwrap();
-        let server = Server::new(ExportMap::new().with("", gate));
+        let server = Server::new(ExportMap::new().with("", gate).unwrap());
         thread::spawn(move || server.serve_unix(ours));
         let client = Client::over_unix(theirs, &Options::default()).unwrap();
         let waiting: Vec<_> = (0..4)

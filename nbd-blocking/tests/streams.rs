@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use nbd_blocking::export::{ExportMap, Memory};
-use nbd_blocking::{ConnectionError, LocalAddr, Server, Settings};
+use nbd_blocking::{ConnectionError, LocalAddr, Server, ServerConfig};
 use nbd_testkit::raw::{RawClient, Request, Wire};
 use nbd_testkit::{Endpoint, Pattern, assert_same_bytes};
 
@@ -17,12 +17,12 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 const SIZE: u64 = 32 << 20;
 
-fn server_with(settings: Settings) -> Server {
-    Server::with_settings(ExportMap::new().with("", Memory::new(SIZE).unwrap()), settings)
+fn server_with(config: ServerConfig) -> Server {
+    Server::with_config(ExportMap::new().with("", Memory::new(SIZE).unwrap()).unwrap(), config)
 }
 
 fn server() -> Server {
-    server_with(Settings::default())
+    server_with(ServerConfig::default())
 }
 
 /// Runs `task` on a thread; what it gives arrives at the receiver.
@@ -129,9 +129,8 @@ fn listeners_of_the_callers_are_served_and_their_path_stays() {
 
 #[test]
 fn the_caller_is_told_why_a_connection_ended() {
-    let mut settings = Settings::default();
-    settings.handshake_timeout = Duration::from_millis(50);
-    let server = server_with(settings);
+    let config = ServerConfig::new().with_handshake_timeout(Duration::from_millis(50));
+    let server = server_with(config);
     let serve = |stream: UnixStream| {
         let serving = server.clone();
         beside(move || serving.serve_unix(stream))
@@ -169,9 +168,8 @@ fn a_stream_that_comes_after_the_shutdown_is_closed_at_once() {
 
 #[test]
 fn the_drain_timeout_ends_a_stream_whose_other_end_is_stuck() {
-    let mut settings = Settings::default();
-    settings.drain_timeout = Duration::from_millis(50);
-    let server = server_with(settings);
+    let config = ServerConfig::new().with_drain_timeout(Duration::from_millis(50));
+    let server = server_with(config);
     let (reader, writer, stream) = pipes();
     let serving = server.clone();
     let served = beside(move || serving.serve_stream(reader, writer));

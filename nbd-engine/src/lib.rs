@@ -4,19 +4,24 @@
 //! connections. The adapters (`nbd-blocking`, `nbd-tokio` and others) add sockets, threads or tasks, and timers, by
 //! the [`Runtime`] trait; most people use one of them.
 
+mod busy_poll;
 pub mod client;
 pub mod export;
+mod maybe_tls;
+mod memory_limit;
 pub mod net;
-mod patience;
+mod pump;
 mod runtime;
 pub mod server;
 mod staging;
+mod throttle;
 #[cfg(feature = "tls")]
 pub mod tls;
 mod transport;
 
 pub use runtime::{BoxFuture, Runtime};
-pub use transport::{AnyTransport, Plain, Socket, Transport};
+pub use throttle::Throttle;
+pub use transport::{AnyTransport, Plain, Socket, Transport, is_socket_peer_gone};
 
 /// The protocol itself.
 pub use nbd_proto as proto;

@@ -14,4 +14,10 @@ pub trait Runtime: Clone + Send + Sync + 'static {
 
     /// Runs `task` beside the caller, to its end.
     fn spawn(&self, task: BoxFuture);
+
+    /// Whether a task may share its thread with others, as on most runtimes. Then it lets the others run after a little
+    /// work, and does not poll for what may come in a moment.
+    fn shares_threads(&self) -> bool {
+        true
+    }
 }

@@ -30,6 +30,13 @@ impl Staging {
         debug_assert!(self.start <= self.end, "no more is consumed than there is");
     }
 
+    /// Gives back memory, if nothing is kept.
+    pub(crate) fn shrink(&mut self) {
+        if self.is_empty() {
+            *self = Self::new();
+        }
+    }
+
     /// Room for bytes that nobody wants.
     pub(crate) fn scratch(&mut self) -> &mut [u8] {
         &mut self.buffer

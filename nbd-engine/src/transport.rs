@@ -4,6 +4,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::AsFd;
 
 use futures_io::{AsyncRead, AsyncWrite};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown};
 
@@ -21,6 +22,22 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send {
         let _ = buffer;
         Err(io::ErrorKind::WouldBlock.into())
     }
+
+    /// Whether it is known that the peer will never read anything that is written, as opposed to having closed only its
+    /// writing side: what is being done for it can be given up. The default never knows.
+    fn is_peer_gone(&self) -> bool {
+        false
+    }
+}
+
+/// What [`Transport::is_peer_gone`] can say of a connected socket: a Unix peer that has closed it, a TCP peer that has
+/// reset the connection or no longer answers.
+#[must_use]
+pub fn is_socket_peer_gone(socket: impl AsFd) -> bool {
+    let mut sockets = [PollFd::new(&socket, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(rustix::event::poll(&mut sockets, Some(&now)), Ok(count) if count > 0)
+        && sockets[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 /// A stream of whatever kind.
@@ -29,6 +46,10 @@ pub type AnyTransport = Box<dyn Transport>;
 impl Transport for AnyTransport {
     fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         (**self).try_read(buffer)
+    }
+
+    fn is_peer_gone(&self) -> bool {
+        (**self).is_peer_gone()
     }
 }
 
@@ -47,6 +68,10 @@ impl<T: AsyncRead + AsyncWrite + AsFd + Unpin + Send> Transport for Socket<T> {
     fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         // Some runtimes ask the socket only after their event loop has had its turn.
         Ok(rustix::net::recv(&self.0, buffer, RecvFlags::DONTWAIT)?.0)
+    }
+
+    fn is_peer_gone(&self) -> bool {
+        is_socket_peer_gone(&self.0)
     }
 }
 

@@ -6,9 +6,9 @@ mod striped;
 use std::sync::Arc;
 
 use nbd_engine::export::{
-    BlockSize, Export, ExportMap, Handle, Memory, Tracked, WithAllocationDepth, WithBlockSize,
+    BlockSize, Export, ExportMap, Memory, Tracked, WithAllocationDepth, WithBlockSize,
 };
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Errno, RawClient, Rep, Request, cmd_flag};
 use served::Served;
 use striped::{HUGE, KINDS, Kind, Striped};
@@ -25,8 +25,7 @@ fn tracked() -> Arc<Tracked<WithAllocationDepth<Memory>>> {
 }
 
 fn serve(disk: &Arc<Tracked<WithAllocationDepth<Memory>>>) -> Served {
-    let handle = Handle::Blocking(Arc::clone(disk) as Arc<dyn Export>);
-    Served::start(ExportMap::new().with_handle("", None, handle), Settings::default())
+    Served::start(ExportMap::new().with("", Arc::clone(disk)).unwrap(), ServerConfig::default())
 }
 
 fn structured(served: &Served, queries: &[&str]) -> (RawClient, Vec<(u32, String)>) {
@@ -138,7 +137,7 @@ fn a_context_that_is_gone_fails_its_requests_alone() {
 #[test]
 fn a_wide_context_is_there_under_extended_headers_alone() {
     for kind in KINDS {
-        let served = Served::start(Striped::exports(kind), Settings::default());
+        let served = Served::start(Striped::exports(kind), ServerConfig::default());
         let (client, contexts) = structured(&served, &["x-wide:stripe"]);
         assert_eq!(contexts, []);
         client.finish();
@@ -155,7 +154,7 @@ fn a_wide_context_is_there_under_extended_headers_alone() {
 #[test]
 fn a_context_can_be_made_for_a_query() {
     for kind in KINDS {
-        let served = Served::start(Striped::exports(kind), Settings::default());
+        let served = Served::start(Striped::exports(kind), ServerConfig::default());
         let queries = ["x-stripes:2048", "x-stripes:zero", "x-stripes:largest"];
         let (mut client, contexts) = structured(&served, &queries);
         let names: Vec<&str> = contexts.iter().map(|context| &*context.1).collect();
@@ -172,7 +171,7 @@ fn a_context_can_be_made_for_a_query() {
 
 #[test]
 fn more_contexts_than_the_most_at_once_are_refused() {
-    let served = Served::start(Striped::exports(Kind::Inline), Settings::default());
+    let served = Served::start(Striped::exports(Kind::Inline), ServerConfig::default());
     let mut client = RawClient::negotiate(served.endpoint());
     client.structured_reply().unwrap();
     let names: Vec<String> = (1..1000).map(|n| format!("x-stripes:{}", n * 512)).collect();
@@ -185,7 +184,7 @@ fn more_contexts_than_the_most_at_once_are_refused() {
 #[test]
 fn millions_of_extents_stay_within_the_bound_and_make_progress() {
     for kind in KINDS {
-        let served = Served::start(Striped::exports(kind), Settings::default());
+        let served = Served::start(Striped::exports(kind), ServerConfig::default());
         let (mut client, contexts) = extended(&served, &["base:allocation", "x-stripes:1024"]);
         let mut at = [0; 2];
         for _ in 0..3 {

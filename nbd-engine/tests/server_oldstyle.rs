@@ -2,7 +2,7 @@
 
 mod served;
 
-use nbd_blocking::Settings;
+use nbd_blocking::ServerConfig;
 use nbd_engine::export::{BlockSize, ExportMap, Memory, ReadOnly, WithBlockSize};
 use nbd_testkit::Endpoint;
 use nbd_testkit::raw::{Cmd, RawClient, Request, Wire, flag};
@@ -14,8 +14,10 @@ const MAGICS: &[u8] = b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53";
 fn two() -> Served {
     let exports = ExportMap::new()
         .with("first", Memory::new(MIB).unwrap())
-        .with("second", ReadOnly::new(Memory::new(2 * MIB).unwrap()));
-    Served::start(exports, Settings::default())
+        .unwrap()
+        .with("second", ReadOnly::new(Memory::new(2 * MIB).unwrap()))
+        .unwrap();
+    Served::start(exports, ServerConfig::default())
 }
 
 /// Reads the greeting: size and flags.

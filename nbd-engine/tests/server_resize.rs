@@ -5,7 +5,7 @@ mod served;
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use nbd_blocking::Settings;
+use nbd_blocking::ServerConfig;
 use nbd_engine::export::{
     BlockSize, Export, ExportMap, File, Memory, ReadOnly, Tracked, WithBlockSize,
 };
@@ -94,10 +94,9 @@ fn a_new_size_is_a_multiple_of_the_minimum_block_size() {
 
 #[test]
 fn without_leave_it_is_an_unknown_command() {
-    let mut settings = Settings::default();
-    settings.resize = false;
-    let exports = ExportMap::new().with("", Memory::new(MIB).unwrap());
-    let forbidden = Served::start(exports, settings);
+    let config = ServerConfig::new().with_resize(false);
+    let exports = ExportMap::new().with("", Memory::new(MIB).unwrap()).unwrap();
+    let forbidden = Served::start(exports, config);
     let read_only = Served::only(ReadOnly::new(Memory::new(MIB).unwrap()));
     for served in [forbidden, read_only] {
         let mut client = RawClient::go_simple(served.endpoint());
@@ -151,8 +150,8 @@ fn requests_that_race_with_a_resize_succeed_or_fail_cleanly() {
 #[test]
 fn an_export_that_changes_its_size_by_itself_is_followed() {
     let disk = std::sync::Arc::new(Memory::new(MIB).unwrap());
-    let exports = ExportMap::new().with_handle("", None, std::sync::Arc::clone(&disk).into());
-    let served = Served::start(exports, Settings::default());
+    let exports = ExportMap::new().with("", std::sync::Arc::clone(&disk)).unwrap();
+    let served = Served::start(exports, ServerConfig::default());
     let mut client = RawClient::go_simple(served.endpoint());
     client.call(&Request::read(MIB, 1)).expect_error(Errno::EINVAL);
     disk.resizes().unwrap().resize(2 * MIB).unwrap();

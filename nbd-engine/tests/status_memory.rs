@@ -6,7 +6,7 @@ mod striped;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{RawClient, Request};
 use peak_alloc::PeakAlloc;
@@ -27,10 +27,11 @@ fn a_client_that_asks_for_maps_and_reads_none_is_held_within_the_limits() {
     const BOUND: usize = 12 * MIB;
 
     for kind in KINDS {
-        let mut settings = Settings::default();
-        settings.config.limits.max_in_flight_bytes = MIB as u64;
-        settings.config.limits.max_in_flight = REQUESTS as u32;
-        let served = Served::start(Striped::exports(kind), settings);
+        let mut limits = nbd_engine::proto::Limits::DEFAULT;
+        limits.max_in_flight_bytes = MIB as u64;
+        limits.max_in_flight = REQUESTS as u32;
+        let config = ServerConfig::new().with_limits(limits);
+        let served = Served::start(Striped::exports(kind), config);
         let mut client = RawClient::negotiate(served.endpoint());
         client.extended_headers().unwrap();
         client.set_meta_context("", &["base:allocation", "x-stripes:1024"]).unwrap();

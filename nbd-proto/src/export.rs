@@ -14,11 +14,12 @@ pub struct BlockSize {
 }
 
 impl BlockSize {
-    /// What holds when nothing is said: byte granularity, 4 KiB preferred, 32 MiB of payload (S-SZ-06).
+    /// What holds when nothing is said: byte granularity, 4 KiB preferred, 32 MiB of payload.
+    // S-SZ-06
     pub const DEFAULT: Self = Self { minimum: 1, preferred: 4096, maximum_payload: 1 << 25 };
 
     /// Fails unless `minimum` is a power of two up to 65536, `preferred` a power of two of at least 512 and at least
-    /// `minimum`, and `maximum_payload` at least `preferred` (S-SZ-01 to S-SZ-03).
+    /// `minimum`, and `maximum_payload` at least `preferred`.
     ///
     /// ```
     /// use nbd_proto::BlockSize;
@@ -26,6 +27,7 @@ impl BlockSize {
     /// assert!(BlockSize::new(0, 4096, 1 << 25).is_err());
     /// assert!(BlockSize::new(512, 4096, 1024).is_err());
     /// ```
+    // S-SZ-01 to S-SZ-03
     pub const fn new(
         minimum: u32,
         preferred: u32,
@@ -125,7 +127,8 @@ impl ContextInfo {
     pub const BASE_ALLOCATION: &'static str = "base:allocation";
 
     /// A context with a status of 32 bits. `None` unless the name is a namespace of printable characters, a colon and
-    /// a leaf, at most [`MAX_STRING`] bytes in all (S-META-01).
+    /// a leaf, at most [`MAX_STRING`] bytes in all.
+    // S-META-01
     #[must_use]
     pub fn new(name: impl Into<String>) -> Option<Self> {
         let name = name.into();
@@ -145,7 +148,8 @@ impl ContextInfo {
         Self { name: Self::BASE_ALLOCATION.into(), wide: false, query: None }
     }
 
-    /// The same context with a status of 64 bits: it can only be selected with extended headers (S-OPT-EH-09).
+    /// The same context with a status of 64 bits: it can only be selected with extended headers.
+    // S-OPT-EH-09
     #[must_use]
     pub fn wide(mut self) -> Self {
         self.wide = true;

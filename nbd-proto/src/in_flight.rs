@@ -20,7 +20,8 @@ impl RequestId {
         self.index as usize
     }
 
-    /// The cookie that a client gives a request: no two requests in flight share one (C-REQ-18).
+    /// The cookie that a client gives a request: no two requests in flight share one.
+    // C-REQ-18
     pub(crate) fn cookie(self) -> u64 {
         (u64::from(self.generation) << 32) | u64::from(self.index)
     }

@@ -1,5 +1,9 @@
 //! Every bound on what a peer can make a connection hold.
 
+/// Options that a client may send about each export that was listed to it, beyond [`Limits::max_options`]. Clients that
+/// look at all exports send one to four for each.
+pub const OPTIONS_PER_EXPORT: u32 = 8;
+
 /// Bounds of one connection, with the reason for each default.
 ///
 /// No length from the wire sizes an allocation before it was compared with one of these. The worst case for a server
@@ -36,32 +40,38 @@ pub struct Limits {
     /// may exceed it when it is alone. Clients don't use it. Default 64 MiB: two of the largest payloads.
     pub max_in_flight_bytes: u64,
     /// The longest payload of a read or write, in bytes; lowers what exports advertise, on a server to its clients, on
-    /// a client to its embedder. Default 32 MiB, which the specification asks servers to support (S-SZ-06).
+    /// a client to its embedder. Default 32 MiB, which the specification asks servers to support.
+    // S-SZ-06
     pub max_payload: u32,
     /// The longest option data that is looked at, in bytes. Default 64 KiB: a name of 4096 bytes and a thousand
     /// metadata queries of ordinary length. Longer data of a known option is skipped and answered `TOO_BIG`.
     pub max_option_data: u32,
-    /// The longest option data that is skipped, in bytes; more is a hard disconnect (S-OPT-05). Default 16 MiB.
+    /// The longest option data that is skipped, in bytes; more is a hard disconnect. Default 16 MiB.
+    // S-OPT-05
     pub max_option_skip: u32,
-    /// Options on one connection; more is a hard disconnect (section "Termination of the session during option
-    /// haggling", denial of service). Default 4096: a client may ask about each of many exports.
+    /// Options on one connection, besides [`OPTIONS_PER_EXPORT`] for each export that was listed to the client; more is a
+    /// hard disconnect (section "Termination of the session during option haggling", denial of service). Default 4096.
     pub max_options: u32,
     /// Metadata contexts selected at once; a server answers `TOO_BIG` to more, a client that asked for fewer
     /// disconnects. Default 16.
     pub max_contexts: u32,
-    /// Extents in one block status chunk; the client asks again for the rest. Default 4096, at most 2^20 (S-CMD-BS-07).
+    /// Extents in one block status chunk; the client asks again for the rest. Default 4096, at most 2^20.
+    // S-CMD-BS-07
     pub max_extents: u32,
-    /// The longest data of one option reply that a client takes, in bytes; more is a hard disconnect (C-OPT-17).
+    /// The longest data of one option reply that a client takes, in bytes; more is a hard disconnect.
     /// Default 64 KiB: the longest that are defined, an export's name and description, have 8196.
+    // C-OPT-17
     pub max_option_reply: u32,
-    /// Replies to one option that a client takes; more is a hard disconnect. Default 16384, so that those who collect
-    /// a list of exports hold 128 MiB at worst.
+    /// Replies to one option that a client takes; more is a hard disconnect. Default 2^17: a server has at most that many
+    /// exports if their names come from a command line. Embedders that collect replies have to bound the bytes that they
+    /// keep.
     pub max_option_replies: u32,
     /// Separate runs of bytes that a client keeps account of in one read's reply, and error chunks in one reply; more is
     /// a hard disconnect. Default 4096. Servers that answer in order need one.
     pub max_fragments: u32,
     /// Extents in one block status chunk that a client takes; more is a hard disconnect. They are handed on in batches,
-    /// so that memory does not depend on it. Default 2^20, which servers should not exceed (S-CMD-BS-07).
+    /// so that memory does not depend on it. Default 2^20, which servers should not exceed.
+    // S-CMD-BS-07
     pub max_reply_extents: u32,
 }
 
@@ -77,13 +87,14 @@ impl Limits {
         max_contexts: 16,
         max_extents: 4096,
         max_option_reply: 64 << 10,
-        max_option_replies: 16 << 10,
+        max_option_replies: 1 << 17,
         max_fragments: 4096,
         max_reply_extents: 1 << 20,
     };
 
     /// The longest payload of a refused request that is read and dropped to keep the stream in sync; more is a hard
-    /// disconnect. 32 MiB at least, since that much must not count as an attack (S-SZ-09).
+    /// disconnect. 32 MiB at least, since that much must not count as an attack.
+    // S-SZ-09
     #[must_use]
     pub fn max_discard(&self) -> u64 {
         u64::from(self.max_payload.max(1 << 25))

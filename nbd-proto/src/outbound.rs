@@ -1,19 +1,20 @@
-//! The queue of things to send: bytes that the core owns and places where the embedder's bytes go.
+//! The queue of things to send: bytes that the core owns and ranges of what the embedder holds.
 
 use alloc::collections::VecDeque;
-use alloc::vec::Vec;
+use alloc::vec::{self, Vec};
 
-use crate::{Misuse, RequestId};
+use crate::{Error, Misuse, RequestId};
 
 /// A run of bytes to send next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "whoever sends has to know every kind of segment")]
 pub enum Segment<'a> {
     /// Bytes that the core owns; never empty.
     Control(&'a [u8]),
     /// Bytes that the embedder holds for a request; never empty.
     Body {
         /// Whose bytes: the data read on a server, the data to write on a client.
-        request: RequestId,
+        id: RequestId,
         /// Where they start, counted from the request's own offset.
         offset: u64,
         /// How many.
@@ -22,21 +23,44 @@ pub enum Segment<'a> {
 }
 
 impl Segment<'_> {
-    /// The number of bytes.
+    /// The number of bytes; never zero.
     #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "no segment is empty")]
     pub const fn len(&self) -> usize {
         match self {
             Self::Control(bytes) => bytes.len(),
             Self::Body { length, .. } => *length,
         }
     }
+}
 
-    /// Never true: there are no empty segments. Here for the sake of those who expect it beside `len`.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
+/// The requests that are over after a transmission: what they held in buffers is yours again, and their ids are void.
+///
+/// An iterator that need not be run to its end: the core has freed the slots already.
+#[derive(Debug)]
+#[must_use = "the buffers of these requests are free"]
+pub struct Finished<'a>(vec::Drain<'a, RequestId>);
+
+impl<'a> Finished<'a> {
+    pub(crate) fn drain(ids: &'a mut Vec<RequestId>) -> Self {
+        Self(ids.drain(..))
     }
 }
+
+impl Iterator for Finished<'_> {
+    type Item = RequestId;
+
+    #[inline]
+    fn next(&mut self) -> Option<RequestId> {
+        self.0.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Finished<'_> {}
 
 /// Zeroes to send in place of holes, for clients that did not agree to holes.
 static ZEROES: [u8; 16 << 10] = [0; 16 << 10];
@@ -47,7 +71,7 @@ pub(crate) enum Tail {
     None,
     /// The embedder's bytes.
     Body {
-        request: RequestId,
+        id: RequestId,
         offset: u64,
         length: usize,
     },
@@ -63,14 +87,15 @@ impl Tail {
         }
     }
 
+    /// Cuts off the front; `count` is at most the length.
     fn skip(&mut self, count: usize) {
         match self {
             Self::None => {}
             Self::Body { offset, length, .. } => {
-                *offset = offset.saturating_add(count as u64);
-                *length = length.saturating_sub(count);
+                *offset = offset.wrapping_add(count as u64);
+                *length = length.wrapping_sub(count);
             }
-            Self::Zeroes(length) => *length = length.saturating_sub(count),
+            Self::Zeroes(length) => *length = length.wrapping_sub(count),
         }
     }
 }
@@ -89,11 +114,12 @@ pub(crate) struct Outbound {
     control: Vec<u8>,
     /// Bytes of `control` that were sent.
     sent: usize,
+    /// Bytes of `control` that were sent or belong to an entry.
+    sealed: usize,
     entries: VecDeque<Entry>,
-    /// Bytes of `control` that no entry accounts for yet.
-    open: usize,
-    /// Bytes of all entries.
-    queued: usize,
+    /// Bytes of all entries. (Many long bodies are more than the address space of a small machine.)
+    queued: u64,
+    fault: Option<&'static str>,
 }
 
 /// Sent control bytes are cut off the front once they are this many and more than what is left.
@@ -109,90 +135,139 @@ impl Outbound {
         self.control.len().saturating_sub(self.sent)
     }
 
+    /// A fault of this crate that would have put something wrong on the wire. The connection must end.
+    #[inline]
+    pub(crate) fn fault(&self) -> Option<Error> {
+        self.fault.map(Error::Internal)
+    }
+
+    /// Remembers a fault; the first one counts.
+    #[cold]
+    pub(crate) fn fail(&mut self, what: &'static str) {
+        self.fault.get_or_insert(what);
+    }
+
+    /// Forgets all that was not sent.
+    pub(crate) fn clear(&mut self) {
+        self.control.clear();
+        self.sent = 0;
+        self.sealed = 0;
+        self.entries.clear();
+        self.queued = 0;
+    }
+
     /// Appends control bytes; they count once [`seal`](Self::seal) is called.
     #[inline]
     pub(crate) fn put(&mut self, bytes: &[u8]) {
         self.control.extend_from_slice(bytes);
-        self.open = self.open.saturating_add(bytes.len());
     }
 
     /// Appends control bytes by a function that only appends.
     pub(crate) fn put_with(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let before = self.control.len();
         write(&mut self.control);
-        let written = self.control.len().saturating_sub(before);
-        self.open = self.open.saturating_add(written);
     }
 
     /// Where the next control byte will stand, for [`patch`](Self::patch). Void after the next transmission.
+    #[inline]
     pub(crate) const fn position(&self) -> usize {
         self.control.len()
     }
 
     /// Overwrites control bytes that were put since the last transmission.
+    #[inline]
     pub(crate) fn patch<const N: usize>(&mut self, position: usize, bytes: [u8; N]) {
-        if let Some(place) =
-            self.control.get_mut(position..).and_then(|rest| rest.first_chunk_mut::<N>())
-        {
-            *place = bytes;
+        match self.control.get_mut(position..).and_then(|rest| rest.first_chunk_mut::<N>()) {
+            Some(place) => *place = bytes,
+            None => self.fail("a header was rewritten that is no longer queued"),
+        }
+    }
+
+    /// The number of bytes that were put since `position`, as messages have it.
+    pub(crate) fn length_since(&mut self, position: usize) -> u32 {
+        let length = self.control.len().checked_sub(position).map(u32::try_from);
+        match length {
+            Some(Ok(length)) => length,
+            _ => {
+                self.fail("a message is longer than its header can say");
+                0
+            }
         }
     }
 
     /// Makes an entry of the control bytes put since the last one, and a tail.
+    #[inline]
     pub(crate) fn seal(&mut self, tail: Tail, finishes: Option<RequestId>) {
-        let control = core::mem::take(&mut self.open);
-        self.queued = self.queued.saturating_add(control).saturating_add(tail.len());
+        let Some(control) = self.control.len().checked_sub(self.sealed) else {
+            return self.fail("more control bytes were sealed than put");
+        };
+        self.sealed = self.control.len();
+        let length = (control as u64).saturating_add(tail.len() as u64);
+        let Some(queued) = self.queued.checked_add(length) else {
+            return self.fail("more than 2^64 bytes are queued");
+        };
+        self.queued = queued;
         if let Some(last) = self.entries.back_mut()
             && last.finishes.is_none()
             && last.tail == Tail::None
         {
+            // Both are parts of one vector.
             last.control = last.control.saturating_add(control);
             last.tail = tail;
             last.finishes = finishes;
-        } else if control > 0 || tail.len() > 0 {
+        } else if length > 0 {
             self.entries.push_back(Entry { control, tail, finishes });
+        } else if finishes.is_some() {
+            self.fail("a request ended without a byte");
         }
     }
 
     /// Makes the last entry the end of a request.
+    #[inline]
     pub(crate) fn finish_last(&mut self, id: RequestId) {
-        if let Some(last) = self.entries.back_mut() {
-            last.finishes = Some(id);
+        match self.entries.back_mut() {
+            Some(last) if last.finishes.is_none() => last.finishes = Some(id),
+            _ => self.fail("a request ended without a byte"),
         }
     }
 
     /// The bytes to send, in order.
+    #[inline]
     pub(crate) fn segments(&self) -> Segments<'_> {
         let control = self.control.get(self.sent..).unwrap_or_default();
         Segments { control, run: 0, tail: Tail::None, entries: self.entries.iter() }
     }
 
     /// Takes `count` bytes off the front. Requests whose last byte was among them are appended to `finished`.
+    #[inline]
     pub(crate) fn transmitted(
         &mut self,
         mut count: usize,
-        finished: &mut VecDeque<RequestId>,
+        finished: &mut impl Extend<RequestId>,
     ) -> Result<(), Misuse> {
-        self.queued = self.queued.checked_sub(count).ok_or(Misuse::TooManyBytes)?;
+        self.queued = self.queued.checked_sub(count as u64).ok_or(Misuse::TooManyBytes)?;
         while let Some(front) = self.entries.front_mut() {
+            // Neither of these subtractions can go below zero.
             let control = front.control.min(count);
-            front.control = front.control.saturating_sub(control);
+            front.control = front.control.wrapping_sub(control);
             self.sent = self.sent.saturating_add(control);
-            count = count.saturating_sub(control);
+            count = count.wrapping_sub(control);
             let tail = front.tail.len().min(count);
             front.tail.skip(tail);
-            count = count.saturating_sub(tail);
+            count = count.wrapping_sub(tail);
             if front.control > 0 || front.tail.len() > 0 {
                 break;
             }
             finished.extend(front.finishes);
             self.entries.pop_front();
         }
-        if self.entries.is_empty() && self.open == 0 {
+        if self.sent > self.sealed || count > 0 {
+            self.fail("the queue does not add up");
+        } else if self.sent == self.control.len() {
             self.control.clear();
-            self.sent = 0;
+            (self.sent, self.sealed) = (0, 0);
         } else if self.sent >= COMPACT_AT && self.sent > self.control_len() {
-            self.control.drain(..self.sent.min(self.control.len()));
+            self.control.drain(..self.sent);
+            self.sealed = self.sealed.wrapping_sub(self.sent);
             self.sent = 0;
         }
         Ok(())
@@ -225,9 +300,9 @@ impl<'a> Iterator for Segments<'a> {
     fn next(&mut self) -> Option<Segment<'a>> {
         loop {
             match self.tail {
-                Tail::Body { request, offset, length } => {
+                Tail::Body { id, offset, length } => {
                     self.tail = Tail::None;
-                    return Some(Segment::Body { request, offset, length });
+                    return Some(Segment::Body { id, offset, length });
                 }
                 Tail::Zeroes(length) => {
                     let zeroes = ZEROES.get(..length).unwrap_or(&ZEROES);
@@ -273,7 +348,7 @@ mod tests {
         queue.put(b"bbbb");
         queue.seal(Tail::None, Some(b));
         assert!(queue.segments().eq([Segment::Control(b"aaaabbbb")]));
-        let mut finished = VecDeque::new();
+        let mut finished = Vec::new();
         queue.transmitted(5, &mut finished).unwrap();
         assert_eq!(finished, [a]);
         assert!(queue.segments().eq([Segment::Control(b"bbb")]));
@@ -284,12 +359,36 @@ mod tests {
     }
 
     #[test]
+    fn finished_requests_are_given_once_even_to_those_who_do_not_look() {
+        let (a, b) = ids();
+        let mut ids = alloc::vec![a, b];
+        let mut finished = Finished::drain(&mut ids);
+        assert_eq!((finished.len(), finished.next()), (2, Some(a)));
+        drop(finished);
+        assert!(ids.is_empty());
+    }
+
+    #[test]
+    fn what_would_be_wrong_on_the_wire_is_a_fault_with_a_name() {
+        let (a, b) = ids();
+        let mut queue = Outbound::default();
+        queue.put(b"head");
+        queue.seal(Tail::None, Some(a));
+        assert_eq!(queue.fault(), None);
+        queue.patch(0, *b"long!");
+        let fault = queue.fault();
+        assert!(matches!(fault, Some(Error::Internal(text)) if text.contains("header")));
+        queue.finish_last(b);
+        assert_eq!(queue.fault(), fault, "the first fault is the cause");
+    }
+
+    #[test]
     fn more_bytes_than_there_are_change_nothing() {
         let (a, b) = ids();
         let mut queue = Outbound::default();
-        let mut finished = VecDeque::new();
+        let mut finished = Vec::new();
         queue.put(b"head");
-        queue.seal(Tail::Body { request: a, offset: 0, length: 6 }, Some(a));
+        queue.seal(Tail::Body { id: a, offset: 0, length: 6 }, Some(a));
         queue.put(b"tail");
         queue.seal(Tail::None, Some(b));
         queue.transmitted(5, &mut finished).unwrap();
@@ -306,16 +405,16 @@ mod tests {
         for step in 1..64 {
             let mut queue = Outbound::default();
             queue.put(b"head");
-            queue.seal(Tail::Body { request: a, offset: 2, length: 6 }, None);
+            queue.seal(Tail::Body { id: a, offset: 2, length: 6 }, None);
             queue.seal(Tail::Zeroes(40_000), Some(a));
             queue.put(b"tail");
             queue.seal(Tail::None, Some(b));
             let mut sent = Vec::new();
-            let mut finished = VecDeque::new();
+            let mut finished = Vec::new();
             while !queue.is_empty() {
                 let mut count = 0;
                 for segment in queue.segments() {
-                    assert!(!segment.is_empty());
+                    assert!(segment.len() > 0);
                     for at in 0..segment.len() {
                         if count == step * 997 {
                             break;

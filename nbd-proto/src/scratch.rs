@@ -1,5 +1,7 @@
 //! Collects a message of fixed size that arrives in pieces.
 
+use crate::{Input, Wants};
+
 /// Bytes of a message that is not complete yet. The longest fixed-size message has 32 bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
@@ -13,27 +15,33 @@ impl Scratch {
         self.filled
     }
 
+    /// What the rest of a message of `size` bytes wants.
+    pub(crate) const fn wants(&self, size: usize) -> Wants {
+        Wants::missing(size, self.filled)
+    }
+
     /// The next `N` bytes (at most 32), once they are all there; eats from `input` whatever belongs to them. Without
     /// leftovers of an earlier call, which is the rule, nothing is copied into the scratch.
     #[inline]
-    pub(crate) fn take<const N: usize>(&mut self, input: &mut &[u8]) -> Option<[u8; N]> {
+    pub(crate) fn take<const N: usize>(&mut self, input: &mut impl Input) -> Option<[u8; N]> {
+        const { assert!(N <= 32) };
         if self.filled == 0
-            && let Some((head, rest)) = input.split_first_chunk::<N>()
+            && let Some(head) = input.unread().first_chunk::<N>().copied()
         {
-            *input = rest;
-            return Some(*head);
+            input.consume(N);
+            return Some(head);
         }
         self.collect(input)
     }
 
     #[cold]
-    fn collect<const N: usize>(&mut self, input: &mut &[u8]) -> Option<[u8; N]> {
-        let missing = N.saturating_sub(self.filled);
-        let (head, rest) = input.split_at_checked(missing.min(input.len()))?;
-        let end = self.filled.saturating_add(head.len());
-        self.bytes.get_mut(self.filled..end)?.copy_from_slice(head);
-        self.filled = end;
-        *input = rest;
+    fn collect<const N: usize>(&mut self, input: &mut impl Input) -> Option<[u8; N]> {
+        let room = self.bytes.get_mut(self.filled..N)?;
+        let unread = input.unread();
+        let count = room.len().min(unread.len());
+        room.get_mut(..count)?.copy_from_slice(unread.get(..count)?);
+        input.consume(count);
+        self.filled = self.filled.saturating_add(count);
         if self.filled < N {
             return None;
         }

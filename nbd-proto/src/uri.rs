@@ -18,7 +18,7 @@ use percent::Encoded;
 ///
 /// What can be constructed can be printed, and what is printed is parsed to an equal value. Where the URI document leaves
 /// a choice: no host means `localhost` (for vsock the host, CID 2); a host or port in a `unix` URI is an error, a user
-/// is not; unknown query parameters are errors (C-URI-11, C-URI-14). Beyond that document, `vsock` schemes and the
+/// is not; unknown query parameters are errors. Beyond that document, `vsock` schemes and the
 /// parameters `tls-certificates` and `tls-psk-file`, which are in common use, are understood.
 ///
 /// ```
@@ -32,6 +32,7 @@ use percent::Encoded;
 /// assert_eq!(uri.to_string(), "nbd+unix:///disk?socket=/run/nbd.sock");
 /// # Ok::<(), nbd_proto::UriError>(())
 /// ```
+// C-URI-11, C-URI-14
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Uri {
     requires_tls: bool,
@@ -49,12 +50,14 @@ pub enum Address {
     Tcp {
         /// A name or an IP address. An IPv6 address has no brackets here, and may have a zone behind a `%`.
         host: String,
-        /// The port; [`DEFAULT_PORT`] if the URI has none (C-URI-05).
+        /// The port; [`DEFAULT_PORT`] if the URI has none.
+        // C-URI-05
         port: u16,
     },
     /// `nbd+unix` and `nbds+unix`.
     Unix {
-        /// The socket's path, or its abstract name behind a NUL (C-URI-08). Never empty.
+        /// The socket's path, or its abstract name behind a NUL. Never empty.
+        // C-URI-08
         socket: Vec<u8>,
     },
     /// `nbd+vsock` and `nbds+vsock`.
@@ -66,7 +69,8 @@ pub enum Address {
     },
 }
 
-/// What a URI says about TLS (C-URI-09). Paths are bytes without NUL.
+/// What a URI says about TLS. Paths are bytes without NUL.
+// C-URI-09
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct TlsParameters {
@@ -74,7 +78,8 @@ pub struct TlsParameters {
     pub kind: Option<TlsType>,
     /// `tls-hostname`: the name to verify the server's certificate against.
     pub hostname: Option<String>,
-    /// `tls-verify-peer`. Without it, verify if there is something to verify against (C-URI-10).
+    /// `tls-verify-peer`. Without it, verify if there is something to verify against.
+    // C-URI-10
     pub verify_peer: Option<bool>,
     /// `tls-certificates`: a directory of certificates and keys.
     pub certificates: Option<Vec<u8>>,
@@ -146,7 +151,8 @@ impl Uri {
     /// The same server, but this export.
     ///
     /// # Errors
-    /// [`UriError::Nul`] or [`UriError::TooLong`] when the name can't be one (C-URI-15).
+    /// [`UriError::Nul`] or [`UriError::TooLong`] when the name can't be one.
+    // C-URI-15
     pub fn with_export(mut self, export: impl Into<String>) -> Result<Self, UriError> {
         self.export = parse::text(export.into(), "export name", MAX_STRING)?;
         Ok(self)
@@ -190,19 +196,22 @@ impl Uri {
         &self.address
     }
 
-    /// The export's name; empty for the default one (C-URI-07).
+    /// The export's name; empty for the default one.
+    // C-URI-07
     #[must_use]
     pub fn export(&self) -> &str {
         &self.export
     }
 
-    /// The TLS user, if there is one (C-URI-12).
+    /// The TLS user, if there is one.
+    // C-URI-12
     #[must_use]
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
     }
 
-    /// Whether there must be no connection without TLS: the `nbds` schemes (C-URI-03).
+    /// Whether there must be no connection without TLS: the `nbds` schemes.
+    // C-URI-03
     #[must_use]
     pub const fn requires_tls(&self) -> bool {
         self.requires_tls

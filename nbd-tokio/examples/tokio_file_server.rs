@@ -8,8 +8,8 @@
 use std::error::Error;
 use std::time::Duration;
 
-use nbd_tokio::export::{ExportMap, File, Handle};
-use nbd_tokio::{LocalAddr, Server, Settings};
+use nbd_tokio::export::{ExportEntry, ExportMap, File};
+use nbd_tokio::{LocalAddr, Server, ServerConfig};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -22,15 +22,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let file = File::open(&path)?;
     // The same disk under two names, the second of which can't be written.
     let viewed = File::options().read_only(true).open(&path)?;
-    let exports = ExportMap::new()
-        .with_handle("disk", Some(format!("{path}, to use")), Handle::new(file))
-        .with_handle("view", Some(format!("{path}, to look at")), Handle::new(viewed));
+    let disk = ExportEntry::new("disk", file)?.with_description(format!("{path}, to use"))?;
+    let view = ExportEntry::new("view", viewed)?.with_description(format!("{path}, to look at"))?;
+    let exports = ExportMap::new().with_entry(disk).with_entry(view);
 
     // All bounds and deadlines have defaults. These suit a server that strangers can reach.
-    let mut settings = Settings::default();
-    settings.max_connections = 16;
-    settings.handshake_timeout = Duration::from_secs(5);
-    let server = Server::with_settings(exports, settings);
+    let config =
+        ServerConfig::new().with_max_connections(16).with_handshake_timeout(Duration::from_secs(5));
+    let server = Server::with_config(exports, config);
 
     let listening = if place.contains('/') {
         server.listen_unix(place)?

@@ -15,7 +15,7 @@ use nbd_tokio::{LocalAddr, Server};
 async fn main() -> Result<(), Box<dyn Error>> {
     // Sparse: pages are allocated when they are written and freed when they are trimmed. The export without a name is
     // what clients get that ask for none.
-    let exports = ExportMap::new().with("", Memory::new(1 << 30)?);
+    let exports = ExportMap::new().with("", Memory::new(1 << 30)?)?;
     let server = Server::new(exports);
 
     // Port 0 takes a free one. A Unix socket's path has a slash in it here.

@@ -6,7 +6,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?));
+//! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
 //! let listening = server.listen_tcp("127.0.0.1:0").await?;
 //! println!("nbd://{}/", listening.local_addr());
 //! # server.shut_down();
@@ -37,7 +37,7 @@ mod stream;
 pub use client::{Client, Disk};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
-pub use nbd_engine::server::{ConnectionError, Settings};
+pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
 pub use server::{Listening, Server};
 
 /// The examples of the READMEs, which `cargo test` compiles, too.

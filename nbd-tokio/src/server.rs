@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use nbd_engine::Plain;
 use nbd_engine::export::Exports;
-use nbd_engine::net::{self, LocalAddr, SocketPath};
-use nbd_engine::server::{ConnectionError, Listen, Service, Settings, listen, serve};
+use nbd_engine::net::{self, LocalAddr};
+use nbd_engine::server::{
+    ConnectionError, Listen, Outcome, ServerConfig, ServerState, listen, serve,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, ToSocketAddrs, UnixListener};
 use tokio::runtime::Handle;
@@ -22,18 +24,18 @@ use crate::stream::{Stream, Tcp, Unix};
 /// installs no signal handlers and prints nothing; what happens is told to [`tracing`](https://docs.rs/tracing).
 #[derive(Clone, Debug)]
 pub struct Server {
-    service: Arc<Service>,
+    service: Arc<ServerState>,
 }
 
 impl Server {
-    /// A server of these exports with default settings.
+    /// A server of these exports with default config.
     pub fn new(exports: impl Exports) -> Self {
-        Self::with_settings(exports, Settings::default())
+        Self::with_config(exports, ServerConfig::default())
     }
 
     /// A server of these exports.
-    pub fn with_settings(exports: impl Exports, settings: Settings) -> Self {
-        Self { service: Service::new(exports, settings) }
+    pub fn with_config(exports: impl Exports, config: ServerConfig) -> Self {
+        Self { service: ServerState::new(exports, config) }
     }
 
     /// The same server for oldstyle clients: what listens by way of this clone, and what is served by it, offers the
@@ -74,7 +76,7 @@ impl Server {
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
         let (listener, path) = net::bind_unix(path.as_ref())?;
         let address = LocalAddr::Unix(path.path().to_owned());
-        Ok(self.start(Unix(UnixListener::from_std(listener)?), address, Some(path)))
+        Ok(self.start(Unix::new(UnixListener::from_std(listener)?, Some(path)), address))
     }
 
     /// Accepts connections from a TCP listener of yours.
@@ -86,7 +88,7 @@ impl Server {
     /// Outside of a tokio runtime.
     pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
         let address = LocalAddr::Tcp(listener.local_addr()?);
-        Ok(self.start(Tcp(listener), address, None))
+        Ok(self.start(Tcp(listener), address))
     }
 
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
@@ -99,21 +101,12 @@ impl Server {
     pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
         let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
         let address = LocalAddr::Unix(path.unwrap_or_default());
-        Ok(self.start(Unix(listener), address, None))
+        Ok(self.start(Unix::new(listener, None), address))
     }
 
-    fn start(
-        &self,
-        listener: impl Listen + 'static,
-        local_addr: LocalAddr,
-        path: Option<SocketPath>,
-    ) -> Listening {
-        let service = Arc::clone(&self.service);
+    fn start(&self, listener: impl Listen + 'static, local_addr: LocalAddr) -> Listening {
         let runtime = Tokio(Handle::current());
-        let task = tokio::spawn(async move {
-            let _removed_at_the_end = path;
-            listen(service, listener, runtime).await;
-        });
+        let task = tokio::spawn(listen(Arc::clone(&self.service), listener, runtime));
         Listening { local_addr, task }
     }
 
@@ -145,15 +138,17 @@ impl Server {
     }
 
     /// Begins to shut down: stops listening, lets requests in flight finish within
-    /// [`Settings::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
+    /// [`ServerConfig::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
     pub fn shut_down(&self) {
         self.service.shut_down();
     }
 
-    /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left. Cancel-safe.
-    pub async fn wait(&self) {
+    /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.
+    /// Cancel-safe.
+    pub async fn wait(&self) -> Outcome {
         self.service.shutdown_begun().await;
         self.service.drained().await;
+        self.service.outcome()
     }
 }
 
@@ -173,7 +168,7 @@ impl Listening {
 
     /// Waits until the server shuts down and this socket is closed. Cancel-safe.
     pub async fn join(self) {
-        // A listener that panicked has said so.
+        // After a panic the server has shut down, and `wait` reports it.
         let _panicked = self.task.await;
     }
 }

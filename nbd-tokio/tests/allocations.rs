@@ -9,17 +9,17 @@ use std::sync::atomic::AtomicUsize;
 use counting::{Counting, count_this_thread};
 use nbd_testkit::raw::Wire;
 use nbd_tokio::export::ExportMap;
-use nbd_tokio::{Server, Settings};
+use nbd_tokio::{Server, ServerConfig};
 use tokio::net::UnixStream;
 use tokio::runtime::Builder;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-fn connect(exports: ExportMap, settings: Settings, counter: &'static AtomicUsize) -> Wire {
+fn connect(exports: ExportMap, config: ServerConfig, counter: &'static AtomicUsize) -> Wire {
     let (ours, theirs) = StdUnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
-    let server = Server::with_settings(exports, settings);
+    let server = Server::with_config(exports, config);
     std::thread::spawn(move || {
         // One thread does it all, so that its count is the whole.
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();

@@ -34,7 +34,8 @@ async fn connected(options: &Options) -> Client {
     theirs.set_nonblocking(true).unwrap();
     thread::spawn(move || {
         runtime().block_on(async {
-            let server = Server::new(ExportMap::new().with("", Memory::new(64 << 20).unwrap()));
+            let server =
+                Server::new(ExportMap::new().with("", Memory::new(64 << 20).unwrap()).unwrap());
             server.serve_stream(UnixStream::from_std(ours).unwrap()).await
         })
     });

@@ -58,7 +58,8 @@ fn a_runtime_that_ends_takes_nobody_with_it() {
     bounded(|| {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let (_server, client) = runtime.block_on(async {
-            let server = Server::new(ExportMap::new().with("", Memory::new(4096).unwrap()));
+            let server =
+                Server::new(ExportMap::new().with("", Memory::new(4096).unwrap()).unwrap());
             let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
             let serving = server.clone();
             tokio::spawn(async move { serving.serve_stream(ours).await.is_ok() });

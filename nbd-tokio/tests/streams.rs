@@ -6,7 +6,7 @@ use std::time::Duration;
 use nbd_testkit::raw::{RawClient, Request, Wire};
 use nbd_testkit::{Endpoint, Pattern, assert_same_bytes};
 use nbd_tokio::export::{ExportMap, Memory};
-use nbd_tokio::{ConnectionError, LocalAddr, Server, Settings};
+use nbd_tokio::{ConnectionError, LocalAddr, Server, ServerConfig};
 use tokio::io::{DuplexStream, copy_bidirectional, duplex};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -17,12 +17,12 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 const SIZE: u64 = 32 << 20;
 
-fn server_with(settings: Settings) -> Server {
-    Server::with_settings(ExportMap::new().with("", Memory::new(SIZE).unwrap()), settings)
+fn server_with(config: ServerConfig) -> Server {
+    Server::with_config(ExportMap::new().with("", Memory::new(SIZE).unwrap()).unwrap(), config)
 }
 
 fn server() -> Server {
-    server_with(Settings::default())
+    server_with(ServerConfig::default())
 }
 
 /// A stream in memory that holds `capacity` bytes each way, and the client's end of it, as a socket.
@@ -126,9 +126,8 @@ async fn dropping_the_future_ends_the_connection() {
 
 #[tokio::test]
 async fn the_caller_is_told_why_a_connection_ended() {
-    let mut settings = Settings::default();
-    settings.handshake_timeout = Duration::from_millis(50);
-    let server = server_with(settings);
+    let config = ServerConfig::new().with_handshake_timeout(Duration::from_millis(50));
+    let server = server_with(config);
 
     let (stream, _silent) = in_memory(4096);
     let ended = end(serve(&server, stream)).await;
@@ -158,9 +157,8 @@ async fn a_stream_that_comes_after_the_shutdown_is_closed_at_once() {
 
 #[tokio::test]
 async fn a_stream_above_the_most_connections_waits_until_one_leaves() {
-    let mut settings = Settings::default();
-    settings.max_connections = 1;
-    let server = server_with(settings);
+    let config = ServerConfig::new().with_max_connections(1);
+    let server = server_with(config);
     let (first, first_wire) = in_memory(4096);
     let (second, second_wire) = in_memory(4096);
     let first_served = serve(&server, first);

@@ -8,14 +8,14 @@ use std::thread::{self, JoinHandle};
 
 use nbd_engine::export::ExportMap;
 use nbd_engine::net::LocalAddr;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 
 use crate::SOON;
 
 /// An adapter that can serve.
 pub trait Adapter: Sync {
     /// Starts a server of `exports` at all `places`, on a runtime of its own or on the process's.
-    fn start(&self, exports: ExportMap, settings: Settings, places: Vec<Place>) -> Started;
+    fn start(&self, exports: ExportMap, config: ServerConfig, places: Vec<Place>) -> Started;
 }
 
 /// Where connections are to come from.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nbd_engine::client::{Error, Options, Uri};
 use nbd_engine::export::{Export, ExportMap, Memory};
 use nbd_engine::net::LocalAddr;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::Endpoint;
 use nbd_testkit::process::{Background, wait_until};
 use nbd_testkit::raw::{Mode, RawClient};
@@ -173,18 +173,21 @@ impl Setup {
         }
     }
 
-    /// Starts a server of one export with default settings.
+    /// Starts a server of one export with default config.
     #[track_caller]
     pub fn serve(&self, export: impl Export) -> Server {
-        self.serve_with(ExportMap::new().with("", export), Settings::default())
+        self.serve_with(
+            ExportMap::new().with("", export).expect("a short name"),
+            ServerConfig::default(),
+        )
     }
 
     /// Starts a server.
     #[track_caller]
-    pub fn serve_with(&self, exports: ExportMap, settings: Settings) -> Server {
+    pub fn serve_with(&self, exports: ExportMap, config: ServerConfig) -> Server {
         let dir = TempDir::new().expect("a folder for the socket");
         let place = self.place(self.transport, &dir);
-        self.serve_at(exports, settings, vec![place], dir)
+        self.serve_at(exports, config, vec![place], dir)
     }
 
     /// Starts a server at places of the scenario's choice. `dir` is kept as long as the server.
@@ -192,14 +195,14 @@ impl Setup {
     pub fn serve_at(
         &self,
         exports: ExportMap,
-        settings: Settings,
+        config: ServerConfig,
         places: Vec<Place>,
         dir: TempDir,
     ) -> Server {
         let Subject::Adapter(adapter) = self.subject else {
             panic!("a program serves nothing but its disk")
         };
-        let started = adapter.start(exports, settings, places);
+        let started = adapter.start(exports, config, places);
         let endpoint = |address| match address {
             LocalAddr::Tcp(address) => Endpoint::Tcp(address),
             LocalAddr::Unix(path) => Endpoint::Unix(path),

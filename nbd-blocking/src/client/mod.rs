@@ -42,7 +42,7 @@ use connect::Sockets;
 /// use nbd_blocking::export::{ExportMap, Memory};
 /// use nbd_blocking::{Client, Server};
 ///
-/// let server = Server::new(ExportMap::new().with("disk", Memory::new(1 << 30)?));
+/// let server = Server::new(ExportMap::new().with("disk", Memory::new(1 << 30)?)?);
 /// let listening = server.listen_tcp("127.0.0.1:0")?;
 ///
 /// let client = Client::connect(&format!("nbd://{}/disk", listening.local_addr()))?;
@@ -210,7 +210,7 @@ impl Client {
     /// # use nbd_blocking::export::{ExportMap, Memory};
     /// # use nbd_blocking::{Client, Server};
     /// # use std::collections::VecDeque;
-    /// # let server = Server::new(ExportMap::new().with("", Memory::new(1 << 20)?));
+    /// # let server = Server::new(ExportMap::new().with("", Memory::new(1 << 20)?)?);
     /// # let listening = server.listen_tcp("127.0.0.1:0")?;
     /// # let client = Client::connect(&format!("nbd://{}", listening.local_addr()))?;
     /// // Reads the export with 32 requests in flight, each with a buffer that is used again.

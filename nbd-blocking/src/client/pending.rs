@@ -28,7 +28,7 @@ impl<R: Outcome> Pending<R> {
     /// ```
     /// # use nbd_blocking::export::{ExportMap, Memory};
     /// # use nbd_blocking::{Client, Server};
-    /// # let server = Server::new(ExportMap::new().with("", Memory::new(1 << 20)?));
+    /// # let server = Server::new(ExportMap::new().with("", Memory::new(1 << 20)?)?);
     /// # let listening = server.listen_tcp("127.0.0.1:0")?;
     /// # let client = Client::connect(&format!("nbd://{}", listening.local_addr()))?;
     /// use nbd_blocking::client::Pending;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nbd_engine::export::{
-    Export, ExportMap, File, Handle, Memory, ReadOnly, Tracked, Tracker, WithAllocationDepth,
-    WithBlockSize,
+    AnyExport, Export, ExportEntry, ExportMap, File, InvalidName, Memory, ReadOnly, Tracked,
+    Tracker, WithAllocationDepth, WithBlockSize,
 };
 use nbd_engine::proto::wire::is_valid_string;
 
@@ -43,9 +43,14 @@ pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
                 "two exports are called '{name}': give each its own name, such as first={backend}"
             )));
         }
-        let (handle, tracker) = Backend::parse(backend)?.open(arguments)?;
+        let (handle, tracker) = Backend::parse(backend)?.open(backend, arguments)?;
         trackers.extend(tracker);
-        exports = exports.with_handle(name.as_str(), arguments.description.clone(), handle);
+        let invalid = |error: InvalidName| Failure::usage(error.to_string());
+        let mut entry = ExportEntry::new(name.as_str(), handle).map_err(invalid)?;
+        if let Some(description) = &arguments.description {
+            entry = entry.with_description(description.as_str()).map_err(invalid)?;
+        }
+        exports = exports.with_entry(entry);
         names.push(name);
     }
     Ok(Opened { exports, names, trackers })
@@ -102,39 +107,42 @@ impl Backend {
         Ok(Self::File(path.into()))
     }
 
-    fn open(self, arguments: &Arguments) -> Result<Layers, Failure> {
+    /// `word` is what names it on the command line.
+    fn open(self, word: &str, arguments: &Arguments) -> Result<Layers, Failure> {
         match self {
             Self::Memory(size) => {
                 let memory =
                     Memory::new(size).map_err(|error| Failure::usage(error.to_string()))?;
-                Ok(if arguments.read_only {
-                    wrapped(ReadOnly::new(memory), arguments)
+                if arguments.read_only {
+                    wrapped(ReadOnly::new(memory), word, arguments)
                 } else {
-                    wrapped(memory, arguments)
-                })
+                    wrapped(memory, word, arguments)
+                }
             }
             Self::File(path) => {
                 let file = File::options().read_only(arguments.read_only).open(path);
                 let file = file.map_err(|error| Failure::failed(error.to_string()))?;
-                Ok(wrapped(file, arguments))
+                wrapped(file, word, arguments)
             }
         }
     }
 }
 
 /// An export with the layers around it, and that which records changes.
-type Layers = (Handle, Option<Arc<Tracker>>);
+type Layers = (AnyExport, Option<Arc<Tracker>>);
 
 /// The export with the layers around it that the arguments ask for.
-fn wrapped(export: impl Export, arguments: &Arguments) -> Layers {
+fn wrapped(export: impl Export, word: &str, arguments: &Arguments) -> Result<Layers, Failure> {
     let Arguments { allocation_depth, block_size, block_size_required, .. } = arguments;
     let tracked = !arguments.track.is_empty() || arguments.control.is_some();
     if !tracked && !allocation_depth && block_size.is_none() {
-        return (Handle::new(export), None);
+        return Ok((AnyExport::new(export), None));
     }
     let mut export: Box<dyn Export> = Box::new(export);
     if let Some(sizes) = block_size {
-        export = Box::new(WithBlockSize::new(export, *sizes).required(*block_size_required));
+        let layer = WithBlockSize::new(export, *sizes).required(*block_size_required);
+        check_tail(&layer, word)?;
+        export = Box::new(layer);
     }
     if *allocation_depth {
         export = Box::new(WithAllocationDepth::new(export));
@@ -145,7 +153,24 @@ fn wrapped(export: impl Export, arguments: &Arguments) -> Layers {
         tracker = Some(Arc::clone(layer.tracker()));
         export = Box::new(layer);
     }
-    (Handle::Blocking(export.into()), tracker)
+    Ok((AnyExport::new(export), tracker))
+}
+
+/// Says so when the end of a disk can't be reached in whole blocks, and refuses one of which nothing is left.
+fn check_tail<E: Export>(layer: &WithBlockSize<E>, word: &str) -> Result<(), Failure> {
+    let (cut, block) = (layer.cut_off(), layer.block_size().minimum());
+    if cut > 0 && layer.size() == 0 {
+        return Err(Failure::usage(format!(
+            "'{word}' has {cut} bytes, fewer than a block of {block}: give a smaller --block-size"
+        )));
+    }
+    if cut > 0 {
+        tracing::warn!(
+            "the last {cut} bytes of '{word}' are not served, since its size is no multiple of the block size, {block}: \
+             give a --block-size that divides it to serve all"
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::io;
 
 use nbd_engine::export::ExportMap;
 use nbd_engine::net::LocalAddr;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 
 use super::activation::{self, Socket};
 use super::announce::Announcement;
@@ -26,16 +26,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let bitmaps = Bitmaps::new(trackers, &arguments.track)?;
     let control = arguments.control.as_deref().map(|path| control::listen(path, bitmaps));
     let _removed_at_the_end = control.transpose()?;
-    let mut settings = Settings::default();
-    settings.max_connections = arguments.max_connections;
-    settings.drain_timeout = arguments.drain_timeout;
-    settings.resize = arguments.resize;
     // Who hands sockets over knows where they are, and our standard output may be that of a client.
+    let config = ServerConfig::new()
+        .with_max_connections(arguments.max_connections)
+        .with_drain_timeout(arguments.drain_timeout)
+        .with_resize(arguments.resize);
     let announcement = Announcement { names, printed: places.given.is_empty() };
     match arguments.runtime {
-        RuntimeName::Blocking => blocking(exports, settings, places, &announcement),
-        RuntimeName::Tokio => tokio(exports, settings, places, &announcement),
-        RuntimeName::AsyncStd => async_std(exports, settings, places, &announcement),
+        RuntimeName::Blocking => blocking(exports, config, places, &announcement),
+        RuntimeName::Tokio => tokio(exports, config, places, &announcement),
+        RuntimeName::AsyncStd => async_std(exports, config, places, &announcement),
     }
 }
 
@@ -99,17 +99,17 @@ macro_rules! serve {
 
 fn blocking(
     exports: ExportMap,
-    settings: Settings,
+    config: ServerConfig,
     places: Places<'_>,
     announcement: &Announcement,
 ) -> Result<(), Failure> {
-    let server = nbd_blocking::Server::with_settings(exports, settings);
+    let server = nbd_blocking::Server::with_config(exports, config);
     serve!(server, places, announcement, io::Result::Ok, io::Result::Ok, [])
 }
 
 fn tokio(
     exports: ExportMap,
-    settings: Settings,
+    config: ServerConfig,
     places: Places<'_>,
     announcement: &Announcement,
 ) -> Result<(), Failure> {
@@ -117,20 +117,20 @@ fn tokio(
     let runtime = ::tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =
         runtime.map_err(|error| Failure::failed(format!("cannot start tokio: {error}")))?;
-    let server = nbd_tokio::Server::with_settings(exports, settings);
+    let server = nbd_tokio::Server::with_config(exports, config);
     let (tcp, unix) = (TcpListener::from_std, UnixListener::from_std);
     runtime.block_on(async { serve!(server, places, announcement, tcp, unix, [.await]) })
 }
 
 fn async_std(
     exports: ExportMap,
-    settings: Settings,
+    config: ServerConfig,
     places: Places<'_>,
     announcement: &Announcement,
 ) -> Result<(), Failure> {
     use ::async_std::net::TcpListener;
     use ::async_std::os::unix::net::UnixListener;
-    let server = nbd_async_std::Server::with_settings(exports, settings);
+    let server = nbd_async_std::Server::with_config(exports, config);
     let (tcp, unix) = (infallible::<_, TcpListener>, infallible::<_, UnixListener>);
     ::async_std::task::block_on(async { serve!(server, places, announcement, tcp, unix, [.await]) })
 }

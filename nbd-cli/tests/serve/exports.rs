@@ -162,3 +162,59 @@ fn a_file_without_permission_is_named_with_a_remedy() {
     let Some(mut command) = without_privileges(serve(["--port", "0", text(&path)])) else { return };
     refuses(&mut command, 1, &[text(&path), "permission to write", "read-only"]);
 }
+
+/// An image of odd size is not cut off in silence.
+#[test]
+fn a_tail_that_no_block_covers_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.img");
+    for (length, block, size, cut) in [(1_200_007, "4k", 1_196_032, 3975), (1025, "512", 1024, 1)] {
+        fs::write(&path, vec![5; length]).unwrap();
+        let arguments = ["--port", "0", "--block-size", block, text(&path)];
+        let server = Serving::start(arguments);
+        let client = RawClient::go_simple(&server.endpoint());
+        assert_eq!(client.export().size, size);
+        client.finish();
+        server.process.terminate();
+        let (_, said) = server.end();
+        assert!(said.contains(&format!("the last {cut} bytes of '{}'", text(&path))), "{said}");
+    }
+    for (length, block) in [(4096, "4k"), (1 << 20, "64k"), (1_200_007, "1")] {
+        fs::write(&path, vec![5; length]).unwrap();
+        let server = Serving::start(["--port", "0", "--block-size", block, text(&path)]);
+        server.process.terminate();
+        let (_, said) = server.end();
+        assert_eq!(said, "", "nothing is cut off");
+    }
+}
+
+#[test]
+fn a_disk_smaller_than_a_block_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("small.img");
+    fs::write(&path, [5; 100]).unwrap();
+    for word in [text(&path), "memory:100"] {
+        let says = ["has 100 bytes", "a block of 4096", "smaller --block-size"];
+        refuses(&mut serve(["--port", "0", "--block-size", "4k", word]), 64, &says);
+    }
+}
+
+/// As nbdkit does it: a client that enters sees the size that the file has by then.
+#[test]
+fn a_file_that_grew_is_larger_for_new_clients() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.img");
+    for runtime in RUNTIMES {
+        fs::write(&path, vec![5; 1 << 20]).unwrap();
+        let server = Serving::start(["--runtime", runtime, "--port", "0", text(&path)]);
+        let mut early = RawClient::go_simple(&server.endpoint());
+        fs::File::options().write(true).open(&path).unwrap().set_len(2 << 20).unwrap();
+        let mut late = RawClient::go_simple(&server.endpoint());
+        assert_eq!((early.export().size, late.export().size), (1 << 20, 2 << 20));
+        late.write((2 << 20) - 1, &[6]);
+        early.call(&Request::read(1 << 20, 1)).expect_error(Errno::EINVAL);
+        early.finish();
+        late.finish();
+        server.stop();
+    }
+}

@@ -21,7 +21,7 @@ use nbd_engine::Runtime;
 use nbd_engine::client::{Client, Error, Options, Uri};
 use nbd_engine::export::{ExportMap, Memory};
 use nbd_engine::net;
-use nbd_engine::server::{Service, Settings, listen};
+use nbd_engine::server::{ServerConfig, ServerState, listen};
 use sockets::Socket;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,8 +29,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if place.contains("://") {
         return look(&place.parse()?);
     }
-    let exports = ExportMap::new().with("", Memory::new(64 << 20)?);
-    let service = Service::new(exports, Settings::default());
+    let exports = ExportMap::new().with("", Memory::new(64 << 20)?)?;
+    let service = ServerState::new(exports, ServerConfig::default());
     let (event_loop, poll) = EventLoop::new()?;
     if place.starts_with('/') {
         let (listener, _removed_at_the_end) = net::bind_unix(Path::new(&place))?;

@@ -12,6 +12,7 @@ use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Token};
 use nbd_engine::client::{Connector, Driving};
+use nbd_engine::export::PeerAddr;
 use nbd_engine::server::{Accepted, Listen};
 use nbd_engine::{AnyTransport, Transport, net};
 use rustix::net::{RecvFlags, Shutdown};
@@ -119,7 +120,7 @@ impl Listen for Socket<TcpListener> {
         let (stream, address) = accepted.await?;
         net::tune_tcp(&stream)?;
         let transport = Socket::new(stream, &self.event_loop)?;
-        Ok(Accepted { transport, peer: address.to_string() })
+        Ok(Accepted { transport, peer: address.into() })
     }
 }
 
@@ -130,8 +131,9 @@ impl Listen for Socket<UnixListener> {
         let accepted = poll_fn(|cx| self.attempt(cx, |listener| listener.accept()));
         let (stream, _) = accepted.await?;
         net::tune_unix(&stream);
+        let peer = PeerAddr::unix(&stream);
         let transport = Socket::new(stream, &self.event_loop)?;
-        Ok(Accepted { transport, peer: "unix socket".into() })
+        Ok(Accepted { transport, peer })
     }
 }
 

@@ -15,7 +15,7 @@ use super::invalid::Operation;
 use super::lead::{Drive, Lead, Role};
 use super::link::{Closed, Leaving, Link};
 use super::negotiated::Negotiated;
-use super::pending::Pending;
+use super::pending::{Pending, Wait};
 use super::session::Session;
 use super::ticket::{Buffer, Outcome, Spare, Ticket};
 use super::timer::Timer;
@@ -67,8 +67,9 @@ impl Client {
         let Some(view) = first.connection.export() else {
             return Err(Error::Disconnected { peer: Arc::clone(&first.peer) });
         };
-        let several = view.flags.contains(TransmissionFlags::CAN_MULTI_CONN);
-        if connections.len() > 1 && !several {
+        let multi_conn = TransmissionFlags::CAN_MULTI_CONN;
+        let several = |entered: &Entered<T>| entered.details.flags.contains(multi_conn);
+        if connections.len() > 1 && !connections.iter().all(several) {
             return Err(unsupported("it does not say that several connections see the same"));
         }
         let negotiated = Negotiated::new(Arc::clone(&first.peer), first.details.clone(), &view);
@@ -126,12 +127,34 @@ impl Client {
             let outcome = Outcome::failed(buffer, invalid.into());
             return Pending::known(convert(shared, outcome), convert);
         }
-        let ticket = shared.spare.ticket();
-        let mut transfer = Transfer::new(operation, buffer, Arc::clone(&ticket));
-        transfer.deadline = shared.timeout.and_then(|limit| Instant::now().checked_add(limit));
-        let link = shared.choose();
-        shared.links[link].submit(transfer);
-        Pending::waiting(Arc::clone(shared), link, ticket, convert)
+        let wait = shared.submit(shared.choose(), operation, buffer);
+        Pending::waiting(Arc::clone(shared), wait, Vec::new(), convert)
+    }
+
+    /// Submits a flush on each connection that has answered changes which no flush on it covers yet, or on any if there
+    /// are none. The server promises that one is enough ([`Negotiated::can_multi_conn`]); but one that keeps a file open
+    /// for each connection can learn of a failed write-back on the connection that wrote, and on no other.
+    pub(super) fn submit_flushes<R>(
+        &self,
+        operation: Operation,
+        convert: fn(&Shared, Outcome) -> R,
+    ) -> Pending<R> {
+        let shared = &self.shared;
+        let unflushed = |link: &usize| {
+            let link = &shared.links[*link];
+            link.is_unflushed() && link.is_open()
+        };
+        let mut links = (0..shared.links.len()).filter(unflushed);
+        let Some(first) = links.next().filter(|_| shared.links.len() > 1) else {
+            return self.submit(operation, Buffer::None, convert);
+        };
+        if let Err(invalid) = shared.negotiated.check(&operation) {
+            let outcome = Outcome::failed(Buffer::None, invalid.into());
+            return Pending::known(convert(shared, outcome), convert);
+        }
+        let submit = |link| shared.submit(link, operation, Buffer::None);
+        let wait = submit(first);
+        Pending::waiting(Arc::clone(shared), wait, links.map(submit).collect(), convert)
     }
 
     /// Begins to send what was submitted, as far as the transport takes it at once. There is no need to: whoever waits
@@ -156,7 +179,8 @@ impl Client {
             .map(|link| {
                 let ticket = shared.spare.ticket();
                 shared.links[link].leave(Leaving::Softly, Some(Arc::clone(&ticket)));
-                Pending::waiting(Arc::clone(shared), link, ticket, |_, _| ())
+                let wait = Wait::new(link, ticket, 0);
+                Pending::waiting(Arc::clone(shared), wait, Vec::new(), |_, _| ())
             })
             .collect();
         for farewell in farewells {
@@ -166,6 +190,15 @@ impl Client {
 }
 
 impl Shared {
+    fn submit(&self, link: usize, operation: Operation, buffer: Buffer) -> Wait {
+        let ticket = self.spare.ticket();
+        let covers = if operation.is_flush() { self.links[link].changes() } else { 0 };
+        let mut transfer = Transfer::new(operation, buffer, Arc::clone(&ticket));
+        transfer.deadline = self.timeout.and_then(|limit| Instant::now().checked_add(limit));
+        self.links[link].submit(transfer);
+        Wait::new(link, ticket, covers)
+    }
+
     /// The connection for the next request: in turn, but none that is lost if there is another.
     fn choose(&self) -> usize {
         let count = self.links.len();

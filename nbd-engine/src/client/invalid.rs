@@ -95,31 +95,42 @@ impl Operation {
     pub(crate) fn piece(&self, start: u64, length: u64) -> Command {
         use CommandFlags as Flags;
         let (offset, set) = (self.offset + start, |flag| self.flags.contains(flag));
-        let short = u32::try_from(length).unwrap_or(u32::MAX);
-        match self.command {
-            CommandType::READ => {
-                Command::Read { offset, length: short, dont_fragment: set(Flags::DF) }
+        let mut command = match self.command {
+            CommandType::READ => Command::read(offset, length),
+            CommandType::WRITE => Command::write(offset, length),
+            CommandType::TRIM => Command::trim(offset, length),
+            CommandType::CACHE => Command::cache(offset, length),
+            CommandType::WRITE_ZEROES => Command::write_zeroes(offset, length),
+            CommandType::BLOCK_STATUS => Command::block_status(offset, length),
+            CommandType::RESIZE => Command::resize(offset),
+            _ => Command::flush(),
+        };
+        for (flag, with) in [
+            (Flags::DF, Command::with_dont_fragment as fn(Command) -> Command),
+            (Flags::FUA, Command::with_fua),
+            (Flags::NO_HOLE, Command::with_no_hole),
+            (Flags::FAST_ZERO, Command::with_fast),
+            (Flags::REQ_ONE, Command::with_one),
+        ] {
+            if set(flag) {
+                command = with(command);
             }
-            CommandType::WRITE => Command::Write { offset, length: short, fua: set(Flags::FUA) },
-            CommandType::TRIM => Command::Trim { offset, length, fua: set(Flags::FUA) },
-            CommandType::CACHE => Command::Cache { offset, length },
-            CommandType::WRITE_ZEROES => Command::WriteZeroes {
-                offset,
-                length,
-                fua: set(Flags::FUA),
-                no_hole: set(Flags::NO_HOLE),
-                fast: set(Flags::FAST_ZERO),
-            },
-            CommandType::BLOCK_STATUS => {
-                Command::BlockStatus { offset, length, one: set(Flags::REQ_ONE) }
-            }
-            CommandType::RESIZE => Command::Resize { size: offset },
-            _ => Command::Flush,
         }
+        command
     }
 
     pub(crate) fn is_write(&self) -> bool {
         self.command == CommandType::WRITE
+    }
+
+    /// Whether a flush is needed before it is durable.
+    pub(crate) fn changes_export(&self) -> bool {
+        use CommandType as Type;
+        matches!(self.command, Type::WRITE | Type::TRIM | Type::WRITE_ZEROES | Type::RESIZE)
+    }
+
+    pub(crate) fn is_flush(&self) -> bool {
+        self.command == CommandType::FLUSH
     }
 
     /// Whether one request is all it takes: the answer of a block status may fall short, and is asked for again.

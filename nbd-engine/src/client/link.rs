@@ -1,5 +1,6 @@
 //! What a client and the driver of one of its connections share.
 
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,6 +20,9 @@ pub(crate) struct Link {
     pub(crate) waker: AtomicWaker,
     /// Set where those who wait drive the connection themselves.
     pub(crate) lead: Option<Lead>,
+    /// Answers to requests that change the export, and how many of them a flush on this connection covers.
+    changes: AtomicU64,
+    flushed: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +63,28 @@ impl Closed {
 
 impl Link {
     pub(crate) fn new(peer: Arc<str>, lead: Option<Lead>) -> Self {
-        Self { peer, queue: Mutex::default(), waker: AtomicWaker::new(), lead }
+        let (changes, flushed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { peer, queue: Mutex::default(), waker: AtomicWaker::new(), lead, changes, flushed }
+    }
+
+    /// A request that changes the export was answered, and nobody is told before.
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The changes that a flush covers that is submitted now.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// A flush that was submitted after so many changes has succeeded.
+    pub(crate) fn flushed(&self, changes: u64) {
+        self.flushed.fetch_max(changes, Ordering::AcqRel);
+    }
+
+    /// Whether there are changes that no flush on this connection covers.
+    pub(crate) fn is_unflushed(&self) -> bool {
+        self.changes() > self.flushed.load(Ordering::Acquire)
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {

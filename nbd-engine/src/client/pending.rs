@@ -3,7 +3,7 @@
 use core::fmt;
 use core::future::poll_fn;
 use core::pin::Pin;
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, ready};
 use std::sync::Arc;
 
 use super::handle::Shared;
@@ -27,23 +27,70 @@ pub struct Pending<R> {
 enum State<R> {
     Waiting {
         shared: Arc<Shared>,
-        link: usize,
-        ticket: Arc<Ticket>,
-        role: Role,
+        wait: Wait,
+        /// The same request on other connections: the outcome is there once all of them are answered.
+        more: Vec<Wait>,
     },
     /// Known without asking the server.
     Known(R),
     Over,
 }
 
+/// A request on one connection.
+pub(super) struct Wait {
+    link: usize,
+    ticket: Arc<Ticket>,
+    role: Role,
+    /// For a flush: the connection's changes that it covers.
+    covers: u64,
+}
+
+impl Wait {
+    pub(super) fn new(link: usize, ticket: Arc<Ticket>, covers: u64) -> Self {
+        Self { link, ticket, role: Role::Bystander, covers }
+    }
+
+    /// Whether the outcome is there; if not, the task is woken once it is, and the connection driven if that is the
+    /// caller's.
+    fn poll_done(&mut self, shared: &Shared, cx: &mut Context<'_>) -> bool {
+        self.ticket.watch(cx);
+        if !self.ticket.is_done() {
+            let link = &shared.links[self.link];
+            let Some(lead) = &link.lead else { return false };
+            lead.drive(link, &self.ticket, &mut self.role, cx, &|| self.ticket.is_done());
+            if !self.ticket.is_done() {
+                return false;
+            }
+        }
+        self.leave(shared);
+        true
+    }
+
+    /// Hands the connection over to others who wait.
+    fn leave(&mut self, shared: &Shared) {
+        if let Some(lead) = &shared.links[self.link].lead {
+            lead.leave(&self.ticket, &mut self.role);
+        }
+    }
+
+    fn take(&mut self, shared: &Shared) -> Option<Outcome> {
+        let outcome = self.ticket.take()?;
+        self.leave(shared);
+        if outcome.result.is_ok() {
+            shared.links[self.link].flushed(self.covers);
+        }
+        Some(outcome)
+    }
+}
+
 impl<R> Pending<R> {
     pub(super) fn waiting(
         shared: Arc<Shared>,
-        link: usize,
-        ticket: Arc<Ticket>,
+        wait: Wait,
+        more: Vec<Wait>,
         convert: fn(&Shared, Outcome) -> R,
     ) -> Self {
-        Self { state: State::Waiting { shared, link, ticket, role: Role::Bystander }, convert }
+        Self { state: State::Waiting { shared, wait, more }, convert }
     }
 
     pub(super) fn known(result: R, convert: fn(&Shared, Outcome) -> R) -> Self {
@@ -54,7 +101,9 @@ impl<R> Pending<R> {
     #[must_use]
     pub fn is_done(&self) -> bool {
         match &self.state {
-            State::Waiting { ticket, .. } => ticket.is_done(),
+            State::Waiting { wait, more, .. } => {
+                wait.ticket.is_done() && more.iter().all(|wait| wait.ticket.is_done())
+            }
             State::Known(_) => true,
             State::Over => false,
         }
@@ -84,16 +133,12 @@ impl<R> Pending<R> {
     }
 
     fn take_now(&mut self) -> Option<R> {
-        match &mut self.state {
-            State::Known(_) => {}
-            State::Waiting { shared, link, ticket, role } => {
-                let outcome = ticket.take()?;
-                if let Some(lead) = &shared.links[*link].lead {
-                    lead.leave(ticket, role);
-                }
-                return Some(self.conclude(outcome));
-            }
-            State::Over => return None,
+        if !self.is_done() {
+            return None;
+        }
+        if let State::Waiting { shared, wait, .. } = &mut self.state {
+            let outcome = wait.take(shared)?;
+            return Some(self.conclude(outcome));
         }
         match core::mem::replace(&mut self.state, State::Over) {
             State::Known(result) => Some(result),
@@ -101,12 +146,18 @@ impl<R> Pending<R> {
         }
     }
 
-    fn conclude(&mut self, outcome: Outcome) -> R {
+    /// With the outcome of the first connection; the others have theirs, too. Any error is the whole one's.
+    fn conclude(&mut self, mut outcome: Outcome) -> R {
         let state = core::mem::replace(&mut self.state, State::Over);
-        let State::Waiting { shared, ticket, .. } = state else {
+        let State::Waiting { shared, wait, more } = state else {
             unreachable!("outcomes come from tickets")
         };
-        shared.spare.return_ticket(ticket);
+        shared.spare.return_ticket(wait.ticket);
+        for mut wait in more {
+            let other = wait.take(&shared).map_or(Ok(()), |other| other.result);
+            outcome.result = outcome.result.and(other);
+            shared.spare.return_ticket(wait.ticket);
+        }
         (self.convert)(&shared, outcome)
     }
 }
@@ -121,24 +172,40 @@ impl<R> Future for Pending<R> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
         let this = &mut *self;
         let outcome = match &mut this.state {
-            State::Waiting { shared, link, ticket, role } => {
-                shared.poll_ticket(*link, ticket, role, cx)
+            State::Waiting { shared, wait, more } if more.is_empty() => {
+                let Wait { link, ticket, role, covers } = wait;
+                let outcome = ready!(shared.poll_ticket(*link, ticket, role, cx));
+                if outcome.result.is_ok() {
+                    shared.links[*link].flushed(*covers);
+                }
+                outcome
+            }
+            State::Waiting { shared, wait, more } => {
+                // Each is polled, done or not: whoever leads a connection has to go on with it, or hand it over.
+                let mut done = wait.poll_done(shared, cx);
+                for wait in more {
+                    done &= wait.poll_done(shared, cx);
+                }
+                return match done.then(|| this.take_now()).flatten() {
+                    Some(result) => Poll::Ready(result),
+                    None => Poll::Pending,
+                };
             }
             State::Known(_) => {
                 return this.take_now().map_or(Poll::Pending, Poll::Ready);
             }
             State::Over => panic!("a request was polled after its outcome was taken"),
         };
-        outcome.map(|outcome| this.conclude(outcome))
+        Poll::Ready(this.conclude(outcome))
     }
 }
 
 impl<R> Drop for Pending<R> {
     fn drop(&mut self) {
-        if let State::Waiting { shared, link, ticket, role } = &mut self.state {
-            ticket.abandon();
-            if let Some(lead) = &shared.links[*link].lead {
-                lead.leave(ticket, role);
+        if let State::Waiting { shared, wait, more } = &mut self.state {
+            for wait in core::iter::once(wait).chain(more) {
+                wait.ticket.abandon();
+                wait.leave(shared);
             }
         }
     }
@@ -173,9 +240,13 @@ impl<'a, R: 'a, I: Iterator<Item = &'a Pending<R>> + Clone> Vigil<'a, I> {
             return Poll::Ready(at);
         }
         for pending in self.pending.clone() {
-            if let State::Waiting { shared, link, ticket, .. } = &pending.state {
-                ticket.watch(cx);
-                self.enter(shared, *link, ticket);
+            if let State::Waiting { shared, wait, more } = &pending.state {
+                for Wait { link, ticket, .. } in core::iter::once(wait).chain(more) {
+                    ticket.watch(cx);
+                    if !ticket.is_done() {
+                        self.enter(shared, *link, ticket);
+                    }
+                }
             }
         }
         for Post { shared, link, ticket, role } in self.first.iter_mut().chain(&mut self.more) {

@@ -161,7 +161,9 @@ impl Client {
         self.submit(operation, Buffer::Owned(buffer), to_buffer)
     }
 
-    /// Makes everything durable whose write was ready before this was called, on any connection.
+    /// Makes everything durable whose write was ready before this was called, on any connection. Fails if the server
+    /// fails to do so on any of those that wrote since their last successful flush; what was written since then has to be
+    /// taken for lost.
     ///
     /// Cancel-safe.
     pub async fn flush(&self) -> Result<(), Error> {
@@ -170,7 +172,7 @@ impl Client {
 
     /// Submits what [`flush`](Self::flush) does. Writes that are still pending are not covered.
     pub fn submit_flush(&self) -> Pending<Result<(), Error>> {
-        self.submit(operation(CommandType::FLUSH, 0, 0), Buffer::None, into_result)
+        self.submit_flushes(operation(CommandType::FLUSH, 0, 0), into_result)
     }
 
     /// Tells the server that a range is no longer needed: what it reads as afterwards is up to the server.

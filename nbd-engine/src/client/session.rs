@@ -21,7 +21,7 @@ use super::link::{Closed, Leaving, Link};
 use super::timer::Timer;
 use super::transfer::Transfer;
 use super::{Error, Invalid, LostReason, Options};
-use crate::patience::Patience;
+use crate::busy_poll::BusyPoll;
 use crate::runtime::BoxFuture;
 use crate::staging::Staging;
 use crate::transport::Transport;
@@ -60,7 +60,7 @@ pub(crate) struct Session<T> {
     /// Bytes of all that was ever submitted, and how many of them were sent.
     submitted: u64,
     sent: u64,
-    patience: Patience,
+    busy_poll: BusyPoll,
     /// Somebody was told something in this turn, and may have more to ask for.
     told: bool,
     timeout: Option<Duration>,
@@ -108,7 +108,7 @@ impl<T: Transport> Session<T> {
             most_in_flight: options.limits.max_in_flight.max(1) as usize,
             submitted: 0,
             sent: 0,
-            patience: Patience::new(options.busy_wait),
+            busy_poll: BusyPoll::new(options.busy_wait),
             told: false,
             timeout: options.request_timeout,
             timer,
@@ -386,7 +386,7 @@ fn gather<'a>(
     for (slice, segment) in slices.iter_mut().zip(connection.segments()) {
         let bytes = match segment {
             Segment::Control(bytes) => bytes,
-            Segment::Body { request, offset, length } => {
+            Segment::Body { id: request, offset, length } => {
                 let piece = connection.context(request);
                 let transfer = piece.and_then(|piece| transfers[piece.transfer].as_ref());
                 let (Some(piece), Some(transfer)) = (piece, transfer) else { break };

@@ -1,35 +1,52 @@
 //! Exports whose work is a future: remote storage, other protocols, anything that waits without a thread.
 
+use core::ops::ControlFlow;
 use core::pin::Pin;
+use std::sync::Arc;
 
-use super::{Allocation, BlockSize, ContextInfo, Extent, Fua, Result, ZeroMode};
+use super::any::Facts;
+use super::{
+    Allocation, BlockSize, Body, ClientInfo, CloseReason, ContextInfo, Extent, Fua, Result,
+    ZeroMode,
+};
+use crate::server::{Mailbox, serve_requests};
 
-/// What the methods of an [`AsyncExport`] give: a future in a box, so that exports of many kinds can be served side by
-/// side. `Box::pin(async move { ... })` makes one.
-pub type ExportFuture<'a, T = ()> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
-
-/// The asynchronous twin of [`Export`](super::Export): the same verbs, the same defaults, the same rules.
+/// The asynchronous counterpart of [`Export`](super::Export): the same methods, defaults and rules, written as
+/// `async fn`.
 ///
-/// Futures of one connection run side by side, on the connection's own task, so they must not block. A future is
+/// The futures of one connection run side by side, on the connection's own task, so they must not block. A future is
 /// dropped where it stands when its connection ends; a write may then be half done, as after a power cut before its
-/// reply.
+/// reply. One that panics fails its request with `EIO`; the connection goes on. The engine reuses the memory of the
+/// futures: a request allocates nothing unless the export does.
 ///
 /// ```
-/// use nbd_engine::export::{AsyncExport, ExportFuture};
+/// use nbd_engine::export::{AsyncCanWrite, AsyncExport, Result};
+/// use std::sync::Mutex;
 ///
-/// /// A disk of zeroes that takes its time.
-/// struct Slow;
+/// /// A disk that takes its time.
+/// struct Slow(Mutex<Vec<u8>>);
 ///
 /// impl AsyncExport for Slow {
 ///     fn size(&self) -> u64 {
 ///         1 << 20
 ///     }
-///     fn read<'a>(&'a self, buffer: &'a mut [u8], _offset: u64) -> ExportFuture<'a> {
-///         Box::pin(async move {
-///             std::future::ready(()).await; // Something that takes time goes here.
-///             buffer.fill(0);
-///             Ok(())
-///         })
+///     async fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+///         std::future::ready(()).await; // Something that takes time goes here.
+///         let offset = offset as usize;
+///         buffer.copy_from_slice(&self.0.lock().unwrap()[offset..offset + buffer.len()]);
+///         Ok(())
+///     }
+///     fn can_write(&self) -> Option<impl AsyncCanWrite> {
+///         Some(self)
+///     }
+/// }
+///
+/// impl AsyncCanWrite for Slow {
+///     async fn write(&self, data: &[u8], offset: u64, _fua: bool) -> Result<()> {
+///         std::future::ready(()).await;
+///         let offset = offset as usize;
+///         self.0.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
+///         Ok(())
 ///     }
 /// }
 /// ```
@@ -38,7 +55,17 @@ pub trait AsyncExport: Send + Sync + 'static {
     fn size(&self) -> u64;
 
     /// Fills `buffer` with the bytes at `offset`.
-    fn read<'a>(&'a self, buffer: &'a mut [u8], offset: u64) -> ExportFuture<'a>;
+    fn read(&self, buffer: &mut [u8], offset: u64) -> impl Future<Output = Result<()>> + Send;
+
+    /// Reads into a reply body: the same as [`read`](Self::read), for exports that have holes or bytes to share.
+    fn read_body(
+        &self,
+        body: &mut Body,
+        length: usize,
+        offset: u64,
+    ) -> impl Future<Output = Result<()>> + Send {
+        async move { self.read(body.fill(length)?, offset).await }
+    }
 
     /// See [`Export::block_size`](super::Export::block_size).
     fn block_size(&self) -> BlockSize {
@@ -65,51 +92,62 @@ pub trait AsyncExport: Send + Sync + 'static {
         true
     }
 
+    /// See [`Export::client_entered`](super::Export::client_entered).
+    fn client_entered(&self, client: &ClientInfo) {
+        let _ = client;
+    }
+
+    /// See [`Export::client_left`](super::Export::client_left).
+    fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
+        let _ = (client, reason);
+    }
+
     /// The ability to write; an export without it is read-only.
-    fn writes(&self) -> Option<&dyn AsyncWrites> {
-        None
+    fn can_write(&self) -> Option<impl AsyncCanWrite> {
+        None::<Unable>
     }
 
     /// The ability to make written data durable.
-    fn flushes(&self) -> Option<&dyn AsyncFlushes> {
-        None
+    fn can_flush(&self) -> Option<impl AsyncCanFlush> {
+        None::<Unable>
     }
 
     /// The ability to drop data.
-    fn trims(&self) -> Option<&dyn AsyncTrims> {
-        None
+    fn can_trim(&self) -> Option<impl AsyncCanTrim> {
+        None::<Unable>
     }
 
     /// The ability to write zeroes without sending them.
-    fn writes_zeroes(&self) -> Option<&dyn AsyncWritesZeroes> {
-        None
+    fn can_write_zeroes(&self) -> Option<impl AsyncCanWriteZeroes> {
+        None::<Unable>
     }
 
     /// The ability to prepare for reads.
-    fn caches(&self) -> Option<&dyn AsyncCaches> {
-        None
+    fn can_cache(&self) -> Option<impl AsyncCanCache> {
+        None::<Unable>
     }
 
-    /// The ability to tell holes from data, for `base:allocation`.
-    fn extents(&self) -> Option<&dyn AsyncExtents> {
-        None
+    /// The ability to report holes, for `base:allocation`.
+    fn can_extents(&self) -> Option<impl AsyncCanExtents> {
+        None::<Unable>
     }
 
-    /// The ability to tell the status of blocks in metadata contexts of its own.
-    fn contexts(&self) -> Option<&dyn AsyncContexts> {
-        None
+    /// The ability to report the status of blocks in metadata contexts of its own.
+    fn contexts(&self) -> Option<impl AsyncContexts> {
+        None::<Unable>
     }
 
     /// The ability to change the size. Clients are offered it as far as the server's settings allow.
-    fn resizes(&self) -> Option<&dyn AsyncResizes> {
-        None
+    fn can_resize(&self) -> Option<impl AsyncCanResize> {
+        None::<Unable>
     }
 }
 
 /// See [`Writes`](super::Writes).
-pub trait AsyncWrites: Send + Sync {
-    /// Writes `data` at `offset`.
-    fn write<'a>(&'a self, data: &'a [u8], offset: u64, fua: bool) -> ExportFuture<'a>;
+pub trait AsyncCanWrite: Send + Sync {
+    /// Writes `data` at `offset`. With `fua` the data is durable before this is ready.
+    fn write(&self, data: &[u8], offset: u64, fua: bool)
+    -> impl Future<Output = Result<()>> + Send;
 
     /// How force unit access is done, for all methods that write.
     fn fua(&self) -> Fua {
@@ -118,33 +156,51 @@ pub trait AsyncWrites: Send + Sync {
 }
 
 /// See [`Flushes`](super::Flushes).
-pub trait AsyncFlushes: Send + Sync {
+pub trait AsyncCanFlush: Send + Sync {
     /// Makes durable whatever was written before this was called.
-    fn flush(&self) -> ExportFuture<'_>;
+    fn flush(&self) -> impl Future<Output = Result<()>> + Send;
 }
 
 /// See [`Trims`](super::Trims).
-pub trait AsyncTrims: Send + Sync {
+pub trait AsyncCanTrim: Send + Sync {
     /// Drops the range or any part of it.
-    fn trim(&self, offset: u64, length: u64, fua: bool) -> ExportFuture<'_>;
+    fn trim(&self, offset: u64, length: u64, fua: bool) -> impl Future<Output = Result<()>> + Send;
 }
 
 /// See [`WritesZeroes`](super::WritesZeroes).
-pub trait AsyncWritesZeroes: Send + Sync {
+pub trait AsyncCanWriteZeroes: Send + Sync {
     /// Makes the range read as zeroes.
-    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> ExportFuture<'_>;
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        mode: ZeroMode,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// See [`WritesZeroes::can_fast_zero`](super::WritesZeroes::can_fast_zero).
+    fn can_fast_zero(&self) -> bool {
+        true
+    }
 }
 
 /// See [`Caches`](super::Caches).
-pub trait AsyncCaches: Send + Sync {
+pub trait AsyncCanCache: Send + Sync {
     /// Prepares for reads of the range.
-    fn cache(&self, offset: u64, length: u64) -> ExportFuture<'_>;
+    fn cache(&self, offset: u64, length: u64) -> impl Future<Output = Result<()>> + Send;
 }
 
+/// What an asynchronous export reports runs to, one after the other, until it breaks off.
+pub type Visitor<'a, T> = dyn FnMut(T) -> ControlFlow<()> + Send + 'a;
+
 /// See [`Extents`](super::Extents).
-pub trait AsyncExtents: Send + Sync {
-    /// Tells the runs of the range, from `offset` on and without a gap; at least one, at most `most`.
-    fn extents(&self, offset: u64, length: u64, most: usize) -> ExportFuture<'_, Vec<Allocation>>;
+pub trait AsyncCanExtents: Send + Sync {
+    /// Reports runs from `offset` on, without a gap, until `length` bytes are covered or the visitor breaks off.
+    fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        visit: &mut Visitor<'_, Allocation>,
+    ) -> impl Future<Output = Result<()>> + Send;
 }
 
 /// See [`Contexts`](super::Contexts).
@@ -158,15 +214,15 @@ pub trait AsyncContexts: Send + Sync {
         None
     }
 
-    /// Tells the runs of the range in the context of that name, from `offset` on and without a gap; at least one, at
-    /// most `most`.
-    fn status<'a>(
-        &'a self,
-        context: &'a str,
+    /// Reports runs of one status in the context of that name, from `offset` on, without a gap, until `length` bytes are
+    /// covered or the visitor breaks off.
+    fn status(
+        &self,
+        context: &str,
         offset: u64,
         length: u64,
-        most: usize,
-    ) -> ExportFuture<'a, Vec<Extent>>;
+        visit: &mut Visitor<'_, Extent>,
+    ) -> impl Future<Output = Result<()>> + Send;
 
     /// See [`Contexts::join`](super::Contexts::join).
     fn join(&self, context: &str, one: u64, other: u64) -> u64 {
@@ -176,7 +232,195 @@ pub trait AsyncContexts: Send + Sync {
 }
 
 /// See [`Resizes`](super::Resizes).
-pub trait AsyncResizes: Send + Sync {
+pub trait AsyncCanResize: Send + Sync {
     /// Makes [`AsyncExport::size`] be `size`.
-    fn resize(&self, size: u64) -> ExportFuture<'_>;
+    fn resize(&self, size: u64) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// The type of an ability that an export does not have: there is no value of it.
+enum Unable {}
+
+/// Abilities by reference, so that an export returns `Some(self)`; and the abilities of [`Unable`].
+macro_rules! abilities {
+    ($(
+        $trait:ident {
+            $( async fn $work:ident($($argument:ident: $type:ty),*); )*
+            $( fn $fact:ident($($fact_argument:ident: $fact_type:ty),*) -> $fact_result:ty; )*
+        }
+    )*) => { $(
+        impl<T: $trait + ?Sized> $trait for &T {
+            $( fn $work(&self, $($argument: $type),*) -> impl Future<Output = Result<()>> + Send {
+                (**self).$work($($argument),*)
+            } )*
+            $( fn $fact(&self, $($fact_argument: $fact_type),*) -> $fact_result {
+                (**self).$fact($($fact_argument),*)
+            } )*
+        }
+
+        impl $trait for Unable {
+            $( async fn $work(&self, $(_: $type),*) -> Result<()> { match *self {} } )*
+            $( fn $fact(&self, $(_: $fact_type),*) -> $fact_result { match *self {} } )*
+        }
+    )* };
+}
+
+abilities! {
+    AsyncCanWrite {
+        async fn write(data: &[u8], offset: u64, fua: bool);
+        fn fua() -> Fua;
+    }
+    AsyncCanFlush { async fn flush(); }
+    AsyncCanTrim { async fn trim(offset: u64, length: u64, fua: bool); }
+    AsyncCanWriteZeroes {
+        async fn write_zeroes(offset: u64, length: u64, mode: ZeroMode);
+        fn can_fast_zero() -> bool;
+    }
+    AsyncCanCache { async fn cache(offset: u64, length: u64); }
+    AsyncCanExtents {
+        async fn extents(offset: u64, length: u64, visit: &mut Visitor<'_, Allocation>);
+    }
+    AsyncContexts {
+        async fn status(context: &str, offset: u64, length: u64, visit: &mut Visitor<'_, Extent>);
+        fn list() -> Vec<ContextInfo>;
+        fn find(query: &str) -> Option<ContextInfo>;
+        fn join(context: &str, one: u64, other: u64) -> u64;
+    }
+    AsyncCanResize { async fn resize(size: u64); }
+}
+
+/// An export that is shared is an export, so that one disk can be served in several ways.
+impl<E: AsyncExport> AsyncExport for Arc<E> {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> impl Future<Output = Result<()>> + Send {
+        (**self).read(buffer, offset)
+    }
+
+    fn read_body(
+        &self,
+        body: &mut Body,
+        length: usize,
+        offset: u64,
+    ) -> impl Future<Output = Result<()>> + Send {
+        (**self).read_body(body, length, offset)
+    }
+
+    fn block_size(&self) -> BlockSize {
+        (**self).block_size()
+    }
+
+    fn block_size_required(&self) -> bool {
+        (**self).block_size_required()
+    }
+
+    fn description(&self) -> Option<String> {
+        (**self).description()
+    }
+
+    fn rotational(&self) -> bool {
+        (**self).rotational()
+    }
+
+    fn multi_conn(&self) -> bool {
+        (**self).multi_conn()
+    }
+
+    fn client_entered(&self, client: &ClientInfo) {
+        (**self).client_entered(client);
+    }
+
+    fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
+        (**self).client_left(client, reason);
+    }
+
+    fn can_write(&self) -> Option<impl AsyncCanWrite> {
+        (**self).can_write()
+    }
+
+    fn can_flush(&self) -> Option<impl AsyncCanFlush> {
+        (**self).can_flush()
+    }
+
+    fn can_trim(&self) -> Option<impl AsyncCanTrim> {
+        (**self).can_trim()
+    }
+
+    fn can_write_zeroes(&self) -> Option<impl AsyncCanWriteZeroes> {
+        (**self).can_write_zeroes()
+    }
+
+    fn can_cache(&self) -> Option<impl AsyncCanCache> {
+        (**self).can_cache()
+    }
+
+    fn can_extents(&self) -> Option<impl AsyncCanExtents> {
+        (**self).can_extents()
+    }
+
+    fn contexts(&self) -> Option<impl AsyncContexts> {
+        (**self).contexts()
+    }
+
+    fn can_resize(&self) -> Option<impl AsyncCanResize> {
+        (**self).can_resize()
+    }
+}
+
+/// An [`AsyncExport`] behind a pointer.
+///
+/// A future that serves one request after the other stands in for a future for each request: it is boxed once for each
+/// slot of a connection, and carries out everything in place.
+pub(crate) trait DynAsyncExport: Send + Sync {
+    fn size_now(&self) -> u64;
+    fn facts(&self) -> Facts;
+    fn find_context(&self, query: &str) -> Option<ContextInfo>;
+    fn entered(&self, client: &ClientInfo);
+    fn left(&self, client: &ClientInfo, reason: &CloseReason);
+    /// Carries out the requests that come by the mailbox, one at a time, for ever.
+    fn serve(self: Arc<Self>, mailbox: Mailbox) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+impl<E: AsyncExport> DynAsyncExport for E {
+    fn size_now(&self) -> u64 {
+        self.size()
+    }
+
+    fn facts(&self) -> Facts {
+        let zeroes = self.can_write_zeroes();
+        Facts {
+            size: self.size(),
+            block_size: self.block_size(),
+            block_size_required: self.block_size_required(),
+            description: self.description(),
+            rotational: self.rotational(),
+            multi_conn: self.multi_conn(),
+            write: self.can_write().map(|ability| ability.fua()),
+            flush: self.can_flush().is_some(),
+            trim: self.can_trim().is_some(),
+            fast_zero: zeroes.as_ref().is_some_and(|ability| ability.can_fast_zero()),
+            write_zeroes: zeroes.is_some(),
+            cache: self.can_cache().is_some(),
+            extents: self.can_extents().is_some(),
+            resize: self.can_resize().is_some(),
+            contexts: self.contexts().map(|own| own.list()).unwrap_or_default(),
+        }
+    }
+
+    fn find_context(&self, query: &str) -> Option<ContextInfo> {
+        self.contexts()?.find(query)
+    }
+
+    fn entered(&self, client: &ClientInfo) {
+        self.client_entered(client);
+    }
+
+    fn left(&self, client: &ClientInfo, reason: &CloseReason) {
+        self.client_left(client, reason);
+    }
+
+    fn serve(self: Arc<Self>, mailbox: Mailbox) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(serve_requests(self, mailbox))
+    }
 }

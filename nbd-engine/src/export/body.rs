@@ -6,21 +6,24 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use nbd_proto::wire::ErrorCode;
+
+use super::memory::Page;
 use super::pool::Pool;
+use super::{ExportError, Result};
 
 /// Bytes that an export shares instead of copying them. They must not change while they are shared.
 #[derive(Clone, Debug)]
-pub enum Shared {
+pub(crate) enum Shared {
     /// Reference-counted bytes of any origin.
     Bytes(Bytes),
-    /// Part of a reference-counted slice; costs no allocation.
-    Slice(Arc<[u8]>, Range<usize>),
+    /// Part of a page; costs no allocation.
+    Slice(Page, Range<usize>),
 }
 
 impl Shared {
     /// The bytes. Empty when the range does not lie inside of its slice.
-    #[must_use]
-    pub fn as_slice(&self) -> &[u8] {
+    pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes,
             Self::Slice(slice, range) => slice.get(range.clone()).unwrap_or_default(),
@@ -30,7 +33,7 @@ impl Shared {
 
 /// A part of a body, in the order of the export's bytes.
 #[derive(Clone, Debug)]
-pub enum Piece {
+pub(crate) enum Piece {
     /// This many bytes of the body's own buffer, next after the earlier ones.
     Buffer(usize),
     /// Bytes shared by the export.
@@ -41,8 +44,7 @@ pub enum Piece {
 
 impl Piece {
     /// Bytes of the export that the piece stands for.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Buffer(length) | Self::Hole(length) => *length,
             Self::Shared(shared) => shared.as_slice().len(),
@@ -50,8 +52,7 @@ impl Piece {
     }
 
     /// Whether the piece stands for nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
@@ -65,15 +66,41 @@ pub struct Body {
     pieces: Vec<Piece>,
     length: usize,
     pool: Option<Arc<Pool>>,
+    flags: ReadFlags,
+}
+
+/// What else a client says of a read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReadFlags {
+    /// The client wants the data in one piece (`NBD_CMD_FLAG_DF`): holes are sent as zeroes, so that an export need not
+    /// look for them.
+    pub dont_fragment: bool,
 }
 
 impl Body {
     /// Buffers above this many bytes go back to the connection after use, smaller ones stay with the body.
-    const KEPT: usize = 16 << 10;
+    const MAX_KEPT: usize = 16 << 10;
 
     /// A body that takes its large buffers from a connection's pool.
     pub(crate) fn with_pool(pool: Arc<Pool>) -> Self {
         Self { pool: Some(pool), ..Self::default() }
+    }
+
+    /// Bytes of memory that `length` bytes of data take at most.
+    pub(crate) const fn cost(length: usize) -> usize {
+        if length > Self::MAX_KEPT { Pool::rounded(length) } else { length }
+    }
+
+    /// Bytes of memory that the body holds: its own buffer, and what the export shares.
+    pub(crate) fn held(&self) -> usize {
+        let shared = self.pieces.iter().filter(|piece| matches!(piece, Piece::Shared(_)));
+        self.buffer.len() + shared.map(Piece::len).sum::<usize>()
+    }
+
+    /// Bytes of the buffer, which stays with the body after use if it is small.
+    pub(crate) const fn buffer_size(&self) -> usize {
+        self.buffer.len()
     }
 
     /// Forgets the content, and parts with the buffer when it is large.
@@ -81,9 +108,17 @@ impl Body {
         self.pieces.clear();
         self.filled = 0;
         self.length = 0;
-        if self.buffer.len() > Self::KEPT {
+        self.flags = ReadFlags::default();
+        if self.buffer.len() > Self::MAX_KEPT {
             self.part_with_buffer();
         }
+    }
+
+    /// Forgets the content and frees all memory.
+    pub(crate) fn free(&mut self) {
+        self.clear();
+        self.buffer = Vec::new();
+        self.pieces = Vec::new();
     }
 
     fn part_with_buffer(&mut self) {
@@ -93,37 +128,84 @@ impl Body {
         }
     }
 
-    /// Makes the buffer hold `length` bytes, those that are in use included.
-    fn grow(&mut self, length: usize) {
+    /// Makes the buffer hold `length` bytes, those that are in use included. `None` if there is no memory for them.
+    fn grow(&mut self, length: usize) -> Option<()> {
         match &self.pool {
-            Some(pool) if length > Self::KEPT => {
-                let mut larger = pool.take(length);
+            Some(pool) if length > Self::MAX_KEPT => {
+                let mut larger = pool.take(length)?;
                 larger[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
-                if self.buffer.len() > Self::KEPT {
+                if self.buffer.len() > Self::MAX_KEPT {
                     self.part_with_buffer();
                 }
                 self.buffer = larger;
             }
-            _ => self.buffer.resize(length, 0),
+            _ => {
+                self.buffer.try_reserve_exact(length - self.buffer.len()).ok()?;
+                self.buffer.resize(length, 0);
+            }
         }
+        Some(())
     }
 
     /// Appends `length` bytes of the body's own buffer and lends them to be filled. What stands in them is arbitrary
     /// (data of an earlier request of the same connection), so every byte must be written.
-    pub fn fill(&mut self, length: usize) -> &mut [u8] {
+    ///
+    /// # Errors
+    /// `ENOMEM` if there is no memory for them.
+    pub fn fill(&mut self, length: usize) -> Result<&mut [u8]> {
         let start = self.filled;
-        let end = start + length;
+        let end = start.checked_add(length).ok_or_else(no_memory)?;
         if self.buffer.len() < end {
-            self.grow(end);
+            self.grow(end).ok_or_else(no_memory)?;
         }
         self.filled = end;
         self.push(Piece::Buffer(length));
-        &mut self.buffer[start..end]
+        Ok(&mut self.buffer[start..end])
+    }
+
+    /// Appends bytes that the export shares instead of copying them. They must not change while they are shared.
+    pub fn share_bytes(&mut self, bytes: impl Into<Bytes>) {
+        self.share(Shared::Bytes(bytes.into()));
+    }
+
+    /// Appends the part `range` of a page that the export shares, which costs no allocation. Nothing if the range does
+    /// not lie inside of the page.
+    pub fn share_page(&mut self, page: Page, range: Range<usize>) {
+        self.share(Shared::Slice(page, range));
     }
 
     /// Appends bytes that the export shares.
-    pub fn share(&mut self, shared: Shared) {
+    pub(crate) fn share(&mut self, shared: Shared) {
         self.push(Piece::Shared(shared));
+    }
+
+    /// What else the client says of the read that this body is for.
+    #[must_use]
+    pub const fn flags(&self) -> ReadFlags {
+        self.flags
+    }
+
+    pub(crate) const fn set_flags(&mut self, flags: ReadFlags) {
+        self.flags = flags;
+    }
+
+    /// A copy of the content, holes as zeroes; for tests of exports.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.length);
+        let mut buffer = self.buffer();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Buffer(length) => {
+                    let (own, rest) = buffer.split_at(*length);
+                    bytes.extend_from_slice(own);
+                    buffer = rest;
+                }
+                Piece::Shared(shared) => bytes.extend_from_slice(shared.as_slice()),
+                Piece::Hole(length) => bytes.resize(bytes.len() + length, 0),
+            }
+        }
+        bytes
     }
 
     /// Appends `length` zeroes.
@@ -159,8 +241,7 @@ impl Body {
     }
 
     /// The pieces, in order.
-    #[must_use]
-    pub fn pieces(&self) -> &[Piece] {
+    pub(crate) fn pieces(&self) -> &[Piece] {
         &self.pieces
     }
 
@@ -223,6 +304,10 @@ impl Body {
     }
 }
 
+fn no_memory() -> ExportError {
+    ExportError::new(ErrorCode::ENOMEM, "the server has no memory left for the data")
+}
+
 /// A body's own buffer, lent out.
 #[derive(Debug)]
 pub(crate) struct TakenBuffer {
@@ -252,10 +337,10 @@ mod tests {
     #[test]
     fn slices_of_any_range_come_out_in_order() {
         let mut body = Body::default();
-        body.fill(2).copy_from_slice(b"ab");
+        body.fill(2).unwrap().copy_from_slice(b"ab");
         body.share(Shared::Bytes(Bytes::from_static(b"cd")));
-        body.fill(1).copy_from_slice(b"e");
-        body.share(Shared::Slice(Arc::from(&b"xfgx"[..]), 1..3));
+        body.fill(1).unwrap().copy_from_slice(b"e");
+        body.share(Shared::Slice(b"xfgx".to_vec().into(), 1..3));
         assert_eq!(body.len(), 7);
         for start in 0..7 {
             for end in start..=7 {
@@ -265,14 +350,25 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_is_not_there_is_an_error_and_leaves_the_body_as_it_was() {
+        let mut body = Body::with_pool(Arc::default());
+        body.fill(3).unwrap().copy_from_slice(b"abc");
+        for length in [isize::MAX as usize, usize::MAX] {
+            assert_eq!(body.fill(length).unwrap_err().code(), ErrorCode::ENOMEM);
+        }
+        assert_eq!(collect(&body, 0..3), b"abc");
+        assert_eq!(body.len(), 3);
+    }
+
+    #[test]
     fn what_is_taken_back_was_never_there() {
         let mut body = Body::default();
-        body.fill(2).copy_from_slice(b"ab");
-        body.fill(3).fill(b'x');
+        body.fill(2).unwrap().copy_from_slice(b"ab");
+        body.fill(3).unwrap().fill(b'x');
         body.take_back();
         body.hole(5);
         body.take_back();
-        body.fill(2).copy_from_slice(b"cd");
+        body.fill(2).unwrap().copy_from_slice(b"cd");
         assert_eq!((body.len(), body.buffer()), (4, &b"abcd"[..]));
         assert_eq!(collect(&body, 0..4), b"abcd");
     }
@@ -281,15 +377,15 @@ mod tests {
     fn a_large_buffer_goes_back_to_the_pool_and_a_small_one_is_kept() {
         let pool = Arc::new(Pool::default());
         let mut body = Body::with_pool(Arc::clone(&pool));
-        body.fill(4).copy_from_slice(b"abcd");
-        body.fill(1 << 20)[0] = b'e';
+        body.fill(4).unwrap().copy_from_slice(b"abcd");
+        body.fill(1 << 20).unwrap()[0] = b'e';
         assert_eq!(collect(&body, 0..5), b"abcde");
-        let place = body.buffer.as_ptr();
+        let address = body.buffer.as_ptr();
         body.clear();
         assert!(body.buffer.is_empty());
-        let taken = pool.take(1 << 20);
-        assert_eq!(taken.as_ptr(), place);
-        body.fill(4096);
+        let taken = pool.take(1 << 20).unwrap();
+        assert_eq!(taken.as_ptr(), address);
+        body.fill(4096).unwrap();
         body.clear();
         assert_eq!(body.buffer.len(), 4096);
     }

@@ -21,10 +21,32 @@ pub struct ExportError {
 }
 
 impl ExportError {
-    /// An error value of the protocol with a text. Values that the specification does not define, or forbids for the
-    /// command at hand, are sent as `EIO`.
+    /// An error value of the protocol with a text.
+    ///
+    /// `EPERM`, `EIO`, `ENOMEM`, `EINVAL` and `ESHUTDOWN` reach the client as they are, and so do `ENOSPC` of a command
+    /// that writes, `ENOTSUP` of a fast zero, and `EOVERFLOW` of anything but a write or a fast zero. Where the
+    /// specification has no use for them (section "Error values") `ENOTSUP` and `EOVERFLOW` are sent as `EINVAL`, and
+    /// all else, values that it does not define included, as `EIO`.
+    ///
+    /// `ESHUTDOWN` also ends the connection that the request came by, in order: requests that are under way are answered,
+    /// later ones fail with `ESHUTDOWN`, then the connection is closed.
     pub fn new(code: ErrorCode, text: impl Into<Cow<'static, str>>) -> Self {
         Self { code, text: text.into() }
+    }
+
+    /// `EPERM` with a text: the client may not do that.
+    pub fn permission(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorCode::EPERM, text)
+    }
+
+    /// `EINVAL` with a text: the request makes no sense to the export.
+    pub fn invalid(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorCode::EINVAL, text)
+    }
+
+    /// `ESHUTDOWN` with a text: the export goes away. Ends the connection, see [`new`](Self::new).
+    pub fn shutting_down(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorCode::ESHUTDOWN, text)
     }
 
     /// `EIO` with a text: the medium failed.
@@ -32,10 +54,22 @@ impl ExportError {
         Self::new(ErrorCode::EIO, text)
     }
 
-    /// `ENOSPC`: no room is left.
+    /// `ENOSPC`: no space is left.
     #[must_use]
     pub const fn no_space() -> Self {
         Self { code: ErrorCode::ENOSPC, text: Cow::Borrowed("no space is left") }
+    }
+
+    /// `ENOMEM`: the server is out of memory.
+    #[must_use]
+    pub const fn no_memory() -> Self {
+        Self { code: ErrorCode::ENOMEM, text: Cow::Borrowed("out of memory") }
+    }
+
+    /// `EOVERFLOW`: the request is too large; the client should ask for less at a time.
+    #[must_use]
+    pub const fn too_large() -> Self {
+        Self { code: ErrorCode::EOVERFLOW, text: Cow::Borrowed("the request is too large") }
     }
 
     /// `ENOTSUP`, the answer to a fast zero that would not be fast.

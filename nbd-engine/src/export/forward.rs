@@ -1,8 +1,10 @@
 //! Exports that consist of another one.
 
+use std::sync::Arc;
+
 use super::{
-    BlockSize, Body, Caches, Contexts, Export, Extents, Flushes, Resizes, Result, Trims, Writes,
-    WritesZeroes,
+    BlockSize, Body, Caches, ClientInfo, CloseReason, Contexts, Export, Extents, Flushes, Resizes,
+    Result, Trims, Writes, WritesZeroes,
 };
 
 /// Methods of [`Export`] that do what those of the inner export do: `forward!(self, self.inner; size read ...)`.
@@ -12,6 +14,9 @@ macro_rules! forward {
     };
     (@size $self:ident, $inner:expr) => {
         fn size(&$self) -> u64 { $inner.size() }
+    };
+    (@refresh $self:ident, $inner:expr) => {
+        fn refresh(&$self) { $inner.refresh(); }
     };
     (@read $self:ident, $inner:expr) => {
         fn read(&$self, buffer: &mut [u8], offset: u64) -> Result<()> {
@@ -46,6 +51,14 @@ macro_rules! forward {
     (@multi_conn $self:ident, $inner:expr) => {
         fn multi_conn(&$self) -> bool { $inner.multi_conn() }
     };
+    (@client_entered $self:ident, $inner:expr) => {
+        fn client_entered(&$self, client: &ClientInfo) { $inner.client_entered(client); }
+    };
+    (@client_left $self:ident, $inner:expr) => {
+        fn client_left(&$self, client: &ClientInfo, reason: &CloseReason) {
+            $inner.client_left(client, reason);
+        }
+    };
     (@writes $self:ident, $inner:expr) => {
         fn writes(&$self) -> Option<&dyn Writes> { $inner.writes() }
     };
@@ -76,7 +89,17 @@ pub(super) use forward;
 /// An export in a box is an export, so that wrappers can be put around each other as a configuration says.
 impl<E: Export + ?Sized> Export for Box<E> {
     forward! { self, (**self);
-        size read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
+        size refresh read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
+        client_entered client_left
+        writes flushes trims writes_zeroes caches extents contexts resizes
+    }
+}
+
+/// An export that is shared is an export, so that one disk can be served in several ways.
+impl<E: Export + ?Sized> Export for Arc<E> {
+    forward! { self, (**self);
+        size refresh read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
+        client_entered client_left
         writes flushes trims writes_zeroes caches extents contexts resizes
     }
 }

@@ -1,14 +1,21 @@
 //! What is served: the traits that an export implements, and the exports that come with the engine.
 
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
+
+mod any;
 mod asynchronous;
 mod body;
 mod bounds;
+mod client;
 mod contexts;
 mod depth;
+mod entry;
 mod error;
+mod exports;
 #[cfg(target_os = "linux")]
 mod file;
 mod forward;
+mod layer;
 mod map;
 mod memory;
 #[cfg(test)]
@@ -19,28 +26,35 @@ mod read_only;
 mod tracked;
 mod with_block_size;
 
+pub(crate) use any::Kind;
+pub use any::{AnyExport, IntoExport, kind};
 pub use asynchronous::{
-    AsyncCaches, AsyncContexts, AsyncExport, AsyncExtents, AsyncFlushes, AsyncResizes, AsyncTrims,
-    AsyncWrites, AsyncWritesZeroes, ExportFuture,
+    AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanResize, AsyncCanTrim, AsyncCanWrite,
+    AsyncCanWriteZeroes, AsyncContexts, AsyncExport, Visitor,
 };
-pub use body::{Body, Piece, Shared};
+pub use body::{Body, ReadFlags};
+pub(crate) use body::{Piece, Shared};
+pub use client::{ClientInfo, CloseReason, PeerAddr, TlsIdentity, UnixPeer};
 pub use contexts::{Contexts, no_such_context};
-pub use depth::WithAllocationDepth;
+pub use depth::{AllocationDepth, WithAllocationDepth};
+pub use entry::{ExportEntry, InvalidName, ListedExport};
 pub use error::{ExportError, Result};
+pub(crate) use exports::DynExports;
+pub use exports::{Exports, Lookup, Purpose, Refusal};
 #[cfg(target_os = "linux")]
-pub use file::{File, FileOptions, OpenError};
-pub use map::{ExportMap, Exports, Found, Handle};
-pub use memory::{Memory, TooLarge};
-pub(crate) use pool::Pool;
-pub use read_only::ReadOnly;
-pub use tracked::{BitmapError, Tracked, Tracker};
-pub use with_block_size::WithBlockSize;
+pub use file::{File, FileOptions, OpenError, check_writable};
+pub use layer::Layered;
+pub use map::ExportMap;
+pub use memory::{Memory, Page, TooLarge};
+pub(crate) use pool::{Pool, allocate};
+pub use read_only::{NoWriting, ReadOnly};
+pub use tracked::{BitmapError, Tracked, Tracker, Tracking};
+pub use with_block_size::{Constraints, WithBlockSize};
 
-pub use nbd_proto::{BlockSize, ContextInfo, Extent, wire::AllocationFlags};
+pub use nbd_proto::wire::{AllocationFlags, ErrorCode};
+pub use nbd_proto::{BlockSize, ContextInfo, Extent};
 
 use core::ops::ControlFlow;
-use std::sync::Arc;
-
 /// A disk that may block while it works: a file, a block device, memory, or anything of your own.
 ///
 /// All methods take `&self` and may be called from many threads at once, for one connection or for several; offsets
@@ -88,6 +102,11 @@ pub trait Export: Send + Sync + 'static {
     /// that every connection follows. A request may have been checked against an earlier size when it gets here.
     fn size(&self) -> u64;
 
+    /// Called before the size is told to a client that enters the export or asks about it: the moment to look whether
+    /// the medium has another size by now. It is called on the connection's own thread or task, so that it must not
+    /// block. The default does nothing, which is right for exports that know their size at any time.
+    fn refresh(&self) {}
+
     /// Fills `buffer` with the bytes at `offset`.
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
 
@@ -99,7 +118,7 @@ pub trait Export: Send + Sync + 'static {
 
     /// Reads into a reply body: the same as [`read`](Self::read), for exports that have holes or bytes to share.
     fn read_body(&self, body: &mut Body, length: usize, offset: u64) -> Result<()> {
-        self.read(body.fill(length), offset)
+        self.read(body.fill(length)?, offset)
     }
 
     /// Reads if that can be done at once; `None` if it might block, with nothing done. It is called on the
@@ -132,6 +151,23 @@ pub trait Export: Send + Sync + 'static {
     /// by default, since all connections share this one object; an export that keeps a cache a connection says no.
     fn multi_conn(&self) -> bool {
         true
+    }
+
+    /// A client enters the export: its first request comes after this. Clients that only ask about the export, as some do
+    /// before they enter, are not reported. Called on the connection's own thread or task, so it must not block; a panic
+    /// is ignored.
+    ///
+    /// An export that keeps a state for each client may keep it by [`ClientInfo::connection`], or be made anew for each
+    /// client by [`Exports::find`].
+    fn client_entered(&self, client: &ClientInfo) {
+        let _ = client;
+    }
+
+    /// A client that entered has left. Called exactly once for each [`client_entered`](Self::client_entered), however
+    /// the connection ends, after the last of its requests has ended: on the connection's own thread or task, or on the
+    /// worker thread that carried out that request, so it must not block. A panic is ignored.
+    fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
+        let _ = (client, reason);
     }
 
     /// The ability to write; an export without it is read-only.
@@ -177,12 +213,15 @@ pub trait Export: Send + Sync + 'static {
 
 /// What an export does about a request to force unit access (FUA).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Fua {
     /// The engine calls [`Flushes::flush`] after the write; without [`Flushes`] the flag is not offered.
     #[default]
     Emulated,
     /// The methods that write take care of it themselves when they are called with `fua`.
     Native,
+    /// The flag is not offered, even where there is [`Flushes`].
+    Unsupported,
 }
 
 /// Writing. Part of [`Export`].
@@ -218,9 +257,14 @@ pub trait TakesPages: Send + Sync {
     /// Bytes of a page: a power of two.
     fn page_size(&self) -> usize;
 
+    /// A page of the export's own memory, of that size, to be received into; its content is arbitrary, so that every
+    /// byte has to be written. `None` when there is no memory for it: then the engine takes a page elsewhere, and
+    /// [`write_page`](Self::write_page) says whether there is room for what is in it.
+    fn new_page(&self) -> Option<Page>;
+
     /// Writes a page at `offset`, which is a multiple of the page size, and gives back a page that is no longer needed,
-    /// if there is one, to be received into again.
-    fn write_page(&self, page: Arc<[u8]>, offset: u64) -> Result<Option<Arc<[u8]>>>;
+    /// if there is one, to be received into again. The page may be of any origin.
+    fn write_page(&self, page: Page, offset: u64) -> Result<Option<Page>>;
 }
 
 /// Flushing. Part of [`Export`].
@@ -237,6 +281,7 @@ pub trait Trims: Send + Sync {
 
 /// How zeroes are to be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "tests of exports make them; NBD has no other flag")]
 pub struct ZeroMode {
     /// Durable before it returns, see [`Writes::fua`].
     pub fua: bool,
@@ -250,6 +295,12 @@ pub struct ZeroMode {
 pub trait WritesZeroes: Send + Sync {
     /// Makes the range read as zeroes.
     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()>;
+
+    /// Whether clients are offered to ask for a [fast](ZeroMode::fast) zero. An export that knows no fast way may offer
+    /// it and fail with [`ExportError::not_fast`], which tells clients more than not to offer it; the default is `true`.
+    fn can_fast_zero(&self) -> bool {
+        true
+    }
 }
 
 /// Caching. Part of [`Export`].
@@ -275,6 +326,7 @@ pub trait Extents: Send + Sync {
 
 /// A run of bytes that are allocated alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "exports make them; the context has two flags")]
 pub struct Allocation {
     /// Bytes.
     pub length: u64,

@@ -5,7 +5,7 @@ use core::ops::ControlFlow;
 use nbd_proto::wire::ErrorCode;
 use proptest::prelude::*;
 
-use super::{Allocation, Body, Export, Piece, ZeroMode};
+use super::{Allocation, Body, Export, ZeroMode};
 
 /// The largest size of the model: a little more than five pages of a disk in memory.
 const MOST: u64 = (5 << 16) + 777;
@@ -142,20 +142,7 @@ pub(crate) fn read(export: &dyn Export, offset: u64, length: u64) -> Vec<u8> {
 
 /// The bytes that a body stands for.
 pub(crate) fn content(body: &Body) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(body.len());
-    let mut buffer = body.buffer();
-    for piece in body.pieces() {
-        match piece {
-            Piece::Buffer(length) => {
-                let (own, rest) = buffer.split_at(*length);
-                bytes.extend_from_slice(own);
-                buffer = rest;
-            }
-            Piece::Shared(shared) => bytes.extend_from_slice(shared.as_slice()),
-            Piece::Hole(length) => bytes.resize(bytes.len() + length, 0),
-        }
-    }
-    bytes
+    body.to_vec()
 }
 
 /// All runs of a range, asked for until the range is told of.

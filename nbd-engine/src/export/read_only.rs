@@ -1,9 +1,8 @@
 //! An export that can't be written.
 
-use super::forward::forward;
-use super::{BlockSize, Body, Caches, Contexts, Export, Extents, Flushes, Result};
+use super::layer::{Layer, Layered};
 
-/// Another export without its abilities to write, trim, zero and resize.
+/// Another export, of either kind, without its abilities to write, trim, zero and resize.
 ///
 /// Whoever else has the inner export may still write it; flushing covers that, and is kept.
 ///
@@ -15,40 +14,28 @@ use super::{BlockSize, Body, Caches, Contexts, Export, Extents, Flushes, Result}
 /// assert!(disk.writes().is_none());
 /// # Ok::<(), nbd_engine::export::TooLarge>(())
 /// ```
+pub type ReadOnly<E> = Layered<E, NoWriting>;
+
+/// The layer of [`ReadOnly`].
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ReadOnly<E> {
-    inner: E,
+#[non_exhaustive]
+pub struct NoWriting;
+
+impl Layer for NoWriting {
+    const WRITABLE: bool = false;
 }
 
-impl<E: Export> ReadOnly<E> {
+impl<E> ReadOnly<E> {
     /// Takes the abilities to write away from `inner`.
     pub const fn new(inner: E) -> Self {
-        Self { inner }
-    }
-
-    /// The export with all its abilities.
-    pub fn into_inner(self) -> E {
-        self.inner
-    }
-}
-
-impl<E> AsRef<E> for ReadOnly<E> {
-    fn as_ref(&self) -> &E {
-        &self.inner
-    }
-}
-
-impl<E: Export> Export for ReadOnly<E> {
-    forward! { self, self.inner;
-        size read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
-        flushes caches extents contexts
+        Self { inner, layer: NoWriting }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export::Memory;
+    use crate::export::{Body, Export, Memory};
 
     #[test]
     fn nothing_that_writes_is_left() {

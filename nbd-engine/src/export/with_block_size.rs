@@ -1,16 +1,14 @@
 //! An export with size constraints of one's choice.
 
-use super::forward::forward;
-use super::{
-    BlockSize, Body, Caches, Contexts, Export, Extents, Flushes, Resizes, Result, Trims, Writes,
-    WritesZeroes,
-};
+use super::layer::{Layer, Layered};
+use super::{BlockSize, Export};
 
-/// Another export with other size constraints: for media that want aligned requests although the export that serves
+/// Another export, of either kind, with other size constraints: for media that want aligned requests although the export that serves
 /// them does not care, and for testing clients.
 ///
-/// Clients are told of the constraints; requests that break them are refused with `EINVAL`, and nothing is changed. A
-/// size that is not a multiple of the minimum is rounded down to one, since nobody could use the rest.
+/// Clients are told the constraints; requests that break them are refused with `EINVAL`, and nothing is changed. A
+/// size that is not a multiple of the minimum is rounded down to one, since nobody could use the rest:
+/// [`cut_off`](Self::cut_off) says how much that is.
 ///
 /// ```
 /// use nbd_engine::export::{BlockSize, Export, Memory, WithBlockSize};
@@ -20,56 +18,51 @@ use super::{
 /// assert_eq!(disk.size(), 1 << 20);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+pub type WithBlockSize<E> = Layered<E, Constraints>;
+
+/// The layer of [`WithBlockSize`].
 #[derive(Clone, Copy, Debug)]
-pub struct WithBlockSize<E> {
-    inner: E,
+pub struct Constraints {
     block_size: BlockSize,
     required: bool,
 }
 
+impl Layer for Constraints {
+    fn size(&self, inner: u64) -> u64 {
+        // The minimum is a power of two.
+        inner & !u64::from(self.block_size.minimum() - 1)
+    }
+
+    fn block_size(&self, _inner: BlockSize) -> BlockSize {
+        self.block_size
+    }
+
+    fn block_size_required(&self, _inner: bool) -> bool {
+        self.required
+    }
+}
+
 impl<E: Export> WithBlockSize<E> {
+    /// Bytes at the end of the inner export that can't be reached: fewer than the minimum block size. Zero, unless the
+    /// minimum does not divide the size.
+    pub fn cut_off(&self) -> u64 {
+        // The minimum is a power of two.
+        self.inner.size() & u64::from(self.layer.block_size.minimum() - 1)
+    }
+}
+
+impl<E> WithBlockSize<E> {
     /// Gives `inner` these constraints in place of its own. Its minimum should divide the new one.
     pub const fn new(inner: E, block_size: BlockSize) -> Self {
-        Self { inner, block_size, required: false }
+        Self { inner, layer: Constraints { block_size, required: false } }
     }
 
     /// Whether clients that don't ask for the constraints are refused. Default `false`: their requests are checked all
     /// the same.
     #[must_use]
-    pub fn required(self, required: bool) -> Self {
-        Self { required, ..self }
-    }
-
-    /// The export with its own constraints.
-    pub fn into_inner(self) -> E {
-        self.inner
-    }
-}
-
-impl<E> AsRef<E> for WithBlockSize<E> {
-    fn as_ref(&self) -> &E {
-        &self.inner
-    }
-}
-
-impl<E: Export> Export for WithBlockSize<E> {
-    forward! { self, self.inner;
-        read never_blocks read_body try_read description rotational multi_conn
-        writes flushes trims writes_zeroes caches extents contexts resizes
-    }
-
-    fn size(&self) -> u64 {
-        let size = self.inner.size();
-        // The minimum is a power of two.
-        size & !u64::from(self.block_size.minimum() - 1)
-    }
-
-    fn block_size(&self) -> BlockSize {
-        self.block_size
-    }
-
-    fn block_size_required(&self) -> bool {
-        self.required
+    pub fn required(mut self, required: bool) -> Self {
+        self.layer.required = required;
+        self
     }
 }
 
@@ -86,12 +79,13 @@ mod tests {
             (disk.size(), disk.block_size(), disk.block_size_required()),
             (512, sizes, false)
         );
+        assert_eq!(disk.cut_off(), 1000 - 512);
         assert!(disk.required(true).block_size_required());
 
         let disk = WithBlockSize::new(Memory::new(4096).unwrap(), sizes);
         disk.writes().unwrap().write(b"x", 0, false).unwrap();
         disk.resizes().unwrap().resize(8192).unwrap();
-        assert_eq!(disk.size(), 8192);
+        assert_eq!((disk.size(), disk.cut_off()), (8192, 0));
         assert!(disk.never_blocks() && Export::extents(&disk).is_some());
         assert_eq!(disk.into_inner().allocated_bytes(), Memory::PAGE_SIZE);
     }

@@ -8,14 +8,17 @@ use futures_util::FutureExt;
 use nbd_proto::wire::TransmissionFlags;
 use nbd_proto::{Command, ContextInfo, ExportInfo};
 
-use super::Settings;
-use super::status::{Asked, Source, Status};
-use crate::export::{AsyncExport, Body, Export, ExportError, Found, Fua, Handle, Result, ZeroMode};
+use super::ServerConfig;
+use super::pieces::Pieces;
+use super::slot_futures;
+use super::status::{Source, Status};
+use super::workers::Completion;
+use crate::export::{
+    AsyncCanCache, AsyncCanFlush, AsyncCanResize, AsyncCanTrim, AsyncCanWrite, AsyncCanWriteZeroes,
+    AsyncExport, Body, Export, ExportEntry, ExportError, Fua, Page, ReadFlags, Result, ZeroMode,
+};
 
-/// A part of a payload that an export may take over.
-pub(crate) type Page = Arc<[u8]>;
-
-/// What carrying out a command needs and leaves behind. Kept with a place in flight and reused.
+/// What carrying out a command needs and leaves behind. Kept with a slot in flight and reused.
 #[derive(Debug, Default)]
 pub(crate) struct Work {
     /// What was read, or what is to be written.
@@ -31,15 +34,22 @@ impl Work {
     }
 }
 
-fn unsupported<T>() -> Result<T> {
+pub(super) fn unsupported<T>() -> Result<T> {
     // The core refuses commands that were not advertised, so only an export that changes its mind gets here.
     Err(ExportError::new(nbd_proto::wire::ErrorCode::EINVAL, "the export can't do that any more"))
+}
+
+fn read_flags(dont_fragment: bool) -> ReadFlags {
+    let mut flags = ReadFlags::default();
+    flags.dont_fragment = dont_fragment;
+    flags
 }
 
 /// Carries out a command; may block.
 pub(crate) fn execute(export: &dyn Export, command: Command, work: &mut Work) -> Result<()> {
     match command {
-        Command::Read { offset, length, .. } => {
+        Command::Read { offset, length, dont_fragment, .. } => {
+            work.body.set_flags(read_flags(dont_fragment));
             export.read_body(&mut work.body, length as usize, offset)?;
             check_length(work, length)
         }
@@ -50,26 +60,24 @@ pub(crate) fn execute(export: &dyn Export, command: Command, work: &mut Work) ->
             flush_for(export, fua && !native)
         }
         Command::Flush => export.flushes().map_or_else(unsupported, |flushes| flushes.flush()),
-        Command::Trim { offset, length, fua } => {
+        Command::Trim { offset, length, fua, .. } => {
             let native = fua && native_fua(export);
             let trims = export.trims().map_or_else(unsupported, Ok)?;
             trims.trim(offset, length, native)?;
             flush_for(export, fua && !native)
         }
-        Command::Cache { offset, length } => {
+        Command::Cache { offset, length, .. } => {
             export.caches().map_or_else(unsupported, |caches| caches.cache(offset, length))
         }
-        Command::WriteZeroes { offset, length, fua, no_hole, fast } => {
+        Command::WriteZeroes { offset, length, fua, no_hole, fast, .. } => {
             let native = fua && native_fua(export);
             let mode = ZeroMode { fua: native, no_hole, fast };
             let zeroes = export.writes_zeroes().map_or_else(unsupported, Ok)?;
             zeroes.write_zeroes(offset, length, mode)?;
             flush_for(export, fua && !native)
         }
-        Command::BlockStatus { offset, length, one } => {
-            work.status.find(export, Asked { offset, length, one })
-        }
-        Command::Resize { size } => {
+        Command::BlockStatus { .. } => work.status.find(export),
+        Command::Resize { size, .. } => {
             export.resizes().map_or_else(unsupported, |resizes| resizes.resize(size))
         }
         _ => unsupported(),
@@ -105,7 +113,8 @@ fn try_execute_unguarded(
     work: &mut Work,
 ) -> Option<Result<()>> {
     match command {
-        Command::Read { offset, length, .. } => {
+        Command::Read { offset, length, dont_fragment, .. } => {
+            work.body.set_flags(read_flags(dont_fragment));
             let result = export.try_read(&mut work.body, length as usize, offset)?;
             Some(result.and_then(|()| check_length(work, length)))
         }
@@ -131,11 +140,16 @@ const AT_ONCE: u64 = 256 << 10;
 
 /// The size of the pages that a write's payload is to be received into, if the export takes them over.
 pub(crate) fn page_size(export: &dyn Export, command: Command) -> Option<usize> {
-    let Command::Write { offset, length, fua } = command else { return None };
+    let Command::Write { offset, length, fua, .. } = command else { return None };
     let writes = export.writes().filter(|writes| !fua || writes.fua() == Fua::Native)?;
     let size = writes.takes_pages().filter(|_| export.never_blocks())?.page_size();
     let aligned = offset.is_multiple_of(size as u64) && (length as usize).is_multiple_of(size);
     (size.is_power_of_two() && aligned).then_some(size)
+}
+
+/// A page of the export's own memory to receive into, if there is one.
+pub(crate) fn new_page(export: &dyn Export) -> Option<Page> {
+    export.writes()?.takes_pages()?.new_page()
 }
 
 /// Carries out a write whose payload lies in pages of that size. Those that come back are appended to `spare`.
@@ -159,66 +173,90 @@ pub(crate) fn write_pages(
     })?
 }
 
-/// Carries out a command on an asynchronous export.
-pub(crate) async fn execute_async(
-    export: Arc<dyn AsyncExport>,
-    command: Command,
-    work: &mut Work,
-) -> Result<()> {
-    let run = AssertUnwindSafe(execute_async_unguarded(export, command, work)).catch_unwind();
-    run.await.unwrap_or_else(|_| Err(panicked()))
+/// A request to an asynchronous export.
+#[derive(Debug)]
+pub(crate) struct AsyncRequest {
+    /// Where the connection keeps the request.
+    pub(crate) slot: usize,
+    pub(crate) command: Command,
+    pub(crate) work: Work,
 }
 
-async fn execute_async_unguarded(
-    export: Arc<dyn AsyncExport>,
+/// Where a slot's future gets requests to an asynchronous export from.
+pub(crate) type Mailbox = slot_futures::Mailbox<AsyncRequest, Completion>;
+
+/// Carries out requests, one after the other, for as long as it is polled.
+pub(crate) async fn serve_requests<E: AsyncExport>(export: Arc<E>, mailbox: Mailbox) {
+    loop {
+        let AsyncRequest { slot, command, mut work } = mailbox.next().await;
+        let run = AssertUnwindSafe(execute_async(&*export, command, &mut work)).catch_unwind();
+        let result = run.await.unwrap_or_else(|_| Err(panicked()));
+        mailbox.finish(Completion { slot, command, work, result });
+    }
+}
+
+/// Carries out a command on an asynchronous export, a long one piece by piece.
+async fn execute_async<E: AsyncExport>(
+    export: &E,
     command: Command,
     work: &mut Work,
 ) -> Result<()> {
-    let native_fua = export.writes().is_some_and(|writes| writes.fua() == Fua::Native);
+    match Pieces::new(command) {
+        Some(mut pieces) => pieces.run_async(export).await,
+        None => execute_whole_async(export, command, work).await,
+    }
+}
+
+async fn execute_whole_async<E: AsyncExport>(
+    export: &E,
+    command: Command,
+    work: &mut Work,
+) -> Result<()> {
     let fua = match command {
         Command::Write { fua, .. }
         | Command::Trim { fua, .. }
         | Command::WriteZeroes { fua, .. } => fua,
         _ => false,
     };
-    let native = fua && native_fua;
+    let native = fua && export.can_write().is_some_and(|ability| ability.fua() == Fua::Native);
     match command {
-        Command::Read { offset, length, .. } => {
-            export.read(work.body.fill(length as usize), offset).await?;
+        Command::Read { offset, length, dont_fragment, .. } => {
+            work.body.set_flags(read_flags(dont_fragment));
+            export.read_body(&mut work.body, length as usize, offset).await?;
+            check_length(work, length)?;
         }
         Command::Write { offset, .. } => {
-            let writes = export.writes().map_or_else(unsupported, Ok)?;
-            writes.write(work.body.buffer(), offset, native).await?;
+            let ability = export.can_write().map_or_else(unsupported, Ok)?;
+            ability.write(work.body.buffer(), offset, native).await?;
         }
-        Command::Flush => export.flushes().map_or_else(unsupported, Ok)?.flush().await?,
+        Command::Flush => export.can_flush().map_or_else(unsupported, Ok)?.flush().await?,
         Command::Trim { offset, length, .. } => {
-            export.trims().map_or_else(unsupported, Ok)?.trim(offset, length, native).await?;
+            let ability = export.can_trim().map_or_else(unsupported, Ok)?;
+            ability.trim(offset, length, native).await?;
         }
-        Command::Cache { offset, length } => {
-            export.caches().map_or_else(unsupported, Ok)?.cache(offset, length).await?;
+        Command::Cache { offset, length, .. } => {
+            export.can_cache().map_or_else(unsupported, Ok)?.cache(offset, length).await?;
         }
         Command::WriteZeroes { offset, length, no_hole, fast, .. } => {
             let mode = ZeroMode { fua: native, no_hole, fast };
-            let zeroes = export.writes_zeroes().map_or_else(unsupported, Ok)?;
-            zeroes.write_zeroes(offset, length, mode).await?;
+            let ability = export.can_write_zeroes().map_or_else(unsupported, Ok)?;
+            ability.write_zeroes(offset, length, mode).await?;
         }
-        Command::BlockStatus { offset, length, one } => {
-            work.status.find_async(&*export, Asked { offset, length, one }).await?;
-        }
-        Command::Resize { size } => {
-            export.resizes().map_or_else(unsupported, Ok)?.resize(size).await?;
+        Command::BlockStatus { .. } => work.status.find_async(export).await?,
+        Command::Resize { size, .. } => {
+            export.can_resize().map_or_else(unsupported, Ok)?.resize(size).await?;
         }
         _ => return unsupported(),
     }
     if fua && !native {
-        export.flushes().map_or_else(unsupported, Ok)?.flush().await?;
+        export.can_flush().map_or_else(unsupported, Ok)?.flush().await?;
     }
     Ok(())
 }
 
 /// An export that gives too little would have the reply finished with a gap.
-fn check_length(work: &Work, length: u32) -> Result<()> {
-    if work.body.len() == length as usize {
+fn check_length(work: &Work, length: u64) -> Result<()> {
+    if work.body.len() as u64 == length {
         return Ok(());
     }
     Err(ExportError::io("the export gave another length than it was asked for"))
@@ -235,88 +273,66 @@ fn flush_for(export: &dyn Export, emulated_fua: bool) -> Result<()> {
     export.flushes().map_or_else(unsupported, |flushes| flushes.flush())
 }
 
-/// What the core is told of an export: abilities become flags here and nowhere else. `queries` are those that the
+/// What the core advertises of an export: abilities become flags here and nowhere else. `queries` are those that the
 /// client asks for metadata contexts by.
 pub(crate) fn describe<'q>(
-    found: &Found,
-    settings: &Settings,
+    entry: &ExportEntry,
+    config: &ServerConfig,
     queries: impl Iterator<Item = &'q str>,
 ) -> ExportInfo {
-    macro_rules! abilities {
-        ($export:expr) => {{
-            let export = $export;
-            let native = export.writes().is_some_and(|writes| writes.fua() == Fua::Native);
-            let mut info = ExportInfo::new(export.size());
-            info.block_size = export.block_size();
-            info.block_size_required = export.block_size_required();
-            info.description = export.description();
-            for (ability, flag) in [
-                (export.writes().is_none(), TransmissionFlags::READ_ONLY),
-                (export.flushes().is_some(), TransmissionFlags::SEND_FLUSH),
-                (native || export.flushes().is_some(), TransmissionFlags::SEND_FUA),
-                (export.rotational(), TransmissionFlags::ROTATIONAL),
-                (export.trims().is_some(), TransmissionFlags::SEND_TRIM),
-                (
-                    export.writes_zeroes().is_some(),
-                    TransmissionFlags::SEND_WRITE_ZEROES | TransmissionFlags::SEND_FAST_ZERO,
-                ),
-                (export.multi_conn(), TransmissionFlags::CAN_MULTI_CONN),
-                (export.caches().is_some(), TransmissionFlags::SEND_CACHE),
-                (settings.resize && export.resizes().is_some(), TransmissionFlags::SEND_RESIZE),
-            ] {
-                info.flags.set(flag, ability);
-            }
-            if export.extents().is_some() {
-                info.contexts.push(ContextInfo::base_allocation());
-            }
-            if let Some(own) = export.contexts() {
-                info.contexts.extend(own.list());
-                let most = info.contexts.len() + settings.config.limits.max_contexts as usize;
-                add_found(&mut info.contexts, most, queries, |query| own.find(query));
-            }
-            info
-        }};
-    }
-    let mut info = match &found.export {
-        Handle::Blocking(export) => abilities!(export),
-        Handle::Async(export) => abilities!(export),
+    entry.export().refresh();
+    let facts = entry.export().facts();
+    let mut info = ExportInfo::new(facts.size);
+    info.name = Some(entry.name().to_owned());
+    info.description = entry.own_description().or(facts.description);
+    info.block_size = facts.block_size;
+    info.block_size_required = facts.block_size_required;
+    info.tls_required = entry.is_tls_required();
+    let fua = match facts.write {
+        None | Some(Fua::Emulated) => facts.flush,
+        Some(Fua::Native) => true,
+        Some(Fua::Unsupported) => false,
     };
-    info.name = Some(found.name.clone());
-    if found.description.is_some() {
-        info.description.clone_from(&found.description);
+    for (ability, flag) in [
+        (facts.write.is_none(), TransmissionFlags::READ_ONLY),
+        (facts.flush, TransmissionFlags::SEND_FLUSH),
+        (fua, TransmissionFlags::SEND_FUA),
+        (facts.rotational, TransmissionFlags::ROTATIONAL),
+        (facts.trim, TransmissionFlags::SEND_TRIM),
+        (facts.write_zeroes, TransmissionFlags::SEND_WRITE_ZEROES),
+        (facts.fast_zero, TransmissionFlags::SEND_FAST_ZERO),
+        (facts.multi_conn && config.max_connections() > 1, TransmissionFlags::CAN_MULTI_CONN),
+        (facts.cache, TransmissionFlags::SEND_CACHE),
+        (config.resize() && facts.resize, TransmissionFlags::SEND_RESIZE),
+    ] {
+        info.flags.set(flag, ability);
     }
+    if facts.extents {
+        info.contexts.push(ContextInfo::base_allocation());
+    }
+    info.contexts.extend(facts.contexts);
+    let max = info.contexts.len() + config.limits().max_contexts as usize;
+    add_found(&mut info.contexts, max, queries, |query| entry.export().find_context(query));
     info
 }
 
-/// Adds the contexts that an export makes for queries which name none of those that it has. One more than the `most`
+/// Adds the contexts that an export makes for queries which name none of those that it has. One more than the `max`
 /// that a client may select is enough to be refused.
 fn add_found<'q>(
     contexts: &mut Vec<ContextInfo>,
-    most: usize,
+    max: usize,
     queries: impl Iterator<Item = &'q str>,
     find: impl Fn(&str) -> Option<ContextInfo>,
 ) {
     for query in queries {
         let known = contexts.iter().any(|context| context.name() == query);
-        if !known && contexts.len() <= most {
+        if !known && contexts.len() <= max {
             contexts.extend(find(query));
         }
     }
 }
 
 /// The metadata context of that name in the export.
-pub(crate) fn source(found: &Found, name: &str) -> Source {
-    let extents = match &found.export {
-        Handle::Blocking(export) => export.extents().is_some(),
-        Handle::Async(export) => export.extents().is_some(),
-    };
-    Source::new(name, extents)
-}
-
-/// The size of an export, as it is now.
-pub(crate) fn size(found: &Found) -> u64 {
-    match &found.export {
-        Handle::Blocking(export) => export.size(),
-        Handle::Async(export) => export.size(),
-    }
+pub(crate) fn source(entry: &ExportEntry, name: &str) -> Source {
+    Source::new(name, entry.export().facts().extents)
 }

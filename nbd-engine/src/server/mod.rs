@@ -1,19 +1,29 @@
 //! Servers: connections, and what they share.
 
-mod answer;
+mod budget;
+mod config;
 mod dispatch;
 mod error;
 mod listen;
+mod negotiation;
+mod outcome;
 mod payload;
+mod pieces;
+mod request;
 mod serve;
-mod service;
 mod session;
-mod settings;
+mod slot_futures;
+mod state;
 mod status;
+mod turn;
+mod visit;
+mod watch;
 mod workers;
 
+pub use config::ServerConfig;
+pub(crate) use dispatch::{Mailbox, serve_requests};
 pub use error::ConnectionError;
 pub use listen::{Accepted, Listen, listen};
+pub use outcome::Outcome;
 pub use serve::serve;
-pub use service::{Permit, Service};
-pub use settings::Settings;
+pub use state::{Permit, ServerState};

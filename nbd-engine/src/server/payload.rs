@@ -3,36 +3,58 @@
 use std::io::IoSliceMut;
 use std::sync::Arc;
 
-use super::dispatch::{Page, Work};
+use nbd_proto::wire::ErrorCode;
+
+use super::dispatch;
+use crate::export::{Body, Export, ExportError, Page, allocate};
+use crate::pump::MAX_ROOM;
 
 /// Pages that wait to be received into again. They belong to one connection, see [`Pool`](crate::export::Pool).
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct SparePages {
+    /// Where more come from, once the connection has an export that takes pages.
+    pub(crate) export: Option<Arc<dyn Export>>,
     pages: Vec<Page>,
     /// Pages as they come back, before they are looked at.
     pub(crate) returned: Vec<Page>,
 }
 
 impl SparePages {
-    /// Bytes that are kept at most.
-    const KEPT: usize = 4 << 20;
+    /// Bytes that are kept at most: what one receive call takes. The export has more.
+    const MAX_KEPT: usize = 1 << 20;
+
+    /// Bytes that are kept at the moment.
+    pub(crate) fn kept(&self) -> usize {
+        self.pages.first().map_or(0, |page| page.len() * self.pages.len())
+    }
+
+    /// Frees all of them.
+    pub(crate) fn clear(&mut self) {
+        self.pages = Vec::new();
+        self.returned = Vec::new();
+    }
 
     fn has(&self, size: usize) -> bool {
         self.pages.last().is_some_and(|page| page.len() == size)
     }
 
-    fn take(&mut self, size: usize) -> Page {
+    /// A page of that size; `None` if there is no memory for it.
+    fn take(&mut self, size: usize) -> Option<Page> {
         match self.pages.pop() {
-            Some(page) if page.len() == size => page,
-            _ => core::iter::repeat_n(0, size).collect(),
+            Some(page) if page.len() == size => Some(page),
+            _ => {
+                let own = self.export.as_deref().and_then(dispatch::new_page);
+                let own = own.filter(|page| page.len() == size);
+                own.or_else(|| allocate(size).map(Page::from))
+            }
         }
     }
 
     /// Keeps those that have come back and that nobody shares.
     pub(crate) fn sort(&mut self) {
         for mut page in self.returned.drain(..) {
-            let room = (self.pages.len() + 1) * page.len() <= Self::KEPT;
-            if room && Arc::get_mut(&mut page).is_some() {
+            let room = (self.pages.len() + 1) * page.len() <= Self::MAX_KEPT;
+            if room && page.get_mut().is_some() {
                 self.pages.push(page);
             }
         }
@@ -42,99 +64,103 @@ impl SparePages {
 /// Fresh pages that a payload gets before any of it has arrived.
 const FIRST_PAGES: usize = 4;
 
-/// The most slices that one receive call is given.
-pub(crate) const MOST_SLICES: usize = 64;
+/// Where a payload lies that was not received in one piece.
+#[derive(Debug, Default)]
+pub(crate) enum Place {
+    /// Nowhere yet.
+    #[default]
+    Undecided,
+    /// In the body's own buffer.
+    Buffer,
+    /// In pages of that size, which the export takes over.
+    Pages(usize),
+    /// It is dropped, since there is no room for it.
+    Dropped(ExportError),
+}
 
-/// A payload that does not lie in the staging buffer as a whole: in the body's buffer, or in pages.
+/// A payload that was not received in one piece.
 #[derive(Debug, Default)]
 pub(crate) struct Payload {
+    pub(crate) place: Place,
     pub(crate) pages: Vec<Page>,
-    /// Bytes of a page, 0 unless the payload lies in pages.
-    page_size: usize,
-    prepared: bool,
 }
 
 impl Payload {
     /// Forgets the payload.
     pub(crate) fn clear(&mut self) {
         self.pages.clear();
-        self.page_size = 0;
-        self.prepared = false;
+        self.place = Place::Undecided;
     }
 
-    /// Whether the payload lies in pages.
-    pub(crate) const fn in_pages(&self) -> bool {
-        self.page_size != 0
+    /// Frees all memory.
+    pub(crate) fn free(&mut self) {
+        *self = Self::default();
     }
 
-    /// Decides where `length` bytes go: to pages of `page_size` if the export takes them, else to the body. Does so
-    /// once; the first byte may be long in coming.
-    pub(crate) fn prepare(&mut self, work: &mut Work, length: usize, page_size: Option<usize>) {
-        if core::mem::replace(&mut self.prepared, true) {
-            return;
-        }
-        match page_size {
-            Some(size) => self.page_size = size,
-            None => {
-                work.body.fill(length);
+    /// Whether it was decided where the payload goes.
+    pub(crate) const fn is_decided(&self) -> bool {
+        !matches!(self.place, Place::Undecided)
+    }
+
+    /// Decides where `length` bytes go: to pages of `page_size` if the export takes them, else to the body.
+    pub(crate) fn decide(&mut self, body: &mut Body, length: usize, page_size: Option<usize>) {
+        self.place = match page_size {
+            Some(size) => Place::Pages(size),
+            None => match body.fill(length) {
+                Ok(_) => Place::Buffer,
+                Err(error) => Place::Dropped(error),
+            },
+        };
+    }
+
+    /// Takes pages for what arrives next, in step with what has arrived: a client has to send a payload to have memory
+    /// spent on it.
+    pub(crate) fn provide_pages(&mut self, offset: usize, length: usize, spare: &mut SparePages) {
+        let Place::Pages(size) = self.place else { return };
+        let first = offset / size;
+        let needed = (offset + length).div_ceil(size).min(first + MAX_ROOM);
+        let earned = first + (first + 1).max(FIRST_PAGES);
+        while self.pages.len() < needed && (self.pages.len() < earned || spare.has(size)) {
+            match spare.take(size) {
+                Some(page) => self.pages.push(page),
+                None if self.pages.len() > first => return,
+                None => {
+                    let text = "the server has no memory left for the data";
+                    self.pages.clear();
+                    self.place = Place::Dropped(ExportError::new(ErrorCode::ENOMEM, text));
+                    return;
+                }
             }
         }
     }
 
-    /// The room from `offset` on, `length` bytes at most, as slices. Pages are taken as they are needed: a client has to
-    /// send a payload to have memory spent on it.
+    /// The room from `offset` on, `length` bytes at most, as slices.
     pub(crate) fn room<'a>(
         &'a mut self,
-        work: &'a mut Work,
+        body: &'a mut Body,
         offset: usize,
         length: usize,
-        spare: &mut SparePages,
         mut visit: impl FnMut(IoSliceMut<'a>) -> bool,
     ) {
-        if self.page_size == 0 {
-            let buffer = work.body.buffer_mut();
-            visit(IoSliceMut::new(&mut buffer[offset..offset + length]));
-            return;
-        }
-        let (size, end) = (self.page_size, offset + length);
-        let first = offset / size;
-        let needed = end.div_ceil(size).min(first + MOST_SLICES);
-        // Fresh memory is spent in step with what has arrived.
-        let earned = first + (first + 1).max(FIRST_PAGES);
-        while self.pages.len() < needed && (self.pages.len() < earned || spare.has(size)) {
-            self.pages.push(spare.take(size));
-        }
-        for (number, page) in self.pages.iter_mut().enumerate().skip(first) {
+        let size = match self.place {
+            Place::Pages(size) => size,
+            Place::Buffer => {
+                visit(IoSliceMut::new(&mut body.buffer_mut()[offset..offset + length]));
+                return;
+            }
+            Place::Undecided | Place::Dropped(_) => return,
+        };
+        let end = offset + length;
+        for (number, page) in self.pages.iter_mut().enumerate().skip(offset / size) {
             let start = number * size;
             let (from, to) = (offset.max(start), end.min(start + size));
             // Nobody shares a page that is still to be filled.
             if from < to
-                && let Some(bytes) = Arc::get_mut(page)
+                && let Some(bytes) = page.get_mut()
                 && !visit(IoSliceMut::new(&mut bytes[from - start..to - start]))
             {
                 return;
             }
-        }
-    }
-
-    /// Copies bytes to their place.
-    pub(crate) fn put(
-        &mut self,
-        work: &mut Work,
-        offset: usize,
-        bytes: &[u8],
-        spare: &mut SparePages,
-    ) {
-        let (mut at, mut rest) = (offset, bytes);
-        while !rest.is_empty() {
-            let before = rest.len();
-            self.room(work, at, before, spare, |mut room| {
-                let (head, tail) = rest.split_at(room.len());
-                room.copy_from_slice(head);
-                rest = tail;
-                true
-            });
-            at += before - rest.len();
         }
     }
 }
@@ -145,28 +171,50 @@ mod tests {
 
     const SIZE: usize = 4096;
 
+    fn put(payload: &mut Payload, body: &mut Body, mut offset: usize, mut bytes: &[u8]) {
+        let mut spare = SparePages::default();
+        while !bytes.is_empty() {
+            payload.provide_pages(offset, bytes.len(), &mut spare);
+            let before = bytes.len();
+            payload.room(body, offset, before, |mut room| {
+                let (head, tail) = bytes.split_at(room.len());
+                room.copy_from_slice(head);
+                bytes = tail;
+                true
+            });
+            assert!(bytes.len() < before, "there is always some room");
+            offset += before - bytes.len();
+        }
+    }
+
     #[test]
-    fn waiting_for_the_first_byte_takes_no_more_room_each_time() {
-        let (mut payload, mut work, mut spare) = Default::default();
-        let fresh = |payload: &mut Payload, work: &mut Work| payload.prepare(work, 3 * SIZE, None);
-        fresh(&mut payload, &mut work);
-        fresh(&mut payload, &mut work);
-        assert_eq!(work.body.len(), 3 * SIZE);
-        payload.put(&mut work, SIZE, b"abc", &mut spare);
-        assert_eq!(&work.body.buffer()[SIZE..SIZE + 3], b"abc");
+    fn without_pages_the_payload_lies_in_the_body() {
+        let (mut payload, mut body) = <(Payload, Body)>::default();
+        payload.decide(&mut body, 3 * SIZE, None);
+        assert_eq!(body.len(), 3 * SIZE);
+        put(&mut payload, &mut body, SIZE, b"abc");
+        assert_eq!(&body.buffer()[SIZE..SIZE + 3], b"abc");
+    }
+
+    #[test]
+    fn a_payload_that_no_memory_is_left_for_is_dropped() {
+        let (mut payload, mut body) = <(Payload, Body)>::default();
+        payload.decide(&mut body, isize::MAX as usize, None);
+        let Place::Dropped(error) = &payload.place else { panic!("there can't be so much") };
+        assert_eq!(error.code(), ErrorCode::ENOMEM);
     }
 
     #[test]
     fn pages_are_taken_as_the_payload_arrives() {
-        let (mut payload, mut work, mut spare) = <(Payload, Work, SparePages)>::default();
-        payload.prepare(&mut work, 1000 * SIZE, Some(SIZE));
+        let (mut payload, mut body, mut spare) = <(Payload, Body, SparePages)>::default();
+        payload.decide(&mut body, 1000 * SIZE, Some(SIZE));
         assert!(payload.pages.is_empty());
-        payload.put(&mut work, SIZE - 1, b"ab", &mut spare);
-        assert_eq!(payload.pages.len(), 2);
+        put(&mut payload, &mut body, SIZE - 1, b"ab");
         assert_eq!((payload.pages[0][SIZE - 1], payload.pages[1][0]), (b'a', b'b'));
         let mut slices = |from: usize, spare: &mut SparePages| {
             let mut count = 0;
-            payload.room(&mut work, from * SIZE, (1000 - from) * SIZE, spare, |_| {
+            payload.provide_pages(from * SIZE, (1000 - from) * SIZE, spare);
+            payload.room(&mut body, from * SIZE, (1000 - from) * SIZE, |_| {
                 count += 1;
                 true
             });
@@ -175,31 +223,31 @@ mod tests {
         assert_eq!(slices(1, &mut spare), FIRST_PAGES, "little has arrived");
         assert_eq!(slices(16, &mut spare), 17, "as much again as has arrived");
         spare.pages.extend((0..200).map(|_| spare_page()));
-        assert_eq!(slices(33, &mut spare), MOST_SLICES, "spare pages cost nothing");
+        assert_eq!(slices(33, &mut spare), MAX_ROOM, "spare pages cost nothing");
     }
 
     #[test]
     fn bytes_for_more_pages_than_one_call_has_room_for_arrive_whole() {
-        let (mut payload, mut work, mut spare) = <(Payload, Work, SparePages)>::default();
-        let bytes: Vec<u8> = (0..100 * 16).map(|at| (at % 251) as u8).collect();
-        payload.prepare(&mut work, 200 * 16, Some(16));
-        payload.put(&mut work, 24, &bytes, &mut spare);
-        let all = payload.pages.concat();
+        let (mut payload, mut body) = <(Payload, Body)>::default();
+        let bytes: Vec<u8> = (0..100 * 16).map(|index| (index % 251) as u8).collect();
+        payload.decide(&mut body, 200 * 16, Some(16));
+        put(&mut payload, &mut body, 24, &bytes);
+        let all = payload.pages.iter().flat_map(|page| page.to_vec()).collect::<Vec<_>>();
         assert_eq!(&all[24..24 + bytes.len()], bytes);
     }
 
     #[test]
     fn shared_pages_are_not_received_into_again() {
         let mut spare = SparePages::default();
-        let page = spare.take(SIZE);
-        let reader = Arc::clone(&page);
+        let page = spare.take(SIZE).unwrap();
+        let reader = page.clone();
         spare.returned.extend([page, spare_page()]);
         spare.sort();
-        assert_eq!(spare.pages.len(), 1);
-        assert!(!Arc::ptr_eq(&spare.take(SIZE), &reader));
+        assert_eq!(spare.kept(), SIZE);
+        assert!(!spare.take(SIZE).unwrap().same(&reader));
     }
 
     fn spare_page() -> Page {
-        core::iter::repeat_n(0, SIZE).collect()
+        vec![0; SIZE].into()
     }
 }

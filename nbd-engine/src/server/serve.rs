@@ -1,105 +1,248 @@
 //! A connection from its first byte to its last, with its deadlines.
 
 use core::future::{Future, poll_fn};
-use core::task::Poll;
+use core::pin::{Pin, pin};
+use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::session::Session;
-use super::{ConnectionError, Permit};
+use event_listener::EventListener;
+use futures_util::future::{Either, select};
+use tracing::field;
+
+use super::session::{End, Session};
+use super::watch::{Verdict, Watch};
+use super::{ConnectionError, Permit, ServerState};
+use crate::export::{ClientInfo, PeerAddr};
 use crate::runtime::{BoxFuture, Runtime};
 use crate::transport::Transport;
 
 /// How long an idle client is still answered after the shutdown began, so that a request that was under way gets its
-/// `ESHUTDOWN`; and how long a client may take to notice the end of the stream.
-const GRACE: Duration = Duration::from_millis(200);
+/// `ESHUTDOWN`.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(200);
 
-/// Serves one client over a byte stream of any kind until it leaves, breaks the protocol, or the server shuts down.
+/// How long a client may take to notice the end of the stream.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Serves one client over a byte stream of any kind until it disconnects, breaks the protocol, misses a deadline, or the
+/// server shuts down.
 ///
-/// `peer` names the client in the log. Dropping the future ends the connection at once; writes that were under way may
+/// `peer` is what exports and the log learn of the client's address. Dropping the future ends the connection at once; writes that were under way may
 /// or may not have been done, as after a power cut before their reply.
 ///
 /// # Errors
-/// Why the connection ended, if not by the client's leave.
+/// Why the connection ended, if not by the client's disconnect.
 pub async fn serve<T, R>(
     permit: Permit,
     transport: T,
     runtime: R,
-    peer: String,
+    peer: PeerAddr,
 ) -> Result<(), ConnectionError>
 where
     T: Transport,
     R: Runtime,
 {
-    let service = Arc::clone(permit.service());
-    let mut session = Session::new(Arc::clone(&service), transport)
-        .inspect_err(|error| tracing::warn!(peer, %error, "a client can't be served"))?;
-    tracing::debug!(peer, "a client connected");
-    let result = drive(&mut session, &permit, &runtime).await;
-    match &result {
-        Ok(()) => tracing::debug!(peer, export = session.export_name(), "a client left"),
-        Err(error) => {
-            tracing::info!(peer, export = session.export_name(), %error, "a connection was closed");
-        }
-    }
-    result
-}
-
-async fn drive<T, R>(
-    session: &mut Session<T>,
-    permit: &Permit,
-    runtime: &R,
-) -> Result<(), ConnectionError>
-where
-    T: Transport,
-    R: Runtime,
-{
-    let service = permit.service();
-    let settings = service.settings();
-    let mut handshake = runtime.sleep(settings.handshake_timeout);
-    let mut shutdown = service.shutdown_listener();
-    let mut drain: Option<(BoxFuture, BoxFuture)> = None;
-    poll_fn(|cx| {
-        if drain.is_none()
-            && (service.is_shutting_down()
-                || core::pin::Pin::new(&mut shutdown).poll(cx).is_ready())
-        {
-            session.shut_down();
-            drain = Some((runtime.sleep(settings.drain_timeout), runtime.sleep(GRACE)));
-        }
-        if let Poll::Ready(result) = session.poll(cx) {
-            return Poll::Ready(result);
-        }
-        if !session.is_transmitting() && handshake.as_mut().poll(cx).is_ready() {
-            let limit = settings.handshake_timeout;
-            return Poll::Ready(Err(ConnectionError::HandshakeTimeout(limit)));
-        }
-        if let Some((deadline, grace)) = &mut drain {
-            if deadline.as_mut().poll(cx).is_ready() {
-                let limit = settings.drain_timeout;
-                return Poll::Ready(if session.is_idle() {
-                    Ok(())
-                } else {
-                    Err(ConnectionError::DrainTimeout(limit))
-                });
-            }
-            // A future that was ready must not be polled again; it is replaced by one that is over, too.
-            if grace.as_mut().poll(cx).is_ready() {
-                if session.is_idle() {
-                    return Poll::Ready(Ok(()));
-                }
-                *grace = Box::pin(core::future::ready(()));
-            }
-        }
-        Poll::Pending
-    })
-    .await?;
-    // Closing in earnest, but not for ever: the client may not read.
-    let mut linger = runtime.sleep(GRACE);
+    let state = Arc::clone(permit.state());
+    let client = state.client(peer);
+    // Of the highest level, so that whatever is logged says which connection it is about.
+    let span = tracing::error_span!(
+        "connection",
+        id = client.connection,
+        peer = %client.peer,
+        export = field::Empty
+    );
+    let mut task = pin!(run(&state, transport, &runtime, client));
+    let session = poll_fn(|cx| span.in_scope(|| task.as_mut().poll(cx))).await?;
+    let Some(mut session) = session else { return Ok(()) };
+    // The client may not read, or not close its side.
+    let mut timeout = runtime.sleep(CLOSE_TIMEOUT);
     poll_fn(|cx| match session.poll_close(cx) {
         Poll::Ready(_) => Poll::Ready(()),
-        Poll::Pending => linger.as_mut().poll(cx),
+        Poll::Pending => timeout.as_mut().poll(cx),
     })
     .await;
     Ok(())
+}
+
+/// Serves a client until its connection is to be closed; gives what there is to close.
+async fn run<T: Transport, R: Runtime>(
+    state: &Arc<ServerState>,
+    transport: T,
+    runtime: &R,
+    client: Arc<ClientInfo>,
+) -> Result<Option<Session<T>>, ConnectionError> {
+    // An oldstyle client gets its export at once, and looking that up may take its time.
+    let limit = state.config().handshake_timeout();
+    let session = pin!(Session::new(Arc::clone(state), transport, client, runtime));
+    let shutdown = pin!(state.shutdown_begun());
+    let deadline = select(runtime.sleep(limit), shutdown);
+    let session = match select(session, deadline).await {
+        Either::Left((session, _)) => session,
+        Either::Right((Either::Left(_), _)) => Err(ConnectionError::HandshakeTimeout(limit)),
+        Either::Right((Either::Right(_), _)) => return Ok(None),
+    };
+    let mut session = session.inspect_err(|error| {
+        if let Some(times) = state.floods().unfit.count() {
+            tracing::warn!(%error, times, "cannot serve a client");
+        }
+    })?;
+    tracing::debug!("a client connected");
+    let mut connection = Connection::new(&mut session, state, runtime);
+    let result = poll_fn(|cx| connection.poll(cx)).await;
+    session.leave(&result);
+    match result {
+        Ok(End::Closed(reason)) => tracing::debug!("{reason}"),
+        Ok(End::ShutDown) => tracing::debug!("closed a connection, since the server shuts down"),
+        Err(error) => {
+            tracing::info!(%error, "a connection was closed");
+            return Err(error);
+        }
+    }
+    Ok(Some(session))
+}
+
+/// A session and its deadlines.
+struct Connection<'a, T, R> {
+    session: &'a mut Session<T>,
+    state: &'a ServerState,
+    runtime: &'a R,
+    shutdown: Shutdown,
+    /// Until when an export has to be chosen; then when the watch looks next. It is set anew only when it has passed.
+    timer: BoxFuture,
+    watch: Option<Watch>,
+    drain: Option<Drain>,
+}
+
+/// The deadlines of a shutdown.
+struct Drain {
+    deadline: BoxFuture,
+    /// `None` once it has passed.
+    grace: Option<BoxFuture>,
+}
+
+impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
+    fn new(session: &'a mut Session<T>, state: &'a ServerState, runtime: &'a R) -> Self {
+        Self {
+            session,
+            shutdown: Shutdown { listener: state.shutdown_listener(), registered: None },
+            timer: runtime.sleep(state.config().handshake_timeout()),
+            watch: None,
+            drain: None,
+            state,
+            runtime,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
+        if self.drain.is_none() && self.shutdown.has_begun(self.state, cx) {
+            self.session.shut_down();
+            self.begin_drain();
+        }
+        if let Poll::Ready(result) = self.session.poll(cx) {
+            return Poll::Ready(result);
+        }
+        if self.drain.is_none() && self.session.is_ending() {
+            self.begin_drain();
+        }
+        if let Err(error) = self.poll_timer(cx) {
+            return Poll::Ready(Err(error));
+        }
+        self.poll_drain(cx)
+    }
+
+    fn begin_drain(&mut self) {
+        self.drain = Some(Drain {
+            deadline: self.runtime.sleep(self.state.config().drain_timeout()),
+            grace: Some(self.runtime.sleep(SHUTDOWN_GRACE)),
+        });
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionError> {
+        if self.watch.is_none() && self.session.is_transmitting() {
+            let watch = Watch::new(self.state.config(), Instant::now());
+            self.timer = self.runtime.sleep(watch.period());
+            self.watch = Some(watch);
+        }
+        if self.session.has_ended_rest()
+            && let Some(watch) = &self.watch
+        {
+            self.timer = self.runtime.sleep(watch.period());
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let next = self.look()?;
+            self.timer = self.runtime.sleep(next);
+        }
+        Ok(())
+    }
+
+    /// The timer has passed. Gives how long until the next look.
+    fn look(&mut self) -> Result<Duration, ConnectionError> {
+        let Some(watch) = &mut self.watch else {
+            let limit = self.state.config().handshake_timeout();
+            return Err(ConnectionError::HandshakeTimeout(limit));
+        };
+        if self.session.is_peer_gone() {
+            return Err(ConnectionError::PeerGone);
+        }
+        match watch.look(Instant::now(), &self.session.activity()) {
+            Verdict::LookAgain(next) => Ok(next),
+            Verdict::Idle(next) => {
+                self.session.free_buffers();
+                Ok(next)
+            }
+            Verdict::LongIdle(next) => {
+                self.session.free_buffers();
+                if self.state.claims_place() {
+                    let limit = self.state.config().idle_timeout().unwrap_or_default();
+                    return Err(ConnectionError::Displaced(limit));
+                }
+                Ok(next)
+            }
+            Verdict::ReceiveStalled(limit) => Err(ConnectionError::ReceiveStalled(limit)),
+            Verdict::SendStalled(limit) => Err(ConnectionError::SendStalled(limit)),
+        }
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
+        let Some(drain) = &mut self.drain else { return Poll::Pending };
+        if drain.deadline.as_mut().poll(cx).is_ready() {
+            self.state.cut_off(self.session.requests_in_flight());
+            let limit = self.state.config().drain_timeout();
+            return Poll::Ready(if self.session.is_idle() {
+                Ok(End::ShutDown)
+            } else {
+                Err(ConnectionError::DrainTimeout(limit))
+            });
+        }
+        if let Some(grace) = &mut drain.grace
+            && grace.as_mut().poll(cx).is_ready()
+        {
+            drain.grace = None;
+        }
+        if drain.grace.is_none() && self.session.is_idle() {
+            return Poll::Ready(Ok(End::ShutDown));
+        }
+        Poll::Pending
+    }
+}
+
+/// Learns of the shutdown, without a look at what all connections share each time the task is woken.
+struct Shutdown {
+    listener: EventListener,
+    /// What is woken by the shutdown.
+    registered: Option<Waker>,
+}
+
+impl Shutdown {
+    fn has_begun(&mut self, state: &ServerState, cx: &mut Context<'_>) -> bool {
+        if state.is_shutting_down() {
+            return true;
+        }
+        if self.registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return false;
+        }
+        self.registered = Some(cx.waker().clone());
+        Pin::new(&mut self.listener).poll(cx).is_ready()
+    }
 }

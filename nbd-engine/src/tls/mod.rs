@@ -27,10 +27,12 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 
+pub(crate) use stream::TlsStream;
+
 pub use client::{TlsClient, TlsClientBuilder};
 pub use directory::{default_client_directory, default_server_directory};
 pub use error::TlsError;
-pub use identity::TlsIdentity;
+pub use nbd_proto::server::TlsMode;
 pub use server::{ClientCertificates, TlsServer};
 
 /// The version of rustls whose types [`TlsServer::from_rustls`] and [`TlsClient::from_rustls`] take.

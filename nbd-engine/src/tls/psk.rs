@@ -11,8 +11,9 @@ use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
 use openssl::ssl::{ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslStream};
 
+use super::TlsError;
 use super::records::{Ciphertext, MAX_PLAINTEXT, Records};
-use super::{TlsError, TlsIdentity};
+use crate::export::TlsIdentity;
 
 const KEYS: &str = "file of pre-shared keys";
 
@@ -324,6 +325,7 @@ impl Records for PskRecords {
 
     fn peer_identity(&self) -> Option<TlsIdentity> {
         let user = self.stream.ssl().ex_data(user_index().ok()?)?;
-        (!self.handshaking).then(|| TlsIdentity { names: vec![user.clone()] })
+        (!self.handshaking)
+            .then(|| TlsIdentity { names: vec![user.clone()], certificates: Vec::new() })
     }
 }

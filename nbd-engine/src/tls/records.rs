@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::TlsIdentity;
+use crate::export::TlsIdentity;
 
 /// One side of a TLS connection, by whatever implementation.
 pub(crate) trait Records: Send {

@@ -10,8 +10,9 @@ use rustls::unbuffered::{
 };
 use rustls::{AlertDescription, CertificateError};
 
-use super::TlsIdentity;
+use super::identity::identity;
 use super::records::{Ciphertext, MAX_OVERHEAD, Records};
+use crate::export::TlsIdentity;
 
 /// One of the two sides, and what is remembered of it.
 pub(crate) struct RustlsRecords<C> {
@@ -198,8 +199,7 @@ macro_rules! records {
             }
 
             fn peer_identity(&self) -> Option<TlsIdentity> {
-                let certificates = self.connection.peer_certificates()?;
-                certificates.first().map(TlsIdentity::of)
+                self.connection.peer_certificates().map(identity)
             }
         }
     };

@@ -16,6 +16,7 @@ use super::records::Records;
 use super::rustls_records::RustlsRecords;
 use super::stream::TlsStream;
 use super::{TlsError, provider};
+use crate::export::TlsIdentity;
 use crate::transport::Transport;
 
 /// Whether clients have to show a certificate.
@@ -44,7 +45,10 @@ pub enum ClientCertificates {
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-pub struct TlsServer(Arc<Shared>);
+pub struct TlsServer {
+    shared: Arc<Shared>,
+    allowed: Option<Vec<String>>,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -131,6 +135,25 @@ fn verifier(
 }
 
 impl TlsServer {
+    fn new(source: Source, current: Current) -> Self {
+        let shared = Shared { source, current: RwLock::new(current) };
+        Self { shared: Arc::new(shared), allowed: None }
+    }
+
+    /// Turns away clients none of whose [names](crate::export::TlsIdentity::names) matches any of these patterns, in
+    /// which `*` stands for any number of characters. That needs clients that show a certificate, or pre-shared keys.
+    #[must_use]
+    pub fn allow(mut self, patterns: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let patterns = patterns.into_iter().map(Into::into);
+        self.allowed.get_or_insert_default().extend(patterns);
+        self
+    }
+
+    /// Whether a client of that identity may go on.
+    pub(crate) fn allows(&self, identity: &TlsIdentity) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| identity.matches(allowed))
+    }
+
     /// The certificate and key of these PEM files. `authority` has the certificates that clients' are checked against; it
     /// is needed unless `clients` is [`Off`](ClientCertificates::Off).
     ///
@@ -149,8 +172,8 @@ impl TlsServer {
             authority: authority.map(Path::to_owned),
             clients,
         };
-        let current = RwLock::new(Current::Certificates(files.load()?));
-        Ok(Self(Arc::new(Shared { source: Source::Certificates(files), current })))
+        let current = Current::Certificates(files.load()?);
+        Ok(Self::new(Source::Certificates(files), current))
     }
 
     /// The certificate and key of a folder with the names that nbdkit and qemu use: `server-cert.pem`, `server-key.pem`
@@ -172,8 +195,7 @@ impl TlsServer {
     /// A configuration of rustls as it is. [`reload`](Self::reload) changes nothing in it.
     #[must_use]
     pub fn from_rustls(config: Arc<ServerConfig>) -> Self {
-        let current = RwLock::new(Current::Certificates(config));
-        Self(Arc::new(Shared { source: Source::Given, current }))
+        Self::new(Source::Given, Current::Certificates(config))
     }
 
     /// Keys that the server shares with its clients instead of certificates: a file with lines of the form `user:hexkey`,
@@ -185,9 +207,7 @@ impl TlsServer {
     pub fn from_psk_file(path: impl AsRef<Path>) -> Result<Self, TlsError> {
         let path = path.as_ref();
         let current = Current::Keys(PskContext::server(Arc::new(Keys::load(path)?))?);
-        let shared =
-            Shared { source: Source::Keys(path.to_owned()), current: RwLock::new(current) };
-        Ok(Self(Arc::new(shared)))
+        Ok(Self::new(Source::Keys(path.to_owned()), current))
     }
 
     /// Reads the files again, for handshakes that begin from now on. Connections that are there stay.
@@ -195,14 +215,14 @@ impl TlsServer {
     /// # Errors
     /// As for [`from_files`](Self::from_files); what was read before stays in force then.
     pub fn reload(&self) -> Result<(), TlsError> {
-        if let Some(fresh) = self.0.source.load()? {
-            *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        if let Some(fresh) = self.shared.source.load()? {
+            *self.shared.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         }
         Ok(())
     }
 
     fn current(&self) -> Current {
-        self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     #[cfg(test)]

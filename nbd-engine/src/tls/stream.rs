@@ -6,8 +6,8 @@ use std::io::{self, IoSlice, IoSliceMut};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
-use super::TlsIdentity;
 use super::records::{Ciphertext, MAX_OVERHEAD, MAX_PLAINTEXT, Records};
+use crate::export::TlsIdentity;
 use crate::transport::Transport;
 
 /// Ciphertext that one call of the transport may bring: several records of a busy peer.
@@ -386,6 +386,10 @@ impl<T: Transport> Transport for TlsStream<T> {
             Ok(copied) => Ok(copied),
             Err(error) => Err(self.fail(&mut Context::from_waker(Waker::noop()), &error)),
         }
+    }
+
+    fn is_peer_gone(&self) -> bool {
+        self.transport.is_peer_gone()
     }
 }
 

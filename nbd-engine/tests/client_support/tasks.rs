@@ -29,7 +29,7 @@ async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
 }
 
 async fn connected(export: impl Export, options: &Options) -> (Server, Client) {
-    let server = Server::new(ExportMap::new().with("", export));
+    let server = Server::new(ExportMap::new().with("", export).unwrap());
     let (ours, theirs) = pair();
     let serving = server.clone();
     detach(spawn(async move { serving.serve_stream(ours).await.is_ok() }));
@@ -43,7 +43,7 @@ fn memory(size: u64) -> Memory {
 #[test]
 fn what_was_written_is_read_back_over_tcp_and_unix_sockets() {
     run(|| async {
-        let server = Server::new(ExportMap::new().with("disk", memory(1 << 20)));
+        let server = Server::new(ExportMap::new().with("disk", memory(1 << 20)).unwrap());
         let tcp = server.listen_tcp("127.0.0.1:0").await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("socket");
@@ -157,7 +157,7 @@ fn requests_time_out_and_the_client_goes_on() {
 fn a_server_that_vanishes_fails_what_is_in_flight() {
     run(|| async {
         let (gate, key) = Gate::new();
-        let server = Server::new(ExportMap::new().with("", gate));
+        let server = Server::new(ExportMap::new().with("", gate).unwrap());
         let (ours, theirs) = pair();
         let serving = spawn(async move { server.serve_stream(ours).await.is_ok() });
         let client = Client::over(theirs, &Options::default()).await.unwrap();
@@ -254,7 +254,7 @@ fn a_disk_reads_writes_and_seeks() {
 #[test]
 fn connections_are_shared_and_left() {
     run(|| async {
-        let server = Server::new(ExportMap::new().with("", memory(1 << 20)));
+        let server = Server::new(ExportMap::new().with("", memory(1 << 20)).unwrap());
         let listening = server.listen_tcp("127.0.0.1:0").await.unwrap();
         let uri: Uri = format!("nbd://{}", listening.local_addr()).parse().unwrap();
         let mut options = Options::default();
@@ -281,7 +281,7 @@ fn futures_can_be_sent_to_other_threads() {
         value
     }
     run(|| async {
-        let server = Server::new(ExportMap::new().with("a", memory(512)));
+        let server = Server::new(ExportMap::new().with("a", memory(512)).unwrap());
         let listening = server.listen_tcp("127.0.0.1:0").await.unwrap();
         let uri: Uri = format!("nbd://{}", listening.local_addr()).parse().unwrap();
         let options = Options::default();

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use nbd_engine::export::{Export, ExportMap, Handle, Memory, Result};
-use nbd_engine::server::Settings;
+use nbd_engine::export::{Export, ExportMap, Memory, Result};
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Mode, RawClient, Request, Wire};
 
 use super::{held, peak};
 
 /// Serves one connection on a thread that counts its allocations, and gives the client's end.
-pub(crate) type Connect = fn(ExportMap, Settings, &'static AtomicUsize) -> Wire;
+pub(crate) type Connect = fn(ExportMap, ServerConfig, &'static AtomicUsize) -> Wire;
 
 const MIB: usize = 1 << 20;
 
@@ -29,9 +29,9 @@ struct Session {
 
 impl Session {
     fn new(connect: Connect, mode: Mode) -> Self {
-        let exports = ExportMap::new().with("", Memory::new(2 << 30).unwrap());
+        let exports = ExportMap::new().with("", Memory::new(2 << 30).unwrap()).unwrap();
         let counter = Box::leak(Box::default());
-        let client = enter(connect(exports, Settings::default(), counter), mode);
+        let client = enter(connect(exports, ServerConfig::default(), counter), mode);
         Self { client, counter }
     }
 
@@ -149,12 +149,13 @@ pub(crate) fn a_client_that_does_not_read_is_held_within_the_limits(connect: Con
     /// What the other tests of this process may need meanwhile, and then some.
     const OTHERS: usize = 256 * MIB;
 
-    let mut settings = Settings::default();
-    settings.config.limits.max_in_flight_bytes = 8 << 20;
+    let mut limits = nbd_engine::proto::Limits::DEFAULT;
+    limits.max_in_flight_bytes = 8 << 20;
+    let config = ServerConfig::new().with_limits(limits);
     let disk = Arc::new(Counting::default());
-    let exports = ExportMap::new().with_handle("", None, Handle::from(Arc::clone(&disk)));
+    let exports = ExportMap::new().with("", Arc::clone(&disk)).unwrap();
     let counter = Box::leak(Box::default());
-    let mut client = enter(connect(exports, settings, counter), Mode::Simple);
+    let mut client = enter(connect(exports, config, counter), Mode::Simple);
     let mut bytes = Vec::new();
     for cookie in 0..REQUESTS {
         bytes.extend(Request::read(0, MIB as u64).encode(Mode::Simple, cookie as u64));

@@ -1,7 +1,7 @@
 //! A server for one test, on threads and a Unix socket.
 
 use nbd_blocking::export::{Export, ExportMap};
-use nbd_blocking::{Server, Settings};
+use nbd_blocking::{Server, ServerConfig};
 use nbd_testkit::Endpoint;
 use tempfile::TempDir;
 
@@ -15,11 +15,11 @@ pub(crate) struct Served {
 impl Served {
     /// Serves one export as the default one.
     pub(crate) fn only(export: impl Export) -> Self {
-        Self::start(ExportMap::new().with("", export), Settings::default())
+        Self::start(ExportMap::new().with("", export).unwrap(), ServerConfig::default())
     }
 
-    pub(crate) fn start(exports: ExportMap, settings: Settings) -> Self {
-        let server = Server::with_settings(exports, settings);
+    pub(crate) fn start(exports: ExportMap, config: ServerConfig) -> Self {
+        let server = Server::with_config(exports, config);
         let dir = TempDir::new().unwrap();
         let endpoint = Endpoint::Unix(dir.path().join("new.sock"));
         server.listen_unix(endpoint.socket_path().unwrap()).unwrap();

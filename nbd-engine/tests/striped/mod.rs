@@ -4,8 +4,8 @@ use core::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nbd_engine::export::{
-    Allocation, AsyncContexts, AsyncExport, AsyncExtents, ContextInfo, Contexts, Export,
-    ExportFuture, ExportMap, Extent, Extents, Handle, Result,
+    Allocation, AnyExport, AsyncCanExtents, AsyncContexts, AsyncExport, ContextInfo, Contexts,
+    Export, ExportMap, Extent, Extents, Result, Visitor,
 };
 
 /// How often a disk was asked for its allocation.
@@ -31,10 +31,10 @@ impl Striped {
     /// As the default export, and the only one.
     pub(crate) fn exports(kind: Kind) -> ExportMap {
         let handle = match kind {
-            Kind::Async => Handle::new_async(Self(kind)),
-            _ => Handle::new(Self(kind)),
+            Kind::Async => AnyExport::new_async(Self(kind)),
+            _ => AnyExport::new_blocking(Self(kind)),
         };
-        ExportMap::new().with_handle("", None, handle)
+        ExportMap::new().with("", handle).unwrap()
     }
 
     /// Stripes from an offset on, without end.
@@ -144,23 +144,29 @@ impl AsyncExport for Striped {
         HUGE
     }
 
-    fn read<'a>(&'a self, buffer: &'a mut [u8], _offset: u64) -> ExportFuture<'a> {
+    async fn read(&self, buffer: &mut [u8], _offset: u64) -> Result<()> {
         buffer.fill(0);
-        Box::pin(async { Ok(()) })
+        Ok(())
     }
 
-    fn extents(&self) -> Option<&dyn AsyncExtents> {
+    fn can_extents(&self) -> Option<impl AsyncCanExtents> {
         Some(self)
     }
 
-    fn contexts(&self) -> Option<&dyn AsyncContexts> {
+    fn contexts(&self) -> Option<impl AsyncContexts> {
         Some(self)
     }
 }
 
-impl AsyncExtents for Striped {
-    fn extents(&self, offset: u64, _length: u64, most: usize) -> ExportFuture<'_, Vec<Allocation>> {
-        Box::pin(async move { Ok(Self::allocations(offset).take(most).collect()) })
+impl AsyncCanExtents for Striped {
+    async fn extents(
+        &self,
+        offset: u64,
+        _length: u64,
+        visit: &mut Visitor<'_, Allocation>,
+    ) -> Result<()> {
+        let _told = Self::allocations(offset).try_for_each(visit);
+        Ok(())
     }
 }
 
@@ -173,13 +179,14 @@ impl AsyncContexts for Striped {
         Self::made_for(query)
     }
 
-    fn status<'a>(
-        &'a self,
-        context: &'a str,
+    async fn status(
+        &self,
+        context: &str,
         offset: u64,
         _length: u64,
-        most: usize,
-    ) -> ExportFuture<'a, Vec<Extent>> {
-        Box::pin(async move { Ok(Self::status_of(context, offset).take(most).collect()) })
+        visit: &mut Visitor<'_, Extent>,
+    ) -> Result<()> {
+        let _told = Self::status_of(context, offset).try_for_each(visit);
+        Ok(())
     }
 }

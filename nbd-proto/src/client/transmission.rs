@@ -72,7 +72,7 @@ impl<C> Pending<C> {
         match self.command {
             Command::Read { length: 0, .. } => self.coverage.is_empty(),
             Command::Read { offset, length, .. } => {
-                self.coverage.is_exactly(offset, offset.saturating_add(u64::from(length)))
+                self.coverage.is_exactly(offset, offset.saturating_add(length))
             }
             Command::BlockStatus { .. } => self.awaited.is_empty(),
             _ => true,
@@ -211,7 +211,7 @@ impl<C> Connection<C> {
         let tail = match command {
             Command::Write { length, .. } => {
                 let length = usize::try_from(length).unwrap_or(usize::MAX);
-                Tail::Body { request: id, offset: 0, length }
+                Tail::Body { id, offset: 0, length }
             }
             _ => Tail::None,
         };

@@ -199,7 +199,7 @@ impl Rules {
             return Err(SubmitError::Misaligned(self.block_size.minimum()));
         }
         let longest = self.block_size.maximum_payload();
-        if command.buffer_length() > longest {
+        if command.buffer_length() > u64::from(longest) {
             return Err(SubmitError::TooLong(longest));
         }
         Ok(())
@@ -237,10 +237,9 @@ mod tests {
     }
 
     fn ranged(offset: u64, length: u64) -> [Command; 6] {
-        let short = u32::try_from(length).unwrap_or(u32::MAX);
         [
-            Command::Read { offset, length: short, dont_fragment: true },
-            Command::Write { offset, length: short, fua: true },
+            Command::Read { offset, length, dont_fragment: true },
+            Command::Write { offset, length, fua: true },
             Command::Trim { offset, length, fua: true },
             Command::Cache { offset, length },
             Command::WriteZeroes { offset, length, fua: true, no_hole: true, fast: true },

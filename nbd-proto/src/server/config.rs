@@ -22,7 +22,7 @@ pub struct Config {
     /// Bounds on what the peer can make the connection hold.
     pub limits: Limits,
     /// Whether TLS is offered. With anything but [`TlsMode::Off`] the embedder does the TLS handshake when
-    /// [`Incoming::Tls`](super::Incoming::Tls) asks for it.
+    /// [`Wants::Tls`](crate::Wants::Tls) asks for it.
     pub tls: TlsMode,
     /// Whether the 124 zero bytes after EXPORT_NAME may be left out.
     pub no_zeroes: bool,

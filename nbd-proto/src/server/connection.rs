@@ -1,120 +1,68 @@
-//! The connection: its state, and the methods that drive it.
+//! The connection: its phases, and the methods that drive it.
 
-use alloc::collections::VecDeque;
-use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::transmission::{Held, Pending};
-use super::validate::{Refusal, Rules};
-use super::{Config, Event, Incoming, PauseReason};
-use crate::in_flight::InFlight;
-use crate::outbound::Outbound;
+use super::handshake::{Handshake, Shared, State, Step};
+use super::options::Answered;
+use super::question::Question;
+use super::reply::{Answer, Reply, Style};
+use super::transmission::{Progress, Transmission};
+use super::{Config, Event, Listing, LookupOutcome, LookupRefusal};
+use crate::outbound::{Outbound, Tail};
 use crate::scratch::Scratch;
-use crate::wire::{
-    ClientFlags, CompactRequest, ExtendedRequest, HandshakeFlags, NewstyleGreeting, OptionHeader,
-    TransmissionFlags,
+use crate::wire::{HandshakeFlags, NewstyleGreeting, OldstyleGreeting, valid_string};
+use crate::{
+    CloseReason, Error, ExportInfo, ExportView, Finished, Input, Misuse, PauseReason, Refusal,
+    RequestId, Segments, Wants,
 };
-use crate::{BlockSize, Error, Misuse, PeerMisbehaved, RequestId, Segments};
 
 /// The server's side of one connection, as a state machine that does no I/O.
 ///
-/// Its methods come in four families. **What happened:** [`next_event`](Self::next_event) (bytes arrived),
-/// [`payload_received`](Self::payload_received), [`transmitted`](Self::transmitted),
-/// [`tls_established`](Self::tls_established), [`end_of_stream`](Self::end_of_stream). **What you want:**
-/// [`answer_list`](Self::answer_list), [`answer_lookup`](Self::answer_lookup), [`reply`](Self::reply),
-/// [`shut_down`](Self::shut_down), [`set_size`](Self::set_size). **What it wants of you:**
-/// [`incoming`](Self::incoming), [`segments`](Self::segments), [`next_finished`](Self::next_finished). **Getters:**
-/// [`is_finished`](Self::is_finished), [`is_idle`](Self::is_idle), [`export`](Self::export) and others.
+/// After anything that you tell it, ask for events by [`next_event`](Self::next_event) until there are none, and send
+/// what [`segments`](Self::segments) has; then [`wants`](Self::wants) says what to wait for.
 ///
-/// The invariant: before waiting for the socket, everything that can be handled has been handled, that is
-/// [`incoming`](Self::incoming) asks for bytes that you don't have (or pauses), and [`segments`](Self::segments) is
-/// empty or the socket takes no more. The [crate's front page](crate) has the loop.
+/// - **What happened:** [`next_event`](Self::next_event) (bytes arrived), [`payload_received`](Self::payload_received),
+///   [`transmitted`](Self::transmitted), [`end_of_stream`](Self::end_of_stream),
+///   [`tls_established`](Self::tls_established).
+/// - **Answers:** [`answer_list`](Self::answer_list), [`answer_lookup`](Self::answer_lookup), [`reply`](Self::reply).
+/// - **What it wants:** [`wants`](Self::wants), [`segments`](Self::segments).
+/// - **What you want:** [`shut_down`](Self::shut_down), [`set_size`](Self::set_size).
+///
+/// The last event is [`Event::Closed`], exactly once, however the connection ends. After it there is nothing to send,
+/// and methods that report something return [`Misuse::WrongPhase`] and do nothing.
+///
+/// The [crate's front page](crate) has the loop.
 #[derive(Debug)]
 pub struct Connection {
-    pub(super) config: Config,
-    pub(super) state: State,
+    config: Config,
     scratch: Scratch,
-    /// Data of the option at hand, or the payload of a block status request.
-    pub(super) collected: Vec<u8>,
-    pub(super) options: u32,
-    pub(super) negotiation: Negotiation,
-    pub(super) export: Option<Entered>,
-    pub(super) out: Outbound,
-    pub(super) in_flight: InFlight<Pending>,
-    pub(super) in_flight_bytes: u64,
-    finished: VecDeque<RequestId>,
-    pub(super) shutting_down: bool,
-    error: Option<Error>,
+    out: Outbound,
+    phase: Phase,
+    end: End,
+    /// The peer closed its side of the stream.
+    end_of_stream: bool,
+    shutting_down: bool,
+    /// For [`transmitted`](Self::transmitted) to give back.
+    finished: Vec<RequestId>,
 }
 
-/// What the next bytes of the stream are, in the core's own terms.
 #[derive(Debug)]
-pub(super) enum State {
-    ClientFlags,
-    OptionHeader,
-    OptionData(OptionHeader),
-    /// Data that is too long to be looked at.
-    OptionSkip(OptionHeader, u32),
-    /// The embedder is to answer the option in `collected`.
-    Awaiting(OptionHeader),
-    /// STARTTLS was acknowledged.
-    Tls,
-    RequestHeader,
-    /// A valid request that waits for room.
-    Held(Held),
-    /// The context ids of a block status request.
-    StatusPayload(RequestId, ExtendedRequest),
-    Payload(RequestId, u64, u64),
-    Discard(RequestId, u64, Refusal),
-    Ended,
+#[expect(clippy::large_enum_variant, reason = "one of them lives as long as the connection")]
+enum Phase {
+    Handshake(Handshake),
+    Transmission(Transmission),
 }
 
-/// What was agreed so far. STARTTLS voids all but the client flags (S-TLS-06).
-#[derive(Debug, Default)]
-pub(super) struct Negotiation {
-    pub(super) client_flags: ClientFlags,
-    pub(super) tls: bool,
-    pub(super) structured: bool,
-    pub(super) extended: bool,
-    /// The export that the selection was made for, as named by the client.
-    pub(super) selection_for: String,
-    pub(super) selection: Vec<SelectedContext>,
-}
-
-/// A metadata context that the client selected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SelectedContext {
-    /// Its number on this connection.
-    pub id: u32,
-    /// Its place in [`ExportInfo::contexts`](crate::ExportInfo::contexts).
-    pub index: usize,
-    /// Namespace, colon, leaf.
-    pub name: String,
-    pub(super) wide: bool,
-}
-
-/// The export in use during transmission.
-#[derive(Debug)]
-pub(super) struct Entered {
-    pub(super) rules: Rules,
-    pub(super) contexts: Vec<SelectedContext>,
-}
-
-/// What the client was told of the export in use.
-#[derive(Clone, Copy, Debug)]
-pub struct ExportView<'a> {
-    /// The size in bytes.
-    pub size: u64,
-    /// Transmission flags as advertised.
-    pub flags: TransmissionFlags,
-    /// Size constraints as enforced.
-    pub block_size: BlockSize,
-    /// Metadata contexts that were selected.
-    pub contexts: &'a [SelectedContext],
-    /// Whether reads are answered by structured or extended replies.
-    pub structured: bool,
-    /// Whether extended headers are in use.
-    pub extended: bool,
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Open,
+    /// Nothing more is read. Requests in flight are answered and the queue is sent.
+    Closing(Result<CloseReason, Error>),
+    /// Nothing more is done.
+    Failed(Error),
+    /// [`Event::Closed`] was raised.
+    Closed,
 }
 
 impl Connection {
@@ -123,233 +71,248 @@ impl Connection {
     pub fn new(config: Config) -> Self {
         let mut flags = HandshakeFlags::FIXED_NEWSTYLE;
         flags.set(HandshakeFlags::NO_ZEROES, config.no_zeroes);
-        let mut connection = Self::silent(config);
-        connection.greet(&NewstyleGreeting { flags }.encode());
-        connection
+        let phase = Phase::Handshake(Handshake::default());
+        Self::greeting(config, &NewstyleGreeting { flags }.encode(), phase)
     }
 
-    /// A connection with nothing queued.
-    pub(super) fn silent(config: Config) -> Self {
+    /// A connection that begins with `greeting`.
+    fn greeting(config: Config, greeting: &[u8], phase: Phase) -> Self {
+        let mut out = Outbound::default();
+        out.put(greeting);
+        out.seal(Tail::None, None);
         Self {
-            in_flight: InFlight::new(config.limits.max_in_flight.max(1)),
             config,
-            state: State::ClientFlags,
             scratch: Scratch::default(),
-            collected: Vec::new(),
-            options: 0,
-            negotiation: Negotiation::default(),
-            export: None,
-            out: Outbound::default(),
-            in_flight_bytes: 0,
-            finished: VecDeque::new(),
+            out,
+            phase,
+            end: End::Open,
+            end_of_stream: false,
             shutting_down: false,
-            error: None,
+            finished: Vec::new(),
         }
     }
 
-    pub(super) fn greet(&mut self, greeting: &[u8]) {
-        self.out.put(greeting);
-        self.out.seal(crate::outbound::Tail::None, None);
+    /// A connection without options, with this export, after an oldstyle greeting.
+    pub(super) fn entered(config: Config, info: &ExportInfo) -> Self {
+        let entered = Handshake::default().enter(&config, info, "");
+        let greeting = OldstyleGreeting { size: info.size, flags: entered.rules.flags };
+        let transmission = Transmission::new(entered, &config);
+        Self::greeting(config, &greeting.encode(), Phase::Transmission(transmission))
     }
 
     // What happened.
 
-    /// Bytes arrived: eats what it can off the front of `input` and gives at most one event. Bytes that it did not eat
-    /// stay yours: they may be a payload, or have to wait. `None` means that more is needed, or that
-    /// [`incoming`](Self::incoming) has something to say.
-    ///
-    /// # Errors
-    /// The peer is at fault and the connection is over: close it. The error is sticky.
-    pub fn next_event(&mut self, input: &mut &[u8]) -> Result<Option<Event>, Error> {
-        if let Some(error) = self.error {
-            return Err(error);
-        }
-        let result = self.step(input);
-        if let Err(error) = result {
-            self.error = Some(error);
-        }
-        result
-    }
-
-    fn step(&mut self, input: &mut &[u8]) -> Result<Option<Event>, Error> {
+    /// What happened next. Eats off `input` what belongs to the protocol, and data that nobody wants; takes nothing at all
+    /// when an event is due anyway. `None` when [`wants`](Self::wants) has to be met first; what is left in `input` then
+    /// is the data of a request, or has to wait.
+    #[inline]
+    pub fn next_event(&mut self, input: &mut impl Input) -> Option<Event> {
         loop {
-            let event = match &mut self.state {
-                State::RequestHeader => {
-                    if self.in_flight.is_full() || self.exceeds_bytes() {
-                        return Ok(None);
-                    }
-                    let Some(request) = self.take_request(input)? else { return Ok(None) };
-                    self.request(&request)?
+            if let Some(fault) = self.out.fault()
+                && self.end != End::Closed
+            {
+                self.end = End::Failed(fault);
+            }
+            if self.end != End::Open {
+                return self.closed();
+            }
+            let shutting_down = self.shutting_down;
+            let mut shared = Shared { config: &self.config, out: &mut self.out, shutting_down };
+            let step = match &mut self.phase {
+                Phase::Transmission(transmission) => {
+                    transmission.step(&mut shared, &mut self.scratch, input)
                 }
-                State::Held(_) => match self.release_held() {
-                    Some(event) => Some(event),
-                    None => return Ok(None),
-                },
-                State::StatusPayload(_, request) => {
-                    let length = request.length;
-                    if !self.collect(input, length) {
-                        return Ok(None);
-                    }
-                    self.status_payload()
+                Phase::Handshake(handshake) => {
+                    handshake.step(&mut shared, &mut self.scratch, input)
                 }
-                State::ClientFlags => {
-                    let Some(bytes) = self.scratch.take(input) else { return Ok(None) };
-                    self.client_flags(u32::from_be_bytes(bytes))?;
-                    None
-                }
-                State::OptionHeader => {
-                    if self.out.control_len() > MAX_UNSENT {
-                        return Ok(None);
-                    }
-                    let Some(bytes) = self.scratch.take(input) else { return Ok(None) };
-                    self.option_header(&OptionHeader::decode(&bytes)?)?;
-                    None
-                }
-                State::OptionData(header) => {
-                    let header = *header;
-                    if !self.collect(input, u64::from(header.length)) {
-                        return Ok(None);
-                    }
-                    let event = self.option(&header)?;
-                    if matches!(self.state, State::Tls) && !input.is_empty() {
-                        return Err(PeerMisbehaved::PlaintextAfterStartTls.into());
-                    }
-                    event
-                }
-                State::OptionSkip(header, remaining) => {
-                    let skipped = input.len().min(*remaining as usize);
-                    *input = input.get(skipped..).unwrap_or_default();
-                    *remaining = remaining.saturating_sub(u32::try_from(skipped).unwrap_or(0));
-                    if *remaining > 0 {
-                        return Ok(None);
-                    }
-                    let header = *header;
-                    self.option_too_big(&header)?
-                }
-                State::Awaiting(_)
-                | State::Tls
-                | State::Payload(..)
-                | State::Discard(..)
-                | State::Ended => return Ok(None),
             };
-            if event.is_some() {
-                return Ok(event);
+            match step {
+                Ok(Step::Event(event)) => return Some(event),
+                Ok(Step::Again) => {}
+                Ok(Step::Paused) => return None,
+                Ok(Step::Starved) if self.end_of_stream => self.end = self.end_here(),
+                Ok(Step::Starved) => return None,
+                Ok(Step::Closing(reason)) => self.end = End::Closing(Ok(reason)),
+                Err(error) => self.end = End::of(error),
             }
         }
     }
 
-    /// The next request header, widened to its extended form.
-    fn take_request(&mut self, input: &mut &[u8]) -> Result<Option<ExtendedRequest>, Error> {
-        Ok(if self.negotiation.extended {
-            match self.scratch.take(input) {
-                Some(bytes) => Some(ExtendedRequest::decode(&bytes)?),
-                None => None,
-            }
-        } else {
-            match self.scratch.take(input) {
-                Some(bytes) => Some(CompactRequest::decode(&bytes)?.into()),
-                None => None,
-            }
+    /// The last event, if it is time.
+    #[cold]
+    fn closed(&mut self) -> Option<Event> {
+        let result = match self.end {
+            End::Open | End::Closed => return None,
+            End::Closing(_) if !self.is_idle() => return None,
+            End::Closing(result) => result,
+            End::Failed(error) => Err(error),
+        };
+        self.end = End::Closed;
+        self.out.clear();
+        Some(Event::Closed(result))
+    }
+
+    /// The end of a stream that has no more bytes.
+    #[cold]
+    fn end_here(&mut self) -> End {
+        let cut_off = match &mut self.phase {
+            Phase::Handshake(handshake) => handshake.cut_off(),
+            Phase::Transmission(transmission) => transmission.cut_off(),
+        };
+        let in_header = (self.scratch.filled() > 0).then_some("a header");
+        End::Closing(match cut_off.or(in_header) {
+            Some(what) => Err(Error::UnexpectedEnd(what)),
+            None => Ok(CloseReason::EndOfStream),
         })
     }
 
-    /// Moves bytes into `collected` until it holds `length`, which was compared with a bound before.
-    fn collect(&mut self, input: &mut &[u8], length: u64) -> bool {
-        let missing = usize::try_from(length).unwrap_or(0).saturating_sub(self.collected.len());
-        if let Some((head, rest)) = input.split_at_checked(missing.min(input.len())) {
-            self.collected.extend_from_slice(head);
-            *input = rest;
-        }
-        self.collected.len() as u64 >= length
-    }
-
-    /// Bytes of the payload that [`incoming`](Self::incoming) told of were moved or dropped.
+    /// Bytes of the payload that [`Wants::Payload`] told of were moved to where they belong.
     ///
     /// # Errors
     /// [`Misuse::TooManyBytes`] when `count` exceeds what remained; [`Misuse::WrongPhase`] when no payload was due.
+    #[inline]
     pub fn payload_received(&mut self, count: u64) -> Result<(), Misuse> {
-        match &mut self.state {
-            State::Payload(id, offset, remaining) => {
-                *remaining = remaining.checked_sub(count).ok_or(Misuse::TooManyBytes)?;
-                *offset = offset.saturating_add(count);
-                if *remaining == 0 {
-                    let id = *id;
-                    self.state = State::RequestHeader;
-                    self.payload_complete(id);
-                }
+        match &mut self.phase {
+            Phase::Transmission(transmission) if self.end == End::Open => {
+                transmission.payload_received(count)
             }
-            State::Discard(id, remaining, refusal) => {
-                *remaining = remaining.checked_sub(count).ok_or(Misuse::TooManyBytes)?;
-                if *remaining == 0 {
-                    let (id, refusal) = (*id, *refusal);
-                    self.state = State::RequestHeader;
-                    self.refuse(id, refusal);
-                }
-            }
-            _ => return Err(Misuse::WrongPhase),
+            _ => Err(Misuse::WrongPhase),
         }
-        Ok(())
     }
 
-    /// The first `count` bytes of [`segments`](Self::segments) went out. Ask [`next_finished`](Self::next_finished)
-    /// afterwards.
+    /// The first `count` bytes of [`segments`](Self::segments) went out. Gives the requests that are over with them: their
+    /// buffers are yours again and their ids are void. Each request that was raised comes back once, here, unless the
+    /// connection closes before.
     ///
     /// # Errors
-    /// [`Misuse::TooManyBytes`] when there were fewer.
-    pub fn transmitted(&mut self, count: usize) -> Result<(), Misuse> {
-        self.out.transmitted(count, &mut self.finished)
+    /// [`Misuse::TooManyBytes`] when there were fewer; [`Misuse::WrongPhase`] after [`Event::Closed`].
+    #[inline]
+    pub fn transmitted(&mut self, count: usize) -> Result<Finished<'_>, Misuse> {
+        if self.end == End::Closed {
+            return Err(Misuse::WrongPhase);
+        }
+        self.finished.clear();
+        self.out.transmitted(count, &mut self.finished)?;
+        if let Phase::Transmission(transmission) = &mut self.phase {
+            transmission.release(&mut self.finished, &mut self.out);
+        }
+        Ok(Finished::drain(&mut self.finished))
     }
 
-    /// The TLS handshake that [`Incoming::Tls`] asked for succeeded: what follows comes out of TLS. All that was
-    /// negotiated before is forgotten (S-TLS-06). A handshake that fails has no method: close the connection.
+    /// The peer closed its side of the stream: there are no more bytes than what was received already. Go on as before:
+    /// what the peer asked for is still answered, in case that it only closed its writing side, and
+    /// [`Event::Closed`] follows. A write whose payload was cut off is not raised.
+    ///
+    /// To end a connection whose stream failed needs no method: drop it.
+    pub const fn end_of_stream(&mut self) {
+        self.end_of_stream = true;
+    }
+
+    /// The TLS handshake that [`Wants::Tls`] asked for succeeded: what follows comes out of TLS. All that was negotiated
+    /// before is forgotten. A handshake that fails has no method: drop the connection.
     ///
     /// # Errors
     /// [`Misuse::WrongPhase`] when no handshake was due.
+    // S-TLS-06
     pub fn tls_established(&mut self) -> Result<(), Misuse> {
-        if !matches!(self.state, State::Tls) || !self.out.is_empty() {
-            return Err(Misuse::WrongPhase);
+        match &mut self.phase {
+            Phase::Handshake(handshake)
+                if self.end == End::Open
+                    && matches!(handshake.state, State::Tls)
+                    && self.out.is_empty() =>
+            {
+                handshake.tls_established();
+                Ok(())
+            }
+            _ => Err(Misuse::WrongPhase),
         }
-        let client_flags = self.negotiation.client_flags;
-        self.negotiation = Negotiation { client_flags, tls: true, ..Negotiation::default() };
-        self.state = State::OptionHeader;
-        Ok(())
     }
 
-    /// The stream ended. Requests in flight are still to be answered, in case that the client only closed its writing
-    /// side; then the connection [is finished](Self::is_finished).
+    // Answers.
+
+    /// Answers [`Event::List`]. Names that are no valid strings (at most 4096 bytes without NUL) can't be listed and are
+    /// left out, and so are such descriptions.
     ///
     /// # Errors
-    /// [`Error::UnexpectedEnd`] when the end came in the middle of a message, for the log. A write whose payload is
-    /// cut off comes back by [`next_finished`](Self::next_finished) and is not to be executed.
-    pub fn end_of_stream(&mut self) -> Result<(), Error> {
-        let state = core::mem::replace(&mut self.state, State::Ended);
-        let inside = match state {
-            State::Payload(id, ..) => {
-                self.abandon(id);
-                Some("a payload")
+    /// [`Misuse::NoSuchQuestion`] when the client did not ask for a list; [`Misuse::WrongPhase`] after
+    /// [`Event::Closed`].
+    pub fn answer_list<'e>(
+        &mut self,
+        exports: impl IntoIterator<Item = Listing<'e>>,
+    ) -> Result<(), Misuse> {
+        let (handshake, mut shared) = self.handshake()?;
+        handshake.answer_list(&mut shared, exports)
+    }
+
+    /// Answers [`Event::List`] with why the client gets no list.
+    ///
+    /// # Errors
+    /// Those of [`answer_list`](Self::answer_list).
+    pub fn refuse_list(&mut self, refusal: LookupRefusal<'_>) -> Result<(), Misuse> {
+        let (handshake, mut shared) = self.handshake()?;
+        handshake.refuse_list(&mut shared, refusal)
+    }
+
+    /// Answers [`Event::Lookup`] with the export, or with why the client can't have it.
+    ///
+    /// `NBD_OPT_EXPORT_NAME` has no room for a refusal: the connection closes then, with
+    /// [`Refusal::NotServed`] as the reason.
+    ///
+    /// # Errors
+    /// [`Misuse::NoSuchQuestion`] when the client did not ask for an export; [`Misuse::WrongPhase`] after
+    /// [`Event::Closed`].
+    pub fn answer_lookup(
+        &mut self,
+        answer: Result<&ExportInfo, LookupRefusal<'_>>,
+    ) -> Result<LookupOutcome, Misuse> {
+        let (handshake, mut shared) = self.handshake()?;
+        match handshake.answer_lookup(&mut shared, answer)? {
+            Answered::Negotiating => Ok(LookupOutcome::Negotiating),
+            Answered::Refused(reason) => {
+                self.end = End::of(Refusal::NotServed(reason).into());
+                Ok(LookupOutcome::Negotiating)
             }
-            State::Discard(id, ..) => {
-                self.abandon(id);
-                Some("a payload")
+            Answered::Entered(export) => {
+                self.phase = Phase::Transmission(Transmission::new(export, &self.config));
+                Ok(LookupOutcome::Entered)
             }
-            State::StatusPayload(id, _) => {
-                self.abandon(id);
-                Some("a payload")
+        }
+    }
+
+    fn handshake(&mut self) -> Result<(&mut Handshake, Shared<'_>), Misuse> {
+        match &mut self.phase {
+            Phase::Handshake(handshake) if self.end == End::Open => {
+                let (config, shutting_down) = (&self.config, self.shutting_down);
+                Ok((handshake, Shared { config, out: &mut self.out, shutting_down }))
             }
-            State::OptionData(_) | State::OptionSkip(..) => Some("an option"),
-            State::Tls => Some("the TLS handshake"),
-            _ if self.scratch.filled() > 0 => Some("a header"),
-            _ => None,
+            _ if self.end == End::Closed => Err(Misuse::WrongPhase),
+            _ => Err(Misuse::NoSuchQuestion),
+        }
+    }
+
+    /// Starts or continues the reply to a request.
+    ///
+    /// # Errors
+    /// [`Misuse::NoSuchRequest`] when it is not in flight or was answered, [`Misuse::PayloadPending`] when it has not been
+    /// raised yet, [`Misuse::WrongPhase`] when the connection is over.
+    #[inline]
+    pub fn reply(&mut self, id: RequestId) -> Result<Reply<'_>, Misuse> {
+        let Phase::Transmission(transmission) = &mut self.phase else {
+            return Err(Misuse::WrongPhase);
         };
-        inside.map_or(Ok(()), |what| Err(Error::UnexpectedEnd(what)))
-    }
-
-    pub(super) const fn set_error(&mut self, error: Error) {
-        self.error = Some(error);
-    }
-
-    fn abandon(&mut self, id: RequestId) {
-        self.finished.push_back(id);
+        if matches!(self.end, End::Closed | End::Failed(_)) {
+            return Err(Misuse::WrongPhase);
+        }
+        let pending = transmission.in_flight.get_mut(id).ok_or(Misuse::NoSuchRequest)?;
+        match pending.progress {
+            Progress::Open => {}
+            Progress::Receiving => return Err(Misuse::PayloadPending),
+            Progress::Hidden | Progress::Answered => return Err(Misuse::NoSuchRequest),
+        }
+        let export = &transmission.export;
+        let answer = Answer { id, pending, out: &mut self.out, style: export.style };
+        let max_extents = self.config.limits.max_extents;
+        Ok(Reply::new(answer, export, &mut transmission.status, max_extents))
     }
 
     // What you want.
@@ -364,118 +327,144 @@ impl Connection {
     ///
     /// # Errors
     /// [`Misuse::WrongPhase`] when no export is in use.
-    pub fn set_size(&mut self, size: u64) -> Result<(), Misuse> {
-        let export = self.export.as_mut().ok_or(Misuse::WrongPhase)?;
-        export.rules.size = size;
-        Ok(())
+    pub const fn set_size(&mut self, size: u64) -> Result<(), Misuse> {
+        match &mut self.phase {
+            Phase::Transmission(transmission) => {
+                transmission.export.rules.size = size;
+                Ok(())
+            }
+            Phase::Handshake(_) => Err(Misuse::WrongPhase),
+        }
     }
 
-    // What it wants of you.
+    // What it wants.
 
-    /// What the next bytes of the stream are.
+    /// What the next bytes of the stream are. Valid when [`next_event`](Self::next_event) gave `None`.
     #[must_use]
-    pub fn incoming(&self) -> Incoming {
-        if self.error.is_some() {
-            return Incoming::Terminated;
+    #[inline]
+    pub fn wants(&self) -> Wants {
+        match self.end {
+            End::Open if self.out.fault().is_some() => {
+                return Wants::Nothing(PauseReason::EventDue);
+            }
+            End::Open => {}
+            End::Closed => return Wants::Closed,
+            End::Closing(_) if !self.is_idle() => return Wants::Nothing(PauseReason::Closing),
+            End::Closing(_) | End::Failed(_) => return Wants::Nothing(PauseReason::EventDue),
         }
-        let need =
-            |total: usize, have: usize| Incoming::Control { need: total.saturating_sub(have) };
-        match &self.state {
-            State::RequestHeader if self.in_flight.is_full() => {
-                Incoming::Paused(PauseReason::TooManyRequests)
+        let wants = match &self.phase {
+            Phase::Transmission(transmission) => {
+                transmission.wants(&self.config.limits, &self.scratch)
             }
-            State::RequestHeader if self.exceeds_bytes() => {
-                Incoming::Paused(PauseReason::TooManyBytes)
+            Phase::Handshake(handshake) => handshake.wants(&self.out, &self.scratch),
+        };
+        match wants {
+            // There won't be any: `next_event` closes the connection.
+            Wants::Bytes { .. } | Wants::Tls if self.end_of_stream => {
+                Wants::Nothing(PauseReason::EventDue)
             }
-            State::RequestHeader if self.negotiation.extended => {
-                need(ExtendedRequest::SIZE, self.scratch.filled())
-            }
-            State::RequestHeader => need(CompactRequest::SIZE, self.scratch.filled()),
-            State::Held(held) if self.has_room(held) => Incoming::Control { need: 0 },
-            State::Held(_) => Incoming::Paused(PauseReason::TooManyBytes),
-            State::StatusPayload(_, request) => {
-                need(usize::try_from(request.length).unwrap_or(0), self.collected.len())
-            }
-            State::Payload(id, offset, remaining) => {
-                Incoming::Payload { request: *id, offset: *offset, remaining: *remaining }
-            }
-            State::Discard(_, remaining, _) => Incoming::Discard { remaining: *remaining },
-            State::ClientFlags => need(4, self.scratch.filled()),
-            State::OptionHeader if self.out.control_len() > MAX_UNSENT => {
-                Incoming::Paused(PauseReason::Unsent)
-            }
-            State::OptionHeader => need(OptionHeader::SIZE, self.scratch.filled()),
-            State::OptionData(header) => need(header.length as usize, self.collected.len()),
-            State::OptionSkip(_, remaining) => need(*remaining as usize, 0),
-            State::Awaiting(_) => Incoming::Paused(PauseReason::AwaitingAnswer),
-            State::Tls if !self.out.is_empty() => Incoming::Paused(PauseReason::Unsent),
-            State::Tls => Incoming::Tls,
-            State::Ended => Incoming::Terminated,
+            wants => wants,
         }
     }
 
     /// What is to be sent, in order. Write any prefix of it in any way, then call [`transmitted`](Self::transmitted).
     #[must_use]
+    #[inline]
     pub fn segments(&self) -> Segments<'_> {
         self.out.segments()
     }
 
-    /// A request that is over: its reply is wholly transmitted, or its payload was cut off. Its buffers are yours
-    /// again, and its name is void. Ask until there is none: the place in flight is free only then.
-    pub fn next_finished(&mut self) -> Option<RequestId> {
-        let id = self.finished.pop_front()?;
-        if let Some(pending) = self.in_flight.get(id) {
-            self.in_flight_bytes = self.in_flight_bytes.saturating_sub(pending.bytes);
-        }
-        self.in_flight.release(id);
-        Some(id)
-    }
-
     // Getters.
 
-    /// Whether all is said and done: nothing more will be read, and nothing is in flight or queued. Close.
+    /// Whether the client will send no more requests than what was received already, or is not listened to any more.
+    /// [`Event::Closed`] follows once what is in flight has been answered and sent: long work can be cut short, and a
+    /// deadline be set.
     #[must_use]
-    pub fn is_finished(&self) -> bool {
-        self.error.is_some() || (matches!(self.state, State::Ended) && self.is_idle())
+    pub fn is_closing(&self) -> bool {
+        self.end_of_stream || self.end != End::Open
     }
 
     /// Whether no request is in flight and nothing is queued.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.in_flight.len() == 0 && self.out.is_empty()
+        self.requests_in_flight() == 0 && self.out.is_empty()
     }
 
     /// Whether the handshake is over and an export is in use.
     #[must_use]
     pub const fn is_transmitting(&self) -> bool {
-        self.export.is_some()
+        matches!(self.phase, Phase::Transmission(_))
     }
 
     /// Whether the stream runs over TLS.
     #[must_use]
     pub const fn is_tls(&self) -> bool {
-        self.negotiation.tls
+        match &self.phase {
+            Phase::Handshake(handshake) => handshake.agreed.tls,
+            Phase::Transmission(transmission) => transmission.export.tls,
+        }
     }
 
     /// Requests whose reply is not wholly transmitted.
     #[must_use]
     pub const fn requests_in_flight(&self) -> usize {
-        self.in_flight.len()
+        match &self.phase {
+            Phase::Handshake(_) => 0,
+            Phase::Transmission(transmission) => transmission.in_flight.len(),
+        }
     }
 
-    /// The export in use, `None` during haggling.
+    /// The metadata queries of the option that awaits an answer, in the client's order: for exports that make contexts
+    /// on demand, by [`ContextInfo::answering`](crate::ContextInfo::answering). Empty unless the
+    /// [purpose](super::Lookup::purpose) of the lookup is [`Purpose::MetaContext`](super::Purpose::MetaContext). Queries
+    /// that are no valid strings are left out.
+    pub fn queries(&self) -> impl Iterator<Item = &str> {
+        let question = match &self.phase {
+            Phase::Handshake(Handshake { state: State::Asked(Question::Contexts(it)), .. }) => {
+                Some(it)
+            }
+            _ => None,
+        };
+        question.into_iter().flat_map(|question| question.queries()).filter_map(valid_string)
+    }
+
+    /// The export in use, `None` during the negotiation.
     #[must_use]
     pub fn export(&self) -> Option<ExportView<'_>> {
-        self.export.as_ref().map(|entered| ExportView {
-            size: entered.rules.size,
-            flags: entered.rules.flags,
-            block_size: entered.rules.block_size,
-            contexts: &entered.contexts,
-            structured: self.negotiation.structured || self.negotiation.extended,
-            extended: self.negotiation.extended,
+        let Phase::Transmission(transmission) = &self.phase else { return None };
+        let export = &transmission.export;
+        Some(ExportView {
+            size: export.rules.size,
+            flags: export.rules.flags,
+            block_size: export.rules.block_size,
+            block_size_advertised: export.block_size_advertised,
+            name: export.name.as_deref(),
+            description: export.description.as_deref(),
+            contexts: &export.contexts,
+            structured: export.style != Style::Simple,
+            extended: export.style == Style::Extended,
+            tls: export.tls,
         })
     }
 }
 
-/// Option replies that may wait to be sent before no further option is read.
-const MAX_UNSENT: usize = 256 << 10;
+impl End {
+    /// What is sent after an error: nothing, except where it is nobody's fault.
+    const fn of(error: Error) -> Self {
+        match error {
+            Error::Refused(_) => Self::Closing(Err(error)),
+            error => Self::Failed(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_no_larger_than_it_has_to_be() {
+        let size = size_of::<Connection>();
+        assert!(size <= 768, "{size}");
+    }
+}

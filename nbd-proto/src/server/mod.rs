@@ -2,18 +2,22 @@
 
 mod config;
 mod connection;
-mod context;
+mod contexts;
 mod event;
-mod haggling;
+mod handshake;
+mod header;
 mod oldstyle;
 mod option_reply;
+mod options;
+mod question;
 mod reply;
+mod status;
 mod transmission;
-mod validate;
 
 pub use config::{Config, TlsMode};
-pub use connection::{Connection, ExportView, SelectedContext};
-pub use event::{Event, Incoming, Lookup, PauseReason, Purpose, Request};
-pub use haggling::{Listing, LookupOutcome, LookupRefusal};
+pub use connection::Connection;
+pub use event::{Event, Lookup, Purpose};
 pub use oldstyle::OldstyleUnfit;
+pub use options::{Listing, LookupOutcome, LookupRefusal};
 pub use reply::Reply;
+pub use status::{StatusExtents, StatusIter, StatusQuery};

@@ -1,8 +1,7 @@
-//! Oldstyle: no haggling at all.
+//! Oldstyle: no negotiation at all.
 
 use super::{Config, Connection, TlsMode};
 use crate::ExportInfo;
-use crate::wire::OldstyleGreeting;
 
 /// Why an export can't be served to oldstyle clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +20,8 @@ impl Connection {
     /// there is of a handshake is the greeting, which tells of this one export, and transmission has begun. There are
     /// simple replies only, no metadata contexts and no TLS.
     ///
-    /// Not to be offered on a listener for newstyle clients (S-HS-11).
+    /// Not to be offered on a listener for newstyle clients.
+    // S-HS-11
     ///
     /// # Errors
     /// When the export requires what oldstyle can't do.
@@ -39,20 +39,16 @@ impl Connection {
         if export.block_size_required && export.block_size.minimum() > 1 {
             return Err(OldstyleUnfit::BlockSizeRequired);
         }
-        let mut connection = Self::silent(config);
-        let flags = connection.transmission_flags(export, "");
-        connection.greet(&OldstyleGreeting { size: export.size, flags }.encode());
-        connection.enter(export, "");
-        Ok(connection)
+        Ok(Self::entered(config, export))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::{Event, Incoming};
+    use crate::server::Event;
     use crate::wire::TransmissionFlags;
-    use crate::{BlockSize, Command};
+    use crate::{BlockSize, Command, Wants};
 
     fn unfit(config: Config, export: &ExportInfo) -> Option<OldstyleUnfit> {
         Connection::oldstyle(config, export).err()
@@ -73,19 +69,16 @@ mod tests {
         expected.extend_from_slice(&[0, 0, 0, 5]);
         expected.resize(152, 0);
         assert_eq!(sent, expected);
-        connection.transmitted(152).unwrap();
+        assert_eq!(connection.transmitted(152).unwrap().count(), 0);
 
-        assert_eq!(connection.incoming(), Incoming::Control { need: 28 });
+        assert_eq!(connection.next_event(&mut &[][..]), None);
+        assert_eq!(connection.wants(), Wants::Bytes { at_least: 28 });
         let mut request = b"\x25\x60\x95\x13\0\0\0\0cookie!!".to_vec();
         request.extend_from_slice(&512_u64.to_be_bytes());
         request.extend_from_slice(&16_u32.to_be_bytes());
-        match connection.next_event(&mut &request[..]).unwrap() {
-            Some(Event::Request(request)) => {
-                let read = Command::Read { offset: 512, length: 16, dont_fragment: false };
-                assert_eq!(request.command, read);
-            }
-            other => panic!("{other:?}"),
-        }
+        let event = connection.next_event(&mut &request[..]);
+        let Some(Event::Request { command, .. }) = event else { panic!("{event:?}") };
+        assert_eq!(command, Command::read(512, 16));
     }
 
     #[test]

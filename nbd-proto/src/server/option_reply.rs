@@ -1,15 +1,14 @@
 //! Option replies on their way to the queue (section "Option reply types").
 
-use super::Connection;
-use super::connection::State;
-use crate::outbound::Tail;
+use alloc::vec::Vec;
+
+use crate::outbound::{Outbound, Tail};
 use crate::wire::{
     DecodeError, MAX_STRING, MetaContextReply, OptionCode, OptionReplyHeader, OptionReplyType,
     ServerReply,
 };
-use crate::{Error, wire};
 
-impl Connection {
+impl Outbound {
     /// Queues a reply whose data is `parts`, one behind the other.
     pub(super) fn option_reply(
         &mut self,
@@ -26,16 +25,15 @@ impl Connection {
         &mut self,
         code: OptionCode,
         reply: OptionReplyType,
-        write: impl FnOnce(&mut alloc::vec::Vec<u8>),
+        write: impl FnOnce(&mut Vec<u8>),
     ) {
-        let header_at = self.out.position();
-        self.out.put(&OptionReplyHeader { code, reply, length: 0 }.encode());
-        let data_at = self.out.position();
-        self.out.put_with(write);
-        let length = self.out.position().saturating_sub(data_at);
-        let length = u32::try_from(length).unwrap_or(u32::MAX);
-        self.out.patch(header_at, OptionReplyHeader { code, reply, length }.encode());
-        self.out.seal(Tail::None, None);
+        let header_at = self.position();
+        self.put(&OptionReplyHeader { code, reply, length: 0 }.encode());
+        let data_at = self.position();
+        self.put_with(write);
+        let length = self.length_since(data_at);
+        self.patch(header_at, OptionReplyHeader { code, reply, length }.encode());
+        self.seal(Tail::None, None);
     }
 
     pub(super) fn option_ack(&mut self, code: OptionCode) {
@@ -63,12 +61,6 @@ impl Connection {
             MetaContextReply { id, name }.encode(out);
         });
     }
-
-    /// Ends the connection for a reason that the next call of `next_event` tells.
-    pub(super) fn fail(&mut self, error: Error) {
-        self.set_error(error);
-        self.state = State::Ended;
-    }
 }
 
 /// The part of a text that obeys the rules for strings (section "Conventions"): no NUL, not too long, whole characters.
@@ -78,14 +70,13 @@ pub(super) fn displayable(text: &str) -> &str {
     while !text.is_char_boundary(end) {
         end = end.saturating_sub(1);
     }
-    let text = text.get(..end).unwrap_or_default();
-    debug_assert!(wire::is_valid_string(text.as_bytes()));
-    text
+    text.get(..end).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn texts_are_cut_at_a_nul_and_at_whole_characters() {
@@ -94,5 +85,12 @@ mod tests {
         assert_eq!(displayable(&long).len(), 4096);
         let odd = alloc::format!("x{long}");
         assert_eq!(displayable(&odd).len(), 4095);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_is_a_valid_string(text in "\\PC{0,3}[\\x00aü€😀]{0,3000}") {
+            prop_assert!(crate::wire::is_valid_string(displayable(&text).as_bytes()));
+        }
     }
 }

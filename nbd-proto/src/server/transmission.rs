@@ -1,28 +1,118 @@
 //! Requests: everything between the start of transmission and its end (section "Transmission").
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::connection::State;
-use super::reply::Content;
-use super::validate::Refusal;
-use super::{Connection, Event, Request};
+use super::handshake::{Agreed, ContextKind, Selection, Shared, Step, collect, skip};
+use super::header::{self, Refused};
+use super::reply::{Answer, Content, Style};
+use super::status::StatusExtents;
+use super::{Config, Event};
 use crate::coverage::Coverage;
+use crate::in_flight::InFlight;
+use crate::outbound::Outbound;
+use crate::scratch::Scratch;
 use crate::wire::{
-    BlockStatusDescriptor, CommandFlags, CommandType, ErrorCode, ExtendedRequest, Reader,
+    BlockStatusDescriptor, CommandFlags, CommandType, CompactRequest, ErrorCode, ExtendedRequest,
+    Reader, TransmissionFlags,
 };
-use crate::{Command, Error, LimitExceeded, RequestId};
+use crate::{
+    BlockSize, CloseReason, Command, Error, Input, LimitExceeded, Limits, Misuse, PauseReason,
+    RequestId, RequestRules, SelectedContext, Wants,
+};
 
-/// A request in flight. Places in the table are reused with their vectors.
-#[derive(Debug, Default)]
+/// Everything from the start of transmission on.
+#[derive(Debug)]
+pub(super) struct Transmission {
+    pub(super) export: Entered,
+    next: Next,
+    /// The payload of a block status request.
+    collected: Vec<u8>,
+    pub(super) in_flight: InFlight<Pending>,
+    /// What [`Limits::max_in_flight_bytes`] counts.
+    bytes: u64,
+    /// For extents that are given one by one.
+    pub(super) status: StatusExtents,
+}
+
+/// The export in use.
+#[derive(Debug)]
+pub(super) struct Entered {
+    pub(super) rules: RequestRules,
+    pub(super) style: Style,
+    pub(super) tls: bool,
+    pub(super) block_size_advertised: bool,
+    pub(super) name: Option<String>,
+    pub(super) description: Option<String>,
+    pub(super) contexts: Vec<SelectedContext>,
+    pub(super) kinds: Vec<ContextKind>,
+}
+
+impl Entered {
+    pub(super) fn new(
+        size: u64,
+        flags: TransmissionFlags,
+        block_size: BlockSize,
+        agreed: &Agreed,
+        selection: Selection,
+    ) -> Self {
+        let Selection { contexts, kinds, .. } = selection;
+        let (extended, has_contexts) = (agreed.extended, !contexts.is_empty());
+        Self {
+            rules: RequestRules { size, flags, block_size, extended, has_contexts },
+            style: Style::new(agreed.structured, agreed.extended),
+            tls: agreed.tls,
+            block_size_advertised: false,
+            name: None,
+            description: None,
+            contexts,
+            kinds,
+        }
+    }
+}
+
+/// What the next bytes of the stream are, or what they wait for.
+#[derive(Debug)]
+enum Next {
+    Header,
+    /// A valid request that waits for room.
+    Held(Held),
+    /// The context ids of a block status request.
+    StatusPayload(RequestId, ExtendedRequest),
+    Payload {
+        id: RequestId,
+        command: Command,
+        offset: u64,
+        remaining: u64,
+    },
+    /// A request whose payload is complete.
+    Ready(RequestId, Command),
+    /// The payload of a request that was refused.
+    Discard {
+        id: RequestId,
+        remaining: u64,
+        refused: Refused,
+    },
+}
+
+/// A valid request.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    cookie: u64,
+    offset: u64,
+    command: Command,
+}
+
+/// A request in flight. Slots of the table are reused with their vectors.
+#[derive(Debug)]
 pub(super) struct Pending {
     pub(super) cookie: u64,
     /// The offset field of the request, which extended replies repeat.
     pub(super) offset: u64,
-    /// `None` for a request that was refused.
-    pub(super) command: Option<Command>,
-    /// Bytes counted against [`Limits::max_in_flight_bytes`](crate::Limits::max_in_flight_bytes).
-    pub(super) bytes: u64,
-    pub(super) phase: Phase,
+    pub(super) command: Command,
+    /// Bytes counted against [`Limits::max_in_flight_bytes`].
+    bytes: u64,
+    pub(super) progress: Progress,
     /// What a read's reply accounts for so far.
     pub(super) coverage: Coverage,
     /// Content that must be sent in one piece at the end, in simple replies and with DF.
@@ -34,9 +124,11 @@ pub(super) struct Pending {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// The payload is still to come.
+pub(super) enum Progress {
+    /// The embedder does not know of the request: the core answers it.
     #[default]
+    Hidden,
+    /// The payload is still to come.
     Receiving,
     /// The embedder is to reply.
     Open,
@@ -44,13 +136,30 @@ pub(super) enum Phase {
     Answered,
 }
 
+impl Default for Pending {
+    fn default() -> Self {
+        Self {
+            cookie: 0,
+            offset: 0,
+            command: Command::Flush,
+            bytes: 0,
+            progress: Progress::Hidden,
+            coverage: Coverage::default(),
+            deferred: Vec::new(),
+            failures: Vec::new(),
+            awaited: Vec::new(),
+        }
+    }
+}
+
 impl Pending {
-    fn begin(&mut self, request: &ExtendedRequest, command: Option<Command>) {
-        self.cookie = request.cookie;
-        self.offset = request.offset;
+    #[inline]
+    fn begin(&mut self, cookie: u64, offset: u64, command: Command) {
+        self.cookie = cookie;
+        self.offset = offset;
         self.command = command;
         self.bytes = 0;
-        self.phase = Phase::Receiving;
+        self.progress = Progress::Hidden;
         self.coverage.clear();
         self.deferred.clear();
         self.failures.clear();
@@ -58,214 +167,336 @@ impl Pending {
     }
 }
 
-/// A valid request whose data would exceed what may be in flight.
-#[derive(Debug)]
-pub(super) struct Held {
-    request: ExtendedRequest,
-    command: Command,
-}
+const SHUTTING_DOWN: Refused = Refused::new(ErrorCode::ESHUTDOWN, "the server is shutting down");
+const BAD_STATUS_PAYLOAD: Refused =
+    Refused::new(ErrorCode::EINVAL, "the list of metadata contexts is malformed");
 
-const SHUTTING_DOWN: Refusal = (ErrorCode::ESHUTDOWN, "the server is shutting down");
-const BAD_STATUS_PAYLOAD: Refusal =
-    (ErrorCode::EINVAL, "the list of metadata contexts is malformed");
+/// The slot was found free before the request was read.
+const NO_SLOT: Error = Error::Internal("a request was read without a slot for it");
+/// A slot is freed only after its request is over.
+const SLOT_LOST: Error = Error::Internal("a request in flight lost its slot");
 
-impl Connection {
-    /// A request header has arrived, and there is a place for it in the table.
-    pub(super) fn request(&mut self, request: &ExtendedRequest) -> Result<Option<Event>, Error> {
-        if request.command == CommandType::DISC {
-            self.state = State::Ended;
-            return Ok(Some(Event::Disconnected));
+impl Transmission {
+    pub(super) fn new(export: Entered, config: &Config) -> Self {
+        Self {
+            export,
+            next: Next::Header,
+            collected: Vec::new(),
+            in_flight: InFlight::new(config.limits.max_in_flight.max(1)),
+            bytes: 0,
+            status: StatusExtents::new(),
         }
-        let Some(export) = &self.export else { return Ok(None) };
-        let rules = &export.rules;
-        let payload = rules.payload_length(request);
-        if payload > self.config.limits.max_discard() {
+    }
+
+    #[inline]
+    pub(super) fn step(
+        &mut self,
+        shared: &mut Shared<'_>,
+        scratch: &mut Scratch,
+        input: &mut impl Input,
+    ) -> Result<Step, Error> {
+        match &mut self.next {
+            Next::Header => {
+                if self.in_flight.is_full() || self.exceeds_bytes(&shared.config.limits) {
+                    return Ok(Step::Paused);
+                }
+                let request = if self.export.rules.extended {
+                    let Some(bytes) = scratch.take(input) else { return Ok(Step::Starved) };
+                    ExtendedRequest::decode(&bytes)?
+                } else {
+                    let Some(bytes) = scratch.take(input) else { return Ok(Step::Starved) };
+                    CompactRequest::decode(&bytes)?.into()
+                };
+                self.request(shared, &request)
+            }
+            Next::Ready(id, command) => {
+                let (id, command) = (*id, *command);
+                self.next = Next::Header;
+                self.in_flight.get_mut(id).ok_or(SLOT_LOST)?.progress = Progress::Open;
+                Ok(Step::Event(Event::Request { id, command }))
+            }
+            Next::Payload { .. } if input.unread().is_empty() => Ok(Step::Starved),
+            Next::Payload { .. } => Ok(Step::Paused),
+            Next::Held(held) => {
+                let held = *held;
+                if self.has_room(&held.command, &shared.config.limits) {
+                    self.accept(shared, held)
+                } else {
+                    Ok(Step::Paused)
+                }
+            }
+            Next::StatusPayload(id, request) => {
+                let (id, request) = (*id, *request);
+                // The length was compared with that of the longest list.
+                let length = usize::try_from(request.length)
+                    .map_err(|_| Error::Internal("a list of contexts of any length"))?;
+                if !collect(&mut self.collected, length, input) {
+                    return Ok(Step::Starved);
+                }
+                self.next = Next::Header;
+                self.status_payload(shared, id, &request)
+            }
+            Next::Discard { id, remaining, refused } => {
+                *remaining = skip(*remaining, input);
+                if *remaining > 0 {
+                    return Ok(Step::Starved);
+                }
+                let (id, refused) = (*id, *refused);
+                self.next = Next::Header;
+                self.refuse(shared, id, refused)
+            }
+        }
+    }
+
+    /// A request header has arrived, and there is a slot in the table.
+    fn request(
+        &mut self,
+        shared: &mut Shared<'_>,
+        request: &ExtendedRequest,
+    ) -> Result<Step, Error> {
+        if request.command == CommandType::DISC {
+            return Ok(Step::Closing(CloseReason::Disconnected));
+        }
+        let rules = &self.export.rules;
+        let strict = shared.config.require_payload_flag;
+        let payload = header::payload_length(request, rules, strict);
+        if payload > shared.config.limits.max_discard() {
             let command = request.command;
             return Err(LimitExceeded::Payload { command, length: payload }.into());
         }
+        let command = header::command(request, rules, strict);
         if request.command == CommandType::BLOCK_STATUS && payload > 0 {
-            let checked = rules.check_header(request);
-            self.begin_status_payload(request, checked);
-            return Ok(None);
+            return self.begin_status_payload(shared, request, command);
         }
-        let checked = rules.check(request);
-        Ok(match checked {
-            Ok(_) if self.shutting_down => self.refuse_request(request, payload, SHUTTING_DOWN),
-            Err(refusal) => self.refuse_request(request, payload, refusal),
+        let checked = command.and_then(|command| header::check(&command, rules).map(|()| command));
+        match checked {
+            Ok(_) if shared.shutting_down => {
+                self.refuse_request(shared, request, payload, SHUTTING_DOWN)
+            }
+            Err(refused) => self.refuse_request(shared, request, payload, refused),
             Ok(command) => {
-                let held = Held { request: *request, command };
-                if self.has_room(&held) {
-                    self.accept(&held)
+                let held = Held { cookie: request.cookie, offset: request.offset, command };
+                if self.has_room(&command, &shared.config.limits) {
+                    self.accept(shared, held)
                 } else {
-                    self.state = State::Held(held);
-                    None
+                    self.next = Next::Held(held);
+                    Ok(Step::Paused)
                 }
             }
-        })
+        }
     }
 
     /// Whether a request's data fits into what may be in flight. A request that is alone always fits.
-    pub(super) fn has_room(&self, held: &Held) -> bool {
-        let length = self.bytes_for(&held.command);
-        let total = self.in_flight_bytes.saturating_add(length);
-        length == 0 || self.in_flight_bytes == 0 || total <= self.config.limits.max_in_flight_bytes
+    #[inline]
+    fn has_room(&self, command: &Command, limits: &Limits) -> bool {
+        let length = self.bytes_for(command, limits);
+        let total = self.bytes.saturating_add(length);
+        length == 0 || self.bytes == 0 || total <= limits.max_in_flight_bytes
     }
 
     /// Whether the requests in flight take more than they may, so that not even a header should be read.
-    pub(super) const fn exceeds_bytes(&self) -> bool {
-        self.in_flight_bytes > self.config.limits.max_in_flight_bytes
+    #[inline]
+    const fn exceeds_bytes(&self, limits: &Limits) -> bool {
+        self.bytes > limits.max_in_flight_bytes
     }
 
-    /// The bytes that a command's data or its extents take: the embedder's, or the queue's.
-    fn bytes_for(&self, command: &Command) -> u64 {
+    /// The bytes that a command's data or its extents take: the embedder's, or the queue's. What has more than 64 bits
+    /// exceeds every limit.
+    #[inline]
+    fn bytes_for(&self, command: &Command, limits: &Limits) -> u64 {
         let &Command::BlockStatus { one, .. } = command else {
-            return u64::from(command.buffer_length());
+            return command.buffer_length();
         };
-        let contexts = self.export.as_ref().map_or(0, |export| export.contexts.len()) as u64;
-        let extents = if one { 1 } else { u64::from(self.config.limits.max_extents) };
+        let contexts = self.export.contexts.len() as u64;
+        let extents = if one { 1 } else { u64::from(limits.max_extents) };
         contexts.saturating_mul(extents).saturating_mul(BlockStatusDescriptor::EXTENDED_SIZE as u64)
     }
 
-    /// Raises the request that was held, once there is room.
-    pub(super) fn release_held(&mut self) -> Option<Event> {
-        match core::mem::replace(&mut self.state, State::RequestHeader) {
-            State::Held(held) if self.has_room(&held) => self.accept(&held),
-            state => {
-                self.state = state;
-                None
-            }
+    /// Gives a valid request its slot. Requests of no length succeed by themselves.
+    #[inline]
+    fn accept(&mut self, shared: &mut Shared<'_>, held: Held) -> Result<Step, Error> {
+        let Held { cookie, offset, command } = held;
+        let bytes = self.bytes_for(&command, &shared.config.limits);
+        let (id, pending) = self.in_flight.take().ok_or(NO_SLOT)?;
+        pending.begin(cookie, offset, command);
+        self.next = Next::Header;
+        if command.has_range() && command.length() == 0 {
+            Answer { id, pending, out: shared.out, style: self.export.style }.succeed();
+            return Ok(Step::Again);
         }
-    }
-
-    /// Gives a valid request its place. Requests of no length succeed by themselves.
-    fn accept(&mut self, held: &Held) -> Option<Event> {
-        let command = held.command;
-        let bytes = self.bytes_for(&command);
-        let (id, pending) = self.in_flight.take()?;
-        pending.begin(&held.request, Some(command));
-        pending.phase = Phase::Open;
         pending.bytes = bytes;
-        self.in_flight_bytes = self.in_flight_bytes.saturating_add(bytes);
-        self.state = State::RequestHeader;
-        let ranged = !matches!(command, Command::Flush | Command::Resize { .. });
-        if ranged && command.length() == 0 {
-            self.succeed(id);
-            return None;
+        self.bytes = self.bytes.saturating_add(bytes);
+        if let Command::Write { length, .. } = command {
+            pending.progress = Progress::Receiving;
+            self.next = Next::Payload { id, command, offset: 0, remaining: length };
+            return Ok(Step::Again);
         }
-        match command {
-            Command::Write { length, .. } => {
-                pending.phase = Phase::Receiving;
-                self.state = State::Payload(id, 0, u64::from(length));
-            }
-            Command::BlockStatus { .. } => {
-                if let Some(export) = &self.export {
-                    pending.awaited.extend(export.contexts.iter().map(|context| context.id));
-                }
-            }
-            _ => {}
+        if let Command::BlockStatus { .. } = command {
+            pending.awaited.extend(self.export.contexts.iter().map(|context| context.id));
         }
-        Some(Event::Request(Request { id, command }))
+        pending.progress = Progress::Open;
+        Ok(Step::Event(Event::Request { id, command }))
     }
 
-    /// Gives a refused request its place, so that a client who does not read its errors stops itself; the error
-    /// follows once the payload is consumed (S-REQ-11).
+    /// Gives a refused request its slot, so that a client who does not read its errors stops itself; the error follows
+    /// once the payload is consumed.
+    // S-REQ-11
     fn refuse_request(
         &mut self,
+        shared: &mut Shared<'_>,
         request: &ExtendedRequest,
         payload: u64,
-        refusal: Refusal,
-    ) -> Option<Event> {
-        let (id, pending) = self.in_flight.take()?;
-        pending.begin(request, None);
-        self.state = State::RequestHeader;
-        if payload > 0 {
-            self.state = State::Discard(id, payload, refusal);
-        } else {
-            self.refuse(id, refusal);
+        refused: Refused,
+    ) -> Result<Step, Error> {
+        let (id, pending) = self.in_flight.take().ok_or(NO_SLOT)?;
+        pending.begin(request.cookie, request.offset, Command::Flush);
+        self.next = Next::Header;
+        if payload == 0 {
+            return self.refuse(shared, id, refused);
         }
-        None
+        self.next = Next::Discard { id, remaining: payload, refused };
+        Ok(Step::Again)
     }
 
-    pub(super) fn refuse(&mut self, id: RequestId, (code, text): Refusal) {
-        self.queue_error(id, code, text, None);
-    }
-
-    pub(super) fn payload_complete(&mut self, id: RequestId) {
-        if let Some(pending) = self.in_flight.get_mut(id) {
-            pending.phase = Phase::Open;
-        }
+    #[cold]
+    fn refuse(
+        &mut self,
+        shared: &mut Shared<'_>,
+        id: RequestId,
+        refused: Refused,
+    ) -> Result<Step, Error> {
+        let pending = self.in_flight.get_mut(id).ok_or(SLOT_LOST)?;
+        let mut answer = Answer { id, pending, out: shared.out, style: self.export.style };
+        answer.fail(refused.code, &alloc::format!("{refused}"));
+        Ok(Step::Again)
     }
 
     /// A block status request that lists the contexts it is about (section "Request types").
-    fn begin_status_payload(&mut self, request: &ExtendedRequest, checked: Result<(), Refusal>) {
-        let selected = self.export.as_ref().map_or(0, |export| export.contexts.len());
-        let longest = selected.saturating_mul(4).saturating_add(8) as u64;
-        let refusal = match checked {
-            Err(refusal) => refusal,
-            Ok(()) if self.shutting_down => SHUTTING_DOWN,
-            Ok(())
-                if request.length > longest
-                    || request.length < 12
-                    || !request.length.is_multiple_of(4) =>
-            {
+    fn begin_status_payload(
+        &mut self,
+        shared: &mut Shared<'_>,
+        request: &ExtendedRequest,
+        command: Result<Command, Refused>,
+    ) -> Result<Step, Error> {
+        let length = request.length;
+        let longest = (self.export.contexts.len() as u64).saturating_mul(4).saturating_add(8);
+        let refused = match command {
+            Err(refused) => refused,
+            Ok(_) if shared.shutting_down => SHUTTING_DOWN,
+            Ok(_) if length > longest || length < 12 || !length.is_multiple_of(4) => {
                 BAD_STATUS_PAYLOAD
             }
-            Ok(()) => {
-                if let Some((id, pending)) = self.in_flight.take() {
-                    pending.begin(request, None);
-                    self.collected.clear();
-                    self.state = State::StatusPayload(id, *request);
-                }
-                return;
+            Ok(command) => {
+                let (id, pending) = self.in_flight.take().ok_or(NO_SLOT)?;
+                pending.begin(request.cookie, request.offset, command);
+                self.collected.clear();
+                self.next = Next::StatusPayload(id, *request);
+                return Ok(Step::Again);
             }
         };
-        self.refuse_request(request, request.length, refusal);
+        self.refuse_request(shared, request, length, refused)
     }
 
-    /// The payload of a block status request is in `collected`: effect length and context ids (S-EH-10, S-EH-11).
-    pub(super) fn status_payload(&mut self) -> Option<Event> {
-        let State::StatusPayload(id, request) =
-            core::mem::replace(&mut self.state, State::RequestHeader)
-        else {
-            return None;
-        };
+    /// The payload of a block status request has arrived: effect length and context ids.
+    // S-EH-10, S-EH-11
+    fn status_payload(
+        &mut self,
+        shared: &mut Shared<'_>,
+        id: RequestId,
+        request: &ExtendedRequest,
+    ) -> Result<Step, Error> {
         let mut reader = Reader::new(&self.collected);
-        let length = reader.u64("effect length").unwrap_or(0);
+        let length = reader.u64("effect length")?;
         let one = request.flags.contains(CommandFlags::REQ_ONE);
         let command = Command::BlockStatus { offset: request.offset, length, one };
-        // There was no room reserved for this form: it is what stops the next header from being read, if need be.
-        let bytes = self.bytes_for(&command);
-        let export = self.export.as_ref()?;
-        let pending = self.in_flight.get_mut(id)?;
+        let bytes = self.bytes_for(&command, &shared.config.limits);
+        let pending = self.in_flight.get_mut(id).ok_or(SLOT_LOST)?;
         let mut known = true;
         while let Ok(context) = reader.u32("context id") {
-            known &= export.contexts.iter().any(|selected| selected.id == context)
+            known &= self.export.contexts.iter().any(|selected| selected.id == context)
                 && !pending.awaited.contains(&context);
             pending.awaited.push(context);
         }
-        let checked = export.rules.check_range(&command);
-        match checked {
-            Ok(()) if known => {
-                pending.command = Some(command);
-                pending.bytes = bytes;
-                self.in_flight_bytes = self.in_flight_bytes.saturating_add(bytes);
-                pending.phase = Phase::Open;
-                Some(Event::Request(Request { id, command }))
-            }
+        let checked = header::check(&command, &self.export.rules);
+        match if known { checked } else { checked.and(Err(BAD_STATUS_PAYLOAD)) } {
+            Err(refused) => self.refuse(shared, id, refused),
             Ok(()) => {
-                self.refuse(id, BAD_STATUS_PAYLOAD);
-                None
-            }
-            Err(refusal) => {
-                self.refuse(id, refusal);
-                None
+                pending.command = command;
+                // No room was reserved for this form: it is what stops the next header from being read, if need be.
+                pending.bytes = bytes;
+                self.bytes = self.bytes.saturating_add(bytes);
+                pending.progress = Progress::Open;
+                Ok(Step::Event(Event::Request { id, command }))
             }
         }
     }
 
-    /// The metadata contexts whose extents a block status request still waits for, in no particular order: numbers to
-    /// look up in [`ExportView::contexts`](super::ExportView::contexts).
-    pub fn awaited_contexts(&self, id: RequestId) -> &[u32] {
-        self.in_flight.get(id).map_or(&[], |pending| &pending.awaited)
+    #[inline]
+    pub(super) fn payload_received(&mut self, count: u64) -> Result<(), Misuse> {
+        let Next::Payload { id, command, offset, remaining } = &mut self.next else {
+            return Err(Misuse::WrongPhase);
+        };
+        *remaining = remaining.checked_sub(count).ok_or(Misuse::TooManyBytes)?;
+        // Together they are the payload's length.
+        *offset = offset.saturating_add(count);
+        if *remaining == 0 {
+            self.next = Next::Ready(*id, *command);
+        }
+        Ok(())
+    }
+
+    /// Frees the slots of requests whose reply was transmitted, and keeps those in the list that the embedder knows.
+    #[inline]
+    pub(super) fn release(&mut self, finished: &mut Vec<RequestId>, out: &mut Outbound) {
+        finished.retain(|id| {
+            let Some(pending) = self.in_flight.get(*id) else {
+                out.fail("a request ended twice");
+                return false;
+            };
+            let known = pending.progress != Progress::Hidden;
+            match self.bytes.checked_sub(pending.bytes) {
+                Some(bytes) => self.bytes = bytes,
+                None => out.fail("the bytes in flight don't add up"),
+            }
+            self.in_flight.release(*id);
+            known
+        });
+    }
+
+    /// What is wanted when [`step`](Self::step) came to nothing.
+    #[inline]
+    pub(super) fn wants(&self, limits: &Limits, scratch: &Scratch) -> Wants {
+        match &self.next {
+            Next::Header if self.in_flight.is_full() => {
+                Wants::Nothing(PauseReason::TooManyRequests)
+            }
+            Next::Header if self.exceeds_bytes(limits) => Wants::Nothing(PauseReason::TooManyBytes),
+            Next::Header if self.export.rules.extended => scratch.wants(ExtendedRequest::SIZE),
+            Next::Header => scratch.wants(CompactRequest::SIZE),
+            Next::Held(held) if self.has_room(&held.command, limits) => {
+                Wants::Nothing(PauseReason::EventDue)
+            }
+            Next::Held(_) => Wants::Nothing(PauseReason::TooManyBytes),
+            Next::Ready(..) => Wants::Nothing(PauseReason::EventDue),
+            &Next::Payload { id, command, offset, remaining } => {
+                Wants::Payload { id, command, offset, remaining }
+            }
+            Next::StatusPayload(_, request) => {
+                let size = usize::try_from(request.length).unwrap_or(usize::MAX);
+                Wants::missing(size, self.collected.len())
+            }
+            Next::Discard { remaining, .. } => Wants::dropping(*remaining),
+        }
+    }
+
+    /// The stream ended: what it cut off. The request that was not received in whole is forgotten.
+    pub(super) fn cut_off(&mut self) -> Option<&'static str> {
+        let (Next::Payload { id, .. } | Next::Discard { id, .. } | Next::StatusPayload(id, _)) =
+            self.next
+        else {
+            return None;
+        };
+        self.in_flight.release(id);
+        Some("a payload")
     }
 }

@@ -12,7 +12,8 @@ pub enum DecodeError {
     /// Bytes are left over after the last field.
     #[error("{0} bytes are left over after the last field")]
     LeftOver(usize),
-    /// A string is not UTF-8, contains NUL, or is longer than [`MAX_STRING`] (B-CONV-02, B-CONV-03).
+    /// A string is not UTF-8, contains NUL, or is longer than [`MAX_STRING`].
+    // B-CONV-02, B-CONV-03
     #[error("the {0} is not a valid string (UTF-8 without NUL, at most 4096 bytes)")]
     BadString(&'static str),
     /// A magic number is wrong; carries what stood in its place.
@@ -31,7 +32,15 @@ pub enum DecodeError {
 /// Whether `bytes` obey the rules for strings: UTF-8, no NUL, at most [`MAX_STRING`] bytes (section "Conventions").
 #[must_use]
 pub fn is_valid_string(bytes: &[u8]) -> bool {
-    bytes.len() <= MAX_STRING && !bytes.contains(&0) && core::str::from_utf8(bytes).is_ok()
+    valid_string(bytes).is_some()
+}
+
+/// The bytes as a string, if they obey the rules for strings.
+pub(crate) fn valid_string(bytes: &[u8]) -> Option<&str> {
+    if bytes.len() > MAX_STRING || bytes.contains(&0) {
+        return None;
+    }
+    core::str::from_utf8(bytes).ok()
 }
 
 /// Reads fields off the front of a message.
@@ -94,11 +103,7 @@ impl<'a> Reader<'a> {
 
     /// The next `length` bytes as a string, by the rules of section "Conventions".
     pub fn string(&mut self, length: u32, field: &'static str) -> Result<&'a str, DecodeError> {
-        let bytes = self.bytes(length, field)?;
-        if !is_valid_string(bytes) {
-            return Err(DecodeError::BadString(field));
-        }
-        core::str::from_utf8(bytes).map_err(|_| DecodeError::BadString(field))
+        valid_string(self.bytes(length, field)?).ok_or(DecodeError::BadString(field))
     }
 
     /// All that is left.

@@ -60,7 +60,8 @@ impl Greeting {
     /// Bytes that tell the two apart: both magics.
     pub const SIZE: usize = 16;
 
-    /// Tells from both magics what is being spoken (C-HS-17).
+    /// Tells from both magics what is being spoken.
+    // C-HS-17
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
         let first = reader.u64("first magic")?;

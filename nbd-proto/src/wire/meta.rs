@@ -12,17 +12,45 @@ pub struct MetaContextRequest<'a> {
     pub name: &'a [u8],
     /// How many queries there are.
     pub count: u32,
-    queries: &'a [u8],
+    queries: Queries<'a>,
+}
+
+/// Queries behind each other, each with its length before it; checked for shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Queries<'a>(&'a [u8]);
+
+impl<'a> Queries<'a> {
+    /// The queries of which [`as_bytes`](Self::as_bytes) were kept.
+    pub(crate) const fn kept(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) const fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+}
+
+impl<'a> Iterator for Queries<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let mut reader = Reader::new(self.0);
+        let length = reader.u32("query length").ok()?;
+        let query = reader.bytes(length, "query").ok()?;
+        self.0 = reader.take_rest();
+        Some(query)
+    }
 }
 
 impl<'a> MetaContextRequest<'a> {
-    /// Fails when anything reaches past the end or is left over (S-OPT-LM-02, S-OPT-LM-14).
+    /// Fails when anything reaches past the end or is left over.
+    // S-OPT-LM-02, S-OPT-LM-14
     pub fn decode(data: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(data);
         let length = reader.u32("name length")?;
         let name = reader.bytes(length, "name")?;
         let count = reader.u32("number of queries")?;
-        let queries = reader.clone().take_rest();
+        let queries = Queries(reader.clone().take_rest());
         for _ in 0..count {
             let length = reader.u32("query length")?;
             reader.bytes(length, "query")?;
@@ -33,11 +61,12 @@ impl<'a> MetaContextRequest<'a> {
 
     /// The queries, in the client's order.
     pub fn queries(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        let mut reader = Reader::new(self.queries);
-        core::iter::from_fn(move || {
-            let length = reader.u32("query length").ok()?;
-            reader.bytes(length, "query").ok()
-        })
+        self.queries
+    }
+
+    /// The queries, as they can be kept.
+    pub(crate) const fn raw_queries(&self) -> Queries<'a> {
+        self.queries
     }
 
     /// Appends the data of a request to `out`.

@@ -15,12 +15,13 @@ mod option;
 mod reply;
 mod request;
 
-pub(crate) use bytes::ArrayWriter;
+pub(crate) use bytes::{ArrayWriter, valid_string};
 pub use bytes::{DecodeError, Reader, is_valid_string};
 pub use flags::{
     AllocationFlags, ClientFlags, CommandFlags, HandshakeFlags, ReplyFlags, TransmissionFlags,
 };
 pub use greeting::{Greeting, NewstyleGreeting, OldstyleGreeting};
+pub(crate) use meta::Queries;
 pub use meta::{MetaContextReply, MetaContextRequest};
 pub use option::{
     BlockSizeInfo, ExportInfoReply, ExportNameReply, InfoReply, InfoRequest, InfoType, OptionCode,

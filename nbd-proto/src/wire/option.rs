@@ -67,7 +67,8 @@ open_numbers! {
 }
 
 impl OptionReplyType {
-    /// Whether bit 31 is set: the option failed, whatever the number (C-OPT-18).
+    /// Whether bit 31 is set: the option failed, whatever the number.
+    // C-OPT-18
     #[must_use]
     pub const fn is_error(self) -> bool {
         self.0 & 0x8000_0000 != 0
@@ -170,7 +171,8 @@ pub struct InfoRequest<'a> {
 }
 
 impl<'a> InfoRequest<'a> {
-    /// Fails when the name or the list does not fill the data exactly (S-OPT-GO-09).
+    /// Fails when the name or the list does not fill the data exactly.
+    // S-OPT-GO-09
     pub fn decode(data: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(data);
         let length = reader.u32("name length")?;
@@ -214,7 +216,8 @@ pub struct ServerReply<'a> {
 }
 
 impl<'a> ServerReply<'a> {
-    /// Fails when the name reaches past the end (C-OPT-LS-07) or a string breaks the rules.
+    /// Fails when the name reaches past the end or a string breaks the rules.
+    // C-OPT-LS-07
     pub fn decode(data: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(data);
         let length = reader.u32("name length")?;
@@ -311,12 +314,14 @@ pub enum InfoReply<'a> {
     Description(&'a str),
     /// Size constraints.
     BlockSize(BlockSizeInfo),
-    /// A type this version does not know; clients ignore it (C-OPT-GO-20).
+    /// A type this version does not know; clients ignore it.
+    // C-OPT-GO-20
     Unknown(InfoType),
 }
 
 impl<'a> InfoReply<'a> {
-    /// Fails when a known item has the wrong length (S-OPT-GO-02, S-OPT-GO-12) or a broken string.
+    /// Fails when a known item has the wrong length or a broken string.
+    // S-OPT-GO-02, S-OPT-GO-12
     pub fn decode(data: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(data);
         let reply = match InfoType(reader.u16("information type")?) {

@@ -195,7 +195,8 @@ impl<'a> ErrorChunk<'a> {
     /// Decodes the payload of an error chunk of type `reply`. What follows the fields that are known is ignored: the
     /// specification gives these chunks a least length only.
     ///
-    /// Fails when a field does not fit (C-REP-STRUCT-02), the message is too long, or the error is zero.
+    /// Fails when a field does not fit, the message is too long, or the error is zero.
+    // C-REP-STRUCT-02
     pub fn decode(reply: ReplyType, payload: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(payload);
         let error = ErrorCode(reader.u32("error")?);
@@ -214,10 +215,22 @@ impl<'a> ErrorChunk<'a> {
         Ok(Self { error, message, offset })
     }
 
+    /// The message as it is sent, with its length: cut to fit.
+    fn sent_message(&self) -> (&'a [u8], u16) {
+        let message = self.message.get(..MAX_STRING).unwrap_or(self.message);
+        // A string has 4096 bytes at most, so that its length fits.
+        u16::try_from(message.len()).map_or((&[], 0), |length| (message, length))
+    }
+
+    /// The number of bytes that [`encode`](Self::encode) appends.
+    pub(crate) fn encoded_length(&self) -> u32 {
+        let fixed = if self.offset.is_some() { 14_u32 } else { 6 };
+        fixed.saturating_add(self.sent_message().1.into())
+    }
+
     /// Appends the payload to `out`: an `ERROR_OFFSET` payload when there is an offset. The message is cut to fit.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let message = self.message.get(..MAX_STRING).unwrap_or(self.message);
-        let length = u16::try_from(message.len()).unwrap_or(0);
+        let (message, length) = self.sent_message();
         out.extend_from_slice(&self.error.0.to_be_bytes());
         out.extend_from_slice(&length.to_be_bytes());
         out.extend_from_slice(message);

@@ -58,7 +58,8 @@ impl CompactRequest {
             .done()
     }
 
-    /// Fails on a wrong magic, a historic one included (S-REQ-02).
+    /// Fails on a wrong magic, a historic one included.
+    // S-REQ-02
     #[inline]
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);

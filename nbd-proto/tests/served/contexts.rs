@@ -9,13 +9,13 @@ const LIST: Opt = Opt::LIST_META_CONTEXT;
 const SET: Opt = Opt::SET_META_CONTEXT;
 
 fn structured() -> Served {
-    let mut served = haggling(Config::default());
+    let mut served = negotiating(Config::default());
     served.agree(Opt::STRUCTURED_REPLY);
     served
 }
 
 fn extended() -> Served {
-    let mut served = haggling(Config::default());
+    let mut served = negotiating(Config::default());
     served.agree(Opt::EXTENDED_HEADERS);
     served
 }
@@ -27,7 +27,7 @@ fn names(contexts: &[(u32, String)]) -> Vec<&str> {
 /// S-OPT-LM-09, S-OPT-SM-02.
 #[test]
 fn contexts_need_structured_replies() {
-    let mut served = haggling(Config::default());
+    let mut served = negotiating(Config::default());
     for code in [LIST, SET] {
         assert_eq!(served.kinds(code, &meta("disk", &["base:allocation"])), [Rep::ERR_INVALID]);
     }
@@ -35,7 +35,7 @@ fn contexts_need_structured_replies() {
     served.enter("disk");
     assert!(served.connection.export().unwrap().contexts.is_empty());
 
-    let mut served = haggling(config(|config| config.structured_replies = false));
+    let mut served = negotiating(config(|config| config.structured_replies = false));
     for code in [LIST, SET, Opt::STRUCTURED_REPLY] {
         let data = if code == Opt::STRUCTURED_REPLY { vec![] } else { meta("disk", &[]) };
         assert_eq!(served.kinds(code, &data), [Rep::ERR_UNSUP]);
@@ -100,7 +100,7 @@ fn as_many_contexts_as_the_limit_allows_can_be_selected() {
     for (most, fits) in [(2, true), (1, false)] {
         let mut config = Config::default();
         config.limits.max_contexts = most;
-        let mut served = haggling(config);
+        let mut served = negotiating(config);
         served.agree(Opt::STRUCTURED_REPLY);
         let kinds = served.kinds(SET, &meta("disk", &["base:allocation", "x-a:b"]));
         let expected = [Rep::META_CONTEXT, Rep::META_CONTEXT, Rep::ACK];

@@ -11,7 +11,7 @@
 )]
 
 mod contexts;
-mod haggling;
+mod negotiation;
 mod peer;
 mod replies;
 mod requests;

@@ -1,13 +1,15 @@
 //! A server, and the bytes that a client could send it.
 
-use nbd_proto::server::{Config, Connection, Event, Incoming, Listing, LookupRefusal, TlsMode};
+use nbd_proto::server::{Config, Connection, Event, Listing, LookupRefusal, TlsMode};
 use nbd_proto::wire::{
     CommandFlags, CommandType, CompactRequest, ErrorCode, ExtendedReplyHeader, ExtendedRequest,
     InfoRequest, InfoType, MetaContextRequest, OptionCode, OptionHeader, OptionReplyHeader,
     OptionReplyType, ReplyFlags, ReplyType, SimpleReplyHeader, StructuredReplyHeader,
     TransmissionFlags,
 };
-use nbd_proto::{ContextInfo, Error, ExportInfo, RequestId, Segment};
+use nbd_proto::{
+    CloseReason, ContextInfo, Error, ExportInfo, PauseReason, RequestId, Segment, Wants,
+};
 
 /// The size of the exports of these tests.
 pub(crate) const SIZE: u64 = 1 << 20;
@@ -20,6 +22,9 @@ pub(crate) struct Served {
     pub(crate) connection: Connection,
     pub(crate) exports: Vec<(&'static str, ExportInfo)>,
     pub(crate) seen: Vec<Event>,
+    /// Requests that came back.
+    pub(crate) finished: Vec<RequestId>,
+    pub(crate) closed: Option<Result<CloseReason, Error>>,
 }
 
 pub(crate) fn export() -> ExportInfo {
@@ -37,14 +42,16 @@ pub(crate) fn export() -> ExportInfo {
 /// Without configuration: a server that was greeted, and what it made of the client's flags.
 pub(crate) fn greeted(config: Config, flags: u32) -> Result<Served, Error> {
     let exports = vec![("", export()), ("disk", export())];
-    let mut served = Served { connection: Connection::new(config), exports, seen: Vec::new() };
+    let connection = Connection::new(config);
+    let (seen, finished, closed) = (Vec::new(), Vec::new(), None);
+    let mut served = Served { connection, exports, seen, finished, closed };
     assert_eq!(served.said().len(), 18, "a greeting");
     served.hear(&flags.to_be_bytes())?;
     Ok(served)
 }
 
-/// A server that haggles with a client which knows everything.
-pub(crate) fn haggling(config: Config) -> Served {
+/// A server that negotiates with a client which knows everything.
+pub(crate) fn negotiating(config: Config) -> Served {
     greeted(config, 3).unwrap()
 }
 
@@ -63,27 +70,30 @@ impl Served {
     /// Gives the server bytes. Questions are answered at once, payload is dropped, events are kept.
     pub(crate) fn hear(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         loop {
-            match self.connection.incoming() {
-                Incoming::Payload { remaining, .. } | Incoming::Discard { remaining } => {
+            while let Some(event) = self.connection.next_event(&mut bytes) {
+                assert_eq!(self.closed, None, "{event:?} after the last event");
+                if let Event::Closed(result) = event {
+                    self.closed = Some(result);
+                    result?;
+                }
+                self.answer(&event);
+                self.seen.push(event);
+            }
+            match self.connection.wants() {
+                Wants::Payload { remaining, .. } if !bytes.is_empty() => {
                     let count = bytes.len().min(remaining as usize);
                     bytes = &bytes[count..];
                     self.connection.payload_received(count as u64).unwrap();
-                    if count == 0 {
-                        return Ok(());
-                    }
                 }
-                Incoming::Control { .. } | Incoming::Terminated => {
-                    let before = bytes.len();
-                    let Some(event) = self.connection.next_event(&mut bytes)? else {
-                        if bytes.len() == before {
-                            return Ok(());
-                        }
-                        continue;
-                    };
-                    self.answer(&event);
-                    self.seen.push(event);
+                Wants::Bytes { at_least: 0 } => panic!("it wants nothing"),
+                Wants::Bytes { .. } | Wants::Payload { .. } => {
+                    assert!(bytes.is_empty(), "what it wants is there");
+                    return Ok(());
                 }
-                _ => return Ok(()),
+                wants => {
+                    assert_ne!(wants, Wants::Nothing(PauseReason::EventDue));
+                    return Ok(());
+                }
             }
         }
     }
@@ -91,7 +101,17 @@ impl Served {
     /// Whether bytes are left alone by a server that has paused, even if they are given to it.
     pub(crate) fn leaves_alone(&mut self, bytes: &[u8]) -> bool {
         let mut input = bytes;
-        self.connection.next_event(&mut input) == Ok(None) && input == bytes
+        self.connection.next_event(&mut input).is_none() && input == bytes
+    }
+
+    /// Has the last event raised, once what is queued has been sent.
+    pub(crate) fn close(&mut self) -> Result<CloseReason, Error> {
+        if self.closed.is_none() {
+            self.said();
+            let _error = self.hear(&[]);
+        }
+        assert_eq!(self.connection.wants(), Wants::Closed);
+        self.closed.unwrap()
     }
 
     fn answer(&mut self, event: &Event) {
@@ -121,16 +141,15 @@ impl Served {
                 Segment::Body { length, .. } => bytes.resize(bytes.len() + length, 0xbb),
             }
         }
-        self.connection.transmitted(bytes.len()).unwrap();
-        while self.connection.next_finished().is_some() {}
+        if self.closed.is_none() {
+            self.finished.extend(self.connection.transmitted(bytes.len()).unwrap());
+        }
         bytes
     }
 
     /// Sends an option, and takes the replies to it apart.
     pub(crate) fn try_option(&mut self, code: OptionCode, data: &[u8]) -> Result<Told, Error> {
         self.hear(&option(code, data))?;
-        // A refusal that has no reply is told by the next call.
-        self.hear(&[])?;
         let said = self.said();
         let (mut bytes, mut told) = (&said[..], Told::new());
         while let Some((header, rest)) = bytes.split_first_chunk() {
@@ -193,7 +212,7 @@ impl Served {
     /// The name of the last request that reached the embedder, and what it was.
     pub(crate) fn request(&mut self) -> (RequestId, nbd_proto::Command) {
         match self.seen.pop() {
-            Some(Event::Request(request)) => (request.id, request.command),
+            Some(Event::Request { id, command }) => (id, command),
             other => panic!("{other:?}"),
         }
     }
@@ -292,7 +311,7 @@ pub(crate) const MODES: [Mode; 3] = [Mode::Simple, Mode::Structured, Mode::Exten
 
 /// A server in transmission, with all contexts that there can be.
 pub(crate) fn transmitting_with(mode: Mode, config: Config, info: ExportInfo) -> Served {
-    let mut served = haggling(config);
+    let mut served = negotiating(config);
     served.exports[1].1 = info;
     match mode {
         Mode::Simple => {}

@@ -4,7 +4,7 @@ use async_std::net::TcpListener;
 use async_std::os::unix::net::{UnixListener, UnixStream};
 use nbd_async_std::Server;
 use nbd_engine::export::ExportMap;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 
 use super::{control, serve};
 use crate::{Adapter, Place, Started};
@@ -14,8 +14,8 @@ use crate::{Adapter, Place, Started};
 pub struct AsyncStd;
 
 impl Adapter for AsyncStd {
-    fn start(&self, exports: ExportMap, settings: Settings, places: Vec<Place>) -> Started {
-        let server = Server::with_settings(exports, settings);
+    fn start(&self, exports: ExportMap, config: ServerConfig, places: Vec<Place>) -> Started {
+        let server = Server::with_config(exports, config);
         Started::on_a_thread(control!(server), move |said| {
             ::async_std::task::block_on(async {
                 serve!(

@@ -2,7 +2,7 @@
 
 use nbd_blocking::Server;
 use nbd_engine::export::ExportMap;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 
 use super::control;
 use crate::{Adapter, Place, Started};
@@ -12,8 +12,8 @@ use crate::{Adapter, Place, Started};
 pub struct Blocking;
 
 impl Adapter for Blocking {
-    fn start(&self, exports: ExportMap, settings: Settings, places: Vec<Place>) -> Started {
-        let server = Server::with_settings(exports, settings);
+    fn start(&self, exports: ExportMap, config: ServerConfig, places: Vec<Place>) -> Started {
+        let server = Server::with_config(exports, config);
         Started::on_a_thread(control!(server), move |said| {
             let mut all = Vec::new();
             for place in places {

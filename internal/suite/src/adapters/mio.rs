@@ -11,7 +11,7 @@ use mio::net::{TcpListener, UnixListener, UnixStream};
 use nbd_engine::Runtime;
 use nbd_engine::export::ExportMap;
 use nbd_engine::net::{self, LocalAddr, SocketPath};
-use nbd_engine::server::{Listen, Service, Settings, listen, serve};
+use nbd_engine::server::{Listen, ServerConfig, ServerState, listen, serve};
 
 use self::event_loop::EventLoop;
 use self::sockets::Socket;
@@ -23,8 +23,8 @@ use crate::{Adapter, Place, Started};
 pub struct Mio;
 
 impl Adapter for Mio {
-    fn start(&self, exports: ExportMap, settings: Settings, places: Vec<Place>) -> Started {
-        let service = Service::new(exports, settings);
+    fn start(&self, exports: ExportMap, config: ServerConfig, places: Vec<Place>) -> Started {
+        let service = ServerState::new(exports, config);
         Started::on_a_thread(control!(service), move |said| {
             let (event_loop, poll) = EventLoop::new().expect("an event loop");
             let mut guards = Vec::new();
@@ -39,7 +39,7 @@ impl Adapter for Mio {
 
 /// Begins to serve at a place, and tells its address.
 fn begin(
-    service: &Arc<Service>,
+    service: &Arc<ServerState>,
     place: Place,
     event_loop: &EventLoop,
     guards: &mut Vec<SocketPath>,
@@ -81,7 +81,7 @@ fn begin(
     }
 }
 
-fn accept(service: &Arc<Service>, listener: impl Listen + 'static, event_loop: &EventLoop) {
+fn accept(service: &Arc<ServerState>, listener: impl Listen + 'static, event_loop: &EventLoop) {
     let accepting = listen(Arc::clone(service), listener, event_loop.clone());
     event_loop.spawn(Box::pin(accepting));
 }

@@ -2,7 +2,7 @@
 
 use nbd_async_std::smol::Server;
 use nbd_engine::export::ExportMap;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use smol::net::TcpListener;
 use smol::net::unix::{UnixListener, UnixStream};
 
@@ -14,8 +14,8 @@ use crate::{Adapter, Place, Started};
 pub struct Smol;
 
 impl Adapter for Smol {
-    fn start(&self, exports: ExportMap, settings: Settings, places: Vec<Place>) -> Started {
-        let server = Server::with_settings(exports, settings);
+    fn start(&self, exports: ExportMap, config: ServerConfig, places: Vec<Place>) -> Started {
+        let server = Server::with_config(exports, config);
         Started::on_a_thread(control!(server), move |said| {
             ::smol::block_on(async {
                 let tcp = |listener| TcpListener::try_from(listener).expect("a listener");

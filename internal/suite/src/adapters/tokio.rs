@@ -1,7 +1,7 @@
 //! `nbd-tokio`, on runtimes of both flavours.
 
 use nbd_engine::export::ExportMap;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_tokio::Server;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::runtime::Builder;
@@ -18,26 +18,26 @@ pub struct TokioCurrentThread;
 pub struct TokioMultiThread;
 
 impl Adapter for TokioCurrentThread {
-    fn start(&self, exports: ExportMap, settings: Settings, places: Vec<Place>) -> Started {
-        start(Builder::new_current_thread(), exports, settings, places)
+    fn start(&self, exports: ExportMap, config: ServerConfig, places: Vec<Place>) -> Started {
+        start(Builder::new_current_thread(), exports, config, places)
     }
 }
 
 impl Adapter for TokioMultiThread {
-    fn start(&self, exports: ExportMap, settings: Settings, places: Vec<Place>) -> Started {
+    fn start(&self, exports: ExportMap, config: ServerConfig, places: Vec<Place>) -> Started {
         let mut builder = Builder::new_multi_thread();
         builder.worker_threads(2);
-        start(builder, exports, settings, places)
+        start(builder, exports, config, places)
     }
 }
 
 fn start(
     mut builder: Builder,
     exports: ExportMap,
-    settings: Settings,
+    config: ServerConfig,
     places: Vec<Place>,
 ) -> Started {
-    let server = Server::with_settings(exports, settings);
+    let server = Server::with_config(exports, config);
     Started::on_a_thread(control!(server), move |said| {
         let runtime = builder.enable_all().build().expect("a runtime");
         runtime.block_on(async {

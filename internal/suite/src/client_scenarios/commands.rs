@@ -3,7 +3,7 @@
 use nbd_engine::client::{CommandError, Error, Flags, Options};
 use nbd_engine::export::{ExportError, Memory};
 use nbd_engine::proto::wire::ErrorCode;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 
 use crate::exports::{Call, Scripted};
 use crate::{ClientSetup, Setup};
@@ -65,7 +65,7 @@ pub fn errors_of_an_export_are_told(clients: ClientSetup, servers: Setup) {
             _ => Ok(()),
         };
         let (_disk, exports) = Scripted::new(way).doing(act).share();
-        let server = servers.serve_with(exports, Settings::default());
+        let server = servers.serve_with(exports, ServerConfig::default());
         let client = clients.client(&server);
         let told = |result| match result {
             Err(Error::Command { error: CommandError { code, text, .. }, .. }) => (code, text),

@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use nbd_engine::client::{Error, Flags, Options};
 use nbd_engine::export::{ExportMap, Memory};
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::{Pattern, assert_same_bytes};
 
 use crate::{ClientSetup, Place, Setup, Transport};
@@ -43,9 +43,9 @@ pub fn writes_are_seen_by_all_connections_after_a_flush(clients: ClientSetup, se
 pub fn a_client_over_a_stream_of_ones_own(clients: ClientSetup, servers: Setup) {
     let (ours, theirs) = UnixStream::pair().expect("two sockets");
     let dir = tempfile::tempdir().expect("a folder");
-    let exports = ExportMap::new().with("disk", memory());
+    let exports = ExportMap::new().with("disk", memory()).expect("a short name");
     let mut server =
-        servers.serve_at(exports, Settings::default(), vec![Place::Stream(theirs)], dir);
+        servers.serve_at(exports, ServerConfig::default(), vec![Place::Stream(theirs)], dir);
     let mut options = Options::default();
     options.export = Some("disk".into());
     let client = clients.adapter().over(ours, &options).expect("the server is there");
@@ -74,9 +74,9 @@ pub fn a_client_connects_again_after_the_server_went_away(clients: ClientSetup, 
         }
     };
     let serve = |place| {
-        let exports = ExportMap::new().with("", memory());
+        let exports = ExportMap::new().with("", memory()).expect("a short name");
         let dir = tempfile::tempdir().expect("a folder");
-        servers.serve_at(exports, Settings::default(), vec![place], dir)
+        servers.serve_at(exports, ServerConfig::default(), vec![place], dir)
     };
     let mut server = serve(first);
     let client = clients.client(&server);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nbd_engine::client::{Error, Flags, LostReason, Options};
 use nbd_engine::export::ExportMap;
 use nbd_engine::proto::wire::ErrorCode;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::wait_until;
 
 use crate::exports::{Disk, Gate, Way};
@@ -17,8 +17,8 @@ pub fn a_server_that_shuts_down_answers_what_is_in_flight(clients: ClientSetup, 
     for way in Way::CONCURRENT {
         let disk = Disk::new(1 << 20);
         disk.gate.close();
-        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
-        let mut server = servers.serve_with(exports, Settings::default());
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
+        let mut server = servers.serve_with(exports, ServerConfig::default());
         let client = clients.client(&server);
         let read = client.start_read(vec![9; 512], 0, Flags::empty());
         let write = client.start_write(vec![1; 512], 4096, Flags::empty());
@@ -57,12 +57,11 @@ pub fn a_server_that_shuts_down_answers_what_is_in_flight(clients: ClientSetup, 
 /// A connection that is lost fails all its requests, and says of each whether the server may have seen it.
 pub fn a_connection_that_is_lost_says_what_was_sent(clients: ClientSetup, servers: Setup) {
     for way in Way::CONCURRENT {
-        let mut settings = Settings::default();
-        settings.drain_timeout = Duration::from_millis(100);
+        let config = ServerConfig::new().with_drain_timeout(Duration::from_millis(100));
         let disk = Disk::new(1 << 20);
         disk.gate.close();
-        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
-        let mut server = servers.serve_with(exports, settings);
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
+        let mut server = servers.serve_with(exports, config);
         let mut options = Options::default();
         options.limits.max_in_flight = 2;
         let client = clients.connect(server.endpoint(), &options).expect("the server is there");

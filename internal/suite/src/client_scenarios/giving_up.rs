@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nbd_engine::client::{Error, Flags, Options};
 use nbd_engine::export::ExportMap;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::{Pattern, assert_same_bytes};
 
@@ -20,8 +20,8 @@ const PATTERN: Pattern = Pattern(7);
 fn serve_gated(servers: &Setup, way: Way) -> (Server, Arc<Disk>) {
     let disk = Disk::new(SIZE);
     disk.gate.close();
-    let exports = ExportMap::new().with_handle("", None, way.of(&disk));
-    (servers.serve_with(exports, Settings::default()), disk)
+    let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
+    (servers.serve_with(exports, ServerConfig::default()), disk)
 }
 
 fn fill(client: &dyn ClientUnderTest) {

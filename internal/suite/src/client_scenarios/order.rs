@@ -2,7 +2,7 @@
 
 use nbd_engine::client::Flags;
 use nbd_engine::export::ExportMap;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::{Pattern, assert_same_bytes};
 
 use crate::exports::{Disk, Gate, Way};
@@ -14,8 +14,8 @@ const PATTERN: Pattern = Pattern(3);
 pub fn replies_come_in_any_order(clients: ClientSetup, servers: Setup) {
     for way in Way::CONCURRENT {
         let disk = Disk::new(1 << 20);
-        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
-        let server = servers.serve_with(exports, Settings::default());
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
+        let server = servers.serve_with(exports, ServerConfig::default());
         let client = clients.client(&server);
         client.write_at(&PATTERN.bytes(0, 1 << 20), 0, Flags::empty()).expect("a write");
         disk.gate.close();

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use nbd_engine::client::{Error, Flags, Invalid};
-use nbd_engine::export::{self, BlockSize, Export, ExportMap, Handle, Memory, WithBlockSize, Writes};
-use nbd_engine::server::Settings;
+use nbd_engine::export::{self, BlockSize, Export, ExportMap, AnyExport, Memory, WithBlockSize, Writes};
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::{Pattern, assert_same_bytes};
 
 use crate::{ClientSetup, Setup};
@@ -54,9 +54,9 @@ pub fn long_requests_are_split(clients: ClientSetup, servers: Setup) {
         writes: Arc::clone(&writes),
     };
     let size = BlockSize::new(BLOCK as u32, 4096, MOST as u32).expect("they are sizes");
-    let disk = Handle::new(WithBlockSize::new(disk, size).required(true));
-    let exports = ExportMap::new().with_handle("", None, disk);
-    let server = servers.serve_with(exports, Settings::default());
+    let disk = AnyExport::new(WithBlockSize::new(disk, size).required(true));
+    let exports = ExportMap::new().with("", disk).expect("a short name");
+    let server = servers.serve_with(exports, ServerConfig::default());
     let client = clients.client(&server);
     assert_eq!(client.export().block_size(), size);
 

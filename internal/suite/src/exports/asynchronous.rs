@@ -1,11 +1,10 @@
 //! A disk whose work is a future: that of the blocking one, behind the same gate.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use nbd_engine::export::{
-    Allocation, AsyncCaches, AsyncExport, AsyncExtents, AsyncFlushes, AsyncResizes, AsyncTrims,
-    AsyncWrites, AsyncWritesZeroes, Export, ExportFuture, ZeroMode,
+    Allocation, AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanResize, AsyncCanTrim,
+    AsyncCanWrite, AsyncCanWriteZeroes, AsyncExport, Export, Result, Visitor, ZeroMode,
 };
 
 use super::Disk;
@@ -21,88 +20,85 @@ impl AsyncExport for Asynchronous {
         self.0.memory.size()
     }
 
-    fn read<'a>(&'a self, buffer: &'a mut [u8], offset: u64) -> ExportFuture<'a> {
-        Box::pin(self.0.gate.pass_async(offset, move || self.0.memory.read(buffer, offset)))
+    async fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.0.gate.pass_async(offset, || self.0.memory.read(buffer, offset)).await
     }
 
-    fn writes(&self) -> Option<&dyn AsyncWrites> {
+    fn can_write(&self) -> Option<impl AsyncCanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn AsyncFlushes> {
+    fn can_flush(&self) -> Option<impl AsyncCanFlush> {
         Some(self)
     }
 
-    fn trims(&self) -> Option<&dyn AsyncTrims> {
+    fn can_trim(&self) -> Option<impl AsyncCanTrim> {
         Some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn AsyncWritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<impl AsyncCanWriteZeroes> {
         Some(self)
     }
 
-    fn caches(&self) -> Option<&dyn AsyncCaches> {
+    fn can_cache(&self) -> Option<impl AsyncCanCache> {
         Some(self)
     }
 
-    fn extents(&self) -> Option<&dyn AsyncExtents> {
+    fn can_extents(&self) -> Option<impl AsyncCanExtents> {
         Some(self)
     }
 
-    fn resizes(&self) -> Option<&dyn AsyncResizes> {
+    fn can_resize(&self) -> Option<impl AsyncCanResize> {
         Some(self)
     }
 }
 
-impl AsyncWrites for Asynchronous {
-    fn write<'a>(&'a self, data: &'a [u8], offset: u64, fua: bool) -> ExportFuture<'a> {
+impl AsyncCanWrite for Asynchronous {
+    async fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
         let writes = self.0.memory().writes().expect(HAS_ALL);
-        Box::pin(self.0.gate.pass_async(offset, move || writes.write(data, offset, fua)))
+        self.0.gate.pass_async(offset, || writes.write(data, offset, fua)).await
     }
 }
 
-impl AsyncFlushes for Asynchronous {
-    fn flush(&self) -> ExportFuture<'_> {
-        Box::pin(async { self.0.memory().flushes().expect(HAS_ALL).flush() })
+impl AsyncCanFlush for Asynchronous {
+    async fn flush(&self) -> Result<()> {
+        self.0.memory().flushes().expect(HAS_ALL).flush()
     }
 }
 
-impl AsyncTrims for Asynchronous {
-    fn trim(&self, offset: u64, length: u64, fua: bool) -> ExportFuture<'_> {
+impl AsyncCanTrim for Asynchronous {
+    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()> {
         let trims = self.0.memory().trims().expect(HAS_ALL);
-        Box::pin(self.0.gate.pass_async(offset, move || trims.trim(offset, length, fua)))
+        self.0.gate.pass_async(offset, || trims.trim(offset, length, fua)).await
     }
 }
 
-impl AsyncWritesZeroes for Asynchronous {
-    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> ExportFuture<'_> {
+impl AsyncCanWriteZeroes for Asynchronous {
+    async fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
         let zeroes = self.0.memory().writes_zeroes().expect(HAS_ALL);
-        Box::pin(self.0.gate.pass_async(offset, move || zeroes.write_zeroes(offset, length, mode)))
+        self.0.gate.pass_async(offset, || zeroes.write_zeroes(offset, length, mode)).await
     }
 }
 
-impl AsyncCaches for Asynchronous {
-    fn cache(&self, offset: u64, length: u64) -> ExportFuture<'_> {
-        Box::pin(async move { self.0.memory().caches().expect(HAS_ALL).cache(offset, length) })
+impl AsyncCanCache for Asynchronous {
+    async fn cache(&self, offset: u64, length: u64) -> Result<()> {
+        self.0.memory().caches().expect(HAS_ALL).cache(offset, length)
     }
 }
 
-impl AsyncExtents for Asynchronous {
-    fn extents(&self, offset: u64, length: u64, most: usize) -> ExportFuture<'_, Vec<Allocation>> {
-        Box::pin(async move {
-            let mut found = Vec::new();
-            let extents = self.0.memory().extents().expect(HAS_ALL);
-            extents.extents(offset, length, &mut |allocation| {
-                found.push(allocation);
-                if found.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            })?;
-            Ok(found)
-        })
+impl AsyncCanExtents for Asynchronous {
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        visit: &mut Visitor<'_, Allocation>,
+    ) -> Result<()> {
+        self.0.memory().extents().expect(HAS_ALL).extents(offset, length, visit)
     }
 }
 
-impl AsyncResizes for Asynchronous {
-    fn resize(&self, size: u64) -> ExportFuture<'_> {
-        Box::pin(async move { self.0.memory().resizes().expect(HAS_ALL).resize(size) })
+impl AsyncCanResize for Asynchronous {
+    async fn resize(&self, size: u64) -> Result<()> {
+        self.0.memory().resizes().expect(HAS_ALL).resize(size)
     }
 }

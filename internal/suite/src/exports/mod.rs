@@ -8,7 +8,7 @@ mod scripted;
 use std::path::Path;
 use std::sync::Arc;
 
-use nbd_engine::export::{Export, File, Handle, Memory};
+use nbd_engine::export::{AnyExport, Export, File, Memory};
 
 pub use asynchronous::Asynchronous;
 pub use blocking::Blocking;
@@ -56,15 +56,15 @@ impl Way {
     pub const CONCURRENT: [Self; 2] = [Self::Workers, Self::Async];
 
     /// A disk of so many bytes, all zero; in `dir` if it is a file.
-    pub fn export(self, size: u64, dir: &Path) -> Handle {
+    pub fn export(self, size: u64, dir: &Path) -> AnyExport {
         match self {
-            Self::Inline => Handle::new(Memory::new(size).expect("it is small")),
+            Self::Inline => AnyExport::new(Memory::new(size).expect("it is small")),
             Self::Workers | Self::Async => self.of(&Disk::new(size)),
             Self::File => {
                 let path = dir.join("disk");
                 let file = std::fs::File::create(&path).expect("a file");
                 file.set_len(size).expect("a sparse file");
-                Handle::new(File::open(path).expect("a disk"))
+                AnyExport::new(File::open(path).expect("a disk"))
             }
         }
     }
@@ -73,10 +73,10 @@ impl Way {
     ///
     /// # Panics
     /// For ways that can't wait for a gate.
-    pub fn of(self, disk: &Arc<Disk>) -> Handle {
+    pub fn of(self, disk: &Arc<Disk>) -> AnyExport {
         match self {
-            Self::Workers => Handle::new(Blocking(Arc::clone(disk))),
-            Self::Async => Handle::new_async(Asynchronous(Arc::clone(disk))),
+            Self::Workers => AnyExport::new(Blocking(Arc::clone(disk))),
+            Self::Async => AnyExport::new(Asynchronous(Arc::clone(disk))),
             Self::Inline | Self::File => panic!("{self:?} can't wait for a gate"),
         }
     }

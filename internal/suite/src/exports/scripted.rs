@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use nbd_engine::export::{
-    Allocation, AsyncExport, AsyncExtents, AsyncFlushes, AsyncTrims, AsyncWrites,
-    AsyncWritesZeroes, Export, ExportFuture, ExportMap, Extents, Flushes, Fua, Handle, Result,
-    Trims, Writes, WritesZeroes, ZeroMode,
+    Allocation, AnyExport, AsyncCanExtents, AsyncCanFlush, AsyncCanTrim, AsyncCanWrite,
+    AsyncCanWriteZeroes, AsyncExport, Export, ExportMap, Extents, Flushes, Fua, Result, Trims,
+    Visitor, Writes, WritesZeroes, ZeroMode,
 };
 
 use super::Way;
@@ -73,10 +73,10 @@ impl Scripted {
         let disk = Arc::new(self);
         let shared = Arc::clone(&disk);
         let handle = match disk.way {
-            Way::Async => Handle::Async(shared),
-            Way::Inline | Way::Workers | Way::File => Handle::Blocking(shared),
+            Way::Async => AnyExport::new_async(shared),
+            Way::Inline | Way::Workers | Way::File => AnyExport::new_blocking(shared),
         };
-        (disk, ExportMap::new().with_handle("", None, handle))
+        (disk, ExportMap::new().with("", handle).expect("a short name"))
     }
 
     /// Takes the calls so far.
@@ -87,10 +87,6 @@ impl Scripted {
     fn call(&self, call: Call) -> Result<()> {
         self.calls.lock().expect("no panic while it is held").push(call);
         (self.act)(call)
-    }
-
-    fn call_later(&self, call: Call) -> ExportFuture<'_> {
-        Box::pin(async move { self.call(call) })
     }
 }
 
@@ -173,35 +169,35 @@ impl AsyncExport for Scripted {
         Self::SIZE
     }
 
-    fn read<'a>(&'a self, buffer: &'a mut [u8], _offset: u64) -> ExportFuture<'a> {
+    async fn read(&self, buffer: &mut [u8], _offset: u64) -> Result<()> {
         buffer.fill(0);
-        self.call_later(Call::Read)
+        self.call(Call::Read)
     }
 
-    fn writes(&self) -> Option<&dyn AsyncWrites> {
+    fn can_write(&self) -> Option<impl AsyncCanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn AsyncFlushes> {
+    fn can_flush(&self) -> Option<impl AsyncCanFlush> {
         self.flushes.then_some(self)
     }
 
-    fn trims(&self) -> Option<&dyn AsyncTrims> {
+    fn can_trim(&self) -> Option<impl AsyncCanTrim> {
         Some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn AsyncWritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<impl AsyncCanWriteZeroes> {
         Some(self)
     }
 
-    fn extents(&self) -> Option<&dyn AsyncExtents> {
+    fn can_extents(&self) -> Option<impl AsyncCanExtents> {
         Some(self)
     }
 }
 
-impl AsyncWrites for Scripted {
-    fn write<'a>(&'a self, _data: &'a [u8], _offset: u64, fua: bool) -> ExportFuture<'a> {
-        self.call_later(Call::Write { fua })
+impl AsyncCanWrite for Scripted {
+    async fn write(&self, _data: &[u8], _offset: u64, fua: bool) -> Result<()> {
+        self.call(Call::Write { fua })
     }
 
     fn fua(&self) -> Fua {
@@ -209,31 +205,31 @@ impl AsyncWrites for Scripted {
     }
 }
 
-impl AsyncFlushes for Scripted {
-    fn flush(&self) -> ExportFuture<'_> {
-        self.call_later(Call::Flush)
+impl AsyncCanFlush for Scripted {
+    async fn flush(&self) -> Result<()> {
+        self.call(Call::Flush)
     }
 }
 
-impl AsyncTrims for Scripted {
-    fn trim(&self, _offset: u64, _length: u64, fua: bool) -> ExportFuture<'_> {
-        self.call_later(Call::Trim { fua })
+impl AsyncCanTrim for Scripted {
+    async fn trim(&self, _offset: u64, _length: u64, fua: bool) -> Result<()> {
+        self.call(Call::Trim { fua })
     }
 }
 
-impl AsyncWritesZeroes for Scripted {
-    fn write_zeroes(&self, _offset: u64, _length: u64, mode: ZeroMode) -> ExportFuture<'_> {
-        self.call_later(Call::Zero { fua: mode.fua })
+impl AsyncCanWriteZeroes for Scripted {
+    async fn write_zeroes(&self, _offset: u64, _length: u64, mode: ZeroMode) -> Result<()> {
+        self.call(Call::Zero { fua: mode.fua })
     }
 }
 
-impl AsyncExtents for Scripted {
-    fn extents(
+impl AsyncCanExtents for Scripted {
+    async fn extents(
         &self,
         _offset: u64,
         _length: u64,
-        _most: usize,
-    ) -> ExportFuture<'_, Vec<Allocation>> {
-        Box::pin(async move { self.call(Call::Extents).map(|()| Vec::new()) })
+        _visit: &mut Visitor<'_, Allocation>,
+    ) -> Result<()> {
+        self.call(Call::Extents)
     }
 }

@@ -1,11 +1,12 @@
 //! What a server says of its export.
 
 use nbd_engine::client::{Error, Flags};
+use nbd_proto::wire::ErrorCode;
 use nbd_testkit::assert_same_bytes;
-use nbd_testkit::raw::{BlockSize, Mode, flag};
-use nbd_testkit::scripted::{Export, Script};
+use nbd_testkit::raw::{BlockSize, Cmd, Errno, Mode, flag};
+use nbd_testkit::scripted::{Answer, Export, Script};
 
-use super::table::{MODES, connect, expect_alive, options, which};
+use super::table::{MODES, connect, entered, expect_alive, options, which};
 use crate::ClientSetup;
 
 /// Obligations that can't be met end the session; a preferred size is a hint, and is corrected (C-OPT-GO-25).
@@ -97,4 +98,68 @@ pub fn without_multi_conn_there_is_one_connection(setup: ClientSetup) {
         drop(client);
         assert_eq!(server.finish().len(), expected);
     }
+}
+
+/// A server may learn of lost data on the connection that wrote it, and on no other: a flush goes to every connection
+/// that has written since its last successful one, and fails if any of them does (C-XF-11).
+pub fn a_flush_covers_every_connection_that_wrote(setup: ClientSetup) {
+    const CONNECTIONS: usize = 4;
+    for (mode, failure) in [
+        (Mode::Simple, Answer::simple(Errno::EIO, &[])),
+        (Mode::Structured, Answer::error(Errno::EIO, "lost").done()),
+        (Mode::Extended, Answer::error(Errno::EIO, "lost").done()),
+    ] {
+        for failing in 0..CONNECTIONS - 1 {
+            let what = format!("{mode:?}, the flush on connection {failing} fails");
+            let script = |connection: usize| {
+                let script = entered(mode);
+                // Requests take turns. The last connection does not write, and is not asked to flush.
+                match connection {
+                    _ if connection == CONNECTIONS - 1 => script.request(Cmd::DISC),
+                    _ if connection == failing => script
+                        .request(Cmd::WRITE)
+                        .obey()
+                        .request(Cmd::FLUSH)
+                        .answer(failure.clone())
+                        .request(Cmd::FLUSH)
+                        .obey()
+                        .request(Cmd::DISC),
+                    _ => script
+                        .request(Cmd::WRITE)
+                        .obey()
+                        .request(Cmd::FLUSH)
+                        .obey()
+                        .request(Cmd::DISC),
+                }
+            };
+            let server = setup.play((0..CONNECTIONS).map(script));
+            let mut options = options();
+            options.connections = CONNECTIONS;
+            let client = connect(setup, &server, &options, &what);
+            for _ in 0..CONNECTIONS - 1 {
+                client.write_at(&[1; 512], 0, Flags::empty()).expect(&what);
+            }
+            let error = client.flush().expect_err(&what);
+            let Error::Command { error, .. } = error else { panic!("{what}: {error:?}") };
+            assert_eq!(error.code, ErrorCode::EIO, "{what}");
+            client.flush().expect("the server has no more to report");
+            drop(client);
+            server.finish();
+        }
+    }
+}
+
+/// What the first connection's server says has to be so on all of them: else a flush would cover too little (C-XF-11).
+pub fn a_connection_without_multi_conn_is_no_further_one(setup: ClientSetup) {
+    let script = |flags: u16| {
+        let mut export = Export::new(Mode::Structured);
+        export.flags = export.flags & !flag::CAN_MULTI_CONN | flags;
+        Script::new(export).enter().silence()
+    };
+    let server = setup.play([script(flag::CAN_MULTI_CONN), script(0)]);
+    let mut options = options();
+    options.connections = 2;
+    let error = setup.connect(server.endpoint(), &options).err().expect("they are not alike");
+    assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+    server.finish();
 }

@@ -46,6 +46,8 @@ hostile_scenarios! {
         impossible_sizes_are_refused_and_hints_corrected,
         an_export_may_have_any_size,
         without_multi_conn_there_is_one_connection,
+        a_flush_covers_every_connection_that_wrote,
+        a_connection_without_multi_conn_is_no_further_one,
     }
     replies {
         faults_of_replies_end_the_connection,

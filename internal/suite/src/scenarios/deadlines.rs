@@ -3,23 +3,22 @@
 use std::time::{Duration, Instant};
 
 use nbd_engine::export::{ExportMap, Memory};
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Cmd, Mode, Opt, RawClient, Request, Wire, info_data, magic, option_bytes};
 
 use crate::exports::{Disk, Gate, Way};
 use crate::{SOON, Setup};
 
 fn memory() -> ExportMap {
-    ExportMap::new().with("", Memory::new(1 << 20).expect("it is small"))
+    ExportMap::new().with("", Memory::new(1 << 20).expect("it is small")).expect("a short name")
 }
 
 /// Clients that do not choose an export in time are sent away, whatever they do instead; those that have chosen stay.
 pub fn the_handshake_has_a_deadline(setup: Setup) {
-    let mut settings = Settings::default();
-    settings.handshake_timeout = Duration::from_secs(1);
+    let config = ServerConfig::new().with_handshake_timeout(Duration::from_secs(1));
     let disk = Disk::new(1 << 20);
-    let exports = ExportMap::new().with_handle("", None, Way::Workers.of(&disk));
-    let server = setup.serve_with(exports, settings);
+    let exports = ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name");
+    let server = setup.serve_with(exports, config);
     let mut chosen = server.client(Mode::Simple);
 
     let silent = RawClient::connect(server.endpoint());
@@ -42,11 +41,11 @@ pub fn the_handshake_has_a_deadline(setup: Setup) {
 
 /// A client that is busy all the time, but never chooses, is sent away, too.
 pub fn the_handshake_deadline_does_not_wait_for_silence(setup: Setup) {
-    let mut settings = Settings::default();
-    settings.handshake_timeout = Duration::from_secs(1);
     // More options than are allowed would end it, too.
-    settings.config.limits.max_options = u32::MAX;
-    let server = setup.serve_with(memory(), settings);
+    let mut limits = nbd_engine::proto::Limits::DEFAULT;
+    limits.max_options = u32::MAX;
+    let config = ServerConfig::new().with_handshake_timeout(Duration::from_secs(1)).with_limits(limits);
+    let server = setup.serve_with(memory(), config);
     let mut client = RawClient::negotiate(server.endpoint());
     let question = option_bytes(Opt::INFO, &info_data("", &[]));
     let begun = Instant::now();
@@ -75,12 +74,11 @@ fn is_acknowledged(wire: &mut Wire) -> bool {
 /// though the disk still works on it.
 pub fn the_drain_has_a_deadline(setup: Setup) {
     for way in Way::CONCURRENT {
-        let mut settings = Settings::default();
-        settings.drain_timeout = Duration::from_millis(300);
+        let config = ServerConfig::new().with_drain_timeout(Duration::from_millis(300));
         let disk = Disk::new(1 << 20);
         disk.gate.close();
-        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
-        let mut server = setup.serve_with(exports, settings);
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
+        let mut server = setup.serve_with(exports, config);
         let mut client = server.client(Mode::Simple);
         client.send(&Request::read(0, 512));
         disk.gate.wait_for(1);
@@ -93,9 +91,8 @@ pub fn the_drain_has_a_deadline(setup: Setup) {
 
 /// A request that is never sent to its end does not hold up the end either.
 pub fn a_drain_does_not_wait_for_the_rest_of_a_request(setup: Setup) {
-    let mut settings = Settings::default();
-    settings.drain_timeout = Duration::from_millis(300);
-    let mut server = setup.serve_with(memory(), settings);
+    let config = ServerConfig::new().with_drain_timeout(Duration::from_millis(300));
+    let mut server = setup.serve_with(memory(), config);
     let mut client = server.client(Mode::Simple);
     client.send(&Request { length: 4096, ..Request::write(0, &[1; 100]) });
     // A part of a header on another connection is not a request yet.
@@ -109,11 +106,10 @@ pub fn a_drain_does_not_wait_for_the_rest_of_a_request(setup: Setup) {
 
 /// Replies that nobody reads are given up, too.
 pub fn a_drain_does_not_wait_for_clients_that_do_not_read(setup: Setup) {
-    let mut settings = Settings::default();
-    settings.drain_timeout = Duration::from_millis(300);
+    let config = ServerConfig::new().with_drain_timeout(Duration::from_millis(300));
     let disk = Disk::new(4 << 20);
-    let exports = ExportMap::new().with_handle("", None, Way::Workers.of(&disk));
-    let mut server = setup.serve_with(exports, settings);
+    let exports = ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name");
+    let mut server = setup.serve_with(exports, config);
     let mut client = server.client(Mode::Simple);
     client.send_all(&vec![Request::read(Gate::END, 1 << 20); 64]);
     client.wire().recv(1000, "the beginning of a reply");

@@ -1,7 +1,7 @@
 //! Shutting down.
 
 use nbd_engine::export::ExportMap;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Errno, Mode, Opt, RawClient, Rep, Request, Wire, info_data};
 
@@ -13,8 +13,8 @@ pub fn requests_in_flight_finish_and_later_ones_are_refused(setup: Setup) {
     for way in Way::CONCURRENT {
         let disk = Disk::new(1 << 20);
         disk.gate.close();
-        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
-        let mut server = setup.serve_with(exports, Settings::default());
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
+        let mut server = setup.serve_with(exports, ServerConfig::default());
         let modes = [Mode::Simple, Mode::Structured, Mode::Extended];
         let mut clients = modes.map(|mode| server.client(mode));
         for (client, offset) in clients.iter_mut().zip([0, 512, 1024]) {
@@ -47,8 +47,8 @@ pub fn requests_in_flight_finish_and_later_ones_are_refused(setup: Setup) {
 /// Clients that ask for nothing are sent away, so that a server with idle clients ends.
 pub fn idle_clients_are_sent_away(setup: Setup) {
     let disk = Disk::new(1 << 20);
-    let exports = ExportMap::new().with_handle("", None, Way::Async.of(&disk));
-    let mut server = setup.serve_with(exports, Settings::default());
+    let exports = ExportMap::new().with("", Way::Async.of(&disk)).expect("a short name");
+    let mut server = setup.serve_with(exports, ServerConfig::default());
     let mut clients: Vec<_> = (0..10).map(|_| server.client(Mode::Extended)).collect();
     for client in &mut clients {
         client.read(0, 512);

@@ -1,6 +1,6 @@
 //! Flushes and force unit access.
 
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Mode, Request, cmd_flag, flag};
 
 use crate::Setup;
@@ -19,7 +19,7 @@ fn writing(fua: bool) -> [(Request, Call); 3] {
 pub fn emulated_fua_flushes_once_after_the_write(setup: Setup) {
     for way in Scripted::WAYS {
         let (disk, exports) = Scripted::new(way).share();
-        let server = setup.serve_with(exports, Settings::default());
+        let server = setup.serve_with(exports, ServerConfig::default());
         let mut client = server.client(Mode::Simple);
         assert!(client.has_flag(flag::SEND_FUA), "{way:?}");
         for (request, call) in writing(false) {
@@ -39,7 +39,7 @@ pub fn native_fua_is_passed_down_and_nothing_is_flushed(setup: Setup) {
         // Once with flushes, which are of no use then, and once without.
         for disk in [Scripted::new(way), Scripted::new(way).without_flush()] {
             let (disk, exports) = disk.with_native_fua().share();
-            let server = setup.serve_with(exports, Settings::default());
+            let server = setup.serve_with(exports, ServerConfig::default());
             let mut client = server.client(Mode::Simple);
             assert!(client.has_flag(flag::SEND_FUA), "{way:?}");
             for (request, call) in writing(true) {
@@ -60,7 +60,7 @@ pub fn native_fua_is_passed_down_and_nothing_is_flushed(setup: Setup) {
 pub fn fua_is_not_offered_without_flush_or_native_support(setup: Setup) {
     for way in Scripted::WAYS {
         let (disk, exports) = Scripted::new(way).without_flush().share();
-        let server = setup.serve_with(exports, Settings::default());
+        let server = setup.serve_with(exports, ServerConfig::default());
         let mut client = server.client(Mode::Simple);
         assert!(!client.has_flag(flag::SEND_FUA | flag::SEND_FLUSH), "{way:?}");
         client.write(0, &[1; 512]);
@@ -74,7 +74,7 @@ pub fn fua_is_not_offered_without_flush_or_native_support(setup: Setup) {
 pub fn flush_covers_writes_of_every_connection(setup: Setup) {
     for way in Scripted::WAYS {
         let (disk, exports) = Scripted::new(way).share();
-        let server = setup.serve_with(exports, Settings::default());
+        let server = setup.serve_with(exports, ServerConfig::default());
         let (mut writer, mut flusher) = (server.client(Mode::Simple), server.client(Mode::Simple));
         assert!(flusher.has_flag(flag::CAN_MULTI_CONN), "{way:?}");
         writer.write(0, &[1; 512]);

@@ -1,7 +1,7 @@
 //! Exports of every kind, several at once.
 
-use nbd_engine::export::{ExportMap, Handle, Memory};
-use nbd_engine::server::Settings;
+use nbd_engine::export::{AnyExport, ExportEntry, ExportMap, Memory};
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Info, Mode, RawClient, Rep, Request};
 use nbd_testkit::{Pattern, assert_same_bytes};
 
@@ -12,7 +12,7 @@ use crate::exports::Way;
 /// The exports of a server, one for each way, named after it.
 fn one_of_each(size: u64, dir: &std::path::Path) -> ExportMap {
     Way::ALL.into_iter().fold(ExportMap::new(), |exports, way| {
-        exports.with_handle(format!("{way:?}"), None, way.export(size, dir))
+        exports.with(format!("{way:?}"), way.export(size, dir)).expect("a short name")
     })
 }
 
@@ -34,11 +34,13 @@ fn enter(server: &crate::Server, name: &str, mode: Mode) -> RawClient {
 
 /// LIST tells all, names choose, the empty name chooses the first, an unknown name is refused and another can follow.
 pub fn exports_are_listed_and_found_by_name(setup: Setup) {
-    let memory = |size| Handle::new(Memory::new(size).expect("it is small"));
+    let memory = |size| AnyExport::new(Memory::new(size).expect("it is small"));
+    let first = ExportEntry::new("first", memory(4096)).expect("a short name");
     let exports = ExportMap::new()
-        .with_handle("first", Some("the one".into()), memory(4096))
-        .with_handle("second", None, memory(8192));
-    let server = setup.serve_with(exports, Settings::default());
+        .with_entry(first.with_description("the one").expect("a short text"))
+        .with("second", memory(8192))
+        .expect("a short name");
+    let server = setup.serve_with(exports, ServerConfig::default());
     let mut client = RawClient::negotiate(server.endpoint());
     let list = client.list().expect("listing is allowed");
     assert_eq!(list, [("first".into(), "the one".into()), ("second".into(), String::new())]);
@@ -56,7 +58,7 @@ pub fn exports_are_listed_and_found_by_name(setup: Setup) {
 /// Every command in each form, carried out inline, by workers, as a future, on a file.
 pub fn every_command_on_every_way(setup: Setup) {
     let dir = tempfile::tempdir().expect("a folder for the file");
-    let server = setup.serve_with(one_of_each(1 << 20, dir.path()), Settings::default());
+    let server = setup.serve_with(one_of_each(1 << 20, dir.path()), ServerConfig::default());
     for (seed, mode) in [Mode::Simple, Mode::Structured, Mode::Extended].into_iter().enumerate() {
         for way in Way::ALL {
             let mut client = enter(&server, &format!("{way:?}"), mode);
@@ -71,7 +73,7 @@ pub fn every_command_on_every_way(setup: Setup) {
 pub fn large_payloads_on_every_way(setup: Setup) {
     const LENGTH: usize = 3 << 20;
     let dir = tempfile::tempdir().expect("a folder for the file");
-    let server = setup.serve_with(one_of_each(16 << 20, dir.path()), Settings::default());
+    let server = setup.serve_with(one_of_each(16 << 20, dir.path()), ServerConfig::default());
     let (first, second) = (Pattern(1).bytes(0, LENGTH), Pattern(2).bytes(0, LENGTH));
     for way in Way::ALL {
         let mut client = enter(&server, &format!("{way:?}"), Mode::Structured);

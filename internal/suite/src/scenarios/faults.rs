@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use nbd_engine::export::{Body, Export, ExportError, Result, Shared};
+use nbd_engine::export::{Body, Export, ExportError, Result};
 use nbd_engine::proto::wire::ErrorCode;
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Errno, Mode, Request};
 
 use crate::Setup;
@@ -20,7 +20,7 @@ pub fn a_panic_of_an_export_fails_the_request_alone(setup: Setup) {
             _ => Ok(()),
         };
         let (_disk, exports) = Scripted::new(way).doing(act).share();
-        let server = setup.serve_with(exports, Settings::default());
+        let server = setup.serve_with(exports, ServerConfig::default());
         let mut bystander = server.client(Mode::Simple);
         let mut client = server.client(Mode::Simple);
         for request in [
@@ -73,7 +73,7 @@ impl Export for WrongLength {
             }
             4 => body.hole(usize::MAX / 2),
             // A range that does not lie in its slice.
-            5 => body.share(Shared::Slice(vec![3; length].into(), 1..length + 1)),
+            5 => body.share_slice(vec![3; length].into(), 1..length + 1),
             _ => body.fill(length).fill(3),
         }
         Ok(())
@@ -118,7 +118,7 @@ impl Export for EmptyPieces {
         for part in [1, length - 1] {
             body.fill(0);
             body.hole(0);
-            body.share(Shared::Slice(Vec::new().into(), 0..0));
+            body.share_slice(Vec::new().into(), 0..0);
             body.fill(part).fill(3);
         }
         body.hole(0);
@@ -142,7 +142,7 @@ pub fn pieces_of_no_length_do_no_harm(setup: Setup) {
 pub fn extents_that_tell_nothing_are_eio(setup: Setup) {
     for way in Scripted::WAYS {
         let (disk, exports) = Scripted::new(way).share();
-        let server = setup.serve_with(exports, Settings::default());
+        let server = setup.serve_with(exports, ServerConfig::default());
         for mode in [Mode::Structured, Mode::Extended] {
             let mut client = server.client(mode);
             client.call(&Request::block_status(0, 4096)).expect_error(Errno::EIO);
@@ -166,7 +166,7 @@ pub fn errors_of_an_export_reach_the_client_with_their_text(setup: Setup) {
             _ => Err(ExportError::io("worn out")),
         };
         let (_disk, exports) = Scripted::new(way).doing(act).share();
-        let server = setup.serve_with(exports, Settings::default());
+        let server = setup.serve_with(exports, ServerConfig::default());
         let mut client = server.client(Mode::Structured);
         for (request, error, text) in [
             (Request::write(0, &[1; 512]), Errno::ENOSPC, "no space is left"),

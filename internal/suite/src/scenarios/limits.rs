@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use nbd_engine::export::{ExportMap, Memory};
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Mode, RawClient, Request};
 
 use crate::exports::{Disk, Gate, Way};
@@ -11,20 +11,19 @@ use crate::{Server, Setup, Transport};
 
 /// A server of a disk behind a closed gate.
 #[track_caller]
-fn serve_gated(setup: &Setup, way: Way, settings: Settings) -> (Server, Arc<Disk>) {
+fn serve_gated(setup: &Setup, way: Way, config: ServerConfig) -> (Server, Arc<Disk>) {
     let disk = Disk::new(16 << 20);
     disk.gate.close();
-    let exports = ExportMap::new().with_handle("", None, way.of(&disk));
-    (setup.serve_with(exports, settings), disk)
+    let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
+    (setup.serve_with(exports, config), disk)
 }
 
 /// One connection more than may be waits, unanswered, until another one ends.
 pub fn connections_above_the_limit_wait(setup: Setup) {
-    let mut settings = Settings::default();
-    settings.max_connections = 2;
+    let config = ServerConfig::new().with_max_connections(2);
     let disk = Disk::new(1 << 20);
-    let exports = ExportMap::new().with_handle("", None, Way::Workers.of(&disk));
-    let server = setup.serve_with(exports, settings);
+    let exports = ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name");
+    let server = setup.serve_with(exports, config);
     let [first, second] = [(); 2].map(|()| server.client(Mode::Simple));
     let mut third = RawClient::connect(server.endpoint());
     let mut fourth = RawClient::connect(server.endpoint());
@@ -43,15 +42,14 @@ pub fn connections_above_the_limit_wait(setup: Setup) {
 
 /// A listener that waits for a client takes nobody's place: with room for one connection, any of the listeners gives it.
 pub fn listeners_share_the_limit(setup: Setup) {
-    let mut settings = Settings::default();
-    settings.max_connections = 1;
-    let exports = ExportMap::new().with("", Memory::new(1 << 20).expect("it is small"));
+    let config = ServerConfig::new().with_max_connections(1);
+    let exports = ExportMap::new().with("", Memory::new(1 << 20).expect("it is small")).expect("a short name");
     let dir = tempfile::tempdir().expect("a folder for the socket");
     let mut places = [Transport::Tcp, Transport::Unix].map(|transport| setup.place(transport, &dir));
     if setup.transport() == Transport::Unix {
         places.reverse();
     }
-    let server = setup.serve_at(exports, settings, places.into(), dir);
+    let server = setup.serve_at(exports, config, places.into(), dir);
     server.wait_for_connections(0);
     for (round, endpoint) in (0..).zip(server.endpoints().iter().chain(server.endpoints())) {
         let mut only = RawClient::go_simple(endpoint);
@@ -66,9 +64,10 @@ pub fn listeners_share_the_limit(setup: Setup) {
 /// So many requests are carried out at once, and not one more; the rest follow as replies are sent.
 pub fn requests_in_flight_are_limited(setup: Setup) {
     for way in Way::CONCURRENT {
-        let mut settings = Settings::default();
-        settings.config.limits.max_in_flight = 4;
-        let (server, disk) = serve_gated(&setup, way, settings);
+        let mut limits = nbd_engine::proto::Limits::DEFAULT;
+        limits.max_in_flight = 4;
+        let config = ServerConfig::new().with_limits(limits);
+        let (server, disk) = serve_gated(&setup, way, config);
         let mut client = server.client(Mode::Structured);
         let requests: Vec<_> = (0..40).map(|index| Request::read(index * 512, 512)).collect();
         client.send_all(&requests);
@@ -92,9 +91,10 @@ pub fn requests_in_flight_are_limited(setup: Setup) {
 /// Requests whose data is more than may be held wait, and one that is alone may exceed the limit.
 pub fn bytes_in_flight_are_limited(setup: Setup) {
     for way in Way::CONCURRENT {
-        let mut settings = Settings::default();
-        settings.config.limits.max_in_flight_bytes = 1 << 20;
-        let (server, disk) = serve_gated(&setup, way, settings);
+        let mut limits = nbd_engine::proto::Limits::DEFAULT;
+        limits.max_in_flight_bytes = 1 << 20;
+        let config = ServerConfig::new().with_limits(limits);
+        let (server, disk) = serve_gated(&setup, way, config);
         let mut client = server.client(Mode::Structured);
         let half = |index: u64| Request::read(index * 512, 512 << 10);
         let requests: Vec<_> = (0..10).map(half).collect();
@@ -115,9 +115,10 @@ pub fn bytes_in_flight_are_limited(setup: Setup) {
 pub fn replies_that_are_not_read_count_as_in_flight(setup: Setup) {
     const READS: usize = 64;
     for way in Way::CONCURRENT {
-        let mut settings = Settings::default();
-        settings.config.limits.max_in_flight = 4;
-        let (server, disk) = serve_gated(&setup, way, settings);
+        let mut limits = nbd_engine::proto::Limits::DEFAULT;
+        limits.max_in_flight = 4;
+        let config = ServerConfig::new().with_limits(limits);
+        let (server, disk) = serve_gated(&setup, way, config);
         disk.gate.open();
         let mut client = server.client(Mode::Simple);
         client.send_all(&vec![Request::read(Gate::END, 1 << 20); READS]);

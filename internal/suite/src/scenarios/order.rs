@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use nbd_engine::export::{ExportMap, Memory};
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Cmd, Mode, RawClient, Request};
 use nbd_testkit::{Pattern, assert_same_bytes};
 
@@ -14,8 +14,8 @@ use crate::{Server, Setup};
 #[track_caller]
 fn serve_gated(setup: &Setup, way: Way) -> (Server, Arc<Disk>) {
     let disk = Disk::new(1 << 20);
-    let exports = ExportMap::new().with_handle("", None, way.of(&disk));
-    let server = setup.serve_with(exports, Settings::default());
+    let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
+    let server = setup.serve_with(exports, ServerConfig::default());
     let mut client = server.client(Mode::Simple);
     client.write(0, &PATTERN.bytes(0, 1 << 20));
     client.finish();
@@ -82,11 +82,11 @@ pub fn a_slow_export_holds_up_no_other(setup: Setup) {
     for way in Way::CONCURRENT {
         let slow = Disk::new(1 << 20);
         let exports = ExportMap::new()
-            .with_handle("slow", None, way.of(&slow))
-            .with("inline", Memory::new(1 << 20).expect("it is small"))
-            .with_handle("workers", None, Way::Workers.of(&Disk::new(1 << 20)))
-            .with_handle("async", None, Way::Async.of(&Disk::new(1 << 20)));
-        let server = setup.serve_with(exports, Settings::default());
+            .with("slow", way.of(&slow)).expect("a short name")
+            .with("inline", Memory::new(1 << 20).expect("it is small")).expect("a short name")
+            .with("workers", Way::Workers.of(&Disk::new(1 << 20))).expect("a short name")
+            .with("async", Way::Async.of(&Disk::new(1 << 20))).expect("a short name");
+        let server = setup.serve_with(exports, ServerConfig::default());
         slow.gate.close();
         let enter = |name| {
             let mut client = RawClient::negotiate(server.endpoint());

@@ -1,7 +1,7 @@
 //! Clients that leave without a word.
 
 use nbd_engine::export::{ExportMap, Memory};
-use nbd_engine::server::Settings;
+use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Cmd, Mode, Opt, Request, Wire, info_data, meta_data, option_bytes};
 
 use crate::exports::{Disk, Way};
@@ -34,10 +34,9 @@ fn session() -> Vec<u8> {
 
 /// A server that has one place, so that a place which is not freed shows at once.
 fn one_place(setup: Setup) -> Server {
-    let mut settings = Settings::default();
-    settings.max_connections = 1;
-    let exports = ExportMap::new().with("", Memory::new(SIZE).expect("it is small"));
-    setup.serve_with(exports, settings)
+    let config = ServerConfig::new().with_max_connections(1);
+    let exports = ExportMap::new().with("", Memory::new(SIZE).expect("it is small")).expect("a short name");
+    setup.serve_with(exports, config)
 }
 
 fn expect_all_as_before(server: Server) {
@@ -83,8 +82,8 @@ pub fn a_client_that_vanishes_while_requests_run_frees_its_place(setup: Setup) {
     for way in Way::CONCURRENT {
         let disk = Disk::new(SIZE);
         disk.gate.close();
-        let exports = ExportMap::new().with_handle("", None, way.of(&disk));
-        let server = setup.serve_with(exports, Settings::default());
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
+        let server = setup.serve_with(exports, ServerConfig::default());
         let mut client = server.client(Mode::Simple);
         client.send_all(&[Request::read(0, 8), Request::write(4096, &[1; 512])]);
         disk.gate.wait_for(2);

@@ -87,7 +87,7 @@ impl<T: Transport> Session<T> {
         else {
             return Ok(false);
         };
-        self.patience.woken();
+        self.busy_poll.on_wakeup();
         self.received(count?);
         Ok(true)
     }
@@ -111,7 +111,7 @@ impl<T: Transport> Session<T> {
             return Ok(false);
         }
         let (transport, room) = (&mut self.transport, self.staging.room());
-        let found = self.patience.try_for(|| match transport.try_read(room) {
+        let found = self.busy_poll.spin(|| match transport.try_read(room) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             result => Some(result),
         });
@@ -205,6 +205,9 @@ impl<T: Transport> Session<T> {
             Event::Completed { context: Piece { transfer: at, .. }, result, .. } => {
                 if let Some(transfer) = &mut self.transfers[at] {
                     transfer.in_flight -= 1;
+                    if transfer.operation.changes_export() {
+                        link.changed();
+                    }
                     if let Err(error) = result {
                         let operation = transfer.operation;
                         transfer.fail(|| Error::Command {

@@ -9,6 +9,7 @@ use rustix::io::{Errno, Result};
 #[derive(Debug, Default)]
 pub(super) struct Ability {
     missing: AtomicBool,
+    proven: AtomicBool,
 }
 
 impl Ability {
@@ -22,8 +23,18 @@ impl Ability {
                 self.forget();
                 None
             }
-            result => Some(result),
+            result => {
+                if result.is_ok() {
+                    self.proven.store(true, Ordering::Relaxed);
+                }
+                Some(result)
+            }
         }
+    }
+
+    /// Whether it has succeeded before.
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_missing(&self) -> bool {
@@ -43,8 +54,6 @@ pub(super) struct Abilities {
     pub(super) try_read: Ability,
     /// Writing what needs no wait, `RWF_NOWAIT`.
     pub(super) try_write: Ability,
-    /// Writing through to the medium, `RWF_DSYNC`.
-    pub(super) write_through: Ability,
     /// `FALLOC_FL_PUNCH_HOLE`.
     pub(super) punch_hole: Ability,
     /// `FALLOC_FL_ZERO_RANGE`.

@@ -1,12 +1,11 @@
 //! Telling holes from data.
 
 use core::ops::ControlFlow;
-use std::io;
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::File;
+use super::{File, from_errno};
 use crate::export::bounds::inside;
 use crate::export::{Allocation, Extents, Result};
 
@@ -52,12 +51,9 @@ impl File {
     }
 
     /// Whether there is a hole at `at`, and where that changes, at most `size`, which is above `at`.
-    ///
-    /// The position of the file moves, which matters to nobody: each answer belongs to its call, and all reading and
-    /// writing says where.
     fn run(&self, at: u64, size: u64) -> Result<(bool, u64)> {
         let seek = |to| {
-            let seek = || match seek(&self.file, to) {
+            let seek = || match self.system.seek(to) {
                 // The answer of a file system that does not know holes.
                 Err(Errno::INVAL) => Err(Errno::OPNOTSUPP),
                 result => result,
@@ -73,15 +69,15 @@ impl File {
                 Some(Ok(_)) => (false, size.min(at + u64::from(self.block_size.preferred()))),
                 // Somebody cut the file off meanwhile, see below.
                 Some(Err(Errno::NXIO)) | None => (false, size),
-                Some(Err(errno)) => return Err(io::Error::from(errno).into()),
+                Some(Err(errno)) => return Err(from_errno(errno)),
             },
             // No data until the end of the file. If that is not where it was, somebody cut the file off: the rest can't
             // be read, so that it must not pass for zeroes.
-            Some(Err(Errno::NXIO)) => match self.file.metadata()?.len().min(size) {
+            Some(Err(Errno::NXIO)) => match self.system.length().map_err(from_errno)?.min(size) {
                 end if end > at => (true, end),
                 _ => (false, size),
             },
-            Some(Err(errno)) => return Err(io::Error::from(errno).into()),
+            Some(Err(errno)) => return Err(from_errno(errno)),
         };
         Ok(run)
     }

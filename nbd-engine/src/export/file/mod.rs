@@ -1,30 +1,34 @@
 //! A regular file or a block device.
 
 mod ability;
+mod durability;
 mod extents;
 mod open;
+mod size;
+mod system;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 mod zero;
 
-use core::sync::atomic::{AtomicU64, Ordering};
-use std::fs;
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nbd_proto::wire::ErrorCode;
-use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
+use rustix::io::Errno;
 
-use super::bounds::{inside, inside_for_writing};
+use super::bounds::inside;
 use super::ranges::Ranges;
 use super::{
     BlockSize, Body, Caches, Export, ExportError, Extents, Flushes, Fua, Resizes, Result, Trims,
     Writes, WritesZeroes,
 };
 use ability::Abilities;
-pub use open::{FileOptions, OpenError};
+use durability::Durability;
+pub use open::{FileOptions, OpenError, check_writable};
+use size::Size;
+use system::System;
 
 /// A regular file or a block device, through the page cache.
 ///
@@ -32,14 +36,27 @@ pub use open::{FileOptions, OpenError};
 /// - Reads of what is cached are done at once, and writes that need not wait, where the file system can tell
 ///   (`RWF_NOWAIT`); everything else is left to a worker thread. Files in memory (tmpfs, ramfs) are read and written at
 ///   once always. Requests of more than 1 MiB go to a worker in any case.
-/// - A flush is `fdatasync`; a write with FUA writes just itself through (`RWF_DSYNC`).
+/// - A flush is `fdatasync`, and a request with FUA is followed by one: every file system honours that, whereas some
+///   ignore `RWF_DSYNC`. Flushes that come while one runs share the next.
 /// - Trimming punches holes; writing zeroes does too, or asks for zeroes in place when no hole is wanted.
-/// - Holes are those that the file system tells of (`SEEK_HOLE`).
-/// - The size is that at opening. A regular file can be resized through the export, and not otherwise: what somebody
-///   else cut off fails with `EIO`.
+/// - Holes are those that the file system reports (`SEEK_HOLE`).
+/// - The size is that at opening, and follows a file or device that grows: at the next [`refresh`](Export::refresh),
+///   which is when a client enters the export. A regular file can be resized through the export, too. What somebody
+///   else cut off fails with `EIO`, for reading and for writing.
+///
+/// # When a flush fails
+/// The kernel then marks the pages that it could not write back clean and drops them at will; it reports the error once,
+/// and nobody can find out which writes were lost. So a failed flush is final: that flush fails with the system's error,
+/// and from then on every flush and every request with FUA fails with `EIO`, on all connections and on all exports of the
+/// same file or device in this process. Reading and writing without FUA go on. It makes no difference that the cause was
+/// a full (thin) disk and that there is room again: what was lost stays lost.
+///
+/// The state ends when the last `File` of that file is dropped and it is opened anew; `nbd serve` is restarted for that.
+/// Clients whose flush failed have to take what they wrote since their last successful one for lost.
 #[derive(Debug)]
 pub struct File {
-    file: fs::File,
+    system: Box<dyn System>,
+    durability: Durability,
     size: Size,
     kind: Kind,
     read_only: bool,
@@ -63,20 +80,6 @@ enum Kind {
     },
 }
 
-/// The size in bytes, for many threads.
-#[derive(Debug)]
-struct Size(AtomicU64);
-
-impl Size {
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
-    }
-
-    fn set(&self, bytes: u64) {
-        self.0.store(bytes, Ordering::Release);
-    }
-}
-
 impl File {
     /// Longer requests than this many bytes are never done at once: to copy them takes longer than to wake a worker,
     /// and would hold up the connection's other requests.
@@ -98,50 +101,31 @@ impl File {
 
     /// Reads a range that was inside when it was looked at last.
     fn read_inside(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => {
-                // A resize in between sets the size before it cuts the file: then the range is at fault (S-REQ-09).
-                match inside(offset, buffer.len() as u64, self.size.get()) {
-                    Ok(()) => ExportError::io(
-                        "the file ends before the range: it was cut off while in use",
-                    ),
-                    Err(outside) => outside,
-                }
-            }
-            _ => error.into(),
-        })
-    }
-
-    fn sync(&self) -> Result<()> {
-        Ok(self.file.sync_data()?)
-    }
-
-    /// The data is durable when this returns.
-    fn write_through(&self, data: &[u8], offset: u64) -> Result<()> {
-        let mut done = 0;
-        let write = || {
-            while done < data.len() {
-                let rest = [IoSlice::new(&data[done..])];
-                match pwritev2(&self.file, &rest, offset + done as u64, ReadWriteFlags::DSYNC)? {
-                    0 => return Err(Errno::IO),
-                    written => done += written,
-                }
-            }
-            Ok(())
-        };
-        match self.abilities.write_through.attempt(write) {
-            Some(result) => Ok(result.map_err(io::Error::from)?),
-            None => {
-                self.file.write_all_at(data, offset)?;
-                self.sync()
-            }
+        match self.system.read_exact(buffer, offset) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.ends_before(offset, buffer.len() as u64)),
+            Err(errno) => Err(from_errno(errno)),
         }
     }
+
+    /// Makes durable what was written before this was called.
+    fn sync(&self) -> Result<()> {
+        self.durability.sync(|| self.system.sync_data())
+    }
+}
+
+fn from_errno(errno: Errno) -> ExportError {
+    io::Error::from(errno).into()
 }
 
 impl Export for File {
     fn size(&self) -> u64 {
         self.size.get()
+    }
+
+    /// Looks whether the file has grown.
+    fn refresh(&self) {
+        self.follow_growth();
     }
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
@@ -154,19 +138,18 @@ impl Export for File {
             return None;
         }
         if self.in_memory {
-            return Some(self.read(body.fill(length), offset));
+            return Some(body.fill(length).and_then(|buffer| self.read(buffer, offset)));
         }
         if self.abilities.try_read.is_missing()
             || offset.checked_add(length as u64)? > self.size.get()
         {
             return None;
         }
-        let buffer = body.fill(length);
-        let read = || {
-            let mut buffers = [IoSliceMut::new(buffer)];
-            preadv2(&self.file, &mut buffers, offset, ReadWriteFlags::NOWAIT)
+        let buffer = match body.fill(length) {
+            Ok(buffer) => buffer,
+            Err(error) => return Some(Err(error)),
         };
-        match self.abilities.try_read.attempt(read) {
+        match self.abilities.try_read.attempt(|| self.system.read_cached(buffer, offset)) {
             Some(Ok(count)) if count == length => Some(Ok(())),
             // Nothing or just a part of it is cached, or there is an error, which the worker will see.
             _ => {
@@ -216,12 +199,9 @@ impl Export for File {
 
 impl Writes for File {
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
-        inside_for_writing(offset, data.len() as u64, self.size.get())?;
-        if fua {
-            self.write_through(data, offset)
-        } else {
-            Ok(self.file.write_all_at(data, offset)?)
-        }
+        self.check_for_writing(offset, data.len() as u64)?;
+        self.system.write_all(data, offset).map_err(from_errno)?;
+        if fua { self.sync() } else { Ok(()) }
     }
 
     /// `None` may come after a part of the data is written. That does no harm: the same bytes are written to the same
@@ -234,20 +214,16 @@ impl Writes for File {
             return Some(self.write(data, offset, fua));
         }
         // To be durable takes a wait.
-        if fua || offset.checked_add(data.len() as u64)? > self.size.get() {
+        if fua || self.check_for_writing(offset, data.len() as u64).is_err() {
             return None;
         }
-        let write = || {
-            let buffers = [IoSlice::new(data)];
-            pwritev2(&self.file, &buffers, offset, ReadWriteFlags::NOWAIT)
-        };
-        match self.abilities.try_write.attempt(write) {
+        match self.abilities.try_write.attempt(|| self.system.write_cached(data, offset)) {
             Some(Ok(count)) if count == data.len() => Some(Ok(())),
             _ => None,
         }
     }
 
-    /// Native: cheaper than a flush of the whole file.
+    /// Native, so that those who call the methods themselves get it, too.
     fn fua(&self) -> Fua {
         Fua::Native
     }
@@ -272,7 +248,7 @@ impl Caches for File {
             let step = (end - at).min(Self::CACHE_STEP);
             let advice = rustix::fs::Advice::WillNeed;
             // No more than advice: a kernel that does not take it does not make the range any less readable.
-            if rustix::fs::fadvise(&self.file, at, step.try_into().ok(), advice).is_err() {
+            if rustix::fs::fadvise(self.system.file(), at, step.try_into().ok(), advice).is_err() {
                 break;
             }
             at += step;
@@ -281,43 +257,12 @@ impl Caches for File {
     }
 }
 
-impl Resizes for File {
-    /// Cuts a regular file off or extends it by a hole. Fails with `ENOSPC` above what the file system can hold.
-    fn resize(&self, size: u64) -> Result<()> {
-        if size > i64::MAX as u64 {
-            return Err(too_large(size));
-        }
-        let _one_at_a_time = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = self.size.get();
-        // Requests beyond the end are refused before there is nothing, and until there is something.
-        self.size.set(size.min(old));
-        self.provisioned().remove(size.min(old)..u64::MAX);
-        // Before growing too: a write that began before an earlier cut may have put data there after it.
-        let cut = || if size > old { self.file.set_len(old) } else { Ok(()) };
-        match cut().and_then(|()| self.file.set_len(size)) {
-            Ok(()) => {
-                self.size.set(size);
-                Ok(())
-            }
-            Err(error) => {
-                self.size.set(old);
-                // What a file can't be is what there is no room for (S-RSZ-03).
-                Err(match error.kind() {
-                    ErrorKind::InvalidInput => too_large(size),
-                    _ => error.into(),
-                })
-            }
-        }
-    }
-}
-
-fn too_large(size: u64) -> ExportError {
-    ExportError::new(ErrorCode::ENOSPC, format!("{size} bytes are more than a file can have"))
-}
-
 /// For those who send parts of the file themselves.
+///
+/// Don't sync the descriptor, a duplicate of it, or a range of it: the kernel would report a failed write-back there, and
+/// flushes of the export would never learn of it.
 impl AsFd for File {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.system.file().as_fd()
     }
 }

@@ -2,14 +2,15 @@
 
 use core::fmt;
 use std::fs;
-use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
-use super::{Abilities, File, Kind, Size};
+use super::{Abilities, Durability, File, Kind, Size, System};
 use crate::export::BlockSize;
 
 /// How to open a [`File`]: for reading and writing, unless said otherwise.
@@ -44,7 +45,8 @@ impl FileOptions {
         let metadata = fs::metadata(path).map_err(|error| Problem::of(error, path))?;
         is_block_device(&metadata)?;
         let file = fs::OpenOptions::new().read(true).write(!self.read_only).open(path);
-        File::new(file.map_err(|error| Problem::of(error, path))?)
+        let file = file.map_err(|error| Problem::of(error, path))?;
+        File::new(Box::new(file), path.display().to_string())
     }
 }
 
@@ -81,11 +83,14 @@ impl File {
     /// Serves a file that is open already: read-only, when it was opened that way. It must be readable, and not opened
     /// with `O_APPEND` or `O_DIRECT`. Its position moves, but does not matter.
     pub fn from_std(file: fs::File) -> Result<Self, OpenError> {
-        Self::new(file).map_err(|problem| OpenError { path: None, problem })
+        let opened = Self::new(Box::new(file), "(opened by the program)".into());
+        opened.map_err(|problem| OpenError { path: None, problem })
     }
 
-    fn new(mut file: fs::File) -> Result<Self, Problem> {
-        let flags = rustix::fs::fcntl_getfl(&file).map_err(io::Error::from)?;
+    /// `name` is for the log.
+    pub(super) fn new(system: Box<dyn System>, name: String) -> Result<Self, Problem> {
+        let file = system.file();
+        let flags = rustix::fs::fcntl_getfl(file).map_err(io::Error::from)?;
         let metadata = file.metadata()?;
         let block_device = is_block_device(&metadata)?;
         if flags.contains(OFlags::PATH) || flags & OFlags::RWMODE == OFlags::WRONLY {
@@ -97,30 +102,59 @@ impl File {
         if flags.contains(OFlags::DIRECT) {
             return Err(Problem::Mode("O_DIRECT", "clients' requests are not aligned for it"));
         }
-        // The end is the size of a block device too, whose metadata has none.
-        let size = file.seek(SeekFrom::End(0))?;
+        let read_only = flags & OFlags::RWMODE == OFlags::RDONLY;
+        if !read_only && block_device {
+            check_device_writable(file)?;
+        }
+        let size = system.length().map_err(io::Error::from)?;
         if size == 0 && block_device {
             return Err(Problem::NoMedium);
         }
         let kind = if block_device {
             // Whatever the size of a sector is, 4 KiB is a multiple of it.
-            Kind::Block { sector: rustix::fs::ioctl_blksszget(&file).unwrap_or(4096).into() }
+            Kind::Block { sector: rustix::fs::ioctl_blksszget(file).unwrap_or(4096).into() }
         } else {
             Kind::Regular
         };
-        let in_memory = rustix::fs::fstatfs(&file).is_ok_and(|stat| is_in_memory(stat.f_type as _));
+        let abilities = Abilities::default();
+        if block_device && !zeroes_by_itself(metadata.rdev()) {
+            abilities.punch_hole.forget();
+        }
+        let in_memory = rustix::fs::fstatfs(file).is_ok_and(|stat| is_in_memory(stat.f_type as _));
         Ok(Self {
-            file,
-            size: Size(size.into()),
+            durability: Durability::of(&metadata, block_device, name),
+            size: Size::new(size),
             kind,
-            read_only: flags & OFlags::RWMODE == OFlags::RDONLY,
+            read_only,
             in_memory: in_memory && !block_device,
             rotational: block_device && is_rotational(metadata.rdev()),
             block_size: block_size(metadata.blksize()),
-            abilities: Abilities::default(),
+            abilities,
             provisioned: Mutex::default(),
             resizing: Mutex::default(),
+            system,
         })
+    }
+}
+
+/// Whether an open file can be written, as far as that shows without writing: a read-only block device (`losetup -r`,
+/// `blockdev --setro`) can be opened for writing, and then refuses every write.
+///
+/// # Errors
+/// [`ErrorKind::ReadOnlyFilesystem`], with the remedy in the text, for such a device; other kinds if it can't be asked.
+pub fn check_writable(file: &fs::File) -> io::Result<()> {
+    if !file.metadata()?.file_type().is_block_device() {
+        return Ok(());
+    }
+    check_device_writable(file).map_err(|problem| OpenError { path: None, problem }.into())
+}
+
+/// An empty write asks the device itself, and changes nothing.
+fn check_device_writable(file: &fs::File) -> Result<(), Problem> {
+    match rustix::io::pwrite(file, &[], 0) {
+        Ok(_) => Ok(()),
+        Err(Errno::PERM | Errno::ROFS | Errno::ACCESS) => Err(Problem::ReadOnlyFileSystem),
+        Err(errno) => Err(Problem::Other(errno.into())),
     }
 }
 
@@ -141,10 +175,19 @@ fn block_size(file_system: u64) -> BlockSize {
 
 /// What the kernel says of a block device, or of the one that it is a partition of; `false` if it says nothing.
 fn is_rotational(device: u64) -> bool {
+    queue_attribute(device, "rotational").is_some_and(|text| text == "1")
+}
+
+/// Whether the kernel says that a block device can write zeroes by itself; `true` if it says nothing.
+fn zeroes_by_itself(device: u64) -> bool {
+    queue_attribute(device, "write_zeroes_max_bytes").is_none_or(|text| text != "0")
+}
+
+fn queue_attribute(device: u64, name: &str) -> Option<String> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    ["queue", "../queue"].iter().any(|queue| {
-        let path = format!("/sys/dev/block/{major}:{minor}/{queue}/rotational");
-        fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
+    ["queue", "../queue"].iter().find_map(|queue| {
+        let path = format!("/sys/dev/block/{major}:{minor}/{queue}/{name}");
+        Some(fs::read_to_string(path).ok()?.trim().to_owned())
     })
 }
 
@@ -156,7 +199,7 @@ pub struct OpenError {
 }
 
 #[derive(Debug)]
-enum Problem {
+pub(super) enum Problem {
     Missing,
     MissingDevice,
     MissingDirectory(PathBuf),

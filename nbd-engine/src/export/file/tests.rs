@@ -1,4 +1,5 @@
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
@@ -50,14 +51,8 @@ fn supported(what: &str, ability: &ability::Ability) -> bool {
 fn poor(size: u64) -> (NamedTempFile, File) {
     let (file, disk) = disk(size);
     let all = &disk.abilities;
-    for ability in [
-        &all.try_read,
-        &all.try_write,
-        &all.write_through,
-        &all.punch_hole,
-        &all.zero_range,
-        &all.seek_hole,
-    ] {
+    for ability in [&all.try_read, &all.try_write, &all.punch_hole, &all.zero_range, &all.seek_hole]
+    {
         ability.forget();
     }
     (file, disk)
@@ -473,7 +468,7 @@ fn caching_reads_a_long_range_ahead() {
         };
         (0..pieces).filter(read).count() as u64
     };
-    rustix::fs::fadvise(&disk.file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    rustix::fs::fadvise(disk.system.file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
     if disk.in_memory || disk.abilities.try_read.is_missing() || cached() == pieces {
         eprintln!("skipped: the file system keeps everything cached, or does not tell");
         return;

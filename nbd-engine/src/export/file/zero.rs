@@ -1,12 +1,12 @@
 //! Dropping data and writing zeroes.
 
 use core::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use rustix::fs::FallocateFlags;
 
-use super::{File, Kind};
-use crate::export::bounds::{inside, inside_for_writing};
+use super::ability::Ability;
+use super::{File, Kind, from_errno};
+use crate::export::bounds::inside;
 use crate::export::{ExportError, Result, Trims, WritesZeroes, ZeroMode};
 
 /// Zeroes are written in pieces of at most this many bytes, where the kernel has no better way.
@@ -18,10 +18,10 @@ impl Trims for File {
     fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()> {
         inside(offset, length, self.size.get())?;
         let range = self.whole_sectors(offset..offset + length);
-        if !range.is_empty() && self.punch_hole(range)? && fua {
-            self.sync()?;
+        if !range.is_empty() {
+            self.punch_hole(range)?;
         }
-        Ok(())
+        if fua { self.sync() } else { Ok(()) }
     }
 }
 
@@ -32,7 +32,7 @@ impl WritesZeroes for File {
     /// `fast` is served for regular files by the former. For block devices it is too, unless with `no_hole`: whether
     /// the device or the kernel does the writing then can't be told.
     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
-        inside_for_writing(offset, length, self.size.get())?;
+        self.check_for_writing(offset, length)?;
         let end = offset + length;
         let range = self.whole_sectors(offset..end);
         if !range.is_empty() && self.zero_without_writing(range.clone(), mode)? {
@@ -58,13 +58,36 @@ impl File {
         }
     }
 
-    /// Whether that was possible.
+    /// Whether that was possible; nothing has changed if not.
     fn punch_hole(&self, range: Range<u64>) -> Result<bool> {
+        let ability = &self.abilities.punch_hole;
+        if ability.is_missing() {
+            return Ok(false);
+        }
+        // The kernel drops what is cached of a block device's range before it finds out that the device can't do it:
+        // what was written there and acknowledged would be gone. Without a flush, which may fail for what others wrote,
+        // it is not tried.
+        if self.kind != Kind::Regular && !ability.is_proven() && self.sync().is_err() {
+            return Ok(false);
+        }
         self.provisioned().remove(range.clone());
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let punch =
-            || rustix::fs::fallocate(&self.file, flags, range.start, range.end - range.start);
-        finish(self.abilities.punch_hole.attempt(punch))
+        self.allocate(ability, flags, range)
+    }
+
+    /// Whether that was possible.
+    fn allocate(
+        &self,
+        ability: &Ability,
+        flags: FallocateFlags,
+        range: Range<u64>,
+    ) -> Result<bool> {
+        let length = range.end - range.start;
+        match ability.attempt(|| self.system.allocate(flags, range.start, length)) {
+            None => Ok(false),
+            Some(Ok(())) => Ok(true),
+            Some(Err(errno)) => Err(from_errno(errno)),
+        }
     }
 
     /// Whether that was possible.
@@ -77,9 +100,7 @@ impl File {
             return Ok(false);
         }
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        let zero =
-            || rustix::fs::fallocate(&self.file, flags, range.start, range.end - range.start);
-        let done = finish(self.abilities.zero_range.attempt(zero))?;
+        let done = self.allocate(&self.abilities.zero_range, flags, range.clone())?;
         if done && self.kind == Kind::Regular {
             self.provisioned().insert_up_to(Self::MOST_PROVISIONED, range);
         }
@@ -95,17 +116,9 @@ impl File {
         let mut at = range.start;
         while at < range.end {
             let piece = &zeroes[..(range.end - at).min(ZEROES) as usize];
-            self.file.write_all_at(piece, at)?;
+            self.system.write_all(piece, at).map_err(from_errno)?;
             at += piece.len() as u64;
         }
         Ok(())
-    }
-}
-
-fn finish(result: Option<rustix::io::Result<()>>) -> Result<bool> {
-    match result {
-        None => Ok(false),
-        Some(Ok(())) => Ok(true),
-        Some(Err(errno)) => Err(std::io::Error::from(errno).into()),
     }
 }

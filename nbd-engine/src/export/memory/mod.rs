@@ -1,7 +1,12 @@
 //! A disk in memory.
 
-mod limit;
+mod account;
+mod frames;
+mod page;
 mod pages;
+#[cfg(test)]
+mod shared_tests;
+mod slab;
 #[cfg(test)]
 mod tests;
 
@@ -17,22 +22,50 @@ use super::{
     Allocation, Body, Caches, Export, ExportError, Extents, Flushes, Fua, Resizes, Result, Shared,
     TakesPages, Trims, Writes, WritesZeroes, ZeroMode,
 };
-use pages::{PAGE, Pages, Source};
+use account::Account;
+pub use page::Page;
+use pages::{Pages, Source};
+
+/// Bytes of a page. Large enough that a table is small (a pointer in 16 KiB) and that a shared read of 1 MiB is 64
+/// pieces rather than 256; small enough that copying one for a writer takes about a microsecond, even if every write
+/// meets a page that a read shares, and that a single scattered write does not take up much.
+const PAGE: usize = 16 << 10;
 
 /// A disk in memory: sparse, empty at first, gone with the process.
 ///
 /// Memory is taken in pages of [`PAGE_SIZE`](Self::PAGE_SIZE) bytes when they are first written, and given back when
-/// they are trimmed, zeroed or cut off, so that a disk of 2^62 bytes costs no more than what it holds. How much that
-/// may be is [limited](Self::with_allocation_limit).
+/// they are trimmed, zeroed or cut off, so that a disk of 2^62 bytes costs no more than what it holds.
+///
+/// # Memory
+///
+/// Each disk has memory of its own from the system, apart from the allocator's. Pages that are freed, on whatever thread
+/// and in whatever order, are used again or returned to the system one by one. Resident are at most
+///
+/// - the pages that the disk holds, [`allocated_bytes`](Self::allocated_bytes), which is
+///   [limited](Self::with_allocation_limit);
+/// - pages that are free and kept for the next writes: an eighth of the pages that are in use, but not less than
+///   256 KiB and not more than 4 MiB;
+/// - pages of payloads that are being received, and pages that were replaced or freed while replies share them: no more
+///   than such payloads and replies are long, rounded up to pages, and 1 MiB for each connection;
+/// - bookkeeping: about 50 bytes for a page and 300 for each MiB in which anything is allocated.
+///
+/// So a disk that is trimmed as a whole keeps 256 KiB. On Linux with pages above 16 KiB, and on other systems, memory is
+/// used again but returned only with the disk.
+///
+/// All disks of a process together take at most seven eighths of the memory that the process may use besides: the least
+/// of what its control group and that group's parents, `ulimit -v` and `ulimit -d`, and the machine have available,
+/// plus what the disks hold already. That is looked at again with each 8 MiB that they grow by. What would take more
+/// fails with `ENOSPC`, as on a thinly provisioned disk; the rest of the memory is for bookkeeping and for buffers.
+/// Reading, trimming and rewriting go on.
+///
+/// # Concurrency
 ///
 /// Any number of threads can use it. Reads and writes of the same bytes at the same time see old and new bytes mixed,
 /// as on any disk, but a page never half old and half new by one write. Nothing blocks, except for the time it takes to
 /// copy, clear or free the memory that a request is about.
 ///
 /// Reads of 4 KiB and more share the pages instead of copying them. A page that is written while it is shared is
-/// copied once, and the old one lives until the replies that share it are sent; such pages are not counted in
-/// [`allocated_bytes`](Self::allocated_bytes), and there are never more of them than the replies in flight are long,
-/// rounded up to pages.
+/// copied once, and the old one lives until the replies that share it are sent.
 ///
 /// ```
 /// use nbd_engine::export::{Export, Memory};
@@ -73,24 +106,25 @@ impl Memory {
     /// To pass over a hole, of any length, takes as long as to walk over this many pages at most.
     const HOLE_STEPS: u64 = 16;
 
-    /// A disk of `size` bytes, all zero, that takes at most seven eighths of the memory that is available now. Fails
-    /// above [`MAX_SIZE`](Self::MAX_SIZE).
+    /// A disk of `size` bytes, all zero. Its limit is seven eighths of the memory that is available now; with others it
+    /// may hold less, see above.
+    ///
+    /// # Errors
+    /// Above [`MAX_SIZE`](Self::MAX_SIZE).
     pub fn new(size: u64) -> core::result::Result<Self, TooLarge> {
+        Self::with_account(size, Account::process())
+    }
+
+    fn with_account(size: u64, account: Arc<Account>) -> core::result::Result<Self, TooLarge> {
         if size > Self::MAX_SIZE {
             return Err(TooLarge { size });
         }
-        Ok(Self {
-            size: AtomicU64::new(size),
-            pages: Pages::new(limit::default_limit()),
-            resizing: Mutex::new(()),
-        })
+        let pages = Pages::new(account);
+        Ok(Self { size: AtomicU64::new(size), pages, resizing: Mutex::new(()) })
     }
 
-    /// The same disk, which holds at most `bytes` of pages. What would take more fails with `ENOSPC`, as on a thinly
-    /// provisioned disk; reading, trimming and rewriting go on. Rounded down to whole pages; 0 makes every write fail.
-    ///
-    /// The limit counts pages alone. Bookkeeping comes on top: about 300 bytes for a MiB in which anything is
-    /// allocated.
+    /// The same disk, which holds at most `bytes` of pages. What would take more fails with `ENOSPC`. Rounded down to
+    /// whole pages; 0 makes every write fail. More than the process may use is of no effect.
     #[must_use]
     pub fn with_allocation_limit(mut self, bytes: u64) -> Self {
         self.pages.set_limit(bytes);
@@ -180,7 +214,7 @@ impl Export for Memory {
             self.pages.look(page, |page| {
                 let Some(page) = page else {
                     hole += part;
-                    return;
+                    return Result::Ok(());
                 };
                 if hole > 0 {
                     body.hole(core::mem::take(&mut hole));
@@ -188,9 +222,10 @@ impl Export for Memory {
                 if length >= Self::SHARE_READS && part >= Self::SHARE_PART {
                     body.share(Shared::Slice(page.clone(), within));
                 } else {
-                    body.fill(part).copy_from_slice(&page[within]);
+                    body.fill(part)?.copy_from_slice(&page[within]);
                 }
-            });
+                Ok(())
+            })?;
         }
         if hole > 0 {
             body.hole(hole);
@@ -254,11 +289,17 @@ impl TakesPages for Memory {
         PAGE
     }
 
-    fn write_page(&self, page: Arc<[u8]>, offset: u64) -> Result<Option<Arc<[u8]>>> {
+    fn new_page(&self) -> Option<Page> {
+        self.pages.frames().page(|_| {})
+    }
+
+    fn write_page(&self, page: Page, offset: u64) -> Result<Option<Page>> {
         inside_for_writing(offset, page.len() as u64, self.size())?;
-        if page.len() != PAGE || !offset.is_multiple_of(Self::PAGE_SIZE) {
+        // Memory of another origin would not come back to the disk when it is trimmed.
+        let own = page.is_of(self.pages.frames());
+        if !own || !offset.is_multiple_of(Self::PAGE_SIZE) {
             self.write(&page, offset, false)?;
-            return Ok(Some(page));
+            return Ok(own.then_some(page));
         }
         self.pages.exchange(offset / Self::PAGE_SIZE, page)
     }

@@ -4,7 +4,7 @@
 //! finding a page costs one uncontended lock and a short search, a walk passes over what is absent without looking at
 //! it, and what is freed leaves nothing behind: no client can make the table grow beyond a small part of its pages.
 //!
-//! A page is an `Arc<[u8]>`, so that a large read can share it. Writers change a page in place only while nobody
+//! A [`Page`] can be shared, so that a large read needs no copy. Writers change a page in place only while nobody
 //! shares it, and replace it by a changed copy otherwise: a write costs one copy of a page more than its own bytes, at
 //! most, for each page it touches, and just the first write after a read pays.
 
@@ -13,12 +13,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::PAGE;
+use super::account::Account;
+use super::frames::Frames;
+use super::page::Page;
 use crate::export::{ExportError, Result};
 
-/// Bytes of a page. Large enough that a table is small (a pointer in 16 KiB) and that a shared read of 1 MiB is 64
-/// pieces rather than 256; small enough that copying one for a writer takes about a microsecond, even if every write
-/// meets a page that a read shares, and that a single scattered write does not take up much.
-pub(super) const PAGE: usize = 16 << 10;
 const PAGE_BYTES: u64 = PAGE as u64;
 
 /// Pages of a region: 512 KiB of neighbours under one lock.
@@ -30,8 +30,6 @@ const SHARD_BITS: u32 = 7;
 
 /// Regions that are freed before the lock is let go for a moment.
 const BATCH: usize = 32;
-
-pub(super) type Page = Arc<[u8]>;
 
 /// Never empty while the lock of its shard is free.
 #[derive(Default)]
@@ -88,39 +86,40 @@ impl Source<'_> {
         }
     }
 
-    /// A new page that is like `old` but for the part `within`. Each byte is written once where that is possible.
-    fn page(self, within: Range<usize>, old: Option<&[u8]>) -> Page {
-        let whole = within.len() == PAGE;
-        let mut page = match (self, old) {
-            (Self::Data(data), _) if whole => return Page::from(data),
-            (Self::Data(_), Some(old)) => Page::from(old),
-            (_, Some(old)) if !whole => Page::from(old),
-            (Self::Data(_), None) => zero_page(),
-            _ => return zero_page(),
-        };
-        // It is ours alone, so this copies nothing.
-        self.put(&mut Arc::make_mut(&mut page)[within]);
-        page
+    /// Fills a page, whose content is arbitrary, so that it is like `old` but for the part `within`. Each byte is
+    /// written once where that is possible.
+    fn fill(self, page: &mut [u8], within: Range<usize>, old: Option<&[u8]>) {
+        match old {
+            Some(old) if within.len() < PAGE => page.copy_from_slice(old),
+            _ => {
+                page[..within.start].fill(0);
+                page[within.end..].fill(0);
+            }
+        }
+        self.put(&mut page[within]);
     }
-}
-
-fn zero_page() -> Page {
-    core::iter::repeat_n(0, PAGE).collect()
 }
 
 /// The table, see the module's text.
 pub(super) struct Pages {
     shards: Box<[Shard]>,
+    frames: Arc<Frames>,
     /// Bytes of the pages that are present.
     allocated: AtomicU64,
     limit: u64,
 }
 
 impl Pages {
-    /// An empty table that holds pages of `limit` bytes in all.
-    pub(super) fn new(limit: u64) -> Self {
+    /// An empty table that holds pages of as many bytes as the account allows now.
+    pub(super) fn new(account: Arc<Account>) -> Self {
         let shards = (0..1 << SHARD_BITS).map(|_| Shard::default()).collect();
-        Self { shards, allocated: AtomicU64::new(0), limit }
+        let limit = account.limit();
+        Self { shards, frames: Frames::new(account), allocated: AtomicU64::new(0), limit }
+    }
+
+    /// The memory of the disk.
+    pub(super) const fn frames(&self) -> &Arc<Frames> {
+        &self.frames
     }
 
     pub(super) const fn limit(&self) -> u64 {
@@ -156,11 +155,11 @@ impl Pages {
                 let mut map = shard.write();
                 match (present(&mut map, page), source) {
                     (Some(bytes), _) => {
-                        if let Some(bytes) = Arc::get_mut(bytes) {
+                        if let Some(bytes) = bytes.get_mut() {
                             source.put(&mut bytes[within]);
                             return Ok(());
                         }
-                        Some(Arc::clone(bytes))
+                        Some(bytes.clone())
                     }
                     (None, Source::Zeroes) => return Ok(()),
                     (None, _) => None,
@@ -168,10 +167,11 @@ impl Pages {
             };
             // Memory is taken, cleared and copied with no lock held. The page that was seen cannot change under our
             // hands, because we share it now.
-            let fresh = source.page(within.clone(), seen.as_deref());
+            let fill = |page: &mut [u8]| source.fill(page, within.clone(), seen.as_deref());
+            let fresh = self.frames.page(fill).ok_or_else(out_of_memory)?;
             let mut map = shard.write();
             match (present(&mut map, page), &seen) {
-                (Some(current), Some(seen)) if Arc::ptr_eq(current, seen) => {
+                (Some(current), Some(seen)) if current.same(seen) => {
                     *current = fresh;
                     return Ok(());
                 }
@@ -221,8 +221,10 @@ impl Pages {
         let there = self.count(&pages);
         let missing = range - there * PAGE_BYTES;
         match self.allocated().checked_add(missing) {
-            Some(sum) if sum <= self.limit => Ok(()),
-            _ => Err(self.full()),
+            Some(sum) if sum > self.limit => Err(self.full()),
+            Some(_) if self.frames.account().has_room(missing) => Ok(()),
+            Some(_) => Err(out_of_memory()),
+            None => Err(self.full()),
         }
     }
 
@@ -252,7 +254,7 @@ impl Pages {
                 let mut freed = Vec::new();
                 self.take(&mut self.shard(region).write(), region, &pages, &mut freed);
                 // The lock is free again before the memory goes.
-                drop(freed);
+                self.frames.give_back_pages(freed);
             }
             return;
         }
@@ -267,6 +269,7 @@ impl Pages {
                     self.take(&mut map, region, &pages, &mut freed);
                 }
                 drop(map);
+                self.frames.give_back_pages(freed);
                 // The last of a full batch is asked for again, for there may be nothing after it.
                 rest = batch.get(BATCH - 1).copied();
             }
@@ -332,6 +335,12 @@ impl Pages {
         let next = |shard: &Shard| shard.read().range(region..).next().map(|(&region, _)| region);
         self.shards.iter().filter_map(next).min()
     }
+}
+
+/// There is no memory, whatever the disk's own limit is.
+fn out_of_memory() -> ExportError {
+    let text = "no space is left: this process may not use more memory for its disks";
+    ExportError::new(ExportError::no_space().code(), text)
 }
 
 /// The regions that a range of pages touches; none for an empty range.

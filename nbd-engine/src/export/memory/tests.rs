@@ -129,7 +129,7 @@ fn a_trim_of_a_huge_range_frees_all_of_it_and_nothing_else() {
 
 #[test]
 fn many_regions_of_one_shard_are_freed() {
-    let pages = Pages::new(u64::MAX);
+    let pages = Pages::new(Account::fixed(u64::MAX));
     // Several times as many as are freed at once, far enough apart that the shards are gone through one by one.
     let alike = pages.regions_of_one_shard(100);
     for page in &alike {
@@ -234,7 +234,7 @@ fn extents_stop_when_the_visitor_breaks_off() {
 
 #[test]
 fn extents_of_a_long_run_of_data_come_in_several_calls() {
-    let pages = Pages::new(u64::MAX);
+    let pages = Pages::new(Account::fixed(u64::MAX));
     for page in 0..40 {
         pages.edit(page, 0..1, Source::AllocatedZeroes).unwrap();
     }
@@ -408,7 +408,11 @@ fn it_says_what_it_can_do() {
 #[test]
 fn a_page_that_is_handed_over_takes_the_place_of_the_one_before() {
     let disk = disk(4 * P);
-    let page = |byte| -> Arc<[u8]> { core::iter::repeat_n(byte, PAGE).collect() };
+    let page = |byte| {
+        let mut page = disk.new_page().unwrap();
+        page.get_mut().unwrap().fill(byte);
+        page
+    };
     assert!(disk.write_page(page(1), P).unwrap().is_none(), "there was none before");
     assert_eq!(disk.allocated_bytes(), P);
     let before = disk.write_page(page(2), P).unwrap().unwrap();
@@ -422,7 +426,7 @@ fn a_page_that_is_handed_over_takes_the_place_of_the_one_before() {
 #[test]
 fn pages_handed_over_count_against_the_limit_and_stay_inside_the_disk() {
     let disk = Memory::new(4 * P).unwrap().with_allocation_limit(P);
-    let page = || -> Arc<[u8]> { core::iter::repeat_n(1, PAGE).collect() };
+    let page = || disk.new_page().unwrap();
     disk.write_page(page(), 0).unwrap();
     assert_eq!(disk.write_page(page(), P).unwrap_err().code(), ErrorCode::ENOSPC);
     disk.write_page(page(), 0).unwrap();

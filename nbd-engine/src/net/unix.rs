@@ -1,0 +1,132 @@
+//! Unix listeners, their paths, and streams.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::net::sockopt;
+
+use super::takeover;
+
+/// Listens on a Unix socket path, non-blocking. A socket that a dead server left there is taken over; of several servers
+/// that try to, one succeeds, and the others find a live server.
+///
+/// May wait for up to two seconds for other servers that start in the same folder.
+///
+/// # Errors
+/// [`io::ErrorKind::AddrInUse`] when the socket belongs to a live server, whether it listens already or not yet;
+/// [`io::ErrorKind::AlreadyExists`] when the path is something else than a socket, which is left alone;
+/// [`io::ErrorKind::InvalidInput`] when the path is [too long](check_socket_path); otherwise those of the platform. The
+/// path is in the text.
+pub fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
+    let bind = || {
+        check_socket_path(path)?;
+        let listener = takeover::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok((listener, SocketPath::new(path)?))
+    };
+    bind().map_err(|error| super::cannot_listen(path.display(), &error))
+}
+
+/// The longest path that the address of a Unix socket has room for, in bytes.
+const MAX_PATH: usize =
+    if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };
+
+/// Checks that the path of a Unix socket fits into an address.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] when it is too long, with the limit and what to do in the text; without the path.
+pub fn check_socket_path(path: &Path) -> io::Result<()> {
+    let length = path.as_os_str().len();
+    if length <= MAX_PATH {
+        return Ok(());
+    }
+    let text = format!(
+        "the path of a Unix socket has at most {MAX_PATH} bytes, and this one has {length}; choose a shorter one, or a \
+         relative one"
+    );
+    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+}
+
+/// The path of a Unix socket, removed when dropped, unless another socket has taken its place.
+///
+/// Drop it before the listener: as long as that is open no other server takes the path over, and no other file can have
+/// its identity.
+#[derive(Debug)]
+pub struct SocketPath {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketPath {
+    fn new(path: &Path) -> io::Result<Self> {
+        let metadata = std::fs::symlink_metadata(path)?;
+        Ok(Self { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) })
+    }
+
+    /// The path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for SocketPath {
+    fn drop(&mut self) {
+        let ours = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+        if ours {
+            // Nothing depends on it: the next server takes over a socket that stays.
+            let _removed = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The send buffer of Unix streams, in bytes: a large payload then takes fewer turns of both sides.
+const UNIX_SEND_BUFFER: usize = 1 << 20;
+
+/// Sets up a Unix stream.
+pub fn tune_unix(stream: impl AsFd) {
+    // The platform may allow less, which only costs time.
+    let _smaller = sockopt::set_socket_send_buffer_size(&stream, UNIX_SEND_BUFFER);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_in_the_way_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "precious").unwrap();
+        assert_eq!(bind_unix(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_socket_that_took_the_place_of_ours_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let (_first, guard) = bind_unix(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        drop(guard);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_path_that_does_not_fit_is_refused_with_its_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let room = MAX_PATH - folder.path().as_os_str().len() - 1;
+        bind_unix(&folder.path().join("x".repeat(room))).unwrap();
+        let path = folder.path().join("x".repeat(room + 1));
+        let error = bind_unix(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        let text = error.to_string();
+        assert!(text.contains("at most 107 bytes, and this one has 108; choose"), "{text}");
+        assert!(text.contains(&path.display().to_string()), "{text}");
+    }
+}

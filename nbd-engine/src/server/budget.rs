@@ -1,0 +1,245 @@
+//! The memory that the connections of a server may hold in buffers, all together.
+//!
+//! Each connection has a small share that nobody else can take. What it needs beyond that it leases from the rest,
+//! which is granted in turn. A connection that holds some of it gets no more than it leaves for others; one that holds
+//! nothing gets what it needs as soon as there is so much.
+//! Connections keep what they have leased as long as nobody waits and they are not idle, so that the common budget is
+//! not looked at for each request.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+/// The share of its own that a connection gets at most.
+const MAX_SHARE: usize = 256 << 10;
+
+/// Buffers are this much larger than their content at most.
+const ROUNDED: usize = 64 << 10;
+
+/// The buffers of all connections of a server.
+#[derive(Debug)]
+pub(crate) struct BufferBudget {
+    /// Bytes that each connection may hold whatever the others do.
+    share: usize,
+    /// Bytes that are leased beyond the shares.
+    rest: usize,
+    state: Mutex<State>,
+    /// Connections that wait.
+    waiting: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    leased: usize,
+    queue: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    /// Where the grant is put; tells the waiter from others, too.
+    granted: Arc<AtomicUsize>,
+    /// What it leases already.
+    leased: usize,
+    /// Whether it uses some of that.
+    holds: bool,
+    /// What it needs besides.
+    needs: usize,
+    waker: Waker,
+}
+
+impl BufferBudget {
+    /// A budget of `total` bytes for so many connections, but of twice the longest payload at least.
+    pub(crate) fn new(total: usize, connections: usize, max_payload: usize) -> Self {
+        let total = total.max(max_payload.saturating_add(ROUNDED).saturating_mul(2));
+        let share = (total / 2 / connections.max(1)).min(MAX_SHARE);
+        let rest = total - share * connections.max(1);
+        Self { share, rest, state: Mutex::default(), waiting: AtomicUsize::new(0) }
+    }
+
+    /// Whether connections wait for what others hold.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Grants what can be granted, in turn.
+    fn grant(&self, mut state: MutexGuard<'_, State>) {
+        let mut wakers = Vec::new();
+        let mut index = 0;
+        while let Some(waiter) = state.queue.get(index) {
+            let free = self.rest.saturating_sub(state.leased);
+            let (mine, available) = (waiter.leased + waiter.needs, waiter.leased + free);
+            if waiter.holds && mine > available / 2 {
+                // What it holds itself is in its way: others need not wait for that.
+                index += 1;
+                continue;
+            }
+            if mine > available {
+                // It is its turn: what comes free is kept for it.
+                break;
+            }
+            if let Some(waiter) = state.queue.remove(index) {
+                state.leased += waiter.needs;
+                waiter.granted.store(waiter.needs, Ordering::Release);
+                wakers.push(waiter.waker);
+            }
+        }
+        self.waiting.store(state.queue.len(), Ordering::Relaxed);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn give_back(&self, bytes: usize) {
+        if bytes > 0 {
+            let mut state = self.lock();
+            state.leased -= bytes;
+            self.grant(state);
+        }
+    }
+}
+
+/// What one connection holds.
+#[derive(Debug)]
+pub(crate) struct Account {
+    budget: Arc<BufferBudget>,
+    /// Bytes that are this connection's own.
+    share: usize,
+    /// Bytes in use.
+    used: usize,
+    /// Bytes beyond the share that were granted.
+    leased: usize,
+    /// Whether this account is in the queue, or has been granted something there that it did not take note of yet.
+    waits: bool,
+    granted: Arc<AtomicUsize>,
+}
+
+impl Account {
+    pub(crate) fn new(budget: Arc<BufferBudget>) -> Self {
+        let share = budget.share;
+        Self { budget, share, used: 0, leased: 0, waits: false, granted: Arc::default() }
+    }
+
+    /// Bytes that can be used without asking anybody.
+    pub(crate) const fn free(&self) -> usize {
+        (self.share + self.leased).saturating_sub(self.used)
+    }
+
+    /// What a request is charged that may need so many bytes. A request that may need more than there is, such as a
+    /// block status with the largest bounds, is charged all there is.
+    pub(crate) fn cap(&self, bytes: usize) -> usize {
+        bytes.min(self.budget.rest)
+    }
+
+    /// Takes so many bytes, which were [capped](Self::cap), into use if they can be had. Otherwise the waker is woken
+    /// once it is worth trying again, until when the connection must not take in more.
+    pub(crate) fn charge(&mut self, bytes: usize, waker: &Waker) -> bool {
+        if self.waits {
+            let granted = self.granted.swap(0, Ordering::Acquire);
+            self.leased += granted;
+            self.waits = granted == 0;
+        }
+        if bytes > self.free() && !self.lease(bytes, waker) {
+            return false;
+        }
+        self.stop_waiting();
+        self.used += bytes;
+        true
+    }
+
+    /// Leases what is missing for so many bytes, or gets into the queue.
+    #[cold]
+    fn lease(&mut self, bytes: usize, waker: &Waker) -> bool {
+        let (leased, needs) = (self.leased, bytes - self.free());
+        let holds = self.used > self.share;
+        let mut state = self.budget.lock();
+        let own = state.queue.iter_mut().find(|one| Arc::ptr_eq(&one.granted, &self.granted));
+        match own {
+            Some(own) => {
+                (own.leased, own.holds, own.needs) = (leased, holds, needs);
+                own.waker.clone_from(waker);
+            }
+            // It may have been granted something since it was looked at.
+            None => {
+                let granted = Arc::clone(&self.granted);
+                let waker = waker.clone();
+                state.queue.push_back(Waiter { granted, leased, holds, needs, waker });
+            }
+        }
+        self.waits = true;
+        self.budget.grant(state);
+        let granted = self.granted.swap(0, Ordering::Acquire);
+        self.leased += granted;
+        self.waits = granted == 0;
+        bytes <= self.free()
+    }
+
+    fn stop_waiting(&mut self) {
+        if !core::mem::take(&mut self.waits) {
+            return;
+        }
+        let mut state = self.budget.lock();
+        state.queue.retain(|one| !Arc::ptr_eq(&one.granted, &self.granted));
+        self.budget.grant(state);
+        self.leased += self.granted.swap(0, Ordering::Acquire);
+    }
+
+    /// So many bytes are no longer in use. What was leased stays for the next request, unless others wait.
+    pub(crate) fn release(&mut self, bytes: usize) {
+        self.used -= bytes;
+        if bytes > 0 && self.budget.is_crowded() {
+            self.give_back_unused();
+        }
+    }
+
+    /// Gives back what is leased and not in use. One that waits itself keeps it, since it asked only for the rest.
+    pub(crate) fn give_back_unused(&mut self) {
+        if self.waits {
+            return;
+        }
+        let unused = self.free().min(self.leased);
+        self.leased -= unused;
+        self.budget.give_back(unused);
+    }
+
+    /// Whether others wait for what this connection holds beyond its share.
+    pub(crate) fn is_in_the_way(&self) -> bool {
+        self.leased > 0 && self.budget.is_crowded()
+    }
+
+    /// Splits off what outlives the connection: so many bytes that others still use.
+    pub(crate) fn split_off(&mut self, bytes: usize) -> Remainder {
+        let bytes = bytes.min(self.used);
+        self.used -= bytes;
+        // The share ends with the connection; what is beyond it stays leased.
+        let leased = bytes.min(self.leased);
+        self.leased -= leased;
+        Remainder { budget: Arc::clone(&self.budget), bytes: leased }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.stop_waiting();
+        self.budget.give_back(core::mem::take(&mut self.leased));
+    }
+}
+
+/// Buffers that outlive their connection, in the hands of threads that hang.
+#[derive(Debug)]
+pub(crate) struct Remainder {
+    budget: Arc<BufferBudget>,
+    bytes: usize,
+}
+
+impl Drop for Remainder {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,318 @@
+//! How a server behaves towards its clients.
+
+use core::time::Duration;
+
+use nbd_proto::Limits;
+use nbd_proto::server::Config;
+
+use super::budget::BufferBudget;
+use crate::memory_limit;
+#[cfg(feature = "tls")]
+use crate::tls::{TlsMode, TlsServer};
+
+/// What a server offers, its bounds and its deadlines: for those who start one.
+///
+/// ```
+/// use nbd_engine::server::ServerConfig;
+/// use std::time::Duration;
+///
+/// let config = ServerConfig::new()
+///     .with_max_connections(16)
+///     .with_handshake_timeout(Duration::from_secs(5));
+/// assert_eq!(config.max_connections(), 16);
+/// ```
+///
+/// What a peer sees of a bound or a deadline that it reaches:
+///
+/// | bound | default | the client sees |
+/// | --- | --- | --- |
+/// | [connections](Self::with_max_connections) | 1024 | the connection is closed after a [second](Self::with_admission_timeout) |
+/// | [threads](Self::with_max_workers) | 16, and 2 for each export | slower replies |
+/// | [memory for buffers](Self::with_max_buffer_memory) | an eighth of what is available | requests are received later |
+/// | [each connection](Self::with_limits) | [`Limits`] | requests are received later |
+/// | [handshake](Self::with_handshake_timeout) | 30 s | the connection is closed |
+/// | [no progress](Self::with_stall_timeout) | 60 s | the connection is closed |
+/// | [no progress while others wait](Self::with_crowded_timeout) | 10 s | the connection is closed |
+/// | [idle while others wait for a place](Self::with_idle_timeout) | 60 s | the connection is closed |
+/// | [shutdown](Self::with_drain_timeout) | 10 s | the connection is closed |
+///
+/// A server holds at most about
+///
+/// ```text
+/// the bound on buffers
+///   + max_connections * 400 KiB    receive buffers, options, headers and texts that wait to be sent
+///   + what clients of hanging exports had in flight when they went
+/// ```
+///
+/// besides what its exports hold, and a connection that is idle for a few seconds holds at most 256 KiB.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    protocol: Config,
+    #[cfg(feature = "tls")]
+    tls: Option<TlsServer>,
+    max_connections: usize,
+    admission_timeout: Duration,
+    handshake_timeout: Duration,
+    drain_timeout: Duration,
+    stall_timeout: Duration,
+    crowded_timeout: Duration,
+    min_transfer_rate: u64,
+    idle_timeout: Option<Duration>,
+    max_workers: usize,
+    max_buffer_memory: Option<u64>,
+    resize: bool,
+    busy_poll: Option<Duration>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            protocol: Config::default(),
+            #[cfg(feature = "tls")]
+            tls: None,
+            max_connections: 1024,
+            admission_timeout: Duration::from_secs(1),
+            handshake_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(60),
+            crowded_timeout: Duration::from_secs(10),
+            min_transfer_rate: 16 << 10,
+            idle_timeout: Some(Duration::from_secs(60)),
+            max_workers: 16,
+            max_buffer_memory: None,
+            resize: true,
+            busy_poll: None,
+        }
+    }
+}
+
+impl ServerConfig {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bounds on what one client can make its connection hold. Default [`Limits::DEFAULT`].
+    #[must_use]
+    pub const fn with_limits(mut self, limits: Limits) -> Self {
+        self.protocol.limits = limits;
+        self
+    }
+
+    /// Whether structured replies are offered, and with them metadata contexts. Default `true`.
+    #[must_use]
+    pub const fn with_structured_replies(mut self, offered: bool) -> Self {
+        self.protocol.structured_replies = offered;
+        self
+    }
+
+    /// Whether extended headers are offered. Default `true`.
+    #[must_use]
+    pub const fn with_extended_headers(mut self, offered: bool) -> Self {
+        self.protocol.extended_headers = offered;
+        self
+    }
+
+    /// Whether clients can, or must, upgrade to TLS before they see an export, and by which certificate. Default: there is
+    /// no TLS. With [`TlsMode::Available`] exports that [require it](crate::export::ExportEntry::with_tls_required) are
+    /// refused in the clear and everything else is to be had by anyone. Oldstyle clients have no TLS.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn with_tls(mut self, mode: TlsMode, tls: TlsServer) -> Self {
+        self.protocol.tls = mode;
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Whether a write under extended headers is refused when it lacks `NBD_CMD_FLAG_PAYLOAD_LEN`, as the specification
+    /// would have it. Default `false`, since qemu 10 does not set the flag.
+    #[must_use]
+    pub const fn with_payload_flag_required(mut self, required: bool) -> Self {
+        self.protocol.require_payload_flag = required;
+        self
+    }
+
+    /// Connections at a time. Default 1024, at least 1. With 1, no export is announced as one for several connections of
+    /// a client (`CAN_MULTI_CONN`).
+    #[must_use]
+    pub const fn with_max_connections(mut self, count: usize) -> Self {
+        self.max_connections = if count == 0 { 1 } else { count };
+        self
+    }
+
+    /// How long listeners let connections above [the bound](Self::with_max_connections) wait for others to end, counted
+    /// from when the server became full; then they are closed at once, so that a client sees that it is refused.
+    /// Default 1 second.
+    #[must_use]
+    pub const fn with_admission_timeout(mut self, timeout: Duration) -> Self {
+        self.admission_timeout = timeout;
+        self
+    }
+
+    /// How long a client may take from connecting to choosing an export. Default 30 seconds.
+    #[must_use]
+    pub const fn with_handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
+        self
+    }
+
+    /// How long requests in flight may take once the server shuts down. Default 10 seconds.
+    #[must_use]
+    pub const fn with_drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = timeout;
+        self
+    }
+
+    /// How long a client may go on too slowly, by the [transfer rate](Self::with_min_transfer_rate), with a request that
+    /// it has begun to send, or with replies that wait for it. Default 60 seconds.
+    #[must_use]
+    pub const fn with_stall_timeout(mut self, timeout: Duration) -> Self {
+        self.stall_timeout = timeout;
+        self
+    }
+
+    /// What takes the place of the [stall timeout](Self::with_stall_timeout) for a client that holds buffers while
+    /// others wait for some, and for one that has said that it sends no more requests, or closed its side. Default 10
+    /// seconds.
+    #[must_use]
+    pub const fn with_crowded_timeout(mut self, timeout: Duration) -> Self {
+        self.crowded_timeout = timeout;
+        self
+    }
+
+    /// Bytes per second below which a transfer counts as stalled. Default 16 KiB; 0 counts a single byte as progress.
+    #[must_use]
+    pub const fn with_min_transfer_rate(mut self, bytes_per_second: u64) -> Self {
+        self.min_transfer_rate = bytes_per_second;
+        self
+    }
+
+    /// How long a client may be idle while others wait for a place among the
+    /// [connections](Self::with_max_connections). Default 60 seconds; `None` lets idle clients stay whoever waits.
+    #[must_use]
+    pub const fn with_idle_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.idle_timeout = timeout;
+        self
+    }
+
+    /// Threads that exports which may block compete for, started when needed. One export occupies at most three quarters
+    /// of them, one connection three quarters of that; besides, each export gets two when all are occupied by others.
+    /// Default 16, at least 1.
+    #[must_use]
+    pub const fn with_max_workers(mut self, count: usize) -> Self {
+        self.max_workers = if count == 0 { 1 } else { count };
+        self
+    }
+
+    /// Bytes of request and reply data that all connections may hold together. `None`, the default, stands for an eighth
+    /// of the memory that the process may still use when the server is made (control groups, `ulimit` and the machine),
+    /// at most 4 GiB. Never less than twice the longest payload, so that each request can be served.
+    ///
+    /// Each connection has a small share of its own; the rest is granted in turn, and no connection gets more than is
+    /// left for others. A client that has to wait is received later, without an error.
+    #[must_use]
+    pub const fn with_max_buffer_memory(mut self, bytes: Option<u64>) -> Self {
+        self.max_buffer_memory = bytes;
+        self
+    }
+
+    /// Whether clients may resize exports that [can be resized](crate::export::Resizes). Default `true`: it is for the
+    /// export to say. Any client could then cut a disk off that others use, so that a server of disks for many clients
+    /// should say no.
+    #[must_use]
+    pub const fn with_resize(mut self, allowed: bool) -> Self {
+        self.resize = allowed;
+        self
+    }
+
+    /// How long a connection whose client is quick asks for the next request before it goes to sleep, which spares both
+    /// sides the cost of waking it. It never happens on a single processor, nor for more connections at a time than half
+    /// of the processors. `None`, the default, stands for 30 microseconds where a connection has a thread of its own, and
+    /// for not at all where it shares one with other tasks.
+    #[must_use]
+    pub const fn with_busy_poll(mut self, limit: Option<Duration>) -> Self {
+        self.busy_poll = limit;
+        self
+    }
+
+    /// Bounds on what one client can make its connection hold.
+    #[must_use]
+    pub const fn limits(&self) -> &Limits {
+        &self.protocol.limits
+    }
+
+    /// Connections at a time.
+    #[must_use]
+    pub const fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+
+    /// How long connections above the bound wait.
+    #[must_use]
+    pub const fn admission_timeout(&self) -> Duration {
+        self.admission_timeout
+    }
+
+    /// How long a client may take to choose an export.
+    #[must_use]
+    pub const fn handshake_timeout(&self) -> Duration {
+        self.handshake_timeout
+    }
+
+    /// How long requests in flight may take once the server shuts down.
+    #[must_use]
+    pub const fn drain_timeout(&self) -> Duration {
+        self.drain_timeout
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) const fn tls(&self) -> Option<&TlsServer> {
+        self.tls.as_ref()
+    }
+
+    pub(crate) const fn protocol(&self) -> &Config {
+        &self.protocol
+    }
+
+    pub(crate) const fn stall_timeout(&self) -> Duration {
+        self.stall_timeout
+    }
+
+    pub(crate) const fn crowded_timeout(&self) -> Duration {
+        self.crowded_timeout
+    }
+
+    pub(crate) const fn min_transfer_rate(&self) -> u64 {
+        self.min_transfer_rate
+    }
+
+    pub(crate) const fn idle_timeout(&self) -> Option<Duration> {
+        self.idle_timeout
+    }
+
+    pub(crate) const fn max_workers(&self) -> usize {
+        self.max_workers
+    }
+
+    pub(crate) const fn resize(&self) -> bool {
+        self.resize
+    }
+
+    /// The limit of busy polling on a runtime with that default.
+    pub(crate) fn busy_poll(&self, default: Duration) -> Duration {
+        self.busy_poll.unwrap_or(default)
+    }
+
+    /// The budget that all connections share.
+    pub(crate) fn buffer_budget(&self) -> BufferBudget {
+        let total = self
+            .max_buffer_memory
+            .unwrap_or_else(|| (memory_limit::available() / 8).min(MAX_DEFAULT_BUFFER_MEMORY));
+        let total = usize::try_from(total).unwrap_or(usize::MAX);
+        BufferBudget::new(total, self.max_connections, self.limits().max_payload as usize)
+    }
+}
+
+/// The largest default of [`ServerConfig::with_max_buffer_memory`]: what more than a hundred busy clients need.
+const MAX_DEFAULT_BUFFER_MEMORY: u64 = 4 << 30;

@@ -1,0 +1,149 @@
+//! What a client asks before it uses an export, and which export it uses.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use nbd_proto::server::{self, Connection, Listing, LookupOutcome, LookupRefusal, Purpose};
+use nbd_proto::{Misuse, SelectedContext};
+
+use super::state::ServerState;
+use super::status::Source;
+use super::visit::Visit;
+use super::{ConnectionError, dispatch};
+use crate::export::{AnyExport, ClientInfo, CloseReason, ExportEntry, Kind, ListedExport, Refusal};
+
+/// A question of the client's that the exports have not answered yet.
+enum Question {
+    List(Answer<Vec<ListedExport>>),
+    Find(Answer<ExportEntry>),
+}
+
+type Answer<T> = Pin<Box<dyn Future<Output = Result<T, Refusal>> + Send>>;
+
+/// A client and the export that it asks about or uses.
+pub(super) struct Negotiation {
+    client: Arc<ClientInfo>,
+    question: Option<Question>,
+    /// The export that the client looked at last, and that it uses once it entered.
+    export: Option<ExportEntry>,
+    visit: Option<Arc<Visit>>,
+}
+
+impl Negotiation {
+    pub(super) const fn new(client: Arc<ClientInfo>) -> Self {
+        Self { client, question: None, export: None, visit: None }
+    }
+
+    /// The machine of a connection that was just accepted: an oldstyle client gets its export at once.
+    pub(super) async fn begin(
+        &mut self,
+        state: &ServerState,
+    ) -> Result<Connection, ConnectionError> {
+        let config = state.config();
+        let Some(name) = state.oldstyle_export() else {
+            return Ok(Connection::new(config.protocol().clone()));
+        };
+        let client = Arc::clone(&self.client);
+        let found = state.exports().find(name.into(), Purpose::Enter, client).await;
+        let refused = |refusal| ConnectionError::ExportRefused { name: name.into(), refusal };
+        let entry = found.map_err(refused)?;
+        let info = dispatch::describe(&entry, config, core::iter::empty());
+        let connection = Connection::oldstyle(config.protocol().clone(), &info)?;
+        self.export = Some(entry);
+        Ok(connection)
+    }
+
+    /// The client has proved who it is.
+    #[cfg(feature = "tls")]
+    pub(super) fn identified(&mut self, identity: crate::export::TlsIdentity) {
+        let mut client = (*self.client).clone();
+        client.tls = Some(identity);
+        self.client = Arc::new(client);
+    }
+
+    /// The client wants a list of the exports.
+    pub(super) fn list(&mut self, state: &ServerState) {
+        self.question = Some(Question::List(state.exports().list(Arc::clone(&self.client))));
+    }
+
+    /// The client names an export.
+    pub(super) fn look_up(&mut self, state: &ServerState, lookup: server::Lookup) {
+        let client = Arc::clone(&self.client);
+        let found = state.exports().find(lookup.name, lookup.purpose, client);
+        self.question = Some(Question::Find(found));
+    }
+
+    /// Answers the client's question if the exports have. `None` if they have not, or there is none.
+    pub(super) fn answer(
+        &mut self,
+        connection: &mut Connection,
+        state: &ServerState,
+        cx: &mut Context<'_>,
+    ) -> Option<Result<LookupOutcome, Misuse>> {
+        let result = match self.question.as_mut()? {
+            Question::List(answer) => {
+                let Poll::Ready(listed) = answer.as_mut().poll(cx) else { return None };
+                let answered = match &listed {
+                    Ok(listed) => connection.answer_list(listed.iter().map(listing)),
+                    Err(refusal) => connection.refuse_list(in_protocol(refusal)),
+                };
+                answered.map(|()| LookupOutcome::Negotiating)
+            }
+            Question::Find(answer) => {
+                let Poll::Ready(found) = answer.as_mut().poll(cx) else { return None };
+                let describe =
+                    |entry| dispatch::describe(entry, state.config(), connection.queries());
+                let info = found.as_ref().map(describe);
+                let outcome = connection.answer_lookup(info.as_ref().map_err(|it| in_protocol(it)));
+                self.export = found.ok();
+                outcome
+            }
+        };
+        self.question = None;
+        Some(result)
+    }
+
+    /// Transmission begins. Gives where the status in each selected context comes from.
+    pub(super) fn enter(&mut self, selected: &[SelectedContext]) -> Vec<(u32, Source)> {
+        let Some(entry) = &self.export else { return Vec::new() };
+        tracing::Span::current().record("export", entry.name());
+        self.visit = Some(Visit::begin(entry.clone(), Arc::clone(&self.client)));
+        selected.iter().map(|one| (one.id, dispatch::source(entry, &one.name))).collect()
+    }
+
+    /// The export in use.
+    pub(super) fn export(&self) -> Option<&AnyExport> {
+        self.export.as_ref().map(ExportEntry::export)
+    }
+
+    /// Which kind of export is in use.
+    pub(super) fn kind(&self) -> Option<&Kind> {
+        self.export().map(AnyExport::kind)
+    }
+
+    /// What those hold who work for the client.
+    pub(super) fn visit(&self) -> Option<Arc<Visit>> {
+        self.visit.clone()
+    }
+
+    /// The connection is over; the export learns why once the last request has ended.
+    pub(super) fn leave(&mut self, reason: CloseReason) {
+        self.question = None;
+        if let Some(visit) = self.visit.take() {
+            visit.ends_for(reason);
+        }
+    }
+}
+
+fn listing(export: &ListedExport) -> Listing<'_> {
+    Listing { name: export.name(), description: export.description() }
+}
+
+fn in_protocol(refusal: &Refusal) -> LookupRefusal<'_> {
+    match refusal {
+        Refusal::Unknown => LookupRefusal::Unknown,
+        Refusal::Policy(text) => LookupRefusal::Policy(text),
+        Refusal::ShuttingDown(text) => LookupRefusal::ShuttingDown(text),
+    }
+}

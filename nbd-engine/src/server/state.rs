@@ -1,0 +1,236 @@
+//! What all connections of a server share: the exports, the workers, the budget of buffers, the count of connections, the
+//! way to shut down.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use event_listener::{Event, EventListener};
+
+use super::budget::BufferBudget;
+use super::outcome::{Counted, Floods};
+use super::workers::Workers;
+use super::{Outcome, ServerConfig};
+use crate::export::{ClientInfo, DynExports, Exports, PeerAddr};
+
+/// A server without its sockets. An adapter puts connections into it by [`serve`](super::serve).
+pub struct ServerState {
+    common: Arc<Common>,
+    /// The export that connections get at once, without a choice.
+    oldstyle: Option<String>,
+}
+
+/// What is common to both faces of a server, [newstyle and oldstyle](ServerState::oldstyle).
+struct Common {
+    exports: Arc<dyn DynExports>,
+    config: ServerConfig,
+    workers: Workers,
+    budget: Arc<BufferBudget>,
+    connections: AtomicUsize,
+    /// The number of the next connection.
+    next_connection: AtomicU64,
+    /// Notified when a connection ends.
+    departure: Event,
+    /// Whether somebody has found no place among the connections.
+    place_wanted: AtomicBool,
+    shutting_down: AtomicBool,
+    shutdown: Event,
+    outcome: Counted,
+    floods: Floods,
+}
+
+impl ServerState {
+    /// A server of these exports.
+    pub fn new(exports: impl Exports, config: ServerConfig) -> Arc<Self> {
+        let common = Common {
+            exports: Arc::new(exports),
+            workers: Workers::new(config.max_workers()),
+            budget: Arc::new(config.buffer_budget()),
+            config,
+            connections: AtomicUsize::new(0),
+            next_connection: AtomicU64::new(0),
+            departure: Event::new(),
+            place_wanted: AtomicBool::new(false),
+            shutting_down: AtomicBool::new(false),
+            shutdown: Event::new(),
+            outcome: Counted::default(),
+            floods: Floods::default(),
+        };
+        Arc::new(Self { common: Arc::new(common), oldstyle: None })
+    }
+
+    /// The same server for oldstyle clients: connections that are put into what this gives are told of the export of
+    /// that name and begin to use it, without a choice, TLS, structured replies or metadata contexts. An empty name is
+    /// that of the default export.
+    ///
+    /// Such clients are hardly to be found any more; newstyle clients can't be served there, except for some that
+    /// understand both.
+    #[must_use]
+    pub fn oldstyle(&self, export: impl Into<String>) -> Arc<Self> {
+        Arc::new(Self { common: Arc::clone(&self.common), oldstyle: Some(export.into()) })
+    }
+
+    pub(crate) fn exports(&self) -> Arc<dyn DynExports> {
+        Arc::clone(&self.common.exports)
+    }
+
+    /// A client that has just connected.
+    pub(crate) fn client(&self, peer: PeerAddr) -> Arc<ClientInfo> {
+        let number = self.common.next_connection.fetch_add(1, Ordering::Relaxed);
+        Arc::new(ClientInfo::new(number, peer))
+    }
+
+    pub(crate) fn workers(&self) -> &Workers {
+        &self.common.workers
+    }
+
+    /// The export that connections get at once, if they are oldstyle ones.
+    pub(crate) fn oldstyle_export(&self) -> Option<&str> {
+        self.oldstyle.as_deref()
+    }
+
+    /// How the server was told to behave.
+    #[must_use]
+    pub fn config(&self) -> &ServerConfig {
+        &self.common.config
+    }
+
+    /// The buffers of all connections.
+    pub(crate) fn budget(&self) -> &Arc<BufferBudget> {
+        &self.common.budget
+    }
+
+    /// Connections at the moment.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.common.connections.load(Ordering::Acquire)
+    }
+
+    /// Begins to shut down: no more connections, requests in flight get [`ServerConfig::drain_timeout`] to finish, later
+    /// ones are answered with `ESHUTDOWN`. Can be called from anywhere, any number of times. See
+    /// [`drained`](Self::drained) for the end.
+    pub fn shut_down(&self) {
+        self.common.shutting_down.store(true, Ordering::Release);
+        self.common.shutdown.notify(usize::MAX);
+    }
+
+    /// Whether [`shut_down`](Self::shut_down) was called.
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.common.shutting_down.load(Ordering::Acquire)
+    }
+
+    /// Is ready once [`shut_down`](Self::shut_down) was called.
+    pub async fn shutdown_begun(&self) {
+        self.until(&self.common.shutdown, || self.is_shutting_down()).await;
+    }
+
+    /// Is ready once no connection is left.
+    pub async fn drained(&self) {
+        self.until(&self.common.departure, || self.connections() == 0).await;
+    }
+
+    /// How the server ended; final once it has [drained](Self::drained).
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        self.common.outcome.get()
+    }
+
+    /// So many requests of a connection will not be finished.
+    pub(crate) fn cut_off(&self, requests: usize) {
+        self.common.outcome.cut_off(requests);
+    }
+
+    /// A listener has ended by a fault: shuts down, since nobody else would notice, and says so in the
+    /// [`outcome`](Self::outcome). For adapters; `why` is logged.
+    pub fn fail(&self, why: impl fmt::Display) {
+        tracing::error!("the server shuts down: {why}");
+        self.common.outcome.listener_failed();
+        self.shut_down();
+    }
+
+    pub(crate) fn floods(&self) -> &Floods {
+        &self.common.floods
+    }
+
+    /// Waits for room for one more connection. `None` when the server shuts down.
+    pub async fn admit(self: &Arc<Self>) -> Option<Permit> {
+        let max = self.config().max_connections();
+        let admitted = || {
+            let add = |count| (count < max).then_some(count + 1);
+            self.common.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
+        };
+        // `shut_down` wakes those who wait for a departure, too, since nobody may ever depart.
+        let mut entered = false;
+        self.until_any(|| {
+            self.is_shutting_down() || {
+                entered = admitted();
+                if !entered {
+                    self.common.place_wanted.store(true, Ordering::Relaxed);
+                }
+                entered
+            }
+        })
+        .await;
+        entered.then(|| Permit(Arc::clone(self)))
+    }
+
+    /// Whether a connection that has long been idle should give its place to somebody who found none. Says so to one
+    /// connection for each who asks.
+    pub(crate) fn claims_place(&self) -> bool {
+        self.common.place_wanted.swap(false, Ordering::Relaxed)
+    }
+
+    /// Waits until `reached` gives true, which it can do only after `event`.
+    async fn until(&self, event: &Event, mut reached: impl FnMut() -> bool) {
+        while !reached() {
+            let listener = event.listen();
+            if reached() {
+                return;
+            }
+            listener.await;
+        }
+    }
+
+    async fn until_any(&self, mut reached: impl FnMut() -> bool) {
+        while !reached() {
+            let departure = self.common.departure.listen();
+            let shutdown = self.common.shutdown.listen();
+            if reached() {
+                return;
+            }
+            futures_util::future::select(departure, shutdown).await;
+        }
+    }
+
+    /// Is notified of the beginning of the shutdown.
+    pub(crate) fn shutdown_listener(&self) -> EventListener {
+        self.common.shutdown.listen()
+    }
+}
+
+impl fmt::Debug for ServerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerState")
+            .field("connections", &self.connections())
+            .field("shutting_down", &self.is_shutting_down())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A place for one connection, given back when dropped.
+#[derive(Debug)]
+pub struct Permit(Arc<ServerState>);
+
+impl Permit {
+    pub(crate) const fn state(&self) -> &Arc<ServerState> {
+        &self.0
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.common.connections.fetch_sub(1, Ordering::AcqRel);
+        self.0.common.departure.notify(usize::MAX);
+    }
+}

@@ -1,0 +1,170 @@
+//! Threads for work that may block, shared fairly by the exports and connections of a server.
+//!
+//! A pool of our own rather than a general one: a job is a plain value in a queue that keeps its room, so that handing
+//! one over allocates nothing; and exports and connections have shares, so that a hanging file or a greedy client
+//! delays nobody else. The number of threads is at most the configured one, plus a few for each export that finds all of
+//! them occupied by others.
+
+mod job;
+mod schedule;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+pub(crate) use job::{Completion, Completions, Job};
+use schedule::{Schedule, Shares};
+
+use crate::export::{Export, ExportError};
+
+/// Idle workers end after this time; the next job starts one again.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// The worker threads of a server.
+pub(crate) struct Workers {
+    pool: Arc<Pool>,
+}
+
+struct Pool {
+    state: Mutex<State>,
+    ready: Condvar,
+}
+
+struct State {
+    schedule: Schedule<Job>,
+    threads: usize,
+    /// Threads that wait for a job, those that have been woken and do not run yet included.
+    idle: usize,
+    /// Threads that have been started and do not run yet.
+    starting: usize,
+    stop: bool,
+}
+
+impl Workers {
+    /// A pool whose exports compete for `threads` threads, none of them started yet.
+    pub(crate) fn new(threads: usize) -> Self {
+        let schedule = Schedule::new(Shares::new(threads));
+        let state = Mutex::new(State { schedule, threads: 0, idle: 0, starting: 0, stop: false });
+        Self { pool: Arc::new(Pool { state, ready: Condvar::new() }) }
+    }
+
+    /// A lane for the jobs of one connection to this export.
+    pub(crate) fn lane(&self, export: &Arc<dyn Export>) -> Lane {
+        // Whether two connections use the same export is known by where it lies: both keep it alive.
+        let identity = Arc::as_ptr(export).cast::<()>().addr();
+        let index = self.pool.lock().schedule.open_lane(identity);
+        Lane { pool: Arc::clone(&self.pool), index, _export: Arc::clone(export) }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.pool.lock().stop = true;
+        self.pool.ready.notify_all();
+    }
+}
+
+/// The way of one connection's jobs to the workers. Jobs that have not begun when it is dropped are never begun, and
+/// those that run stop at their next piece.
+pub(crate) struct Lane {
+    pool: Arc<Pool>,
+    index: usize,
+    /// As long as the lane is there, no other export lies at the same place.
+    _export: Arc<dyn Export>,
+}
+
+impl Lane {
+    /// Queues a job. If no thread can be started at all, the job fails rather than hang.
+    pub(crate) fn submit(&self, job: Job) {
+        let mut state = self.pool.lock();
+        state.schedule.push(self.index, job);
+        let failed = self.pool.provide_thread(&mut state);
+        drop(state);
+        for job in failed {
+            job.finish(Err(ExportError::io("the server can't start a thread for this")));
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // Jobs own buffers and exports; those are not dropped under the lock.
+        let _never_begun = self.pool.lock().schedule.close_lane(self.index);
+    }
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees to it that a thread takes the next job, if one may start. Each thread that takes one does so, too, so that
+    /// threads come to be one after the other as long as there is work for them. Gives jobs that can't be carried out,
+    /// since there is not even one thread.
+    fn provide_thread(self: &Arc<Self>, state: &mut State) -> Vec<Job> {
+        if !state.schedule.may_start() {
+            return Vec::new();
+        }
+        if state.idle > 0 {
+            self.ready.notify_one();
+            return Vec::new();
+        }
+        if state.starting > 0 {
+            return Vec::new();
+        }
+        let pool = Arc::clone(self);
+        match std::thread::Builder::new().name("nbd-worker".into()).spawn(move || pool.work()) {
+            Ok(_) => {
+                state.threads += 1;
+                state.starting += 1;
+            }
+            Err(error) if state.threads == 0 => {
+                tracing::error!(%error, "no worker thread can be started");
+                return state.schedule.take_all();
+            }
+            // The threads that are there take the job in turn.
+            Err(error) => tracing::warn!(%error, "no further worker thread can be started"),
+        }
+        Vec::new()
+    }
+
+    /// What a worker thread does.
+    fn work(self: &Arc<Self>) {
+        let mut state = self.lock();
+        state.starting -= 1;
+        let mut timed_out = false;
+        loop {
+            if let Some((lane, job)) = state.schedule.start_next() {
+                // This thread is there, so that no job fails.
+                let _none = self.provide_thread(&mut state);
+                drop(state);
+                let mut rest = job.run_piece();
+                state = self.lock();
+                if state.schedule.stopped(lane)
+                    && let Some(rest) = rest.take()
+                {
+                    state.schedule.push(lane, rest);
+                }
+                if rest.is_some() {
+                    // The connection is gone. What a job owns is not dropped under the lock.
+                    drop(state);
+                    drop(rest);
+                    state = self.lock();
+                }
+                continue;
+            }
+            if state.stop || timed_out {
+                break;
+            }
+            state.idle += 1;
+            let (guard, timeout) =
+                self.ready.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            state = guard;
+            state.idle -= 1;
+            timed_out = timeout.timed_out();
+        }
+        state.threads -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests;

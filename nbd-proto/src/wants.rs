@@ -1,0 +1,89 @@
+//! What a machine wants next, and how a connection ends.
+
+use crate::{Command, RequestId};
+
+/// What the next bytes of the stream are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Wants {
+    /// Protocol bytes, which go to `next_event`. Reading further ahead is welcome.
+    Bytes {
+        /// How many more bytes the next message takes at least. Never zero.
+        at_least: usize,
+    },
+    /// Data of a request: move up to `remaining` bytes where they belong, then say how many by `payload_received`.
+    #[non_exhaustive]
+    Payload {
+        /// Whose data.
+        id: RequestId,
+        /// What the request is, so that room for the data can be made only now.
+        command: Command,
+        /// Where the next byte belongs, counted from the request's own offset.
+        offset: u64,
+        /// Bytes that are still to come: of the whole payload on a server, of this chunk on a client. Never zero.
+        remaining: u64,
+    },
+    /// Don't read now: something else has to happen first.
+    Nothing(PauseReason),
+    /// The stream belongs to a TLS handshake now.
+    Tls,
+    /// The connection is over: its last event, `Closed`, was raised.
+    Closed,
+}
+
+impl Wants {
+    /// The rest of a message of `size` bytes of which `have` have arrived: one byte at least, since the message would have
+    /// been handled otherwise.
+    pub(crate) const fn missing(size: usize, have: usize) -> Self {
+        let missing = size.saturating_sub(have);
+        Self::Bytes { at_least: if missing == 0 { 1 } else { missing } }
+    }
+
+    /// Bytes that are dropped as they come.
+    pub(crate) fn dropping(remaining: u64) -> Self {
+        Self::missing(usize::try_from(remaining).unwrap_or(usize::MAX), 0)
+    }
+}
+
+/// Why nothing should be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PauseReason {
+    /// An event is ready: call `next_event`. Not seen by those who ask for events first, as they should.
+    EventDue,
+    /// On a server: a question, which was raised as an event, awaits your answer.
+    AwaitingAnswer,
+    /// On a client: it is your turn to send an option, to enter an export, or to disconnect.
+    YourTurn,
+    /// On a server: as many requests are in flight as the limits allow. Answer requests and transmit replies.
+    TooManyRequests,
+    /// On a server: the requests in flight take as many bytes as the limits allow. Answer requests and transmit replies.
+    TooManyBytes,
+    /// What is queued must be transmitted first.
+    Unsent,
+    /// The peer sends no more, or is not listened to any more: answer what is in flight and transmit what is queued, and
+    /// the connection closes.
+    Closing,
+}
+
+/// How a connection ended without anybody's fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// The client ended the negotiation by `NBD_OPT_ABORT`.
+    Aborted,
+    /// The client ended the transmission by `NBD_CMD_DISC`.
+    Disconnected,
+    /// The peer closed its side of the stream between two messages, without a word.
+    EndOfStream,
+}
+
+impl core::fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Aborted => "the client aborted the negotiation",
+            Self::Disconnected => "the client disconnected",
+            Self::EndOfStream => "the peer closed the stream",
+        })
+    }
+}
