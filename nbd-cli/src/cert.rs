@@ -104,7 +104,8 @@ fn params(
     let mut params = CertificateParams::new(names)
         .map_err(|error| Failure::usage(format!("a name can't be in a certificate: {error}")))?;
     params.distinguished_name.push(DnType::CommonName, first);
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    // GnuTLS needs the former, and qemu insists on both.
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     params.extended_key_usages = vec![purpose];
     params.use_authority_key_identifier_extension = true;
     set_validity(&mut params, days);

@@ -38,6 +38,8 @@ pub use client::{Client, Disk};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
 pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
+#[cfg(feature = "tls")]
+pub use nbd_engine::tls;
 pub use server::{Listening, Server};
 
 /// The examples of the READMEs, which `cargo test` compiles, too.
