@@ -25,6 +25,72 @@ impl Runtime for AsyncStd {
     }
 }
 
+/// Clients on async-std.
+pub(crate) mod client {
+    use nbd_engine::client as engine;
+
+    use super::AsyncStd;
+
+    /// An export on a server, on async-std: the [engine's client](engine::Client), whose connections are tasks of the
+    /// runtime. Cheap to clone and to share.
+    ///
+    /// [`Client::connect`](engine::Client::connect) and [`connect_with`](engine::Client::connect_with) take a URI,
+    /// [`over`](engine::Client::over) a byte stream with the traits of `futures-io`.
+    ///
+    /// ```no_run
+    /// use nbd_async_std::Client;
+    /// use nbd_async_std::client::Flags;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # async_std::task::block_on(async {
+    /// let client = Client::connect("nbd://localhost/disk").await?;
+    /// let mut sector = [0; 512];
+    /// client.read_exact_at(&mut sector, 0).await?;
+    /// client.write(512, sector.to_vec(), Flags::FUA).await?;
+    /// client.disconnect().await;
+    /// # Ok(())
+    /// # })
+    /// # }
+    /// ```
+    pub type Client = engine::Client<AsyncStd>;
+
+    /// A connection to a server on which no export has been entered yet: the [engine's](engine::Negotiation).
+    ///
+    /// ```no_run
+    /// use nbd_async_std::client::{ClientConfig, Error};
+    /// use nbd_async_std::{Client, Negotiation};
+    ///
+    /// # async fn example() -> Result<Client, Error> {
+    /// let config = ClientConfig::new().with_connections(4);
+    /// let mut negotiation = Negotiation::connect(&"nbd://localhost".parse()?, &config).await?;
+    /// let exports = negotiation.list().await?;
+    /// # let chosen = &exports[0];
+    /// negotiation.enter(&chosen.name).await
+    /// # }
+    /// ```
+    pub type Negotiation = engine::Negotiation<AsyncStd>;
+
+    /// An export as a stream of bytes with a position, for code that uses the traits of `futures-io`: the
+    /// [engine's](engine::Cursor).
+    ///
+    /// ```no_run
+    /// # async fn copy(client: nbd_async_std::Client) -> std::io::Result<()> {
+    /// use async_std::io::{ReadExt, prelude::SeekExt};
+    /// let mut cursor = nbd_async_std::Cursor::new(client);
+    /// cursor.seek(std::io::SeekFrom::End(-512)).await?;
+    /// let mut last = Vec::new();
+    /// cursor.read_to_end(&mut last).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub type Cursor = engine::Cursor<AsyncStd>;
+
+    /// The status of a range, run by run: the [engine's](engine::BlockStatusRange).
+    pub type BlockStatusRange = engine::BlockStatusRange<AsyncStd>;
+}
+
+crate::client::connector!(AsyncStd);
+
 /// An NBD server on async-std. See [`server::Server`] for the methods that it shares with other runtimes.
 pub type Server = server::Server<AsyncStd>;
 

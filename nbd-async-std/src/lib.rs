@@ -27,7 +27,7 @@
 #![cfg_attr(not(feature = "async-std"), doc = "```ignore")]
 //! # async fn example() -> Result<(), nbd_async_std::client::Error> {
 //! let client = nbd_async_std::Client::connect("nbd://localhost/disk").await?;
-//! client.write_at(b"hello", 4096).await?;
+//! client.write_all_at(b"hello", 4096).await?;
 //! client.disconnect().await;
 //! # Ok(())
 //! # }
@@ -51,9 +51,7 @@ mod stream;
 #[cfg(feature = "async-std")]
 pub use async_std::{AsyncStd, Server};
 #[cfg(feature = "async-std")]
-pub use client::Client;
-#[cfg(any(feature = "async-std", feature = "smol"))]
-pub use client::Disk;
+pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
 pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};

@@ -58,7 +58,7 @@ impl<R: Runtime + Default> Server<R> {
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
         let (listener, path) = net::bind_unix(path.as_ref())?;
         let address = LocalAddr::Unix(path.path().to_owned());
-        Ok(self.start(Unix::new(Async::new(listener)?, Some(path)), address))
+        Ok(self.start((path, Unix(Async::new(listener)?.into())), address))
     }
 
     pub(crate) fn start_tcp(
@@ -76,7 +76,7 @@ impl<R: Runtime + Default> Server<R> {
     ) -> io::Result<Listening> {
         let listener = listener.into();
         let path = listener.get_ref().local_addr()?.as_pathname().map(Path::to_owned);
-        Ok(self.start(Unix::new(listener, None), LocalAddr::Unix(path.unwrap_or_default())))
+        Ok(self.start(Unix(listener), LocalAddr::Unix(path.unwrap_or_default())))
     }
 
     fn start(&self, listener: impl Listen + 'static, local_addr: LocalAddr) -> Listening {

@@ -27,18 +27,27 @@ use nbd_engine::{BoxFuture, Runtime, net};
 
 use crate::{server, stream};
 
-pub use self::client::{Client, Disk};
+pub use self::client::{Client, Cursor, Negotiation};
 pub use crate::server::Listening;
 
-/// Clients on smol: what [`crate::client`] has for async-std.
+/// Clients on smol.
 pub mod client {
     pub use crate::client::{
-        Bytes, ClientOn, CommandError, ContextExtents, Disk, Error, ExportDetails, Extent, Flags,
-        Haggling, Handshake, Invalid, Lent, Listing, LostReason, Negotiated, Options, Pending, Uri,
-        UriError, haggle,
+        Address, AllocationFlags, BlockSize, BlockSizeInfo, BufResult, Bytes, Chunk, ClientConfig,
+        Command, CommandError, CommandType, ContextExtents, Error, ErrorCode, ExportDetails,
+        Extent, Flags, Handshake, InfoType, InvalidRequest, Limits, Listing, LostReason,
+        OptionCode, OptionError, OptionReplyType, Pending, Refusal, StatusRun, SubmitError,
+        TransmissionFlags, Uri, UriError,
     };
+    use nbd_engine::client as engine;
 
-    /// An NBD client on smol. See [`ClientOn`] for its methods.
+    use super::Smol;
+
+    /// An export on a server, on smol: the [engine's client](engine::Client), whose connections are tasks of the
+    /// runtime. Cheap to clone and to share.
+    ///
+    /// [`Client::connect`](engine::Client::connect) and [`connect_with`](engine::Client::connect_with) take a URI,
+    /// [`over`](engine::Client::over) a byte stream with the traits of `futures-io`.
     ///
     /// ```no_run
     /// use nbd_async_std::smol::Client;
@@ -49,14 +58,50 @@ pub mod client {
     /// let client = Client::connect("nbd://localhost/disk").await?;
     /// let mut sector = [0; 512];
     /// client.read_exact_at(&mut sector, 0).await?;
-    /// client.write_at_with(&sector, 512, Flags::FUA).await?;
+    /// client.write(512, sector.to_vec(), Flags::FUA).await?;
     /// client.disconnect().await;
     /// # Ok(())
     /// # })
     /// # }
     /// ```
-    pub type Client = ClientOn<super::Smol>;
+    pub type Client = engine::Client<Smol>;
+
+    /// A connection to a server on which no export has been entered yet: the [engine's](engine::Negotiation).
+    ///
+    /// ```no_run
+    /// use nbd_async_std::smol::client::{ClientConfig, Error};
+    /// use nbd_async_std::smol::{Client, Negotiation};
+    ///
+    /// # async fn example() -> Result<Client, Error> {
+    /// let config = ClientConfig::new().with_connections(4);
+    /// let mut negotiation = Negotiation::connect(&"nbd://localhost".parse()?, &config).await?;
+    /// let exports = negotiation.list().await?;
+    /// # let chosen = &exports[0];
+    /// negotiation.enter(&chosen.name).await
+    /// # }
+    /// ```
+    pub type Negotiation = engine::Negotiation<Smol>;
+
+    /// An export as a stream of bytes with a position, for code that uses the traits of `futures-io`: the
+    /// [engine's](engine::Cursor).
+    ///
+    /// ```no_run
+    /// # async fn copy(client: nbd_async_std::smol::Client) -> std::io::Result<()> {
+    /// use smol::io::{AsyncReadExt, AsyncSeekExt};
+    /// let mut cursor = nbd_async_std::smol::Cursor::new(client);
+    /// cursor.seek(std::io::SeekFrom::End(-512)).await?;
+    /// let mut last = Vec::new();
+    /// cursor.read_to_end(&mut last).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub type Cursor = engine::Cursor<Smol>;
+
+    /// The status of a range, run by run: the [engine's](engine::BlockStatusRange).
+    pub type BlockStatusRange = engine::BlockStatusRange<Smol>;
 }
+
+crate::client::connector!(Smol);
 
 /// The runtime of [`Server`] and [`Client`]: smol's global executor, started when first used.
 #[derive(Clone, Copy, Debug, Default)]

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use async_io::{Async, Timer};
 use nbd_engine::export::PeerAddr;
-use nbd_engine::net::{self, SocketPath};
 use nbd_engine::server::{Accepted, Listen};
-use nbd_engine::{BoxFuture, Socket};
+use nbd_engine::{BoxFuture, Socket, net};
 
 /// Is ready once `duration` has passed.
 pub(crate) fn sleep(duration: Duration) -> BoxFuture {
@@ -32,26 +31,13 @@ impl Listen for Tcp {
     }
 }
 
-pub(crate) struct Unix {
-    /// Before the listener, so that it is removed before that is closed.
-    _path: Option<SocketPath>,
-    listener: Arc<Async<UnixListener>>,
-}
-
-impl Unix {
-    pub(crate) fn new(
-        listener: impl Into<Arc<Async<UnixListener>>>,
-        path: Option<SocketPath>,
-    ) -> Self {
-        Self { _path: path, listener: listener.into() }
-    }
-}
+pub(crate) struct Unix(pub(crate) Arc<Async<UnixListener>>);
 
 impl Listen for Unix {
     type Transport = Socket<Async<UnixStream>>;
 
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
-        let (stream, _) = self.listener.accept().await?;
+        let (stream, _) = self.0.accept().await?;
         net::tune_unix(&stream);
         let peer = PeerAddr::unix(&stream);
         Ok(Accepted { transport: Socket(stream), peer })

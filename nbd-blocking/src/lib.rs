@@ -24,7 +24,7 @@ mod reactor;
 mod server;
 mod stream;
 
-pub use client::{Client, Disk};
+pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
 pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};

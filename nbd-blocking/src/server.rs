@@ -9,7 +9,9 @@ use std::thread::JoinHandle;
 
 use nbd_engine::export::{Exports, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
-use nbd_engine::server::{ConnectionError, Outcome, ServerConfig, ServerState, listen, serve};
+use nbd_engine::server::{
+    ConnectionError, Listen, Outcome, ServerConfig, ServerState, listen, serve,
+};
 
 use crate::park::park_on;
 use crate::pump;
@@ -66,7 +68,7 @@ impl Server {
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
         let (listener, path) = net::bind_unix(path.as_ref())?;
         let address = LocalAddr::Unix(path.path().to_owned());
-        self.start(Listener::unix(listener, Some(path))?, address)
+        self.start((path, Listener::unix(listener)?), address)
     }
 
     /// Accepts connections from a TCP listener of yours.
@@ -87,10 +89,14 @@ impl Server {
         listener.set_nonblocking(true)?;
         let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
         let address = LocalAddr::Unix(path.unwrap_or_default());
-        self.start(Listener::unix(listener, None)?, address)
+        self.start(Listener::unix(listener)?, address)
     }
 
-    fn start(&self, listener: Listener, local_addr: LocalAddr) -> io::Result<Listening> {
+    fn start(
+        &self,
+        listener: impl Listen + 'static,
+        local_addr: LocalAddr,
+    ) -> io::Result<Listening> {
         let service = Arc::clone(&self.service);
         let run = move || {
             if let Err(error) = block_on(listen(Arc::clone(&service), listener, Threads)) {

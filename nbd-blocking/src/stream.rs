@@ -10,10 +10,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
-use nbd_engine::Transport;
 use nbd_engine::export::PeerAddr;
-use nbd_engine::net::{self, SocketPath};
 use nbd_engine::server::{Accepted, Listen};
+use nbd_engine::{Transport, net};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
@@ -141,8 +140,6 @@ impl AsyncWrite for Stream {
 /// A non-blocking listening socket of either kind.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    /// Before the sockets, so that it is removed before they are closed.
-    _path: Option<SocketPath>,
     kind: Kind,
     /// The same socket, to wait for.
     socket: Arc<OwnedFd>,
@@ -157,12 +154,12 @@ enum Kind {
 impl Listener {
     pub(crate) fn tcp(listener: TcpListener) -> io::Result<Self> {
         let socket = Arc::new(listener.try_clone()?.into());
-        Ok(Self { _path: None, kind: Kind::Tcp(listener), socket })
+        Ok(Self { kind: Kind::Tcp(listener), socket })
     }
 
-    pub(crate) fn unix(listener: UnixListener, path: Option<SocketPath>) -> io::Result<Self> {
+    pub(crate) fn unix(listener: UnixListener) -> io::Result<Self> {
         let socket = Arc::new(listener.try_clone()?.into());
-        Ok(Self { _path: path, kind: Kind::Unix(listener), socket })
+        Ok(Self { kind: Kind::Unix(listener), socket })
     }
 
     fn try_accept(&self) -> io::Result<Accepted<Stream>> {

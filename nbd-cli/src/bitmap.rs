@@ -70,8 +70,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let path = &arguments.control;
     check(path)?;
+    nbd_engine::net::check_socket_path(path).map_err(|error| {
+        Failure::failed(format!("cannot use the control socket {}: {error}", path.display()))
+    })?;
     if name.len() > Tracker::LONGEST_NAME {
-        return Err(Failure::failed(format!("cannot {verb} that: {}", BitmapError::InvalidName)));
+        return Err(Failure::failed(format!(
+            "cannot {verb} the bitmap: {}",
+            BitmapError::InvalidName
+        )));
     }
     let answer =
         ask(path, &format!("{verb}\n{name}"), PATIENCE).map_err(|error| explain(path, &error))?;
@@ -80,7 +86,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let Some(text) = answer.strip_prefix(OK) else {
         let path = path.display();
-        return Err(Failure::failed(format!("what answers on {path} is no nbd serve --control")));
+        return Err(Failure::failed(format!(
+            "{path} is not the control socket of nbd serve: it gave an unexpected answer"
+        )));
     };
     output::write(|out| {
         for name in text.split('\0').filter(|name| !name.is_empty()) {
@@ -90,7 +98,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     })
 }
 
-/// Tells what is clearly no control socket.
+/// Refuses what is clearly not a control socket.
 fn check(path: &Path) -> Result<(), Failure> {
     let shown = path.display();
     match path.metadata() {
@@ -98,7 +106,7 @@ fn check(path: &Path) -> Result<(), Failure> {
             "{shown} is not a socket: give the path that nbd serve --control has"
         ))),
         Err(_) if is_uri(path.as_os_str()) => Err(Failure::usage(format!(
-            "{shown} is of no use here: give the path of the --control socket, not a URI"
+            "{shown} cannot be used: give the path of the --control socket, not a URI"
         ))),
         _ => Ok(()),
     }
@@ -129,10 +137,10 @@ fn ask(path: &Path, request: &str, patience: Duration) -> io::Result<String> {
     timed.take(LONGEST as u64 + 1).read_to_end(&mut answer)?;
     let invalid = |text: &str| io::Error::new(ErrorKind::InvalidData, text);
     if answer.len() > LONGEST {
-        return Err(invalid("it says more than 2 MiB, which no nbd serve --control does"));
+        return Err(invalid("it sent more than 2 MiB, which nbd serve --control never does"));
     }
     String::from_utf8(answer)
-        .map_err(|_| invalid("it does not speak UTF-8, as nbd serve --control does"))
+        .map_err(|_| invalid("it did not send UTF-8, as nbd serve --control does"))
 }
 
 #[cfg(test)]

@@ -1,17 +1,23 @@
 //! Exit codes, and the messages that go with them.
 
-use std::io::Write;
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-use crate::output;
+use crate::{log, output, stderr};
 
 /// The command line is not understood, as in `sysexits.h`.
 const USAGE: u8 = 64;
 
 /// The answer is no, as nbdinfo says it.
 const NO: u8 = 2;
+
+/// A server ended before it had finished the requests in flight.
+const CUT_OFF: u8 = 3;
+
+/// A fault of this program, as in `sysexits.h`.
+pub(crate) const FAULT: u8 = 70;
 
 /// Why the command failed.
 #[derive(Debug)]
@@ -20,6 +26,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// Something else is: exit code 1.
     Failed(String),
+    /// Requests in flight were not finished in time: exit code 3.
+    CutOff(String),
     /// Nothing failed, but the answer to the question is no: exit code 2, without a message.
     No,
 }
@@ -34,29 +42,45 @@ impl Failure {
     }
 }
 
-/// What clap has to say: help and version are no errors.
+/// Reports what clap found: help and version are no errors.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             report(output::write(|_| Ok(error.print()?)))
         }
+        // It does not say which argument, or that file names need not be UTF-8.
+        ErrorKind::InvalidUtf8 => {
+            let argument = std::env::args_os().skip(1).find(|argument| argument.to_str().is_none());
+            report(Err(not_utf8(&argument.unwrap_or_default())))
+        }
         _ => {
-            // Nobody is left to be told when the terminal is gone.
+            // The exit status remains when the terminal is gone.
             let _printed = error.print();
             ExitCode::from(USAGE)
         }
     }
 }
 
-/// Tells a failure, if there is one.
+/// A text that has to be UTF-8, such as the name of an export.
+pub(crate) fn not_utf8(text: &OsStr) -> Failure {
+    Failure::usage(format!(
+        "{} is not UTF-8; only paths may contain other bytes",
+        output::quoted(text)
+    ))
+}
+
+/// Reports a failure, if there is one, after what was logged.
 pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
     let (message, code) = match result {
-        Ok(()) => return ExitCode::SUCCESS,
+        Ok(()) => {
+            log::flush();
+            return ExitCode::SUCCESS;
+        }
         Err(Failure::No) => return ExitCode::from(NO),
         Err(Failure::Usage(message)) => (message, ExitCode::from(USAGE)),
         Err(Failure::Failed(message)) => (message, ExitCode::FAILURE),
+        Err(Failure::CutOff(message)) => (message, ExitCode::from(CUT_OFF)),
     };
-    // Servers have their words in it, and might forge further lines.
-    let _printed = writeln!(std::io::stderr(), "nbd: {}", output::printable(&message));
+    stderr::say(&message);
     code
 }

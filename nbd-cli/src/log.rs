@@ -1,19 +1,257 @@
-//! The log: on standard error, quiet unless something is wrong.
+//! The log: on standard error, quiet unless something is wrong. Whoever logs never waits for its reader, and never fails:
+//! lines go into a queue, from which a thread writes them. What does not fit or can't be written is dropped and counted.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tracing::Level;
 
+use crate::exit::Failure;
+use crate::stderr;
+
+/// Bytes of lines that wait for a slow reader.
+const CAPACITY: usize = 256 << 10;
+
+/// How long [`flush`] waits.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+static QUEUE: Queue = Queue::new();
+
 /// Starts the log: warnings and errors; with `-v` how connections end, with `-vv` everything.
-pub(crate) fn start(verbosity: u8) {
+pub(crate) fn start(verbosity: u8) -> Result<(), Failure> {
     let level = match verbosity {
         0 => Level::WARN,
         1 => Level::INFO,
         2 => Level::DEBUG,
         _ => Level::TRACE,
     };
+    let write = || QUEUE.write_all_to(|bytes| stderr::write(bytes, None));
+    let thread = std::thread::Builder::new().name("nbd-log".into()).spawn(write);
+    thread.map_err(|error| Failure::failed(format!("cannot start the log's thread: {error}")))?;
+    QUEUE.lock().started = true;
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Line)
         .with_target(false)
         .with_ansi(false)
+        // It would complain on standard error, and panic when that fails.
+        .log_internal_errors(false)
         .init();
+    Ok(())
+}
+
+/// Logs a text as it is. Never waits.
+pub(crate) fn line(text: &str) {
+    QUEUE.push(text.as_bytes());
+}
+
+/// Waits until all has been written that was logged so far, but not for a reader that takes nothing.
+pub(crate) fn flush() {
+    QUEUE.flush(PATIENCE);
+}
+
+/// Takes the lines of `tracing-subscriber`, each by one call.
+struct Line;
+
+impl io::Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        QUEUE.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Queue {
+    state: Mutex<State>,
+    /// There is something to write.
+    filled: Condvar,
+    /// All of it has been written, or was dropped.
+    emptied: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Whether there is a thread that writes.
+    started: bool,
+    entries: VecDeque<Entry>,
+    /// In all entries.
+    bytes: usize,
+    /// Lines that did not fit behind the last entry.
+    lost: u64,
+    /// Lines before the first entry that could not be written.
+    failed: u64,
+    /// An entry is being written.
+    writing: bool,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// Lines that were lost before this one.
+    lost: u64,
+    line: Vec<u8>,
+}
+
+impl Queue {
+    const fn new() -> Self {
+        let state = State {
+            started: false,
+            entries: VecDeque::new(),
+            bytes: 0,
+            lost: 0,
+            failed: 0,
+            writing: false,
+        };
+        Self { state: Mutex::new(state), filled: Condvar::new(), emptied: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, line: &[u8]) {
+        let mut state = self.lock();
+        if state.bytes + line.len() > CAPACITY {
+            state.lost += 1;
+            return;
+        }
+        state.bytes += line.len();
+        let lost = core::mem::take(&mut state.lost);
+        state.entries.push_back(Entry { lost, line: line.into() });
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    /// Writes what is pushed, for ever.
+    fn write_all_to(&self, mut write: impl FnMut(&[u8]) -> io::Result<()>) {
+        loop {
+            self.write_one_to(&mut write);
+        }
+    }
+
+    /// Writes the next line, after how many are missing before it; waits until there is something to write.
+    fn write_one_to(&self, write: &mut impl FnMut(&[u8]) -> io::Result<()>) {
+        let entry = self.next();
+        let mut text = match entry.lost {
+            0 => Vec::new(),
+            1 => b"nbd: a line of the log was lost here\n".to_vec(),
+            lost => format!("nbd: {lost} lines of the log were lost here\n").into_bytes(),
+        };
+        text.extend_from_slice(&entry.line);
+        let written = write(&text);
+        let mut state = self.lock();
+        state.writing = false;
+        if written.is_err() {
+            state.failed = entry.lost + u64::from(!entry.line.is_empty());
+        }
+        if !state.is_busy() {
+            self.emptied.notify_all();
+        }
+    }
+
+    fn next(&self) -> Entry {
+        let mut state = self.lock();
+        while !state.is_busy() {
+            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        // None if there is nothing but a number of lost lines to write.
+        let mut entry = state
+            .entries
+            .pop_front()
+            .unwrap_or_else(|| Entry { lost: core::mem::take(&mut state.lost), line: Vec::new() });
+        entry.lost += core::mem::take(&mut state.failed);
+        state.bytes -= entry.line.len();
+        state.writing = true;
+        entry
+    }
+
+    fn flush(&self, limit: Duration) {
+        let state = self.lock();
+        if !state.started {
+            return;
+        }
+        drop(self.emptied.wait_timeout_while(state, limit, |state| state.is_busy()));
+    }
+}
+
+impl State {
+    /// Whether something is being written, or is to be. After a failure nothing is tried before there is a new line.
+    fn is_busy(&self) -> bool {
+        self.writing || !self.entries.is_empty() || self.lost > 0 && self.failed == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Has lines written, of which those fail whose number is among these.
+    fn written(queue: &Queue, failing: impl Fn(usize) -> bool, rounds: usize) -> String {
+        let mut text = Vec::new();
+        for round in 0..rounds {
+            let mut write = |bytes: &[u8]| match failing(round) {
+                true => Err(io::ErrorKind::BrokenPipe.into()),
+                false => {
+                    text.extend_from_slice(bytes);
+                    Ok(())
+                }
+            };
+            queue.write_one_to(&mut write);
+        }
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted_where_they_are_missing() {
+        let queue = Queue::new();
+        for line in ["a\n", "b\n", "c\n", "d\n", "e\n", "f\n"] {
+            queue.push(line.as_bytes());
+        }
+        let text = written(&queue, |round| [1, 2, 4].contains(&round), 6);
+        let lost = "nbd: 2 lines of the log were lost here\n";
+        assert_eq!(text, format!("a\n{lost}d\nnbd: a line of the log was lost here\nf\n"));
+    }
+
+    #[test]
+    fn lines_that_do_not_fit_are_counted_where_they_are_missing() {
+        let queue = Queue::new();
+        let long = vec![b'x'; CAPACITY - 1];
+        queue.push(&long);
+        for _ in 0..3 {
+            queue.push(b"lost\n");
+        }
+        assert_eq!(written(&queue, |_| false, 1).len(), long.len());
+        queue.push(b"next\n");
+        assert_eq!(written(&queue, |_| false, 1), "nbd: 3 lines of the log were lost here\nnext\n");
+        // Without a next line, too.
+        queue.push(&long);
+        queue.push(b"lost\n");
+        assert!(written(&queue, |_| false, 2).ends_with("nbd: a line of the log was lost here\n"));
+        assert_eq!(queue.lock().bytes, 0);
+    }
+
+    #[test]
+    fn a_reader_that_takes_nothing_holds_up_neither_logging_nor_flushing() {
+        static QUEUE: Queue = Queue::new();
+        QUEUE.lock().started = true;
+        let (blocked, release) = std::sync::mpsc::channel::<()>();
+        let writer = std::thread::spawn(move || {
+            QUEUE.write_one_to(&mut |_: &[u8]| {
+                release.recv().unwrap();
+                Ok(())
+            });
+        });
+        for _ in 0..100_000 {
+            QUEUE.push(b"a line that nobody reads\n");
+        }
+        assert!(QUEUE.lock().bytes <= CAPACITY);
+        assert!(QUEUE.lock().lost > 0);
+        QUEUE.flush(Duration::from_millis(1));
+        blocked.send(()).unwrap();
+        writer.join().unwrap();
+    }
 }

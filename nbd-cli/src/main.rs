@@ -6,6 +6,7 @@ mod colour;
 mod copy;
 mod descriptor;
 mod exit;
+mod fault;
 mod info;
 mod list;
 mod log;
@@ -15,9 +16,12 @@ mod psk;
 mod quantity;
 mod resize;
 mod serve;
+mod stderr;
 mod target;
+mod waiting;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
@@ -54,7 +58,13 @@ enum Command {
     Psk(psk::Arguments),
 }
 
+/// Its number on Linux; signal-hook has no name for it.
+const SIGXFSZ: i32 = 25;
+
 fn main() -> ExitCode {
+    // A file that has reached the limit of its size fails the write that ran into it, rather than end the process. What
+    // can't be registered changes nothing.
+    let _ignored = signal_hook::flag::register(SIGXFSZ, Arc::default());
     let cli = match Cli::try_parse_from(target::arguments(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),

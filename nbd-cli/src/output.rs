@@ -1,6 +1,8 @@
 //! Standard output, which may be a pipe that nobody reads to its end.
 
+use std::ffi::OsStr;
 use std::io::{self, BufWriter, StdoutLock, Write};
+use std::os::unix::ffi::OsStrExt;
 
 use crate::descriptor;
 use crate::exit::Failure;
@@ -61,6 +63,19 @@ pub(crate) fn printable(text: &str) -> String {
     safe
 }
 
+/// A word of the command line for a message: bytes that are not UTF-8 as `\xNN`.
+pub(crate) fn quoted(word: &OsStr) -> String {
+    let mut text = String::from("'");
+    for chunk in word.as_bytes().utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text.push('\'');
+    text
+}
+
 /// The characters that change the direction of a line, or that can't be seen.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -69,6 +84,11 @@ fn is_invisible(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_that_are_no_text_are_shown() {
+        assert_eq!(quoted(OsStr::from_bytes(b"caf\xe9 \xc3\xa9.img")), "'caf\\xe9 é.img'");
+    }
 
     #[test]
     fn what_a_terminal_would_obey_is_escaped() {

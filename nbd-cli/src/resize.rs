@@ -70,14 +70,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let size = Size::parse(&size.to_string_lossy()).map_err(Failure::Usage)?;
     let target = Target::open(place, arguments.timeout)?;
-    let client = target.connect(&target.options())?;
+    let client = target.connect(&target.config())?;
     let now = client.size();
     let refused = |why: String| Failure::failed(format!("cannot resize {}: {why}", target.name()));
     let check = || {
-        if client.is_read_only() {
+        if client.export().is_read_only() {
             return Err(refused("it is read-only".into()));
         }
-        if !client.can_resize() {
+        if !client.export().can_resize() {
             let text =
                 "the server does not offer it for this export (nbd serve does with --resize)";
             return Err(refused(text.into()));
@@ -87,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 "it has {now} bytes, and can have no less than 0 and no more than 2^63 - 1"
             ))
         })?;
-        let unit = u64::from(client.block_size().minimum());
+        let unit = u64::from(client.export().block_size().minimum());
         if !wanted.is_multiple_of(unit) {
             return Err(refused(format!(
                 "{wanted} bytes is no multiple of its block size, {unit}"

@@ -387,3 +387,26 @@ fn two_places_are_needed() {
         assert_eq!(try_copy(args).status.code(), Some(64), "{args:?}");
     }
 }
+
+/// Holes within a block of the destination belong to the data around them.
+#[test]
+fn holes_shorter_than_a_block_of_the_destination_shift_nothing() {
+    let folder = Folder::new();
+    let some = noise(192 << 10);
+    let mut bytes = vec![0; 192 << 10];
+    for (at, length) in [(0, 4 << 10), (16 << 10, 16 << 10), (160 << 10, 32 << 10)] {
+        bytes[at..at + length].copy_from_slice(&some[at..at + length]);
+    }
+    let source = folder.sparse("source", &bytes);
+    let ours = SETUP.serve().args(["--block-size", "64k", "memory:192k"]).start();
+    let mut uris = vec![ours.uri("")];
+    let sizes = ["blocksize-minimum=64k", "blocksize-preferred=64k", "blocksize-maximum=1M"];
+    let policy = [&["--filter=blocksize-policy", "memory", "192k"][..], &sizes].concat();
+    let theirs = peers::require("nbdkit").map(|peer| nbdkit(&peer, &policy));
+    uris.extend(theirs.as_ref().map(|(_, uri)| uri.clone()));
+    for uri in uris {
+        copy(&[&source, &uri]);
+        copy(&[&uri, &folder.text("back")]);
+        assert_same(&read(folder.path("back")), &bytes);
+    }
+}

@@ -160,7 +160,7 @@ fn what_nbd_bitmap_can_not_do_is_named() {
     for (arguments, says) in [
         (["start", "one"], "cannot start 'one': there is a bitmap of that name"),
         (["start", ""], "cannot start '': a bitmap's name has"),
-        (["start", &long], "cannot start that: a bitmap's name has 1 to 4078 bytes"),
+        (["start", &long], "cannot start the bitmap: a bitmap's name has 1 to 4078 bytes"),
         (["stop", "two"], "cannot stop 'two': there is no such bitmap"),
         (["clear", "two"], "cannot clear 'two'"),
     ] {
@@ -173,7 +173,7 @@ fn what_nbd_bitmap_can_not_do_is_named() {
     assert_eq!(bitmap(&control, &["dance"]).status.code(), Some(64));
     // A server of something else.
     let nbd = server.endpoint().socket_path().unwrap();
-    assert!(bitmap(nbd, &["list"]).failure().contains("is no nbd serve --control"));
+    assert!(bitmap(nbd, &["list"]).failure().contains("is not the control socket of nbd serve"));
 }
 
 #[test]

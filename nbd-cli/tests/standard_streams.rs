@@ -1,9 +1,10 @@
 //! Standard input and output that are of no use: what is lost there is a failure, and said to be one.
 
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nbd_testkit::process::{Finished, run};
+use nbd_testkit::process::{Background, Finished, run};
 use nbd_testkit::server::nbd_binary;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -66,4 +67,56 @@ fn dev_null_takes_everything() {
     for redirection in [">/dev/null", "<>/dev/null 1>&0"] {
         nbd("map [ \"$0\" serve memory:1M ]", redirection).success();
     }
+}
+
+#[test]
+fn a_failure_whose_message_nobody_takes_is_the_same_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing").display().to_string();
+    for (words, code) in [
+        (format!("serve {missing}"), 1),
+        (format!("info nbd+unix:///?socket={missing}"), 1),
+        (format!("list nbd+unix:///?socket={missing}"), 1),
+        (format!("map nbd+unix:///?socket={missing}"), 1),
+        (format!("copy {missing} null:"), 1),
+        (format!("resize nbd+unix:///?socket={missing} 1M"), 1),
+        (format!("bitmap {missing} list"), 1),
+        ("serve memory:x".into(), 64),
+        ("frobnicate".into(), 64),
+        ("serve --port x".into(), 64),
+    ] {
+        for redirection in ["2>&-", "2>/dev/full", "2>&9"] {
+            // The other end of descriptor 9 is closed.
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            let script = format!("exec 9>&0 0</dev/null; exec \"$0\" {words} {redirection}");
+            let mut shell = Command::new("sh");
+            let mut child = shell
+                .args(["-c", &script])
+                .arg(nbd_binary())
+                .stdin(Stdio::from(writer))
+                .spawn()
+                .unwrap();
+            let status = child.wait().unwrap();
+            assert_eq!(status.code(), Some(code), "{words} {redirection}");
+        }
+    }
+}
+
+#[test]
+fn a_failure_whose_message_nobody_reads_ends_all_the_same() {
+    // A pipe that is full.
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    for words in
+        [&["serve", "/nonexistent/file"][..], &["info", "nbd+unix:///?socket=/nonexistent"]]
+    {
+        let stderr = Stdio::from(writer.try_clone().unwrap());
+        let mut command = Command::new(nbd_binary());
+        let mut process = Background::spawn_with_stderr(command.args(words), stderr).unwrap();
+        assert_eq!(process.wait_exit(SOON).and_then(|status| status.code()), Some(1), "{words:?}");
+    }
+    drop(reader);
 }

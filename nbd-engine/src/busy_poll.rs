@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// How long to poll by default where that holds up no other task.
+pub(crate) const BUSY_POLL: Duration = Duration::from_micros(30);
+
 #[derive(Debug)]
 pub(crate) struct BusyPoll {
     limit: Duration,

@@ -13,7 +13,6 @@ pub mod net;
 mod pump;
 mod runtime;
 pub mod server;
-mod staging;
 mod throttle;
 #[cfg(feature = "tls")]
 pub mod tls;

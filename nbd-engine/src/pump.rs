@@ -78,6 +78,7 @@ macro_rules! machine {
     };
 }
 
+machine!(nbd_proto::client::Connection, nbd_proto::client::Event);
 machine!(nbd_proto::server::Connection, nbd_proto::server::Event);
 
 /// Data that is about to arrive.
@@ -197,11 +198,6 @@ impl<M: Machine, T: Transport> Pump<M, T> {
     /// Whether the peer has closed its side.
     pub(crate) const fn has_input_ended(&self) -> bool {
         self.input_ended
-    }
-
-    /// The machine and the transport, without what was received and not handled.
-    pub(crate) fn into_parts(self) -> (M, T) {
-        (self.machine, self.transport)
     }
 
     /// Gives back the memory of the receive buffer, if it is empty.

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nbd_blocking::Settings;
+use nbd_blocking::ServerConfig;
 use nbd_engine::export::{
     BlockSize, Export, ExportMap, File, ReadOnly, Tracked, WithBlockSize, ZeroMode, check_writable,
 };
@@ -118,9 +118,8 @@ fn a_device_that_can_be_written_is_taken() {
 /// Clients that enter see the new size; those that are in keep theirs, and may go on.
 fn grows(path: &Path, export: impl Export, grow: impl FnOnce()) {
     let size = export.size();
-    let mut settings = Settings::default();
-    settings.resize = false;
-    let served = Served::start(ExportMap::new().with("", export), settings);
+    let config = ServerConfig::new().with_resize(false);
+    let served = Served::start(ExportMap::new().with("", export).unwrap(), config);
     let mut early = RawClient::go_structured(served.endpoint());
     assert_eq!(early.export().size, size);
     grow();

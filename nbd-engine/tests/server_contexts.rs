@@ -6,7 +6,7 @@ mod striped;
 use std::sync::Arc;
 
 use nbd_engine::export::{
-    BlockSize, Export, ExportMap, Memory, Tracked, WithAllocationDepth, WithBlockSize,
+    AnyExport, BlockSize, Export, ExportMap, Memory, Tracked, WithAllocationDepth, WithBlockSize,
 };
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Errno, RawClient, Rep, Request, cmd_flag};
@@ -206,13 +206,19 @@ fn millions_of_extents_stay_within_the_bound_and_make_progress() {
 #[test]
 fn an_export_of_large_blocks_tells_whole_blocks() {
     let sizes = BlockSize::new(4096, 4096, 1 << 20).unwrap();
-    let served = Served::only(WithBlockSize::new(Striped(Kind::Worker), sizes));
-    let (mut client, contexts) = structured(&served, &["base:allocation", "x-stripes:6144"]);
-    let request = Request::block_status(0, 16384);
-    // Data and hole in every block: all is data.
-    let allocation = status(&mut client, &request, contexts[0].0);
-    assert!(allocation[0].0 >= 16384 && allocation[0].1 == 0, "{allocation:?}");
-    // Blocks of 4096, marked from 6144 to 12288.
-    assert_eq!(status(&mut client, &request, contexts[1].0)[..2], [(4096, 0), (8192, 1)]);
-    client.finish();
+    let disk = |kind| WithBlockSize::new(Striped(kind), sizes);
+    for export in
+        [AnyExport::new_blocking(disk(Kind::Worker)), AnyExport::new_async(disk(Kind::Async))]
+    {
+        let served = Served::only(export);
+        let (mut client, contexts) = structured(&served, &["base:allocation", "x-stripes:6144"]);
+        let request = Request::block_status(0, 16384);
+        // Data and hole in every block: all is data.
+        let allocation = status(&mut client, &request, contexts[0].0);
+        assert!(allocation[0].0 >= 16384 && allocation[0].1 == 0, "{allocation:?}");
+        // Blocks of 4096, marked from 6144 to 12288.
+        let stripes = status(&mut client, &request, contexts[1].0);
+        assert_eq!(stripes[..2], [(4096, 0), (8192, 1)]);
+        client.finish();
+    }
 }

@@ -98,10 +98,10 @@ fn without_leave_it_is_an_unknown_command() {
     let exports = ExportMap::new().with("", Memory::new(MIB).unwrap()).unwrap();
     let forbidden = Served::start(exports, config);
     let read_only = Served::only(ReadOnly::new(Memory::new(MIB).unwrap()));
-    for served in [forbidden, read_only] {
+    for (served, error) in [(forbidden, Errno::EINVAL), (read_only, Errno::EPERM)] {
         let mut client = RawClient::go_simple(served.endpoint());
         assert!(!client.has_flag(flag::SEND_RESIZE));
-        client.call(&resize(2 * MIB)).expect_error(Errno::EINVAL);
+        client.call(&resize(2 * MIB)).expect_error(error);
         client.call(&Request::read(MIB, 1)).expect_error(Errno::EINVAL);
         client.finish();
     }

@@ -4,11 +4,12 @@
 //! cargo run --example poll_loop [ADDRESS:PORT | /PATH/OF/SOCKET] [MIB]
 //! ```
 //!
-//! It serves a disk in memory, of 64 MiB or as many as are asked for, and prints its URI; try `nbdinfo URI`, `qemu-io -f raw URI` or `nbdcopy FILE URI`.
+//! It serves a disk in memory, of 64 MiB or as many as are asked for, and prints its URI; try `nbdinfo URI`,
+//! `qemu-io -f raw URI` or `nbdcopy FILE URI`.
 //!
 //! The disk is one array, so that payload is never copied from buffer to buffer: what is written goes from the socket
-//! straight to its place on the disk, and what is read goes from there to the socket, many replies in one gathered
-//! write. An export that takes its time would keep a buffer for each place in flight instead, and call
+//! straight to the disk, and what is read goes from there to the socket, many replies in one gathered
+//! write. An export that takes its time would keep a buffer for each request in flight instead, and call
 //! [`Connection::reply`] when it is done: replies may be given in any order.
 
 // An example has less to fear than the library. Offsets and lengths come from the core, which has checked them.
@@ -21,21 +22,21 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
-use nbd_proto::server::{Config, Connection, Event, Incoming, Listing, LookupRefusal, Request};
+use nbd_proto::server::{Config, Connection, Event, Listing, LookupRefusal};
 use nbd_proto::wire::{ErrorCode, TransmissionFlags as Flags};
-use nbd_proto::{Command, ExportInfo, Segment};
+use nbd_proto::{Command, ExportInfo, Misuse, RecvBuffer, RequestId, Segment, Wants};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::ioctl_fionbio;
 use rustix::net::{accept, sockopt::set_tcp_nodelay};
 
 /// Clients at a time. What each of them can make the core hold is bounded by [`nbd_proto::Limits`].
-const MOST_CLIENTS: usize = 1000;
+const MAX_CLIENTS: usize = 1000;
 
 /// Slices of one gathered write.
-const MOST_SLICES: usize = 64;
+const MAX_SLICES: usize = 64;
 
 /// Receive calls for one client before the others get their turn.
-const MOST_FILLS: usize = 4;
+const MAX_READS: usize = 16;
 
 struct Disk {
     bytes: Vec<u8>,
@@ -46,22 +47,19 @@ struct Client {
     /// A socket of either kind, as anything to read and write.
     stream: File,
     connection: Connection,
-    /// Received bytes; those in `start..end` were not looked at yet.
-    staging: Vec<u8>,
-    start: usize,
-    end: usize,
-    /// What is in flight, by [`nbd_proto::RequestId::index`].
-    commands: Vec<Command>,
+    received: RecvBuffer,
+    /// Where the data of a read begins on the disk, by [`RequestId::index`].
+    reads: Vec<usize>,
 }
 
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let place = arguments.next().unwrap_or_else(|| "127.0.0.1:0".into());
+    let address = arguments.next().unwrap_or_else(|| "127.0.0.1:0".into());
     let mib: u64 = arguments.next().map_or(Ok(64), |mib| mib.parse()).map_err(io::Error::other)?;
-    let (listener, uri): (OwnedFd, _) = if place.contains('/') {
-        (UnixListener::bind(&place)?.into(), format!("nbd+unix:///?socket={place}"))
+    let (listener, uri): (OwnedFd, _) = if address.contains('/') {
+        (UnixListener::bind(&address)?.into(), format!("nbd+unix:///?socket={address}"))
     } else {
-        let listener = TcpListener::bind(&place)?;
+        let listener = TcpListener::bind(&address)?;
         let uri = format!("nbd://{}/", listener.local_addr()?);
         (listener.into(), uri)
     };
@@ -95,7 +93,7 @@ fn main() -> io::Result<()> {
 /// Takes in a client. Its greeting is queued, so that the next `poll` finds it ready.
 fn take_in(listener: &OwnedFd, clients: &mut Vec<Client>) {
     match accept(listener).map_err(io::Error::from).and_then(Client::new) {
-        Ok(client) if clients.len() < MOST_CLIENTS => clients.push(client),
+        Ok(client) if clients.len() < MAX_CLIENTS => clients.push(client),
         Ok(_) => {} // One too many: closed.
         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
         Err(error) => eprintln!("a client can't be accepted: {error}"),
@@ -112,119 +110,56 @@ fn if_ready(result: io::Result<usize>) -> io::Result<Option<usize>> {
     }
 }
 
+/// Reads from a socket if it is ready, unless the client has had its turn.
+fn read(mut stream: &File, room: &mut [u8], reads: &mut usize) -> io::Result<Option<usize>> {
+    let Some(left) = reads.checked_sub(1) else { return Ok(None) };
+    *reads = left;
+    if_ready(stream.read(room))
+}
+
 impl Client {
     fn new(socket: OwnedFd) -> io::Result<Self> {
         ioctl_fionbio(&socket, true)?;
         let _unix = set_tcp_nodelay(&socket, true); // Replies leave at once.
         let (stream, connection) = (File::from(socket), Connection::new(Config::default()));
-        let staging = vec![0; 64 << 10];
-        Ok(Self { stream, connection, staging, start: 0, end: 0, commands: Vec::new() })
+        Ok(Self { stream, connection, received: RecvBuffer::new(), reads: Vec::new() })
     }
 
     /// What the socket has to be ready for before there is anything to do.
     fn interest(&self) -> PollFlags {
         let mut events = PollFlags::empty();
-        // Who does not read its replies is not read from any more, once so many are in flight.
-        let incoming = self.connection.incoming();
-        let closed = matches!(incoming, Incoming::Paused(_) | Incoming::Tls | Incoming::Terminated);
-        events.set(PollFlags::IN, !closed);
+        // A client that does not read its replies is not read from any more, once so many are in flight.
+        let wants = self.connection.wants();
+        events.set(PollFlags::IN, matches!(wants, Wants::Bytes { .. } | Wants::Payload { .. }));
         events.set(PollFlags::OUT, self.connection.segments().next().is_some());
         events
     }
 
-    /// Does what can be done without waiting. Gives whether the client stays.
+    /// Does what can be done without waiting. Says whether the client stays.
     fn turn(&mut self, disk: &mut Disk) -> bool {
-        let result = self.run(disk);
-        if let Err(error) = &result {
+        self.run(disk).unwrap_or_else(|error| {
             eprintln!("a client was closed: {error}");
-        }
-        result.is_ok() && !self.connection.is_finished()
+            false
+        })
     }
 
-    /// Afterwards the invariant holds: whatever was received has been handled, or waits for replies to leave; and
-    /// nothing is queued, or the socket takes no more.
-    fn run(&mut self, disk: &mut Disk) -> io::Result<()> {
-        let mut fills = MOST_FILLS;
+    /// Events, then sending, then receiving, until none of them gets on.
+    fn run(&mut self, disk: &mut Disk) -> io::Result<bool> {
+        let mut reads = MAX_READS;
         loop {
-            let received = self.receive(disk, &mut fills)?;
-            let sent = self.send(disk)?;
-            if !received && !sent {
-                return Ok(());
+            if let Some(event) = self.connection.next_event(&mut self.received) {
+                if let Event::Closed(end) = event {
+                    return end.map(|_reason| false).map_err(io::Error::other);
+                }
+                self.handle(event, disk).map_err(io::Error::other)?;
+            } else if !self.send(disk)? && !self.receive(disk, &mut reads)? {
+                return Ok(true);
             }
         }
     }
 
-    /// Handles what arrives. Gives whether anything did.
-    fn receive(&mut self, disk: &mut Disk, fills: &mut usize) -> io::Result<bool> {
-        let mut progress = false;
-        loop {
-            let staged = &self.staging[self.start..self.end];
-            match self.connection.incoming() {
-                // Bytes of the protocol are the core's. With a need of 0 an event waits for no more bytes.
-                Incoming::Control { need } if need == 0 || !staged.is_empty() => {
-                    let mut input = staged;
-                    let event = self.connection.next_event(&mut input).map_err(io::Error::other)?;
-                    self.start = self.end - input.len();
-                    if let Some(event) = event {
-                        self.handle(event, disk)?;
-                    }
-                }
-                // The payload of a write belongs on the disk: what of it is here already, and then the rest, as it
-                // comes from the socket.
-                Incoming::Payload { request, offset, remaining } => {
-                    let from = (self.commands[request.index()].offset() + offset) as usize;
-                    let place = &mut disk.bytes[from..from + remaining as usize];
-                    let count = if staged.is_empty() {
-                        let Some(count) = if_ready(self.stream.read(place))? else {
-                            return Ok(progress);
-                        };
-                        count
-                    } else {
-                        let count = place.len().min(staged.len());
-                        place[..count].copy_from_slice(&staged[..count]);
-                        self.start += count;
-                        count
-                    };
-                    if count == 0 {
-                        self.end_of_stream();
-                        return Ok(progress);
-                    }
-                    self.connection.payload_received(count as u64).map_err(io::Error::other)?;
-                    if count as u64 == remaining {
-                        let reply = self.connection.reply(request).map_err(io::Error::other)?;
-                        reply.done().map_err(io::Error::other)?;
-                    }
-                }
-                // The payload of a request that was refused.
-                Incoming::Discard { remaining } if !staged.is_empty() => {
-                    let count = remaining.min(staged.len() as u64);
-                    self.start += count as usize;
-                    self.connection.payload_received(count).map_err(io::Error::other)?;
-                }
-                Incoming::Control { .. } | Incoming::Discard { .. } if *fills > 0 => {
-                    *fills -= 1;
-                    match if_ready(self.stream.read(&mut self.staging))? {
-                        None => return Ok(progress),
-                        Some(0) => self.end_of_stream(),
-                        Some(count) => (self.start, self.end) = (0, count),
-                    }
-                }
-                _ => return Ok(progress),
-            }
-            progress = true;
-        }
-    }
-
-    /// The client will send no more. What it asked for before is still answered.
-    fn end_of_stream(&mut self) {
-        if let Err(error) = self.connection.end_of_stream() {
-            eprintln!("a client hung up: {error}");
-        }
-        while self.connection.next_finished().is_some() {}
-    }
-
-    fn handle(&mut self, event: Event, disk: &mut Disk) -> io::Result<()> {
-        let result = match event {
+    fn handle(&mut self, event: Event, disk: &mut Disk) -> Result<(), Misuse> {
+        match event {
             Event::List => {
                 self.connection.answer_list([Listing { name: "", description: "in memory" }])
             }
@@ -233,67 +168,91 @@ impl Client {
                 let answer = if known { Ok(&disk.info) } else { Err(LookupRefusal::Unknown) };
                 self.connection.answer_lookup(answer).map(drop)
             }
-            Event::Request(request) => self.begin(request, disk),
+            Event::Request { id, command } => self.carry_out(id, command, disk),
             _ => Ok(()),
-        };
-        result.map_err(io::Error::other)
+        }
     }
 
     /// Carries out a request, which the core has found to be valid.
-    fn begin(&mut self, request: Request, disk: &mut Disk) -> Result<(), nbd_proto::Misuse> {
-        let Request { id, command } = request;
-        let places = self.commands.len().max(id.index() + 1);
-        self.commands.resize(places, command);
-        self.commands[id.index()] = command;
-        if matches!(command, Command::Write { .. }) {
-            return Ok(()); // Its payload comes first.
-        }
+    fn carry_out(
+        &mut self,
+        id: RequestId,
+        command: Command,
+        disk: &mut Disk,
+    ) -> Result<(), Misuse> {
         let mut reply = self.connection.reply(id)?;
         match command {
             Command::Read { offset, length, .. } => {
                 // Only said to be there: `send` takes it from the disk when its turn has come.
+                self.reads.resize(self.reads.len().max(id.index() + 1), 0);
+                self.reads[id.index()] = offset as usize;
                 reply.data(offset, length)?;
-                reply.finish()
             }
             Command::Trim { offset, length, .. } | Command::WriteZeroes { offset, length, .. } => {
-                disk.bytes[offset as usize..(offset + length) as usize].fill(0);
-                reply.done()
+                disk.bytes[offset as usize..][..length as usize].fill(0);
             }
-            Command::Flush => reply.done(),
+            // What is written is there already, and memory has nothing to flush.
+            Command::Write { .. } | Command::Flush => {}
             // Not advertised, so it can't come.
             _ => {
                 reply.error(ErrorCode::EINVAL, "this disk can't do that");
-                Ok(())
+                return Ok(());
             }
         }
+        reply.finish()
     }
 
-    /// Sends what is queued, as far as the socket takes it. Gives whether anything left.
+    /// Sends what is queued, as far as the socket takes it at once. Says whether anything went out.
     fn send(&mut self, disk: &Disk) -> io::Result<bool> {
-        let mut progress = false;
-        loop {
-            let mut slices = [IoSlice::new(&[]); MOST_SLICES];
-            let mut filled = 0;
-            for (slice, segment) in slices.iter_mut().zip(self.connection.segments()) {
-                *slice = IoSlice::new(match segment {
-                    Segment::Control(bytes) => bytes,
-                    Segment::Body { request, offset, length } => {
-                        let from = (self.commands[request.index()].offset() + offset) as usize;
-                        &disk.bytes[from..from + length]
-                    }
-                });
-                filled += 1;
-            }
-            if filled == 0 {
-                return Ok(progress);
-            }
-            let Some(count) = if_ready(self.stream.write_vectored(&slices[..filled]))? else {
-                return Ok(progress);
-            };
-            self.connection.transmitted(count).map_err(io::Error::other)?;
-            // Places whose replies have left are free again. A server with a buffer for each would take it back here.
-            while self.connection.next_finished().is_some() {}
-            progress = true;
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let mut filled = 0;
+        for (slice, segment) in slices.iter_mut().zip(self.connection.segments()) {
+            *slice = IoSlice::new(match segment {
+                Segment::Control(bytes) => bytes,
+                Segment::Body { id, offset, length } => {
+                    &disk.bytes[self.reads[id.index()]..][offset as usize..][..length]
+                }
+            });
+            filled += 1;
         }
+        if filled == 0 {
+            return Ok(false);
+        }
+        let Some(count) = if_ready(self.stream.write_vectored(&slices[..filled]))? else {
+            return Ok(false);
+        };
+        // A server with a buffer for each request would take those of the finished ones back here.
+        self.connection.transmitted(count).map_err(io::Error::other)?.for_each(drop);
+        Ok(count > 0)
+    }
+
+    /// Receives what is wanted, as far as it is there. Says whether anything came.
+    fn receive(&mut self, disk: &mut Disk, reads: &mut usize) -> io::Result<bool> {
+        let count = match self.connection.wants() {
+            Wants::Bytes { .. } => {
+                let count = read(&self.stream, self.received.spare_capacity_mut(), reads)?;
+                self.received.advance(count.unwrap_or(0));
+                count
+            }
+            // The payload of a write belongs on the disk: what of it was received already, and then the rest, as it comes
+            // from the socket.
+            Wants::Payload { command, offset, remaining, .. } => {
+                let from = (command.offset() + offset) as usize;
+                let room = &mut disk.bytes[from..][..remaining as usize];
+                let count = match self.received.copy_to(room) {
+                    0 => read(&self.stream, room, reads)?,
+                    count => Some(count),
+                };
+                let moved = count.unwrap_or(0) as u64;
+                self.connection.payload_received(moved).map_err(io::Error::other)?;
+                count
+            }
+            _ => return Ok(false),
+        };
+        if count == Some(0) {
+            // The client sends no more. What it asked for before is still answered.
+            self.connection.end_of_stream();
+        }
+        Ok(count.is_some())
     }
 }

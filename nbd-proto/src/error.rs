@@ -1,4 +1,4 @@
-//! What can go wrong, by who is to blame.
+//! What can go wrong, by whose fault it is.
 
 use crate::InvalidBlockSize;
 use crate::wire::{CommandType, DecodeError, OptionCode, OptionReplyType, ReplyType};
@@ -122,7 +122,7 @@ pub enum PeerMisbehaved {
     UnexpectedContext(u32),
     /// More than one extent, or one that is too long, though `NBD_CMD_FLAG_REQ_ONE` was set.
     // C-CMD-BS-14
-    #[error("one extent was asked for, more was told")]
+    #[error("one extent was asked for, more were sent")]
     MoreThanOneExtent,
 }
 
@@ -138,8 +138,8 @@ pub enum Refusal {
         /// How it failed.
         reply: OptionReplyType,
     },
-    /// On a server: the client named an export by `NBD_OPT_EXPORT_NAME` and can't have it. This option has no answer for
-    /// that but the end of the connection.
+    /// On a server: the client named an export by `NBD_OPT_EXPORT_NAME` and can't have it. This option has no answer
+    /// for that but the end of the connection.
     #[error("the client asked by NBD_OPT_EXPORT_NAME for an export that it can't have: {0}")]
     NotServed(NotServed),
     /// The server hung up on `NBD_OPT_EXPORT_NAME`, which is how it refuses an export.
@@ -150,7 +150,7 @@ pub enum Refusal {
     // C-TLS-20
     #[error("TLS is required, and the server cannot do TLS")]
     NoTls,
-    /// The server speaks the oldstyle handshake, and the client was told not to.
+    /// The server speaks the oldstyle handshake, and the client's configuration rules that out.
     // C-HS-20
     #[error("the server speaks the oldstyle handshake")]
     Oldstyle,

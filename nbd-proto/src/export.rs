@@ -183,7 +183,7 @@ impl ContextInfo {
     }
 }
 
-/// What a server tells the core about an export that a client asked for; the core derives the rest.
+/// How a server describes an export that a client asked for; the core derives the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExportInfo {
@@ -226,6 +226,7 @@ impl ExportInfo {
 
 /// A run of bytes with one status (section "Metadata querying").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "made in great numbers by embedders")]
 pub struct Extent {
     /// Bytes; never zero on the wire.
     pub length: u64,

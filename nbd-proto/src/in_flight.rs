@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 /// Names a request in flight on one connection.
 ///
 /// The index is small and reused, so that an embedder can keep its own data in a `Vec` beside the core's; the
-/// generation tells a request from a later one in the same place.
+/// generation tells a request from a later one in the same slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId {
     index: u32,
@@ -13,7 +13,7 @@ pub struct RequestId {
 }
 
 impl RequestId {
-    /// The place in the table: below [`Limits::max_in_flight`](crate::Limits::max_in_flight), reused once the
+    /// The slot in the table: below [`Limits::max_in_flight`](crate::Limits::max_in_flight), reused once the
     /// request is over.
     #[must_use]
     pub const fn index(self) -> usize {
@@ -34,7 +34,7 @@ impl RequestId {
     }
 }
 
-/// A slab of `T`, whose places keep their `T` (and its allocations) between uses.
+/// A slab of `T`, whose slots keep their `T` (and its allocations) between uses.
 #[derive(Debug)]
 pub(crate) struct InFlight<T> {
     slots: Vec<Slot<T>>,
@@ -63,7 +63,7 @@ impl<T: Default> InFlight<T> {
         self.used >= self.limit as usize
     }
 
-    /// Takes a free place; its value is as its last user left it. `None` when the table is full.
+    /// Takes a free slot; its value is as its last user left it. `None` when the table is full.
     pub(crate) fn take(&mut self) -> Option<(RequestId, &mut T)> {
         if self.is_full() {
             return None;
@@ -92,7 +92,7 @@ impl<T: Default> InFlight<T> {
         (slot.used && slot.generation == id.generation).then_some(&mut slot.value)
     }
 
-    /// Gives a place back. Does nothing for a name that is out of date.
+    /// Frees a slot. Does nothing for an id that is out of date.
     pub(crate) fn release(&mut self, id: RequestId) {
         if let Some(slot) = self.slots.get_mut(id.index())
             && slot.used
@@ -110,7 +110,7 @@ impl<T: Default> InFlight<T> {
         self.slots.iter().filter(|slot| slot.used).map(|slot| &slot.value)
     }
 
-    /// Takes the table apart from its end: each call gives one more value that is in use. Places are not reused after
+    /// Takes the table apart from its end: each call gives one more value that is in use. Slots are not reused after
     /// that.
     pub(crate) fn pop(&mut self) -> Option<(RequestId, T)> {
         self.limit = 0;

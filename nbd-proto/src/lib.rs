@@ -4,29 +4,29 @@
 //! command events and back, and leaves sockets, threads, timers and storage to you. It needs `alloc` only, forbids
 //! `unsafe`, and no input from a peer, nor any misuse of its methods, makes it panic.
 //!
-//! Those who want a finished server or client take one of the adapters (`nbd-blocking`, `nbd-tokio`). Those who have an
-//! event loop of their own take this crate and write the loop below.
+//! For a finished server or client take one of the adapters (`nbd-blocking`, `nbd-tokio`). For an event loop of your
+//! own take this crate and write the loop below.
 //!
 //! # The run loop
 //!
 //! The payload of reads and writes, which is nearly all there is in a session, never enters the core. For what arrives
-//! the core only says what it *is* ([`server::Connection::wants`]), and you put it where it belongs; for what leaves it
-//! says whose turn it is ([`server::Connection::segments`]): its own bytes, or yours.
+//! the core only says what it *is* ([`server::Connection::wants`]), and you put it where it belongs; for what goes out
+//! it says whose turn it is ([`server::Connection::segments`]): its own bytes, or yours.
 //!
-//! The rule is one: **whatever you told the machine, ask it again, in this order.**
+//! The rule is one: **after whatever you reported, ask again, in this order.**
 //!
-//! 1. [`next_event`](server::Connection::next_event): act on the event, if there is one. A request that you are shown is
-//!    valid, complete and to be carried out; [`reply`](server::Connection::reply) whenever you are done with it. The last
-//!    event is [`Closed`](server::Event::Closed), exactly once.
+//! 1. [`next_event`](server::Connection::next_event): act on the event, if there is one. A request that you are shown
+//!    is valid, complete and to be carried out; [`reply`](server::Connection::reply) whenever you are done with it. The
+//!    last event is [`Closed`](server::Event::Closed), exactly once.
 //! 2. [`segments`](server::Connection::segments): send what there is, by any write, and report how much went out by
 //!    [`transmitted`](server::Connection::transmitted). It gives back the requests whose buffers are free.
 //! 3. [`wants`](server::Connection::wants): receive what it asks for. Bytes go to a [`RecvBuffer`], from where
-//!    `next_event` takes them; payload goes where it belongs. When a read gives nothing, the peer has closed its side: say
-//!    so by [`end_of_stream`](server::Connection::end_of_stream).
+//!    `next_event` takes them; payload goes where it belongs. When a read gives nothing, the peer has closed its side:
+//!    say so by [`end_of_stream`](server::Connection::end_of_stream).
 //!
 //! A [`client::Connection`] is driven in the same way; [its module](client) has the client's loop. Here is all of the
-//! server's, serving a small disk in memory to one client over any blocking stream. With [`Wants::Nothing`] a server that
-//! works on requests elsewhere waits for those instead; this one answers at once, so that it never sees it.
+//! server's, serving a small disk in memory to one client over any blocking stream. With [`Wants::Nothing`] a server
+//! that works on requests elsewhere waits for those instead; this one answers at once, so that it never sees it.
 //!
 //! ```
 //! # // Offsets and lengths come from the core, which has checked them.
@@ -79,6 +79,7 @@
 //! [`Limits`] every bound on what a peer can make them hold, [`Uri`] the way to an export. Terms are those of the NBD
 //! specification: export, option, request, command, cookie, chunk, extent, metadata context.
 #![no_std]
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 #![cfg_attr(
     test,
     allow(
@@ -112,6 +113,11 @@ pub mod server;
 mod uri;
 mod view;
 mod wants;
+#[expect(
+    clippy::exhaustive_structs,
+    clippy::exhaustive_enums,
+    reason = "what is on the wire has the fields that it has: it does not grow"
+)]
 pub mod wire;
 
 pub use command::Command;

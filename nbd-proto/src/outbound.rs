@@ -135,6 +135,12 @@ impl Outbound {
         self.control.len().saturating_sub(self.sent)
     }
 
+    /// Bytes that wait to be sent, those of bodies included.
+    #[inline]
+    pub(crate) const fn queued(&self) -> u64 {
+        self.queued
+    }
+
     /// A fault of this crate that would have put something wrong on the wire. The connection must end.
     #[inline]
     pub(crate) fn fault(&self) -> Option<Error> {
@@ -177,7 +183,7 @@ impl Outbound {
     #[inline]
     pub(crate) fn patch<const N: usize>(&mut self, position: usize, bytes: [u8; N]) {
         match self.control.get_mut(position..).and_then(|rest| rest.first_chunk_mut::<N>()) {
-            Some(place) => *place = bytes,
+            Some(header) => *header = bytes,
             None => self.fail("a header was rewritten that is no longer queued"),
         }
     }

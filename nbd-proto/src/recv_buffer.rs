@@ -9,7 +9,7 @@ use crate::Input;
 ///
 /// It holds no memory before the first byte is received, has 4 KiB then, which is enough for the negotiation, and grows
 /// to 64 KiB for peers that keep it full: one receive call then brings many messages. It grows beyond that only when
-/// more is received though nothing is consumed, which does not happen to those who read when
+/// more is received though nothing is consumed, which does not happen to an embedder that reads when
 /// [`Wants::Bytes`](crate::Wants::Bytes) asks for it.
 ///
 /// ```
@@ -82,7 +82,7 @@ impl RecvBuffer {
             _ => size,
         };
         if self.end == 0 && wanted > size {
-            // Nothing is to be kept, so that nothing has to be copied.
+            // There is nothing to keep, so that nothing has to be copied.
             self.buffer = vec![0; wanted];
         } else {
             self.buffer.resize(wanted, 0);
@@ -90,8 +90,8 @@ impl RecvBuffer {
         self.buffer.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// The first `count` bytes of the [spare room](Self::spare_capacity_mut) were filled. A count beyond the room counts
-    /// as all of it.
+    /// The first `count` bytes of the [spare room](Self::spare_capacity_mut) were filled. A count beyond the room
+    /// counts as all of it.
     #[inline]
     pub fn advance(&mut self, count: usize) {
         let size = self.buffer.len();
@@ -137,8 +137,8 @@ impl Input for RecvBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::collections::VecDeque;
     use proptest::prelude::*;
-    use std::collections::VecDeque;
 
     #[test]
     fn it_starts_without_memory_grows_while_it_is_full_and_gives_all_back() {

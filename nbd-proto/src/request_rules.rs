@@ -76,14 +76,14 @@ impl RequestRules {
     /// Whether a request may be sent, or has to be carried out.
     ///
     /// # Errors
-    /// The rule that it breaks. [`InvalidRequest::Empty`] and [`InvalidRequest::TooLong`] only when it breaks no other: a
-    /// server may answer the former, and a client can split the latter.
+    /// The rule that it breaks. [`InvalidRequest::Empty`] and [`InvalidRequest::TooLong`] only when it breaks no
+    /// other: a server may answer the former, and a client can split the latter.
     #[inline]
     pub fn check(&self, command: &Command) -> Result<(), InvalidRequest> {
         self.check_offered(command)?;
         match *command {
             Command::Flush => Ok(()),
-            // The new size is not a place in the export as it is.
+            // The new size is not a range of the export as it is.
             Command::Resize { size } if size > i64::MAX as u64 => Err(InvalidRequest::SizeTooLarge),
             Command::Resize { size } if !self.block_size.is_aligned(size, 0) => {
                 Err(InvalidRequest::Misaligned(self.block_size.minimum()))

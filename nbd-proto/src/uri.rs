@@ -16,9 +16,9 @@ use percent::Encoded;
 
 /// An export on a server, and how to get there: an NBD URI, taken apart and checked.
 ///
-/// What can be constructed can be printed, and what is printed is parsed to an equal value. Where the URI document leaves
-/// a choice: no host means `localhost` (for vsock the host, CID 2); a host or port in a `unix` URI is an error, a user
-/// is not; unknown query parameters are errors. Beyond that document, `vsock` schemes and the
+/// What can be constructed can be printed, and what is printed is parsed to an equal value. Where the URI document
+/// leaves a choice: no host means `localhost` (for vsock the host, CID 2); a host or port in a `unix` URI is an error,
+/// a user is not; unknown query parameters are errors. Beyond that document, `vsock` schemes and the
 /// parameters `tls-certificates` and `tls-psk-file`, which are in common use, are understood.
 ///
 /// ```
@@ -293,7 +293,7 @@ impl fmt::Display for Uri {
     }
 }
 
-/// The query as it is printed; tells whether it has begun.
+/// The query as it is printed, and whether it has begun.
 struct Query(bool);
 
 impl Query {

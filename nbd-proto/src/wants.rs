@@ -32,8 +32,8 @@ pub enum Wants {
 }
 
 impl Wants {
-    /// The rest of a message of `size` bytes of which `have` have arrived: one byte at least, since the message would have
-    /// been handled otherwise.
+    /// The rest of a message of `size` bytes of which `have` have arrived: one byte at least, since the message would
+    /// have been handled otherwise.
     pub(crate) const fn missing(size: usize, have: usize) -> Self {
         let missing = size.saturating_sub(have);
         Self::Bytes { at_least: if missing == 0 { 1 } else { missing } }
@@ -49,7 +49,7 @@ impl Wants {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PauseReason {
-    /// An event is ready: call `next_event`. Not seen by those who ask for events first, as they should.
+    /// An event is ready: call `next_event`. Not seen by an embedder that asks for events first, as it should.
     EventDue,
     /// On a server: a question, which was raised as an event, awaits your answer.
     AwaitingAnswer,
@@ -57,12 +57,13 @@ pub enum PauseReason {
     YourTurn,
     /// On a server: as many requests are in flight as the limits allow. Answer requests and transmit replies.
     TooManyRequests,
-    /// On a server: the requests in flight take as many bytes as the limits allow. Answer requests and transmit replies.
+    /// On a server: the requests in flight take as many bytes as the limits allow. Answer requests and transmit
+    /// replies.
     TooManyBytes,
     /// What is queued must be transmitted first.
     Unsent,
-    /// The peer sends no more, or is not listened to any more: answer what is in flight and transmit what is queued, and
-    /// the connection closes.
+    /// The peer sends no more, or is not listened to any more. The connection closes once what is queued has been sent,
+    /// and unless it failed, what is in flight has been answered.
     Closing,
 }
 

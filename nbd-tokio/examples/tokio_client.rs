@@ -12,6 +12,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use nbd_tokio::Client;
+use nbd_tokio::client::Flags;
 
 /// Bytes of one read.
 const LENGTH: u64 = 256 << 10;
@@ -37,7 +38,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         {
             let length = LENGTH.min(client.size() - next);
             buffer.resize(length as usize, 0);
-            in_flight.push_back((next, client.submit_read(buffer, next)));
+            in_flight.push_back((next, client.submit_read_into(next, buffer, Flags::empty())));
             next += length;
         }
         // The server may answer in any order; the file is written from its beginning to its end.

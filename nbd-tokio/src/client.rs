@@ -2,27 +2,32 @@
 
 use std::io::{self, SeekFrom};
 use std::net::SocketAddr;
-use std::ops::Deref;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use nbd_engine::client as engine;
-use nbd_engine::client::{Connector, Driving};
+use nbd_engine::client::{Connector, CurrentRuntime, DriveMode, TransportFrom};
 use nbd_engine::{AnyTransport, Plain};
 use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
 
 pub use nbd_engine::client::{
-    Bytes, CommandError, ContextExtents, Error, ExportDetails, Extent, Flags, Haggling, Handshake,
-    Invalid, Lent, Listing, LostReason, Negotiated, Options, Pending, Uri, UriError,
+    Address, AllocationFlags, BlockSize, BlockSizeInfo, BufResult, Bytes, Chunk, ClientConfig,
+    Command, CommandError, CommandType, ContextExtents, Error, ErrorCode, ExportDetails, Extent,
+    Flags, Handshake, InfoType, InvalidRequest, Limits, Listing, LostReason, OptionCode,
+    OptionError, OptionReplyType, Pending, Refusal, StatusRun, SubmitError, TransmissionFlags, Uri,
+    UriError,
 };
 
 use crate::runtime::Tokio;
 use crate::stream::{self, Stream};
 
-/// An export on a server, on tokio: an [engine's client](engine::Client), whose connections are tasks of the runtime on
-/// which it was made. Cheap to clone and to share; all requests are its methods, by [`Deref`].
+/// An export on a server, on tokio: the [engine's client](engine::Client), whose connections are tasks of the runtime on
+/// which it was made. Cheap to clone and to share.
+///
+/// [`Client::connect`](engine::Client::connect) and [`connect_with`](engine::Client::connect_with) take a URI,
+/// [`over`](engine::Client::over) a byte stream with tokio's traits. They panic outside of a tokio runtime.
 ///
 /// ```no_run
 /// use nbd_tokio::Client;
@@ -33,97 +38,38 @@ use crate::stream::{self, Stream};
 /// let client = Client::connect("nbd://localhost/disk").await?;
 /// let mut sector = [0; 512];
 /// client.read_exact_at(&mut sector, 0).await?;
-/// client.write_at_with(&sector, 512, Flags::FUA).await?;
+/// client.write(512, sector.to_vec(), Flags::FUA).await?;
 /// client.disconnect().await;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
-pub struct Client(engine::Client);
+pub type Client = engine::Client<Tokio>;
 
-impl Client {
-    /// Connects to the export that a URI names, with default options. Cancel-safe.
-    ///
-    /// # Errors
-    /// See [`connect_with`](Self::connect_with).
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub async fn connect(uri: &str) -> Result<Self, Error> {
-        Self::connect_with(&uri.parse()?, &Options::default()).await
-    }
-
-    /// Connects to the export that a URI names. Cancel-safe: when dropped, there is no connection.
-    ///
-    /// # Errors
-    /// [`Error::Connect`] when the server can't be reached, [`Error::Refused`] when it does not have the export,
-    /// [`Error::TimedOut`] after [`Options::connect_timeout`], [`Error::Unsupported`] for what this build can't do.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub async fn connect_with(uri: &Uri, options: &Options) -> Result<Self, Error> {
-        engine::Client::connect_by(&Here::new(), uri, options).await.map(Self)
-    }
-
-    /// A client over a byte stream of yours, for the export that the options name. Set `TCP_NODELAY` on TCP streams.
-    ///
-    /// # Errors
-    /// See [`connect_with`](Self::connect_with).
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub async fn over<T>(stream: T, options: &Options) -> Result<Self, Error>
-    where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let (runtime, driving) = (Here::new().0, Driving::Task);
-        let stream = Plain(Stream::new(stream));
-        engine::Client::over(stream, runtime, driving, "stream", options).await.map(Self)
-    }
-
-    /// The export as a stream of bytes with a position, at its beginning.
-    #[must_use]
-    pub fn disk(&self) -> Disk {
-        Disk { disk: engine::Disk::new(self.0.clone()), seek: None }
-    }
-}
-
-impl Deref for Client {
-    type Target = engine::Client;
-
-    fn deref(&self) -> &engine::Client {
-        &self.0
-    }
-}
-
-/// A connection to a server on which no export was entered yet: an [engine's](Haggling), to list exports and to
-/// look at them.
+/// A connection to a server on which no export has been entered yet, on tokio: the [engine's](engine::Negotiation).
 ///
-/// # Errors
-/// As for [`Client::connect_with`].
+/// ```no_run
+/// use nbd_tokio::client::{ClientConfig, Error};
+/// use nbd_tokio::{Client, Negotiation};
 ///
-/// # Panics
-/// Outside of a tokio runtime.
-pub async fn haggle(uri: &Uri, options: &Options) -> Result<Haggling<AnyTransport>, Error> {
-    Haggling::connect_by(&Here::new(), uri, options).await
-}
+/// # async fn example() -> Result<Client, Error> {
+/// let config = ClientConfig::new().with_connections(4);
+/// let mut negotiation = Negotiation::connect(&"nbd://localhost".parse()?, &config).await?;
+/// let exports = negotiation.list().await?;
+/// # let chosen = &exports[0];
+/// negotiation.enter(&chosen.name).await
+/// # }
+/// ```
+pub type Negotiation = engine::Negotiation<Tokio>;
 
-/// The runtime that clients are made on.
-struct Here(Tokio);
+/// The status of a range, run by run, on tokio: the [engine's](engine::BlockStatusRange).
+pub type BlockStatusRange = engine::BlockStatusRange<Tokio>;
 
-impl Here {
-    fn new() -> Self {
-        Self(Tokio(Handle::current()))
-    }
-}
+impl Connector for Tokio {
+    type Runtime = Self;
+    const DRIVE_MODE: DriveMode = DriveMode::Spawned;
 
-impl Connector for Here {
-    type Transport = AnyTransport;
-    type Runtime = Tokio;
-    const DRIVING: Driving = Driving::Task;
-
-    fn runtime(&self) -> Tokio {
-        self.0.clone()
+    fn runtime(&self) -> Self {
+        self.clone()
     }
 
     async fn connect_tcp(&self, address: SocketAddr) -> io::Result<AnyTransport> {
@@ -137,73 +83,103 @@ impl Connector for Here {
     }
 }
 
+impl CurrentRuntime for Tokio {
+    fn current() -> Self {
+        Self(Handle::current())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TransportFrom<S> for Tokio {
+    fn transport_from(&self, stream: S) -> AnyTransport {
+        Box::new(Plain(Stream::new(stream)))
+    }
+}
+
 /// An export as a stream of bytes with a position, for code that uses tokio's traits. See
-/// [the engine's](engine::Disk) for its rules.
+/// [the engine's](engine::Cursor) for its rules.
 ///
 /// ```no_run
 /// # async fn copy(client: nbd_tokio::Client) -> std::io::Result<()> {
 /// use tokio::io::{AsyncReadExt, AsyncSeekExt};
-/// let mut disk = client.disk();
-/// disk.seek(std::io::SeekFrom::End(-512)).await?;
+/// let mut cursor = nbd_tokio::Cursor::new(client);
+/// cursor.seek(std::io::SeekFrom::End(-512)).await?;
 /// let mut last = Vec::new();
-/// disk.read_to_end(&mut last).await?;
+/// cursor.read_to_end(&mut last).await?;
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Disk {
-    disk: engine::Disk,
+pub struct Cursor {
+    inner: engine::Cursor<Tokio>,
     seek: Option<u64>,
 }
 
-impl Disk {
-    /// The engine's disk, which has the traits of `futures-io`.
+impl Cursor {
+    /// The beginning of the export.
     #[must_use]
-    pub fn into_inner(self) -> engine::Disk {
-        self.disk
+    pub const fn new(client: Client) -> Self {
+        Self { inner: engine::Cursor::new(client), seek: None }
+    }
+
+    /// The client.
+    #[must_use]
+    pub const fn client(&self) -> &Client {
+        self.inner.client()
+    }
+
+    /// Where the next byte is read or written.
+    #[must_use]
+    pub const fn position(&self) -> u64 {
+        self.inner.position()
+    }
+
+    /// The engine's cursor, which has the traits of `futures-io`.
+    #[must_use]
+    pub fn into_inner(self) -> engine::Cursor<Tokio> {
+        self.inner
     }
 }
 
-impl AsyncRead for Disk {
+impl AsyncRead for Cursor {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let room = buffer.initialize_unfilled();
-        let count = ready!(futures_io::AsyncRead::poll_read(Pin::new(&mut self.disk), cx, room))?;
+        let count = ready!(futures_io::AsyncRead::poll_read(Pin::new(&mut self.inner), cx, room))?;
         buffer.advance(count);
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Disk {
+impl AsyncWrite for Cursor {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        futures_io::AsyncWrite::poll_write(Pin::new(&mut self.disk), cx, bytes)
+        futures_io::AsyncWrite::poll_write(Pin::new(&mut self.inner), cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        futures_io::AsyncWrite::poll_flush(Pin::new(&mut self.disk), cx)
+        futures_io::AsyncWrite::poll_flush(Pin::new(&mut self.inner), cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        futures_io::AsyncWrite::poll_close(Pin::new(&mut self.disk), cx)
+        futures_io::AsyncWrite::poll_close(Pin::new(&mut self.inner), cx)
     }
 }
 
-impl AsyncSeek for Disk {
+impl AsyncSeek for Cursor {
     fn start_seek(mut self: Pin<&mut Self>, target: SeekFrom) -> io::Result<()> {
-        let position = self.disk.seek_to(target)?;
+        let position = self.inner.seek_to(target)?;
         self.seek = Some(position);
         Ok(())
     }
 
     fn poll_complete(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<u64>> {
-        let position = self.seek.take().unwrap_or(self.disk.position());
+        let position = self.seek.take().unwrap_or(self.inner.position());
         Poll::Ready(Ok(position))
     }
 }

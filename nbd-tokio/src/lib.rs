@@ -20,7 +20,7 @@
 //! ```no_run
 //! # async fn example() -> Result<(), nbd_tokio::client::Error> {
 //! let client = nbd_tokio::Client::connect("nbd://localhost/disk").await?;
-//! client.write_at(b"hello", 4096).await?;
+//! client.write_all_at(b"hello", 4096).await?;
 //! client.disconnect().await;
 //! # Ok(())
 //! # }
@@ -34,12 +34,13 @@ mod runtime;
 mod server;
 mod stream;
 
-pub use client::{Client, Disk};
+pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
 pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
 #[cfg(feature = "tls")]
 pub use nbd_engine::tls;
+pub use runtime::Tokio;
 pub use server::{Listening, Server};
 
 /// The examples of the READMEs, which `cargo test` compiles, too.

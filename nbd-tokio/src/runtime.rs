@@ -5,9 +5,9 @@ use std::time::Duration;
 use nbd_engine::{BoxFuture, Runtime};
 use tokio::runtime::Handle;
 
-/// The runtime that a server was made on.
+/// A tokio runtime: the one that a server or a client was made on.
 #[derive(Clone, Debug)]
-pub(crate) struct Tokio(pub(crate) Handle);
+pub struct Tokio(pub(crate) Handle);
 
 impl Runtime for Tokio {
     fn sleep(&self, duration: Duration) -> BoxFuture {

@@ -76,7 +76,7 @@ impl Server {
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
         let (listener, path) = net::bind_unix(path.as_ref())?;
         let address = LocalAddr::Unix(path.path().to_owned());
-        Ok(self.start(Unix::new(UnixListener::from_std(listener)?, Some(path)), address))
+        Ok(self.start((path, Unix(UnixListener::from_std(listener)?)), address))
     }
 
     /// Accepts connections from a TCP listener of yours.
@@ -101,7 +101,7 @@ impl Server {
     pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
         let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
         let address = LocalAddr::Unix(path.unwrap_or_default());
-        Ok(self.start(Unix::new(listener, None), address))
+        Ok(self.start(Unix(listener), address))
     }
 
     fn start(&self, listener: impl Listen + 'static, local_addr: LocalAddr) -> Listening {

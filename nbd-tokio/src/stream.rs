@@ -5,10 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use nbd_engine::Socket;
 use nbd_engine::export::PeerAddr;
-use nbd_engine::net::{self, SocketPath};
 use nbd_engine::server::{Accepted, Listen};
+use nbd_engine::{Socket, net};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -118,23 +117,13 @@ impl Listen for Tcp {
     }
 }
 
-pub(crate) struct Unix {
-    /// Before the listener, so that it is removed before that is closed.
-    _path: Option<SocketPath>,
-    listener: UnixListener,
-}
-
-impl Unix {
-    pub(crate) const fn new(listener: UnixListener, path: Option<SocketPath>) -> Self {
-        Self { _path: path, listener }
-    }
-}
+pub(crate) struct Unix(pub(crate) UnixListener);
 
 impl Listen for Unix {
     type Transport = Socket<Stream<UnixStream>>;
 
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
-        let (stream, _) = self.listener.accept().await?;
+        let (stream, _) = self.0.accept().await?;
         net::tune_unix(&stream);
         let peer = PeerAddr::unix(&stream);
         Ok(Accepted { transport: unix(stream), peer })

@@ -1,11 +1,12 @@
 //! Streams and listeners that the caller brings, and futures that are dropped early.
 
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nbd_testkit::raw::{RawClient, Request, Wire};
 use nbd_testkit::{Endpoint, Pattern, assert_same_bytes};
-use nbd_tokio::export::{ExportMap, Memory};
+use nbd_tokio::export::{CloseReason, ExportEntry, ExportMap, Memory};
 use nbd_tokio::{ConnectionError, LocalAddr, Server, ServerConfig};
 use tokio::io::{DuplexStream, copy_bidirectional, duplex};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -112,8 +113,12 @@ async fn listeners_of_the_callers_are_served_and_their_path_stays() {
 }
 
 #[tokio::test]
-async fn dropping_the_future_ends_the_connection() {
-    let server = server();
+async fn dropping_the_future_ends_the_connection_and_its_export_learns_of_it() {
+    let left = Arc::new(Mutex::new(Vec::new()));
+    let leaving = Arc::clone(&left);
+    let entry = ExportEntry::new("", Memory::new(SIZE).unwrap()).unwrap();
+    let entry = entry.on_close(move |_, reason| leaving.lock().unwrap().push(reason.clone()));
+    let server = Server::new(ExportMap::new().with_entry(entry));
     let (stream, wire) = in_memory(4096);
     let served = serve(&server, stream);
     let mut raw = client(move || go(wire)).await;
@@ -121,6 +126,7 @@ async fn dropping_the_future_ends_the_connection() {
     served.abort();
     assert!(served.await.unwrap_err().is_cancelled());
     assert_eq!(server.connections(), 0);
+    assert_eq!(*left.lock().unwrap(), [CloseReason::Dropped]);
     client(move || raw.wire().expect_eof()).await;
 }
 

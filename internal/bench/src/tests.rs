@@ -102,7 +102,7 @@ fn a_load_ends_after_its_time() {
 fn with_server<T>(mode: Mode, client: impl FnOnce(&mut Connection) -> T) -> T {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let memory = Memory::new(SIZE as u64).expect("a disk in memory");
-    let server = Server::new(ExportMap::new().with("", memory)?);
+    let server = Server::new(ExportMap::new().with("", memory).unwrap());
     thread::scope(|scope| {
         let served = scope.spawn(move || server.serve_unix(theirs));
         let mut connection = Connection::negotiate(ours, "", mode).expect("a handshake");
@@ -136,7 +136,8 @@ fn holes_are_read_and_are_wrong_data_where_some_is_expected() {
         assert_eq!(connection.run(&read).expect("holes").requests, (SIZE / 4096) as u64);
     });
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-    let server = Server::new(ExportMap::new().with("", Memory::new(SIZE as u64).expect("a disk"))?);
+    let server =
+        Server::new(ExportMap::new().with("", Memory::new(SIZE as u64).expect("a disk")).unwrap());
     thread::scope(|scope| {
         scope.spawn(move || server.serve_unix(theirs));
         let mut connection = Connection::negotiate(ours, "", Mode::Extended).expect("a handshake");

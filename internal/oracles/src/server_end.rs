@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use nbd_proto::server::{Connection, Event, Incoming};
-use nbd_proto::{Error, RequestId, Segment};
+use nbd_proto::server::{Connection, Event};
+use nbd_proto::{CloseReason, Command, Error, Misuse, PauseReason, RequestId, Segment, Wants};
 
 use crate::split::Split;
 
@@ -12,11 +12,8 @@ pub trait Embedder {
     /// Something happened.
     fn event(&mut self, connection: &mut Connection, event: &Event);
 
-    /// A part of a write's payload arrived.
-    fn payload(&mut self, request: RequestId, offset: u64, bytes: &[u8]);
-
-    /// A write's payload has arrived wholly.
-    fn received(&mut self, connection: &mut Connection, request: RequestId);
+    /// A part of a write's payload arrived; the request follows once all of it has.
+    fn payload(&mut self, request: RequestId, command: Command, offset: u64, bytes: &[u8]);
 
     /// Gives data that was announced as read: appends `length` bytes.
     fn body(&self, request: RequestId, offset: u64, length: usize, out: &mut Vec<u8>);
@@ -35,7 +32,7 @@ pub struct ServerEnd<E> {
     pub connection: Connection,
     /// Who answers.
     pub embedder: E,
-    /// What happened: events, payloads, the error.
+    /// What happened: events, the end.
     pub log: Vec<String>,
     /// All that was sent.
     pub output: Vec<u8>,
@@ -49,6 +46,7 @@ pub struct ServerEnd<E> {
     pub spans: Vec<(usize, usize)>,
     /// Where the output of transmission begins.
     pub entered: Option<usize>,
+    closed: Option<Result<CloseReason, Error>>,
     staging: Vec<u8>,
     pieces: Split,
     largest_queue: usize,
@@ -61,10 +59,11 @@ impl<E: Embedder> ServerEnd<E> {
     /// A new connection of either style. Its output goes out in pieces of this kind.
     #[must_use]
     pub fn new(connection: Connection, embedder: E, pieces: Split) -> Self {
-        // Oldstyle has no haggling: what is queued is the greeting.
+        // Oldstyle has no negotiation: what is queued is the greeting.
         let greeting = connection.segments().map(|segment| segment.len()).sum();
         Self {
             entered: connection.is_transmitting().then_some(greeting),
+            closed: None,
             connection,
             embedder,
             log: Vec::new(),
@@ -81,12 +80,18 @@ impl<E: Embedder> ServerEnd<E> {
         }
     }
 
+    /// Whether the last event was raised.
+    #[must_use]
+    pub const fn ended(&self) -> bool {
+        self.closed.is_some()
+    }
+
     /// Takes bytes from the client, and does all that can be done.
     pub fn receive(&mut self, bytes: &[u8]) {
         self.staging.extend_from_slice(bytes);
         // Each round eats, transmits, answers or raises something. There is a bound to that, or it would not end.
-        let most = 64 * (self.staging.len() + 64) + self.connection.requests_in_flight() * 64;
-        for _ in 0..most {
+        let max = 64 * (self.staging.len() + 64) + self.connection.requests_in_flight() * 64;
+        for _ in 0..max {
             let mut moved = self.step();
             if !self.lazy || !moved {
                 moved |= self.transmit();
@@ -95,17 +100,14 @@ impl<E: Embedder> ServerEnd<E> {
                 return;
             }
         }
-        panic!("no end of it: {:?}", self.connection.incoming());
+        panic!("no end of it: {:?}", self.connection.wants());
     }
 
     /// The client closed: the rest is answered and sent.
     pub fn close(&mut self) {
-        if self.error.is_none() {
-            let end = self.connection.end_of_stream();
-            self.log.push(format!("end: {end:?}"));
-            self.settle();
-        }
-        while self.transmit() || self.ask(|embedder, connection| embedder.relieve(connection)) {}
+        self.connection.end_of_stream();
+        while self.step() || self.transmit() || self.relieve() {}
+        assert!(self.ended(), "the end was not reported: {:?}", self.connection.wants());
     }
 
     /// Calls the embedder, and takes down what it answers.
@@ -140,79 +142,83 @@ impl<E: Embedder> ServerEnd<E> {
         self.output.len() + queued
     }
 
+    /// One event, or a piece of a payload. `false` if there is nothing to be done.
     fn step(&mut self) -> bool {
-        match self.connection.incoming() {
-            Incoming::Control { need } => self.control(need),
-            Incoming::Payload { request, offset, remaining } => {
-                let count = self.staging.len().min(remaining as usize);
-                self.embedder.payload(request, offset, &self.staging[..count]);
-                self.skip(count);
-                if count as u64 == remaining {
-                    self.log.push(format!("received {}", self.numbers[&request]));
-                    self.ask(|embedder, connection| embedder.received(connection, request));
-                }
-                count > 0
+        let before = self.staging.len();
+        let wanted = self.connection.wants();
+        let mut input = &self.staging[..];
+        let event = self.connection.next_event(&mut input);
+        let rest = input.len();
+        assert!(self.staging.ends_with(input) && rest <= before, "it ate what is not there");
+        self.staging.drain(..before - rest);
+        if let Some(event) = event {
+            if let Wants::Bytes { at_least } = wanted
+                && !matches!(event, Event::Closed(_))
+            {
+                assert!(before >= at_least, "{event:?} came before its last byte");
             }
-            Incoming::Discard { remaining } => {
-                let count = self.staging.len().min(remaining as usize);
-                self.skip(count);
-                count > 0
+            self.event(&event);
+            return true;
+        }
+        match self.connection.wants() {
+            Wants::Bytes { at_least } => {
+                assert!(at_least > 0 && self.staging.is_empty(), "bytes lie idle");
             }
-            Incoming::Tls => {
+            Wants::Payload { id, command, offset, remaining, .. } => {
+                assert!(remaining > 0 && offset + remaining == command.length());
+                let count = self.staging.len().min(remaining as usize);
+                self.embedder.payload(id, command, offset, &self.staging[..count]);
+                self.staging.drain(..count);
+                self.connection.payload_received(count as u64).expect("no more than remained");
+                return count > 0;
+            }
+            Wants::Tls => {
                 // There is no real TLS here: the handshake has happened.
                 assert!(self.staging.is_empty(), "plain text is kept for TLS");
                 self.connection.tls_established().expect("it was due");
                 self.log.push("TLS".into());
-                true
+                return true;
             }
-            Incoming::Terminated => {
-                // An answer may have ended it: the error is still to be told.
-                self.error.is_none() && self.connection.is_finished() && self.control(0)
-            }
-            Incoming::Paused(_) => false,
+            Wants::Closed => assert!(self.ended()),
+            Wants::Nothing(reason) => assert_ne!(reason, PauseReason::EventDue),
             other => panic!("unknown: {other:?}"),
         }
+        rest < before
     }
 
-    fn skip(&mut self, count: usize) {
-        self.staging.drain(..count);
-        self.connection.payload_received(count as u64).expect("no more than remained");
-    }
-
-    fn control(&mut self, need: usize) -> bool {
-        let before = self.staging.len();
-        let mut input = &self.staging[..];
-        let result = self.connection.next_event(&mut input);
-        let rest = input.len();
-        assert!(self.staging.ends_with(input) && rest <= before, "it ate what is not there");
-        self.staging.drain(..before - rest);
-        match result {
-            Ok(Some(event)) => {
-                assert!(before >= need, "{event:?} came before its last byte");
-                if let Event::Request(request) = event {
-                    self.log.push(format!("{} {:?}", self.raised, request.command));
-                    let earlier = self.numbers.insert(request.id, self.raised);
-                    assert_eq!(earlier, None, "the name is in use");
-                    self.raised += 1;
-                } else {
-                    self.log.push(format!("{event:?}"));
-                }
-                self.ask(|embedder, connection| embedder.event(connection, &event));
-                true
+    fn event(&mut self, event: &Event) {
+        assert!(!self.ended(), "{event:?} after the end");
+        match event {
+            Event::Request { id, command } => {
+                self.log.push(format!("{} {command:?}", self.raised));
+                let earlier = self.numbers.insert(*id, self.raised);
+                assert_eq!(earlier, None, "the id is in use");
+                self.raised += 1;
             }
-            Ok(None) => rest < before,
-            Err(error) => {
-                self.log.push(format!("error: {error}"));
-                self.error = Some(error);
-                assert_eq!(self.connection.next_event(&mut &[][..]), Err(error), "errors stick");
-                assert_eq!(self.connection.incoming(), Incoming::Terminated);
-                false
+            Event::Closed(end) => {
+                self.log.push(match end {
+                    Ok(reason) => format!("closed: {reason}"),
+                    Err(error) => format!("error: {error}"),
+                });
+                self.closed = Some(*end);
+                self.error = end.err();
+                assert!(!matches!(self.error, Some(Error::Internal(_))), "{end:?}");
+                assert!(end.is_err() || self.numbers.is_empty(), "a request did not come back");
+                let connection = &mut self.connection;
+                assert_eq!(connection.next_event(&mut &[0; 64][..]), None, "nothing follows");
+                assert_eq!(connection.wants(), Wants::Closed);
+                assert!(connection.is_closing() && connection.segments().next().is_none());
+                assert_eq!(connection.transmitted(0).err(), Some(Misuse::WrongPhase));
+                // Nobody reads what comes now.
+                self.staging.clear();
             }
+            other => self.log.push(format!("{other:?}")),
         }
+        self.ask(|embedder, connection| embedder.event(connection, event));
     }
 
     fn relieve(&mut self) -> bool {
-        matches!(self.connection.incoming(), Incoming::Paused(_))
+        matches!(self.connection.wants(), Wants::Nothing(_))
             && self.ask(|embedder, connection| embedder.relieve(connection))
     }
 
@@ -222,7 +228,7 @@ impl<E: Embedder> ServerEnd<E> {
         loop {
             let (mut control, mut all) = (0, 0);
             for segment in self.connection.segments() {
-                assert!(!segment.is_empty(), "an empty segment makes writers spin");
+                assert!(segment.len() > 0, "an empty segment makes writers spin");
                 all += segment.len();
                 if let Segment::Control(run) = segment {
                     control += run.len();
@@ -240,24 +246,19 @@ impl<E: Embedder> ServerEnd<E> {
                 match segment {
                     _ if length == 0 => break,
                     Segment::Control(run) => self.output.extend_from_slice(&run[..length]),
-                    Segment::Body { request, offset, .. } => {
+                    Segment::Body { id, offset, .. } => {
                         let before = self.output.len();
-                        self.embedder.body(request, offset, length, &mut self.output);
+                        self.embedder.body(id, offset, length, &mut self.output);
                         assert_eq!(self.output.len() - before, length);
                     }
                 }
                 rest -= length;
             }
-            self.connection.transmitted(count).expect("no more than there was");
-            self.settle();
-        }
-    }
-
-    fn settle(&mut self) {
-        while let Some(request) = self.connection.next_finished() {
-            self.finished += 1;
-            self.numbers.remove(&request);
-            self.embedder.finished(request);
+            for id in self.connection.transmitted(count).expect("no more than there was") {
+                self.finished += 1;
+                assert!(self.numbers.remove(&id).is_some(), "it came back twice, or never showed");
+                self.embedder.finished(id);
+            }
         }
     }
 }

@@ -1,13 +1,13 @@
 //! What a peer can make a connection hold, measured: against the formula that `Limits` states.
 
 use nbd_proto::client::{self, Goal};
-use nbd_proto::server::{self, Event, Incoming};
+use nbd_proto::server::{self, Event};
 use nbd_proto::wire::{
     ClientFlags, CommandFlags, CommandType, CompactRequest, ErrorChunk, ErrorCode,
     ExtendedReplyHeader, ExtendedRequest, MetaContextRequest, OptionCode, OptionHeader,
     OptionReplyHeader, OptionReplyType, ReplyFlags, ReplyType, TransmissionFlags,
 };
-use nbd_proto::{Command, ContextInfo, ExportInfo, Extent, Limits};
+use nbd_proto::{Command, ContextInfo, ExportInfo, Extent, Limits, Wants};
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]
@@ -57,41 +57,37 @@ fn flood(limits: Limits, head: &[u8], body: &[u8]) {
     let mut connection = server::Connection::new(config);
     let mut input = head;
     for _ in 0..1_000_000 {
-        match connection.incoming() {
-            Incoming::Control { need } => {
-                if input.is_empty() && need > 0 {
-                    input = body;
-                }
-                match connection.next_event(&mut input) {
-                    Ok(Some(Event::Lookup(_))) => {
-                        connection.answer_lookup(Ok(&info)).expect("it was asked");
-                    }
-                    Ok(Some(Event::Request(request))) => answer(&mut connection, &request),
-                    Ok(_) => {}
-                    Err(_) => return,
-                }
+        match connection.next_event(&mut input) {
+            Some(Event::Lookup(_)) => {
+                connection.answer_lookup(Ok(&info)).expect("it was asked");
             }
-            Incoming::Payload { remaining, .. } | Incoming::Discard { remaining } => {
-                connection.payload_received(remaining).expect("it is due");
+            Some(Event::Request { id, .. }) => {
+                answer(connection.reply(id).expect("it was raised"));
             }
-            _ => return,
+            Some(Event::Closed(_)) => return,
+            Some(_) => {}
+            None => match connection.wants() {
+                Wants::Bytes { .. } => input = body,
+                Wants::Payload { remaining, .. } => {
+                    connection.payload_received(remaining).expect("it is due");
+                }
+                _ => return,
+            },
         }
     }
     panic!("the server never stops reading");
 }
 
 /// With as much as a reply can hold.
-fn answer(connection: &mut server::Connection, request: &server::Request) {
-    let awaited = connection.awaited_contexts(request.id).to_vec();
-    let Ok(mut reply) = connection.reply(request.id) else { return };
-    match request.command {
+fn answer(mut reply: server::Reply<'_>) {
+    match reply.command() {
         Command::Read { offset, length, .. } => {
             reply.data(offset, length / 2).expect("it is inside");
-            reply.hole(offset + u64::from(length / 2), length - length / 2).expect("it is inside");
+            reply.hole(offset + length / 2, length - length / 2).expect("it is inside");
             reply.finish().expect("it is told");
         }
         Command::BlockStatus { .. } => {
-            for context in awaited {
+            for context in reply.awaited_contexts().to_vec() {
                 let extents = (0_u64..).map(|at| Extent { length: 512, status: at % 2 });
                 reply.extents(context, extents).expect("it is awaited");
             }
@@ -111,8 +107,9 @@ fn server_bound(limits: &Limits) -> usize {
     let in_flight = limits.max_in_flight as usize;
     let contexts = limits.max_contexts as usize;
     limits.max_option_data as usize
-        + in_flight * (128 + 32 + 4128)
+        + in_flight * (192 + 32 + 4128)
         + status_bytes(limits, in_flight * contexts)
+        + limits.max_extents as usize * 16
         + (256 << 10)
 }
 
@@ -184,32 +181,23 @@ fn drown(limits: Limits, head: &[u8], body: &[u8], command: Command) {
     config.limits = limits;
     config.goal = Goal::Enter;
     config.contexts = vec!["x-test:1".into()];
-    let mut connection = client::Connection::<()>::new(config).expect("it is valid");
+    let mut connection = client::Connection::new(config).expect("it is valid");
     let mut input = head;
     for _ in 0..2_000_000 {
         let unsent = connection.segments().map(|segment| segment.len()).sum();
-        connection.transmitted(unsent).expect("there was as much");
-        match connection.incoming() {
-            client::Incoming::Control { need } => {
-                if input.is_empty() && need > 0 {
-                    if body.is_empty() {
-                        return;
-                    }
-                    input = body;
+        let _ = connection.transmitted(unsent).expect("there was as much");
+        match connection.next_event(&mut input) {
+            Some(client::Event::Ready) => while connection.submit(command).is_ok() {},
+            Some(client::Event::Closed(_)) => return,
+            Some(_) => {}
+            None => match connection.wants() {
+                Wants::Payload { remaining, .. } => {
+                    connection.payload_received(remaining).expect("it is due");
                 }
-                match connection.next_event(&mut input) {
-                    Ok(Some(client::Event::Ready)) => {
-                        while connection.submit(command, ()).is_ok() {}
-                    }
-                    Ok(_) => {}
-                    Err(_) => return,
-                }
-            }
-            client::Incoming::Payload { remaining, .. }
-            | client::Incoming::Discard { remaining } => {
-                connection.payload_received(remaining).expect("it is due");
-            }
-            _ => return,
+                Wants::Bytes { .. } if body.is_empty() => return,
+                Wants::Bytes { .. } => input = body,
+                _ => return,
+            },
         }
     }
     panic!("the client never stops reading");
@@ -227,8 +215,8 @@ fn chunk(flags: ReplyFlags, reply: ReplyType, offset: u64, payload: &[u8]) -> Ve
 }
 
 fn clients() {
-    let read = Command::Read { offset: 0, length: 1 << 20, dont_fragment: false };
-    let map = Command::BlockStatus { offset: 0, length: 1 << 40, one: false };
+    let read = Command::read(0, 1 << 20);
+    let map = Command::block_status(0, 1 << 40);
     let ack = |code| reply(code, OptionReplyType::ACK, &[]);
     let context = |id: u32| {
         let name = format!("x-test:{}", "y".repeat(4000));

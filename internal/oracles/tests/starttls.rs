@@ -1,9 +1,9 @@
 //! How the server's machine takes STARTTLS: what can be told without TLS itself.
 
 use nbd_oracles::split::Split;
-use nbd_proto::server::{Config, Connection, Event, Incoming, TlsMode};
+use nbd_proto::server::{Config, Connection, Event, TlsMode};
 use nbd_proto::wire::{OptionCode, OptionHeader, OptionReplyHeader, OptionReplyType};
-use nbd_proto::{Error, PeerMisbehaved};
+use nbd_proto::{Error, Misuse, NotServed, PauseReason, PeerMisbehaved, Refusal, Wants};
 
 struct Server(Connection);
 
@@ -24,13 +24,17 @@ impl Server {
             let nbd_proto::Segment::Control(run) = segment else { panic!("there is no body") };
             bytes.extend_from_slice(run);
         }
-        self.0.transmitted(bytes.len()).expect("there was as much");
+        let finished = self.0.transmitted(bytes.len()).expect("there was as much");
+        assert_eq!(finished.count(), 0);
         bytes
     }
 
-    /// Gives bytes in each piece at once; the last event.
+    /// Gives bytes in each piece at once; the last event, or how it ended.
     fn receive(&mut self, mut bytes: &[u8]) -> Result<Option<Event>, Error> {
-        self.0.next_event(&mut bytes)
+        match self.0.next_event(&mut bytes) {
+            Some(Event::Closed(Err(error))) => Err(error),
+            event => Ok(event),
+        }
     }
 
     /// Sends an option, and gives how it was answered.
@@ -53,7 +57,7 @@ impl Server {
 
     fn start_tls(&mut self) {
         assert_eq!(self.option(OptionCode::STARTTLS, &[]), OptionReplyType::ACK);
-        assert_eq!(self.0.incoming(), Incoming::Tls);
+        assert_eq!(self.0.wants(), Wants::Tls);
         self.0.tls_established().expect("it was due");
     }
 }
@@ -88,8 +92,30 @@ fn plain_text_behind_starttls_is_fatal() {
     let header = |code| OptionHeader { code, length: 0 }.encode();
     let both = [header(OptionCode::STARTTLS), header(OptionCode::LIST)].concat();
     let error = PeerMisbehaved::PlaintextAfterStartTls;
-    assert_eq!(server.receive(&both), Err(error.into()));
-    assert_eq!(server.0.incoming(), Incoming::Terminated);
+    assert_eq!(server.receive(&both), Ok(None));
+    assert_eq!(server.0.wants(), Wants::Nothing(PauseReason::Closing));
+    server.sent();
+    assert_eq!(server.receive(&[]), Err(error.into()));
+    assert_eq!(server.0.wants(), Wants::Closed);
+
+    // It may come later, too, as long as the client can't have seen the acknowledgement.
+    let mut server = Server::new(TlsMode::Available);
+    let event = server.receive(&header(OptionCode::STARTTLS)).expect("it is fine");
+    assert_eq!(event, Some(Event::StartTls));
+    assert_eq!(server.0.wants(), Wants::Nothing(PauseReason::Unsent));
+    assert_eq!(server.receive(&header(OptionCode::LIST)), Ok(None));
+    server.sent();
+    assert_eq!(server.0.tls_established(), Err(Misuse::WrongPhase));
+    assert_eq!(server.receive(&[]), Err(error.into()));
+
+    // What comes after that is for TLS to look at.
+    let mut server = Server::new(TlsMode::Available);
+    server.receive(&header(OptionCode::STARTTLS)).expect("it is fine");
+    server.sent();
+    let hello = header(OptionCode::LIST);
+    let mut input = &hello[..];
+    assert_eq!((server.0.next_event(&mut input), input.len()), (None, hello.len()));
+    assert_eq!(server.0.wants(), Wants::Tls);
 }
 
 /// S-TLS-F-01, S-TLS-F-03: before TLS nothing is told but that it is required.
@@ -110,6 +136,6 @@ fn forced_tls_ends_the_session_on_export_name() {
     let mut server = Server::new(TlsMode::Required);
     let header = OptionHeader { code: OptionCode::EXPORT_NAME, length: 4 }.encode();
     let bytes = [&header[..], b"disk"].concat();
-    assert_eq!(server.receive(&bytes), Err(PeerMisbehaved::ExportNameRefused.into()));
-    assert!(server.sent().is_empty());
+    assert_eq!(server.receive(&bytes), Err(Refusal::NotServed(NotServed::TlsRequired).into()));
+    assert!(server.0.segments().next().is_none());
 }

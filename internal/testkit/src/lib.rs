@@ -8,6 +8,7 @@
 //! Everything panics on failure, with a message that names the broken rule, and nothing waits without a
 //! bound: a silent peer fails a test within seconds instead of hanging it.
 
+pub mod cgroup;
 pub mod peers;
 pub mod process;
 pub mod raw;
@@ -16,6 +17,8 @@ pub mod server;
 
 mod endpoint;
 mod pattern;
+mod random;
 
 pub use endpoint::Endpoint;
 pub use pattern::{Pattern, assert_same_bytes, assert_zero};
+pub use random::{Random, cases};

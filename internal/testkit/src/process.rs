@@ -25,11 +25,16 @@ pub struct Background {
 impl Background {
     /// Starts a program with nothing to read, its output collected.
     pub fn spawn(command: &mut Command) -> io::Result<Self> {
+        Self::spawn_with_stderr(command, Stdio::piped())
+    }
+
+    /// The same with another standard error, which is collected only if it is a new pipe.
+    pub fn spawn_with_stderr(command: &mut Command, stderr: Stdio) -> io::Result<Self> {
         let what = command.get_program().to_string_lossy().into_owned();
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().expect("stdout is piped");
-        let mut stderr = child.stderr.take().expect("stderr is piped");
+        let stderr = child.stderr.take();
 
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
@@ -43,6 +48,7 @@ impl Background {
         let (ending, stderr_ended) = mpsc::channel();
         thread::spawn(move || {
             let _ending: Sender<()> = ending;
+            let Some(mut stderr) = stderr else { return };
             let mut piece = [0; 4096];
             while let Ok(count @ 1..) = stderr.read(&mut piece) {
                 let text = String::from_utf8_lossy(&piece[..count]);
@@ -73,6 +79,18 @@ impl Background {
     #[track_caller]
     pub fn interrupt(&self) {
         self.signal(Signal::INT);
+    }
+
+    /// Says that its terminal has closed (SIGHUP).
+    #[track_caller]
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
+    /// Asks it to end as a terminal does for Ctrl-\ (SIGQUIT).
+    #[track_caller]
+    pub fn quit(&self) {
+        self.signal(Signal::QUIT);
     }
 
     /// Ends it without asking (SIGKILL).

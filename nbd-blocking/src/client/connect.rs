@@ -1,34 +1,33 @@
 //! How threads reach servers.
 
 use std::future::poll_fn;
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::task::Poll;
 
-use nbd_engine::client::{Connector, Driving};
+use nbd_engine::AnyTransport;
+use nbd_engine::client::{Connector, CurrentRuntime, DriveMode};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use super::Error;
+use crate::pump;
 use crate::reactor::{self, Threads};
 use crate::stream::Stream;
 
-/// How this adapter reaches servers.
-pub(super) struct Sockets;
+impl Connector for Threads {
+    type Runtime = Self;
+    const DRIVE_MODE: DriveMode = DriveMode::Caller;
 
-impl Connector for Sockets {
-    type Transport = Stream;
-    type Runtime = Threads;
-    const DRIVING: Driving = Driving::Callers;
-
-    fn runtime(&self) -> Threads {
-        Threads
+    fn runtime(&self) -> Self {
+        *self
     }
 
-    async fn connect_tcp(&self, address: SocketAddr) -> io::Result<Stream> {
+    async fn connect_tcp(&self, address: SocketAddr) -> io::Result<AnyTransport> {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
@@ -40,11 +39,17 @@ impl Connector for Sockets {
             }
             Err(error) => return Err(error.into()),
         }
-        Stream::tcp(socket.into())
+        Ok(Box::new(Stream::tcp(socket.into())?))
     }
 
-    fn adopt_unix(&self, socket: UnixStream) -> io::Result<Stream> {
-        Stream::unix(socket)
+    fn adopt_unix(&self, socket: UnixStream) -> io::Result<AnyTransport> {
+        Ok(Box::new(Stream::unix(socket)?))
+    }
+}
+
+impl CurrentRuntime for Threads {
+    fn current() -> Self {
+        Self
     }
 }
 
@@ -56,4 +61,33 @@ fn poll_connected(socket: &Arc<OwnedFd>) -> Poll<io::Result<()>> {
         return Poll::Pending;
     }
     Poll::Ready(rustix::net::sockopt::socket_error(socket)?.map_err(Into::into))
+}
+
+/// A server that is connected already.
+pub(super) struct Peer {
+    pub(super) transport: AnyTransport,
+    /// As errors name it.
+    pub(super) name: String,
+}
+
+pub(super) fn tcp(stream: TcpStream) -> Result<Peer, Error> {
+    let name = stream.peer_addr().map_or_else(|_| "tcp".into(), |address| address.to_string());
+    peer(Stream::tcp(stream), name)
+}
+
+pub(super) fn unix(stream: UnixStream) -> Result<Peer, Error> {
+    peer(Stream::unix(stream), "unix socket".into())
+}
+
+pub(super) fn stream(
+    reader: impl Read + Send + 'static,
+    writer: impl Write + Send + 'static,
+) -> Result<Peer, Error> {
+    let stream = pump::connect(reader, writer).and_then(|(stream, _)| Stream::unix(stream));
+    peer(stream, "stream".into())
+}
+
+fn peer(stream: io::Result<Stream>, name: String) -> Result<Peer, Error> {
+    let stream = stream.map_err(|error| Error::Local(Arc::new(error)))?;
+    Ok(Peer { transport: Box::new(stream), name })
 }

@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use nbd_engine::client as engine;
 
-use super::{Error, Lent};
+use super::{BufResult, Error};
 use crate::reactor::block_on;
 
 /// A request that was submitted. Dropping it gives up the outcome: if it was not sent by then it will not be, otherwise it
 /// may be carried out.
 #[derive(Debug)]
-#[must_use = "nobody learns how the request went"]
+#[must_use = "the outcome is lost when this is dropped"]
 pub struct Pending<R>(pub(super) engine::Pending<R>);
 
 impl<R: Outcome> Pending<R> {
     /// Waits for the outcome. Costs no system call when the answer is there already.
-    #[must_use = "it tells how the request went"]
+    #[must_use = "it says how the request went"]
     pub fn wait(self) -> R {
         self.0.try_take().unwrap_or_else(|pending| {
             block_on(pending).unwrap_or_else(|error| R::failed(Error::Local(Arc::new(error))))
@@ -31,11 +31,11 @@ impl<R: Outcome> Pending<R> {
     /// # let server = Server::new(ExportMap::new().with("", Memory::new(1 << 20)?)?);
     /// # let listening = server.listen_tcp("127.0.0.1:0")?;
     /// # let client = Client::connect(&format!("nbd://{}", listening.local_addr()))?;
-    /// use nbd_blocking::client::Pending;
+    /// use nbd_blocking::client::{Flags, Pending};
     /// let mut reads: Vec<_> =
-    ///     (0..32).map(|at| client.submit_read(vec![0; 4096], at * 4096)).collect();
-    /// while let Some(at) = Pending::wait_any(&reads) {
-    ///     let (buffer, result) = reads.swap_remove(at).wait();
+    ///     (0..32).map(|index| client.submit_read_into(index * 4096, vec![0; 4096], Flags::empty())).collect();
+    /// while let Some(index) = Pending::wait_any(&reads) {
+    ///     let (buffer, result) = reads.swap_remove(index).wait();
     ///     result?;
     ///     assert_eq!(buffer, [0; 4096]);
     /// }
@@ -44,9 +44,12 @@ impl<R: Outcome> Pending<R> {
     /// ```
     #[must_use]
     pub fn wait_any(pending: &[Self]) -> Option<usize> {
-        // Without an event descriptor, waiting for the first one tells what is wrong.
+        if pending.is_empty() {
+            return None;
+        }
         let inner = || pending.iter().map(|pending| &pending.0);
         match inner().position(engine::Pending::is_done) {
+            // Without an event descriptor nothing can be waited for: the first one, which there is, says so.
             None => block_on(engine::Pending::any(inner())).unwrap_or(Some(0)),
             done => done,
         }
@@ -66,7 +69,7 @@ pub trait Outcome: sealed::Sealed {
     fn failed(error: Error) -> Self;
 }
 
-impl Outcome for Lent {
+impl Outcome for BufResult {
     fn failed(error: Error) -> Self {
         (Vec::new(), Err(error))
     }
@@ -80,6 +83,6 @@ impl<T> Outcome for Result<T, Error> {
 
 mod sealed {
     pub trait Sealed {}
-    impl Sealed for super::Lent {}
+    impl Sealed for super::BufResult {}
     impl<T> Sealed for Result<T, super::Error> {}
 }

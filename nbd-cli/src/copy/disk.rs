@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -28,7 +28,10 @@ impl Disk {
 
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), "the file became shorter"),
+            io::ErrorKind::UnexpectedEof => match size_of(&self.file) {
+                Ok(size) => shorter(size, offset + buffer.len() as u64),
+                Err(error) => error,
+            },
             _ => error,
         })
     }
@@ -72,6 +75,18 @@ impl Disk {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// How many bytes a file or a block device has now.
+pub(super) fn size_of(mut file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    if metadata.is_file() { Ok(metadata.len()) } else { file.seek(SeekFrom::End(0)) }
+}
+
+/// A file has lost bytes that were to be read, up to `wanted` at least.
+pub(super) fn shorter(size: u64, wanted: u64) -> io::Error {
+    let text = format!("it became shorter: it has {size} bytes now, and {wanted} were expected");
+    io::Error::new(io::ErrorKind::UnexpectedEof, text)
 }
 
 /// The first byte in which two buffers differ.

@@ -1,120 +1,247 @@
 //! Where the source has zeroes: by block status from servers, by holes from files.
 
+use core::fmt;
+use core::ops::Range;
+use std::collections::VecDeque;
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use nbd_blocking::Client;
-use nbd_blocking::client::{ContextExtents, Error, Flags, Pending};
+use nbd_blocking::client::{AllocationFlags, BlockStatusRange, Error};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::plan::Run;
+use super::disk::{shorter, size_of};
 use crate::output;
 
 /// The metadata context that tells of holes and zeroes.
 pub(super) const ALLOCATION: &str = "base:allocation";
 
-/// Of a range that reads as zeroes. A hole that does not say so may read as anything.
-const STATE_ZERO: u64 = 2;
-
 /// How much a server is asked about at a time: enough that few questions are asked, and little enough that the answers
 /// stay small and the first one comes soon.
 const WINDOW: u64 = 512 << 20;
 
-/// Who knows where the zeroes are.
+/// Bytes that read as zeroes, or may be anything. Runs have absolute offsets: none depends on where another one ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) range: Range<u64>,
+    pub(super) zero: bool,
+}
+
+/// What the source says of its bytes: one answer for each offset, however the answers are cut.
 #[derive(Debug)]
-pub(super) enum Extents {
+pub(super) struct Extents {
+    oracle: Oracle,
+    /// Where the source ends.
+    end: u64,
+    /// What was told and is not forgotten yet: in order, without overlaps, none empty or past the end.
+    known: VecDeque<Run>,
+}
+
+impl Extents {
+    pub(super) fn new(oracle: Oracle, end: u64) -> Self {
+        Self { oracle, end, known: VecDeque::new() }
+    }
+
+    /// The run that holds the byte at `offset`, which lies before the end. What nothing is known of may be data.
+    ///
+    /// # Errors
+    /// When the source is not what it was when the copy began.
+    pub(super) fn at(&mut self, offset: u64) -> io::Result<Run> {
+        if let Some(run) = self.find(offset) {
+            return Ok(run);
+        }
+        for told in self.oracle.ask(offset, self.end)? {
+            self.learn(told);
+        }
+        if let Some(run) = self.find(offset) {
+            return Ok(run);
+        }
+        // Nobody is asked again: who does not answer once would be asked for every block.
+        self.oracle = Oracle::Nobody;
+        let rest = Run { range: offset..self.end, zero: false };
+        self.learn(rest.clone());
+        Ok(rest)
+    }
+
+    /// Lets go of what ends at `offset` or before it.
+    pub(super) fn forget(&mut self, offset: u64) {
+        while self.known.front().is_some_and(|run| run.range.end <= offset) {
+            self.known.pop_front();
+        }
+    }
+
+    fn find(&self, offset: u64) -> Option<Run> {
+        let index = self.known.partition_point(|run| run.range.end <= offset);
+        self.known.get(index).filter(|run| run.range.contains(&offset)).cloned()
+    }
+
+    /// Adds what is new in a run.
+    fn learn(&mut self, Run { mut range, zero }: Run) {
+        let last = self.known.back_mut();
+        range.start = range.start.max(last.as_ref().map_or(0, |last| last.range.end));
+        range.end = range.end.min(self.end);
+        if range.is_empty() {
+            return;
+        }
+        match last {
+            Some(last) if last.zero == zero && last.range.end == range.start => {
+                last.range.end = range.end;
+            }
+            _ => self.known.push_back(Run { range, zero }),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) type Script = dyn FnMut(u64, u64) -> Vec<(u64, bool)> + Send;
+
+/// The side that knows where the zeroes are.
+pub(super) enum Oracle {
     /// Nobody, or nobody is asked.
-    Unknown,
+    Nobody,
     /// The server.
     Server(Status),
     /// The file system.
     File(Arc<File>),
-    /// A test.
+    /// A test: gives lengths, and whether they are zero, from an offset on.
     #[cfg(test)]
-    Known(Vec<Run>),
+    Script(Box<Script>),
 }
 
-impl Extents {
-    /// What is known of the bytes from `at` on, which follow those of the answer before; nothing if that is all.
-    pub(super) fn next(&mut self, at: u64, end: u64) -> Vec<Run> {
-        match self {
-            Self::Unknown => Vec::new(),
-            Self::Server(status) => status.next(at, end),
-            Self::File(file) => file_run(file, at, end).into_iter().collect(),
+impl fmt::Debug for Oracle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nobody => "Nobody",
+            Self::Server(_) => "Server",
+            Self::File(_) => "File",
             #[cfg(test)]
-            Self::Known(runs) => std::mem::take(runs),
+            Self::Script(_) => "Script",
+        })
+    }
+}
+
+impl Oracle {
+    /// What is known of some bytes, in order, one after the other. They need not begin at `offset`, but do so before
+    /// it.
+    fn ask(&mut self, offset: u64, end: u64) -> io::Result<Vec<Run>> {
+        match self {
+            Self::Nobody => Ok(Vec::new()),
+            Self::Server(status) => Ok(status.ask(offset)),
+            Self::File(file) => Ok(file_run(file, offset, end)?.into_iter().collect()),
+            #[cfg(test)]
+            Self::Script(script) => Ok(runs(offset, script(offset, end))),
         }
     }
 }
 
-type Answer = Pending<Result<Vec<ContextExtents>, Error>>;
+/// From the lengths of an answer about the bytes from `offset` on to absolute offsets.
+#[cfg(test)]
+fn runs(offset: u64, lengths: impl IntoIterator<Item = (u64, bool)>) -> Vec<Run> {
+    let mut start = offset;
+    let run = |(length, zero)| {
+        let range = start..start.saturating_add(length);
+        start = range.end;
+        Run { range, zero }
+    };
+    lengths.into_iter().map(run).collect()
+}
 
 /// A server that is asked ahead: while one answer is used, the next is on its way.
 #[derive(Debug)]
-pub(super) struct Status {
-    client: Client,
-    asked: Option<(u64, Answer)>,
-    over: bool,
-}
+pub(super) struct Status(BlockStatusRange);
 
 impl Status {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client, asked: None, over: false }
+    /// What the server says of the bytes up to `end`.
+    pub(super) fn new(client: &Client, end: u64) -> Self {
+        Self(client.block_status_range(ALLOCATION, 0, end).with_window(WINDOW))
     }
 
-    fn ask(&self, at: u64, end: u64) -> (u64, Answer) {
-        let minimum = u64::from(self.client.block_size().minimum());
-        let end = end.checked_next_multiple_of(minimum).unwrap_or(end).min(self.client.size());
-        let length = WINDOW.min(end - at);
-        (at, self.client.submit_block_status(at, length, Flags::empty()))
-    }
-
-    fn next(&mut self, at: u64, end: u64) -> Vec<Run> {
-        if self.over {
-            return Vec::new();
-        }
-        let asked = self.asked.take().filter(|(from, _)| *from == at);
-        let (_, answer) = asked.unwrap_or_else(|| self.ask(at, end));
-        let runs: Vec<Run> = match answer.wait() {
-            Ok(contexts) => contexts
-                .into_iter()
-                .find(|one| &*one.context == ALLOCATION)
-                .map(|one| one.extents)
-                .unwrap_or_default()
-                .into_iter()
-                .map(|one| Run { length: one.length, zero: one.status & STATE_ZERO != 0 })
-                .collect(),
-            Err(error) => {
-                // Without it the copy is slower, and as good.
-                let error = output::printable(&error.to_string());
-                tracing::warn!(
-                    offset = at,
-                    error,
-                    "block status failed: reading everything from here on"
-                );
-                Vec::new()
+    fn ask(&mut self, offset: u64) -> Vec<Run> {
+        loop {
+            match self.0.next() {
+                Some(Ok(run)) if run.range().end <= offset => {}
+                Some(Ok(run)) => {
+                    let state = AllocationFlags::from_bits_retain(run.status as u32);
+                    // A hole that does not say so may read as anything.
+                    let zero = state.contains(AllocationFlags::ZERO);
+                    return vec![Run { range: run.range(), zero }];
+                }
+                // We are about to end.
+                None | Some(Err(Error::Disconnected { .. })) => return Vec::new(),
+                Some(Err(error)) => {
+                    // Without it the copy is slower, and as good.
+                    let error = output::printable(&error.to_string());
+                    tracing::warn!(
+                        offset,
+                        error,
+                        "block status failed: reading everything from here on"
+                    );
+                    return Vec::new();
+                }
             }
-        };
-        let next = runs.iter().fold(at, |sum, run| sum.saturating_add(run.length));
-        self.over = next == at;
-        if !self.over && next < end {
-            self.asked = Some(self.ask(next, end));
         }
-        runs
     }
 }
 
-/// The data or the hole at `at`. File systems that know of no holes say that all is data.
-fn file_run(file: &File, at: u64, end: u64) -> Option<Run> {
-    match seek(file, SeekFrom::Data(at)) {
-        Ok(data) if data > at => Some(Run { length: data - at, zero: true }),
-        Ok(_) => {
-            let hole = seek(file, SeekFrom::Hole(at)).ok()?;
-            (hole > at).then(|| Run { length: hole - at, zero: false })
+/// The data or the hole at `offset`; `None` if the file system does not tell. Those that know of no holes say that all
+/// is data.
+///
+/// # Errors
+/// When the file ends before `end`.
+fn file_run(file: &File, offset: u64, end: u64) -> io::Result<Option<Run>> {
+    let run = |end: u64, zero| (end > offset).then_some(Run { range: offset..end, zero });
+    match seek(file, SeekFrom::Data(offset)) {
+        Ok(data) if data > offset => Ok(run(data, true)),
+        Ok(_) => Ok(seek(file, SeekFrom::Hole(offset)).ok().and_then(|hole| run(hole, false))),
+        // Either there is nothing but a hole up to the end, or the file has no such byte any more.
+        Err(Errno::NXIO) => {
+            let size = size_of(file)?;
+            if size < end { Err(shorter(size, end)) } else { Ok(run(end, true)) }
         }
-        // There is nothing but a hole up to the end.
-        Err(Errno::NXIO) => Some(Run { length: end - at, zero: true }),
-        Err(_) => None,
+        Err(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_of_any_cut_means_the_same() {
+        // Answers that begin early, overlap, are too long, or have empty runs.
+        let answers = |offset: u64, _| match offset {
+            0 => vec![(3, true), (0, false), (4, true)],
+            7 => vec![(3, false)],
+            10 => vec![(u64::MAX, true)],
+            _ => vec![],
+        };
+        let mut extents = Extents::new(Oracle::Script(Box::new(answers)), 20);
+        let run = |range, zero| Run { range, zero };
+        assert_eq!(extents.at(5).unwrap(), run(5..20, false), "nobody answers");
+        let mut extents = Extents::new(Oracle::Script(Box::new(answers)), 20);
+        assert_eq!(extents.at(0).unwrap(), run(0..7, true));
+        assert_eq!(extents.at(7).unwrap(), run(7..10, false));
+        assert_eq!(extents.at(10).unwrap(), run(10..20, true));
+        extents.forget(8);
+        assert_eq!(extents.at(9).unwrap(), run(7..10, false), "what is in use is kept");
+        assert_eq!(extents.at(19).unwrap(), run(10..20, true));
+    }
+
+    #[test]
+    fn a_hole_up_to_the_end_is_told_from_a_file_that_ends_before() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        assert_eq!(
+            file_run(&file, 4096, 1 << 20).unwrap(),
+            Some(Run { range: 4096..1 << 20, zero: true })
+        );
+        file.set_len(8192).unwrap();
+        for offset in [4096, 8192, 1 << 19] {
+            let error = file_run(&file, offset, 1 << 20).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{error}");
+            assert!(error.to_string().contains("8192 bytes"), "{error}");
+        }
     }
 }

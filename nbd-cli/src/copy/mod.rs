@@ -1,14 +1,19 @@
 //! `nbd copy`: from one disk to another, sparse ones as sparse ones, with many requests in flight.
 
+mod activity;
 mod arguments;
 mod disk;
 mod extents;
 mod feed;
+#[cfg(test)]
+mod model;
 mod open;
 mod plan;
 mod progress;
 mod run;
+mod same;
 mod sink;
+mod team;
 mod trouble;
 mod verify;
 mod worker;

@@ -1,16 +1,16 @@
 //! What is copied, and where to.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::Duration;
 
 use nbd_blocking::Client;
-use nbd_blocking::client::Options;
+use nbd_blocking::client::ClientConfig;
 
-use super::disk::Disk;
+use super::disk::{Disk, size_of};
 use super::extents::ALLOCATION;
+use super::team::Maker;
 use crate::descriptor;
 use crate::exit::Failure;
 use crate::target::{Place, Target, is_uri};
@@ -25,11 +25,11 @@ pub(super) struct Side {
 
 #[derive(Debug)]
 pub(super) enum Kind {
-    /// The connections, of which there is one at first.
+    /// With the first connection.
     Server {
         target: Box<Target>,
-        clients: Vec<Client>,
-        options: Box<Options>,
+        client: Client,
+        config: Box<ClientConfig>,
     },
     Disk {
         disk: Disk,
@@ -55,23 +55,21 @@ pub(super) struct Wishes {
 }
 
 impl Wishes {
-    fn options(&self, target: &Target, extents: bool) -> Options {
-        let mut options = target.options();
-        if extents {
-            options.contexts.push(ALLOCATION.into());
-        }
+    fn config(&self, target: &Target, extents: bool) -> ClientConfig {
+        let config = target.config();
+        let config = if extents { config.with_contexts([ALLOCATION]) } else { config };
         // Besides reads and writes there are zeroes and block status.
-        let most = u32::try_from(self.requests).unwrap_or(u32::MAX).saturating_mul(2);
-        options.limits.max_in_flight = options.limits.max_in_flight.max(most);
-        options
+        let max = u32::try_from(self.requests).unwrap_or(u32::MAX).saturating_mul(2);
+        let default = config.limits().max_in_flight;
+        config.with_max_in_flight(default.max(max))
     }
 }
 
 fn connect(place: &Place, wishes: &Wishes, extents: bool) -> Result<Kind, Failure> {
     let target = Box::new(Target::open(place, wishes.timeout)?);
-    let options = wishes.options(&target, extents);
-    let client = target.connect(&options)?;
-    Ok(Kind::Server { target, clients: vec![client], options: Box::new(options) })
+    let config = wishes.config(&target, extents);
+    let client = target.connect(&config)?;
+    Ok(Kind::Server { target, client, config: Box::new(config) })
 }
 
 impl Side {
@@ -117,8 +115,8 @@ impl Side {
             }
             _ => connect(place, wishes, false)?,
         };
-        if let Kind::Server { clients, .. } = &kind
-            && clients[0].is_read_only()
+        if let Kind::Server { client, .. } = &kind
+            && client.export().is_read_only()
         {
             return Err(Failure::failed(format!("{name} is read-only: nothing can be written")));
         }
@@ -128,7 +126,7 @@ impl Side {
     /// How many bytes it has, or how many fit. `None` for what has no size, or any.
     pub(super) fn size(&self) -> Option<u64> {
         match &self.kind {
-            Kind::Server { clients, .. } => Some(clients[0].size()),
+            Kind::Server { client, .. } => Some(client.size()),
             Kind::Disk { size, .. } => Some(*size),
             Kind::Stream(_) | Kind::Null => None,
         }
@@ -143,40 +141,21 @@ impl Side {
         matches!(self.kind, Kind::Stream(_))
     }
 
-    pub(super) fn is_same_file(&self, other: &Self) -> bool {
-        let identity = self.identity();
-        identity.is_some() && identity == other.identity()
-    }
-
-    /// Which file or block device it is. Standard input and output can be one, too.
-    fn identity(&self) -> Option<(u64, u64)> {
-        let metadata = match &self.kind {
-            Kind::Disk { disk, .. } => disk.file.metadata(),
-            Kind::Stream(file) => file.metadata(),
-            Kind::Server { .. } | Kind::Null => return None,
-        };
-        let metadata = metadata.ok()?;
-        match metadata.file_type() {
-            kind if kind.is_file() => Some((metadata.dev(), metadata.ino())),
-            kind if kind.is_block_device() => Some((u64::MAX, metadata.rdev())),
-            _ => None,
-        }
-    }
-
     /// What offsets and lengths have to be multiples of.
     pub(super) fn unit(&self) -> u64 {
-        self.client().map_or(1, |client| client.block_size().minimum().into())
+        self.client().map_or(1, |client| client.export().block_size().minimum().into())
     }
 
     /// The longest request.
     pub(super) fn payload(&self) -> u64 {
-        self.client().map_or(u64::MAX, |client| client.block_size().maximum_payload().into())
+        self.client()
+            .map_or(u64::MAX, |client| client.export().block_size().maximum_payload().into())
     }
 
     /// The first connection, if it is a server.
     pub(super) fn client(&self) -> Option<&Client> {
         match &self.kind {
-            Kind::Server { clients, .. } => clients.first(),
+            Kind::Server { client, .. } => Some(client),
             _ => None,
         }
     }
@@ -184,41 +163,23 @@ impl Side {
     /// How many of the wanted connections it may have. A command is started for us alone, and some take no second client.
     pub(super) fn most_connections(&self, wanted: usize) -> usize {
         match &self.kind {
-            Kind::Server { target, clients, .. } => {
-                if clients[0].can_multi_conn() && !target.is_command() { wanted } else { 1 }
+            Kind::Server { target, client, .. } => {
+                if client.export().can_multi_conn() && !target.is_command() { wanted } else { 1 }
             }
             Kind::Disk { .. } | Kind::Null => wanted,
             Kind::Stream(_) => 1,
         }
     }
 
-    /// Makes more connections. Gives how many there are then: a server may have none to spare, and the copy works with
-    /// fewer.
-    pub(super) fn connect_more(&mut self, wanted: usize) -> usize {
-        let Kind::Server { target, clients, options } = &mut self.kind else { return wanted };
-        while clients.len() < wanted {
-            match Client::connect_with(target.uri(), options) {
-                Ok(client) if client.size() == clients[0].size() => clients.push(client),
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::info!(%error, connections = clients.len(), "no more connections");
-                    break;
-                }
-            }
-        }
-        clients.len()
-    }
-
-    /// Leaves the server politely.
-    pub(super) fn leave(&self) {
-        if let Kind::Server { clients, .. } = &self.kind {
-            clients.iter().for_each(Client::disconnect);
-        }
+    /// How to make further connections, if it is a server.
+    pub(super) fn maker(&self) -> Option<Maker> {
+        let Kind::Server { target, client, config } = &self.kind else { return None };
+        Some(Maker::new(target.uri().clone(), (**config).clone(), client))
     }
 }
 
 impl Kind {
-    fn local(mut file: File, name: &str, wishes: &Wishes) -> Result<Self, Failure> {
+    fn local(file: File, name: &str, wishes: &Wishes) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| cannot("use", name, &error);
         let metadata: Metadata = file.metadata().map_err(failed)?;
         let kind = metadata.file_type();
@@ -228,10 +189,19 @@ impl Kind {
         if !kind.is_file() && !kind.is_block_device() {
             return Ok(Self::Stream(file));
         }
-        let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let size = size_of(&file).map_err(failed)?;
+        if size == 0 && has_bytes(&file) {
+            return Ok(Self::Stream(file));
+        }
         let disk = Disk::new(file, wishes.allocated);
         Ok(Self::Disk { disk, size, regular: kind.is_file() })
     }
+}
+
+/// Whether there is something to be read. The kernel's own files in `/proc` have no size, which does not mean that
+/// they are empty.
+fn has_bytes(file: &File) -> bool {
+    matches!(file.read_at(&mut [0], 0), Ok(1))
 }
 
 pub(super) fn cannot(what: &str, name: &str, error: &std::io::Error) -> Failure {

@@ -1,15 +1,11 @@
 //! What is left to copy, handed out piece by piece to those who copy.
+//!
+//! One position walks a copy: [`Plan::at`]. What is known of the source is looked up by absolute offsets from there, so
+//! that a piece that was rounded can't shift what comes after it.
 
-use std::collections::VecDeque;
+use std::io;
 
 use super::extents::Extents;
-
-/// A stretch of bytes that are zero, or may be anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Run {
-    pub(super) length: u64,
-    pub(super) zero: bool,
-}
 
 /// Something to copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,25 +27,18 @@ pub(super) struct Cut {
     pub(super) zero: u64,
 }
 
-/// A run that is as long as this need not be merged with the next: more would only delay the work.
-const LONG: u64 = 1 << 30;
-
 /// Hands out the pieces of a disk, in order. What is known of its zeroes is asked for as it goes.
 #[derive(Debug)]
 pub(super) struct Plan {
     at: u64,
     end: u64,
     cut: Cut,
-    /// What is known of the bytes from `at` on: neighbours differ, unless they are long.
-    runs: VecDeque<Run>,
-    /// How far they reach.
-    known: u64,
     extents: Extents,
 }
 
 impl Plan {
     pub(super) fn new(size: u64, cut: Cut, extents: Extents) -> Self {
-        Self { at: 0, end: size, cut, runs: VecDeque::new(), known: 0, extents }
+        Self { at: 0, end: size, cut, extents }
     }
 
     /// Hands out nothing more.
@@ -57,66 +46,57 @@ impl Plan {
         self.at = self.end;
     }
 
+    /// Where the next piece begins.
+    pub(super) fn position(&self) -> u64 {
+        self.at
+    }
+
     /// The next piece. Offsets are multiples of the unit, and so are lengths, but for that of the last piece if the size is
     /// none; that one is data.
-    pub(super) fn next(&mut self) -> Option<Piece> {
+    ///
+    /// # Errors
+    /// When the source is not what it was when the copy began.
+    pub(super) fn next(&mut self) -> io::Result<Option<Piece>> {
         if self.at >= self.end {
-            return None;
+            return Ok(None);
         }
-        self.look_ahead();
-        let unit = self.cut.unit;
-        let run = self.runs.front().copied().unwrap_or(Run { length: u64::MAX, zero: false });
-        let run_end = self.at.saturating_add(run.length).min(self.end);
-        let zeroes_end = run_end & !(unit - 1);
-        let zero = run.zero && zeroes_end > self.at;
-        let end = if zero {
-            zeroes_end.min(self.at.saturating_add(self.cut.zero))
-        } else {
-            // Requests that begin at multiples of their length are easiest on most servers.
-            let grid = (self.at / self.cut.data + 1).saturating_mul(self.cut.data);
-            run_end.checked_next_multiple_of(unit).unwrap_or(u64::MAX).min(grid).min(self.end)
-        };
-        let piece = Piece { offset: self.at, length: end - self.at, zero };
-        self.advance(end);
-        Some(piece)
+        self.extents.forget(self.at);
+        let zeroes = self.zeroes(self.at, self.cut.zero)?;
+        let zero = zeroes > 0;
+        let length = if zero { zeroes } else { self.data()? };
+        let piece = Piece { offset: self.at, length, zero };
+        self.at += length;
+        Ok(Some(piece))
     }
 
-    /// Learns enough to know where the run at hand ends.
-    fn look_ahead(&mut self) {
-        while self.known < self.end {
-            match self.runs.front() {
-                Some(first) if first.length >= LONG || self.runs.len() > 1 => return,
-                _ => {}
+    /// How many bytes from `from` on are whole units of zeroes, up to `most`, which is a multiple of the unit.
+    fn zeroes(&mut self, from: u64, most: u64) -> io::Result<u64> {
+        let limit = from.saturating_add(most).min(self.end);
+        let mut reach = from;
+        while reach < limit {
+            let run = self.extents.at(reach)?;
+            if !run.zero {
+                break;
             }
-            let before = self.known;
-            for run in self.extents.next(before, self.end) {
-                self.known = self.known.saturating_add(run.length);
-                match self.runs.back_mut() {
-                    Some(last) if last.zero == run.zero => {
-                        last.length = last.length.saturating_add(run.length);
-                    }
-                    _ => self.runs.push_back(run),
-                }
-            }
-            if self.known == before {
-                // Nothing is known of the rest, so all of it may be data.
-                let length = self.end - before;
-                self.runs.push_back(Run { length, zero: false });
-                self.known = self.end;
-            }
+            reach = run.range.end.min(limit);
         }
+        let length = reach - from;
+        Ok(length - length % self.cut.unit)
     }
 
-    fn advance(&mut self, to: u64) {
-        let mut step = to - self.at;
-        self.at = to;
-        while let Some(first) = self.runs.front_mut() {
-            if first.length > step {
-                first.length -= step;
-                return;
+    /// How long the piece of data is that begins here. A unit of which a part may be data is data.
+    fn data(&mut self) -> io::Result<u64> {
+        let Cut { unit, data, .. } = self.cut;
+        // Requests that begin at multiples of their length are easiest on most servers.
+        let limit = (self.at / data + 1).saturating_mul(data).min(self.end);
+        let mut reach = self.at;
+        loop {
+            let run = self.extents.at(reach)?;
+            let end = if run.zero { reach + 1 } else { run.range.end };
+            reach = end.checked_next_multiple_of(unit).unwrap_or(u64::MAX).min(limit);
+            if reach == limit || self.zeroes(reach, unit)? > 0 {
+                return Ok(reach - self.at);
             }
-            step -= first.length;
-            self.runs.pop_front();
         }
     }
 }
@@ -124,12 +104,18 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::copy::extents::Oracle;
 
+    /// The pieces of a source that tells of these lengths, at once.
     fn pieces(size: u64, unit: u64, runs: &[(u64, bool)]) -> Vec<(u64, u64, bool)> {
-        let runs = runs.iter().map(|&(length, zero)| Run { length, zero }).collect();
+        let mut answers = Some(runs.to_vec());
+        let oracle = Oracle::Script(Box::new(move |_, _| answers.take().unwrap_or_default()));
         let cut = Cut { unit, data: 64, zero: 128 };
-        let mut plan = Plan::new(size, cut, Extents::Known(runs));
-        let next = || plan.next().map(|piece| (piece.offset, piece.length, piece.zero));
+        let mut plan = Plan::new(size, cut, Extents::new(oracle, size));
+        let next = || {
+            let piece = plan.next().unwrap();
+            piece.map(|piece| (piece.offset, piece.length, piece.zero))
+        };
         std::iter::from_fn(next).collect()
     }
 
@@ -155,7 +141,18 @@ mod tests {
         assert_eq!(found, wanted);
         // Zeroes that have no whole unit are data.
         let found = pieces(32, 16, &[(5, false), (20, true), (7, false)]);
-        assert_eq!(found, [(0, 16, false), (16, 16, false)]);
+        assert_eq!(found, [(0, 32, false)]);
+    }
+
+    /// A unit that begins with data and ends with data takes the hole between them along, and nothing after it moves.
+    #[test]
+    fn what_lies_within_a_unit_of_data_shifts_nothing() {
+        let found = pieces(
+            128,
+            32,
+            &[(2, false), (6, true), (8, false), (48, true), (32, false), (32, true)],
+        );
+        assert_eq!(found, [(0, 32, false), (32, 32, true), (64, 32, false), (96, 32, true)]);
     }
 
     #[test]

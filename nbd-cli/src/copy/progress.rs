@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::fs::{OFlags, fcntl_getfl};
 
-use crate::descriptor;
 use crate::exit::Failure;
+use crate::{descriptor, waiting};
 
 /// With the rate and the time left.
 const KNOWN: &str = "{prefix} {bar:30} {percent:>3}% {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left";
@@ -76,6 +76,7 @@ impl Progress {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_prefix(phase.what);
+        waiting::beside(Some(bar.clone()));
         Self::Bar(bar)
     }
 
@@ -91,6 +92,7 @@ impl Progress {
     /// Ends a phase. The bar stays as it is.
     pub(super) fn end(&self) {
         if let Self::Bar(bar) = self {
+            waiting::beside(None);
             bar.abandon();
         }
     }

@@ -1,20 +1,25 @@
 //! From the command line to the copy.
 
+use core::sync::atomic::AtomicU64;
 use std::sync::Arc;
 use std::thread;
 
+use nbd_blocking::Client;
+
 use super::arguments::Arguments;
-use super::extents::{Extents, Status};
+use super::disk::size_of;
+use super::extents::{Extents, Oracle, Status};
 use super::feed::Feed;
 use super::open::{Kind, Side, Wishes, cannot};
 use super::plan::{Cut, Plan};
 use super::progress::{Phase, Progress, Wanted};
+use super::same;
 use super::sink::InOrder;
-use super::trouble::Trouble;
+use super::team::{Ends, Pair, Team};
 use super::verify::Verifier;
 use super::worker::{Destination, Shared, Source, Worker};
 use crate::exit::Failure;
-use crate::{log, target};
+use crate::{log, target, waiting};
 
 /// As many connections as are worth while with most servers.
 const CONNECTIONS: usize = 4;
@@ -25,7 +30,8 @@ const ZEROES: u64 = 128 << 20;
 /// `nbd copy`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let progress = Wanted::new(arguments.progress)?;
-    log::start(arguments.verbose);
+    log::start(arguments.verbose)?;
+    waiting::start(arguments.verbose > 0);
     let places = target::places(&arguments.words)?;
     let [source, destination] = &places[..] else {
         return Err(Failure::usage("give two places: what to copy, and where to"));
@@ -52,7 +58,10 @@ struct Copy<'a> {
     source: Side,
     destination: Side,
     size: Option<u64>,
-    threads: usize,
+    /// How many threads there may be.
+    wanted: usize,
+    /// The connections of all threads but the first.
+    pairs: Vec<Pair>,
     cut: Cut,
     requests: usize,
     skip_zeroes: bool,
@@ -63,18 +72,15 @@ impl<'a> Copy<'a> {
     fn prepare(
         arguments: &'a Arguments,
         progress: Wanted,
-        mut source: Side,
-        mut destination: Side,
+        source: Side,
+        destination: Side,
     ) -> Result<Self, Failure> {
         let size = source.size();
         if arguments.verify && matches!(destination.kind, Kind::Stream(_) | Kind::Null) {
             let text = format!("--verify: {} can't be read back", destination.name);
             return Err(Failure::usage(text));
         }
-        if source.is_same_file(&destination) {
-            let text = format!("{} and {} are the same file", source.name, destination.name);
-            return Err(Failure::failed(text));
-        }
+        same::check(&source, &destination)?;
         let room = destination.size().filter(|_| !destination.is_regular());
         if let (Some(size), Some(room)) = (size, room)
             && size > room
@@ -87,7 +93,8 @@ impl<'a> Copy<'a> {
         let unit = source.unit().max(destination.unit());
         let most = source.payload().min(destination.payload());
         let data = (arguments.request_size.min(most) & !(unit - 1)).max(unit);
-        let sends_zeroes = destination.client().is_some_and(|client| !client.can_write_zeroes());
+        let sends_zeroes =
+            destination.client().is_some_and(|client| !client.export().can_write_zeroes());
         let cut = Cut { unit, data, zero: if sends_zeroes { data } else { ZEROES.max(unit) } };
         let in_queue = arguments.queue_size.map_or(u64::MAX, |bytes| (bytes / data).max(1));
         let mut requests = arguments.requests.min(usize::try_from(in_queue).unwrap_or(usize::MAX));
@@ -103,9 +110,7 @@ impl<'a> Copy<'a> {
             (wanted, requests) = (1, 1);
         }
         let wanted = destination.most_connections(source.most_connections(wanted));
-        let threads = source.connect_more(wanted);
-        let threads = destination.connect_more(threads);
-        tracing::info!(threads, requests, request_size = data, "copying");
+        tracing::info!(connections = wanted, requests, request_size = data, "copying");
         let skip_zeroes = arguments.destination_is_zero;
         Ok(Self {
             arguments,
@@ -113,7 +118,8 @@ impl<'a> Copy<'a> {
             source,
             destination,
             size,
-            threads,
+            wanted,
+            pairs: Vec::new(),
             cut,
             requests,
             skip_zeroes,
@@ -124,11 +130,11 @@ impl<'a> Copy<'a> {
         self.make_room()?;
         let streamed = self.copy()?;
         self.conclude(streamed)?;
+        self.check_sizes(streamed)?;
         if self.arguments.verify {
             self.verify()?;
         }
-        self.source.leave();
-        self.destination.leave();
+        self.disconnect();
         self.progress.done();
         Ok(())
     }
@@ -161,14 +167,17 @@ impl<'a> Copy<'a> {
 
     /// What the threads share.
     fn shared(&self, feed: Feed, phase: Phase) -> Shared {
-        let block = self.arguments.sparse.next_multiple_of(self.destination.unit());
+        let block = self.arguments.sparse.checked_next_multiple_of(self.destination.unit());
         let sparse = match &self.destination.kind {
             Kind::Stream(_) | Kind::Null => 0,
             _ if self.arguments.sparse == 0 || self.arguments.allocated => 0,
-            Kind::Server { clients, .. } if !clients[0].can_write_zeroes() && !self.skip_zeroes => {
+            Kind::Server { client, .. }
+                if !client.export().can_write_zeroes() && !self.skip_zeroes =>
+            {
                 0
             }
-            _ => usize::try_from(block).unwrap_or(0),
+            // Longer than any buffer: nothing is that long.
+            _ => block.and_then(|block| usize::try_from(block).ok()).unwrap_or(0),
         };
         let progress = Progress::start(&self.progress, phase, self.size);
         Shared {
@@ -181,6 +190,7 @@ impl<'a> Copy<'a> {
             sparse,
             skip_zeroes: self.skip_zeroes,
             allocated: self.arguments.allocated,
+            count: AtomicU64::new(0),
         }
     }
 
@@ -193,59 +203,89 @@ impl<'a> Copy<'a> {
                 let limit = self.destination.size().filter(|_| !self.destination.is_regular());
                 Feed::stream(file, self.source.name.clone(), limit)
             }
-            _ => Feed::plan(Plan::new(self.size.unwrap_or(0), self.cut, self.extents())),
+            _ => self.plan(self.oracle()),
         };
         let to = if self.arguments.verify { 50 } else { 100 };
         let shared = self.shared(feed, Phase { what: "copy", from: 0, to });
-        let ends = self.ends()?;
-        let result =
-            on_threads(ends, |source, destination| Worker::new(&shared, source, destination).run());
+        let makers = (self.source.maker(), self.destination.maker());
+        let team = Team::to_be_made(self.wanted - 1, makers);
+        let (pairs, result) = team.work(
+            self.first_ends()?,
+            |pair| self.further_ends(pair),
+            |ends| Worker::new(&shared, ends).run(),
+        );
+        self.pairs = pairs;
         shared.progress.end();
         result?;
-        Ok(shared.feed.streamed())
+        let streamed = shared.feed.streamed();
+        shared.check(self.size.unwrap_or(streamed))?;
+        Ok(streamed)
     }
 
-    fn extents(&self) -> Extents {
+    fn plan(&self, oracle: Oracle) -> Feed {
+        let size = self.size.unwrap_or(0);
+        let plan = Plan::new(size, self.cut, Extents::new(oracle, size));
+        Feed::plan(plan, self.source.name.clone())
+    }
+
+    fn oracle(&self) -> Oracle {
         if self.arguments.no_extents {
-            return Extents::Unknown;
+            return Oracle::Nobody;
         }
         match &self.source.kind {
-            Kind::Server { clients, .. } if clients[0].has_context(super::extents::ALLOCATION) => {
-                Extents::Server(Status::new(clients[0].clone()))
+            Kind::Server { client, .. }
+                if client.export().has_context(super::extents::ALLOCATION) =>
+            {
+                Oracle::Server(Status::new(client, client.size()))
             }
-            Kind::Disk { disk, .. } => Extents::File(Arc::clone(&disk.file)),
-            _ => Extents::Unknown,
+            Kind::Disk { disk, .. } => Oracle::File(Arc::clone(&disk.file)),
+            _ => Oracle::Nobody,
         }
     }
 
-    /// The two ends of each thread.
-    fn ends(&self) -> Result<Vec<(Source, Destination)>, Failure> {
-        let end = |at: usize| {
-            let source = match &self.source.kind {
-                Kind::Server { clients, .. } => Source::Server(clients[at].clone()),
-                Kind::Disk { disk, .. } => Source::Disk(disk.clone()),
-                Kind::Stream(_) | Kind::Null => Source::Stream,
-            };
-            let destination = match &self.destination.kind {
-                Kind::Server { clients, .. } => Destination::Server(clients[at].clone()),
-                Kind::Disk { disk, .. } => Destination::Disk(disk.clone()),
-                Kind::Stream(file) => {
-                    let file = file.try_clone();
-                    let name = &self.destination.name;
-                    Destination::Stream(InOrder::new(
-                        file.map_err(|error| cannot("write", name, &error))?,
-                    ))
-                }
-                Kind::Null => Destination::Nowhere,
-            };
-            Ok((source, destination))
+    /// The two ends of the first thread.
+    fn first_ends(&self) -> Result<Ends, Failure> {
+        let source = match &self.source.kind {
+            Kind::Server { client, .. } => Source::Server(client.clone()),
+            Kind::Disk { disk, .. } => Source::Disk(disk.clone()),
+            Kind::Stream(_) | Kind::Null => Source::Stream,
         };
-        (0..self.threads).map(end).collect()
+        let destination = match &self.destination.kind {
+            Kind::Server { client, .. } => Destination::Server(client.clone()),
+            Kind::Disk { disk, .. } => Destination::Disk(disk.clone()),
+            Kind::Stream(file) => {
+                let (file, name) = (file.try_clone(), &self.destination.name);
+                let file = file.map_err(|error| cannot("write", name, &error))?;
+                Destination::Stream(InOrder::new(file))
+            }
+            Kind::Null => Destination::Nowhere,
+        };
+        Ok((source, destination))
+    }
+
+    /// The two ends of a further thread; `None` where there can be no such thread.
+    fn further_ends(&self, pair: &Pair) -> Option<Ends> {
+        let source = match (&self.source.kind, &pair.source) {
+            (Kind::Server { .. }, Some(client)) => Source::Server(client.clone()),
+            (Kind::Disk { disk, .. }, None) => Source::Disk(disk.clone()),
+            _ => return None,
+        };
+        let destination = match (&self.destination.kind, &pair.destination) {
+            (Kind::Server { .. }, Some(client)) => Destination::Server(client.clone()),
+            (Kind::Disk { disk, .. }, None) => Destination::Disk(disk.clone()),
+            (Kind::Null, None) => Destination::Nowhere,
+            _ => return None,
+        };
+        Some((source, destination))
     }
 
     /// Sees to it that what was written stays.
     fn conclude(&self, streamed: u64) -> Result<(), Failure> {
         let name = &self.destination.name;
+        let shown = name.clone();
+        let _reported = waiting::on(move |seconds| {
+            format!("waiting for {shown}: a flush has taken {seconds} s so far")
+        });
         match &self.destination.kind {
             Kind::Disk { disk, regular, .. } => {
                 if *regular && self.size.is_none() {
@@ -257,11 +297,12 @@ impl<'a> Copy<'a> {
                     disk.file.sync_all().map_err(|error| cannot("flush", name, &error))?;
                 }
             }
-            Kind::Server { clients, target, .. } => {
+            Kind::Server { client, target, .. } => {
                 // Other connections need not see what was written before it is flushed.
-                let wanted = self.arguments.flush || self.arguments.verify && self.threads > 1;
-                if wanted && clients[0].can_flush() {
-                    clients[0].flush().map_err(|error| target.explain(&error))?;
+                let wanted =
+                    self.arguments.flush || self.arguments.verify && !self.pairs.is_empty();
+                if wanted && client.export().can_flush() {
+                    client.flush().map_err(|error| target.explain(&error))?;
                 }
             }
             Kind::Stream(_) | Kind::Null => {}
@@ -269,39 +310,46 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// Compares all of the source with the destination, whatever is known of holes.
-    fn verify(&self) -> Result<(), Failure> {
-        let plan = Plan::new(self.size.unwrap_or(0), self.cut, Extents::Unknown);
-        let phase = Phase { what: "verify", from: 50, to: 100 };
-        let shared = self.shared(Feed::plan(plan), phase);
-        let result = on_threads(self.ends()?, |source, destination| {
-            Verifier::new(&shared, source, destination).run()
-        });
-        shared.progress.end();
-        Ok(result?)
-    }
-}
-
-/// Works at all ends, each on a thread of its own, and gives the trouble that is nearest to the beginning.
-fn on_threads(
-    mut ends: Vec<(Source, Destination)>,
-    work: impl Fn(Source, Destination) -> Result<(), Trouble> + Sync,
-) -> Result<(), Trouble> {
-    let Some((source, destination)) = ends.pop() else { return Ok(()) };
-    let mut trouble = None;
-    thread::scope(|scope| {
-        let work = &work;
-        let others: Vec<_> = ends
-            .into_iter()
-            .map(|(source, destination)| scope.spawn(move || work(source, destination)))
-            .collect();
-        let own = work(source, destination);
-        let theirs = others
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        for found in std::iter::once(own).chain(theirs).filter_map(Result::err) {
-            trouble = Some(found.first(trouble.take()));
+    /// Whether both files are as large as they have to be: what was cut off or added meanwhile was not copied.
+    fn check_sizes(&self, streamed: u64) -> Result<(), Failure> {
+        let size = self.size.unwrap_or(streamed);
+        for side in [&self.source, &self.destination] {
+            let Side { name, kind: Kind::Disk { disk, regular, .. } } = side else { continue };
+            let exact = *regular || core::ptr::eq(side, &self.source);
+            let now = size_of(&disk.file).map_err(|error| cannot("use", name, &error))?;
+            if exact && now != size {
+                return Err(Failure::failed(format!(
+                    "{name} has changed its size during the copy, from {size} to {now} bytes: the copy is not complete"
+                )));
+            }
         }
-    });
-    trouble.map_or(Ok(()), Err)
+        Ok(())
+    }
+
+    /// Compares all of the source with the destination, whatever is known of holes.
+    fn verify(&mut self) -> Result<(), Failure> {
+        let phase = Phase { what: "verify", from: 50, to: 100 };
+        let shared = self.shared(self.plan(Oracle::Nobody), phase);
+        let team = Team::of(core::mem::take(&mut self.pairs));
+        let first = self.first_ends()?;
+        let (pairs, result) = team.work(
+            first,
+            |pair| self.further_ends(pair),
+            |ends| Verifier::new(&shared, ends).run(),
+        );
+        self.pairs = pairs;
+        shared.progress.end();
+        result?;
+        shared.check(self.size.unwrap_or(0))
+    }
+
+    /// Disconnects from the servers.
+    fn disconnect(&self) {
+        let further = self.pairs.iter().flat_map(|pair| [&pair.source, &pair.destination]);
+        let first = [self.source.client(), self.destination.client()];
+        let _reported = waiting::on(|seconds| {
+            format!("waiting for the end of the connections: it has taken {seconds} s so far")
+        });
+        further.flatten().chain(first.into_iter().flatten()).for_each(Client::disconnect);
+    }
 }

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 
 use nbd_blocking::Client;
-use nbd_blocking::client::{Lent, Pending};
+use nbd_blocking::client::{BufResult, Flags, Pending};
 
+use super::activity::{Activity, Step};
 use super::disk::first_difference;
 use super::feed::Job;
+use super::team::Ends;
 use super::trouble::Trouble;
 use super::worker::{Destination, Shared, Source};
 
@@ -20,6 +22,7 @@ enum Half {
 #[derive(Debug)]
 struct Flight {
     offset: u64,
+    length: u64,
     of_source: bool,
 }
 
@@ -27,9 +30,10 @@ struct Flight {
 #[derive(Debug)]
 pub(super) struct Verifier<'a> {
     shared: &'a Shared,
+    activity: Activity,
     source: Source,
     destination: Destination,
-    lent: Vec<Pending<Lent>>,
+    lent: Vec<Pending<BufResult>>,
     flights: Vec<Flight>,
     halves: HashMap<u64, Half>,
     spare: Vec<Vec<u8>>,
@@ -38,9 +42,12 @@ pub(super) struct Verifier<'a> {
 }
 
 impl<'a> Verifier<'a> {
-    pub(super) fn new(shared: &'a Shared, source: Source, destination: Destination) -> Self {
+    pub(super) fn new(shared: &'a Shared, (source, destination): Ends) -> Self {
+        let activity =
+            Activity::new((&shared.source, &source), (&shared.destination, &destination));
         Self {
             shared,
+            activity,
             source,
             destination,
             lent: Vec::new(),
@@ -73,12 +80,19 @@ impl<'a> Verifier<'a> {
             while !over && self.lent.len() + self.halves.len() < self.shared.requests {
                 over = !self.begin()?;
             }
-            match Pending::wait_any(&self.lent) {
+            match self.wait() {
                 Some(at) => self.landed(at)?,
                 None if over => return Ok(()),
                 None => {}
             }
         }
+    }
+
+    fn wait(&self) -> Option<usize> {
+        let flight = self.flights.first()?;
+        let step = if flight.of_source { Step::Read } else { Step::ReadBack };
+        let bytes = (flight.offset, flight.length);
+        self.activity.during(step, bytes, || Pending::wait_any(&self.lent))
     }
 
     fn begin(&mut self) -> Result<bool, Trouble> {
@@ -87,7 +101,7 @@ impl<'a> Verifier<'a> {
         // The destination may be larger than the source, and read in whole blocks only.
         let whole = match &self.destination {
             Destination::Server(client) => {
-                let minimum = usize::try_from(client.block_size().minimum()).unwrap_or(1);
+                let minimum = usize::try_from(client.export().block_size().minimum()).unwrap_or(1);
                 length.next_multiple_of(minimum)
             }
             _ => length,
@@ -100,7 +114,8 @@ impl<'a> Verifier<'a> {
             }
             Source::Disk(disk) => {
                 let mut buffer = buffer;
-                let read = disk.read(&mut buffer, offset);
+                let read = || disk.read(&mut buffer, offset);
+                let read = self.activity.during(Step::Read, (offset, piece.length), read);
                 read.map_err(|error| self.cannot_read(offset, true, &error))?;
                 self.arrived(offset, Half::Source(buffer));
             }
@@ -114,7 +129,8 @@ impl<'a> Verifier<'a> {
             }
             Destination::Disk(disk) => {
                 let mut buffer = buffer;
-                let read = disk.read(&mut buffer, offset);
+                let read = || disk.read(&mut buffer, offset);
+                let read = self.activity.during(Step::ReadBack, (offset, piece.length), read);
                 read.map_err(|error| self.cannot_read(offset, false, &error))?;
                 self.arrived(offset, Half::Destination(buffer));
             }
@@ -124,8 +140,9 @@ impl<'a> Verifier<'a> {
     }
 
     fn submit(&mut self, client: &Client, offset: u64, buffer: Vec<u8>, of_source: bool) {
-        self.lent.push(client.submit_read(buffer, offset));
-        self.flights.push(Flight { offset, of_source });
+        let length = buffer.len() as u64;
+        self.lent.push(client.submit_read_into(offset, buffer, Flags::empty()));
+        self.flights.push(Flight { offset, length, of_source });
     }
 
     fn buffer(&mut self, length: usize) -> Vec<u8> {
@@ -135,7 +152,7 @@ impl<'a> Verifier<'a> {
     }
 
     fn landed(&mut self, at: usize) -> Result<(), Trouble> {
-        let Flight { offset, of_source } = self.flights.swap_remove(at);
+        let Flight { offset, of_source, .. } = self.flights.swap_remove(at);
         let (buffer, result) = self.lent.swap_remove(at).wait();
         result.map_err(|error| self.cannot_read(offset, of_source, &error))?;
         let half = if of_source { Half::Source(buffer) } else { Half::Destination(buffer) };
@@ -158,7 +175,7 @@ impl<'a> Verifier<'a> {
             self.found = Some(self.found.map_or(found, |before| before.min(found)));
             self.shared.feed.stop();
         }
-        self.shared.progress.add(length as u64);
+        self.shared.done(length as u64);
         self.spare.extend([source, destination]);
     }
 

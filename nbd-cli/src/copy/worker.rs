@@ -4,17 +4,21 @@
 //! which then serves for the next read. Files are read and written in between, while servers work on what they were asked.
 
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use nbd_blocking::Client;
-use nbd_blocking::client::{Bytes, Error, Flags, Lent, Pending};
+use nbd_blocking::client::{BufResult, Bytes, Error, Flags, Pending};
 
+use super::activity::{Activity, Step};
 use super::disk::Disk;
 use super::feed::{Feed, Job};
 use super::plan::Piece;
 use super::progress::Progress;
 use super::sink::{Drained, InOrder};
+use super::team::Ends;
 use super::trouble::Trouble;
 use super::zeroes;
+use crate::exit::Failure;
 
 /// Where one thread reads.
 #[derive(Debug)]
@@ -51,6 +55,29 @@ pub(super) struct Shared {
     pub(super) skip_zeroes: bool,
     /// Zeroes take up space.
     pub(super) allocated: bool,
+    /// How many bytes are where they belong, or were compared.
+    pub(super) count: AtomicU64,
+}
+
+impl Shared {
+    /// So many bytes more are where they belong.
+    pub(super) fn done(&self, bytes: u64) {
+        self.count.fetch_add(bytes, Ordering::Relaxed);
+        self.progress.add(bytes);
+    }
+
+    /// Whether each byte was dealt with once.
+    ///
+    /// # Errors
+    /// A fault of ours, which must not pass for a copy.
+    pub(super) fn check(&self, size: u64) -> Result<(), Failure> {
+        match self.count.load(Ordering::Relaxed) {
+            count if count == size => Ok(()),
+            count => Err(Failure::failed(format!(
+                "a fault in nbd copy: {count} bytes of {size} were copied; please report it"
+            ))),
+        }
+    }
 }
 
 /// A request that lends a buffer.
@@ -64,10 +91,11 @@ struct Flight {
 #[derive(Debug)]
 pub(super) struct Worker<'a> {
     shared: &'a Shared,
+    activity: Activity,
     source: Source,
     destination: Destination,
     /// Reads and writes with a buffer, and what they are, at the same places.
-    lent: Vec<Pending<Lent>>,
+    lent: Vec<Pending<BufResult>>,
     flights: Vec<Flight>,
     /// Writes of zeroes and of parts of buffers.
     plain: Vec<Pending<Result<(), Error>>>,
@@ -78,9 +106,12 @@ pub(super) struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(shared: &'a Shared, source: Source, destination: Destination) -> Self {
+    pub(super) fn new(shared: &'a Shared, (source, destination): Ends) -> Self {
+        let activity =
+            Activity::new((&shared.source, &source), (&shared.destination, &destination));
         Self {
             shared,
+            activity,
             source,
             destination,
             lent: Vec::new(),
@@ -137,7 +168,7 @@ impl<'a> Worker<'a> {
             self.collect()?;
             if self.plain.len() > self.shared.requests {
                 self.wait_plain()?;
-            } else if let Some(at) = Pending::wait_any(&self.lent) {
+            } else if let Some(at) = self.wait_lent() {
                 self.landed(at)?;
             } else if self.plain.is_empty() {
                 if over {
@@ -165,7 +196,9 @@ impl<'a> Worker<'a> {
             self.send();
             self.collect()?;
         }
-        let job = shared.feed.next(|| self.buffer(shared.request_size))?;
+        let mut buffer = shared.feed.is_stream().then(|| self.buffer(shared.request_size));
+        let next = || shared.feed.next(|| buffer.take().unwrap_or_default());
+        let job = self.activity.during(Step::Next, (0, 0), next)?;
         match job {
             None => return Ok(false),
             Some(Job::Loaded { offset, buffer }) => self.store(offset, buffer)?,
@@ -179,12 +212,14 @@ impl<'a> Worker<'a> {
         let mut buffer = self.buffer(usize::try_from(length).unwrap_or(usize::MAX));
         match &self.source {
             Source::Server(client) => {
-                let read = client.submit_read(buffer, offset);
+                let read = client.submit_read_into(offset, buffer, Flags::empty());
                 self.push(read, Flight { offset, length, writes: false });
                 Ok(())
             }
             Source::Disk(disk) => {
-                disk.read(&mut buffer, offset).map_err(|error| self.cannot_read(offset, &error))?;
+                let read = || disk.read(&mut buffer, offset);
+                let read = self.activity.during(Step::Read, (offset, length), read);
+                read.map_err(|error| self.cannot_read(offset, &error))?;
                 self.store(offset, buffer)?;
                 self.send();
                 Ok(())
@@ -200,7 +235,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn push(&mut self, pending: Pending<Lent>, flight: Flight) {
+    fn push(&mut self, pending: Pending<BufResult>, flight: Flight) {
         self.lent.push(pending);
         self.flights.push(flight);
     }
@@ -223,7 +258,7 @@ impl<'a> Worker<'a> {
             (false, Ok(())) => self.store(flight.offset, buffer),
             (true, Ok(())) => {
                 self.spare.push(buffer);
-                self.shared.progress.add(flight.length);
+                self.shared.done(flight.length);
                 Ok(())
             }
             (false, Err(error)) => Err(self.cannot_read(flight.offset, &error)),
@@ -243,22 +278,33 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
+    /// Waits for one of the requests that lent a buffer. While none is answered, this is so of any.
+    fn wait_lent(&self) -> Option<usize> {
+        let flight = self.flights.first()?;
+        let step = if flight.writes { Step::Write } else { Step::Read };
+        let wait = || Pending::wait_any(&self.lent);
+        self.activity.during(step, (flight.offset, flight.length), wait)
+    }
+
     fn wait_plain(&mut self) -> Result<(), Trouble> {
-        Pending::wait_any(&self.plain).map_or(Ok(()), |at| self.plain_landed(at))
+        let Some(&range) = self.ranges.first() else { return Ok(()) };
+        let wait = || Pending::wait_any(&self.plain);
+        let done = self.activity.during(Step::Write, range, wait);
+        done.map_or(Ok(()), |at| self.plain_landed(at))
     }
 
     fn plain_landed(&mut self, at: usize) -> Result<(), Trouble> {
         let (offset, length) = self.ranges.swap_remove(at);
         let result = self.plain.swap_remove(at).wait();
         result.map_err(|error| self.cannot_write(offset, &error))?;
-        self.shared.progress.add(length);
+        self.shared.done(length);
         Ok(())
     }
 
     /// Writes what was read: all of it, or what is not zero.
     fn store(&mut self, offset: u64, mut buffer: Vec<u8>) -> Result<(), Trouble> {
         if let Destination::Server(client) = &self.destination {
-            let minimum = usize::try_from(client.block_size().minimum()).unwrap_or(1);
+            let minimum = usize::try_from(client.export().block_size().minimum()).unwrap_or(1);
             let whole = buffer.len() - buffer.len() % minimum;
             if whole < buffer.len() {
                 let rest = buffer.split_off(whole);
@@ -283,22 +329,24 @@ impl<'a> Worker<'a> {
         let length = buffer.len() as u64;
         match &mut self.destination {
             Destination::Server(client) => {
-                let write = client.submit_write_from(buffer, offset, Flags::empty());
+                let write = client.submit_write_from(offset, buffer, Flags::empty());
                 self.push(write, Flight { offset, length, writes: true });
                 return Ok(());
             }
             Destination::Stream(stream) => {
-                let drained = stream.data(offset, buffer);
+                let write = || stream.data(offset, buffer);
+                let drained = self.activity.during(Step::Write, (offset, length), write);
                 return self.drained(drained);
             }
             Destination::Disk(disk) => {
-                let result = disk.write(&buffer, offset);
+                let write = || disk.write(&buffer, offset);
+                let result = self.activity.during(Step::Write, (offset, length), write);
                 result.map_err(|error| self.cannot_write(offset, &error))?;
             }
             Destination::Nowhere => {}
         }
         self.spare.push(buffer);
-        self.shared.progress.add(length);
+        self.shared.done(length);
         Ok(())
     }
 
@@ -319,16 +367,17 @@ impl<'a> Worker<'a> {
                 let bytes = Bytes::from(buffer);
                 for range in data {
                     let part = bytes.slice(range.clone());
-                    self.plain.push(client.submit_write(part, place(range).0, Flags::empty()));
+                    self.plain.push(client.submit_write(place(range).0, part, Flags::empty()));
                     self.ranges.push(place(range));
                 }
             }
             Destination::Disk(disk) => {
                 for range in data {
                     let (at, length) = place(range);
-                    disk.write(&buffer[range.clone()], at)
-                        .map_err(|error| self.cannot_write(at, &error))?;
-                    self.shared.progress.add(length);
+                    let write = || disk.write(&buffer[range.clone()], at);
+                    let result = self.activity.during(Step::Write, (at, length), write);
+                    result.map_err(|error| self.cannot_write(at, &error))?;
+                    self.shared.done(length);
                 }
                 self.spare.push(buffer);
             }
@@ -341,11 +390,12 @@ impl<'a> Worker<'a> {
     fn zero(&mut self, offset: u64, length: u64) -> Result<(), Trouble> {
         match &mut self.destination {
             Destination::Stream(stream) => {
-                let drained = stream.zeroes(offset, length);
+                let write = || stream.zeroes(offset, length);
+                let drained = self.activity.during(Step::Write, (offset, length), write);
                 return self.drained(drained);
             }
             Destination::Server(client) if !self.shared.skip_zeroes => {
-                if client.can_write_zeroes() {
+                if client.export().can_write_zeroes() {
                     let mut flags = Flags::empty();
                     flags.set(Flags::NO_HOLE, self.shared.allocated);
                     self.plain.push(client.submit_write_zeroes(offset, length, flags));
@@ -356,12 +406,13 @@ impl<'a> Worker<'a> {
                 return Ok(());
             }
             Destination::Disk(disk) if !self.shared.skip_zeroes => {
-                let result = disk.zero(offset, length);
+                let write = || disk.zero(offset, length);
+                let result = self.activity.during(Step::Write, (offset, length), write);
                 result.map_err(|error| self.cannot_write(offset, &error))?;
             }
             Destination::Server(_) | Destination::Disk(_) | Destination::Nowhere => {}
         }
-        self.shared.progress.add(length);
+        self.shared.done(length);
         Ok(())
     }
 
@@ -375,7 +426,7 @@ impl<'a> Worker<'a> {
         while at < offset + length {
             let count = (offset + length - at).min(self.nothing.len() as u64);
             let data = self.nothing.slice(..usize::try_from(count).unwrap_or(usize::MAX));
-            self.plain.push(client.submit_write(data, at, Flags::empty()));
+            self.plain.push(client.submit_write(at, data, Flags::empty()));
             self.ranges.push((at, count));
             at += count;
         }
@@ -386,14 +437,14 @@ impl<'a> Worker<'a> {
     fn patch(&mut self, offset: u64, data: &[u8], minimum: usize) -> Result<(), Trouble> {
         let Destination::Server(client) = &self.destination else { return Ok(()) };
         let mut block = vec![0; minimum];
-        client
-            .read_exact_at(&mut block, offset)
-            .and_then(|()| {
-                block[..data.len()].copy_from_slice(data);
-                client.write_at(&block, offset)
-            })
-            .map_err(|error| self.cannot_write(offset, &error))?;
-        self.shared.progress.add(data.len() as u64);
+        let patch = || {
+            client.read_exact_at(&mut block, offset)?;
+            block[..data.len()].copy_from_slice(data);
+            client.write_at(&block, offset)
+        };
+        let patched = self.activity.during(Step::Write, (offset, data.len() as u64), patch);
+        patched.map_err(|error| self.cannot_write(offset, &error))?;
+        self.shared.done(data.len() as u64);
         Ok(())
     }
 
@@ -406,7 +457,7 @@ impl<'a> Worker<'a> {
             self.cannot_write(at, &error)
         })?;
         self.spare.extend(buffers);
-        self.shared.progress.add(bytes);
+        self.shared.done(bytes);
         Ok(())
     }
 

@@ -16,7 +16,7 @@ pub(super) fn is_zero(bytes: &[u8]) -> bool {
 pub(super) fn runs(bytes: &[u8], block: usize) -> Vec<(Range<usize>, bool)> {
     let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
     for start in (0..bytes.len()).step_by(block) {
-        let end = (start + block).min(bytes.len());
+        let end = start.saturating_add(block).min(bytes.len());
         let zero = end - start == block && is_zero(&bytes[start..end]);
         match runs.last_mut() {
             Some((range, kind)) if *kind == zero => range.end = end,

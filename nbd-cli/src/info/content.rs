@@ -14,7 +14,7 @@ const FIRST: u64 = 8192;
 
 /// Has the first bytes of an export looked at.
 pub(crate) fn content(target: &Target, client: &Client) -> Result<String, Failure> {
-    let (size, minimum) = (client.size(), u64::from(client.block_size().minimum()));
+    let (size, minimum) = (client.size(), u64::from(client.export().block_size().minimum()));
     let length = readable(size, minimum).ok_or_else(|| {
         Failure::failed(format!(
             "cannot read the content: the export has {size} bytes, and the server reads no less than {minimum}"

@@ -50,7 +50,7 @@ impl FromStr for Feature {
         let known = NAMES.iter().find(|(name, _)| *name == wanted);
         known.map(|(_, feature)| *feature).ok_or_else(|| {
             let names = NAMES.map(|(name, _)| name).join(", ");
-            format!("'{text}' can't be asked for; these can: {names}")
+            format!("'{text}' is not a feature; choose one of {names}")
         })
     }
 }
@@ -59,14 +59,14 @@ impl Feature {
     /// Asks the server.
     pub(super) fn holds(self, target: &Target) -> Result<bool, Failure> {
         // There is no answer without the export, even if it does not depend on it.
-        let client = target.connect(&target.options())?;
+        let client = target.connect(&target.config())?;
         let holds = match self {
             Self::Connect | Self::Read => true,
-            Self::Write => !client.is_read_only(),
-            Self::Tls => client.is_tls(),
-            Self::StructuredReply => client.is_structured(),
-            Self::ExtendedHeaders => client.is_extended(),
-            Self::Flag(flag) => client.flags().contains(flag),
+            Self::Write => !client.export().is_read_only(),
+            Self::Tls => client.export().is_tls(),
+            Self::StructuredReply => client.export().is_structured(),
+            Self::ExtendedHeaders => client.export().is_extended(),
+            Self::Flag(flag) => client.export().flags().contains(flag),
         };
         client.disconnect();
         Ok(holds)

@@ -26,8 +26,8 @@ fn one(export: &Described) -> Value {
     let mut put = |key: &str, value: Value| {
         map.insert(key.to_owned(), value);
     };
-    put("export-name", details.name.as_str().into());
-    if let Some(text) = &details.description {
+    put("export-name", details.name().into());
+    if let Some(text) = &export.description {
         put("description", text.as_str().into());
     }
     if let Some(content) = &export.content {
@@ -45,7 +45,7 @@ fn one(export: &Described) -> Value {
     for (name, value) in export.block_sizes() {
         put(name, value.into());
     }
-    put("export-size", details.size.into());
+    put("export-size", export.size.into());
     put("export-size-str", export.short_size().into());
     map.into()
 }

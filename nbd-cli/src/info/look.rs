@@ -1,37 +1,37 @@
 //! Asking a server about its exports.
 
-use nbd_blocking::Client;
-use nbd_blocking::client::{Error, ExportDetails, Haggling};
-use nbd_engine::proto::Refusal;
-use nbd_engine::proto::wire::OptionReplyType;
+use nbd_blocking::client::{Error, ExportDetails, OptionReplyType, Refusal};
+use nbd_blocking::{Client, Negotiation};
 
 use super::report::{Described, Report};
 use crate::exit::Failure;
 use crate::target::Target;
 
-/// Reaches a server; gives what it tells of itself, without exports yet.
-pub(crate) fn greeting(target: &Target) -> Result<(Report, Haggling), Failure> {
-    let haggling = target.haggle()?;
+/// Connects to a server; gives what it says of itself, without exports yet.
+pub(crate) fn greeting(target: &Target) -> Result<(Report, Negotiation), Failure> {
+    let negotiation = target.negotiate()?;
     let report = Report {
-        handshake: haggling.handshake(),
-        tls: haggling.is_tls(),
-        structured: haggling.is_structured(),
-        extended: haggling.is_extended(),
+        handshake: negotiation.handshake(),
+        tls: negotiation.is_tls(),
+        structured: negotiation.is_structured(),
+        extended: negotiation.is_extended(),
         exports: Vec::new(),
     };
-    Ok((report, haggling))
+    Ok((report, negotiation))
 }
 
 /// Looks at an export.
 pub(crate) fn look(
     target: &Target,
-    haggling: &mut Haggling,
+    negotiation: &mut Negotiation,
     export: &str,
 ) -> Result<Described, Error> {
-    let details = details(target, haggling, export)?;
-    let contexts = match haggling.list_meta_contexts(export, &[] as &[&str]) {
+    let details = details(target, negotiation, export)?;
+    let contexts = match negotiation.list_meta_contexts(export, &[] as &[&str]) {
         Ok(contexts) => contexts,
-        Err(Error::Refused { .. } | Error::Invalid(_) | Error::Unsupported { .. }) => Vec::new(),
+        Err(Error::Refused { .. } | Error::InvalidOption(_) | Error::Unsupported { .. }) => {
+            Vec::new()
+        }
         Err(error) => return Err(error),
     };
     let uri = match target.is_command() {
@@ -39,18 +39,23 @@ pub(crate) fn look(
         // As nbdinfo writes it.
         false => target.uri().clone().with_export(export).map(|uri| format!("{uri:#}")).ok(),
     };
-    Ok(Described { details, uri, contexts, content: None })
+    let description = details.description().map(Into::into);
+    let size = details.size();
+    Ok(Described { details, description, size, uri, contexts, content: None })
 }
 
-/// What the server tells of an export; if it only tells those who enter, by entering over a connection of its own.
-fn details(target: &Target, haggling: &mut Haggling, export: &str) -> Result<ExportDetails, Error> {
-    match haggling.info(export) {
+/// What the server says of an export; if it describes it only on entering, by entering over a connection of its own.
+fn details(
+    target: &Target,
+    negotiation: &mut Negotiation,
+    export: &str,
+) -> Result<ExportDetails, Error> {
+    match negotiation.info(export) {
         Ok(details) => Ok(details),
-        Err(error) if tells_only_inside(&error) => {
-            let mut options = target.options();
-            options.export = Some(export.to_owned());
-            let client = Client::connect_with(target.uri(), &options)?;
-            let details = client.details().clone();
+        Err(error) if describes_on_entering(&error) => {
+            let uri = target.uri().clone().with_export(export)?;
+            let client = Client::connect_with(&uri, &target.config())?;
+            let details = client.export().clone();
             client.disconnect();
             Ok(details)
         }
@@ -58,9 +63,9 @@ fn details(target: &Target, haggling: &mut Haggling, export: &str) -> Result<Exp
     }
 }
 
-fn tells_only_inside(error: &Error) -> bool {
+fn describes_on_entering(error: &Error) -> bool {
     match error {
-        Error::Invalid(_) => true,
+        Error::InvalidOption(_) => true,
         Error::Refused { refusal: Refusal::Option { reply, .. }, .. } => {
             *reply == OptionReplyType::ERR_UNSUP
         }

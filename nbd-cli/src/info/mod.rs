@@ -108,7 +108,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return answer(feature.holds(&target)?);
     }
     match arguments.cannot {
-        // Who is not reached is an answer to this question, and the only way to a yes.
+        // A server that can't be reached is an answer to this question, and the only way to a yes.
         Some(Feature::Connect) => return answer(Feature::Connect.holds(&target).is_err()),
         Some(feature) => return answer(!feature.holds(&target)?),
         None => {}
@@ -121,19 +121,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         });
     }
     if arguments.size {
-        let client = target.connect(&target.options())?;
+        let client = target.connect(&target.config())?;
         let size = client.size();
         client.disconnect();
         return output::write(|out| Ok(writeln!(out, "{size}")?));
     }
-    let (report, mut haggling) = greeting(&target)?;
+    let (report, mut negotiation) = greeting(&target)?;
     let export = target.uri().export();
     let mut described =
-        look(&target, &mut haggling, export).map_err(|error| target.explain(&error))?;
-    let guessed = haggling.enter(export, &target.options());
+        look(&target, &mut negotiation, export).map_err(|error| target.explain(&error))?;
+    let guessed = negotiation.enter(export);
     let guessed = guessed.map_err(|error| target.explain(&error)).and_then(|client| {
-        // nbd-server 3.24 tells no size to those who only ask.
-        described.details.size = client.size();
+        // nbd-server 3.24 says the size on entering only.
+        described.size = client.size();
         let content = (!arguments.no_content).then(|| content(&target, &client)).transpose();
         client.disconnect();
         content

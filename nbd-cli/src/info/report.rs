@@ -17,6 +17,10 @@ pub(crate) struct Report {
 #[derive(Debug)]
 pub(crate) struct Described {
     pub(crate) details: ExportDetails,
+    /// A text for people: what the server says of the export, or else in its list.
+    pub(crate) description: Option<String>,
+    /// In bytes.
+    pub(crate) size: u64,
     /// None when it means nothing to others.
     pub(crate) uri: Option<String>,
     pub(crate) contexts: Vec<String>,
@@ -60,12 +64,12 @@ impl Described {
             ("can_trim", Flags::SEND_TRIM),
             ("can_zero", Flags::SEND_WRITE_ZEROES),
         ];
-        named.into_iter().map(|(name, flag)| (name, self.details.flags.contains(flag)))
+        named.into_iter().map(|(name, flag)| (name, self.details.flags().contains(flag)))
     }
 
-    /// The size constraints, if the server told any.
+    /// The size constraints, if the server sent any.
     pub(super) fn block_sizes(&self) -> impl Iterator<Item = (&'static str, u32)> {
-        self.details.block_size.into_iter().flat_map(|sizes| {
+        self.details.advertised_block_size().into_iter().flat_map(|sizes| {
             [
                 ("block_size_minimum", sizes.minimum),
                 ("block_size_preferred", sizes.preferred),
@@ -76,7 +80,7 @@ impl Described {
 
     /// The size in the largest unit that it is a multiple of.
     pub(super) fn short_size(&self) -> String {
-        short_size(self.details.size)
+        short_size(self.size)
     }
 }
 

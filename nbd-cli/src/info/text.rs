@@ -17,14 +17,14 @@ pub(crate) fn write(report: &Report, paint: Paint, out: &mut impl Write) -> io::
 
 fn one(export: &Described, paint: Paint, out: &mut impl Write) -> io::Result<()> {
     let details = &export.details;
-    let name = printable(&details.name).replace('"', "\\\"");
+    let name = printable(details.name()).replace('"', "\\\"");
     paint.line(Look::Main, format_args!("export=\"{name}\":"), out)?;
     let mut main =
         |key: &str, value: &str| paint.line(Look::Main, format_args!("\t{key}: {value}"), out);
-    if let Some(text) = &details.description {
+    if let Some(text) = &export.description {
         main("description", &printable(text))?;
     }
-    let (size, short) = (details.size.to_string(), export.short_size());
+    let (size, short) = (export.size.to_string(), export.short_size());
     match short == size {
         true => main("export-size", &size)?,
         false => main("export-size", &format!("{size} ({short})"))?,

@@ -1,16 +1,16 @@
 //! `nbd list`: the exports of a server.
 
 use std::collections::HashSet;
-use std::io::Write;
 
 use clap::Args;
-use nbd_blocking::client::{Error, Haggling, Handshake, Listing};
+use nbd_blocking::Negotiation;
+use nbd_blocking::client::{Error, Handshake, Listing};
 
 use crate::colour::{self, Paint};
 use crate::exit::Failure;
 use crate::info::{self, Described, Report, greeting, look, write_json, write_text};
-use crate::output;
 use crate::target::{self, Target};
+use crate::{output, stderr};
 
 /// List the exports of a server.
 ///
@@ -53,12 +53,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// Lists the exports of a server.
 pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
-    let (mut report, mut haggling) = greeting(target)?;
-    let listings = listings(target, &report, &mut haggling)?;
+    let (mut report, mut negotiation) = greeting(target)?;
+    let listings = listings(target, &report, &mut negotiation)?;
     let (mut result, mut room) = (Ok(()), MOST_CONTEXTS);
     for listing in listings {
         let name = output::printable(&listing.name);
-        match described(target, &mut haggling, listing) {
+        match described(target, &mut negotiation, listing) {
             Ok(export) => {
                 let held = |name: &String| name.len() + size_of::<String>();
                 let needed = export.contexts.iter().map(held).sum();
@@ -66,7 +66,7 @@ pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
                     result = Err(Failure::failed(format!(
                         "the list ends before \"{name}\": the server tells of more than 64 MiB of metadata contexts; \
                          ask for one export with nbd info {}",
-                        target.word(&export.details.name)
+                        target.word(export.details.name())
                     )));
                     break;
                 };
@@ -74,8 +74,7 @@ pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
                 report.exports.push(export);
             }
             Err(error @ Error::Refused { .. }) => {
-                let _printed =
-                    writeln!(std::io::stderr(), "nbd: {}", output::printable(&error.to_string()));
+                stderr::say(&error.to_string());
                 result = Err(Failure::failed(
                     "the server does not tell of all the exports that it lists",
                 ));
@@ -88,9 +87,9 @@ pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
         }
     }
     if format.content {
-        result = result.and(guess_contents(target, haggling, &mut report));
+        result = result.and(guess_contents(target, negotiation, &mut report));
     } else {
-        let _left = haggling.abort();
+        let _left = negotiation.abort();
     }
     output::write(|out| match format.json {
         true => Ok(write_json(&report, out)?),
@@ -101,12 +100,16 @@ pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
 
 /// Enters one export after the other: the first by the connection that there is, since some servers take no other. Gives
 /// the last failure, and leaves that content out.
-fn guess_contents(target: &Target, haggling: Haggling, report: &mut Report) -> Result<(), Failure> {
-    let (mut first, mut result) = (Some(haggling), Ok(()));
+fn guess_contents(
+    target: &Target,
+    negotiation: Negotiation,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let (mut first, mut result) = (Some(negotiation), Ok(()));
     for export in &mut report.exports {
-        let haggling = first.take().map_or_else(|| target.haggle(), Ok);
-        let guess = haggling.and_then(|haggling| {
-            let client = haggling.enter(&export.details.name, &target.options());
+        let negotiation = first.take().map_or_else(|| target.negotiate(), Ok);
+        let guess = negotiation.and_then(|mut negotiation| {
+            let client = negotiation.enter(export.details.name());
             let client = client.map_err(|error| target.explain(&error))?;
             let content = info::content(target, &client);
             client.disconnect();
@@ -120,19 +123,25 @@ fn guess_contents(target: &Target, haggling: Haggling, report: &mut Report) -> R
     result
 }
 
+/// An export in the list.
+struct Listed {
+    name: String,
+    description: String,
+}
+
 /// The exports that the server lists, each once.
 fn listings(
     target: &Target,
     report: &Report,
-    haggling: &mut Haggling,
-) -> Result<Vec<Listing>, Failure> {
+    negotiation: &mut Negotiation,
+) -> Result<Vec<Listed>, Failure> {
     if report.handshake == Handshake::Oldstyle {
         // There is one, and it has no name.
-        return Ok(vec![Listing { name: String::new(), description: String::new() }]);
+        return Ok(vec![Listed { name: String::new(), description: String::new() }]);
     }
-    let mut listings = haggling.list().map_err(|error| {
+    let listings = negotiation.list().map_err(|error| {
         let why = match &error {
-            Error::Invalid(_) => "its handshake has no list".to_owned(),
+            Error::InvalidOption(_) => "its handshake has no list".to_owned(),
             Error::Refused { refusal, text, .. } if text.is_empty() => refusal.to_string(),
             Error::Refused { text, .. } => output::printable(text),
             _ => return target.explain(&error),
@@ -143,26 +152,26 @@ fn listings(
         ))
     })?;
     let mut seen = HashSet::new();
-    listings.retain(|listing| seen.insert(listing.name.clone()));
-    Ok(listings)
+    let listed = listings.into_iter().filter(|listing| seen.insert(listing.name.clone()));
+    Ok(listed.map(|Listing { name, description, .. }| Listed { name, description }).collect())
 }
 
 /// Looks at an export. Servers that lose patience with a client that asks so much get a new one.
 fn described(
     target: &Target,
-    haggling: &mut Haggling,
-    listing: Listing,
+    negotiation: &mut Negotiation,
+    listing: Listed,
 ) -> Result<Described, Error> {
-    let Listing { name, description } = listing;
-    let mut described = match look(target, haggling, &name) {
+    let Listed { name, description } = listing;
+    let mut described = match look(target, negotiation, &name) {
         Err(Error::Protocol { .. } | Error::Connect { .. } | Error::Disconnected { .. }) => {
-            *haggling = Haggling::connect(target.uri(), &target.options())?;
-            look(target, haggling, &name)
+            *negotiation = Negotiation::connect(target.uri(), &target.config())?;
+            look(target, negotiation, &name)
         }
         looked => looked,
     }?;
-    if described.details.description.is_none() && !description.is_empty() {
-        described.details.description = Some(description);
+    if described.description.is_none() && !description.is_empty() {
+        described.description = Some(description);
     }
     Ok(described)
 }

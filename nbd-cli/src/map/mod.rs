@@ -2,15 +2,12 @@
 
 mod names;
 mod print;
-mod walk;
 
 use clap::Args;
-use nbd_blocking::client::Flags;
 
 use crate::exit::Failure;
 use crate::target::Target;
-use crate::{colour, output, quantity, target};
-use walk::Walk;
+use crate::{colour, output, quantity, target, waiting};
 
 pub(crate) use print::Format;
 
@@ -87,10 +84,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 pub(crate) fn show(target: &Target, question: Question<'_>) -> Result<(), Failure> {
     let Question { format, totals, offset, length } = question;
     let context = format.context;
-    let mut options = target.options();
-    options.contexts = vec![context.to_owned()];
-    let client = target.connect(&options)?;
-    if !client.has_context(context) {
+    let client = target.connect(&target.config().with_contexts([context]))?;
+    if !client.export().has_context(context) {
         let text = format!(
             "there is no metadata context '{context}' on {}; see which there are with nbd info {}",
             target.name(),
@@ -106,21 +101,19 @@ pub(crate) fn show(target: &Target, question: Question<'_>) -> Result<(), Failur
             "the export has {size} bytes: choose an offset and a length within it"
         ))
     })?;
-    let walk = Walk {
-        range: offset..end,
-        size,
-        minimum: client.block_size().minimum().into(),
-        extended: client.is_extended(),
-    };
-    let ask = |at, length| {
-        let answer = client.block_status(at, length, Flags::empty());
-        let answer = answer.map_err(|error| target.explain(&error))?;
-        let extents = answer.into_iter().find(|one| &*one.context == context);
-        Ok(extents.map(|one| one.extents).unwrap_or_default())
-    };
+    let mut statuses = client.block_status_range(context, offset, end - offset).joined();
+    let runs = std::iter::from_fn(|| {
+        let (name, offset) = (target.name(), statuses.position());
+        let _reported = waiting::on(move |seconds| {
+            format!(
+                "waiting for {name}: no reply for {seconds} s to a block status request at {offset}"
+            )
+        });
+        statuses.next().map(|run| run.map_err(|error| target.explain(&error)))
+    });
     output::write(|out| match totals {
-        true => format.totals(&walk, ask, out),
-        false => format.runs(&walk, ask, out),
+        true => format.totals(end - offset, runs, out),
+        false => format.runs(runs, out),
     })?;
     client.disconnect();
     Ok(())

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use nbd_blocking::client::Extent;
+use nbd_blocking::client::StatusRun;
 use serde_json::Value;
 
 use super::names::{look, name};
-use super::walk::Walk;
 use crate::colour::Paint;
 use crate::exit::Failure;
 use crate::output::Failed;
@@ -27,40 +26,40 @@ impl Format<'_> {
     /// Writes the runs as they come.
     pub(super) fn runs(
         self,
-        walk: &Walk,
-        ask: impl FnMut(u64, u64) -> Result<Vec<Extent>, Failure>,
+        runs: impl Iterator<Item = Result<StatusRun, Failure>>,
         out: &mut impl Write,
     ) -> Result<(), Failed> {
         let mut lines = Lines::new(self, out)?;
-        walk.runs(ask, |run| {
-            let (offset, length) = (run.offset, run.length);
+        for run in runs {
+            let StatusRun { offset, length, status, .. } = run?;
             lines.line(
-                run.status,
+                status,
                 format_args!("\"offset\": {offset}, \"length\": {length}"),
-                format_args!("{offset:>10}  {length:>10}  {:>3} ", run.status),
-            )
-        })?;
+                format_args!("{offset:>10}  {length:>10}  {status:>3} "),
+            )?;
+        }
         lines.end()
     }
 
-    /// Writes the sums of the runs of each type.
+    /// Writes the sums of the runs of each type, of `whole` bytes.
     pub(super) fn totals(
         self,
-        walk: &Walk,
-        ask: impl FnMut(u64, u64) -> Result<Vec<Extent>, Failure>,
+        whole: u64,
+        runs: impl Iterator<Item = Result<StatusRun, Failure>>,
         out: &mut impl Write,
     ) -> Result<(), Failed> {
         let mut totals = BTreeMap::<u64, u64>::new();
-        walk.runs(ask, |run| {
+        for run in runs {
+            let run = run?;
             *totals.entry(run.status).or_default() += run.length;
             if totals.len() > MAX_TYPES {
-                return Err(Failure::failed(format!("there are more than {MAX_TYPES} types")));
+                let text = format!("there are more than {MAX_TYPES} types");
+                return Err(Failure::failed(text).into());
             }
-            Ok(())
-        })?;
+        }
         let mut lines = Lines::new(self, out)?;
         for (status, size) in totals {
-            let percent = 100.0 * size as f64 / walk.length() as f64;
+            let percent = 100.0 * size as f64 / whole as f64;
             lines.line(
                 status,
                 format_args!("\"size\": {size}, \"percent\": {percent}"),

@@ -1,8 +1,6 @@
 //! What is printed once the server listens.
 
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::ffi::OsStrExt;
 
 use nbd_engine::net::LocalAddr;
 
@@ -11,31 +9,11 @@ use crate::{descriptor, output};
 
 /// The URI that clients use for an export at an address.
 fn uri(address: &LocalAddr, export: &str) -> String {
-    let export = percent_encoded(export.as_bytes());
-    match address {
-        LocalAddr::Tcp(address) => format!("nbd://{address}/{export}"),
-        LocalAddr::Unix(path) => {
-            // Clients may run in another folder.
-            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-            let path = percent_encoded(path.as_os_str().as_bytes());
-            format!("nbd+unix:///{export}?socket={path}")
-        }
+    match address.uri(export) {
+        Ok(uri) => format!("{uri:#}"),
+        // A socket without a path, which was handed over.
+        Err(_) => address.to_string(),
     }
-}
-
-fn percent_encoded(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for byte in bytes {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => {
-                text.push(char::from(*byte));
-            }
-            _ => {
-                let _infallible = write!(text, "%{byte:02X}");
-            }
-        }
-    }
-    text
 }
 
 /// What there is to say once the server listens.
@@ -77,7 +55,7 @@ impl Announcement {
         let Some(first) = addresses.first() else { return String::new() };
         let mut text = String::new();
         if self.names.len() > 1 {
-            text.push_str("The exports, of which the first is served to who names none:\n");
+            text.push_str("The exports; clients that name none get the first:\n");
             for address in addresses {
                 for name in &self.names {
                     text.push_str(&format!("  {}\n", uri(address, name)));
@@ -94,16 +72,6 @@ impl Announcement {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn uris_name_the_address_and_escape_the_path() {
-        let tcp = |text: &str| LocalAddr::Tcp(text.parse().unwrap());
-        assert_eq!(uri(&tcp("127.0.0.1:10809"), ""), "nbd://127.0.0.1:10809/");
-        assert_eq!(uri(&tcp("[::1]:5"), "a/b c"), "nbd://[::1]:5/a/b%20c");
-        let unix = LocalAddr::Unix("/tmp/a b&c".into());
-        assert_eq!(uri(&unix, ""), "nbd+unix:///?socket=/tmp/a%20b%26c");
-        assert_eq!(uri(&unix, "d?"), "nbd+unix:///d%3F?socket=/tmp/a%20b%26c");
-    }
 
     #[test]
     fn several_exports_have_a_uri_each_in_the_hint_and_one_has_none() {

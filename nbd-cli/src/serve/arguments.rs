@@ -1,5 +1,6 @@
 //! The command line of `nbd serve`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,12 +13,15 @@ use crate::quantity;
 /// Serve disks until interrupted.
 ///
 /// Without arguments it serves a memory disk of 1 GiB on 127.0.0.1:10809. When it listens it prints one URI a line on
-/// standard output, for clients such as qemu-img, nbdinfo and nbdcopy. SIGINT or SIGTERM lets requests in flight finish
-/// and exits; a second one exits at once.
+/// standard output, for clients such as qemu-img, nbdinfo and nbdcopy. SIGTERM, SIGINT, SIGQUIT or SIGHUP lets requests in
+/// flight finish and exits; a second one other than SIGHUP exits at once.
 ///
 /// Sockets that systemd's socket activation hands over (LISTEN_FDS) are taken instead; nothing is printed then, and the
 /// server ends with the process that started it, unless that is systemd:
 /// nbd info [ nbd serve disk.img ], and the same with nbdinfo and nbdcopy.
+///
+/// Exit status: 0 after an orderly end, 3 if requests were cut off at the end of --drain-timeout, 64 if the command line is
+/// at fault, 70 after a fault of nbd itself, 1 if anything else is; 128 and its number after a second signal.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// TCP port; 0 takes a free one
@@ -89,11 +93,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value_t = RuntimeName::Tokio)]
     pub(crate) runtime: RuntimeName,
 
-    /// Connections at a time; more wait until one ends
+    /// Connections at a time; when all are taken, more are refused after a second
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = quantity::positive)]
     pub(crate) max_connections: usize,
 
-    /// How long requests in flight may take to finish at the end, such as 500ms, 10s or 1m
+    /// How long requests in flight may take to finish at the end, such as 500ms, 10s or 1m; then they are cut off, and the
+    /// exit status is 3
     #[arg(long, value_name = "T", default_value = "10s", value_parser = quantity::duration)]
     pub(crate) drain_timeout: Duration,
 
@@ -107,7 +112,7 @@ pub(crate) struct Arguments {
     /// What comes before the first = is a name, unless the word begins with /, ./, ../, file: or memory:. A file whose
     /// name has a = in it is ./a=b.img, or disk=a=b.img.
     #[arg(value_name = "[NAME=]BACKEND", default_value = "memory:1G")]
-    pub(crate) backends: Vec<String>,
+    pub(crate) backends: Vec<OsString>,
 }
 
 /// The adapters.

@@ -1,5 +1,8 @@
 //! From the words of the command line to exports.
 
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +13,8 @@ use nbd_engine::export::{
 use nbd_engine::proto::wire::is_valid_string;
 
 use super::Arguments;
-use crate::exit::Failure;
+use crate::exit::{Failure, not_utf8};
+use crate::output::quoted;
 use crate::quantity;
 
 /// What is to be served.
@@ -27,6 +31,7 @@ pub(super) struct Opened {
 pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
     let mut exports = ExportMap::new();
     let (mut names, mut trackers) = (Vec::<String>::new(), Vec::new());
+    let mut taken = HashSet::new();
     if let Some(description) = &arguments.description {
         check_string("description", description)?;
     }
@@ -36,9 +41,11 @@ pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
     }
     for word in &arguments.backends {
         let (name, backend) = split_name(word);
+        let name = name.map(|name| name.to_str().ok_or_else(|| not_utf8(name))).transpose()?;
         let name = name.or(arguments.export_name.as_deref()).unwrap_or_default().to_owned();
         check_string("export name", &name)?;
-        if names.contains(&name) {
+        if !taken.insert(name.clone()) {
+            let backend = backend.to_string_lossy();
             return Err(Failure::usage(format!(
                 "two exports are called '{name}': give each its own name, such as first={backend}"
             )));
@@ -64,13 +71,21 @@ fn check_string(what: &str, text: &str) -> Result<(), Failure> {
 }
 
 /// `NAME=` in front of a backend. What is clearly a backend by itself has no name, so that paths may hold a `=`.
-fn split_name(word: &str) -> (Option<&str>, &str) {
-    let is_backend =
-        ["file:", "memory:", "/", "./", "../"].iter().any(|start| word.starts_with(start));
-    match word.split_once('=') {
-        Some((name, backend)) if !is_backend => (Some(name), backend),
+fn split_name(word: &OsStr) -> (Option<&OsStr>, &OsStr) {
+    let bytes = word.as_bytes();
+    let is_backend = ["file:", "memory:", "/", "./", "../"]
+        .iter()
+        .any(|start| bytes.starts_with(start.as_bytes()));
+    match bytes.iter().position(|byte| *byte == b'=') {
+        Some(index) if !is_backend => {
+            (Some(OsStr::from_bytes(&bytes[..index])), OsStr::from_bytes(&bytes[index + 1..]))
+        }
         _ => (None, word),
     }
+}
+
+fn strip<'a>(word: &'a OsStr, prefix: &str) -> Option<&'a OsStr> {
+    word.as_bytes().strip_prefix(prefix.as_bytes()).map(OsStr::from_bytes)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -80,27 +95,33 @@ enum Backend {
 }
 
 impl Backend {
-    fn parse(text: &str) -> Result<Self, Failure> {
-        if let Some(size) = text.strip_prefix("memory:") {
-            return quantity::size(size).map(Self::Memory).map_err(Failure::Usage);
+    fn parse(word: &OsStr) -> Result<Self, Failure> {
+        if let Some(size) = strip(word, "memory:") {
+            return quantity::size(&size.to_string_lossy())
+                .map(Self::Memory)
+                .map_err(Failure::Usage);
         }
-        let path = text.strip_prefix("file:").unwrap_or(text);
+        let path = strip(word, "file:").unwrap_or(word);
         if path.is_empty() {
             return Err(Failure::usage(format!(
-                "'{text}' names nothing to serve: give a path, file:PATH or memory:SIZE"
+                "{} names nothing to serve: give a path, file:PATH or memory:SIZE",
+                quoted(word)
             )));
         }
-        // What looks like a slip is one only if there is no such file.
-        if path == text && !Path::new(path).exists() {
+        // What looks like a slip is one only if there is no such file; no slip has other bytes than text.
+        if path == word
+            && !Path::new(path).exists()
+            && let Some(text) = word.to_str()
+        {
             if quantity::size(text).is_ok() || text == "memory" {
                 let size = if text == "memory" { "1G" } else { text };
                 return Err(Failure::usage(format!(
-                    "there is no file '{text}': for a disk in memory say memory:{size}"
+                    "there is no file '{text}': for a disk in memory give memory:{size}"
                 )));
             }
             if let Some((kind, _)) = text.split_once(':').filter(|(kind, _)| !kind.contains('/')) {
                 return Err(Failure::usage(format!(
-                    "'{kind}:' is no kind of disk that can be served: give a path, file:PATH or memory:SIZE"
+                    "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH or memory:SIZE"
                 )));
             }
         }
@@ -177,23 +198,40 @@ fn check_tail<E: Export>(layer: &WithBlockSize<E>, word: &str) -> Result<(), Fai
 mod tests {
     use super::*;
 
+    fn split(word: &str) -> (Option<&str>, &str) {
+        let (name, backend) = split_name(word.as_ref());
+        (name.and_then(OsStr::to_str), backend.to_str().unwrap())
+    }
+
     #[test]
     fn names_are_split_off_unless_the_word_is_a_backend_by_itself() {
-        assert_eq!(split_name("a=memory:1G"), (Some("a"), "memory:1G"));
-        assert_eq!(split_name("=disk.img"), (Some(""), "disk.img"));
-        assert_eq!(split_name("memory:1G"), (None, "memory:1G"));
-        assert_eq!(split_name("./a=b.img"), (None, "./a=b.img"));
-        assert_eq!(split_name("file:a=b.img"), (None, "file:a=b.img"));
-        assert_eq!(split_name("disk.img"), (None, "disk.img"));
+        assert_eq!(split("a=memory:1G"), (Some("a"), "memory:1G"));
+        assert_eq!(split("=disk.img"), (Some(""), "disk.img"));
+        assert_eq!(split("memory:1G"), (None, "memory:1G"));
+        assert_eq!(split("./a=b.img"), (None, "./a=b.img"));
+        assert_eq!(split("file:a=b.img"), (None, "file:a=b.img"));
+        assert_eq!(split("disk.img"), (None, "disk.img"));
     }
 
     #[test]
     fn backends_are_paths_or_memory() {
-        assert_eq!(Backend::parse("memory:4k").unwrap(), Backend::Memory(4096));
-        assert_eq!(Backend::parse("file:memory:4k").unwrap(), Backend::File("memory:4k".into()));
-        assert_eq!(Backend::parse("x.img").unwrap(), Backend::File("x.img".into()));
+        let parse = |text: &str| Backend::parse(text.as_ref());
+        assert_eq!(parse("memory:4k").unwrap(), Backend::Memory(4096));
+        assert_eq!(parse("file:memory:4k").unwrap(), Backend::File("memory:4k".into()));
+        assert_eq!(parse("x.img").unwrap(), Backend::File("x.img".into()));
         for text in ["memory:", "memory:big", "file:", "", "memory", "10G", "null:", "nbd://a/b"] {
-            assert!(matches!(Backend::parse(text), Err(Failure::Usage(_))), "{text}");
+            assert!(matches!(parse(text), Err(Failure::Usage(_))), "{text}");
         }
+    }
+
+    #[test]
+    fn paths_are_bytes_and_names_are_not() {
+        let word = OsStr::from_bytes(b"a=caf\xe9=x.img");
+        let (name, backend) = split_name(word);
+        assert_eq!(name, Some(OsStr::new("a")));
+        let path = PathBuf::from(OsStr::from_bytes(b"caf\xe9=x.img"));
+        assert_eq!(Backend::parse(backend).unwrap(), Backend::File(path));
+        let size = OsStr::from_bytes(b"memory:\xe9");
+        assert!(matches!(Backend::parse(size), Err(Failure::Usage(_))));
     }
 }

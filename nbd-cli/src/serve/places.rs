@@ -1,17 +1,16 @@
 //! Where to listen.
 
+use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 
+use nbd_engine::net;
 use nbd_engine::proto::wire::DEFAULT_PORT;
 
 use super::activation::Socket;
 use super::arguments::Arguments;
 use crate::exit::Failure;
-
-/// The longest path that a Unix socket's address has room for, in bytes.
-const LONGEST_PATH: usize = 107;
 
 /// Where to listen, and how to speak there.
 #[derive(Debug)]
@@ -56,8 +55,39 @@ impl<'a> Places<'a> {
         for word in &arguments.ip_addr {
             tcp.push(Tcp { addresses: addresses(word, port)? });
         }
-        Ok(Self { tcp, unix, given: Vec::new(), oldstyle })
+        Ok(Self { tcp: distinct(tcp), unix, given: Vec::new(), oldstyle })
     }
+
+    /// Listens on one of the addresses.
+    pub(super) fn bind(&self, address: SocketAddr) -> io::Result<TcpListener> {
+        let mut all = self.tcp.iter().flat_map(|place| &place.addresses);
+        match address {
+            // Otherwise it would take the IPv4 connections as well, and the port of the others.
+            SocketAddr::V6(wildcard)
+                if wildcard.ip().is_unspecified() && all.any(SocketAddr::is_ipv4) =>
+            {
+                net::bind_tcp_v6only(wildcard)
+            }
+            _ => net::bind_tcp(address),
+        }
+    }
+}
+
+/// Leaves out addresses that occurred before, and those that a wildcard address stands for, which could not be listened
+/// on beside it. A name whose addresses are all left out is served all the same.
+fn distinct(mut places: Vec<Tcp>) -> Vec<Tcp> {
+    let all: Vec<SocketAddr> = places.iter().flat_map(|place| place.addresses.clone()).collect();
+    let covered = |address: &SocketAddr| {
+        all.iter().any(|other| {
+            other.ip().is_unspecified() && other.is_ipv4() == address.is_ipv4() && other != address
+        })
+    };
+    let mut seen = HashSet::new();
+    for place in &mut places {
+        place.addresses.retain(|address| !covered(address) && seen.insert(*address));
+    }
+    places.retain(|place| !place.addresses.is_empty());
+    places
 }
 
 /// The addresses that a word stands for: it is one, or a name.
@@ -116,13 +146,7 @@ pub(super) fn cannot_listen_on_unix(error: &io::Error, path: &Path) -> Failure {
     use io::ErrorKind as Kind;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new(".")).display();
-    let length = path.as_os_str().len();
     let remedy = match error.kind() {
-        Kind::InvalidInput if length > LONGEST_PATH => {
-            format!(
-                "; choose a path of at most {LONGEST_PATH} bytes (it has {length}), or a relative one"
-            )
-        }
         Kind::AddrInUse => "; stop that server, or choose another place".into(),
         Kind::AlreadyExists => "; choose another path".into(),
         Kind::NotFound => format!("; make the folder first: mkdir -p {folder}"),
@@ -138,6 +162,34 @@ pub(super) fn cannot_listen_on_unix(error: &io::Error, path: &Path) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn places(words: &[&[&str]]) -> Vec<Tcp> {
+        let address = |text: &&str| SocketAddr::new(text.parse().unwrap(), 10809);
+        let place = |texts: &&[&str]| Tcp { addresses: texts.iter().map(address).collect() };
+        words.iter().map(place).collect()
+    }
+
+    #[test]
+    fn addresses_that_others_stand_for_are_left_out() {
+        type Words = &'static [&'static [&'static str]];
+        let cases: [(Words, Words); 6] = [
+            (&[&["127.0.0.1"], &["127.0.0.1"]], &[&["127.0.0.1"]]),
+            (&[&["0.0.0.0"], &["::"]], &[&["0.0.0.0"], &["::"]]),
+            (&[&["127.0.0.1"], &["0.0.0.0"], &["0.0.0.0"]], &[&["0.0.0.0"]]),
+            (&[&["::1", "127.0.0.1"], &["::"]], &[&["127.0.0.1"], &["::"]]),
+            (
+                &[&["127.0.0.1", "::1"], &["::1"], &["127.0.0.2"]],
+                &[&["127.0.0.1", "::1"], &["127.0.0.2"]],
+            ),
+            (&[&["::1", "127.0.0.1"], &["::"], &["0.0.0.0"]], &[&["::"], &["0.0.0.0"]]),
+        ];
+        for (given, kept) in cases {
+            let addresses = |places: Vec<Tcp>| -> Vec<Vec<SocketAddr>> {
+                places.into_iter().map(|place| place.addresses).collect()
+            };
+            assert_eq!(addresses(distinct(places(given))), addresses(places(kept)), "{given:?}");
+        }
+    }
 
     #[test]
     fn one_address_of_a_name_will_do_unless_another_server_has_the_other() {

@@ -1,10 +1,11 @@
 //! Running the server on the chosen adapter.
 
 use std::io;
+use std::time::Duration;
 
 use nbd_engine::export::ExportMap;
 use nbd_engine::net::LocalAddr;
-use nbd_engine::server::ServerConfig;
+use nbd_engine::server::{Outcome, ServerConfig};
 
 use super::activation::{self, Socket};
 use super::announce::Announcement;
@@ -14,13 +15,14 @@ use super::control::{self, Bitmaps};
 use super::places::{Places, cannot_listen_on_unix};
 use super::signals;
 use crate::exit::Failure;
-use crate::log;
+use crate::{fault, log};
 
 /// `nbd serve`.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let given = activation::sockets()?;
-    log::start(arguments.verbose);
-    raise_descriptor_limit();
+    log::start(arguments.verbose)?;
+    fault::end_on_panic();
+    raise_descriptor_limit(&arguments);
     let places = Places::of(&arguments, given)?;
     let Opened { exports, names, trackers } = backend::open(&arguments)?;
     let bitmaps = Bitmaps::new(trackers, &arguments.track)?;
@@ -32,20 +34,44 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_drain_timeout(arguments.drain_timeout)
         .with_resize(arguments.resize);
     let announcement = Announcement { names, printed: places.given.is_empty() };
-    match arguments.runtime {
+    let outcome = match arguments.runtime {
         RuntimeName::Blocking => blocking(exports, config, places, &announcement),
         RuntimeName::Tokio => tokio(exports, config, places, &announcement),
         RuntimeName::AsyncStd => async_std(exports, config, places, &announcement),
+    };
+    judge(outcome?, arguments.drain_timeout)
+}
+
+/// Whether that is an orderly end.
+fn judge(outcome: Outcome, drain_timeout: Duration) -> Result<(), Failure> {
+    if outcome.listener_failed {
+        return Err(Failure::failed("a listener failed, and the server ended: see the log above"));
+    }
+    match outcome.requests_cut_off {
+        0 => Ok(()),
+        count => Err(Failure::CutOff(format!(
+            "cut off {count} {} that did not finish within {drain_timeout:?} (--drain-timeout)",
+            if count == 1 { "request" } else { "requests" }
+        ))),
     }
 }
 
 /// Takes as many descriptors as the system lets us: each connection needs one, with threads two.
-fn raise_descriptor_limit() {
+fn raise_descriptor_limit(arguments: &Arguments) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::info!(%error, "the limit of open files stays as it is");
+    }
+    // Some are for exports and workers.
+    let needed = 3 * arguments.max_connections as u64;
+    if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|limit| *limit < needed) {
+        tracing::info!(
+            limit,
+            max_connections = arguments.max_connections,
+            "the limit of open files (ulimit -n) may not suffice for --max-connections"
+        );
     }
 }
 
@@ -53,13 +79,13 @@ fn raise_descriptor_limit() {
 /// and no trait that says so.
 macro_rules! serve {
     ($server:expr, $places:expr, $announcement:expr, $tcp:expr, $unix:expr, [$($wait:tt)*]) => {{
-        let (server, places) = ($server, $places);
+        let (server, mut places) = ($server, $places);
         let server = if places.oldstyle { server.oldstyle("") } else { server };
         // First of all: clients of sockets that were handed over may come, and ask for the end, at once.
         let stop = server.clone();
         signals::watch(move || stop.shut_down()).map_err(no_signals)?;
         let mut listening = Vec::new();
-        for socket in places.given {
+        for socket in core::mem::take(&mut places.given) {
             let accepting = match socket {
                 Socket::Tcp(listener) => {
                     listener.set_nonblocking(true).map_err(cannot_accept)?;
@@ -75,7 +101,8 @@ macro_rules! serve {
         for place in &places.tcp {
             let mut failures = Vec::new();
             for address in &place.addresses {
-                match server.listen_tcp(*address)$($wait)* {
+                let bound = places.bind(*address).and_then($tcp);
+                match bound.and_then(|listener| server.accept_tcp(listener)) {
                     Ok(one) => listening.push(one),
                     Err(error) => failures.push(error),
                 }
@@ -89,11 +116,11 @@ macro_rules! serve {
         let addresses: Vec<LocalAddr> =
             listening.iter().map(|one| one.local_addr().clone()).collect();
         $announcement.make(&addresses)?;
-        server.wait()$($wait)*;
+        let outcome = server.wait()$($wait)*;
         for one in listening {
             one.join()$($wait)*;
         }
-        Ok(())
+        Ok(outcome)
     }};
 }
 
@@ -102,7 +129,7 @@ fn blocking(
     config: ServerConfig,
     places: Places<'_>,
     announcement: &Announcement,
-) -> Result<(), Failure> {
+) -> Result<Outcome, Failure> {
     let server = nbd_blocking::Server::with_config(exports, config);
     serve!(server, places, announcement, io::Result::Ok, io::Result::Ok, [])
 }
@@ -112,7 +139,7 @@ fn tokio(
     config: ServerConfig,
     places: Places<'_>,
     announcement: &Announcement,
-) -> Result<(), Failure> {
+) -> Result<Outcome, Failure> {
     use ::tokio::net::{TcpListener, UnixListener};
     let runtime = ::tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =
@@ -127,7 +154,7 @@ fn async_std(
     config: ServerConfig,
     places: Places<'_>,
     announcement: &Announcement,
-) -> Result<(), Failure> {
+) -> Result<Outcome, Failure> {
     use ::async_std::net::TcpListener;
     use ::async_std::os::unix::net::UnixListener;
     let server = nbd_async_std::Server::with_config(exports, config);

@@ -1,32 +1,104 @@
-//! SIGINT and SIGTERM: the first asks the server to finish, the second ends it. SIGXFSZ, which tells that a file has
-//! reached the limit of its size, does nothing: the write that ran into it fails, and its client is told.
+//! Signals. SIGTERM, SIGINT, SIGQUIT and SIGHUP ask the server to finish; the second of the first three ends it at once.
+//! SIGXFSZ, which reports that a file has reached the limit of its size, does nothing: the write that ran into the limit
+//! fails, and its client is told.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use rustix::process::Signal;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// Its number on Linux; signal-hook has no name for it.
-const SIGXFSZ: i32 = 25;
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Request {
+    /// To finish; a second time, to end at once.
+    End,
+    /// To finish. A terminal that closes may send it twice, and systemd can be told to send it after SIGTERM, so that it
+    /// never means more.
+    HangUp,
+}
 
-/// Calls `shut_down` at the first signal, and exits at the second with the code that shells use for it.
+const fn request(signal: i32) -> Request {
+    match signal {
+        SIGHUP => Request::HangUp,
+        _ => Request::End,
+    }
+}
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+enum Action {
+    ShutDown,
+    Exit,
+    Nothing,
+}
+
+const fn action(request: Request, shutting_down: bool) -> Action {
+    match (request, shutting_down) {
+        (_, false) => Action::ShutDown,
+        (Request::End, true) => Action::Exit,
+        (Request::HangUp, true) => Action::Nothing,
+    }
+}
+
+/// Calls `shut_down` at the first signal that asks for the end, and exits at the second one with the code that shells use
+/// for it. SIGHUP and SIGQUIT stay ignored if they were when this process began, as `nohup` and shells have it.
 pub(super) fn watch(shut_down: impl Fn() + Send + 'static) -> io::Result<()> {
     // Without a handler of any kind it would end the process.
-    signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    signal_hook::flag::register(Signal::XFSZ.as_raw(), Arc::new(AtomicBool::new(false)))?;
+    let ignored = ignored();
+    let optional = [SIGHUP, SIGQUIT].into_iter().filter(|signal| !contains(ignored, *signal));
+    let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(optional))?;
     let run = move || {
-        let mut asked = false;
+        let mut shutting_down = false;
         for signal in signals.forever() {
-            if asked {
-                std::process::exit(128 + signal);
+            match action(request(signal), shutting_down) {
+                Action::ShutDown => {
+                    shutting_down = true;
+                    tracing::info!("shutting down; a second signal ends at once");
+                    shut_down();
+                }
+                Action::Exit => std::process::exit(128 + signal),
+                Action::Nothing => {}
             }
-            asked = true;
-            tracing::info!("shutting down; a second signal ends at once");
-            shut_down();
         }
     };
     std::thread::Builder::new().name("nbd-signals".into()).spawn(run)?;
     Ok(())
+}
+
+/// The signals that this process ignores, a bit for each.
+fn ignored() -> u64 {
+    // Elsewhere than on Linux there is no such file.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+const fn contains(mask: u64, signal: i32) -> bool {
+    mask & (1 << (signal - 1)) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_signal_ends_at_once_unless_it_is_a_hang_up() {
+        for signal in [SIGINT, SIGTERM, SIGQUIT, SIGHUP] {
+            assert_eq!(action(request(signal), false), Action::ShutDown);
+            let second = if signal == SIGHUP { Action::Nothing } else { Action::Exit };
+            assert_eq!(action(request(signal), true), second);
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn ignored_signals_are_known() {
+        // The standard library ignores it in every program.
+        assert!(contains(ignored(), signal_hook::consts::SIGPIPE));
+        assert!(!contains(ignored(), SIGTERM));
+    }
 }

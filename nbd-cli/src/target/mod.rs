@@ -3,22 +3,25 @@
 //! Wherever a URI is asked for, `[ COMMAND ARGS ]` will do: the command is started with a Unix socket that only this user
 //! can reach, which it takes over by systemd's socket activation, as `nbdkit` and `qemu-nbd` do. It is stopped in the end.
 
+mod ending;
+mod holders;
+mod sockets;
 mod subprocess;
 mod words;
 
 use std::path::Path;
 use std::time::Duration;
 
-use nbd_blocking::Client;
-use nbd_blocking::client::{Error, Haggling, Options, Uri};
-use nbd_engine::proto::Refusal;
-use nbd_engine::proto::wire::OptionReplyType;
+use nbd_blocking::client::{ClientConfig, Error, OptionReplyType, Refusal, Uri};
+use nbd_blocking::{Client, Negotiation};
 
 use crate::exit::Failure;
 use crate::output::printable;
 use crate::quantity;
+use crate::waiting::{self, Watched};
 use subprocess::Subprocess;
 
+pub(crate) use holders::OpenFile;
 pub(crate) use words::{Place, arguments, is_uri, places};
 
 /// The one server that a subcommand is about.
@@ -57,6 +60,7 @@ pub(crate) struct Target {
 impl Target {
     /// Takes a word for a URI, and starts a command. Answers may take `timeout`, or any time if that is zero.
     pub(crate) fn open(place: &Place, timeout: Duration) -> Result<Self, Failure> {
+        waiting::start(false);
         match place {
             Place::Word(word) => {
                 let parsed = word.to_str().ok_or("it is not UTF-8".to_owned());
@@ -117,24 +121,37 @@ impl Target {
         self.uri.clone().with_export(export).unwrap_or_else(|_| self.uri.clone())
     }
 
-    /// How its clients are to be: no more patient than was asked for.
-    pub(crate) fn options(&self) -> Options {
-        let mut options = Options::default();
-        if !self.timeout.is_zero() {
-            options.request_timeout = Some(self.timeout);
-            options.connect_timeout = options.connect_timeout.min(self.timeout);
+    /// The configuration of its clients, with deadlines no later than was asked for.
+    pub(crate) fn config(&self) -> ClientConfig {
+        let config = ClientConfig::new();
+        if self.timeout.is_zero() {
+            return config;
         }
-        options
+        let connect_timeout = config.connect_timeout().min(self.timeout);
+        config.with_request_timeout(Some(self.timeout)).with_connect_timeout(connect_timeout)
     }
 
     /// Enters the export.
-    pub(crate) fn connect(&self, options: &Options) -> Result<Client, Failure> {
-        Client::connect_with(&self.uri, options).map_err(|error| self.explain(&error))
+    pub(crate) fn connect(&self, config: &ClientConfig) -> Result<Client, Failure> {
+        let _reported = self.reported();
+        let client = Client::connect_with(&self.uri, config);
+        let client = client.map_err(|error| self.explain(&error))?;
+        if let Some(server) = &self.server {
+            server.connected(&client);
+        }
+        Ok(client)
     }
 
-    /// Reaches the server.
-    pub(crate) fn haggle(&self) -> Result<Haggling, Failure> {
-        Haggling::connect(&self.uri, &self.options()).map_err(|error| self.explain(&error))
+    /// Connects to the server without entering an export.
+    pub(crate) fn negotiate(&self) -> Result<Negotiation, Failure> {
+        let _reported = self.reported();
+        Negotiation::connect(&self.uri, &self.config()).map_err(|error| self.explain(&error))
+    }
+
+    /// Has a server that takes long to connect to reported.
+    fn reported(&self) -> Watched {
+        let name = self.name();
+        waiting::on(move |seconds| format!("waiting for {name}: no session yet after {seconds} s"))
     }
 
     /// Why a client of this server failed. The end of a command that was started explains more than a lost connection.
@@ -147,7 +164,10 @@ impl Target {
         match self.server.as_ref().filter(|_| about_the_connection).and_then(Subprocess::end) {
             Some(end) => Failure::failed(end),
             // The private socket would tell nobody anything.
-            None => Failure::failed(error.to_string().replace(&self.uri.to_string(), &self.name())),
+            None => {
+                let text = error.to_string().replace(&self.uri.to_string(), &self.name());
+                Failure::failed(text.replace(&self.uri_of("").to_string(), &self.name()))
+            }
         }
     }
 
@@ -160,9 +180,9 @@ impl Target {
         if *reply != OptionReplyType::ERR_UNKNOWN {
             return None;
         }
-        let what = match export.as_str() {
-            "" => "default export".to_owned(),
-            name => format!("export \"{}\"", printable(name)),
+        let what = match export.as_deref() {
+            None | Some("") => "default export".to_owned(),
+            Some(name) => format!("export \"{}\"", printable(name)),
         };
         let server = match self.is_command() {
             true => self.name(),

@@ -1,44 +1,34 @@
 //! A server of our own, started for a moment.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use nbd_blocking::Client;
 use rustix::fs::{Access, access};
-use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use tempfile::TempDir;
 
+use super::ending::{self, Running};
+use super::sockets;
 use crate::exit::Failure;
 
-/// How long a server may take to end when it is asked to; then it is killed.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// How long to wait for the end of a server that has closed its socket.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// The longest path that a Unix socket can be bound to.
+const LONGEST_PATH: usize = 107;
 
 /// Puts the listening socket, which arrives as standard input, where socket activation wants it, and becomes the command.
 /// The process stays the same, and so does its number. What the command prints must not get into what we print.
 const ACTIVATE: &str = r#"exec 3<&0 </dev/null >&2; LISTEN_PID=$$; export LISTEN_PID; exec "$@""#;
 
-/// The servers that run, so that none outlives us when a signal ends us. `None` before the first.
-static RUNNING: Mutex<Option<Vec<Running>>> = Mutex::new(None);
-
-struct Running {
-    number: u32,
-    child: Child,
-    _dir: TempDir,
-}
-
-/// A running server; stopped when dropped.
+/// A running server; stopped when dropped, after all that were connected to it have disconnected.
 #[derive(Debug)]
 pub(super) struct Subprocess {
     number: u32,
@@ -53,13 +43,16 @@ impl Subprocess {
             Failure::failed(format!("cannot {what} for {shown}: {error}"))
         };
         check(words).map_err(|why| Failure::failed(format!("{shown} can't be started: {why}")))?;
-        watch_signals().map_err(|error| failed("watch for signals", error))?;
+        ending::watch_signals().map_err(|error| failed("watch for signals", error))?;
         // A signal waits for this, so that nothing is left over.
-        let mut servers = servers();
+        let mut servers = ending::servers();
         let dir = tempfile::Builder::new().prefix("nbd-").tempdir();
         let dir = dir.map_err(|error| failed("make a folder for a socket", error))?;
-        let path = dir.path().join("socket");
-        let listener = UnixListener::bind(&path).map_err(|error| failed("make a socket", error))?;
+        let bound = listen(&dir).map_err(|error| {
+            let folder = std::env::temp_dir();
+            failed(&format!("make a socket in {}", folder.display()), error)
+        })?;
+        let Listening { listener, path, folder } = bound;
         let child = Command::new("/bin/sh")
             .args(["-c", ACTIVATE, "sh"])
             .args(words)
@@ -68,16 +61,25 @@ impl Subprocess {
             .stdin(Stdio::from(OwnedFd::from(listener)))
             .spawn()
             .map_err(|error| failed("run /bin/sh", error))?;
-        let number = child.id();
-        let running = Running { number, child, _dir: dir };
+        let (number, command) = (child.id(), shown.to_owned());
+        let socket = path.into_os_string().into_vec();
+        let (clients, sockets) = (Vec::new(), Vec::new());
+        let running = Running {
+            child,
+            command: command.clone(),
+            socket: socket.clone(),
+            clients,
+            sockets,
+            dir,
+            folder,
+        };
         servers.get_or_insert_default().push(running);
-        let socket = path.as_os_str().as_bytes().to_vec();
-        Ok(Self { number, command: shown.to_owned(), socket })
+        Ok(Self { number, command, socket })
     }
 
-    /// The path of its socket.
-    pub(super) fn socket(&self) -> Vec<u8> {
-        self.socket.clone()
+    /// The name of its socket.
+    pub(super) fn socket(&self) -> &[u8] {
+        &self.socket
     }
 
     /// The command as it was given.
@@ -85,11 +87,24 @@ impl Subprocess {
         &self.command
     }
 
+    /// Its process.
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Takes note of a client, which is to disconnect before the server is told to end.
+    pub(super) fn connected(&self, client: &Client) {
+        ending::with(self.number, |running| {
+            running.clients.retain(|one| one.is_connected());
+            running.clients.push(client.clone());
+            sockets::add(&mut running.sockets, sockets::connected_to(&running.socket));
+        });
+    }
+
     /// How the server has ended, if it has, or is about to.
     pub(super) fn end(&self) -> Option<String> {
-        let mut servers = servers();
-        let running = servers.as_mut()?.iter_mut().find(|one| one.number == self.number)?;
-        let status = wait(&mut running.child, LAST_WORDS)?;
+        let wait = |running: &mut Running| ending::wait(&mut running.child, LAST_WORDS, || false);
+        let status = ending::with(self.number, wait)??;
         let command = &self.command;
         // One that fails says why, as a rule; one that ends well has taken no notice of the socket.
         Some(match status.success() {
@@ -100,6 +115,38 @@ impl Subprocess {
             false => format!("the server {command} ended ({status})"),
         })
     }
+}
+
+impl Drop for Subprocess {
+    fn drop(&mut self) {
+        ending::end(self.number);
+    }
+}
+
+/// A socket in a folder that only this user can reach.
+struct Listening {
+    listener: UnixListener,
+    path: PathBuf,
+    /// The folder, if the path leads through its descriptor.
+    folder: Option<OwnedFd>,
+}
+
+/// Listens in a folder, however long its path is.
+fn listen(dir: &TempDir) -> io::Result<Listening> {
+    const NAME: &str = "socket";
+    let path = dir.path().join(NAME);
+    if path.as_os_str().len() <= LONGEST_PATH {
+        return Ok(Listening { listener: UnixListener::bind(&path)?, path, folder: None });
+    }
+    let folder = File::open(dir.path())?;
+    let path = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(NAME);
+    let listener = UnixListener::bind(&path).map_err(|error| {
+        let text = format!(
+            "{error}; a socket's path has {LONGEST_PATH} bytes at most: set TMPDIR to a shorter one"
+        );
+        io::Error::new(error.kind(), text)
+    })?;
+    Ok(Listening { listener, path, folder: Some(folder.into()) })
 }
 
 /// Whether there is such a command: the shell's own words would be hard to understand, as nobody asked for a shell.
@@ -120,70 +167,4 @@ fn check(words: &[OsString]) -> Result<(), &'static str> {
         true => Ok(()),
         false => Err("there is no such command"),
     }
-}
-
-impl Drop for Subprocess {
-    fn drop(&mut self) {
-        let mut servers = servers();
-        let Some(running) = servers.as_mut() else { return };
-        if let Some(place) = running.iter().position(|one| one.number == self.number) {
-            stop(vec![running.swap_remove(place)]);
-        }
-    }
-}
-
-fn servers() -> MutexGuard<'static, Option<Vec<Running>>> {
-    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Asks servers to end, and sees to it. Their sockets go, too.
-fn stop(mut servers: Vec<Running>) {
-    for running in &mut servers {
-        // A child that was not waited for keeps its number, even if it has ended.
-        if let Ok(None) = running.child.try_wait() {
-            let _ended_already = kill_process(Pid::from_child(&running.child), Signal::TERM);
-        }
-    }
-    for running in &mut servers {
-        if wait(&mut running.child, PATIENCE).is_none() {
-            let _ended_already = running.child.kill();
-            let _reaped = running.child.wait();
-        }
-    }
-}
-
-/// The status of a process that ends within `limit`.
-fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
-    let start = Instant::now();
-    let mut pause = Duration::from_millis(1);
-    loop {
-        if let Ok(Some(status)) = child.try_wait() {
-            return Some(status);
-        }
-        if start.elapsed() >= limit {
-            return None;
-        }
-        thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(50));
-    }
-}
-
-/// Stops the servers before a signal ends this process.
-fn watch_signals() -> io::Result<()> {
-    let mut servers = servers();
-    if servers.is_some() {
-        return Ok(());
-    }
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-    let run = move || {
-        if let Some(signal) = signals.forever().next() {
-            // Held to the end: whoever wants to start or stop a server now waits for the end of all.
-            let mut servers = self::servers();
-            stop(servers.take().unwrap_or_default());
-            std::process::exit(128 + signal);
-        }
-    };
-    thread::Builder::new().name("nbd-signals".into()).spawn(run)?;
-    *servers = Some(Vec::new());
-    Ok(())
 }

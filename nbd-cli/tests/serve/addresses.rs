@@ -1,7 +1,9 @@
 //! Where it listens, and what it says of that.
 
+use std::ffi::OsStr;
 use std::fs::Permissions;
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -160,6 +162,134 @@ fn a_dead_servers_socket_is_taken_over() {
     }
 }
 
+/// Several servers on a stale socket at once.
+#[test]
+fn of_servers_that_start_on_one_stale_socket_one_wins() {
+    const SERVERS: usize = 3;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nbd.sock");
+    for round in 0..30 {
+        drop(UnixListener::bind(&path).unwrap());
+        let runtime = RUNTIMES[round % RUNTIMES.len()];
+        let mut started: Vec<Background> = (0..SERVERS)
+            .map(|_| {
+                let arguments = ["--runtime", runtime, "memory:1M"].into_iter();
+                Background::spawn(&mut serve(arguments.chain(socket_argument(&path)))).unwrap()
+            })
+            .collect();
+        let lines: Vec<_> = started.iter().map(|process| process.next_line(LIMIT)).collect();
+        assert_eq!(lines.iter().flatten().count(), 1, "{round}: {lines:?}");
+        for (process, line) in started.iter_mut().zip(&lines) {
+            match line {
+                Some(uri) => RawClient::go_simple(&Endpoint::parse(uri).unwrap()).finish(),
+                None => {
+                    let status = process.wait_exit(LIMIT).expect("it could not start");
+                    assert_eq!(status.code(), Some(1));
+                    let said = process.stderr();
+                    assert!(said.contains("another server listens there"), "{said}");
+                }
+            }
+        }
+        for (mut process, _) in started.into_iter().zip(lines).filter(|(_, line)| line.is_some()) {
+            process.terminate();
+            assert!(process.wait_exit(LIMIT).is_some_and(|status| status.success()));
+            assert!(!path.exists(), "the winner removes its socket");
+        }
+    }
+}
+
+#[test]
+fn every_command_names_a_socket_path_that_is_too_long() {
+    let path = format!("/tmp/{}", "x".repeat(150));
+    let uri = format!("nbd+unix:///?socket={path}");
+    for words in [
+        &["info", &uri][..],
+        &["list", &uri],
+        &["map", &uri],
+        &["copy", &uri, "null:"],
+        &["resize", &uri, "1M"],
+        &["bitmap", &path, "list"],
+        &["serve", "--port", "0", "--control", &path, "memory:1M"],
+    ] {
+        let finished =
+            run(std::process::Command::new(env!("CARGO_BIN_EXE_nbd")).args(words), LIMIT);
+        assert_eq!(finished.status.code(), Some(1), "{words:?}");
+        let says = "at most 107 bytes, and this one has 155; choose a shorter one";
+        assert!(finished.stderr.contains(says), "{words:?}: {}", finished.stderr);
+    }
+}
+
+/// A port that was free a moment ago, for all addresses.
+fn free_port() -> String {
+    TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port().to_string()
+}
+
+/// Starts a server on addresses that share a port, and gives what it prints.
+fn on_a_free_port(addresses: &[&str]) -> (Serving, Vec<String>) {
+    for _ in 0..20 {
+        let port = free_port();
+        let mut arguments = vec!["--port", &port, "memory:1M"];
+        arguments.extend(addresses.iter().flat_map(|address| ["--ip-addr", address]));
+        let process = Background::spawn(&mut serve(arguments)).unwrap();
+        if let Some(uri) = process.next_line(LIMIT) {
+            let mut uris = vec![uri.clone()];
+            while uris.len() < addresses.len()
+                && let Some(uri) = process.next_line(LIMIT)
+            {
+                uris.push(uri);
+            }
+            return (Serving { process, uri }, uris);
+        }
+        // Another test may have taken it meanwhile.
+        assert!(process.stderr().contains("in use"), "{}", process.stderr());
+    }
+    panic!("20 ports that were free were not");
+}
+
+#[test]
+fn both_wildcard_addresses_are_served() {
+    if let Err(error) = TcpListener::bind("[::1]:0") {
+        eprintln!("skipped: there is no IPv6 here ({error})");
+        return;
+    }
+    for addresses in [["0.0.0.0", "::"], ["::", "0.0.0.0"], ["::", "127.0.0.1"]] {
+        let (server, uris) = on_a_free_port(&addresses);
+        assert_eq!(uris.len(), 2, "{uris:?}");
+        for uri in &uris {
+            RawClient::go_simple(&Endpoint::parse(uri).unwrap()).finish();
+            let mut info = std::process::Command::new(env!("CARGO_BIN_EXE_nbd"));
+            assert_eq!(run(info.args(["info", "--size", uri]), LIMIT).success(), "1048576\n");
+        }
+        server.stop();
+    }
+}
+
+#[test]
+fn an_address_that_is_given_twice_is_served_once() {
+    let (server, uris) = on_a_free_port(&["127.0.0.1", "127.0.0.2"]);
+    assert_eq!(uris.len(), 2);
+    server.stop();
+    for addresses in [&["127.0.0.1", "127.0.0.1"][..], &["127.0.0.1", "0.0.0.0", "127.0.0.2"]] {
+        let port = free_port();
+        let mut arguments = vec!["--port", &port, "memory:1M"];
+        arguments.extend(addresses.iter().flat_map(|address| ["--ip-addr", address]));
+        let server = Serving::start(arguments);
+        // Expects that nothing more is printed.
+        server.stop();
+    }
+}
+
+#[test]
+fn a_socket_path_that_is_not_utf8_is_served_and_its_uri_is_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(OsStr::from_bytes(b"caf\xe9.sock"));
+    let server = Serving::start([OsStr::new("-U"), path.as_os_str(), OsStr::new("memory:1M")]);
+    assert!(server.uri.ends_with("/caf%E9.sock"), "{}", server.uri);
+    let mut info = std::process::Command::new(env!("CARGO_BIN_EXE_nbd"));
+    assert_eq!(run(info.args(["info", "--size", &server.uri]), LIMIT).success(), "1048576\n");
+    server.stop();
+}
+
 #[test]
 fn a_socket_that_took_the_place_of_the_servers_is_not_removed() {
     let folder = tempfile::tempdir().unwrap();
@@ -209,7 +339,8 @@ fn a_socket_path_that_is_too_long_is_named_with_a_remedy() {
     for runtime in RUNTIMES {
         let mut command =
             serve(["--runtime", runtime, "memory:1M"].into_iter().chain(socket_argument(&path)));
-        let length = format!("at most 107 bytes (it has {})", path.as_os_str().len());
+        let length = path.as_os_str().len();
+        let length = format!("at most 107 bytes, and this one has {length}; choose a shorter one");
         refuses(&mut command, 1, &[&path.display().to_string(), "cannot listen", &length]);
     }
 }

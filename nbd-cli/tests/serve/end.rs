@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use nbd_testkit::process::{run, wait_until};
+use nbd_testkit::process::{Background, run, wait_until};
 use nbd_testkit::raw::{RawClient, Request, Wire};
 
 use super::{LIMIT, RUNTIMES, Serving};
@@ -90,8 +90,81 @@ fn the_drain_timeout_ends_what_does_not_finish() {
         client.send(&Request { length: 4096, ..Request::write(0, &[1; 100]) });
         server.process.terminate();
         client.wire().expect_eof();
-        assert_eq!(server.end().0, Some(0), "{runtime}");
+        let says = "nbd: cut off 1 request that did not finish within 50ms (--drain-timeout)\n";
+        assert_eq!(server.end(), (Some(3), says.into()), "{runtime}");
     }
+}
+
+#[test]
+fn requests_that_are_cut_off_are_counted() {
+    for runtime in RUNTIMES {
+        let arguments =
+            ["--runtime", runtime, "--port", "0", "--drain-timeout", "50ms", "memory:32M"];
+        let server = Serving::start(arguments);
+        // More than sockets hold, of which nothing is read.
+        let clients: Vec<RawClient> = [3, 4]
+            .into_iter()
+            .map(|requests| {
+                let mut client = RawClient::go_simple(&server.endpoint());
+                client.write(0, &vec![1; 16 << 20]);
+                let replies = client.send_all(&vec![Request::read(0, 16 << 20); requests]);
+                // They are under way.
+                client.wire().recv(1, "the first byte of a reply");
+                assert_eq!(replies.len(), requests);
+                client
+            })
+            .collect();
+        server.process.terminate();
+        let (code, said) = server.end();
+        assert_eq!(code, Some(3), "{runtime}: {said}");
+        assert!(said.contains("cut off 7 requests"), "{runtime}: {said}");
+        drop(clients);
+    }
+}
+
+#[test]
+fn a_hang_up_and_a_quit_end_it_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nbd.sock");
+    for runtime in RUNTIMES {
+        for hang_up in [true, false] {
+            let arguments = ["--runtime", runtime, "--unix", path.to_str().unwrap(), "memory:1M"];
+            let server = Serving::start(arguments);
+            let mut idle = RawClient::go_simple(&server.endpoint());
+            idle.read(0, 512);
+            match hang_up {
+                true => server.process.hang_up(),
+                false => server.process.quit(),
+            }
+            idle.wire().expect_eof();
+            assert_eq!(server.end(), (Some(0), String::new()), "{runtime}");
+            assert!(!path.exists(), "the socket stays");
+        }
+    }
+}
+
+#[test]
+fn a_second_hang_up_does_not_cut_requests_off() {
+    let (server, mut client) = with_a_stuck_client("tokio");
+    server.process.hang_up();
+    expect_closed_listener(&server);
+    server.process.hang_up();
+    client.wire().send(&[1; 4096 - 100]);
+    client.drain().into_iter().for_each(|reply| drop(reply.ok()));
+    client.wire().expect_eof();
+    assert_eq!(server.end().0, Some(0));
+}
+
+#[test]
+fn a_hang_up_that_is_ignored_stays_ignored() {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' HUP; exec \"$0\" serve --port 0 memory:1M"]);
+    let process = Background::spawn(shell.arg(env!("CARGO_BIN_EXE_nbd"))).unwrap();
+    let uri = process.next_line(LIMIT).expect("it says where it listens");
+    let server = Serving { process, uri };
+    server.process.hang_up();
+    RawClient::go_simple(&server.endpoint()).finish();
+    server.stop();
 }
 
 #[test]
@@ -130,7 +203,7 @@ fn nothing_is_logged_unless_asked_for() {
 }
 
 #[test]
-fn who_hangs_up_on_the_control_socket_is_nothing_to_warn_of() {
+fn clients_that_hang_up_on_the_control_socket_are_not_warned_of() {
     let folder = tempfile::tempdir().unwrap();
     let control = folder.path().join("control").display().to_string();
     let server = Serving::start(["--port", "0", "--control", &control, "memory:1M"]);
@@ -138,7 +211,6 @@ fn who_hangs_up_on_the_control_socket_is_nothing_to_warn_of() {
     for request in [&b""[..], b"\xff", b"list\n"] {
         UnixStream::connect(&control).unwrap().write_all(request).unwrap();
     }
-    // One is answered after the other.
     let mut bitmap = Command::new(env!("CARGO_BIN_EXE_nbd"));
     assert_eq!(run(bitmap.args(["bitmap", &control, "list"]), LIMIT).success(), "");
     server.stop();

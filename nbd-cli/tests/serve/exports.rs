@@ -1,6 +1,8 @@
 //! What it serves, and what it can't.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -31,6 +33,31 @@ fn a_file_is_served_and_written() {
         client.finish();
         server.stop();
     }
+}
+
+#[test]
+fn a_file_whose_name_is_not_utf8_is_served_and_an_export_name_has_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(OsStr::from_bytes(b"caf\xe9.img"));
+    fs::write(&path, vec![5; 1 << 20]).unwrap();
+    let named =
+        |name: &[u8]| OsString::from_vec([name, b"=", path.as_os_str().as_bytes()].concat());
+    for word in [path.clone().into_os_string(), named(b""), named("é".as_bytes())] {
+        for runtime in RUNTIMES {
+            let options = ["--runtime", runtime, "--port", "0"].map(OsString::from);
+            let server = Serving::start(options.into_iter().chain([word.clone()]));
+            let mut client = RawClient::go_simple(&server.endpoint());
+            assert_eq!(client.read(1000, 8), [5; 8]);
+            client.finish();
+            server.stop();
+        }
+    }
+    let options = ["--port", "0"].map(OsString::from);
+    let mut command = serve(options.into_iter().chain([named(b"caf\xe9")]));
+    refuses(&mut command, 64, &["'caf\\xe9' is not UTF-8; only paths may"]);
+    let name = OsString::from_vec(b"caf\xe9".to_vec());
+    let mut command = serve([OsString::from("--export-name"), name]);
+    refuses(&mut command, 64, &["'caf\\xe9' is not UTF-8; only paths may"]);
 }
 
 #[test]

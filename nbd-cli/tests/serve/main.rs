@@ -4,6 +4,8 @@ mod activation;
 mod addresses;
 mod end;
 mod exports;
+mod limits;
+mod log;
 mod usage;
 
 use std::process::Command;

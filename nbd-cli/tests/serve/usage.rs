@@ -25,7 +25,13 @@ fn help_goes_to_standard_output_and_succeeds() {
 #[test]
 fn help_names_the_defaults() {
     let help = run(&mut serve(["--help"]), LIMIT).success();
-    for text in ["127.0.0.1:10809", "1 GiB", "[default: memory:1G]", "[default: 127.0.0.1]"] {
+    for text in [
+        "127.0.0.1:10809",
+        "1 GiB",
+        "[default: memory:1G]",
+        "[default: 127.0.0.1]",
+        "Exit status: 0 after an orderly end, 3 if requests were cut off",
+    ] {
         assert!(help.contains(text), "{text:?} is not in: {help}");
     }
 }

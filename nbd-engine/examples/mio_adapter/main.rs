@@ -18,7 +18,7 @@ use std::path::Path;
 use event_loop::EventLoop;
 use mio::net::{TcpListener, UnixListener};
 use nbd_engine::Runtime;
-use nbd_engine::client::{Client, Error, Options, Uri};
+use nbd_engine::client::{Client, ClientConfig, Error, Uri};
 use nbd_engine::export::{ExportMap, Memory};
 use nbd_engine::net;
 use nbd_engine::server::{ServerConfig, ServerState, listen};
@@ -33,10 +33,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let service = ServerState::new(exports, ServerConfig::default());
     let (event_loop, poll) = EventLoop::new()?;
     if place.starts_with('/') {
-        let (listener, _removed_at_the_end) = net::bind_unix(Path::new(&place))?;
+        let (listener, path) = net::bind_unix(Path::new(&place))?;
         let listener = Socket::new(UnixListener::from_std(listener), &event_loop)?;
         println!("nbd+unix:///?socket={place}");
-        event_loop.spawn(Box::pin(listen(service, listener, event_loop.clone())));
+        event_loop.spawn(Box::pin(listen(service, (path, listener), event_loop.clone())));
         event_loop.run(poll)?;
     } else {
         let listener = net::bind_tcp(place)?;
@@ -54,7 +54,7 @@ fn look(uri: &Uri) -> Result<(), Box<dyn std::error::Error>> {
     let (connector, uri) = (event_loop.clone(), uri.clone());
     event_loop.spawn(Box::pin(async move {
         let looked = async {
-            let client = Client::connect_by(&connector, &uri, &Options::default()).await?;
+            let client = Client::connect_by(connector, &uri, &ClientConfig::new()).await?;
             let mut bytes = [0; 16];
             let count = client.read_at(&mut bytes, 0).await?;
             client.disconnect().await;

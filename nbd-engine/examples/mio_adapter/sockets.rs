@@ -11,7 +11,7 @@ use futures_io::{AsyncRead, AsyncWrite};
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Token};
-use nbd_engine::client::{Connector, Driving};
+use nbd_engine::client::{Connector, DriveMode};
 use nbd_engine::export::PeerAddr;
 use nbd_engine::server::{Accepted, Listen};
 use nbd_engine::{AnyTransport, Transport, net};
@@ -138,9 +138,8 @@ impl Listen for Socket<UnixListener> {
 }
 
 impl Connector for EventLoop {
-    type Transport = AnyTransport;
     type Runtime = Self;
-    const DRIVING: Driving = Driving::Task;
+    const DRIVE_MODE: DriveMode = DriveMode::Spawned;
 
     fn runtime(&self) -> Self {
         self.clone()

@@ -1,136 +1,127 @@
 //! From a URI to a connection.
 
-use core::future::{Future, poll_fn};
+use core::future::poll_fn;
 use core::task::Poll;
 use core::time::Duration;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
+#[cfg(target_os = "linux")]
+use {
+    rustix::fs::{Mode, OFlags},
+    std::{ffi::OsStr, os::fd::AsRawFd, os::unix::ffi::OsStrExt, path::Path},
+};
+
 use atomic_waker::AtomicWaker;
-use nbd_proto::wire::TransmissionFlags;
 use nbd_proto::{Address, Uri};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::haggling::{Entered, Haggling};
 use super::timer::Timer;
-use super::{Client, Driving, Error, Options};
+use super::{Client, ClientConfig, Connector, CurrentRuntime, Error, Negotiation, TransportFrom};
 use crate::runtime::Runtime;
-use crate::transport::Transport;
+use crate::transport::AnyTransport;
 
-/// What the engine asks of an adapter to reach servers.
-pub trait Connector: Send + Sync {
-    /// The streams that it gives.
-    type Transport: Transport + 'static;
-    /// Its time and tasks.
-    type Runtime: Runtime;
-
-    /// Who drives its clients' connections.
-    const DRIVING: Driving;
-
-    /// Its time and tasks.
-    fn runtime(&self) -> Self::Runtime;
-
-    /// Connects to a TCP address and turns Nagle's algorithm off (B-CONV-05).
-    fn connect_tcp(
-        &self,
-        address: SocketAddr,
-    ) -> impl Future<Output = io::Result<Self::Transport>> + Send;
-
-    /// Takes over a Unix socket that is connected and non-blocking.
+/// # Connecting
+impl<C: CurrentRuntime> Client<C> {
+    /// Connects to the export that a URI names, with the default configuration.
+    ///
+    /// Cancel-safe: when dropped, there is no connection.
     ///
     /// # Errors
-    /// When the platform does not let it.
-    fn adopt_unix(&self, socket: UnixStream) -> io::Result<Self::Transport>;
-}
+    /// See [`connect_with`](Self::connect_with).
+    ///
+    /// # Panics
+    /// Without a runtime, on those that are not global.
+    pub async fn connect(uri: &str) -> Result<Self, Error> {
+        Self::connect_with(&uri.parse()?, &ClientConfig::default()).await
+    }
 
-impl Client {
-    /// Connects to a server and enters the export that the URI names, or the options.
+    /// Connects to the export that a URI names.
     ///
     /// Cancel-safe: when dropped, there is no connection.
     ///
     /// # Errors
     /// [`Error::Connect`] when the server can't be reached, [`Error::Refused`] when it does not have the export,
-    /// [`Error::TimedOut`] after [`Options::connect_timeout`], [`Error::Unsupported`] for what this build can't do.
-    pub async fn connect_by<C: Connector>(
-        connector: &C,
-        uri: &Uri,
-        options: &Options,
-    ) -> Result<Self, Error> {
-        let limit = options.connect_timeout;
-        let timed_out = || {
-            let what = "connecting";
-            Error::TimedOut { peer: uri.to_string().into(), what, limit, sent: false }
-        };
+    /// [`Error::TimedOut`] after [`ClientConfig::connect_timeout`], [`Error::Unsupported`] for what this build can't do.
+    ///
+    /// # Panics
+    /// Without a runtime, on those that are not global.
+    pub async fn connect_with(uri: &Uri, config: &ClientConfig) -> Result<Self, Error> {
+        Self::connect_by(C::current(), uri, config).await
+    }
+
+    /// A client over a byte stream of yours, for the export of this name; an empty name is that of the default export.
+    /// Set `TCP_NODELAY` on TCP streams. There is one connection, however many are configured.
+    ///
+    /// Cancel-safe: when dropped, the stream is dropped.
+    ///
+    /// # Errors
+    /// See [`connect_with`](Self::connect_with).
+    ///
+    /// # Panics
+    /// Without a runtime, on those that are not global.
+    pub async fn over<S>(stream: S, export: &str, config: &ClientConfig) -> Result<Self, Error>
+    where
+        C: TransportFrom<S>,
+    {
+        let connector = C::current();
+        let transport = connector.transport_from(stream);
+        Self::over_transport(connector, transport, "stream", export, config).await
+    }
+}
+
+/// # For adapters
+impl<C: Connector> Client<C> {
+    /// [`connect_with`](Self::connect_with) by a given connector.
+    ///
+    /// # Errors
+    /// See there.
+    pub async fn connect_by(connector: C, uri: &Uri, config: &ClientConfig) -> Result<Self, Error> {
+        let limit = config.connect_timeout();
+        let timer = Timer::new(connector.runtime());
         let attempt = async {
-            let first = enter(connector, uri, options).await?;
-            let mut entered = vec![first];
-            if entered[0].details().flags.contains(TransmissionFlags::CAN_MULTI_CONN) {
-                for _ in 1..options.connections {
-                    entered.push(enter(connector, uri, options).await?);
-                }
-            }
-            Self::new(entered, connector.runtime(), C::DRIVING, options)
+            let negotiation = Negotiation::connect_by(connector, uri, config).await?;
+            negotiation.enter_or_abort(uri.export()).await
         };
-        let connected = Timer::new(connector.runtime()).within(limit, attempt).await;
-        connected.unwrap_or_else(|| Err(timed_out()))
+        timer.within(limit, attempt).await.unwrap_or_else(|| Err(timed_out(uri, limit)))
     }
 
-    /// A client over a stream of the caller's. `peer` names the server in errors; the export is
-    /// [`Options::export`].
+    /// [`over`](Self::over) by a given connector. `peer` names the server in errors.
     ///
     /// # Errors
-    /// As for [`connect_by`](Self::connect_by).
-    pub async fn over<T: Transport + 'static, R: Runtime>(
-        transport: T,
-        runtime: R,
-        driving: Driving,
+    /// See there.
+    pub async fn over_transport(
+        connector: C,
+        transport: AnyTransport,
         peer: impl Into<Arc<str>>,
-        options: &Options,
+        export: &str,
+        config: &ClientConfig,
     ) -> Result<Self, Error> {
-        let haggling = Haggling::start(transport, runtime.clone(), peer, options).await?;
-        let export = options.export.as_deref().unwrap_or_default();
-        let entered = haggling.enter(export, &options.contexts).await?;
-        Self::new(vec![entered], runtime, driving, options)
+        let negotiation = Negotiation::over_transport(connector, transport, peer, config);
+        negotiation.await?.enter_or_abort(export).await
     }
 }
 
-impl<T: Transport + 'static> Haggling<T> {
-    /// Connects to a server without entering an export. The URI's export is ignored.
-    ///
-    /// # Errors
-    /// As for [`Client::connect_by`].
-    pub async fn connect_by<C: Connector<Transport = T>>(
-        connector: &C,
-        uri: &Uri,
-        options: &Options,
-    ) -> Result<Self, Error> {
-        let limit = options.connect_timeout;
-        let reached = Timer::new(connector.runtime()).within(limit, reach(connector, uri)).await;
-        let transport = reached.unwrap_or_else(|| {
-            let what = "connecting";
-            Err(Error::TimedOut { peer: uri.to_string().into(), what, limit, sent: false })
-        })?;
-        Self::start(transport, connector.runtime(), uri.to_string(), options).await
-    }
-}
-
-async fn enter<C: Connector>(
+/// Connects to where a URI points, in time.
+pub(super) async fn reach_in_time<C: Connector>(
     connector: &C,
     uri: &Uri,
-    options: &Options,
-) -> Result<Entered<C::Transport>, Error> {
-    let transport = reach(connector, uri).await?;
-    let haggling =
-        Haggling::start(transport, connector.runtime(), uri.to_string(), options).await?;
-    let export = options.export.as_deref().unwrap_or(uri.export());
-    haggling.enter(export, &options.contexts).await
+    limit: Duration,
+) -> Result<AnyTransport, Error> {
+    let reached = Timer::new(connector.runtime()).within(limit, reach(connector, uri)).await;
+    reached.unwrap_or_else(|| Err(timed_out(uri, limit)))
+}
+
+fn timed_out(uri: &Uri, limit: Duration) -> Error {
+    Error::TimedOut { peer: uri.to_string().into(), what: "connecting", limit, sent: false }
 }
 
 /// Connects to where a URI points.
-async fn reach<C: Connector>(connector: &C, uri: &Uri) -> Result<C::Transport, Error> {
+async fn reach<C: Connector>(connector: &C, uri: &Uri) -> Result<AnyTransport, Error> {
     let unsupported = |what| Err(Error::Unsupported { address: uri.to_string(), what });
     if uri.requires_tls() {
         return unsupported(match uri.address() {
@@ -143,10 +134,9 @@ async fn reach<C: Connector>(connector: &C, uri: &Uri) -> Result<C::Transport, E
         Address::Unix { socket } => {
             let connected = connect_unix(&connector.runtime(), socket).await;
             let adopted = connected.and_then(|stream| connector.adopt_unix(stream));
-            adopted.map_err(|source| Error::Connect {
-                address: String::from_utf8_lossy(socket).replace('\0', "@"),
-                source: Arc::new(source),
-            })
+            let address = || shown(socket);
+            adopted
+                .map_err(|source| Error::Connect { address: address(), source: Arc::new(source) })
         }
         Address::Vsock { .. } => unsupported("there is no vsock yet: use nbd:// or nbd+unix://"),
         _ => unsupported("there are no addresses of this kind yet"),
@@ -158,7 +148,7 @@ async fn reach_tcp<C: Connector>(
     connector: &C,
     host: &str,
     port: u16,
-) -> Result<C::Transport, Error> {
+) -> Result<AnyTransport, Error> {
     let named =
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let failed = |address: String, source| Error::Connect { address, source: Arc::new(source) };
@@ -209,13 +199,51 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 /// How long to wait before a Unix socket is tried again whose server has not accepted its last clients yet.
 const BUSY: Duration = Duration::from_millis(5);
 
+/// How errors name a Unix socket: with a `/`, or with `@` in front of an abstract name, as no host is.
+fn shown(socket: &[u8]) -> String {
+    let text = String::from_utf8_lossy(socket).replace('\0', "@");
+    match text.contains('/') || text.starts_with('@') {
+        true => text,
+        false => format!("./{text}"),
+    }
+}
+
+/// The longest path that an address has room for.
+const LONGEST_PATH: usize = 107;
+
+/// The address of a Unix socket, and the folder that has to stay open while it is used.
+fn unix_address(socket: &[u8]) -> io::Result<(SocketAddrUnix, Option<OwnedFd>)> {
+    let too_long = |what: &str| {
+        let text = format!("{what} has {LONGEST_PATH} bytes at most: use a shorter one");
+        io::Error::new(io::ErrorKind::InvalidInput, text)
+    };
+    match socket {
+        #[cfg(target_os = "linux")]
+        [0, name @ ..] => {
+            let address = SocketAddrUnix::new_abstract_name(name);
+            Ok((address.map_err(|_| too_long("an abstract name"))?, None))
+        }
+        path if path.len() <= LONGEST_PATH => Ok((SocketAddrUnix::new(path)?, None)),
+        #[cfg(target_os = "linux")]
+        path => {
+            // Through its folder's descriptor, whose path is short.
+            let path = Path::new(OsStr::from_bytes(path));
+            let name = path.file_name().unwrap_or_default();
+            let folder = path.parent().unwrap_or(path);
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let folder = rustix::fs::open(folder, flags, Mode::empty())?;
+            let descriptor = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
+            let address = SocketAddrUnix::new(descriptor.join(name));
+            Ok((address.map_err(|_| too_long("a socket's name"))?, Some(folder)))
+        }
+        #[cfg(not(target_os = "linux"))]
+        _ => Err(too_long("a socket's path")),
+    }
+}
+
 /// Connects to a Unix socket: a path, or an abstract name behind a NUL.
 async fn connect_unix(runtime: &impl Runtime, socket: &[u8]) -> io::Result<UnixStream> {
-    let address = match socket {
-        #[cfg(target_os = "linux")]
-        [0, name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
-        path => SocketAddrUnix::new(path)?,
-    };
+    let (address, _folder) = unix_address(socket)?;
     loop {
         let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
         let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;

@@ -5,29 +5,27 @@ use core::time::Duration;
 use std::io;
 use std::sync::Arc;
 
-use nbd_proto::client::CommandError;
-use nbd_proto::wire::{CommandType, ErrorCode, OptionCode, OptionReplyType};
-use nbd_proto::{Misuse, Refusal, UriError};
+use nbd_proto::client::{CommandError, OptionError, SubmitError};
+use nbd_proto::wire::{ErrorCode, OptionCode, OptionReplyType};
+use nbd_proto::{Command, InvalidRequest, Misuse, Refusal, UriError};
 
-use super::Invalid;
-
-/// Why something did not work. Cheap to clone: when a connection is lost, each of its requests gets the reason.
+/// Why a client failed. Cheap to clone: when a connection is lost, each of its requests gets the reason.
 ///
 /// Texts name the server and, where there is one, the remedy. As an [`io::Error`] it keeps the best fitting
-/// [`io::ErrorKind`], and can be had back by [`io::Error::downcast`].
+/// [`io::ErrorKind`]; recover it with [`io::Error::downcast`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The URI is none.
+    /// The text is not an NBD URI.
     Uri(UriError),
     /// No connection could be made.
     Connect {
         /// The addresses that were tried.
         address: String,
-        /// What the platform said of the last of them.
+        /// What the platform reported for the last of them.
         source: Arc<io::Error>,
     },
-    /// The server asks for something, or was to be asked for something, that there is not yet.
+    /// Something is needed that this client, or this server, does not have.
     Unsupported {
         /// Where.
         address: String,
@@ -38,11 +36,11 @@ pub enum Error {
     Refused {
         /// The server.
         peer: Arc<str>,
-        /// The export that it was about; empty for the default one.
-        export: String,
+        /// The export that it was about, with an empty name for the default one; `None` if it was about none.
+        export: Option<String>,
         /// How.
         refusal: Refusal,
-        /// The server's own words; often empty.
+        /// The server's own message; often empty.
         text: String,
     },
     /// There is no session because the server broke the protocol.
@@ -52,18 +50,24 @@ pub enum Error {
         /// Which rule.
         source: nbd_proto::Error,
     },
-    /// The server carried out a request and failed, or did not want to. The connection is unharmed.
+    /// The server failed to carry out a request, or did not want to. The connection is unharmed.
     Command {
         /// The server.
         peer: Arc<str>,
-        /// What was asked for.
-        command: CommandType,
-        /// Where, in bytes.
-        offset: u64,
-        /// How much, in bytes.
-        length: u64,
-        /// What the server said.
+        /// What was asked for, as a whole if it was split.
+        command: Command,
+        /// What the server reported.
         error: CommandError,
+    },
+    /// The server says nothing about some bytes in a metadata context: the context is not selected, or the server broke
+    /// the protocol.
+    NoStatus {
+        /// The server.
+        peer: Arc<str>,
+        /// The metadata context.
+        context: Arc<str>,
+        /// The first of the bytes.
+        offset: u64,
     },
     /// The server took too long. A request that timed out may still be carried out later; the connection goes on.
     TimedOut {
@@ -71,7 +75,7 @@ pub enum Error {
         peer: Arc<str>,
         /// What took so long.
         what: &'static str,
-        /// The limit, see [`Options`](super::Options).
+        /// The limit, see [`ClientConfig`](super::ClientConfig).
         limit: Duration,
         /// Whether the server may have seen the request.
         sent: bool,
@@ -86,14 +90,18 @@ pub enum Error {
         /// Why.
         reason: LostReason,
     },
-    /// The request makes no sense for this export: the caller's mistake. Nothing was sent.
-    Invalid(Invalid),
-    /// The client has [left](super::Client::disconnect).
+    /// The request makes no sense for this export. Nothing was sent.
+    Invalid(InvalidRequest),
+    /// The option must not be sent, or not to this server. Nothing was sent.
+    InvalidOption(OptionError),
+    /// The request can't be sent beside others that are in flight. Nothing was sent, or a part if it was split.
+    NotSubmitted(SubmitError),
+    /// The client has [disconnected](super::Client::disconnect).
     Disconnected {
         /// The server.
         peer: Arc<str>,
     },
-    /// This machine has run out of something, file descriptors mostly. Nothing was sent.
+    /// This machine has run out of something, mostly file descriptors. Nothing was sent.
     Local(Arc<io::Error>),
 }
 
@@ -119,7 +127,7 @@ impl fmt::Display for LostReason {
             Self::Transport(error) => error.fmt(f),
             Self::Protocol(error) => error.fmt(f),
             Self::ShuttingDown => f.write_str("the server is shutting down"),
-            Self::Abandoned => f.write_str("nobody drives the connection any more"),
+            Self::Abandoned => f.write_str("its task was dropped, with its runtime as a rule"),
             Self::Internal(misuse) => write!(f, "a fault in nbd-engine: {misuse}"),
         }
     }
@@ -149,15 +157,15 @@ impl fmt::Display for Error {
             Self::Uri(error) => write!(f, "not an NBD URI: {error}"),
             Self::Connect { address, source } => {
                 write!(f, "cannot connect to {address}: {source}")?;
-                f.write_str(connect_remedy(source.kind()))
+                f.write_str(connect_remedy(source.kind(), address))
             }
             Self::Unsupported { address, what } => write!(f, "cannot use {address}: {what}"),
             Self::Refused { peer, export, refusal, text } => {
-                write!(f, "{peer} refused ")?;
-                if export.is_empty() {
-                    f.write_str("the default export")?;
-                } else {
-                    write!(f, "the export {export:?}")?;
+                write!(f, "{peer} refused")?;
+                match export.as_deref() {
+                    None => {}
+                    Some("") => f.write_str(" the default export")?,
+                    Some(export) => write!(f, " the export {export:?}")?,
                 }
                 write!(f, ": {refusal}")?;
                 if !text.is_empty() {
@@ -166,12 +174,19 @@ impl fmt::Display for Error {
                 f.write_str(refusal_remedy(refusal))
             }
             Self::Protocol { peer, source } => write!(f, "no session with {peer}: {source}"),
-            Self::Command { peer, command, offset, length, error } => {
-                write!(f, "{command}")?;
-                if *length > 0 {
-                    write!(f, " of {length} bytes at {offset}")?;
+            Self::Command { peer, command, error } => {
+                write!(f, "{}", command.command_type())?;
+                match command.length() {
+                    0 => {}
+                    length => write!(f, " of {length} bytes at {}", command.offset())?,
                 }
                 write!(f, " failed on {peer}: {error}")
+            }
+            Self::NoStatus { peer, context, offset } => {
+                write!(
+                    f,
+                    "{peer} says nothing in the metadata context {context:?} about the bytes from {offset} on"
+                )
             }
             Self::TimedOut { peer, what, limit, sent } => {
                 write!(f, "{what} took longer than {limit:?} on {peer}")?;
@@ -185,18 +200,34 @@ impl fmt::Display for Error {
                     "the request was not sent: connect anew and repeat it"
                 })
             }
-            Self::Invalid(invalid) => invalid.fmt(f),
-            Self::Disconnected { peer } => write!(f, "this client has left {peer}"),
-            Self::Local(error) => write!(f, "this machine can't wait for the server: {error}"),
+            Self::Invalid(InvalidRequest::NoContexts) => {
+                write!(
+                    f,
+                    "{}: select one on connecting, such as base:allocation",
+                    InvalidRequest::NoContexts
+                )
+            }
+            Self::Invalid(error) => error.fmt(f),
+            Self::InvalidOption(error) => error.fmt(f),
+            Self::NotSubmitted(error) => error.fmt(f),
+            Self::Disconnected { peer } => write!(f, "disconnected from {peer}"),
+            Self::Local(error) => write!(f, "cannot wait for the server: {error}"),
         }
     }
 }
 
-fn connect_remedy(kind: io::ErrorKind) -> &'static str {
+fn connect_remedy(kind: io::ErrorKind, address: &str) -> &'static str {
     use io::ErrorKind as Kind;
+    let (is_abstract, is_path) = (address.starts_with('@'), address.contains('/'));
     match kind {
+        Kind::ConnectionRefused if is_abstract => {
+            "; no server listens on that abstract name: start it, or check the name"
+        }
+        Kind::ConnectionRefused if is_path => {
+            "; no server listens on the socket any more: start it, or check the path"
+        }
         Kind::ConnectionRefused => "; no server listens there: start it, or check the port",
-        Kind::NotFound => "; start the server, or check the path of its socket",
+        Kind::NotFound if is_path => "; start the server, or check the path of its socket",
         Kind::PermissionDenied => "; ask for permission to use the socket",
         Kind::TimedOut | Kind::HostUnreachable | Kind::NetworkUnreachable => {
             "; check the address and the firewalls on the way"
@@ -211,7 +242,7 @@ fn refusal_remedy(refusal: &Refusal) -> &'static str {
         (OptionReplyType::ERR_UNKNOWN, _) => "; list the exports to see which there are",
         (OptionReplyType::ERR_TLS_REQD, _) => "; the server demands TLS, and there is no TLS yet",
         (OptionReplyType::ERR_POLICY, _) => "; the server's policy does not allow it",
-        (OptionReplyType::ERR_SHUTDOWN, _) => "; the server is shutting down, try again later",
+        (OptionReplyType::ERR_SHUTDOWN, _) => "; try again later",
         (OptionReplyType::ERR_UNSUP, OptionCode::LIST) => {
             "; the server does not list its exports: name one"
         }
@@ -227,6 +258,9 @@ impl core::error::Error for Error {
             Self::Refused { refusal, .. } => Some(refusal),
             Self::Protocol { source, .. } => Some(source),
             Self::Command { error, .. } => Some(error),
+            Self::Invalid(error) => Some(error),
+            Self::InvalidOption(error) => Some(error),
+            Self::NotSubmitted(error) => Some(error),
             Self::Lost { reason: LostReason::Transport(error), .. } => Some(error),
             Self::Lost { reason: LostReason::Protocol(error), .. } => Some(error),
             _ => None,
@@ -240,7 +274,9 @@ impl Error {
     pub fn kind(&self) -> io::ErrorKind {
         use io::ErrorKind as Kind;
         match self {
-            Self::Uri(_) | Self::Invalid(_) => Kind::InvalidInput,
+            Self::Uri(_) | Self::Invalid(_) | Self::InvalidOption(_) => Kind::InvalidInput,
+            Self::NotSubmitted(_) => Kind::ResourceBusy,
+            Self::NoStatus { .. } => Kind::InvalidData,
             Self::Connect { source, .. } | Self::Local(source) => source.kind(),
             Self::Unsupported { .. } => Kind::Unsupported,
             Self::Refused { refusal, .. } => match refusal {
@@ -308,9 +344,15 @@ impl From<UriError> for Error {
     }
 }
 
-impl From<Invalid> for Error {
-    fn from(invalid: Invalid) -> Self {
+impl From<InvalidRequest> for Error {
+    fn from(invalid: InvalidRequest) -> Self {
         Self::Invalid(invalid)
+    }
+}
+
+impl From<OptionError> for Error {
+    fn from(error: OptionError) -> Self {
+        Self::InvalidOption(error)
     }
 }
 
@@ -325,7 +367,7 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("127.0.0.1:10809") && text.contains("start it"), "{text}");
         let refusal = Refusal::Option { code: OptionCode::GO, reply: OptionReplyType::ERR_UNKNOWN };
-        let export = "disk".to_owned();
+        let export = Some("disk".to_owned());
         let error = Error::Refused { peer: "host".into(), export, refusal, text: String::new() };
         let text = error.to_string();
         assert!(text.contains("host refused the export \"disk\""), "{text}");
@@ -333,7 +375,32 @@ mod tests {
     }
 
     #[test]
-    fn lost_requests_tell_whether_they_were_sent() {
+    fn a_refusal_about_no_export_names_none_and_says_things_once() {
+        let (code, reply) = (OptionCode::LIST, OptionReplyType::ERR_SHUTDOWN);
+        let refusal = Refusal::Option { code, reply };
+        let (peer, text) = ("host".into(), String::new());
+        let text = Error::Refused { peer, export: None, refusal, text }.to_string();
+        assert!(text.starts_with("host refused: NBD_OPT_LIST"), "{text}");
+        assert_eq!(text.matches("shutting down").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn remedies_fit_the_kind_of_address() {
+        for (address, kind, says, never) in [
+            ("/run/nbd.sock", io::ErrorKind::ConnectionRefused, "check the path", "port"),
+            ("./nbd.sock", io::ErrorKind::NotFound, "check the path", "port"),
+            ("@nbd", io::ErrorKind::ConnectionRefused, "check the name", "port"),
+            ("host:10809", io::ErrorKind::ConnectionRefused, "check the port", "path"),
+            ("host:10809", io::ErrorKind::NotFound, "host:10809", "path"),
+        ] {
+            let text = Error::Connect { address: address.into(), source: Arc::new(kind.into()) };
+            let text = text.to_string();
+            assert!(text.contains(says) && !text.contains(never), "{text}");
+        }
+    }
+
+    #[test]
+    fn lost_requests_say_whether_they_were_sent() {
         let lost = |sent| Error::Lost { peer: "host".into(), sent, reason: LostReason::Abandoned };
         assert!(lost(true).to_string().contains("is unknown"));
         assert!(lost(false).to_string().contains("was not sent"));

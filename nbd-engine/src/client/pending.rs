@@ -6,25 +6,25 @@ use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 use std::sync::Arc;
 
-use super::handle::Shared;
-use super::lead::Role;
-use super::ticket::{Outcome, Ticket};
+use super::client::{Convert, Shared};
+use super::completion::{Completion, Outcome};
+use super::leader_follower::Role;
+use super::wait_any::WaitAny;
 
 /// A request that was submitted: a future of its outcome.
 ///
 /// Cancel-safe: dropping it gives up the outcome, not the connection. A request that was not sent by then is not sent any
-/// more; one that was may be carried out. Its buffer is dropped once the server has answered.
+/// more; one that was sent may be carried out. Its buffer is dropped once the server has answered.
 ///
 /// Where there is no task to drive the connection (with `nbd-blocking`), nothing happens while nobody waits for any
 /// request of the client.
-#[must_use = "nobody learns how the request went"]
+#[must_use = "the outcome is lost when this is dropped"]
 pub struct Pending<R> {
-    state: State<R>,
-    /// What the outcome is for whoever asked.
-    convert: fn(&Shared, Outcome) -> R,
+    pub(super) state: State<R>,
+    convert: Convert<R>,
 }
 
-enum State<R> {
+pub(super) enum State<R> {
     Waiting {
         shared: Arc<Shared>,
         wait: Wait,
@@ -38,27 +38,28 @@ enum State<R> {
 
 /// A request on one connection.
 pub(super) struct Wait {
-    link: usize,
-    ticket: Arc<Ticket>,
+    /// Which connection.
+    pub(super) index: usize,
+    pub(super) completion: Arc<Completion>,
     role: Role,
     /// For a flush: the connection's changes that it covers.
     covers: u64,
 }
 
 impl Wait {
-    pub(super) fn new(link: usize, ticket: Arc<Ticket>, covers: u64) -> Self {
-        Self { link, ticket, role: Role::Bystander, covers }
+    pub(super) const fn new(index: usize, completion: Arc<Completion>, covers: u64) -> Self {
+        Self { index, completion, role: Role::Idle, covers }
     }
 
     /// Whether the outcome is there; if not, the task is woken once it is, and the connection driven if that is the
     /// caller's.
     fn poll_done(&mut self, shared: &Shared, cx: &mut Context<'_>) -> bool {
-        self.ticket.watch(cx);
-        if !self.ticket.is_done() {
-            let link = &shared.links[self.link];
-            let Some(lead) = &link.lead else { return false };
-            lead.drive(link, &self.ticket, &mut self.role, cx, &|| self.ticket.is_done());
-            if !self.ticket.is_done() {
+        self.completion.watch(cx);
+        if !self.completion.is_done() {
+            let Some(drivers) = &shared.connections[self.index].drivers else { return false };
+            let until = || self.completion.is_done();
+            drivers.drive(&self.completion, &mut self.role, cx, &until);
+            if !self.completion.is_done() {
                 return false;
             }
         }
@@ -68,16 +69,16 @@ impl Wait {
 
     /// Hands the connection over to others who wait.
     fn leave(&mut self, shared: &Shared) {
-        if let Some(lead) = &shared.links[self.link].lead {
-            lead.leave(&self.ticket, &mut self.role);
+        if let Some(drivers) = &shared.connections[self.index].drivers {
+            drivers.leave(&self.completion, &mut self.role);
         }
     }
 
     fn take(&mut self, shared: &Shared) -> Option<Outcome> {
-        let outcome = self.ticket.take()?;
+        let outcome = self.completion.take()?;
         self.leave(shared);
         if outcome.result.is_ok() {
-            shared.links[self.link].flushed(self.covers);
+            shared.connections[self.index].handle.flushed(self.covers);
         }
         Some(outcome)
     }
@@ -88,12 +89,12 @@ impl<R> Pending<R> {
         shared: Arc<Shared>,
         wait: Wait,
         more: Vec<Wait>,
-        convert: fn(&Shared, Outcome) -> R,
+        convert: Convert<R>,
     ) -> Self {
         Self { state: State::Waiting { shared, wait, more }, convert }
     }
 
-    pub(super) fn known(result: R, convert: fn(&Shared, Outcome) -> R) -> Self {
+    pub(super) fn known(result: R, convert: Convert<R>) -> Self {
         Self { state: State::Known(result), convert }
     }
 
@@ -102,7 +103,7 @@ impl<R> Pending<R> {
     pub fn is_done(&self) -> bool {
         match &self.state {
             State::Waiting { wait, more, .. } => {
-                wait.ticket.is_done() && more.iter().all(|wait| wait.ticket.is_done())
+                wait.completion.is_done() && more.iter().all(|wait| wait.completion.is_done())
             }
             State::Known(_) => true,
             State::Over => false,
@@ -120,7 +121,7 @@ impl<R> Pending<R> {
         }
     }
 
-    /// Waits until some of these is done, and gives its place in the iteration. `None` when there are none.
+    /// Waits until one of these is done, and gives its index in the iteration. `None` when there are none.
     ///
     /// Cancel-safe.
     pub async fn any<'a>(pending: impl Iterator<Item = &'a Self> + Clone) -> Option<usize>
@@ -128,8 +129,8 @@ impl<R> Pending<R> {
         R: 'a,
     {
         pending.clone().next()?;
-        let mut vigil = Vigil { pending, first: None, more: Vec::new() };
-        Some(poll_fn(|cx| vigil.poll(cx)).await)
+        let mut wait_any = WaitAny::new(pending);
+        Some(poll_fn(|cx| wait_any.poll(cx)).await)
     }
 
     fn take_now(&mut self) -> Option<R> {
@@ -150,15 +151,16 @@ impl<R> Pending<R> {
     fn conclude(&mut self, mut outcome: Outcome) -> R {
         let state = core::mem::replace(&mut self.state, State::Over);
         let State::Waiting { shared, wait, more } = state else {
-            unreachable!("outcomes come from tickets")
+            unreachable!("outcomes come from completions")
         };
-        shared.spare.return_ticket(wait.ticket);
+        let free = |index: usize| &shared.connections[index].handle.free;
+        free(wait.index).return_completion(wait.completion);
         for mut wait in more {
             let other = wait.take(&shared).map_or(Ok(()), |other| other.result);
             outcome.result = outcome.result.and(other);
-            shared.spare.return_ticket(wait.ticket);
+            free(wait.index).return_completion(wait.completion);
         }
-        (self.convert)(&shared, outcome)
+        (self.convert)(&shared, wait.index, outcome)
     }
 }
 
@@ -173,15 +175,15 @@ impl<R> Future for Pending<R> {
         let this = &mut *self;
         let outcome = match &mut this.state {
             State::Waiting { shared, wait, more } if more.is_empty() => {
-                let Wait { link, ticket, role, covers } = wait;
-                let outcome = ready!(shared.poll_ticket(*link, ticket, role, cx));
+                let Wait { index, completion, role, covers } = wait;
+                let outcome = ready!(shared.poll_completion(*index, completion, role, cx));
                 if outcome.result.is_ok() {
-                    shared.links[*link].flushed(*covers);
+                    shared.connections[*index].handle.flushed(*covers);
                 }
                 outcome
             }
             State::Waiting { shared, wait, more } => {
-                // Each is polled, done or not: whoever leads a connection has to go on with it, or hand it over.
+                // Each is polled, done or not: the leader of a connection has to go on with it, or hand it over.
                 let mut done = wait.poll_done(shared, cx);
                 for wait in more {
                     done &= wait.poll_done(shared, cx);
@@ -204,7 +206,7 @@ impl<R> Drop for Pending<R> {
     fn drop(&mut self) {
         if let State::Waiting { shared, wait, more } = &mut self.state {
             for wait in core::iter::once(wait).chain(more) {
-                wait.ticket.abandon();
+                wait.completion.abandon();
                 wait.leave(shared);
             }
         }
@@ -214,67 +216,5 @@ impl<R> Drop for Pending<R> {
 impl<R> fmt::Debug for Pending<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pending").field("done", &self.is_done()).finish_non_exhaustive()
-    }
-}
-
-/// Waits for any of several requests. Where callers drive, it drives every connection that one of them is on.
-struct Vigil<'a, I> {
-    pending: I,
-    /// In whose name it drives, for each connection; mostly there is one.
-    first: Option<Post<'a>>,
-    more: Vec<Post<'a>>,
-}
-
-struct Post<'a> {
-    shared: &'a Arc<Shared>,
-    link: usize,
-    ticket: &'a Arc<Ticket>,
-    role: Role,
-}
-
-impl<'a, R: 'a, I: Iterator<Item = &'a Pending<R>> + Clone> Vigil<'a, I> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
-        let pending = self.pending.clone();
-        let done = || pending.clone().position(Pending::is_done);
-        if let Some(at) = done() {
-            return Poll::Ready(at);
-        }
-        for pending in self.pending.clone() {
-            if let State::Waiting { shared, wait, more } = &pending.state {
-                for Wait { link, ticket, .. } in core::iter::once(wait).chain(more) {
-                    ticket.watch(cx);
-                    if !ticket.is_done() {
-                        self.enter(shared, *link, ticket);
-                    }
-                }
-            }
-        }
-        for Post { shared, link, ticket, role } in self.first.iter_mut().chain(&mut self.more) {
-            let link = &shared.links[*link];
-            if let Some(lead) = &link.lead {
-                lead.drive(link, ticket, role, cx, &|| done().is_some());
-            }
-        }
-        done().map_or(Poll::Pending, Poll::Ready)
-    }
-
-    fn enter(&mut self, shared: &'a Arc<Shared>, link: usize, ticket: &'a Arc<Ticket>) {
-        let known = |post: &Post<'_>| post.link == link && Arc::ptr_eq(post.shared, shared);
-        if shared.links[link].lead.is_none() || self.first.iter().chain(&self.more).any(known) {
-            return;
-        }
-        let post = Post { shared, link, ticket, role: Role::Bystander };
-        match self.first {
-            None => self.first = Some(post),
-            Some(_) => self.more.push(post),
-        }
-    }
-}
-
-impl Drop for Post<'_> {
-    fn drop(&mut self) {
-        if let Some(lead) = &self.shared.links[self.link].lead {
-            lead.leave(self.ticket, &mut self.role);
-        }
     }
 }

@@ -14,10 +14,12 @@ use crate::server::{Mailbox, serve_requests};
 /// The asynchronous counterpart of [`Export`](super::Export): the same methods, defaults and rules, written as
 /// `async fn`.
 ///
-/// The futures of one connection run side by side, on the connection's own task, so they must not block. A future is
-/// dropped where it stands when its connection ends; a write may then be half done, as after a power cut before its
-/// reply. One that panics fails its request with `EIO`; the connection goes on. The engine reuses the memory of the
-/// futures: a request allocates nothing unless the export does.
+/// The futures of one connection run side by side, on the connection's own task, so they must not block. They have to
+/// be cancel-safe: a future is dropped at the point that it has reached when its connection ends, and a write may then
+/// be half done, as after a power cut before its reply. One that panics fails its request with `EIO`; the connection
+/// goes on. The engine reuses the memory of the futures: a request allocates nothing unless the export does.
+///
+/// Wrappers such as [`ReadOnly`](super::ReadOnly) and [`Tracked`](super::Tracked) take exports of either kind.
 ///
 /// ```
 /// use nbd_engine::export::{AsyncCanWrite, AsyncExport, Result};
@@ -193,6 +195,33 @@ pub trait AsyncCanCache: Send + Sync {
 pub type Visitor<'a, T> = dyn FnMut(T) -> ControlFlow<()> + Send + 'a;
 
 /// See [`Extents`](super::Extents).
+///
+/// ```
+/// use nbd_engine::export::{Allocation, AsyncCanExtents, Result, Visitor};
+///
+/// /// A disk with data in every other megabyte.
+/// struct Sparse;
+///
+/// impl AsyncCanExtents for Sparse {
+///     async fn extents(
+///         &self,
+///         mut offset: u64,
+///         length: u64,
+///         visit: &mut Visitor<'_, Allocation>,
+///     ) -> Result<()> {
+///         let end = offset + length;
+///         while offset < end {
+///             let next = (offset | 0xf_ffff) + 1;
+///             let hole = (offset >> 20) % 2 == 1;
+///             if visit(Allocation { length: next - offset, hole, zero: hole }).is_break() {
+///                 break;
+///             }
+///             offset = next;
+///         }
+///         Ok(())
+///     }
+/// }
+/// ```
 pub trait AsyncCanExtents: Send + Sync {
     /// Reports runs from `offset` on, without a gap, until `length` bytes are covered or the visitor breaks off.
     fn extents(
@@ -214,8 +243,8 @@ pub trait AsyncContexts: Send + Sync {
         None
     }
 
-    /// Reports runs of one status in the context of that name, from `offset` on, without a gap, until `length` bytes are
-    /// covered or the visitor breaks off.
+    /// Reports runs of one status in the context of that name, from `offset` on, without a gap, until `length` bytes
+    /// are covered or the visitor breaks off.
     fn status(
         &self,
         context: &str,

@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 
 /// A client: where it connects from, and what is known of its identity.
 ///
-/// Handed to [`Exports`](super::Exports) with each question, and to [`Export`](super::Export) when the client enters and
-/// leaves.
+/// Handed to [`Exports`](super::Exports) with each question, and to [`Export`](super::Export) when the client enters
+/// and leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClientInfo {

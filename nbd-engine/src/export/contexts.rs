@@ -7,7 +7,8 @@ use nbd_proto::{ContextInfo, Extent};
 
 use super::{ExportError, Result};
 
-/// Telling the status of blocks in metadata contexts of the export's own. Part of [`Export`](super::Export).
+/// The ability to report the status of blocks in metadata contexts of the export's own. Part of
+/// [`Export`](super::Export).
 ///
 /// `base:allocation` is not among them: it comes from [`Extents`](super::Extents). Clients choose contexts by name, or
 /// by the part of the name up to any of its colons when they list them. Choose a namespace that the specification
@@ -62,16 +63,17 @@ pub trait Contexts: Send + Sync {
     /// which is gone gets the error of [`status`](Self::status).
     fn list(&self) -> Vec<ContextInfo>;
 
-    /// A context for a query that names none of the list: for contexts that are made to measure. It answers this query,
-    /// by being [named so](ContextInfo::name) or by [saying so](ContextInfo::answering). When a client has chosen it,
-    /// it is asked for again by its name. Called on the connection's own thread or task, so it should not take long.
+    /// A context for a query that names none of the list: for contexts with parameters in their names. It answers this
+    /// query, by being [named so](ContextInfo::name) or by [saying so](ContextInfo::answering). Once a client has
+    /// selected it, its [status](Self::status) is asked for by its name. Called on the connection's own thread or task,
+    /// so it must not block.
     fn find(&self, query: &str) -> Option<ContextInfo> {
         let _ = query;
         None
     }
 
     /// Reports runs of one status in the context of that name, from `offset` on, without a gap, until `length` bytes
-    /// are told of or the visitor breaks off. The last one may reach further. Reporting less is fine as long as it is
+    /// are covered or the visitor breaks off. The last run may reach further. Reporting less is fine as long as it is
     /// something. Runs need not be aligned, nor `offset` after one that was not.
     fn status(
         &self,
@@ -82,7 +84,7 @@ pub trait Contexts: Send + Sync {
     ) -> Result<()>;
 
     /// The status of a block that has parts of both: blocks are as large as the minimum block size and 512 bytes, and a
-    /// client is told of whole ones only. The default has the bits of either, which suits marks such as "dirty".
+    /// clients get whole ones only. The default has the bits of either, which suits marks such as "dirty".
     fn join(&self, context: &str, one: u64, other: u64) -> u64 {
         let _ = context;
         one | other

@@ -6,9 +6,9 @@ use super::layer::{Layer, Layered, Source};
 
 /// Another export, of either kind, with the metadata context `qemu:allocation-depth` beside those that it has.
 ///
-/// The context reports how deep in a chain of images the data of a range is found: 0 where no image has any, 1 where the
-/// export itself has. Deeper layers are a matter of formats that have them. It comes from [`Extents`](super::Extents): without that
-/// ability the context is not there.
+/// The context reports how deep in a chain of images the data of a range is found: 0 where no image has any, 1 where
+/// the export itself has. Deeper layers are a matter of formats that have them. It comes from
+/// [`Extents`](super::Extents): without that ability the context is not there.
 ///
 /// ```
 /// use nbd_engine::export::{Contexts, Export, Memory, WithAllocationDepth};

@@ -74,8 +74,8 @@ impl ExportEntry {
         self.tls_required
     }
 
-    /// Has `on_enter` called each time that a client enters the export by this entry, before its first request. A client
-    /// that only asks about the export, however often, does not enter it.
+    /// Has `on_enter` called each time that a client enters the export by this entry, before its first request. A
+    /// client that only asks about the export, however often, does not enter it.
     ///
     /// For an export of one's own, [`Export::client_entered`](super::Export::client_entered) does the same. Both are
     /// called on the connection's thread or task and must not block. One that panics is ignored.
@@ -87,7 +87,7 @@ impl ExportEntry {
 
     /// Has `on_close` called each time that a client that entered by this entry leaves: exactly once for each time that
     /// `on_enter` was due, with the reason, after the last of the client's requests has ended. What it captures lives
-    /// until then, which makes it the place for the state of a connection: give each look-up an entry of its own.
+    /// until then, so that it can hold the state of a connection: give each look-up an entry of its own.
     ///
     /// For an export of one's own, [`Export::client_left`](super::Export::client_left) does the same. Both are called
     /// on the connection's thread or task, or on the worker thread that carried out the last request, and must not
@@ -188,8 +188,8 @@ impl From<&ExportEntry> for ListedExport {
     }
 }
 
-/// A name or description that can't go over the wire (section "Conventions"): it is longer than 4096 bytes or contains a
-/// NUL.
+/// A name or description that can't go over the wire (section "Conventions"): it is longer than 4096 bytes or contains
+/// a NUL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InvalidName {

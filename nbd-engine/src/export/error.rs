@@ -6,14 +6,21 @@ use std::io;
 
 use nbd_proto::wire::ErrorCode;
 
-/// The result of an export's method.
-pub type Result<T> = core::result::Result<T, ExportError>;
+/// The result of an export's method; of anything else when it is given another error.
+pub type Result<T, E = ExportError> = core::result::Result<T, E>;
 
 /// A failure of an export: the protocol's error value and a text for people, which clients get where the protocol has
 /// room for one.
 ///
 /// An [`io::Error`] converts into it: out of space and quota become `ENOSPC`, lack of permission `EPERM`, a bad
-/// argument `EINVAL`, everything else `EIO` (S-ERR-02).
+/// argument `EINVAL`, everything else `EIO`.
+///
+/// ```
+/// use nbd_engine::export::{ErrorCode, ExportError};
+///
+/// let busy = ExportError::new(ErrorCode::EPERM, "somebody else writes here");
+/// assert_eq!(busy, ExportError::permission("somebody else writes here"));
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct ExportError {
     code: ErrorCode,
@@ -28,8 +35,8 @@ impl ExportError {
     /// specification has no use for them (section "Error values") `ENOTSUP` and `EOVERFLOW` are sent as `EINVAL`, and
     /// all else, values that it does not define included, as `EIO`.
     ///
-    /// `ESHUTDOWN` also ends the connection that the request came by, in order: requests that are under way are answered,
-    /// later ones fail with `ESHUTDOWN`, then the connection is closed.
+    /// `ESHUTDOWN` also ends the connection that the request came by, in order: requests that are under way are
+    /// answered, later ones fail with `ESHUTDOWN`, then the connection is closed.
     pub fn new(code: ErrorCode, text: impl Into<Cow<'static, str>>) -> Self {
         Self { code, text: text.into() }
     }
@@ -91,6 +98,7 @@ impl ExportError {
     }
 }
 
+// (S-ERR-02)
 impl From<io::Error> for ExportError {
     fn from(error: io::Error) -> Self {
         use io::ErrorKind as Kind;

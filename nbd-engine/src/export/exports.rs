@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 pub use nbd_proto::server::Purpose;
 
-use super::{ClientInfo, ExportEntry, ListedExport};
+use super::{ClientInfo, ExportEntry, InvalidName, ListedExport};
 
 /// Finds exports. Implement it to have exports come and go, or to decide by name and client;
 /// [`ExportMap`](super::ExportMap) is for a fixed set.
@@ -28,7 +28,7 @@ use super::{ClientInfo, ExportEntry, ListedExport};
 ///
 /// impl Exports for Scratch {
 ///     async fn list(&self, _client: &ClientInfo) -> Result<Vec<ListedExport>, Refusal> {
-///         Ok(ListedExport::new("scratch", "is lost at the end").into_iter().collect())
+///         Ok(vec![ListedExport::new("scratch", "is lost at the end")?])
 ///     }
 ///
 ///     async fn find(&self, lookup: &Lookup<'_>) -> Result<ExportEntry, Refusal> {
@@ -39,7 +39,7 @@ use super::{ClientInfo, ExportEntry, ListedExport};
 ///             return Err(Refusal::policy("scratch disks are for local users"));
 ///         };
 ///         let disk = Memory::new(1 << 30).map_err(|error| Refusal::policy(error.to_string()))?;
-///         let entry = ExportEntry::new("scratch", disk).map_err(|_| Refusal::Unknown)?;
+///         let entry = ExportEntry::new("scratch", disk)?;
 ///         Ok(entry.on_close(move |_client, reason| println!("user {}: {reason}", peer.uid)))
 ///     }
 /// }
@@ -67,6 +67,23 @@ pub trait Exports: Send + Sync + 'static {
         &self,
         lookup: &Lookup<'_>,
     ) -> impl Future<Output = Result<ExportEntry, Refusal>> + Send;
+}
+
+/// Shared exports, so that a program can keep them in hand.
+impl<E: Exports> Exports for Arc<E> {
+    fn list(
+        &self,
+        client: &ClientInfo,
+    ) -> impl Future<Output = Result<Vec<ListedExport>, Refusal>> + Send {
+        (**self).list(client)
+    }
+
+    fn find(
+        &self,
+        lookup: &Lookup<'_>,
+    ) -> impl Future<Output = Result<ExportEntry, Refusal>> + Send {
+        (**self).find(lookup)
+    }
 }
 
 /// A client asks for an export.
@@ -110,6 +127,13 @@ impl Refusal {
     /// [`Refusal::ShuttingDown`] with a text, of which clients see at most 4096 bytes, up to the first NUL.
     pub fn shutting_down(text: impl Into<Cow<'static, str>>) -> Self {
         Self::ShuttingDown(text.into())
+    }
+}
+
+/// An entry that can't go over the wire is none that a client can have.
+impl From<InvalidName> for Refusal {
+    fn from(error: InvalidName) -> Self {
+        Self::policy(error.to_string())
     }
 }
 

@@ -145,7 +145,7 @@ pub(crate) fn content(body: &Body) -> Vec<u8> {
     body.to_vec()
 }
 
-/// All runs of a range, asked for until the range is told of.
+/// All runs of a range, asked for until the range is covered.
 pub(crate) fn runs(export: &dyn Export, offset: u64, length: u64) -> Vec<Allocation> {
     let mut runs = Vec::new();
     let end = offset + length;
@@ -159,7 +159,7 @@ pub(crate) fn runs(export: &dyn Export, offset: u64, length: u64) -> Vec<Allocat
             ControlFlow::Continue(())
         };
         export.extents().unwrap().extents(before, end - before, &mut visit).unwrap();
-        assert!(at > before, "nothing was told");
+        assert!(at > before, "nothing was reported");
         assert!(at <= export.size());
     }
     runs

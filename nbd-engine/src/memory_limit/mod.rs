@@ -37,8 +37,6 @@ pub(crate) fn available() -> u64 {
 
 /// Bytes of memory that the process may use in all: the smallest limit, whatever is in use. Never more than the machine
 /// has.
-// The server-wide bound on buffers is derived from it.
-#[allow(dead_code, reason = "the server's bound on buffers comes with its own change")]
 pub(crate) fn total() -> u64 {
     limits(Path::new("/")).iter().map(|limit| limit.total).min().unwrap_or(UNKNOWN)
 }
@@ -174,43 +172,11 @@ mod tests {
         assert_eq!(reported_after("ulimit -d 300000").0, 300_000 << 10);
     }
 
-    /// A control group below that of this process, removed when it is dropped.
-    #[cfg(target_os = "linux")]
-    struct Group(std::path::PathBuf);
-
-    #[cfg(target_os = "linux")]
-    impl Group {
-        /// `None` without a hierarchy that has memory limits and may be changed.
-        fn new() -> Option<(Self, &'static str)> {
-            let top = |path: &str| Path::new("/sys/fs/cgroup").join(path);
-            let name = format!("nbd-engine-test-{}", std::process::id());
-            [("memory", "memory.limit_in_bytes"), ("", "memory.max")].into_iter().find_map(
-                |(controller, file)| {
-                    let group = Self(top(controller).join(&name));
-                    fs::create_dir(&group.0).ok()?;
-                    group.0.join(file).exists().then_some((group, file))
-                },
-            )
-        }
-    }
-
-    #[cfg(target_os = "linux")]
-    impl Drop for Group {
-        fn drop(&mut self) {
-            let _left_behind = fs::remove_dir(&self.0);
-        }
-    }
-
     #[cfg(target_os = "linux")]
     #[test]
     fn the_limit_of_a_real_control_group_counts() {
-        let Some((group, file)) = Group::new() else {
-            eprintln!("skipped: this process may not make a control group with a memory limit");
-            return;
-        };
-        fs::write(group.0.join(file), (512 << 20).to_string()).unwrap();
-        let enter = format!("echo $$ > {}/cgroup.procs", group.0.display());
-        let (total, available) = reported_after(&enter);
+        let Some(group) = nbd_testkit::cgroup::MemoryGroup::require(512 << 20) else { return };
+        let (total, available) = reported_after(&group.enter());
         assert_eq!(total, 512 << 20);
         assert!((256 << 20..512 << 20).contains(&available), "{available}");
     }

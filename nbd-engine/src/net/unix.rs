@@ -52,8 +52,8 @@ pub fn check_socket_path(path: &Path) -> io::Result<()> {
 
 /// The path of a Unix socket, removed when dropped, unless another socket has taken its place.
 ///
-/// Drop it before the listener: as long as that is open no other server takes the path over, and no other file can have
-/// its identity.
+/// Drop it before the listener, as a pair of both does, which [listens](crate::server::Listen), too: as long as that is
+/// open no other server takes the path over, and no other file can have its identity.
 #[derive(Debug)]
 pub struct SocketPath {
     path: PathBuf,

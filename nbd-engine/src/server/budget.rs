@@ -2,7 +2,8 @@
 //!
 //! Each connection has a small share that nobody else can take. What it needs beyond that it leases from the rest,
 //! which is granted in turn. A connection that holds some of it gets no more than it leaves for others; one that holds
-//! nothing gets what it needs as soon as there is so much.
+//! nothing gets what it needs as soon as there is so much. Every other turn is that of the connection that has moved
+//! most data so far, so that clients which work don't wait behind all those that only ask.
 //! Connections keep what they have leased as long as nobody waits and they are not idle, so that the common budget is
 //! not looked at for each request.
 
@@ -33,6 +34,8 @@ pub(crate) struct BufferBudget {
 struct State {
     leased: usize,
     queue: VecDeque<Waiter>,
+    /// Whether the next turn is that of the first in the queue, rather than of the one that has moved most.
+    first_come: bool,
 }
 
 #[derive(Debug)]
@@ -45,6 +48,8 @@ struct Waiter {
     holds: bool,
     /// What it needs besides.
     needs: usize,
+    /// Bytes that its connection has moved.
+    moved: u64,
     waker: Waker,
 }
 
@@ -69,21 +74,15 @@ impl BufferBudget {
     /// Grants what can be granted, in turn.
     fn grant(&self, mut state: MutexGuard<'_, State>) {
         let mut wakers = Vec::new();
-        let mut index = 0;
-        while let Some(waiter) = state.queue.get(index) {
+        while let Some(index) = self.next_turn(&state) {
             let free = self.rest.saturating_sub(state.leased);
-            let (mine, available) = (waiter.leased + waiter.needs, waiter.leased + free);
-            if waiter.holds && mine > available / 2 {
-                // What it holds itself is in its way: others need not wait for that.
-                index += 1;
-                continue;
-            }
-            if mine > available {
+            if state.queue[index].needs > free {
                 // It is its turn: what comes free is kept for it.
                 break;
             }
             if let Some(waiter) = state.queue.remove(index) {
                 state.leased += waiter.needs;
+                state.first_come = !state.first_come;
                 waiter.granted.store(waiter.needs, Ordering::Release);
                 wakers.push(waiter.waker);
             }
@@ -91,6 +90,20 @@ impl BufferBudget {
         self.waiting.store(state.queue.len(), Ordering::Relaxed);
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Whose turn it is, by index. Those that wait for what they hold themselves have none.
+    fn next_turn(&self, state: &State) -> Option<usize> {
+        let free = self.rest.saturating_sub(state.leased);
+        let modest = |waiter: &Waiter| {
+            !waiter.holds || waiter.leased + waiter.needs <= (waiter.leased + free) / 2
+        };
+        let mut turns = state.queue.iter().enumerate().filter(|(_, waiter)| modest(waiter));
+        if state.first_come {
+            return turns.next().map(|(index, _)| index);
+        }
+        // The earlier one of two that have moved the same.
+        turns.rev().max_by_key(|(_, waiter)| waiter.moved).map(|(index, _)| index)
     }
 
     fn give_back(&self, bytes: usize) {
@@ -110,6 +123,8 @@ pub(crate) struct Account {
     share: usize,
     /// Bytes in use.
     used: usize,
+    /// Bytes that were received and sent so far.
+    moved: u64,
     /// Bytes beyond the share that were granted.
     leased: usize,
     /// Whether this account is in the queue, or has been granted something there that it did not take note of yet.
@@ -120,7 +135,7 @@ pub(crate) struct Account {
 impl Account {
     pub(crate) fn new(budget: Arc<BufferBudget>) -> Self {
         let share = budget.share;
-        Self { budget, share, used: 0, leased: 0, waits: false, granted: Arc::default() }
+        Self { budget, share, used: 0, moved: 0, leased: 0, waits: false, granted: Arc::default() }
     }
 
     /// Bytes that can be used without asking anybody.
@@ -160,13 +175,14 @@ impl Account {
         match own {
             Some(own) => {
                 (own.leased, own.holds, own.needs) = (leased, holds, needs);
+                own.moved = self.moved;
                 own.waker.clone_from(waker);
             }
             // It may have been granted something since it was looked at.
             None => {
                 let granted = Arc::clone(&self.granted);
-                let waker = waker.clone();
-                state.queue.push_back(Waiter { granted, leased, holds, needs, waker });
+                let (moved, waker) = (self.moved, waker.clone());
+                state.queue.push_back(Waiter { granted, leased, holds, needs, moved, waker });
             }
         }
         self.waits = true;
@@ -177,6 +193,22 @@ impl Account {
         bytes <= self.free()
     }
 
+    /// Leases so much that `bytes` can be used besides what is in use, if that keeps nobody waiting and leaves as much
+    /// for others: for buffers that are kept though nobody needs them at the moment.
+    pub(crate) fn extend(&mut self, bytes: usize) -> bool {
+        let Some(missing) = bytes.checked_sub(self.free()).filter(|missing| *missing > 0) else {
+            return true;
+        };
+        let mut state = self.budget.lock();
+        let leased = state.leased + missing;
+        if !state.queue.is_empty() || leased > self.budget.rest / 2 {
+            return false;
+        }
+        state.leased = leased;
+        self.leased += missing;
+        true
+    }
+
     fn stop_waiting(&mut self) {
         if !core::mem::take(&mut self.waits) {
             return;
@@ -185,6 +217,11 @@ impl Account {
         state.queue.retain(|one| !Arc::ptr_eq(&one.granted, &self.granted));
         self.budget.grant(state);
         self.leased += self.granted.swap(0, Ordering::Acquire);
+    }
+
+    /// The connection has moved so many bytes.
+    pub(crate) const fn credit(&mut self, bytes: usize) {
+        self.moved = self.moved.saturating_add(bytes as u64);
     }
 
     /// So many bytes are no longer in use. What was leased stays for the next request, unless others wait.

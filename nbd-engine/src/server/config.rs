@@ -150,7 +150,8 @@ impl ServerConfig {
         self
     }
 
-    /// How long a client may take from connecting to choosing an export. Default 30 seconds.
+    /// How long a client may take from connecting to choosing an export, besides a second for each export that was listed
+    /// to it. Default 30 seconds.
     #[must_use]
     pub const fn with_handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;
@@ -196,9 +197,8 @@ impl ServerConfig {
         self
     }
 
-    /// Threads that exports which may block compete for, started when needed. One export occupies at most three quarters
-    /// of them, one connection three quarters of that; besides, each export gets two when all are occupied by others.
-    /// Default 16, at least 1.
+    /// Threads that exports which may block compete for, started when needed. One connection occupies at most three
+    /// quarters of them; besides, each export gets two when all are occupied by others. Default 16, at least 1.
     #[must_use]
     pub const fn with_max_workers(mut self, count: usize) -> Self {
         self.max_workers = if count == 0 { 1 } else { count };

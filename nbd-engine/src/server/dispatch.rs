@@ -1,17 +1,16 @@
 //! From a command to an export's method: the one place where the two meet.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-
-use futures_util::FutureExt;
 
 use nbd_proto::wire::TransmissionFlags;
 use nbd_proto::{Command, ContextInfo, ExportInfo};
 
 use super::ServerConfig;
+pub(super) use super::guard::guarded;
+use super::guard::guarded_async;
 use super::pieces::Pieces;
 use super::slot_futures;
-use super::status::{Source, Status};
+use super::status::Status;
 use super::workers::Completion;
 use crate::export::{
     AsyncCanCache, AsyncCanFlush, AsyncCanResize, AsyncCanTrim, AsyncCanWrite, AsyncCanWriteZeroes,
@@ -39,17 +38,11 @@ pub(super) fn unsupported<T>() -> Result<T> {
     Err(ExportError::new(nbd_proto::wire::ErrorCode::EINVAL, "the export can't do that any more"))
 }
 
-fn read_flags(dont_fragment: bool) -> ReadFlags {
-    let mut flags = ReadFlags::default();
-    flags.dont_fragment = dont_fragment;
-    flags
-}
-
 /// Carries out a command; may block.
 pub(crate) fn execute(export: &dyn Export, command: Command, work: &mut Work) -> Result<()> {
     match command {
         Command::Read { offset, length, dont_fragment, .. } => {
-            work.body.set_flags(read_flags(dont_fragment));
+            work.body.set_flags(ReadFlags { dont_fragment });
             export.read_body(&mut work.body, length as usize, offset)?;
             check_length(work, length)
         }
@@ -96,16 +89,6 @@ pub(crate) fn try_execute(
         .unwrap_or_else(|error| Some(Err(error)))
 }
 
-/// Runs an export's code. One that panics fails its request, neither the connection nor the server.
-pub(super) fn guarded<R>(run: impl FnOnce() -> R) -> Result<R> {
-    // What it leaves behind is as after any other failure: bytes in some state of a request.
-    catch_unwind(AssertUnwindSafe(run)).map_err(|_| panicked())
-}
-
-fn panicked() -> ExportError {
-    ExportError::io("the export panicked")
-}
-
 fn try_execute_unguarded(
     export: &dyn Export,
     command: Command,
@@ -114,7 +97,7 @@ fn try_execute_unguarded(
 ) -> Option<Result<()>> {
     match command {
         Command::Read { offset, length, dont_fragment, .. } => {
-            work.body.set_flags(read_flags(dont_fragment));
+            work.body.set_flags(ReadFlags { dont_fragment });
             let result = export.try_read(&mut work.body, length as usize, offset)?;
             Some(result.and_then(|()| check_length(work, length)))
         }
@@ -189,8 +172,7 @@ pub(crate) type Mailbox = slot_futures::Mailbox<AsyncRequest, Completion>;
 pub(crate) async fn serve_requests<E: AsyncExport>(export: Arc<E>, mailbox: Mailbox) {
     loop {
         let AsyncRequest { slot, command, mut work } = mailbox.next().await;
-        let run = AssertUnwindSafe(execute_async(&*export, command, &mut work)).catch_unwind();
-        let result = run.await.unwrap_or_else(|_| Err(panicked()));
+        let result = guarded_async(execute_async(&*export, command, &mut work)).await;
         mailbox.finish(Completion { slot, command, work, result });
     }
 }
@@ -221,7 +203,7 @@ async fn execute_whole_async<E: AsyncExport>(
     let native = fua && export.can_write().is_some_and(|ability| ability.fua() == Fua::Native);
     match command {
         Command::Read { offset, length, dont_fragment, .. } => {
-            work.body.set_flags(read_flags(dont_fragment));
+            work.body.set_flags(ReadFlags { dont_fragment });
             export.read_body(&mut work.body, length as usize, offset).await?;
             check_length(work, length)?;
         }
@@ -330,9 +312,4 @@ fn add_found<'q>(
             contexts.extend(find(query));
         }
     }
-}
-
-/// The metadata context of that name in the export.
-pub(crate) fn source(entry: &ExportEntry, name: &str) -> Source {
-    Source::new(name, entry.export().facts().extents)
 }

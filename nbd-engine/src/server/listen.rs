@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::{Permit, ServerState, serve};
 use crate::export::PeerAddr;
+use crate::net::SocketPath;
 use crate::runtime::{BoxFuture, Runtime};
 use crate::transport::Transport;
 
@@ -30,6 +31,16 @@ pub trait Listen: Send {
 
     /// Waits for the next connection.
     fn accept(&mut self) -> impl Future<Output = io::Result<Accepted<Self::Transport>>> + Send;
+}
+
+/// The listener of a Unix socket with its path, which is removed before the listener is closed: a server that takes the
+/// path over meanwhile can't have its own socket removed.
+impl<L: Listen> Listen for (SocketPath, L) {
+    type Transport = L::Transport;
+
+    fn accept(&mut self) -> impl Future<Output = io::Result<Accepted<Self::Transport>>> + Send {
+        self.1.accept()
+    }
 }
 
 /// After a failure to accept (out of descriptors, mostly) the next try is made this much later.
@@ -176,7 +187,46 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::export::ExportMap;
+    use crate::server::Settings;
+    use crate::transport::AnyTransport;
+
+    /// A listener with a fault.
+    struct Faulty;
+
+    impl Listen for Faulty {
+        type Transport = AnyTransport;
+
+        async fn accept(&mut self) -> io::Result<Accepted<AnyTransport>> {
+            panic!("a faulty listener");
+        }
+    }
+
+    #[derive(Clone)]
+    struct NoRuntime;
+
+    impl Runtime for NoRuntime {
+        fn sleep(&self, _: Duration) -> BoxFuture {
+            Box::pin(core::future::pending())
+        }
+
+        fn spawn(&self, _: BoxFuture) {}
+    }
+
+    #[test]
+    fn a_server_without_its_listener_shuts_down_and_reports_it() {
+        let service = Service::new(ExportMap::new(), Settings::default());
+        assert!(!service.outcome().listener_failed);
+        let listening = listen(Arc::clone(&service), Faulty, NoRuntime);
+        catch_unwind(AssertUnwindSafe(|| listening.now_or_never())).unwrap_err();
+        assert!(service.is_shutting_down());
+        assert!(service.outcome().listener_failed);
+    }
 
     #[test]
     fn descriptors_that_ran_out_have_a_remedy() {

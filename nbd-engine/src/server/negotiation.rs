@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use nbd_proto::server::{self, Connection, Listing, LookupOutcome, LookupRefusal, Purpose};
 use nbd_proto::{Misuse, SelectedContext};
 
+use super::dispatch::guarded;
 use super::state::ServerState;
 use super::status::Source;
 use super::visit::Visit;
@@ -92,11 +93,16 @@ impl Negotiation {
             }
             Question::Find(answer) => {
                 let Poll::Ready(found) = answer.as_mut().poll(cx) else { return None };
-                let describe =
-                    |entry| dispatch::describe(entry, state.config(), connection.queries());
-                let info = found.as_ref().map(describe);
-                let outcome = connection.answer_lookup(info.as_ref().map_err(|it| in_protocol(it)));
-                self.export = found.ok();
+                let described = found.and_then(|entry| {
+                    let (config, queries) = (state.config(), connection.queries());
+                    match guarded(|| dispatch::describe(&entry, config, queries)) {
+                        Ok(info) => Ok((entry, info)),
+                        Err(_) => Err(Refusal::Unknown),
+                    }
+                });
+                let answer = described.as_ref().map(|(_, info)| info).map_err(in_protocol);
+                let outcome = connection.answer_lookup(answer);
+                self.export = described.ok().map(|(entry, _)| entry);
                 outcome
             }
         };
@@ -109,7 +115,8 @@ impl Negotiation {
         let Some(entry) = &self.export else { return Vec::new() };
         tracing::Span::current().record("export", entry.name());
         self.visit = Some(Visit::begin(entry.clone(), Arc::clone(&self.client)));
-        selected.iter().map(|one| (one.id, dispatch::source(entry, &one.name))).collect()
+        let extents = entry.export().facts().extents;
+        selected.iter().map(|one| (one.id, Source::new(&one.name, extents))).collect()
     }
 
     /// The export in use.

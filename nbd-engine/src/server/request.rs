@@ -465,6 +465,7 @@ impl Handler<Connection> for Requests {
 
     fn received(&mut self, connection: &mut Connection, count: usize) {
         self.activity.received += count as u64;
+        self.memory.account.credit(count);
         self.turn.spend(count as u64);
         self.ended_rest |= core::mem::replace(&mut self.rests, false);
         self.follow_size(connection);
@@ -472,6 +473,7 @@ impl Handler<Connection> for Requests {
 
     fn sent(&mut self, count: usize, drained: bool) {
         self.activity.sent += count as u64;
+        self.memory.account.credit(count);
         self.activity.drained += u64::from(drained);
         self.turn.spend(count as u64);
     }
@@ -538,13 +540,11 @@ impl Memory {
             return false;
         }
         slot.charged += missing;
-        let (cached, free) = (self.cached(), self.account.free());
-        if cached > free {
-            // What is kept is in nobody's account, unless this request makes use of it.
-            let useful = self.pool.has_fitting(bytes) || self.spare_pages.kept() > 0;
-            if !useful || cached > free + bytes {
-                self.free_cached();
-            }
+        // What is kept is to be paid for, too, apart from what this request makes use of.
+        let useful = self.pool.kept() == 0 || self.pool.has_fitting(bytes);
+        let surplus = self.cached().saturating_sub(if useful { bytes } else { 0 });
+        if !self.account.extend(surplus) {
+            self.free_cached();
         }
         true
     }
@@ -566,7 +566,7 @@ impl Memory {
             slot.payload.free();
         }
         self.settle(slot, slot.work.body.buffer_size());
-        if crowded || self.cached() > self.account.free() {
+        if crowded || !self.account.extend(self.cached()) {
             self.free_cached();
             self.account.give_back_unused();
         }

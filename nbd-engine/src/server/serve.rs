@@ -25,6 +25,10 @@ const SHUTDOWN_GRACE: Duration = Duration::from_millis(200);
 /// How long a client may take to notice the end of the stream.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// How much longer the handshake may take for each export that was listed to the client: clients such as `qemu-nbd --list`
+/// then ask about all of them, and Nagle's algorithm on their side costs 40 ms for each question.
+const TIME_PER_EXPORT: Duration = Duration::from_secs(1);
+
 /// Serves one client over a byte stream of any kind until it disconnects, breaks the protocol, misses a deadline, or the
 /// server shuts down.
 ///
@@ -110,6 +114,8 @@ struct Connection<'a, T, R> {
     shutdown: Shutdown,
     /// Until when an export has to be chosen; then when the watch looks next. It is set anew only when it has passed.
     timer: BoxFuture,
+    /// How long the handshake may take.
+    handshake_limit: Duration,
     watch: Option<Watch>,
     drain: Option<Drain>,
 }
@@ -127,6 +133,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             session,
             shutdown: Shutdown { listener: state.shutdown_listener(), registered: None },
             timer: runtime.sleep(state.config().handshake_timeout()),
+            handshake_limit: state.config().handshake_timeout(),
             watch: None,
             drain: None,
             state,
@@ -179,8 +186,13 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
     /// The timer has passed. Gives how long until the next look.
     fn look(&mut self) -> Result<Duration, ConnectionError> {
         let Some(watch) = &mut self.watch else {
-            let limit = self.state.config().handshake_timeout();
-            return Err(ConnectionError::HandshakeTimeout(limit));
+            let for_list = TIME_PER_EXPORT.saturating_mul(self.session.listed_exports());
+            let allowed = self.state.config().handshake_timeout().saturating_add(for_list);
+            let limit = core::mem::replace(&mut self.handshake_limit, allowed);
+            return match allowed.checked_sub(limit) {
+                Some(more) if !more.is_zero() => Ok(more),
+                _ => Err(ConnectionError::HandshakeTimeout(limit)),
+            };
         };
         if self.session.is_peer_gone() {
             return Err(ConnectionError::PeerGone);

@@ -15,15 +15,12 @@ use super::request::Requests;
 use super::state::ServerState;
 use super::turn::Turn;
 use super::watch::Activity;
-use crate::busy_poll::BusyPoll;
+use crate::busy_poll::{BUSY_POLL, BusyPoll};
 use crate::export::{self, ClientInfo};
 use crate::maybe_tls::MaybeTls;
 use crate::pump::Pump;
 use crate::runtime::Runtime;
 use crate::transport::Transport;
-
-/// How long to poll for the next request where that holds up no other task.
-const BUSY_POLL: Duration = Duration::from_micros(30);
 
 /// How a connection ended in order.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +63,11 @@ impl<T: Transport> Session<T> {
     /// Whether nothing is in flight or queued.
     pub(crate) fn is_idle(&self) -> bool {
         self.pump.machine.is_idle()
+    }
+
+    /// Exports about which the client may want to ask before it enters one.
+    pub(crate) const fn listed_exports(&self) -> u32 {
+        self.pump.machine.listed_exports()
     }
 
     /// Requests whose reply is not wholly sent.

@@ -1,8 +1,8 @@
 //! Futures in numbered slots, each kept for one request after the other.
 //!
 //! A set such as `FuturesUnordered` takes a node and a box for each future. Here a slot's future lives as long as the
-//! connection: it takes a request from its [`Mailbox`], carries it out, and leaves the outcome there. So a request costs
-//! no allocation once its slot was used before.
+//! connection: it takes a request from its [`Mailbox`], carries it out, and leaves the outcome there. So a request
+//! costs no allocation once its slot was used before.
 
 use core::future::poll_fn;
 use core::pin::Pin;
@@ -150,6 +150,9 @@ impl<I, O> SlotFutures<I, O> {
     /// Polls the futures that were started or woken, each once, and hands over what they finished. Later wakes wake
     /// `cx`.
     pub(crate) fn poll(&mut self, cx: &Context<'_>, mut finished: impl FnMut(O)) {
+        if self.slots.is_empty() {
+            return;
+        }
         self.ready.waker.register(cx.waker());
         core::mem::swap(&mut *self.ready.lock(), &mut self.polled);
         for index in self.polled.drain(..) {

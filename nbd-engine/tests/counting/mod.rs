@@ -21,6 +21,7 @@ macro_rules! allocation_suite {
             reads_allocate_nothing
             flushes_and_trims_allocate_nothing
             requests_side_by_side_allocate_nothing
+            futures_allocate_nothing
             a_client_that_does_not_read_is_held_within_the_limits
         }
     };

@@ -2,14 +2,19 @@
 //!
 //! Only the thread that serves the connection is counted, not the client beside it.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
-use nbd_engine::export::{Export, ExportMap, Memory, Result};
+use nbd_engine::export::{
+    AsyncCanFlush, AsyncCanTrim, AsyncCanWrite, AsyncExport, Export, ExportMap, IntoExport, Memory,
+    Result, Tracked,
+};
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::wait_until;
-use nbd_testkit::raw::{Mode, RawClient, Request, Wire};
+use nbd_testkit::raw::{Mode, RawClient, Request, Wire, cmd_flag};
 
 use super::{held, peak};
 
@@ -29,7 +34,11 @@ struct Session {
 
 impl Session {
     fn new(connect: Connect, mode: Mode) -> Self {
-        let exports = ExportMap::new().with("", Memory::new(2 << 30).unwrap()).unwrap();
+        Self::to(Memory::new(2 << 30).unwrap(), connect, mode)
+    }
+
+    fn to<K>(export: impl IntoExport<K>, connect: Connect, mode: Mode) -> Self {
+        let exports = ExportMap::new().with("", export).unwrap();
         let counter = Box::leak(Box::default());
         let client = enter(connect(exports, ServerConfig::default(), counter), mode);
         Self { client, counter }
@@ -121,6 +130,82 @@ pub(crate) fn requests_side_by_side_allocate_nothing(connect: Connect) {
         let mixed = reads.zip(others).flat_map(|(read, write)| [read, write, Request::flush()]);
         session.settles(&format!("{what}, both"), 6, &mixed.collect::<Vec<_>>());
     });
+}
+
+/// A disk whose work is a future, which waits once in each request, and which has no FUA of its own.
+struct Later;
+
+impl Later {
+    async fn wait(&self) -> Result<()> {
+        let mut first = true;
+        poll_fn(|cx| {
+            if !core::mem::take(&mut first) {
+                return Poll::Ready(Ok(()));
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl AsyncExport for Later {
+    fn size(&self) -> u64 {
+        1 << 30
+    }
+
+    async fn read(&self, buffer: &mut [u8], _offset: u64) -> Result<()> {
+        buffer.fill(1);
+        self.wait().await
+    }
+
+    fn can_write(&self) -> Option<impl AsyncCanWrite> {
+        Some(self)
+    }
+
+    fn can_flush(&self) -> Option<impl AsyncCanFlush> {
+        Some(self)
+    }
+
+    fn can_trim(&self) -> Option<impl AsyncCanTrim> {
+        Some(self)
+    }
+}
+
+impl AsyncCanWrite for Later {
+    async fn write(&self, _data: &[u8], _offset: u64, _fua: bool) -> Result<()> {
+        self.wait().await
+    }
+}
+
+impl AsyncCanFlush for Later {
+    async fn flush(&self) -> Result<()> {
+        self.wait().await
+    }
+}
+
+impl AsyncCanTrim for Later {
+    async fn trim(&self, _offset: u64, _length: u64, _fua: bool) -> Result<()> {
+        self.wait().await
+    }
+}
+
+pub(crate) fn futures_allocate_nothing(connect: Connect) {
+    for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
+        // In a layer, which adds nothing to it.
+        let mut session = Session::to(Tracked::new(Later), connect, mode);
+        let flush = Request::flush();
+        for length in [4096, MIB] {
+            let write = Request::write(0, &vec![1; length]).flags(cmd_flag::FUA);
+            let read = Request::read(0, length as u64);
+            let trim = Request::trim(0, length as u64).flags(cmd_flag::FUA);
+            let mixed = [write, read, trim, flush.clone()];
+            session.settles(&format!("{mode:?}, {length} bytes"), 1, &mixed);
+            let eight: Vec<_> = mixed.iter().cycle().take(16).cloned().collect();
+            session.settles(&format!("{mode:?}, {length} bytes, side by side"), 8, &eight);
+        }
+        session.client.finish();
+    }
 }
 
 /// A disk that counts its reads.

@@ -1,6 +1,6 @@
 //! A server for one test, on threads and a Unix socket.
 
-use nbd_blocking::export::{Export, ExportMap};
+use nbd_blocking::export::{ExportMap, Exports, IntoExport};
 use nbd_blocking::{Server, ServerConfig};
 use nbd_testkit::Endpoint;
 use tempfile::TempDir;
@@ -14,11 +14,11 @@ pub(crate) struct Served {
 #[allow(dead_code, reason = "each test uses a part of it")]
 impl Served {
     /// Serves one export as the default one.
-    pub(crate) fn only(export: impl Export) -> Self {
+    pub(crate) fn only<K>(export: impl IntoExport<K>) -> Self {
         Self::start(ExportMap::new().with("", export).unwrap(), ServerConfig::default())
     }
 
-    pub(crate) fn start(exports: ExportMap, config: ServerConfig) -> Self {
+    pub(crate) fn start(exports: impl Exports, config: ServerConfig) -> Self {
         let server = Server::with_config(exports, config);
         let dir = TempDir::new().unwrap();
         let endpoint = Endpoint::Unix(dir.path().join("new.sock"));
@@ -28,6 +28,10 @@ impl Served {
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
     }
 
     /// Another listener of the same server, for oldstyle clients.

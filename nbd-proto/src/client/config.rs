@@ -3,8 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::OptionError;
-use super::validate;
+use super::option_check::{self, OptionError};
 use crate::Limits;
 use crate::wire::InfoType;
 
@@ -18,17 +17,17 @@ pub enum TlsMode {
     /// TLS where the server has it, plain text elsewhere: no protection from an attacker in between (section "Protocol
     /// downgrade attacks").
     Preferred,
-    /// Nothing but STARTTLS is said before TLS, and there is no session without it (C-TLS-22, C-TLS-25).
+    /// Nothing but STARTTLS is sent before TLS, and there is no session without it.
     Required,
 }
 
-/// How far the machine haggles by itself.
+/// How far the machine negotiates by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Goal {
-    /// Not at all: after the greeting it is your turn, with [`Event::Haggling`](super::Event::Haggling).
+    /// Not at all: after the greeting it is your turn, with [`Event::YourTurn`](super::Event::YourTurn).
     Manual,
-    /// It negotiates TLS and headers; then it is your turn, with [`Event::Haggling`](super::Event::Haggling).
+    /// TLS and headers; then it is your turn, with [`Event::YourTurn`](super::Event::YourTurn).
     Prepare,
     /// All the way to the export and [`Event::Ready`](super::Event::Ready).
     #[default]
@@ -42,29 +41,28 @@ pub enum Goal {
 pub struct Config {
     /// Bounds on what the peer can make the connection hold.
     pub limits: Limits,
-    /// How far the machine haggles by itself.
+    /// How far the machine negotiates by itself.
     pub goal: Goal,
     /// The export to enter; empty for the default one. Oldstyle servers have one export and no name for it.
     pub export: String,
     /// Whether TLS is wanted. With anything but [`TlsMode::Off`] the embedder does the TLS handshake when
-    /// [`Incoming::Tls`](super::Incoming::Tls) asks for it.
+    /// [`Wants::Tls`](crate::Wants::Tls) asks for it.
     pub tls: TlsMode,
-    /// Ask for extended headers, and go on without them where they are refused (C-OPT-EH-11).
+    /// Ask for extended headers, and go on without them where they are refused.
     pub extended_headers: bool,
-    /// Ask for structured replies unless extended headers were agreed, and go on without them where they are refused
-    /// (C-OPT-SR-06).
+    /// Ask for structured replies unless extended headers were agreed, and go on without them where they are refused.
     pub structured_replies: bool,
-    /// The metadata contexts to select. Those that the server has not are missing from
-    /// [`ExportView::contexts`](super::ExportView::contexts).
+    /// The metadata contexts to select. Those that the server does not have are missing from
+    /// [`ExportView::contexts`](crate::ExportView::contexts).
     pub contexts: Vec<String>,
-    /// What to ask about the export on entering. Size constraints by default, which this client honours (C-SZ-17).
+    /// What to ask about the export on entering. Size constraints by default, which this client obeys.
     pub info: Vec<InfoType>,
     /// Whether to speak fixed newstyle, without which there is `NBD_OPT_EXPORT_NAME` only.
     pub fixed_newstyle: bool,
-    /// Whether to do without the 124 zero bytes after `NBD_OPT_EXPORT_NAME`.
+    /// Whether to leave out the 124 zero bytes after `NBD_OPT_EXPORT_NAME`.
     pub no_zeroes: bool,
-    /// Whether a server that speaks the oldstyle handshake will do (C-HS-20). Such a handshake leads to
-    /// [`Event::Ready`](super::Event::Ready) whatever the goal, since there is nothing to haggle about.
+    /// Whether to accept a server that speaks the oldstyle handshake. Such a handshake leads to
+    /// [`Event::Ready`](super::Event::Ready) whatever the goal, since it has no options.
     pub oldstyle: bool,
     /// Refuse to send what breaks the protocol. Only tests of servers switch this off.
     pub strict: bool,
@@ -96,13 +94,14 @@ impl Config {
         Self { export: name.into(), ..Self::default() }
     }
 
-    /// Whether names, queries and information requests may be sent as they are.
+    /// Whether names, queries and information items may be sent as they are.
     pub(super) fn check(&self) -> Result<(), OptionError> {
+        option_check::length(&self.export, &self.contexts)?;
         if !self.strict {
             return Ok(());
         }
-        validate::name(&self.export)?;
-        validate::items(&self.info)?;
-        self.contexts.iter().try_for_each(|query| validate::query(query))
+        option_check::name(&self.export)?;
+        option_check::items(&self.info)?;
+        self.contexts.iter().try_for_each(|query| option_check::query(query))
     }
 }

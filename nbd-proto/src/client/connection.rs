@@ -1,113 +1,69 @@
-//! The connection: its state, and the methods that drive it.
+//! The connection: its phases, and the methods that drive it. Only this file changes the phase.
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use super::haggling::{Asked, Negotiation, Script};
-use super::reply::{Chunk, StatusRun};
-use super::transmission::Pending;
-use super::view::Entered;
-use super::{Config, Event, Incoming, OptionError, PauseReason};
+use super::negotiation::Negotiation;
+use super::pending::Pending;
+use super::progress::Progress;
+use super::transmission::Transmission;
+use super::{Config, Event, OptionError, SubmitError};
 use crate::in_flight::InFlight;
 use crate::outbound::Outbound;
 use crate::scratch::Scratch;
-use crate::wire::{
-    BlockStatusDescriptor, EXPORT_NAME_PADDING, ExportNameReply, ExtendedReplyHeader, Greeting,
-    OptionCode, OptionReplyHeader,
+use crate::{
+    CloseReason, Command, Error, ExportView, Finished, Input, Misuse, PauseReason, RequestId,
+    RequestRules, Segments, Wants,
 };
-use crate::{Error, Extent, Misuse, PeerMisbehaved, Refusal, RequestId, Segments};
 
 /// The client's side of one connection, as a state machine that does no I/O.
 ///
-/// `C` is your own data of a request: a buffer, a waker, a channel. It is kept while the request is in flight and comes
-/// back with its [`Event::Completed`], or by [`next_abandoned`](Self::next_abandoned).
+/// Its methods come in four families. **What happened:** [`transmitted`](Self::transmitted),
+/// [`payload_received`](Self::payload_received), [`tls_established`](Self::tls_established),
+/// [`end_of_stream`](Self::end_of_stream). **What you want:** [`submit`](Self::submit),
+/// [`submit_block_status`](Self::submit_block_status), [`disconnect`](Self::disconnect), and during the negotiation
+/// [`enter`](Self::enter) and a method for each option. **What it wants of you:** [`next_event`](Self::next_event),
+/// [`segments`](Self::segments), [`wants`](Self::wants), in this order. **Getters:** [`export`](Self::export) and others.
 ///
-/// Its methods come in four families. **What happened:** [`next_event`](Self::next_event) (bytes arrived),
-/// [`payload_received`](Self::payload_received), [`transmitted`](Self::transmitted),
-/// [`tls_established`](Self::tls_established), [`end_of_stream`](Self::end_of_stream). **What you want:**
-/// [`submit`](Self::submit), [`submit_block_status`](Self::submit_block_status), [`disconnect`](Self::disconnect), and
-/// while haggling [`enter`](Self::enter) and a method per option. **What it wants of you:**
-/// [`incoming`](Self::incoming), [`segments`](Self::segments), [`context`](Self::context). **Getters:**
-/// [`is_finished`](Self::is_finished), [`export`](Self::export) and others.
-///
-/// The invariant: before waiting for the socket, everything that can be handled has been handled, that is
-/// [`incoming`](Self::incoming) asks for bytes that you don't have (or pauses), and [`segments`](Self::segments) is
-/// empty or the socket takes no more. Wait for reading *and* writing then: a client that only writes while its server
-/// only writes waits forever, and this machine never makes one wait for the other.
+/// The rule: before you wait for the transport, [`next_event`](Self::next_event) has given `None` for all that you have
+/// received, and [`segments`](Self::segments) is empty or the transport takes no more. Then wait for reading *and*
+/// writing: a client that only writes while its server only writes waits forever, and this machine never makes one wait
+/// for the other.
 ///
 /// The [module](super) has the loop.
 #[derive(Debug)]
-pub struct Connection<C> {
+pub struct Connection {
     pub(super) config: Config,
-    pub(super) state: State,
     scratch: Scratch,
-    /// Data of the option reply at hand, or the payload of an error chunk.
-    pub(super) collected: Vec<u8>,
-    pub(super) negotiation: Negotiation,
-    /// What is negotiated without the embedder's doing; `None` when it is the embedder who haggles.
-    pub(super) script: Option<Script>,
-    pub(super) asked: Asked,
-    pub(super) export: Option<Entered>,
     pub(super) out: Outbound,
-    pub(super) in_flight: InFlight<Pending<C>>,
-    pub(super) batch: Vec<Extent>,
-    sent: VecDeque<RequestId>,
-    pub(super) ready: VecDeque<Event<C>>,
-    pub(super) leaving: Leaving,
-    pub(super) server_is_shutting_down: bool,
-    /// Why an ABORT is under way that the embedder did not ask for.
-    pub(super) refusal: Option<Refusal>,
-    pub(super) error: Option<Error>,
+    pub(super) phase: Phase,
+    /// Events that methods other than [`next_event`](Self::next_event) led to.
+    due: VecDeque<Event>,
+    /// Writes whose payload has been transmitted, until they are given to the embedder.
+    finished: Vec<RequestId>,
+    stream_ended: bool,
 }
 
-/// What the next bytes of the stream are, in the core's own terms.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum State {
-    Greeting,
-    HandshakeFlags,
-    OldstyleRest,
-    /// It is the embedder's turn.
-    Idle,
-    OptionReply(OptionCode),
-    OptionReplyData(OptionReplyHeader),
-    ExportName,
-    ExportNamePadding(usize),
-    /// STARTTLS was acknowledged.
-    Tls,
-    ReplyHeader,
-    /// The first 16 bytes of a structured reply header are here.
-    StructuredRest([u8; 16]),
-    DataOffset(Chunk),
-    Hole(Chunk),
-    StatusHead(Chunk),
-    Extents(Chunk, StatusRun),
-    ErrorPayload(Chunk),
-    Payload {
-        chunk: Chunk,
-        offset: u64,
-        remaining: u64,
-    },
-    Discard {
-        chunk: Chunk,
-        remaining: u64,
-    },
-    /// The last chunk has arrived, what remains is to tell.
-    Complete(RequestId),
-    Ended,
+/// The phases of a connection, in their order.
+#[derive(Debug)]
+pub(super) enum Phase {
+    Negotiation(Box<Negotiation>),
+    Transmission(Box<Transmission>),
+    Closing(Box<Closing>),
+    Closed,
 }
 
-/// How far a departure has come that the embedder asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Leaving {
-    No,
-    Wanted,
-    /// `NBD_OPT_ABORT` or `NBD_CMD_DISC` is queued.
-    Said,
-    /// [`Event::Disconnected`] was raised.
-    Told,
+/// The connection is over; what is left is to report it.
+#[derive(Debug)]
+pub(super) struct Closing {
+    in_flight: InFlight<Pending>,
+    /// Bytes that were transmitted in the transmission phase.
+    transmitted: u64,
+    result: Result<CloseReason, Error>,
 }
 
-impl<C> Connection<C> {
+impl Connection {
     /// A connection that was just established. Nothing is sent before the server's greeting.
     ///
     /// # Errors
@@ -115,364 +71,408 @@ impl<C> Connection<C> {
     pub fn new(config: Config) -> Result<Self, OptionError> {
         config.check()?;
         Ok(Self {
-            in_flight: InFlight::new(config.limits.max_in_flight.max(1)),
+            phase: Phase::Negotiation(Box::new(Negotiation::new(&config))),
             config,
-            state: State::Greeting,
             scratch: Scratch::default(),
-            collected: Vec::new(),
-            negotiation: Negotiation::default(),
-            script: None,
-            asked: Asked::default(),
-            export: None,
             out: Outbound::default(),
-            batch: Vec::new(),
-            sent: VecDeque::new(),
-            ready: VecDeque::new(),
-            leaving: Leaving::No,
-            server_is_shutting_down: false,
-            refusal: None,
-            error: None,
+            due: VecDeque::new(),
+            finished: Vec::new(),
+            stream_ended: false,
         })
-    }
-
-    // What happened.
-
-    /// Bytes arrived: eats what it can off the front of `input` and gives at most one event. Bytes that it did not eat
-    /// stay yours: they may be a payload, or have to wait. `None` means that more is needed, or that
-    /// [`incoming`](Self::incoming) has something to say.
-    ///
-    /// # Errors
-    /// The connection is over: close it, and take what was in flight from [`next_abandoned`](Self::next_abandoned). The
-    /// error is sticky.
-    #[inline]
-    pub fn next_event(&mut self, input: &mut &[u8]) -> Result<Option<Event<C>>, Error> {
-        if let Some(event) = self.ready.pop_front() {
-            return Ok(Some(event));
-        }
-        if let Some(error) = self.error {
-            return Err(error);
-        }
-        // Whatever goes wrong while the machine takes its leave, the reason for that comes first.
-        let result = self.step(input).map_err(|error| self.refusal.map_or(error, Error::Refused));
-        if let Err(error) = &result {
-            self.fail(*error);
-        }
-        result
-    }
-
-    fn step(&mut self, input: &mut &[u8]) -> Result<Option<Event<C>>, Error> {
-        /// The next message of fixed size, or nothing yet.
-        macro_rules! take {
-            () => {
-                match self.scratch.take(input) {
-                    Some(bytes) => bytes,
-                    None => return Ok(None),
-                }
-            };
-        }
-        loop {
-            let event = match self.state {
-                State::ReplyHeader if self.negotiation.extended => {
-                    let header = take!();
-                    self.chunk(&ExtendedReplyHeader::decode(&header)?)?
-                }
-                State::ReplyHeader => {
-                    let header = take!();
-                    self.compact_reply(header)?
-                }
-                State::StructuredRest(head) => {
-                    let rest = take!();
-                    self.structured_chunk(head, rest)?
-                }
-                State::DataOffset(chunk) => {
-                    let offset = u64::from_be_bytes(take!());
-                    self.data(chunk, offset)?;
-                    None
-                }
-                State::Complete(id) => self.complete(id),
-                State::Hole(chunk) => {
-                    let hole = take!();
-                    self.hole(chunk, &hole)?
-                }
-                State::StatusHead(chunk) if self.negotiation.extended => {
-                    let head: [u8; 8] = take!();
-                    self.status_head(chunk, &head)?;
-                    None
-                }
-                State::StatusHead(chunk) => {
-                    let head: [u8; 4] = take!();
-                    self.status_head(chunk, &head)?;
-                    None
-                }
-                State::Extents(chunk, run) => {
-                    let extent = if self.negotiation.extended {
-                        BlockStatusDescriptor::decode_extended(&take!())?
-                    } else {
-                        BlockStatusDescriptor::decode_compact(&take!())?
-                    };
-                    self.extent(chunk, run, extent)?
-                }
-                State::ErrorPayload(chunk) => {
-                    if !self.collect(input, chunk.length) {
-                        return Ok(None);
-                    }
-                    self.error_chunk(chunk)?
-                }
-                State::Greeting => {
-                    let magics = take!();
-                    self.greeting(Greeting::decode(&magics)?)?;
-                    None
-                }
-                State::HandshakeFlags => {
-                    let flags = u16::from_be_bytes(take!());
-                    self.handshake_flags(flags)?
-                }
-                State::OldstyleRest => {
-                    if !self.collect(input, OLDSTYLE_REST as u64) {
-                        return Ok(None);
-                    }
-                    self.oldstyle()?
-                }
-                State::OptionReply(code) => {
-                    let header = take!();
-                    self.option_reply_header(code, OptionReplyHeader::decode(&header)?)?;
-                    None
-                }
-                State::OptionReplyData(header) => {
-                    if !self.collect(input, u64::from(header.length)) {
-                        return Ok(None);
-                    }
-                    let event = self.option_reply(&header)?;
-                    if matches!(self.state, State::Tls) && !input.is_empty() {
-                        return Err(PeerMisbehaved::PlaintextAfterStartTls.into());
-                    }
-                    event
-                }
-                State::ExportName => {
-                    let reply = take!();
-                    let reply = ExportNameReply::decode_export_name(&reply)?;
-                    self.export_name_reply(reply)?
-                }
-                State::ExportNamePadding(remaining) => {
-                    let skipped = remaining.min(input.len());
-                    *input = input.get(skipped..).unwrap_or_default();
-                    match remaining.saturating_sub(skipped) {
-                        0 => Some(self.enter_export()?),
-                        rest => {
-                            self.state = State::ExportNamePadding(rest);
-                            return Ok(None);
-                        }
-                    }
-                }
-                State::Idle
-                | State::Tls
-                | State::Payload { .. }
-                | State::Discard { .. }
-                | State::Ended => return Ok(None),
-            };
-            if event.is_some() {
-                return Ok(event);
-            }
-        }
-    }
-
-    /// Moves bytes into `collected` until it holds `length`, which was compared with a bound before.
-    fn collect(&mut self, input: &mut &[u8], length: u64) -> bool {
-        let missing = usize::try_from(length).unwrap_or(0).saturating_sub(self.collected.len());
-        if let Some((head, rest)) = input.split_at_checked(missing.min(input.len())) {
-            self.collected.extend_from_slice(head);
-            *input = rest;
-        }
-        self.collected.len() as u64 >= length
-    }
-
-    /// Bytes of the payload that [`incoming`](Self::incoming) told of were moved or dropped.
-    ///
-    /// # Errors
-    /// [`Misuse::TooManyBytes`] when `count` exceeds what remained; [`Misuse::WrongPhase`] when no payload was due.
-    pub fn payload_received(&mut self, count: u64) -> Result<(), Misuse> {
-        let (chunk, rest) = match &mut self.state {
-            State::Payload { chunk, offset, remaining } => {
-                *remaining = remaining.checked_sub(count).ok_or(Misuse::TooManyBytes)?;
-                *offset = offset.saturating_add(count);
-                (*chunk, *remaining)
-            }
-            State::Discard { chunk, remaining } => {
-                *remaining = remaining.checked_sub(count).ok_or(Misuse::TooManyBytes)?;
-                (*chunk, *remaining)
-            }
-            _ => return Err(Misuse::WrongPhase),
-        };
-        if rest == 0 {
-            self.chunk_over(chunk);
-        }
-        Ok(())
-    }
-
-    /// The first `count` bytes of [`segments`](Self::segments) went out.
-    ///
-    /// # Errors
-    /// [`Misuse::TooManyBytes`] when there were fewer.
-    pub fn transmitted(&mut self, count: usize) -> Result<(), Misuse> {
-        let result = self.out.transmitted(count, &mut self.sent);
-        while let Some(id) = self.sent.pop_front() {
-            if let Some(event) = self.request_sent(id) {
-                self.ready.push_back(event);
-            }
-        }
-        self.settle();
-        result
-    }
-
-    /// The TLS handshake that [`Incoming::Tls`] asked for succeeded: what follows comes out of TLS. All that was
-    /// negotiated before is forgotten (C-TLS-26). A handshake that fails has no method: close the connection
-    /// (C-TLS-23).
-    ///
-    /// # Errors
-    /// [`Misuse::WrongPhase`] when no handshake was due.
-    pub fn tls_established(&mut self) -> Result<(), Misuse> {
-        if !matches!(self.state, State::Tls) || !self.out.is_empty() {
-            return Err(Misuse::WrongPhase);
-        }
-        self.negotiation.forget_for_tls();
-        match self.proceed() {
-            Ok(event) => self.ready.extend(event),
-            Err(error) => self.fail(error),
-        }
-        Ok(())
-    }
-
-    /// The stream ended. The connection is over: what was in flight comes from
-    /// [`next_abandoned`](Self::next_abandoned), events that are ready from [`next_event`](Self::next_event).
-    ///
-    /// # Errors
-    /// [`Error::UnexpectedEnd`] unless you had [left](Self::disconnect) before and everything was answered;
-    /// [`Error::Refused`] when the server hung up instead of refusing. A server may close without a reply when it is
-    /// left by `NBD_OPT_ABORT` (C-OPT-AB-05).
-    pub fn end_of_stream(&mut self) -> Result<(), Error> {
-        if let Some(error) = self.error {
-            return Err(error);
-        }
-        if let State::Complete(id) = self.state {
-            let event = self.complete(id);
-            self.ready.extend(event);
-        }
-        if let Some(error) = self.what_ended() {
-            self.fail(error);
-            return Err(error);
-        }
-        self.state = State::Ended;
-        self.out = Outbound::default();
-        self.tell_disconnected();
-        Ok(())
-    }
-
-    /// Why it is wrong that the stream ends now, if it is.
-    fn what_ended(&self) -> Option<Error> {
-        if let Some(refusal) = self.refusal {
-            return Some(refusal.into());
-        }
-        let untouched = self.scratch.filled() == 0;
-        let inside = match self.state {
-            State::Ended => return None,
-            State::OptionReply(OptionCode::ABORT) => return None,
-            State::OptionReplyData(header) if header.code == OptionCode::ABORT => return None,
-            State::ExportName if untouched => return Some(Refusal::ExportName.into()),
-            State::Greeting | State::HandshakeFlags | State::OldstyleRest => "the greeting",
-            State::Tls => "the TLS handshake",
-            State::Idle
-            | State::OptionReply(_)
-            | State::OptionReplyData(_)
-            | State::ExportName
-            | State::ExportNamePadding(_) => "option haggling",
-            State::ReplyHeader if untouched && self.in_flight.len() > 0 => "requests in flight",
-            State::ReplyHeader if untouched => "the transmission phase",
-            _ => "a reply",
-        };
-        Some(Error::UnexpectedEnd(inside))
-    }
-
-    /// Ends the connection: nothing more will be sent or understood.
-    pub(super) fn fail(&mut self, error: Error) {
-        self.error = Some(error);
-        self.state = State::Ended;
-        self.out = Outbound::default();
     }
 
     // What it wants of you.
 
-    /// What the next bytes of the stream are.
+    /// The next event. Takes from the front of `input` what belongs to the connection: protocol bytes, and bytes that
+    /// are to be dropped. What it leaves stays yours: it is a payload, or has to wait. It takes nothing while an event is
+    /// due without it.
+    ///
+    /// `None` means that [`wants`](Self::wants) is to be asked what comes next. The last event is [`Event::Closed`];
+    /// after it there is none.
+    #[inline]
+    pub fn next_event(&mut self, input: &mut impl Input) -> Option<Event> {
+        let mut unread = input.unread();
+        let received = unread.len();
+        let event = self.advance(&mut unread);
+        match received.checked_sub(unread.len()) {
+            None | Some(0) => {}
+            Some(consumed) => input.consume(consumed),
+        }
+        event
+    }
+
+    fn advance(&mut self, input: &mut &[u8]) -> Option<Event> {
+        loop {
+            if let Some(event) = self.due.pop_front() {
+                return Some(event);
+            }
+            if let Some(fault) = self.out.fault() {
+                self.close(Err(fault));
+            }
+            let Self { config, scratch, out, .. } = self;
+            let progress = match &mut self.phase {
+                Phase::Transmission(transmission) => {
+                    transmission.receive(&config.limits, scratch, out, input)
+                }
+                Phase::Negotiation(negotiation) => negotiation.receive(config, scratch, out, input),
+                Phase::Closing(closing) => {
+                    let event = closing.next_event();
+                    if let Event::Closed(_) = event {
+                        self.phase = Phase::Closed;
+                    }
+                    return Some(event);
+                }
+                Phase::Closed => return None,
+            };
+            match progress {
+                Ok(Progress::Event(event)) => return Some(event),
+                Ok(Progress::Stuck) if self.stream_ended => self.close_at_end_of_stream(),
+                Ok(Progress::Stuck) => return None,
+                progress => self.apply(progress),
+            }
+        }
+    }
+
+    /// What the next bytes of the stream are. Ask once [`next_event`](Self::next_event) has given `None` and
+    /// [`segments`](Self::segments) is empty, or takes no more; before that, [`PauseReason::EventDue`] may be the answer.
     #[must_use]
     #[inline]
-    pub fn incoming(&self) -> Incoming {
-        if !self.ready.is_empty() {
-            return Incoming::Control { need: 0 };
+    pub fn wants(&self) -> Wants {
+        let over = self.stream_ended || self.out.fault().is_some();
+        if !self.due.is_empty() {
+            return Wants::Nothing(PauseReason::EventDue);
         }
-        let extended = self.negotiation.extended;
-        let (total, have) = match self.state {
-            State::Payload { chunk, offset, remaining } => {
-                return Incoming::Payload { request: chunk.id, offset, remaining };
+        let (filled, unsent) = (self.scratch.filled(), !self.out.is_empty());
+        match &self.phase {
+            Phase::Closed => Wants::Closed,
+            Phase::Closing(_) => Wants::Nothing(PauseReason::EventDue),
+            Phase::Negotiation(_) | Phase::Transmission(_) if over => {
+                Wants::Nothing(PauseReason::EventDue)
             }
-            State::Discard { remaining, .. } => return Incoming::Discard { remaining },
-            State::Tls if !self.out.is_empty() => return Incoming::Paused(PauseReason::Unsent),
-            State::Tls => return Incoming::Tls,
-            State::Idle => return Incoming::Paused(PauseReason::YourTurn),
-            State::Ended => return Incoming::Terminated,
-            State::ReplyHeader if extended => (32, self.scratch.filled()),
-            State::ReplyHeader | State::Greeting => (16, self.scratch.filled()),
-            State::StructuredRest(_) => (4, self.scratch.filled()),
-            State::DataOffset(_) => (8, self.scratch.filled()),
-            State::Hole(_) => (12, self.scratch.filled()),
-            State::StatusHead(_) => (if extended { 8 } else { 4 }, self.scratch.filled()),
-            State::Extents(..) => (if extended { 16 } else { 8 }, self.scratch.filled()),
-            State::ErrorPayload(chunk) => {
-                (usize::try_from(chunk.length).unwrap_or(0), self.collected.len())
-            }
-            State::Complete(_) => (0, 0),
-            State::HandshakeFlags => (2, self.scratch.filled()),
-            State::OldstyleRest => (OLDSTYLE_REST, self.collected.len()),
-            State::OptionReply(_) => (OptionReplyHeader::SIZE, self.scratch.filled()),
-            State::OptionReplyData(header) => (header.length as usize, self.collected.len()),
-            State::ExportName => (ExportNameReply::EXPORT_NAME_SIZE, self.scratch.filled()),
-            State::ExportNamePadding(remaining) => (remaining, 0),
-        };
-        Incoming::Control { need: total.saturating_sub(have) }
+            Phase::Negotiation(negotiation) => negotiation.wants(filled, unsent),
+            Phase::Transmission(transmission) => transmission.wants(filled, unsent),
+        }
     }
 
     /// What is to be sent, in order. Write any prefix of it in any way, then call [`transmitted`](Self::transmitted).
     #[must_use]
+    #[inline]
     pub fn segments(&self) -> Segments<'_> {
         self.out.segments()
     }
 
-    /// What was submitted with a request that is in flight.
-    #[must_use]
-    #[inline]
-    pub fn context(&self, id: RequestId) -> Option<&C> {
-        self.in_flight.get(id)?.context.as_ref()
-    }
+    // What happened.
 
-    /// What was submitted with a request that is in flight, to be changed.
-    #[must_use]
+    /// The first `count` bytes of [`segments`](Self::segments) were transmitted.
+    ///
+    /// Gives the ids of those [writes](Command::Write) whose last payload byte is among them, each exactly once: their
+    /// buffers are free, though they are still in flight. (It is never given for a write that is
+    /// [abandoned](Event::Abandoned) before.) Other requests have no payload to give back and are not mentioned.
+    ///
+    /// # Errors
+    /// [`Misuse::TooManyBytes`] when there were fewer; [`Misuse::WrongPhase`] after [`Event::Closed`].
     #[inline]
-    pub fn context_mut(&mut self, id: RequestId) -> Option<&mut C> {
-        self.in_flight.get_mut(id)?.context.as_mut()
-    }
-
-    /// A request that will not be answered any more, since the connection is over. Ask until there is none; before that
-    /// there is none either. Whether the server carried it out is unknown.
-    pub fn next_abandoned(&mut self) -> Option<(RequestId, C)> {
-        if self.error.is_none() && !matches!(self.state, State::Ended) {
-            return None;
+    pub fn transmitted(&mut self, count: usize) -> Result<Finished<'_>, Misuse> {
+        let Self { phase, out, finished, .. } = self;
+        if let Phase::Closed = phase {
+            return Err(Misuse::WrongPhase);
         }
-        loop {
-            let (id, mut pending) = self.in_flight.pop()?;
-            if let Some(context) = pending.context.take() {
-                return Some((id, context));
+        finished.clear();
+        out.transmitted(count, finished)?;
+        if let Phase::Transmission(transmission) = phase {
+            transmission.transmitted = transmission.transmitted.wrapping_add(count as u64);
+            finished.retain(|id| transmission.request_sent(out, *id));
+        }
+        Ok(Finished::drain(finished))
+    }
+
+    /// `count` bytes of the payload that [`Wants::Payload`] asked for were moved to the request's buffer.
+    ///
+    /// # Errors
+    /// [`Misuse::TooManyBytes`] when `count` exceeds what remained; [`Misuse::WrongPhase`] when no payload was due.
+    #[inline]
+    pub fn payload_received(&mut self, count: u64) -> Result<(), Misuse> {
+        match &mut self.phase {
+            Phase::Transmission(transmission) => transmission.payload_received(count),
+            _ => Err(Misuse::WrongPhase),
+        }
+    }
+
+    /// The TLS handshake that [`Wants::Tls`] asked for succeeded: what follows comes out of TLS. All that was
+    /// negotiated before is forgotten. A handshake that fails has no method: close the connection.
+    ///
+    /// # Errors
+    /// [`Misuse::WrongPhase`] when no handshake was due.
+    pub fn tls_established(&mut self) -> Result<(), Misuse> {
+        let Self { phase, out, config, .. } = self;
+        let progress = match phase {
+            Phase::Negotiation(negotiation) if negotiation.awaits_tls() && out.is_empty() => {
+                negotiation.tls_established(config, out)
             }
+            _ => return Err(Misuse::WrongPhase),
+        };
+        self.apply(progress);
+        Ok(())
+    }
+
+    /// The server closed its side of the stream, or the transport failed. Call it when nothing that was received is
+    /// left. What follows from it comes from [`next_event`](Self::next_event): replies that are complete, an
+    /// [`Event::Abandoned`] for each request that is not answered, and [`Event::Closed`].
+    ///
+    /// That is without an error if you had [disconnected](Self::disconnect) and everything was answered, or if you had
+    /// sent `NBD_OPT_ABORT`, which a server need not answer. It is [`Error::Refused`] if the server closed instead of
+    /// refusing, and [`Error::UnexpectedEnd`] otherwise.
+    pub const fn end_of_stream(&mut self) {
+        self.stream_ended = true;
+    }
+
+    // What you want.
+
+    /// Queues a request. The data of a write is yours to send when [`Segment::Body`](crate::Segment::Body) asks for it;
+    /// that of a read is yours to receive when [`Wants::Payload`] or [`Event::Hole`] says so.
+    /// [`Event::Completed`] follows, in any order, or [`Event::Abandoned`] when the connection ends before.
+    ///
+    /// # Errors
+    /// When the request breaks a rule of the protocol or exceeds what the server offered, or when there is no room.
+    #[inline]
+    pub fn submit(&mut self, command: Command) -> Result<RequestId, SubmitError> {
+        self.submit_any(command, None)
+    }
+
+    /// Queues a block status request about some of the selected metadata contexts, named by their ids in
+    /// [`ExportView::contexts`]. `offset`, `length` and `one` are as in [`Command::BlockStatus`].
+    ///
+    /// # Errors
+    /// As for [`submit`](Self::submit), and [`InvalidRequest::NotOffered`](crate::InvalidRequest::NotOffered) unless the
+    /// server [takes such a list](crate::wire::TransmissionFlags::BLOCK_STATUS_PAYLOAD).
+    pub fn submit_block_status(
+        &mut self,
+        offset: u64,
+        length: u64,
+        one: bool,
+        contexts: &[u32],
+    ) -> Result<RequestId, SubmitError> {
+        self.submit_any(Command::BlockStatus { offset, length, one }, Some(contexts))
+    }
+
+    fn submit_any(
+        &mut self,
+        command: Command,
+        only: Option<&[u32]>,
+    ) -> Result<RequestId, SubmitError> {
+        match &mut self.phase {
+            Phase::Transmission(transmission) if !self.stream_ended => {
+                transmission.submit(&mut self.out, self.config.strict, command, only)
+            }
+            _ => Err(SubmitError::NotTransmitting),
         }
+    }
+
+    /// Disconnects softly, as soon as possible: by `NBD_OPT_ABORT` when it is the client's turn, by `NBD_CMD_DISC` once
+    /// all requests in flight are answered. Go on driving the connection until [`Event::Closed`], or drop it if that
+    /// takes too long.
+    pub fn disconnect(&mut self) {
+        match &mut self.phase {
+            Phase::Negotiation(negotiation) => {
+                let progress = negotiation.disconnect(&mut self.out);
+                self.apply(progress);
+            }
+            Phase::Transmission(transmission) => transmission.disconnect(&mut self.out),
+            Phase::Closing(_) | Phase::Closed => {}
+        }
+    }
+
+    /// As [`disconnect`](Self::disconnect), but does not wait for requests in flight before it sends `NBD_CMD_DISC`. The
+    /// server has to carry them out all the same, and most servers answer them.
+    pub fn disconnect_now(&mut self) {
+        match &mut self.phase {
+            Phase::Transmission(transmission) => transmission.disconnect_now(&mut self.out),
+            _ => self.disconnect(),
+        }
+    }
+
+    // Getters.
+
+    /// Whether the connection is on its way to its end: you disconnected, the machine aborts the negotiation, or
+    /// [`Event::Closed`] is due or was raised. Nothing more can be submitted.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        match &self.phase {
+            Phase::Negotiation(negotiation) => negotiation.is_closing() || self.stream_ended,
+            Phase::Transmission(transmission) => {
+                transmission.is_disconnecting() || self.stream_ended
+            }
+            Phase::Closing(_) | Phase::Closed => true,
+        }
+    }
+
+    /// Whether an export is in use.
+    #[must_use]
+    pub const fn is_transmitting(&self) -> bool {
+        matches!(self.phase, Phase::Transmission(_))
+    }
+
+    /// Whether the stream runs over TLS. `false` once the connection is over.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.agreed().is_some_and(|agreed| agreed.tls)
+    }
+
+    /// Whether both sides speak fixed newstyle, which all options but `NBD_OPT_EXPORT_NAME` need. `false` once the
+    /// connection is over.
+    #[must_use]
+    pub fn is_fixed_newstyle(&self) -> bool {
+        self.agreed().is_some_and(|agreed| agreed.fixed)
+    }
+
+    /// Whether structured or extended replies were agreed on. `false` once the connection is over.
+    #[must_use]
+    pub fn is_structured(&self) -> bool {
+        self.agreed().is_some_and(super::export::Agreed::chunked)
+    }
+
+    /// Whether extended headers were agreed on. `false` once the connection is over.
+    #[must_use]
+    pub fn is_extended(&self) -> bool {
+        self.agreed().is_some_and(|agreed| agreed.extended)
+    }
+
+    const fn agreed(&self) -> Option<super::export::Agreed> {
+        match &self.phase {
+            Phase::Negotiation(negotiation) => Some(negotiation.agreed),
+            Phase::Transmission(transmission) => Some(transmission.agreed),
+            Phase::Closing(_) | Phase::Closed => None,
+        }
+    }
+
+    /// Whether the server said that it is shutting down: nothing more can be submitted, and the client has to
+    /// [disconnect](Self::disconnect).
+    #[must_use]
+    pub const fn server_is_shutting_down(&self) -> bool {
+        match &self.phase {
+            Phase::Transmission(transmission) => transmission.server_is_shutting_down,
+            _ => false,
+        }
+    }
+
+    /// Requests that are submitted, and for which neither [`Event::Completed`] nor [`Event::Abandoned`] was raised.
+    #[must_use]
+    pub const fn requests_in_flight(&self) -> usize {
+        match &self.phase {
+            Phase::Transmission(transmission) => transmission.in_flight.len(),
+            Phase::Closing(closing) => closing.in_flight.len(),
+            Phase::Negotiation(_) | Phase::Closed => 0,
+        }
+    }
+
+    /// A request in flight, as it was submitted.
+    #[must_use]
+    pub fn command(&self, id: RequestId) -> Option<Command> {
+        let in_flight = match &self.phase {
+            Phase::Transmission(transmission) => &transmission.in_flight,
+            Phase::Closing(closing) => &closing.in_flight,
+            Phase::Negotiation(_) | Phase::Closed => return None,
+        };
+        in_flight.get(id).map(|pending| pending.command)
+    }
+
+    /// Whether any byte of a request in flight was [transmitted](Self::transmitted): if not, the server can't carry it out
+    /// yet. `false` for one that is not in flight.
+    #[must_use]
+    pub fn has_begun(&self, id: RequestId) -> bool {
+        match &self.phase {
+            Phase::Transmission(transmission) => {
+                let pending = transmission.in_flight.get(id);
+                pending.is_some_and(|pending| pending.has_begun(transmission.transmitted))
+            }
+            _ => false,
+        }
+    }
+
+    /// The export in use; `None` during the negotiation and once the connection is over.
+    #[must_use]
+    pub fn export(&self) -> Option<ExportView<'_>> {
+        match &self.phase {
+            Phase::Transmission(transmission) => Some(transmission.view()),
+            _ => None,
+        }
+    }
+
+    /// What [`submit`](Self::submit) checks requests against, for embedders that have to split them. The size is the lesser
+    /// one while a resize is under way.
+    #[must_use]
+    pub const fn rules(&self) -> Option<RequestRules> {
+        match &self.phase {
+            Phase::Transmission(transmission) => Some(transmission.rules),
+            _ => None,
+        }
+    }
+
+    // From one phase to the next.
+
+    /// Does what a phase has come to.
+    pub(super) fn apply(&mut self, progress: Result<Progress, Error>) {
+        match progress {
+            Ok(Progress::Stuck | Progress::Continue) => {}
+            Ok(Progress::Event(event)) => self.due.push_back(event),
+            Ok(Progress::EventAndClose(event, reason)) => {
+                self.due.push_back(event);
+                self.close(Ok(reason));
+            }
+            Ok(Progress::Enter(export)) => {
+                let limits = &self.config.limits;
+                let transmission = Transmission::new(*export, limits, &mut self.out);
+                self.phase = Phase::Transmission(Box::new(transmission));
+                self.due.push_back(Event::Ready);
+            }
+            Ok(Progress::Close(reason)) => self.close(Ok(reason)),
+            Err(error) => self.close(Err(error)),
+        }
+    }
+
+    fn close_at_end_of_stream(&mut self) {
+        let filled = self.scratch.filled();
+        let result = match &self.phase {
+            Phase::Negotiation(negotiation) => negotiation.end_of_stream(filled),
+            Phase::Transmission(transmission) => transmission.end_of_stream(filled),
+            Phase::Closing(_) | Phase::Closed => return,
+        };
+        self.close(result);
+    }
+
+    /// Ends the connection: nothing more will be sent or understood.
+    fn close(&mut self, result: Result<CloseReason, Error>) {
+        self.out.clear();
+        let (in_flight, transmitted, refusal) =
+            match core::mem::replace(&mut self.phase, Phase::Closed) {
+                Phase::Transmission(transmission) => {
+                    (transmission.in_flight, transmission.transmitted, None)
+                }
+                Phase::Negotiation(negotiation) => (InFlight::new(0), 0, negotiation.refusal()),
+                closing => {
+                    self.phase = closing;
+                    return;
+                }
+            };
+        // Whatever goes wrong while the machine aborts the negotiation, the reason for that comes first.
+        let result = match (result, refusal) {
+            (Err(fault @ Error::Internal(_)), _) => Err(fault),
+            (Err(_), Some(refusal)) => Err(Error::Refused(refusal)),
+            (result, _) => result,
+        };
+        self.phase = Phase::Closing(Box::new(Closing { in_flight, transmitted, result }));
     }
 }
 
-/// What follows the magics of an oldstyle greeting: size, flags, padding.
-const OLDSTYLE_REST: usize = 12 + EXPORT_NAME_PADDING;
+impl Closing {
+    fn next_event(&mut self) -> Event {
+        let Some((id, mut pending)) = self.in_flight.pop() else {
+            return Event::Closed(self.result);
+        };
+        match pending.answer.take() {
+            // The server was quicker than the transport.
+            Some(result) if pending.sent || result.is_err() => Event::Completed { id, result },
+            _ => Event::Abandoned { id, sent: pending.has_begun(self.transmitted) },
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! What a client connection tells its embedder.
+//! What a client connection reports to its embedder.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -6,36 +6,36 @@ use alloc::vec::Vec;
 use crate::wire::{
     BlockSizeInfo, ErrorCode, MAX_STRING, OptionCode, OptionReplyType, TransmissionFlags,
 };
-use crate::{Extent, RequestId};
+use crate::{CloseReason, Error, Extent, RequestId};
 
-/// Something happened. `C` is what you gave to [`submit`](super::Connection::submit).
+/// Something happened.
 ///
-/// Offsets in [`Hole`](Self::Hole) are counted from the request's own offset, as in
-/// [`Incoming::Payload`](super::Incoming::Payload): they are places in your buffer. Offsets of errors are places in the
+/// Offsets in [`Hole`](Self::Hole) count from the request's own offset, as in
+/// [`Wants::Payload`](crate::Wants::Payload): they are offsets into your buffer. Offsets of errors are offsets into the
 /// export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Event<C> {
-    /// It is your turn to send an option, or to [`enter`](super::Connection::enter) an export. Not repeated: after each
-    /// option that ends with [`OptionDone`](Self::OptionDone) or [`OptionFailed`](Self::OptionFailed), and after a TLS
-    /// handshake that you asked for, it is your turn again.
-    Haggling,
-    /// The server agreed to TLS. Once [`Incoming::Tls`](super::Incoming::Tls) shows, do the handshake and call
+pub enum Event {
+    /// It is your turn to send an option, or to [`enter`](super::Connection::enter) an export. Not repeated: after
+    /// [`OptionDone`](Self::OptionDone) or [`OptionFailed`](Self::OptionFailed), and after a TLS handshake that you
+    /// asked for, it is your turn again.
+    YourTurn,
+    /// The server agreed to TLS. Once [`Wants::Tls`](crate::Wants::Tls) shows, do the handshake and call
     /// [`tls_established`](super::Connection::tls_established).
     StartTls,
-    /// An export, in answer to [`list`](super::Connection::list).
-    Server {
+    /// An export, in reply to [`list`](super::Connection::list).
+    Listed {
         /// The name to ask for it by.
         name: String,
         /// A text for people; empty for none.
         description: String,
     },
-    /// An aspect of an export, in answer to [`info`](super::Connection::info) or [`go`](super::Connection::go).
+    /// An information item, in reply to [`info`](super::Connection::info) or [`go`](super::Connection::go).
     Info(Info),
-    /// A metadata context, in answer to [`list_meta_context`](super::Connection::list_meta_context) or
-    /// [`set_meta_context`](super::Connection::set_meta_context). Void if the option fails after all (C-OPT-SM-12).
+    /// A metadata context, in reply to [`list_meta_context`](super::Connection::list_meta_context) or
+    /// [`set_meta_context`](super::Connection::set_meta_context). Void if the option fails after all.
     MetaContext {
-        /// Its number on this connection; 0 when it was only listed.
+        /// Its id on this connection; 0 when it was only listed.
         id: u32,
         /// Namespace, colon, leaf.
         name: String,
@@ -49,65 +49,75 @@ pub enum Event<C> {
         /// The reply's data.
         data: Vec<u8>,
     },
-    /// An option that you sent succeeded.
+    /// An option that you sent succeeded. It is your turn again.
     OptionDone {
         /// Which option.
         code: OptionCode,
     },
-    /// An option failed: one that you sent, or one without which the machine can't go on. In the second case, and when
-    /// the server is shutting down, it leaves by `NBD_OPT_ABORT`, and [`Error::Refused`](crate::Error::Refused) follows
-    /// (C-OPT-AB-04, C-TRM-06).
+    /// An option failed. If you sent it, it is your turn again: a refused export is no reason to disconnect. If the
+    /// machine sent it and can't go on without it, or if the server is shutting down, the machine sends
+    /// `NBD_OPT_ABORT`, and [`Closed`](Self::Closed) follows with [`Error::Refused`].
     OptionFailed {
         /// Which option.
         code: OptionCode,
         /// How.
         reply: OptionReplyType,
         /// A text for people; often empty.
-        text: String,
+        message: String,
     },
     /// An export was entered; [`export`](super::Connection::export) describes it. Submit requests.
     Ready,
     /// A part of what is read is zeroes: fill your buffer.
     Hole {
         /// Whose buffer.
-        request: RequestId,
-        /// Where, counted from the request's own offset.
+        id: RequestId,
+        /// Where it starts, counted from the request's own offset.
         offset: u64,
         /// How many bytes.
         length: u64,
     },
-    /// Extents of one metadata context, each following the one before it; the first of a context begins at the request's
-    /// offset. Long lists come in batches. They are not to be trusted if the request fails after all.
+    /// Extents of one metadata context, each following the one before it; the first of a context begins at the
+    /// request's offset. At most 512 of them: long lists come in several batches. They are not to be trusted if the
+    /// request fails after all.
     Extents {
         /// Which request.
-        request: RequestId,
-        /// Which metadata context, by its number in [`ExportView::contexts`](super::ExportView::contexts).
+        id: RequestId,
+        /// Which metadata context, by its id in [`ExportView::contexts`](crate::ExportView::contexts).
         context: u32,
         /// One or more.
         extents: Vec<Extent>,
     },
-    /// A part of a request failed. It is not over yet: more may be told, and [`Completed`](Self::Completed) follows with
-    /// the first of its errors.
-    ErrorAt {
+    /// An error chunk arrived. The request is not over yet: more chunks may arrive, and
+    /// [`Completed`](Self::Completed) follows with the first of its errors, where one without an offset takes
+    /// precedence. After an error chunk without an offset the core drops all further content of that reply.
+    ErrorChunk {
         /// Which request.
-        request: RequestId,
-        /// What and where.
+        id: RequestId,
+        /// What failed, and at which offset if the server says so.
         error: CommandError,
     },
-    /// A request is over: its reply has wholly arrived, and its own bytes have left. Its name is void.
+    /// A request is over: its reply has arrived completely, and its own bytes have been transmitted. (If the connection
+    /// ends before they are, an error that the server has answered is still reported.) Its id is void.
     Completed {
         /// Which request.
-        request: RequestId,
-        /// What was submitted with it.
-        context: C,
+        id: RequestId,
         /// How it went.
         result: Result<(), CommandError>,
     },
-    /// You left, and everything was said. Close the connection.
-    Disconnected,
+    /// The connection is over and this request was not answered. Its id is void. Raised for each such request, in no
+    /// particular order, before [`Closed`](Self::Closed).
+    Abandoned {
+        /// Which request.
+        id: RequestId,
+        /// Whether any of its bytes were [transmitted](super::Connection::transmitted): if not, the server can't have
+        /// carried it out; otherwise it may have.
+        sent: bool,
+    },
+    /// The last event, exactly once on every connection: drop the transport.
+    Closed(Result<CloseReason, Error>),
 }
 
-/// An aspect of an export (section "Option reply types", `NBD_REP_INFO`). Unknown ones are left out (C-OPT-GO-20).
+/// An information item about an export (section "Option reply types", `NBD_REP_INFO`). Unknown ones are left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Info {
@@ -126,25 +136,26 @@ pub enum Info {
     BlockSize(BlockSizeInfo),
 }
 
-/// Why a command failed.
+/// Why a command, or a part of it, failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{code}{}{text}", if text.is_empty() { "" } else { ": " })]
+#[error("{code}{}{message}", if message.is_empty() { "" } else { ": " })]
 #[non_exhaustive]
 pub struct CommandError {
-    /// One of the error values that the specification defines; `EINVAL` for any other (C-REP-09).
+    /// One of the error values that the specification defines; `EINVAL` for any other.
     pub code: ErrorCode,
     /// The error value as it was sent.
     pub raw: ErrorCode,
     /// A text for people; often empty.
-    pub text: String,
-    /// The place in the export that the error is about, where the server told one.
+    pub message: String,
+    /// The offset in the export at which the error happened, where the server says so.
     pub offset: Option<u64>,
 }
 
 impl CommandError {
-    pub(super) fn new(raw: ErrorCode, text: String, offset: Option<u64>) -> Self {
+    pub(super) fn new(raw: ErrorCode, message: String, offset: Option<u64>) -> Self {
+        // Unknown values are to be treated as EINVAL (C-REP-09).
         let known = raw.name().is_some() && raw != ErrorCode::OK;
-        Self { code: if known { raw } else { ErrorCode::EINVAL }, raw, text, offset }
+        Self { code: if known { raw } else { ErrorCode::EINVAL }, raw, message, offset }
     }
 
     /// The server claimed success and left out a part (C-REP-STRUCT-05, C-CMD-BS-14).
@@ -163,49 +174,6 @@ pub(super) fn displayable(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// What the next bytes of the stream are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Incoming {
-    /// Protocol bytes: give what you have to [`next_event`](super::Connection::next_event). At least `need` more are
-    /// necessary for the next event; reading further ahead is welcome. With a `need` of 0 an event is ready.
-    Control {
-        /// Bytes.
-        need: usize,
-    },
-    /// Data that was read: move `remaining` bytes into the request's buffer and report them with
-    /// [`payload_received`](super::Connection::payload_received).
-    Payload {
-        /// Whose data.
-        request: RequestId,
-        /// Where the next byte belongs, counted from the request's own offset.
-        offset: u64,
-        /// Bytes that are still to come.
-        remaining: u64,
-    },
-    /// Data that is not to be trusted, of a read that has failed: drop `remaining` bytes and report them in the same way.
-    Discard {
-        /// Bytes that are still to come.
-        remaining: u64,
-    },
-    /// Nothing is expected now.
-    Paused(PauseReason),
-    /// The stream belongs to a TLS handshake now.
-    Tls,
-    /// Nothing more will be read.
-    Terminated,
-}
-
-/// Why nothing is expected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PauseReason {
-    /// It is your turn: send an option, enter an export or leave.
-    YourTurn,
-    /// Something must be transmitted first.
-    Unsent,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_print_their_text_if_there_is_one() {
+    fn errors_print_their_message_if_there_is_one() {
         let error = CommandError::new(ErrorCode::EIO, String::new(), None);
         assert_eq!(error.to_string(), "NBD_EIO");
         let error = CommandError::new(ErrorCode::EIO, "bad disk".into(), None);

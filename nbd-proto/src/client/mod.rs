@@ -2,88 +2,27 @@
 //!
 //! # The run loop
 //!
-//! 1. Write what [`segments`](Connection::segments) offers, and report it by [`transmitted`](Connection::transmitted).
-//! 2. Look at [`incoming`](Connection::incoming).
-//! 3. For control bytes call [`next_event`](Connection::next_event) with what you have read, and act on the event.
-//! 4. Move or drop payload bytes, and report them by [`payload_received`](Connection::payload_received).
-//! 5. When neither reading nor writing gets on, wait for the socket, in both directions at once.
-//! 6. Stop when [`is_finished`](Connection::is_finished), or on an error.
+//! Each turn does the first of these that there is to do:
 //!
-//! Here is all of it, for a client that reads the beginning of an export over a blocking stream. (It writes all that it
-//! has before it reads, which only those can do whose requests are small.)
+//! 1. Take the [next event](Connection::next_event) out of what you have received, and act on it. The last one is
+//!    [`Event::Closed`], on every path: with the reason, after an [`Event::Abandoned`] for each request without an answer.
+//! 2. Write what [`segments`](Connection::segments) offers, and report it by [`transmitted`](Connection::transmitted).
+//! 3. Do what the connection [wants](Connection::wants): receive a payload into the buffer of its request, or anything
+//!    else into the receive buffer. Report the end of the stream by [`end_of_stream`](Connection::end_of_stream).
+//!
+//! A server may stop reading while it has replies to send. So a client that sends more than a socket buffer holds
+//! must not wait in step 2 for the transport to take more: it waits for reading and writing at once, in step 3.
+//!
+//! Here is all of it, for a client that reads the beginning of an export over a blocking stream. It ends when the server
+//! hangs up or refuses, and it stalls with a server that stalls: deadlines are the transport's.
 //!
 //! ```
-//! use nbd_proto::client::{Config, Connection, Event, Incoming};
-//! use nbd_proto::{Command, Segment};
+//! use nbd_proto::client::{Config, Connection, Event};
+//! use nbd_proto::{Command, RecvBuffer, Segment, Wants};
+//! use std::error::Error;
 //! use std::io::{self, Read, Write};
 //!
-//! fn read_start(mut stream: impl Read + Write, export: &str, length: u32) -> io::Result<Vec<u8>> {
-//!     // The context of a request is its buffer.
-//!     let mut connection = Connection::<Vec<u8>>::new(Config::for_export(export)).map_err(io::Error::other)?;
-//!     let mut staging = vec![0; 64 << 10];
-//!     let (mut start, mut end) = (0, 0);
-//!     let mut data = Vec::new();
-//!
-//!     while !connection.is_finished() {
-//!         // 1. Write. Only writes have a body.
-//!         while let Some(Segment::Control(bytes)) = connection.segments().next() {
-//!             let count = stream.write(bytes)?;
-//!             connection.transmitted(count).unwrap();
-//!         }
-//!         // 2. What comes next?
-//!         match connection.incoming() {
-//!             Incoming::Payload { request, offset, remaining } => {
-//!                 // 4. A payload goes to its buffer, from the staging buffer or straight from the stream.
-//!                 let buffer = connection.context_mut(request).unwrap();
-//!                 let place = &mut buffer[offset as usize..][..remaining as usize];
-//!                 let count = if start < end { (&staging[start..end]).read(place)? } else { stream.read(place)? };
-//!                 start = (start + count).min(end);
-//!                 if count == 0 {
-//!                     return Err(io::ErrorKind::UnexpectedEof.into());
-//!                 }
-//!                 connection.payload_received(count as u64).unwrap();
-//!             }
-//!             Incoming::Discard { remaining } if start < end => {
-//!                 let count = remaining.min((end - start) as u64);
-//!                 start += count as usize;
-//!                 connection.payload_received(count).unwrap();
-//!             }
-//!             Incoming::Control { .. } => {
-//!                 // 3. Control bytes are the core's.
-//!                 let mut input = &staging[start..end];
-//!                 let event = connection.next_event(&mut input).map_err(io::Error::other)?;
-//!                 start = end - input.len();
-//!                 match event {
-//!                     Some(Event::Ready) => {
-//!                         let command = Command::Read { offset: 0, length, dont_fragment: false };
-//!                         let buffer = vec![0; length as usize];
-//!                         connection.submit(command, buffer).map_err(|(error, _)| io::Error::other(error))?;
-//!                     }
-//!                     Some(Event::Hole { request, offset, length }) => {
-//!                         let buffer = connection.context_mut(request).unwrap();
-//!                         buffer[offset as usize..][..length as usize].fill(0);
-//!                     }
-//!                     Some(Event::Completed { context, result, .. }) => {
-//!                         result.map_err(io::Error::other)?;
-//!                         data = context;
-//!                         connection.disconnect();
-//!                     }
-//!                     None if start == end && connection.segments().next().is_none() => {
-//!                         // 5. Nothing to write and nothing left to look at: wait for the server.
-//!                         start = 0;
-//!                         end = stream.read(&mut staging)?;
-//!                         if end == 0 {
-//!                             connection.end_of_stream().map_err(io::Error::other)?;
-//!                         }
-//!                     }
-//!                     _ => {}
-//!                 }
-//!             }
-//!             _ => {}
-//!         }
-//!     }
-//!     Ok(data)
-//! }
+#![doc = include_str!("../../doc/client_loop.rs")]
 //!
 //! // A server that knows neither extended headers nor structured replies, and does not wait for what it answers.
 //! struct Pipe(io::Cursor<Vec<u8>>, Vec<u8>);
@@ -117,56 +56,55 @@
 //! ]
 //! .concat();
 //! let mut pipe = Pipe(io::Cursor::new(bytes), Vec::new());
-//! assert_eq!(read_start(&mut pipe, "disk", 4)?, b"data");
-//! # Ok::<(), io::Error>(())
+//! assert_eq!(fetch(&mut pipe, "disk", 4)?, b"data");
+//! # Ok::<(), Box<dyn Error>>(())
 //! ```
 //!
 //! # What becomes of what a server may send
 //!
-//! Where the specification mandates a hard disconnect, or a message is so wrong that nobody can tell where the next one
-//! begins, the connection ends with an [`Error`](crate::Error). Where it leaves a choice, only the one request or
-//! option fails.
+//! Where the specification mandates a hard disconnect, or where the start of the next message can't be found, the
+//! connection ends with an [`Error`](crate::Error). Where it leaves a choice, only the one request or option fails.
 //!
 //! | message | case | what happens |
 //! | --- | --- | --- |
-//! | greeting | other magics | [`Malformed`] (C-HS-17) |
+//! | greeting | other magics | [`Malformed`] |
 //! | | oldstyle, though [switched off](Config::oldstyle) or TLS is required | [`Refused`] |
-//! | | unknown handshake flags | ignored (C-HS-13) |
-//! | option reply | wrong magic, malformed data, an `ACK` with data | [`Malformed`] (C-OPT-16, C-OPT-LS-07) |
-//! | | names another option, or is of a type that the option has not | [`PeerMisbehaved`] |
-//! | | longer, or more of them, than [`Limits`](crate::Limits) allow | [`LimitExceeded`] (C-OPT-17) |
-//! | | an error, known or not (C-OPT-18) | the option failed; the machine falls back (C-OPT-19) or leaves by `ABORT` |
-//! | | `ERR_SHUTDOWN`, or an error to `STARTTLS` with TLS required | the machine leaves by `ABORT`, then [`Refused`] |
-//! | `NBD_REP_INFO` | unknown type | ignored (C-OPT-GO-20) |
-//! | | `ACK` to `GO` or `INFO` without a size | [`PeerMisbehaved`] (C-OPT-GO-23) |
+//! | | unknown handshake flags | ignored |
+//! | option reply | wrong magic, malformed data, an `ACK` with data | [`Malformed`] |
+//! | | names another option, or has a type that this option does not have | [`PeerMisbehaved`] |
+//! | | longer, or more of them, than [`Limits`](crate::Limits) allow | [`LimitExceeded`] |
+//! | | an error, known or not | the option failed; the machine falls back, or ends the session by `ABORT` |
+//! | | `ERR_SHUTDOWN`, or an error to `STARTTLS` with TLS required | the machine ends the session by `ABORT`, then [`Refused`] |
+//! | `NBD_REP_INFO` | unknown type | ignored |
+//! | | `ACK` to `GO` or `INFO` without a size | [`PeerMisbehaved`] |
 //! | | size constraints | a preferred size that makes no sense is corrected; other nonsense is [`PeerMisbehaved`] |
-//! | `NBD_REP_META_CONTEXT` | a number twice | [`PeerMisbehaved`] |
-//! | `ACK` to `STARTTLS` | more bytes behind it | [`PeerMisbehaved`] (C-TLS-27) |
+//! | `NBD_REP_META_CONTEXT` | an id twice | [`PeerMisbehaved`] |
+//! | `ACK` to `STARTTLS` | more bytes behind it | [`PeerMisbehaved`] |
 //! | answer to `EXPORT_NAME` | the server hangs up | [`Refused`] |
 //! | any reply | wrong magic; a simple reply under extended headers, a structured one without negotiation | [`Malformed`] |
-//! | | unknown cookie, a second reply, another offset than the request's | [`PeerMisbehaved`] (C-REP-STRUCT-07, C-EH-17) |
-//! | | unknown error value | the request fails with `EINVAL` (C-REP-09) |
-//! | | `ESHUTDOWN` | the request fails, and [`submit`](Connection::submit) refuses more (C-END-06) |
-//! | | unknown reply flags | ignored (C-REP-STRUCT-03) |
-//! | | arrives before the request was wholly sent | kept until it was |
-//! | simple reply | to `READ` under structured replies, a success to `BLOCK_STATUS` | [`PeerMisbehaved`] (C-REP-STRUCT-08) |
-//! | chunk | unknown type that is no error, or one that the command has not | [`PeerMisbehaved`] (C-REP-STRUCT-01) |
+//! | | unknown cookie, a second reply, another offset than the request's | [`PeerMisbehaved`] |
+//! | | unknown error value | the request fails with `EINVAL` |
+//! | | `ESHUTDOWN` | the request fails, and [`submit`](Connection::submit) refuses more |
+//! | | unknown reply flags | ignored |
+//! | | arrives before the request was completely transmitted | kept until it was |
+//! | simple reply | to `READ` under structured replies, a success to `BLOCK_STATUS` | [`PeerMisbehaved`] |
+//! | chunk | unknown type that is no error, or one that the command does not have | [`PeerMisbehaved`] |
 //! | | a length or a zero that its type does not allow | [`Malformed`] |
-//! | | much longer than its type can need | [`LimitExceeded`] (C-SZ-19) |
+//! | | much longer than its type can need | [`LimitExceeded`] |
 //! | `NONE` | not the last one | [`PeerMisbehaved`] |
-//! | `OFFSET_DATA`, `OFFSET_HOLE` | outside of the request, over earlier content or errors, a second one with `DF` | [`PeerMisbehaved`] (C-REP-STRUCT-05) |
-//! | | in any order (C-REP-STRUCT-04) | accepted, in up to [`max_fragments`](crate::Limits::max_fragments) pieces |
-//! | | after an `ERROR` | read and dropped (C-REP-STRUCT-06) |
-//! | | a part is missing at the end, and no error was told | the request fails with `EIO` |
-//! | `BLOCK_STATUS`, `BLOCK_STATUS_EXT` | a context that is not awaited, an extent of no length, a wrong count (C-EH-20) | [`PeerMisbehaved`], [`Malformed`] |
-//! | | more than one extent, or a longer one, with `REQ_ONE` | [`PeerMisbehaved`] (C-CMD-BS-14) |
-//! | | equal neighbours, too few extents, a last one that is too long (C-CMD-BS-13) | accepted |
-//! | | a context is missing at the end, and no error was told | the request fails with `EIO` |
-//! | `ERROR`, `ERROR_OFFSET` | message that does not fit, an error of zero | [`Malformed`] (C-REP-STRUCT-02) |
+//! | `OFFSET_DATA`, `OFFSET_HOLE` | outside of the request, over earlier content or errors, a second one with `DF` | [`PeerMisbehaved`] |
+//! | | in any order | accepted, in up to [`max_fragments`](crate::Limits::max_fragments) pieces |
+//! | | after an `ERROR` | read and dropped |
+//! | | a part is missing at the end, and no error was reported | the request fails with `EIO` |
+//! | `BLOCK_STATUS`, `BLOCK_STATUS_EXT` | a context that is not awaited, an extent of no length, a wrong count | [`PeerMisbehaved`], [`Malformed`] |
+//! | | more than one extent, or a longer one, with `REQ_ONE` | [`PeerMisbehaved`] |
+//! | | equal neighbours, too few extents, a last one that is too long | accepted |
+//! | | a context is missing at the end, and no error was reported | the request fails with `EIO` |
+//! | `ERROR`, `ERROR_OFFSET` | message that does not fit, an error of zero | [`Malformed`] |
 //! | | outside of the request | [`PeerMisbehaved`] |
 //! | | more bytes than the known fields | ignored |
-//! | error chunk of unknown type, `ERROR_OFFSET` to `FLUSH` or `RESIZE` | | the request fails (C-REP-STRUCT-02) |
-//! | end of stream | after [`disconnect`](Connection::disconnect), or instead of the reply to `ABORT` (C-OPT-AB-05) | accepted |
+//! | error chunk of unknown type, `ERROR_OFFSET` to `FLUSH` or `RESIZE` | | the request fails |
+//! | end of stream | after [`disconnect`](Connection::disconnect), or instead of the reply to `ABORT` | accepted |
 //! | | otherwise | [`UnexpectedEnd`] |
 //!
 //! [`Malformed`]: crate::Error::Malformed
@@ -175,18 +113,32 @@
 //! [`Refused`]: crate::Error::Refused
 //! [`UnexpectedEnd`]: crate::Error::UnexpectedEnd
 
+// The requirements behind the table, in its order. Greeting: C-HS-17, C-HS-20, C-HS-13. Option replies: C-OPT-16,
+// C-OPT-LS-07, C-OPT-17, C-OPT-18, C-OPT-19, C-TRM-06, C-TLS-22, C-OPT-GO-20, C-OPT-GO-23, C-OPT-GO-25, S-OPT-SM-04,
+// C-TLS-27, S-OPT-EN-02. Replies: C-REP-STRUCT-07, C-EH-17, C-REP-09, C-END-06, C-REP-STRUCT-03, C-REP-STRUCT-08,
+// C-REP-STRUCT-01, C-SZ-19, C-REP-STRUCT-05, C-REP-STRUCT-04, C-REP-STRUCT-06, C-EH-20, C-CMD-BS-14, C-CMD-BS-13,
+// C-REP-STRUCT-02. End of stream: C-OPT-AB-05.
+
 mod config;
 mod connection;
 mod event;
-mod haggling;
-mod option;
+mod export;
+mod negotiation;
+mod option_check;
+mod option_reply;
+mod options;
+mod pending;
+mod progress;
+mod question;
 mod reply;
+mod script;
+mod send;
+mod status;
+mod submit;
 mod transmission;
-mod validate;
-mod view;
 
 pub use config::{Config, Goal, TlsMode};
 pub use connection::Connection;
-pub use event::{CommandError, Event, Incoming, Info, PauseReason};
-pub use validate::{OptionError, SubmitError};
-pub use view::{ExportView, SelectedContext};
+pub use event::{CommandError, Event, Info};
+pub use option_check::OptionError;
+pub use submit::SubmitError;

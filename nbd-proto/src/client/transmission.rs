@@ -1,353 +1,390 @@
-//! Requests on their way to the server, and the end of transmission (section "Transmission").
+//! The transmission phase: what the next bytes are, and which requests are in flight (section "Transmission"). Only this
+//! file moves the cursor.
 
+use alloc::collections::VecDeque;
+use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::connection::{Connection, Leaving, State};
-use super::validate::{self, SubmitError};
+use super::export::{Agreed, EnteredExport};
+use super::pending::Pending;
+use super::progress::{Progress, collect, drop_front, missing};
+use super::reply::Chunk;
+use super::status::StatusRun;
+use super::submit::put_disconnect;
 use super::{CommandError, Event};
-use crate::coverage::Coverage;
-use crate::outbound::Tail;
-use crate::wire::{CommandFlags, CommandType, CompactRequest, ExtendedRequest, TransmissionFlags};
-use crate::{Command, RequestId};
+use crate::in_flight::InFlight;
+use crate::outbound::Outbound;
+use crate::scratch::Scratch;
+use crate::wire::{ExtendedReplyHeader, SimpleReplyHeader};
+use crate::{
+    BlockSize, CloseReason, Error, ExportView, Extent, Limits, Misuse, PauseReason, RequestId,
+    RequestRules, SelectedContext, Wants,
+};
 
-/// A request in flight. Places in the table are reused with their vectors.
+/// The connection once an export is entered.
 #[derive(Debug)]
-pub(super) struct Pending<C> {
-    pub(super) command: Command,
-    pub(super) context: Option<C>,
-    /// The request has left the queue, with its body.
-    sent: bool,
-    /// The reply is over. What it said, if the request was not sent by then.
-    pub(super) answered: bool,
-    result: Option<Result<(), CommandError>>,
-    /// What a read's reply accounts for so far.
-    pub(super) coverage: Coverage,
-    /// Metadata contexts whose extents are still to come.
-    pub(super) awaited: Vec<u32>,
-    /// Places of errors that were reported with one, in order.
-    pub(super) failures: Vec<u64>,
-    /// How many error chunks came, of any kind.
-    pub(super) errors: u32,
-    /// The error to tell in the end: the first, but one without a place before all with one.
-    pub(super) failure: Option<CommandError>,
-    /// An error without a place came: no content can be trusted (C-REP-STRUCT-06).
-    pub(super) untrusted: bool,
+pub(super) struct Transmission {
+    pub(super) agreed: Agreed,
+    pub(super) rules: RequestRules,
+    block_size_advertised: bool,
+    name: Option<String>,
+    description: Option<String>,
+    pub(super) contexts: Vec<SelectedContext>,
+    pub(super) resizing: Option<Resizing>,
+    pub(super) in_flight: InFlight<Pending>,
+    /// Requests that were answered before they were transmitted, and have been transmitted since.
+    early: VecDeque<RequestId>,
+    cursor: Cursor,
+    /// The payload of an error chunk.
+    pub(super) collected: Vec<u8>,
+    pub(super) batch: Vec<Extent>,
+    disconnect: Disconnect,
+    pub(super) server_is_shutting_down: bool,
+    /// Bytes transmitted in this phase. (To wrap takes centuries.)
+    pub(super) transmitted: u64,
 }
 
-impl<C> Default for Pending<C> {
-    fn default() -> Self {
-        Self {
-            command: Command::Flush,
-            context: None,
-            sent: false,
-            answered: false,
-            result: None,
-            coverage: Coverage::default(),
-            awaited: Vec::new(),
-            failures: Vec::new(),
-            errors: 0,
-            failure: None,
-            untrusted: false,
-        }
-    }
+/// What the next bytes of the stream are.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Cursor {
+    Header,
+    /// The first 16 bytes of a structured reply header are here.
+    StructuredRest([u8; 16]),
+    DataOffset(Chunk),
+    /// Data for the embedder; `offset` counts from the request's own.
+    Data {
+        chunk: Chunk,
+        offset: u64,
+        remaining: u64,
+    },
+    /// Data that can't be trusted.
+    Drop {
+        chunk: Chunk,
+        remaining: u64,
+    },
+    Hole(Chunk),
+    /// What comes before so many extents.
+    StatusHead(Chunk, u64),
+    Extents(Chunk, StatusRun),
+    ErrorPayload(Chunk),
+    /// A reply has arrived; nothing more is to be read for it.
+    Complete(RequestId),
 }
 
-impl<C> Pending<C> {
-    fn begin(&mut self, command: Command, context: C) {
-        self.command = command;
-        self.context = Some(context);
-        self.sent = false;
-        self.answered = false;
-        self.result = None;
-        self.coverage.clear();
-        self.awaited.clear();
-        self.failures.clear();
-        self.errors = 0;
-        self.failure = None;
-        self.untrusted = false;
-    }
-
-    /// Whether a reply without an error told all that it should (C-REP-STRUCT-05, C-CMD-BS-14).
-    fn is_complete(&self) -> bool {
-        match self.command {
-            Command::Read { length: 0, .. } => self.coverage.is_empty(),
-            Command::Read { offset, length, .. } => {
-                self.coverage.is_exactly(offset, offset.saturating_add(length))
-            }
-            Command::BlockStatus { .. } => self.awaited.is_empty(),
-            _ => true,
-        }
-    }
+/// How far the end has come that the embedder asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disconnect {
+    No,
+    /// Once nothing is in flight.
+    Wanted,
+    /// `NBD_CMD_DISC` is queued, or transmitted.
+    Queued,
 }
 
 /// A resize under way: the sizes to set when it fails or succeeds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Resizing {
-    id: RequestId,
-    old: u64,
-    new: u64,
+    pub(super) id: RequestId,
+    pub(super) old: u64,
+    pub(super) new: u64,
 }
 
-impl<C> Connection<C> {
-    /// Queues a request. The data of a write is yours to send when [`Segment::Body`](crate::Segment::Body) asks for it;
-    /// that of a read is yours to receive when [`Incoming::Payload`](super::Incoming::Payload) or
-    /// [`Event::Hole`] tells of it. [`Event::Completed`] follows, in any order.
-    ///
-    /// # Errors
-    /// When the request breaks a rule of the protocol or exceeds what the server offered, or when there is no room. The
-    /// context comes back.
-    pub fn submit(&mut self, command: Command, context: C) -> Result<RequestId, (SubmitError, C)> {
-        if let Err(error) = self.check_submit(&command, None) {
-            return Err((error, context));
-        }
-        self.enqueue(command, None, context)
-    }
+/// How many bytes to be dropped are asked for at a time.
+const DROP_AT_ONCE: u64 = 4 << 10;
 
-    /// Queues a block status request about some of the selected metadata contexts, named by their numbers in
-    /// [`ExportView::contexts`](super::ExportView::contexts). `offset`, `length` and `one` are as in
-    /// [`Command::BlockStatus`].
-    ///
-    /// # Errors
-    /// As for [`submit`](Self::submit), and [`SubmitError::NotOffered`] unless the server
-    /// [takes such a list](TransmissionFlags::BLOCK_STATUS_PAYLOAD) (C-EH-19).
-    pub fn submit_block_status(
-        &mut self,
-        offset: u64,
-        length: u64,
-        one: bool,
-        contexts: &[u32],
-        context: C,
-    ) -> Result<RequestId, (SubmitError, C)> {
-        let command = Command::BlockStatus { offset, length, one };
-        if let Err(error) = self.check_submit(&command, Some(contexts)) {
-            return Err((error, context));
-        }
-        self.enqueue(command, Some(contexts), context)
-    }
-
-    fn check_submit(&self, command: &Command, only: Option<&[u32]>) -> Result<(), SubmitError> {
-        let export = match &self.export {
-            Some(export) if self.error.is_none() => export,
-            _ => return Err(SubmitError::NotTransmitting),
+impl Transmission {
+    pub(super) fn new(export: EnteredExport, limits: &Limits, out: &mut Outbound) -> Self {
+        let EnteredExport { info, block_size, name, description, contexts, agreed, disconnect } =
+            export;
+        let sizes = block_size.unwrap_or(BlockSize::DEFAULT);
+        let rules = RequestRules {
+            size: info.size,
+            flags: agreed.flags(info.flags),
+            block_size: sizes.with_payload_at_most(limits.max_payload),
+            extended: agreed.extended,
+            has_contexts: !contexts.is_empty(),
         };
-        if self.leaving != Leaving::No {
-            return Err(SubmitError::Disconnecting);
+        let mut transmission = Self {
+            agreed,
+            rules,
+            block_size_advertised: block_size.is_some(),
+            name,
+            description,
+            contexts,
+            resizing: None,
+            in_flight: InFlight::new(limits.max_in_flight.max(1)),
+            early: VecDeque::new(),
+            cursor: Cursor::Header,
+            collected: Vec::new(),
+            batch: Vec::new(),
+            disconnect: if disconnect { Disconnect::Wanted } else { Disconnect::No },
+            server_is_shutting_down: false,
+            transmitted: 0,
+        };
+        transmission.settle(out);
+        transmission
+    }
+
+    pub(super) fn view(&self) -> ExportView<'_> {
+        ExportView {
+            size: self.rules.size,
+            flags: self.rules.flags,
+            block_size: self.rules.block_size,
+            block_size_advertised: self.block_size_advertised,
+            name: self.name.as_deref(),
+            description: self.description.as_deref(),
+            contexts: &self.contexts,
+            structured: self.agreed.chunked(),
+            extended: self.agreed.extended,
+            tls: self.agreed.tls,
         }
-        validate::fits(command, self.negotiation.extended)?;
-        if only.is_some() && !self.negotiation.extended {
-            return Err(SubmitError::NotOffered(CommandType::BLOCK_STATUS));
+    }
+
+    pub(super) const fn is_disconnecting(&self) -> bool {
+        !matches!(self.disconnect, Disconnect::No)
+    }
+
+    /// Whether everything is answered and the server knows that nothing follows: nothing more is read.
+    const fn is_over(&self) -> bool {
+        matches!(self.disconnect, Disconnect::Queued) && self.in_flight.len() == 0
+    }
+
+    /// What the next bytes are.
+    pub(super) fn wants(&self, filled: usize, unsent: bool) -> Wants {
+        if !self.early.is_empty() || (self.is_over() && !unsent) {
+            return Wants::Nothing(PauseReason::EventDue);
         }
-        if !self.config.strict {
-            return Ok(());
+        if self.is_over() {
+            return Wants::Nothing(PauseReason::Unsent);
         }
-        if self.server_is_shutting_down {
-            return Err(SubmitError::ServerShuttingDown);
-        }
-        let rules = &export.rules;
-        match (rules.check(command), export.resizing) {
-            // It would be all right, were it not for the resize.
-            (Err(SubmitError::OutOfRange(_)), Some(Resizing { old, new, .. }))
-                if ends_by(command, old.max(new)) =>
-            {
-                return Err(SubmitError::Resizing);
+        let extended = self.agreed.extended;
+        let (total, have) = match self.cursor {
+            Cursor::Data { chunk, offset, remaining } => {
+                return match self.in_flight.get(chunk.id) {
+                    Some(&Pending { command, .. }) => {
+                        Wants::Payload { id: chunk.id, command, offset, remaining }
+                    }
+                    None => Wants::Nothing(PauseReason::EventDue),
+                };
             }
-            (result, _) => result?,
-        }
-        match *command {
-            Command::BlockStatus { .. } if export.contexts.is_empty() => {
-                return Err(SubmitError::NoContexts);
+            Cursor::Drop { remaining, .. } => {
+                let at_once = remaining.min(DROP_AT_ONCE);
+                (usize::try_from(at_once).unwrap_or(1), 0)
             }
-            Command::Resize { size } => {
-                let kept = rules.size.min(size);
-                if export.resizing.is_some()
-                    || self.in_flight.iter().any(|other| !ends_by(&other.command, kept))
-                {
-                    return Err(SubmitError::Resizing);
+            Cursor::Header if extended => (ExtendedReplyHeader::SIZE, filled),
+            Cursor::Header => (SimpleReplyHeader::SIZE, filled),
+            Cursor::StructuredRest(_) => (4, filled),
+            Cursor::DataOffset(_) => (8, filled),
+            Cursor::Hole(_) => (12, filled),
+            Cursor::StatusHead(..) => (if extended { 8 } else { 4 }, filled),
+            Cursor::Extents(..) => (if extended { 16 } else { 8 }, filled),
+            Cursor::ErrorPayload(chunk) => (chunk.length_in_memory(), self.collected.len()),
+            Cursor::Complete(_) => return Wants::Nothing(PauseReason::EventDue),
+        };
+        missing(total, have)
+    }
+
+    /// Handles the front of `input`, up to the next event.
+    #[inline]
+    pub(super) fn receive(
+        &mut self,
+        limits: &Limits,
+        scratch: &mut Scratch,
+        out: &mut Outbound,
+        input: &mut &[u8],
+    ) -> Result<Progress, Error> {
+        /// The next message of fixed size, or nothing yet.
+        macro_rules! take {
+            () => {
+                match scratch.take(input) {
+                    Some(bytes) => bytes,
+                    None => return Ok(Progress::Stuck),
                 }
+            };
+        }
+        if let Some(id) = self.early.pop_front() {
+            let answer = self.pending(id)?.answer.take();
+            let result = answer.ok_or(Error::Internal("an early answer got lost"))?;
+            return Ok(Progress::Event(self.release(out, id, result)));
+        }
+        if self.is_over() {
+            return Ok(if out.is_empty() {
+                Progress::Close(CloseReason::Disconnected)
+            } else {
+                Progress::Stuck
+            });
+        }
+        loop {
+            let (cursor, event) = match self.cursor {
+                Cursor::Header if self.agreed.extended => {
+                    let header = ExtendedReplyHeader::decode(&take!())?;
+                    self.cursor = self.chunk(limits, &header)?;
+                    continue;
+                }
+                Cursor::Header => {
+                    self.cursor = self.compact_reply(take!())?;
+                    continue;
+                }
+                Cursor::StructuredRest(head) => {
+                    self.cursor = self.structured_chunk(limits, head, take!())?;
+                    continue;
+                }
+                Cursor::DataOffset(chunk) => {
+                    let offset = u64::from_be_bytes(take!());
+                    self.cursor = self.data(limits, chunk, offset)?;
+                    continue;
+                }
+                Cursor::Data { chunk, .. } => {
+                    self.pending(chunk.id)?;
+                    return Ok(Progress::Stuck);
+                }
+                Cursor::Drop { .. } if input.is_empty() => return Ok(Progress::Stuck),
+                Cursor::Drop { chunk, remaining } => {
+                    let at_once = usize::try_from(remaining).unwrap_or(usize::MAX);
+                    let dropped = drop_front(input, at_once) as u64;
+                    self.cursor = match remaining.checked_sub(dropped) {
+                        Some(remaining @ 1..) => Cursor::Drop { chunk, remaining },
+                        _ => chunk.after(),
+                    };
+                    continue;
+                }
+                Cursor::Hole(chunk) => self.hole(limits, chunk, &take!())?,
+                Cursor::StatusHead(chunk, count) => {
+                    self.cursor = if self.agreed.extended {
+                        let head: [u8; 8] = take!();
+                        self.status_head(chunk, count, &head)?
+                    } else {
+                        let head: [u8; 4] = take!();
+                        self.status_head(chunk, count, &head)?
+                    };
+                    continue;
+                }
+                Cursor::Extents(chunk, run) if self.agreed.extended => {
+                    let bytes: [u8; 16] = take!();
+                    self.extended_extent(chunk, run, &bytes)?
+                }
+                Cursor::Extents(chunk, run) => {
+                    let bytes: [u8; 8] = take!();
+                    self.compact_extent(chunk, run, &bytes)?
+                }
+                Cursor::ErrorPayload(chunk) => {
+                    if !collect(&mut self.collected, input, chunk.length_in_memory()) {
+                        return Ok(Progress::Stuck);
+                    }
+                    let error = self.error_chunk(limits, chunk)?;
+                    (chunk.after(), Some(Event::ErrorChunk { id: chunk.id, error }))
+                }
+                Cursor::Complete(id) => {
+                    self.cursor = Cursor::Header;
+                    match self.complete(out, id)? {
+                        Some(event) => return Ok(Progress::Event(event)),
+                        None => continue,
+                    }
+                }
+            };
+            self.cursor = cursor;
+            if let Some(event) = event {
+                return Ok(Progress::Event(event));
             }
-            _ => {}
         }
-        let Some(only) = only else { return Ok(()) };
-        if !rules.flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD) {
-            return Err(SubmitError::NotOffered(CommandType::BLOCK_STATUS));
-        }
-        if only.is_empty() {
-            return Err(SubmitError::NoContexts);
-        }
-        for (at, id) in only.iter().enumerate() {
-            let twice = only.get(..at).unwrap_or_default().contains(id);
-            if twice || !export.contexts.iter().any(|selected| selected.id == *id) {
-                return Err(SubmitError::BadContext(*id));
-            }
-        }
+    }
+
+    /// The embedder has moved `count` bytes of the data that comes next.
+    pub(super) fn payload_received(&mut self, count: u64) -> Result<(), Misuse> {
+        let Cursor::Data { chunk, offset, remaining } = self.cursor else {
+            return Err(Misuse::WrongPhase);
+        };
+        let remaining = remaining.checked_sub(count).ok_or(Misuse::TooManyBytes)?;
+        let offset = offset.checked_add(count).ok_or(Misuse::TooManyBytes)?;
+        self.cursor = match remaining {
+            0 => chunk.after(),
+            _ => Cursor::Data { chunk, offset, remaining },
+        };
         Ok(())
     }
 
-    fn enqueue(
-        &mut self,
-        command: Command,
-        only: Option<&[u32]>,
-        context: C,
-    ) -> Result<RequestId, (SubmitError, C)> {
-        let Some((id, pending)) = self.in_flight.take() else {
-            return Err((SubmitError::TooManyRequests, context));
-        };
-        pending.begin(command, context);
-        if let Some(export) = &mut self.export {
-            match (command, only) {
-                (Command::BlockStatus { .. }, Some(only)) => pending.awaited.extend(only),
-                (Command::BlockStatus { .. }, None) => {
-                    pending.awaited.extend(export.contexts.iter().map(|selected| selected.id));
-                }
-                (Command::Resize { size: new }, _) => {
-                    let old = export.rules.size;
-                    export.resizing = Some(Resizing { id, old, new });
-                    export.rules.size = old.min(new);
-                }
-                _ => {}
-            }
-        }
-        self.put_request(id, &command, only);
-        let tail = match command {
-            Command::Write { length, .. } => {
-                let length = usize::try_from(length).unwrap_or(usize::MAX);
-                Tail::Body { id, offset: 0, length }
-            }
-            _ => Tail::None,
-        };
-        self.out.seal(tail, Some(id));
-        Ok(id)
-    }
-
-    /// Puts a request's header, and the payload of a block status request that has one.
+    /// A request that must be in flight.
     #[inline]
-    fn put_request(&mut self, id: RequestId, command: &Command, only: Option<&[u32]>) {
-        let (cookie, offset, length) = (id.cookie(), command.offset(), command.length());
-        let mut flags = command.flags();
-        let command = command.command_type();
-        if !self.negotiation.extended {
-            let length = u32::try_from(length).unwrap_or(u32::MAX);
-            self.out.put(&CompactRequest { flags, command, cookie, offset, length }.encode());
-            return;
-        }
-        flags.set(CommandFlags::PAYLOAD_LEN, command == CommandType::WRITE || only.is_some());
-        let payload = only.map(|only| (only.len() as u64).saturating_mul(4).saturating_add(8));
-        let header_length = payload.unwrap_or(length);
-        let request = ExtendedRequest { flags, command, cookie, offset, length: header_length };
-        self.out.put(&request.encode());
-        if let Some(only) = only {
-            self.out.put(&length.to_be_bytes());
-            only.iter().for_each(|context| self.out.put(&context.to_be_bytes()));
-        }
+    pub(super) fn pending(&mut self, id: RequestId) -> Result<&mut Pending, Error> {
+        let lost = Error::Internal("a reply was read for a request that is not in flight");
+        self.in_flight.get_mut(id).ok_or(lost)
     }
 
-    /// A request has left, with its body. It may have been answered before.
-    pub(super) fn request_sent(&mut self, id: RequestId) -> Option<Event<C>> {
-        let pending = self.in_flight.get_mut(id)?;
-        pending.sent = true;
-        let result = pending.result.take()?;
-        self.release(id, result)
-    }
-
-    /// A reply is over. The request itself is once it has left, for until then its buffer is in use.
-    pub(super) fn complete(&mut self, id: RequestId) -> Option<Event<C>> {
-        self.state = State::ReplyHeader;
-        let pending = self.in_flight.get_mut(id)?;
-        let result = match pending.failure.take() {
-            Some(error) => Err(error),
-            None if !pending.is_complete() => Err(CommandError::incomplete()),
-            None => Ok(()),
+    /// A request has been transmitted, with its payload. It may have been answered before. Gives whether there was a
+    /// payload.
+    pub(super) fn request_sent(&mut self, out: &mut Outbound, id: RequestId) -> bool {
+        let Some(pending) = self.in_flight.get_mut(id) else {
+            out.fail("a request was transmitted that is not in flight");
+            return false;
         };
-        pending.answered = true;
-        let sent = pending.sent;
+        pending.sent = true;
+        let payload = pending.command.payload_length() > 0;
+        if pending.answer.is_some() {
+            self.early.push_back(id);
+        }
+        payload
+    }
+
+    /// A reply is over. The request itself is once it has been transmitted, for until then its buffer is in use.
+    fn complete(&mut self, out: &mut Outbound, id: RequestId) -> Result<Option<Event>, Error> {
+        let pending = self.pending(id)?;
+        let (result, sent) = (pending.result(), pending.sent);
         self.resized(id, result.is_ok());
         if sent {
-            return self.release(id, result);
+            return Ok(Some(self.release(out, id, result)));
         }
-        if let Some(pending) = self.in_flight.get_mut(id) {
-            pending.result = Some(result);
-        }
-        None
+        self.pending(id)?.answer = Some(result);
+        Ok(None)
     }
 
-    fn release(&mut self, id: RequestId, result: Result<(), CommandError>) -> Option<Event<C>> {
-        let context = self.in_flight.get_mut(id)?.context.take()?;
+    fn release(
+        &mut self,
+        out: &mut Outbound,
+        id: RequestId,
+        result: Result<(), CommandError>,
+    ) -> Event {
         self.in_flight.release(id);
-        self.settle();
-        Some(Event::Completed { request: id, context, result })
+        self.settle(out);
+        Event::Completed { id, result }
     }
 
     /// The export has its new size, or its old one (section "Request types" of the resize extension).
     fn resized(&mut self, id: RequestId, success: bool) {
-        if let Some(export) = &mut self.export
-            && let Some(resizing) = export.resizing
-            && resizing.id == id
-        {
-            export.resizing = None;
-            export.rules.size = if success { resizing.new } else { resizing.old };
+        if let Some(resizing) = self.resizing.take_if(|resizing| resizing.id == id) {
+            self.rules.size = if success { resizing.new } else { resizing.old };
         }
     }
 
-    /// Leaves softly, as soon as possible: by `NBD_OPT_ABORT` when it is the client's turn, by `NBD_CMD_DISC` once all
-    /// requests in flight are answered (C-OPT-AB-04, C-END-07, C-CMD-DISC-16). Go on driving the connection until
-    /// [`Event::Disconnected`], or drop it if that takes too long.
-    pub fn disconnect(&mut self) {
-        if self.leaving != Leaving::No || self.error.is_some() {
-            return;
+    /// The embedder wants to disconnect once everything is answered (C-END-07, C-CMD-DISC-16).
+    pub(super) fn disconnect(&mut self, out: &mut Outbound) {
+        if self.disconnect == Disconnect::No {
+            self.disconnect = Disconnect::Wanted;
         }
-        self.leaving = Leaving::Wanted;
-        if matches!(self.state, State::Idle) {
-            self.leave_haggling();
-        }
-        self.settle();
+        self.settle(out);
     }
 
-    /// As [`disconnect`](Self::disconnect), but does not wait for requests in flight. The server has to carry them out
-    /// all the same, and most servers answer them.
-    pub fn disconnect_now(&mut self) {
-        self.disconnect();
-        if self.export.is_some() && self.leaving == Leaving::Wanted {
-            self.put_disconnect();
-            self.settle();
+    /// The embedder wants to disconnect without waiting for replies.
+    pub(super) fn disconnect_now(&mut self, out: &mut Outbound) {
+        if self.disconnect != Disconnect::Queued {
+            self.disconnect = Disconnect::Queued;
+            put_disconnect(out, self.agreed.extended);
         }
     }
 
-    /// During transmission: says goodbye once nothing is in flight, and tells so once that has left.
-    pub(super) fn settle(&mut self) {
-        if self.leaving == Leaving::No
-            || self.export.is_none()
-            || self.error.is_some()
-            || self.in_flight.len() > 0
-        {
-            return;
-        }
-        if self.leaving == Leaving::Wanted {
-            self.put_disconnect();
-        }
-        self.state = State::Ended;
-        if self.out.is_empty() {
-            self.tell_disconnected();
+    /// Queues `NBD_CMD_DISC` if it is wanted and nothing is in flight.
+    fn settle(&mut self, out: &mut Outbound) {
+        if self.disconnect == Disconnect::Wanted && self.in_flight.len() == 0 {
+            self.disconnect_now(out);
         }
     }
 
-    /// `NBD_CMD_DISC`, which has no offset, no length and no reply (C-REQ-22).
-    fn put_disconnect(&mut self) {
-        self.leaving = Leaving::Said;
-        let (flags, command) = (CommandFlags::empty(), CommandType::DISC);
-        let request = CompactRequest { flags, command, cookie: 0, offset: 0, length: 0 };
-        if self.negotiation.extended {
-            self.out.put(&ExtendedRequest::from(request).encode());
-        } else {
-            self.out.put(&request.encode());
-        }
-        self.out.seal(Tail::None, None);
-    }
-}
-
-/// Whether all that a request is about lies before `end`.
-fn ends_by(command: &Command, end: u64) -> bool {
-    match command {
-        Command::Flush | Command::Resize { .. } => true,
-        _ => command.offset().checked_add(command.length()).is_some_and(|last| last <= end),
+    /// What it means that the stream ends now.
+    pub(super) const fn end_of_stream(&self, filled: usize) -> Result<CloseReason, Error> {
+        Err(Error::UnexpectedEnd(match self.cursor {
+            _ if self.is_over() => return Ok(CloseReason::Disconnected),
+            Cursor::Header if filled == 0 && self.in_flight.len() > 0 => "requests in flight",
+            Cursor::Header if filled == 0 => "the transmission phase",
+            _ => "a reply",
+        }))
     }
 }

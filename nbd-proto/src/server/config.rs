@@ -31,8 +31,9 @@ pub struct Config {
     /// Whether extended headers are offered.
     pub extended_headers: bool,
     /// Whether a write under extended headers is refused when it lacks `NBD_CMD_FLAG_PAYLOAD_LEN`, as the
-    /// specification would have it (S-EH-06). Default `false`: qemu 10 does not set the flag, yet sends the payload, so
+    /// specification would have it. Default `false`: qemu 10 does not set the flag, yet sends the payload, so
     /// that to refuse its writes is to lose the stream.
+    // S-EH-06
     pub require_payload_flag: bool,
 }
 

@@ -18,8 +18,8 @@ use crate::{
 
 /// The server's side of one connection, as a state machine that does no I/O.
 ///
-/// After anything that you tell it, ask for events by [`next_event`](Self::next_event) until there are none, and send
-/// what [`segments`](Self::segments) has; then [`wants`](Self::wants) says what to wait for.
+/// After each call that reports something, ask for events by [`next_event`](Self::next_event) until there are none,
+/// and send what [`segments`](Self::segments) has; then [`wants`](Self::wants) says what to wait for.
 ///
 /// - **What happened:** [`next_event`](Self::next_event) (bytes arrived), [`payload_received`](Self::payload_received),
 ///   [`transmitted`](Self::transmitted), [`end_of_stream`](Self::end_of_stream),
@@ -59,7 +59,8 @@ enum End {
     Open,
     /// Nothing more is read. Requests in flight are answered and the queue is sent.
     Closing(Result<CloseReason, Error>),
-    /// Nothing more is done.
+    /// Nothing more is read. What is queued is sent, so that what a client gets does not depend on how its bytes came;
+    /// but requests in flight are not waited for.
     Failed(Error),
     /// [`Event::Closed`] was raised.
     Closed,
@@ -102,15 +103,17 @@ impl Connection {
 
     // What happened.
 
-    /// What happened next. Eats off `input` what belongs to the protocol, and data that nobody wants; takes nothing at all
-    /// when an event is due anyway. `None` when [`wants`](Self::wants) has to be met first; what is left in `input` then
-    /// is the data of a request, or has to wait.
+    /// What happened next. Eats off `input` what belongs to the protocol, and data that nobody wants; takes nothing at
+    /// all when an event is due anyway. `None` when [`wants`](Self::wants) has to be met first; what is left in
+    /// `input` then is the data of a request, or has to wait.
     #[inline]
     pub fn next_event(&mut self, input: &mut impl Input) -> Option<Event> {
         loop {
             if let Some(fault) = self.out.fault()
                 && self.end != End::Closed
             {
+                // What is queued may be wrong.
+                self.out.clear();
                 self.end = End::Failed(fault);
             }
             if self.end != End::Open {
@@ -133,7 +136,7 @@ impl Connection {
                 Ok(Step::Starved) if self.end_of_stream => self.end = self.end_here(),
                 Ok(Step::Starved) => return None,
                 Ok(Step::Closing(reason)) => self.end = End::Closing(Ok(reason)),
-                Err(error) => self.end = End::of(error),
+                Err(error) => self.end = End::Failed(error),
             }
         }
     }
@@ -144,6 +147,7 @@ impl Connection {
         let result = match self.end {
             End::Open | End::Closed => return None,
             End::Closing(_) if !self.is_idle() => return None,
+            End::Failed(_) if !self.out.is_empty() => return None,
             End::Closing(result) => result,
             End::Failed(error) => Err(error),
         };
@@ -166,7 +170,7 @@ impl Connection {
         })
     }
 
-    /// Bytes of the payload that [`Wants::Payload`] told of were moved to where they belong.
+    /// Bytes of the payload that [`Wants::Payload`] reported were moved to where they belong.
     ///
     /// # Errors
     /// [`Misuse::TooManyBytes`] when `count` exceeds what remained; [`Misuse::WrongPhase`] when no payload was due.
@@ -180,9 +184,9 @@ impl Connection {
         }
     }
 
-    /// The first `count` bytes of [`segments`](Self::segments) went out. Gives the requests that are over with them: their
-    /// buffers are yours again and their ids are void. Each request that was raised comes back once, here, unless the
-    /// connection closes before.
+    /// The first `count` bytes of [`segments`](Self::segments) went out. Gives the requests that are over with them:
+    /// their buffers are yours again and their ids are void. Each request that was raised comes back once, here,
+    /// unless the connection closes before.
     ///
     /// # Errors
     /// [`Misuse::TooManyBytes`] when there were fewer; [`Misuse::WrongPhase`] after [`Event::Closed`].
@@ -208,8 +212,8 @@ impl Connection {
         self.end_of_stream = true;
     }
 
-    /// The TLS handshake that [`Wants::Tls`] asked for succeeded: what follows comes out of TLS. All that was negotiated
-    /// before is forgotten. A handshake that fails has no method: drop the connection.
+    /// The TLS handshake that [`Wants::Tls`] asked for succeeded: what follows comes out of TLS. All that was
+    /// negotiated before is forgotten. A handshake that fails has no method: drop the connection.
     ///
     /// # Errors
     /// [`Misuse::WrongPhase`] when no handshake was due.
@@ -230,8 +234,8 @@ impl Connection {
 
     // Answers.
 
-    /// Answers [`Event::List`]. Names that are no valid strings (at most 4096 bytes without NUL) can't be listed and are
-    /// left out, and so are such descriptions.
+    /// Answers [`Event::List`]. Names that are no valid strings (at most 4096 bytes without NUL) can't be listed and
+    /// are left out, and so are such descriptions.
     ///
     /// # Errors
     /// [`Misuse::NoSuchQuestion`] when the client did not ask for a list; [`Misuse::WrongPhase`] after
@@ -269,7 +273,7 @@ impl Connection {
         match handshake.answer_lookup(&mut shared, answer)? {
             Answered::Negotiating => Ok(LookupOutcome::Negotiating),
             Answered::Refused(reason) => {
-                self.end = End::of(Refusal::NotServed(reason).into());
+                self.end = End::Failed(Refusal::NotServed(reason).into());
                 Ok(LookupOutcome::Negotiating)
             }
             Answered::Entered(export) => {
@@ -293,14 +297,14 @@ impl Connection {
     /// Starts or continues the reply to a request.
     ///
     /// # Errors
-    /// [`Misuse::NoSuchRequest`] when it is not in flight or was answered, [`Misuse::PayloadPending`] when it has not been
-    /// raised yet, [`Misuse::WrongPhase`] when the connection is over.
+    /// [`Misuse::NoSuchRequest`] when it is not in flight or was answered, [`Misuse::PayloadPending`] when it has not
+    /// been raised yet, [`Misuse::WrongPhase`] when the connection is over.
     #[inline]
     pub fn reply(&mut self, id: RequestId) -> Result<Reply<'_>, Misuse> {
         let Phase::Transmission(transmission) = &mut self.phase else {
             return Err(Misuse::WrongPhase);
         };
-        if matches!(self.end, End::Closed | End::Failed(_)) {
+        if self.end == End::Closed {
             return Err(Misuse::WrongPhase);
         }
         let pending = transmission.in_flight.get_mut(id).ok_or(Misuse::NoSuchRequest)?;
@@ -323,14 +327,17 @@ impl Connection {
         self.shutting_down = true;
     }
 
-    /// The export in use has a new size, by a resize on this connection or another one.
+    /// The export in use has a new size, by a resize on this connection or another one, or by itself.
+    ///
+    /// A client that was not offered `RESIZE` can't know: it keeps the size that it was told at most, so that it is not
+    /// told of extents beyond.
     ///
     /// # Errors
     /// [`Misuse::WrongPhase`] when no export is in use.
-    pub const fn set_size(&mut self, size: u64) -> Result<(), Misuse> {
+    pub fn set_size(&mut self, size: u64) -> Result<(), Misuse> {
         match &mut self.phase {
             Phase::Transmission(transmission) => {
-                transmission.export.rules.size = size;
+                transmission.export.set_size(size);
                 Ok(())
             }
             Phase::Handshake(_) => Err(Misuse::WrongPhase),
@@ -350,6 +357,7 @@ impl Connection {
             End::Open => {}
             End::Closed => return Wants::Closed,
             End::Closing(_) if !self.is_idle() => return Wants::Nothing(PauseReason::Closing),
+            End::Failed(_) if !self.out.is_empty() => return Wants::Nothing(PauseReason::Closing),
             End::Closing(_) | End::Failed(_) => return Wants::Nothing(PauseReason::EventDue),
         }
         let wants = match &self.phase {
@@ -367,7 +375,7 @@ impl Connection {
         }
     }
 
-    /// What is to be sent, in order. Write any prefix of it in any way, then call [`transmitted`](Self::transmitted).
+    /// The bytes to send, in order. Write any prefix of it in any way, then call [`transmitted`](Self::transmitted).
     #[must_use]
     #[inline]
     pub fn segments(&self) -> Segments<'_> {
@@ -396,6 +404,15 @@ impl Connection {
         matches!(self.phase, Phase::Transmission(_))
     }
 
+    /// Exports in the longest list that the client was given, about which it may want to ask. Zero once it has entered one.
+    #[must_use]
+    pub const fn listed_exports(&self) -> u32 {
+        match &self.phase {
+            Phase::Handshake(handshake) => handshake.listed,
+            Phase::Transmission(_) => 0,
+        }
+    }
+
     /// Whether the stream runs over TLS.
     #[must_use]
     pub const fn is_tls(&self) -> bool {
@@ -416,8 +433,8 @@ impl Connection {
 
     /// The metadata queries of the option that awaits an answer, in the client's order: for exports that make contexts
     /// on demand, by [`ContextInfo::answering`](crate::ContextInfo::answering). Empty unless the
-    /// [purpose](super::Lookup::purpose) of the lookup is [`Purpose::MetaContext`](super::Purpose::MetaContext). Queries
-    /// that are no valid strings are left out.
+    /// [purpose](super::Lookup::purpose) of the lookup is [`Purpose::MetaContext`](super::Purpose::MetaContext).
+    /// Queries that are no valid strings are left out.
     pub fn queries(&self) -> impl Iterator<Item = &str> {
         let question = match &self.phase {
             Phase::Handshake(Handshake { state: State::Asked(Question::Contexts(it)), .. }) => {
@@ -448,23 +465,30 @@ impl Connection {
     }
 }
 
-impl End {
-    /// What is sent after an error: nothing, except where it is nobody's fault.
-    const fn of(error: Error) -> Self {
-        match error {
-            Error::Refused(_) => Self::Closing(Err(error)),
-            error => Self::Failed(error),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn a_fault_of_the_core_ends_the_connection_and_names_itself() {
+        let mut connection = Connection::new(Config::default());
+        assert_eq!(connection.next_event(&mut &[0, 0, 0, 3][..]), None);
+        connection.out.fail("a test");
+        assert_eq!(connection.wants(), Wants::Nothing(PauseReason::EventDue));
+        let mut input = &[0; 40][..];
+        let closed = Event::Closed(Err(Error::Internal("a test")));
+        assert_eq!(connection.next_event(&mut input), Some(closed));
+        assert_eq!(input.len(), 40);
+        assert!(connection.segments().next().is_none(), "nothing that may be wrong is sent");
+        assert_eq!((connection.next_event(&mut input), connection.wants()), (None, Wants::Closed));
+    }
+
+    #[test]
     fn a_connection_is_no_larger_than_it_has_to_be() {
         let size = size_of::<Connection>();
         assert!(size <= 768, "{size}");
+        // As the formula of the limits has it.
+        let slot = size_of::<crate::server::transmission::Pending>();
+        assert!(slot <= 192 - 8, "{slot}");
     }
 }

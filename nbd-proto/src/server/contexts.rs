@@ -1,5 +1,7 @@
 //! Metadata contexts: which of them a client's queries name (section "Metadata querying").
 
+use alloc::vec::Vec;
+
 use super::handshake::{ContextKind, Handshake, Selection, Shared, Step};
 use super::question::{ContextsQuestion, Question};
 use crate::wire::{OptionCode, OptionReplyType as Rep};
@@ -10,7 +12,7 @@ impl Handshake {
         &mut self,
         shared: &mut Shared<'_>,
         code: OptionCode,
-        data: &[u8],
+        data: &mut Vec<u8>,
     ) -> Step {
         let set = code == OptionCode::SET_META_CONTEXT;
         if set {

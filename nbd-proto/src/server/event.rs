@@ -20,8 +20,8 @@ pub enum Event {
     /// Carry this out now, and answer by [`reply`](super::Connection::reply), at once or later and in any order. The
     /// payload of a write is complete.
     ///
-    /// The request is valid: the command is known and negotiated, its flags too, its range lies inside of the export and
-    /// is aligned, nothing writes on a read-only export, and there is room in flight.
+    /// The request is valid: the command is known and negotiated, its flags too, its range lies inside of the export
+    /// and is aligned, nothing writes on a read-only export, and there is room in flight.
     Request {
         /// Names the request until [`transmitted`](super::Connection::transmitted) gives it back.
         id: RequestId,
@@ -29,6 +29,9 @@ pub enum Event {
         command: Command,
     },
     /// The connection is over: the last event, with the reason. Close the stream. All buffers of requests are yours.
+    ///
+    /// It comes once all that was queued has been sent, and in peace (or after an [`Error::UnexpectedEnd`]) once all
+    /// requests in flight have been answered.
     Closed(Result<CloseReason, Error>),
 }
 

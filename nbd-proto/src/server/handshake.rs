@@ -87,7 +87,7 @@ pub(super) enum Step {
     Starved,
     /// Something other than input is needed.
     Paused,
-    /// The client leaves.
+    /// The client ends the session.
     Closing(CloseReason),
 }
 
@@ -119,8 +119,8 @@ impl Handshake {
                     return Ok(Step::Starved);
                 }
                 self.state = State::Header;
-                let data = core::mem::take(&mut self.data);
-                let step = self.option(shared, header.code, &data)?;
+                let mut data = core::mem::take(&mut self.data);
+                let step = self.option(shared, header.code, &mut data)?;
                 self.data = data;
                 if matches!(self.state, State::Tls) && !input.unread().is_empty() {
                     return Err(PeerMisbehaved::PlaintextAfterStartTls.into());
@@ -136,7 +136,7 @@ impl Handshake {
                 self.state = State::Header;
                 return self.option_too_big(shared, code);
             }
-            // Nobody who speaks TLS begins before the acknowledgement has been sent.
+            // No TLS client begins before it has the acknowledgement.
             State::Tls if !shared.out.is_empty() && !input.unread().is_empty() => {
                 return Err(PeerMisbehaved::PlaintextAfterStartTls.into());
             }
@@ -169,7 +169,7 @@ impl Handshake {
     /// Decides whether an option's data will be looked at, skipped, or is too much to bear.
     fn option_header(&mut self, shared: &Shared<'_>, header: OptionHeader) -> Result<(), Error> {
         let limits = &shared.config.limits;
-        // A client that asks about each export that it was told of is an honest one, however many there are.
+        // A client that asks about each listed export is an honest one, however many there are.
         let more = self.listed.saturating_mul(OPTIONS_PER_EXPORT);
         let limit = limits.max_options.saturating_add(more);
         if self.options >= limit {

@@ -50,8 +50,8 @@ pub(super) fn payload_length(
     if has_payload { request.length } else { 0 }
 }
 
-/// The command of a request, if it is one to be carried out. `DISC` is not for this function, and of a block status with
-/// a payload the length is not the one that is meant.
+/// The command of a request, if it is one to be carried out. `DISC` is not for this function, and of a block status
+/// with a payload the length is not the one that is meant.
 pub(super) fn command(
     request: &ExtendedRequest,
     rules: &RequestRules,
@@ -115,7 +115,7 @@ fn check_flags(
         CommandType::BLOCK_STATUS => CommandFlags::REQ_ONE,
         _ => CommandFlags::empty(),
     };
-    // Some clients set FUA on everything, and that is to be accepted once it is offered (S-REQ-06).
+    // Some clients set FUA on everything, which servers accept once they offer FUA (S-REQ-06).
     if rules.flags.contains(TransmissionFlags::SEND_FUA) {
         allowed |= CommandFlags::FUA;
     }

@@ -10,14 +10,14 @@ pub enum OldstyleUnfit {
     /// The connection or the export requires TLS, which oldstyle has no way to begin.
     #[error("oldstyle has no TLS, which is required")]
     TlsRequired,
-    /// The export insists on its size constraints, which oldstyle has no way to tell.
-    #[error("oldstyle can't tell the size constraints that the export insists on")]
+    /// The export insists on its size constraints, which oldstyle can't express.
+    #[error("oldstyle can't express the size constraints that the export insists on")]
     BlockSizeRequired,
 }
 
 impl Connection {
     /// A connection that was just accepted, on a listener for oldstyle clients (section "Oldstyle negotiation"): all
-    /// there is of a handshake is the greeting, which tells of this one export, and transmission has begun. There are
+    /// there is of a handshake is the greeting, which describes this one export, and transmission has begun. There are
     /// simple replies only, no metadata contexts and no TLS.
     ///
     /// Not to be offered on a listener for newstyle clients.

@@ -1,5 +1,7 @@
 //! How options are answered (section "Option types").
 
+use alloc::vec::Vec;
+
 use super::handshake::{Handshake, Shared, State, Step};
 use super::question::{InfoQuestion, NoQuestion, Question, valid_name};
 use super::transmission::Entered;
@@ -132,7 +134,7 @@ impl Handshake {
         &mut self,
         shared: &mut Shared<'_>,
         code: OptionCode,
-        data: &[u8],
+        data: &mut Vec<u8>,
     ) -> Result<Step, Error> {
         if self.refused_early(shared, code)? {
             return Ok(Step::Again);
@@ -351,11 +353,11 @@ impl Handshake {
         let flags = self.transmission_flags(info, &question.name);
         let export = ExportInfoReply { size: info.size, flags };
         shared.out.option_reply(code, Rep::INFO, &[&export.encode()]);
-        let told = |wanted: bool, text: &Option<alloc::string::String>| {
+        let shown = |wanted: bool, text: &Option<alloc::string::String>| {
             text.clone().filter(|text| wanted && is_valid_string(text.as_bytes()))
         };
-        let name = told(question.wants_name, &info.name);
-        let description = told(question.wants_description, &info.description);
+        let name = shown(question.wants_name, &info.name);
+        let description = shown(question.wants_description, &info.description);
         for (item, text) in [(InfoType::NAME, &name), (InfoType::DESCRIPTION, &description)] {
             if let Some(text) = text {
                 let parts = [&item.0.to_be_bytes()[..], text.as_bytes()];

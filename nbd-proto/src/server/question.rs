@@ -21,7 +21,7 @@ pub(super) enum Question {
 #[derive(Debug)]
 pub(super) struct InfoQuestion {
     pub(super) name: String,
-    /// Whether the export is to be used.
+    /// Whether the client enters the export.
     pub(super) enter: bool,
     pub(super) wants_name: bool,
     pub(super) wants_description: bool,
@@ -65,10 +65,13 @@ impl Question {
         }))
     }
 
-    pub(super) fn contexts(set: bool, data: &[u8]) -> Result<Self, NoQuestion> {
+    /// Takes the data along, so that there is one copy of it.
+    pub(super) fn contexts(set: bool, data: &mut Vec<u8>) -> Result<Self, NoQuestion> {
         let request = MetaContextRequest::decode(data)?;
         let name = valid_name(request.name).ok_or(NoQuestion::BadName)?;
-        let queries = request.raw_queries().as_bytes().into();
+        let length = request.raw_queries().as_bytes().len();
+        let mut queries = core::mem::take(data);
+        queries.drain(..queries.len().saturating_sub(length));
         Ok(Self::Contexts(ContextsQuestion { name, set, queries }))
     }
 
@@ -128,7 +131,9 @@ mod tests {
     fn queries_are_kept_in_their_order() {
         let mut data = Vec::new();
         MetaContextRequest::encode("d", ["b:", "a:x"].into_iter(), &mut data);
-        let Ok(Question::Contexts(question)) = Question::contexts(true, &data) else { panic!() };
+        let Ok(Question::Contexts(question)) = Question::contexts(true, &mut data) else {
+            panic!()
+        };
         assert!(question.queries().eq([&b"b:"[..], b"a:x"]));
     }
 }

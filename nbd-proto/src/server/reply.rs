@@ -2,7 +2,7 @@
 
 use super::option_reply::displayable;
 use super::status::{StatusExtents, StatusQuery};
-use super::transmission::{Entered, Pending, Progress};
+use super::transmission::{Entered, MAX_EXTENTS, Pending, Progress};
 use crate::outbound::{Outbound, Tail};
 use crate::wire::{
     BlockStatusDescriptor, ErrorChunk, ErrorCode, ExtendedReplyHeader, ReplyFlags, ReplyType,
@@ -153,6 +153,7 @@ impl Answer<'_> {
     /// Queues a content chunk.
     #[inline]
     fn put_content(&mut self, content: Content) -> Chunk {
+        // Content lies inside of the request, and that inside of the export.
         let offset = self.pending.offset.saturating_add(content.start.into());
         let none = ReplyFlags::empty();
         if content.hole {
@@ -168,7 +169,8 @@ impl Answer<'_> {
         chunk
     }
 
-    /// Puts the header of `length` bytes of data at `offset`. The maximum payload leaves room for the offset's eight bytes.
+    /// Puts the header of `length` bytes of data at `offset`. The maximum payload leaves room for the offset's eight
+    /// bytes.
     #[inline]
     fn put_data_chunk(&mut self, offset: u64, length: u32) -> Chunk {
         let Some(length) = length.checked_add(8) else {
@@ -313,7 +315,7 @@ impl<'a> Reply<'a> {
             one,
             size: export.rules.size,
             block: export.rules.block_size.minimum(),
-            max_extents: max_extents.clamp(1, 1 << 20),
+            max_extents: max_extents.clamp(1, MAX_EXTENTS),
             // A multiple of every block size.
             max_length: if extended { u64::MAX } else { u64::from(u32::MAX - 0xffff) },
             status_mask: if extended && kind.wide { u64::MAX } else { u64::from(u32::MAX) },
@@ -321,8 +323,8 @@ impl<'a> Reply<'a> {
         })
     }
 
-    /// The extents of one awaited metadata context, from the request's offset on: runs of any length, which are made into
-    /// what may be sent as by [`StatusExtents`]. A [`StatusExtents`] itself is welcome, too.
+    /// The extents of one awaited metadata context, from the request's offset on: runs of any length, which are made
+    /// into what may be sent as by [`StatusExtents`]. A [`StatusExtents`] itself is welcome, too.
     ///
     /// # Errors
     /// Those of [`status_query`](Self::status_query); [`Misuse::Incomplete`] when the runs don't reach to the end of a

@@ -56,10 +56,10 @@ const KEPT: usize = 4096;
 /// Makes extents that may be sent out of runs of any length, in one metadata context.
 ///
 /// Neighbours with the same status become one. Extents begin and end on multiples of the minimum block size and of 512
-/// bytes, except where the client's range or the export ends; a block that has parts with several statuses gets one that
-/// holds for all of it: what all parts have in `base:allocation`, what any part has in other contexts, or what you say
-/// by [`push_with`](Self::push_with). What exceeds the export, the client's range where it wants a single extent, the
-/// limits, or what the reply can express is left out.
+/// bytes, except where the client's range or the export ends; a block that has parts with several statuses gets one
+/// that holds for all of it: what all parts have in `base:allocation`, what any part has in other contexts, or what
+/// you say by [`push_with`](Self::push_with). What exceeds the export, the client's range where it wants a single
+/// extent, the limits, or what the reply can express is left out.
 ///
 /// It can be filled anywhere, on another thread for instance, and be used again without allocating.
 ///
@@ -81,7 +81,7 @@ pub struct StatusExtents {
     extents: Vec<Extent>,
     /// Where the next run begins.
     position: u64,
-    /// The start and the status of a block that was told of in part.
+    /// The start and the status of a block of which a part is known.
     open: Option<(u64, u64)>,
     /// Runs that may still be looked at.
     runs: u64,
@@ -167,7 +167,7 @@ impl StatusExtents {
             rest: if self.query.one {
                 self.query.length
             } else {
-                self.query.size.saturating_sub(self.query.offset)
+                self.last_position().saturating_sub(self.query.offset)
             },
             wanted: self.query.length,
             max_length: self.query.max_length,
@@ -215,7 +215,7 @@ impl StatusExtents {
         ControlFlow::Continue(())
     }
 
-    /// What is known of a block that was not told of to its end. It counts where the client's range or the export ends
+    /// The known part of a block whose end is not known. It counts where the client's range or the export ends
     /// within the block.
     fn tail(&self) -> Option<Extent> {
         let (from, status) = self.open?;
@@ -260,7 +260,7 @@ impl Iterator for StatusIter<'_> {
         }
         run.length = run.length.min(self.rest);
         if run.length > self.max_length {
-            // The rest can't be told in this chunk: the client asks again.
+            // There is no room for the rest in this chunk: the client asks again.
             run.length = self.max_length;
             self.wanted = 0;
         }
@@ -276,5 +276,187 @@ impl<'a> IntoIterator for &'a StatusExtents {
 
     fn into_iter(self) -> StatusIter<'a> {
         self.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn query(offset: u64, length: u64) -> StatusQuery {
+        StatusQuery {
+            offset,
+            length,
+            one: false,
+            size: 1 << 20,
+            block: 1,
+            max_extents: 10,
+            max_length: u64::MAX,
+            status_mask: u64::MAX,
+            all: true,
+        }
+    }
+
+    /// Runs of which the first begins at 0.
+    type Runs = [(u64, u64)];
+
+    /// Pushes runs from the query's range on, so many at a time as an export with little patience does.
+    fn collect(extents: &mut StatusExtents, query: StatusQuery, runs: &Runs, step: usize) {
+        extents.begin(query);
+        while let Some((from, length)) = extents.missing() {
+            assert!(length > 0 && from + length == query.offset + query.length);
+            let mut start = 0;
+            let mut pushed = 0;
+            for &(length, status) in runs {
+                let end = start + length;
+                if end > from && pushed < step {
+                    pushed += 1;
+                    let run = Extent { length: end - from.max(start), status };
+                    if extents.push(run).is_break() {
+                        break;
+                    }
+                }
+                start = end;
+            }
+            if pushed == 0 {
+                break;
+            }
+        }
+    }
+
+    fn found(query: StatusQuery, runs: &Runs) -> Vec<(u64, u64)> {
+        let mut extents = StatusExtents::new();
+        collect(&mut extents, query, runs, usize::MAX);
+        extents.iter().map(|extent| (extent.length, extent.status)).collect()
+    }
+
+    #[test]
+    fn neighbours_are_joined_and_aligned_runs_are_left_alone() {
+        let runs = [(1024, 1), (512, 1), (512, 0), (2048, 1)];
+        assert_eq!(found(query(0, 4096), &runs), [(1536, 1), (512, 0), (2048, 1)]);
+    }
+
+    #[test]
+    fn a_block_of_several_kinds_has_what_all_or_any_of_its_parts_have() {
+        let runs = [(100, 3), (100, 1), (4096 - 200, 3)];
+        let query = StatusQuery { block: 4096, ..query(0, 4096) };
+        assert_eq!(found(query, &runs), [(4096, 1)]);
+        assert_eq!(found(StatusQuery { all: false, ..query }, &runs), [(4096, 3)]);
+        let mut extents = StatusExtents::new();
+        extents.begin(query);
+        for (length, status) in runs {
+            let _ = extents.push_with(Extent { length, status }, |one, other| one * 10 + other);
+        }
+        assert!(extents.iter().eq([Extent { length: 4096, status: 313 }]));
+    }
+
+    #[test]
+    fn nothing_is_taken_before_a_query_and_after_the_last_extent() {
+        let run = Extent { length: 512, status: 1 };
+        let mut extents = StatusExtents::new();
+        assert!(extents.push(run).is_break());
+        assert_eq!((extents.iter().next(), extents.missing()), (None, None));
+        extents.begin(StatusQuery { one: true, ..query(0, 512) });
+        assert!(extents.push(run).is_break());
+        assert!(extents.push(Extent { length: 512, status: 2 }).is_break());
+        assert!(extents.iter().eq([run]));
+    }
+
+    #[test]
+    fn a_run_in_endless_pieces_ends_at_the_bound() {
+        let mut extents = StatusExtents::new();
+        let query = StatusQuery { size: 1 << 62, max_extents: 16, ..query(0, 1 << 62) };
+        extents.begin(query);
+        let pieces =
+            (1_u64..).find(|_| extents.push(Extent { length: 512, status: 3 }).is_break()).unwrap();
+        assert_eq!(pieces, 16 * RUNS_PER_EXTENT);
+        assert!(extents.iter().eq([Extent { length: pieces * 512, status: 3 }]));
+    }
+
+    #[test]
+    fn lengths_beyond_all_bounds_are_those_of_the_export() {
+        let query = StatusQuery { size: u64::MAX, ..query(u64::MAX - 1024, 1024) };
+        assert_eq!(found(query, &[(u64::MAX, 1)]), [(1024, 1)]);
+        let mut extents = StatusExtents::new();
+        extents.begin(query);
+        let _ = extents.push(Extent { length: u64::MAX, status: 1 });
+        let _ = extents.push(Extent { length: u64::MAX, status: 2 });
+        assert!(extents.iter().eq([Extent { length: 1024, status: 1 }]));
+    }
+
+    #[test]
+    fn a_collector_is_used_again_without_another_allocation() {
+        let mut extents = StatusExtents::new();
+        let runs: Vec<_> = (0..100).map(|at| (512, at % 2)).collect();
+        let query = StatusQuery { max_extents: 100, ..query(0, 51_200) };
+        collect(&mut extents, query, &runs, usize::MAX);
+        let (capacity, address) = (extents.extents.capacity(), extents.extents.as_ptr());
+        collect(&mut extents, query, &runs, usize::MAX);
+        assert_eq!((extents.extents.capacity(), extents.extents.as_ptr()), (capacity, address));
+        assert_eq!(extents.iter().count(), 100);
+    }
+
+    proptest! {
+        /// S-CMD-BS-02 to S-CMD-BS-06, whatever an export says, in however many pieces.
+        #[test]
+        fn every_block_gets_a_status_that_holds_for_all_of_it(
+            runs in prop::collection::vec((1_u64..3000, 0_u64..4), 1..40),
+            block in prop::sample::select(&[1_u32, 512, 1024, 4096][..]),
+            step in 1_usize..10,
+            max_extents in 1_u32..20,
+            from in 0_u64..20, blocks in 1_u64..20,
+            all in any::<bool>(), one in any::<bool>(), compact in any::<bool>(),
+        ) {
+            let unit = u64::from(block);
+            let size = runs.iter().map(|run| run.0).sum::<u64>() / unit * unit;
+            let offset = from * unit;
+            let length = (blocks * unit).min(size.saturating_sub(offset));
+            prop_assume!(offset + length <= size && length > 0);
+            let max_length = if compact { 1 << 16 } else { u64::MAX };
+            let query = StatusQuery {
+                offset, length, one, size, block, max_extents, max_length, all, status_mask: 1,
+            };
+            let mut extents = StatusExtents::new();
+            collect(&mut extents, query, &runs, step);
+            let found: Vec<_> = extents.iter().collect();
+            let bytes: Vec<u64> = runs.iter()
+                .flat_map(|&(length, status)| core::iter::repeat_n(status & 1, length as usize))
+                .collect();
+
+            prop_assert!(!found.is_empty() && found.len() <= query.max_extents() as usize);
+            let total: u64 = found.iter().map(|extent| extent.length).sum();
+            let last = found.last().unwrap().length;
+            prop_assert!(offset + total <= size && total - last < length);
+            prop_assert!(!one || total <= length);
+            for pair in found.windows(2) {
+                prop_assert!(pair[0].status != pair[1].status);
+            }
+            let mut start = offset;
+            for Extent { length: extent, status } in &found {
+                let end = start + extent;
+                prop_assert!(*extent > 0 && *extent <= max_length);
+                let ends_well = end % unit.max(512) == 0 || end >= offset + length || end == size;
+                prop_assert!(ends_well || *extent == max_length, "{}", end);
+                // Wherever the extent has a block of its own, its status is that of all or any of its bytes.
+                let bytes = &bytes[start as usize..end as usize];
+                let holds = if all {
+                    *status == 0 || bytes.iter().all(|byte| *byte == 1)
+                } else {
+                    *status == 1 || bytes.iter().all(|byte| *byte == 0)
+                };
+                prop_assert!(holds, "{}..{} is not {}", start, end, status);
+                start = end;
+            }
+
+            // What was collected may go through the reply's own collector once more, and stays as it is.
+            let mut again = StatusExtents::new();
+            again.begin(query);
+            let _enough = extents.iter().try_for_each(|run| again.push(run));
+            let kept: Vec<_> = again.iter().collect();
+            if !compact {
+                prop_assert_eq!(found, kept);
+            }
+        }
     }
 }

@@ -46,9 +46,17 @@ pub(super) struct Entered {
     pub(super) description: Option<String>,
     pub(super) contexts: Vec<SelectedContext>,
     pub(super) kinds: Vec<ContextKind>,
+    /// The size that the client was told.
+    announced: u64,
 }
 
 impl Entered {
+    /// The export has a new size. A client that can't know of it keeps the size that it was told at most.
+    pub(super) fn set_size(&mut self, size: u64) {
+        let knows = self.rules.flags.contains(TransmissionFlags::SEND_RESIZE);
+        self.rules.size = if knows { size } else { size.min(self.announced) };
+    }
+
     pub(super) fn new(
         size: u64,
         flags: TransmissionFlags,
@@ -60,6 +68,7 @@ impl Entered {
         let (extended, has_contexts) = (agreed.extended, !contexts.is_empty());
         Self {
             rules: RequestRules { size, flags, block_size, extended, has_contexts },
+            announced: size,
             style: Style::new(agreed.structured, agreed.extended),
             tls: agreed.tls,
             block_size_advertised: false,
@@ -167,12 +176,18 @@ impl Pending {
     }
 }
 
+/// Extents in a block status chunk, whatever the limits say.
+// S-CMD-BS-07
+pub(super) const MAX_EXTENTS: u32 = 1 << 20;
+
 const SHUTTING_DOWN: Refused = Refused::new(ErrorCode::ESHUTDOWN, "the server is shutting down");
 const BAD_STATUS_PAYLOAD: Refused =
     Refused::new(ErrorCode::EINVAL, "the list of metadata contexts is malformed");
 
 /// The slot was found free before the request was read.
 const NO_SLOT: Error = Error::Internal("a request was read without a slot for it");
+/// What has 64 bits exceeds every limit, so that no more is accepted long before.
+const BYTES_OVERFLOW: Error = Error::Internal("the bytes in flight have more than 64 bits");
 /// A slot is freed only after its request is over.
 const SLOT_LOST: Error = Error::Internal("a request in flight lost its slot");
 
@@ -308,7 +323,7 @@ impl Transmission {
             return command.buffer_length();
         };
         let contexts = self.export.contexts.len() as u64;
-        let extents = if one { 1 } else { u64::from(limits.max_extents) };
+        let extents = if one { 1 } else { u64::from(limits.max_extents.min(MAX_EXTENTS)) };
         contexts.saturating_mul(extents).saturating_mul(BlockStatusDescriptor::EXTENDED_SIZE as u64)
     }
 
@@ -325,11 +340,11 @@ impl Transmission {
             return Ok(Step::Again);
         }
         pending.bytes = bytes;
-        self.bytes = self.bytes.saturating_add(bytes);
+        self.bytes = self.bytes.checked_add(bytes).ok_or(BYTES_OVERFLOW)?;
         if let Command::Write { length, .. } = command {
             pending.progress = Progress::Receiving;
             self.next = Next::Payload { id, command, offset: 0, remaining: length };
-            return Ok(Step::Again);
+            return Ok(Step::Paused);
         }
         if let Command::BlockStatus { .. } = command {
             pending.awaited.extend(self.export.contexts.iter().map(|context| context.id));
@@ -338,7 +353,7 @@ impl Transmission {
         Ok(Step::Event(Event::Request { id, command }))
     }
 
-    /// Gives a refused request its slot, so that a client who does not read its errors stops itself; the error follows
+    /// Gives a refused request its slot, so that a client that does not read its errors stops itself; the error follows
     /// once the payload is consumed.
     // S-REQ-11
     fn refuse_request(
@@ -424,7 +439,7 @@ impl Transmission {
                 pending.command = command;
                 // No room was reserved for this form: it is what stops the next header from being read, if need be.
                 pending.bytes = bytes;
-                self.bytes = self.bytes.saturating_add(bytes);
+                self.bytes = self.bytes.checked_add(bytes).ok_or(BYTES_OVERFLOW)?;
                 pending.progress = Progress::Open;
                 Ok(Step::Event(Event::Request { id, command }))
             }

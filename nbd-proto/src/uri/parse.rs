@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::percent;
 use super::{Address, DEFAULT_PORT, Ipv6Addr, MAX_STRING, TlsParameters, TlsType, Uri, VSOCK_HOST};
 
-/// What is wrong with a URI. Places are counted in bytes from its start; those of values that did not come from a URI
+/// What is wrong with a URI. Positions are counted in bytes from its start; those of values that did not come from a URI
 /// are 0.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -14,7 +14,8 @@ pub enum UriError {
     /// There is no `scheme:` at the front.
     #[error("there is no scheme such as \"nbd://\"")]
     NoScheme,
-    /// The scheme is none of NBD's (C-URI-02).
+    /// The scheme is none of NBD's.
+    // C-URI-02
     #[error(
         "the scheme {0:?} is not one of nbd, nbds, nbd+unix, nbds+unix, nbd+vsock and nbds+vsock"
     )]
@@ -22,7 +23,8 @@ pub enum UriError {
     /// The scheme is followed by neither `//` nor `/`.
     #[error("\"//\" is missing after the scheme")]
     NoSlashes,
-    /// A character that must be percent-encoded (C-URI-01).
+    /// A character that must be percent-encoded.
+    // C-URI-01
     #[error("the character {found:?} at {at} must be percent-encoded")]
     BadCharacter {
         /// Where.
@@ -36,25 +38,29 @@ pub enum UriError {
         /// Where.
         at: usize,
     },
-    /// A part that is a text is not UTF-8 once decoded (C-URI-15).
+    /// A part that is a text is not UTF-8 once decoded.
+    // C-URI-15
     #[error("the {part} is not UTF-8")]
     NotUtf8 {
         /// Which part.
         part: &'static str,
     },
-    /// A part contains NUL once decoded (C-URI-15).
+    /// A part contains NUL once decoded.
+    // C-URI-15
     #[error("the {part} contains NUL")]
     Nul {
         /// Which part.
         part: &'static str,
     },
-    /// A part is longer than 4096 bytes once decoded (C-URI-15).
+    /// A part is longer than 4096 bytes once decoded.
+    // C-URI-15
     #[error("the {part} is longer than 4096 bytes")]
     TooLong {
         /// Which part.
         part: &'static str,
     },
-    /// Neither a name, nor an IPv4 address, nor an IPv6 address in brackets (C-URI-06), nor, for vsock, a number.
+    /// Neither a name, nor an IPv4 address, nor an IPv6 address in brackets, nor, for vsock, a number.
+    // C-URI-06
     #[error("the host at {at} is neither a name nor an address")]
     BadHost {
         /// Where.
@@ -70,16 +76,19 @@ pub enum UriError {
         /// What it can be.
         expected: &'static str,
     },
-    /// A `unix` URI names a host or port (C-URI-14).
+    /// A `unix` URI names a host or port.
+    // C-URI-14
     #[error("a Unix domain socket has no host or port")]
     HostOfUnixSocket,
-    /// A `unix` URI has no `socket` parameter, or an empty one (C-URI-04).
+    /// A `unix` URI has no `socket` parameter, or an empty one.
+    // C-URI-04
     #[error("the parameter \"socket\" is missing or empty")]
     MissingSocket,
     /// Another URI has one.
     #[error("only a Unix domain socket has the parameter \"socket\"")]
     UnexpectedSocket,
-    /// A query parameter that is not known (C-URI-11).
+    /// A query parameter that is not known.
+    // C-URI-11
     #[error("the parameter {0:?} is unknown")]
     UnknownParameter(String),
     /// A query parameter that occurs twice.
@@ -142,9 +151,9 @@ fn text_of(text: String, part: &'static str) -> Result<String, UriError> {
 }
 
 /// A text without NUL, not too long.
-pub(super) fn text(text: String, part: &'static str, most: usize) -> Result<String, UriError> {
+pub(super) fn text(text: String, part: &'static str, max: usize) -> Result<String, UriError> {
     no_nul(text.as_bytes(), part)?;
-    if text.len() > most { Err(UriError::TooLong { part }) } else { Ok(text) }
+    if text.len() > max { Err(UriError::TooLong { part }) } else { Ok(text) }
 }
 
 pub(super) fn no_nul(bytes: &[u8], part: &'static str) -> Result<(), UriError> {

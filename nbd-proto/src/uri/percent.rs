@@ -55,7 +55,7 @@ pub(super) const fn is_uri_character(c: char) -> bool {
         || matches!(c, '!' | '$' | '&' | '\'' | '(' | ')' | '*' | '+' | ',' | ';' | '=')
 }
 
-/// Decodes percent-encoding, or tells where two hexadecimal digits are missing.
+/// Decodes percent-encoding, or reports where two hexadecimal digits are missing.
 pub(super) fn decode(encoded: &str) -> Result<Vec<u8>, usize> {
     let mut bytes = encoded.bytes().enumerate();
     let mut decoded = Vec::with_capacity(encoded.len());

@@ -16,7 +16,7 @@ pub enum DecodeError {
     // B-CONV-02, B-CONV-03
     #[error("the {0} is not a valid string (UTF-8 without NUL, at most 4096 bytes)")]
     BadString(&'static str),
-    /// A magic number is wrong; carries what stood in its place.
+    /// A magic number is wrong; carries what was found instead.
     #[error("{expected} expected, {found:#x} found")]
     BadMagic {
         /// The name of the magic number that should stand here.
@@ -139,10 +139,10 @@ impl<const N: usize> ArrayWriter<N> {
 
     #[inline]
     pub(crate) fn put<const M: usize>(mut self, field: [u8; M]) -> Self {
-        if let Some(place) =
+        if let Some(slot) =
             self.bytes.get_mut(self.filled..).and_then(|rest| rest.first_chunk_mut())
         {
-            *place = field;
+            *slot = field;
             self.filled = self.filled.saturating_add(M);
         }
         self

@@ -57,10 +57,10 @@ pub enum Greeting {
 }
 
 impl Greeting {
-    /// Bytes that tell the two apart: both magics.
+    /// Bytes that distinguish the two: both magics.
     pub const SIZE: usize = 16;
 
-    /// Tells from both magics what is being spoken.
+    /// Finds out from both magics what is being spoken.
     // C-HS-17
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);

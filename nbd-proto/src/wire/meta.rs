@@ -78,7 +78,7 @@ impl<'a> MetaContextRequest<'a> {
         put_string(name, out);
         let count = u32::try_from(queries.len()).unwrap_or(u32::MAX);
         out.extend_from_slice(&count.to_be_bytes());
-        for query in queries {
+        for query in queries.take(count as usize) {
             put_string(query, out);
         }
     }

@@ -3,8 +3,8 @@
 //! A module per family of messages. Nothing here knows of a connection's state: the [`server`](crate::server) and
 //! [`client`](crate::client) machines import the codec, never the other way round. Fixed-size messages convert from
 //! and to arrays, variable ones are decoded by a [`Reader`] that insists on the end of its input. All integers are
-//! big-endian (section "Conventions" of the specification). Numbers that the specification may extend (options, reply types,
-//! commands, errors) are open: an unknown value survives decoding, printing and encoding.
+//! big-endian (section "Conventions" of the specification). Numbers that the specification may extend (options, reply
+//! types, commands, errors) are open: an unknown value survives decoding, printing and encoding.
 
 mod bytes;
 mod flags;

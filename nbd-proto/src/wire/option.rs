@@ -199,11 +199,11 @@ impl<'a> InfoRequest<'a> {
     }
 }
 
-/// Appends a 32-bit length and the string. Callers have checked the length against [`super::MAX_STRING`].
+/// Appends a 32-bit length and so much of the string. Callers have checked the length against [`super::MAX_STRING`].
 pub(super) fn put_string(string: &str, out: &mut Vec<u8>) {
     let length = u32::try_from(string.len()).unwrap_or(u32::MAX);
     out.extend_from_slice(&length.to_be_bytes());
-    out.extend_from_slice(string.as_bytes());
+    out.extend(string.bytes().take(length as usize));
 }
 
 /// The data of an `NBD_REP_SERVER` reply: an export's name and, maybe, text for people.
@@ -233,7 +233,7 @@ impl<'a> ServerReply<'a> {
     }
 }
 
-/// `NBD_INFO_EXPORT`: what every successful INFO or GO tells.
+/// `NBD_INFO_EXPORT`: what every successful INFO or GO reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExportInfoReply {
     /// The size of the export in bytes.

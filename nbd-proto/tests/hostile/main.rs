@@ -11,7 +11,8 @@
 )]
 
 mod any_bytes;
-mod haggling;
+mod lifecycle;
+mod negotiation;
 mod options;
 mod peer;
 mod replies;

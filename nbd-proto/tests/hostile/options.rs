@@ -184,7 +184,7 @@ fn a_server_that_insists_on_tls_or_shuts_down_is_left_at_once() {
         let asked = greet(&mut client, 3, ClientFlags::from_bits_retain(3));
         let code = asked[0].0;
         let seen = feed(&mut client, &option_reply(code, reply, b"why")).unwrap();
-        assert_eq!(seen, [Event::OptionFailed { code, reply, text: "why".into() }]);
+        assert_eq!(seen, [Event::OptionFailed { code, reply, message: "why".into() }]);
         assert_eq!(one(&mut client), (Opt::ABORT, vec![]));
     }
 }

@@ -1,54 +1,127 @@
 //! A client, and the bytes that a server could send it.
 
-use nbd_proto::client::{Config, Connection, Event, Incoming};
+use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
+
+use nbd_proto::client::{Config, Connection, Event, OptionError, SubmitError};
 use nbd_proto::wire::{
     ClientFlags, CommandType, CompactRequest, ErrorChunk, ErrorCode, ExportInfoReply,
     ExtendedReplyHeader, ExtendedRequest, HandshakeFlags, MetaContextReply, NewstyleGreeting,
     OptionCode, OptionHeader, OptionReplyHeader, OptionReplyType, ReplyFlags, ReplyType,
     SimpleReplyHeader, StructuredReplyHeader, TransmissionFlags,
 };
-use nbd_proto::{Command, Error, RequestId, Segment};
-
-pub(crate) type Client = Connection<Vec<u8>>;
-pub(crate) type Seen = Vec<Event<Vec<u8>>>;
+use nbd_proto::{CloseReason, Command, Error, PauseReason, RequestId, Segment, Wants};
 
 /// The size of the export of these tests.
 pub(crate) const SIZE: u64 = 1 << 20;
 
-/// Gives a client bytes, and all that it says to them. Payload goes into its buffers.
+pub(crate) type Seen = Vec<Event>;
+
+/// A client with the buffers of its requests, and what has become of those that are over.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) connection: Connection,
+    pub(crate) buffers: HashMap<RequestId, Vec<u8>>,
+    /// The buffer of the request that completed last.
+    pub(crate) completed: Vec<u8>,
+    /// Buffers of abandoned requests, and whether the requests were sent.
+    pub(crate) abandoned: Vec<(Vec<u8>, bool)>,
+    /// The end: no event follows it.
+    pub(crate) closed: Option<Result<CloseReason, Error>>,
+}
+
+impl Client {
+    pub(crate) fn new(config: Config) -> Result<Self, OptionError> {
+        Ok(Self {
+            connection: Connection::new(config)?,
+            buffers: HashMap::new(),
+            completed: Vec::new(),
+            abandoned: Vec::new(),
+            closed: None,
+        })
+    }
+
+    /// Submits a request with its buffer.
+    pub(crate) fn begin(
+        &mut self,
+        command: Command,
+        buffer: Vec<u8>,
+    ) -> Result<RequestId, SubmitError> {
+        let id = self.connection.submit(command)?;
+        assert!(self.buffers.insert(id, buffer).is_none(), "an id of its own");
+        Ok(id)
+    }
+}
+
+impl Deref for Client {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Client {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+}
+
+/// Gives a client bytes, and all that it says to them, or the error that it closes with. Payload goes into its buffers.
 pub(crate) fn feed(client: &mut Client, mut bytes: &[u8]) -> Result<Seen, Error> {
     let mut seen = Seen::new();
-    loop {
-        match client.incoming() {
-            Incoming::Payload { request, offset, remaining } => {
-                let count = bytes.len().min(remaining as usize);
-                let buffer = client.context_mut(request).unwrap();
-                buffer[offset as usize..][..count].copy_from_slice(&bytes[..count]);
-                bytes = &bytes[count..];
-                client.payload_received(count as u64).unwrap();
-                if count == 0 {
-                    return Ok(seen);
+    for _ in 0..4 * bytes.len() + 1000 {
+        let before = bytes.len();
+        let Some(event) = client.next_event(&mut bytes) else {
+            match client.wants() {
+                Wants::Payload { id, command, offset, remaining, .. } if !bytes.is_empty() => {
+                    assert_eq!(client.command(id), Some(command));
+                    let count = bytes.len().min(remaining as usize);
+                    let buffer = client.buffers.get_mut(&id).unwrap();
+                    buffer[offset as usize..][..count].copy_from_slice(&bytes[..count]);
+                    bytes = &bytes[count..];
+                    client.payload_received(count as u64).unwrap();
+                    continue;
                 }
-            }
-            Incoming::Discard { remaining } => {
-                let count = bytes.len().min(remaining as usize);
-                bytes = &bytes[count..];
-                client.payload_received(count as u64).unwrap();
-                if count == 0 {
-                    return Ok(seen);
+                Wants::Payload { remaining, .. } => assert!(remaining > 0),
+                Wants::Bytes { at_least } => {
+                    assert!(at_least > 0 && bytes.is_empty(), "{} bytes lie idle", bytes.len());
                 }
+                Wants::Nothing(PauseReason::EventDue) => panic!("what is due did not come"),
+                Wants::Closed => assert!(client.closed.is_some()),
+                _ => assert_eq!(bytes.len(), before),
             }
-            Incoming::Control { .. } | Incoming::Terminated => {
-                let before = bytes.len();
-                let event = client.next_event(&mut bytes)?;
-                if event.is_none() && bytes.len() == before {
-                    return Ok(seen);
-                }
-                seen.extend(event);
+            return Ok(seen);
+        };
+        assert!(client.closed.is_none(), "{event:?} after the end");
+        match event {
+            Event::Abandoned { id, sent } => {
+                let buffer = client.buffers.remove(&id).unwrap();
+                client.abandoned.push((buffer, sent));
+                continue;
             }
-            _ => return Ok(seen),
+            Event::Closed(end) => {
+                client.closed = Some(end);
+                assert_eq!((client.requests_in_flight(), client.buffers.len()), (0, 0));
+                assert!(client.is_closing() && client.segments().next().is_none());
+                assert_eq!(client.wants(), Wants::Closed);
+                end?;
+            }
+            Event::Completed { id, .. } => {
+                client.completed = client.buffers.remove(&id).unwrap();
+                assert_eq!(client.command(id), None);
+            }
+            _ => {}
         }
+        seen.push(event);
     }
+    panic!("no end of it: {:?}", client.wants());
+}
+
+/// Ends the stream, and gives all that the client says to that.
+pub(crate) fn hang_up(client: &mut Client) -> Result<Seen, Error> {
+    client.end_of_stream();
+    feed(client, b"")
 }
 
 /// What a client wants to send; bodies come from its buffers. It counts as sent.
@@ -57,14 +130,20 @@ pub(crate) fn sent(client: &mut Client) -> Vec<u8> {
     for segment in client.segments() {
         match segment {
             Segment::Control(control) => bytes.extend_from_slice(control),
-            Segment::Body { request, offset, length } => {
-                let buffer = client.context(request).unwrap();
-                bytes.extend_from_slice(&buffer[offset as usize..][..length]);
+            Segment::Body { id, offset, length } => {
+                bytes.extend_from_slice(&client.buffers[&id][offset as usize..][..length]);
             }
         }
     }
-    client.transmitted(bytes.len()).unwrap();
+    if client.closed.is_none() {
+        let _ = client.transmitted(bytes.len()).unwrap();
+    }
     bytes
+}
+
+/// The command with a flag, if `set`.
+pub(crate) fn with(command: Command, flag: fn(Command) -> Command, set: bool) -> Command {
+    if set { flag(command) } else { command }
 }
 
 pub(crate) fn greeting(flags: u16) -> Vec<u8> {
@@ -167,7 +246,7 @@ pub(crate) fn transmitting(mode: Mode) -> Client {
 /// Submits a command and sends it. Gives its name and its cookie.
 pub(crate) fn request(client: &mut Client, command: Command) -> (RequestId, u64) {
     let buffer = vec![0xee; command.buffer_length() as usize];
-    let id = client.submit(command, buffer).unwrap();
+    let id = client.begin(command, buffer).unwrap();
     let bytes = sent(client);
     let request = match client.export().unwrap().extended {
         true => ExtendedRequest::decode(bytes.first_chunk().unwrap()).unwrap(),

@@ -2,12 +2,12 @@
 
 use nbd_proto::client::{CommandError, Event, SubmitError};
 use nbd_proto::wire::{DecodeError, ErrorCode, ReplyType, magic};
-use nbd_proto::{Command, Error, LimitExceeded, PeerMisbehaved};
+use nbd_proto::{CloseReason, Command, Error, LimitExceeded, PeerMisbehaved};
 
 use crate::peer::*;
 
-const READ: Command = Command::Read { offset: 4096, length: 1024, dont_fragment: false };
-const WRITE: Command = Command::Write { offset: 4096, length: 1024, fua: false };
+const READ: Command = Command::read(4096, 1024);
+const WRITE: Command = Command::write(4096, 1024);
 const CHUNKED: [Mode; 2] = [Mode::Structured, Mode::Extended];
 const ALL: [Mode; 3] = [Mode::Simple, Mode::Structured, Mode::Extended];
 
@@ -18,24 +18,34 @@ fn asked(mode: Mode, command: Command) -> (Client, Chunks) {
     (client, Chunks { mode, cookie, offset: command.offset() })
 }
 
+/// What was seen, and the buffer of the request that completed last.
+type Answered = (Seen, Vec<u8>);
+
+/// Gives a client the rest of a reply.
+fn complete(client: &mut Client, bytes: &[u8]) -> Answered {
+    let seen = feed(client, bytes).unwrap();
+    (seen, client.completed.clone())
+}
+
 /// The result and buffer of the only completion, which is the last of what was seen.
-fn completed(mut seen: Seen) -> (Result<(), CommandError>, Vec<u8>) {
+fn completed((mut seen, buffer): Answered) -> (Result<(), CommandError>, Vec<u8>) {
     match seen.pop() {
-        Some(Event::Completed { result, context, .. }) => (result, context),
+        Some(Event::Completed { result, .. }) => (result, buffer),
         other => panic!("{other:?}"),
     }
 }
 
 /// What becomes of a read when it is answered by `bytes`.
-fn answer(command: Command, bytes: impl Fn(Chunks) -> Vec<u8>) -> [Result<Seen, Error>; 2] {
+fn answer(command: Command, bytes: impl Fn(Chunks) -> Vec<u8>) -> [Result<Answered, Error>; 2] {
     CHUNKED.map(|mode| {
         let (mut client, chunks) = asked(mode, command);
         let result = feed(&mut client, &bytes(chunks));
         if result.is_err() {
             assert!(client.segments().next().is_none());
-            assert!(client.next_abandoned().is_some(), "the buffer comes back");
+            assert_eq!(client.abandoned.len(), 1, "the request is over");
+            assert!(client.abandoned[0].1, "and was sent");
         }
-        result
+        result.map(|seen| (seen, client.completed.clone()))
     })
 }
 
@@ -118,17 +128,17 @@ fn a_read_with_a_part_missing_fails_and_the_stream_goes_on() {
             2 => chunks.data(1, 4097, &[1; 1023]),
             _ => [chunks.hole(0, 4096, 500), chunks.data(1, 4600, &[1; 520])].concat(),
         };
-        let error = completed(feed(&mut client, &bytes).unwrap()).0.unwrap_err();
+        let error = completed(complete(&mut client, &bytes)).0.unwrap_err();
         assert_eq!(error.code, ErrorCode::EIO);
         let (_, cookie) = request(&mut client, Command::Flush);
         let chunks = Chunks { cookie, offset: 0, ..chunks };
-        assert_eq!(completed(feed(&mut client, &chunks.none()).unwrap()).0, Ok(()));
+        assert_eq!(completed(complete(&mut client, &chunks.none())).0, Ok(()));
     }
 }
 
 #[test]
 fn a_second_fragment_of_an_unfragmented_read_is_fatal() {
-    let whole = Command::Read { offset: 4096, length: 1024, dont_fragment: true };
+    let whole = Command::read(4096, 1024).with_dont_fragment();
     is_fatal(whole, PeerMisbehaved::Fragmented, |chunks| {
         [chunks.data(0, 4096, &[1; 512]), chunks.hole(1, 4608, 512)].concat()
     });
@@ -160,7 +170,7 @@ fn a_chunk_that_the_command_does_not_have_is_fatal() {
         (READ, [&types[..], &statuses].concat()),
         (WRITE, [&types[..], &statuses, &contents].concat()),
         (Command::Flush, [&types[..], &statuses, &contents].concat()),
-        (Command::BlockStatus { offset: 0, length: 4, one: false }, contents.to_vec()),
+        (Command::block_status(0, 4), contents.to_vec()),
     ] {
         for reply in replies {
             let error = PeerMisbehaved::UnexpectedReply { command: command.command_type(), reply };
@@ -183,10 +193,13 @@ fn an_error_ends_the_trust_in_all_content() {
         .concat()
     }) {
         let seen = seen.unwrap();
-        assert!(!seen.iter().any(|event| matches!(event, Event::Hole { .. })));
+        assert!(!seen.0.iter().any(|event| matches!(event, Event::Hole { .. })));
         let (result, buffer) = completed(seen);
         let error = result.unwrap_err();
-        assert_eq!((error.code, &*error.text, error.offset), (ErrorCode::EIO, "disk gone", None));
+        assert_eq!(
+            (error.code, &*error.message, error.offset),
+            (ErrorCode::EIO, "disk gone", None)
+        );
         assert_eq!(buffer[..200], [&[1; 100][..], &[0xee; 100]].concat());
     }
 }
@@ -199,7 +212,9 @@ fn errors_with_a_place_are_told_one_by_one_and_the_first_in_the_end() {
             [first, chunks.error(1, 12, "b", Some(5119))].concat()
         }) {
             let seen = seen.unwrap();
-            assert!(matches!(&seen[1], Event::ErrorAt { error, .. } if error.offset == Some(5119)));
+            assert!(
+                matches!(&seen.0[1], Event::ErrorChunk { error, .. } if error.offset == Some(5119))
+            );
             assert_eq!(completed(seen).0.unwrap_err().offset, Some(4096));
         }
     }
@@ -221,7 +236,7 @@ fn an_error_outside_of_the_request_is_fatal() {
 
 #[test]
 fn an_error_of_unknown_type_or_with_a_place_that_the_command_has_not_fails_the_request() {
-    for command in [Command::Flush, Command::Resize { size: 512 }] {
+    for command in [Command::Flush, Command::resize(512)] {
         for seen in answer(command, |chunks| chunks.error(1, 5, "no", Some(77))) {
             let error = completed(seen.unwrap()).0.unwrap_err();
             assert_eq!((error.code, error.offset), (ErrorCode::EIO, None));
@@ -233,7 +248,7 @@ fn an_error_of_unknown_type_or_with_a_place_that_the_command_has_not_fails_the_r
             chunks.chunk(ReplyType(0x8abc), 1, payload)
         }) {
             let error = completed(seen.unwrap()).0.unwrap_err();
-            assert_eq!((error.code, &*error.text), (ErrorCode::ENOSPC, "full"));
+            assert_eq!((error.code, &*error.message), (ErrorCode::ENOSPC, "full"));
         }
     }
 }
@@ -253,7 +268,7 @@ fn an_error_chunk_that_is_wrong_in_itself_is_fatal() {
             }
         }
         for result in answer(READ, |chunks| chunks.header(reply, 1, 8192)) {
-            assert_eq!(result, Ok(vec![]), "fields that are not known yet");
+            assert_eq!(result, Ok((vec![], vec![])), "fields that are not known yet");
         }
         for length in [8193, u64::from(u32::MAX)] {
             is_fatal(READ, LimitExceeded::Chunk { reply, length }, |chunks| {
@@ -274,7 +289,7 @@ fn texts_of_any_bytes_can_be_shown() {
         answer(READ, |chunks| chunks.chunk(ReplyType::ERROR, 1, b"\0\0\0\x05\0\x05a\xff\x1b\0b"))
     {
         let error = completed(seen.unwrap()).0.unwrap_err();
-        assert_eq!(error.text, "a\u{fffd}\u{fffd}\u{fffd}b");
+        assert_eq!(error.message, "a\u{fffd}\u{fffd}\u{fffd}b");
     }
 }
 
@@ -286,7 +301,7 @@ fn unknown_error_values_are_einval() {
             Mode::Simple => simple(ErrorCode(0x4321), chunks.cookie),
             _ => chunks.error(1, 0x4321, "", None),
         };
-        let error = completed(feed(&mut client, &bytes).unwrap()).0.unwrap_err();
+        let error = completed(complete(&mut client, &bytes)).0.unwrap_err();
         assert_eq!((error.code, error.raw), (ErrorCode::EINVAL, ErrorCode(0x4321)));
     }
 }
@@ -344,8 +359,7 @@ fn a_reply_that_belongs_to_no_request_is_fatal() {
 
 #[test]
 fn an_extended_reply_repeats_the_offset_of_its_request() {
-    for (command, sent) in [(READ, 4096), (Command::Flush, 0), (Command::Resize { size: 512 }, 512)]
-    {
+    for (command, sent) in [(READ, 4096), (Command::Flush, 0), (Command::resize(512), 512)] {
         let (mut client, chunks) = asked(Mode::Extended, command);
         let wrong = Chunks { offset: sent + 1, ..chunks };
         let error = PeerMisbehaved::WrongReplyOffset { sent, found: sent + 1 };
@@ -384,8 +398,8 @@ fn simple_replies_without_content_are_fine_among_structured_ones() {
         (Command::Flush, ErrorCode::OK, false),
         (READ, ErrorCode::OK, true),
         (READ, ErrorCode::EINVAL, true),
-        (Command::BlockStatus { offset: 0, length: 1, one: false }, ErrorCode::EINVAL, false),
-        (Command::BlockStatus { offset: 0, length: 1, one: false }, ErrorCode::OK, true),
+        (Command::block_status(0, 1), ErrorCode::EINVAL, false),
+        (Command::block_status(0, 1), ErrorCode::OK, true),
     ] {
         let (mut client, chunks) = asked(Mode::Structured, command);
         let result = feed(&mut client, &simple(error, chunks.cookie));
@@ -398,7 +412,7 @@ fn simple_replies_without_content_are_fine_among_structured_ones() {
 fn a_simple_read_has_its_data_behind_the_header_and_a_failed_one_has_none() {
     let (mut client, chunks) = asked(Mode::Simple, READ);
     let bytes = [simple(ErrorCode::OK, chunks.cookie), vec![7; 1024]].concat();
-    assert_eq!(completed(feed(&mut client, &bytes).unwrap()), (Ok(()), vec![7; 1024]));
+    assert_eq!(completed(complete(&mut client, &bytes)), (Ok(()), vec![7; 1024]));
     let (_, first) = request(&mut client, READ);
     let (_, second) = request(&mut client, WRITE);
     let bytes = [simple(ErrorCode::EIO, first), simple(ErrorCode::OK, second)].concat();
@@ -409,29 +423,48 @@ fn a_simple_read_has_its_data_behind_the_header_and_a_failed_one_has_none() {
 fn a_write_that_is_answered_early_is_over_once_its_body_has_left() {
     for mode in ALL {
         let mut client = transmitting(mode);
-        let id = client.submit(WRITE, vec![3; 1024]).unwrap();
+        let id = client.begin(WRITE, vec![3; 1024]).unwrap();
         let head = if mode == Mode::Extended { 32 } else { 28 };
-        client.transmitted(head + 1000).unwrap();
+        assert_eq!(client.transmitted(head + 1000).unwrap().count(), 0);
         let bytes = match mode {
             Mode::Simple => simple(ErrorCode::ENOSPC, id_cookie()),
             _ => Chunks { mode, cookie: id_cookie(), offset: 4096 }.error(1, 28, "", None),
         };
-        assert_eq!(feed(&mut client, &bytes), Ok(vec![]));
-        assert_eq!(client.context(id), Some(&vec![3; 1024]), "the buffer is still in use");
+        // The error chunk is seen at once, where there is one.
+        let chunks = usize::from(mode != Mode::Simple);
+        assert_eq!(feed(&mut client, &bytes).unwrap().len(), chunks);
+        assert_eq!(client.command(id), Some(WRITE), "the buffer is still in use");
         assert_eq!(client.requests_in_flight(), 1);
-        client.transmitted(23).unwrap();
+        assert_eq!(client.transmitted(23).unwrap().count(), 0);
         assert_eq!(feed(&mut client, b""), Ok(vec![]));
-        client.transmitted(1).unwrap();
-        let (result, buffer) = completed(feed(&mut client, b"").unwrap());
+        assert!(client.transmitted(1).unwrap().eq([id]), "the buffer is free");
+        let (result, buffer) = completed(complete(&mut client, b""));
         assert_eq!((result.unwrap_err().code, buffer), (ErrorCode::ENOSPC, vec![3; 1024]));
 
         // A second answer is as unknown as ever, even while the first one is kept.
         let mut client = transmitting(mode);
-        client.submit(WRITE, vec![3; 1024]).unwrap();
-        assert_eq!(feed(&mut client, &bytes), Ok(vec![]));
+        client.begin(WRITE, vec![3; 1024]).unwrap();
+        assert_eq!(feed(&mut client, &bytes).unwrap().len(), chunks);
         let error = PeerMisbehaved::UnknownCookie(id_cookie());
         assert_eq!(feed(&mut client, &bytes), Err(error.into()));
-        assert_eq!(client.next_abandoned().unwrap().1, vec![3; 1024]);
+        // The first one stays what the server said to this request.
+        assert!(client.abandoned.is_empty());
+        assert_eq!(client.completed, vec![3; 1024]);
+
+        // A success of which the payload never arrived is none.
+        for count in [0, 1, head, head + 1023] {
+            let mut client = transmitting(mode);
+            client.begin(WRITE, vec![3; 1024]).unwrap();
+            let _ = client.transmitted(count).unwrap();
+            let bytes = match mode {
+                Mode::Simple => simple(ErrorCode::OK, id_cookie()),
+                _ => Chunks { mode, cookie: id_cookie(), offset: 4096 }.none(),
+            };
+            assert_eq!(feed(&mut client, &bytes), Ok(vec![]));
+            let end = Error::UnexpectedEnd("requests in flight");
+            assert_eq!(hang_up(&mut client), Err(end));
+            assert_eq!(client.abandoned, [(vec![3; 1024], count > 0)]);
+        }
     }
 }
 
@@ -449,16 +482,16 @@ fn a_server_that_shuts_down_is_to_be_left() {
             Mode::Simple => simple(ErrorCode::ESHUTDOWN, chunks.cookie),
             _ => chunks.error(1, 108, "bye", None),
         };
-        let error = completed(feed(&mut client, &bytes).unwrap()).0.unwrap_err();
+        let error = completed(complete(&mut client, &bytes)).0.unwrap_err();
         assert_eq!(error.code, ErrorCode::ESHUTDOWN);
         assert!(client.server_is_shutting_down());
-        let refused = client.submit(READ, vec![]).unwrap_err();
-        assert_eq!(refused, (SubmitError::ServerShuttingDown, vec![]));
+        let refused = client.submit(READ).unwrap_err();
+        assert_eq!(refused, SubmitError::ServerShuttingDown);
         client.disconnect();
         assert!(!sent(&mut client).is_empty());
-        assert_eq!(feed(&mut client, b""), Ok(vec![Event::Disconnected]));
-        assert!(client.is_finished());
-        assert_eq!(client.end_of_stream(), Ok(()));
+        let closed = Event::Closed(Ok(CloseReason::Disconnected));
+        assert_eq!(feed(&mut client, b""), Ok(vec![closed]));
+        assert_eq!(hang_up(&mut client), Ok(vec![]), "the end was reported");
     }
 }
 
@@ -467,7 +500,7 @@ fn each_way_to_hang_up_is_told() {
     for mode in CHUNKED {
         let mut idle = transmitting(mode);
         let end = Error::UnexpectedEnd("the transmission phase");
-        assert_eq!(idle.end_of_stream(), Err(end));
+        assert_eq!(hang_up(&mut idle), Err(end));
         let (mut client, chunks) = asked(mode, READ);
         let reply = chunks.data(1, 4096, &[1; 1024]);
         for (cut, what) in
@@ -475,16 +508,18 @@ fn each_way_to_hang_up_is_told() {
         {
             let (mut client, _) = asked(mode, READ);
             feed(&mut client, &reply[..cut]).unwrap();
-            assert_eq!(client.end_of_stream(), Err(Error::UnexpectedEnd(what)));
-            assert!(client.next_abandoned().is_some() && client.next_abandoned().is_none());
+            assert_eq!(hang_up(&mut client), Err(Error::UnexpectedEnd(what)));
+            assert_eq!(client.abandoned.len(), 1);
         }
         // What has wholly arrived counts, even if the stream ends before anybody looked.
         client.disconnect();
         let mut bytes = &reply[..];
-        assert_eq!(client.next_event(&mut bytes), Ok(None));
+        assert_eq!(client.next_event(&mut bytes), None);
         client.payload_received(1024).unwrap();
-        assert_eq!(client.end_of_stream(), Ok(()));
-        let seen = feed(&mut client, b"").unwrap();
-        assert!(matches!(seen[..], [Event::Completed { .. }, Event::Disconnected]), "{seen:?}");
+        let seen = hang_up(&mut client).unwrap();
+        let closed = Event::Closed(Ok(CloseReason::Disconnected));
+        assert!(
+            matches!(seen[0], Event::Completed { result: Ok(()), .. }) && seen[1..] == [closed]
+        );
     }
 }

@@ -1,35 +1,43 @@
 //! Requests that the client sends, to the byte.
 
-use nbd_proto::client::SubmitError;
 use nbd_proto::wire::{
     CommandFlags as Flag, CommandType, CompactRequest, ExtendedRequest, OptionCode,
     TransmissionFlags as Flags, magic,
 };
-use nbd_proto::{Command, RequestId};
+use nbd_proto::{Command, InvalidRequest, RequestId};
 
 use crate::peer::*;
 
 /// Every command with every flag that it has, and the flags as they have to be sent.
 fn commands() -> Vec<(Command, Flag)> {
     let (offset, length) = (4096, 512);
-    let zeroes =
-        |fua, no_hole, fast| Command::WriteZeroes { offset, length: 512, fua, no_hole, fast };
+    let zeroes = |fua, no_hole, fast| {
+        with(
+            with(
+                with(Command::write_zeroes(offset, 512), Command::with_fua, fua),
+                Command::with_no_hole,
+                no_hole,
+            ),
+            Command::with_fast,
+            fast,
+        )
+    };
     vec![
-        (Command::Read { offset, length, dont_fragment: false }, Flag::empty()),
-        (Command::Read { offset, length, dont_fragment: true }, Flag::DF),
-        (Command::Write { offset, length, fua: false }, Flag::empty()),
-        (Command::Write { offset, length, fua: true }, Flag::FUA),
+        (Command::read(offset, length), Flag::empty()),
+        (Command::read(offset, length).with_dont_fragment(), Flag::DF),
+        (Command::write(offset, length), Flag::empty()),
+        (Command::write(offset, length).with_fua(), Flag::FUA),
         (Command::Flush, Flag::empty()),
-        (Command::Trim { offset, length: 512, fua: false }, Flag::empty()),
-        (Command::Trim { offset, length: 512, fua: true }, Flag::FUA),
-        (Command::Cache { offset, length: 512 }, Flag::empty()),
+        (Command::trim(offset, 512), Flag::empty()),
+        (Command::trim(offset, 512).with_fua(), Flag::FUA),
+        (Command::cache(offset, 512), Flag::empty()),
         (zeroes(false, false, false), Flag::empty()),
         (zeroes(true, false, false), Flag::FUA),
         (zeroes(false, true, false), Flag::NO_HOLE),
         (zeroes(false, false, true), Flag::FAST_ZERO),
-        (Command::BlockStatus { offset, length: 512, one: false }, Flag::empty()),
-        (Command::BlockStatus { offset, length: 512, one: true }, Flag::REQ_ONE),
-        (Command::Resize { size: 8192 }, Flag::empty()),
+        (Command::block_status(offset, 512), Flag::empty()),
+        (Command::block_status(offset, 512).with_one(), Flag::REQ_ONE),
+        (Command::resize(8192), Flag::empty()),
     ]
 }
 
@@ -42,11 +50,11 @@ fn requests_have_the_flags_of_their_command_and_those_with_a_payload_say_so() {
             let mut client = transmitting(mode);
             let status = command.command_type() == CommandType::BLOCK_STATUS;
             if mode == Mode::Simple && (status || flags == Flag::DF) {
-                assert!(client.submit(command, vec![]).is_err());
+                assert!(client.submit(command).is_err());
                 continue;
             }
             let buffer = vec![7; command.buffer_length() as usize];
-            client.submit(command, buffer).unwrap();
+            client.begin(command, buffer).unwrap();
             let bytes = sent(&mut client);
             let writes = command.command_type() == CommandType::WRITE;
             let body = if writes { vec![7; 512] } else { vec![] };
@@ -83,7 +91,7 @@ fn an_extended_disc_has_nothing_either() {
 #[test]
 fn a_list_of_contexts_needs_the_servers_leave() {
     for (more, expected) in [
-        (Flags::empty(), Err(SubmitError::NotOffered(CommandType::BLOCK_STATUS))),
+        (Flags::empty(), Err(InvalidRequest::NotOffered(CommandType::BLOCK_STATUS).into())),
         (Flags::BLOCK_STATUS_PAYLOAD, Ok(())),
     ] {
         let mut client = Client::new(config(Mode::Extended)).unwrap();
@@ -94,14 +102,10 @@ fn a_list_of_contexts_needs_the_servers_leave() {
         feed(&mut client, &ack(code)).unwrap();
         feed(&mut client, &info(Flags::HAS_FLAGS | more)).unwrap();
         feed(&mut client, &ack(OptionCode::GO)).unwrap();
-        let listed = client.submit_block_status(0, 512, false, &[5], vec![]);
-        assert_eq!(listed.map(|_: RequestId| ()).map_err(|(error, _)| error), expected);
-        assert!(client.submit_block_status(0, 512, false, &[5, 5], vec![]).is_err());
-        assert!(
-            client
-                .submit(Command::BlockStatus { offset: 0, length: 512, one: false }, vec![])
-                .is_ok()
-        );
+        let listed = client.submit_block_status(0, 512, false, &[5]);
+        assert_eq!(listed.map(|_: RequestId| ()), expected);
+        assert!(client.submit_block_status(0, 512, false, &[5, 5]).is_err());
+        assert!(client.submit(Command::block_status(0, 512)).is_ok());
     }
 }
 
@@ -111,7 +115,29 @@ fn not_even_a_careless_client_sends_a_list_of_contexts_in_compact_form() {
     let mut config = config(Mode::Structured);
     config.strict = false;
     let mut client = transmitting_with(Mode::Structured, config);
-    let (error, _) = client.submit_block_status(0, 512, false, &[5], vec![]).unwrap_err();
-    assert_eq!(error, SubmitError::NotOffered(CommandType::BLOCK_STATUS));
+    let error = client.submit_block_status(0, 512, false, &[5]).unwrap_err();
+    assert_eq!(error, InvalidRequest::NotOffered(CommandType::BLOCK_STATUS).into());
     assert_eq!(sent(&mut client), []);
+}
+
+#[test]
+fn only_writes_with_a_payload_are_reported_as_transmitted() {
+    for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
+        let mut config = config(mode);
+        config.strict = false;
+        let mut client = transmitting_with(mode, config);
+        let ids: Vec<RequestId> = [
+            Command::write(0, 0),
+            Command::write(0, 5),
+            Command::read(0, 5),
+            Command::trim(0, 5),
+            Command::write(8, 1).with_fua(),
+        ]
+        .map(|command| client.submit(command).unwrap())
+        .to_vec();
+        let queued = client.segments().map(|segment| segment.len()).sum::<usize>();
+        assert!(client.transmitted(queued - 1).unwrap().eq([ids[1]]));
+        assert!(client.transmitted(1).unwrap().eq([ids[4]]));
+        assert_eq!(client.requests_in_flight(), 5);
+    }
 }

@@ -2,23 +2,23 @@
 
 use nbd_proto::client::SubmitError;
 use nbd_proto::wire::{CommandType, ErrorCode, TransmissionFlags};
-use nbd_proto::{Command, server};
+use nbd_proto::{Command, InvalidRequest, server};
 
-use crate::pair::{Pair, for_each_split, full_export, modes};
+use crate::pair::{Pair, for_each_split, full_export, modes, with};
 use crate::server_end::{BLOCK, Shape};
 
 const ONE: u64 = BLOCK as u64;
 
-fn read(offset: u64, length: u32) -> Command {
-    Command::Read { offset, length, dont_fragment: false }
+fn read(offset: u64, length: u64) -> Command {
+    Command::read(offset, length)
 }
 
-fn write(offset: u64, length: u32) -> Command {
-    Command::Write { offset, length, fua: false }
+fn write(offset: u64, length: u64) -> Command {
+    Command::write(offset, length)
 }
 
 fn status(offset: u64, length: u64, one: bool) -> Command {
-    Command::BlockStatus { offset, length, one }
+    with(Command::block_status(offset, length), Command::with_one, one)
 }
 
 /// Runs a scenario under each kind of header that `mode` names, with two metadata contexts where there can be some.
@@ -42,26 +42,34 @@ fn every_command_with_every_flag_does_what_it_says() {
         let mut model = pair.server.disk.clone();
         for fua in [false, true] {
             let offset = if fua { 5000 } else { 7000 };
-            let tag = pair.submit_with(Command::Write { offset, length: 1500, fua }, 0xa5).unwrap();
+            let tag = pair
+                .submit_with(with(Command::write(offset, 1500), Command::with_fua, fua), 0xa5)
+                .unwrap();
             pair.answer_all(|_| 0);
             assert_eq!((pair.done[0].tag, &pair.done[0].result), (tag, &Ok(())));
             pair.done.clear();
             model[offset as usize..][..1500].fill(0xa5);
             for no_hole in [false, true] {
                 let (offset, length) = (5100 + u64::from(no_hole) * 2000, 300);
-                let zeroes = Command::WriteZeroes { offset, length, fua, no_hole, fast: false };
+                let zeroes = with(
+                    with(Command::write_zeroes(offset, length), Command::with_fua, fua),
+                    Command::with_no_hole,
+                    no_hole,
+                );
                 assert_eq!(pair.perform(zeroes).result, Ok(()));
                 model[offset as usize..][..300].fill(0);
             }
-            assert_eq!(pair.perform(Command::Trim { offset: 0, length: 512, fua }).result, Ok(()));
+            assert_eq!(
+                pair.perform(with(Command::trim(0, 512), Command::with_fua, fua)).result,
+                Ok(())
+            );
         }
-        let fast =
-            Command::WriteZeroes { offset: 0, length: 512, fua: true, no_hole: true, fast: true };
+        let fast = Command::write_zeroes(0, 512).with_fua().with_no_hole().with_fast();
         assert_eq!(pair.perform(fast).result.unwrap_err().code, ErrorCode::ENOTSUP);
-        assert_eq!(pair.perform(Command::Cache { offset: 1, length: 9999 }).result, Ok(()));
+        assert_eq!(pair.perform(Command::cache(1, 9999)).result, Ok(()));
         assert_eq!(pair.perform(Command::Flush).result, Ok(()));
         assert_eq!(pair.server.disk, model);
-        let whole = pair.perform(read(0, model.len() as u32));
+        let whole = pair.perform(read(0, model.len() as u64));
         assert_eq!((whole.result, whole.bytes), (Ok(()), model));
     });
 }
@@ -71,20 +79,19 @@ fn a_read_without_fragments_needs_structured_replies() {
     in_modes("structured extended", |pair| {
         for shape in [Shape::Data, Shape::Blocks, Shape::Backwards] {
             pair.server.shape = shape;
-            let whole = Command::Read { offset: 100, length: 5000, dont_fragment: true };
+            let whole = Command::read(100, 5000).with_dont_fragment();
             let done = pair.perform(whole);
             assert_eq!((done.result, &done.bytes[..]), (Ok(()), &pair.server.disk[100..5100]));
         }
         assert!(!pair.log.iter().any(|line| line.contains("hole")), "{:?}", pair.log);
         // A hole and nothing else may be told as such.
-        let hole = Command::Read { offset: 0, length: 512, dont_fragment: true };
+        let hole = Command::read(0, 512).with_dont_fragment();
         assert!(pair.perform(hole).bytes.iter().all(|byte| *byte == 0));
         assert!(pair.log.iter().any(|line| line.contains("hole 0+512")), "{:?}", pair.log);
     });
     in_modes("simple", |pair| {
-        let refused =
-            pair.submit_with(Command::Read { offset: 0, length: 512, dont_fragment: true }, 0);
-        assert_eq!(refused, Err(SubmitError::NotOffered(CommandType::READ)));
+        let refused = pair.submit_with(Command::read(0, 512).with_dont_fragment(), 0);
+        assert_eq!(refused, Err(InvalidRequest::NotOffered(CommandType::READ).into()));
     });
 }
 
@@ -189,7 +196,7 @@ fn pair_disk_byte(at: usize) -> u8 {
 fn block_status_without_a_selection_is_refused_locally() {
     let refused = in_modes("simple", |pair| {
         let refused = pair.submit_with(status(0, 512, false), 0);
-        assert_eq!(refused, Err(SubmitError::NoContexts));
+        assert_eq!(refused, Err(InvalidRequest::NoContexts.into()));
     });
     assert_eq!(refused.len(), 1);
 }
@@ -224,13 +231,12 @@ fn with_extended_headers_block_status_can_be_about_some_contexts() {
         pair.answer_all(|_| 0);
         assert!(pair.done.iter().all(|done| done.result.is_ok()));
         for (contexts, error) in [
-            (&[][..], SubmitError::NoContexts),
+            (&[][..], InvalidRequest::NoContexts.into()),
             (&[7], SubmitError::BadContext(7)),
             (&[1, 2, 1], SubmitError::BadContext(1)),
         ] {
-            let buffer = crate::pair::Buffer { tag: 0, bytes: Vec::new() };
-            let refused = pair.client.submit_block_status(0, 512, false, contexts, buffer);
-            assert_eq!(refused.unwrap_err().0, error);
+            let refused = pair.client.submit_block_status(0, 512, false, contexts);
+            assert_eq!(refused, Err(error));
         }
         pair.leave();
     });
@@ -249,9 +255,8 @@ fn with_extended_headers_block_status_can_be_about_some_contexts() {
 #[test]
 fn without_extended_headers_there_is_no_list_of_contexts() {
     in_modes("structured", |pair| {
-        let buffer = crate::pair::Buffer { tag: 0, bytes: Vec::new() };
-        let refused = pair.client.submit_block_status(0, 512, false, &[1], buffer);
-        assert_eq!(refused.unwrap_err().0, SubmitError::NotOffered(CommandType::BLOCK_STATUS));
+        let refused = pair.client.submit_block_status(0, 512, false, &[1]);
+        assert_eq!(refused, Err(InvalidRequest::NotOffered(CommandType::BLOCK_STATUS).into()));
     });
 }
 
@@ -260,9 +265,9 @@ fn extended_headers_carry_lengths_of_64_bits() {
     let server = server::Config::default();
     let huge = |offset, length| {
         [
-            Command::WriteZeroes { offset, length, fua: false, no_hole: false, fast: false },
-            Command::Trim { offset, length, fua: false },
-            Command::Cache { offset, length },
+            Command::write_zeroes(offset, length),
+            Command::trim(offset, length),
+            Command::cache(offset, length),
         ]
     };
     for (name, client) in modes() {
@@ -272,14 +277,14 @@ fn extended_headers_carry_lengths_of_64_bits() {
             for command in huge(1 << 40, 1 << 45) {
                 if name != "extended" {
                     let refused = pair.submit_with(command, 0);
-                    assert_eq!(refused, Err(SubmitError::TooLong(u32::MAX)));
+                    assert_eq!(refused, Err(InvalidRequest::TooLong(u32::MAX.into()).into()));
                     continue;
                 }
                 pair.submit(command);
                 pair.run();
                 let request = pair.server.waiting.pop_front().unwrap();
                 assert_eq!(request.command, command);
-                pair.server.connection.reply(request.id).unwrap().done().unwrap();
+                pair.server.connection.reply(request.id).unwrap().finish().unwrap();
             }
             pair.leave();
         });
@@ -291,12 +296,12 @@ fn a_resize_changes_what_can_be_asked_once_it_is_answered() {
     in_modes("simple structured extended", |pair| {
         let size = pair.server.disk.len() as u64;
         let beyond = read(size, 512);
-        assert_eq!(pair.submit_with(beyond, 0), Err(SubmitError::OutOfRange(size)));
+        assert_eq!(pair.submit_with(beyond, 0), Err(InvalidRequest::OutOfRange(size).into()));
 
         // Larger: the new part is not there before the answer is.
-        pair.submit(Command::Resize { size: 2 * size });
+        pair.submit(Command::resize(2 * size));
         assert_eq!(pair.submit_with(beyond, 0), Err(SubmitError::Resizing));
-        let another = pair.submit_with(Command::Resize { size: 3 * size }, 0);
+        let another = pair.submit_with(Command::resize(3 * size), 0);
         assert_eq!(another, Err(SubmitError::Resizing));
         pair.answer_all(|_| 0);
         assert_eq!(pair.client.export().unwrap().size, 2 * size);
@@ -304,17 +309,17 @@ fn a_resize_changes_what_can_be_asked_once_it_is_answered() {
 
         // Smaller: the old part is gone as soon as the request is made, and no request may be about it by then.
         pair.submit(beyond);
-        let smaller = Command::Resize { size };
+        let smaller = Command::resize(size);
         assert_eq!(pair.submit_with(smaller, 0), Err(SubmitError::Resizing));
         pair.answer_all(|_| 0);
         pair.submit(read(0, 512));
         pair.submit(smaller);
         assert_eq!(pair.submit_with(beyond, 0), Err(SubmitError::Resizing));
         pair.answer_all(|_| 0);
-        assert_eq!(pair.submit_with(beyond, 0), Err(SubmitError::OutOfRange(size)));
+        assert_eq!(pair.submit_with(beyond, 0), Err(InvalidRequest::OutOfRange(size).into()));
 
         // A resize that fails changes nothing.
-        pair.submit(Command::Resize { size: 0 });
+        pair.submit(Command::resize(0));
         assert_eq!(pair.client.export().unwrap().size, 0);
         pair.run();
         let request = pair.server.waiting.pop_front().unwrap();
@@ -330,7 +335,7 @@ fn a_read_only_export_takes_no_writes() {
     for_each_split(&client, &server::Config::default(), |pair| {
         pair.server.exports[1].1.flags |= TransmissionFlags::READ_ONLY;
         pair.run();
-        assert_eq!(pair.submit_with(write(0, 512), 0), Err(SubmitError::ReadOnly));
+        assert_eq!(pair.submit_with(write(0, 512), 0), Err(InvalidRequest::ReadOnly.into()));
         assert_eq!(pair.perform(read(0, 512)).result, Ok(()));
         pair.leave();
     });

@@ -15,10 +15,10 @@
 
 mod commands;
 mod errors;
-mod haggling;
 mod limits;
 mod misuse;
 mod model;
+mod negotiation;
 mod pair;
 mod server_end;
 mod split;

@@ -3,14 +3,14 @@
 use nbd_proto::client::{Config, Goal, OptionError, SubmitError};
 use nbd_proto::server::{Listing, LookupRefusal};
 use nbd_proto::wire::ErrorCode;
-use nbd_proto::{Command, Extent, Misuse, RequestId, server};
+use nbd_proto::{Command, Extent, Misuse, RequestId, Wants, server};
 
-use crate::pair::{Buffer, Pair, full_export, modes};
+use crate::pair::{Pair, full_export, modes};
 use crate::split::Split;
 
-const READ: Command = Command::Read { offset: 512, length: 1024, dont_fragment: false };
-const WRITE: Command = Command::Write { offset: 512, length: 1024, fua: false };
-const STATUS: Command = Command::BlockStatus { offset: 0, length: 1024, one: false };
+const READ: Command = Command::read(512, 1024);
+const WRITE: Command = Command::write(512, 1024);
+const STATUS: Command = Command::block_status(0, 1024);
 
 /// A session in transmission for each kind of header.
 fn sessions() -> [Pair; 3] {
@@ -81,7 +81,7 @@ fn errors_outside_of_the_request_or_reported_twice_are_refused() {
 fn answers_that_do_not_fit_the_command_are_refused() {
     for mut pair in sessions() {
         let id = request(&mut pair, READ);
-        assert_eq!(pair.server.connection.reply(id).unwrap().done(), Err(Misuse::WrongAnswer));
+        assert_eq!(pair.server.connection.reply(id).unwrap().finish(), Err(Misuse::Incomplete));
         let mut reply = pair.server.connection.reply(id).unwrap();
         assert_eq!(reply.extents(1, []), Err(Misuse::WrongAnswer));
         reply.error(ErrorCode::EIO, "");
@@ -91,19 +91,17 @@ fn answers_that_do_not_fit_the_command_are_refused() {
             assert_eq!(reply.data(512, 1), Err(Misuse::WrongAnswer));
             assert_eq!(reply.hole(512, 1), Err(Misuse::WrongAnswer));
             assert_eq!(reply.extents(1, []), Err(Misuse::WrongAnswer));
-            assert_eq!(reply.finish(), Err(Misuse::WrongAnswer));
-            pair.server.connection.reply(id).unwrap().done().unwrap();
+            reply.finish().unwrap();
         }
         let id = request(&mut pair, Command::Flush);
         let mut reply = pair.server.connection.reply(id).unwrap();
         assert_eq!(reply.error_at(ErrorCode::EIO, 0, ""), Err(Misuse::WrongAnswer));
-        reply.done().unwrap();
+        reply.finish().unwrap();
         // A write of which a part failed is no success, whatever its embedder says.
         let id = request(&mut pair, WRITE);
         let mut reply = pair.server.connection.reply(id).unwrap();
         reply.error_at(ErrorCode::EIO, 512, "").unwrap();
-        assert_eq!(reply.done(), Err(Misuse::WrongAnswer));
-        pair.server.connection.reply(id).unwrap().finish().unwrap();
+        reply.finish().unwrap();
         pair.run();
         assert!(pair.done.pop().unwrap().result.is_err());
         unharmed(pair);
@@ -135,7 +133,7 @@ fn extents_of_other_contexts_of_none_or_a_second_time_are_refused() {
 fn a_request_is_answered_once_and_not_before_its_payload() {
     for mut pair in sessions() {
         let id = request(&mut pair, Command::Flush);
-        pair.server.connection.reply(id).unwrap().done().unwrap();
+        pair.server.connection.reply(id).unwrap().finish().unwrap();
         assert_eq!(pair.server.connection.reply(id).unwrap_err(), Misuse::NoSuchRequest);
         pair.run();
         assert_eq!(pair.server.connection.reply(id).unwrap_err(), Misuse::NoSuchRequest);
@@ -144,15 +142,15 @@ fn a_request_is_answered_once_and_not_before_its_payload() {
         let mut pair2 =
             Pair::new(Config::for_export("disk"), server::Config::default(), &Split::Whole);
         pair2.run();
-        let buffer = Buffer { tag: 0, bytes: vec![1; 1024] };
-        pair2.client.submit(WRITE, buffer).unwrap();
+        pair2.client.submit(WRITE).unwrap();
         let bytes: Vec<u8> = crate::server_end::prefix(
             pair2.client.segments(),
             &mut Split::Cycle(vec![1000]),
             |_| &[1; 1024],
         );
         pair2.server.receive(&bytes);
-        let id = pair2.server.waiting[0].id;
+        assert!(pair2.server.waiting.is_empty(), "not before its payload");
+        let Wants::Payload { id, .. } = pair2.server.connection.wants() else { panic!() };
         assert_eq!(pair2.server.connection.reply(id).unwrap_err(), Misuse::PayloadPending);
         let connection = &mut pair2.server.connection;
         assert_eq!(connection.payload_received(1025), Err(Misuse::TooManyBytes));
@@ -164,10 +162,10 @@ fn a_request_is_answered_once_and_not_before_its_payload() {
 fn more_bytes_than_there_are_can_not_be_reported() {
     for mut pair in sessions() {
         let server = &mut pair.server.connection;
-        assert_eq!(server.transmitted(1), Err(Misuse::TooManyBytes));
+        assert_eq!(server.transmitted(1).err(), Some(Misuse::TooManyBytes));
         assert_eq!(server.payload_received(1), Err(Misuse::WrongPhase));
         assert_eq!(server.tls_established(), Err(Misuse::WrongPhase));
-        assert_eq!(pair.client.transmitted(1), Err(Misuse::TooManyBytes));
+        assert_eq!(pair.client.transmitted(1).err(), Some(Misuse::TooManyBytes));
         assert_eq!(pair.client.payload_received(0), Err(Misuse::WrongPhase));
         assert_eq!(pair.client.tls_established(), Err(Misuse::WrongPhase));
         unharmed(pair);
@@ -201,18 +199,17 @@ fn a_client_is_told_what_it_can_not_do_now() {
     pair.run();
     assert_eq!(pair.client.list(), Err(OptionError::NotYourTurn), "haggling is over");
     assert_eq!(pair.client.enter(""), Err(OptionError::NotYourTurn));
-    assert!(pair.client.next_abandoned().is_none());
     let id = {
         pair.submit(READ);
         pair.answer_all(|_| 0);
-        // A name that is out of date names nothing.
-        let buffer = Buffer { tag: 0, bytes: Vec::new() };
-        pair.client.submit(Command::Flush, buffer).unwrap()
+        // An id that is out of date names nothing.
+        pair.submit(Command::Flush);
+        *pair.buffers.keys().next().unwrap()
     };
     pair.answer_all(|_| 0);
-    assert!(pair.client.context(id).is_none() && pair.client.context_mut(id).is_none());
+    assert_eq!(pair.client.command(id), None);
     pair.leave();
-    assert_eq!(pair.submit_with(READ, 0), Err(SubmitError::Disconnecting));
+    assert_eq!(pair.submit_with(READ, 0), Err(SubmitError::NotTransmitting));
     pair.client.disconnect();
     pair.client.disconnect_now();
     assert!(pair.client.segments().next().is_none());

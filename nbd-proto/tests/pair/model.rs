@@ -3,7 +3,7 @@
 use nbd_proto::{Command, server};
 use proptest::prelude::*;
 
-use crate::pair::{Pair, disk, modes};
+use crate::pair::{Pair, disk, modes, with};
 use crate::server_end::Shape;
 use crate::split::Split;
 
@@ -28,16 +28,16 @@ fn wish() -> impl Strategy<Value = Wish> {
 }
 
 /// A batch: a wish for each of some parts of the disk, cut at random places.
-fn batch() -> impl Strategy<Value = Vec<(u64, u32, Wish)>> {
-    prop::collection::vec((1u32..4000, wish()), 1..12).prop_map(|wishes| {
+fn batch() -> impl Strategy<Value = Vec<(u64, u64, Wish)>> {
+    prop::collection::vec((1u64..4000, wish()), 1..12).prop_map(|wishes| {
         let mut start = 0;
         let place = |(length, wish)| {
             let offset = start;
-            start += u64::from(length);
+            start += length;
             (offset, length, wish)
         };
         let placed = wishes.into_iter().map(place);
-        placed.filter(|(offset, length, _)| offset + u64::from(*length) <= 32768).collect()
+        placed.filter(|(offset, length, _)| offset + *length <= 32768).collect()
     })
 }
 
@@ -71,23 +71,22 @@ proptest! {
                 let command = match wish {
                     Wish::Read { dont_fragment } => {
                         let dont_fragment = dont_fragment && name != "simple";
-                        Command::Read { offset, length, dont_fragment }
+                        with(Command::read(offset, length), Command::with_dont_fragment, dont_fragment)
                     }
                     Wish::Write(byte) => {
                         model[range].fill(byte);
-                        let command = Command::Write { offset, length, fua: byte % 2 == 0 };
+                        let command = with(Command::write(offset, length), Command::with_fua, byte % 2 == 0);
                         let tag = pair.submit_with(command, byte).unwrap();
                         expected.push((tag, vec![byte; length as usize]));
                         continue;
                     }
                     Wish::Zeroes => {
                         model[range].fill(0);
-                        let length = u64::from(length);
-                        Command::WriteZeroes { offset, length, fua: false, no_hole: false, fast: false }
+                        Command::write_zeroes(offset, length)
                     }
                     Wish::Status { .. } if name == "simple" => continue,
                     Wish::Status { one } => {
-                        Command::BlockStatus { offset, length: u64::from(length), one }
+                        with(Command::block_status(offset, length), Command::with_one, one)
                     }
                     Wish::Flush => Command::Flush,
                 };

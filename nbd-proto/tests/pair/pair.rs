@@ -1,10 +1,10 @@
 //! Both ends and the pipes between them.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
-use nbd_proto::client::{self, Connection, Event, Incoming, PauseReason, SubmitError};
+use nbd_proto::client::{self, Connection, Event, SubmitError};
 use nbd_proto::wire::TransmissionFlags;
-use nbd_proto::{Command, ContextInfo, Error, ExportInfo, RequestId, server};
+use nbd_proto::{Command, ContextInfo, Error, ExportInfo, PauseReason, RequestId, Wants, server};
 
 use crate::server_end::{ServerEnd, prefix};
 use crate::split::Split;
@@ -25,11 +25,17 @@ pub(crate) struct Done {
 }
 
 pub(crate) struct Pair {
-    pub(crate) client: Connection<Buffer>,
+    pub(crate) client: Connection,
+    /// What the client's requests in flight read or write.
+    pub(crate) buffers: HashMap<RequestId, Buffer>,
     pub(crate) server: ServerEnd,
     pub(crate) log: Vec<String>,
     pub(crate) done: Vec<Done>,
     pub(crate) error: Option<Error>,
+    /// Requests that got no answer, and whether they were sent.
+    pub(crate) abandoned: Vec<(usize, bool)>,
+    /// The client's last event was raised.
+    pub(crate) client_ended: bool,
     submitted: usize,
     up: VecDeque<u8>,
     down: VecDeque<u8>,
@@ -67,10 +73,13 @@ impl Pair {
         let splits = [split.clone(), split.fork(), split.fork().fork(), split.fork().fork().fork()];
         Self {
             client: Connection::new(client).unwrap(),
+            buffers: HashMap::new(),
             server,
             log: Vec::new(),
             done: Vec::new(),
             error: None,
+            abandoned: Vec::new(),
+            client_ended: false,
             submitted: 0,
             up: VecDeque::new(),
             down: VecDeque::new(),
@@ -90,11 +99,12 @@ impl Pair {
     /// Moves one piece in each direction, if there is any.
     fn turn(&mut self) -> bool {
         let [up_in, up_out, down_in, down_out] = &mut self.splits;
-        let client = &self.client;
-        let body = |request| &client.context(request).unwrap().bytes[..];
-        let bytes = prefix(client.segments(), up_in, body);
-        self.client.transmitted(bytes.len()).unwrap();
+        let buffers = &self.buffers;
+        let bytes = prefix(self.client.segments(), up_in, |id| &buffers[&id].bytes[..]);
         let mut moved = !bytes.is_empty();
+        if moved {
+            let _ = self.client.transmitted(bytes.len()).unwrap();
+        }
         self.up.extend(bytes);
 
         let bytes = self.server.send(down_in);
@@ -108,82 +118,82 @@ impl Pair {
         let piece: Vec<u8> = self.down.drain(..down_out.next(self.down.len())).collect();
         moved |= !piece.is_empty();
         self.staging.extend(piece);
-        while self.error.is_none() && self.step() {
+        while self.step() {
             moved = true;
         }
         moved
     }
 
-    fn step(&mut self) -> bool {
-        match self.client.incoming() {
-            Incoming::Control { need } => {
-                let mut input = &self.staging[..];
-                let before = input.len();
-                match self.client.next_event(&mut input) {
-                    Ok(event) => {
-                        let eaten = before - input.len();
-                        assert!(event.is_none() || before >= need, "{event:?} came too early");
-                        self.staging.drain(..eaten);
-                        let happened = event.is_some();
-                        event.into_iter().for_each(|event| self.event(event));
-                        happened || eaten > 0
-                    }
-                    Err(error) => {
-                        self.fail(error);
-                        false
-                    }
-                }
-            }
-            Incoming::Payload { request, offset, remaining } => {
+    /// Has the client take one event, or a piece of a payload.
+    pub(crate) fn step(&mut self) -> bool {
+        let mut input = &self.staging[..];
+        let event = self.client.next_event(&mut input);
+        let consumed = self.staging.len() - input.len();
+        self.staging.drain(..consumed);
+        if let Some(event) = event {
+            self.event(event);
+            return true;
+        }
+        match self.client.wants() {
+            Wants::Payload { id, command, offset, remaining, .. } => {
                 let count = self.staging.len().min(remaining as usize);
-                let buffer = &mut self.client.context_mut(request).unwrap().bytes;
+                let buffer = &mut self.buffers.get_mut(&id).unwrap().bytes;
+                assert_eq!(command.length(), buffer.len() as u64);
                 buffer[offset as usize..][..count].copy_from_slice(&self.staging[..count]);
                 self.staging.drain(..count);
                 self.client.payload_received(count as u64).unwrap();
-                count > 0
+                return count > 0;
             }
-            Incoming::Discard { remaining } => {
-                let count = self.staging.len().min(remaining as usize);
-                self.staging.drain(..count);
-                self.client.payload_received(count as u64).unwrap();
-                count > 0
-            }
-            Incoming::Paused(PauseReason::YourTurn) | Incoming::Tls => {
+            Wants::Bytes { at_least } => assert!(at_least > 0 && self.staging.is_empty()),
+            Wants::Nothing(PauseReason::YourTurn) | Wants::Tls => {
                 assert!(self.staging.is_empty());
-                false
             }
-            _ => false,
+            wants => assert_ne!(wants, Wants::Nothing(PauseReason::EventDue)),
         }
+        consumed > 0
     }
 
-    fn fail(&mut self, error: Error) {
-        self.log.push(format!("error: {error}"));
-        self.error = Some(error);
-    }
-
-    fn event(&mut self, event: Event<Buffer>) {
-        let tag = |id: RequestId| self.client.context(id).unwrap().tag;
+    fn event(&mut self, event: Event) {
+        assert!(!self.client_ended, "{event:?} after the end");
+        let tag = |id: RequestId| self.buffers[&id].tag;
         let line = match event {
-            Event::Completed { request, context: Buffer { tag, bytes }, result } => {
-                assert!(self.client.context(request).is_none());
+            Event::Completed { id, result } => {
+                let Buffer { tag, bytes } = self.buffers.remove(&id).unwrap();
                 let told = result.as_ref().map_or_else(ToString::to_string, |()| "ok".into());
                 self.done.push(Done { tag, bytes, result });
                 format!("{tag} completed: {told}")
             }
-            Event::Hole { request, offset, length } => {
-                let line = format!("{} hole {offset}+{length}", tag(request));
-                let buffer = &mut self.client.context_mut(request).unwrap().bytes;
+            Event::Abandoned { id, sent } => {
+                let Buffer { tag, .. } = self.buffers.remove(&id).unwrap();
+                self.abandoned.push((tag, sent));
+                return;
+            }
+            Event::Hole { id, offset, length } => {
+                let line = format!("{} hole {offset}+{length}", tag(id));
+                let buffer = &mut self.buffers.get_mut(&id).unwrap().bytes;
                 buffer[offset as usize..][..length as usize].fill(0);
                 line
             }
-            Event::Extents { request, context, extents } => {
+            Event::Extents { id, context, extents } => {
                 let extents: Vec<_> = extents.iter().map(|e| (e.length, e.status)).collect();
-                format!("{} context {context}: {extents:?}", tag(request))
+                format!("{} context {context}: {extents:?}", tag(id))
             }
-            Event::ErrorAt { request, error } => {
-                format!("{} error at {}: {error}", tag(request), error.offset.unwrap())
-            }
+            Event::ErrorChunk { id, error } => match error.offset {
+                Some(offset) => format!("{} error at {offset}: {error}", tag(id)),
+                None => format!("{} error: {error}", tag(id)),
+            },
             Event::Ready => self.describe(),
+            Event::Closed(end) => {
+                self.client_ended = true;
+                assert!(self.buffers.is_empty());
+                match end {
+                    Ok(reason) => format!("{reason:?}"),
+                    Err(error) => {
+                        self.error = Some(error);
+                        format!("error: {error}")
+                    }
+                }
+            }
             other => format!("{other:?}"),
         };
         self.log.push(line);
@@ -211,8 +221,8 @@ impl Pair {
 
     /// There is no real TLS here: once both ends wait for the handshake, it has happened.
     fn start_tls(&mut self) -> bool {
-        let both = self.client.incoming() == Incoming::Tls
-            && self.server.connection.incoming() == server::Incoming::Tls;
+        let both =
+            self.client.wants() == Wants::Tls && self.server.connection.wants() == Wants::Tls;
         if both {
             self.client.tls_established().unwrap();
             self.server.connection.tls_established().unwrap();
@@ -223,43 +233,35 @@ impl Pair {
 
     /// Ends that are through close their side, once what they sent has arrived.
     fn close(&mut self) -> bool {
-        if self.server.connection.is_finished() && !self.server_closed {
+        if self.server.ended() && !self.server_closed {
             self.server_closed = true;
             // What is under way to a closed socket is lost.
             self.up.clear();
-            if let Err(error) = self.client.end_of_stream()
-                && self.error.is_none()
-            {
-                self.fail(error);
-            }
+            self.client.end_of_stream();
             return true;
         }
-        if self.client.is_finished() && !self.client_closed {
+        if self.client_ended && !self.client_closed {
             self.client_closed = true;
             self.down.clear();
-            if let Err(error) = self.server.connection.end_of_stream() {
-                self.server.log.push(format!("end: {error}"));
-            }
+            self.server.connection.end_of_stream();
             return true;
         }
         false
     }
 
-    /// What holds whenever nothing moves: nobody has bytes left that it should have eaten.
+    /// What holds whenever nothing moves: nobody has bytes left that it should have consumed.
     fn check(&self) {
-        if self.error.is_none() && !self.client_closed {
-            assert!(self.client.segments().next().is_none());
-            if let Incoming::Control { need } = self.client.incoming() {
-                assert!(need > 0);
-            }
-        }
+        assert!(self.client.segments().next().is_none());
+        assert_eq!(self.client_ended, self.client.wants() == Wants::Closed);
+        assert_eq!(self.client.requests_in_flight(), self.buffers.len());
     }
 
     /// Submits a request and gives its tag. Reads get a buffer full of rubbish, writes one full of `fill`.
     pub(crate) fn submit_with(&mut self, command: Command, fill: u8) -> Result<usize, SubmitError> {
         let tag = self.submitted;
         let bytes = vec![fill; command.buffer_length() as usize];
-        self.client.submit(command, Buffer { tag, bytes }).map_err(|(error, _)| error)?;
+        let id = self.client.submit(command)?;
+        self.buffers.insert(id, Buffer { tag, bytes });
         self.submitted += 1;
         Ok(tag)
     }
@@ -275,8 +277,8 @@ impl Pair {
         contexts: &[u32],
     ) -> usize {
         let tag = self.submitted;
-        let context = Buffer { tag, bytes: Vec::new() };
-        self.client.submit_block_status(offset, length, one, contexts, context).unwrap();
+        let id = self.client.submit_block_status(offset, length, one, contexts).unwrap();
+        self.buffers.insert(id, Buffer { tag, bytes: Vec::new() });
         self.submitted += 1;
         tag
     }
@@ -285,10 +287,9 @@ impl Pair {
     pub(crate) fn answer_all(&mut self, order: impl Fn(usize) -> usize) {
         self.run();
         while !self.server.waiting.is_empty() {
-            let place = order(self.server.waiting.len());
-            let request = self.server.waiting.remove(place).unwrap();
-            assert!(self.server.is_complete(&request));
-            self.server.answer(&request);
+            let index = order(self.server.waiting.len());
+            let request = self.server.waiting.remove(index).unwrap();
+            self.server.answer(request);
             if self.server.waiting.is_empty() {
                 self.run();
             }
@@ -302,13 +303,14 @@ impl Pair {
         self.done.pop().unwrap()
     }
 
-    /// Leaves, and checks that both ends part in peace.
+    /// Disconnects, and checks that both ends part in peace.
     pub(crate) fn leave(&mut self) {
         self.client.disconnect();
         self.run();
-        assert_eq!(self.log.last().map(String::as_str), Some("Disconnected"), "{:?}", self.log);
+        let last = self.log.last().map(String::as_str);
+        assert!(matches!(last, Some("Disconnected" | "Aborted")), "{:?}", self.log);
         assert_eq!((self.error, self.server.error), (None, None));
-        assert!(self.client.is_finished() && self.server.connection.is_finished());
+        assert!(self.client_ended && self.server.ended());
     }
 }
 
@@ -330,6 +332,11 @@ pub(crate) fn for_each_split(
         }
     }
     expected.unwrap().0
+}
+
+/// The command with a flag, if `set`.
+pub(crate) fn with(command: Command, flag: fn(Command) -> Command, set: bool) -> Command {
+    if set { flag(command) } else { command }
 }
 
 /// The three kinds of headers, by what the client asks for.

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::collections::VecDeque;
 
-use nbd_proto::server::{
-    Config, Connection, Event, Incoming, Listing, LookupRefusal, Purpose, Request,
-};
+use nbd_proto::server::{Config, Connection, Event, Listing, LookupRefusal, Purpose};
 use nbd_proto::wire::{AllocationFlags, ErrorCode};
-use nbd_proto::{Command, Error, ExportInfo, Extent, RequestId, Segment, Segments};
+use nbd_proto::{
+    Command, Error, ExportInfo, Extent, PauseReason, RequestId, Segment, Segments, Wants,
+};
 
 use crate::split::Split;
 
@@ -25,17 +25,26 @@ pub(crate) enum Shape {
     Backwards,
 }
 
+/// A request that has not been answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub(crate) id: RequestId,
+    pub(crate) command: Command,
+}
+
 pub(crate) struct ServerEnd {
     pub(crate) connection: Connection,
     pub(crate) disk: Vec<u8>,
     pub(crate) exports: Vec<(String, ExportInfo)>,
     pub(crate) shape: Shape,
-    /// Requests whose payload has arrived, in order of arrival.
+    /// Requests that have arrived with their payload, in order of arrival.
     pub(crate) waiting: VecDeque<Request>,
     /// Data to write, or that was read.
     bodies: HashMap<RequestId, Vec<u8>>,
     pub(crate) log: Vec<String>,
     pub(crate) error: Option<Error>,
+    /// The last event was raised.
+    ended: bool,
     staging: Vec<u8>,
 }
 
@@ -50,16 +59,23 @@ impl ServerEnd {
             bodies: HashMap::new(),
             log: Vec::new(),
             error: None,
+            ended: false,
             staging: Vec::new(),
         }
     }
 
+    /// Whether the last event was raised.
+    pub(crate) const fn ended(&self) -> bool {
+        self.ended
+    }
+
     /// Sends one piece of what there is to send.
     pub(crate) fn send(&mut self, split: &mut Split) -> Vec<u8> {
-        let bytes = prefix(self.connection.segments(), split, |request| &self.bodies[&request]);
-        self.connection.transmitted(bytes.len()).unwrap();
-        while let Some(id) = self.connection.next_finished() {
-            self.bodies.remove(&id);
+        let bytes = prefix(self.connection.segments(), split, |id| &self.bodies[&id]);
+        if !bytes.is_empty() {
+            for id in self.connection.transmitted(bytes.len()).unwrap() {
+                self.bodies.remove(&id);
+            }
         }
         bytes
     }
@@ -67,60 +83,43 @@ impl ServerEnd {
     /// Takes a piece of what was received, and handles all that can be handled.
     pub(crate) fn receive(&mut self, piece: &[u8]) {
         self.staging.extend_from_slice(piece);
-        while self.error.is_none() && self.step() {}
+        while self.step() {}
     }
 
     fn step(&mut self) -> bool {
-        match self.connection.incoming() {
-            Incoming::Control { need } => {
-                let mut input = &self.staging[..];
-                let before = input.len();
-                match self.connection.next_event(&mut input) {
-                    Ok(event) => {
-                        let eaten = before - input.len();
-                        assert!(event.is_none() || before >= need, "{event:?} came too early");
-                        self.staging.drain(..eaten);
-                        let happened = event.is_some();
-                        event.into_iter().for_each(|event| self.event(event));
-                        happened || eaten > 0
-                    }
-                    Err(error) => {
-                        self.log.push(format!("error: {error}"));
-                        self.error = Some(error);
-                        false
-                    }
-                }
-            }
-            Incoming::Payload { request, offset, remaining } => {
-                let count = self.staging.len().min(remaining as usize);
-                let place = &mut self.bodies.get_mut(&request).unwrap()[offset as usize..];
-                place[..count].copy_from_slice(&self.staging[..count]);
-                self.staging.drain(..count);
-                self.connection.payload_received(count as u64).unwrap();
-                count > 0
-            }
-            Incoming::Discard { remaining } => {
-                let count = self.staging.len().min(remaining as usize);
-                self.staging.drain(..count);
-                self.connection.payload_received(count as u64).unwrap();
-                count > 0
-            }
-            Incoming::Tls => {
-                assert!(self.staging.is_empty());
-                false
-            }
-            Incoming::Terminated => {
-                self.staging.clear();
-                false
-            }
-            _ => false,
+        let mut input = &self.staging[..];
+        let event = self.connection.next_event(&mut input);
+        let consumed = self.staging.len() - input.len();
+        self.staging.drain(..consumed);
+        if let Some(event) = event {
+            self.event(event);
+            return true;
         }
+        match self.connection.wants() {
+            Wants::Payload { id, command, offset, remaining, .. } => {
+                let count = self.staging.len().min(remaining as usize);
+                let body =
+                    self.bodies.entry(id).or_insert_with(|| vec![0; command.length() as usize]);
+                body[offset as usize..][..count].copy_from_slice(&self.staging[..count]);
+                self.staging.drain(..count);
+                self.connection.payload_received(count as u64).unwrap();
+                return count > 0;
+            }
+            Wants::Bytes { at_least } => assert!(at_least > 0 && self.staging.is_empty()),
+            Wants::Tls => assert!(self.staging.is_empty()),
+            Wants::Closed => self.staging.clear(),
+            wants => assert_ne!(wants, Wants::Nothing(PauseReason::EventDue)),
+        }
+        consumed > 0
     }
 
     fn event(&mut self, event: Event) {
-        // Which place a request takes depends on how soon earlier ones were given back.
+        assert!(!self.ended, "{event:?} after the end");
+        // Which slot a request takes depends on how soon earlier ones were given back.
         self.log.push(match &event {
-            Event::Request(request) => format!("{:?}", request.command),
+            Event::Request { command, .. } => format!("{command:?}"),
+            Event::Closed(Ok(reason)) => format!("{reason:?}"),
+            Event::Closed(Err(error)) => format!("error: {error}"),
             other => format!("{other:?}"),
         });
         match event {
@@ -142,26 +141,22 @@ impl ServerEnd {
                 };
                 self.connection.answer_lookup(answer).unwrap();
             }
-            Event::Request(request) => {
-                let length = request.command.buffer_length() as usize;
-                if length > 0 {
-                    self.bodies.insert(request.id, vec![0; length]);
+            Event::Request { id, command } => {
+                if let Command::Read { length, .. } = command {
+                    self.bodies.insert(id, vec![0; length as usize]);
                 }
-                self.waiting.push_back(request);
+                self.waiting.push_back(Request { id, command });
+            }
+            Event::Closed(end) => {
+                self.ended = true;
+                self.error = end.err();
             }
             _ => {}
         }
     }
 
-    /// Whether a request can be answered: all but writes whose payload is under way.
-    pub(crate) fn is_complete(&self, request: &Request) -> bool {
-        !matches!(self.connection.incoming(),
-            Incoming::Payload { request: id, .. } if id == request.id)
-    }
-
     /// Carries a request out and answers it.
-    pub(crate) fn answer(&mut self, request: &Request) {
-        let Request { id, command, .. } = *request;
+    pub(crate) fn answer(&mut self, Request { id, command }: Request) {
         let range = command.offset() as usize..(command.offset() + command.length()) as usize;
         let Self { connection, disk, bodies, .. } = self;
         match command {
@@ -177,18 +172,18 @@ impl ServerEnd {
                 let mut reply = connection.reply(id).unwrap();
                 for (start, length) in blocks {
                     if self.shape != Shape::Data && is_zero(&disk[start..][..length]) {
-                        reply.hole(start as u64, length as u32).unwrap();
+                        reply.hole(start as u64, length as u64).unwrap();
                     } else {
-                        reply.data(start as u64, length as u32).unwrap();
+                        reply.data(start as u64, length as u64).unwrap();
                     }
                 }
                 reply.finish().unwrap();
                 return;
             }
             Command::BlockStatus { .. } => {
-                let contexts: Vec<u32> = connection.awaited_contexts(id).to_vec();
                 let names = connection.export().unwrap().contexts.to_vec();
                 let mut reply = connection.reply(id).unwrap();
+                let contexts: Vec<u32> = reply.awaited_contexts().to_vec();
                 for context in contexts {
                     let name = &names.iter().find(|known| known.id == context).unwrap().name;
                     let map = blocks(range.start..disk.len()).into_iter().map(|(start, length)| {
@@ -200,6 +195,7 @@ impl ServerEnd {
                 reply.finish().unwrap();
                 return;
             }
+            Command::Write { length: 0, .. } => {}
             Command::Write { .. } => disk[range].copy_from_slice(&bodies[&id]),
             Command::Trim { .. } => {}
             Command::WriteZeroes { fast: true, .. } => {
@@ -207,13 +203,13 @@ impl ServerEnd {
                 return;
             }
             Command::WriteZeroes { .. } => disk[range].fill(0),
-            Command::Resize { size } => {
+            Command::Resize { size, .. } => {
                 disk.resize(size as usize, 0);
                 connection.set_size(size).unwrap();
             }
             _ => {}
         }
-        connection.reply(id).unwrap().done().unwrap();
+        connection.reply(id).unwrap().finish().unwrap();
     }
 }
 
@@ -226,12 +222,12 @@ pub(crate) fn prefix<'a>(
     let mut rest = split.next(segments.clone().map(|segment| segment.len()).sum());
     let mut bytes = Vec::with_capacity(rest);
     for segment in segments {
-        assert!(!segment.is_empty());
+        assert!(segment.len() > 0);
         let count = segment.len().min(rest);
         rest -= count;
         bytes.extend_from_slice(match segment {
             Segment::Control(control) => &control[..count],
-            Segment::Body { request, offset, .. } => &body(request)[offset as usize..][..count],
+            Segment::Body { id, offset, .. } => &body(id)[offset as usize..][..count],
         });
     }
     bytes

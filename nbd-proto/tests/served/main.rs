@@ -10,6 +10,7 @@
     clippy::std_instead_of_alloc
 )]
 
+mod any_session;
 mod contexts;
 mod negotiation;
 mod peer;

@@ -5,8 +5,8 @@ use nbd_proto::wire::{
     InfoType, OptionCode as Opt, OptionHeader, OptionReplyType as Rep, TransmissionFlags as Flags,
 };
 use nbd_proto::{
-    BlockSize, CloseReason, Error, LimitExceeded, NotServed, PauseReason, PeerMisbehaved, Refusal,
-    Wants,
+    BlockSize, CloseReason, Error, LimitExceeded, Misuse, NotServed, OPTIONS_PER_EXPORT,
+    PauseReason, PeerMisbehaved, Refusal, Wants,
 };
 
 use crate::peer::*;
@@ -176,7 +176,9 @@ fn nothing_is_said_of_tls_to_clients_without_fixed_newstyle() {
 fn plain_text_behind_starttls_is_an_attack() {
     let mut served = negotiating(with_tls(TlsMode::Available));
     let both = [option(Opt::STARTTLS, &[]), option(Opt::STRUCTURED_REPLY, &[])].concat();
-    assert_eq!(served.hear(&both), Err(PeerMisbehaved::PlaintextAfterStartTls.into()));
+    served.hear(&both).unwrap();
+    assert_eq!(served.connection.tls_established(), Err(Misuse::WrongPhase));
+    assert_eq!(served.close(), Err(PeerMisbehaved::PlaintextAfterStartTls.into()));
 }
 
 /// S-TLS-S-01, S-TLS-S-02, S-TLS-S-04.
@@ -377,8 +379,10 @@ fn a_client_may_ask_about_each_export_that_it_was_told_of() {
         }
     }
     // But no list adds to what an earlier one allows.
-    let error = (0..40).find_map(|_| served.try_option(Opt::LIST, &[]).err());
-    assert_eq!(error, Some(Error::LimitExceeded(LimitExceeded::Options(30 + 3 * 500))));
+    let allowed = 30 + OPTIONS_PER_EXPORT * 500;
+    served.kinds(Opt::LIST, &[]);
+    let error = (0..allowed).find_map(|_| served.try_option(Opt(77), b"?").err());
+    assert_eq!(error, Some(Error::LimitExceeded(LimitExceeded::Options(allowed))));
 }
 
 /// What was asked before is answered before a refusal that has no answer closes the connection.

@@ -20,7 +20,8 @@ use crate::process;
 fn with_server<T>(client: impl FnOnce(&Path) -> T) -> T {
     let folder = TempDir::new().expect("a folder");
     let socket = folder.path().join("socket");
-    let server = Server::new(ExportMap::new().with("", Memory::new(1 << 20).expect("a disk"))?);
+    let server =
+        Server::new(ExportMap::new().with("", Memory::new(1 << 20).expect("a disk")).unwrap());
     let listening = server.listen_unix(&socket).expect("a socket");
     let result = client(&socket);
     server.shut_down();

@@ -3,16 +3,16 @@
 use std::collections::BTreeSet;
 
 use nbd_proto::client::{Config, Connection, Event, Goal, TlsMode};
-use nbd_proto::wire::{InfoType, OptionCode};
+use nbd_proto::wire::{CommandFlags, InfoType, OptionCode};
 use nbd_proto::{Command, Limits, PeerMisbehaved};
 
 use super::reparse;
 use crate::choices::Choices;
-use crate::client_end::{Actor, Buffer, ClientEnd};
+use crate::client_end::{Actor, Buffer, Client, ClientEnd, with_flags};
 use crate::split::Split;
 
 /// The longest read and write.
-const MOST: u32 = 8 << 10;
+const MAX: u64 = 8 << 10;
 
 /// How a client is set up and what it wants.
 #[derive(Clone, Debug)]
@@ -81,19 +81,23 @@ fn limits(small: bool) -> Limits {
 fn command([what, a, b, c, d, length @ ..]: [u8; 8]) -> (Command, bool) {
     let offset = u64::from(u32::from_be_bytes([a, b, c, d]));
     let [high, middle, low] = length;
-    let whole = u32::from_be_bytes([0, high, middle, low]);
-    let (short, long) = (whole.min(MOST), u64::from(whole));
-    let (one, two, three) = (what & 16 != 0, what & 32 != 0, what & 64 != 0);
+    let long = u64::from(u32::from_be_bytes([0, high, middle, low]));
+    let short = long.min(MAX);
+    let mut flags = CommandFlags::empty();
+    flags.set(CommandFlags::FUA | CommandFlags::DF | CommandFlags::REQ_ONE, what & 16 != 0);
+    flags.set(CommandFlags::NO_HOLE, what & 32 != 0);
+    flags.set(CommandFlags::FAST_ZERO, what & 64 != 0);
     let command = match what & 15 {
-        1 => Command::Write { offset, length: short, fua: one },
-        2 => Command::Flush,
-        3 => Command::Trim { offset, length: long, fua: one },
-        4 => Command::Cache { offset, length: long },
-        5 => Command::WriteZeroes { offset, length: long, fua: one, no_hole: two, fast: three },
-        6 | 7 => Command::BlockStatus { offset, length: long, one },
-        8 => Command::Resize { size: offset },
-        _ => Command::Read { offset, length: short, dont_fragment: one },
+        1 => Command::write(offset, short),
+        2 => Command::flush(),
+        3 => Command::trim(offset, long),
+        4 => Command::cache(offset, long),
+        5 => Command::write_zeroes(offset, long),
+        6 | 7 => Command::block_status(offset, long),
+        8 => Command::resize(offset),
+        _ => Command::read(offset, short),
     };
+    let command = with_flags(command, flags);
     (command, what & 15 == 7)
 }
 
@@ -104,12 +108,12 @@ struct Planner {
     next_option: usize,
     next_command: usize,
     submitted: usize,
-    completed: BTreeSet<usize>,
+    ended: BTreeSet<usize>,
 }
 
 impl Planner {
     /// The next option, or on to the export.
-    fn haggle(&mut self, connection: &mut Connection<Buffer>) {
+    fn haggle(&mut self, connection: &mut Client) {
         while let Some(option) = self.plan.options.get(self.next_option) {
             self.next_option += 1;
             let name = if option & 16 == 0 { "disk" } else { "" };
@@ -143,7 +147,7 @@ impl Planner {
         }
     }
 
-    fn submit(&mut self, connection: &mut Connection<Buffer>) {
+    fn submit(&mut self, connection: &mut Client) {
         while connection.requests_in_flight() < self.plan.depth {
             let Some(bytes) = self.plan.commands.get(self.next_command) else { break };
             self.next_command += 1;
@@ -151,23 +155,15 @@ impl Planner {
             let bytes = vec![self.submitted as u8; command.buffer_length() as usize];
             let buffer = Buffer { tag: self.submitted, bytes };
             let result = match command {
-                Command::BlockStatus { offset, length, one } if listed => {
+                Command::BlockStatus { offset, length, one, .. } if listed => {
                     let contexts = connection.export().map(|view| view.contexts.to_vec());
                     let ids: Vec<u32> =
                         contexts.unwrap_or_default().iter().map(|context| context.id).collect();
-                    connection.submit_block_status(offset, length, one, &ids, buffer)
+                    connection.begin_block_status((offset, length, one), &ids, buffer)
                 }
-                _ => connection.submit(command, buffer),
+                _ => connection.begin(command, buffer),
             };
-            match result {
-                Ok(id) => {
-                    assert!(connection.context(id).is_some());
-                    self.submitted += 1;
-                }
-                Err((error, buffer)) => {
-                    assert_eq!(buffer.tag, self.submitted, "{error}: the context comes back");
-                }
-            }
+            self.submitted += usize::from(result.is_ok());
         }
         if self.next_command == self.plan.commands.len() {
             if self.plan.hasty {
@@ -180,16 +176,16 @@ impl Planner {
 }
 
 impl Actor for Planner {
-    fn event(&mut self, connection: &mut Connection<Buffer>, event: Event<Buffer>) {
+    fn event(&mut self, connection: &mut Client, event: Event, buffer: Option<Buffer>) {
+        if let Some(Buffer { tag, .. }) = buffer {
+            assert!(self.ended.insert(tag), "{tag} ends twice");
+        }
         match event {
-            Event::Haggling | Event::OptionDone { .. } | Event::OptionFailed { .. } => {
+            Event::YourTurn | Event::OptionDone { .. } | Event::OptionFailed { .. } => {
                 self.haggle(connection);
             }
             Event::Ready => self.submit(connection),
-            Event::Completed { context: Buffer { tag, .. }, .. } => {
-                assert!(self.completed.insert(tag), "{tag} completes twice");
-                self.submit(connection);
-            }
+            Event::Completed { .. } => self.submit(connection),
             _ => {}
         }
     }
@@ -198,8 +194,8 @@ impl Actor for Planner {
 /// Feeds a server's bytes to the client's machine, in one piece and in several, while options are sent and requests
 /// submitted.
 ///
-/// No panic, no endless loop, never more bytes eaten than given, nothing outside of a request's buffer, the same events
-/// and output for every way to cut the stream, each request given back once, output that the codec understands.
+/// No panic, no endless loop, never more bytes consumed than given, nothing outside of a request's buffer, the same events
+/// and output for every way to cut the stream, each request ended once, nothing after the end, output that the codec understands.
 pub fn client(data: &[u8]) {
     let mut choices = Choices::new(data);
     let plan = Plan::take(&mut choices);
@@ -227,27 +223,24 @@ fn once(plan: &Plan, stream: &[u8], mut split: Split, pieces: Split) -> ClientEn
         next_option: 0,
         next_command: 0,
         submitted: 0,
-        completed: BTreeSet::new(),
+        ended: BTreeSet::new(),
     };
     let mut client = ClientEnd::new(connection, planner, pieces);
     let mut rest = stream;
-    while !rest.is_empty() && !client.connection.is_finished() {
+    while !rest.is_empty() && !client.ended() {
         let (piece, after) = rest.split_at(split.next(rest.len()));
         rest = after;
         client.receive(piece);
     }
-    let extended = client.connection.export().is_some_and(|view| view.extended);
     let newstyle = stream.get(8..16) == Some(b"IHAVEOPT");
-    client.close();
-    assert!(client.connection.is_finished());
-    let mut seen = client.actor.completed.clone();
-    while let Some((_, Buffer { tag, .. })) = client.connection.next_abandoned() {
-        assert!(seen.insert(tag), "{tag} comes back twice");
+    if !client.ended() {
+        client.close();
     }
-    assert!(seen.into_iter().eq(0..client.actor.submitted), "a request is lost");
+    let Planner { ended, submitted, .. } = &client.actor;
+    assert!(ended.iter().copied().eq(0..*submitted), "a request is lost");
     // Where the machine hung up, its last message may be unsent.
     if client.error.is_none() {
-        reparse::client(&client.output, newstyle, extended);
+        reparse::client(&client.output, newstyle, client.extended);
     }
     client
 }

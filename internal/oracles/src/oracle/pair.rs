@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 
 use nbd_proto::client::{self, CommandError};
-use nbd_proto::server::{self, Event, Request};
-use nbd_proto::wire::{ErrorCode, TransmissionFlags};
+use nbd_proto::server::{self, Event};
+use nbd_proto::wire::{CommandFlags, ErrorCode, TransmissionFlags};
 use nbd_proto::{BlockSize, Command, ContextInfo, ExportInfo, Extent, RequestId};
 
 use crate::choices::Choices;
-use crate::client_end::{Actor, Buffer, ClientEnd};
+use crate::client_end::{Actor, Buffer, Client, ClientEnd, with_flags};
 use crate::digest::joined;
 use crate::server_end::{Embedder, ServerEnd};
 use crate::split::Split;
@@ -29,7 +29,8 @@ enum Expected {
 /// A request that the server has not answered.
 #[derive(Debug)]
 struct Waiting {
-    request: Request,
+    id: RequestId,
+    command: Command,
     number: usize,
     payload: Vec<u8>,
 }
@@ -42,7 +43,8 @@ struct Disk {
     /// The same, but writes are those that were submitted, not those that arrived.
     model: Vec<u8>,
     waiting: VecDeque<Waiting>,
-    receiving: Option<Waiting>,
+    /// The payload of the write that is arriving.
+    receiving: Vec<u8>,
     bodies: Vec<(RequestId, Vec<u8>)>,
     arrived: usize,
     expected: Vec<Option<Expected>>,
@@ -96,7 +98,7 @@ impl Disk {
             model: bytes.clone(),
             bytes,
             waiting: VecDeque::new(),
-            receiving: None,
+            receiving: Vec::new(),
             bodies: Vec::new(),
             arrived: 0,
             expected: Vec::new(),
@@ -109,9 +111,7 @@ impl Disk {
             return false;
         }
         let at = usize::from(whim >> 3) % self.waiting.len();
-        let Some(Waiting { request: Request { id, command, .. }, number, payload }) =
-            self.waiting.remove(at)
-        else {
+        let Some(Waiting { id, command, number, payload }) = self.waiting.remove(at) else {
             return false;
         };
         if whim & 7 == 7 {
@@ -143,14 +143,14 @@ impl Disk {
                         self.bytes[start..end].fill(0);
                         self.model[start..end].fill(0);
                     }
-                    Command::Resize { size } => {
+                    Command::Resize { size, .. } => {
                         self.bytes.resize(size as usize, 0);
                         self.model.resize(size as usize, 0);
                         connection.set_size(size).expect("an export is in use");
                     }
                     _ => {}
                 }
-                connection.reply(id).expect("it waits").done().expect("it has no content");
+                connection.reply(id).expect("it waits").finish().expect("it has no content");
                 Expected::Done
             }
         };
@@ -174,7 +174,7 @@ impl Disk {
         }
         let mut reply = connection.reply(id).expect("it waits");
         for (start, end) in pieces {
-            let (offset, length) = (start as u64, (end - start) as u32);
+            let (offset, length) = (start as u64, (end - start) as u64);
             if whim % 2 == 1 && self.bytes[start..end].iter().all(|byte| *byte == 0) {
                 reply.hole(offset, length).expect("it is a part");
             } else {
@@ -192,8 +192,8 @@ impl Disk {
         length: u64,
         one: bool,
     ) -> Expected {
-        let contexts = connection.awaited_contexts(id).to_vec();
         let mut reply = connection.reply(id).expect("it waits");
+        let contexts = reply.awaited_contexts().to_vec();
         let mut told = Vec::new();
         for context in contexts {
             let map = blocks(start, self.bytes.len()).into_iter().map(|(from, to)| {
@@ -220,29 +220,21 @@ impl Embedder for Disk {
             Event::Lookup(_) => {
                 connection.answer_lookup(Ok(&self.info)).expect("it was asked");
             }
-            Event::Request(request) => {
+            &Event::Request { id, command } => {
                 let number = self.arrived;
                 self.arrived += 1;
                 self.expected.push(None);
-                let waiting = Waiting { request: *request, number, payload: Vec::new() };
-                if matches!(request.command, Command::Write { .. }) {
-                    self.receiving = Some(waiting);
-                } else {
-                    self.waiting.push_back(waiting);
-                }
+                let payload = std::mem::take(&mut self.receiving);
+                assert_eq!(payload.len() as u64, command.payload_length());
+                self.waiting.push_back(Waiting { id, command, number, payload });
             }
             _ => {}
         }
     }
 
-    fn payload(&mut self, request: RequestId, offset: u64, bytes: &[u8]) {
-        let receiving = self.receiving.as_mut().expect("a write came before");
-        assert_eq!((receiving.request.id, receiving.payload.len() as u64), (request, offset));
-        receiving.payload.extend_from_slice(bytes);
-    }
-
-    fn received(&mut self, _connection: &mut server::Connection, _request: RequestId) {
-        self.waiting.extend(self.receiving.take());
+    fn payload(&mut self, _request: RequestId, _command: Command, offset: u64, bytes: &[u8]) {
+        assert_eq!(self.receiving.len() as u64, offset);
+        self.receiving.extend_from_slice(bytes);
     }
 
     fn body(&self, request: RequestId, offset: u64, length: usize, out: &mut Vec<u8>) {
@@ -268,15 +260,15 @@ struct Results {
 }
 
 impl Actor for Results {
-    fn event(&mut self, connection: &mut client::Connection<Buffer>, event: client::Event<Buffer>) {
+    fn event(&mut self, client: &mut Client, event: client::Event, buffer: Option<Buffer>) {
         match event {
-            client::Event::Extents { request, context, extents } => {
-                let tag = connection.context(request).expect("it is in flight").tag;
-                self.extents.push((tag, context, extents));
+            client::Event::Extents { id, context, extents } => {
+                self.extents.push((client.tag(id), context, extents));
             }
-            client::Event::Completed { context, result, .. } => {
-                let command = self.commands[context.tag];
-                self.done.push((context, command, result));
+            client::Event::Completed { result, .. } => {
+                let buffer = buffer.expect("it ends with its buffer");
+                let command = self.commands[buffer.tag];
+                self.done.push((buffer, command, result));
             }
             _ => {}
         }
@@ -334,26 +326,23 @@ impl Pair {
 
     fn submit(&mut self, [what, where_to, how_much]: [u8; 3], choices: &mut Choices<'_>) {
         let offset = u64::from(where_to) * 130;
-        let length = (u32::from(how_much) + 1) * 37;
+        let length = (u64::from(how_much) + 1) * 37;
         let aligned = self.server.embedder.info.block_size.minimum() > 1;
         let (offset, length) =
             if aligned { (offset & !511, length.next_multiple_of(512)) } else { (offset, length) };
-        let (flag, long) = (what & 16 != 0, u64::from(length));
+        let mut flags = CommandFlags::empty();
+        flags.set(CommandFlags::FUA | CommandFlags::DF | CommandFlags::REQ_ONE, what & 16 != 0);
+        flags.set(CommandFlags::NO_HOLE, what & 32 != 0);
+        flags.set(CommandFlags::FAST_ZERO, what & 64 != 0);
         let command = match what & 15 {
-            0..=2 => Command::Read { offset, length, dont_fragment: flag },
-            3..=5 => Command::Write { offset, length, fua: flag },
-            6 => Command::Flush,
-            7 => Command::Trim { offset, length: long, fua: flag },
-            8 => Command::Cache { offset, length: long },
-            9 | 10 => Command::WriteZeroes {
-                offset,
-                length: long,
-                fua: flag,
-                no_hole: what & 32 != 0,
-                fast: what & 64 != 0,
-            },
-            11 | 12 => Command::BlockStatus { offset, length: long, one: flag },
-            13 => Command::Resize { size: u64::from(how_much) * 512 },
+            0..=2 => Command::read(offset, length),
+            3..=5 => Command::write(offset, length),
+            6 => Command::flush(),
+            7 => Command::trim(offset, length),
+            8 => Command::cache(offset, length),
+            9 | 10 => Command::write_zeroes(offset, length),
+            11 | 12 => Command::block_status(offset, length),
+            13 => Command::resize(u64::from(how_much) * 512),
             _ => {
                 // It is the server's turn.
                 let ServerEnd { connection, embedder, .. } = &mut self.server;
@@ -361,6 +350,7 @@ impl Pair {
                 return self.run_if(what & 16 != 0);
             }
         };
+        let command = with_flags(command, flags);
         let tag = self.client.actor.commands.len();
         let bytes = match command {
             Command::Read { .. } => vec![0xee; length as usize],
@@ -369,11 +359,12 @@ impl Pair {
         };
         let buffer = Buffer { tag, bytes };
         let result = match command {
-            Command::BlockStatus { offset, length, one } if what & 32 != 0 => {
+            Command::BlockStatus { offset, length, one, .. } if what & 32 != 0 => {
                 let listed = [if what & 64 == 0 { 1 } else { 3 }, 2];
-                self.client.connection.submit_block_status(offset, length, one, &listed, buffer)
+                let client = &mut self.client.connection;
+                client.begin_block_status((offset, length, one), &listed, buffer)
             }
-            _ => self.client.connection.submit(command, buffer),
+            _ => self.client.connection.begin(command, buffer),
         };
         if result.is_ok() {
             self.client.actor.commands.push(command);
@@ -436,5 +427,5 @@ pub fn pair(data: &[u8]) {
         }
     }
     pair.check();
-    assert!(pair.client.connection.is_finished() && pair.server.connection.is_finished());
+    assert!(pair.client.ended() && pair.server.ended());
 }

@@ -147,14 +147,14 @@ fn once(
     let mut server = ServerEnd::new(setup.connection(), setup.whim(), pieces);
     server.lazy = lazy;
     let mut rest = stream;
-    while !rest.is_empty() && !server.connection.is_finished() {
+    while !rest.is_empty() && !server.ended() {
         let (piece, after) = rest.split_at(split.next(rest.len()));
         rest = after;
         server.receive(piece);
     }
     server.close();
     if server.error.is_none() {
-        assert!(server.connection.is_finished() && server.connection.requests_in_flight() == 0);
+        assert_eq!(server.connection.requests_in_flight(), 0);
     }
     assert!(server.largest_queue() <= setup.most_queued(), "{} bytes", server.largest_queue());
     check_output(&server);
@@ -173,9 +173,6 @@ fn check_output(server: &ServerEnd<Whim>) {
     } else {
         reparse::simple(&server.output, entered, &server.spans)
     };
-    // A write whose payload is cut off has no reply.
-    assert!(replies <= server.finished, "{replies} replies to {} requests", server.finished);
-    if server.error.is_none() {
-        assert!(replies + 1 >= server.finished, "{replies} replies to {}", server.finished);
-    }
+    // Those that the embedder did not see were answered by the core.
+    assert!(replies >= server.finished, "{replies} replies to {} requests", server.finished);
 }

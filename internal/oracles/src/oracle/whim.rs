@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use nbd_proto::server::{Connection, Event, Listing, LookupRefusal, Request};
+use nbd_proto::server::{Connection, Event, Listing, LookupRefusal};
 use nbd_proto::wire::ErrorCode;
 use nbd_proto::{Command, ExportInfo, Extent, Misuse, RequestId};
 
@@ -25,14 +25,14 @@ pub(super) struct Whim {
     pub(super) shrink_at: usize,
     events: usize,
     waiting: VecDeque<Waiting>,
-    receiving: Option<Waiting>,
     /// A request that is over.
     void: Option<RequestId>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
-    request: Request,
+    id: RequestId,
+    command: Command,
     whim: u8,
     /// The first half of a read has been told.
     half: bool,
@@ -61,7 +61,6 @@ impl Whim {
             shrink_at: 0,
             events: 0,
             waiting: VecDeque::new(),
-            receiving: None,
             void: None,
         }
     }
@@ -70,7 +69,7 @@ impl Whim {
     fn answer(&mut self, connection: &mut Connection) -> bool {
         let next = if self.backwards { self.waiting.pop_back() } else { self.waiting.pop_front() };
         let Some(next) = next else { return false };
-        let Waiting { request: Request { id, command, .. }, whim, .. } = next;
+        let Waiting { id, command, whim, .. } = next;
         if self.clumsy {
             blunder(connection, id, &command);
         }
@@ -83,16 +82,16 @@ impl Whim {
             }
             Command::Read { .. } => self.read(connection, next),
             Command::BlockStatus { .. } => status(connection, id, whim),
-            _ => connection.reply(id).expect("it waits").done().expect("it has no content"),
+            _ => connection.reply(id).expect("it waits").finish().expect("it has no content"),
         }
         true
     }
 
     fn read(&mut self, connection: &mut Connection, mut waiting: Waiting) {
-        let Waiting { request: Request { id, command, .. }, whim, half } = waiting;
+        let Waiting { id, command, whim, half } = waiting;
         let Command::Read { offset, length, .. } = command else { return };
         let (head, tail) = (length / 2, length - length / 2);
-        let middle = offset + u64::from(head);
+        let middle = offset + head;
         let mut reply = connection.reply(id).expect("it waits");
         match whim % 8 {
             1 => reply.hole(offset, length).expect("it is all"),
@@ -132,12 +131,12 @@ impl Whim {
 
 /// Extents without end: the builder must not take more than it needs.
 fn status(connection: &mut Connection, id: RequestId, whim: u8) {
-    let mut reply_all = connection.awaited_contexts(id).to_vec();
-    if whim % 2 == 1 {
-        reply_all.reverse();
-    }
     let mut reply = connection.reply(id).expect("it waits");
-    for context in reply_all {
+    let mut contexts = reply.awaited_contexts().to_vec();
+    if whim % 2 == 1 {
+        contexts.reverse();
+    }
+    for context in contexts {
         let unit = 1 << (whim % 50);
         let extents = (0_u64..).map(|at| Extent { length: at % 3 * unit, status: at / 3 % 5 });
         reply.extents(context, extents).expect("it is awaited");
@@ -151,13 +150,11 @@ fn blunder(connection: &mut Connection, id: RequestId, command: &Command) {
     let end = command.offset().saturating_add(command.length());
     let mut reply = connection.reply(id).expect("it waits");
     assert!(reply.data(end, 1).is_err());
-    assert!(reply.hole(u64::MAX, u32::MAX).is_err());
+    assert!(reply.hole(u64::MAX, u64::MAX).is_err());
     assert!(reply.error_at(ErrorCode::EIO, end, "").is_err());
     assert!(reply.extents(u32::MAX, [Extent { length: 1, status: 0 }]).is_err());
     if matches!(command, Command::Read { .. } | Command::BlockStatus { .. }) {
-        assert_eq!(connection.reply(id).expect("it waits").done(), Err(Misuse::WrongAnswer));
-    } else {
-        assert_eq!(connection.reply(id).expect("it waits").finish(), Err(Misuse::WrongAnswer));
+        assert_eq!(connection.reply(id).expect("it waits").finish(), Err(Misuse::Incomplete));
     }
 }
 
@@ -174,7 +171,9 @@ impl Embedder for Whim {
             assert!(connection.tls_established().is_err() || !connection.is_transmitting());
             assert!(connection.payload_received(u64::MAX).is_err());
             let queued: usize = connection.segments().map(|segment| segment.len()).sum();
-            assert_eq!(connection.transmitted(queued + 1), Err(Misuse::TooManyBytes));
+            let closed = matches!(event, Event::Closed(_));
+            let misuse = if closed { Misuse::WrongPhase } else { Misuse::TooManyBytes };
+            assert_eq!(connection.transmitted(queued + 1).err(), Some(misuse));
             assert_eq!(connection.segments().map(|segment| segment.len()).sum::<usize>(), queued);
             if let Some(void) = self.void {
                 assert!(connection.reply(void).is_err());
@@ -194,14 +193,9 @@ impl Embedder for Whim {
                 let answer = self.look(&lookup.name);
                 connection.answer_lookup(answer).expect("it was asked");
             }
-            Event::Request(request) => {
-                let waiting = Waiting { request: *request, whim: self.whims.next(), half: false };
-                if let Command::Write { .. } = request.command {
-                    assert!(connection.reply(request.id).is_err(), "its payload is still to come");
-                    self.receiving = Some(waiting);
-                } else {
-                    self.waiting.push_back(waiting);
-                }
+            &Event::Request { id, command } => {
+                let whim = self.whims.next();
+                self.waiting.push_back(Waiting { id, command, whim, half: false });
                 if self.waiting.len() > self.patience {
                     self.answer(connection);
                 }
@@ -210,19 +204,9 @@ impl Embedder for Whim {
         }
     }
 
-    fn payload(&mut self, request: RequestId, offset: u64, bytes: &[u8]) {
-        let receiving = self.receiving.expect("a write came before");
-        assert_eq!(receiving.request.id, request);
-        assert!(offset + bytes.len() as u64 <= receiving.request.command.length());
-    }
-
-    fn received(&mut self, connection: &mut Connection, request: RequestId) {
-        let receiving = self.receiving.take().expect("a write came before");
-        assert_eq!(receiving.request.id, request);
-        self.waiting.push_back(receiving);
-        if self.waiting.len() > self.patience {
-            self.answer(connection);
-        }
+    fn payload(&mut self, request: RequestId, command: Command, offset: u64, bytes: &[u8]) {
+        assert!(self.waiting.iter().all(|waiting| waiting.id != request), "it came too early");
+        assert!(offset + bytes.len() as u64 <= command.payload_length());
     }
 
     fn body(&self, _request: RequestId, offset: u64, length: usize, out: &mut Vec<u8>) {
@@ -230,8 +214,7 @@ impl Embedder for Whim {
     }
 
     fn finished(&mut self, request: RequestId) {
-        assert!(self.waiting.iter().all(|waiting| waiting.request.id != request));
-        self.receiving = self.receiving.filter(|receiving| receiving.request.id != request);
+        assert!(self.waiting.iter().all(|waiting| waiting.id != request));
         self.void = Some(request);
     }
 

@@ -9,7 +9,7 @@ use nbd_proto::wire::{
 };
 use nbd_proto::{Command, Extent};
 
-use crate::client_end::{Actor, Buffer, ClientEnd};
+use crate::client_end::{Actor, Buffer, Client, ClientEnd, with_flags};
 use crate::digest::{Digest, Part, Served};
 use crate::session::{Decoder, Message, Sent};
 use crate::split::Split;
@@ -142,7 +142,7 @@ impl Replay {
         self.client.receive(&[]);
         let said = self.client.output[self.said..].to_vec();
         self.said = self.client.output.len();
-        let extended = self.client.connection.export().is_some_and(|view| view.extended);
+        let extended = self.client.extended;
         let ours = if extended {
             said.first_chunk().and_then(|head| ExtendedRequest::decode(head).ok())
         } else {
@@ -164,25 +164,18 @@ impl Replay {
 
     fn submit(&mut self, request: &ExtendedRequest, payload: &[u8]) -> Result<(), String> {
         let (offset, length) = (request.offset, request.length);
-        let has = |flag| request.flags.contains(flag);
-        let short = || u32::try_from(length).map_err(|error| error.to_string());
-        let fua = has(CommandFlags::FUA);
-        let one = has(CommandFlags::REQ_ONE);
-        let (no_hole, fast) = (has(CommandFlags::NO_HOLE), has(CommandFlags::FAST_ZERO));
+        let one = request.flags.contains(CommandFlags::REQ_ONE);
         let command = match request.command {
-            CommandType::READ => {
-                Command::Read { offset, length: short()?, dont_fragment: has(CommandFlags::DF) }
-            }
-            CommandType::WRITE => Command::Write { offset, length: short()?, fua },
-            CommandType::FLUSH => Command::Flush,
-            CommandType::TRIM => Command::Trim { offset, length, fua },
-            CommandType::CACHE => Command::Cache { offset, length },
-            CommandType::WRITE_ZEROES => {
-                Command::WriteZeroes { offset, length, fua, no_hole, fast }
-            }
-            CommandType::BLOCK_STATUS => Command::BlockStatus { offset, length, one },
+            CommandType::READ => Command::read(offset, length),
+            CommandType::WRITE => Command::write(offset, length),
+            CommandType::FLUSH => Command::flush(),
+            CommandType::TRIM => Command::trim(offset, length),
+            CommandType::CACHE => Command::cache(offset, length),
+            CommandType::WRITE_ZEROES => Command::write_zeroes(offset, length),
+            CommandType::BLOCK_STATUS => Command::block_status(offset, length),
             other => return Err(format!("{other} is not to be replayed")),
         };
+        let command = with_flags(command, request.flags);
         let bytes = match command {
             Command::Read { length, .. } => vec![0xee; length as usize],
             _ => payload.to_vec(),
@@ -194,11 +187,14 @@ impl Replay {
             Some((length, rest)) if request.command == CommandType::BLOCK_STATUS => {
                 let ids = rest.as_chunks().0.iter().map(|id| u32::from_be_bytes(*id));
                 let ids: Vec<u32> = ids.collect();
-                client.submit_block_status(offset, u64::from_be_bytes(*length), one, &ids, buffer)
+                {
+                    let length = u64::from_be_bytes(*length);
+                    client.begin_block_status((offset, length, one), &ids, buffer)
+                }
             }
-            _ => client.submit(command, buffer),
+            _ => client.begin(command, buffer),
         };
-        result.map(|_| ()).map_err(|(error, _)| error.to_string())
+        result.map(|_| ()).map_err(|error| error.to_string())
     }
 }
 
@@ -238,14 +234,17 @@ impl Results {
 }
 
 impl Actor for Results {
-    fn event(&mut self, connection: &mut Connection<Buffer>, event: Event<Buffer>) {
+    fn event(&mut self, client: &mut Client, event: Event, buffer: Option<Buffer>) {
         match event {
-            Event::Extents { request, context, extents } => {
-                let tag = connection.context(request).expect("it is in flight").tag;
+            Event::Extents { id, context, extents } => {
                 let extents: Vec<Extent> = extents;
-                self.extents.entry(tag).or_default().push(Part::Extents(context, extents));
+                self.extents
+                    .entry(client.tag(id))
+                    .or_default()
+                    .push(Part::Extents(context, extents));
             }
-            Event::Completed { context: Buffer { tag, bytes }, result, .. } => {
+            Event::Completed { result, .. } => {
+                let Buffer { tag, bytes } = buffer.expect("it ends with its buffer");
                 self.done.insert(tag, (bytes, result));
             }
             _ => {}

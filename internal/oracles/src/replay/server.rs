@@ -67,7 +67,7 @@ pub fn as_server(
         return Err("our server is out of step".into());
     }
     server.close();
-    if !server.connection.is_finished() {
+    if !server.ended() {
         return Err("our server is not through".into());
     }
     Ok((recorded, Digest::of(&messages)?, server.log))
@@ -116,8 +116,9 @@ struct Replayer {
     requests: VecDeque<Served>,
     /// Numbers and names of the metadata contexts that the recorded server selected.
     contexts: Vec<(u32, String)>,
-    /// Writes whose payload is under way or requests that wait for it.
-    open: HashMap<RequestId, (Command, Served, Vec<u8>)>,
+    /// The payload of the write that is arriving.
+    payload: Vec<u8>,
+    open: HashMap<RequestId, (Command, Served)>,
 }
 
 impl Replayer {
@@ -152,7 +153,15 @@ impl Replayer {
         let lookups = recorded.options.iter().filter(asks).cloned().collect();
         let requests = recorded.requests.iter().cloned().collect();
         let contexts = recorded.contexts.clone();
-        Self { listings, exports, lookups, requests, contexts, open: HashMap::new() }
+        Self {
+            listings,
+            exports,
+            lookups,
+            requests,
+            contexts,
+            payload: Vec::new(),
+            open: HashMap::new(),
+        }
     }
 
     /// The number that our server gives a context: it counts those that the export has, from 1.
@@ -164,7 +173,7 @@ impl Replayer {
     }
 
     fn answer(&mut self, connection: &mut Connection, id: RequestId) {
-        let Some((command, served, _)) = self.open.get(&id) else { return };
+        let Some((command, served)) = self.open.get(&id) else { return };
         let contexts = connection.export().map(|view| view.contexts.to_vec()).unwrap_or_default();
         let reply = connection.reply(id);
         let Ok(mut reply) = reply else { return };
@@ -172,8 +181,8 @@ impl Replayer {
             let result = match part {
                 Part::Error(code, None, text) => return reply.error(*code, text),
                 Part::Error(code, Some(offset), text) => reply.error_at(*code, *offset, text),
-                Part::Data(offset, bytes) => reply.data(*offset, bytes.len() as u32),
-                Part::Hole(offset, length) => reply.hole(*offset, *length),
+                Part::Data(offset, bytes) => reply.data(*offset, bytes.len() as u64),
+                Part::Hole(offset, length) => reply.hole(*offset, u64::from(*length)),
                 Part::Extents(..) => Ok(()),
             };
             result.expect("the recorded server told no lie");
@@ -191,7 +200,7 @@ impl Replayer {
                 }
                 reply.finish().expect("nothing was left out");
             }
-            _ => reply.done().expect("it has no content"),
+            _ => reply.finish().expect("it has no content"),
         }
     }
 }
@@ -263,41 +272,38 @@ impl Embedder for Replayer {
                 };
                 connection.answer_lookup(answer).expect("it was asked");
             }
-            Event::Request(request) => {
+            &Event::Request { id, command } => {
                 // Requests that our machine refuses by itself are not raised.
                 let served = loop {
                     let served = self.requests.pop_front().expect("the client asked for it");
                     let header = served.request;
-                    if header.command == request.command.command_type()
+                    if header.command == command.command_type()
                         && (header.command == CommandType::FLUSH
-                            || header.offset == request.command.offset()
-                                && served.effect_length() == request.command.length())
+                            || header.offset == command.offset()
+                                && served.effect_length() == command.length())
                     {
                         break served;
                     }
                 };
-                let payload = Vec::new();
-                self.open.insert(request.id, (request.command, served, payload));
-                self.answer(connection, request.id);
+                // Lists of contexts are the machine's.
+                if let Command::Write { .. } = command {
+                    assert!(self.payload == served.payload, "the payload is another one");
+                    self.payload.clear();
+                }
+                self.open.insert(id, (command, served));
+                self.answer(connection, id);
             }
             _ => {}
         }
     }
 
-    fn payload(&mut self, request: RequestId, offset: u64, bytes: &[u8]) {
-        let (_, _, payload) = self.open.get_mut(&request).expect("it is in flight");
-        assert_eq!(payload.len() as u64, offset);
-        payload.extend_from_slice(bytes);
-    }
-
-    fn received(&mut self, connection: &mut Connection, request: RequestId) {
-        let (_, served, payload) = &self.open[&request];
-        assert_eq!(*payload, served.payload);
-        self.answer(connection, request);
+    fn payload(&mut self, _request: RequestId, _command: Command, offset: u64, bytes: &[u8]) {
+        assert_eq!(self.payload.len() as u64, offset);
+        self.payload.extend_from_slice(bytes);
     }
 
     fn body(&self, request: RequestId, offset: u64, length: usize, out: &mut Vec<u8>) {
-        let (command, served, _) = &self.open[&request];
+        let (command, served) = &self.open[&request];
         let start = command.offset() + offset;
         let end = start + length as u64;
         let found = served.parts.iter().find_map(|part| match part {

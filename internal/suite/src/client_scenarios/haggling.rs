@@ -9,7 +9,11 @@ use crate::{ClientSetup, Setup};
 /// Exports are listed and looked at; one that is not there is refused, and the questions go on.
 pub fn a_server_is_asked_before_an_export_is_entered(clients: ClientSetup, servers: Setup) {
     let disk = |size| Memory::new(size).expect("it is small");
-    let exports = ExportMap::new().with("one", disk(1 << 20)).expect("a short name").with("two", disk(2 << 20)).expect("a short name");
+    let exports = ExportMap::new()
+        .with("one", disk(1 << 20))
+        .expect("a short name")
+        .with("two", disk(2 << 20))
+        .expect("a short name");
     let server = servers.serve_with(exports, ServerConfig::default());
     let options = Options::default();
     let mut haggling = clients.haggle(server.endpoint(), &options).expect("the server is there");

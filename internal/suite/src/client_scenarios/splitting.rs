@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use nbd_engine::client::{Error, Flags, Invalid};
-use nbd_engine::export::{self, BlockSize, Export, ExportMap, AnyExport, Memory, WithBlockSize, Writes};
+use nbd_engine::export::{
+    self, AnyExport, BlockSize, Export, ExportMap, Memory, WithBlockSize, Writes,
+};
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::{Pattern, assert_same_bytes};
 

@@ -89,6 +89,13 @@ impl Gate {
         self.lock().waiting.clone()
     }
 
+    /// Waits until at least so many pieces of work wait.
+    #[track_caller]
+    pub fn wait_for_at_least(&self, count: usize) {
+        let what = format!("{count} requests wait at the gate");
+        wait_until(&what, SOON, || self.lock().waiting.len() >= count);
+    }
+
     /// The most that was at work at once.
     pub fn most_at_work(&self) -> usize {
         self.lock().most_at_work

@@ -55,6 +55,27 @@ pub fn the_handshake_deadline_does_not_wait_for_silence(setup: Setup) {
     server.stop();
 }
 
+/// A client that looks at all exports of a long list has time for it.
+pub fn a_long_list_extends_the_handshake(setup: Setup) {
+    let mut settings = Settings::default();
+    settings.handshake_timeout = Duration::from_millis(100);
+    settings.config.limits.max_options = u32::MAX;
+    let exports = (0..100).fold(memory(), |exports, number| {
+        exports.with(number.to_string(), Memory::new(1 << 20).expect("it is small"))
+    });
+    let server = setup.serve_with(exports, settings);
+    let begun = Instant::now();
+    let mut client = RawClient::negotiate(server.endpoint());
+    assert_eq!(client.list().expect("listing is allowed").len(), 101);
+    while begun.elapsed() < Duration::from_millis(500) {
+        client.info("99", &[]).expect("it is there");
+    }
+    client.go("99", &[]).expect("it is there");
+    client.read(0, 512);
+    client.finish();
+    server.stop();
+}
+
 /// Takes in the replies to an option up to the acknowledgement; not if the stream ends before.
 fn is_acknowledged(wire: &mut Wire) -> bool {
     while let Some(header) = wire.try_recv(20) {

@@ -5,8 +5,8 @@ use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Errno, Mode, Opt, RawClient, Rep, Request, Wire, info_data};
 
-use crate::{SOON, Setup};
 use crate::exports::{Disk, Gate, Way};
+use crate::{SOON, Setup};
 
 /// Requests in flight are finished and answered, later ones are refused, and then the connection ends.
 pub fn requests_in_flight_finish_and_later_ones_are_refused(setup: Setup) {

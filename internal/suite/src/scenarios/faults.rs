@@ -64,17 +64,17 @@ impl Export for WrongLength {
         match self.reads.fetch_add(1, Ordering::Relaxed) {
             // Nothing at all, too little, too much.
             0 => {}
-            1 => body.fill(length - 1).fill(3),
-            2 => body.fill(length + 1).fill(3),
+            1 => body.fill(length - 1)?.fill(3),
+            2 => body.fill(length + 1)?.fill(3),
             // Too much by a hole; more than a request can ask for.
             3 => {
                 body.hole(length);
-                body.fill(1).fill(3);
+                body.fill(1)?.fill(3);
             }
             4 => body.hole(usize::MAX / 2),
             // A range that does not lie in its slice.
-            5 => body.share_slice(vec![3; length].into(), 1..length + 1),
-            _ => body.fill(length).fill(3),
+            5 => body.share_page(vec![3; length].into(), 1..length + 1),
+            _ => body.fill(length)?.fill(3),
         }
         Ok(())
     }
@@ -118,8 +118,8 @@ impl Export for EmptyPieces {
         for part in [1, length - 1] {
             body.fill(0);
             body.hole(0);
-            body.share_slice(Vec::new().into(), 0..0);
-            body.fill(part).fill(3);
+            body.share_page(Vec::new().into(), 0..0);
+            body.fill(part)?.fill(3);
         }
         body.hole(0);
         Ok(())

@@ -1,10 +1,11 @@
 //! Limits.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nbd_engine::export::{ExportMap, Memory};
 use nbd_engine::server::ServerConfig;
-use nbd_testkit::raw::{Mode, RawClient, Request};
+use nbd_testkit::raw::{Mode, RawClient, Request, Wire, flag};
 
 use crate::exports::{Disk, Gate, Way};
 use crate::{Server, Setup, Transport};
@@ -20,7 +21,8 @@ fn serve_gated(setup: &Setup, way: Way, config: ServerConfig) -> (Server, Arc<Di
 
 /// One connection more than may be waits, unanswered, until another one ends.
 pub fn connections_above_the_limit_wait(setup: Setup) {
-    let config = ServerConfig::new().with_max_connections(2);
+    let config = ServerConfig::new().with_max_connections(2)
+        .with_admission_timeout(Duration::from_secs(3600));
     let disk = Disk::new(1 << 20);
     let exports = ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name");
     let server = setup.serve_with(exports, config);
@@ -40,12 +42,52 @@ pub fn connections_above_the_limit_wait(setup: Setup) {
     server.stop();
 }
 
+/// Connections above the limit are closed once the server has been full for a while, and the others are served on.
+pub fn connections_above_the_limit_are_refused(setup: Setup) {
+    let config = ServerConfig::new()
+        .with_max_connections(2)
+        .with_admission_timeout(Duration::from_millis(1));
+    let disk = Disk::new(1 << 20);
+    let exports = ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name");
+    let server = setup.serve_with(exports, config);
+    let [first, mut second] = [(); 2].map(|()| server.client(Mode::Simple));
+    for _ in 0..10 {
+        Wire::connect(server.endpoint()).drain_to_eof();
+    }
+    second.write(0, b"all is well");
+    first.finish();
+    server.wait_for_connections(1);
+    let mut third = server.client(Mode::Simple);
+    assert_eq!(third.read(0, 11), b"all is well");
+    third.finish();
+    second.finish();
+    server.stop();
+}
+
+/// With room for one connection, no client is told that several to an export are consistent.
+pub fn one_connection_is_not_announced_as_several(setup: Setup) {
+    for (connections, announced) in [(1, false), (2, true)] {
+        let config = ServerConfig::new().with_max_connections(connections);
+        let exports = ExportMap::new()
+            .with("", Memory::new(1 << 20).expect("it is small"))
+            .expect("a short name");
+        let server = setup.serve_with(exports, config);
+        let client = server.client(Mode::Simple);
+        assert_eq!(client.has_flag(flag::CAN_MULTI_CONN), announced);
+        client.finish();
+        server.stop();
+    }
+}
+
 /// A listener that waits for a client takes nobody's place: with room for one connection, any of the listeners gives it.
 pub fn listeners_share_the_limit(setup: Setup) {
     let config = ServerConfig::new().with_max_connections(1);
-    let exports = ExportMap::new().with("", Memory::new(1 << 20).expect("it is small")).expect("a short name");
+    let exports = ExportMap::new()
+        .with("", Memory::new(1 << 20).expect("it is small"))
+        .expect("a short name");
     let dir = tempfile::tempdir().expect("a folder for the socket");
-    let mut places = [Transport::Tcp, Transport::Unix].map(|transport| setup.place(transport, &dir));
+    let mut places =
+        [Transport::Tcp, Transport::Unix].map(|transport| setup.place(transport, &dir));
     if setup.transport() == Transport::Unix {
         places.reverse();
     }
@@ -128,7 +170,10 @@ pub fn replies_that_are_not_read_count_as_in_flight(setup: Setup) {
             other.read(Gate::END, 512);
         }
         let begun = disk.gate.begun() - 200;
-        assert!(begun < READS / 2, "{begun} of {READS} reads were done for a client that reads none");
+        assert!(
+            begun < READS / 2,
+            "{begun} of {READS} reads were done for a client that reads none"
+        );
         for _ in 0..READS {
             client.next_reply().expect("all are answered in the end").ok();
         }

@@ -97,6 +97,8 @@ scenarios! {
         }
         limits {
             connections_above_the_limit_wait,
+            connections_above_the_limit_are_refused,
+            one_connection_is_not_announced_as_several,
             listeners_share_the_limit,
             requests_in_flight_are_limited,
             bytes_in_flight_are_limited,
@@ -105,9 +107,17 @@ scenarios! {
         deadlines {
             the_handshake_has_a_deadline,
             the_handshake_deadline_does_not_wait_for_silence,
+            a_long_list_extends_the_handshake,
             the_drain_has_a_deadline,
             a_drain_does_not_wait_for_clients_that_do_not_read,
             a_drain_does_not_wait_for_the_rest_of_a_request,
+        }
+        stalls {
+            requests_that_are_never_finished_are_given_up,
+            replies_that_are_never_received_are_given_up,
+            clients_that_have_disconnected_are_given_up_sooner,
+            an_idle_client_makes_room_for_another,
+            a_hanging_disk_holds_up_no_other_export,
         }
         drain {
             requests_in_flight_finish_and_later_ones_are_refused,
@@ -134,6 +144,7 @@ scenarios! {
             a_client_that_vanishes_at_any_byte_of_the_replies_frees_its_place,
             a_client_that_vanishes_while_requests_run_frees_its_place,
         }
+        visits { an_export_learns_which_client_enters_and_how_it_leaves }
         places {
             listeners_of_ones_own_are_accepted_from,
             a_stream_of_ones_own_is_served,

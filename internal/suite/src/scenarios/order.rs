@@ -82,10 +82,14 @@ pub fn a_slow_export_holds_up_no_other(setup: Setup) {
     for way in Way::CONCURRENT {
         let slow = Disk::new(1 << 20);
         let exports = ExportMap::new()
-            .with("slow", way.of(&slow)).expect("a short name")
-            .with("inline", Memory::new(1 << 20).expect("it is small")).expect("a short name")
-            .with("workers", Way::Workers.of(&Disk::new(1 << 20))).expect("a short name")
-            .with("async", Way::Async.of(&Disk::new(1 << 20))).expect("a short name");
+            .with("slow", way.of(&slow))
+            .expect("a short name")
+            .with("inline", Memory::new(1 << 20).expect("it is small"))
+            .expect("a short name")
+            .with("workers", Way::Workers.of(&Disk::new(1 << 20)))
+            .expect("a short name")
+            .with("async", Way::Async.of(&Disk::new(1 << 20)))
+            .expect("a short name");
         let server = setup.serve_with(exports, ServerConfig::default());
         slow.gate.close();
         let enter = |name| {

@@ -36,7 +36,8 @@ pub fn listeners_of_ones_own_are_accepted_from(setup: Setup) {
 pub fn a_stream_of_ones_own_is_served(setup: Setup) {
     let (ours, theirs) = UnixStream::pair().expect("two sockets");
     let dir = tempfile::tempdir().expect("a folder");
-    let mut server = setup.serve_at(exports(), ServerConfig::default(), vec![Place::Stream(theirs)], dir);
+    let mut server =
+        setup.serve_at(exports(), ServerConfig::default(), vec![Place::Stream(theirs)], dir);
     let mut client = RawClient::over(Wire::from_unix(ours));
     client.read_greeting();
     client.send_client_flags(3);

@@ -1,5 +1,7 @@
 //! Clients that leave without a word.
 
+use std::time::Duration;
+
 use nbd_engine::export::{ExportMap, Memory};
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Cmd, Mode, Opt, Request, Wire, info_data, meta_data, option_bytes};
@@ -34,8 +36,12 @@ fn session() -> Vec<u8> {
 
 /// A server that has one place, so that a place which is not freed shows at once.
 fn one_place(setup: Setup) -> Server {
-    let config = ServerConfig::new().with_max_connections(1);
-    let exports = ExportMap::new().with("", Memory::new(SIZE).expect("it is small")).expect("a short name");
+    let config = ServerConfig::new()
+        .with_max_connections(1)
+        // Whatever it takes the server to notice that a client is gone.
+        .with_admission_timeout(Duration::from_secs(3600));
+    let exports =
+        ExportMap::new().with("", Memory::new(SIZE).expect("it is small")).expect("a short name");
     setup.serve_with(exports, config)
 }
 

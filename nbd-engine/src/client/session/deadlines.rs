@@ -5,64 +5,112 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
-use super::super::Error;
-use super::super::link::{Leaving, Link};
-use super::super::transfer::Transfer;
-use super::Session;
-use crate::transport::Transport;
+use nbd_proto::client::Connection;
 
-impl<T: Transport> Session<T> {
+use super::super::Error;
+use super::super::connection_handle::{ConnectionHandle, Disconnect};
+use super::super::request_state::RequestState;
+use super::super::timer::Timer;
+use super::Session;
+use super::submission::Requests;
+use crate::runtime::BoxFuture;
+
+/// The clock of a connection.
+pub(super) struct Deadlines {
+    timer: Timer,
+    limit: Option<Duration>,
+    alarm: Option<BoxFuture>,
+}
+
+impl Deadlines {
+    pub(super) const fn new(timer: Timer, limit: Option<Duration>) -> Self {
+        Self { timer, limit, alarm: None }
+    }
+
+    /// How long a request may take.
+    pub(super) const fn limit(&self) -> Option<Duration> {
+        self.limit
+    }
+
+    /// Whether no new request has a deadline that nobody watches.
+    pub(super) const fn are_watched(&self) -> bool {
+        self.limit.is_none() || self.alarm.is_some()
+    }
+
+    pub(super) fn sleep(&self, duration: Duration) -> BoxFuture {
+        self.timer.sleep(duration)
+    }
+}
+
+impl Session {
     /// Fails requests that take too long.
-    pub(super) fn expire(&mut self, link: &Link, cx: &mut Context<'_>) {
-        let Some(limit) = self.timeout else { return };
+    pub(super) fn expire(&mut self, cx: &mut Context<'_>) {
+        let Some(limit) = self.deadlines.limit else { return };
         loop {
-            let Some(alarm) = &mut self.alarm else {
-                let waiting = self.transfers.iter().flatten().chain(&self.backlog);
-                let Some(earliest) = waiting.filter_map(|transfer| transfer.deadline).min() else {
-                    return;
-                };
+            let Some(alarm) = &mut self.deadlines.alarm else {
+                let Some(earliest) = self.requests.earliest_deadline() else { return };
                 let wait = earliest.saturating_duration_since(Instant::now());
-                self.alarm = Some(self.timer.sleep(wait));
+                self.deadlines.alarm = Some(self.deadlines.sleep(wait));
                 continue;
             };
             if alarm.as_mut().poll(cx).is_pending() {
                 return;
             }
-            self.alarm = None;
-            self.expire_now(link, limit);
-            // Who wants to leave may have nothing to wait for any more.
-            if self.leaving != Leaving::No {
+            self.deadlines.alarm = None;
+            self.requests.expire(&self.pump.machine, limit);
+            // A client that wants to disconnect may have nothing to wait for any more.
+            if self.requests.disconnect != Disconnect::No {
                 cx.waker().wake_by_ref();
             }
         }
     }
+}
+
+impl Requests {
+    fn earliest_deadline(&self) -> Option<Instant> {
+        let waiting = self.states.iter().flatten().chain(&self.backlog);
+        waiting.filter_map(|request| request.deadline).min()
+    }
 
     #[cold]
-    fn expire_now(&mut self, link: &Link, limit: Duration) {
+    fn expire(&mut self, machine: &Connection, limit: Duration) {
         let now = Instant::now();
-        let due = |transfer: &Transfer| transfer.deadline.is_some_and(|deadline| deadline <= now);
-        for at in 0..self.transfers.len() {
-            if let Some(transfer) = &mut self.transfers[at]
-                && due(transfer)
+        let due = |request: &RequestState| request.deadline.is_some_and(|deadline| deadline <= now);
+        for index in 0..self.states.len() {
+            let sent = self.is_sent(machine, index);
+            if let Some(request) = &mut self.states[index]
+                && due(request)
             {
-                let sent = transfer.begins.is_some_and(|begins| begins < self.sent);
-                transfer.time_out(timed_out(link, transfer.operation.what(), limit, sent));
-                if self.cutting == Some(at) {
-                    self.cutting = None;
+                request.time_out(timed_out(&self.handle, request, limit, sent));
+                if self.splitting == Some(index) {
+                    self.splitting = None;
                 }
-                self.finish_if_done(at);
+                self.finish_if_done(index);
             }
         }
-        self.backlog.retain_mut(|transfer| {
-            let keep = !due(transfer);
+        self.backlog.retain_mut(|request| {
+            let keep = !due(request);
             if !keep {
-                transfer.time_out(timed_out(link, transfer.operation.what(), limit, false));
+                request.time_out(timed_out(&self.handle, request, limit, false));
             }
             keep
         });
     }
+
+    /// Whether any byte of a request was sent.
+    fn is_sent(&self, machine: &Connection, index: usize) -> bool {
+        let answered = self.states[index].as_ref().is_some_and(|request| request.sent);
+        let parts = self.parts.iter().flatten().filter(|part| part.request == index);
+        answered || parts.into_iter().any(|part| machine.has_begun(part.id))
+    }
 }
 
-fn timed_out(link: &Link, what: &'static str, limit: Duration, sent: bool) -> Error {
-    Error::TimedOut { peer: Arc::clone(&link.peer), what, limit, sent }
+fn timed_out(
+    handle: &ConnectionHandle,
+    request: &RequestState,
+    limit: Duration,
+    sent: bool,
+) -> Error {
+    let what = request.command.command_type().name().unwrap_or("a request");
+    Error::TimedOut { peer: Arc::clone(&handle.peer), what, limit, sent }
 }

@@ -214,7 +214,10 @@ impl Writes for File {
             return Some(self.write(data, offset, fua));
         }
         // To be durable takes a wait.
-        if fua || self.check_for_writing(offset, data.len() as u64).is_err() {
+        if fua
+            || self.abilities.try_write.is_missing()
+            || self.check_for_writing(offset, data.len() as u64).is_err()
+        {
             return None;
         }
         match self.abilities.try_write.attempt(|| self.system.write_cached(data, offset)) {

@@ -4,7 +4,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, TryLockError};
 
 use nbd_proto::wire::ErrorCode;
-use rustix::io::Errno;
+use rustix::fs::SeekFrom;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::{File, Kind, from_errno};
 use crate::export::bounds::{inside, inside_for_writing};
@@ -66,13 +67,25 @@ impl File {
     pub(super) fn check_for_writing(&self, offset: u64, length: u64) -> Result<()> {
         inside_for_writing(offset, length, self.size.get())?;
         // A write can't extend a block device.
-        if self.kind == Kind::Regular && self.system.length().map_err(from_errno)? < offset + length
+        if self.kind == Kind::Regular
+            && self.length_for_writing().map_err(from_errno)? < offset + length
         {
             // A resize in between sets the size before it cuts the file: then the range is at fault (S-REQ-09).
             inside_for_writing(offset, length, self.size.get())?;
             return Err(cut_off());
         }
         Ok(())
+    }
+
+    /// The length that the kernel knows, without waiting for it.
+    fn length_for_writing(&self) -> rustix::io::Result<u64> {
+        // Every write pays for this. The quicker way waits where the length has to be asked for, which no file system
+        // does that can write at once.
+        if self.in_memory || self.abilities.try_write.is_proven() {
+            retry_on_intr(|| self.system.seek(SeekFrom::End(0)))
+        } else {
+            self.system.length()
+        }
     }
 
     /// The file ends before a range for reading that was inside when it was looked at last.

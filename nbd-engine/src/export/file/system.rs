@@ -52,7 +52,7 @@ pub(super) trait System: fmt::Debug + Send + Sync + 'static {
         match rustix::fs::statx(self.file(), "", flags, StatxFlags::TYPE | StatxFlags::SIZE) {
             Ok(status) if is_regular(status.stx_mode) => Ok(status.stx_size),
             // The end is the size of a block device, whose metadata has none.
-            _ => self.seek(SeekFrom::End(0)),
+            _ => retry_on_intr(|| self.seek(SeekFrom::End(0))),
         }
     }
 

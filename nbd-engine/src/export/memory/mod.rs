@@ -211,10 +211,10 @@ impl Export for Memory {
         let mut hole = 0;
         for Part { page, within } in parts(offset, length as u64) {
             let part = within.len();
-            self.pages.look(page, |page| {
+            self.pages.look(page, |page| -> Result<()> {
                 let Some(page) = page else {
                     hole += part;
-                    return Result::Ok(());
+                    return Ok(());
                 };
                 if hole > 0 {
                     body.hole(core::mem::take(&mut hole));

@@ -2,12 +2,16 @@
 
 use core::ops::Range;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
 
+use super::bits::{Bits, WORDS};
+use super::budget::{Budget, Share};
 use crate::export::ranges::Ranges;
 
 /// Blocks of a chunk.
 const CHUNK: u64 = 1 << 15;
-const WORDS: usize = CHUNK as usize / 64;
+const _: () = assert!(WORDS as u64 * 64 == CHUNK);
 
 /// Chunks of which some blocks are dirty: 4 KiB of bits each, 16 MiB in all.
 const MOST_PARTIAL: usize = 4096;
@@ -15,11 +19,15 @@ const MOST_PARTIAL: usize = 4096;
 /// Runs of chunks that are dirty as a whole.
 const MOST_RUNS: usize = 4096;
 
-type Bits = Box<[u64; WORDS]>;
+/// Bytes that a chunk of which some blocks are dirty takes: its bits, and its entry in the map.
+const PARTIAL_BYTES: u64 = WORDS as u64 * 8 + 80;
+
+/// Bytes that a run of dirty chunks takes in its map.
+const RUN_BYTES: u64 = 48;
 
 /// A set of blocks. A chunk of blocks that are all alike takes no bits, so that a huge disk costs no more than what is
-/// scattered over it. When that is too much, blocks become twice as large: what is dirty stays dirty, and clean bytes
-/// next to it become dirty, too, which is never wrong.
+/// scattered over it. When that is too much, for the bitmap or for all bitmaps of the process, blocks become twice as
+/// large: what is dirty stays dirty, and clean bytes next to it become dirty, too, which is never wrong.
 #[derive(Debug)]
 pub(super) struct Bitmap {
     /// Binary logarithm of the bytes of a block, as asked for.
@@ -30,17 +38,28 @@ pub(super) struct Bitmap {
     full: Ranges,
     /// Chunks of which some blocks are dirty.
     partial: BTreeMap<u64, Bits>,
+    /// The memory of all that.
+    share: Share,
 }
 
 impl Bitmap {
     /// A clean one, with blocks of `1 << shift` bytes.
-    pub(super) fn new(shift: u32) -> Self {
-        Self { finest: shift, shift, full: Ranges::default(), partial: BTreeMap::new() }
+    pub(super) fn new(shift: u32, budget: Arc<Budget>) -> Self {
+        Self {
+            finest: shift,
+            shift,
+            full: Ranges::default(),
+            partial: BTreeMap::new(),
+            share: Share::new(budget),
+        }
     }
 
     /// Makes all clean, and blocks as small as they were asked for.
     pub(super) fn clear(&mut self) {
-        *self = Self::new(self.finest);
+        self.shift = self.finest;
+        self.full = Ranges::default();
+        self.partial.clear();
+        self.fits();
     }
 
     /// Bytes of a block now.
@@ -66,9 +85,17 @@ impl Bitmap {
     /// Makes dirty what a range of bytes touches.
     pub(super) fn insert(&mut self, bytes: &Range<u64>) {
         self.insert_blocks(self.blocks(bytes));
-        while self.partial.len() > MOST_PARTIAL || self.full.len() > MOST_RUNS {
+        while !self.fits() {
             self.coarsen();
         }
+    }
+
+    /// Whether there is memory for what is dirty. There always is if blocks are large enough: four chunks are 2^17
+    /// blocks.
+    fn fits(&mut self) -> bool {
+        let (partial, full) = (self.partial.len(), self.full.len());
+        let bytes = partial as u64 * PARTIAL_BYTES + full as u64 * RUN_BYTES;
+        partial <= MOST_PARTIAL && full <= MOST_RUNS && self.share.resize(bytes)
     }
 
     fn insert_blocks(&mut self, blocks: Range<u64>) {
@@ -98,11 +125,26 @@ impl Bitmap {
         if blocks.is_empty() || self.full.contains(chunk) {
             return;
         }
-        let bits = self.partial.entry(chunk).or_insert_with(|| Box::new([0; WORDS]));
+        let Some(bits) = self.bits(chunk) else { return };
         for (word, mask) in words(blocks) {
             bits[word] |= mask;
         }
         self.promote(chunk);
+    }
+
+    /// The bits of a chunk of which not all blocks are dirty. If there is no memory for them, it is dirty as a whole
+    /// from then on, and `None` is given.
+    fn bits(&mut self, chunk: u64) -> Option<&mut Bits> {
+        match self.partial.entry(chunk) {
+            Entry::Occupied(bits) => Some(bits.into_mut()),
+            Entry::Vacant(room) => match self.share.spare_bits().clean() {
+                Some(bits) => Some(room.insert(bits)),
+                None => {
+                    self.full.insert(chunk..chunk + 1);
+                    None
+                }
+            },
+        }
     }
 
     /// A chunk that is dirty as a whole needs no bits.
@@ -115,23 +157,24 @@ impl Bitmap {
 
     /// Makes blocks twice as large.
     fn coarsen(&mut self) {
-        let mut coarser = Self { finest: self.finest, ..Self::new(self.shift + 1) };
-        for run in self.full.iter() {
-            coarser.insert_blocks(run.start * (CHUNK / 2)..run.end * (CHUNK / 2));
+        self.shift += 1;
+        let full = core::mem::take(&mut self.full);
+        let partial = core::mem::take(&mut self.partial);
+        for run in full.iter() {
+            self.insert_blocks(run.start * (CHUNK / 2)..run.end * (CHUNK / 2));
         }
-        for (chunk, bits) in core::mem::take(&mut self.partial) {
+        for (chunk, bits) in partial {
             let twice = chunk / 2;
-            if coarser.full.contains(twice) {
+            if self.full.contains(twice) {
                 continue;
             }
             let place = (chunk % 2) as usize * (WORDS / 2);
-            let into = coarser.partial.entry(twice).or_insert_with(|| Box::new([0; WORDS]));
+            let Some(into) = self.bits(twice) else { continue };
             for (word, pair) in into[place..].iter_mut().zip(bits.chunks_exact(2)) {
                 *word |= halve(pair[0]) | halve(pair[1]) << 32;
             }
-            coarser.promote(twice);
+            self.promote(twice);
         }
-        *self = coarser;
     }
 
     /// Whether all of a range of bytes is dirty.
@@ -193,7 +236,7 @@ fn words(blocks: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
 }
 
 /// Whether a block is dirty, and the next one of which that is not so, or the end of the chunk.
-fn run_of_bits(bits: &Bits, block: usize) -> (bool, usize) {
+fn run_of_bits(bits: &[u64], block: usize) -> (bool, usize) {
     let dirty = bits[block / 64] >> (block % 64) & 1 == 1;
     let mut mask = u64::MAX << (block % 64);
     for (word, bits) in bits.iter().enumerate().skip(block / 64) {
@@ -219,8 +262,13 @@ const fn halve(word: u64) -> u64 {
 #[cfg(test)]
 #[expect(clippy::single_range_in_vec_init, reason = "lists of dirty ranges, some with one")]
 mod tests {
+    use super::super::budget::OWN;
     use super::*;
     use proptest::prelude::*;
+
+    fn bitmap(shift: u32) -> Bitmap {
+        Bitmap::new(shift, Budget::new(u64::MAX))
+    }
 
     fn runs(bitmap: &Bitmap, end: u64) -> Vec<Range<u64>> {
         let mut dirty = Vec::new();
@@ -245,7 +293,7 @@ mod tests {
             coarser in 0_u64..3,
         ) {
             // Blocks of 512 bytes, over a little more than four chunks.
-            let mut bitmap = Bitmap::new(9);
+            let mut bitmap = bitmap(9);
             let size = (5 * CHUNK) << 9;
             let mut flags = vec![false; 5 * CHUNK as usize];
             for (start, length) in steps {
@@ -277,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_byte_makes_its_whole_block_dirty() {
-        let mut bitmap = Bitmap::new(16);
+        let mut bitmap = bitmap(16);
         bitmap.insert(&(65_535..65_537));
         bitmap.insert(&(7..7));
         assert_eq!(runs(&bitmap, 1 << 20), [0..131_072]);
@@ -288,7 +336,7 @@ mod tests {
 
     #[test]
     fn scattered_blocks_of_a_huge_disk_stay_within_the_bound_and_dirty() {
-        let mut bitmap = Bitmap::new(16);
+        let mut bitmap = bitmap(16);
         let places: Vec<u64> = (0..20_000).map(|n| n * (i64::MAX as u64 / 20_000)).collect();
         for &place in &places {
             bitmap.insert(&(place..place + 1));
@@ -302,7 +350,7 @@ mod tests {
 
     #[test]
     fn all_of_a_huge_disk_is_one_run() {
-        let mut bitmap = Bitmap::new(16);
+        let mut bitmap = bitmap(16);
         bitmap.insert(&(5..u64::MAX));
         assert!(bitmap.partial.len() <= 1 && bitmap.full.len() == 1);
         assert_eq!(bitmap.run(0, i64::MAX as u64), (true, i64::MAX as u64));
@@ -311,12 +359,73 @@ mod tests {
 
     #[test]
     fn runs_of_whole_chunks_are_bounded_too() {
-        let mut bitmap = Bitmap::new(9);
+        let mut bitmap = bitmap(9);
         let chunk = CHUNK << 9;
         for n in 0..MOST_RUNS as u64 + 1 {
             bitmap.insert(&(2 * n * chunk..(2 * n + 1) * chunk));
         }
         assert!(bitmap.full.len() <= MOST_RUNS && bitmap.partial.len() <= MOST_PARTIAL);
         assert!(bitmap.contains(&(0..1)));
+    }
+
+    /// Bytes that a bitmap takes.
+    fn size(bitmap: &Bitmap) -> u64 {
+        let (partial, full) = (bitmap.partial.len() as u64, bitmap.full.len() as u64);
+        partial * PARTIAL_BYTES + full * RUN_BYTES
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn bitmaps_that_share_little_memory_stay_within_it_and_miss_no_change(
+            limit in 0..400_000_u64,
+            changes in prop::collection::vec(
+                (0..6_usize, 0..1_u64 << 44, prop_oneof![1..4096_u64, 1..1_u64 << 40]), 1..600
+            ),
+            cleared in 0..600_usize,
+        ) {
+            let budget = Budget::new(limit);
+            let mut bitmaps: Vec<_> =
+                (0..6).map(|_| (Bitmap::new(9, Arc::clone(&budget)), Vec::new())).collect();
+            for (number, (which, start, length)) in changes.into_iter().enumerate() {
+                let (bitmap, dirty) = &mut bitmaps[which];
+                if number == cleared {
+                    bitmap.clear();
+                    dirty.clear();
+                    prop_assert_eq!(bitmap.granularity(), 512);
+                }
+                bitmap.insert(&(start..start + length));
+                dirty.push(start..start + length);
+                prop_assert!(size(bitmap) <= limit + OWN);
+            }
+            for (bitmap, dirty) in &bitmaps {
+                for range in dirty {
+                    prop_assert!(bitmap.contains(range));
+                }
+            }
+            let all: u64 = bitmaps.iter().map(|(bitmap, _)| size(bitmap)).sum();
+            prop_assert!(all <= limit + 6 * OWN);
+            prop_assert!(budget.used() <= limit);
+            drop(bitmaps);
+            prop_assert_eq!(budget.used(), 0);
+        }
+    }
+
+    #[test]
+    fn bitmaps_by_the_hundred_of_a_huge_disk_stay_within_the_bound() {
+        let budget = Budget::new(4 << 20);
+        let mut bitmaps: Vec<_> = (0..256).map(|_| Bitmap::new(16, Arc::clone(&budget))).collect();
+        let changes = (0..8192).map(|at| at << 31);
+        for at in changes.clone() {
+            bitmaps.iter_mut().for_each(|bitmap| bitmap.insert(&(at..at + 512)));
+        }
+        let all: u64 = bitmaps.iter().map(size).sum();
+        assert!(all <= (4 << 20) + 256 * OWN, "{all}");
+        for bitmap in &bitmaps {
+            assert!(changes.clone().all(|at| bitmap.contains(&(at..at + 512))));
+            // Blocks of 2^28 bytes are 2^16 on 16 TiB, so that two chunks are enough.
+            assert!(bitmap.granularity() <= 1 << 28, "{}", bitmap.granularity());
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! An export that knows what has changed.
 
 mod bitmap;
+mod bits;
+mod budget;
 #[cfg(test)]
 mod tests;
 mod tracker;
@@ -12,6 +14,7 @@ use nbd_proto::{ContextInfo, Extent};
 
 use super::Result;
 use super::layer::{Layer, Layered, Source};
+use budget::Budget;
 pub use tracker::{BitmapError, Tracker};
 
 /// Another export, of either kind, whose changes are recorded in bitmaps, so that a backup needs to copy no more than
@@ -52,7 +55,10 @@ impl<E> Tracked<E> {
     /// The same with blocks of about `granularity` bytes: rounded up to a power of two from 512 to 2 GiB.
     pub fn with_granularity(inner: E, granularity: u64) -> Self {
         let shift = granularity.clamp(512, 1 << 31).next_power_of_two().trailing_zeros();
-        Self { inner, layer: Tracking { tracker: Arc::new(Tracker::new(shift)) } }
+        Self {
+            inner,
+            layer: Tracking { tracker: Arc::new(Tracker::new(shift, Budget::process())) },
+        }
     }
 
     /// The bitmaps. Keep a clone of it to use them while the export is served.

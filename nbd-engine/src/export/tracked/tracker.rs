@@ -3,11 +3,12 @@
 use core::fmt;
 use core::ops::{ControlFlow, Range};
 use core::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nbd_proto::{ContextInfo, Extent};
 
 use super::bitmap::Bitmap;
+use super::budget::Budget;
 use crate::export::Result;
 use crate::export::contexts::no_such_context;
 
@@ -17,14 +18,23 @@ use crate::export::contexts::no_such_context;
 /// A backup of what has changed takes two bitmaps in turns, so that no change is missed: start the second, copy what is
 /// dirty in the first, stop the first. Whatever changes in between is dirty in both.
 ///
-/// Memory is bounded to about 17 MiB for each bitmap, of which there are at most [`MOST`](Self::MOST). It takes a very
-/// large disk with changes all over to come near that; blocks become larger then, see
-/// [`granularity`](Self::granularity).
+/// # Memory
+///
+/// A bitmap takes 4 KiB for each 32768 blocks of which some are dirty and others aren't (2 GiB with blocks of 64 KiB),
+/// and hardly anything for the rest. All bitmaps of a process together take at most 64 MiB, or a sixteenth of the memory
+/// that the process may use if that is less, plus 20 KiB for each bitmap; one bitmap takes at most 17 MiB, and no more
+/// than the same part of the whole as each of the others. What a bitmap no longer needs is kept for others. An export
+/// has at most [`MOST`](Self::MOST) bitmaps.
+///
+/// A bitmap that would take more makes its blocks larger, see [`granularity`](Self::granularity). What was dirty stays
+/// dirty, so that a backup copies more than it would have to, never less. The blocks are as small as at first again once
+/// the bitmap is cleared.
 #[derive(Debug)]
 pub struct Tracker {
     /// Binary logarithm of the bytes of a block.
     shift: u32,
     bitmaps: RwLock<Vec<Named>>,
+    budget: Arc<Budget>,
     /// Counts the times that something became clean.
     epoch: AtomicU64,
 }
@@ -46,8 +56,8 @@ impl Tracker {
     /// Bytes of a bitmap's name: what fits into a metadata context's behind `qemu:dirty-bitmap:`.
     pub const LONGEST_NAME: usize = 4078;
 
-    pub(super) const fn new(shift: u32) -> Self {
-        Self { shift, bitmaps: RwLock::new(Vec::new()), epoch: AtomicU64::new(0) }
+    pub(super) const fn new(shift: u32, budget: Arc<Budget>) -> Self {
+        Self { shift, bitmaps: RwLock::new(Vec::new()), budget, epoch: AtomicU64::new(0) }
     }
 
     // A panic while a lock is held leaves bits in some state between before and after, and marks come first.
@@ -76,7 +86,10 @@ impl Tracker {
         if bitmaps.len() >= Self::MOST {
             return Err(BitmapError::TooMany);
         }
-        bitmaps.push(Named { name: name.into(), bitmap: Bitmap::new(self.shift) });
+        bitmaps.push(Named {
+            name: name.into(),
+            bitmap: Bitmap::new(self.shift, Arc::clone(&self.budget)),
+        });
         self.epoch.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }

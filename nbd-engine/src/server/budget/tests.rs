@@ -99,6 +99,30 @@ fn who_holds_nothing_is_served_in_turn_and_before_who_holds_much() {
 }
 
 #[test]
+fn who_works_does_not_wait_behind_all_who_only_ask() {
+    let budget = budget(10 * MIB, 10);
+    let mut holding = Client::new(&budget);
+    assert!(holding.charge(budget.rest));
+    let mut asking: Vec<_> = (0..20).map(|_| Client::new(&budget)).collect();
+    asking.iter_mut().for_each(|client| assert!(!client.charge(5 * MIB)));
+    let mut working = Client::new(&budget);
+    working.account.credit(1000);
+    assert!(!working.charge(5 * MIB));
+    drop(holding);
+    let mut turns = 0;
+    while !working.charge(5 * MIB) {
+        // Whoever has had its turn is given up in the end.
+        asking.retain(|client| !client.was_woken());
+        turns += 1;
+        assert!(turns < 3, "it waits behind all others");
+    }
+    // And those that only ask have their turns, too.
+    working.account.release(5 * MIB);
+    working.account.give_back_unused();
+    assert!(asking.iter().any(Client::was_woken));
+}
+
+#[test]
 fn within_its_share_a_connection_asks_nobody() {
     let budget = budget(4 * MIB, 16);
     let mut greedy = Client::new(&budget);
@@ -125,6 +149,7 @@ enum Step {
     Charge(usize, usize),
     Release(usize, usize),
     GoIdle(usize),
+    Extend(usize, usize),
     Replace(usize),
 }
 
@@ -135,6 +160,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (client.clone(), bytes.clone()).prop_map(|(client, bytes)| Step::Charge(client, bytes)),
         4 => (client.clone(), bytes).prop_map(|(client, bytes)| Step::Release(client, bytes)),
         1 => client.clone().prop_map(Step::GoIdle),
+        1 => (client.clone(), 1..4 * MIB).prop_map(|(client, bytes)| Step::Extend(client, bytes)),
         1 => client.prop_map(Step::Replace),
     ]
 }
@@ -159,6 +185,10 @@ proptest! {
                 Step::Release(index, bytes) => {
                     let account = &mut clients[index].account;
                     account.release(bytes.min(account.used));
+                }
+                Step::Extend(index, bytes) => {
+                    let account = &mut clients[index].account;
+                    prop_assert!(!account.extend(bytes) || account.free() >= bytes);
                 }
                 Step::GoIdle(index) => clients[index].account.give_back_unused(),
                 Step::Replace(index) => {

@@ -19,17 +19,15 @@ impl Shares {
     /// Threads that each export gets whatever the others do: one for a slow request, one for a flush beside it.
     const GUARANTEED: usize = 2;
 
-    /// The shares in a pool of `total` threads: three quarters for one export, and three quarters of that for one
-    /// connection.
+    /// The shares in a pool of `total` threads: all of them for one export, since the others have their own in any
+    /// case, and three quarters for one connection.
     pub(super) fn new(total: usize) -> Self {
         let total = total.max(1);
-        let three_quarters = |count: usize| count - count / 4;
-        let per_export = three_quarters(total);
         Self {
             total,
-            per_export,
-            per_connection: three_quarters(per_export),
-            guaranteed: Self::GUARANTEED.min(per_export),
+            per_export: total,
+            per_connection: total - total / 4,
+            guaranteed: Self::GUARANTEED.min(total),
         }
     }
 }

@@ -235,7 +235,7 @@ fn jobs_side_by_side_get_threads_and_no_more_than_are_allowed() {
     for client in &clients {
         (0..20).for_each(|_| client.read());
     }
-    wait_until(|| disk.inside() == 6);
+    wait_until(|| disk.inside() == 8);
     disk.open();
     clients.iter().for_each(|client| client.expect(20));
     assert!(disk.gate.lock().unwrap().threads.len() <= 8);

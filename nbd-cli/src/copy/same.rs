@@ -1,0 +1,155 @@
+//! Copies of something onto itself, which would empty it before it is read.
+
+use std::fs::{self, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use rustix::fs::{major, minor};
+
+use super::open::{Kind, Side};
+use crate::exit::Failure;
+use crate::target::OpenFile;
+
+/// Which file or block device something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Identity {
+    File(u64, u64),
+    Device(u64),
+}
+
+/// A file or a block device, and what it lies on: the file behind a loop device, the disk of a partition.
+#[derive(Debug)]
+struct Store(Vec<Identity>);
+
+impl Store {
+    /// `None` for what holds no bytes.
+    fn new(metadata: &Metadata) -> Option<Self> {
+        let kind = metadata.file_type();
+        if kind.is_file() {
+            return Some(Self(vec![Identity::File(metadata.dev(), metadata.ino())]));
+        }
+        if !kind.is_block_device() {
+            return None;
+        }
+        let mut chain = vec![Identity::Device(metadata.rdev())];
+        let number = |device: u64| format!("{}:{}", major(device), minor(device));
+        let folder = Path::new("/sys/dev/block").join(number(metadata.rdev()));
+        let disk = match folder.join("partition").exists() {
+            true => fs::canonicalize(&folder).ok().and_then(|path| Some(path.parent()?.to_owned())),
+            false => None,
+        };
+        if let Some(device) = disk.as_deref().and_then(device) {
+            chain.push(Identity::Device(device));
+        }
+        let backing = disk.as_ref().unwrap_or(&folder).join("loop/backing_file");
+        if let Ok(file) = fs::read_to_string(backing)
+            && let Ok(metadata) = fs::metadata(file.trim_end_matches('\n'))
+            && let Some(Self(below)) = Self::new(&metadata)
+        {
+            chain.extend(below);
+        }
+        Some(Self(chain))
+    }
+
+    /// Whether one is the other, or lies on it.
+    fn overlaps(&self, other: &Self) -> bool {
+        self.0.contains(&other.0[0]) || other.0.contains(&self.0[0])
+    }
+}
+
+/// The number of the block device that a folder of sysfs is about.
+fn device(folder: &Path) -> Option<u64> {
+    let text = fs::read_to_string(folder.join("dev")).ok()?;
+    let (major, minor) = text.trim_end().split_once(':')?;
+    Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Refuses a copy whose two sides are known to be the same, or to share a file.
+///
+/// A file that is served is not to be copied to, since it is emptied first. Nor is it to be copied to a server that was
+/// started with it: what that makes of the file is not known. A server that was there before may have the file for
+/// another of its exports, and what any server has open for reading only may be what an image lies on: those are left
+/// alone.
+pub(super) fn check(source: &Side, destination: &Side) -> Result<(), Failure> {
+    let (from, to) = (&source.name, &destination.name);
+    let found = match (store(source), store(destination)) {
+        (Some(one), Some(other)) => one
+            .overlaps(&other)
+            .then(|| format!("{from} and {to} are the same file, or one lies on the other")),
+        (None, Some(local)) => read(source, &local).map(|path| {
+            format!("{to} is what {from} serves ({path}): it would be emptied before it is read")
+        }),
+        (Some(local), None) => written(destination, &local)
+            .map(|path| format!("{from} is what {to} serves and writes to ({path})")),
+        (None, None) => {
+            shared(source, destination).map(|path| format!("{from} and {to} both serve {path}"))
+        }
+    };
+    found.map_or(Ok(()), |text| Err(Failure::failed(text)))
+}
+
+/// What a local side is. Standard input and output can be a file, too.
+fn store(side: &Side) -> Option<Store> {
+    let metadata = match &side.kind {
+        Kind::Disk { disk, .. } => disk.file.metadata(),
+        Kind::Stream(file) => file.metadata(),
+        Kind::Server { .. } | Kind::Null => return None,
+    };
+    Store::new(&metadata.ok()?)
+}
+
+/// The file that the source's server has open, if that is the local one, or lies on it. Of a server that was not
+/// started for this copy, only one that is as large as the export.
+fn read(source: &Side, local: &Store) -> Option<String> {
+    let Kind::Server { target, client, .. } = &source.kind else { return None };
+    let files = target.open_files().into_iter();
+    let mut files =
+        files.filter(|file| target.is_command() || is_as_large(&file.metadata, client.size()));
+    files.find(|file| is_or_lies_on(file, local)).map(|file| shown(&file))
+}
+
+/// The file that the destination's server has open to write, if that is the local one, or lies on it.
+fn written(destination: &Side, local: &Store) -> Option<String> {
+    let Kind::Server { target, .. } = &destination.kind else { return None };
+    if !target.is_command() {
+        return None;
+    }
+    let mut files = target.open_files().into_iter().filter(|file| file.writable);
+    files.find(|file| is_or_lies_on(file, local)).map(|file| shown(&file))
+}
+
+fn is_or_lies_on(file: &OpenFile, local: &Store) -> bool {
+    Store::new(&file.metadata).is_some_and(|store| store.overlaps(local))
+}
+
+fn shown(file: &OpenFile) -> String {
+    file.path.display().to_string()
+}
+
+/// How much an export may be smaller than its file: the largest minimum block.
+const REST: u64 = 64 << 10;
+
+/// Whether a file can be what an export of that size is made of. Nobody tells the size of a device here.
+fn is_as_large(file: &Metadata, size: u64) -> bool {
+    file.file_type().is_block_device() || file.len() >= size && file.len() - size < REST
+}
+
+/// The file that two servers both have open, one of them to write. Only one as large as what they serve: they may share
+/// others, such as a log.
+fn shared(source: &Side, destination: &Side) -> Option<String> {
+    let (Kind::Server { target: from, .. }, Kind::Server { target: to, .. }) =
+        (&source.kind, &destination.kind)
+    else {
+        return None;
+    };
+    // One server may have several exports, and which of its files are whose is not known.
+    if from.is_same_server(to) {
+        return None;
+    }
+    let sizes = [source.size()?, destination.size()?];
+    let is_served = |file: &OpenFile| sizes.iter().all(|size| is_as_large(&file.metadata, *size));
+    let written = to.open_files().into_iter().filter(|file| file.writable);
+    let written: Vec<_> = written.filter_map(|file| Store::new(&file.metadata)).collect();
+    let mut files = from.open_files().into_iter().filter(is_served);
+    files.find(|file| written.iter().any(|one| is_or_lies_on(file, one))).map(|file| shown(&file))
+}

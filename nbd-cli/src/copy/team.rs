@@ -1,0 +1,153 @@
+//! The threads of a copy. The first begins at once; further ones join as their connections come about, and a copy never
+//! waits for them: a server may have none to spare, and let us wait for one without a word.
+
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+
+use nbd_blocking::Client;
+use nbd_blocking::client::{BlockSize, ClientConfig, Error, TransmissionFlags, Uri};
+
+use super::trouble::Trouble;
+use super::worker::{Destination, Source};
+
+/// Where one thread reads and writes.
+pub(super) type Ends = (Source, Destination);
+
+/// Connections of one more thread, to those sides that are servers.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) source: Option<Client>,
+    pub(super) destination: Option<Client>,
+}
+
+impl Pair {
+    /// Without connections, for sides that need none.
+    const NONE: Self = Self { source: None, destination: None };
+
+    /// Connections to the sides that need one; `None` if there is to be no further thread.
+    fn connect(makers: &(Option<Maker>, Option<Maker>)) -> Result<Option<Self>, Error> {
+        let mut pair = Self::NONE;
+        for (maker, client) in [(&makers.0, &mut pair.source), (&makers.1, &mut pair.destination)] {
+            let Some(maker) = maker else { continue };
+            let Some(connected) = maker.connect()? else { return Ok(None) };
+            *client = Some(connected);
+        }
+        Ok(Some(pair))
+    }
+}
+
+/// How to make one more connection to a server.
+#[derive(Debug)]
+pub(super) struct Maker {
+    uri: Uri,
+    config: ClientConfig,
+    /// What the first connection was told: further ones have to be to the same.
+    told: Told,
+}
+
+type Told = (u64, BlockSize, TransmissionFlags);
+
+fn told(client: &Client) -> Told {
+    (client.size(), client.export().block_size(), client.export().flags())
+}
+
+impl Maker {
+    /// Further connections like `first`.
+    pub(super) fn new(uri: Uri, config: ClientConfig, first: &Client) -> Self {
+        Self { uri, config, told: told(first) }
+    }
+
+    /// One more connection; `None` if the export is not the same any more.
+    fn connect(&self) -> Result<Option<Client>, Error> {
+        let client = Client::connect_with(&self.uri, &self.config)?;
+        Ok((told(&client) == self.told).then_some(client))
+    }
+}
+
+/// Something that the threads of a copy are told.
+enum News {
+    Joins(Pair),
+    Over,
+}
+
+/// Where further threads come from.
+pub(super) struct Team {
+    sender: Sender<News>,
+    news: Receiver<News>,
+}
+
+impl Team {
+    /// Further threads, each with a pair of connections.
+    pub(super) fn of(pairs: impl IntoIterator<Item = Pair>) -> Self {
+        let (sender, news) = mpsc::channel();
+        for pair in pairs {
+            let _taken = sender.send(News::Joins(pair));
+        }
+        Self { sender, news }
+    }
+
+    /// Up to `count` further threads, for which there is no connection yet to those sides that are servers.
+    pub(super) fn to_be_made(count: usize, makers: (Option<Maker>, Option<Maker>)) -> Self {
+        if let (None, None) = makers {
+            return Self::of((0..count).map(|_| Pair::NONE));
+        }
+        let team = Self::of([]);
+        if count == 0 {
+            return team;
+        }
+        let sender = team.sender.clone();
+        let make = move || {
+            for made in 1..=count {
+                let pair = match Pair::connect(&makers) {
+                    Ok(Some(pair)) => pair,
+                    Ok(None) => return,
+                    Err(error) => {
+                        tracing::info!(%error, connections = made, "no more connections");
+                        return;
+                    }
+                };
+                // When all is done there is nobody to take it.
+                if sender.send(News::Joins(pair)).is_err() {
+                    return;
+                }
+            }
+        };
+        // Nobody waits for it. Without it the copy has one connection.
+        let _started = thread::Builder::new().name("nbd-connect".into()).spawn(make);
+        team
+    }
+
+    /// Works at the first ends on this thread, and at further ones as they come about. Gives their connections, and the
+    /// trouble that is nearest to the beginning.
+    pub(super) fn work(
+        self,
+        first: Ends,
+        ends: impl Fn(&Pair) -> Option<Ends> + Sync,
+        work: impl Fn(Ends) -> Result<(), Trouble> + Sync,
+    ) -> (Vec<Pair>, Result<(), Trouble>) {
+        let Self { sender, news } = self;
+        let (ends, work) = (&ends, &work);
+        thread::scope(|scope| {
+            let others = scope.spawn(move || {
+                let (mut pairs, mut threads) = (Vec::new(), Vec::new());
+                while let Ok(News::Joins(pair)) = news.recv() {
+                    let Some(ends) = ends(&pair) else { continue };
+                    pairs.push(pair);
+                    threads.push(scope.spawn(move || work(ends)));
+                }
+                let ended = threads.into_iter().map(joined).collect::<Vec<_>>();
+                (pairs, ended)
+            });
+            let own = work(first);
+            let _told = sender.send(News::Over);
+            let (pairs, ended) = joined(others);
+            let troubles = std::iter::once(own).chain(ended).filter_map(Result::err);
+            let first = troubles.reduce(|one, other| one.first(Some(other)));
+            (pairs, first.map_or(Ok(()), Err))
+        })
+    }
+}
+
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}

@@ -1,0 +1,157 @@
+//! How servers that we started come to their end, on every path: our connections first, then the servers, then what is
+//! left of them.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::{Child, ExitStatus};
+use std::sync::mpsc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nbd_blocking::Client;
+use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tempfile::TempDir;
+
+use super::sockets;
+use crate::waiting;
+
+/// How long a server may take to answer what it was asked, and to come to the end of the connection; then it is closed.
+const GOODBYE: Duration = Duration::from_millis(300);
+
+/// How long a server may take to end when it is asked to; then it is killed. It may have much to write.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The servers that run, so that none outlives us when a signal ends us. `None` before the first.
+static RUNNING: Mutex<Option<Vec<Running>>> = Mutex::new(None);
+
+/// Whether a signal wants this process to end.
+static SIGNALLED: AtomicBool = AtomicBool::new(false);
+
+/// A server that was started, with all that has to end with it.
+pub(super) struct Running {
+    pub(super) child: Child,
+    /// The command as it was given.
+    pub(super) command: String,
+    /// The name that its socket was bound to.
+    pub(super) socket: Vec<u8>,
+    /// Those who are connected to it, or were.
+    pub(super) clients: Vec<Client>,
+    /// Their sockets, which tell when the server has come to the end of a connection.
+    pub(super) sockets: Vec<OwnedFd>,
+    /// Where the socket lies.
+    pub(super) dir: TempDir,
+    /// The same, open, if the socket is reached by that.
+    pub(super) folder: Option<OwnedFd>,
+}
+
+/// The servers that run. A signal waits for whoever holds this, and the other way round.
+pub(super) fn servers() -> MutexGuard<'static, Option<Vec<Running>>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Calls `act` with one of the servers that run.
+pub(super) fn with<R>(number: u32, act: impl FnOnce(&mut Running) -> R) -> Option<R> {
+    let mut servers = servers();
+    servers.as_mut()?.iter_mut().find(|one| one.child.id() == number).map(act)
+}
+
+/// Ends one of the servers that run.
+pub(super) fn end(number: u32) {
+    let mut servers = servers();
+    let Some(running) = servers.as_mut() else { return };
+    if let Some(index) = running.iter().position(|one| one.child.id() == number) {
+        // A signal that comes now waits for the lock, but its sender need not.
+        stop(vec![running.swap_remove(index)], || SIGNALLED.load(Ordering::Relaxed));
+    }
+}
+
+/// Ends servers, and waits for it; for no longer once `hurry` says so. Their sockets go, too.
+fn stop(mut servers: Vec<Running>, mut hurry: impl FnMut() -> bool) {
+    let deadline = Instant::now() + GOODBYE;
+    for running in &mut servers {
+        sockets::add(&mut running.sockets, sockets::connected_to(&running.socket));
+    }
+    // A server that waits for its clients would wait for us.
+    disconnect(servers.iter_mut().flat_map(|one| one.clients.drain(..)).collect(), deadline);
+    for running in &mut servers {
+        sockets::close(core::mem::take(&mut running.sockets), deadline);
+        // A child that was not waited for keeps its number, even if it has ended.
+        if let Ok(None) = running.child.try_wait() {
+            let _ended_already = kill_process(Pid::from_child(&running.child), Signal::TERM);
+        }
+    }
+    for Running { child, command, dir, folder, .. } in servers {
+        let mut child = child;
+        let _reported = waiting::on(move |seconds| {
+            format!("waiting for {command} to end: it was asked to {seconds} s ago")
+        });
+        if wait(&mut child, PATIENCE, &mut hurry).is_none() {
+            let _ended_already = child.kill();
+            let _reaped = child.wait();
+        }
+        drop((folder, dir));
+    }
+}
+
+/// Disconnects as the protocol wants it, unless that takes long: a server that hangs must not hold us up.
+fn disconnect(clients: Vec<Client>, deadline: Instant) {
+    let (sender, over) = mpsc::channel::<()>();
+    for client in clients {
+        let sender = sender.clone();
+        let run = move || {
+            client.disconnect();
+            drop((client, sender));
+        };
+        // Without a thread the connection is closed without a word.
+        let _started = thread::Builder::new().name("nbd-goodbye".into()).spawn(run);
+    }
+    drop(sender);
+    // Nothing is ever sent: the channel closes when the last one is done.
+    let _over = over.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+}
+
+/// The status of a process that ends within `limit`, and before `hurry` says that nobody waits.
+pub(super) fn wait(
+    child: &mut Child,
+    limit: Duration,
+    mut hurry: impl FnMut() -> bool,
+) -> Option<ExitStatus> {
+    let start = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Some(status);
+        }
+        if start.elapsed() >= limit || hurry() {
+            return None;
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// Stops the servers before a signal ends this process. A second signal has them killed.
+pub(super) fn watch_signals() -> io::Result<()> {
+    let mut servers = servers();
+    if servers.is_some() {
+        return Ok(());
+    }
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])?;
+    let run = move || {
+        if let Some(signal) = signals.forever().next() {
+            SIGNALLED.store(true, Ordering::Relaxed);
+            // Held to the end: whoever wants to start or stop a server now waits for the end of all.
+            let mut servers = self::servers();
+            let running = servers.take().unwrap_or_default();
+            stop(running, || signals.pending().next().is_some());
+            std::process::exit(128 + signal);
+        }
+    };
+    thread::Builder::new().name("nbd-signals".into()).spawn(run)?;
+    *servers = Some(Vec::new());
+    Ok(())
+}

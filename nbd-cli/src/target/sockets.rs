@@ -1,0 +1,113 @@
+//! This process's own ends of connections to Unix sockets.
+
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::fstat;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, Shutdown, SocketAddrUnix, getpeername, recv, shutdown};
+
+/// Descriptors of our own for those sockets of this process that are connected to the socket of that name.
+pub(super) fn connected_to(name: &[u8]) -> Vec<OwnedFd> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    let number = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok()
+    };
+    entries.filter_map(number).filter_map(share).filter(|socket| is_peer(socket, name)).collect()
+}
+
+fn share(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: the number is no more than duplicated; one that another thread has closed meanwhile gives an error.
+    unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().ok()
+}
+
+fn is_peer(socket: &OwnedFd, name: &[u8]) -> bool {
+    let Ok(Some(peer)) = getpeername(socket) else { return false };
+    SocketAddrUnix::try_from(peer).is_ok_and(|peer| peer.path_bytes() == Some(name))
+}
+
+/// Adds those of `more` that are not the same sockets.
+pub(super) fn add(sockets: &mut Vec<OwnedFd>, more: Vec<OwnedFd>) {
+    let identity =
+        |socket: &OwnedFd| fstat(socket).map(|status| (status.st_dev, status.st_ino)).ok();
+    for socket in more {
+        if !sockets.iter().any(|known| identity(known) == identity(&socket)) {
+            sockets.push(socket);
+        }
+    }
+}
+
+/// Lets the servers at the other ends come to their end, which takes until `deadline` at most, and hangs up.
+pub(super) fn close(sockets: Vec<OwnedFd>, deadline: Instant) {
+    for socket in &sockets {
+        let _ended_already = shutdown(socket, Shutdown::Write);
+    }
+    for socket in &sockets {
+        drain(socket, deadline);
+        let _ended_already = shutdown(socket, Shutdown::Both);
+    }
+}
+
+/// Throws away what comes until the other side has closed the connection.
+fn drain(socket: &OwnedFd, deadline: Instant) {
+    let mut buffer = [0; 64 << 10];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+        let mut ready = [PollFd::new(socket, PollFlags::IN)];
+        if left.is_zero() || !matches!(poll(&mut ready, Some(&timeout)), Ok(1)) {
+            return;
+        }
+        // Another thread may still read there: whoever is late gets nothing, and must not wait for it.
+        match recv(socket, &mut buffer, RecvFlags::DONTWAIT) {
+            Ok((1.., _)) | Err(Errno::AGAIN | Errno::INTR) => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn the_connections_to_one_socket_end_and_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name| folder.path().join(name);
+        let listeners = ["a", "b"].map(|name| UnixListener::bind(path(name)).unwrap());
+        let mut streams = ["a", "b", "a"].map(|name| UnixStream::connect(path(name)).unwrap());
+        let mut found = Vec::new();
+        for _ in 0..3 {
+            add(&mut found, connected_to(path("a").as_os_str().as_bytes()));
+            assert_eq!(found.len(), 2, "each of them once");
+        }
+        close(found, Instant::now());
+        assert_eq!(streams[0].read(&mut [0]).unwrap(), 0);
+        assert_eq!(streams[2].read(&mut [0]).unwrap(), 0);
+        streams[1].set_nonblocking(true).unwrap();
+        assert!(streams[1].read(&mut [0]).is_err(), "it is open");
+        drop(listeners);
+    }
+
+    #[test]
+    fn what_still_comes_is_thrown_away_until_the_other_side_has_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let stream = UnixStream::connect(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut server, _) = listener.accept().unwrap();
+            let written = server.write_all(&vec![7; 1 << 20]);
+            (written.is_ok(), server.read(&mut [0]).unwrap())
+        });
+        let far = Instant::now() + std::time::Duration::from_secs(60);
+        close(connected_to(path.as_os_str().as_bytes()), far);
+        assert_eq!(server.join().unwrap(), (true, 0), "all is taken, and then there is an end");
+        drop(stream);
+    }
+}

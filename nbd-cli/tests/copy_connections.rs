@@ -1,0 +1,108 @@
+//! `nbd copy` over several connections: further ones are welcome, and never waited for.
+
+#[path = "copy/disk_server.rs"]
+#[allow(dead_code, reason = "it is shared with the other tests of copies")]
+mod disk_server;
+#[path = "copy/support.rs"]
+#[allow(dead_code, reason = "it is shared with the other tests of copies")]
+mod support;
+
+use disk_server::{Disk, DiskServer};
+use nbd_testkit::raw::{BlockSize, Mode};
+use nbd_testkit::scripted::{Export, Script, ScriptedServer};
+use nbd_testkit::server::{Runtime, Setup, Transport};
+use support::{Folder, MIB, assert_same, copy, noise, read, refused, try_copy};
+
+/// A server that never lets the second client in.
+fn full(script: Script) -> ScriptedServer {
+    let parked = Script::new(Export::new(Mode::Extended)).deaf();
+    ScriptedServer::unix([script, parked.clone(), parked.clone(), parked])
+}
+
+/// A copy that may have four connections, and does not wait for one in vain: it would say so.
+#[track_caller]
+fn copy_at_once(words: &[&str]) {
+    let finished = try_copy(&[&["-v", "-C", "4", "-T", "4"], words].concat());
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
+    assert!(finished.stderr.contains("connections=4"), "{}", finished.stderr);
+    assert!(!finished.stderr.contains("no more connections"), "{}", finished.stderr);
+}
+
+#[test]
+fn a_server_without_room_for_a_second_connection_delays_nothing() {
+    let folder = Folder::new();
+    let to = folder.text("to");
+    let mut export = Export::new(Mode::Extended);
+    export.size = 8 << 20;
+    let server = full(Script::new(export.clone()).enter().serve());
+    copy_at_once(&[&server.endpoint().uri(""), &to]);
+    assert_same(&read(&to), &Export::CONTENT.bytes(0, 8 * MIB));
+    assert!(server.accepted() <= 2, "one at a time");
+    // What fails is told, too.
+    let server = full(Script::new(export).enter());
+    let said = refused(&["-v", "-C", "4", "-T", "4", &server.endpoint().uri(""), &to]);
+    assert!(!said.contains("no more connections"), "{said}");
+}
+
+#[test]
+fn our_own_server_at_its_limit_is_copied_from_and_to() {
+    let folder = Folder::new();
+    let bytes = noise(4 * MIB);
+    let source = folder.file("source", &bytes);
+    for runtime in [Runtime::Tokio, Runtime::AsyncStd, Runtime::Blocking] {
+        let setup = Setup { runtime, transport: Transport::Unix };
+        let server = setup.serve().args(["--max-connections", "1", "memory:4M"]).start();
+        let uri = server.uri("");
+        for words in [&["--verify", &source, &uri][..], &[&uri, &folder.text("to")]] {
+            let words = [&["-v", "-C", "4", "-T", "4"], words].concat();
+            let finished = try_copy(&words);
+            assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
+            assert!(!finished.stderr.contains("longer than 30s"), "{}", finished.stderr);
+        }
+        assert_same(&read(folder.path("to")), &bytes);
+    }
+}
+
+#[test]
+fn a_further_connection_to_something_else_is_not_used() {
+    let folder = Folder::new();
+    let mut export = Export::new(Mode::Extended);
+    export.size = 8 << 20;
+    let first = Script::new(export.clone()).enter().serve();
+    let (mut smaller, mut other) = (export.clone(), export);
+    smaller.size = 1 << 20;
+    other.block_size = Some(BlockSize { minimum: 65536, preferred: 65536, maximum: 1 << 20 });
+    for export in [smaller, other] {
+        // It gets no request.
+        let second = Script::new(export).enter().silence();
+        let server = ScriptedServer::unix([first.clone(), second]);
+        copy(&["-C", "2", "-T", "2", &server.endpoint().uri(""), &folder.text("to")]);
+        assert_same(&read(folder.path("to")), &Export::CONTENT.bytes(0, 8 * MIB));
+    }
+}
+
+#[test]
+fn several_connections_are_used_where_there_are_some() {
+    let folder = Folder::new();
+    let bytes = noise(32 * MIB);
+    let source = folder.file("source", &bytes);
+    let disk = |bytes| Disk {
+        bytes,
+        runs: Vec::new(),
+        minimum: 1,
+        write_zeroes: true,
+        multi_conn: true,
+        status: None,
+    };
+    let server = DiskServer::start(disk(vec![0; bytes.len()]));
+    copy(&["-C", "3", "-T", "3", "-R", "1", "--request-size", "16k", &source, &server.uri()]);
+    let (connections, found) = server.finish();
+    assert_eq!(connections, 3);
+    assert_same(&found, &bytes);
+    let servers = [disk(bytes.clone()), disk(vec![0; bytes.len()])].map(DiskServer::start);
+    let [from, to] = [&servers[0], &servers[1]].map(DiskServer::uri);
+    copy(&["-C", "3", "-T", "3", "-R", "1", "--request-size", "16k", "--verify", &from, &to]);
+    let [(from, _), (to, found)] = servers.map(DiskServer::finish);
+    assert_eq!([from, to], [3, 3]);
+    assert_same(&found, &bytes);
+}

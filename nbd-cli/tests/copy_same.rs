@@ -1,0 +1,123 @@
+//! `nbd copy` of something onto itself is refused where that can be known, and nothing else is.
+
+#[path = "copy/loop_device.rs"]
+mod loop_device;
+#[path = "copy/support.rs"]
+#[allow(dead_code, reason = "it is shared with the other tests of copies")]
+mod support;
+
+use std::process::Command;
+
+use loop_device::LoopDevice;
+use nbd_testkit::peers;
+use nbd_testkit::process::run;
+use nbd_testkit::server::{Runtime, Setup, Transport, nbd_binary};
+use support::{Folder, MIB, SOON, assert_same, copy, nbdkit, noise, read, refused};
+
+const SETUP: Setup = Setup { runtime: Runtime::Tokio, transport: Transport::Unix };
+
+/// The commands of servers of this file, between brackets.
+fn servers(file: &str) -> Vec<Vec<String>> {
+    let nbd = nbd_binary().display().to_string();
+    let mut servers = vec![vec![nbd, "serve".into(), file.into()]];
+    if peers::require("nbdkit").is_some() {
+        servers.push(["nbdkit", "file", file].map(str::to_owned).to_vec());
+    }
+    if peers::require("qemu-nbd").is_some() {
+        servers.push(["qemu-nbd", "-f", "raw", file].map(str::to_owned).to_vec());
+    }
+    servers
+}
+
+fn bracketed(server: &[String]) -> Vec<&str> {
+    let words = server.iter().map(String::as_str);
+    ["["].into_iter().chain(words).chain(["]"]).collect()
+}
+
+#[test]
+fn a_file_that_the_other_side_serves_is_left_alone() {
+    let folder = Folder::new();
+    let bytes = noise(MIB);
+    let file = folder.file("file", &bytes);
+    let (hard, soft) = (folder.text("hard"), folder.text("soft"));
+    std::fs::hard_link(&file, &hard).unwrap();
+    std::os::unix::fs::symlink(&file, &soft).unwrap();
+    for server in servers(&file) {
+        let server = bracketed(&server);
+        for name in [&*file, &*hard, &*soft] {
+            let said = refused(&[&server[..], &[name]].concat());
+            assert!(said.contains("serves"), "{said}");
+            let said = refused(&[&[name], &server[..]].concat());
+            assert!(said.contains("serves"), "{said}");
+        }
+        let mut shell = Command::new("sh");
+        shell.args(["-c", r#"exec "$@" - >>"$FILE""#, "sh"]).arg(nbd_binary()).arg("copy");
+        let finished = run(shell.args(&server).env("FILE", &file), SOON);
+        assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
+        for other in servers(&hard) {
+            let said = refused(&[&server[..], &bracketed(&other)[..]].concat());
+            // qemu-nbd has its own way to keep others out.
+            assert!(said.contains("both serve") || said.contains("lock"), "{said}");
+        }
+        assert_same(&read(&file), &bytes);
+    }
+    let server = SETUP.serve().arg(&file).start();
+    let said = refused(&[&server.uri(""), &hard]);
+    assert!(said.contains("serves"), "{said}");
+    assert_same(&read(&file), &bytes);
+}
+
+#[test]
+fn a_loop_device_is_its_file() {
+    if !LoopDevice::are_possible() {
+        return;
+    }
+    let bytes = noise(MIB);
+    let device = LoopDevice::new(&bytes);
+    let (path, file) = (device.path.as_str(), device.file());
+    for words in [[path, &file], [&file, path], [path, path]] {
+        let said = refused(&words);
+        assert!(said.contains("the same file"), "{said}");
+    }
+    for (served, local) in [(path, &*file), (&*file, path)] {
+        let server = &servers(served)[0];
+        let said = refused(&[&bracketed(server)[..], &[local]].concat());
+        assert!(said.contains("serves"), "{said}");
+    }
+    assert_same(&read(&file), &bytes);
+}
+
+#[test]
+fn what_only_looks_alike_is_copied() {
+    let folder = Folder::new();
+    let bytes = noise(MIB);
+    let (one, two) = (folder.file("one", &bytes), folder.file("two", &noise(MIB / 2)));
+    std::fs::File::options().write(true).open(&two).unwrap().set_len(MIB as u64).unwrap();
+    // Two exports of one server, and two servers.
+    let server = SETUP.serve().args([format!("a={one}"), format!("b={two}")]).start();
+    copy(&["--verify", &server.uri("a"), &server.uri("b")]);
+    assert_same(&read(&two), &bytes);
+    // A file of the server's to another of its exports.
+    copy(&["--verify", &one, &server.uri("b")]);
+    drop(server);
+    for server in servers(&one) {
+        copy(&[&bracketed(&server)[..], &[&folder.text("to")]].concat());
+        copy(&[&[&*folder.text("to")], &bracketed(&server)[..]].concat());
+        for other in servers(&two) {
+            copy(&[&bracketed(&server)[..], &bracketed(&other)].concat());
+        }
+    }
+    let Some(peer) = peers::require("nbdkit") else { return };
+    // A log that both write to.
+    let log = format!("logfile={}", folder.text("log"));
+    let [(_from, from), (_to, to)] =
+        [&one, &two].map(|file| nbdkit(&peer, &["--filter=log", "file", file, &log]));
+    copy(&["--verify", &from, &to]);
+    let Some(img) = peers::require("qemu-img") else { return };
+    // What an image lies on is copied to the image.
+    let overlay = folder.text("overlay");
+    let mut create = img.command();
+    create.args(["create", "-q", "-f", "qcow2", "-b", &one, "-F", "raw", &overlay]);
+    run(&mut create, SOON).success();
+    copy(&["--verify", &one, "[", "qemu-nbd", "-f", "qcow2", &overlay, "]"]);
+}

@@ -1,0 +1,84 @@
+//! Its log, when nobody takes it.
+
+use std::io::{PipeReader, Read, pipe};
+use std::process::{Command, Stdio};
+
+use nbd_testkit::process::Background;
+use nbd_testkit::raw::RawClient;
+
+use super::{LIMIT, RUNTIMES, Serving, serve};
+
+/// A server that logs everything, and the other end of its standard error.
+fn logging(runtime: &str) -> (Serving, PipeReader) {
+    let (reader, writer) = pipe().unwrap();
+    let mut command = serve(["--runtime", runtime, "-vv", "--port", "0", "memory:1M"]);
+    let process = Background::spawn_with_stderr(&mut command, Stdio::from(writer)).unwrap();
+    // It holds the other end of the pipe.
+    drop(command);
+    let uri = process.next_line(LIMIT).expect("it says where it listens");
+    (Serving { process, uri }, reader)
+}
+
+/// As many sessions, one after the other.
+fn visit(server: &Serving, times: usize) {
+    for _ in 0..times {
+        let mut client = RawClient::go_simple(&server.endpoint());
+        assert_eq!(client.read(0, 8), [0; 8]);
+        client.finish();
+    }
+}
+
+#[test]
+fn a_reader_of_the_log_that_is_gone_changes_nothing() {
+    for runtime in RUNTIMES {
+        let (server, reader) = logging(runtime);
+        visit(&server, 1);
+        drop(reader);
+        visit(&server, 20);
+        server.process.terminate();
+        assert_eq!(server.end().0, Some(0), "{runtime}");
+    }
+}
+
+#[test]
+fn a_reader_of_the_log_that_takes_nothing_changes_nothing() {
+    for runtime in RUNTIMES {
+        let (server, _reader) = logging(runtime);
+        visit(&server, 2000);
+        server.process.terminate();
+        assert_eq!(server.end().0, Some(0), "{runtime}");
+    }
+}
+
+#[test]
+fn a_slow_reader_of_the_log_learns_how_much_it_has_missed() {
+    let (server, mut reader) = logging("tokio");
+    visit(&server, 2000);
+    let slow = std::thread::spawn(move || {
+        let mut log = String::new();
+        reader.read_to_string(&mut log).unwrap();
+        log
+    });
+    server.process.terminate();
+    assert_eq!(server.end().0, Some(0));
+    let log = slow.join().unwrap();
+    assert!(log.contains(" lines of the log were lost here\n"), "{} bytes", log.len());
+}
+
+#[test]
+fn a_log_that_cannot_be_written_changes_nothing() {
+    for runtime in RUNTIMES {
+        for redirection in ["2>/dev/full", "2>&-"] {
+            let script = format!("exec \"$0\" \"$@\" {redirection}");
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script, env!("CARGO_BIN_EXE_nbd"), "serve", "--runtime", runtime]);
+            shell.args(["-vv", "--port", "0", "memory:1M"]);
+            let process = Background::spawn(&mut shell).unwrap();
+            let uri = process.next_line(LIMIT).expect("it says where it listens");
+            let server = Serving { process, uri };
+            visit(&server, 20);
+            server.process.terminate();
+            assert_eq!(server.end().0, Some(0), "{runtime} {redirection}");
+        }
+    }
+}

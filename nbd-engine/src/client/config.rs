@@ -1,0 +1,202 @@
+//! How a client behaves.
+
+use core::time::Duration;
+
+use nbd_proto::Limits;
+use nbd_proto::client::{Config, Goal};
+use nbd_proto::wire::InfoType;
+
+/// What a client asks for, its deadlines and its bounds: for those who connect.
+///
+/// ```
+/// use nbd_engine::client::ClientConfig;
+/// use std::time::Duration;
+///
+/// let config = ClientConfig::new()
+///     .with_contexts(["base:allocation"])
+///     .with_connections(4)
+///     .with_request_timeout(Some(Duration::from_secs(60)));
+/// assert_eq!(config.connections(), 4);
+/// ```
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    contexts: Vec<String>,
+    extended_headers: bool,
+    structured_replies: bool,
+    oldstyle: bool,
+    connections: usize,
+    connect_timeout: Duration,
+    request_timeout: Option<Duration>,
+    busy_poll: Option<Duration>,
+    stream_in_tls: bool,
+    limits: Limits,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            contexts: Vec::new(),
+            extended_headers: true,
+            structured_replies: true,
+            oldstyle: true,
+            connections: 1,
+            connect_timeout: Duration::from_secs(30),
+            request_timeout: None,
+            busy_poll: None,
+            stream_in_tls: false,
+            limits: Limits::DEFAULT,
+        }
+    }
+}
+
+impl ClientConfig {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The metadata contexts to select, for [`Client::block_status`](super::Client::block_status). Those that the server
+    /// does not have are missing from [`ExportDetails::contexts`](super::ExportDetails::contexts). Default none.
+    #[must_use]
+    pub fn with_contexts(mut self, contexts: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.contexts = contexts.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Whether to ask for extended headers. Servers that don't have them are used without. Default `true`.
+    #[must_use]
+    pub const fn with_extended_headers(mut self, wanted: bool) -> Self {
+        self.extended_headers = wanted;
+        self
+    }
+
+    /// Whether to ask for structured replies, which metadata contexts need. Servers that don't have them are used
+    /// without. Default `true`.
+    #[must_use]
+    pub const fn with_structured_replies(mut self, wanted: bool) -> Self {
+        self.structured_replies = wanted;
+        self
+    }
+
+    /// Whether servers are accepted that speak nothing but the oldstyle handshake. Default `true`.
+    #[must_use]
+    pub const fn with_oldstyle(mut self, accepted: bool) -> Self {
+        self.oldstyle = accepted;
+        self
+    }
+
+    /// Connections to spread requests over, where the server
+    /// [allows that](super::TransmissionFlags::CAN_MULTI_CONN); elsewhere there is one, as over a stream of yours.
+    /// Default 1; zero means 1.
+    #[must_use]
+    pub const fn with_connections(mut self, connections: usize) -> Self {
+        self.connections = if connections == 0 { 1 } else { connections };
+        self
+    }
+
+    /// How long it may take to connect and enter an export, and how long each question of a
+    /// [negotiation](super::Negotiation) by hand may take. Default 30 seconds.
+    #[must_use]
+    pub const fn with_connect_timeout(mut self, limit: Duration) -> Self {
+        self.connect_timeout = limit;
+        self
+    }
+
+    /// How long the reply to a request may take. Default `None`: a disk may take its time.
+    #[must_use]
+    pub const fn with_request_timeout(mut self, limit: Option<Duration>) -> Self {
+        self.request_timeout = limit;
+        self
+    }
+
+    /// How long a connection whose server is quick polls for the next reply before it sleeps, which spares both sides the
+    /// cost of waking it; zero turns it off. It never happens on a single processor, nor on more connections at a time
+    /// than half of the processors. Default 30 microseconds with `nbd-blocking`, and zero on runtimes whose tasks share
+    /// threads.
+    #[must_use]
+    pub const fn with_busy_poll(mut self, limit: Duration) -> Self {
+        self.busy_poll = Some(limit);
+        self
+    }
+
+    /// Whether the stream that is handed to `over` runs inside of TLS, which
+    /// [`ExportDetails::is_tls`](super::ExportDetails::is_tls) then says. Default `false`.
+    #[must_use]
+    pub const fn with_stream_in_tls(mut self, in_tls: bool) -> Self {
+        self.stream_in_tls = in_tls;
+        self
+    }
+
+    /// Bounds on what the server can make a connection hold, and on the requests in flight on it. Default
+    /// [`Limits::DEFAULT`].
+    #[must_use]
+    pub const fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Requests in flight on one connection; those beyond wait on this side. Sets
+    /// [`Limits::max_in_flight`]; zero means 1.
+    #[must_use]
+    pub const fn with_max_in_flight(mut self, requests: u32) -> Self {
+        self.limits.max_in_flight = if requests == 0 { 1 } else { requests };
+        self
+    }
+
+    /// See [`with_contexts`](Self::with_contexts).
+    #[must_use]
+    pub fn contexts(&self) -> &[String] {
+        &self.contexts
+    }
+
+    /// See [`with_connections`](Self::with_connections).
+    #[must_use]
+    pub const fn connections(&self) -> usize {
+        self.connections
+    }
+
+    /// See [`with_connect_timeout`](Self::with_connect_timeout).
+    #[must_use]
+    pub const fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// See [`with_request_timeout`](Self::with_request_timeout).
+    #[must_use]
+    pub const fn request_timeout(&self) -> Option<Duration> {
+        self.request_timeout
+    }
+
+    /// See [`with_limits`](Self::with_limits).
+    #[must_use]
+    pub const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(super) const fn is_stream_in_tls(&self) -> bool {
+        self.stream_in_tls
+    }
+
+    /// How long to poll, on a runtime whose default is `default`.
+    pub(super) fn busy_poll(&self, default: Duration) -> Duration {
+        self.busy_poll.unwrap_or(default)
+    }
+
+    /// The configuration of the protocol's machine: it prepares, and leaves the choice of the export to the engine.
+    pub(super) fn protocol(&self) -> Config {
+        let mut config = Config::default();
+        config.limits = self.limits;
+        config.goal = Goal::Prepare;
+        config.contexts = self.contexts.clone();
+        config.extended_headers = self.extended_headers;
+        config.structured_replies = self.structured_replies;
+        config.oldstyle = self.oldstyle;
+        config.info = INFO.into();
+        config
+    }
+}
+
+/// What is asked about an export, on entering and otherwise.
+pub(super) const INFO: [InfoType; 3] =
+    [InfoType::NAME, InfoType::DESCRIPTION, InfoType::BLOCK_SIZE];

@@ -1,0 +1,173 @@
+//! What a client and the session of one of its connections share.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use atomic_waker::AtomicWaker;
+
+use super::completion::{Completion, Outcome};
+use super::free_list::FreeList;
+use super::request_state::RequestState;
+use super::{DriveMode, Error, LostReason};
+
+/// The client's end of a connection: requests go in, and the session takes them out.
+#[derive(Debug)]
+pub(super) struct ConnectionHandle {
+    pub(super) peer: Arc<str>,
+    mode: DriveMode,
+    queue: Mutex<Queue>,
+    /// The task that drives the connection.
+    pub(super) waker: AtomicWaker,
+    /// Answers to requests that change the export, and how many of them a flush on this connection covers.
+    changes: AtomicU64,
+    flushed: AtomicU64,
+    pub(super) free: FreeList,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<RequestState>,
+    /// Those who wait for the end of the connection.
+    disconnecting: Vec<Arc<Completion>>,
+    disconnect: Disconnect,
+    closed: Option<Closed>,
+}
+
+/// Whether the client wants to disconnect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Disconnect {
+    #[default]
+    No,
+    /// Once all requests are answered.
+    Soft,
+    /// Without waiting for answers: nobody waits for them.
+    Hard,
+}
+
+/// Why a connection takes no more requests.
+#[derive(Clone, Debug)]
+pub(super) enum Closed {
+    Disconnected,
+    Lost(LostReason),
+}
+
+impl Closed {
+    pub(super) fn error(&self, peer: &Arc<str>, sent: bool) -> Error {
+        let peer = Arc::clone(peer);
+        match self {
+            Self::Disconnected => Error::Disconnected { peer },
+            Self::Lost(reason) => Error::Lost { peer, sent, reason: reason.clone() },
+        }
+    }
+}
+
+impl ConnectionHandle {
+    pub(super) fn new(peer: Arc<str>, mode: DriveMode) -> Self {
+        Self {
+            peer,
+            mode,
+            queue: Mutex::default(),
+            waker: AtomicWaker::new(),
+            changes: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
+            free: FreeList::default(),
+        }
+    }
+
+    /// A request that changes the export was answered. Said before its waiter learns it.
+    pub(super) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The changes that a flush covers that is submitted now.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// A flush that was submitted after so many changes has succeeded.
+    pub(super) fn flushed(&self, changes: u64) {
+        self.flushed.fetch_max(changes, Ordering::AcqRel);
+    }
+
+    /// Whether there are changes that no flush on this connection covers.
+    pub(super) fn is_unflushed(&self) -> bool {
+        self.changes() > self.flushed.load(Ordering::Acquire)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a request. If the connection takes none any more, the request fails at once.
+    pub(super) fn submit(&self, mut request: RequestState) {
+        let mut queue = self.queue();
+        let closed = match (&queue.closed, queue.disconnect) {
+            (Some(closed), _) => Some(closed.clone()),
+            (None, Disconnect::No) => None,
+            (None, _) => Some(Closed::Disconnected),
+        };
+        if let Some(closed) = closed {
+            drop(queue);
+            request.fail(|| closed.error(&self.peer, false));
+            return request.finish();
+        }
+        let first = queue.waiting.is_empty();
+        queue.waiting.push(request);
+        drop(queue);
+        // Where callers drive, the next of them to wait takes it along.
+        if first && self.mode == DriveMode::Spawned {
+            self.waker.wake();
+        }
+    }
+
+    /// Whether the connection takes requests.
+    pub(super) fn is_open(&self) -> bool {
+        let queue = self.queue();
+        queue.closed.is_none() && queue.disconnect == Disconnect::No
+    }
+
+    /// Moves what was queued to `backlog`; gives whether the client wants to disconnect.
+    pub(super) fn take(&self, backlog: &mut VecDeque<RequestState>) -> Disconnect {
+        let mut queue = self.queue();
+        backlog.extend(queue.waiting.drain(..));
+        queue.disconnect
+    }
+
+    /// Begins to disconnect; `done` is completed once the connection is over.
+    pub(super) fn disconnect(&self, how: Disconnect, done: Option<Arc<Completion>>) {
+        let mut queue = self.queue();
+        if queue.disconnect == Disconnect::No || how == Disconnect::Hard {
+            queue.disconnect = how;
+        }
+        match done {
+            Some(completion) if queue.closed.is_some() => {
+                drop(queue);
+                completion.complete(Outcome::done());
+            }
+            done => queue.disconnecting.extend(done),
+        }
+        self.waker.wake();
+    }
+
+    /// Takes no more requests. The first reason stays.
+    pub(super) fn close(&self, closed: Closed) {
+        self.queue().closed.get_or_insert(closed);
+    }
+
+    /// The connection is over: takes no more requests, fails those in the queue, and completes disconnects.
+    pub(super) fn over(&self, closed: Closed) {
+        let mut queue = self.queue();
+        let closed = queue.closed.get_or_insert(closed).clone();
+        let waiting = core::mem::take(&mut queue.waiting);
+        let disconnecting = core::mem::take(&mut queue.disconnecting);
+        drop(queue);
+        for mut request in waiting {
+            request.fail(|| closed.error(&self.peer, false));
+            request.finish();
+        }
+        for completion in disconnecting {
+            completion.complete(Outcome::done());
+        }
+    }
+}

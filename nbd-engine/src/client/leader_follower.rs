@@ -1,0 +1,146 @@
+//! Driving a connection without a task of its own: of the threads that wait for their requests, one at a time leads.
+//!
+//! The first waiter that finds no leader becomes the leader: it polls the session with its own waker, so that its thread
+//! is the one that waits for the socket. The others send their requests and wait for their completions. When the leader's
+//! own request is answered, or it gives up, it hands the lead to one of them.
+
+use core::fmt;
+use core::task::{Context, Poll};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use super::completion::{Completion, Outcome};
+use super::connection_handle::ConnectionHandle;
+use super::session::Session;
+
+/// What those who wait for one connection share.
+pub(super) struct LeaderFollower {
+    session: Mutex<Option<Box<Session>>>,
+    waiters: Mutex<Waiters>,
+    handle: Arc<ConnectionHandle>,
+}
+
+#[derive(Debug, Default)]
+struct Waiters {
+    led: bool,
+    followers: VecDeque<Arc<Completion>>,
+}
+
+/// The part that a waiter has in driving the connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Role {
+    #[default]
+    Idle,
+    Follower,
+    Leader,
+}
+
+impl LeaderFollower {
+    pub(super) fn new(session: Session, handle: Arc<ConnectionHandle>) -> Self {
+        Self { session: Mutex::new(Some(Box::new(session))), waiters: Mutex::default(), handle }
+    }
+
+    fn waiters(&self) -> MutexGuard<'_, Waiters> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the outcome of one request, driving the connection if nobody else does.
+    pub(super) fn poll(
+        &self,
+        completion: &Arc<Completion>,
+        role: &mut Role,
+        cx: &mut Context<'_>,
+    ) -> Poll<Outcome> {
+        let done = completion.poll(cx);
+        if done.is_ready() {
+            self.leave(completion, role);
+            return done;
+        }
+        self.drive(completion, role, cx, &|| completion.is_done());
+        let done = completion.poll(cx);
+        if done.is_ready() {
+            self.leave(completion, role);
+        }
+        done
+    }
+
+    /// Drives the connection if nobody else does, in the name of one request. The wakers of all that is waited for are
+    /// registered by now, so that neither an outcome nor a hand-over is missed.
+    pub(super) fn drive(
+        &self,
+        completion: &Arc<Completion>,
+        role: &mut Role,
+        cx: &mut Context<'_>,
+        until: &dyn Fn() -> bool,
+    ) {
+        if *role != Role::Leader && !self.apply(completion, role) {
+            return self.push(cx);
+        }
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(driven) = &mut *session
+            && driven.poll(cx, Some(until)).is_ready()
+        {
+            // Closes the connection.
+            *session = None;
+        }
+    }
+
+    /// Becomes the leader, or a follower if there is one already.
+    fn apply(&self, completion: &Arc<Completion>, role: &mut Role) -> bool {
+        let mut waiters = self.waiters();
+        let known = match *role {
+            Role::Idle => None,
+            _ => waiters.followers.iter().position(|waiter| Arc::ptr_eq(waiter, completion)),
+        };
+        if waiters.led {
+            if known.is_none() {
+                waiters.followers.push_back(Arc::clone(completion));
+            }
+            *role = Role::Follower;
+            return false;
+        }
+        known.map(|index| waiters.followers.remove(index));
+        waiters.led = true;
+        *role = Role::Leader;
+        true
+    }
+
+    /// A waiter waits no more, whatever became of its request. If that leaves no leader, another one is called.
+    pub(super) fn leave(&self, completion: &Arc<Completion>, role: &mut Role) {
+        let former = core::mem::take(role);
+        if former == Role::Idle {
+            return;
+        }
+        let mut waiters = self.waiters();
+        match former {
+            Role::Leader => waiters.led = false,
+            _ => waiters.followers.retain(|waiter| !Arc::ptr_eq(waiter, completion)),
+        }
+        // The one that is called applies again when it is polled. Should it leave instead, it comes by here.
+        let next = if waiters.led { None } else { waiters.followers.pop_front() };
+        drop(waiters);
+        if let Some(next) = next {
+            next.nudge();
+        }
+    }
+
+    /// Sends what is queued, beside a leader that may be asleep.
+    pub(super) fn push(&self, cx: &mut Context<'_>) {
+        let mut session = match self.session.try_lock() {
+            Ok(session) => session,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return self.handle.waker.wake(),
+        };
+        if let Some(driven) = &mut *session
+            && !driven.push(cx)
+        {
+            self.handle.waker.wake();
+        }
+    }
+}
+
+impl fmt::Debug for LeaderFollower {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaderFollower").field("waiters", &self.waiters).finish_non_exhaustive()
+    }
+}

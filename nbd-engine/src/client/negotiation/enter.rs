@@ -1,0 +1,137 @@
+//! From the negotiation to a client.
+
+use std::sync::Arc;
+
+use nbd_proto::client::Event;
+use nbd_proto::wire::InfoType;
+
+use super::super::ready::ReadyConnection;
+use super::super::{Client, Connector, Error, ExportDetails};
+use super::Negotiation;
+
+/// # Entering an export
+///
+/// On success the negotiation is over: its connection is the client's, and every further question fails with
+/// [`Error::Disconnected`]. What the server refuses leaves it as it was.
+impl<C: Connector> Negotiation<C> {
+    /// Enters an export in the best way that the server has: selects the configured metadata contexts, unless others were
+    /// selected by hand for this export, and sends `NBD_OPT_GO`, or `NBD_OPT_EXPORT_NAME` to servers that know no other.
+    /// Where the server allows it, makes as many [connections](super::super::ClientConfig::with_connections) as are
+    /// configured, each in the same way as this one.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the server does not let this client into the export. (On `NBD_OPT_EXPORT_NAME` it can only
+    /// do so by closing the connection.) [`Error::Unsupported`] when further connections find another export.
+    pub async fn enter(&mut self, export: &str) -> Result<Client<C>, Error> {
+        self.bounded("entering the export", async |this| this.enter_export(export).await).await?;
+        let first = self.ready(export)?;
+        let mut further = Vec::new();
+        if let Some(uri) = self.uri.clone().filter(|_| first.details.can_multi_conn()) {
+            // Whatever was negotiated by hand is what all connections need.
+            let config = self
+                .config
+                .clone()
+                .with_contexts(first.details.contexts().iter().map(|context| &**context))
+                .with_structured_replies(first.details.is_structured())
+                .with_extended_headers(first.details.is_extended());
+            for _ in 1..self.config.connections() {
+                let connector = self.connector.clone();
+                let mut other = Self::connect_by(connector, &uri, &config).await?;
+                let what = "entering the export";
+                other.bounded(what, async |this| this.enter_export(export).await).await?;
+                let ready = other.ready(export)?;
+                if !ready.fits(&first) {
+                    let what = "its connections don't lead to the same export";
+                    return Err(Error::Unsupported { address: self.peer.to_string(), what });
+                }
+                further.push(ready);
+            }
+        }
+        Ok(Client::new(first, further, &self.connector, &self.config))
+    }
+
+    /// The same; if that fails, the negotiation is aborted.
+    pub(in super::super) async fn enter_or_abort(
+        mut self,
+        export: &str,
+    ) -> Result<Client<C>, Error> {
+        let entered = self.enter(export).await;
+        if entered.is_err() {
+            let _best_effort = self.abort().await;
+        }
+        entered
+    }
+
+    /// `NBD_OPT_GO` that asks for these items, each at most once. No metadata contexts are selected but those that were
+    /// selected by hand, and there is this connection only.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the server does not let this client into the export, or does not know the option.
+    pub async fn go(&mut self, export: &str, items: &[InfoType]) -> Result<Client<C>, Error> {
+        self.bounded("entering the export", async |this| {
+            this.ask(|connection| connection.go(export, items))?;
+            this.ready_or_refused(export).await
+        })
+        .await?;
+        let first = self.ready(export)?;
+        Ok(Client::new(first, Vec::new(), &self.connector, &self.config))
+    }
+
+    /// `NBD_OPT_EXPORT_NAME`. No metadata contexts are selected but those that were selected by hand, and there is this
+    /// connection only.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the server closes the connection, which is how it refuses an export here: the negotiation
+    /// is over then. [`Error::InvalidOption`] once extended headers are agreed on.
+    pub async fn export_name(&mut self, export: &str) -> Result<Client<C>, Error> {
+        self.bounded("entering the export", async |this| {
+            this.ask(|connection| connection.export_name(export))?;
+            this.ready_or_refused(export).await
+        })
+        .await?;
+        let first = self.ready(export)?;
+        Ok(Client::new(first, Vec::new(), &self.connector, &self.config))
+    }
+
+    async fn enter_export(&mut self, export: &str) -> Result<(), Error> {
+        if self.connection()?.is_transmitting() {
+            return Ok(());
+        }
+        self.ask(|connection| connection.enter(export))?;
+        self.ready_or_refused(export).await
+    }
+
+    async fn ready_or_refused(&mut self, export: &str) -> Result<(), Error> {
+        loop {
+            match self.event().await {
+                Ok(Event::Ready) => return Ok(()),
+                Ok(Event::OptionFailed { code, reply, message }) => {
+                    return Err(self.refused(Some(export), code, reply, message));
+                }
+                Ok(_) => {}
+                Err(Error::Refused { peer, export: None, refusal, text }) => {
+                    let export = Some(export.to_owned());
+                    return Err(Error::Refused { peer, export, refusal, text });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The connection once an export was entered.
+    fn ready(&mut self, export: &str) -> Result<ReadyConnection, Error> {
+        let peer = match &self.uri {
+            None => Arc::clone(&self.peer),
+            Some(uri) => match uri.clone().with_export(export) {
+                Ok(uri) => uri.to_string().into(),
+                Err(_) => Arc::clone(&self.peer),
+            },
+        };
+        let in_tls = self.config.is_stream_in_tls();
+        let gone = || Error::Disconnected { peer: Arc::clone(&self.peer) };
+        let pump = self.pump.take().ok_or_else(gone)?;
+        let view = pump.machine.export().ok_or_else(gone)?;
+        let (details, rules) = (ExportDetails::entered(export, &view, in_tls), view.rules());
+        Ok(ReadyConnection { pump, peer, details, rules })
+    }
+}

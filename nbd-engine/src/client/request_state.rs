@@ -1,0 +1,118 @@
+//! A request under way: as one request on the wire, or as several.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use nbd_proto::{Command, Extent};
+
+use super::buffer::Buffer;
+use super::chunks::Chunks;
+use super::completion::{Completion, Findings, Outcome};
+use super::{ContextExtents, Error};
+
+/// What a program asked for. It may be longer than the longest payload that the server takes, and then takes several
+/// requests on the wire: its parts.
+#[derive(Debug)]
+pub(super) struct RequestState {
+    pub(super) command: Command,
+    /// The data; at least as long as the command.
+    pub(super) buffer: Buffer,
+    /// Where the waiter learns the outcome; `None` once it has timed out.
+    pub(super) completion: Option<Arc<Completion>>,
+    pub(super) deadline: Option<Instant>,
+    pub(super) findings: Findings,
+    /// Bytes of the command whose parts were submitted.
+    pub(super) submitted_up_to: u64,
+    /// All parts are submitted.
+    pub(super) submitted: bool,
+    /// Parts in flight.
+    pub(super) in_flight: u32,
+    /// Whether any byte of any part is known to have been sent.
+    pub(super) sent: bool,
+    /// The connection ended without an answer to a part.
+    pub(super) abandoned: bool,
+    /// The first thing that went wrong.
+    pub(super) failure: Option<Box<Error>>,
+}
+
+impl RequestState {
+    pub(super) const fn new(
+        command: Command,
+        buffer: Buffer,
+        findings: Findings,
+        completion: Arc<Completion>,
+    ) -> Self {
+        Self {
+            command,
+            buffer,
+            completion: Some(completion),
+            deadline: None,
+            findings,
+            submitted_up_to: 0,
+            submitted: false,
+            in_flight: 0,
+            sent: false,
+            abandoned: false,
+            failure: None,
+        }
+    }
+
+    /// Whether nobody waits for it.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.completion.as_ref().is_none_or(|completion| completion.is_abandoned())
+    }
+
+    /// The room for a read's payload; `None` if it is not wanted any more.
+    pub(super) fn room(&mut self, start: u64, length: u64) -> Option<&mut [u8]> {
+        let (start, length) = (usize::try_from(start).ok()?, usize::try_from(length).ok()?);
+        self.buffer.bytes_mut().get_mut(start..start.checked_add(length)?)
+    }
+
+    /// Data to be written.
+    pub(super) fn data(&self, start: u64, length: usize) -> &[u8] {
+        let start = usize::try_from(start).unwrap_or(usize::MAX);
+        let end = start.saturating_add(length);
+        self.buffer.bytes().get(start..end).unwrap_or_default()
+    }
+
+    /// What is kept of each chunk, if chunks are wanted.
+    pub(super) const fn chunks(&mut self) -> Option<&mut Chunks> {
+        match &mut self.findings {
+            Findings::Chunks(chunks) => Some(chunks),
+            _ => None,
+        }
+    }
+
+    pub(super) fn extents(&mut self, context: &Arc<str>, mut extents: Vec<Extent>) {
+        let Findings::Extents(found) = &mut self.findings else { return };
+        match found.iter_mut().find(|known| known.context == *context) {
+            Some(known) => known.extents.append(&mut extents),
+            None => found.push(ContextExtents::new(Arc::clone(context), extents)),
+        }
+    }
+
+    /// Nothing more will be submitted of it.
+    pub(super) fn fail(&mut self, error: impl FnOnce() -> Error) {
+        self.submitted = true;
+        if self.failure.is_none() {
+            self.failure = Some(Box::new(error()));
+        }
+    }
+
+    /// Hands the outcome to the waiter.
+    pub(super) fn finish(mut self) {
+        let Some(completion) = self.completion.take() else { return };
+        let result = self.failure.take().map_or(Ok(()), Err);
+        completion.complete(Outcome { buffer: self.buffer, findings: self.findings, result });
+    }
+
+    /// It takes too long. Parts in flight stay; what they read is dropped. Data that may still have to be sent stays, too.
+    pub(super) fn time_out(&mut self, error: Error) {
+        let Some(completion) = self.completion.take() else { return };
+        let keep = self.in_flight > 0 && self.command.payload_length() > 0;
+        let buffer = if keep { Buffer::None } else { core::mem::take(&mut self.buffer) };
+        self.submitted = true;
+        self.deadline = None;
+        completion.complete(Outcome::failed(buffer, error));
+    }
+}

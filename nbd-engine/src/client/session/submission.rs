@@ -1,0 +1,219 @@
+//! From what a program asks for to requests in flight.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use nbd_proto::client::{Connection, SubmitError};
+use nbd_proto::{CloseReason, RequestId, RequestRules};
+
+use super::super::config::ClientConfig;
+use super::super::connection_handle::{Closed, ConnectionHandle, Disconnect};
+use super::super::details::ExportDetails;
+use super::super::request_state::RequestState;
+use super::super::{Error, LostReason, split};
+
+/// The requests of a connection, and their data.
+pub(super) struct Requests {
+    pub(super) handle: Arc<ConnectionHandle>,
+    rules: RequestRules,
+    /// That of the export, as the client sees it.
+    pub(super) size: Arc<AtomicU64>,
+    /// The selected metadata contexts by their numbers on this connection.
+    pub(super) contexts: Vec<(u32, Arc<str>)>,
+    /// Requests that wait for a free slot in flight.
+    pub(super) backlog: VecDeque<RequestState>,
+    pub(super) states: Vec<Option<RequestState>>,
+    free: Vec<usize>,
+    /// What is in flight, by the index of its id.
+    pub(super) parts: Vec<Option<Part>>,
+    /// The request of which not all parts are submitted.
+    pub(super) splitting: Option<usize>,
+    max_in_flight: usize,
+    pub(super) disconnect: Disconnect,
+    /// A waiter was woken in this turn, and may have more to ask for.
+    pub(super) notified: bool,
+    /// Something was received in this round.
+    pub(super) received: bool,
+    /// The transport takes no more bytes. What it has received is still read.
+    pub(super) output_failed: Option<Arc<io::Error>>,
+    /// How the machine ended, once it did.
+    pub(super) closed: Option<Result<CloseReason, nbd_proto::Error>>,
+}
+
+/// A request on the wire: which part of which request of the program.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub(super) id: RequestId,
+    pub(super) request: usize,
+    /// Where it begins, counted from the whole one.
+    pub(super) start: u64,
+    /// An error chunk has arrived for it.
+    pub(super) has_error: bool,
+}
+
+impl Requests {
+    pub(super) fn new(
+        handle: &Arc<ConnectionHandle>,
+        machine: &Connection,
+        details: &ExportDetails,
+        rules: RequestRules,
+        config: &ClientConfig,
+    ) -> Self {
+        let selected = machine.export().map_or(&[][..], |export| export.contexts);
+        // A connection has the contexts of the first one, under numbers of its own.
+        let named = |name: &str| details.contexts().iter().find(|context| ***context == *name);
+        let contexts = selected
+            .iter()
+            .map(|selected| {
+                let name = named(&selected.name).cloned();
+                (selected.id, name.unwrap_or_else(|| selected.name.as_str().into()))
+            })
+            .collect();
+        Self {
+            handle: Arc::clone(handle),
+            rules,
+            size: Arc::clone(&details.size),
+            contexts,
+            backlog: VecDeque::new(),
+            states: Vec::new(),
+            free: Vec::new(),
+            parts: Vec::new(),
+            splitting: None,
+            max_in_flight: config.limits().max_in_flight.max(1) as usize,
+            disconnect: Disconnect::No,
+            notified: false,
+            received: false,
+            output_failed: None,
+            closed: None,
+        }
+    }
+
+    /// Takes over what was queued, and submits as much of it as may be in flight.
+    pub(super) fn take(&mut self, machine: &mut Connection) {
+        self.disconnect = self.handle.take(&mut self.backlog);
+        if self.disconnect == Disconnect::Soft && self.nobody_waits() {
+            self.disconnect = Disconnect::Hard;
+        }
+        while machine.requests_in_flight() < self.max_in_flight {
+            let index = match self.splitting {
+                Some(index) => index,
+                None => match self.backlog.pop_front() {
+                    // Nobody would miss it.
+                    Some(request) if request.is_abandoned() => continue,
+                    Some(request) => self.admit(request),
+                    None => break,
+                },
+            };
+            self.submit_next_part(machine, index);
+        }
+        let all_submitted = self.backlog.is_empty() && self.splitting.is_none();
+        if self.disconnect != Disconnect::No && all_submitted {
+            machine.disconnect();
+        }
+        if self.disconnect == Disconnect::Hard {
+            machine.disconnect_now();
+        }
+    }
+
+    /// All that is in flight has timed out. (What was only abandoned is waited for, as long as it may take.)
+    fn nobody_waits(&self) -> bool {
+        let timed_out = |request: &RequestState| request.completion.is_none();
+        self.backlog.is_empty() && self.states.iter().flatten().all(timed_out)
+    }
+
+    fn admit(&mut self, request: RequestState) -> usize {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.states.push(None);
+            self.states.len() - 1
+        });
+        self.states[index] = Some(request);
+        self.splitting = Some(index);
+        index
+    }
+
+    fn submit_next_part(&mut self, machine: &mut Connection, index: usize) {
+        let Some(request) = &mut self.states[index] else {
+            self.splitting = None;
+            return;
+        };
+        if !request.submitted {
+            let start = request.submitted_up_to;
+            let (command, last) = split::next_part(&self.rules, &request.command, start);
+            match machine.submit(command) {
+                Ok(id) => {
+                    request.submitted_up_to += command.length();
+                    request.in_flight += 1;
+                    request.submitted = last;
+                    let slot = id.index();
+                    if slot >= self.parts.len() {
+                        self.parts.resize(slot + 1, None);
+                    }
+                    self.parts[slot] = Some(Part { id, request: index, start, has_error: false });
+                }
+                Err(error) => request.fail(|| refused(&self.handle, error)),
+            }
+        }
+        if request.submitted {
+            self.splitting = None;
+            self.finish_if_done(index);
+        }
+    }
+
+    /// Hands over the outcome of a request whose last part was answered.
+    pub(super) fn finish_if_done(&mut self, index: usize) {
+        let done = |request: &mut RequestState| {
+            request.submitted && request.in_flight == 0 && !request.abandoned
+        };
+        if let Some(request) = self.states[index].take_if(done) {
+            self.free.push(index);
+            self.notified = true;
+            request.finish();
+        }
+    }
+
+    /// The server takes no more requests: what is in flight goes on, and all others fail.
+    #[cold]
+    pub(super) fn shut_down(&mut self, machine: &mut Connection) {
+        let closed = Closed::Lost(LostReason::ShuttingDown);
+        self.handle.close(closed.clone());
+        // Requests that were made before that, too, by a waiter that was woken a moment ago.
+        self.disconnect = self.handle.take(&mut self.backlog);
+        for mut request in self.backlog.drain(..) {
+            request.fail(|| closed.error(&self.handle.peer, false));
+            request.finish();
+        }
+        if let Some(index) = self.splitting.take()
+            && let Some(request) = &mut self.states[index]
+        {
+            let sent = request.submitted_up_to > 0;
+            request.fail(|| closed.error(&self.handle.peer, sent));
+            self.finish_if_done(index);
+        }
+        machine.disconnect();
+    }
+
+    /// The connection is over: fails all that is not answered.
+    pub(super) fn fail_all(&mut self, closed: &Closed) {
+        let in_flight = self.states.iter_mut().filter_map(Option::take);
+        for mut request in in_flight.chain(self.backlog.drain(..)) {
+            let sent = request.sent;
+            request.fail(|| closed.error(&self.handle.peer, sent));
+            request.finish();
+        }
+    }
+}
+
+/// Why the core did not take a part of a request that had been found valid.
+fn refused(handle: &ConnectionHandle, error: SubmitError) -> Error {
+    let peer = Arc::clone(&handle.peer);
+    match error {
+        SubmitError::Invalid(invalid) => Error::Invalid(invalid),
+        SubmitError::Disconnecting | SubmitError::NotTransmitting => Error::Disconnected { peer },
+        SubmitError::ServerShuttingDown => {
+            Error::Lost { peer, sent: false, reason: LostReason::ShuttingDown }
+        }
+        error => Error::NotSubmitted(error),
+    }
+}

@@ -1,0 +1,169 @@
+//! Exports that may block.
+
+use super::{
+    BlockSize, Body, Caches, ClientInfo, CloseReason, Contexts, Extents, Flushes, Resizes, Result,
+    Trims, Writes, WritesZeroes,
+};
+
+/// A disk that may block while it works: a file, a block device, memory, or anything of your own.
+/// [`AsyncExport`](super::AsyncExport) is its counterpart for work that is a future.
+///
+/// All methods take `&self` and may be called from many threads at once, for one connection or for several. Offsets and
+/// lengths are in bytes, and the core has checked them: they lie inside of the export, are aligned to its minimum block
+/// size and not zero, and nothing writes to an export that can't be written. An export whose size can shrink has to
+/// check the range again, since requests may come at the same time.
+///
+/// Only the size and reading are required. Each other ability is a small trait of its own: implement it, return
+/// `Some(self)` from the method that is named after it, and clients are offered it. So what is advertised and what is
+/// implemented can't disagree.
+///
+/// A method that fails gives an [`ExportError`](super::ExportError), whose code and text reach the client. One that
+/// panics fails its request with `EIO`; the connection and the server go on, so that the export should be as sound
+/// after a panic as after an error. When a connection ends while one of its requests is carried out, the method runs to
+/// its end.
+///
+/// ```
+/// use nbd_engine::export::{Export, Flushes, Result, Writes};
+/// use std::sync::RwLock;
+///
+/// struct Disk(RwLock<Vec<u8>>);
+///
+/// impl Export for Disk {
+///     fn size(&self) -> u64 {
+///         self.0.read().unwrap().len() as u64
+///     }
+///     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+///         let offset = offset as usize;
+///         buffer.copy_from_slice(&self.0.read().unwrap()[offset..offset + buffer.len()]);
+///         Ok(())
+///     }
+///     fn never_blocks(&self) -> bool {
+///         true
+///     }
+///     fn writes(&self) -> Option<&dyn Writes> {
+///         Some(self)
+///     }
+/// }
+///
+/// impl Writes for Disk {
+///     fn write(&self, data: &[u8], offset: u64, _fua: bool) -> Result<()> {
+///         let offset = offset as usize;
+///         self.0.write().unwrap()[offset..offset + data.len()].copy_from_slice(data);
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait Export: Send + Sync + 'static {
+    /// The size in bytes, at most 2^63 - 1. It may change, by [`Resizes`] or otherwise; every connection asks for it
+    /// before it looks at new requests, so this must be quick. A request may have been checked against an earlier size.
+    fn size(&self) -> u64;
+
+    /// Called before the size is told to a client that enters the export or asks about it: the moment to look whether
+    /// the medium has another size by now. It is called on the connection's own thread or task, so that it must not
+    /// block. The default does nothing, which is right for exports that know their size at any time.
+    fn refresh(&self) {}
+
+    /// Fills `buffer` with the bytes at `offset`. What stands in it before is arbitrary.
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Whether every method returns at once, so that the connection's own thread or task can call it. When `false`,
+    /// the default, calls are made on worker threads, and a slow one holds up no other request.
+    fn never_blocks(&self) -> bool {
+        false
+    }
+
+    /// Reads `length` bytes into a reply body: the same as [`read`](Self::read), for exports that have holes or bytes
+    /// to share, or that heed the read's [flags](Body::flags). A body of another length fails the request with `EIO`.
+    fn read_body(&self, body: &mut Body, length: usize, offset: u64) -> Result<()> {
+        self.read(body.fill(length)?, offset)
+    }
+
+    /// Reads if that can be done at once; `None` if it might block, with nothing done. It is called on the
+    /// connection's own thread or task before a worker is asked.
+    fn try_read(&self, body: &mut Body, length: usize, offset: u64) -> Option<Result<()>> {
+        self.never_blocks().then(|| self.read_body(body, length, offset))
+    }
+
+    /// Size constraints. The default is no constraint: bytes, 4 KiB preferred, 32 MiB of payload.
+    fn block_size(&self) -> BlockSize {
+        BlockSize::DEFAULT
+    }
+
+    /// Whether clients that don't ask for the size constraints are refused.
+    fn block_size_required(&self) -> bool {
+        false
+    }
+
+    /// A text for people who list the exports. Clients get no description without one.
+    fn description(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether the medium rotates, so that clients order their requests for it.
+    fn rotational(&self) -> bool {
+        false
+    }
+
+    /// Whether a flush on one connection covers what all of them wrote, and each sees at once what another wrote. True
+    /// by default, since all connections share this one object; an export that keeps a cache a connection says no.
+    fn multi_conn(&self) -> bool {
+        true
+    }
+
+    /// A client enters the export: its first request comes after this. Clients that only ask about the export, as some
+    /// do before they enter, are not reported. Called on the connection's own thread or task, so it must not block; a
+    /// panic is ignored.
+    ///
+    /// An export that keeps a state for each client may keep it by [`ClientInfo::connection`], or be made anew for each
+    /// client by [`Exports::find`](super::Exports::find).
+    fn client_entered(&self, client: &ClientInfo) {
+        let _ = client;
+    }
+
+    /// A client that entered has left. Called exactly once for each [`client_entered`](Self::client_entered), however
+    /// the connection ends, after the last of its requests has ended: on the connection's own thread or task, or on the
+    /// worker thread that carried out that request, so it must not block. A panic is ignored.
+    fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
+        let _ = (client, reason);
+    }
+
+    /// The ability to write; an export without it is read-only.
+    fn writes(&self) -> Option<&dyn Writes> {
+        None
+    }
+
+    /// The ability to make written data durable.
+    fn flushes(&self) -> Option<&dyn Flushes> {
+        None
+    }
+
+    /// The ability to drop data.
+    fn trims(&self) -> Option<&dyn Trims> {
+        None
+    }
+
+    /// The ability to write zeroes without sending them.
+    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+        None
+    }
+
+    /// The ability to prepare for reads.
+    fn caches(&self) -> Option<&dyn Caches> {
+        None
+    }
+
+    /// The ability to report holes, for `base:allocation`.
+    fn extents(&self) -> Option<&dyn Extents> {
+        None
+    }
+
+    /// The ability to report the status of blocks in metadata contexts of its own.
+    fn contexts(&self) -> Option<&dyn Contexts> {
+        None
+    }
+
+    /// The ability to change the size. Clients are offered it as far as the server's settings allow.
+    fn resizes(&self) -> Option<&dyn Resizes> {
+        None
+    }
+}
