@@ -50,15 +50,24 @@ pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
                 "two exports are called '{name}': give each its own name, such as first={backend}"
             )));
         }
-        let (handle, tracker) = Backend::parse(backend)?.open(backend, arguments)?;
+        let (handle, tracker) =
+            Backend::parse(backend)?.open(&backend.to_string_lossy(), arguments)?;
         trackers.extend(tracker);
         let invalid = |error: InvalidName| Failure::usage(error.to_string());
         let mut entry = ExportEntry::new(name.as_str(), handle).map_err(invalid)?;
         if let Some(description) = &arguments.description {
             entry = entry.with_description(description.as_str()).map_err(invalid)?;
         }
+        #[cfg(feature = "tls")]
+        if arguments.tls.tls_only.contains(&name) {
+            entry = entry.with_tls_required();
+        }
         exports = exports.with_entry(entry);
         names.push(name);
+    }
+    #[cfg(feature = "tls")]
+    if let Some(name) = arguments.tls.tls_only.iter().find(|name| !names.contains(name)) {
+        return Err(Failure::usage(format!("--tls-only {name} names no export that is served")));
     }
     Ok(Opened { exports, names, trackers })
 }

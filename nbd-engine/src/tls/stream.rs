@@ -6,7 +6,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
-use super::records::{Ciphertext, MAX_OVERHEAD, MAX_PLAINTEXT, Records};
+use super::records::{Ciphertext, MAX_PLAINTEXT, Records};
 use crate::export::TlsIdentity;
 use crate::transport::Transport;
 
@@ -392,7 +392,3 @@ impl<T: Transport> Transport for TlsStream<T> {
         self.transport.is_peer_gone()
     }
 }
-
-/// Bytes that a connection's TLS buffers hold at most.
-pub(crate) const MAX_MEMORY: usize =
-    INCOMING + INCOMING + MAX_PLAINTEXT + 2 * AHEAD + (AHEAD / MAX_PLAINTEXT) * 2 * MAX_OVERHEAD;
