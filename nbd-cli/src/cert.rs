@@ -11,6 +11,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::exit::Failure;
 use crate::output;
@@ -122,6 +123,13 @@ fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {
     Failure::failed(format!("cannot {what} {}: {error}", path.display()))
 }
 
+fn random_number() -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    // So few bytes are never cut short.
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(u32::from_ne_bytes(bytes))
+}
+
 /// Where the files go.
 struct Folder<'a> {
     path: &'a Path,
@@ -156,7 +164,10 @@ impl Folder<'_> {
     fn make_authority(&self, days: u32) -> Result<Issuer<'static, KeyPair>, Failure> {
         let key = KeyPair::generate().map_err(not_made)?;
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "nbd certificate authority");
+        // A name of its own, so that one authority isn't mistaken for another.
+        let number = random_number().map_err(|error| cannot("name", self.path, &error))?;
+        let name = format!("nbd certificate authority {number:08x}");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         set_validity(&mut params, days);

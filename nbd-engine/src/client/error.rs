@@ -256,7 +256,9 @@ fn refusal_remedy(refusal: &Refusal) -> &'static str {
     let Refusal::Option { code, reply } = refusal else { return "" };
     match (*reply, *code) {
         (OptionReplyType::ERR_UNKNOWN, _) => "; list the exports to see which there are",
-        (OptionReplyType::ERR_TLS_REQD, _) => "; the server demands TLS: use nbds:// or nbds+unix://",
+        (OptionReplyType::ERR_TLS_REQD, _) => {
+            "; the server demands TLS: use nbds:// or nbds+unix://"
+        }
         (OptionReplyType::ERR_POLICY, _) => "; the server's policy does not allow it",
         (OptionReplyType::ERR_SHUTDOWN, _) => "; try again later",
         (OptionReplyType::ERR_UNSUP, OptionCode::LIST) => {

@@ -339,20 +339,21 @@ impl<C> Negotiation<C> {
         let peer = Arc::clone(&self.peer);
         let host = self.uri.as_ref().and_then(super::tls::host);
         let setup = |error| Error::TlsSetup(Arc::new(error));
-        let tls = match self.config.tls() {
-            Some((_, tls)) => tls.clone(),
-            // Asked for by hand: what the system trusts.
-            None => TlsClient::builder().build().map_err(setup)?,
-        };
+        let tls = self.config.tls().map(|(_, tls)| tls.clone());
         let pump = self.pump()?;
-        let stream = pump.transport.tls(|transport| tls.connect(transport, host.as_deref()));
-        let stream = stream.map_err(setup)?;
+        let begin = |transport| {
+            // Where TLS was asked for by hand and nothing said of whom to trust: what the system trusts.
+            let tls = tls.map_or_else(|| TlsClient::builder().build(), Ok)?;
+            tls.connect(transport, host.as_deref())
+        };
+        let stream = pump.transport.tls(begin).map_err(setup)?;
         match stream.poll_handshake(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) => {
                 Poll::Ready(Err(Error::Tls { peer, source: Arc::new(error) }))
             }
             Poll::Ready(Ok(())) => {
+                tracing::debug!(%peer, suite = stream.description(), "TLS begins");
                 let established = pump.machine.tls_established();
                 Poll::Ready(established.map_err(|misuse| self.broken(misuse.into())))
             }

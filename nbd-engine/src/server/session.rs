@@ -223,7 +223,7 @@ fn begin_tls<T: Transport>(
     if !tls.allows(&identity) {
         return Err(ConnectionError::NotAllowed(identity.names));
     }
-    tracing::debug!(names = ?identity.names, "TLS begins");
+    tracing::debug!(suite = stream.description(), names = ?identity.names, "TLS begins");
     requests.negotiation.identified(identity);
     pump.machine.tls_established()?;
     Ok(true)

@@ -328,4 +328,10 @@ impl Records for PskRecords {
         (!self.handshaking)
             .then(|| TlsIdentity { names: vec![user.clone()], certificates: Vec::new() })
     }
+
+    fn description(&self) -> String {
+        let ssl = self.stream.ssl();
+        let cipher = ssl.current_cipher().map_or("", |cipher| cipher.name());
+        format!("{} {cipher}", ssl.version_str())
+    }
 }

@@ -40,6 +40,9 @@ pub(crate) trait Records: Send {
 
     /// Who the peer is, if it showed that.
     fn peer_identity(&self) -> Option<TlsIdentity>;
+
+    /// The version and the cipher suite, for the log.
+    fn description(&self) -> String;
 }
 
 /// The longest plaintext of a record (RFC 8446, section 5.1).

@@ -84,9 +84,10 @@ fn act<Data>(
 
 fn invalid(error: rustls::Error) -> io::Error {
     let remedy = match &error {
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            "; name the file with the certificate of the authority that issued it"
-        }
+        // The latter for another authority of the same name.
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => "; name the file with the certificate of the authority that issued it",
         rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => "; reach the peer by a name that its certificate has, or say which name to expect",
@@ -200,6 +201,18 @@ macro_rules! records {
 
             fn peer_identity(&self) -> Option<TlsIdentity> {
                 self.connection.peer_certificates().map(identity)
+            }
+
+            fn description(&self) -> String {
+                let suite = self.connection.negotiated_cipher_suite();
+                match (self.connection.protocol_version(), suite) {
+                    (Some(version), Some(suite)) => {
+                        let version = version.as_str().unwrap_or_default().replace('_', ".");
+                        let suite = suite.suite();
+                        format!("{version} {}", suite.as_str().unwrap_or_default())
+                    }
+                    _ => String::new(),
+                }
             }
         }
     };

@@ -156,6 +156,11 @@ impl<T: Transport> TlsStream<T> {
         self.records.peer_identity()
     }
 
+    /// The version and the cipher suite, once the handshake has finished.
+    pub(crate) fn description(&self) -> String {
+        self.records.description()
+    }
+
     /// Gives memory back that an idle connection does not need.
     pub(crate) fn shrink(&mut self) {
         self.outgoing.shrink();
