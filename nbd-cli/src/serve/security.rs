@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use nbd_engine::server::ServerConfig;
 #[cfg(feature = "tls")]
-use nbd_engine::tls::{TlsMode, TlsServer};
+use nbd_engine::tls::{ServerTlsMode, TlsServer};
 
 use super::Arguments;
 use super::places::Places;
@@ -15,7 +15,7 @@ use crate::stderr;
 #[derive(Debug, Default)]
 pub(super) struct Security {
     #[cfg(feature = "tls")]
-    tls: Option<(TlsMode, TlsServer)>,
+    tls: Option<(ServerTlsMode, TlsServer)>,
 }
 
 impl Security {
@@ -45,7 +45,7 @@ impl Security {
     /// Whether all clients encrypt.
     pub(super) fn is_required(&self) -> bool {
         #[cfg(feature = "tls")]
-        let required = matches!(self.tls, Some((TlsMode::Required, _)));
+        let required = matches!(self.tls, Some((ServerTlsMode::Required, _)));
         #[cfg(not(feature = "tls"))]
         let required = false;
         required

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use nbd_engine::tls::{ClientCertificates, TlsMode, TlsServer, default_server_directory};
+use nbd_engine::tls::{ClientCertificates, ServerTlsMode, TlsServer, default_server_directory};
 
 use crate::exit::Failure;
 
@@ -50,13 +50,13 @@ enum Mode {
 
 impl TlsArguments {
     /// Reads the certificate or the keys, so that what is wrong with them is known before the first client comes.
-    pub(super) fn open(&self) -> Result<Option<(TlsMode, TlsServer)>, Failure> {
+    pub(super) fn open(&self) -> Result<Option<(ServerTlsMode, TlsServer)>, Failure> {
         let given = self.tls_certificates.is_some() || self.tls_psk.is_some();
         let mode = match self.tls {
             Some(Mode::Off) => None,
             None if !given => None,
-            Some(Mode::On) => Some(TlsMode::Available),
-            Some(Mode::Require) | None => Some(TlsMode::Required),
+            Some(Mode::On) => Some(ServerTlsMode::Available),
+            Some(Mode::Require) | None => Some(ServerTlsMode::Required),
         };
         let Some(mode) = mode else {
             let depends =

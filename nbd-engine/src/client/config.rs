@@ -3,13 +3,11 @@
 use core::time::Duration;
 
 use nbd_proto::Limits;
-#[cfg(feature = "tls")]
-use nbd_proto::client::TlsMode;
 use nbd_proto::client::{Config, Goal};
 use nbd_proto::wire::InfoType;
 
 #[cfg(feature = "tls")]
-use crate::tls::TlsClient;
+use crate::tls::{ClientTlsMode, TlsClient};
 
 /// What a client asks for, its deadlines and its bounds: for those who connect.
 ///
@@ -35,7 +33,7 @@ pub struct ClientConfig {
     busy_poll: Option<Duration>,
     stream_in_tls: bool,
     #[cfg(feature = "tls")]
-    tls: Option<(TlsMode, TlsClient)>,
+    tls: Option<(ClientTlsMode, TlsClient)>,
     limits: Limits,
 }
 
@@ -139,16 +137,16 @@ impl ClientConfig {
 
     /// Whether to upgrade to TLS, and whom to trust then. Default: for `nbds://` and `nbds+unix://` as their parameters say,
     /// with the usual folders and the system's authorities for what they leave open; no TLS otherwise. Those URIs always
-    /// mean [`TlsMode::Required`], whatever is said here.
+    /// mean [`ClientTlsMode::Required`], whatever is said here.
     #[cfg(feature = "tls")]
     #[must_use]
-    pub fn with_tls(mut self, mode: TlsMode, tls: TlsClient) -> Self {
+    pub fn with_tls(mut self, mode: ClientTlsMode, tls: TlsClient) -> Self {
         self.tls = Some((mode, tls));
         self
     }
 
     #[cfg(feature = "tls")]
-    pub(super) const fn tls(&self) -> Option<&(TlsMode, TlsClient)> {
+    pub(super) const fn tls(&self) -> Option<&(ClientTlsMode, TlsClient)> {
         self.tls.as_ref()
     }
 

@@ -5,11 +5,10 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nbd_proto::client::TlsMode;
 use nbd_proto::{Address, TlsParameters, TlsType, Uri};
 
 use super::{ClientConfig, Error};
-use crate::tls::{TlsClient, TlsError, default_client_directory};
+use crate::tls::{ClientTlsMode, TlsClient, TlsError, default_client_directory};
 
 /// What a client of this URI does about TLS: `nbds://` insists on it, whatever the configuration and the server say.
 ///
@@ -23,7 +22,7 @@ pub(super) fn configure(uri: &Uri, config: &ClientConfig) -> Result<ClientConfig
         Some((_, tls)) => tls.clone(),
         None => of_uri(uri).map_err(|error| Error::TlsSetup(Arc::new(error)))?,
     };
-    Ok(config.clone().with_tls(TlsMode::Required, tls))
+    Ok(config.clone().with_tls(ClientTlsMode::Required, tls))
 }
 
 fn path(bytes: &[u8]) -> PathBuf {

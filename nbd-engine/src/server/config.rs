@@ -8,7 +8,7 @@ use nbd_proto::server::Config;
 use super::budget::BufferBudget;
 use crate::memory_limit;
 #[cfg(feature = "tls")]
-use crate::tls::{TlsMode, TlsServer};
+use crate::tls::{ServerTlsMode, TlsServer};
 
 /// What a server offers, its bounds and its deadlines: for those who start one.
 ///
@@ -115,11 +115,11 @@ impl ServerConfig {
     }
 
     /// Whether clients can, or must, upgrade to TLS before they see an export, and by which certificate. Default: there is
-    /// no TLS. With [`TlsMode::Available`] exports that [require it](crate::export::ExportEntry::with_tls_required) are
+    /// no TLS. With [`ServerTlsMode::Available`] exports that [require it](crate::export::ExportEntry::with_tls_required) are
     /// refused in the clear and everything else is to be had by anyone. Oldstyle clients have no TLS.
     #[cfg(feature = "tls")]
     #[must_use]
-    pub fn with_tls(mut self, mode: TlsMode, tls: TlsServer) -> Self {
+    pub fn with_tls(mut self, mode: ServerTlsMode, tls: TlsServer) -> Self {
         self.protocol.tls = mode;
         self.tls = Some(tls);
         self

@@ -32,7 +32,8 @@ pub(crate) use stream::TlsStream;
 pub use client::{TlsClient, TlsClientBuilder};
 pub use directory::{default_client_directory, default_server_directory};
 pub use error::TlsError;
-pub use nbd_proto::server::TlsMode;
+pub use nbd_proto::client::TlsMode as ClientTlsMode;
+pub use nbd_proto::server::TlsMode as ServerTlsMode;
 pub use server::{ClientCertificates, TlsServer};
 
 /// The version of rustls whose types [`TlsServer::from_rustls`] and [`TlsClient::from_rustls`] take.
