@@ -12,7 +12,7 @@ mod words;
 use std::path::Path;
 use std::time::Duration;
 
-use nbd_blocking::client::{ClientConfig, Error, OptionReplyType, Refusal, Uri};
+use nbd_blocking::client::{ClientConfig, Error, OptionCode, OptionReplyType, Refusal, Uri};
 use nbd_blocking::{Client, Negotiation};
 
 use crate::exit::Failure;
@@ -185,11 +185,11 @@ impl Target {
 
     /// What there is to say if the server does not have the export.
     fn missing(&self, error: &Error) -> Option<String> {
-        let Error::Refused { export, refusal: Refusal::Option { reply, .. }, text, .. } = error
+        let Error::Refused { export, refusal: Refusal::Option { code, reply }, text, .. } = error
         else {
             return None;
         };
-        if *reply != OptionReplyType::ERR_UNKNOWN {
+        if *reply != OptionReplyType::ERR_UNKNOWN || *code == OptionCode::STARTTLS {
             return None;
         }
         let what = match export.as_deref() {

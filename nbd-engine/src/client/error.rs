@@ -255,6 +255,9 @@ fn connect_remedy(kind: io::ErrorKind, address: &str) -> &'static str {
 fn refusal_remedy(refusal: &Refusal) -> &'static str {
     let Refusal::Option { code, reply } = refusal else { return "" };
     match (*reply, *code) {
+        (_, OptionCode::STARTTLS) => {
+            "; this client requires TLS: use a server that has it, and check that nobody is in between"
+        }
         (OptionReplyType::ERR_UNKNOWN, _) => "; list the exports to see which there are",
         (OptionReplyType::ERR_TLS_REQD, _) => {
             "; the server demands TLS: use nbds:// or nbds+unix://"

@@ -157,6 +157,22 @@ impl Wire {
         self.tls.as_deref_mut()
     }
 
+    /// Says that no more will be sent (`close_notify`), and leaves the transport open.
+    #[track_caller]
+    pub fn end_tls(&mut self) {
+        let tls = self.tls.as_mut().expect("TLS has started");
+        tls.send_close_notify();
+        tls.complete_io(&mut self.stream).expect("the connection is open");
+    }
+
+    /// The peer must end the connection by an alert.
+    #[track_caller]
+    pub fn expect_tls_failure(&mut self) {
+        let error = self.read(&mut [0]).expect_err("the peer goes on");
+        let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+        assert!(matches!(cause, Some(rustls::Error::AlertReceived(_))), "{error}");
+    }
+
     /// Sends bytes past TLS.
     ///
     /// # Errors
