@@ -125,7 +125,7 @@ impl TlsClientBuilder {
                 identity = Some((certificate, key));
             }
         }
-        let provider = provider()?;
+        let provider = provider();
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| TlsError::Setup(error.to_string()))?;

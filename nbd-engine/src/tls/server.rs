@@ -97,7 +97,7 @@ struct Files {
 
 impl Files {
     fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let provider = provider()?;
+        let provider = provider();
         let certified = identity(&provider, &self.certificate, &self.key)?;
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
