@@ -66,7 +66,7 @@ pub(crate) use connector;
 
 pub(crate) async fn connect_tcp(address: SocketAddr) -> io::Result<AnyTransport> {
     let stream = Async::<TcpStream>::connect(address).await?;
-    stream.get_ref().set_nodelay(true)?;
+    nbd_engine::net::tune_tcp(&stream)?;
     Ok(Box::new(Socket(stream)))
 }
 

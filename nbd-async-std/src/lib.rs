@@ -1,16 +1,16 @@
-//! NBD on async-std and on smol.
+//! NBD on smol and on async-std.
 //!
-//! async-std is no longer developed: its own maintainers send people to smol. This crate has both, under the same names:
-//! [`Server`] and [`Client`] with the feature `async-std` (on by default), `smol::Server` and `smol::Client` with the
-//! feature `smol`. The features only add; both can be on at once.
+//! async-std is discontinued: its own maintainers send people to smol. This crate has both, under the same names:
+//! `smol::Server` and `smol::Client` with the feature `smol` (on by default), `Server` and `Client` in the crate's root
+//! with the feature `async-std`, for programs that still run on it. The features only add; both can be on at once.
 //!
-#![cfg_attr(feature = "async-std", doc = "```")]
-#![cfg_attr(not(feature = "async-std"), doc = "```ignore")]
-//! use nbd_async_std::Server;
+#![cfg_attr(feature = "smol", doc = "```")]
+#![cfg_attr(not(feature = "smol"), doc = "```ignore")]
+//! use nbd_async_std::smol::Server;
 //! use nbd_async_std::export::{ExportMap, Memory};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! async_std::task::block_on(async {
+//! smol::block_on(async {
 //!     let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
 //!     let listening = server.listen_tcp("127.0.0.1:0").await?;
 //!     println!("nbd://{}/", listening.local_addr());
@@ -23,10 +23,10 @@
 //!
 //! A client reads and writes any server:
 //!
-#![cfg_attr(feature = "async-std", doc = "```no_run")]
-#![cfg_attr(not(feature = "async-std"), doc = "```ignore")]
+#![cfg_attr(feature = "smol", doc = "```no_run")]
+#![cfg_attr(not(feature = "smol"), doc = "```ignore")]
 //! # async fn example() -> Result<(), nbd_async_std::client::Error> {
-//! let client = nbd_async_std::Client::connect("nbd://localhost/disk").await?;
+//! let client = nbd_async_std::smol::Client::connect("nbd://localhost/disk").await?;
 //! client.write_all_at(b"hello", 4096).await?;
 //! client.disconnect().await;
 //! # Ok(())
@@ -60,6 +60,6 @@ pub use nbd_engine::tls;
 #[cfg(any(feature = "async-std", feature = "smol"))]
 pub use server::Listening;
 
-#[cfg(all(doctest, feature = "async-std"))]
+#[cfg(all(doctest, feature = "smol"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

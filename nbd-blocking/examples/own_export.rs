@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
-use nbd_blocking::export::{Export, ExportMap, Flushes, Fua, Result, Writes};
+use nbd_blocking::export::{CanFlush, CanWrite, Export, ExportMap, Fua, Result};
 use nbd_blocking::{LocalAddr, Server};
 
 struct Disk {
@@ -41,16 +41,16 @@ impl Export for Disk {
     }
 
     // The abilities that are returned are advertised to clients, and no others.
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn Flushes> {
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
         Some(self)
     }
 }
 
-impl Writes for Disk {
+impl CanWrite for Disk {
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
         let range = offset as usize..offset as usize + data.len();
         // Locked first, so that both see writes in the same order.
@@ -69,7 +69,7 @@ impl Writes for Disk {
     }
 }
 
-impl Flushes for Disk {
+impl CanFlush for Disk {
     /// Makes durable whatever was answered before, whichever connection it came by.
     fn flush(&self) -> Result<()> {
         self.medium.lock().unwrap().copy_from_slice(&self.cache.read().unwrap());

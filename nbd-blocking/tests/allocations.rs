@@ -1,14 +1,11 @@
 //! What a request costs in allocations: nothing.
 
-#[path = "../../nbd-engine/tests/counting/mod.rs"]
-mod counting;
-
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicUsize;
 
-use counting::{Counting, count_this_thread};
 use nbd_blocking::export::ExportMap;
 use nbd_blocking::{Server, ServerConfig};
+use nbd_support::counting::{Counting, count_this_thread};
 use nbd_testkit::raw::Wire;
 
 #[global_allocator]
@@ -24,4 +21,4 @@ fn connect(exports: ExportMap, config: ServerConfig, counter: &'static AtomicUsi
     Wire::from_unix(theirs)
 }
 
-counting::allocation_suite!(connect);
+nbd_support::allocation_suite!(connect);

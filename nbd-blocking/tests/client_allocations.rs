@@ -1,30 +1,26 @@
 //! What a request costs the client in allocations when the caller brings the buffer: nothing.
 
-#[path = "../../nbd-engine/tests/counting/mod.rs"]
-#[allow(dead_code, unused_imports, unused_macros, reason = "the rest is for servers")]
-mod counting;
-
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use counting::{Counting, count_this_thread};
-use nbd_blocking::client::{Flags, Options, Pending};
+use nbd_blocking::client::{ClientConfig, Flags, Pending};
 use nbd_blocking::export::{ExportMap, Memory};
 use nbd_blocking::{Client, Server};
+use nbd_support::counting::{Counting, count_this_thread};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
 /// Runs `round` until everything has its size, then again, and gives how often the latter allocated.
-fn allocations(options: &Options, mut round: impl FnMut(&Client)) -> usize {
+fn allocations(config: &ClientConfig, mut round: impl FnMut(&Client)) -> usize {
     static COUNTER: AtomicUsize = AtomicUsize::new(0);
     let (ours, theirs) = UnixStream::pair().unwrap();
     let server = Server::new(ExportMap::new().with("", Memory::new(64 << 20).unwrap()).unwrap());
     thread::spawn(move || server.serve_unix(ours));
-    let client = Client::over_unix(theirs, options).unwrap();
+    let client = Client::over_unix(theirs, "", config).unwrap();
     count_this_thread(&COUNTER);
     for _ in 0..20 {
         round(&client);
@@ -40,17 +36,17 @@ fn allocations(options: &Options, mut round: impl FnMut(&Client)) -> usize {
 #[test]
 fn requests_allocate_nothing() {
     // One test, since the counter is the process's.
-    let mut timed = Options::default();
-    timed.request_timeout = Some(Duration::from_secs(3600));
-    for options in [Options::default(), timed] {
+    let timed = ClientConfig::new().with_request_timeout(Some(Duration::from_secs(3600)));
+    for config in [ClientConfig::default(), timed] {
         let mut lent = vec![0; 4096];
-        let one_by_one = allocations(&options, |client| {
+        let one_by_one = allocations(&config, |client| {
             for at in 0..50 {
-                let (back, result) = client.read_into(core::mem::take(&mut lent), at * 4096);
+                let (back, result) =
+                    client.read_into(at * 4096, core::mem::take(&mut lent), Flags::empty());
                 result.unwrap();
                 lent = back;
                 client.read_exact_at(&mut lent, at * 4096).unwrap();
-                client.write_at(&lent, at * 4096).unwrap();
+                client.write_all_at(&lent, at * 4096).unwrap();
             }
             client.flush().unwrap();
             client.write_zeroes(0, 4096, Flags::empty()).unwrap();
@@ -60,7 +56,7 @@ fn requests_allocate_nothing() {
         for (length, depth) in [(4096, 32), (256 << 10, 8)] {
             let mut buffers: Vec<_> = (0..depth).map(|_| vec![0; length]).collect();
             let mut in_flight = VecDeque::with_capacity(depth);
-            let side_by_side = allocations(&options, |client| {
+            let side_by_side = allocations(&config, |client| {
                 for at in 0..100 {
                     let buffer = buffers.pop().unwrap_or_else(|| {
                         let (back, result) =
@@ -70,9 +66,9 @@ fn requests_allocate_nothing() {
                     });
                     let offset = at % 64 * length as u64;
                     in_flight.push_back(if at % 2 == 0 {
-                        client.submit_read(buffer, offset)
+                        client.submit_read_into(offset, buffer, Flags::empty())
                     } else {
-                        client.submit_write_from(buffer, offset, Flags::empty())
+                        client.submit_write_from(offset, buffer, Flags::empty())
                     });
                 }
                 for pending in in_flight.drain(..) {

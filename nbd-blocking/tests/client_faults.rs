@@ -1,27 +1,25 @@
 //! What becomes of requests when a server is slow, leaves, or is not there.
 
-#[path = "../../nbd-engine/tests/client_support/mod.rs"]
-mod support;
-
 use std::net::{Shutdown, TcpListener};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::thread;
 use std::time::Duration;
 
-use nbd_blocking::client::{Error, Flags, LostReason, Options, Uri};
+use nbd_blocking::client::{ClientConfig, Error, Flags, LostReason, Uri};
 use nbd_blocking::export::{Export, ExportMap, Memory};
 use nbd_blocking::{Client, Server};
-use support::{GATED, Gate, bounded};
+use nbd_support::bounded;
+use nbd_support::exports::{GATED, Gate};
 
 /// A client, and the server's end of its connection.
-fn connected(export: impl Export, options: &Options) -> (Server, Client, UnixStream) {
+fn connected(export: impl Export, config: &ClientConfig) -> (Server, Client, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let end = ours.try_clone().unwrap();
     let server = Server::new(ExportMap::new().with("", export).unwrap());
     let serving = server.clone();
     thread::spawn(move || serving.serve_unix(ours));
-    let client = Client::over_unix(theirs, options).unwrap();
+    let client = Client::over_unix(theirs, "", config).unwrap();
     (server, client, end)
 }
 
@@ -36,12 +34,11 @@ fn sent(error: &Error) -> Option<bool> {
 fn a_lost_connection_tells_which_requests_were_sent() {
     bounded(|| {
         let (gate, key) = Gate::new();
-        let mut options = Options::default();
-        options.limits.max_in_flight = 2;
-        let (_server, client, end) = connected(gate, &options);
-        let first = client.submit_read(vec![0; 512], GATED);
-        let second = client.submit_write(vec![0; 512].into(), GATED, Flags::empty());
-        let third = client.submit_read(vec![0; 512], 0);
+        let config = ClientConfig::new().with_max_in_flight(2);
+        let (_server, client, end) = connected(gate, &config);
+        let first = client.submit_read_into(GATED, vec![0; 512], Flags::empty());
+        let second = client.submit_write(GATED, vec![0; 512], Flags::empty());
+        let third = client.submit_read_into(0, vec![0; 512], Flags::empty());
         client.send_submitted();
         key.await_waiting(2);
         end.shutdown(Shutdown::Both).unwrap();
@@ -62,12 +59,11 @@ fn a_lost_connection_tells_which_requests_were_sent() {
 fn requests_that_take_too_long_fail_and_the_client_goes_on() {
     bounded(|| {
         let (gate, key) = Gate::new();
-        let mut options = Options::default();
-        options.request_timeout = Some(Duration::from_secs(1));
-        let (_server, client, _end) = connected(gate, &options);
-        client.write_at(&[5; 512], 0).unwrap();
-        let read = client.submit_read(vec![1; 65536], GATED);
-        let write = client.submit_write_from(vec![7; 65536], GATED, Flags::empty());
+        let config = ClientConfig::new().with_request_timeout(Some(Duration::from_secs(1)));
+        let (_server, client, _end) = connected(gate, &config);
+        client.write_all_at(&[5; 512], 0).unwrap();
+        let read = client.submit_read_into(GATED, vec![1; 65536], Flags::empty());
+        let write = client.submit_write_from(GATED, vec![7; 65536], Flags::empty());
         client.send_submitted();
         key.await_waiting(2);
         let (_, result) = read.wait();
@@ -78,9 +74,9 @@ fn requests_that_take_too_long_fail_and_the_client_goes_on() {
         key.open();
         // The late answers are for nobody, and disturb nobody.
         for _ in 0..100 {
-            assert_eq!(client.read(0, 512).unwrap(), vec![5; 512]);
+            assert_eq!(client.read(0, 512, Flags::empty()).unwrap(), vec![5; 512]);
         }
-        assert_eq!(client.read(GATED, 512).map(|data| data.len()).ok(), Some(512));
+        assert_eq!(client.read(GATED, 512, Flags::empty()).map(|data| data.len()).ok(), Some(512));
     });
 }
 
@@ -88,12 +84,12 @@ fn requests_that_take_too_long_fail_and_the_client_goes_on() {
 fn a_request_that_waits_for_a_place_in_flight_times_out_too() {
     bounded(|| {
         let (gate, key) = Gate::new();
-        let mut options = Options::default();
-        options.request_timeout = Some(Duration::from_millis(100));
-        options.limits.max_in_flight = 1;
-        let (_server, client, _end) = connected(gate, &options);
-        let first = client.submit_read(vec![1; 512], GATED);
-        let second = client.submit_read(vec![1; 512], 0);
+        let config = ClientConfig::new()
+            .with_request_timeout(Some(Duration::from_millis(100)))
+            .with_max_in_flight(1);
+        let (_server, client, _end) = connected(gate, &config);
+        let first = client.submit_read_into(GATED, vec![1; 512], Flags::empty());
+        let second = client.submit_read_into(0, vec![1; 512], Flags::empty());
         assert!(matches!(first.wait().1, Err(Error::TimedOut { sent: true, .. })));
         assert!(matches!(second.wait().1, Err(Error::TimedOut { sent: false, .. })));
         key.open();
@@ -104,8 +100,8 @@ fn a_request_that_waits_for_a_place_in_flight_times_out_too() {
 fn a_server_that_shuts_down_is_left_once_all_is_answered() {
     bounded(|| {
         let (gate, key) = Gate::new();
-        let (server, client, _end) = connected(gate, &Options::default());
-        let slow = client.submit_read(vec![1; 512], GATED);
+        let (server, client, _end) = connected(gate, &ClientConfig::default());
+        let slow = client.submit_read_into(GATED, vec![1; 512], Flags::empty());
         client.send_submitted();
         key.await_waiting(1);
         server.shut_down();
@@ -135,14 +131,14 @@ fn a_server_that_shuts_down_is_left_once_all_is_answered() {
 fn leaving_waits_for_requests_in_flight() {
     bounded(|| {
         let (gate, key) = Gate::new();
-        let (server, client, _end) = connected(gate, &Options::default());
-        let slow = client.submit_write(vec![3; 512].into(), GATED, Flags::empty());
+        let (server, client, _end) = connected(gate, &ClientConfig::default());
+        let slow = client.submit_write(GATED, vec![3; 512], Flags::empty());
         client.send_submitted();
         key.await_waiting(1);
         let leaving = client.clone();
         let left = thread::spawn(move || leaving.disconnect());
         let error = loop {
-            if let Err(error) = client.read(0, 512) {
+            if let Err(error) = client.read(0, 512, Flags::empty()) {
                 break error;
             }
         };
@@ -158,8 +154,9 @@ fn leaving_waits_for_requests_in_flight() {
 #[test]
 fn dropping_the_last_client_leaves_the_server() {
     bounded(|| {
-        let (server, client, _end) = connected(Memory::new(4096).unwrap(), &Options::default());
-        client.write_at(&[1; 512], 0).unwrap();
+        let (server, client, _end) =
+            connected(Memory::new(4096).unwrap(), &ClientConfig::default());
+        client.write_all_at(&[1; 512], 0).unwrap();
         assert_eq!(server.connections(), 1);
         drop(client);
         server.shut_down();
@@ -202,9 +199,8 @@ fn a_silent_server_is_given_up() {
     bounded(|| {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let uri = format!("nbd://{}", silent.local_addr().unwrap()).parse::<Uri>().unwrap();
-        let mut options = Options::default();
-        options.connect_timeout = Duration::from_millis(100);
-        let error = Client::connect_with(&uri, &options).unwrap_err();
+        let config = ClientConfig::new().with_connect_timeout(Duration::from_millis(100));
+        let error = Client::connect_with(&uri, &config).unwrap_err();
         assert!(matches!(error, Error::TimedOut { .. }), "{error}");
     });
 }
@@ -214,7 +210,7 @@ fn something_else_than_a_server_is_told_apart() {
     bounded(|| {
         let (ours, theirs) = UnixStream::pair().unwrap();
         std::io::Write::write_all(&mut &ours, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
-        let error = Client::over_unix(theirs, &Options::default()).unwrap_err();
+        let error = Client::over_unix(theirs, "", &ClientConfig::default()).unwrap_err();
         assert!(matches!(error, Error::Protocol { .. }), "{error}");
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
     });
@@ -240,8 +236,8 @@ fn any_pair_of_streams_will_do() {
         let server = Server::new(ExportMap::new().with("", Memory::new(4096).unwrap()).unwrap());
         thread::spawn(move || server.serve_unix(ours));
         let writer = theirs.try_clone().unwrap();
-        let client = Client::over_stream(theirs, writer, &Options::default()).unwrap();
-        client.write_at(b"hello", 5).unwrap();
-        assert_eq!(client.read(5, 5).unwrap(), &b"hello"[..]);
+        let client = Client::over_stream(theirs, writer, "", &ClientConfig::default()).unwrap();
+        client.write_all_at(b"hello", 5).unwrap();
+        assert_eq!(client.read(5, 5, Flags::empty()).unwrap(), &b"hello"[..]);
     });
 }

@@ -1,17 +1,15 @@
 //! Requests of the blocking client, against our own server.
 
-#[path = "../../nbd-engine/tests/client_support/mod.rs"]
-mod support;
-
 use std::collections::VecDeque;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 
-use nbd_blocking::client::{Error, Flags, Haggling, Handshake, Invalid, Options, Uri};
+use nbd_blocking::client::{ClientConfig, Error, Flags, Handshake, InvalidRequest, Uri};
 use nbd_blocking::export::{BlockSize, Export, ExportMap, Memory, ReadOnly};
-use nbd_blocking::{Client, LocalAddr, Server};
+use nbd_blocking::{Client, Cursor, LocalAddr, Negotiation, Server};
+use nbd_support::bounded;
+use nbd_support::exports::{Blocks, GATED, Gate, Journal, Journaled};
 use nbd_testkit::Pattern;
-use support::{Blocks, GATED, Gate, Journal, Journaled, bounded};
 
 fn served(export: impl Export) -> (Server, Uri) {
     let server = Server::new(ExportMap::new().with("disk", export).unwrap());
@@ -23,7 +21,7 @@ fn served(export: impl Export) -> (Server, Uri) {
 
 fn connected(export: impl Export) -> (Server, Client) {
     let (server, uri) = served(export);
-    let client = Client::connect_with(&uri, &Options::default()).unwrap();
+    let client = Client::connect_with(&uri, &ClientConfig::default()).unwrap();
     (server, client)
 }
 
@@ -36,25 +34,25 @@ fn what_was_written_is_read_back_in_every_way() {
     bounded(|| {
         let (_server, client) = connected(memory(1 << 20));
         let data = Pattern(1).bytes(0, 10_000);
-        client.write_at(&data, 100).unwrap();
+        client.write_all_at(&data, 100).unwrap();
         let mut found = vec![0; data.len()];
         client.read_exact_at(&mut found, 100).unwrap();
         assert_eq!(found, data);
-        assert_eq!(client.read(100, data.len()).unwrap(), data);
-        let (found, result) = client.read_into(found, 100);
+        assert_eq!(client.read(100, data.len(), Flags::empty()).unwrap(), data);
+        let (found, result) = client.read_into(100, found, Flags::empty());
         result.unwrap();
         assert_eq!(found, data);
-        client.write(data.clone().into(), 50_000).unwrap();
-        client.write_at_with(&data, 70_000, Flags::FUA).unwrap();
-        let (back, result) = client.submit_write_from(data.clone(), 90_000, Flags::empty()).wait();
+        client.write(50_000, data.clone(), Flags::empty()).unwrap();
+        client.write(70_000, data.clone(), Flags::FUA).unwrap();
+        let (back, result) = client.submit_write_from(90_000, data.clone(), Flags::empty()).wait();
         result.unwrap();
         assert_eq!(back, data);
         for offset in [50_000, 70_000, 90_000] {
-            assert_eq!(client.read(offset, data.len()).unwrap(), data);
+            assert_eq!(client.read(offset, data.len(), Flags::empty()).unwrap(), data);
         }
         client.flush().unwrap();
         client.write_zeroes(100, 10_000, Flags::NO_HOLE).unwrap();
-        assert_eq!(client.read(100, 10_000).unwrap(), vec![0; 10_000]);
+        assert_eq!(client.read(100, 10_000, Flags::empty()).unwrap(), vec![0; 10_000]);
         client.trim(50_000, 10_000, Flags::empty()).unwrap();
         client.disconnect();
         assert!(matches!(client.flush(), Err(Error::Disconnected { .. })));
@@ -69,14 +67,17 @@ fn reads_end_where_the_export_ends() {
         assert_eq!(client.read_at(&mut buffer, 500).unwrap(), 500);
         assert_eq!(client.read_at(&mut buffer, 1000).unwrap(), 0);
         assert_eq!(client.read_at(&mut buffer, u64::MAX).unwrap(), 0);
-        let outside = Invalid::OutOfRange { offset: 500, length: 600, size: 1000 };
+        let outside = InvalidRequest::OutOfRange(1000);
         let error = client.read_exact_at(&mut buffer, 500).unwrap_err();
         assert!(matches!(error, Error::Invalid(invalid) if invalid == outside));
-        assert!(client.read(0, usize::MAX).is_err(), "nothing is allocated for what is not there");
-        let error = client.write_at(&buffer, 999).unwrap_err();
-        assert!(matches!(error, Error::Invalid(Invalid::OutOfRange { .. })));
+        assert!(
+            client.read(0, usize::MAX, Flags::empty()).is_err(),
+            "nothing is allocated for what is not there"
+        );
+        let error = client.write_all_at(&buffer, 999).unwrap_err();
+        assert!(matches!(error, Error::Invalid(InvalidRequest::OutOfRange(_))));
         assert_eq!(client.read_at(&mut [], 0).unwrap(), 0);
-        client.write_at(&[], 1000).unwrap();
+        client.write_all_at(&[], 1000).unwrap();
         client.trim(0, 0, Flags::empty()).unwrap();
     });
 }
@@ -86,12 +87,12 @@ fn a_long_read_is_split_and_lands_in_one_piece() {
     bounded(|| {
         let size = 100 << 20;
         let (_server, client) = connected(memory(size));
-        assert_eq!(client.block_size().maximum_payload(), 32 << 20);
+        assert_eq!(client.export().block_size().maximum_payload(), 32 << 20);
         for offset in [0, (32 << 20) - 8, (64 << 20) - 8, size - 16] {
-            client.write_at(&Pattern(2).bytes(offset, 16), offset).unwrap();
+            client.write_all_at(&Pattern(2).bytes(offset, 16), offset).unwrap();
         }
         // Holes have to be filled, whatever is in the buffer.
-        let (found, result) = client.read_into(vec![0xaa; size as usize], 0);
+        let (found, result) = client.read_into(0, vec![0xaa; size as usize], Flags::empty());
         result.unwrap();
         let mut expected = vec![0; size as usize];
         for offset in [0, (32 << 20) - 8, (64 << 20) - 8, size - 16] {
@@ -99,8 +100,8 @@ fn a_long_read_is_split_and_lands_in_one_piece() {
             expected[at..at + 16].copy_from_slice(&Pattern(2).bytes(offset, 16));
         }
         assert!(found == expected);
-        client.write_at(&found[..(40 << 20)], 8).unwrap();
-        assert!(client.read(8, 40 << 20).unwrap() == found[..(40 << 20)]);
+        client.write_all_at(&found[..(40 << 20)], 8).unwrap();
+        assert!(client.read(8, 40 << 20, Flags::empty()).unwrap() == found[..(40 << 20)]);
     });
 }
 
@@ -110,14 +111,14 @@ fn misaligned_requests_fail_with_the_numbers_and_long_ones_are_split_on_blocks()
         let sizes = BlockSize::new(512, 4096, 10_000).unwrap();
         let (_server, client) = connected(Blocks(memory(1 << 20), sizes));
         let error = client.read_exact_at(&mut [0; 512], 100).unwrap_err();
-        let misaligned = Invalid::Misaligned { offset: 100, length: 512, minimum: 512 };
+        let misaligned = InvalidRequest::Misaligned(512);
         assert!(matches!(error, Error::Invalid(invalid) if invalid == misaligned));
-        let text = client.write_at(&[0; 100], 0).unwrap_err().to_string();
-        assert!(text.contains("100") && text.contains("512"), "{text}");
+        let text = client.write_all_at(&[0; 100], 0).unwrap_err().to_string();
+        assert!(text.contains("512"), "{text}");
         // 10000 is not a multiple of 512.
         let data = Pattern(3).bytes(0, 64 << 10);
-        client.write_at(&data, 1024).unwrap();
-        assert_eq!(client.read(1024, data.len()).unwrap(), data);
+        client.write_all_at(&data, 1024).unwrap();
+        assert_eq!(client.read(1024, data.len(), Flags::empty()).unwrap(), data);
     });
 }
 
@@ -126,9 +127,9 @@ fn requests_are_answered_out_of_order() {
     bounded(|| {
         let (gate, key) = Gate::new();
         let (_server, client) = connected(gate);
-        let slow = client.submit_read(vec![1; 512], GATED);
+        let slow = client.submit_read_into(GATED, vec![1; 512], Flags::empty());
         // Drives the connection: the slow one is sent along.
-        assert_eq!(client.read(0, 512).unwrap(), vec![0; 512]);
+        assert_eq!(client.read(0, 512, Flags::empty()).unwrap(), vec![0; 512]);
         assert!(!slow.is_done());
         key.await_waiting(1);
         key.open();
@@ -142,13 +143,12 @@ fn requests_are_answered_out_of_order() {
 fn requests_in_flight_are_limited_and_more_may_wait() {
     bounded(|| {
         let (_server, uri) = served(memory(1 << 20));
-        let mut options = Options::default();
-        options.limits.max_in_flight = 4;
-        let client = Client::connect_with(&uri, &options).unwrap();
+        let config = ClientConfig::new().with_max_in_flight(4);
+        let client = Client::connect_with(&uri, &config).unwrap();
         let writes: Vec<_> = (0..100)
             .map(|at| {
                 let data = Pattern(4).bytes(at * 4096, 4096);
-                client.submit_write(data.into(), at * 4096, Flags::empty())
+                client.submit_write(at * 4096, data, Flags::empty())
             })
             .collect();
         for write in writes {
@@ -156,7 +156,8 @@ fn requests_in_flight_are_limited_and_more_may_wait() {
         }
         let mut reads = VecDeque::new();
         for at in 0..100 {
-            reads.push_back((at, client.submit_read(vec![0; 4096], at * 4096)));
+            reads
+                .push_back((at, client.submit_read_into(at * 4096, vec![0; 4096], Flags::empty())));
         }
         // In the order that suits them least.
         while let Some((at, read)) = reads.pop_back() {
@@ -173,18 +174,22 @@ fn a_request_that_is_given_up_harms_no_other() {
         let (gate, key) = Gate::new();
         let (_server, client) = connected(gate);
         let data = Pattern(5).bytes(0, 4096);
-        client.write_at(&data, 0).unwrap();
-        let read = client.submit_read(vec![0; 65536], GATED);
-        let write = client.submit_write(vec![7; 65536].into(), GATED, Flags::empty());
+        client.write_all_at(&data, 0).unwrap();
+        let read = client.submit_read_into(GATED, vec![0; 65536], Flags::empty());
+        let write = client.submit_write(GATED, vec![7; 65536], Flags::empty());
         client.send_submitted();
         key.await_waiting(2);
         drop((read, write));
-        drop(client.submit_write(vec![7; 4096].into(), 0, Flags::empty()));
+        drop(client.submit_write(0, vec![7; 4096], Flags::empty()));
         key.open();
         for _ in 0..10 {
-            assert_eq!(client.read(0, 4096).unwrap(), data, "what was not sent was not done");
+            assert_eq!(
+                client.read(0, 4096, Flags::empty()).unwrap(),
+                data,
+                "what was not sent was not done"
+            );
         }
-        let after = client.read(GATED, 65536).unwrap();
+        let after = client.read(GATED, 65536, Flags::empty()).unwrap();
         assert!(after == vec![0; 65536] || after == vec![7; 65536]);
     });
 }
@@ -193,10 +198,9 @@ fn a_request_that_is_given_up_harms_no_other() {
 fn block_status_tells_the_extents_of_each_context() {
     bounded(|| {
         let (_server, uri) = served(Journaled(Arc::new(Journal::default())));
-        let mut options = Options::default();
-        options.contexts = vec!["base:allocation".into(), "none:such".into()];
-        let client = Client::connect_with(&uri, &options).unwrap();
-        assert_eq!(client.contexts().collect::<Vec<_>>(), ["base:allocation"]);
+        let config = ClientConfig::new().with_contexts(["base:allocation", "none:such"]);
+        let client = Client::connect_with(&uri, &config).unwrap();
+        assert_eq!(client.export().contexts(), ["base:allocation".into()]);
         let found = client.block_status(0, 256 << 10, Flags::empty()).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(&*found[0].context, "base:allocation");
@@ -207,9 +211,9 @@ fn block_status_tells_the_extents_of_each_context() {
         assert_eq!(one[0].extents.len(), 1);
         assert_eq!((one[0].extents[0].length, one[0].extents[0].status), (1000, 3));
 
-        let plain = Client::connect_with(&uri, &Options::default()).unwrap();
+        let plain = Client::connect_with(&uri, &ClientConfig::default()).unwrap();
         let error = plain.block_status(0, 512, Flags::empty()).unwrap_err();
-        assert!(matches!(error, Error::Invalid(Invalid::NoContexts)));
+        assert!(matches!(error, Error::Invalid(InvalidRequest::NoContexts)));
     });
 }
 
@@ -217,12 +221,12 @@ fn block_status_tells_the_extents_of_each_context() {
 fn what_is_not_offered_is_refused_without_asking() {
     bounded(|| {
         let (_server, client) = connected(ReadOnly::new(memory(1 << 20)));
-        assert!(client.is_read_only() && !client.can_trim());
-        let error = client.write_at(&[0; 512], 0).unwrap_err();
-        assert!(matches!(error, Error::Invalid(Invalid::ReadOnly(_))), "{error}");
+        assert!(client.export().is_read_only() && !client.export().can_trim());
+        let error = client.write_all_at(&[0; 512], 0).unwrap_err();
+        assert!(matches!(error, Error::Invalid(InvalidRequest::ReadOnly)), "{error}");
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
         let error = client.trim(0, 512, Flags::empty()).unwrap_err();
-        assert!(matches!(error, Error::Invalid(Invalid::ReadOnly(_))), "{error}");
+        assert!(matches!(error, Error::Invalid(InvalidRequest::ReadOnly)), "{error}");
     });
 }
 
@@ -231,13 +235,11 @@ fn flushes_cover_writes_of_all_connections() {
     bounded(|| {
         let journal = Arc::new(Journal::default());
         let (_server, uri) = served(Journaled(Arc::clone(&journal)));
-        let mut options = Options::default();
-        options.connections = 4;
-        let client = Client::connect_with(&uri, &options).unwrap();
+        let config = ClientConfig::new().with_connections(4);
+        let client = Client::connect_with(&uri, &config).unwrap();
         assert_eq!(client.connections(), 4);
-        let writes: Vec<_> = (0..64)
-            .map(|at| client.submit_write(vec![1; 512].into(), at * 512, Flags::empty()))
-            .collect();
+        let writes: Vec<_> =
+            (0..64).map(|at| client.submit_write(at * 512, vec![1; 512], Flags::empty())).collect();
         for write in writes {
             write.wait().unwrap();
         }
@@ -253,16 +255,15 @@ fn flushes_cover_writes_of_all_connections() {
 fn one_connection_writes_and_another_reads() {
     bounded(|| {
         let (_server, uri) = served(memory(1 << 20));
-        let mut options = Options::default();
-        options.connections = 2;
-        let client = Client::connect_with(&uri, &options).unwrap();
+        let config = ClientConfig::new().with_connections(2);
+        let client = Client::connect_with(&uri, &config).unwrap();
         for at in 0..32 {
             let data = Pattern(6).bytes(at, 512);
-            client.write_at(&data, 0).unwrap();
+            client.write_all_at(&data, 0).unwrap();
             client.flush().unwrap();
             // Requests take turns: one of these is on the other connection.
-            assert_eq!(client.read(0, 512).unwrap(), data);
-            assert_eq!(client.read(0, 512).unwrap(), data);
+            assert_eq!(client.read(0, 512, Flags::empty()).unwrap(), data);
+            assert_eq!(client.read(0, 512, Flags::empty()).unwrap(), data);
         }
     });
 }
@@ -271,12 +272,12 @@ fn one_connection_writes_and_another_reads() {
 fn resizing_changes_the_size() {
     bounded(|| {
         let (_server, client) = connected(memory(1 << 20));
-        assert!(client.can_resize());
+        assert!(client.export().can_resize());
         client.resize(2 << 20).unwrap();
         assert_eq!(client.size(), 2 << 20);
-        client.write_at(&[1; 512], (2 << 20) - 512).unwrap();
+        client.write_all_at(&[1; 512], (2 << 20) - 512).unwrap();
         client.resize(4096).unwrap();
-        assert!(client.write_at(&[1; 512], 4096).is_err());
+        assert!(client.write_all_at(&[1; 512], 4096).is_err());
     });
 }
 
@@ -285,28 +286,40 @@ fn a_disk_reads_writes_and_seeks() {
     bounded(|| {
         let (_server, client) = connected(memory(1 << 20));
         let data = Pattern(7).bytes(0, 300_000);
-        let mut disk = client.disk();
-        disk.seek(SeekFrom::Start(1000)).unwrap();
-        std::io::copy(&mut &data[..], &mut disk).unwrap();
-        disk.flush().unwrap();
-        assert_eq!(disk.seek(SeekFrom::Current(-300_000)).unwrap(), 1000);
+        let mut cursor = Cursor::new(client.clone());
+        cursor.seek(SeekFrom::Start(1000)).unwrap();
+        std::io::copy(&mut &data[..], &mut cursor).unwrap();
+        cursor.flush().unwrap();
+        assert_eq!(cursor.seek(SeekFrom::Current(-300_000)).unwrap(), 1000);
         let mut found = Vec::new();
-        let mut reader = BufReader::with_capacity(64 << 10, disk.clone()).take(300_000);
+        let mut reader = BufReader::with_capacity(64 << 10, cursor.clone()).take(300_000);
         std::io::copy(&mut reader, &mut found).unwrap();
         assert!(found == data);
-        assert_eq!(disk.seek(SeekFrom::End(-4)).unwrap(), (1 << 20) - 4);
-        let error = disk.write_all(b"hello").unwrap_err();
+        assert_eq!(cursor.seek(SeekFrom::End(-4)).unwrap(), (1 << 20) - 4);
+        let error = cursor.write_all(b"hello").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
-        disk.seek(SeekFrom::End(-4)).unwrap();
+        cursor.seek(SeekFrom::End(-4)).unwrap();
         let mut last = Vec::new();
-        disk.read_to_end(&mut last).unwrap();
+        cursor.read_to_end(&mut last).unwrap();
         assert_eq!(last, b"hell");
-        assert!(disk.seek(SeekFrom::Current(i64::MIN)).is_err());
+        assert!(cursor.seek(SeekFrom::Current(i64::MIN)).is_err());
     });
 }
 
 #[test]
-fn a_server_is_looked_at_without_entering() {
+fn a_write_ends_where_the_export_ends() {
+    bounded(|| {
+        let (_server, client) = connected(memory(1000));
+        assert_eq!(client.write_at(&[1; 600], 500).unwrap(), 500);
+        assert_eq!(client.write_at(&[1; 600], 1000).unwrap(), 0);
+        assert_eq!(client.write_at(&[1; 600], u64::MAX).unwrap(), 0);
+        assert_eq!(client.read(500, 500, Flags::empty()).unwrap(), vec![1; 500]);
+        assert!(client.write_all_at(&[1; 600], 500).is_err(), "all or an error");
+    });
+}
+
+#[test]
+fn a_server_is_looked_at_before_an_export_is_entered() {
     bounded(|| {
         let exports =
             ExportMap::new().with("b", memory(4096)).unwrap().with("a", memory(512)).unwrap();
@@ -315,30 +328,31 @@ fn a_server_is_looked_at_without_entering() {
         let socket = folder.path().join("socket");
         let _listening = server.listen_unix(&socket).unwrap();
         let uri = Uri::unix(socket.to_str().unwrap()).unwrap();
-        let mut haggling = Haggling::connect(&uri, &Options::default()).unwrap();
-        assert_eq!(haggling.handshake(), Handshake::FixedNewstyle);
+        let config = ClientConfig::new().with_contexts(["base:allocation"]);
+        let mut negotiation = Negotiation::connect(&uri, &config).unwrap();
+        assert_eq!(negotiation.handshake(), Handshake::FixedNewstyle);
         let mut names: Vec<_> =
-            haggling.list().unwrap().into_iter().map(|listing| listing.name).collect();
+            negotiation.list().unwrap().into_iter().map(|listing| listing.name).collect();
         names.sort();
         assert_eq!(names, ["a", "b"]);
-        let details = haggling.info("b").unwrap();
-        assert_eq!((details.size, details.canonical_name.as_deref()), (4096, Some("b")));
-        assert!(details.block_size.is_some());
-        let error = haggling.info("c").unwrap_err();
-        assert!(matches!(&error, Error::Refused { export, .. } if export == "c"), "{error}");
+        let details = negotiation.info("b").unwrap();
+        assert_eq!((details.size(), details.canonical_name()), (4096, Some("b")));
+        assert!(details.advertised_block_size().is_some());
+        let error = negotiation.info("c").unwrap_err();
+        let names_it =
+            matches!(&error, Error::Refused { export: Some(export), .. } if export == "c");
+        assert!(names_it, "{error}");
         assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
-        let contexts = haggling.list_meta_contexts("a", &[""; 0]).unwrap();
+        let contexts = negotiation.list_meta_contexts("a", &[""; 0]).unwrap();
         assert_eq!(contexts, ["base:allocation"]);
-        let mut options = Options::default();
-        options.contexts.push("base:allocation".into());
-        let client = haggling.enter("b", &options).unwrap();
-        assert_eq!(client.size(), 4096);
-        assert!(client.has_context("base:allocation"));
-        drop(client);
-        let haggling = Haggling::connect(&uri, &Options::default()).unwrap();
-        let error = haggling.enter("c", &Options::default()).unwrap_err();
+        let error = negotiation.enter("c").unwrap_err();
         assert!(matches!(error, Error::Refused { .. }), "{error}");
-        Haggling::connect(&uri, &Options::default()).unwrap().abort().unwrap();
+        let client = negotiation.enter("b").unwrap();
+        assert_eq!(client.size(), 4096);
+        assert!(client.export().has_context("base:allocation"));
+        assert!(matches!(negotiation.list(), Err(Error::Disconnected { .. })));
+        drop((client, negotiation));
+        Negotiation::connect(&uri, &config).unwrap().abort().unwrap();
         server.shut_down();
         server.wait();
     });

@@ -100,7 +100,7 @@ mod tests {
     fn serving() {
         log::start(0).unwrap_or_else(|_| panic!("the log starts"));
         end_on_panic();
-        let server = Server::new(ExportMap::new().with("", Bad));
+        let server = Server::new(ExportMap::new().with("", Bad).unwrap());
         let listening = server.listen_tcp("127.0.0.1:0").unwrap();
         let uri = format!("{:#}", listening.local_addr().uri("").unwrap());
         let client = Arc::new(Client::connect(&uri).unwrap());

@@ -2,6 +2,7 @@
 
 use core::future::Future;
 use core::pin::Pin;
+use core::task::Context;
 use core::time::Duration;
 
 /// A future in a box.
@@ -14,6 +15,12 @@ pub trait Runtime: Clone + Send + Sync + 'static {
 
     /// Runs `task` beside the caller, to its end.
     fn spawn(&self, task: BoxFuture);
+
+    /// Has the task of `cx` polled again once others had their turn. By default it is woken at once, which puts it at the
+    /// end of most runtimes' queues; a runtime that looks at its sockets only when its queue is empty has a better way.
+    fn yield_now(&self, cx: &mut Context<'_>) {
+        cx.waker().wake_by_ref();
+    }
 
     /// Whether a task may share its thread with others, as on most runtimes. Then it lets the others run after a little
     /// work, and does not poll for what may come in a moment.

@@ -102,7 +102,7 @@ fn a_read_only_device_is_refused_for_writing_at_open() {
         assert!(text.ends_with("is read-only; open it read-only too"), "{text}");
     }
     let disk = File::options().read_only(true).open(device.path()).unwrap();
-    assert!(disk.writes().is_none());
+    assert!(disk.can_write().is_none());
     assert_eq!(disk.size(), MIB);
 }
 
@@ -112,7 +112,7 @@ fn a_device_that_can_be_written_is_taken() {
     let Some(device) = Loop::attach(&[], file.path()) else { return };
     let open = fs::OpenOptions::new().read(true).write(true).open(device.path()).unwrap();
     check_writable(&open).unwrap();
-    assert!(File::from_std(open).unwrap().writes().is_some());
+    assert!(File::from_std(open).unwrap().can_write().is_some());
 }
 
 /// Clients that enter see the new size; those that are in keep theirs, and may go on.
@@ -158,7 +158,7 @@ fn clients_that_enter_see_a_device_that_grew() {
     let file = image(MIB);
     let Some(device) = Loop::attach(&[], file.path()) else { return };
     let disk = File::open(device.path()).unwrap();
-    assert!(disk.resizes().is_none(), "no client can do that");
+    assert!(disk.can_resize().is_none(), "no client can do that");
     grows(&device.0, disk, || {
         file.as_file().set_len(2 * MIB).unwrap();
         run("losetup", &["--set-capacity", device.path()]).expect("it can be told to grow");
@@ -225,11 +225,11 @@ fn a_fast_zero_that_a_device_refuses_keeps_what_was_written() {
     let Some(device) = Loop::attach(&[], &path) else { return };
     let disk = File::open(device.path()).unwrap();
     let data = vec![2; 64 << 10];
-    disk.writes().unwrap().write(&data, 0, false).unwrap();
+    disk.can_write().unwrap().write(&data, 0, false).unwrap();
     let mode = ZeroMode { fast: true, ..ZeroMode::default() };
-    let error = disk.writes_zeroes().unwrap().write_zeroes(0, 64 << 10, mode).unwrap_err();
+    let error = disk.can_write_zeroes().unwrap().write_zeroes(0, 64 << 10, mode).unwrap_err();
     assert_eq!(error.code(), ErrorCode::ENOTSUP);
-    disk.trims().unwrap().trim(0, 64 << 10, false).unwrap();
+    disk.can_trim().unwrap().trim(0, 64 << 10, false).unwrap();
     let mut found = vec![0; 64 << 10];
     disk.read(&mut found, 0).unwrap();
     assert!(found == data, "what was acknowledged is gone");

@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::{Barrier, Mutex};
 use std::thread;
 
-use nbd_engine::export::{Memory, Trims, Writes};
+use nbd_engine::export::{CanTrim, CanWrite, Memory};
 
 const MIB: u64 = 1 << 20;
 

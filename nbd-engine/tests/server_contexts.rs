@@ -18,8 +18,8 @@ const K64: u64 = 64 << 10;
 fn tracked() -> Arc<Tracked<WithAllocationDepth<Memory>>> {
     let disk = Tracked::new(WithAllocationDepth::new(Memory::new(16 * K64).unwrap()));
     disk.tracker().start("one").unwrap();
-    Export::writes(&disk).unwrap().write(&[1; K64 as usize], 2 * K64, false).unwrap();
-    Export::trims(&disk).unwrap().trim(5 * K64, K64, false).unwrap();
+    Export::can_write(&disk).unwrap().write(&[1; K64 as usize], 2 * K64, false).unwrap();
+    Export::can_trim(&disk).unwrap().trim(5 * K64, K64, false).unwrap();
     disk.tracker().start("two").unwrap();
     Arc::new(disk)
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nbd_blocking::ServerConfig;
-use nbd_engine::export::{Export, ExportMap, Result, Writes};
+use nbd_engine::export::{CanWrite, Export, ExportMap, Result};
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Mode, RawClient, Request};
 use peak_alloc::PeakAlloc;
@@ -41,12 +41,12 @@ impl Export for Disk {
         self.inline
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 }
 
-impl Writes for Disk {
+impl CanWrite for Disk {
     fn write(&self, _data: &[u8], _offset: u64, _fua: bool) -> Result<()> {
         self.work.fetch_add(1, Ordering::Relaxed);
         Ok(())

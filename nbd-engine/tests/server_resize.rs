@@ -154,7 +154,7 @@ fn an_export_that_changes_its_size_by_itself_is_followed() {
     let served = Served::start(exports, ServerConfig::default());
     let mut client = RawClient::go_simple(served.endpoint());
     client.call(&Request::read(MIB, 1)).expect_error(Errno::EINVAL);
-    disk.resizes().unwrap().resize(2 * MIB).unwrap();
+    disk.can_resize().unwrap().resize(2 * MIB).unwrap();
     assert_eq!(client.read(MIB, 1), [0]);
     client.finish();
 }

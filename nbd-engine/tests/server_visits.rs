@@ -10,8 +10,8 @@ use nbd_blocking::ServerConfig;
 // By way of the adapter: a program needs no other crate.
 use nbd_blocking::export::{
     Allocation, AnyExport, AsyncCanFlush, AsyncCanWrite, AsyncCanWriteZeroes, AsyncExport, Body,
-    ClientInfo, CloseReason, ErrorCode, Export, ExportEntry, ExportError, ExportMap, Extents,
-    Flushes, Fua, Memory, Result, Trims, Writes, WritesZeroes, ZeroMode,
+    CanExtents, CanFlush, CanTrim, CanWrite, CanWriteZeroes, ClientInfo, CloseReason, ErrorCode,
+    Export, ExportEntry, ExportError, ExportMap, Fua, Memory, Result, ZeroMode,
 };
 use nbd_testkit::peers::require;
 use nbd_testkit::process::wait_until;
@@ -81,28 +81,28 @@ impl Export for Noting {
         self.left(client, reason);
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn Flushes> {
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
         Some(self)
     }
 
-    fn trims(&self) -> Option<&dyn Trims> {
+    fn can_trim(&self) -> Option<&dyn CanTrim> {
         Some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
         Some(self)
     }
 
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         Some(self)
     }
 }
 
-impl Writes for Noting {
+impl CanWrite for Noting {
     fn write(&self, _data: &[u8], _offset: u64, _fua: bool) -> Result<()> {
         self.act()
     }
@@ -112,19 +112,19 @@ impl Writes for Noting {
     }
 }
 
-impl Flushes for Noting {
+impl CanFlush for Noting {
     fn flush(&self) -> Result<()> {
         self.act()
     }
 }
 
-impl Trims for Noting {
+impl CanTrim for Noting {
     fn trim(&self, _offset: u64, _length: u64, _fua: bool) -> Result<()> {
         self.act()
     }
 }
 
-impl WritesZeroes for Noting {
+impl CanWriteZeroes for Noting {
     fn write_zeroes(&self, _offset: u64, _length: u64, _mode: ZeroMode) -> Result<()> {
         self.act()
     }
@@ -134,7 +134,7 @@ impl WritesZeroes for Noting {
     }
 }
 
-impl Extents for Noting {
+impl CanExtents for Noting {
     fn extents(
         &self,
         _offset: u64,

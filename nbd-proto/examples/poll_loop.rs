@@ -72,8 +72,8 @@ fn main() -> io::Result<()> {
 
     let mut clients: Vec<Client> = Vec::new();
     loop {
-        // There is no clock in the core. A server for strangers would have a timeout here, and close clients that do
-        // not get to `is_transmitting` in time.
+        // There is no clock in the core. A server for strangers would have a timeout here, and close clients that miss
+        // one of the deadlines that the documentation names.
         let mut sockets: Vec<_> = clients
             .iter()
             .map(|client| PollFd::new(&client.stream, client.interest()))
@@ -128,7 +128,9 @@ impl Client {
     /// What the socket has to be ready for before there is anything to do.
     fn interest(&self) -> PollFlags {
         let mut events = PollFlags::empty();
-        // A client that does not read its replies is not read from any more, once so many are in flight.
+        // A client that does not read its replies is not read from any more, once so many are in flight. As all requests
+        // are answered at once, there is something to send then. A server that answers later may have nothing to wait
+        // for on the socket, and has to leave it out of the set, since `poll` reports a hang-up unasked.
         let wants = self.connection.wants();
         events.set(PollFlags::IN, matches!(wants, Wants::Bytes { .. } | Wants::Payload { .. }));
         events.set(PollFlags::OUT, self.connection.segments().next().is_some());

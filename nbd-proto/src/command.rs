@@ -23,7 +23,8 @@ pub enum Command {
         offset: u64,
         /// How much.
         length: u64,
-        /// At most one content chunk in reply (`NBD_CMD_FLAG_DF`).
+        /// At most one content chunk in reply (`NBD_CMD_FLAG_DF`). A server's embedder need not care: a
+        /// [`Reply`](crate::server::Reply) makes one chunk of whatever pieces it is given.
         dont_fragment: bool,
     },
     /// `NBD_CMD_WRITE`; the data is the request's payload.
@@ -77,7 +78,8 @@ pub enum Command {
         offset: u64,
         /// The range of interest; a hint.
         length: u64,
-        /// One extent a context, not longer than asked (`NBD_CMD_FLAG_REQ_ONE`).
+        /// One extent a context, not longer than asked (`NBD_CMD_FLAG_REQ_ONE`). A server's embedder need not care: a
+        /// [`Reply`](crate::server::Reply) leaves out what is too much.
         one: bool,
     },
     /// `NBD_CMD_RESIZE` (resize extension).

@@ -142,7 +142,7 @@ impl ContextInfo {
         valid.then_some(Self { name, wide: false, query: None })
     }
 
-    /// `base:allocation`.
+    /// `base:allocation`. The status is made of [`AllocationFlags`](crate::wire::AllocationFlags).
     #[must_use]
     pub fn base_allocation() -> Self {
         Self { name: Self::BASE_ALLOCATION.into(), wide: false, query: None }
@@ -230,7 +230,8 @@ impl ExportInfo {
 pub struct Extent {
     /// Bytes; never zero on the wire.
     pub length: u64,
-    /// Flags as the metadata context defines them.
+    /// Flags as the metadata context defines them: for `base:allocation`
+    /// [`AllocationFlags`](crate::wire::AllocationFlags), as `u64::from(flags.bits())`.
     pub status: u64,
 }
 

@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 /// Names a request in flight on one connection.
 ///
 /// The index is small and reused, so that an embedder can keep its own data in a `Vec` beside the core's; the
-/// generation tells a request from a later one in the same slot.
+/// generation tells a request from a later one in the same slot. So an id as a whole is not reused (or after 2^32
+/// requests in one slot), and one that is out of date is found out: [`Misuse::NoSuchRequest`](crate::Misuse).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId {
     index: u32,

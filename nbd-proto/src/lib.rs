@@ -21,8 +21,14 @@
 //! 2. [`segments`](server::Connection::segments): send what there is, by any write, and report how much went out by
 //!    [`transmitted`](server::Connection::transmitted). It gives back the requests whose buffers are free.
 //! 3. [`wants`](server::Connection::wants): receive what it asks for. Bytes go to a [`RecvBuffer`], from where
-//!    `next_event` takes them; payload goes where it belongs. When a read gives nothing, the peer has closed its side:
-//!    say so by [`end_of_stream`](server::Connection::end_of_stream).
+//!    `next_event` takes them; payload goes where it belongs, first [what the buffer has](RecvBuffer::copy_to), then
+//!    from the stream. When a read gives nothing, the peer has closed its side: say so by
+//!    [`end_of_stream`](server::Connection::end_of_stream).
+//!
+//! Offsets in a [`Command`] and in a reply ([`data`](server::Reply::data), [`hole`](server::Reply::hole),
+//! [`error_at`](server::Reply::error_at)) count from the start of the export. Those of [`Segment::Body`],
+//! [`Wants::Payload`] and a client's [`Hole`](client::Event::Hole) count from the request's own offset: they are
+//! offsets into its buffer.
 //!
 //! A [`client::Connection`] is driven in the same way; [its module](client) has the client's loop. Here is all of the
 //! server's, serving a small disk in memory to one client over any blocking stream. With [`Wants::Nothing`] a server
@@ -73,6 +79,39 @@
 //! # Ok::<(), Box<dyn Error>>(())
 //! ```
 //!
+//! # In an event loop
+//!
+//! A peer may send all that it has before it reads anything. So when the transport takes no more in step 2, go on to
+//! step 3 all the same, and then wait for both directions; where limits demand it, `wants` stops you by
+//! [`Wants::Nothing`]. (`write_all` on a blocking stream, as above, waits for the peer to read, and so for ever if that
+//! peer waits likewise.)
+//!
+//! - Wait for the stream to be readable while `wants` is [`Wants::Bytes`] or [`Wants::Payload`], and to be writable
+//!   while `segments` is not empty.
+//! - Before you wait, have taken what the `RecvBuffer` holds, payload included, even if the socket has nothing more: no
+//!   `poll` announces it. If you stop earlier, to be fair to others, remember that this connection has work left.
+//! - While you wait for neither, because requests are carried out elsewhere, take the stream out of the set: `poll` and
+//!   `epoll` report a hang-up unasked, again and again. If they report that writing can't succeed any more, drop the
+//!   connection instead.
+//!
+//! `examples/poll_loop.rs` is such a loop, with `poll(2)`.
+//!
+//! # Deadlines
+//!
+//! There is no clock in the core, and a connection that is idle does no harm. What a server for strangers gives a
+//! limited time:
+//!
+//! - **The handshake**: until [`is_transmitting`](server::Connection::is_transmitting).
+//! - **Receiving**: while `wants` is [`Wants::Payload`] and nothing arrives.
+//! - **Sending**: while `segments` is not empty and `transmitted` makes no progress. A client that asks for reads and
+//!   never receives them keeps its connection for ever otherwise; not even its disconnect is received while `wants` is
+//!   [`Nothing`](Wants::Nothing).
+//! - **Closing**: from [`is_closing`](server::Connection::is_closing) on, for what is still in flight.
+//!
+//! When the time is over, or the transport fails, drop the connection. A [client](client::Connection::end_of_stream)
+//! calls `end_of_stream` before and takes the events up to `Closed`, which say of each request whether the server can
+//! have carried it out.
+//!
 //! # Where to look
 //!
 //! [`server`] holds the server's machine and [`client`] the client's, [`wire`] the codec that both are made of,
@@ -115,8 +154,7 @@ mod view;
 mod wants;
 #[expect(
     clippy::exhaustive_structs,
-    clippy::exhaustive_enums,
-    reason = "what is on the wire has the fields that it has: it does not grow"
+    reason = "a message has the fields that it has on the wire: they don't grow"
 )]
 pub mod wire;
 

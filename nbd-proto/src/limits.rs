@@ -68,7 +68,7 @@ pub struct Limits {
     // S-OPT-05
     pub max_option_skip: u32,
     /// On a server: options on one connection; [`OPTIONS_PER_EXPORT`] more for each export of the longest list that was
-    /// sent (section "Termination of the session during option haggling", denial of service).
+    /// sent. More count as a denial of service, to which the specification allows a hard disconnect.
     ///
     /// - Default: 4096; a client may ask about each export that was listed, and about its metadata contexts.
     /// - Beyond it: a hard disconnect.

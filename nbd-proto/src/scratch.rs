@@ -20,7 +20,7 @@ impl Scratch {
         Wants::missing(size, self.filled)
     }
 
-    /// The next `N` bytes (at most 32), once they are all there; eats from `input` whatever belongs to them. Without
+    /// The next `N` bytes (at most 32), once they are all there; consumes from `input` whatever belongs to them. Without
     /// leftovers of an earlier call, which is the rule, nothing is copied into the scratch.
     #[inline]
     pub(crate) fn take<const N: usize>(&mut self, input: &mut impl Input) -> Option<[u8; N]> {

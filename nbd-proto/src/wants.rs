@@ -6,12 +6,15 @@ use crate::{Command, RequestId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Wants {
-    /// Protocol bytes, which go to `next_event`. Reading further ahead is welcome.
+    /// Bytes that go to `next_event`: of the protocol, or of a payload that the core drops. Reading further ahead is
+    /// welcome.
     Bytes {
         /// How many more bytes the next message takes at least. Never zero.
         at_least: usize,
     },
-    /// Data of a request: move up to `remaining` bytes where they belong, then say how many by `payload_received`.
+    /// Data of a request: move up to `remaining` bytes where they belong, then say how many by `payload_received`. What
+    /// the receive buffer holds comes first, by [`copy_to`](crate::RecvBuffer::copy_to), whether or not the stream has
+    /// more.
     #[non_exhaustive]
     Payload {
         /// Whose data.
@@ -23,7 +26,8 @@ pub enum Wants {
         /// Bytes that are still to come: of the whole payload on a server, of this chunk on a client. Never zero.
         remaining: u64,
     },
-    /// Don't read now: something else has to happen first.
+    /// Don't read now: something else has to happen first. Where that is neither an event nor a transmission, don't
+    /// have the stream polled either: a hang-up would be reported again and again.
     Nothing(PauseReason),
     /// The stream belongs to a TLS handshake now.
     Tls,

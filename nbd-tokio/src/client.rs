@@ -74,7 +74,7 @@ impl Connector for Tokio {
 
     async fn connect_tcp(&self, address: SocketAddr) -> io::Result<AnyTransport> {
         let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
+        nbd_engine::net::tune_tcp(&stream)?;
         Ok(Box::new(stream::tcp(stream)))
     }
 

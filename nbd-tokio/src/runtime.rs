@@ -1,5 +1,7 @@
 //! Tasks and time, as the engine asks for them.
 
+use std::pin::pin;
+use std::task::Context;
 use std::time::Duration;
 
 use nbd_engine::{BoxFuture, Runtime};
@@ -12,6 +14,11 @@ pub struct Tokio(pub(crate) Handle);
 impl Runtime for Tokio {
     fn sleep(&self, duration: Duration) -> BoxFuture {
         Box::pin(tokio::time::sleep(duration))
+    }
+
+    fn yield_now(&self, cx: &mut Context<'_>) {
+        // Unlike a wake, it has tokio look at its sockets before it polls the task again.
+        let _pending = pin!(tokio::task::yield_now()).poll(cx);
     }
 
     fn spawn(&self, task: BoxFuture) {

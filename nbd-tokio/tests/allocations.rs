@@ -1,12 +1,9 @@
 //! What a request costs in allocations: nothing.
 
-#[path = "../../nbd-engine/tests/counting/mod.rs"]
-mod counting;
-
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::atomic::AtomicUsize;
 
-use counting::{Counting, count_this_thread};
+use nbd_support::counting::{Counting, count_this_thread};
 use nbd_testkit::raw::Wire;
 use nbd_tokio::export::ExportMap;
 use nbd_tokio::{Server, ServerConfig};
@@ -29,4 +26,4 @@ fn connect(exports: ExportMap, config: ServerConfig, counter: &'static AtomicUsi
     Wire::from_unix(theirs)
 }
 
-counting::allocation_suite!(connect);
+nbd_support::allocation_suite!(connect);

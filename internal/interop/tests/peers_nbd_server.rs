@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use nbd_engine::client::{Error, Flags, Options};
+use nbd_engine::client::{ClientConfig, Error, Flags};
 use nbd_interop::MIB;
-use nbd_suite::client::{ClientAdapter, ClientUnderTest, HagglingUnderTest};
+use nbd_suite::client::{ClientAdapter, ClientUnderTest, NegotiationUnderTest};
 use nbd_suite::clients::{BlockingClient, TokioClientCurrentThread, TokioClientMultiThread};
 use nbd_testkit::peers::{PeerServer, require};
 use nbd_testkit::process::{Finished, run};
@@ -55,14 +55,14 @@ impl Served {
         &self,
         client: &dyn ClientAdapter,
         export: &str,
-        options: &Options,
+        config: &ClientConfig,
     ) -> Result<Box<dyn ClientUnderTest>, Error> {
-        client.connect(&self.uri(export).parse().expect("a URI"), options)
+        client.connect(&self.uri(export).parse().expect("a URI"), config)
     }
 
-    fn haggle(&self, client: &dyn ClientAdapter) -> Box<dyn HagglingUnderTest> {
+    fn negotiate(&self, client: &dyn ClientAdapter) -> Box<dyn NegotiationUnderTest> {
         let uri = self.uri("").parse().expect("a URI");
-        client.haggle(&uri, &Options::default()).expect("it is there")
+        client.negotiate(&uri, &ClientConfig::default()).expect("it is there")
     }
 
     /// Runs our command.
@@ -73,10 +73,8 @@ impl Served {
 
 fn every_command_that_it_has_works(client: &dyn ClientAdapter) {
     let Some(served) = Served::start() else { return };
-    let mut options = Options::default();
-    options.connections = 3;
-    options.contexts.push("base:allocation".into());
-    let client = served.connect(client, "disk", &options).expect("it is there");
+    let config = ClientConfig::new().with_connections(3).with_contexts(["base:allocation"]);
+    let client = served.connect(client, "disk", &config).expect("it is there");
     let export = client.export();
     assert_eq!(export.size(), SIZE as u64);
     assert!(export.can_flush() && export.can_fua() && export.can_trim());
@@ -84,10 +82,10 @@ fn every_command_that_it_has_works(client: &dyn ClientAdapter) {
     assert_eq!(client.connections(), 3, "it says that several connections see the same");
 
     let data = Pattern(2).bytes(0, 3 << 20);
-    client.write_at(&data, 4096, Flags::FUA).expect("a write");
+    client.write(4096, data.clone(), Flags::FUA).expect("a write");
     let parts: Vec<_> = (0..48)
         .map(|at| {
-            (at << 16, client.start_read(vec![0; 1 << 16], 4096 + (at << 16), Flags::empty()))
+            (at << 16, client.start_read(4096 + (at << 16), vec![0; 1 << 16], Flags::empty()))
         })
         .collect();
     for (at, part) in parts {
@@ -100,7 +98,7 @@ fn every_command_that_it_has_works(client: &dyn ClientAdapter) {
     assert_same_bytes(&on_disk[4096..][..data.len()], &data, "the file");
     client.trim(MIB, MIB, Flags::empty()).expect("a trim");
     client.write_zeroes(2 * MIB, 4096, Flags::FUA).expect("zeroes");
-    assert_zero(&client.read(2 * MIB, 4096).expect("a read"), "zeroes");
+    assert_zero(&client.read(2 * MIB, 4096, Flags::empty()).expect("a read"), "zeroes");
     let status = client.block_status(0, MIB, Flags::empty());
     assert!(matches!(status, Err(Error::Invalid(_))), "{status:?}");
     client.disconnect();
@@ -108,29 +106,29 @@ fn every_command_that_it_has_works(client: &dyn ClientAdapter) {
 
 fn what_is_read_only_is_not_written(client: &dyn ClientAdapter) {
     let Some(served) = Served::start() else { return };
-    let client = served.connect(client, "image", &Options::default()).expect("it is there");
+    let client = served.connect(client, "image", &ClientConfig::default()).expect("it is there");
     assert!(client.export().is_read_only());
-    let found = client.read(0, SIZE).expect("a read");
+    let found = client.read(0, SIZE, Flags::empty()).expect("a read");
     assert_same_bytes(&found, &Pattern(1).bytes(0, SIZE), "the image");
-    assert!(matches!(client.write_at(&[0; 512], 0, Flags::empty()), Err(Error::Invalid(_))));
+    assert!(matches!(client.write_all_at(&[0; 512], 0), Err(Error::Invalid(_))));
     client.disconnect();
 }
 
 fn exports_are_listed_and_unknown_ones_refused(client: &dyn ClientAdapter) {
     let Some(served) = Served::start() else { return };
-    let refused = served.connect(client, "nothing", &Options::default());
+    let refused = served.connect(client, "nothing", &ClientConfig::default());
     let error = refused.err().expect("there is no such export");
     assert!(matches!(error, Error::Refused { .. }), "{error}");
     assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");
 
-    let mut haggling = served.haggle(client);
-    assert!(!haggling.is_structured());
-    let listed = haggling.list().expect("a list");
+    let mut negotiation = served.negotiate(client);
+    assert!(!negotiation.is_structured());
+    let listed = negotiation.list().expect("a list");
     let names: Vec<_> = listed.iter().map(|listing| &*listing.name).collect();
     assert_eq!(names, ["disk", "image"]);
-    assert!(matches!(haggling.info("nothing"), Err(Error::Refused { .. })));
-    haggling.info("image").expect("it is there");
-    haggling.abort().expect("it listens");
+    assert!(matches!(negotiation.info("nothing"), Err(Error::Refused { .. })));
+    negotiation.info("image").expect("it is there");
+    negotiation.abort().expect("it listens");
 }
 
 macro_rules! with_each_client {

@@ -87,7 +87,7 @@ fn answer(mut reply: server::Reply<'_>) {
             reply.finish().expect("it is told");
         }
         Command::BlockStatus { .. } => {
-            for context in reply.awaited_contexts().to_vec() {
+            for context in reply.awaited_contexts() {
                 let extents = (0_u64..).map(|at| Extent { length: 512, status: at % 2 });
                 reply.extents(context, extents).expect("it is awaited");
             }

@@ -105,7 +105,7 @@ fn round(
             }
             Command::BlockStatus { .. } => {
                 let extents = (0..8).map(|at| Extent { length: 512, status: at % 2 });
-                let context = reply.awaited_contexts()[0];
+                let context = reply.awaited_contexts().next().expect("one was selected");
                 reply.extents(context, extents).expect("it is awaited");
             }
             _ => {}

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nbd_engine::client::{Error, Options, Uri};
+use nbd_engine::client::{ClientConfig, Error, Uri};
 use nbd_engine::export::{Export, ExportMap, Memory};
 use nbd_engine::net::LocalAddr;
 use nbd_engine::server::ServerConfig;
@@ -15,7 +15,7 @@ use nbd_testkit::process::{Background, wait_until};
 use nbd_testkit::raw::{Mode, RawClient};
 use tempfile::TempDir;
 
-use crate::client::{ClientAdapter, ClientUnderTest, HagglingUnderTest};
+use crate::client::{ClientAdapter, ClientUnderTest, NegotiationUnderTest};
 use crate::{Adapter, Control, Place, SOON};
 
 /// What a connection runs over.
@@ -123,34 +123,34 @@ impl ClientSetup {
         self.transport
     }
 
-    /// Connects to the default export, or the one that the options name.
+    /// Connects to the default export.
     ///
     /// # Errors
     /// The adapter's.
     pub fn connect(
         &self,
         endpoint: &Endpoint,
-        options: &Options,
+        config: &ClientConfig,
     ) -> Result<Box<dyn ClientUnderTest>, Error> {
-        self.adapter.connect(&Self::uri(endpoint), options)
+        self.adapter.connect(&Self::uri(endpoint), config)
     }
 
-    /// Connects, but enters no export.
+    /// Connects without entering an export.
     ///
     /// # Errors
     /// The adapter's.
-    pub fn haggle(
+    pub fn negotiate(
         &self,
         endpoint: &Endpoint,
-        options: &Options,
-    ) -> Result<Box<dyn HagglingUnderTest>, Error> {
-        self.adapter.haggle(&Self::uri(endpoint), options)
+        config: &ClientConfig,
+    ) -> Result<Box<dyn NegotiationUnderTest>, Error> {
+        self.adapter.negotiate(&Self::uri(endpoint), config)
     }
 
     /// A client of the default export of a server that has one.
     #[track_caller]
     pub fn client(&self, server: &Server) -> Box<dyn ClientUnderTest> {
-        let client = self.connect(server.endpoint(), &Options::default());
+        let client = self.connect(server.endpoint(), &ClientConfig::default());
         client.unwrap_or_else(|error| panic!("{error}"))
     }
 

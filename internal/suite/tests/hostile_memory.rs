@@ -4,7 +4,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use nbd_engine::client::{Error, Flags, Options};
+use nbd_engine::client::{ClientConfig, Error, Flags};
 use nbd_suite::{ClientSetup, Transport, clients, run_client};
 use nbd_testkit::raw::{ChunkType, Cmd, Errno, MAX_STRING, Mode, Opt, Rep};
 use nbd_testkit::scripted::{Answer, Export, OptionAnswer, Script, ScriptedServer, payload};
@@ -32,10 +32,8 @@ fn holds_at_most(bound: usize, what: &str, script: Script, act: impl FnOnce(&Scr
     server.finish();
 }
 
-fn options() -> Options {
-    let mut options = Options::default();
-    options.contexts.push("base:allocation".into());
-    options
+fn config() -> ClientConfig {
+    ClientConfig::new().with_contexts(["base:allocation"])
 }
 
 fn new() -> Script {
@@ -53,7 +51,7 @@ fn lengths_cost_nothing(setup: ClientSetup) {
             let answer = OptionAnswer::new(kind, &[]).length(u32::MAX);
             let script = new().until(option).answer_option(answer).silence();
             holds_at_most(USUAL, &what, script, |server| {
-                let error = setup.connect(server.endpoint(), &options()).err().expect(&what);
+                let error = setup.connect(server.endpoint(), &config()).err().expect(&what);
                 assert!(is_protocol(&error), "{what}: {error:?}");
             });
         }
@@ -79,10 +77,10 @@ fn lengths_cost_nothing(setup: ClientSetup) {
                 let what = format!("{mode:?}, {command:?} answered by {answer:?}");
                 let script = Script::new(Export::new(mode)).enter().request(command);
                 holds_at_most(USUAL, &what, script.answer(answer.clone()).silence(), |server| {
-                    let client = setup.connect(server.endpoint(), &options()).expect(&what);
+                    let client = setup.connect(server.endpoint(), &config()).expect(&what);
                     // Who means it, sends extents: then they are what is silent.
                     let result = match command {
-                        Cmd::READ => client.read(0, 512).map(drop),
+                        Cmd::READ => client.read(0, 512, Flags::empty()).map(drop),
                         _ => client.block_status(0, 512, Flags::empty()).map(drop),
                     };
                     let error = result.expect_err(&what);
@@ -111,12 +109,12 @@ fn what_is_endless_is_bounded(setup: ClientSetup) {
         let answer = OptionAnswer::new(kind, data);
         let script = new().until(option).answer_option(answer).endlessly();
         holds_at_most(bound, &what, script, |server| {
-            let haggle = || setup.haggle(server.endpoint(), &options()).expect(&what);
+            let haggle = || setup.negotiate(server.endpoint(), &config()).expect(&what);
             let error = match option {
                 Opt::LIST => haggle().list().expect_err(&what),
                 Opt::INFO => haggle().info("").expect_err(&what),
                 Opt::LIST_META_CONTEXT => haggle().list_meta_contexts("", &[]).expect_err(&what),
-                _ => setup.connect(server.endpoint(), &options()).err().expect(&what),
+                _ => setup.connect(server.endpoint(), &config()).err().expect(&what),
             };
             assert!(is_protocol(&error), "{what}: {error:?}");
         });
@@ -126,8 +124,8 @@ fn what_is_endless_is_bounded(setup: ClientSetup) {
         let what = "errors on and on";
         let script = new().enter().request(Cmd::READ).answer(answer).endlessly();
         holds_at_most(USUAL, what, script, |server| {
-            let client = setup.connect(server.endpoint(), &options()).expect(what);
-            let error = client.read(0, 512).expect_err(what);
+            let client = setup.connect(server.endpoint(), &config()).expect(what);
+            let error = client.read(0, 512, Flags::empty()).expect_err(what);
             assert!(is_protocol(&error), "{what}: {error:?}");
         });
     }
@@ -142,7 +140,7 @@ fn extents_are_held_once(setup: ClientSetup) {
     // The server has it twice on its way; the client as extents of 16 bytes, in a vector that grows.
     let bound = 2 * wire + 3 * 16 * MOST + USUAL;
     holds_at_most(bound, "a million extents", script, |server| {
-        let client = setup.connect(server.endpoint(), &options()).expect("it is a server");
+        let client = setup.connect(server.endpoint(), &config()).expect("it is a server");
         let status = client.block_status(0, 1 << 20, Flags::empty()).expect("a block status");
         assert_eq!(status[0].extents.len(), MOST);
     });

@@ -125,6 +125,7 @@ pub(crate) enum RuntimeName {
     /// Tasks on tokio
     Tokio,
     /// Tasks on async-std
+    #[cfg(feature = "async-std")]
     AsyncStd,
     /// A thread for each connection
     Blocking,

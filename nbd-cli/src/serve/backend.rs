@@ -178,7 +178,7 @@ fn wrapped(export: impl Export, word: &str, arguments: &Arguments) -> Result<Lay
         export = Box::new(WithAllocationDepth::new(export));
     }
     let mut tracker = None;
-    if tracked && export.writes().is_some() {
+    if tracked && export.can_write().is_some() {
         let layer = Tracked::new(export);
         tracker = Some(Arc::clone(layer.tracker()));
         export = Box::new(layer);

@@ -41,6 +41,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let outcome = match arguments.runtime {
         RuntimeName::Blocking => blocking(exports, config, places, &announcement, security),
         RuntimeName::Tokio => tokio(exports, config, places, &announcement, security),
+        #[cfg(feature = "async-std")]
         RuntimeName::AsyncStd => async_std(exports, config, places, &announcement, security),
     };
     judge(outcome?, arguments.drain_timeout)
@@ -156,6 +157,7 @@ fn tokio(
     runtime.block_on(async { serve!(server, places, announcement, security, tcp, unix, [.await]) })
 }
 
+#[cfg(feature = "async-std")]
 fn async_std(
     exports: ExportMap,
     config: ServerConfig,
@@ -172,6 +174,7 @@ fn async_std(
     })
 }
 
+#[cfg(feature = "async-std")]
 fn infallible<A, B: From<A>>(listener: A) -> io::Result<B> {
     Ok(listener.into())
 }

@@ -187,7 +187,7 @@ impl fmt::Display for Error {
                 if !text.is_empty() {
                     write!(f, " ({text})")?;
                 }
-                f.write_str(refusal_remedy(refusal))
+                f.write_str(refusal_remedy(refusal, !text.is_empty()))
             }
             Self::Protocol { peer, source } => write!(f, "no session with {peer}: {source}"),
             Self::Command { peer, command, error } => {
@@ -252,7 +252,7 @@ fn connect_remedy(kind: io::ErrorKind, address: &str) -> &'static str {
     }
 }
 
-fn refusal_remedy(refusal: &Refusal) -> &'static str {
+fn refusal_remedy(refusal: &Refusal, is_explained: bool) -> &'static str {
     let Refusal::Option { code, reply } = refusal else { return "" };
     match (*reply, *code) {
         (_, OptionCode::STARTTLS) => {
@@ -263,7 +263,9 @@ fn refusal_remedy(refusal: &Refusal) -> &'static str {
             "; the server demands TLS: use nbds:// or nbds+unix://"
         }
         (OptionReplyType::ERR_POLICY, _) => "; the server's policy does not allow it",
-        (OptionReplyType::ERR_SHUTDOWN, _) => "; try again later",
+        // Servers mostly say so themselves.
+        (OptionReplyType::ERR_SHUTDOWN, _) if is_explained => "; try again later",
+        (OptionReplyType::ERR_SHUTDOWN, _) => "; the server is shutting down, try again later",
         (OptionReplyType::ERR_UNSUP, OptionCode::LIST) => {
             "; the server does not list its exports: name one"
         }
@@ -403,10 +405,12 @@ mod tests {
     fn a_refusal_about_no_export_names_none_and_says_things_once() {
         let (code, reply) = (OptionCode::LIST, OptionReplyType::ERR_SHUTDOWN);
         let refusal = Refusal::Option { code, reply };
-        let (peer, text) = ("host".into(), String::new());
-        let text = Error::Refused { peer, export: None, refusal, text }.to_string();
-        assert!(text.starts_with("host refused: NBD_OPT_LIST"), "{text}");
-        assert_eq!(text.matches("shutting down").count(), 1, "{text}");
+        for text in ["", "the server is shutting down"] {
+            let (peer, text) = ("host".into(), text.to_owned());
+            let text = Error::Refused { peer, export: None, refusal, text }.to_string();
+            assert!(text.starts_with("host refused: NBD_OPT_LIST"), "{text}");
+            assert_eq!(text.matches("shutting down").count(), 1, "{text}");
+        }
     }
 
     #[test]

@@ -92,6 +92,7 @@ mod tests {
         for _ in 0..10 {
             free.return_buffer(vec![0; 1 << 20]);
         }
-        assert_eq!((free.lists().buffers.len(), free.lists().bytes), (4, 4 << 20));
+        let lists = free.lists();
+        assert_eq!((lists.buffers.len(), lists.bytes), (4, 4 << 20));
     }
 }

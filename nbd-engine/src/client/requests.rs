@@ -63,6 +63,9 @@ impl<C> Client<C> {
     /// The write may have been done, or not, or in part, when the future is dropped.
     pub async fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, Error> {
         let count = self.up_to_the_end(data.len(), offset);
+        if count == 0 && !data.is_empty() {
+            return Ok(0);
+        }
         self.write_all_at(&data[..count], offset).await?;
         Ok(count)
     }

@@ -8,19 +8,19 @@ use super::{AllocationFlags, Extent, Page, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fua {
-    /// The engine calls [`Flushes::flush`] after the write; without [`Flushes`] the flag is not offered.
+    /// The engine calls [`CanFlush::flush`] after the write; without [`CanFlush`] the flag is not offered.
     #[default]
     Emulated,
     /// The methods that write take care of it themselves when they are called with `fua`.
     Native,
-    /// The flag is not offered, even where there is [`Flushes`].
+    /// The flag is not offered, even where there is [`CanFlush`].
     Unsupported,
 }
 
 /// The ability to write. Part of [`Export`](super::Export).
 ///
 /// ```
-/// use nbd_engine::export::{Export, Fua, Result, Writes};
+/// use nbd_engine::export::{CanWrite, Export, Fua, Result};
 ///
 /// # struct Disk(std::sync::Mutex<Vec<u8>>);
 /// # impl Export for Disk {
@@ -33,12 +33,12 @@ pub enum Fua {
 /// #         Ok(())
 /// #     }
 /// // In `impl Export for Disk`:
-/// fn writes(&self) -> Option<&dyn Writes> {
+/// fn can_write(&self) -> Option<&dyn CanWrite> {
 ///     Some(self)
 /// }
 /// # }
 ///
-/// impl Writes for Disk {
+/// impl CanWrite for Disk {
 ///     fn write(&self, data: &[u8], offset: u64, _fua: bool) -> Result<()> {
 ///         let offset = offset as usize;
 ///         self.0.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
@@ -50,10 +50,10 @@ pub enum Fua {
 ///     }
 /// }
 /// ```
-pub trait Writes: Send + Sync {
+pub trait CanWrite: Send + Sync {
     /// Writes `data` at `offset`. With `fua` the data is durable before this returns. That is asked for only when
     /// [`fua`](Self::fua) says [`Fua::Native`]; by default it is false even for a client's FUA writes, and
-    /// [`Flushes::flush`] is called after them.
+    /// [`CanFlush::flush`] is called after them.
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()>;
 
     /// Writes if that can be done at once; `None` if it might block, with nothing done. Only consulted for exports
@@ -75,7 +75,7 @@ pub trait Writes: Send + Sync {
 }
 
 /// The ability to write by taking over memory, for exports that [never block](super::Export::never_blocks). Part of
-/// [`Writes`].
+/// [`CanWrite`].
 ///
 /// A large payload that covers whole pages is received into pages, which then go to the export one by one: nothing is
 /// copied.
@@ -116,7 +116,7 @@ pub trait TakesPages: Send + Sync {
 /// The ability to make written data durable. Part of [`Export`](super::Export).
 ///
 /// ```
-/// use nbd_engine::export::{Export, Flushes, Result};
+/// use nbd_engine::export::{CanFlush, Export, Result};
 ///
 /// # struct Disk(std::sync::Mutex<Vec<u8>>);
 /// # impl Export for Disk {
@@ -129,19 +129,19 @@ pub trait TakesPages: Send + Sync {
 /// #         Ok(())
 /// #     }
 /// // In `impl Export for Disk`:
-/// fn flushes(&self) -> Option<&dyn Flushes> {
+/// fn can_flush(&self) -> Option<&dyn CanFlush> {
 ///     Some(self)
 /// }
 /// # }
 ///
-/// impl Flushes for Disk {
+/// impl CanFlush for Disk {
 ///     fn flush(&self) -> Result<()> {
 ///         std::fs::write("disk.img", &*self.0.lock().unwrap())?;
 ///         Ok(())
 ///     }
 /// }
 /// ```
-pub trait Flushes: Send + Sync {
+pub trait CanFlush: Send + Sync {
     /// Makes durable whatever was written before this was called.
     fn flush(&self) -> Result<()>;
 }
@@ -149,7 +149,7 @@ pub trait Flushes: Send + Sync {
 /// The ability to drop data. Part of [`Export`](super::Export).
 ///
 /// ```
-/// use nbd_engine::export::{Export, Result, Trims};
+/// use nbd_engine::export::{CanTrim, Export, Result};
 ///
 /// # struct Disk(std::sync::Mutex<Vec<u8>>);
 /// # impl Export for Disk {
@@ -162,19 +162,19 @@ pub trait Flushes: Send + Sync {
 /// #         Ok(())
 /// #     }
 /// // In `impl Export for Disk`:
-/// fn trims(&self) -> Option<&dyn Trims> {
+/// fn can_trim(&self) -> Option<&dyn CanTrim> {
 ///     Some(self)
 /// }
 /// # }
 ///
-/// impl Trims for Disk {
+/// impl CanTrim for Disk {
 ///     fn trim(&self, offset: u64, length: u64, _fua: bool) -> Result<()> {
 ///         self.0.lock().unwrap()[offset as usize..(offset + length) as usize].fill(0);
 ///         Ok(())
 ///     }
 /// }
 /// ```
-pub trait Trims: Send + Sync {
+pub trait CanTrim: Send + Sync {
     /// Drops the range or any part of it; what it reads as later is up to the export. Nothing outside may change.
     fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()>;
 }
@@ -183,7 +183,7 @@ pub trait Trims: Send + Sync {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "tests of exports make them; NBD has no other flag")]
 pub struct ZeroMode {
-    /// Durable before it returns, see [`Writes::fua`].
+    /// Durable before it returns, see [`CanWrite::fua`].
     pub fua: bool,
     /// Leave the range allocated.
     pub no_hole: bool,
@@ -195,7 +195,7 @@ pub struct ZeroMode {
 /// The ability to write zeroes without sending them. Part of [`Export`](super::Export).
 ///
 /// ```
-/// use nbd_engine::export::{Export, ExportError, Result, WritesZeroes, ZeroMode};
+/// use nbd_engine::export::{CanWriteZeroes, Export, ExportError, Result, ZeroMode};
 ///
 /// # struct Disk(std::sync::Mutex<Vec<u8>>);
 /// # impl Export for Disk {
@@ -208,12 +208,12 @@ pub struct ZeroMode {
 /// #         Ok(())
 /// #     }
 /// // In `impl Export for Disk`:
-/// fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+/// fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
 ///     Some(self)
 /// }
 /// # }
 ///
-/// impl WritesZeroes for Disk {
+/// impl CanWriteZeroes for Disk {
 ///     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
 ///         if mode.fast && length > 1 << 20 {
 ///             return Err(ExportError::not_fast());
@@ -223,7 +223,7 @@ pub struct ZeroMode {
 ///     }
 /// }
 /// ```
-pub trait WritesZeroes: Send + Sync {
+pub trait CanWriteZeroes: Send + Sync {
     /// Makes the range read as zeroes.
     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()>;
 
@@ -238,7 +238,7 @@ pub trait WritesZeroes: Send + Sync {
 /// The ability to prepare for reads. Part of [`Export`](super::Export).
 ///
 /// ```
-/// use nbd_engine::export::{Caches, Export, Result};
+/// use nbd_engine::export::{CanCache, Export, Result};
 ///
 /// # struct Disk(std::sync::Mutex<Vec<u8>>);
 /// # impl Export for Disk {
@@ -251,18 +251,18 @@ pub trait WritesZeroes: Send + Sync {
 /// #         Ok(())
 /// #     }
 /// // In `impl Export for Disk`:
-/// fn caches(&self) -> Option<&dyn Caches> {
+/// fn can_cache(&self) -> Option<&dyn CanCache> {
 ///     Some(self)
 /// }
 /// # }
 ///
-/// impl Caches for Disk {
+/// impl CanCache for Disk {
 ///     fn cache(&self, _offset: u64, _length: u64) -> Result<()> {
 ///         Ok(()) // All of it is in memory already.
 ///     }
 /// }
 /// ```
-pub trait Caches: Send + Sync {
+pub trait CanCache: Send + Sync {
     /// Prepares for reads of the range.
     fn cache(&self, offset: u64, length: u64) -> Result<()>;
 }
@@ -270,7 +270,7 @@ pub trait Caches: Send + Sync {
 /// The ability to report holes, for `base:allocation`. Part of [`Export`](super::Export).
 ///
 /// ```
-/// use nbd_engine::export::{Allocation, Export, Extents, Result};
+/// use nbd_engine::export::{Allocation, CanExtents, Export, Result};
 ///
 /// # struct Disk(std::sync::Mutex<Vec<u8>>);
 /// # impl Export for Disk {
@@ -283,12 +283,12 @@ pub trait Caches: Send + Sync {
 /// #         Ok(())
 /// #     }
 /// // In `impl Export for Disk`:
-/// fn extents(&self) -> Option<&dyn Extents> {
+/// fn can_extents(&self) -> Option<&dyn CanExtents> {
 ///     Some(self)
 /// }
 /// # }
 ///
-/// impl Extents for Disk {
+/// impl CanExtents for Disk {
 ///     fn extents(
 ///         &self,
 ///         offset: u64,
@@ -307,7 +307,7 @@ pub trait Caches: Send + Sync {
 ///     }
 /// }
 /// ```
-pub trait Extents: Send + Sync {
+pub trait CanExtents: Send + Sync {
     /// Reports runs of [`Allocation`] from `offset` on, without a gap, until `length` bytes are covered or the visitor
     /// breaks off. The last run may reach further. Reporting less is fine as long as it is something.
     ///
@@ -348,7 +348,7 @@ impl From<Allocation> for Extent {
 /// so. Every client of the export works with the new size from then on.
 ///
 /// ```
-/// use nbd_engine::export::{Export, ExportError, Resizes, Result};
+/// use nbd_engine::export::{CanResize, Export, ExportError, Result};
 ///
 /// # struct Disk(std::sync::Mutex<Vec<u8>>);
 /// # impl Export for Disk {
@@ -361,12 +361,12 @@ impl From<Allocation> for Extent {
 /// #         Ok(())
 /// #     }
 /// // In `impl Export for Disk`:
-/// fn resizes(&self) -> Option<&dyn Resizes> {
+/// fn can_resize(&self) -> Option<&dyn CanResize> {
 ///     Some(self)
 /// }
 /// # }
 ///
-/// impl Resizes for Disk {
+/// impl CanResize for Disk {
 ///     fn resize(&self, size: u64) -> Result<()> {
 ///         let size = usize::try_from(size).map_err(|_| ExportError::no_space())?;
 ///         self.0.lock().unwrap().resize(size, 0);
@@ -374,7 +374,7 @@ impl From<Allocation> for Extent {
 ///     }
 /// }
 /// ```
-pub trait Resizes: Send + Sync {
+pub trait CanResize: Send + Sync {
     /// Makes [`Export::size`](super::Export::size) be `size` bytes. Fails with `ENOSPC` where there is no space for
     /// that many, and leaves the size as it was when it fails.
     fn resize(&self, size: u64) -> Result<()>;

@@ -145,7 +145,7 @@ pub trait AsyncExport: Send + Sync + 'static {
     }
 }
 
-/// See [`Writes`](super::Writes).
+/// See [`CanWrite`](super::CanWrite).
 pub trait AsyncCanWrite: Send + Sync {
     /// Writes `data` at `offset`. With `fua` the data is durable before this is ready.
     fn write(&self, data: &[u8], offset: u64, fua: bool)
@@ -157,19 +157,19 @@ pub trait AsyncCanWrite: Send + Sync {
     }
 }
 
-/// See [`Flushes`](super::Flushes).
+/// See [`CanFlush`](super::CanFlush).
 pub trait AsyncCanFlush: Send + Sync {
     /// Makes durable whatever was written before this was called.
     fn flush(&self) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// See [`Trims`](super::Trims).
+/// See [`CanTrim`](super::CanTrim).
 pub trait AsyncCanTrim: Send + Sync {
     /// Drops the range or any part of it.
     fn trim(&self, offset: u64, length: u64, fua: bool) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// See [`WritesZeroes`](super::WritesZeroes).
+/// See [`CanWriteZeroes`](super::CanWriteZeroes).
 pub trait AsyncCanWriteZeroes: Send + Sync {
     /// Makes the range read as zeroes.
     fn write_zeroes(
@@ -179,13 +179,13 @@ pub trait AsyncCanWriteZeroes: Send + Sync {
         mode: ZeroMode,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// See [`WritesZeroes::can_fast_zero`](super::WritesZeroes::can_fast_zero).
+    /// See [`CanWriteZeroes::can_fast_zero`](super::CanWriteZeroes::can_fast_zero).
     fn can_fast_zero(&self) -> bool {
         true
     }
 }
 
-/// See [`Caches`](super::Caches).
+/// See [`CanCache`](super::CanCache).
 pub trait AsyncCanCache: Send + Sync {
     /// Prepares for reads of the range.
     fn cache(&self, offset: u64, length: u64) -> impl Future<Output = Result<()>> + Send;
@@ -194,7 +194,7 @@ pub trait AsyncCanCache: Send + Sync {
 /// What an asynchronous export reports runs to, one after the other, until it breaks off.
 pub type Visitor<'a, T> = dyn FnMut(T) -> ControlFlow<()> + Send + 'a;
 
-/// See [`Extents`](super::Extents).
+/// See [`CanExtents`](super::CanExtents).
 ///
 /// ```
 /// use nbd_engine::export::{Allocation, AsyncCanExtents, Result, Visitor};
@@ -260,7 +260,7 @@ pub trait AsyncContexts: Send + Sync {
     }
 }
 
-/// See [`Resizes`](super::Resizes).
+/// See [`CanResize`](super::CanResize).
 pub trait AsyncCanResize: Send + Sync {
     /// Makes [`AsyncExport::size`] be `size`.
     fn resize(&self, size: u64) -> impl Future<Output = Result<()>> + Send;

@@ -1,8 +1,8 @@
 //! Exports that may block.
 
 use super::{
-    BlockSize, Body, Caches, ClientInfo, CloseReason, Contexts, Extents, Flushes, Resizes, Result,
-    Trims, Writes, WritesZeroes,
+    BlockSize, Body, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite, CanWriteZeroes,
+    ClientInfo, CloseReason, Contexts, Result,
 };
 
 /// A disk that may block while it works: a file, a block device, memory, or anything of your own.
@@ -23,7 +23,7 @@ use super::{
 /// its end.
 ///
 /// ```
-/// use nbd_engine::export::{Export, Flushes, Result, Writes};
+/// use nbd_engine::export::{CanFlush, CanWrite, Export, Result};
 /// use std::sync::RwLock;
 ///
 /// struct Disk(RwLock<Vec<u8>>);
@@ -40,12 +40,12 @@ use super::{
 ///     fn never_blocks(&self) -> bool {
 ///         true
 ///     }
-///     fn writes(&self) -> Option<&dyn Writes> {
+///     fn can_write(&self) -> Option<&dyn CanWrite> {
 ///         Some(self)
 ///     }
 /// }
 ///
-/// impl Writes for Disk {
+/// impl CanWrite for Disk {
 ///     fn write(&self, data: &[u8], offset: u64, _fua: bool) -> Result<()> {
 ///         let offset = offset as usize;
 ///         self.0.write().unwrap()[offset..offset + data.len()].copy_from_slice(data);
@@ -54,7 +54,7 @@ use super::{
 /// }
 /// ```
 pub trait Export: Send + Sync + 'static {
-    /// The size in bytes, at most 2^63 - 1. It may change, by [`Resizes`] or otherwise; every connection asks for it
+    /// The size in bytes, at most 2^63 - 1. It may change, by [`CanResize`] or otherwise; every connection asks for it
     /// before it looks at new requests, so this must be quick. A request may have been checked against an earlier size.
     fn size(&self) -> u64;
 
@@ -128,32 +128,32 @@ pub trait Export: Send + Sync + 'static {
     }
 
     /// The ability to write; an export without it is read-only.
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         None
     }
 
     /// The ability to make written data durable.
-    fn flushes(&self) -> Option<&dyn Flushes> {
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
         None
     }
 
     /// The ability to drop data.
-    fn trims(&self) -> Option<&dyn Trims> {
+    fn can_trim(&self) -> Option<&dyn CanTrim> {
         None
     }
 
     /// The ability to write zeroes without sending them.
-    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
         None
     }
 
     /// The ability to prepare for reads.
-    fn caches(&self) -> Option<&dyn Caches> {
+    fn can_cache(&self) -> Option<&dyn CanCache> {
         None
     }
 
     /// The ability to report holes, for `base:allocation`.
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         None
     }
 
@@ -163,7 +163,7 @@ pub trait Export: Send + Sync + 'static {
     }
 
     /// The ability to change the size. Clients are offered it as far as the server's settings allow.
-    fn resizes(&self) -> Option<&dyn Resizes> {
+    fn can_resize(&self) -> Option<&dyn CanResize> {
         None
     }
 }

@@ -10,9 +10,9 @@ use super::{ExportError, Result};
 /// The ability to report the status of blocks in metadata contexts of the export's own. Part of
 /// [`Export`](super::Export).
 ///
-/// `base:allocation` is not among them: it comes from [`Extents`](super::Extents). Clients choose contexts by name, or
-/// by the part of the name up to any of its colons when they list them. Choose a namespace that the specification
-/// allows: one that is registered, or `x-` and anything.
+/// `base:allocation` is not among them: it comes from [`CanExtents`](super::CanExtents). Clients choose contexts by
+/// name, or by the part of the name up to any of its colons when they list them. Choose a namespace that the
+/// specification allows: one that is registered, or `x-` and anything.
 ///
 /// ```
 /// use core::ops::ControlFlow;

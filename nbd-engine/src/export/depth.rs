@@ -8,7 +8,7 @@ use super::layer::{Layer, Layered, Source};
 ///
 /// The context reports how deep in a chain of images the data of a range is found: 0 where no image has any, 1 where
 /// the export itself has. Deeper layers are a matter of formats that have them. It comes from
-/// [`Extents`](super::Extents): without that ability the context is not there.
+/// [`CanExtents`](super::CanExtents): without that ability the context is not there.
 ///
 /// ```
 /// use nbd_engine::export::{Contexts, Export, Memory, WithAllocationDepth};
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn what_is_allocated_has_a_depth_of_one_and_holes_of_zero() {
         let memory = Memory::new(4 * Memory::PAGE_SIZE).unwrap();
-        memory.writes().unwrap().write(b"x", Memory::PAGE_SIZE, false).unwrap();
+        memory.can_write().unwrap().write(b"x", Memory::PAGE_SIZE, false).unwrap();
         let disk = WithAllocationDepth::new(memory);
         let mut found = Vec::new();
         Contexts::status(&disk, NAME, 0, disk.size(), &mut |run| {

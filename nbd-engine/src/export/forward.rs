@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    BlockSize, Body, Caches, ClientInfo, CloseReason, Contexts, Export, Extents, Flushes, Resizes,
-    Result, Trims, Writes, WritesZeroes,
+    BlockSize, Body, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite, CanWriteZeroes,
+    ClientInfo, CloseReason, Contexts, Export, Result,
 };
 
 /// Methods of [`Export`] that do what those of the inner export do: `forward!(self, self.inner; size read ...)`.
@@ -59,29 +59,29 @@ macro_rules! forward {
             $inner.client_left(client, reason);
         }
     };
-    (@writes $self:ident, $inner:expr) => {
-        fn writes(&$self) -> Option<&dyn Writes> { $inner.writes() }
+    (@can_write $self:ident, $inner:expr) => {
+        fn can_write(&$self) -> Option<&dyn CanWrite> { $inner.can_write() }
     };
-    (@flushes $self:ident, $inner:expr) => {
-        fn flushes(&$self) -> Option<&dyn Flushes> { $inner.flushes() }
+    (@can_flush $self:ident, $inner:expr) => {
+        fn can_flush(&$self) -> Option<&dyn CanFlush> { $inner.can_flush() }
     };
-    (@trims $self:ident, $inner:expr) => {
-        fn trims(&$self) -> Option<&dyn Trims> { $inner.trims() }
+    (@can_trim $self:ident, $inner:expr) => {
+        fn can_trim(&$self) -> Option<&dyn CanTrim> { $inner.can_trim() }
     };
-    (@writes_zeroes $self:ident, $inner:expr) => {
-        fn writes_zeroes(&$self) -> Option<&dyn WritesZeroes> { $inner.writes_zeroes() }
+    (@can_write_zeroes $self:ident, $inner:expr) => {
+        fn can_write_zeroes(&$self) -> Option<&dyn CanWriteZeroes> { $inner.can_write_zeroes() }
     };
-    (@caches $self:ident, $inner:expr) => {
-        fn caches(&$self) -> Option<&dyn Caches> { $inner.caches() }
+    (@can_cache $self:ident, $inner:expr) => {
+        fn can_cache(&$self) -> Option<&dyn CanCache> { $inner.can_cache() }
     };
-    (@extents $self:ident, $inner:expr) => {
-        fn extents(&$self) -> Option<&dyn Extents> { $inner.extents() }
+    (@can_extents $self:ident, $inner:expr) => {
+        fn can_extents(&$self) -> Option<&dyn CanExtents> { $inner.can_extents() }
     };
     (@contexts $self:ident, $inner:expr) => {
         fn contexts(&$self) -> Option<&dyn Contexts> { $inner.contexts() }
     };
-    (@resizes $self:ident, $inner:expr) => {
-        fn resizes(&$self) -> Option<&dyn Resizes> { $inner.resizes() }
+    (@can_resize $self:ident, $inner:expr) => {
+        fn can_resize(&$self) -> Option<&dyn CanResize> { $inner.can_resize() }
     };
 }
 pub(super) use forward;
@@ -91,7 +91,7 @@ impl<E: Export + ?Sized> Export for Box<E> {
     forward! { self, (**self);
         size refresh read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
         client_entered client_left
-        writes flushes trims writes_zeroes caches extents contexts resizes
+        can_write can_flush can_trim can_write_zeroes can_cache can_extents contexts can_resize
     }
 }
 
@@ -100,6 +100,6 @@ impl<E: Export + ?Sized> Export for Arc<E> {
     forward! { self, (**self);
         size refresh read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
         client_entered client_left
-        writes flushes trims writes_zeroes caches extents contexts resizes
+        can_write can_flush can_trim can_write_zeroes can_cache can_extents contexts can_resize
     }
 }

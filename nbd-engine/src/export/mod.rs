@@ -29,8 +29,8 @@ mod tracked;
 mod with_block_size;
 
 pub use abilities::{
-    Allocation, Caches, Extents, Flushes, Fua, Resizes, TakesPages, Trims, Writes, WritesZeroes,
-    ZeroMode,
+    Allocation, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite, CanWriteZeroes, Fua,
+    TakesPages, ZeroMode,
 };
 pub(crate) use any::Kind;
 pub use any::{AnyExport, IntoExport, kind};

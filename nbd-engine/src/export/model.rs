@@ -64,7 +64,7 @@ pub(crate) fn check(export: &dyn Export, steps: Vec<Step>) {
             }
             Step::Write { offset, length, seed, fua } if inside(offset, length) => {
                 let data: Vec<u8> = (0..length).map(|i| seed.wrapping_add(i as u8) | 1).collect();
-                let writes = export.writes().unwrap();
+                let writes = export.can_write().unwrap();
                 writes
                     .try_write(&data, offset, fua)
                     .unwrap_or_else(|| writes.write(&data, offset, fua))
@@ -72,18 +72,18 @@ pub(crate) fn check(export: &dyn Export, steps: Vec<Step>) {
                 model[part(offset, length)].copy_from_slice(&data);
             }
             Step::Trim { offset, length } if inside(offset, length) => {
-                export.trims().unwrap().trim(offset, length, false).unwrap();
+                export.can_trim().unwrap().trim(offset, length, false).unwrap();
                 // What is trimmed reads as anything; the rest is compared below.
                 model[part(offset, length)].copy_from_slice(&read(export, offset, length));
             }
             Step::Zero { offset, length, mode } if inside(offset, length) => {
-                match export.writes_zeroes().unwrap().write_zeroes(offset, length, mode) {
+                match export.can_write_zeroes().unwrap().write_zeroes(offset, length, mode) {
                     Ok(()) => model[part(offset, length)].fill(0),
                     Err(error) => assert!(mode.fast && error.code() == ErrorCode::ENOTSUP),
                 }
             }
             Step::Resize { size } => {
-                export.resizes().unwrap().resize(size).unwrap();
+                export.can_resize().unwrap().resize(size).unwrap();
                 model.resize(size as usize, 0);
             }
             _ => {}
@@ -98,7 +98,7 @@ pub(crate) fn check(export: &dyn Export, steps: Vec<Step>) {
         }
         assert_eq!(at, model.len());
     }
-    export.flushes().unwrap().flush().unwrap();
+    export.can_flush().unwrap().flush().unwrap();
 }
 
 /// Does those of the steps that change something, as far as they lie inside, whether or not they succeed.
@@ -107,15 +107,15 @@ pub(crate) fn change(export: &dyn Export, steps: Vec<Step>) {
         let inside = |offset: u64, length: u64| length > 0 && offset + length <= export.size();
         let _may_fail = match step {
             Step::Write { offset, length, seed, fua } if inside(offset, length) => {
-                export.writes().unwrap().write(&vec![seed; length as usize], offset, fua)
+                export.can_write().unwrap().write(&vec![seed; length as usize], offset, fua)
             }
             Step::Trim { offset, length } if inside(offset, length) => {
-                export.trims().unwrap().trim(offset, length, false)
+                export.can_trim().unwrap().trim(offset, length, false)
             }
             Step::Zero { offset, length, mode } if inside(offset, length) => {
-                export.writes_zeroes().unwrap().write_zeroes(offset, length, mode)
+                export.can_write_zeroes().unwrap().write_zeroes(offset, length, mode)
             }
-            Step::Resize { size } => export.resizes().unwrap().resize(size),
+            Step::Resize { size } => export.can_resize().unwrap().resize(size),
             _ => Ok(()),
         };
     }
@@ -158,7 +158,7 @@ pub(crate) fn runs(export: &dyn Export, offset: u64, length: u64) -> Vec<Allocat
             runs.push(run);
             ControlFlow::Continue(())
         };
-        export.extents().unwrap().extents(before, end - before, &mut visit).unwrap();
+        export.can_extents().unwrap().extents(before, end - before, &mut visit).unwrap();
         assert!(at > before, "nothing was reported");
         assert!(at <= export.size());
     }

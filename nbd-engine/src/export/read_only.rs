@@ -11,7 +11,7 @@ use super::layer::{Layer, Layered};
 ///
 /// let disk = ReadOnly::new(Memory::new(1 << 20)?);
 /// assert_eq!(disk.size(), 1 << 20);
-/// assert!(disk.writes().is_none());
+/// assert!(disk.can_write().is_none());
 /// # Ok::<(), nbd_engine::export::TooLarge>(())
 /// ```
 pub type ReadOnly<E> = Layered<E, NoWriting>;
@@ -40,24 +40,24 @@ mod tests {
     #[test]
     fn nothing_that_writes_is_left() {
         let disk = ReadOnly::new(Memory::new(1 << 20).unwrap());
-        assert!(disk.writes().is_none());
-        assert!(disk.trims().is_none());
-        assert!(disk.writes_zeroes().is_none());
-        assert!(disk.resizes().is_none());
+        assert!(disk.can_write().is_none());
+        assert!(disk.can_trim().is_none());
+        assert!(disk.can_write_zeroes().is_none());
+        assert!(disk.can_resize().is_none());
     }
 
     #[test]
     fn the_rest_is_as_it_was() {
         let memory = Memory::new(1 << 20).unwrap();
-        memory.writes().unwrap().write(b"data", 5, false).unwrap();
+        memory.can_write().unwrap().write(b"data", 5, false).unwrap();
         let disk = ReadOnly::new(memory);
         let mut body = Body::default();
         disk.read_body(&mut body, 4, 5).unwrap();
         assert_eq!(body.buffer(), b"data");
         assert_eq!(disk.size(), 1 << 20);
         assert!(disk.never_blocks() && disk.multi_conn());
-        assert!(Export::extents(&disk).is_some() && disk.caches().is_some());
-        assert!(disk.flushes().is_some());
+        assert!(Export::can_extents(&disk).is_some() && disk.can_cache().is_some());
+        assert!(disk.can_flush().is_some());
         assert_eq!(disk.into_inner().allocated_bytes(), Memory::PAGE_SIZE);
     }
 }

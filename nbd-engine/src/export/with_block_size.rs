@@ -83,10 +83,10 @@ mod tests {
         assert!(disk.required(true).block_size_required());
 
         let disk = WithBlockSize::new(Memory::new(4096).unwrap(), sizes);
-        disk.writes().unwrap().write(b"x", 0, false).unwrap();
-        disk.resizes().unwrap().resize(8192).unwrap();
+        disk.can_write().unwrap().write(b"x", 0, false).unwrap();
+        disk.can_resize().unwrap().resize(8192).unwrap();
         assert_eq!((disk.size(), disk.cut_off()), (8192, 0));
-        assert!(disk.never_blocks() && Export::extents(&disk).is_some());
+        assert!(disk.never_blocks() && disk.can_extents().is_some());
         assert_eq!(disk.into_inner().allocated_bytes(), Memory::PAGE_SIZE);
     }
 }

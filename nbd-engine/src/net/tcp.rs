@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddrV6, TcpListener, ToSocketAddrs};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
@@ -44,14 +45,27 @@ pub fn bind_tcp_v6only(address: SocketAddrV6) -> io::Result<TcpListener> {
     bind().map_err(|error| super::cannot_listen(address, &error))
 }
 
-/// Sets up a TCP stream: small messages leave at once, as the specification asks (B-CONV-05), and a peer that vanished
-/// without a word is noticed some time.
+/// How long a connection is silent before the peer's machine is asked whether it is still there. The system's default is
+/// two hours.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+
+/// How long it may take to answer that.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often it is asked before the connection counts as lost.
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// Sets up a TCP stream of a server or a client: small messages leave at once, as the specification asks (section
+/// "Protocol phases"), and a connection whose peer vanished without a word is lost after two minutes of silence.
 ///
 /// # Errors
 /// Those of the platform.
 pub fn tune_tcp(stream: impl AsFd) -> io::Result<()> {
     sockopt::set_tcp_nodelay(&stream, true)?;
     sockopt::set_socket_keepalive(&stream, true)?;
+    sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_PROBES)?;
     Ok(())
 }
 
@@ -81,6 +95,17 @@ mod tests {
             let (_, peer) = listener.accept().unwrap();
             assert_eq!(peer, client.local_addr().unwrap());
         }
+    }
+
+    #[test]
+    fn a_peer_that_vanishes_is_missed_within_minutes() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        tune_tcp(&stream).unwrap();
+        assert!(sockopt::socket_keepalive(&stream).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), KEEPALIVE_IDLE);
+        assert_eq!(sockopt::tcp_keepintvl(&stream).unwrap(), KEEPALIVE_INTERVAL);
+        assert_eq!(sockopt::tcp_keepcnt(&stream).unwrap(), KEEPALIVE_PROBES);
     }
 
     #[test]

@@ -217,7 +217,7 @@ impl ServerConfig {
         self
     }
 
-    /// Whether clients may resize exports that [can be resized](crate::export::Resizes). Default `true`: it is for the
+    /// Whether clients may resize exports that [can be resized](crate::export::CanResize). Default `true`: it is for the
     /// export to say. Any client could then cut a disk off that others use, so that a server of disks for many clients
     /// should say no.
     #[must_use]

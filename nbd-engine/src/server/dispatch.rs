@@ -47,31 +47,31 @@ pub(crate) fn execute(export: &dyn Export, command: Command, work: &mut Work) ->
             check_length(work, length)
         }
         Command::Write { offset, fua, .. } => {
-            let writes = export.writes().map_or_else(unsupported, Ok)?;
+            let writes = export.can_write().map_or_else(unsupported, Ok)?;
             let native = fua && writes.fua() == Fua::Native;
             writes.write(work.body.buffer(), offset, native)?;
             flush_for(export, fua && !native)
         }
-        Command::Flush => export.flushes().map_or_else(unsupported, |flushes| flushes.flush()),
+        Command::Flush => export.can_flush().map_or_else(unsupported, |flushes| flushes.flush()),
         Command::Trim { offset, length, fua, .. } => {
             let native = fua && native_fua(export);
-            let trims = export.trims().map_or_else(unsupported, Ok)?;
+            let trims = export.can_trim().map_or_else(unsupported, Ok)?;
             trims.trim(offset, length, native)?;
             flush_for(export, fua && !native)
         }
         Command::Cache { offset, length, .. } => {
-            export.caches().map_or_else(unsupported, |caches| caches.cache(offset, length))
+            export.can_cache().map_or_else(unsupported, |caches| caches.cache(offset, length))
         }
         Command::WriteZeroes { offset, length, fua, no_hole, fast, .. } => {
             let native = fua && native_fua(export);
             let mode = ZeroMode { fua: native, no_hole, fast };
-            let zeroes = export.writes_zeroes().map_or_else(unsupported, Ok)?;
+            let zeroes = export.can_write_zeroes().map_or_else(unsupported, Ok)?;
             zeroes.write_zeroes(offset, length, mode)?;
             flush_for(export, fua && !native)
         }
         Command::BlockStatus { .. } => work.status.find(export),
         Command::Resize { size, .. } => {
-            export.resizes().map_or_else(unsupported, |resizes| resizes.resize(size))
+            export.can_resize().map_or_else(unsupported, |resizes| resizes.resize(size))
         }
         _ => unsupported(),
     }
@@ -102,7 +102,7 @@ fn try_execute_unguarded(
             Some(result.and_then(|()| check_length(work, length)))
         }
         Command::Write { offset, fua, .. } => {
-            let Some(writes) = export.writes() else { return Some(unsupported()) };
+            let Some(writes) = export.can_write() else { return Some(unsupported()) };
             let native = fua && writes.fua() == Fua::Native;
             if export.never_blocks() {
                 let result = writes.write(payload, offset, native);
@@ -124,7 +124,7 @@ const AT_ONCE: u64 = 256 << 10;
 /// The size of the pages that a write's payload is to be received into, if the export takes them over.
 pub(crate) fn page_size(export: &dyn Export, command: Command) -> Option<usize> {
     let Command::Write { offset, length, fua, .. } = command else { return None };
-    let writes = export.writes().filter(|writes| !fua || writes.fua() == Fua::Native)?;
+    let writes = export.can_write().filter(|writes| !fua || writes.fua() == Fua::Native)?;
     let size = writes.takes_pages().filter(|_| export.never_blocks())?.page_size();
     let aligned = offset.is_multiple_of(size as u64) && (length as usize).is_multiple_of(size);
     (size.is_power_of_two() && aligned).then_some(size)
@@ -132,7 +132,7 @@ pub(crate) fn page_size(export: &dyn Export, command: Command) -> Option<usize> 
 
 /// A page of the export's own memory to receive into, if there is one.
 pub(crate) fn new_page(export: &dyn Export) -> Option<Page> {
-    export.writes()?.takes_pages()?.new_page()
+    export.can_write()?.takes_pages()?.new_page()
 }
 
 /// Carries out a write whose payload lies in pages of that size. Those that come back are appended to `spare`.
@@ -143,7 +143,7 @@ pub(crate) fn write_pages(
     spare: &mut Vec<Page>,
 ) -> Result<()> {
     let Command::Write { offset, .. } = command else { return unsupported() };
-    let writes = export.writes().map_or_else(unsupported, Ok)?;
+    let writes = export.can_write().map_or_else(unsupported, Ok)?;
     let takes = writes.takes_pages().map_or_else(unsupported, Ok)?;
     guarded(|| {
         let mut at = offset;
@@ -245,14 +245,14 @@ fn check_length(work: &Work, length: u64) -> Result<()> {
 }
 
 fn native_fua(export: &dyn Export) -> bool {
-    export.writes().is_some_and(|writes| writes.fua() == Fua::Native)
+    export.can_write().is_some_and(|writes| writes.fua() == Fua::Native)
 }
 
 fn flush_for(export: &dyn Export, emulated_fua: bool) -> Result<()> {
     if !emulated_fua {
         return Ok(());
     }
-    export.flushes().map_or_else(unsupported, |flushes| flushes.flush())
+    export.can_flush().map_or_else(unsupported, |flushes| flushes.flush())
 }
 
 /// What the core advertises of an export: abilities become flags here and nowhere else. `queries` are those that the

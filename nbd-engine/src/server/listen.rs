@@ -193,7 +193,7 @@ mod tests {
 
     use super::*;
     use crate::export::ExportMap;
-    use crate::server::Settings;
+    use crate::server::ServerConfig;
     use crate::transport::AnyTransport;
 
     /// A listener with a fault.
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_server_without_its_listener_shuts_down_and_reports_it() {
-        let service = Service::new(ExportMap::new(), Settings::default());
+        let service = ServerState::new(ExportMap::new(), ServerConfig::default());
         assert!(!service.outcome().listener_failed);
         let listening = listen(Arc::clone(&service), Faulty, NoRuntime);
         catch_unwind(AssertUnwindSafe(|| listening.now_or_never())).unwrap_err();

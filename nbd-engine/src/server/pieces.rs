@@ -118,19 +118,19 @@ impl Pieces {
     pub(super) fn run_next(&mut self, export: &dyn Export) -> Option<Result<()>> {
         let (offset, length) = self.next_range();
         let begun = Instant::now();
-        let flushes = export.flushes();
+        let flushes = export.can_flush();
         // One flush at the end rather than one for each piece, where there is one.
         let native = self.fua && flushes.is_none();
         let result = match self.action {
-            Action::Trim => match export.trims() {
+            Action::Trim => match export.can_trim() {
                 Some(trims) => trims.trim(offset, length, native),
                 None => unsupported(),
             },
-            Action::Cache => match export.caches() {
+            Action::Cache => match export.can_cache() {
                 Some(caches) => caches.cache(offset, length),
                 None => unsupported(),
             },
-            Action::WriteZeroes { no_hole } => match export.writes_zeroes() {
+            Action::WriteZeroes { no_hole } => match export.can_write_zeroes() {
                 Some(zeroes) => {
                     let mode = ZeroMode { fua: native, no_hole, fast: false };
                     zeroes.write_zeroes(offset, length, mode)

@@ -41,7 +41,7 @@ struct Slot {
 }
 
 /// Where the payload of a request lies.
-enum Lies<'a> {
+enum PayloadLocation<'a> {
     /// It has none, or one that was collected in the slot.
     Slot,
     /// In the receive buffer.
@@ -184,7 +184,11 @@ impl Requests {
         let slot = self.slot(id);
         if let Command::Write { .. } = command {
             // Its memory was charged before it was received.
-            let payload = if slot.payload.is_decided() { Lies::Slot } else { Lies::Staged(staged) };
+            let payload = if slot.payload.is_decided() {
+                PayloadLocation::Slot
+            } else {
+                PayloadLocation::Staged(staged)
+            };
             return self.execute(connection, id, command, payload);
         }
         if let Command::BlockStatus { .. } = command {
@@ -226,7 +230,7 @@ impl Requests {
         };
         if self.memory.charge(slot, cost, cx) {
             self.waiting = None;
-            self.execute(connection, id, command, Lies::Slot);
+            self.execute(connection, id, command, PayloadLocation::Slot);
         } else {
             self.waiting = Some((id, command));
         }
@@ -238,29 +242,29 @@ impl Requests {
         connection: &mut Connection,
         id: RequestId,
         command: Command,
-        payload: Lies<'_>,
+        payload: PayloadLocation<'_>,
     ) {
         let Slot { work, payload: collected, .. } = &mut self.slots[id.index()];
         let result = match (self.negotiation.kind(), &payload, &collected.place) {
-            (_, Lies::Slot, Place::Dropped(error)) => Some(Err(error.clone())),
-            (Some(Kind::Blocking(export)), Lies::Slot, Place::Pages(_)) => {
+            (_, PayloadLocation::Slot, Place::Dropped(error)) => Some(Err(error.clone())),
+            (Some(Kind::Blocking(export)), PayloadLocation::Slot, Place::Pages(_)) => {
                 let spare = &mut self.memory.spare_pages;
                 let pages = &mut collected.pages;
                 let result = dispatch::write_pages(&**export, command, pages, &mut spare.returned);
                 spare.sort();
                 Some(result)
             }
-            (Some(Kind::Blocking(export)), Lies::Slot, Place::Buffer) => {
+            (Some(Kind::Blocking(export)), PayloadLocation::Slot, Place::Buffer) => {
                 // The payload is lent by the body, which a write does not touch otherwise.
                 let buffer = work.body.take_buffer();
                 let result = dispatch::try_execute(&**export, command, buffer.bytes(), work);
                 work.body.return_buffer(buffer);
                 result
             }
-            (Some(Kind::Blocking(export)), Lies::Slot, Place::Undecided) => {
+            (Some(Kind::Blocking(export)), PayloadLocation::Slot, Place::Undecided) => {
                 dispatch::try_execute(&**export, command, &[], work)
             }
-            (Some(Kind::Blocking(export)), Lies::Staged(bytes), _) => {
+            (Some(Kind::Blocking(export)), PayloadLocation::Staged(bytes), _) => {
                 dispatch::try_execute(&**export, command, bytes, work)
             }
             (Some(Kind::Async(_)) | None, ..) => None,
@@ -269,7 +273,7 @@ impl Requests {
             self.turn.spend(cost_of(command));
             return self.answer(connection, id, command, &result);
         }
-        if let Lies::Staged(bytes) = payload {
+        if let PayloadLocation::Staged(bytes) = payload {
             // It won't stay where it was received.
             match work.body.fill(bytes.len()) {
                 Ok(room) => room.copy_from_slice(bytes),

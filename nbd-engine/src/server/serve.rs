@@ -22,12 +22,12 @@ use crate::transport::Transport;
 /// `ESHUTDOWN`.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(200);
 
-/// How long a client may take to notice the end of the stream.
-const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
-
 /// How much longer the handshake may take for each export that was listed to the client: clients such as `qemu-nbd --list`
 /// then ask about all of them, and Nagle's algorithm on their side costs 40 ms for each question.
 const TIME_PER_EXPORT: Duration = Duration::from_secs(1);
+
+/// How long a client may take to notice the end of the stream.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Serves one client over a byte stream of any kind until it disconnects, breaks the protocol, misses a deadline, or the
 /// server shuts down.
@@ -114,8 +114,8 @@ struct Connection<'a, T, R> {
     shutdown: Shutdown,
     /// Until when an export has to be chosen; then when the watch looks next. It is set anew only when it has passed.
     timer: BoxFuture,
-    /// How long the handshake may take.
-    handshake_limit: Duration,
+    /// How long the handshake may take, by what was known when the timer was set.
+    handshake: Duration,
     watch: Option<Watch>,
     drain: Option<Drain>,
 }
@@ -133,7 +133,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             session,
             shutdown: Shutdown { listener: state.shutdown_listener(), registered: None },
             timer: runtime.sleep(state.config().handshake_timeout()),
-            handshake_limit: state.config().handshake_timeout(),
+            handshake: state.config().handshake_timeout(),
             watch: None,
             drain: None,
             state,
@@ -148,6 +148,9 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
         }
         if let Poll::Ready(result) = self.session.poll(cx) {
             return Poll::Ready(result);
+        }
+        if self.session.has_more_to_do() {
+            self.runtime.yield_now(cx);
         }
         if self.drain.is_none() && self.session.is_ending() {
             self.begin_drain();
@@ -188,11 +191,11 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
         let Some(watch) = &mut self.watch else {
             let for_list = TIME_PER_EXPORT.saturating_mul(self.session.listed_exports());
             let allowed = self.state.config().handshake_timeout().saturating_add(for_list);
-            let limit = core::mem::replace(&mut self.handshake_limit, allowed);
-            return match allowed.checked_sub(limit) {
-                Some(more) if !more.is_zero() => Ok(more),
-                _ => Err(ConnectionError::HandshakeTimeout(limit)),
-            };
+            let waited = core::mem::replace(&mut self.handshake, allowed);
+            if allowed <= waited {
+                return Err(ConnectionError::HandshakeTimeout(waited));
+            }
+            return Ok(allowed - waited);
         };
         if self.session.is_peer_gone() {
             return Err(ConnectionError::PeerGone);

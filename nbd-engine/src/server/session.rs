@@ -60,14 +60,14 @@ impl<T: Transport> Session<T> {
         self.pump.machine.is_transmitting()
     }
 
+    /// Exports in the longest list that the client was given.
+    pub(crate) const fn listed_exports(&self) -> u32 {
+        self.pump.machine.listed_exports()
+    }
+
     /// Whether nothing is in flight or queued.
     pub(crate) fn is_idle(&self) -> bool {
         self.pump.machine.is_idle()
-    }
-
-    /// Exports about which the client may want to ask before it enters one.
-    pub(crate) const fn listed_exports(&self) -> u32 {
-        self.pump.machine.listed_exports()
     }
 
     /// Requests whose reply is not wholly sent.
@@ -130,6 +130,11 @@ impl<T: Transport> Session<T> {
         }
     }
 
+    /// Whether the latest [poll](Self::poll) stopped for others to have their turn: the task has to be polled again.
+    pub(crate) const fn has_more_to_do(&self) -> bool {
+        self.requests.turn.is_over()
+    }
+
     /// Drives the connection until it is over.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
         let Self { pump, requests, busy_poll } = self;
@@ -137,7 +142,11 @@ impl<T: Transport> Session<T> {
         loop {
             requests.collect(&mut pump.machine, cx);
             let mut progress = requests.execute_waiting(&mut pump.machine, cx);
+            let before = requests.activity.received;
             progress |= pump.receive(requests, cx)?;
+            if requests.activity.received != before {
+                busy_poll.on_wakeup();
+            }
             progress |= answer_question(requests, &mut pump.machine, cx)?;
             progress |= pump.send(requests, cx)?;
             #[cfg(feature = "tls")]
@@ -152,7 +161,6 @@ impl<T: Transport> Session<T> {
                 return Poll::Ready(Err(ConnectionError::PeerGone));
             }
             if requests.turn.is_over() {
-                cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
             if progress {
@@ -228,3 +236,6 @@ fn begin_tls<T: Transport>(
     pump.machine.tls_established()?;
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,7 +46,7 @@ pub(crate) struct Status {
     answers: Vec<Answer>,
     /// Those that the latest request is about; the others are kept for their room.
     used: usize,
-    /// Extents that may be found in all.
+    /// CanExtents that may be found in all.
     max_extents: usize,
 }
 
@@ -94,7 +94,7 @@ impl Status {
             while let Some((offset, length)) = found.missing() {
                 match source {
                     Source::Allocation => {
-                        let extents = export.extents().ok_or_else(no_such_context)?;
+                        let extents = export.can_extents().ok_or_else(no_such_context)?;
                         extents.extents(offset, length, &mut |run| found.push(run.into()))?;
                     }
                     Source::Own(name) => {

@@ -10,7 +10,7 @@ pub(crate) struct Turn {
 
 impl Turn {
     /// The turn of a task that shares its thread with others: about a tenth of a millisecond.
-    const SHARED: u64 = 256 << 10;
+    const SHARED: u64 = 512 << 10;
 
     /// Where nobody waits, a turn ends now and then all the same, so that deadlines are looked at.
     const ALONE: u64 = 64 << 20;
@@ -57,6 +57,6 @@ mod tests {
                 }
             })
             .count();
-        assert_eq!(requests, 256);
+        assert_eq!(requests, 512);
     }
 }

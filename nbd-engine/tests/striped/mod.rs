@@ -4,8 +4,8 @@ use core::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nbd_engine::export::{
-    Allocation, AnyExport, AsyncCanExtents, AsyncContexts, AsyncExport, ContextInfo, Contexts,
-    Export, ExportMap, Extent, Extents, Result, Visitor,
+    Allocation, AnyExport, AsyncCanExtents, AsyncContexts, AsyncExport, CanExtents, ContextInfo,
+    Contexts, Export, ExportMap, Extent, Result, Visitor,
 };
 
 /// How often a disk was asked for its allocation.
@@ -97,7 +97,7 @@ impl Export for Striped {
         matches!(self.0, Kind::Inline)
     }
 
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         Some(self)
     }
 
@@ -106,7 +106,7 @@ impl Export for Striped {
     }
 }
 
-impl Extents for Striped {
+impl CanExtents for Striped {
     fn extents(
         &self,
         offset: u64,

@@ -215,9 +215,14 @@ impl Connection {
         Ok(())
     }
 
-    /// The server closed its side of the stream, or the transport failed. Call it when nothing that was received is
-    /// left. What follows from it comes from [`next_event`](Self::next_event): replies that are complete, an
-    /// [`Event::Abandoned`] for each request that is not answered, and [`Event::Closed`].
+    /// The server closed its side of the stream, the transport failed, or you have waited long enough. Call it when
+    /// nothing that was received is left. What follows from it comes from [`next_event`](Self::next_event), without
+    /// anything being sent: replies that are complete, an [`Event::Abandoned`] for each request that is not answered,
+    /// and [`Event::Closed`]. To drop the connection is as good, if you need not know which requests were
+    /// [sent](Event::Abandoned::sent).
+    ///
+    /// (A [server](crate::server::Connection::end_of_stream) calls it only when its peer closed its side, and goes on to
+    /// answer. A client has nothing left to send.)
     ///
     /// That is without an error if you had [disconnected](Self::disconnect) and everything was answered, or if you had
     /// sent `NBD_OPT_ABORT`, which a server need not answer. It is [`Error::Refused`] if the server closed instead of
@@ -283,7 +288,9 @@ impl Connection {
     }
 
     /// As [`disconnect`](Self::disconnect), but does not wait for requests in flight before it sends `NBD_CMD_DISC`. The
-    /// server has to carry them out all the same, and most servers answer them.
+    /// server has to carry them out all the same, and most servers answer them: but only as long as they can. Keep the
+    /// stream open and receive until [`Event::Closed`], since common servers stop at the first reply that they can't
+    /// send, and leave most of what was in flight undone.
     pub fn disconnect_now(&mut self) {
         match &mut self.phase {
             Phase::Transmission(transmission) => transmission.disconnect_now(&mut self.out),

@@ -7,14 +7,19 @@
 //! 1. Take the [next event](Connection::next_event) out of what you have received, and act on it. The last one is
 //!    [`Event::Closed`], on every path: with the reason, after an [`Event::Abandoned`] for each request without an answer.
 //! 2. Write what [`segments`](Connection::segments) offers, and report it by [`transmitted`](Connection::transmitted).
-//! 3. Do what the connection [wants](Connection::wants): receive a payload into the buffer of its request, or anything
-//!    else into the receive buffer. Report the end of the stream by [`end_of_stream`](Connection::end_of_stream).
+//! 3. Do what the connection [wants](Connection::wants): receive a payload into the buffer of its request (first what
+//!    the receive buffer has, then from the stream), or anything else into the receive buffer. Report the end of the
+//!    stream, or that it failed, by [`end_of_stream`](Connection::end_of_stream).
 //!
 //! A server may stop reading while it has replies to send. So a client that sends more than a socket buffer holds
 //! must not wait in step 2 for the transport to take more: it waits for reading and writing at once, in step 3.
 //!
 //! Here is all of it, for a client that reads the beginning of an export over a blocking stream. It ends when the server
-//! hangs up or refuses, and it stalls with a server that stalls: deadlines are the transport's.
+//! hangs up or refuses, and it stalls with a server that stalls: deadlines are the transport's. A client that reads all
+//! of an export finds its size by [`export`](Connection::export) once it is [`Ready`](Event::Ready), and how much fits
+//! into one request by [`RequestRules::max_length`](crate::RequestRules::max_length).
+//!
+//! The [crate's front page](crate#in-an-event-loop) says what to heed in an event loop.
 //!
 //! ```
 //! use nbd_proto::client::{Config, Connection, Event};

@@ -4,9 +4,10 @@ use alloc::vec::Vec;
 
 use super::handshake::{Handshake, Shared, State, Step};
 use super::options::Answered;
+use super::pending::Progress;
 use super::question::Question;
 use super::reply::{Answer, Reply, Style};
-use super::transmission::{Progress, Transmission};
+use super::transmission::Transmission;
 use super::{Config, Event, Listing, LookupOutcome, LookupRefusal};
 use crate::outbound::{Outbound, Tail};
 use crate::scratch::Scratch;
@@ -103,9 +104,10 @@ impl Connection {
 
     // What happened.
 
-    /// What happened next. Eats off `input` what belongs to the protocol, and data that nobody wants; takes nothing at
-    /// all when an event is due anyway. `None` when [`wants`](Self::wants) has to be met first; what is left in
-    /// `input` then is the data of a request, or has to wait.
+    /// What happened next. Consumes from `input` what belongs to the protocol, and data that is dropped: the payload of
+    /// a request that is refused, which shows as [`Wants::Bytes`] while it arrives. Takes nothing at all when an event
+    /// is due anyway. `None` when [`wants`](Self::wants) has to be met first; what is left in `input` then is the data
+    /// of a request, or has to wait.
     #[inline]
     pub fn next_event(&mut self, input: &mut impl Input) -> Option<Event> {
         loop {
@@ -185,8 +187,8 @@ impl Connection {
     }
 
     /// The first `count` bytes of [`segments`](Self::segments) went out. Gives the requests that are over with them:
-    /// their buffers are yours again and their ids are void. Each request that was raised comes back once, here,
-    /// unless the connection closes before.
+    /// their buffers are yours again and their ids are void. Each request that [`Event::Request`] or
+    /// [`Wants::Payload`] named comes back once, here, unless the connection closes before.
     ///
     /// # Errors
     /// [`Misuse::TooManyBytes`] when there were fewer; [`Misuse::WrongPhase`] after [`Event::Closed`].
@@ -207,7 +209,10 @@ impl Connection {
     /// what the peer asked for is still answered, in case that it only closed its writing side, and
     /// [`Event::Closed`] follows. A write whose payload was cut off is not raised.
     ///
-    /// To end a connection whose stream failed needs no method: drop it.
+    /// When the transport fails, drop the connection instead: [`Event::Closed`] would wait for replies to be sent that
+    /// can't be. Requests that were not raised yet are lost then, even if they were received. (A
+    /// [client](crate::client::Connection::end_of_stream) does call this method in that case, to learn what became of
+    /// its requests. A server has nothing to learn.)
     pub const fn end_of_stream(&mut self) {
         self.end_of_stream = true;
     }
@@ -327,10 +332,16 @@ impl Connection {
         self.shutting_down = true;
     }
 
-    /// The export in use has a new size, by a resize on this connection or another one, or by itself.
+    /// The export in use has a new size in bytes, by a resize on this connection or another one, or by itself.
     ///
-    /// A client that was not offered `RESIZE` can't know: it keeps the size that it was told at most, so that it is not
-    /// told of extents beyond.
+    /// It counts for all requests that are raised from now on, those included that were received before: what lies
+    /// beyond is refused, a write once its payload has arrived. (Until then [`Wants::Payload`] goes on, so that what is
+    /// received straight into an export has to be checked against its end.) It does not count for requests that were
+    /// raised already. If the export shrinks, check those against the size when you carry them out, or shrink it only
+    /// when none is [in flight](Self::requests_in_flight).
+    ///
+    /// A client that was not offered `RESIZE` can't know: it keeps the size that was announced at most, so that no
+    /// extents beyond that are reported to it.
     ///
     /// # Errors
     /// [`Misuse::WrongPhase`] when no export is in use.
@@ -346,7 +357,11 @@ impl Connection {
 
     // What it wants.
 
-    /// What the next bytes of the stream are. Valid when [`next_event`](Self::next_event) gave `None`.
+    /// What the next bytes of the stream are. Ask once [`next_event`](Self::next_event) has given `None` and
+    /// [`segments`](Self::segments) is empty or the transport takes no more.
+    ///
+    /// Don't wait for the transport to take more before you ask: a client may send all its requests before it reads a
+    /// reply. [`Wants::Nothing`] stops you where the [limits](crate::Limits) demand it.
     #[must_use]
     #[inline]
     pub fn wants(&self) -> Wants {
@@ -488,7 +503,7 @@ mod tests {
         let size = size_of::<Connection>();
         assert!(size <= 768, "{size}");
         // As the formula of the limits has it.
-        let slot = size_of::<crate::server::transmission::Pending>();
+        let slot = size_of::<crate::server::pending::Pending>();
         assert!(slot <= 192 - 8, "{slot}");
     }
 }

@@ -1,6 +1,7 @@
-//! Metadata contexts: which of them a client's queries name (section "Metadata querying").
+//! Metadata contexts: which of them a client's queries name (section "Metadata querying"), and which a reply waits for.
 
-use alloc::vec::Vec;
+use alloc::vec::{self, Vec};
+use core::slice;
 
 use super::handshake::{ContextKind, Handshake, Selection, Shared, Step};
 use super::question::{ContextsQuestion, Question};
@@ -71,3 +72,42 @@ impl Handshake {
         }
     }
 }
+
+/// The numbers of the metadata contexts that a reply waits for, by
+/// [`Reply::awaited_contexts`](super::Reply::awaited_contexts).
+///
+/// It allocates only where a part of the connection's contexts is awaited: after some extents were given, or when the
+/// client asked about a part of them.
+#[derive(Clone, Debug)]
+#[must_use = "an iterator does nothing unless it is run"]
+pub struct AwaitedContexts<'a> {
+    all: slice::Iter<'a, SelectedContext>,
+    some: vec::IntoIter<u32>,
+}
+
+impl<'a> AwaitedContexts<'a> {
+    pub(super) fn new(selected: &'a [SelectedContext], awaited: &[u32]) -> Self {
+        // Each is a selected one and stands there once, so that as many are the same ones.
+        if awaited.len() == selected.len() {
+            Self { all: selected.iter(), some: Vec::new().into_iter() }
+        } else {
+            Self { all: [].iter(), some: Vec::from(awaited).into_iter() }
+        }
+    }
+}
+
+impl Iterator for AwaitedContexts<'_> {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        self.all.next().map(|context| context.id).or_else(|| self.some.next())
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        // One of them is empty.
+        let length = self.all.len().max(self.some.len());
+        (length, Some(length))
+    }
+}
+
+impl ExactSizeIterator for AwaitedContexts<'_> {}

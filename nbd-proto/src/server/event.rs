@@ -21,7 +21,9 @@ pub enum Event {
     /// payload of a write is complete.
     ///
     /// The request is valid: the command is known and negotiated, its flags too, its range lies inside of the export
-    /// and is aligned, nothing writes on a read-only export, and there is room in flight.
+    /// and is aligned, nothing writes on a read-only export, and there is room in flight. Its range is not empty:
+    /// requests about no bytes are answered by the core. All this holds at the time of the event; if you carry it out
+    /// later, see [`set_size`](super::Connection::set_size).
     Request {
         /// Names the request until [`transmitted`](super::Connection::transmitted) gives it back.
         id: RequestId,

@@ -83,7 +83,7 @@ pub(super) enum Step {
     Event(Event),
     /// Look again.
     Again,
-    /// More input is needed, and all that was there has been eaten.
+    /// More input is needed, and all that was there has been consumed.
     Starved,
     /// Something other than input is needed.
     Paused,

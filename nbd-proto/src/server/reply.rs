@@ -1,8 +1,10 @@
 //! Replies: one builder that knows simple, structured and extended ones, so that its caller need not.
 
+use super::contexts::AwaitedContexts;
 use super::option_reply::displayable;
+use super::pending::{Pending, Progress};
 use super::status::{StatusExtents, StatusQuery};
-use super::transmission::{Entered, MAX_EXTENTS, Pending, Progress};
+use super::transmission::{Entered, MAX_EXTENTS};
 use crate::outbound::{Outbound, Tail};
 use crate::wire::{
     BlockStatusDescriptor, ErrorChunk, ErrorCode, ExtendedReplyHeader, ReplyFlags, ReplyType,
@@ -190,6 +192,9 @@ impl Answer<'_> {
 /// [`finish`](Self::finish); other commands by [`finish`](Self::finish) alone; and any of them by
 /// [`error`](Self::error). Dropping the builder before that keeps what was given: get it again to go on.
 ///
+/// It knows what the client agreed to, so that you need not: where a reply has to be in one piece (a simple reply, or a
+/// read with [`dont_fragment`](Command::Read::dont_fragment)), content is put in order and goes out at the end.
+///
 /// Nothing that would be a lie on the wire is accepted: content that overlaps or lies outside of the request, a read
 /// that is finished with a gap. Such a [`Misuse`] changes nothing.
 #[derive(Debug)]
@@ -283,10 +288,12 @@ impl<'a> Reply<'a> {
     }
 
     /// The metadata contexts whose extents a block status request still waits for, in no particular order: numbers to
-    /// look up in [`ExportView::contexts`](crate::ExportView::contexts).
-    #[must_use]
-    pub fn awaited_contexts(&self) -> &[u32] {
-        &self.answer.pending.awaited
+    /// look up in [`ExportView::contexts`](crate::ExportView::contexts). None for other commands.
+    ///
+    /// The iterator does not borrow the builder, so that [`extents`](Self::extents) can be called for each: it gives the
+    /// contexts that were awaited when it was made.
+    pub fn awaited_contexts(&self) -> AwaitedContexts<'a> {
+        AwaitedContexts::new(&self.export.contexts, &self.answer.pending.awaited)
     }
 
     /// What is asked in one awaited metadata context, for a [`StatusExtents`].
@@ -325,6 +332,8 @@ impl<'a> Reply<'a> {
 
     /// The extents of one awaited metadata context, from the request's offset on: runs of any length, which are made
     /// into what may be sent as by [`StatusExtents`]. A [`StatusExtents`] itself is welcome, too.
+    ///
+    #[doc = include_str!("../../doc/block_status.md")]
     ///
     /// # Errors
     /// Those of [`status_query`](Self::status_query); [`Misuse::Incomplete`] when the runs don't reach to the end of a

@@ -5,10 +5,10 @@ use alloc::vec::Vec;
 
 use super::handshake::{Agreed, ContextKind, Selection, Shared, Step, collect, skip};
 use super::header::{self, Refused};
-use super::reply::{Answer, Content, Style};
+use super::pending::{Pending, Progress};
+use super::reply::{Answer, Style};
 use super::status::StatusExtents;
 use super::{Config, Event};
-use crate::coverage::Coverage;
 use crate::in_flight::InFlight;
 use crate::outbound::Outbound;
 use crate::scratch::Scratch;
@@ -112,70 +112,6 @@ struct Held {
     command: Command,
 }
 
-/// A request in flight. Slots of the table are reused with their vectors.
-#[derive(Debug)]
-pub(super) struct Pending {
-    pub(super) cookie: u64,
-    /// The offset field of the request, which extended replies repeat.
-    pub(super) offset: u64,
-    pub(super) command: Command,
-    /// Bytes counted against [`Limits::max_in_flight_bytes`].
-    bytes: u64,
-    pub(super) progress: Progress,
-    /// What a read's reply accounts for so far.
-    pub(super) coverage: Coverage,
-    /// Content that must be sent in one piece at the end, in simple replies and with DF.
-    pub(super) deferred: Vec<Content>,
-    /// Errors that were reported with an offset.
-    pub(super) failures: Vec<(u64, ErrorCode)>,
-    /// Metadata contexts whose extents are still to be given.
-    pub(super) awaited: Vec<u32>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Progress {
-    /// The embedder does not know of the request: the core answers it.
-    #[default]
-    Hidden,
-    /// The payload is still to come.
-    Receiving,
-    /// The embedder is to reply.
-    Open,
-    /// The reply is queued.
-    Answered,
-}
-
-impl Default for Pending {
-    fn default() -> Self {
-        Self {
-            cookie: 0,
-            offset: 0,
-            command: Command::Flush,
-            bytes: 0,
-            progress: Progress::Hidden,
-            coverage: Coverage::default(),
-            deferred: Vec::new(),
-            failures: Vec::new(),
-            awaited: Vec::new(),
-        }
-    }
-}
-
-impl Pending {
-    #[inline]
-    fn begin(&mut self, cookie: u64, offset: u64, command: Command) {
-        self.cookie = cookie;
-        self.offset = offset;
-        self.command = command;
-        self.bytes = 0;
-        self.progress = Progress::Hidden;
-        self.coverage.clear();
-        self.deferred.clear();
-        self.failures.clear();
-        self.awaited.clear();
-    }
-}
-
 /// Extents in a block status chunk, whatever the limits say.
 // S-CMD-BS-07
 pub(super) const MAX_EXTENTS: u32 = 1 << 20;
@@ -228,16 +164,26 @@ impl Transmission {
                 let (id, command) = (*id, *command);
                 self.next = Next::Header;
                 self.in_flight.get_mut(id).ok_or(SLOT_LOST)?.progress = Progress::Open;
-                Ok(Step::Event(Event::Request { id, command }))
+                // The export may have been resized since the header arrived.
+                match header::check(&command, &self.export.rules) {
+                    Ok(()) => Ok(Step::Event(Event::Request { id, command })),
+                    Err(refused) => self.refuse(shared, id, refused),
+                }
             }
             Next::Payload { .. } if input.unread().is_empty() => Ok(Step::Starved),
             Next::Payload { .. } => Ok(Step::Paused),
             Next::Held(held) => {
-                let held = *held;
-                if self.has_room(&held.command, &shared.config.limits) {
-                    self.accept(shared, held)
-                } else {
-                    Ok(Step::Paused)
+                let Held { cookie, offset, command } = *held;
+                if !self.has_room(&command, &shared.config.limits) {
+                    return Ok(Step::Paused);
+                }
+                // The export may have been resized since the header arrived.
+                match header::check(&command, &self.export.rules) {
+                    Ok(()) => self.accept(shared, Held { cookie, offset, command }),
+                    Err(refused) => {
+                        let payload = command.payload_length();
+                        self.refuse_request(shared, cookie, offset, payload, refused)
+                    }
                 }
             }
             Next::StatusPayload(id, request) => {
@@ -284,13 +230,14 @@ impl Transmission {
             return self.begin_status_payload(shared, request, command);
         }
         let checked = command.and_then(|command| header::check(&command, rules).map(|()| command));
+        let &ExtendedRequest { cookie, offset, .. } = request;
         match checked {
             Ok(_) if shared.shutting_down => {
-                self.refuse_request(shared, request, payload, SHUTTING_DOWN)
+                self.refuse_request(shared, cookie, offset, payload, SHUTTING_DOWN)
             }
-            Err(refused) => self.refuse_request(shared, request, payload, refused),
+            Err(refused) => self.refuse_request(shared, cookie, offset, payload, refused),
             Ok(command) => {
-                let held = Held { cookie: request.cookie, offset: request.offset, command };
+                let held = Held { cookie, offset, command };
                 if self.has_room(&command, &shared.config.limits) {
                     self.accept(shared, held)
                 } else {
@@ -359,12 +306,13 @@ impl Transmission {
     fn refuse_request(
         &mut self,
         shared: &mut Shared<'_>,
-        request: &ExtendedRequest,
+        cookie: u64,
+        offset: u64,
         payload: u64,
         refused: Refused,
     ) -> Result<Step, Error> {
         let (id, pending) = self.in_flight.take().ok_or(NO_SLOT)?;
-        pending.begin(request.cookie, request.offset, Command::Flush);
+        pending.begin(cookie, offset, Command::Flush);
         self.next = Next::Header;
         if payload == 0 {
             return self.refuse(shared, id, refused);
@@ -409,7 +357,7 @@ impl Transmission {
                 return Ok(Step::Again);
             }
         };
-        self.refuse_request(shared, request, length, refused)
+        self.refuse_request(shared, request.cookie, request.offset, length, refused)
     }
 
     /// The payload of a block status request has arrived: effect length and context ids.

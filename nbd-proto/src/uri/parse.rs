@@ -12,8 +12,13 @@ use super::{Address, DEFAULT_PORT, Ipv6Addr, MAX_STRING, TlsParameters, TlsType,
 #[non_exhaustive]
 pub enum UriError {
     /// There is no `scheme:` at the front.
-    #[error("there is no scheme such as \"nbd://\"")]
+    #[error(
+        "there is no scheme: put nbd:// in front of a host, or nbd+unix:///?socket= in front of a path"
+    )]
     NoScheme,
+    /// A host and a port without a scheme in front, such as `localhost:10809`: here they are.
+    #[error("there is no scheme: put nbd:// in front, as in nbd://{0}")]
+    HostWithoutScheme(String),
     /// The scheme is none of NBD's.
     // C-URI-02
     #[error(
@@ -198,13 +203,23 @@ enum Kind {
     Vsock,
 }
 
-pub(super) fn uri(uri: &str) -> Result<Uri, UriError> {
-    if let Some((at, found)) = uri.char_indices().find(|(_, c)| !percent::is_uri_character(*c)) {
+/// Whether all that is wrong with a text is that it has no scheme. `rest` is what follows the first colon.
+fn is_host_and_port(text: &str, rest: Part<'_>) -> bool {
+    !rest.text.starts_with('/') && uri(&alloc::format!("nbd://{text}")).is_ok()
+}
+
+pub(super) fn uri(text: &str) -> Result<Uri, UriError> {
+    if let Some((at, found)) = text.char_indices().find(|(_, c)| !percent::is_uri_character(*c)) {
         return Err(UriError::BadCharacter { at, found });
     }
-    let (scheme, rest) = Part { text: uri, at: 0 }.split(&[':']);
+    let (scheme, rest) = Part { text, at: 0 }.split(&[':']);
     let rest = rest.ok_or(UriError::NoScheme)?;
-    let (requires_tls, kind) = scheme_of(scheme.text)?;
+    let (requires_tls, kind) = match scheme_of(scheme.text) {
+        Err(_) if is_host_and_port(text, rest) => {
+            return Err(UriError::HostWithoutScheme(text.into()));
+        }
+        scheme => scheme?,
+    };
     let (rest, fragment) = rest.split(&['#']);
     if let Some(fragment) = fragment {
         return Err(UriError::Fragment { at: fragment.at.saturating_sub(1) });

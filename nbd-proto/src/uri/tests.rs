@@ -33,6 +33,11 @@ fn the_six_schemes_and_no_other() {
     assert_eq!(error("http://h"), UriError::UnknownScheme("http".into()));
     assert_eq!(error("nbd+tcp://h"), UriError::UnknownScheme("nbd+tcp".into()));
     assert_eq!(error("disk"), UriError::NoScheme);
+    for text in ["localhost:10809", "127.0.0.1:10809/disk", "[::1]:10809", "user@host:1"] {
+        assert_eq!(error(text), UriError::HostWithoutScheme(text.into()));
+        assert!(error(text).to_string().contains(&alloc::format!("nbd://{text}")));
+    }
+    assert_eq!(error("host:port"), UriError::UnknownScheme("host".into()));
     assert_eq!(error(""), UriError::NoScheme);
     assert_eq!(error("nbd:h:10809"), UriError::NoSlashes);
     assert_eq!(error("nbd:"), UriError::NoSlashes);

@@ -49,6 +49,10 @@ impl OldstyleGreeting {
 
 /// Which kind of greeting a server's first 16 bytes open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the specification has these two, and what came later are options"
+)]
 pub enum Greeting {
     /// Two bytes of [`HandshakeFlags`] follow.
     Newstyle,

@@ -197,7 +197,7 @@ fn a_client_is_told_what_it_can_not_do_now() {
     assert_eq!(pair.client.list(), Err(OptionError::NotYourTurn), "nobody has said hello");
     assert_eq!(pair.submit_with(READ, 0), Err(SubmitError::NotTransmitting));
     pair.run();
-    assert_eq!(pair.client.list(), Err(OptionError::NotYourTurn), "haggling is over");
+    assert_eq!(pair.client.list(), Err(OptionError::NotYourTurn), "the negotiation is over");
     assert_eq!(pair.client.enter(""), Err(OptionError::NotYourTurn));
     let id = {
         pair.submit(READ);

@@ -23,7 +23,7 @@ fn entered(ready: &str) -> [String; 3] {
     [ready, "0 completed: ok", "Disconnected"].map(String::from)
 }
 
-/// Haggles in vain. Gives what the client saw; its error is the last of that.
+/// Negotiates in vain. Gives what the client saw; its error is the last of that.
 fn fail(client: &Config, server: &server::Config, scenario: impl Fn(&mut Pair)) -> Vec<String> {
     for_each_split(client, server, |pair| {
         scenario(pair);
@@ -94,7 +94,7 @@ fn plain_newstyle_enters_by_export_name_with_and_without_zeroes() {
 }
 
 #[test]
-fn an_oldstyle_server_has_one_export_and_no_haggling() {
+fn an_oldstyle_server_has_one_export_and_no_negotiation() {
     let mut client = Config::for_export("any name");
     client.contexts = vec!["base:allocation".into()];
     let log = for_each_split(&client, &server(), |pair| {

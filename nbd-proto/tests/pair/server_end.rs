@@ -183,8 +183,7 @@ impl ServerEnd {
             Command::BlockStatus { .. } => {
                 let names = connection.export().unwrap().contexts.to_vec();
                 let mut reply = connection.reply(id).unwrap();
-                let contexts: Vec<u32> = reply.awaited_contexts().to_vec();
-                for context in contexts {
+                for context in reply.awaited_contexts() {
                     let name = &names.iter().find(|known| known.id == context).unwrap().name;
                     let map = blocks(range.start..disk.len()).into_iter().map(|(start, length)| {
                         let status = status(name, &disk[start..][..length]);

@@ -344,7 +344,7 @@ impl Driver {
                 }
             }
             Command::BlockStatus { length, .. } => {
-                for context in reply.awaited_contexts().to_vec() {
+                for context in reply.awaited_contexts() {
                     reply.extents(context, [Extent { length, status: 1 }]).unwrap();
                 }
             }

@@ -16,3 +16,4 @@ mod negotiation;
 mod peer;
 mod replies;
 mod requests;
+mod resized;

@@ -398,7 +398,7 @@ fn replies_that_are_queued_are_sent_before_an_export_name_is_refused() {
     assert_eq!(served.close(), Err(Refusal::NotServed(NotServed::Unknown).into()));
 }
 
-/// S-ROB-05: during haggling, too.
+/// S-ROB-05: during the negotiation, too.
 #[test]
 fn a_client_that_reads_no_replies_is_not_listened_to() {
     let mut config = Config::default();

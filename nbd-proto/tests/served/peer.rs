@@ -201,7 +201,7 @@ impl Served {
         assert!(self.connection.is_transmitting());
     }
 
-    /// The size and the flags that INFO or GO tells of.
+    /// The flags that INFO or GO reports, with the size that is expected.
     pub(crate) fn flags(&mut self, code: OptionCode, name: &str) -> TransmissionFlags {
         let told = self.option(code, &go(name, &[]));
         let (_, data) = &told[0];

@@ -132,8 +132,7 @@ fn told(served: &mut Served, length: u64, one: bool, extents: Vec<(u64, u64)>) -
     let (id, _) = served.request();
     let extended = served.connection.export().unwrap().extended;
     let mut reply = served.connection.reply(id).unwrap();
-    let awaited = reply.awaited_contexts().to_vec();
-    for context in awaited {
+    for context in reply.awaited_contexts() {
         let extents = extents.iter().map(|&(length, status)| Extent { length, status });
         reply.extents(context, extents).unwrap();
     }
@@ -199,6 +198,30 @@ fn extents_are_joined_and_cut_to_what_a_reply_may_hold() {
             let one = (expected[0].0.min(1024), expected[0].1);
             assert_eq!(told(&mut served, 1024, true, extents), [one]);
         }
+    }
+}
+
+/// The iterator is the caller's: the reply can be built while it runs.
+#[test]
+fn awaited_contexts_are_those_that_were_not_given_yet() {
+    for mode in [Mode::Structured, Mode::Extended] {
+        let mut served = transmitting(mode);
+        let selected = served.connection.export().unwrap().contexts.to_vec();
+        let id = asked(&mut served, Cmd::BLOCK_STATUS, Flag::empty());
+        let mut reply = served.connection.reply(id).unwrap();
+        let awaited = reply.awaited_contexts();
+        assert_eq!(awaited.len(), selected.len());
+        assert!(awaited.clone().eq(selected.iter().map(|context| context.id)));
+        for (given, context) in (1..).zip(awaited) {
+            reply.extents(context, [Extent { length: SIZE, status: 1 }]).unwrap();
+            let rest = reply.awaited_contexts();
+            assert_eq!(rest.len(), selected.len() - given);
+            assert!(rest.eq(selected[given..].iter().map(|context| context.id)));
+        }
+        reply.finish().unwrap();
+        served.said();
+        let id = asked(&mut served, Cmd::READ, Flag::empty());
+        assert_eq!(served.connection.reply(id).unwrap().awaited_contexts().next(), None);
     }
 }
 

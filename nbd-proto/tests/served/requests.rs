@@ -15,7 +15,7 @@ fn listing(served: &mut Served, offset: u64, flags: Flag, payload: &[u8]) -> Vec
 }
 
 fn awaited(served: &mut Served, id: RequestId) -> Vec<u32> {
-    served.connection.reply(id).unwrap().awaited_contexts().to_vec()
+    served.connection.reply(id).unwrap().awaited_contexts().collect()
 }
 
 fn list(length: u64, contexts: &[u32]) -> Vec<u8> {

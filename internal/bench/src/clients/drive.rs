@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::time::Instant;
 
-use nbd_blocking::client::{Flags, Lent, Options, Uri};
+use nbd_blocking::client::{BufResult, ClientConfig, Flags, Uri};
 
 use super::arguments::DriveArgs;
 use super::catalogue::Ours;
@@ -22,27 +22,27 @@ const LOOK: u64 = 16;
 /// # Errors
 /// When there is no server, or a request fails.
 pub fn drive(args: &DriveArgs) -> Result<Measured, Fault> {
-    let mut options = Options::default();
-    options.export = Some(args.export.clone());
+    let config = ClientConfig::default();
     let uri: Uri = format!("nbd+unix:///?socket={}", args.socket.display()).parse()?;
+    let uri = uri.with_export(&*args.export)?;
     let load = args.load();
     match args.client {
         Ours::NbdBlocking => {
-            let client = nbd_blocking::Client::connect_with(&uri, &options)?;
+            let client = nbd_blocking::Client::connect_with(&uri, &config)?;
             on_threads(&client, &load)
         }
         Ours::NbdTokio => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(on_tokio(&uri, &options, &load))
+            runtime.block_on(on_tokio(&uri, &config, &load))
         }
         Ours::NbdTokioThreads => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             // As a task: what `block_on` is given runs on a thread beside the runtime's.
-            runtime.block_on(runtime.spawn(async move { on_tokio(&uri, &options, &load).await }))?
+            runtime.block_on(runtime.spawn(async move { on_tokio(&uri, &config, &load).await }))?
         }
         Ours::NbdAsyncStd => {
             let task = async_std::task::spawn(async move {
-                let client = nbd_async_std::Client::connect_with(&uri, &options).await?;
+                let client = nbd_async_std::Client::connect_with(&uri, &config).await?;
                 let measured = as_task(&client, &load).await?;
                 client.disconnect().await;
                 Ok(measured)
@@ -52,8 +52,8 @@ pub fn drive(args: &DriveArgs) -> Result<Measured, Fault> {
     }
 }
 
-async fn on_tokio(uri: &Uri, options: &Options, load: &Load) -> Result<Measured, Fault> {
-    let client = nbd_tokio::Client::connect_with(uri, options).await?;
+async fn on_tokio(uri: &Uri, config: &ClientConfig, load: &Load) -> Result<Measured, Fault> {
+    let client = nbd_tokio::Client::connect_with(uri, config).await?;
     let measured = as_task(&client, load).await?;
     client.disconnect().await;
     Ok(measured)
@@ -67,8 +67,8 @@ fn on_threads(client: &nbd_blocking::Client, load: &Load) -> Result<Measured, Fa
     loop {
         while let Some((buffer, offset)) = work.next() {
             in_flight.push_back(match load.direction {
-                Direction::Read => client.submit_read(buffer, offset),
-                Direction::Write => client.submit_write_from(buffer, offset, Flags::empty()),
+                Direction::Read => client.submit_read_into(offset, buffer, Flags::empty()),
+                Direction::Write => client.submit_write_from(offset, buffer, Flags::empty()),
             });
         }
         let Some(oldest) = in_flight.pop_front() else { return work.measured() };
@@ -77,14 +77,17 @@ fn on_threads(client: &nbd_blocking::Client, load: &Load) -> Result<Measured, Fa
 }
 
 /// The same on any runtime.
-async fn as_task(client: &nbd_engine::client::Client, load: &Load) -> Result<Measured, Fault> {
+async fn as_task<C>(
+    client: &nbd_engine::client::Client<C>,
+    load: &Load,
+) -> Result<Measured, Fault> {
     let mut work = Work::new(load, client.size())?;
     let mut in_flight = VecDeque::with_capacity(load.depth);
     loop {
         while let Some((buffer, offset)) = work.next() {
             in_flight.push_back(match load.direction {
-                Direction::Read => client.submit_read(buffer, offset),
-                Direction::Write => client.submit_write_from(buffer, offset, Flags::empty()),
+                Direction::Read => client.submit_read_into(offset, buffer, Flags::empty()),
+                Direction::Write => client.submit_write_from(offset, buffer, Flags::empty()),
             });
         }
         let Some(oldest) = in_flight.pop_front() else { return work.measured() };
@@ -133,7 +136,7 @@ impl<'a> Work<'a> {
         Some((buffer, self.random.below(self.blocks) * u64::from(self.load.block)))
     }
 
-    fn landed(&mut self, (buffer, result): Lent) -> Result<(), Fault> {
+    fn landed(&mut self, (buffer, result): BufResult) -> Result<(), Fault> {
         result?;
         self.spare.push(buffer);
         self.answered += 1;

@@ -193,9 +193,8 @@ impl Disk {
         one: bool,
     ) -> Expected {
         let mut reply = connection.reply(id).expect("it waits");
-        let contexts = reply.awaited_contexts().to_vec();
         let mut told = Vec::new();
-        for context in contexts {
+        for context in reply.awaited_contexts() {
             let map = blocks(start, self.bytes.len()).into_iter().map(|(from, to)| {
                 let status = status(context, &self.bytes[from..to]);
                 Extent { length: (to - from) as u64, status }

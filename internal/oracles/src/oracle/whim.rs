@@ -132,7 +132,7 @@ impl Whim {
 /// Extents without end: the builder must not take more than it needs.
 fn status(connection: &mut Connection, id: RequestId, whim: u8) {
     let mut reply = connection.reply(id).expect("it waits");
-    let mut contexts = reply.awaited_contexts().to_vec();
+    let mut contexts: Vec<u32> = reply.awaited_contexts().collect();
     if whim % 2 == 1 {
         contexts.reverse();
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nbd_engine::client::{Error, Flags, LostReason, Options};
+use nbd_engine::client::{Error, Flags, LostReason, ClientConfig};
 use nbd_engine::export::ExportMap;
 use nbd_engine::proto::wire::ErrorCode;
 use nbd_engine::server::ServerConfig;
@@ -20,15 +20,15 @@ pub fn a_server_that_shuts_down_answers_what_is_in_flight(clients: ClientSetup, 
         let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
         let mut server = servers.serve_with(exports, ServerConfig::default());
         let client = clients.client(&server);
-        let read = client.start_read(vec![9; 512], 0, Flags::empty());
-        let write = client.start_write(vec![1; 512], 4096, Flags::empty());
+        let read = client.start_read(0, vec![9; 512], Flags::empty());
+        let write = client.start_write(4096, vec![1; 512], Flags::empty());
         disk.gate.wait_for(2);
         server.shut_down();
 
         // What the connection was about to do when it was told may still be done.
         let mut refused = None;
         wait_until("a later request is refused", SOON, || {
-            refused = client.read(Gate::END, 512).err();
+            refused = client.read(Gate::END, 512, Flags::empty()).err();
             refused.is_some()
         });
         let refused = refused.expect("it was waited for");
@@ -62,11 +62,10 @@ pub fn a_connection_that_is_lost_says_what_was_sent(clients: ClientSetup, server
         disk.gate.close();
         let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
         let mut server = servers.serve_with(exports, config);
-        let mut options = Options::default();
-        options.limits.max_in_flight = 2;
-        let client = clients.connect(server.endpoint(), &options).expect("the server is there");
+        let config = ClientConfig::new().with_max_in_flight(2);
+        let client = clients.connect(server.endpoint(), &config).expect("the server is there");
         let requests = [0, 4096, 8192, 12288]
-            .map(|offset| client.start_write(vec![1; 512], offset, Flags::empty()));
+            .map(|offset| client.start_write(offset, vec![1; 512], Flags::empty()));
         disk.gate.wait_for(2);
         server.shut_down();
         for (request, was_sent) in requests.into_iter().zip([true, true, false, false]) {
@@ -77,7 +76,7 @@ pub fn a_connection_that_is_lost_says_what_was_sent(clients: ClientSetup, server
                 other => panic!("{other:?}"),
             }
         }
-        let later = client.read(0, 512).expect_err("the connection is lost");
+        let later = client.read(0, 512, Flags::empty()).expect_err("the connection is lost");
         assert!(matches!(later, Error::Lost { sent: false, .. }), "{later}");
         assert!(!client.is_connected());
         disk.gate.open();

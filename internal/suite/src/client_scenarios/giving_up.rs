@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nbd_engine::client::{Error, Flags, Options};
+use nbd_engine::client::{Error, Flags, ClientConfig};
 use nbd_engine::export::ExportMap;
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::wait_until;
@@ -26,14 +26,14 @@ fn serve_gated(servers: &Setup, way: Way) -> (Server, Arc<Disk>) {
 
 fn fill(client: &dyn ClientUnderTest) {
     let data = PATTERN.bytes(Gate::END, 300_000);
-    client.write_at(&data, Gate::END, Flags::empty()).expect("a write");
+    client.write_all_at(&data, Gate::END).expect("a write");
 }
 
 /// The stream is in step: what is asked for is what comes.
 #[track_caller]
 fn check(client: &dyn ClientUnderTest) {
     for (offset, length) in [(Gate::END, 512), (Gate::END + 1000, 100_000), (Gate::END + 7, 1)] {
-        let found = client.read(offset, length).expect("the client goes on");
+        let found = client.read(offset, length, Flags::empty()).expect("the client goes on");
         assert_same_bytes(&found, &PATTERN.bytes(offset, length), "a later read");
     }
 }
@@ -44,12 +44,12 @@ pub fn a_request_that_is_given_up_harms_no_other(clients: ClientSetup, servers: 
         let (server, disk) = serve_gated(&servers, way);
         let client = clients.client(&server);
         fill(&*client);
-        let read = client.start_read(vec![0; 65536], 0, Flags::empty());
-        let write = client.start_write(vec![1; 50_000], 4096, Flags::empty());
-        let kept = client.start_read(vec![0; 4096], 8192, Flags::empty());
+        let read = client.start_read(0, vec![0; 65536], Flags::empty());
+        let write = client.start_write(4096, vec![1; 50_000], Flags::empty());
+        let kept = client.start_read(8192, vec![0; 4096], Flags::empty());
         disk.gate.wait_for(3);
         drop((read, write));
-        drop(client.start_read(vec![0; 4096], 16384, Flags::empty()));
+        drop(client.start_read(16384, vec![0; 4096], Flags::empty()));
         check(&*client);
         disk.gate.open();
         kept.wait().1.expect("it was not given up");
@@ -76,12 +76,11 @@ fn times_out_on_its_way(request: &dyn Fn(u64) -> Box<dyn InFlight>, at: u64) {
 pub fn a_request_that_times_out_harms_no_other(clients: ClientSetup, servers: Setup) {
     for way in Way::CONCURRENT {
         let (server, disk) = serve_gated(&servers, way);
-        let mut options = Options::default();
-        options.request_timeout = Some(Duration::from_millis(100));
-        let client = clients.connect(server.endpoint(), &options).expect("the server is there");
+        let config = ClientConfig::new().with_request_timeout(Some(Duration::from_millis(100)));
+        let client = clients.connect(server.endpoint(), &config).expect("the server is there");
         fill(&*clients.client(&server));
-        let read = |at| client.start_read(vec![0; 50_000], at, Flags::empty());
-        let write = |at| client.start_write(vec![1; 50_000], at, Flags::empty());
+        let read = |at| client.start_read(at, vec![0; 50_000], Flags::empty());
+        let write = |at| client.start_write(at, vec![1; 50_000], Flags::empty());
         times_out_on_its_way(&read, 0);
         times_out_on_its_way(&write, 100);
         disk.gate.open();

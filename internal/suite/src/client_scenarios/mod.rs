@@ -74,7 +74,17 @@ client_scenarios! {
             every_command_does_what_it_says,
             errors_of_an_export_are_told,
         }
-        haggling { a_server_is_asked_before_an_export_is_entered }
+        negotiation {
+            a_server_is_asked_before_an_export_is_entered,
+            an_export_is_chosen_and_entered_on_one_connection,
+            every_option_can_be_sent_by_hand,
+            an_export_is_entered_by_its_name_alone,
+            entering_makes_as_many_connections_as_are_configured,
+        }
+        views {
+            reads_show_data_and_holes,
+            the_status_of_a_range_is_reported_run_by_run,
+        }
         order { replies_come_in_any_order }
         splitting { long_requests_are_split }
         vast { extents_have_64_bits, ranges_have_64_bits }

@@ -17,20 +17,20 @@ pub fn replies_come_in_any_order(clients: ClientSetup, servers: Setup) {
         let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
         let server = servers.serve_with(exports, ServerConfig::default());
         let client = clients.client(&server);
-        client.write_at(&PATTERN.bytes(0, 1 << 20), 0, Flags::empty()).expect("a write");
+        client.write_all_at(&PATTERN.bytes(0, 1 << 20), 0).expect("a write");
         disk.gate.close();
         let mut slow: Vec<_> = (0..4)
             .map(|index| {
-                let read = client.start_read(vec![0; 512], index * 8192, Flags::empty());
+                let read = client.start_read(index * 8192, vec![0; 512], Flags::empty());
                 let data = PATTERN.bytes(index * 8192 + 4096, 512);
-                (index, read, client.start_write(data, index * 8192 + 4096, Flags::empty()))
+                (index, read, client.start_write(index * 8192 + 4096, data, Flags::empty()))
             })
             .collect();
         disk.gate.wait_for(8);
         let quick: Vec<_> = (0..40)
             .map(|index| {
                 let offset = Gate::END + index * 4096;
-                (offset, client.start_read(vec![0; 4096], offset, Flags::empty()))
+                (offset, client.start_read(offset, vec![0; 4096], Flags::empty()))
             })
             .collect();
         for (offset, read) in quick {

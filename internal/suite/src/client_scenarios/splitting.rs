@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use nbd_engine::client::{Error, Flags, Invalid};
+use nbd_engine::client::{Error, Flags, InvalidRequest};
 use nbd_engine::export::{
-    self, AnyExport, BlockSize, Export, ExportMap, Memory, WithBlockSize, Writes,
+    self, AnyExport, BlockSize, CanWrite, Export, ExportMap, Memory, WithBlockSize,
 };
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::{Pattern, assert_same_bytes};
@@ -35,15 +35,15 @@ impl Export for Ruler {
         self.disk.read(buffer, offset)
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 }
 
-impl Writes for Ruler {
+impl CanWrite for Ruler {
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> export::Result<()> {
         self.writes.lock().expect("no panic while it is held").push((offset, data.len()));
-        self.disk.writes().expect("memory is written").write(data, offset, fua)
+        self.disk.can_write().expect("memory is written").write(data, offset, fua)
     }
 }
 
@@ -63,9 +63,9 @@ pub fn long_requests_are_split(clients: ClientSetup, servers: Setup) {
     assert_eq!(client.export().block_size(), size);
 
     let data = Pattern(1).bytes(0, SIZE - BLOCK);
-    client.write_at(&data, BLOCK as u64, Flags::empty()).expect("a write");
-    assert_same_bytes(&client.read(BLOCK as u64, data.len()).expect("a read"), &data, "the data");
-    let (found, result) = client.read_into(vec![9; SIZE], 0);
+    client.write_all_at(&data, BLOCK as u64).expect("a write");
+    assert_same_bytes(&client.read(BLOCK as u64, data.len(), Flags::empty()).expect("a read"), &data, "the data");
+    let (found, result) = client.read_into(0, vec![9; SIZE], Flags::empty());
     result.expect("a read");
     assert_same_bytes(&found[BLOCK..], &data, "the data");
     assert_eq!(found[..BLOCK], [0; BLOCK], "the block before it");
@@ -80,8 +80,8 @@ pub fn long_requests_are_split(clients: ClientSetup, servers: Setup) {
     }
     assert!((1..=MOST).contains(&longest.load(Ordering::Relaxed)));
 
-    let error = client.write_at(&[0; 100], 0, Flags::empty()).expect_err("it is no whole block");
-    assert!(matches!(error, Error::Invalid(Invalid::Misaligned { .. })), "{error}");
+    let error = client.write_all_at(&[0; 100], 0).expect_err("it is no whole block");
+    assert!(matches!(error, Error::Invalid(InvalidRequest::Misaligned(_))), "{error}");
     drop(client);
     server.stop();
 }

@@ -2,9 +2,9 @@
 
 use core::ops::ControlFlow;
 
-use nbd_engine::client::{Flags, Options};
+use nbd_engine::client::{Flags, ClientConfig};
 use nbd_engine::export::{
-    Allocation, ContextInfo, Contexts, Export, Extent, Extents, Memory, Result,
+    Allocation, CanExtents, ContextInfo, Contexts, Export, Extent, Memory, Result,
 };
 
 use crate::{ClientSetup, Setup};
@@ -31,7 +31,7 @@ impl Export for Vast {
         true
     }
 
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         Some(self)
     }
 
@@ -40,7 +40,7 @@ impl Export for Vast {
     }
 }
 
-impl Extents for Vast {
+impl CanExtents for Vast {
     fn extents(
         &self,
         _offset: u64,
@@ -76,18 +76,16 @@ impl Contexts for Vast {
     }
 }
 
-fn options(extended: bool) -> Options {
-    let mut options = Options::default();
-    options.extended_headers = extended;
-    options.contexts = ["base:allocation", "x-suite:era"].map(Into::into).into();
-    options
+fn config(extended: bool) -> ClientConfig {
+    let config = ClientConfig::new().with_extended_headers(extended).with_contexts(["base:allocation", "x-suite:era"]);
+    config
 }
 
 /// Extents of more than 4 GiB with states of more than 32 bits, in one reply (C-EH-20); and where there are no extended
 /// headers there is no such context, and what there is comes in parts.
 pub fn extents_have_64_bits(clients: ClientSetup, servers: Setup) {
     let server = servers.serve(Vast);
-    let client = clients.connect(server.endpoint(), &options(true)).expect("the server is there");
+    let client = clients.connect(server.endpoint(), &config(true)).expect("the server is there");
     assert!(client.export().is_extended() && client.export().contexts().len() == 2);
     let (offset, length) = (ERA - 512, SIZE - ERA + 512);
     let found = client.block_status(offset, length, Flags::empty()).expect("a block status");
@@ -103,7 +101,7 @@ pub fn extents_have_64_bits(clients: ClientSetup, servers: Setup) {
     assert_eq!(runs.collect::<Vec<Vec<u64>>>(), [[SIZE], [ERA]]);
     client.disconnect();
 
-    let client = clients.connect(server.endpoint(), &options(false)).expect("the server is there");
+    let client = clients.connect(server.endpoint(), &config(false)).expect("the server is there");
     assert!(client.export().is_structured() && !client.export().is_extended());
     assert!(!client.export().has_context("x-suite:era"));
     let (mut at, mut asked) = (0, 0);
@@ -125,15 +123,15 @@ pub fn ranges_have_64_bits(clients: ClientSetup, servers: Setup) {
     const DISK: u64 = 1 << 36;
     let server = servers.serve(Memory::new(DISK).expect("it is sparse"));
     for extended in [true, false] {
-        let client = clients.connect(server.endpoint(), &options(extended));
+        let client = clients.connect(server.endpoint(), &config(extended));
         let client = client.expect("the server is there");
         let marks = [0, 5 << 30, (9 << 30) - 512, 9 << 30, DISK - 512];
         for at in marks {
-            client.write_at(&[7; 512], at, Flags::empty()).expect("a write");
+            client.write_all_at(&[7; 512], at).expect("a write");
         }
         client.cache(0, DISK).expect("a cache");
         client.write_zeroes(512, (9 << 30) - 512, Flags::empty()).expect("zeroes");
-        let left = marks.map(|at| client.read(at, 1).expect("a read")[0]);
+        let left = marks.map(|at| client.read(at, 1, Flags::empty()).expect("a read")[0]);
         assert_eq!(left, [7, 0, 0, 7, 7], "{extended}");
         client.trim(0, DISK, Flags::empty()).expect("a trim");
         let found = client.block_status(0, DISK, Flags::empty()).expect("a block status");

@@ -2,40 +2,53 @@
 
 use std::os::unix::net::UnixStream;
 
-use nbd_blocking::Client;
-use nbd_blocking::client::{Haggling, Pending};
+use nbd_blocking::client::Pending;
+use nbd_blocking::{Client, Negotiation};
 use nbd_engine::client::{
-    Bytes, ContextExtents, Error, ExportDetails, Flags, Handshake, Lent, Listing, Negotiated,
-    Options, Uri,
+    BufResult, Bytes, Chunk, ClientConfig, ContextExtents, Error, ExportDetails, Flags, Handshake,
+    InfoType, Listing, StatusRun, Uri,
 };
 
-use crate::client::{ClientAdapter, ClientUnderTest, HagglingUnderTest, InFlight};
+use crate::client::{ClientAdapter, ClientUnderTest, InFlight, NegotiationUnderTest};
 
 /// Threads.
 #[derive(Debug)]
 pub struct BlockingClient;
 
 impl ClientAdapter for BlockingClient {
-    fn connect(&self, uri: &Uri, options: &Options) -> Result<Box<dyn ClientUnderTest>, Error> {
-        Ok(Box::new(Client::connect_with(uri, options)?))
+    fn connect(&self, uri: &Uri, config: &ClientConfig) -> Result<Box<dyn ClientUnderTest>, Error> {
+        Ok(Box::new(Client::connect_with(uri, config)?))
     }
 
     fn over(
         &self,
         stream: UnixStream,
-        options: &Options,
+        export: &str,
+        config: &ClientConfig,
     ) -> Result<Box<dyn ClientUnderTest>, Error> {
-        Ok(Box::new(Client::over_unix(stream, options)?))
+        Ok(Box::new(Client::over_unix(stream, export, config)?))
     }
 
-    fn haggle(&self, uri: &Uri, options: &Options) -> Result<Box<dyn HagglingUnderTest>, Error> {
-        Ok(Box::new(Haggling::connect(uri, options)?))
+    fn negotiate(
+        &self,
+        uri: &Uri,
+        config: &ClientConfig,
+    ) -> Result<Box<dyn NegotiationUnderTest>, Error> {
+        Ok(Box::new(Negotiation::connect(uri, config)?))
+    }
+
+    fn negotiate_over(
+        &self,
+        stream: UnixStream,
+        config: &ClientConfig,
+    ) -> Result<Box<dyn NegotiationUnderTest>, Error> {
+        Ok(Box::new(Negotiation::over_unix(stream, config)?))
     }
 }
 
 impl ClientUnderTest for Client {
-    fn export(&self) -> &Negotiated {
-        self
+    fn export(&self) -> &ExportDetails {
+        self.export()
     }
 
     fn connections(&self) -> usize {
@@ -54,20 +67,32 @@ impl ClientUnderTest for Client {
         self.read_exact_at(buffer, offset)
     }
 
-    fn read(&self, offset: u64, length: usize) -> Result<Bytes, Error> {
-        self.read(offset, length)
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, Error> {
+        self.write_at(data, offset)
     }
 
-    fn read_into(&self, buffer: Vec<u8>, offset: u64) -> Lent {
-        self.read_into(buffer, offset)
+    fn write_all_at(&self, data: &[u8], offset: u64) -> Result<(), Error> {
+        self.write_all_at(data, offset)
     }
 
-    fn write_at(&self, data: &[u8], offset: u64, flags: Flags) -> Result<(), Error> {
-        self.write_at_with(data, offset, flags)
+    fn read(&self, offset: u64, length: usize, flags: Flags) -> Result<Bytes, Error> {
+        self.read(offset, length, flags)
     }
 
-    fn write(&self, data: Bytes, offset: u64) -> Result<(), Error> {
-        self.write(data, offset)
+    fn read_into(&self, offset: u64, buffer: Vec<u8>, flags: Flags) -> BufResult {
+        self.read_into(offset, buffer, flags)
+    }
+
+    fn read_chunks(&self, offset: u64, length: usize, flags: Flags) -> Result<Vec<Chunk>, Error> {
+        self.read_chunks(offset, length, flags)
+    }
+
+    fn write(&self, offset: u64, data: Vec<u8>, flags: Flags) -> Result<(), Error> {
+        self.write(offset, data, flags)
+    }
+
+    fn write_from(&self, offset: u64, buffer: Vec<u8>, flags: Flags) -> BufResult {
+        self.write_from(offset, buffer, flags)
     }
 
     fn flush(&self) -> Result<(), Error> {
@@ -95,6 +120,16 @@ impl ClientUnderTest for Client {
         self.block_status(offset, length, flags)
     }
 
+    fn block_status_range(
+        &self,
+        context: &str,
+        offset: u64,
+        length: u64,
+        window: u64,
+    ) -> Result<Vec<StatusRun>, Error> {
+        self.block_status_range(context, offset, length).with_window(window).joined().collect()
+    }
+
     fn resize(&self, size: u64) -> Result<(), Error> {
         self.resize(size)
     }
@@ -103,14 +138,14 @@ impl ClientUnderTest for Client {
         self.disconnect();
     }
 
-    fn start_read(&self, buffer: Vec<u8>, offset: u64, flags: Flags) -> Box<dyn InFlight> {
-        let pending = self.submit_read_with(buffer, offset, flags);
+    fn start_read(&self, offset: u64, buffer: Vec<u8>, flags: Flags) -> Box<dyn InFlight> {
+        let pending = self.submit_read_into(offset, buffer, flags);
         self.send_submitted();
         Box::new(pending)
     }
 
-    fn start_write(&self, data: Vec<u8>, offset: u64, flags: Flags) -> Box<dyn InFlight> {
-        let pending = self.submit_write_from(data, offset, flags);
+    fn start_write(&self, offset: u64, data: Vec<u8>, flags: Flags) -> Box<dyn InFlight> {
+        let pending = self.submit_write_from(offset, data, flags);
         self.send_submitted();
         Box::new(pending)
     }
@@ -126,12 +161,12 @@ impl ClientUnderTest for Client {
     }
 }
 
-impl InFlight for Pending<Lent> {
+impl InFlight for Pending<BufResult> {
     fn is_done(&self) -> bool {
         self.is_done()
     }
 
-    fn wait(self: Box<Self>) -> Lent {
+    fn wait(self: Box<Self>) -> BufResult {
         Self::wait(*self)
     }
 }
@@ -141,14 +176,22 @@ impl InFlight for Pending<Result<(), Error>> {
         self.is_done()
     }
 
-    fn wait(self: Box<Self>) -> Lent {
+    fn wait(self: Box<Self>) -> BufResult {
         (Vec::new(), Self::wait(*self))
     }
 }
 
-impl HagglingUnderTest for Haggling {
+impl NegotiationUnderTest for Negotiation {
+    fn peer(&self) -> String {
+        self.peer().to_owned()
+    }
+
     fn handshake(&self) -> Handshake {
         self.handshake()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.is_tls()
     }
 
     fn is_structured(&self) -> bool {
@@ -167,8 +210,36 @@ impl HagglingUnderTest for Haggling {
         self.info(export)
     }
 
+    fn info_with(&mut self, export: &str, items: &[InfoType]) -> Result<ExportDetails, Error> {
+        self.info_with(export, items)
+    }
+
+    fn structured_replies(&mut self) -> Result<(), Error> {
+        self.structured_replies()
+    }
+
+    fn extended_headers(&mut self) -> Result<(), Error> {
+        self.extended_headers()
+    }
+
     fn list_meta_contexts(&mut self, export: &str, queries: &[&str]) -> Result<Vec<String>, Error> {
         self.list_meta_contexts(export, queries)
+    }
+
+    fn set_meta_contexts(&mut self, export: &str, queries: &[&str]) -> Result<Vec<String>, Error> {
+        self.set_meta_contexts(export, queries)
+    }
+
+    fn enter(&mut self, export: &str) -> Result<Box<dyn ClientUnderTest>, Error> {
+        Ok(Box::new(self.enter(export)?))
+    }
+
+    fn go(&mut self, export: &str, items: &[InfoType]) -> Result<Box<dyn ClientUnderTest>, Error> {
+        Ok(Box::new(self.go(export, items)?))
+    }
+
+    fn export_name(&mut self, export: &str) -> Result<Box<dyn ClientUnderTest>, Error> {
+        Ok(Box::new(self.export_name(export)?))
     }
 
     fn abort(self: Box<Self>) -> Result<(), Error> {

@@ -1,20 +1,20 @@
 //! The client of the guide's adapter, `docs/write-an-adapter.md`.
 
 use std::future::{Future, pending};
+use std::io;
+use std::net::SocketAddr;
 use std::os::unix::net;
 use std::sync::{LazyLock, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use mio::net::UnixStream;
-use nbd_engine::client::{
-    Client, Connector, Driving, Error, ExportDetails, Haggling, Handshake, Listing, Options, Uri,
-};
-use nbd_engine::{AnyTransport, Runtime};
+use nbd_engine::client::{Connector, CurrentRuntime, DriveMode, TransportFrom};
+use nbd_engine::{AnyTransport, BoxFuture, Runtime};
 
-use super::asynchronous::{BlockOn, Waited};
+use super::asynchronous::AsyncClient;
 use crate::adapters::mio::event_loop::EventLoop;
 use crate::adapters::mio::sockets::Socket;
-use crate::client::{ClientAdapter, ClientUnderTest, HagglingUnderTest};
 
 /// An event loop with one thread, which runs the connections.
 #[derive(Clone, Copy, Debug)]
@@ -30,131 +30,72 @@ static EVENT_LOOP: LazyLock<EventLoop> = LazyLock::new(|| {
     event_loop
 });
 
-/// A client, which derefs to the engine's as those of other adapters do.
-#[derive(Clone)]
-struct Derefs(Client);
+/// The loop as what clients are made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Mio;
 
-impl std::ops::Deref for Derefs {
-    type Target = Client;
+impl Runtime for Mio {
+    fn sleep(&self, duration: Duration) -> BoxFuture {
+        EVENT_LOOP.sleep(duration)
+    }
 
-    fn deref(&self) -> &Client {
-        &self.0
+    fn spawn(&self, task: BoxFuture) {
+        EVENT_LOOP.spawn(task);
     }
 }
 
-impl BlockOn for MioClient {
+impl Connector for Mio {
+    type Runtime = Self;
+    const DRIVE_MODE: DriveMode = EventLoop::DRIVE_MODE;
+
+    fn runtime(&self) -> Self {
+        *self
+    }
+
+    async fn connect_tcp(&self, address: SocketAddr) -> io::Result<AnyTransport> {
+        EVENT_LOOP.connect_tcp(address).await
+    }
+
+    fn adopt_unix(&self, socket: net::UnixStream) -> io::Result<AnyTransport> {
+        EVENT_LOOP.adopt_unix(socket)
+    }
+}
+
+impl CurrentRuntime for Mio {
+    fn current() -> Self {
+        Self
+    }
+}
+
+impl TransportFrom<UnixStream> for Mio {
+    fn transport_from(&self, stream: UnixStream) -> AnyTransport {
+        Box::new(Socket::new(stream, &EVENT_LOOP).expect("a socket"))
+    }
+}
+
+impl AsyncClient for MioClient {
+    type Connector = Mio;
+    type Stream = UnixStream;
+
     /// What waits for requests may do so on any thread.
     fn block_on<F: Future>(&self, future: F) -> F::Output {
         ::smol::block_on(future)
     }
-}
 
-/// Runs on the loop's thread what waits for sockets by itself.
-fn on_the_loop<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
-    let (done, result) = mpsc::channel();
-    EVENT_LOOP.spawn(Box::pin(async move {
-        // Nobody waits any more where the scenario has failed.
-        let _late = done.send(future.await);
-    }));
-    result.recv().expect("the loop runs")
-}
-
-impl ClientAdapter for MioClient {
-    fn connect(&self, uri: &Uri, options: &Options) -> Result<Box<dyn ClientUnderTest>, Error> {
-        let (uri, options) = (uri.clone(), options.clone());
-        let client =
-            on_the_loop(async move { Client::connect_by(&*EVENT_LOOP, &uri, &options).await })?;
-        Ok(Waited::boxed(Derefs(client), *self))
-    }
-
-    fn over(
-        &self,
-        stream: net::UnixStream,
-        options: &Options,
-    ) -> Result<Box<dyn ClientUnderTest>, Error> {
-        stream.set_nonblocking(true).expect("a setting");
-        let options = options.clone();
-        let client = on_the_loop(async move {
-            let stream = UnixStream::from_std(stream);
-            let socket = Socket::new(stream, &EVENT_LOOP).expect("a socket");
-            let runtime = EVENT_LOOP.runtime();
-            Client::over(socket, runtime, Driving::Task, "stream", &options).await
-        })?;
-        Ok(Waited::boxed(Derefs(client), *self))
-    }
-
-    fn haggle(&self, uri: &Uri, options: &Options) -> Result<Box<dyn HagglingUnderTest>, Error> {
-        let (uri, options) = (uri.clone(), options.clone());
-        let haggling =
-            on_the_loop(async move { Haggling::connect_by(&*EVENT_LOOP, &uri, &options).await })?;
-        Ok(Box::new(OnTheLoop { haggling: Some(haggling) }))
-    }
-}
-
-/// A client that has entered no export yet: it has no task, so that each question is one.
-struct OnTheLoop {
-    /// On the loop meanwhile.
-    haggling: Option<Haggling<AnyTransport>>,
-}
-
-impl OnTheLoop {
-    fn haggling(&self) -> &Haggling<AnyTransport> {
-        self.haggling.as_ref().expect("nothing is asked at the moment")
-    }
-
-    /// Asks on the loop's thread. The future brings the client back.
-    fn ask<T, F>(&mut self, ask: impl FnOnce(Haggling<AnyTransport>) -> F) -> T
+    /// What waits for sockets by itself does so on the loop's thread.
+    fn run<F>(&self, future: F) -> F::Output
     where
-        T: Send + 'static,
-        F: Future<Output = (Haggling<AnyTransport>, T)> + Send + 'static,
+        F: Future<Output: Send + 'static> + Send + 'static,
     {
-        let haggling = self.haggling.take().expect("nothing is asked at the moment");
-        let (haggling, answer) = on_the_loop(ask(haggling));
-        self.haggling = Some(haggling);
-        answer
-    }
-}
-
-impl HagglingUnderTest for OnTheLoop {
-    fn handshake(&self) -> Handshake {
-        self.haggling().handshake()
+        let (done, result) = mpsc::channel();
+        EVENT_LOOP.spawn(Box::pin(async move {
+            // Nobody waits any more where the scenario has failed.
+            let _late = done.send(future.await);
+        }));
+        result.recv().expect("the loop runs")
     }
 
-    fn is_structured(&self) -> bool {
-        self.haggling().is_structured()
-    }
-
-    fn is_extended(&self) -> bool {
-        self.haggling().is_extended()
-    }
-
-    fn list(&mut self) -> Result<Vec<Listing>, Error> {
-        self.ask(|mut haggling| async move {
-            let answer = haggling.list().await;
-            (haggling, answer)
-        })
-    }
-
-    fn info(&mut self, export: &str) -> Result<ExportDetails, Error> {
-        let export = export.to_owned();
-        self.ask(|mut haggling| async move {
-            let answer = haggling.info(&export).await;
-            (haggling, answer)
-        })
-    }
-
-    fn list_meta_contexts(&mut self, export: &str, queries: &[&str]) -> Result<Vec<String>, Error> {
-        let export = export.to_owned();
-        let queries: Vec<_> = queries.iter().map(|query| (*query).to_owned()).collect();
-        self.ask(|mut haggling| async move {
-            let queries: Vec<_> = queries.iter().map(|query| &**query).collect();
-            let answer = haggling.list_meta_contexts(&export, &queries).await;
-            (haggling, answer)
-        })
-    }
-
-    fn abort(mut self: Box<Self>) -> Result<(), Error> {
-        let haggling = self.haggling.take().expect("nothing is asked at the moment");
-        on_the_loop(haggling.abort())
+    fn stream(stream: net::UnixStream) -> UnixStream {
+        UnixStream::from_std(stream)
     }
 }

@@ -5,19 +5,17 @@ use std::os::unix::net::UnixStream;
 use std::sync::{LazyLock, mpsc};
 use std::thread;
 
-use nbd_engine::client::{Error, Options, Uri};
-use nbd_tokio::{Client, client};
+use nbd_tokio::Tokio;
 use tokio::runtime::{Builder, Handle};
 
-use super::asynchronous::{BlockOn, Waited, WaitedHaggling};
-use crate::client::{ClientAdapter, ClientUnderTest, HagglingUnderTest};
+use super::asynchronous::AsyncClient;
 
 /// A runtime with one thread, which runs the connections.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct TokioClientCurrentThread;
 
 /// A runtime with two worker threads.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct TokioClientMultiThread;
 
 static CURRENT_THREAD: LazyLock<Handle> = LazyLock::new(|| run(Builder::new_current_thread));
@@ -41,66 +39,19 @@ fn run(builder: fn() -> Builder) -> Handle {
     handle.recv().expect("the runtime runs")
 }
 
-#[derive(Clone)]
-struct On(&'static Handle);
-
-impl BlockOn for On {
-    fn block_on<F: Future>(&self, future: F) -> F::Output {
-        self.0.block_on(future)
-    }
-}
-
-impl On {
-    fn connect(self, uri: &Uri, options: &Options) -> Result<Box<dyn ClientUnderTest>, Error> {
-        let client = self.block_on(Client::connect_with(uri, options))?;
-        Ok(Waited::boxed(client, self))
-    }
-
-    fn over(
-        self,
-        stream: UnixStream,
-        options: &Options,
-    ) -> Result<Box<dyn ClientUnderTest>, Error> {
-        stream.set_nonblocking(true).expect("a setting");
-        let client = self.block_on(async {
-            let stream = tokio::net::UnixStream::from_std(stream).expect("a stream");
-            Client::over(stream, options).await
-        })?;
-        Ok(Waited::boxed(client, self))
-    }
-
-    fn haggle(self, uri: &Uri, options: &Options) -> Result<Box<dyn HagglingUnderTest>, Error> {
-        let haggling = self.block_on(client::haggle(uri, options))?;
-        Ok(WaitedHaggling::boxed(haggling, self))
-    }
-}
-
 /// What both flavours do alike.
 macro_rules! on {
     ($adapter:ident, $runtime:ident) => {
-        impl ClientAdapter for $adapter {
-            fn connect(
-                &self,
-                uri: &Uri,
-                options: &Options,
-            ) -> Result<Box<dyn ClientUnderTest>, Error> {
-                On(&$runtime).connect(uri, options)
+        impl AsyncClient for $adapter {
+            type Connector = Tokio;
+            type Stream = tokio::net::UnixStream;
+
+            fn block_on<F: Future>(&self, future: F) -> F::Output {
+                $runtime.block_on(future)
             }
 
-            fn over(
-                &self,
-                stream: UnixStream,
-                options: &Options,
-            ) -> Result<Box<dyn ClientUnderTest>, Error> {
-                On(&$runtime).over(stream, options)
-            }
-
-            fn haggle(
-                &self,
-                uri: &Uri,
-                options: &Options,
-            ) -> Result<Box<dyn HagglingUnderTest>, Error> {
-                On(&$runtime).haggle(uri, options)
+            fn stream(stream: UnixStream) -> tokio::net::UnixStream {
+                tokio::net::UnixStream::from_std(stream).expect("a stream")
             }
         }
     };

@@ -55,34 +55,34 @@ impl AsyncExport for Asynchronous {
 
 impl AsyncCanWrite for Asynchronous {
     async fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
-        let writes = self.0.memory().writes().expect(HAS_ALL);
+        let writes = self.0.memory().can_write().expect(HAS_ALL);
         self.0.gate.pass_async(offset, || writes.write(data, offset, fua)).await
     }
 }
 
 impl AsyncCanFlush for Asynchronous {
     async fn flush(&self) -> Result<()> {
-        self.0.memory().flushes().expect(HAS_ALL).flush()
+        self.0.memory().can_flush().expect(HAS_ALL).flush()
     }
 }
 
 impl AsyncCanTrim for Asynchronous {
     async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()> {
-        let trims = self.0.memory().trims().expect(HAS_ALL);
+        let trims = self.0.memory().can_trim().expect(HAS_ALL);
         self.0.gate.pass_async(offset, || trims.trim(offset, length, fua)).await
     }
 }
 
 impl AsyncCanWriteZeroes for Asynchronous {
     async fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
-        let zeroes = self.0.memory().writes_zeroes().expect(HAS_ALL);
+        let zeroes = self.0.memory().can_write_zeroes().expect(HAS_ALL);
         self.0.gate.pass_async(offset, || zeroes.write_zeroes(offset, length, mode)).await
     }
 }
 
 impl AsyncCanCache for Asynchronous {
     async fn cache(&self, offset: u64, length: u64) -> Result<()> {
-        self.0.memory().caches().expect(HAS_ALL).cache(offset, length)
+        self.0.memory().can_cache().expect(HAS_ALL).cache(offset, length)
     }
 }
 
@@ -93,12 +93,12 @@ impl AsyncCanExtents for Asynchronous {
         length: u64,
         visit: &mut Visitor<'_, Allocation>,
     ) -> Result<()> {
-        self.0.memory().extents().expect(HAS_ALL).extents(offset, length, visit)
+        self.0.memory().can_extents().expect(HAS_ALL).extents(offset, length, visit)
     }
 }
 
 impl AsyncCanResize for Asynchronous {
     async fn resize(&self, size: u64) -> Result<()> {
-        self.0.memory().resizes().expect(HAS_ALL).resize(size)
+        self.0.memory().can_resize().expect(HAS_ALL).resize(size)
     }
 }

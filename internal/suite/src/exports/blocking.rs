@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use nbd_engine::export::{
-    Allocation, Caches, Export, Extents, Flushes, Resizes, Result, Trims, Writes, WritesZeroes,
-    ZeroMode,
+    Allocation, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite, CanWriteZeroes,
+    Export, Result, ZeroMode,
 };
 
 use super::Disk;
@@ -25,81 +25,81 @@ impl Export for Blocking {
         self.0.gate.pass(offset, || self.0.memory.read(buffer, offset))
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn Flushes> {
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
         Some(self)
     }
 
-    fn trims(&self) -> Option<&dyn Trims> {
+    fn can_trim(&self) -> Option<&dyn CanTrim> {
         Some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
         Some(self)
     }
 
-    fn caches(&self) -> Option<&dyn Caches> {
+    fn can_cache(&self) -> Option<&dyn CanCache> {
         Some(self)
     }
 
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         Some(self)
     }
 
-    fn resizes(&self) -> Option<&dyn Resizes> {
+    fn can_resize(&self) -> Option<&dyn CanResize> {
         Some(self)
     }
 }
 
-impl Writes for Blocking {
+impl CanWrite for Blocking {
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
-        let writes = self.0.memory().writes().expect(HAS_ALL);
+        let writes = self.0.memory().can_write().expect(HAS_ALL);
         self.0.gate.pass(offset, || writes.write(data, offset, fua))
     }
 }
 
-impl Flushes for Blocking {
+impl CanFlush for Blocking {
     fn flush(&self) -> Result<()> {
-        self.0.memory().flushes().expect(HAS_ALL).flush()
+        self.0.memory().can_flush().expect(HAS_ALL).flush()
     }
 }
 
-impl Trims for Blocking {
+impl CanTrim for Blocking {
     fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()> {
-        let trims = self.0.memory().trims().expect(HAS_ALL);
+        let trims = self.0.memory().can_trim().expect(HAS_ALL);
         self.0.gate.pass(offset, || trims.trim(offset, length, fua))
     }
 }
 
-impl WritesZeroes for Blocking {
+impl CanWriteZeroes for Blocking {
     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
-        let zeroes = self.0.memory().writes_zeroes().expect(HAS_ALL);
+        let zeroes = self.0.memory().can_write_zeroes().expect(HAS_ALL);
         self.0.gate.pass(offset, || zeroes.write_zeroes(offset, length, mode))
     }
 }
 
-impl Caches for Blocking {
+impl CanCache for Blocking {
     fn cache(&self, offset: u64, length: u64) -> Result<()> {
-        self.0.memory().caches().expect(HAS_ALL).cache(offset, length)
+        self.0.memory().can_cache().expect(HAS_ALL).cache(offset, length)
     }
 }
 
-impl Extents for Blocking {
+impl CanExtents for Blocking {
     fn extents(
         &self,
         offset: u64,
         length: u64,
         visit: &mut dyn FnMut(Allocation) -> ControlFlow<()>,
     ) -> Result<()> {
-        self.0.memory().extents().expect(HAS_ALL).extents(offset, length, visit)
+        self.0.memory().can_extents().expect(HAS_ALL).extents(offset, length, visit)
     }
 }
 
-impl Resizes for Blocking {
+impl CanResize for Blocking {
     fn resize(&self, size: u64) -> Result<()> {
-        self.0.memory().resizes().expect(HAS_ALL).resize(size)
+        self.0.memory().can_resize().expect(HAS_ALL).resize(size)
     }
 }

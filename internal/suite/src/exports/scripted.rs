@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use nbd_engine::export::{
     Allocation, AnyExport, AsyncCanExtents, AsyncCanFlush, AsyncCanTrim, AsyncCanWrite,
-    AsyncCanWriteZeroes, AsyncExport, Export, ExportMap, Extents, Flushes, Fua, Result, Trims,
-    Visitor, Writes, WritesZeroes, ZeroMode,
+    AsyncCanWriteZeroes, AsyncExport, CanExtents, CanFlush, CanTrim, CanWrite, CanWriteZeroes,
+    Export, ExportMap, Fua, Result, Visitor, ZeroMode,
 };
 
 use super::Way;
@@ -104,28 +104,28 @@ impl Export for Scripted {
         self.way == Way::Inline
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn Flushes> {
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
         self.flushes.then_some(self)
     }
 
-    fn trims(&self) -> Option<&dyn Trims> {
+    fn can_trim(&self) -> Option<&dyn CanTrim> {
         Some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
         Some(self)
     }
 
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         Some(self)
     }
 }
 
-impl Writes for Scripted {
+impl CanWrite for Scripted {
     fn write(&self, _data: &[u8], _offset: u64, fua: bool) -> Result<()> {
         self.call(Call::Write { fua })
     }
@@ -135,25 +135,25 @@ impl Writes for Scripted {
     }
 }
 
-impl Flushes for Scripted {
+impl CanFlush for Scripted {
     fn flush(&self) -> Result<()> {
         self.call(Call::Flush)
     }
 }
 
-impl Trims for Scripted {
+impl CanTrim for Scripted {
     fn trim(&self, _offset: u64, _length: u64, fua: bool) -> Result<()> {
         self.call(Call::Trim { fua })
     }
 }
 
-impl WritesZeroes for Scripted {
+impl CanWriteZeroes for Scripted {
     fn write_zeroes(&self, _offset: u64, _length: u64, mode: ZeroMode) -> Result<()> {
         self.call(Call::Zero { fua: mode.fua })
     }
 }
 
-impl Extents for Scripted {
+impl CanExtents for Scripted {
     fn extents(
         &self,
         _offset: u64,

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use nbd_engine::client::Error;
 use nbd_testkit::raw::Cmd;
 
-use super::table::{Ask, MODES, entered, options};
+use super::table::{Ask, MODES, entered, config};
 use crate::ClientSetup;
 
 /// Whichever byte is the last: as long as the export is not entered there is no client, and after that there is one whose
@@ -14,8 +14,8 @@ pub fn a_session_may_be_cut_at_every_byte(setup: ClientSetup) {
     for mode in MODES {
         let session = || entered(mode).request(Cmd::READ).obey();
         let whole = setup.play([entered(mode), session()]);
-        drop(setup.connect(whole.endpoint(), &options()).expect("a proper server"));
-        let client = setup.connect(whole.endpoint(), &options()).expect("a proper server");
+        drop(setup.connect(whole.endpoint(), &config()).expect("a proper server"));
+        let client = setup.connect(whole.endpoint(), &config()).expect("a proper server");
         Ask::Read.of(&*client).expect("a proper server");
         drop(client);
         let reports = whole.finish();
@@ -28,7 +28,7 @@ pub fn a_session_may_be_cut_at_every_byte(setup: ClientSetup) {
         let server = setup.play(cuts.iter().map(|cut| session().cut_after(*cut)));
         for cut in &cuts {
             let what = format!("{mode:?}, {cut} of {all} bytes, {handshake} of them handshake");
-            let error = match setup.connect(server.endpoint(), &options()) {
+            let error = match setup.connect(server.endpoint(), &config()) {
                 Err(error) => {
                     assert!(*cut < handshake, "{what}: {error}");
                     let told = matches!(error, Error::Protocol { .. } | Error::Connect { .. });

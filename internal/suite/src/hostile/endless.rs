@@ -5,7 +5,7 @@ use nbd_testkit::raw::{Errno, Mode, Opt, Rep};
 use nbd_testkit::scripted::{Answer, Export, OptionAnswer, Script};
 
 use super::table::{
-    AT, Ask, CHUNKED, Which, connect, entered, expect_broken, options, which,
+    AT, Ask, CHUNKED, Which, connect, entered, expect_broken, config, which,
 };
 use crate::ClientSetup;
 
@@ -28,12 +28,12 @@ pub fn endless_answers_to_options_end(setup: ClientSetup) {
         let reply = OptionAnswer::new(kind, data);
         let script = Script::new(Export::new(Mode::Extended)).until(option);
         let server = setup.play([script.answer_option(reply).endlessly()]);
-        let haggle = || setup.haggle(server.endpoint(), &options()).expect("it is a server");
+        let haggle = || setup.negotiate(server.endpoint(), &config()).expect("it is a server");
         let error = match option {
             Opt::LIST => haggle().list().expect_err(&what),
             Opt::INFO => haggle().info("").expect_err(&what),
             Opt::LIST_META_CONTEXT => haggle().list_meta_contexts("", &[]).expect_err(&what),
-            _ => setup.connect(server.endpoint(), &options()).err().expect(&what),
+            _ => setup.connect(server.endpoint(), &config()).err().expect(&what),
         };
         let Error::Protocol { source, .. } = &error else { panic!("{what}: {error:?}") };
         assert!(which(source), "{what}: {source:?}");
@@ -65,7 +65,7 @@ pub fn endless_chunks_end(setup: ClientSetup) {
             let what = format!("{mode:?}, {ask:?} answered by {chunk:?} on and on");
             let script = entered(mode).request(ask.command()).answer(chunk).endlessly();
             let server = setup.play([script]);
-            let client = connect(setup, &server, &options(), &what);
+            let client = connect(setup, &server, &config(), &what);
             let error = ask.of(&*client).expect_err(&what);
             expect_broken(&error, Some(true), which, &what);
             assert!(server.finish()[0].left, "{what}");

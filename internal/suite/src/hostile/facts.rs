@@ -6,7 +6,7 @@ use nbd_testkit::assert_same_bytes;
 use nbd_testkit::raw::{BlockSize, Cmd, Errno, Mode, flag};
 use nbd_testkit::scripted::{Answer, Export, Script};
 
-use super::table::{MODES, connect, entered, expect_alive, options, which};
+use super::table::{MODES, connect, entered, expect_alive, config, which};
 use crate::ClientSetup;
 
 /// Obligations that can't be met end the session; a preferred size is a hint, and is corrected (C-OPT-GO-25).
@@ -27,7 +27,7 @@ pub fn impossible_sizes_are_refused_and_hints_corrected(setup: ClientSetup) {
         sizes(0, 0, 0),
     ] {
         let server = setup.play([told(sizes).silence()]);
-        let error = setup.connect(server.endpoint(), &options()).err().expect("impossible sizes");
+        let error = setup.connect(server.endpoint(), &config()).err().expect("impossible sizes");
         let Error::Protocol { source, .. } = &error else { panic!("{sizes:?}: {error:?}") };
         assert!(which!(PeerMisbehaved(Peer::BadBlockSize(_)))(source), "{sizes:?}: {source:?}");
         assert!(server.finish()[0].left, "{sizes:?}");
@@ -40,7 +40,7 @@ pub fn impossible_sizes_are_refused_and_hints_corrected(setup: ClientSetup) {
     ] {
         let what = format!("{sizes:?}");
         let server = setup.play([told(sizes).serve()]);
-        let client = connect(setup, &server, &options(), &what);
+        let client = connect(setup, &server, &config(), &what);
         assert_eq!(client.export().block_size().preferred(), preferred, "{what}");
         expect_alive(&*client, &what);
         drop(client);
@@ -56,7 +56,7 @@ pub fn an_export_may_have_any_size(setup: ClientSetup) {
             let mut export = Export::new(mode);
             export.size = size;
             let server = setup.play([Script::new(export).enter().serve()]);
-            let client = connect(setup, &server, &options(), &what);
+            let client = connect(setup, &server, &config(), &what);
             assert_eq!(client.export().size(), size, "{what}");
             let at = size.saturating_sub(300);
             let mut found = [0; 512];
@@ -64,9 +64,9 @@ pub fn an_export_may_have_any_size(setup: ClientSetup) {
             assert_eq!(count as u64, size - at, "{what}");
             assert_same_bytes(&found[..count], &Export::CONTENT.bytes(at, count), &what);
             for beyond in [
-                client.read(at, 512).map(drop),
-                client.read(u64::MAX, 2).map(drop),
-                client.write_at(&[0; 2], u64::MAX, Flags::empty()),
+                client.read(at, 512, Flags::empty()).map(drop),
+                client.read(u64::MAX, 2, Flags::empty()).map(drop),
+                client.write_all_at(&[0; 2], u64::MAX),
                 client.trim(u64::MAX, u64::MAX, Flags::empty()),
                 client.write_zeroes(1, u64::MAX, Flags::empty()),
                 client.cache(u64::MAX - 1, 2),
@@ -87,9 +87,8 @@ pub fn without_multi_conn_there_is_one_connection(setup: ClientSetup) {
         let mut export = Export::new(Mode::Structured);
         export.flags = export.flags & !flag::CAN_MULTI_CONN | flags;
         let server = setup.play(vec![Script::new(export).enter().serve(); WANTED]);
-        let mut options = options();
-        options.connections = WANTED;
-        let client = connect(setup, &server, &options, "a proper server");
+        let config = config().with_connections(WANTED);
+        let client = connect(setup, &server, &config, "a proper server");
         assert_eq!(client.connections(), expected);
         for _ in 0..WANTED {
             expect_alive(&*client, "on each connection");
@@ -133,11 +132,10 @@ pub fn a_flush_covers_every_connection_that_wrote(setup: ClientSetup) {
                 }
             };
             let server = setup.play((0..CONNECTIONS).map(script));
-            let mut options = options();
-            options.connections = CONNECTIONS;
-            let client = connect(setup, &server, &options, &what);
+            let config = config().with_connections(CONNECTIONS);
+            let client = connect(setup, &server, &config, &what);
             for _ in 0..CONNECTIONS - 1 {
-                client.write_at(&[1; 512], 0, Flags::empty()).expect(&what);
+                client.write_all_at(&[1; 512], 0).expect(&what);
             }
             let error = client.flush().expect_err(&what);
             let Error::Command { error, .. } = error else { panic!("{what}: {error:?}") };
@@ -157,9 +155,8 @@ pub fn a_connection_without_multi_conn_is_no_further_one(setup: ClientSetup) {
         Script::new(export).enter().silence()
     };
     let server = setup.play([script(flag::CAN_MULTI_CONN), script(0)]);
-    let mut options = options();
-    options.connections = 2;
-    let error = setup.connect(server.endpoint(), &options).err().expect("they are not alike");
+    let config = config().with_connections(2);
+    let error = setup.connect(server.endpoint(), &config).err().expect("they are not alike");
     assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
     server.finish();
 }

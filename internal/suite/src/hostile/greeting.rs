@@ -1,12 +1,12 @@
 //! Faults before an export is entered.
 
-use nbd_engine::client::{Error, Options};
+use nbd_engine::client::{Error, ClientConfig};
 use nbd_engine::proto;
 use nbd_proto::wire::OptionReplyType;
 use nbd_testkit::raw::{Cmd, Mode, Opt, Rep, flag, magic};
 use nbd_testkit::scripted::{Export, OptionAnswer, Script};
 
-use super::table::{Which, expect_alive, options, which};
+use super::table::{Which, expect_alive, config, which};
 use crate::ClientSetup;
 
 /// Both magics are checked before a byte is sent (C-HS-17).
@@ -22,7 +22,7 @@ pub fn what_is_no_server_is_told_apart(setup: ClientSetup) {
     ] {
         let script = Script::new(Export::new(Mode::Simple)).send(greeting).silence();
         let server = setup.play([script]);
-        let error = setup.connect(server.endpoint(), &Options::default()).err().expect("no server");
+        let error = setup.connect(server.endpoint(), &ClientConfig::default()).err().expect("no server");
         assert!(matches!(error, Error::Protocol { .. }), "{greeting:?}: {error:?}");
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
         let report = server.finish()[0];
@@ -98,10 +98,10 @@ fn ends(setup: ClientSetup, option: Opt, faults: Vec<OptionAnswer>, which: Which
     let script = faults.into_iter().fold(script, Script::answer_option).silence();
     let server = setup.play([script]);
     let error = if option == Opt::LIST {
-        let mut haggling = setup.haggle(server.endpoint(), &options()).expect(&what);
-        haggling.list().expect_err(&what)
+        let mut negotiation = setup.negotiate(server.endpoint(), &config()).expect(&what);
+        negotiation.list().expect_err(&what)
     } else {
-        setup.connect(server.endpoint(), &options()).err().expect(&what)
+        setup.connect(server.endpoint(), &config()).err().expect(&what)
     };
     let Error::Protocol { source, .. } = &error else { panic!("{what}: {error:?}") };
     assert!(which(source), "{what}: {source:?}");
@@ -126,7 +126,7 @@ pub fn refusals_are_told_and_the_server_is_left(setup: ClientSetup) {
             .then_until(Opt::ABORT)
             .answer_option(OptionAnswer::ack());
         let server = setup.play([script]);
-        let error = setup.connect(server.endpoint(), &options()).err().expect("a refusal");
+        let error = setup.connect(server.endpoint(), &config()).err().expect("a refusal");
         let Error::Refused { refusal, text, .. } = &error else { panic!("{kind:?}: {error:?}") };
         let expected = OptionReplyType(kind.0);
         assert!(
@@ -150,7 +150,7 @@ pub fn refusals_are_told_and_the_server_is_left(setup: ClientSetup) {
             let refusal = answer(kind, &[]);
             let script = Script::new(Export::new(mode)).until(option).answer_option(refusal);
             let server = setup.play([script.go_on().request(Cmd::FLUSH).obey().serve()]);
-            let client = setup.connect(server.endpoint(), &options());
+            let client = setup.connect(server.endpoint(), &config());
             let what = format!("{option:?} refused by {kind:?}");
             let client = client.unwrap_or_else(|error| panic!("{what}: {error}"));
             client.flush().expect(&what);
@@ -163,7 +163,7 @@ pub fn refusals_are_told_and_the_server_is_left(setup: ClientSetup) {
     let mut export = Export::new(Mode::Structured);
     export.flags &= !flag::HAS_FLAGS;
     let server = setup.play([Script::new(export).enter().serve()]);
-    let client = setup.connect(server.endpoint(), &options()).expect("it has an export");
+    let client = setup.connect(server.endpoint(), &config()).expect("it has an export");
     assert!(matches!(client.flush(), Err(Error::Invalid(_))));
     expect_alive(&*client, "reading needs no flag");
     drop(client);

@@ -56,6 +56,7 @@ hostile_scenarios! {
         data_that_nobody_asked_for_ends_the_connection,
         a_reply_that_does_not_end_holds_up_no_other,
     }
+    chunks { reads_that_fail_in_part_show_the_rest }
     status {
         faults_of_extents_end_the_connection,
         extents_may_fall_short_or_reach_past,

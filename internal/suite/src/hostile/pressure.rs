@@ -5,7 +5,7 @@ use nbd_proto::wire::ErrorCode;
 use nbd_testkit::raw::{Cmd, Errno, Mode};
 use nbd_testkit::scripted::Answer;
 
-use super::table::{MODES, SHORT, connect, entered, expect_alive, hasty, options};
+use super::table::{MODES, SHORT, connect, entered, expect_alive, hasty, config};
 use crate::{ClientSetup, Transport};
 
 /// More than any socket takes at once, in requests that a server takes.
@@ -31,9 +31,9 @@ pub fn an_early_error_leaves_the_rest_of_the_payload_in_step(setup: ClientSetup)
             .payload()
             .serve();
         let server = setup.play([script]);
-        let client = connect(setup, &server, &options(), &what);
-        let first = client.start_write(vec![1; MUCH], 0, Flags::empty());
-        let second = client.start_write(vec![2; MUCH], 0, Flags::empty());
+        let client = connect(setup, &server, &config(), &what);
+        let first = client.start_write(0, vec![1; MUCH], Flags::empty());
+        let second = client.start_write(0, vec![2; MUCH], Flags::empty());
         server.wait_for_requests(1);
         server.release();
         for write in [first, second] {
@@ -54,7 +54,7 @@ pub fn a_server_that_does_not_read_is_given_up(setup: ClientSetup) {
         let what = format!("{mode:?}");
         let server = setup.play([entered(mode).hold().silence()]);
         let client = connect(setup, &server, &hasty(), &what);
-        let write = || client.start_write(vec![1; MUCH], 0, Flags::empty());
+        let write = || client.start_write(0, vec![1; MUCH], Flags::empty());
         let writes: Vec<_> = (0..TIMES).map(|_| write()).collect();
         let errors = writes.into_iter().map(|write| write.wait().1.expect_err(&what));
         let was_sent = |error: Error| match error {
@@ -78,10 +78,9 @@ pub fn a_client_that_is_dropped_does_not_wait_for_a_server_that_does_not_read(se
         Transport::Unix => script.deaf(),
         Transport::Tcp => script.hold().silence(),
     }]);
-    let mut options = hasty();
-    options.request_timeout = Some(SHORT * 5);
-    let client = connect(setup, &server, &options, "a proper handshake");
-    let write = || client.start_write(vec![1; MUCH], 0, Flags::empty());
+    let config = hasty().with_request_timeout(Some(SHORT * 5));
+    let client = connect(setup, &server, &config, "a proper handshake");
+    let write = || client.start_write(0, vec![1; MUCH], Flags::empty());
     let writes: Vec<_> = (0..TIMES).map(|_| write()).collect();
     drop((writes, client));
     if setup.transport() == Transport::Tcp {

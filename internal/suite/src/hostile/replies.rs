@@ -8,7 +8,7 @@ use nbd_testkit::scripted::{Answer, Export, payload};
 
 use super::table::{
     AT, Ask, CHUNKED, Fate, LENGTH, MODES, case, connect, entered, expect_alive, expect_broken,
-    options, which,
+    config, which,
 };
 use crate::ClientSetup;
 
@@ -108,9 +108,9 @@ pub fn faults_of_replies_end_the_connection(setup: ClientSetup) {
             let what = format!("C-REP-STRUCT-07, {mode:?}, {again:?} after the end");
             let script = entered(mode).request(Cmd::READ).obey().answer(again.clone()).silence();
             let server = setup.play([script]);
-            let client = connect(setup, &server, &options(), &what);
+            let client = connect(setup, &server, &config(), &what);
             Read.of(&*client).unwrap_or_else(|error| panic!("{what}: {error}"));
-            let error = client.read(0, 512).expect_err(&what);
+            let error = client.read(0, 512, Flags::empty()).expect_err(&what);
             expect_broken(&error, None, which!(PeerMisbehaved(Peer::UnknownCookie(_))), &what);
             assert!(server.finish()[0].left, "{what}");
         }
@@ -187,8 +187,8 @@ pub fn data_that_nobody_asked_for_ends_the_connection(setup: ClientSetup) {
     ] {
         let what = format!("C-REP-STRUCT-07, {form:?}");
         let server = setup.play([entered(form).send(&bytes).silence()]);
-        let client = connect(setup, &server, &options(), &what);
-        let error = client.read(0, 512).expect_err(&what);
+        let client = connect(setup, &server, &config(), &what);
+        let error = client.read(0, 512, Flags::empty()).expect_err(&what);
         expect_broken(&error, None, which!(PeerMisbehaved(Peer::UnknownCookie(_))), &what);
         assert!(server.finish()[0].left, "{what}");
     }
@@ -213,12 +213,12 @@ pub fn a_reply_that_does_not_end_holds_up_no_other(setup: ClientSetup) {
             .obey()
             .serve();
         let server = setup.play([script]);
-        let client = connect(setup, &server, &options(), &what);
-        let open = client.start_read(vec![0; 1024], 0, Flags::empty());
-        let (data, result) = client.start_read(vec![0; 1024], 8192, Flags::empty()).wait();
+        let client = connect(setup, &server, &config(), &what);
+        let open = client.start_read(0, vec![0; 1024], Flags::empty());
+        let (data, result) = client.start_read(8192, vec![0; 1024], Flags::empty()).wait();
         result.expect("it was answered");
         assert_same_bytes(&data, &Export::CONTENT.bytes(8192, 1024), &what);
-        client.read(0, 512).expect("it is answered");
+        client.read(0, 512, Flags::empty()).expect("it is answered");
         assert!(!open.is_done(), "{what}: the end has not come yet");
         client.flush().expect("it is answered, after the end of the first one");
         let (data, result) = open.wait();

@@ -3,12 +3,12 @@
 use core::time::Duration;
 use std::os::unix::net::UnixStream;
 
-use nbd_engine::client::{Error, Flags, Options};
+use nbd_engine::client::{Error, Flags, ClientConfig};
 use nbd_testkit::raw::{Cmd, Mode, Opt, Rep, magic};
 use nbd_testkit::scripted::{Answer, Export, OptionAnswer, Script};
 
 use super::table::{
-    AT, Ask, CHUNKED, MODES, SHORT, connect, entered, expect_alive, hasty, options,
+    AT, Ask, CHUNKED, MODES, SHORT, connect, entered, expect_alive, hasty, config,
 };
 use crate::ClientSetup;
 
@@ -19,10 +19,9 @@ fn new() -> Script {
     Script::new(Export::new(Mode::Extended))
 }
 
-fn impatient() -> Options {
-    let mut options = options();
-    options.connect_timeout = SHORT;
-    options
+fn impatient() -> ClientConfig {
+    let config = config().with_connect_timeout(SHORT);
+    config
 }
 
 /// Whether by an address or over a stream, the client gives up and hangs up.
@@ -33,7 +32,7 @@ fn is_given_up(setup: ClientSetup, script: &Script) {
     assert!(matches!(error, Error::TimedOut { sent: false, .. }), "{script:?}: {error:?}");
     if let Some(path) = server.endpoint().socket_path() {
         let stream = UnixStream::connect(path).expect("it listens");
-        let connected = setup.adapter().over(stream, &impatient());
+        let connected = setup.adapter().over(stream, "", &impatient());
         let error = connected.err().unwrap_or_else(|| panic!("{script:?}: a client"));
         assert!(matches!(error, Error::TimedOut { .. }), "{script:?}: {error:?}");
     }
@@ -59,10 +58,10 @@ pub fn silence_while_haggling_is_given_up(setup: ClientSetup) {
     }
     let server = setup.play([new().until(Opt::LIST).silence(), new().until(Opt::INFO).silence()]);
     // On a busy machine the deadline may pass before the question is asked.
-    let haggle = || setup.haggle(server.endpoint(), &impatient());
-    let listed = haggle().and_then(|mut haggling| haggling.list());
+    let haggle = || setup.negotiate(server.endpoint(), &impatient());
+    let listed = haggle().and_then(|mut negotiation| negotiation.list());
     assert!(matches!(listed, Err(Error::TimedOut { .. })), "{listed:?}");
-    let told = haggle().and_then(|mut haggling| haggling.info(""));
+    let told = haggle().and_then(|mut negotiation| negotiation.info(""));
     assert!(matches!(told, Err(Error::TimedOut { .. })), "{told:?}");
     assert!(server.finish().iter().all(|report| report.left));
 }
@@ -131,7 +130,7 @@ pub fn drops_of_a_reply_are_given_up(setup: ClientSetup) {
         let script = entered(mode).request(Cmd::READ).answer(beginning).send(b"x").dripping(PAUSE);
         let server = setup.play([script]);
         let client = connect(setup, &server, &hasty(), &what);
-        let (_, result) = client.read_into(vec![0; LONG], 0);
+        let (_, result) = client.read_into(0, vec![0; LONG], Flags::empty());
         let error = result.expect_err(&what);
         assert!(matches!(error, Error::TimedOut { sent: true, .. }), "{what}: {error:?}");
         drop(client);
@@ -146,8 +145,8 @@ pub fn leaving_does_not_wait_for_what_was_given_up(setup: ClientSetup) {
         let script = entered(mode).request(Cmd::READ).request(Cmd::WRITE).request(Cmd::DISC);
         let server = setup.play([script.silence()]);
         let client = connect(setup, &server, &hasty(), &what);
-        let read = client.start_read(vec![0; 512], 0, Flags::empty());
-        let write = client.start_write(vec![0; 512], 0, Flags::empty());
+        let read = client.start_read(0, vec![0; 512], Flags::empty());
+        let write = client.start_write(0, vec![0; 512], Flags::empty());
         for error in [read.wait().1.expect_err(&what), write.wait().1.expect_err(&what)] {
             assert!(matches!(error, Error::TimedOut { sent: true, .. }), "{what}: {error:?}");
         }

@@ -6,7 +6,7 @@ use nbd_testkit::raw::{ChunkType, Cmd, Mode};
 use nbd_testkit::scripted::{Answer, payload};
 
 use super::table::{
-    AT, Ask, CHUNKED, Fate, LENGTH, case, connect, entered, expect_alive, options, which,
+    AT, Ask, CHUNKED, Fate, LENGTH, case, connect, entered, expect_alive, config, which,
 };
 use crate::ClientSetup;
 
@@ -83,7 +83,7 @@ pub fn extents_may_fall_short_or_reach_past(setup: ClientSetup) {
             };
             let script = entered(mode).request(Cmd::BLOCK_STATUS).answer(answer.done()).serve();
             let server = setup.play([script]);
-            let client = connect(setup, &server, &options(), &what);
+            let client = connect(setup, &server, &config(), &what);
             let found = client.block_status(AT, LENGTH as u64, Flags::empty()).expect(&what);
             let found = found[0].extents.iter();
             let expected = lengths.iter().map(|length| (u64::from(*length), u64::from(STATE)));

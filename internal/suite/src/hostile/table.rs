@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use nbd_engine::client::{Error, Flags, LostReason, Options};
+use nbd_engine::client::{ClientConfig, Error, Flags, LostReason};
 use nbd_engine::proto;
 use nbd_proto::wire::ErrorCode;
 use nbd_testkit::assert_same_bytes;
@@ -34,17 +34,13 @@ impl ClientSetup {
 }
 
 /// A client that asks for a metadata context, and by far not too soon for anything.
-pub(super) fn options() -> Options {
-    let mut options = Options::default();
-    options.contexts.push("base:allocation".into());
-    options
+pub(super) fn config() -> ClientConfig {
+    ClientConfig::new().with_contexts(["base:allocation"])
 }
 
 /// The same with a deadline for requests that is there to be reached.
-pub(super) fn hasty() -> Options {
-    let mut options = options();
-    options.request_timeout = Some(SHORT);
-    options
+pub(super) fn hasty() -> ClientConfig {
+    config().with_request_timeout(Some(SHORT))
 }
 
 /// A script that has got as far as transmission.
@@ -79,11 +75,11 @@ impl Ask {
         let nothing = |()| Vec::new();
         let length = LENGTH as u64;
         match self {
-            Self::Read => lent(client.read_into(vec![0; LENGTH], AT)),
+            Self::Read => lent(client.read_into(AT, vec![0; LENGTH], Flags::empty())),
             Self::ReadUnfragmented => {
-                lent(client.start_read(vec![0; LENGTH], AT, Flags::DF).wait())
+                lent(client.start_read(AT, vec![0; LENGTH], Flags::DF).wait())
             }
-            Self::Write => client.write_at(&[1; LENGTH], AT, Flags::empty()).map(nothing),
+            Self::Write => client.write_all_at(&[1; LENGTH], AT).map(nothing),
             Self::Flush => client.flush().map(nothing),
             Self::Trim => client.trim(AT, length, Flags::empty()).map(nothing),
             Self::Status => client.block_status(AT, length, Flags::empty()).map(|_| Vec::new()),
@@ -161,7 +157,7 @@ impl Case {
     }
 
     fn breaks(&self, setup: ClientSetup, server: ScriptedServer, which: Which, what: &str) {
-        let client = connect(setup, &server, &options(), what);
+        let client = connect(setup, &server, &config(), what);
         let result = self.ask.of(&*client);
         let Err(error) = result else { panic!("{what}: a success") };
         expect_broken(&error, Some(true), which, what);
@@ -173,7 +169,7 @@ impl Case {
     }
 
     fn survives(&self, setup: ClientSetup, server: ScriptedServer, what: &str) {
-        let client = connect(setup, &server, &options(), what);
+        let client = connect(setup, &server, &config(), what);
         match (self.fate, self.ask.of(&*client)) {
             (Fate::Fails(code), Err(error)) => {
                 assert!(matches!(error, Error::Command { .. }), "{what}: {error}");
@@ -196,10 +192,10 @@ impl Case {
 pub(super) fn connect(
     setup: ClientSetup,
     server: &ScriptedServer,
-    options: &Options,
+    config: &ClientConfig,
     what: &str,
 ) -> Box<dyn ClientUnderTest> {
-    let client = setup.connect(server.endpoint(), options);
+    let client = setup.connect(server.endpoint(), config);
     client.unwrap_or_else(|error| panic!("{what}: {error}"))
 }
 
@@ -219,7 +215,7 @@ pub(super) fn expect_broken(error: &Error, was_sent: Option<bool>, which: Which,
 pub(super) fn expect_alive(client: &dyn ClientUnderTest, what: &str) {
     for offset in [0, 512] {
         let data = loop {
-            match client.read(offset, 1000) {
+            match client.read(offset, 1000, Flags::empty()) {
                 Ok(data) => break data,
                 Err(Error::TimedOut { .. }) => {}
                 Err(error) => panic!("{what}: {error}"),

@@ -57,13 +57,13 @@ pub fn the_handshake_deadline_does_not_wait_for_silence(setup: Setup) {
 
 /// A client that looks at all exports of a long list has time for it.
 pub fn a_long_list_extends_the_handshake(setup: Setup) {
-    let mut settings = Settings::default();
-    settings.handshake_timeout = Duration::from_millis(100);
-    settings.config.limits.max_options = u32::MAX;
+    let mut limits = nbd_engine::proto::Limits::DEFAULT;
+    limits.max_options = u32::MAX;
+    let config = ServerConfig::new().with_handshake_timeout(Duration::from_millis(100)).with_limits(limits);
     let exports = (0..100).fold(memory(), |exports, number| {
-        exports.with(number.to_string(), Memory::new(1 << 20).expect("it is small"))
+        exports.with(number.to_string(), Memory::new(1 << 20).expect("it is small")).expect("short")
     });
-    let server = setup.serve_with(exports, settings);
+    let server = setup.serve_with(exports, config);
     let begun = Instant::now();
     let mut client = RawClient::negotiate(server.endpoint());
     assert_eq!(client.list().expect("listing is allowed").len(), 101);

@@ -116,7 +116,7 @@ impl Export for EmptyPieces {
 
     fn read_body(&self, body: &mut Body, length: usize, _offset: u64) -> Result<()> {
         for part in [1, length - 1] {
-            body.fill(0);
+            body.fill(0)?;
             body.hole(0);
             body.share_page(Vec::new().into(), 0..0);
             body.fill(part)?.fill(3);

@@ -21,7 +21,8 @@ fn serve_gated(setup: &Setup, way: Way, config: ServerConfig) -> (Server, Arc<Di
 
 /// One connection more than may be waits, unanswered, until another one ends.
 pub fn connections_above_the_limit_wait(setup: Setup) {
-    let config = ServerConfig::new().with_max_connections(2)
+    let config = ServerConfig::new()
+        .with_max_connections(2)
         .with_admission_timeout(Duration::from_secs(3600));
     let disk = Disk::new(1 << 20);
     let exports = ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name");
@@ -44,9 +45,7 @@ pub fn connections_above_the_limit_wait(setup: Setup) {
 
 /// Connections above the limit are closed once the server has been full for a while, and the others are served on.
 pub fn connections_above_the_limit_are_refused(setup: Setup) {
-    let config = ServerConfig::new()
-        .with_max_connections(2)
-        .with_admission_timeout(Duration::from_millis(1));
+    let config = ServerConfig::new().with_max_connections(2).with_admission_timeout(Duration::from_millis(1));
     let disk = Disk::new(1 << 20);
     let exports = ExportMap::new().with("", Way::Workers.of(&disk)).expect("a short name");
     let server = setup.serve_with(exports, config);
@@ -68,9 +67,8 @@ pub fn connections_above_the_limit_are_refused(setup: Setup) {
 pub fn one_connection_is_not_announced_as_several(setup: Setup) {
     for (connections, announced) in [(1, false), (2, true)] {
         let config = ServerConfig::new().with_max_connections(connections);
-        let exports = ExportMap::new()
-            .with("", Memory::new(1 << 20).expect("it is small"))
-            .expect("a short name");
+        let disk = Memory::new(1 << 20).expect("it is small");
+        let exports = ExportMap::new().with("", disk).expect("a short name");
         let server = setup.serve_with(exports, config);
         let client = server.client(Mode::Simple);
         assert_eq!(client.has_flag(flag::CAN_MULTI_CONN), announced);

@@ -36,10 +36,9 @@ fn session() -> Vec<u8> {
 
 /// A server that has one place, so that a place which is not freed shows at once.
 fn one_place(setup: Setup) -> Server {
-    let config = ServerConfig::new()
-        .with_max_connections(1)
-        // Whatever it takes the server to notice that a client is gone.
-        .with_admission_timeout(Duration::from_secs(3600));
+    // Whatever it takes the server to notice that a client is gone.
+    let forever = Duration::from_secs(3600);
+    let config = ServerConfig::new().with_max_connections(1).with_admission_timeout(forever);
     let exports =
         ExportMap::new().with("", Memory::new(SIZE).expect("it is small")).expect("a short name");
     setup.serve_with(exports, config)

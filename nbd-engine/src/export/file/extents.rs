@@ -7,14 +7,14 @@ use rustix::io::Errno;
 
 use super::{File, from_errno};
 use crate::export::bounds::inside;
-use crate::export::{Allocation, Extents, Result};
+use crate::export::{Allocation, CanExtents, Result};
 
 const DATA: Allocation = Allocation { length: 0, hole: false, zero: false };
 const HOLE: Allocation = Allocation { length: 0, hole: true, zero: true };
 /// Zeroes for which space was set aside.
 const PROVISIONED: Allocation = Allocation { length: 0, hole: false, zero: true };
 
-impl Extents for File {
+impl CanExtents for File {
     /// Asks the file system for holes; one that can't tell has none. Block devices have none either.
     ///
     /// What was zeroed through this export with `no_hole` has space set aside although most file systems call it a

@@ -21,8 +21,8 @@ use rustix::io::Errno;
 use super::bounds::inside;
 use super::ranges::Ranges;
 use super::{
-    BlockSize, Body, Caches, Export, ExportError, Extents, Flushes, Fua, Resizes, Result, Trims,
-    Writes, WritesZeroes,
+    BlockSize, Body, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite, CanWriteZeroes,
+    Export, ExportError, Fua, Result,
 };
 use ability::Abilities;
 use durability::Durability;
@@ -37,7 +37,7 @@ use system::System;
 ///   (`RWF_NOWAIT`); everything else is left to a worker thread. Files in memory (tmpfs, ramfs) are read and written at
 ///   once always. Requests of more than 1 MiB go to a worker in any case.
 /// - A flush is `fdatasync`, and a request with FUA is followed by one: every file system honours that, whereas some
-///   ignore `RWF_DSYNC`. Flushes that come while one runs share the next.
+///   ignore `RWF_DSYNC`. CanFlush that come while one runs share the next.
 /// - Trimming punches holes; writing zeroes does too, or asks for zeroes in place when no hole is wanted.
 /// - Holes are those that the file system reports (`SEEK_HOLE`).
 /// - The size is that at opening, and follows a file or device that grows: at the next [`refresh`](Export::refresh),
@@ -167,37 +167,37 @@ impl Export for File {
         self.rotational
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         (!self.read_only).then_some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn Flushes> {
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
         Some(self)
     }
 
-    fn trims(&self) -> Option<&dyn Trims> {
+    fn can_trim(&self) -> Option<&dyn CanTrim> {
         (!self.read_only).then_some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
         (!self.read_only).then_some(self)
     }
 
-    fn caches(&self) -> Option<&dyn Caches> {
+    fn can_cache(&self) -> Option<&dyn CanCache> {
         Some(self)
     }
 
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         Some(self)
     }
 
     /// Block devices have the size that they have.
-    fn resizes(&self) -> Option<&dyn Resizes> {
+    fn can_resize(&self) -> Option<&dyn CanResize> {
         (!self.read_only && self.kind == Kind::Regular).then_some(self)
     }
 }
 
-impl Writes for File {
+impl CanWrite for File {
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
         self.check_for_writing(offset, data.len() as u64)?;
         self.system.write_all(data, offset).map_err(from_errno)?;
@@ -232,13 +232,13 @@ impl Writes for File {
     }
 }
 
-impl Flushes for File {
+impl CanFlush for File {
     fn flush(&self) -> Result<()> {
         self.sync()
     }
 }
 
-impl Caches for File {
+impl CanCache for File {
     /// Has the kernel read ahead, in its own time: the first GiB of the range.
     fn cache(&self, offset: u64, length: u64) -> Result<()> {
         inside(offset, length, self.size.get())?;

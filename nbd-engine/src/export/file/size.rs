@@ -9,7 +9,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::{File, Kind, from_errno};
 use crate::export::bounds::{inside, inside_for_writing};
-use crate::export::{ExportError, Resizes, Result};
+use crate::export::{CanResize, ExportError, Result};
 
 /// The size in bytes, for many threads.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl File {
     }
 }
 
-impl Resizes for File {
+impl CanResize for File {
     /// Cuts a regular file off or extends it by a hole. Fails with `ENOSPC` above what the file system can hold.
     fn resize(&self, size: u64) -> Result<()> {
         if size > i64::MAX as u64 {

@@ -282,7 +282,7 @@ fn a_resize_changes_the_file() {
     let (file, disk) = disk(MIB);
     disk.write(&[1; 100], MIB - 100, false).unwrap();
     for size in [MIB / 2, MIB, 3 * MIB] {
-        disk.resizes().unwrap().resize(size).unwrap();
+        disk.can_resize().unwrap().resize(size).unwrap();
         assert_eq!((disk.size(), file.as_file().metadata().unwrap().len()), (size, size));
     }
     assert_eq!(model::read(&disk, MIB - 100, 100), [0; 100]);
@@ -307,20 +307,20 @@ fn a_resize_that_fails_leaves_the_size() {
 fn a_read_only_file_can_only_be_read() {
     let (file, _disk) = disk(MIB);
     let disk = File::options().read_only(true).open(file.path()).unwrap();
-    assert!(disk.writes().is_none() && disk.trims().is_none());
-    assert!(disk.writes_zeroes().is_none() && disk.resizes().is_none());
+    assert!(disk.can_write().is_none() && disk.can_trim().is_none());
+    assert!(disk.can_write_zeroes().is_none() && disk.can_resize().is_none());
     assert_eq!(model::read(&disk, 100, 10), [0; 10]);
-    disk.flushes().unwrap().flush().unwrap();
+    disk.can_flush().unwrap().flush().unwrap();
 }
 
 #[test]
 fn an_open_file_is_writable_if_it_was_opened_so() {
     let (file, _disk) = disk(MIB);
     let disk = File::from_std(fs::File::open(file.path()).unwrap()).unwrap();
-    assert!(disk.writes().is_none());
+    assert!(disk.can_write().is_none());
     let both = fs::OpenOptions::new().read(true).write(true).open(file.path()).unwrap();
     let disk = File::from_std(both).unwrap();
-    disk.writes().unwrap().write(b"x", 0, false).unwrap();
+    disk.can_write().unwrap().write(b"x", 0, false).unwrap();
     assert_eq!(disk.size(), MIB);
 }
 
@@ -473,7 +473,7 @@ fn caching_reads_a_long_range_ahead() {
         eprintln!("skipped: the file system keeps everything cached, or does not tell");
         return;
     }
-    disk.caches().unwrap().cache(0, 16 * MIB).unwrap();
+    disk.can_cache().unwrap().cache(0, 16 * MIB).unwrap();
     for _ in 0..500 {
         if cached() == pieces {
             return;

@@ -7,12 +7,12 @@ use rustix::fs::FallocateFlags;
 use super::ability::Ability;
 use super::{File, Kind, from_errno};
 use crate::export::bounds::inside;
-use crate::export::{ExportError, Result, Trims, WritesZeroes, ZeroMode};
+use crate::export::{CanTrim, CanWriteZeroes, ExportError, Result, ZeroMode};
 
 /// Zeroes are written in pieces of at most this many bytes, where the kernel has no better way.
 const ZEROES: u64 = 1 << 20;
 
-impl Trims for File {
+impl CanTrim for File {
     /// Punches a hole, where the file system can do that: the range reads as zeroes then and takes no space. Nothing is
     /// done where it can't.
     fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()> {
@@ -25,7 +25,7 @@ impl Trims for File {
     }
 }
 
-impl WritesZeroes for File {
+impl CanWriteZeroes for File {
     /// Punches a hole, or with `no_hole` zeroes the range in place and leaves it allocated, by whatever way the file
     /// system offers: one that costs no writing of data, or else zeroes are written.
     ///
@@ -107,7 +107,7 @@ impl File {
         Ok(done)
     }
 
-    /// Writes zeroes, in pieces.
+    /// CanWrite zeroes, in pieces.
     fn put_zeroes(&self, range: Range<u64>) -> Result<()> {
         if range.is_empty() {
             return Ok(());

@@ -11,9 +11,9 @@ use super::*;
 use crate::export::model::{self, Step};
 use crate::export::{
     AnyExport, AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanResize, AsyncCanTrim,
-    AsyncCanWrite, AsyncCanWriteZeroes, AsyncContexts, AsyncExport, Body, Caches, Contexts, Export,
-    Extents, Flushes, Fua, Memory, ReadOnly, Resizes, Tracked, Trims, Visitor, WithAllocationDepth,
-    WithBlockSize, Writes, WritesZeroes, ZeroMode,
+    AsyncCanWrite, AsyncCanWriteZeroes, AsyncContexts, AsyncExport, Body, CanCache, CanExtents,
+    CanFlush, CanResize, CanTrim, CanWrite, CanWriteZeroes, Contexts, Export, Fua, Memory,
+    ReadOnly, Tracked, Visitor, WithAllocationDepth, WithBlockSize, ZeroMode,
 };
 
 /// A disk in memory, as a future.
@@ -57,34 +57,34 @@ impl AsyncExport for Later {
 
 impl AsyncCanWrite for Later {
     async fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
-        Writes::write(&self.0, data, offset, fua)
+        CanWrite::write(&self.0, data, offset, fua)
     }
     fn fua(&self) -> Fua {
-        Writes::fua(&self.0)
+        CanWrite::fua(&self.0)
     }
 }
 
 impl AsyncCanFlush for Later {
     async fn flush(&self) -> Result<()> {
-        Flushes::flush(&self.0)
+        CanFlush::flush(&self.0)
     }
 }
 
 impl AsyncCanTrim for Later {
     async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()> {
-        Trims::trim(&self.0, offset, length, fua)
+        CanTrim::trim(&self.0, offset, length, fua)
     }
 }
 
 impl AsyncCanWriteZeroes for Later {
     async fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
-        WritesZeroes::write_zeroes(&self.0, offset, length, mode)
+        CanWriteZeroes::write_zeroes(&self.0, offset, length, mode)
     }
 }
 
 impl AsyncCanCache for Later {
     async fn cache(&self, offset: u64, length: u64) -> Result<()> {
-        Caches::cache(&self.0, offset, length)
+        CanCache::cache(&self.0, offset, length)
     }
 }
 
@@ -95,13 +95,13 @@ impl AsyncCanExtents for Later {
         length: u64,
         visit: &mut Visitor<'_, Allocation>,
     ) -> Result<()> {
-        Extents::extents(&self.0, offset, length, visit)
+        CanExtents::extents(&self.0, offset, length, visit)
     }
 }
 
 impl AsyncCanResize for Later {
     async fn resize(&self, size: u64) -> Result<()> {
-        Resizes::resize(&self.0, size)
+        CanResize::resize(&self.0, size)
     }
 }
 

@@ -19,8 +19,8 @@ use nbd_proto::wire::ErrorCode;
 
 use super::bounds::{inside, inside_for_writing};
 use super::{
-    Allocation, Body, Caches, Export, ExportError, Extents, Flushes, Fua, Resizes, Result, Shared,
-    TakesPages, Trims, Writes, WritesZeroes, ZeroMode,
+    Allocation, Body, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite, CanWriteZeroes,
+    Export, ExportError, Fua, Result, Shared, TakesPages, ZeroMode,
 };
 use account::Account;
 pub use page::Page;
@@ -71,7 +71,7 @@ const PAGE: usize = 16 << 10;
 /// use nbd_engine::export::{Export, Memory};
 ///
 /// let disk = Memory::new(1 << 40)?;
-/// disk.writes().unwrap().write(b"hello", 1 << 39, false)?;
+/// disk.can_write().unwrap().write(b"hello", 1 << 39, false)?;
 /// let mut bytes = [0; 5];
 /// disk.read(&mut bytes, 1 << 39)?;
 /// assert_eq!(&bytes, b"hello");
@@ -233,36 +233,36 @@ impl Export for Memory {
         Ok(())
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn Flushes> {
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
         Some(self)
     }
 
-    fn trims(&self) -> Option<&dyn Trims> {
+    fn can_trim(&self) -> Option<&dyn CanTrim> {
         Some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
         Some(self)
     }
 
-    fn caches(&self) -> Option<&dyn Caches> {
+    fn can_cache(&self) -> Option<&dyn CanCache> {
         Some(self)
     }
 
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         Some(self)
     }
 
-    fn resizes(&self) -> Option<&dyn Resizes> {
+    fn can_resize(&self) -> Option<&dyn CanResize> {
         Some(self)
     }
 }
 
-impl Writes for Memory {
+impl CanWrite for Memory {
     fn write(&self, mut data: &[u8], offset: u64, _fua: bool) -> Result<()> {
         let length = data.len() as u64;
         inside_for_writing(offset, length, self.size())?;
@@ -305,14 +305,14 @@ impl TakesPages for Memory {
     }
 }
 
-impl Flushes for Memory {
+impl CanFlush for Memory {
     /// Does nothing: the disk lives as long as the process in any case.
     fn flush(&self) -> Result<()> {
         Ok(())
     }
 }
 
-impl Trims for Memory {
+impl CanTrim for Memory {
     /// Frees the pages that the range covers and zeroes the rest of it.
     fn trim(&self, offset: u64, length: u64, _fua: bool) -> Result<()> {
         inside(offset, length, self.size())?;
@@ -320,7 +320,7 @@ impl Trims for Memory {
     }
 }
 
-impl WritesZeroes for Memory {
+impl CanWriteZeroes for Memory {
     /// Frees pages, which is always fast; with `no_hole` it allocates what is absent instead, which never is. A range
     /// for which the limit leaves no room fails with `ENOSPC` before anything is changed.
     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
@@ -337,14 +337,14 @@ impl WritesZeroes for Memory {
     }
 }
 
-impl Caches for Memory {
+impl CanCache for Memory {
     /// Does nothing: everything is in memory.
     fn cache(&self, _offset: u64, _length: u64) -> Result<()> {
         Ok(())
     }
 }
 
-impl Extents for Memory {
+impl CanExtents for Memory {
     fn extents(
         &self,
         offset: u64,
@@ -372,7 +372,7 @@ impl Extents for Memory {
     }
 }
 
-impl Resizes for Memory {
+impl CanResize for Memory {
     /// Drops what lies beyond a smaller size: growing again brings zeroes. Fails with `ENOSPC` above
     /// [`MAX_SIZE`](Memory::MAX_SIZE).
     fn resize(&self, size: u64) -> Result<()> {

@@ -20,7 +20,7 @@ fn disks(count: usize, pages: u64) -> (Arc<Account>, Vec<Memory>) {
     (account, disks)
 }
 
-/// Writes pages one after the other until that fails.
+/// CanWrite pages one after the other until that fails.
 fn fill(disk: &Memory, page: impl Fn(u64) -> u64) -> (u64, ExportError) {
     for count in 0.. {
         if let Err(error) = disk.write(&[1], page(count) * P, false) {

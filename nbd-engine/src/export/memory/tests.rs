@@ -228,7 +228,7 @@ fn extents_stop_when_the_visitor_breaks_off() {
         told += 1;
         if told == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    Extents::extents(&disk, 0, 10 * P, &mut visit).unwrap();
+    CanExtents::extents(&disk, 0, 10 * P, &mut visit).unwrap();
     assert_eq!(told, 3);
 }
 

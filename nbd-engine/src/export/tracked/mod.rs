@@ -31,7 +31,7 @@ pub use tracker::{BitmapError, Tracker};
 ///
 /// let disk = Tracked::new(Memory::new(1 << 30)?);
 /// disk.tracker().start("monday")?;
-/// disk.writes().unwrap().write(b"x", 100_000, false)?;
+/// disk.can_write().unwrap().write(b"x", 100_000, false)?;
 /// assert_eq!(disk.tracker().dirty("monday", 0..1 << 30), Some(vec![65536..131_072]));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -55,10 +55,8 @@ impl<E> Tracked<E> {
     /// The same with blocks of about `granularity` bytes: rounded up to a power of two from 512 to 2 GiB.
     pub fn with_granularity(inner: E, granularity: u64) -> Self {
         let shift = granularity.clamp(512, 1 << 31).next_power_of_two().trailing_zeros();
-        Self {
-            inner,
-            layer: Tracking { tracker: Arc::new(Tracker::new(shift, Budget::process())) },
-        }
+        let tracker = Arc::new(Tracker::new(shift, Budget::process()));
+        Self { inner, layer: Tracking { tracker } }
     }
 
     /// The bitmaps. Keep a clone of it to use them while the export is served.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::export::model;
 use crate::export::{
-    AsyncCanWrite, AsyncExport, Contexts, Export, ExportError, Memory, Writes, ZeroMode,
+    AsyncCanWrite, AsyncExport, CanWrite, Contexts, Export, ExportError, Memory, ZeroMode,
 };
 
 const K64: u64 = 64 << 10;
@@ -51,19 +51,19 @@ proptest! {
 #[test]
 fn each_kind_of_change_makes_its_blocks_dirty() {
     let disk = tracked(64 * K64);
-    disk.writes().unwrap().write(&[1; 2], K64 - 1, false).unwrap();
-    disk.trims().unwrap().trim(5 * K64, 1, false).unwrap();
-    disk.writes_zeroes().unwrap().write_zeroes(7 * K64, K64, ZeroMode::default()).unwrap();
-    let takes = disk.writes().unwrap().takes_pages().unwrap();
+    disk.can_write().unwrap().write(&[1; 2], K64 - 1, false).unwrap();
+    disk.can_trim().unwrap().trim(5 * K64, 1, false).unwrap();
+    disk.can_write_zeroes().unwrap().write_zeroes(7 * K64, K64, ZeroMode::default()).unwrap();
+    let takes = disk.can_write().unwrap().takes_pages().unwrap();
     takes.write_page(takes.new_page().unwrap(), 10 * K64).unwrap();
     assert_eq!(dirty(&disk), [0..2 * K64, 5 * K64..6 * K64, 7 * K64..8 * K64, 10 * K64..11 * K64]);
     assert!(disk.tracker().clear("b"));
     assert_eq!(dirty(&disk), []);
 
-    disk.resizes().unwrap().resize(66 * K64).unwrap();
+    disk.can_resize().unwrap().resize(66 * K64).unwrap();
     assert_eq!(dirty(&disk), [64 * K64..66 * K64]);
-    disk.resizes().unwrap().resize(60 * K64).unwrap();
-    disk.resizes().unwrap().resize(64 * K64).unwrap();
+    disk.can_resize().unwrap().resize(60 * K64).unwrap();
+    disk.can_resize().unwrap().resize(64 * K64).unwrap();
     assert_eq!(dirty(&disk), [60 * K64..64 * K64]);
 }
 
@@ -71,8 +71,8 @@ fn each_kind_of_change_makes_its_blocks_dirty() {
 fn reading_flushing_and_caching_change_nothing() {
     let disk = tracked(K64);
     model::read(&disk, 0, K64);
-    disk.flushes().unwrap().flush().unwrap();
-    disk.caches().unwrap().cache(0, K64).unwrap();
+    disk.can_flush().unwrap().flush().unwrap();
+    disk.can_cache().unwrap().cache(0, K64).unwrap();
     assert_eq!(dirty(&disk), []);
 }
 
@@ -163,12 +163,12 @@ impl Export for Nosy {
         Ok(())
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 }
 
-impl Writes for Nosy {
+impl CanWrite for Nosy {
     fn write(&self, _data: &[u8], _offset: u64, _fua: bool) -> Result<()> {
         self.look()
     }
@@ -198,7 +198,7 @@ impl AsyncCanWrite for Nosy {
 fn a_block_is_dirty_before_it_changes_and_after_a_clear_in_the_middle() {
     for fails in [false, true] {
         let disk = Nosy::tracked(fails);
-        assert_eq!(Writes::write(&disk, &[1], 0, false).is_err(), fails);
+        assert_eq!(CanWrite::write(&disk, &[1], 0, false).is_err(), fails);
         assert_eq!(disk.tracker().dirty("b", 0..K64).unwrap(), [0..K64]);
         disk.tracker().clear("b");
         let mut cx = core::task::Context::from_waker(core::task::Waker::noop());

@@ -9,7 +9,7 @@ use nbd_proto::Command;
 use super::super::budget::{Account, BufferBudget};
 use super::super::dispatch::Work;
 use super::*;
-use crate::export::{Fua, Result, Writes, WritesZeroes, ZeroMode};
+use crate::export::{CanWrite, CanWriteZeroes, Fua, Result, ZeroMode};
 
 /// A far bound on what must happen.
 const SOON: Duration = Duration::from_secs(30);
@@ -71,16 +71,16 @@ impl Export for Slow {
         Ok(())
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
         Some(self)
     }
 }
 
-impl Writes for Slow {
+impl CanWrite for Slow {
     fn write(&self, _data: &[u8], _offset: u64, _fua: bool) -> Result<()> {
         Ok(())
     }
@@ -90,7 +90,7 @@ impl Writes for Slow {
     }
 }
 
-impl WritesZeroes for Slow {
+impl CanWriteZeroes for Slow {
     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
         self.pass();
         assert!(mode.fua, "without a flush each piece has to be durable");

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::thread;
 
-use nbd_engine::client::{Flags, Options};
+use nbd_engine::client::{Flags, ClientConfig};
 use nbd_testkit::{Pattern, assert_same_bytes};
 
 use crate::{ClientSetup, Setup};
@@ -20,8 +20,8 @@ pub fn requests_from_several_threads(clients: ClientSetup, servers: Setup) {
             scope.spawn(move || {
                 for round in 0..50 {
                     let (offset, byte) = (u64::from(thread) * 65536, thread.wrapping_add(round));
-                    client.write_at(&[byte; 4096], offset, Flags::empty()).expect("a write");
-                    assert_eq!(client.read(offset, 4096).expect("a read"), vec![byte; 4096]);
+                    client.write_all_at(&[byte; 4096], offset).expect("a write");
+                    assert_eq!(client.read(offset, 4096, Flags::empty()).expect("a read"), vec![byte; 4096]);
                 }
             });
         }
@@ -34,18 +34,17 @@ pub fn requests_from_several_threads(clients: ClientSetup, servers: Setup) {
 pub fn more_requests_than_may_be_in_flight(clients: ClientSetup, servers: Setup) {
     const COUNT: u64 = 200;
     let server = servers.serve_disk();
-    let mut options = Options::default();
-    options.limits.max_in_flight = 8;
-    let client = clients.connect(server.endpoint(), &options).expect("the server is there");
+    let config = ClientConfig::new().with_max_in_flight(8);
+    let client = clients.connect(server.endpoint(), &config).expect("the server is there");
     let writes: Vec<_> = (0..COUNT)
         .map(|index| {
-            client.start_write(PATTERN.bytes(index * 4096, 4096), index * 4096, Flags::empty())
+            client.start_write(index * 4096, PATTERN.bytes(index * 4096, 4096), Flags::empty())
         })
         .collect();
     for write in writes {
         write.wait().1.expect("a write");
     }
-    let read = |index| (index, client.start_read(vec![0; 4096], index * 4096, Flags::empty()));
+    let read = |index| (index, client.start_read(index * 4096, vec![0; 4096], Flags::empty()));
     let mut reads: VecDeque<_> = (0..COUNT).map(read).collect();
     // The last ones first.
     while let Some((index, read)) = reads.pop_back() {
@@ -67,7 +66,7 @@ pub fn two_hundred_clients(clients: ClientSetup, servers: Setup) {
     let writes: Vec<_> = (0_u64..)
         .zip(&all)
         .map(|(index, client)| {
-            client.start_write(data(index as usize), index * 4096, Flags::empty())
+            client.start_write(index * 4096, data(index as usize), Flags::empty())
         })
         .collect();
     for write in writes {
@@ -75,7 +74,7 @@ pub fn two_hundred_clients(clients: ClientSetup, servers: Setup) {
     }
     for (index, client) in all.iter().enumerate() {
         let neighbour = (index + COUNT - 1) % COUNT;
-        let found = client.read(neighbour as u64 * 4096, 4096).expect("a read");
+        let found = client.read(neighbour as u64 * 4096, 4096, Flags::empty()).expect("a read");
         assert_same_bytes(&found, &data(neighbour), "a neighbour's write");
     }
     // All leave at once.

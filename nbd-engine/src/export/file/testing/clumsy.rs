@@ -143,13 +143,13 @@ proptest! {
             let range = offset as usize..(offset + length) as usize;
             let (result, expected) = match step {
                 Step::Write { seed, fua, .. } => (
-                    disk.writes().unwrap().write(&vec![seed | 1; length as usize], offset, fua),
+                    disk.can_write().unwrap().write(&vec![seed | 1; length as usize], offset, fua),
                     Some(seed | 1),
                 ),
                 Step::Zero { mode, .. } => {
-                    (disk.writes_zeroes().unwrap().write_zeroes(offset, length, mode), Some(0))
+                    (disk.can_write_zeroes().unwrap().write_zeroes(offset, length, mode), Some(0))
                 }
-                _ => (disk.trims().unwrap().trim(offset, length, true), None),
+                _ => (disk.can_trim().unwrap().trim(offset, length, true), None),
             };
             let mut after = vec![0; size as usize];
             prop_assert_eq!(System::read_at(disk.system.file(), &mut after, 0), Ok(after.len()));
@@ -173,7 +173,7 @@ proptest! {
                 prop_assert!(found == content);
             }
             let mut at = 0;
-            let told = disk.extents().unwrap().extents(0, size, &mut |run| {
+            let told = disk.can_extents().unwrap().extents(0, size, &mut |run| {
                 let end = at + run.length as usize;
                 assert!(!run.zero || content[at..end].iter().all(|&byte| byte == 0));
                 at = end;

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::super::{File, Kind};
 use super::medium::{Medium, PAGE};
 use crate::export::{
-    Export, ExportError, Flushes, Fua, ReadOnly, Result, Tracked, WithAllocationDepth,
+    CanFlush, Export, ExportError, Fua, ReadOnly, Result, Tracked, WithAllocationDepth,
     WithBlockSize, ZeroMode,
 };
 
@@ -76,16 +76,16 @@ fn wrapped(disk: File, layers: u8) -> Box<dyn Export> {
 
 /// As the server does it.
 fn ask(disk: &dyn Export, ask: Ask) -> Result<()> {
-    assert_eq!(disk.writes().unwrap().fua(), Fua::Native);
+    assert_eq!(disk.can_write().unwrap().fua(), Fua::Native);
     match ask {
-        Ask::Flush => disk.flushes().unwrap().flush(),
+        Ask::Flush => disk.can_flush().unwrap().flush(),
         Ask::Write { offset, length, byte } => {
-            disk.writes().unwrap().write(&vec![byte; length as usize], offset, true)
+            disk.can_write().unwrap().write(&vec![byte; length as usize], offset, true)
         }
-        Ask::Trim { offset, length } => disk.trims().unwrap().trim(offset, length, true),
+        Ask::Trim { offset, length } => disk.can_trim().unwrap().trim(offset, length, true),
         Ask::Zero { offset, length, no_hole } => {
             let mode = ZeroMode { fua: true, no_hole, fast: false };
-            disk.writes_zeroes().unwrap().write_zeroes(offset, length, mode)
+            disk.can_write_zeroes().unwrap().write_zeroes(offset, length, mode)
         }
     }
 }
@@ -118,7 +118,7 @@ proptest! {
             match step {
                 Step::Write { offset, length, byte, quick } => {
                     let data = vec![byte; length as usize];
-                    let writes = disk.writes().unwrap();
+                    let writes = disk.can_write().unwrap();
                     let quickly = quick.then(|| writes.try_write(&data, offset, false)).flatten();
                     quickly.unwrap_or_else(|| writes.write(&data, offset, false)).unwrap();
                     fill(offset, length, byte);
@@ -168,7 +168,7 @@ fn flushes_at_the_same_time_share_a_failure() {
                     let place = thread * PAGE..(thread + 1) * PAGE;
                     for round in 1..=20u8 {
                         let data = [round; PAGE];
-                        let writes = disk.writes().unwrap();
+                        let writes = disk.can_write().unwrap();
                         let fua = round % 3 == 0;
                         let mut done = writes.write(&data, place.start as u64, fua);
                         if !fua {
@@ -210,12 +210,13 @@ fn flushes_that_wait_share_the_next_sync() {
 fn a_failed_flush_is_final_until_the_file_is_opened_anew() {
     let medium = Medium::new(SIZE, 7, 1);
     let disk = medium.open().disk();
-    disk.writes().unwrap().write(b"lost", 0, false).unwrap();
+    disk.can_write().unwrap().write(b"lost", 0, false).unwrap();
     let first = disk.flush().unwrap_err();
     assert!(first.text().contains("may be lost"), "{first}");
     // The storage is well again, and the kernel has nothing more to report.
     medium.failures(0);
-    let again = |disk: &dyn Export| -> ExportError { disk.flushes().unwrap().flush().unwrap_err() };
+    let again =
+        |disk: &dyn Export| -> ExportError { disk.can_flush().unwrap().flush().unwrap_err() };
     let later = again(&disk);
     assert_eq!(later.code(), ErrorCode::EIO);
     assert!(later.text().contains("opened anew"), "{later}");
@@ -248,11 +249,11 @@ fn an_attempt_to_punch_a_device_loses_nothing_that_was_written() {
         medium.never_punches();
         let mut disk = medium.open().disk();
         disk.kind = Kind::Block { sector: PAGE as u64 };
-        disk.writes().unwrap().write(&[5; SIZE], 0, false).unwrap();
-        let zeroes = disk.writes_zeroes().unwrap();
+        disk.can_write().unwrap().write(&[5; SIZE], 0, false).unwrap();
+        let zeroes = disk.can_write_zeroes().unwrap();
         let error = zeroes.write_zeroes(0, SIZE as u64, FAST).unwrap_err();
         assert_eq!(error, ExportError::not_fast());
-        disk.trims().unwrap().trim(0, SIZE as u64, false).unwrap();
+        disk.can_trim().unwrap().trim(0, SIZE as u64, false).unwrap();
         assert!(crate::export::model::read(&disk, 0, SIZE as u64) == [5; SIZE]);
         assert_eq!(disk.flush().is_err(), failures > 0, "nobody took the error away");
         zeroes.write_zeroes(0, SIZE as u64, ZeroMode::default()).unwrap();

@@ -9,8 +9,8 @@ use tempfile::NamedTempFile;
 
 use super::super::{File, check_writable};
 use crate::export::{
-    AnyExport, BlockSize, Export, ReadOnly, Resizes, Result, Tracked, WithAllocationDepth,
-    WithBlockSize, Writes, WritesZeroes, ZeroMode,
+    AnyExport, BlockSize, CanResize, CanWrite, CanWriteZeroes, Export, ReadOnly, Result, Tracked,
+    WithAllocationDepth, WithBlockSize, ZeroMode,
 };
 
 const MIB: u64 = 1 << 20;

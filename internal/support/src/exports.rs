@@ -1,39 +1,20 @@
-//! What the tests of clients share. Included by path.
-#![allow(dead_code, reason = "each test uses a part of it")]
+//! Exports that tests of clients play with.
 
 use std::ops::ControlFlow;
-use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use std::time::Duration;
 
 use nbd_engine::export::{
-    Allocation, BlockSize, Export, Extents, Flushes, Memory, Result, Trims, Writes, WritesZeroes,
-    ZeroMode,
+    Allocation, BlockSize, CanExtents, CanFlush, CanTrim, CanWrite, CanWriteZeroes, Export, Memory,
+    Result, ZeroMode,
 };
 
-/// Far longer than anything should take: what is tested is that it ends.
-const BOUND: Duration = Duration::from_secs(60);
-
-/// Runs a test that must not hang.
-#[track_caller]
-pub(crate) fn bounded(test: impl FnOnce() + Send + 'static) {
-    let (done, ended) = mpsc::channel();
-    let thread = thread::spawn(move || {
-        test();
-        let _nobody_waits = done.send(());
-    });
-    match ended.recv_timeout(BOUND) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("the test hangs"),
-        _ => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-    }
-}
-
 /// Reads and writes from here on wait at the gate.
-pub(crate) const GATED: u64 = 1 << 20;
+pub const GATED: u64 = 1 << 20;
 
 /// A disk of 2 MiB whose second half is behind a gate.
-pub(crate) struct Gate {
+#[derive(Debug)]
+pub struct Gate {
     disk: Memory,
     state: Arc<(Mutex<State>, Condvar)>,
 }
@@ -46,10 +27,11 @@ struct State {
 
 /// Opens a [`Gate`].
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Key(Arc<(Mutex<State>, Condvar)>);
+pub struct Key(Arc<(Mutex<State>, Condvar)>);
 
 impl Gate {
-    pub(crate) fn new() -> (Self, Key) {
+    /// A closed gate, and its key.
+    pub fn new() -> (Self, Key) {
         let key = Key::default();
         (Self { disk: Memory::new(2 * GATED).unwrap(), state: Arc::clone(&key.0) }, key)
     }
@@ -70,14 +52,18 @@ impl Gate {
 }
 
 impl Key {
-    pub(crate) fn open(&self) {
+    /// Lets everything pass from now on.
+    pub fn open(&self) {
         let (state, changed) = &*self.0;
         state.lock().unwrap().open = true;
         changed.notify_all();
     }
 
     /// Waits until so many requests wait at the gate.
-    pub(crate) fn await_waiting(&self, count: usize) {
+    ///
+    /// # Panics
+    /// When another test has panicked with the gate.
+    pub fn await_waiting(&self, count: usize) {
         let (state, changed) = &*self.0;
         let mut state = state.lock().unwrap();
         while state.waiting < count {
@@ -105,24 +91,25 @@ impl Export for Gate {
         self.disk.read(buffer, offset)
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn Flushes> {
-        self.disk.flushes()
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
+        self.disk.can_flush()
     }
 }
 
-impl Writes for Gate {
+impl CanWrite for Gate {
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
         self.pass(offset);
-        self.disk.writes().unwrap().write(data, offset, fua)
+        self.disk.can_write().unwrap().write(data, offset, fua)
     }
 }
 
 /// A disk in memory with size constraints.
-pub(crate) struct Blocks(pub(crate) Memory, pub(crate) BlockSize);
+#[derive(Debug)]
+pub struct Blocks(pub Memory, pub BlockSize);
 
 impl Export for Blocks {
     fn size(&self) -> u64 {
@@ -141,20 +128,23 @@ impl Export for Blocks {
         self.1
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
-        self.0.writes()
+    fn can_write(&self) -> Option<&dyn CanWrite> {
+        self.0.can_write()
     }
 }
 
 /// A disk that remembers what was done to it: data is durable once flushed, by any connection.
-#[derive(Default)]
-pub(crate) struct Journal {
-    pub(crate) written: Mutex<Vec<u64>>,
-    pub(crate) durable: Mutex<Vec<u64>>,
+#[derive(Debug, Default)]
+pub struct Journal {
+    /// Offsets of what was written, in order.
+    pub written: Mutex<Vec<u64>>,
+    /// The same of what is durable.
+    pub durable: Mutex<Vec<u64>>,
 }
 
 /// The journal as an export.
-pub(crate) struct Journaled(pub(crate) Arc<Journal>);
+#[derive(Debug)]
+pub struct Journaled(pub Arc<Journal>);
 
 impl Export for Journaled {
     fn size(&self) -> u64 {
@@ -166,35 +156,35 @@ impl Export for Journaled {
         Ok(())
     }
 
-    fn writes(&self) -> Option<&dyn Writes> {
+    fn can_write(&self) -> Option<&dyn CanWrite> {
         Some(self)
     }
 
-    fn flushes(&self) -> Option<&dyn Flushes> {
+    fn can_flush(&self) -> Option<&dyn CanFlush> {
         Some(self)
     }
 
-    fn trims(&self) -> Option<&dyn Trims> {
+    fn can_trim(&self) -> Option<&dyn CanTrim> {
         Some(self)
     }
 
-    fn writes_zeroes(&self) -> Option<&dyn WritesZeroes> {
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
         Some(self)
     }
 
-    fn extents(&self) -> Option<&dyn Extents> {
+    fn can_extents(&self) -> Option<&dyn CanExtents> {
         Some(self)
     }
 }
 
-impl Writes for Journaled {
+impl CanWrite for Journaled {
     fn write(&self, _: &[u8], offset: u64, _: bool) -> Result<()> {
         self.0.written.lock().unwrap().push(offset);
         Ok(())
     }
 }
 
-impl Flushes for Journaled {
+impl CanFlush for Journaled {
     fn flush(&self) -> Result<()> {
         let written = self.0.written.lock().unwrap().clone();
         *self.0.durable.lock().unwrap() = written;
@@ -202,21 +192,21 @@ impl Flushes for Journaled {
     }
 }
 
-impl Trims for Journaled {
+impl CanTrim for Journaled {
     fn trim(&self, offset: u64, _: u64, _: bool) -> Result<()> {
         self.0.written.lock().unwrap().push(offset);
         Ok(())
     }
 }
 
-impl WritesZeroes for Journaled {
+impl CanWriteZeroes for Journaled {
     fn write_zeroes(&self, offset: u64, _: u64, _: ZeroMode) -> Result<()> {
         self.0.written.lock().unwrap().push(offset);
         Ok(())
     }
 }
 
-impl Extents for Journaled {
+impl CanExtents for Journaled {
     /// Data and holes of 64 KiB in turn.
     fn extents(
         &self,

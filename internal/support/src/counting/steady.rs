@@ -19,7 +19,7 @@ use nbd_testkit::raw::{Mode, RawClient, Request, Wire, cmd_flag};
 use super::{held, peak};
 
 /// Serves one connection on a thread that counts its allocations, and gives the client's end.
-pub(crate) type Connect = fn(ExportMap, ServerConfig, &'static AtomicUsize) -> Wire;
+pub type Connect = fn(ExportMap, ServerConfig, &'static AtomicUsize) -> Wire;
 
 const MIB: usize = 1 << 20;
 
@@ -94,13 +94,15 @@ fn in_each_mode(connect: Connect, script: impl Fn(&mut Session, &str, usize)) {
     }
 }
 
-pub(crate) fn writes_allocate_nothing(connect: Connect) {
+/// Writes, one at a time.
+pub fn writes_allocate_nothing(connect: Connect) {
     in_each_mode(connect, |session, what, length| {
         session.settles(what, 1, &[Request::write(0, &vec![1; length])]);
     });
 }
 
-pub(crate) fn reads_allocate_nothing(connect: Connect) {
+/// Reads of data and of holes, one at a time.
+pub fn reads_allocate_nothing(connect: Connect) {
     in_each_mode(connect, |session, what, length| {
         session.client.write(0, &vec![1; length]);
         session.settles(what, 1, &[Request::read(0, length as u64)]);
@@ -109,7 +111,7 @@ pub(crate) fn reads_allocate_nothing(connect: Connect) {
 }
 
 /// Trims inside of a page and of holes. A trim that frees pages has the disk allocate others when it is written again.
-pub(crate) fn flushes_and_trims_allocate_nothing(connect: Connect) {
+pub fn flushes_and_trims_allocate_nothing(connect: Connect) {
     in_each_mode(connect, |session, what, length| {
         session.settles(what, 1, &[Request::flush()]);
         session.settles(what, 1, &[Request::write(0, &[1; 9000]), Request::trim(100, 8000)]);
@@ -117,7 +119,8 @@ pub(crate) fn flushes_and_trims_allocate_nothing(connect: Connect) {
     });
 }
 
-pub(crate) fn requests_side_by_side_allocate_nothing(connect: Connect) {
+/// Reads, writes and flushes, several in flight.
+pub fn requests_side_by_side_allocate_nothing(connect: Connect) {
     in_each_mode(connect, |session, what, length| {
         // Each in pages of its own: a page that is written while a reply shares it is copied.
         let data = vec![1; length];
@@ -190,7 +193,8 @@ impl AsyncCanTrim for Later {
     }
 }
 
-pub(crate) fn futures_allocate_nothing(connect: Connect) {
+/// All commands of an export whose work is a future.
+pub fn futures_allocate_nothing(connect: Connect) {
     for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
         // In a layer, which adds nothing to it.
         let mut session = Session::to(Tracked::new(Later), connect, mode);
@@ -229,7 +233,7 @@ impl Export for Counting {
 }
 
 /// A client asks for gigabytes and reads none of them: the server holds what the limits allow.
-pub(crate) fn a_client_that_does_not_read_is_held_within_the_limits(connect: Connect) {
+pub fn a_client_that_does_not_read_is_held_within_the_limits(connect: Connect) {
     const REQUESTS: usize = 4000;
     /// What the other tests of this process may need meanwhile, and then some.
     const OTHERS: usize = 256 * MIB;

@@ -1,22 +1,24 @@
-//! An allocator that counts, for tests of what a server allocates. Included by path.
+//! An allocator that counts, for tests of what servers and clients allocate.
 
-pub(crate) mod steady;
+pub mod steady;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The system's allocator, with two meters: allocations of chosen threads, and bytes held by the whole process.
-pub(crate) struct Counting;
+#[derive(Debug)]
+pub struct Counting;
 
 thread_local! {
     static COUNTER: Cell<Option<&'static AtomicUsize>> = const { Cell::new(None) };
 }
 
-/// Makes a test of each claim about allocations.
+/// Makes a test of each claim about a server's allocations.
+#[macro_export]
 macro_rules! allocation_suite {
     ($connect:path) => {
-        $crate::counting::allocation_suite! { @tests $connect,
+        $crate::allocation_suite! { @tests $connect,
             writes_allocate_nothing
             reads_allocate_nothing
             flushes_and_trims_allocate_nothing
@@ -34,23 +36,22 @@ macro_rules! allocation_suite {
         )*
     };
 }
-pub(crate) use allocation_suite;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
 /// From now on the calling thread's allocations are counted there, those of memory that it makes larger included.
-pub(crate) fn count_this_thread(counter: &'static AtomicUsize) {
+pub fn count_this_thread(counter: &'static AtomicUsize) {
     COUNTER.set(Some(counter));
 }
 
 /// Bytes that the process holds.
-pub(crate) fn held() -> usize {
+pub fn held() -> usize {
     HELD.load(Ordering::Relaxed)
 }
 
 /// The most bytes that the process has held at a time.
-pub(crate) fn peak() -> usize {
+pub fn peak() -> usize {
     PEAK.load(Ordering::Relaxed)
 }
 

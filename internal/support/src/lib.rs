@@ -1,0 +1,7 @@
+//! What the adapters' own tests share: exports to play with, an allocator that counts, and a bound for tests.
+
+mod bounded;
+pub mod counting;
+pub mod exports;
+
+pub use bounded::bounded;

@@ -1,0 +1,178 @@
+//! What one poll of a connection does.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Waker;
+
+use futures_io::{AsyncRead, AsyncWrite};
+use futures_util::FutureExt;
+use nbd_proto::wire::{CommandFlags, CommandType, OptionCode, OptionHeader};
+
+use super::*;
+use crate::export::{CanWrite, CanWriteZeroes, Export, ExportMap, PeerAddr, Result, ZeroMode};
+use crate::runtime::BoxFuture;
+use crate::server::ServerConfig;
+
+/// A client that has sent all that it will ever send, and takes every reply.
+struct Script {
+    input: Vec<u8>,
+    position: usize,
+}
+
+impl AsyncRead for Script {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let rest = &self.input[self.position..];
+        if rest.is_empty() {
+            return Poll::Pending;
+        }
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        self.position += count;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_read_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match buffers.iter_mut().find(|buffer| !buffer.is_empty()) {
+            Some(buffer) => self.poll_read(cx, buffer),
+            None => Poll::Ready(Ok(0)),
+        }
+    }
+}
+
+impl AsyncWrite for Script {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Transport for Script {}
+
+/// A runtime whose time stands still.
+#[derive(Clone)]
+struct Still;
+
+impl Runtime for Still {
+    fn sleep(&self, _: Duration) -> BoxFuture {
+        Box::pin(core::future::pending())
+    }
+
+    fn spawn(&self, _: BoxFuture) {}
+}
+
+/// A disk that is zeroed and read at once, and counts the bytes.
+#[derive(Default)]
+struct Counter(AtomicUsize);
+
+impl Export for Counter {
+    fn size(&self) -> u64 {
+        1 << 30
+    }
+
+    fn read(&self, buffer: &mut [u8], _offset: u64) -> Result<()> {
+        self.0.fetch_add(buffer.len(), Ordering::Relaxed);
+        buffer.fill(0);
+        Ok(())
+    }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
+
+    fn can_write(&self) -> Option<&dyn CanWrite> {
+        Some(self)
+    }
+
+    fn can_write_zeroes(&self) -> Option<&dyn CanWriteZeroes> {
+        Some(self)
+    }
+}
+
+impl CanWrite for Counter {
+    fn write(&self, data: &[u8], _offset: u64, _fua: bool) -> Result<()> {
+        self.0.fetch_add(data.len(), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl CanWriteZeroes for Counter {
+    fn write_zeroes(&self, _offset: u64, length: u64, _mode: ZeroMode) -> Result<()> {
+        self.0.fetch_add(length as usize, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// What a client sends that enters the default export and then sends so many requests.
+fn script(command: CommandType, length: u32, count: u64) -> Vec<u8> {
+    let mut bytes = vec![0, 0, 0, 3];
+    bytes.extend(OptionHeader { code: OptionCode::EXPORT_NAME, length: 0 }.encode());
+    for cookie in 0..count {
+        let flags = CommandFlags::empty();
+        let offset = cookie * u64::from(length);
+        bytes.extend(CompactRequest { flags, command, cookie, offset, length }.encode());
+        if command == CommandType::WRITE {
+            bytes.resize(bytes.len() + length as usize, 1);
+        }
+    }
+    bytes
+}
+
+/// However expensive the requests are that a client has sent ahead, the others on its thread have their turn soon.
+#[test]
+fn a_turn_is_short_whatever_the_client_has_sent() {
+    for (command, length, count) in [
+        (CommandType::WRITE_ZEROES, 256 << 10, 1000),
+        (CommandType::READ, 256 << 10, 100),
+        (CommandType::READ, 4096, 10_000),
+        (CommandType::WRITE, 64 << 10, 100),
+        (CommandType::WRITE, 4096, 1000),
+    ] {
+        let disk = Arc::new(Counter::default());
+        let exports = ExportMap::new().with("", Arc::clone(&disk)).unwrap();
+        let state = ServerState::new(exports, ServerConfig::new());
+        let client = state.client(PeerAddr::Unix(None));
+        let transport = Script { input: script(command, length, count), position: 0 };
+        let session = Session::new(Arc::clone(&state), transport, client, &Still);
+        let mut session = session.now_or_never().unwrap().unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        let (mut turns, mut before) = (0, 0);
+        while before < length as usize * count as usize {
+            assert!(session.poll(&mut cx).is_pending());
+            let now = disk.0.load(Ordering::Relaxed);
+            // What was received and sent counts, too; a turn ends with the request that exceeds it.
+            let done = now - before;
+            assert!(done <= (512 << 10) + length as usize, "{command}: {done} bytes in a turn");
+            before = now;
+            turns += 1;
+            assert!(turns < 100_000, "{command}: {before} bytes are all that is done");
+        }
+    }
+}
