@@ -55,6 +55,8 @@ pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
 pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
+#[cfg(feature = "tls")]
+pub use nbd_engine::tls;
 #[cfg(any(feature = "async-std", feature = "smol"))]
 pub use server::Listening;
 

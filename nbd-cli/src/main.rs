@@ -1,6 +1,8 @@
 //! The `nbd` command. Arguments, output and exit codes; the protocol and storage are the libraries' business.
 
 mod bitmap;
+#[cfg(feature = "tls")]
+mod cert;
 mod colour;
 mod copy;
 mod descriptor;
@@ -11,11 +13,18 @@ mod list;
 mod log;
 mod map;
 mod output;
+#[cfg(feature = "tls")]
+mod psk;
 mod quantity;
 mod resize;
 mod serve;
 mod stderr;
 mod target;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "no_tls.rs"]
+mod tls;
 mod waiting;
 
 use std::process::ExitCode;
@@ -50,6 +59,12 @@ enum Command {
     Resize(resize::Arguments),
     #[command(display_name = NAME)]
     Bitmap(bitmap::Arguments),
+    #[cfg(feature = "tls")]
+    #[command(display_name = NAME)]
+    Cert(cert::Arguments),
+    #[cfg(feature = "tls")]
+    #[command(display_name = NAME)]
+    Psk(psk::Arguments),
 }
 
 /// Its number on Linux; signal-hook has no name for it.
@@ -71,6 +86,10 @@ fn main() -> ExitCode {
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
+        #[cfg(feature = "tls")]
+        Command::Cert(arguments) => cert::run(&arguments),
+        #[cfg(feature = "tls")]
+        Command::Psk(arguments) => psk::run(&arguments),
     };
     exit::report(result)
 }

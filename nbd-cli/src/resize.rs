@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::exit::Failure;
 use crate::target::{Place, Target};
+use crate::tls::TlsArguments;
 use crate::{output, quantity, target};
 
 /// Change the size of an export, and write the new size in bytes.
@@ -24,6 +25,9 @@ pub(crate) struct Arguments {
     /// How long the server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit
     #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
     timeout: Duration,
+
+    #[command(flatten)]
+    tls: TlsArguments,
 }
 
 /// A size as it was asked for.
@@ -69,7 +73,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(Failure::usage("give a URI and a size, such as nbd://HOST/EXPORT 10G"));
     };
     let size = Size::parse(&size.to_string_lossy()).map_err(Failure::Usage)?;
-    let target = Target::open(place, arguments.timeout)?;
+    let target = Target::open(place, arguments.timeout, &arguments.tls)?;
+    arguments.tls.check_used(&[target.uri()])?;
     let client = target.connect(&target.config())?;
     let now = client.size();
     let refused = |why: String| Failure::failed(format!("cannot resize {}: {why}", target.name()));

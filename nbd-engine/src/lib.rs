@@ -7,12 +7,15 @@
 mod busy_poll;
 pub mod client;
 pub mod export;
+mod maybe_tls;
 mod memory_limit;
 pub mod net;
 mod pump;
 mod runtime;
 pub mod server;
 mod throttle;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod transport;
 
 pub use runtime::{BoxFuture, Runtime};

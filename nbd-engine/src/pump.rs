@@ -186,11 +186,13 @@ pub(crate) struct Pump<M, T> {
     pub(crate) transport: T,
     recv: RecvBuffer,
     input_ended: bool,
+    /// Whether the transport may hold back what it was given.
+    unflushed: bool,
 }
 
 impl<M: Machine, T: Transport> Pump<M, T> {
     pub(crate) const fn new(machine: M, transport: T) -> Self {
-        Self { machine, transport, recv: RecvBuffer::new(), input_ended: false }
+        Self { machine, transport, recv: RecvBuffer::new(), input_ended: false, unflushed: false }
     }
 
     /// Whether the peer has closed its side.
@@ -396,13 +398,26 @@ impl<M: Machine, T: Transport> Pump<M, T> {
                         handler.finished(id);
                     }
                     handler.sent(count, self.machine.segments().next().is_none());
+                    self.unflushed = true;
                     progress = true;
                 }
                 Poll::Ready(Err(error)) => return Err(error.into()),
                 Poll::Pending => break,
             }
         }
+        if self.unflushed {
+            let flushed = Pin::new(&mut self.transport).poll_flush(cx);
+            self.unflushed = flushed.is_pending();
+            if let Poll::Ready(Err(error)) = flushed {
+                return Err(error.into());
+            }
+        }
         Ok(progress)
+    }
+
+    /// Whether the transport still holds back something that it was given.
+    pub(crate) const fn is_unflushed(&self) -> bool {
+        self.unflushed
     }
 
     /// One gathered write of many slices. Kept apart, since most need few.

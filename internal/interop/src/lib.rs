@@ -3,13 +3,19 @@
 //! The tests themselves are in `tests/`: `conformance_*` drive the server with the scripted client of
 //! `nbd-testkit` (each test names the requirement that it shows), `peers_*` with the clients of others.
 
+pub mod certificates;
+pub mod gnutls;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use nbd_testkit::Pattern;
-use nbd_testkit::raw::{Mode, RawClient};
+use nbd_testkit::raw::{Mode, Opt, RawClient};
 use nbd_testkit::server::{NbdServe, Setup};
+use rustls::SupportedProtocolVersion;
+
+use certificates::Certificates;
 
 /// 2^20.
 pub const MIB: u64 = 1 << 20;
@@ -42,6 +48,29 @@ pub fn assert_serves(server: &NbdServe) {
     let mut client = RawClient::go_simple(server.endpoint());
     let size = client.export().size.min(4096);
     assert_eq!(client.read(0, size).len() as u64, size);
+    client.finish();
+}
+
+/// A client that has upgraded to TLS, and trusts and shows what is in the folder: ready for options.
+#[track_caller]
+pub fn over_tls(
+    server: &NbdServe,
+    certificates: &Certificates,
+    version: &'static SupportedProtocolVersion,
+) -> RawClient {
+    let mut client = RawClient::negotiate(server.endpoint());
+    client.option(Opt::STARTTLS, &[]).expect("S-TLS-F-04, S-TLS-S-03: STARTTLS is acknowledged");
+    let started = client.wire().start_tls(certificates.scripted(version), "localhost");
+    started.expect("S-TLS-03: the handshake follows the acknowledgement");
+    client
+}
+
+/// The same as [`assert_serves`] for a server that requires TLS.
+#[track_caller]
+pub fn assert_serves_over_tls(server: &NbdServe, certificates: &Certificates) {
+    let mut client = over_tls(server, certificates, &rustls::version::TLS13);
+    client.go("", &[]).expect("the default export is there");
+    assert_eq!(client.read(0, 512).len(), 512);
     client.finish();
 }
 

@@ -13,14 +13,15 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// Reads the URI of a listener: `nbd://127.0.0.1:10809/` or `nbd+unix:///?socket=PATH`.
+    /// Reads the URI of a listener: `nbd://127.0.0.1:10809/` or `nbd+unix:///?socket=PATH`, or the same with `nbds`.
     ///
     /// Only numeric addresses and the default export: it is for what a server says of itself.
     pub fn parse(uri: &str) -> Option<Self> {
-        if let Some(query) = uri.strip_prefix("nbd+unix:///?socket=") {
+        let rest = uri.strip_prefix("nbds").or_else(|| uri.strip_prefix("nbd"))?;
+        if let Some(query) = rest.strip_prefix("+unix:///?socket=") {
             return Some(Self::Unix(PathBuf::from(percent_decode(query)?)));
         }
-        let address = uri.strip_prefix("nbd://")?;
+        let address = rest.strip_prefix("://")?;
         address.strip_suffix('/').unwrap_or(address).parse().ok().map(Self::Tcp)
     }
 
@@ -33,6 +34,26 @@ impl Endpoint {
                 format!("nbd+unix:///{export}?socket={}", percent_encode(&path.to_string_lossy()))
             }
         }
+    }
+
+    /// The URI of an export at this address that means TLS, reached as `localhost`. `parameters` are names and values.
+    pub fn tls_uri(&self, user: Option<&str>, export: &str, parameters: &[(&str, &str)]) -> String {
+        let export = percent_encode(export);
+        let user = user.map(|user| format!("{user}@")).unwrap_or_default();
+        let (mut uri, mut separator) = match self {
+            Self::Tcp(address) => {
+                (format!("nbds://{user}localhost:{}/{export}", address.port()), '?')
+            }
+            Self::Unix(path) => {
+                let path = percent_encode(&path.to_string_lossy());
+                (format!("nbds+unix://{user}/{export}?socket={path}"), '&')
+            }
+        };
+        for (name, value) in parameters {
+            uri.push_str(&format!("{separator}{name}={}", percent_encode(value)));
+            separator = '&';
+        }
+        uri
     }
 
     /// The path of a Unix socket.
@@ -86,9 +107,24 @@ mod tests {
             Endpoint::parse("nbd+unix:///?socket=/tmp/a%20b"),
             Some(Endpoint::Unix("/tmp/a b".into()))
         );
+        assert_eq!(
+            Endpoint::parse("nbds+unix:///?socket=/tmp/a"),
+            Some(Endpoint::Unix("/tmp/a".into()))
+        );
         for bad in ["", "listening on port 3", "nbd://", "nbd+unix:///?socket=%4"] {
             assert_eq!(Endpoint::parse(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn uris_for_tls_have_their_parameters_and_a_user() {
+        let unix = Endpoint::Unix("/tmp/s".into());
+        assert_eq!(
+            unix.tls_uri(Some("eve"), "x", &[("tls-psk-file", "/k")]),
+            "nbds+unix://eve@/x?socket=/tmp/s&tls-psk-file=/k"
+        );
+        let tcp = Endpoint::Tcp(([127, 0, 0, 1], 5).into());
+        assert_eq!(tcp.tls_uri(None, "", &[("a", "b")]), "nbds://localhost:5/?a=b");
     }
 
     #[test]

@@ -67,7 +67,14 @@ impl Setup {
                 vec!["--unix".to_owned(), socket.to_string_lossy().into_owned()]
             }
         };
-        Serve { runtime: self.runtime, listen, args: Vec::new(), dir, preparation: None }
+        Serve {
+            runtime: self.runtime,
+            listen,
+            args: Vec::new(),
+            dir,
+            preparation: None,
+            detached: false,
+        }
     }
 
     /// A running server of one export: `memory:SIZE`, a path, and so on.
@@ -85,6 +92,7 @@ pub struct Serve {
     args: Vec<String>,
     dir: TempDir,
     preparation: Option<String>,
+    detached: bool,
 }
 
 impl Serve {
@@ -112,6 +120,12 @@ impl Serve {
         self
     }
 
+    /// Runs it without a controlling terminal, as services run.
+    pub fn detached(mut self) -> Self {
+        self.detached = true;
+        self
+    }
+
     /// The folder of the test's own, where the server's socket is, too.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -122,6 +136,11 @@ impl Serve {
     pub fn command(&self) -> Command {
         let binary = nbd_binary();
         let mut command = match &self.preparation {
+            None if self.detached => {
+                let mut command = Command::new("setsid");
+                command.arg(binary);
+                command
+            }
             None => Command::new(binary),
             Some(script) => {
                 let mut shell = Command::new("sh");

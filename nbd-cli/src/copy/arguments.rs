@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::quantity;
+use crate::tls::TlsArguments;
 
 /// Copy a disk from a server to a file, from a file to a server, or from one server to another.
 ///
@@ -86,6 +87,9 @@ pub(crate) struct Arguments {
     /// that of 30 s while connecting
     #[arg(long, value_name = "T", default_value = "0", value_parser = quantity::duration)]
     pub(super) timeout: Duration,
+
+    #[command(flatten)]
+    pub(super) tls: TlsArguments,
 
     /// Tell more about what is done; twice for everything
     #[arg(short, long, action = clap::ArgAction::Count)]

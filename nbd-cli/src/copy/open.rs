@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::Duration;
 
 use nbd_blocking::Client;
-use nbd_blocking::client::ClientConfig;
+use nbd_blocking::client::{ClientConfig, Uri};
 
 use super::disk::{Disk, size_of};
 use super::extents::ALLOCATION;
@@ -14,6 +14,7 @@ use super::team::Maker;
 use crate::descriptor;
 use crate::exit::Failure;
 use crate::target::{Place, Target, is_uri};
+use crate::tls::TlsArguments;
 
 /// One side of a copy, open.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ pub(super) enum Kind {
 }
 
 /// How to open.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Wishes {
     pub(super) requests: usize,
     pub(super) extents: bool,
@@ -52,6 +53,7 @@ pub(super) struct Wishes {
     pub(super) verify: bool,
     /// How long servers may take for an answer; zero for any time.
     pub(super) timeout: Duration,
+    pub(super) tls: TlsArguments,
 }
 
 impl Wishes {
@@ -66,13 +68,21 @@ impl Wishes {
 }
 
 fn connect(place: &Place, wishes: &Wishes, extents: bool) -> Result<Kind, Failure> {
-    let target = Box::new(Target::open(place, wishes.timeout)?);
+    let target = Box::new(Target::open(place, wishes.timeout, &wishes.tls)?);
     let config = wishes.config(&target, extents);
     let client = target.connect(&config)?;
     Ok(Kind::Server { target, client, config: Box::new(config) })
 }
 
 impl Side {
+    /// Where the server is, if it is one.
+    pub(super) fn uri(&self) -> Option<&Uri> {
+        match &self.kind {
+            Kind::Server { target, .. } => Some(target.uri()),
+            _ => None,
+        }
+    }
+
     pub(super) fn source(place: &Place, wishes: &Wishes) -> Result<Self, Failure> {
         let mut name = place.to_string();
         let kind = match place {

@@ -42,12 +42,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         allocated: arguments.allocated,
         verify: arguments.verify,
         timeout: arguments.timeout,
+        tls: arguments.tls.clone(),
     };
     let source = Side::source(source, &wishes)?;
     if arguments.verify && source.is_stream() {
         return Err(Failure::usage(format!("--verify: {} can't be read twice", source.name)));
     }
     let destination = Side::destination(destination, &wishes)?;
+    let uris: Vec<_> = [&source, &destination].into_iter().filter_map(Side::uri).collect();
+    arguments.tls.check_used(&uris)?;
     Copy::prepare(arguments, progress, source, destination)?.carry_out()
 }
 

@@ -8,9 +8,9 @@ use crate::exit::Failure;
 use crate::{descriptor, output};
 
 /// The URI that clients use for an export at an address.
-fn uri(address: &LocalAddr, export: &str) -> String {
+fn uri(address: &LocalAddr, export: &str, in_tls: bool) -> String {
     match address.uri(export) {
-        Ok(uri) => format!("{uri:#}"),
+        Ok(uri) => format!("{:#}", uri.with_tls_required(in_tls)),
         // A socket without a path, which was handed over.
         Err(_) => address.to_string(),
     }
@@ -23,6 +23,8 @@ pub(super) struct Announcement {
     pub(super) names: Vec<String>,
     /// Whether anybody wants to read it.
     pub(super) printed: bool,
+    /// Whether clients must encrypt.
+    pub(super) in_tls: bool,
 }
 
 impl Announcement {
@@ -30,7 +32,7 @@ impl Announcement {
     pub(super) fn make(&self, addresses: &[LocalAddr]) -> Result<(), Failure> {
         for address in addresses {
             for name in &self.names {
-                tracing::info!(uri = uri(address, name), "serving");
+                tracing::info!(uri = uri(address, name, self.in_tls), "serving");
             }
         }
         if !self.printed {
@@ -40,7 +42,7 @@ impl Announcement {
             descriptor::check_stdout()?;
             let mut out = io::stdout().lock();
             for address in addresses {
-                writeln!(out, "{}", uri(address, ""))?;
+                writeln!(out, "{}", uri(address, "", self.in_tls))?;
             }
             if out.is_terminal() {
                 out.write_all(self.hint(addresses).as_bytes())?;
@@ -58,11 +60,11 @@ impl Announcement {
             text.push_str("The exports; clients that name none get the first:\n");
             for address in addresses {
                 for name in &self.names {
-                    text.push_str(&format!("  {}\n", uri(address, name)));
+                    text.push_str(&format!("  {}\n", uri(address, name, self.in_tls)));
                 }
             }
         }
-        let uri = uri(first, "");
+        let uri = uri(first, "", self.in_tls);
         text.push_str("Try, in another terminal:\n");
         text.push_str(&format!("  nbdinfo '{uri}'\n  qemu-img info '{uri}'\n"));
         text

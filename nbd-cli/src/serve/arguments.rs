@@ -89,6 +89,10 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with_all = ["block_size_required", "track", "control", "allocation_depth"])]
     pub(crate) oldstyle: bool,
 
+    #[cfg(feature = "tls")]
+    #[command(flatten)]
+    pub(crate) tls: super::tls::TlsArguments,
+
     /// What runs the connections
     #[arg(long, value_enum, default_value_t = RuntimeName::Tokio)]
     pub(crate) runtime: RuntimeName,

@@ -58,8 +58,16 @@ pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
         if let Some(description) = &arguments.description {
             entry = entry.with_description(description.as_str()).map_err(invalid)?;
         }
+        #[cfg(feature = "tls")]
+        if arguments.tls.tls_only.contains(&name) {
+            entry = entry.with_tls_required();
+        }
         exports = exports.with_entry(entry);
         names.push(name);
+    }
+    #[cfg(feature = "tls")]
+    if let Some(name) = arguments.tls.tls_only.iter().find(|name| !names.contains(name)) {
+        return Err(Failure::usage(format!("--tls-only {name} names no export that is served")));
     }
     Ok(Opened { exports, names, trackers })
 }

@@ -8,8 +8,11 @@ mod block_size;
 mod control;
 mod places;
 mod run;
+mod security;
 mod signals;
 mod timed;
+#[cfg(feature = "tls")]
+mod tls;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use control::{ERROR, OK};

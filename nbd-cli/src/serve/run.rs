@@ -13,6 +13,7 @@ use super::arguments::{Arguments, RuntimeName};
 use super::backend::{self, Opened};
 use super::control::{self, Bitmaps};
 use super::places::{Places, cannot_listen_on_unix};
+use super::security::Security;
 use super::signals;
 use crate::exit::Failure;
 use crate::{fault, log};
@@ -33,12 +34,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_max_connections(arguments.max_connections)
         .with_drain_timeout(arguments.drain_timeout)
         .with_resize(arguments.resize);
-    let announcement = Announcement { names, printed: places.given.is_empty() };
+    let (config, security) = Security::of(&arguments, config)?;
+    security.warn(&places, arguments.read_only);
+    let announcement =
+        Announcement { names, printed: places.given.is_empty(), in_tls: security.is_required() };
     let outcome = match arguments.runtime {
-        RuntimeName::Blocking => blocking(exports, config, places, &announcement),
-        RuntimeName::Tokio => tokio(exports, config, places, &announcement),
+        RuntimeName::Blocking => blocking(exports, config, places, &announcement, security),
+        RuntimeName::Tokio => tokio(exports, config, places, &announcement, security),
         #[cfg(feature = "async-std")]
-        RuntimeName::AsyncStd => async_std(exports, config, places, &announcement),
+        RuntimeName::AsyncStd => async_std(exports, config, places, &announcement, security),
     };
     judge(outcome?, arguments.drain_timeout)
 }
@@ -79,12 +83,13 @@ fn raise_descriptor_limit(arguments: &Arguments) {
 /// Serves until a signal ends it. The servers of all adapters have the same methods, some with an `.await` behind them,
 /// and no trait that says so.
 macro_rules! serve {
-    ($server:expr, $places:expr, $announcement:expr, $tcp:expr, $unix:expr, [$($wait:tt)*]) => {{
+    ($server:expr, $places:expr, $announcement:expr, $security:expr, $tcp:expr, $unix:expr, [$($wait:tt)*]) => {{
         let (server, mut places) = ($server, $places);
         let server = if places.oldstyle { server.oldstyle("") } else { server };
         // First of all: clients of sockets that were handed over may come, and ask for the end, at once.
         let stop = server.clone();
-        signals::watch(move || stop.shut_down()).map_err(no_signals)?;
+        let security: Security = $security;
+        signals::watch(move || stop.shut_down(), move || security.reload()).map_err(no_signals)?;
         let mut listening = Vec::new();
         for socket in core::mem::take(&mut places.given) {
             let accepting = match socket {
@@ -130,9 +135,10 @@ fn blocking(
     config: ServerConfig,
     places: Places<'_>,
     announcement: &Announcement,
+    security: Security,
 ) -> Result<Outcome, Failure> {
     let server = nbd_blocking::Server::with_config(exports, config);
-    serve!(server, places, announcement, io::Result::Ok, io::Result::Ok, [])
+    serve!(server, places, announcement, security, io::Result::Ok, io::Result::Ok, [])
 }
 
 fn tokio(
@@ -140,6 +146,7 @@ fn tokio(
     config: ServerConfig,
     places: Places<'_>,
     announcement: &Announcement,
+    security: Security,
 ) -> Result<Outcome, Failure> {
     use ::tokio::net::{TcpListener, UnixListener};
     let runtime = ::tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -147,7 +154,7 @@ fn tokio(
         runtime.map_err(|error| Failure::failed(format!("cannot start tokio: {error}")))?;
     let server = nbd_tokio::Server::with_config(exports, config);
     let (tcp, unix) = (TcpListener::from_std, UnixListener::from_std);
-    runtime.block_on(async { serve!(server, places, announcement, tcp, unix, [.await]) })
+    runtime.block_on(async { serve!(server, places, announcement, security, tcp, unix, [.await]) })
 }
 
 #[cfg(feature = "async-std")]
@@ -156,12 +163,15 @@ fn async_std(
     config: ServerConfig,
     places: Places<'_>,
     announcement: &Announcement,
+    security: Security,
 ) -> Result<Outcome, Failure> {
     use ::async_std::net::TcpListener;
     use ::async_std::os::unix::net::UnixListener;
     let server = nbd_async_std::Server::with_config(exports, config);
     let (tcp, unix) = (infallible::<_, TcpListener>, infallible::<_, UnixListener>);
-    ::async_std::task::block_on(async { serve!(server, places, announcement, tcp, unix, [.await]) })
+    ::async_std::task::block_on(async {
+        serve!(server, places, announcement, security, tcp, unix, [.await])
+    })
 }
 
 #[cfg(feature = "async-std")]

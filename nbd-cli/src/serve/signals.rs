@@ -20,6 +20,11 @@ enum Request {
     HangUp,
 }
 
+/// Whether a terminal controls this process, so that a hang-up means that it is gone.
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
+}
+
 const fn request(signal: i32) -> Request {
     match signal {
         SIGHUP => Request::HangUp,
@@ -45,7 +50,12 @@ const fn action(request: Request, shutting_down: bool) -> Action {
 
 /// Calls `shut_down` at the first signal that asks for the end, and exits at the second one with the code that shells use
 /// for it. SIGHUP and SIGQUIT stay ignored if they were when this process began, as `nohup` and shells have it.
-pub(super) fn watch(shut_down: impl Fn() + Send + 'static) -> io::Result<()> {
+///
+/// Where no terminal controls the process, SIGHUP calls `reload` first, and ends the server only if that gives `false`.
+pub(super) fn watch(
+    shut_down: impl Fn() + Send + 'static,
+    reload: impl Fn() -> bool + Send + 'static,
+) -> io::Result<()> {
     // Without a handler of any kind it would end the process.
     signal_hook::flag::register(Signal::XFSZ.as_raw(), Arc::new(AtomicBool::new(false)))?;
     let ignored = ignored();
@@ -54,6 +64,10 @@ pub(super) fn watch(shut_down: impl Fn() + Send + 'static) -> io::Result<()> {
     let run = move || {
         let mut shutting_down = false;
         for signal in signals.forever() {
+            let hung_up = request(signal) == Request::HangUp;
+            if hung_up && !shutting_down && !has_terminal() && reload() {
+                continue;
+            }
             match action(request(signal), shutting_down) {
                 Action::ShutDown => {
                     shutting_down = true;

@@ -12,12 +12,13 @@ mod words;
 use std::path::Path;
 use std::time::Duration;
 
-use nbd_blocking::client::{ClientConfig, Error, OptionReplyType, Refusal, Uri};
+use nbd_blocking::client::{ClientConfig, Error, OptionCode, OptionReplyType, Refusal, Uri};
 use nbd_blocking::{Client, Negotiation};
 
 use crate::exit::Failure;
 use crate::output::printable;
 use crate::quantity;
+use crate::tls::TlsArguments;
 use crate::waiting::{self, Watched};
 use subprocess::Subprocess;
 
@@ -36,13 +37,20 @@ pub(crate) struct Arguments {
     /// How long the server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit
     #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
     timeout: Duration,
+
+    #[command(flatten)]
+    tls: TlsArguments,
 }
 
 impl Arguments {
     /// Starts the server if that is what is asked for.
     pub(crate) fn open(&self) -> Result<Target, Failure> {
         match &places(&self.words)?[..] {
-            [place] => Target::open(place, self.timeout),
+            [place] => {
+                let target = Target::open(place, self.timeout, &self.tls)?;
+                self.tls.check_used(&[target.uri()])?;
+                Ok(target)
+            }
             [_, more, ..] => Err(Failure::usage(format!("one server at a time; leave out {more}"))),
             [] => Err(Failure::usage("give a URI, or [ COMMAND ARGS ]")),
         }
@@ -59,7 +67,11 @@ pub(crate) struct Target {
 
 impl Target {
     /// Takes a word for a URI, and starts a command. Answers may take `timeout`, or any time if that is zero.
-    pub(crate) fn open(place: &Place, timeout: Duration) -> Result<Self, Failure> {
+    pub(crate) fn open(
+        place: &Place,
+        timeout: Duration,
+        tls: &TlsArguments,
+    ) -> Result<Self, Failure> {
         waiting::start(false);
         match place {
             Place::Word(word) => {
@@ -77,7 +89,7 @@ impl Target {
                          nbd+unix:///EXPORT?socket=PATH, or [ COMMAND ARGS ]"
                     ))
                 })?;
-                Ok(Self { uri, server: None, timeout })
+                Ok(Self { uri: tls.apply(uri)?, server: None, timeout })
             }
             Place::Command(words) => {
                 let server = Subprocess::start(words, &place.to_string())?;
@@ -173,11 +185,11 @@ impl Target {
 
     /// What there is to say if the server does not have the export.
     fn missing(&self, error: &Error) -> Option<String> {
-        let Error::Refused { export, refusal: Refusal::Option { reply, .. }, text, .. } = error
+        let Error::Refused { export, refusal: Refusal::Option { code, reply }, text, .. } = error
         else {
             return None;
         };
-        if *reply != OptionReplyType::ERR_UNKNOWN {
+        if *reply != OptionReplyType::ERR_UNKNOWN || *code == OptionCode::STARTTLS {
             return None;
         }
         let what = match export.as_deref() {

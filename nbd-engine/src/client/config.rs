@@ -6,6 +6,9 @@ use nbd_proto::Limits;
 use nbd_proto::client::{Config, Goal};
 use nbd_proto::wire::InfoType;
 
+#[cfg(feature = "tls")]
+use crate::tls::{ClientTlsMode, TlsClient};
+
 /// What a client asks for, its deadlines and its bounds: for those who connect.
 ///
 /// ```
@@ -29,6 +32,8 @@ pub struct ClientConfig {
     request_timeout: Option<Duration>,
     busy_poll: Option<Duration>,
     stream_in_tls: bool,
+    #[cfg(feature = "tls")]
+    tls: Option<(ClientTlsMode, TlsClient)>,
     limits: Limits,
 }
 
@@ -44,6 +49,8 @@ impl Default for ClientConfig {
             request_timeout: None,
             busy_poll: None,
             stream_in_tls: false,
+            #[cfg(feature = "tls")]
+            tls: None,
             limits: Limits::DEFAULT,
         }
     }
@@ -128,6 +135,21 @@ impl ClientConfig {
         self
     }
 
+    /// Whether to upgrade to TLS, and whom to trust then. Default: for `nbds://` and `nbds+unix://` as their parameters say,
+    /// with the usual folders and the system's authorities for what they leave open; no TLS otherwise. Those URIs always
+    /// mean [`ClientTlsMode::Required`], whatever is said here.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn with_tls(mut self, mode: ClientTlsMode, tls: TlsClient) -> Self {
+        self.tls = Some((mode, tls));
+        self
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) const fn tls(&self) -> Option<&(ClientTlsMode, TlsClient)> {
+        self.tls.as_ref()
+    }
+
     /// Bounds on what the server can make a connection hold, and on the requests in flight on it. Default
     /// [`Limits::DEFAULT`].
     #[must_use]
@@ -193,6 +215,10 @@ impl ClientConfig {
         config.structured_replies = self.structured_replies;
         config.oldstyle = self.oldstyle;
         config.info = INFO.into();
+        #[cfg(feature = "tls")]
+        if let Some((mode, _)) = &self.tls {
+            config.tls = *mode;
+        }
         config
     }
 }

@@ -123,10 +123,10 @@ fn timed_out(uri: &Uri, limit: Duration) -> Error {
 /// Connects to where a URI points.
 async fn reach<C: Connector>(connector: &C, uri: &Uri) -> Result<AnyTransport, Error> {
     let unsupported = |what| Err(Error::Unsupported { address: uri.to_string(), what });
-    if uri.requires_tls() {
+    if cfg!(not(feature = "tls")) && uri.requires_tls() {
         return unsupported(match uri.address() {
-            Address::Unix { .. } => "there is no TLS yet: use nbd+unix://",
-            _ => "there is no TLS yet: use nbd://",
+            Address::Unix { .. } => "this build has no TLS: use nbd+unix://, or build it with TLS",
+            _ => "this build has no TLS: use nbd://, or build it with TLS",
         });
     }
     match uri.address() {

@@ -50,6 +50,17 @@ pub enum Error {
         /// Which rule.
         source: nbd_proto::Error,
     },
+    /// There is no TLS with this server: it can't be trusted, does not trust this side, or breaks TLS.
+    #[cfg(feature = "tls")]
+    Tls {
+        /// The server.
+        peer: Arc<str>,
+        /// What went wrong.
+        source: Arc<io::Error>,
+    },
+    /// Certificates, keys or names of this side are of no use for TLS. Nothing was sent.
+    #[cfg(feature = "tls")]
+    TlsSetup(Arc<crate::tls::TlsError>),
     /// The server failed to carry out a request, or did not want to. The connection is unharmed.
     Command {
         /// The server.
@@ -159,6 +170,11 @@ impl fmt::Display for Error {
                 write!(f, "cannot connect to {address}: {source}")?;
                 f.write_str(connect_remedy(source.kind(), address))
             }
+            // The text says that it is about TLS.
+            #[cfg(feature = "tls")]
+            Self::Tls { peer, source } => write!(f, "cannot connect to {peer} securely: {source}"),
+            #[cfg(feature = "tls")]
+            Self::TlsSetup(error) => error.fmt(f),
             Self::Unsupported { address, what } => write!(f, "cannot use {address}: {what}"),
             Self::Refused { peer, export, refusal, text } => {
                 write!(f, "{peer} refused")?;
@@ -239,8 +255,13 @@ fn connect_remedy(kind: io::ErrorKind, address: &str) -> &'static str {
 fn refusal_remedy(refusal: &Refusal, is_explained: bool) -> &'static str {
     let Refusal::Option { code, reply } = refusal else { return "" };
     match (*reply, *code) {
+        (_, OptionCode::STARTTLS) => {
+            "; this client requires TLS: use a server that has it, and check that nobody is in between"
+        }
         (OptionReplyType::ERR_UNKNOWN, _) => "; list the exports to see which there are",
-        (OptionReplyType::ERR_TLS_REQD, _) => "; the server demands TLS, and there is no TLS yet",
+        (OptionReplyType::ERR_TLS_REQD, _) => {
+            "; the server demands TLS: use nbds:// or nbds+unix://"
+        }
         (OptionReplyType::ERR_POLICY, _) => "; the server's policy does not allow it",
         // Servers mostly say so themselves.
         (OptionReplyType::ERR_SHUTDOWN, _) if is_explained => "; try again later",
@@ -280,6 +301,10 @@ impl Error {
             Self::NotSubmitted(_) => Kind::ResourceBusy,
             Self::NoStatus { .. } => Kind::InvalidData,
             Self::Connect { source, .. } | Self::Local(source) => source.kind(),
+            #[cfg(feature = "tls")]
+            Self::Tls { source, .. } => source.kind(),
+            #[cfg(feature = "tls")]
+            Self::TlsSetup(_) => Kind::InvalidInput,
             Self::Unsupported { .. } => Kind::Unsupported,
             Self::Refused { refusal, .. } => match refusal {
                 Refusal::Option { reply, .. } => match *reply {

@@ -76,6 +76,8 @@ mod status_range;
 mod status_walk;
 mod submit;
 mod timer;
+#[cfg(feature = "tls")]
+mod tls;
 mod wait_any;
 
 pub use chunks::Chunk;

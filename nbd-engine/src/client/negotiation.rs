@@ -19,7 +19,10 @@ use nbd_proto::{Refusal, RequestId, Uri, Wants};
 use super::connect::reach_in_time;
 use super::timer::Timer;
 use super::{ClientConfig, Connector, CurrentRuntime, Error, Handshake, LostReason, TransportFrom};
+use crate::maybe_tls::MaybeTls;
 use crate::pump::{Handler, Incoming, Pump, Reception};
+#[cfg(feature = "tls")]
+use crate::tls::TlsClient;
 use crate::transport::AnyTransport;
 
 /// A connection to a server on which no export has been entered yet: the negotiation, one option at a time.
@@ -49,7 +52,7 @@ use crate::transport::AnyTransport;
 /// dropped, or has failed with any other error, the connection is of no use any more. Dropping it closes the connection.
 pub struct Negotiation<C> {
     /// `None` once the connection belongs to a client.
-    pump: Option<Pump<Connection, AnyTransport>>,
+    pump: Option<Pump<Connection, MaybeTls<AnyTransport>>>,
     connector: C,
     config: ClientConfig,
     /// Where to make further connections to; `None` over a stream.
@@ -98,6 +101,8 @@ impl<C: Connector> Negotiation<C> {
     /// # Errors
     /// See there.
     pub async fn connect_by(connector: C, uri: &Uri, config: &ClientConfig) -> Result<Self, Error> {
+        #[cfg(feature = "tls")]
+        let config = &super::tls::configure(uri, config)?;
         let transport = reach_in_time(&connector, uri, config.connect_timeout()).await?;
         // The export is none of its name: any can be asked about.
         let server = uri.clone().with_export("").unwrap_or_else(|_| uri.clone());
@@ -126,7 +131,7 @@ impl<C: Connector> Negotiation<C> {
     ) -> Result<Self, Error> {
         let connection = Connection::new(config.protocol())?;
         let mut negotiation = Self {
-            pump: Some(Pump::new(connection, transport)),
+            pump: Some(Pump::new(connection, MaybeTls::Plain(transport))),
             timer: Timer::new(connector.runtime()),
             connector,
             config: config.clone(),
@@ -220,7 +225,7 @@ impl<C> Negotiation<C> {
         .await
     }
 
-    fn pump(&mut self) -> Result<&mut Pump<Connection, AnyTransport>, Error> {
+    fn pump(&mut self) -> Result<&mut Pump<Connection, MaybeTls<AnyTransport>>, Error> {
         let peer = &self.peer;
         let disconnected = || Error::Disconnected { peer: Arc::clone(peer) };
         self.pump.as_mut().ok_or_else(disconnected)
@@ -312,10 +317,45 @@ impl<C> Negotiation<C> {
             if let Some(event) = next.0.take() {
                 return Poll::Ready(Ok(event));
             }
+            #[cfg(feature = "tls")]
+            if pump.machine.wants() == Wants::Tls && !pump.is_unflushed() {
+                match self.poll_tls(cx) {
+                    Poll::Ready(Ok(())) => return self.poll_event(cx),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
             match moved {
                 Ok(true) => {}
                 Ok(false) => return Poll::Pending,
                 Err(error) => return Poll::Ready(Err(self.broken(error))),
+            }
+        }
+    }
+
+    /// Does the TLS handshake, once the server has agreed to it.
+    #[cfg(feature = "tls")]
+    fn poll_tls(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let peer = Arc::clone(&self.peer);
+        let host = self.uri.as_ref().and_then(super::tls::host);
+        let setup = |error| Error::TlsSetup(Arc::new(error));
+        let tls = self.config.tls().map(|(_, tls)| tls.clone());
+        let pump = self.pump()?;
+        let begin = |transport| {
+            // Where TLS was asked for by hand and nothing said of whom to trust: what the system trusts.
+            let tls = tls.map_or_else(|| TlsClient::builder().build(), Ok)?;
+            tls.connect(transport, host.as_deref())
+        };
+        let stream = pump.transport.tls(begin).map_err(setup)?;
+        match stream.poll_handshake(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => {
+                Poll::Ready(Err(Error::Tls { peer, source: Arc::new(error) }))
+            }
+            Poll::Ready(Ok(())) => {
+                tracing::debug!(%peer, suite = stream.description(), "TLS begins");
+                let established = pump.machine.tls_established();
+                Poll::Ready(established.map_err(|misuse| self.broken(misuse.into())))
             }
         }
     }

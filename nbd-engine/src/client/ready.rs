@@ -7,12 +7,13 @@ use nbd_proto::RequestRules;
 use nbd_proto::client::Connection;
 
 use super::details::ExportDetails;
+use crate::maybe_tls::MaybeTls;
 use crate::pump::Pump;
 use crate::transport::AnyTransport;
 
 /// What a [`Client`](super::Client) is made of.
 pub(super) struct ReadyConnection {
-    pub(super) pump: Pump<Connection, AnyTransport>,
+    pub(super) pump: Pump<Connection, MaybeTls<AnyTransport>>,
     /// The server and the export, as errors name them.
     pub(super) peer: Arc<str>,
     pub(super) details: ExportDetails,

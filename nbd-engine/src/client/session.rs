@@ -20,6 +20,7 @@ use super::connection_handle::{Closed, ConnectionHandle, Disconnect};
 use super::ready::ReadyConnection;
 use super::timer::Timer;
 use crate::busy_poll::BusyPoll;
+use crate::maybe_tls::MaybeTls;
 use crate::pump::{Machine, Pump};
 use crate::runtime::BoxFuture;
 use crate::transport::AnyTransport;
@@ -38,7 +39,7 @@ pub(super) type Until<'a> = Option<&'a dyn Fn() -> bool>;
 
 pub(super) struct Session {
     handle: Arc<ConnectionHandle>,
-    pump: Pump<Connection, AnyTransport>,
+    pump: Pump<Connection, MaybeTls<AnyTransport>>,
     requests: Requests,
     busy_poll: BusyPoll,
     deadlines: Deadlines,
@@ -209,7 +210,7 @@ impl Session {
 
     /// Whether everything that was to be sent has left.
     fn is_silent(&self) -> bool {
-        self.pump.machine.segments().next().is_none()
+        self.pump.machine.segments().next().is_none() && !self.pump.is_unflushed()
     }
 }
 

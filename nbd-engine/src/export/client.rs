@@ -32,8 +32,39 @@ impl ClientInfo {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TlsIdentity {
+    /// The subject alternative names of the client's certificate (host names, addresses, mail addresses and URIs), its
+    /// common name if it has none, or the user of a pre-shared key. Empty if the client showed nothing.
+    pub names: Vec<String>,
     /// The client's certificates, each in DER, its own first. Empty if it sent none.
     pub certificates: Vec<Vec<u8>>,
+}
+
+impl TlsIdentity {
+    /// Whether any of the names matches any of the patterns, in which `*` stands for any number of characters, without
+    /// regard to ASCII case.
+    #[must_use]
+    pub fn matches<P: AsRef<str>>(&self, patterns: &[P]) -> bool {
+        self.names.iter().any(|name| patterns.iter().any(|pattern| matches(pattern.as_ref(), name)))
+    }
+}
+
+/// Whether `name` as a whole matches `pattern`.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name) = (pattern.to_ascii_lowercase(), name.to_ascii_lowercase());
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
+        return false;
+    };
+    let mut last = None;
+    for part in parts {
+        if let Some(middle) = last.replace(part) {
+            match rest.find(middle) {
+                Some(start) => rest = &rest[start + middle.len()..],
+                None => return false,
+            }
+        }
+    }
+    last.map_or(rest.is_empty(), |last| rest.ends_with(last))
 }
 
 /// The address of a peer. Its `Display` is what log events carry.
@@ -156,5 +187,30 @@ mod tests {
         assert_eq!(peer.unwrap().pid.unsigned_abs(), std::process::id());
         #[cfg(not(target_os = "linux"))]
         assert_eq!(peer, None);
+    }
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, name, expected) in [
+            ("a.example", "a.example", true),
+            ("A.example", "a.EXAMPLE", true),
+            ("a.example", "b.a.example", false),
+            ("a.example", "a.example.org", false),
+            ("*.example", "a.example", true),
+            ("*.example", "a.b.example", true),
+            ("*.example", "example", false),
+            ("a*c", "abc", true),
+            ("a*c", "ac", true),
+            ("a*c", "acd", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-c-b", false),
+            ("ab*ba", "aba", false),
+            ("*", "", true),
+            ("", "", true),
+            ("", "a", false),
+            ("spiffe://x/*", "spiffe://x/y", true),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
     }
 }

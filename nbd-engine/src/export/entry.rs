@@ -22,6 +22,7 @@ pub struct ExportEntry {
     name: String,
     description: Option<String>,
     export: AnyExport,
+    tls_required: bool,
     on_enter: Option<Arc<OnEnter>>,
     on_close: Option<Arc<OnClose>>,
 }
@@ -41,7 +42,14 @@ impl ExportEntry {
     ) -> Result<Self, InvalidName> {
         let name = checked(name)?;
         let export = export.into_export();
-        Ok(Self { name, description: None, export, on_enter: None, on_close: None })
+        Ok(Self {
+            name,
+            description: None,
+            export,
+            tls_required: false,
+            on_enter: None,
+            on_close: None,
+        })
     }
 
     /// A text for people, in place of the export's own [description](super::Export::description).
@@ -51,6 +59,19 @@ impl ExportEntry {
     pub fn with_description(mut self, description: impl Into<String>) -> Result<Self, InvalidName> {
         self.description = Some(checked(description)?);
         Ok(self)
+    }
+
+    /// Refuses the export to clients that have not upgraded to TLS, and leaves it out of their lists.
+    #[must_use]
+    pub const fn with_tls_required(mut self) -> Self {
+        self.tls_required = true;
+        self
+    }
+
+    /// Whether clients have to upgrade to TLS for this export.
+    #[must_use]
+    pub const fn is_tls_required(&self) -> bool {
+        self.tls_required
     }
 
     /// Has `on_enter` called each time that a client enters the export by this entry, before its first request. A

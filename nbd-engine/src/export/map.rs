@@ -64,8 +64,10 @@ impl ExportMap {
 }
 
 impl Exports for ExportMap {
-    async fn list(&self, _client: &ClientInfo) -> Result<Vec<ListedExport>, Refusal> {
-        Ok(self.entries.iter().map(ListedExport::from).collect())
+    async fn list(&self, client: &ClientInfo) -> Result<Vec<ListedExport>, Refusal> {
+        let secure = client.tls.is_some();
+        let visible = self.entries.iter().filter(|entry| secure || !entry.is_tls_required());
+        Ok(visible.map(ListedExport::from).collect())
     }
 
     async fn find(&self, lookup: &Lookup<'_>) -> Result<ExportEntry, Refusal> {

@@ -7,6 +7,8 @@ use nbd_proto::server::Config;
 
 use super::budget::BufferBudget;
 use crate::memory_limit;
+#[cfg(feature = "tls")]
+use crate::tls::{ServerTlsMode, TlsServer};
 
 /// What a server offers, its bounds and its deadlines: for those who start one.
 ///
@@ -46,6 +48,8 @@ use crate::memory_limit;
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     protocol: Config,
+    #[cfg(feature = "tls")]
+    tls: Option<TlsServer>,
     max_connections: usize,
     admission_timeout: Duration,
     handshake_timeout: Duration,
@@ -64,6 +68,8 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             protocol: Config::default(),
+            #[cfg(feature = "tls")]
+            tls: None,
             max_connections: 1024,
             admission_timeout: Duration::from_secs(1),
             handshake_timeout: Duration::from_secs(30),
@@ -105,6 +111,17 @@ impl ServerConfig {
     #[must_use]
     pub const fn with_extended_headers(mut self, offered: bool) -> Self {
         self.protocol.extended_headers = offered;
+        self
+    }
+
+    /// Whether clients can, or must, upgrade to TLS before they see an export, and by which certificate. Default: there is
+    /// no TLS. With [`ServerTlsMode::Available`] exports that [require it](crate::export::ExportEntry::with_tls_required) are
+    /// refused in the clear and everything else is to be had by anyone. Oldstyle clients have no TLS.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn with_tls(mut self, mode: ServerTlsMode, tls: TlsServer) -> Self {
+        self.protocol.tls = mode;
+        self.tls = Some(tls);
         self
     }
 
@@ -247,6 +264,11 @@ impl ServerConfig {
     #[must_use]
     pub const fn drain_timeout(&self) -> Duration {
         self.drain_timeout
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) const fn tls(&self) -> Option<&TlsServer> {
+        self.tls.as_ref()
     }
 
     pub(crate) const fn protocol(&self) -> &Config {

@@ -269,6 +269,7 @@ pub(crate) fn describe<'q>(
     info.description = entry.own_description().or(facts.description);
     info.block_size = facts.block_size;
     info.block_size_required = facts.block_size_required;
+    info.tls_required = entry.is_tls_required();
     let fua = match facts.write {
         None | Some(Fua::Emulated) => facts.flush,
         Some(Fua::Native) => true,

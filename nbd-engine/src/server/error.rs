@@ -14,6 +14,12 @@ pub enum ConnectionError {
     /// The client broke the protocol or exceeded a limit, or asked for an export in a way that leaves no room for an
     /// error.
     Protocol(nbd_proto::Error),
+    /// TLS can't begin on this side.
+    #[cfg(feature = "tls")]
+    Tls(crate::tls::TlsError),
+    /// The client proved to be none of those that are allowed; its names.
+    #[cfg(feature = "tls")]
+    NotAllowed(Vec<String>),
     /// The client took too long to choose an export.
     HandshakeTimeout(Duration),
     /// The client took too long to send the rest of a request that it had begun.
@@ -44,6 +50,16 @@ impl core::fmt::Display for ConnectionError {
         match self {
             Self::Transport(error) => write!(f, "the connection failed: {error}"),
             Self::Protocol(error) => error.fmt(f),
+            #[cfg(feature = "tls")]
+            Self::Tls(error) => error.fmt(f),
+            #[cfg(feature = "tls")]
+            Self::NotAllowed(names) if names.is_empty() => {
+                f.write_str("the client showed no certificate, and only some clients are allowed")
+            }
+            #[cfg(feature = "tls")]
+            Self::NotAllowed(names) => {
+                write!(f, "a client with the name {} is not allowed", names.join(", "))
+            }
             Self::HandshakeTimeout(limit) => {
                 write!(f, "no export was chosen within {limit:?}")
             }
@@ -78,6 +94,10 @@ impl core::error::Error for ConnectionError {
             Self::Internal(misuse) => Some(misuse),
             Self::Oldstyle(unfit) => Some(unfit),
             Self::ExportRefused { refusal, .. } => Some(refusal),
+            #[cfg(feature = "tls")]
+            Self::Tls(error) => Some(error),
+            #[cfg(feature = "tls")]
+            Self::NotAllowed(_) => None,
             Self::HandshakeTimeout(_)
             | Self::ReceiveStalled(_)
             | Self::SendStalled(_)

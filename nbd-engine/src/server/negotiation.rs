@@ -55,6 +55,14 @@ impl Negotiation {
         Ok(connection)
     }
 
+    /// The client has proved who it is.
+    #[cfg(feature = "tls")]
+    pub(super) fn identified(&mut self, identity: crate::export::TlsIdentity) {
+        let mut client = (*self.client).clone();
+        client.tls = Some(identity);
+        self.client = Arc::new(client);
+    }
+
     /// The client wants a list of the exports.
     pub(super) fn list(&mut self, state: &ServerState) {
         self.question = Some(Question::List(state.exports().list(Arc::clone(&self.client))));

@@ -17,6 +17,7 @@ use super::turn::Turn;
 use super::watch::Activity;
 use crate::busy_poll::{BUSY_POLL, BusyPoll};
 use crate::export::{self, ClientInfo};
+use crate::maybe_tls::MaybeTls;
 use crate::pump::Pump;
 use crate::runtime::Runtime;
 use crate::transport::Transport;
@@ -31,7 +32,7 @@ pub(crate) enum End {
 }
 
 pub(crate) struct Session<T> {
-    pump: Pump<Connection, T>,
+    pump: Pump<Connection, MaybeTls<T>>,
     requests: Requests,
     busy_poll: BusyPoll,
 }
@@ -51,7 +52,8 @@ impl<T: Transport> Session<T> {
         let busy_poll = BusyPoll::new(state.config().busy_poll(busy_poll));
         let mut requests = Requests::new(state, negotiation, Turn::new(shares_thread));
         requests.entered(&connection);
-        Ok(Self { pump: Pump::new(connection, transport), requests, busy_poll })
+        let pump = Pump::new(connection, MaybeTls::Plain(transport));
+        Ok(Self { pump, requests, busy_poll })
     }
 
     pub(crate) const fn is_transmitting(&self) -> bool {
@@ -123,6 +125,7 @@ impl<T: Transport> Session<T> {
     pub(crate) fn free_buffers(&mut self) {
         if self.is_idle() {
             self.pump.shrink();
+            self.pump.transport.shrink();
             self.requests.free_buffers();
         }
     }
@@ -152,6 +155,10 @@ impl<T: Transport> Session<T> {
                     return Poll::Ready(Err(pump.machine.failure().map_or(error, Into::into)));
                 }
             };
+            #[cfg(feature = "tls")]
+            if matches!(pump.machine.wants(), Wants::Tls) {
+                progress |= begin_tls(pump, requests, cx)?;
+            }
             if let Some(result) = requests.closed.take() {
                 return Poll::Ready(result.map(End::Closed).map_err(Into::into));
             }
@@ -208,6 +215,32 @@ fn answer_question(
             Ok(true)
         }
     }
+}
+
+/// Does the TLS handshake, once the answer to STARTTLS is sent. Gives whether it has finished.
+#[cfg(feature = "tls")]
+fn begin_tls<T: Transport>(
+    pump: &mut Pump<Connection, MaybeTls<T>>,
+    requests: &mut Requests,
+    cx: &mut Context<'_>,
+) -> Result<bool, ConnectionError> {
+    // The machine offers TLS only if there is a configuration of it.
+    let Some(tls) = requests.state.config().tls() else {
+        return Err(ConnectionError::Internal(nbd_proto::Misuse::WrongPhase));
+    };
+    let stream =
+        pump.transport.tls(|transport| tls.accept(transport)).map_err(ConnectionError::Tls)?;
+    if stream.poll_handshake(cx)?.is_pending() {
+        return Ok(false);
+    }
+    let identity = stream.peer_identity().unwrap_or_default();
+    if !tls.allows(&identity) {
+        return Err(ConnectionError::NotAllowed(identity.names));
+    }
+    tracing::debug!(suite = stream.description(), names = ?identity.names, "TLS begins");
+    requests.negotiation.identified(identity);
+    pump.machine.tls_established()?;
+    Ok(true)
 }
 
 #[cfg(test)]

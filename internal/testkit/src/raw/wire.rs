@@ -4,9 +4,12 @@ use core::time::Duration;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
 
 use crate::Endpoint;
 
@@ -25,9 +28,34 @@ enum Stream {
     Unix(UnixStream),
 }
 
-/// One end of a connection: TCP or Unix.
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One end of a connection: TCP or Unix, and TLS inside of either.
 #[derive(Debug)]
-pub struct Wire(Stream);
+pub struct Wire {
+    stream: Stream,
+    tls: Option<Box<ClientConnection>>,
+}
 
 /// Why bytes did not come.
 #[derive(Debug)]
@@ -69,13 +97,13 @@ impl Wire {
     }
 
     fn bounded(stream: Stream) -> io::Result<Self> {
-        let wire = Self(stream);
+        let wire = Self { stream, tls: None };
         wire.set_timeouts(TIMEOUT)?;
         Ok(wire)
     }
 
     fn set_timeouts(&self, timeout: Duration) -> io::Result<()> {
-        match &self.0 {
+        match &self.stream {
             Stream::Tcp(stream) => {
                 stream.set_read_timeout(Some(timeout))?;
                 stream.set_write_timeout(Some(timeout))
@@ -102,10 +130,55 @@ impl Wire {
 
     /// Sends everything, or says why not: for peers that may close or stop reading.
     pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.0 {
-            Stream::Tcp(stream) => stream.write_all(bytes),
-            Stream::Unix(stream) => stream.write_all(bytes),
+        match &mut self.tls {
+            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).write_all(bytes),
+            None => self.stream.write_all(bytes),
         }
+    }
+
+    /// Does the client's half of a TLS handshake with a server of that name. All that follows is encrypted; an end
+    /// without `close_notify` fails the test.
+    ///
+    /// # Errors
+    /// When the handshake fails, on this side or the other.
+    #[track_caller]
+    pub fn start_tls(&mut self, config: Arc<ClientConfig>, name: &str) -> io::Result<()> {
+        let name = ServerName::try_from(name.to_owned()).expect("a host name");
+        let mut tls = ClientConnection::new(config, name).expect("a sound configuration");
+        while tls.is_handshaking() {
+            tls.complete_io(&mut self.stream)?;
+        }
+        self.tls = Some(Box::new(tls));
+        Ok(())
+    }
+
+    /// TLS, once it has started.
+    pub fn tls(&mut self) -> Option<&mut ClientConnection> {
+        self.tls.as_deref_mut()
+    }
+
+    /// Says that no more will be sent (`close_notify`), and leaves the transport open.
+    #[track_caller]
+    pub fn end_tls(&mut self) {
+        let tls = self.tls.as_mut().expect("TLS has started");
+        tls.send_close_notify();
+        tls.complete_io(&mut self.stream).expect("the connection is open");
+    }
+
+    /// The peer must end the connection by an alert.
+    #[track_caller]
+    pub fn expect_tls_failure(&mut self) {
+        let error = self.read(&mut [0]).expect_err("the peer goes on");
+        let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+        assert!(matches!(cause, Some(rustls::Error::AlertReceived(_))), "{error}");
+    }
+
+    /// Sends bytes past TLS.
+    ///
+    /// # Errors
+    /// When the peer has closed.
+    pub fn send_in_the_clear(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
     }
 
     /// Sends as much as the socket takes within `timeout`; gives the number of bytes that went out.
@@ -113,11 +186,7 @@ impl Wire {
         self.set_timeout(timeout);
         let mut sent = 0;
         while sent < bytes.len() {
-            let written = match &mut self.0 {
-                Stream::Tcp(stream) => stream.write(&bytes[sent..]),
-                Stream::Unix(stream) => stream.write(&bytes[sent..]),
-            };
-            match written {
+            match self.stream.write(&bytes[sent..]) {
                 Ok(count) if count > 0 => sent += count,
                 _ => break,
             }
@@ -138,7 +207,7 @@ impl Wire {
     /// Tells the peer that nothing more will be sent, but goes on receiving.
     #[track_caller]
     pub fn shutdown_write(&self) {
-        match &self.0 {
+        match &self.stream {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
         }
@@ -146,9 +215,9 @@ impl Wire {
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &mut self.0 {
-            Stream::Tcp(stream) => stream.read(buffer),
-            Stream::Unix(stream) => stream.read(buffer),
+        match &mut self.tls {
+            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).read(buffer),
+            None => self.stream.read(buffer),
         }
     }
 
@@ -291,7 +360,7 @@ impl Wire {
     #[track_caller]
     pub fn expect_hang_up(&self, bound: Duration) {
         let bound = Timespec::try_from(bound).expect("a short time");
-        let mut watched = match &self.0 {
+        let mut watched = match &self.stream {
             Stream::Tcp(stream) => [PollFd::new(stream, PollFlags::RDHUP)],
             Stream::Unix(stream) => [PollFd::new(stream, PollFlags::RDHUP)],
         };

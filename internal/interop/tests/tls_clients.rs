@@ -1,0 +1,309 @@
+//! Our clients with TLS, and the servers of others: nbdkit, qemu-nbd and nbd-server. And both ends ours, over TCP.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use nbd_interop::MIB;
+use nbd_interop::certificates::{Certificates, Side};
+use nbd_interop::gnutls::{VERSIONS, Versions};
+use nbd_testkit::Endpoint;
+use nbd_testkit::peers::{PeerServer, require};
+use nbd_testkit::process::{Finished, run};
+use nbd_testkit::server::{Runtime, Setup, Transport, nbd_binary};
+use rcgen::{ExtendedKeyUsagePurpose, date_time_ymd};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Writes, reads back and flushes through a URI, by the client library of each runtime.
+mod libraries {
+    use nbd_engine::client::{ClientConfig, Flags, Uri};
+    use nbd_engine::tls::{ClientTlsMode, TlsClient};
+
+    const AT: u64 = 4096;
+
+    /// Longer than many records.
+    fn data(seed: u64) -> Vec<u8> {
+        nbd_testkit::Pattern(seed).bytes(0, 300_000)
+    }
+
+    macro_rules! asynchronous {
+        ($client:ty, $seed:expr, $uri:expr, $config:expr) => {
+            async {
+                let uri: Uri = $uri.parse().expect("a URI");
+                let client = <$client>::connect_with(&uri, $config).await.expect("it is trusted");
+                assert!(client.export().is_tls());
+                let parts = data($seed);
+                client.write(AT, parts.clone(), Flags::empty()).await.expect("a write");
+                client.flush().await.expect("a flush");
+                let found = client.read(AT, parts.len(), Flags::empty()).await.expect("a read");
+                assert!(found == parts, "what was written is read");
+                client.disconnect().await;
+            }
+        };
+    }
+
+    /// All of them, one after the other. `config` has what the URI leaves open.
+    #[track_caller]
+    pub(crate) fn write_and_read(uri: &str, config: &ClientConfig) {
+        let parsed: Uri = uri.parse().expect("a URI");
+        let client = nbd_blocking::Client::connect_with(&parsed, config).expect("it is trusted");
+        assert!(client.export().is_tls());
+        client.write(AT, data(1), Flags::empty()).expect("a write");
+        client.flush().expect("a flush");
+        let found = client.read(AT, data(1).len(), Flags::empty()).expect("a read");
+        assert!(found == data(1), "what was written is read");
+        client.disconnect();
+
+        let tokio = tokio::runtime::Runtime::new().expect("threads");
+        tokio.block_on(asynchronous!(nbd_tokio::Client, 2, uri, config));
+        smol::block_on(asynchronous!(nbd_async_std::Client, 3, uri, config));
+        smol::block_on(asynchronous!(nbd_async_std::smol::Client, 4, uri, config));
+    }
+
+    /// A client that encrypts if the server can, and trusts the authority in a folder.
+    pub(crate) fn preferring(folder: &str) -> ClientConfig {
+        let tls = TlsClient::builder().directory(folder).host_name("localhost").build();
+        ClientConfig::new().with_tls(ClientTlsMode::Preferred, tls.expect("sound files"))
+    }
+}
+
+fn nbd(args: &[&str]) -> Finished {
+    run(Command::new(nbd_binary()).args(args), PATIENCE)
+}
+
+fn uri(endpoint: &Endpoint, certificates: &Certificates) -> String {
+    let parameters = [("tls-certificates", certificates.path()), ("tls-hostname", "localhost")];
+    endpoint.tls_uri(None, "", &parameters)
+}
+
+fn uri_with_key(endpoint: &Endpoint, certificates: &Certificates) -> String {
+    endpoint.tls_uri(Some("alice"), "", &[("tls-psk-file", &certificates.keys())])
+}
+
+/// nbdkit with a memory disk.
+fn nbdkit(versions: Versions, args: &[&str]) -> Option<PeerServer> {
+    let peer = require("nbdkit")?;
+    let held = versions.hold();
+    Some(PeerServer::start(&peer, |command, socket| {
+        held.apply(command).args(["--foreground", "--unix", socket]).args(args);
+        command.args(["memory", "1M"]);
+    }))
+}
+
+/// qemu-nbd with a file in the folder.
+fn qemu_nbd(versions: Versions, certificates: &Certificates, object: &str) -> Option<PeerServer> {
+    let peer = require("qemu-nbd")?;
+    let held = versions.hold();
+    let image = certificates.file("image");
+    fs::write(&image, vec![0; MIB as usize]).expect("the folder is ours");
+    Some(PeerServer::start(&peer, |command, socket| {
+        held.apply(command).args(["--socket", socket, "--persistent", "--shared=0"]);
+        command.args(["--object", object, "--tls-creds", "t", "--format=raw"]).arg(image);
+    }))
+}
+
+/// What `nbd info` and the libraries must make of a server.
+#[track_caller]
+fn assert_used(endpoint: &Endpoint, uri: &str) {
+    let told = nbd(&["info", uri]).success();
+    assert!(told.contains("with TLS"), "{told}");
+    let plain = endpoint.uri("");
+    let told = nbd(&["info", &plain]).failure();
+    assert!(told.contains("nbds"), "the remedy for a server that demands TLS: {told}");
+    libraries::write_and_read(uri, &nbd_engine::client::ClientConfig::new());
+}
+
+#[test]
+fn nbdkit_with_certificates_on_both_sides() {
+    let certificates = Certificates::new();
+    let folder = format!("--tls-certificates={}", certificates.path());
+    for versions in VERSIONS {
+        let args = ["--tls=require", &folder, "--tls-verify-peer"];
+        let Some(server) = nbdkit(versions, &args) else { return };
+        assert_used(server.endpoint(), &uri(server.endpoint(), &certificates));
+    }
+}
+
+#[test]
+fn nbdkit_with_a_shared_key() {
+    let certificates = Certificates::new();
+    let file = format!("--tls-psk={}", certificates.keys());
+    for versions in VERSIONS {
+        let Some(server) = nbdkit(versions, &["--tls=require", &file]) else { return };
+        assert_used(server.endpoint(), &uri_with_key(server.endpoint(), &certificates));
+    }
+}
+
+#[test]
+fn qemu_nbd_with_certificates_on_both_sides() {
+    let certificates = Certificates::new();
+    let folder = certificates.path();
+    let object = format!("tls-creds-x509,id=t,endpoint=server,dir={folder},verify-peer=on");
+    for versions in VERSIONS {
+        let Some(server) = qemu_nbd(versions, &certificates, &object) else { return };
+        assert_used(server.endpoint(), &uri(server.endpoint(), &certificates));
+    }
+}
+
+#[test]
+fn qemu_nbd_with_a_shared_key() {
+    let certificates = Certificates::new();
+    let object = format!("tls-creds-psk,id=t,endpoint=server,dir={}", certificates.path());
+    for versions in VERSIONS {
+        let Some(server) = qemu_nbd(versions, &certificates, &object) else { return };
+        assert_used(server.endpoint(), &uri_with_key(server.endpoint(), &certificates));
+    }
+}
+
+#[test]
+fn nbd_server_with_certificates() {
+    let Some(peer) = require("nbd-server") else { return };
+    let certificates = Certificates::new();
+    let image = certificates.file("image");
+    fs::write(&image, vec![0; MIB as usize]).expect("the folder is ours");
+    let folder = certificates.path();
+    let config = format!(
+        "certfile = {folder}/server-cert.pem\nkeyfile = {folder}/server-key.pem\n\
+         cacertfile = {folder}/ca-cert.pem\n[disk]\nexportname = {}\nflush = true\nforce_tls = true\n",
+        image.display()
+    );
+    let server = PeerServer::nbd_server(&peer, &config);
+    let parameters = [("tls-certificates", folder), ("tls-hostname", "localhost")];
+    let uri = server.endpoint().tls_uri(None, "disk", &parameters);
+    let told = nbd(&["info", &uri]).success();
+    assert!(told.contains("with TLS"), "{told}");
+    libraries::write_and_read(&uri, &nbd_engine::client::ClientConfig::new());
+}
+
+/// The bad cases: each ends with an error that says what is wrong.
+#[test]
+fn servers_that_cannot_be_trusted_are_refused_with_the_reason() {
+    let good = Certificates::new();
+    let folder =
+        |certificates: &Certificates| format!("--tls-certificates={}", certificates.path());
+    let serve = |certificates: &Certificates| {
+        nbdkit(Versions::New, &["--tls=require", &folder(certificates)])
+    };
+    let info = |uri: &str| nbd(&["info", uri]).failure();
+
+    let Some(server) = serve(&good) else { return };
+    let other = Certificates::new();
+    let told = info(&uri(server.endpoint(), &other));
+    assert!(told.contains("UnknownIssuer") && told.contains("authority"), "{told}");
+    let parameters = [("tls-certificates", good.path()), ("tls-hostname", "other.example")];
+    let told = info(&server.endpoint().tls_uri(None, "", &parameters));
+    assert!(told.contains("other.example"), "{told}");
+    // Unless it is told to trust anybody.
+    let insecure = [&parameters[..], &[("tls-verify-peer", "0")]].concat();
+    nbd(&["info", &server.endpoint().tls_uri(None, "", &insecure)]).success();
+
+    let copy = |change: &dyn Fn(&Certificates)| {
+        let copy = Certificates::new();
+        for name in ["ca-cert.pem", "ca-key.pem"] {
+            copy.write(name, &fs::read_to_string(good.file(name)).expect("it was made"));
+        }
+        change(&copy);
+        copy
+    };
+    let expired = copy(&|copy| {
+        copy.reissue(Side::Server, |server| server.not_after = date_time_ymd(2020, 1, 1));
+    });
+    let Some(server) = serve(&expired) else { return };
+    let told = info(&uri(server.endpoint(), &good));
+    assert!(told.contains("expired"), "{told}");
+
+    let misused = copy(&|copy| {
+        copy.reissue(Side::Server, |server| {
+            server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        });
+    });
+    let Some(server) = serve(&misused) else { return };
+    let told = info(&uri(server.endpoint(), &good));
+    assert!(told.contains("extended key usage"), "{told}");
+
+    let args = ["--tls=require", &folder(&good), "--tls-verify-peer"];
+    let Some(server) = nbdkit(Versions::New, &args) else { return };
+    let nobody = copy(&|copy| {
+        for name in ["client-cert.pem", "client-key.pem"] {
+            fs::remove_file(copy.file(name)).expect("it was made");
+        }
+    });
+    info(&uri(server.endpoint(), &nobody));
+
+    let Some(server) = nbdkit(Versions::Obsolete, &["--tls=require", &folder(&good)]) else {
+        return;
+    };
+    info(&uri(server.endpoint(), &good));
+}
+
+#[test]
+fn wrong_keys_and_unknown_users_are_refused() {
+    let (certificates, other) = (Certificates::new(), Certificates::new());
+    let file = format!("--tls-psk={}", certificates.keys());
+    let stranger = other.file("stranger");
+    let stranger = stranger.to_str().expect("plain");
+    nbd(&["psk", stranger, "eve"]).success();
+    for versions in VERSIONS {
+        let Some(server) = nbdkit(versions, &["--tls=require", &file]) else { return };
+        nbd(&["info", &uri_with_key(server.endpoint(), &other)]).failure();
+        let parameters = [("tls-psk-file", stranger)];
+        nbd(&["info", &server.endpoint().tls_uri(Some("eve"), "", &parameters)]).failure();
+    }
+}
+
+/// C-TLS-21, C-TLS-22: with a server that has no TLS, `nbds` fails and a preference does not.
+#[test]
+fn a_server_without_tls_gets_no_client_that_requires_it() {
+    let certificates = Certificates::new();
+    let Some(server) = nbdkit(Versions::New, &["--tls=off"]) else { return };
+    let told = nbd(&["info", &uri(server.endpoint(), &certificates)]).failure();
+    assert!(told.contains("TLS"), "{told}");
+    let config = libraries::preferring(certificates.path());
+    let plain = server.endpoint().uri("").parse().expect("a URI");
+    let client = nbd_blocking::Client::connect_with(&plain, &config).expect("it may be plain");
+    assert!(!client.export().is_tls());
+    client.disconnect();
+}
+
+#[test]
+fn a_preference_is_enough_for_servers_that_can_and_those_that_must() {
+    let certificates = Certificates::new();
+    let folder = format!("--tls-certificates={}", certificates.path());
+    let config = libraries::preferring(certificates.path());
+    for mode in ["--tls=on", "--tls=require"] {
+        let Some(server) = nbdkit(Versions::New, &[mode, &folder]) else { return };
+        libraries::write_and_read(&server.endpoint().uri(""), &config);
+    }
+}
+
+#[test]
+fn all_libraries_reach_all_of_our_servers_over_tcp() {
+    let certificates = Certificates::new();
+    let args = ["--tls", "require", "--tls-verify-peer", "--tls-certificates"];
+    for runtime in [Runtime::Blocking, Runtime::Tokio, Runtime::AsyncStd] {
+        let setup = Setup { runtime, transport: Transport::Tcp };
+        let server = setup.serve().args(args).args([certificates.path(), "memory:1M"]).start();
+        let uri = uri(server.endpoint(), &certificates);
+        libraries::write_and_read(&uri, &nbd_engine::client::ClientConfig::new());
+    }
+}
+
+#[test]
+fn our_copy_goes_through_tls_on_both_sides() {
+    let certificates = Certificates::new();
+    let setup = Setup { runtime: Runtime::Tokio, transport: Transport::Unix };
+    let args = ["--tls", "require", "--tls-certificates", certificates.path()];
+    let image = certificates.file("image");
+    let bytes = nbd_testkit::Pattern(9).bytes(0, 4 << 20);
+    fs::write(&image, &bytes).expect("the folder is ours");
+    let image = image.to_str().expect("plain");
+    let [from, to] =
+        [image, "memory:4M"].map(|backend| setup.serve().args(args).arg(backend).start());
+    let folder = ["--tls-certificates", certificates.path(), "--tls-hostname", "localhost"];
+    let [from, to] = [&from, &to].map(|server| server.endpoint().tls_uri(None, "", &[]));
+    nbd(&[&["copy"], &folder[..], &[&from, &to]].concat()).success();
+    let back = certificates.file("back");
+    nbd(&[&["copy"], &folder[..], &[&to, back.to_str().expect("plain")]].concat()).success();
+    assert!(fs::read(back).expect("it was written") == bytes);
+}

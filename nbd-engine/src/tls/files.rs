@@ -1,0 +1,118 @@
+//! Certificates and keys from files, checked as far as that is possible without a peer.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::TlsError;
+
+const CERTIFICATE: &str = "certificate";
+const KEY: &str = "private key";
+
+fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    let unreadable = |source| TlsError::Unreadable { what, path: path.to_owned(), source };
+    fs::read(path).map_err(unreadable)
+}
+
+/// All certificates of a file, the first of which must be valid now.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let malformed =
+        |reason: String| TlsError::Malformed { what: CERTIFICATE, path: path.to_owned(), reason };
+    let pem = read(CERTIFICATE, path)?;
+    let found = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| malformed(error.to_string()))?;
+    let first = found
+        .first()
+        .ok_or_else(|| TlsError::Empty { what: CERTIFICATE, path: path.to_owned() })?;
+    let (_, certificate) =
+        X509Certificate::from_der(first).map_err(|error| malformed(error.to_string()))?;
+    let validity = certificate.validity();
+    let now = x509_parser::time::ASN1Time::now();
+    if now > validity.not_after {
+        let end = validity.not_after.to_string();
+        return Err(TlsError::Expired { path: path.to_owned(), end });
+    }
+    if now < validity.not_before {
+        let start = validity.not_before.to_string();
+        return Err(TlsError::NotYetValid { path: path.to_owned(), start });
+    }
+    Ok(found)
+}
+
+/// A private key that not everybody can read.
+fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let pem = read(KEY, path)?;
+    let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
+    if mode & 0o004 != 0 {
+        return Err(TlsError::KeyIsPublic(path.to_owned()));
+    }
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
+        rustls::pki_types::pem::Error::NoItemsFound => {
+            TlsError::Empty { what: KEY, path: path.to_owned() }
+        }
+        error => {
+            TlsError::Malformed { what: KEY, path: path.to_owned(), reason: error.to_string() }
+        }
+    })
+}
+
+/// A certificate with its key, and with those that lead to an authority.
+pub(super) fn identity(
+    provider: &CryptoProvider,
+    certificate_path: &Path,
+    key_path: &Path,
+) -> Result<Arc<CertifiedKey>, TlsError> {
+    let chain = certificates(certificate_path)?;
+    let signing_key = provider.key_provider.load_private_key(key(key_path)?);
+    let signing_key = signing_key.map_err(|error| TlsError::Malformed {
+        what: KEY,
+        path: key_path.to_owned(),
+        reason: error.to_string(),
+    })?;
+    let certified = CertifiedKey::new(chain, signing_key);
+    match certified.keys_match() {
+        Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
+            Err(TlsError::KeyMismatch {
+                key: key_path.to_owned(),
+                certificate: certificate_path.to_owned(),
+            })
+        }
+        // Not every kind of key can tell its public part.
+        Ok(()) | Err(_) => Ok(Arc::new(certified)),
+    }
+}
+
+/// The authorities of a file.
+pub(super) fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|error| TlsError::Malformed {
+            what: CERTIFICATE,
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+    }
+    Ok(roots)
+}
+
+/// The authorities that this system trusts.
+pub(super) fn system_authorities() -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(roots) }
+}
+
+/// Whether a file is there; an error other than that it is not counts as yes, to be reported when it is read.
+pub(super) fn exists(path: &Path) -> bool {
+    !matches!(fs::metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound)
+}

@@ -1,0 +1,129 @@
+//! What a TLS stream asks of a TLS implementation: records in and out of buffers, without I/O.
+
+use std::io;
+
+use crate::export::TlsIdentity;
+
+/// One side of a TLS connection, by whatever implementation.
+pub(crate) trait Records: Send {
+    /// Processes the ciphertext in `input`, from where the last call stopped consuming. Gives decrypted data to
+    /// `plaintext`, and appends what has to be sent in answer to `output`. Returns how many bytes at the front of `input`
+    /// were consumed; what remains is a part of a record, to be passed again with more behind it.
+    ///
+    /// # Errors
+    /// When the peer breaks TLS or can't be trusted. An alert that tells the peer so may stand in `output`.
+    fn process(
+        &mut self,
+        input: &mut [u8],
+        output: &mut Ciphertext,
+        plaintext: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<usize>;
+
+    /// Encrypts `data`, of which there are at most [`MAX_PLAINTEXT`] bytes, to `output`. `rest` is what the last call of
+    /// [`process`](Self::process) left.
+    ///
+    /// # Errors
+    /// When nothing can be encrypted: before the end of the handshake, after the end of the connection.
+    fn encrypt(&mut self, rest: &mut [u8], data: &[u8], output: &mut Ciphertext) -> io::Result<()>;
+
+    /// Appends the message that ends the connection in order.
+    ///
+    /// # Errors
+    /// As [`encrypt`](Self::encrypt).
+    fn close_notify(&mut self, rest: &mut [u8], output: &mut Ciphertext) -> io::Result<()>;
+
+    /// Whether the handshake has not finished yet.
+    fn is_handshaking(&self) -> bool;
+
+    /// Whether the peer ended the connection in order.
+    fn is_closed_by_peer(&self) -> bool;
+
+    /// Who the peer is, if it showed that.
+    fn peer_identity(&self) -> Option<TlsIdentity>;
+
+    /// The version and the cipher suite, for the log.
+    fn description(&self) -> String;
+}
+
+/// The longest plaintext of a record (RFC 8446, section 5.1).
+pub(crate) const MAX_PLAINTEXT: usize = 16 << 10;
+
+/// Room that a record needs beside its plaintext, whatever the cipher.
+pub(crate) const MAX_OVERHEAD: usize = 256;
+
+/// Ciphertext that waits to be sent. Its memory is initialised once and used again.
+#[derive(Debug, Default)]
+pub(crate) struct Ciphertext {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Ciphertext {
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    pub(crate) fn unsent(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// `count` bytes were sent.
+    pub(crate) fn sent(&mut self, count: usize) {
+        self.start = (self.start + count).min(self.end);
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// At least `length` bytes to be filled. Say by [`filled`](Self::filled) how many were.
+    pub(crate) fn spare(&mut self, length: usize) -> &mut [u8] {
+        if self.buffer.len() - self.end < length {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+            if self.buffer.len() - self.end < length {
+                self.buffer.resize(self.end + length, 0);
+            }
+        }
+        &mut self.buffer[self.end..]
+    }
+
+    /// The first `count` bytes of the spare room were filled.
+    pub(crate) fn filled(&mut self, count: usize) {
+        self.end = (self.end + count).min(self.buffer.len());
+    }
+
+    /// Gives memory back that an idle connection does not need.
+    pub(crate) fn shrink(&mut self) {
+        if self.is_empty() {
+            self.buffer = Vec::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_appended_comes_out_in_order_whatever_is_sent_at_once() {
+        for step in 1..40 {
+            let mut queue = Ciphertext::default();
+            let (mut put, mut got) = (0_u8, Vec::new());
+            while got.len() < 200 {
+                if put < 200 {
+                    let spare = queue.spare(7);
+                    for (offset, byte) in spare[..7].iter_mut().enumerate() {
+                        *byte = put + offset as u8;
+                    }
+                    queue.filled(7);
+                    put += 7;
+                }
+                let count = queue.unsent().len().min(step);
+                got.extend_from_slice(&queue.unsent()[..count]);
+                queue.sent(count);
+            }
+            assert!(got.iter().enumerate().all(|(at, byte)| at == usize::from(*byte)));
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Records by rustls, through its interface without I/O.
+
+use std::io;
+
+use rustls::client::UnbufferedClientConnection;
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
+    WriteTraffic,
+};
+use rustls::{AlertDescription, CertificateError};
+
+use super::identity::identity;
+use super::records::{Ciphertext, MAX_OVERHEAD, Records};
+use crate::export::TlsIdentity;
+
+/// One of the two sides, and what is remembered of it.
+pub(crate) struct RustlsRecords<C> {
+    connection: C,
+    closed_by_peer: bool,
+}
+
+impl<C> RustlsRecords<C> {
+    pub(crate) const fn new(connection: C) -> Self {
+        Self { connection, closed_by_peer: false }
+    }
+}
+
+/// What a step of rustls leads to.
+enum Next {
+    /// There may be more in the input.
+    Again,
+    /// Nothing more can be done without more input.
+    NeedsInput,
+}
+
+/// Acts on one state.
+fn act<Data>(
+    state: ConnectionState<'_, '_, Data>,
+    output: &mut Ciphertext,
+    plaintext: &mut dyn FnMut(&[u8]),
+    closed_by_peer: &mut bool,
+) -> io::Result<Next> {
+    match state {
+        ConnectionState::ReadTraffic(mut traffic) => {
+            while let Some(record) = traffic.next_record() {
+                plaintext(record.map_err(invalid)?.payload);
+            }
+            Ok(Next::Again)
+        }
+        ConnectionState::EncodeTlsData(mut data) => {
+            let mut length = 1;
+            loop {
+                match data.encode(output.spare(length)) {
+                    Ok(count) => {
+                        output.filled(count);
+                        return Ok(Next::Again);
+                    }
+                    Err(EncodeError::InsufficientSize(size)) => length = size.required_size,
+                    Err(error) => return Err(io::Error::other(error)),
+                }
+            }
+        }
+        // What was encoded stands in `output`, which is sent in order and once.
+        ConnectionState::TransmitTlsData(data) => {
+            data.done();
+            Ok(Next::Again)
+        }
+        ConnectionState::PeerClosed => {
+            *closed_by_peer = true;
+            Ok(Next::Again)
+        }
+        ConnectionState::Closed => {
+            *closed_by_peer = true;
+            Ok(Next::NeedsInput)
+        }
+        ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => {
+            Ok(Next::NeedsInput)
+        }
+        // Early data is never offered.
+        _ => Err(io::Error::other("TLS is in a state that it can't be in")),
+    }
+}
+
+fn invalid(error: rustls::Error) -> io::Error {
+    let remedy = match &error {
+        // The latter for another authority of the same name.
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => "; name the file with the certificate of the authority that issued it",
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "; reach the peer by a name that its certificate has, or say which name to expect",
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => "; the peer has to renew its certificate, unless this machine's clock is wrong",
+        rustls::Error::NoCertificatesPresented => "; the peer has to show a certificate",
+        rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            "; the peer wants a certificate of this side"
+        }
+        _ => "",
+    };
+    io::Error::new(io::ErrorKind::InvalidData, format!("{error}{remedy}"))
+}
+
+/// Runs `encode` with ever more room, up to what it says that it needs.
+fn encode<Data>(
+    traffic: &mut WriteTraffic<'_, Data>,
+    output: &mut Ciphertext,
+    length: usize,
+    mut encode: impl FnMut(&mut WriteTraffic<'_, Data>, &mut [u8]) -> Result<usize, EncryptError>,
+) -> io::Result<()> {
+    let mut room = length;
+    loop {
+        match encode(traffic, output.spare(room)) {
+            Ok(count) => {
+                output.filled(count);
+                return Ok(());
+            }
+            Err(EncryptError::InsufficientSize(InsufficientSizeError { required_size }))
+                if required_size > room =>
+            {
+                room = required_size;
+            }
+            Err(error) => return Err(io::Error::other(error)),
+        }
+    }
+}
+
+macro_rules! records {
+    ($connection:ty) => {
+        impl Records for RustlsRecords<$connection> {
+            fn process(
+                &mut self,
+                input: &mut [u8],
+                output: &mut Ciphertext,
+                plaintext: &mut dyn FnMut(&[u8]),
+            ) -> io::Result<usize> {
+                let mut consumed = 0;
+                loop {
+                    let UnbufferedStatus { discard, state, .. } =
+                        self.connection.process_tls_records(&mut input[consumed..]);
+                    let closed = &mut self.closed_by_peer;
+                    let next = match state {
+                        Ok(state) => act(state, output, plaintext, closed)?,
+                        Err(error) => {
+                            // The alert that rustls has queued comes first, before it looks at the input. It must
+                            // not look at it: it has failed, and a shorter one is not what it remembers.
+                            let input = &mut input[consumed + discard..];
+                            let alert = self.connection.process_tls_records(input).state;
+                            if let Ok(state @ ConnectionState::EncodeTlsData(_)) = alert {
+                                act(state, output, plaintext, closed)?;
+                            }
+                            return Err(invalid(error));
+                        }
+                    };
+                    consumed += discard;
+                    match next {
+                        Next::Again => {}
+                        Next::NeedsInput => return Ok(consumed),
+                    }
+                }
+            }
+
+            fn encrypt(
+                &mut self,
+                rest: &mut [u8],
+                data: &[u8],
+                output: &mut Ciphertext,
+            ) -> io::Result<()> {
+                let status = self.connection.process_tls_records(rest);
+                match status.state.map_err(invalid)? {
+                    ConnectionState::WriteTraffic(mut traffic) => {
+                        encode(&mut traffic, output, data.len() + MAX_OVERHEAD, |traffic, room| {
+                            traffic.encrypt(data, room)
+                        })
+                    }
+                    _ => Err(io::ErrorKind::NotConnected.into()),
+                }
+            }
+
+            fn close_notify(&mut self, rest: &mut [u8], output: &mut Ciphertext) -> io::Result<()> {
+                let status = self.connection.process_tls_records(rest);
+                match status.state.map_err(invalid)? {
+                    ConnectionState::WriteTraffic(mut traffic) => {
+                        encode(&mut traffic, output, MAX_OVERHEAD, |traffic, room| {
+                            traffic.queue_close_notify(room)
+                        })
+                    }
+                    _ => Err(io::ErrorKind::NotConnected.into()),
+                }
+            }
+
+            fn is_handshaking(&self) -> bool {
+                self.connection.is_handshaking()
+            }
+
+            fn is_closed_by_peer(&self) -> bool {
+                self.closed_by_peer
+            }
+
+            fn peer_identity(&self) -> Option<TlsIdentity> {
+                self.connection.peer_certificates().map(identity)
+            }
+
+            fn description(&self) -> String {
+                let suite = self.connection.negotiated_cipher_suite();
+                match (self.connection.protocol_version(), suite) {
+                    (Some(version), Some(suite)) => {
+                        let version = version.as_str().unwrap_or_default().replace('_', ".");
+                        let suite = suite.suite();
+                        format!("{version} {}", suite.as_str().unwrap_or_default())
+                    }
+                    _ => String::new(),
+                }
+            }
+        }
+    };
+}
+
+records!(UnbufferedServerConnection);
+records!(UnbufferedClientConnection);

@@ -1,0 +1,399 @@
+//! A byte stream inside of another one, encrypted.
+
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker, ready};
+use std::io::{self, IoSlice, IoSliceMut};
+
+use futures_io::{AsyncRead, AsyncWrite};
+
+use super::records::{Ciphertext, MAX_PLAINTEXT, Records};
+use crate::export::TlsIdentity;
+use crate::transport::Transport;
+
+/// Ciphertext that one call of the transport may bring: several records of a busy peer.
+const INCOMING: usize = 64 << 10;
+
+/// The least that holds any record.
+const SMALLEST_INCOMING: usize = MAX_PLAINTEXT + 2048;
+
+/// Plaintext that is encrypted ahead of a transport that takes no more at the moment.
+const AHEAD: usize = 128 << 10;
+
+/// A stream whose bytes travel as TLS records over `transport`.
+///
+/// Reading and writing drive the handshake where it has not finished; [`poll_handshake`](Self::poll_handshake) drives
+/// nothing else, and its caller sets the deadline. Closing sends `close_notify` before the transport is closed. A peer that
+/// closes without one has cut the stream off: that is an error, never an end.
+pub(crate) struct TlsStream<T> {
+    transport: T,
+    records: Box<dyn Records>,
+    incoming: Incoming,
+    /// Decrypted bytes that nobody had room for, and how many of them were taken since.
+    plaintext: Vec<u8>,
+    taken: usize,
+    outgoing: Ciphertext,
+    /// Small slices that together make a record.
+    collected: Vec<u8>,
+    /// The first error; everything fails with it from then on.
+    failure: Option<Failure>,
+    close_notified: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Failure {
+    kind: io::ErrorKind,
+    text: String,
+}
+
+impl Failure {
+    fn error(&self) -> io::Error {
+        io::Error::new(self.kind, self.text.clone())
+    }
+}
+
+/// Ciphertext as it arrives. Records are decrypted in place.
+#[derive(Debug, Default)]
+struct Incoming {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Incoming {
+    fn rest(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.start..self.end]
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.start += count;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Room for more. A part of a record that is there moves to the front, so that the whole one fits.
+    fn spare(&mut self) -> &mut [u8] {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let filled = self.end == self.buffer.len();
+        if filled && self.buffer.len() < INCOMING {
+            let length = (self.buffer.len() * 2).clamp(SMALLEST_INCOMING, INCOMING);
+            self.buffer.resize(length, 0);
+        }
+        &mut self.buffer[self.end..]
+    }
+}
+
+/// Copies plaintext to slices, and what does not fit behind them to a vector.
+struct Scatter<'a, 'b> {
+    slices: &'a mut [IoSliceMut<'b>],
+    index: usize,
+    offset: usize,
+    copied: usize,
+}
+
+impl<'a, 'b> Scatter<'a, 'b> {
+    fn new(slices: &'a mut [IoSliceMut<'b>]) -> Self {
+        Self { slices, index: 0, offset: 0, copied: 0 }
+    }
+
+    /// Copies as much as fits; returns the rest.
+    fn put<'d>(&mut self, mut data: &'d [u8]) -> &'d [u8] {
+        while let Some(slice) = self.slices.get_mut(self.index)
+            && !data.is_empty()
+        {
+            let room = &mut slice[self.offset..];
+            let count = room.len().min(data.len());
+            room[..count].copy_from_slice(&data[..count]);
+            data = &data[count..];
+            self.offset += count;
+            self.copied += count;
+            if self.offset == slice.len() {
+                (self.index, self.offset) = (self.index + 1, 0);
+            }
+        }
+        data
+    }
+}
+
+impl<T: Transport> TlsStream<T> {
+    pub(crate) fn new(transport: T, records: Box<dyn Records>) -> Self {
+        Self {
+            transport,
+            records,
+            incoming: Incoming::default(),
+            plaintext: Vec::new(),
+            taken: 0,
+            outgoing: Ciphertext::default(),
+            collected: Vec::new(),
+            failure: None,
+            close_notified: false,
+        }
+    }
+
+    /// Ready when both sides have finished the handshake as far as they wait for each other, and everything of it is sent.
+    ///
+    /// # Errors
+    /// When the peer can't be trusted or breaks TLS; the peer is sent an alert first, if the transport takes it at once.
+    pub(crate) fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            self.check()?;
+            if let Err(error) = self.process(&mut []) {
+                return Poll::Ready(Err(self.fail(cx, &error)));
+            }
+            ready!(self.poll_send(cx))?;
+            if !self.records.is_handshaking() {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_receive(cx))?;
+        }
+    }
+
+    /// Who the peer is, once the handshake has finished and if it showed that.
+    pub(crate) fn peer_identity(&self) -> Option<TlsIdentity> {
+        self.records.peer_identity()
+    }
+
+    /// The version and the cipher suite, once the handshake has finished.
+    pub(crate) fn description(&self) -> String {
+        self.records.description()
+    }
+
+    /// Gives memory back that an idle connection does not need.
+    pub(crate) fn shrink(&mut self) {
+        self.outgoing.shrink();
+        self.collected = Vec::new();
+        if self.taken == self.plaintext.len() {
+            (self.plaintext, self.taken) = (Vec::new(), 0);
+        }
+        if self.incoming.start == self.incoming.end {
+            self.incoming = Incoming::default();
+        }
+    }
+
+    /// Closes the transport without a word, as a cut does.
+    #[cfg(test)]
+    pub(super) fn close_transport(&mut self) {
+        let _closed =
+            Pin::new(&mut self.transport).poll_close(&mut Context::from_waker(Waker::noop()));
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.failure.as_ref().map_or(Ok(()), |failure| Err(failure.error()))
+    }
+
+    /// Remembers the error, and sends the alert that may be queued if that is possible at once.
+    fn fail(&mut self, cx: &mut Context<'_>, error: &io::Error) -> io::Error {
+        let failure = Failure { kind: error.kind(), text: format!("TLS: {error}") };
+        let _best_effort = self.poll_send(cx);
+        let error = failure.error();
+        self.failure = Some(failure);
+        error
+    }
+
+    /// Plaintext that was decrypted earlier.
+    fn take_plaintext(&mut self, slices: &mut [IoSliceMut<'_>]) -> Option<usize> {
+        let left = self.plaintext.get(self.taken..).filter(|left| !left.is_empty())?;
+        let mut scatter = Scatter::new(slices);
+        scatter.put(left);
+        self.taken += scatter.copied;
+        if self.taken == self.plaintext.len() {
+            self.plaintext.clear();
+            self.taken = 0;
+        }
+        Some(scatter.copied)
+    }
+
+    /// Decrypts what has arrived to `slices`; gives how many bytes that were.
+    fn process(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let mut scatter = Scatter::new(slices);
+        let plaintext = &mut self.plaintext;
+        let consumed =
+            self.records.process(self.incoming.rest(), &mut self.outgoing, &mut |data| {
+                let rest = scatter.put(data);
+                plaintext.extend_from_slice(rest);
+            })?;
+        self.incoming.consume(consumed);
+        Ok(scatter.copied)
+    }
+
+    /// Receives more ciphertext.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let spare = self.incoming.spare();
+        if spare.is_empty() {
+            let error = io::Error::new(io::ErrorKind::InvalidData, "a record is too long");
+            return Poll::Ready(Err(self.fail(cx, &error)));
+        }
+        let count = ready!(Pin::new(&mut self.transport).poll_read(cx, spare))?;
+        if count == 0 {
+            let text = "the peer cut the connection off without close_notify";
+            let error = io::Error::new(io::ErrorKind::UnexpectedEof, text);
+            return Poll::Ready(Err(self.fail(cx, &error)));
+        }
+        self.incoming.end += count;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends ciphertext. Ready when all is sent.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.is_empty() {
+            let slices = [IoSlice::new(self.outgoing.unsent())];
+            let count = ready!(Pin::new(&mut self.transport).poll_write_vectored(cx, &slices))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.outgoing.sent(count);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Encrypts from the front of `slices` what makes full records, or all if there is less; gives how much that was.
+    fn encrypt(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut encrypted = 0;
+        self.collected.clear();
+        for slice in slices {
+            let mut slice = &slice[..];
+            while !slice.is_empty() {
+                if encrypted + self.collected.len() >= AHEAD {
+                    return Ok(encrypted + self.encrypt_collected()?);
+                }
+                if self.collected.is_empty() && slice.len() >= MAX_PLAINTEXT {
+                    let (record, rest) = slice.split_at(MAX_PLAINTEXT);
+                    self.records.encrypt(self.incoming.rest(), record, &mut self.outgoing)?;
+                    encrypted += record.len();
+                    slice = rest;
+                    continue;
+                }
+                let count = slice.len().min(MAX_PLAINTEXT - self.collected.len());
+                let (head, rest) = slice.split_at(count);
+                self.collected.extend_from_slice(head);
+                slice = rest;
+                if self.collected.len() == MAX_PLAINTEXT {
+                    encrypted += self.encrypt_collected()?;
+                }
+            }
+        }
+        Ok(encrypted + self.encrypt_collected()?)
+    }
+
+    fn encrypt_collected(&mut self) -> io::Result<usize> {
+        let length = self.collected.len();
+        if length > 0 {
+            let (rest, output) = (self.incoming.rest(), &mut self.outgoing);
+            self.records.encrypt(rest, &self.collected, output)?;
+            self.collected.clear();
+        }
+        Ok(length)
+    }
+}
+
+impl<T: Transport> AsyncRead for TlsStream<T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_read_vectored(cx, &mut [IoSliceMut::new(buffer)])
+    }
+
+    fn poll_read_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if slices.iter().all(|slice| slice.is_empty()) {
+            return Poll::Ready(Ok(0));
+        }
+        if let Some(copied) = this.take_plaintext(slices) {
+            return Poll::Ready(Ok(copied));
+        }
+        loop {
+            this.check()?;
+            let copied = match this.process(slices) {
+                Ok(copied) => copied,
+                Err(error) => return Poll::Ready(Err(this.fail(cx, &error))),
+            };
+            // Answers of TLS itself. A transport that takes none of them is no reason not to read.
+            if let Poll::Ready(Err(error)) = this.poll_send(cx) {
+                return Poll::Ready(Err(error));
+            }
+            if copied > 0 || this.records.is_closed_by_peer() {
+                return Poll::Ready(Ok(copied));
+            }
+            ready!(this.poll_receive(cx))?;
+        }
+    }
+}
+
+impl<T: Transport> AsyncWrite for TlsStream<T> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.check()?;
+        if this.outgoing.unsent().len() >= AHEAD / 2 {
+            ready!(this.poll_send(cx))?;
+        }
+        let count = match this.encrypt(slices) {
+            Ok(count) => count,
+            Err(error) => return Poll::Ready(Err(this.fail(cx, &error))),
+        };
+        match this.poll_send(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            _ => Poll::Ready(Ok(count)),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.transport).poll_flush(cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.close_notified && this.failure.is_none() {
+            this.close_notified = true;
+            let (rest, output) = (this.incoming.rest(), &mut this.outgoing);
+            // Before the end of the handshake there is nothing to end in order.
+            let _handshaking = this.records.close_notify(rest, output);
+        }
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.transport).poll_close(cx)
+    }
+}
+
+impl<T: Transport> Transport for TlsStream<T> {
+    fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
+        let slices = &mut [IoSliceMut::new(buffer)];
+        if let Some(copied) = self.take_plaintext(slices) {
+            return Ok(copied);
+        }
+        let count = self.transport.try_read(self.incoming.spare())?;
+        // The end of the stream is for `poll_read`, which finds it again.
+        self.incoming.end += count;
+        match self.process(slices) {
+            Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
+            Ok(copied) => Ok(copied),
+            Err(error) => Err(self.fail(&mut Context::from_waker(Waker::noop()), &error)),
+        }
+    }
+
+    fn is_peer_gone(&self) -> bool {
+        self.transport.is_peer_gone()
+    }
+}
