@@ -80,7 +80,7 @@ mod tests {
         let addresses = [LocalAddr::Tcp("127.0.0.1:1".parse().unwrap())];
         let hint = |names: &[&str]| {
             let names = names.iter().map(|name| (*name).to_owned()).collect();
-            Announcement { names, printed: true }.hint(&addresses)
+            Announcement { names, printed: true, in_tls: false }.hint(&addresses)
         };
         let try_this = hint(&["disk"]);
         assert!(try_this.starts_with("Try") && try_this.contains("nbdinfo 'nbd://127.0.0.1:1/'"));
