@@ -172,8 +172,8 @@ fn a_socket_may_have_a_path_of_any_length() {
     let gone = long.join("socket").display().to_string();
     failed(&run(Command::new(nbd_binary()).args(["info", &uri]), SOON), &gone);
     for (socket, says) in [
-        (format!("{}/{}", long.display(), "z".repeat(120)), "107 bytes at most: use a shorter one"),
-        (format!("%00{}", "z".repeat(120)), "107 bytes at most: use a shorter one"),
+        (format!("{}/{}", long.display(), "z".repeat(120)), "at most 107 bytes, and this one has"),
+        (format!("%00{}", "z".repeat(120)), "at most 107 bytes, and this one has 120"),
         ("%00no-such-name".into(), "check the name"),
         ("no-such-path".into(), "./no-such-path: No such file"),
         (gone, "no server listens on the socket any more"),

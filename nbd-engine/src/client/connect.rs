@@ -3,16 +3,19 @@
 use core::future::poll_fn;
 use core::task::Poll;
 use core::time::Duration;
+use std::ffi::OsStr;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(target_os = "linux")]
 use {
     rustix::fs::{Mode, OFlags},
-    std::{ffi::OsStr, os::fd::AsRawFd, os::unix::ffi::OsStrExt, path::Path},
+    std::os::fd::AsRawFd,
 };
 
 use atomic_waker::AtomicWaker;
@@ -22,6 +25,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::timer::Timer;
 use super::{Client, ClientConfig, Connector, CurrentRuntime, Error, Negotiation, TransportFrom};
+use crate::net::check_socket_path;
 use crate::runtime::Runtime;
 use crate::transport::AnyTransport;
 
@@ -208,37 +212,47 @@ fn shown(socket: &[u8]) -> String {
     }
 }
 
-/// The longest path that an address has room for.
-const LONGEST_PATH: usize = 107;
-
 /// The address of a Unix socket, and the folder that has to stay open while it is used.
 fn unix_address(socket: &[u8]) -> io::Result<(SocketAddrUnix, Option<OwnedFd>)> {
-    let too_long = |what: &str| {
-        let text = format!("{what} has {LONGEST_PATH} bytes at most: use a shorter one");
-        io::Error::new(io::ErrorKind::InvalidInput, text)
-    };
-    match socket {
-        #[cfg(target_os = "linux")]
-        [0, name @ ..] => {
-            let address = SocketAddrUnix::new_abstract_name(name);
-            Ok((address.map_err(|_| too_long("an abstract name"))?, None))
-        }
-        path if path.len() <= LONGEST_PATH => Ok((SocketAddrUnix::new(path)?, None)),
-        #[cfg(target_os = "linux")]
-        path => {
-            // Through its folder's descriptor, whose path is short.
-            let path = Path::new(OsStr::from_bytes(path));
-            let name = path.file_name().unwrap_or_default();
-            let folder = path.parent().unwrap_or(path);
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let folder = rustix::fs::open(folder, flags, Mode::empty())?;
-            let descriptor = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
-            let address = SocketAddrUnix::new(descriptor.join(name));
-            Ok((address.map_err(|_| too_long("a socket's name"))?, Some(folder)))
-        }
-        #[cfg(not(target_os = "linux"))]
-        _ => Err(too_long("a socket's path")),
+    #[cfg(target_os = "linux")]
+    if let [0, name @ ..] = socket {
+        let too_long = |_| {
+            let text = format!(
+                "the name of an abstract socket has at most 107 bytes, and this one has {}; choose a shorter one",
+                name.len()
+            );
+            io::Error::new(io::ErrorKind::InvalidInput, text)
+        };
+        return Ok((SocketAddrUnix::new_abstract_name(name).map_err(too_long)?, None));
     }
+    let path = Path::new(OsStr::from_bytes(socket));
+    match check_socket_path(path) {
+        Ok(()) => Ok((SocketAddrUnix::new(path)?, None)),
+        Err(too_long) => through_its_folder(path, too_long),
+    }
+}
+
+/// The address of a socket whose path is too long, by its folder's descriptor, whose path is short.
+#[cfg(target_os = "linux")]
+fn through_its_folder(
+    path: &Path,
+    too_long: io::Error,
+) -> io::Result<(SocketAddrUnix, Option<OwnedFd>)> {
+    let name = path.file_name().unwrap_or_default();
+    let folder = path.parent().unwrap_or(path);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(folder, flags, Mode::empty())?;
+    let descriptor = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
+    let address = SocketAddrUnix::new(descriptor.join(name));
+    Ok((address.map_err(|_| too_long)?, Some(folder)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn through_its_folder(
+    _: &Path,
+    too_long: io::Error,
+) -> io::Result<(SocketAddrUnix, Option<OwnedFd>)> {
+    Err(too_long)
 }
 
 /// Connects to a Unix socket: a path, or an abstract name behind a NUL.
