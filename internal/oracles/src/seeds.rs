@@ -55,6 +55,7 @@ pub fn seeds(transcripts: &BTreeMap<String, Transcript>) -> Result<Vec<Seed>, St
         seeds.push(Seed { target: "uri", name, bytes: uri.as_bytes().to_vec() });
     }
     seeds.extend(pairs());
+    seeds.extend(upgrades());
     Ok(seeds)
 }
 
@@ -201,6 +202,30 @@ fn pairs() -> Vec<Seed> {
                 }
             }
             seeds.push(Seed { target: "pair", name: format!("mode-{mode}-sizes-{sizes}"), bytes });
+        }
+    }
+    seeds
+}
+
+/// Upgrades of both sides, in order and with plain text behind them.
+fn upgrades() -> Vec<Seed> {
+    let option = |code: u32| [&b"IHAVEOPT"[..], &code.to_be_bytes(), &[0; 4]].concat();
+    let reply = |code: u32, kind: u32| {
+        let magic = 0x0003_e889_0455_65a9_u64.to_be_bytes();
+        [&magic[..], &code.to_be_bytes(), &kind.to_be_bytes(), &[0; 4]].concat()
+    };
+    let (flags, greeting) = (vec![0, 0, 0, 3], b"NBDMAGICIHAVEOPT\0\x03".to_vec());
+    let (starttls, list, abort) = (5, 3, 2);
+    let of_client = [flags, option(starttls), option(list), option(abort)].concat();
+    let of_server = [greeting, reply(starttls, 1), reply(8, 1), reply(abort, 1)].concat();
+    let mut seeds = Vec::new();
+    for (side, stream) in [(0, of_client), (2, of_server)] {
+        for mode in [side, side | 1] {
+            for piece in [0, 1, 20] {
+                let name = format!("mode-{mode}-piece-{piece}");
+                let bytes = [&[mode, piece, 7][..], &stream].concat();
+                seeds.push(Seed { target: "tls_upgrade", name, bytes });
+            }
         }
     }
     seeds

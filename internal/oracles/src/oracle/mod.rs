@@ -5,6 +5,7 @@ mod options;
 mod pair;
 mod reparse;
 mod server;
+mod tls_upgrade;
 mod uri;
 mod whim;
 mod wire;
@@ -13,6 +14,7 @@ pub use client::client;
 pub use options::options;
 pub use pair::pair;
 pub use server::server;
+pub use tls_upgrade::tls_upgrade;
 pub use uri::uri;
 pub use wire::wire;
 
@@ -20,11 +22,12 @@ pub use wire::wire;
 pub type Oracle = fn(&[u8]);
 
 /// All oracles by name.
-pub const ALL: [(&str, Oracle); 6] = [
+pub const ALL: [(&str, Oracle); 7] = [
     ("wire", wire),
     ("options", options),
     ("server", server),
     ("client", client),
     ("uri", uri),
     ("pair", pair),
+    ("tls_upgrade", tls_upgrade),
 ];
