@@ -11,6 +11,7 @@ mod list;
 mod log;
 mod map;
 mod output;
+mod patient;
 mod quantity;
 mod resize;
 mod serve;

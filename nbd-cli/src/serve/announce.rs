@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use nbd_engine::net::LocalAddr;
 
 use crate::exit::Failure;
+use crate::patient::Patient;
 use crate::{descriptor, output};
 
 /// The URI that clients use for an export at an address.
@@ -38,11 +39,11 @@ impl Announcement {
         }
         let print = || {
             descriptor::check_stdout()?;
-            let mut out = io::stdout().lock();
+            let mut out = Patient(io::stdout().lock());
             for address in addresses {
                 writeln!(out, "{}", uri(address, ""))?;
             }
-            if out.is_terminal() {
+            if out.0.is_terminal() {
                 out.write_all(self.hint(addresses).as_bytes())?;
             }
             out.flush()
