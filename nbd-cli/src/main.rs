@@ -13,6 +13,7 @@ mod list;
 mod log;
 mod map;
 mod output;
+mod patient;
 #[cfg(feature = "tls")]
 mod psk;
 mod quantity;

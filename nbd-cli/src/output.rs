@@ -6,13 +6,15 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::descriptor;
 use crate::exit::Failure;
+use crate::patient::Patient;
+
+/// Standard output, in which writes wait for the reader even if the descriptor would not.
+pub(crate) type Out = BufWriter<Patient<StdoutLock<'static>>>;
 
 /// Has something written to standard output. A reader that leaves early, such as `head`, is no failure.
-pub(crate) fn write(
-    tell: impl FnOnce(&mut BufWriter<StdoutLock<'static>>) -> Result<(), Failed>,
-) -> Result<(), Failure> {
+pub(crate) fn write(tell: impl FnOnce(&mut Out) -> Result<(), Failed>) -> Result<(), Failure> {
     descriptor::check_stdout().map_err(cannot_write)?;
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(Patient(io::stdout().lock()));
     let told = tell(&mut out);
     // What was found before a failure is worth seeing.
     let flushed = out.flush().map_err(Failed::Output);

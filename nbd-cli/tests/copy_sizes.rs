@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use nbd_testkit::process::run;
 use nbd_testkit::server::{Runtime, Setup, Transport, nbd_binary};
-use support::{Folder, MIB, SOON, assert_same, copy, noise, read};
+use support::{Folder, MIB, SOON, assert_same, copy, noise, read, refused};
 
 /// Copies a file to a pipe, of which so many bytes are read before the file gets another size. What the copy says.
 #[track_caller]
@@ -65,6 +65,22 @@ fn files_whose_size_means_nothing_are_read_to_their_end() {
     let empty = folder.file("empty", b"");
     copy(&["--verify", &empty, &to]);
     assert_eq!(read(&to), b"");
+}
+
+#[test]
+fn a_file_that_has_less_than_its_size_says_did_not_become_shorter() {
+    // Its size is that of a page.
+    let path = "/sys/kernel/uevent_seqnum";
+    let Ok(bytes) = std::fs::read(path) else {
+        eprintln!("SKIPPED: a file with less than its size says, as there is no {path}");
+        return;
+    };
+    let folder = Folder::new();
+    let to = folder.text("to");
+    let said = refused(&[path, &to]);
+    let size = std::fs::metadata(path).unwrap().len();
+    let wanted = format!("only {} bytes could be read, though its size is {size}", bytes.len());
+    assert!(said.contains(&wanted), "{wanted} is not in: {said}");
 }
 
 #[test]

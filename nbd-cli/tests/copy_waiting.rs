@@ -85,6 +85,19 @@ fn whatever_is_waited_for_has_a_name() {
 }
 
 #[test]
+fn a_pipe_that_nobody_opens_is_named() {
+    let folder = Folder::new();
+    let pipe = folder.text("pipe");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &*pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let wait = format!("nbd: waiting for '{pipe}': nobody has opened its other end for ");
+    std::thread::scope(|scope| {
+        scope.spawn(|| copy_says(&["/dev/zero", &pipe], &[&wait]));
+    });
+    copy_says(&[&pipe, "null:"], &[&wait]);
+}
+
+#[test]
 fn a_terminal_is_told_without_being_asked_for() {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&terminal).unwrap();

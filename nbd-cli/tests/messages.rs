@@ -1,5 +1,6 @@
 //! What is said of command lines that can't work: the word at fault, and what would do.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -44,6 +45,71 @@ fn a_mistyped_uri_is_no_path() {
         assert!(finished.stderr.contains("is not one of nbd, nbds,"), "{}", finished.stderr);
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is made");
+}
+
+#[test]
+fn the_address_of_a_server_is_no_path_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let addresses = [
+        ("localhost:10809", "give nbd://localhost:10809 for a server, or ./localhost:10809 for"),
+        ("[::1]:1/a", "give nbd://[::1]:1/a for a server"),
+        ("nbd:localhost:1", "give nbd://localhost:1 for a server, or ./nbd:localhost:1 for"),
+        ("nbd:unix:/a", "give 'nbd+unix:///?socket=/a' for a server"),
+        ("nbds:a", "give nbd://HOST:PORT/EXPORT for a server, or ./nbds:a for a file"),
+        ("nbd+unix:/a", "for a server, or ./nbd+unix:/a for a file"),
+    ];
+    let copy = |from: &str, to: &str| {
+        let mut command = Command::new(nbd_binary());
+        command.args(["copy", from, to]).current_dir(folder.path());
+        run(&mut command, SOON)
+    };
+    for (address, says) in addresses {
+        for finished in [copy("/dev/null", address), copy(address, "null:")] {
+            assert_eq!(finished.status.code(), Some(64), "{address}: {}", finished.stderr);
+            assert!(finished.stderr.contains(says), "{says} is not in: {}", finished.stderr);
+        }
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is made");
+    // With the dot it is a file; what is there without it is one as well.
+    copy("/dev/null", "./nbd:localhost:1").success();
+    copy("/dev/null", "./localhost:10809").success();
+    copy("localhost:10809", "./nbd:localhost:1").success();
+    for words in [&["info"][..], &["list"], &["map"]] {
+        refused(
+            &[words, &["localhost:1"]].concat(),
+            64,
+            "is not an NBD URI: give nbd://localhost:1",
+        );
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there_does_not_become_a_file() {
+    let name = format!("nbd-cli-no-such-disk-{}", std::process::id());
+    let folder = tempfile::tempdir().unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(format!("/dev/{name}"), &link).unwrap();
+    let path = link.display().to_string();
+    for path in
+        [&format!("/dev/{name}"), &format!("{}/../dev/{name}", folder.path().display()), &path]
+    {
+        for words in [["/dev/null", path], [path, "null:"]] {
+            let finished = run(Command::new(nbd_binary()).arg("copy").args(words), SOON);
+            let left = std::fs::remove_file(Path::new("/dev").join(&name)).is_ok();
+            assert!(!left, "{words:?} made a file in /dev");
+            assert_eq!(finished.status.code(), Some(1), "{words:?}: {}", finished.stderr);
+        }
+    }
+    let mut command = Command::new(nbd_binary());
+    command.args(["copy", "/dev/null", &name]).current_dir("/dev");
+    let finished = run(&mut command, SOON);
+    assert!(std::fs::remove_file(Path::new("/dev").join(&name)).is_err(), "a file in /dev");
+    assert!(finished.failure().contains("no such device; attach it"));
+    let shared = format!("/dev/shm/{name}");
+    if Path::new("/dev/shm").is_dir() {
+        run(Command::new(nbd_binary()).args(["copy", "/dev/null", &shared]), SOON).success();
+        std::fs::remove_file(shared).unwrap();
+    }
 }
 
 #[test]

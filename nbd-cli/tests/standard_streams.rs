@@ -1,7 +1,7 @@
 //! Standard input and output that are of no use: what is lost there is a failure, and said to be one.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nbd_testkit::process::{Background, Finished, run};
@@ -67,6 +67,84 @@ fn dev_null_takes_everything() {
     for redirection in [">/dev/null", "<>/dev/null 1>&0"] {
         nbd("map [ \"$0\" serve memory:1M ]", redirection).success();
     }
+}
+
+/// Reads standard error until that was said.
+#[track_caller]
+fn wait_until_said(child: &mut Child, wanted: &str) {
+    let (mut said, mut piece) = (String::new(), [0; 4096]);
+    let stderr = child.stderr.as_mut().unwrap();
+    while !said.contains(wanted) {
+        let count = stderr.read(&mut piece).unwrap();
+        assert!(count > 0, "{wanted:?} is not in {said}");
+        said.push_str(&String::from_utf8_lossy(&piece[..count]));
+    }
+}
+
+#[test]
+fn input_that_does_not_block_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("to");
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&reader, true).unwrap();
+    let mut command = Command::new(nbd_binary());
+    command.args(["copy", "-v", "-"]).arg(&to).stdin(reader).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    wait_until_said(&mut child, "standard input: no data for ");
+    let bytes: Vec<u8> = (0..3_000_001_u32).map(|number| (number % 251) as u8).collect();
+    writer.write_all(&bytes).unwrap();
+    drop(writer);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(std::fs::read(&to).unwrap() == bytes, "the bytes differ");
+}
+
+#[test]
+fn output_that_does_not_block_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = folder.path().join("from");
+    let bytes: Vec<u8> = (0..3_000_001_u32).map(|number| (number % 251) as u8).collect();
+    std::fs::write(&from, &bytes).unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    let mut command = Command::new(nbd_binary());
+    command.args(["copy", "-v"]).arg(&from).arg("-").stdout(writer).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    wait_until_said(&mut child, "standard output: nothing was taken for ");
+    let mut taken = Vec::new();
+    reader.read_to_end(&mut taken).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(taken == bytes, "{} of {} bytes came", taken.len(), bytes.len());
+}
+
+#[test]
+fn lines_wait_for_their_reader_as_well() {
+    // A disk of which the map is longer than a pipe.
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    let file = std::fs::File::create(&disk).unwrap();
+    file.set_len(64 << 20).unwrap();
+    for number in 0..4096_u64 {
+        std::os::unix::fs::FileExt::write_all_at(&file, b"x", number * 16384).unwrap();
+    }
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    let mut command = Command::new(nbd_binary());
+    command.args(["map", "["]).arg(nbd_binary()).args(["serve", "-r"]).arg(&disk).arg("]");
+    let mut child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    drop(command);
+    // Nothing is read before the pipe is full, or as full as it gets.
+    nbd_testkit::process::wait_until("the pipe is full", SOON, || {
+        rustix::io::ioctl_fionread(&reader).unwrap() > 60_000 || child.try_wait().unwrap().is_some()
+    });
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.lines().count() > 4096, "{} lines", text.lines().count());
 }
 
 #[test]

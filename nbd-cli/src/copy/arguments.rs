@@ -67,7 +67,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(super) no_extents: bool,
 
-    /// Read both sides again in the end, and tell where they differ first
+    /// Make everything durable as by --flush, then read both sides again, and report where they differ first
     #[arg(long)]
     pub(super) verify: bool,
 

@@ -27,13 +27,24 @@ impl Disk {
     }
 
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => match size_of(&self.file) {
-                Ok(size) => shorter(size, offset + buffer.len() as u64),
-                Err(error) => error,
-            },
-            _ => error,
-        })
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => {
+                    let (end, wanted) = (offset + filled as u64, offset + buffer.len() as u64);
+                    let size = size_of(&self.file)?;
+                    return Err(if size < wanted {
+                        shorter(size, wanted)
+                    } else {
+                        ends(end, size)
+                    });
+                }
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
@@ -67,6 +78,22 @@ impl Disk {
         Ok(())
     }
 
+    /// Makes what was written durable. The system takes writes before the device does, and reports here alone which of
+    /// them failed since.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    /// Has the next reads answered by the device, and not by what the system keeps in memory of it. Only what was
+    /// flushed leaves memory; file systems that are nothing but memory keep everything.
+    pub(super) fn drop_cache(&self) {
+        #[cfg(target_os = "linux")]
+        if let Err(error) = rustix::fs::fadvise(&*self.file, 0, None, rustix::fs::Advice::DontNeed)
+        {
+            tracing::info!(%error, "the cache stays: what is read back may come out of memory");
+        }
+    }
+
     /// Sets aside space for all of a new file, which reads as zeroes then.
     pub(super) fn allocate(&self, size: u64) -> io::Result<bool> {
         match fallocate(&self.file, FallocateFlags::empty(), 0, size) {
@@ -89,6 +116,15 @@ pub(super) fn shorter(size: u64, wanted: u64) -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, text)
 }
 
+/// A file has fewer bytes than its size says, such as those of the kernel in `/sys`.
+fn ends(end: u64, size: u64) -> io::Error {
+    let text = format!(
+        "only {end} bytes could be read, though its size is {size}; if that is all there is, copy it with: \
+         cat FILE | nbd copy - DST"
+    );
+    io::Error::new(io::ErrorKind::UnexpectedEof, text)
+}
+
 /// The first byte in which two buffers differ.
 pub(super) fn first_difference(one: &[u8], other: &[u8]) -> Option<usize> {
     // Comparing whole slices is much faster than byte by byte.
@@ -96,4 +132,39 @@ pub(super) fn first_difference(one: &[u8], other: &[u8]) -> Option<usize> {
         return None;
     }
     one.iter().zip(other).position(|(a, b)| a != b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_was_flushed_leaves_memory() {
+        use rustix::io::{ReadWriteFlags, preadv2};
+
+        let mut folder = std::env::current_exe().unwrap();
+        folder.pop();
+        // In the build's folder, as temporary files may lie in memory.
+        let disk = Disk::new(tempfile::tempfile_in(folder).unwrap(), false);
+        let is_cached = || {
+            let mut buffer = [0; 4096];
+            let buffers = &mut [io::IoSliceMut::new(&mut buffer)];
+            preadv2(&*disk.file, buffers, 0, ReadWriteFlags::NOWAIT)
+        };
+        disk.write(&vec![7; 1 << 20], 0).unwrap();
+        match is_cached() {
+            Ok(count) => assert_eq!(count, 4096),
+            Err(error) => {
+                eprintln!("SKIPPED: the cache of a file, as it can't be looked at: {error}");
+                return;
+            }
+        }
+        disk.flush().unwrap();
+        disk.drop_cache();
+        assert_eq!(is_cached(), Err(Errno::AGAIN));
+        let mut buffer = vec![0; 1 << 20];
+        disk.read(&mut buffer, 0).unwrap();
+        assert!(buffer.iter().all(|byte| *byte == 7));
+    }
 }

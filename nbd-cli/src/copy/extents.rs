@@ -102,7 +102,7 @@ pub(super) enum Oracle {
     /// Nobody, or nobody is asked.
     Nobody,
     /// The server.
-    Server(Status),
+    Server(Box<Status>),
     /// The file system.
     File(Arc<File>),
     /// A test: gives lengths, and whether they are zero, from an offset on.

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::plan::{Piece, Plan};
 use super::trouble::Trouble;
+use crate::patient::Patient;
 
 /// What there is to do next.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub(super) enum Feed {
 
 /// A source that can only be read from its beginning to its end.
 pub(super) struct Stream {
-    file: File,
+    file: Patient<File>,
     name: String,
     at: u64,
     /// What the destination holds.
@@ -50,7 +51,7 @@ impl Feed {
     }
 
     pub(super) fn stream(file: File, name: String, limit: Option<u64>) -> Self {
-        Self::Stream(Mutex::new(Stream { file, name, at: 0, limit, over: false }))
+        Self::Stream(Mutex::new(Stream { file: Patient(file), name, at: 0, limit, over: false }))
     }
 
     /// The next job. Only a stream takes a buffer, of which it fills as much as it can.
@@ -115,7 +116,7 @@ impl Stream {
 }
 
 /// Reads until the buffer is full or the stream ends.
-fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read(&mut buffer[filled..]) {

@@ -1,20 +1,24 @@
 //! What is copied, and where to.
 
 use std::fs::{File, Metadata, OpenOptions};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::Path;
 use std::time::Duration;
 
 use nbd_blocking::Client;
 use nbd_blocking::client::{ClientConfig, Uri};
+use nbd_engine::export::is_device_path;
 
 use super::disk::{Disk, size_of};
 use super::extents::ALLOCATION;
 use super::team::Maker;
 use crate::descriptor;
 use crate::exit::Failure;
-use crate::target::{Place, Target, is_uri};
+use crate::target::{self, Place, Target};
 use crate::tls::TlsArguments;
+use crate::waiting;
 
 /// One side of a copy, open.
 #[derive(Debug)]
@@ -92,15 +96,17 @@ impl Side {
             Place::Word(word) if word == "-" => {
                 name = "standard input".into();
                 let cloned = descriptor::check_stdin()
-                    .and_then(|()| std::io::stdin().as_fd().try_clone_to_owned());
+                    .and_then(|()| io::stdin().as_fd().try_clone_to_owned());
                 let file = cloned.map_err(|error| cannot("read", &name, &error))?;
                 Kind::Stream(file.into())
             }
-            Place::Word(word) if !is_uri(word) => {
-                let file = File::open(word).map_err(|error| cannot("open", &name, &error))?;
-                Kind::local(file, &name, wishes)?
-            }
-            _ => connect(place, wishes, wishes.extents)?,
+            _ => match path(place)? {
+                Some(path) => {
+                    let file = open(path, OpenOptions::new().read(true), &name)?;
+                    Kind::local(file, &name, wishes)?
+                }
+                None => connect(place, wishes, wishes.extents)?,
+            },
         };
         Ok(Self { name, kind })
     }
@@ -113,17 +119,21 @@ impl Side {
             Place::Word(word) if word == "-" => {
                 name = "standard output".into();
                 let cloned = descriptor::check_stdout()
-                    .and_then(|()| std::io::stdout().as_fd().try_clone_to_owned());
+                    .and_then(|()| io::stdout().as_fd().try_clone_to_owned());
                 let file = cloned.map_err(|error| cannot("write", &name, &error))?;
                 Kind::Stream(file.into())
             }
-            Place::Word(word) if !is_uri(word) => {
-                let mut how = OpenOptions::new();
-                how.write(true).create(true).truncate(false).read(wishes.verify);
-                let file = how.open(word).map_err(|error| cannot("open", &name, &error))?;
-                Kind::local(file, &name, wishes)?
-            }
-            _ => connect(place, wishes, false)?,
+            _ => match path(place)? {
+                Some(path) => {
+                    let mut how = OpenOptions::new();
+                    // A missing device must not become a file in the memory that /dev lies in.
+                    let create = !is_device_path(path);
+                    how.write(true).create(create).truncate(false).read(wishes.verify);
+                    let file = open(path, &how, &name)?;
+                    Kind::local(file, &name, wishes)?
+                }
+                None => connect(place, wishes, false)?,
+            },
         };
         if let Kind::Server { client, .. } = &kind
             && client.export().is_read_only()
@@ -190,7 +200,7 @@ impl Side {
 
 impl Kind {
     fn local(file: File, name: &str, wishes: &Wishes) -> Result<Self, Failure> {
-        let failed = |error: std::io::Error| cannot("use", name, &error);
+        let failed = |error: io::Error| cannot("use", name, &error);
         let metadata: Metadata = file.metadata().map_err(failed)?;
         let kind = metadata.file_type();
         if kind.is_dir() {
@@ -214,6 +224,30 @@ fn has_bytes(file: &File) -> bool {
     matches!(file.read_at(&mut [0], 0), Ok(1))
 }
 
-pub(super) fn cannot(what: &str, name: &str, error: &std::io::Error) -> Failure {
+/// The path of a side that is a file or device; `None` for a server.
+fn path(place: &Place) -> Result<Option<&Path>, Failure> {
+    match place {
+        Place::Word(word) => target::path(word),
+        Place::Command(_) => Ok(None),
+    }
+}
+
+/// Opens a file or device, which may take any time: a pipe waits for its other end, a device for its medium.
+fn open(path: &Path, how: &OpenOptions, name: &str) -> Result<File, Failure> {
+    let shown = name.to_owned();
+    let is_pipe = path.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo());
+    let _reported = waiting::on(move |seconds| match is_pipe {
+        true => format!("waiting for {shown}: nobody has opened its other end for {seconds} s"),
+        false => format!("waiting for {shown}: opening it has taken {seconds} s so far"),
+    });
+    how.open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if is_device_path(path) => Failure::failed(format!(
+            "cannot open {name}: no such device; attach it or set it up first"
+        )),
+        _ => cannot("open", name, &error),
+    })
+}
+
+pub(super) fn cannot(what: &str, name: &str, error: &io::Error) -> Failure {
     Failure::failed(format!("cannot {what} {name}: {error}"))
 }

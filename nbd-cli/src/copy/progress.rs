@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::fs::{OFlags, fcntl_getfl};
 
 use crate::exit::Failure;
+use crate::patient::Patient;
 use crate::{descriptor, waiting};
 
 /// With the rate and the time left.
@@ -111,7 +112,7 @@ pub(super) struct Phase {
 #[derive(Debug)]
 pub(super) struct Lines {
     /// None when the reader has gone, which is no reason to end the copy.
-    file: Option<File>,
+    file: Option<Patient<File>>,
     phase: Phase,
     size: Option<u64>,
     done: u64,
@@ -125,7 +126,7 @@ fn with(lines: &Mutex<Lines>, act: impl FnOnce(&mut Lines)) {
 impl Lines {
     fn new(descriptor: OwnedFd) -> Self {
         let phase = Phase { what: "", from: 0, to: 0 };
-        Self { file: Some(descriptor.into()), phase, size: None, done: 0, written: None }
+        Self { file: Some(Patient(descriptor.into())), phase, size: None, done: 0, written: None }
     }
 
     fn start(&mut self, phase: Phase, size: Option<u64>) {

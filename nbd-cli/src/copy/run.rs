@@ -239,7 +239,7 @@ impl<'a> Copy<'a> {
             Kind::Server { client, .. }
                 if client.export().has_context(super::extents::ALLOCATION) =>
             {
-                Oracle::Server(Status::new(client, client.size()))
+                Oracle::Server(Box::new(Status::new(client, client.size())))
             }
             Kind::Disk { disk, .. } => Oracle::File(Arc::clone(&disk.file)),
             _ => Oracle::Nobody,
@@ -282,9 +282,11 @@ impl<'a> Copy<'a> {
         Some((source, destination))
     }
 
-    /// Sees to it that what was written stays.
+    /// Sees to it that what was written stays, and that it is the destination that answers when it is read back.
     fn conclude(&self, streamed: u64) -> Result<(), Failure> {
         let name = &self.destination.name;
+        // Without a flush what is read back may be nothing but a cache, which other connections need not even see.
+        let flushes = self.arguments.flush || self.arguments.verify;
         let shown = name.clone();
         let _reported = waiting::on(move |seconds| {
             format!("waiting for {shown}: a flush has taken {seconds} s so far")
@@ -296,15 +298,15 @@ impl<'a> Copy<'a> {
                     let sized = disk.file.set_len(streamed);
                     sized.map_err(|error| cannot("resize", name, &error))?;
                 }
-                if self.arguments.flush {
-                    disk.file.sync_all().map_err(|error| cannot("flush", name, &error))?;
+                if flushes {
+                    disk.flush().map_err(|error| cannot("flush", name, &error))?;
+                }
+                if self.arguments.verify {
+                    disk.drop_cache();
                 }
             }
             Kind::Server { client, target, .. } => {
-                // Other connections need not see what was written before it is flushed.
-                let wanted =
-                    self.arguments.flush || self.arguments.verify && !self.pairs.is_empty();
-                if wanted && client.export().can_flush() {
+                if flushes && client.export().can_flush() {
                     client.flush().map_err(|error| target.explain(&error))?;
                 }
             }

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 
+use crate::patient::Patient;
+
 /// A pipe or the like, which takes bytes in order only: what comes early is held until its turn.
 pub(super) struct InOrder {
-    file: File,
+    file: Patient<File>,
     at: u64,
     held: BTreeMap<u64, Held>,
     nothing: Vec<u8>,
@@ -36,7 +38,7 @@ pub(super) struct Drained {
 
 impl InOrder {
     pub(super) fn new(file: File) -> Self {
-        Self { file, at: 0, held: BTreeMap::new(), nothing: vec![0; 64 << 10] }
+        Self { file: Patient(file), at: 0, held: BTreeMap::new(), nothing: vec![0; 64 << 10] }
     }
 
     /// What is held back.

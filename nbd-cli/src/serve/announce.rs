@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use nbd_engine::net::LocalAddr;
 
 use crate::exit::Failure;
+use crate::patient::Patient;
 use crate::{descriptor, output};
 
 /// The URI that clients use for an export at an address.
@@ -40,11 +41,11 @@ impl Announcement {
         }
         let print = || {
             descriptor::check_stdout()?;
-            let mut out = io::stdout().lock();
+            let mut out = Patient(io::stdout().lock());
             for address in addresses {
                 writeln!(out, "{}", uri(address, "", self.in_tls))?;
             }
-            if out.is_terminal() {
+            if out.0.is_terminal() {
                 out.write_all(self.hint(addresses).as_bytes())?;
             }
             out.flush()

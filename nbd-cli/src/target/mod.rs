@@ -9,6 +9,7 @@ mod sockets;
 mod subprocess;
 mod words;
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -57,6 +58,29 @@ impl Arguments {
     }
 }
 
+/// A word that is the path of a file or device; `None` for a URI.
+///
+/// # Errors
+/// For what is neither: the address of a server that is no URI, unless a file has that name. `nbd:` is never a file's.
+pub(crate) fn path(word: &OsStr) -> Result<Option<&Path>, Failure> {
+    let (path, is_uri) = (Path::new(word), is_uri(word));
+    let (meant, full) = (words::meant_uri(word), word.to_string_lossy().contains("://"));
+    if is_uri && full {
+        return Ok(None);
+    }
+    // A link that leads nowhere counts as well.
+    if !is_uri && (meant.is_none() || path.symlink_metadata().is_ok()) {
+        return Ok(Some(path));
+    }
+    let meant = meant.unwrap_or_else(|| "nbd://HOST:PORT/EXPORT".into());
+    Err(Failure::usage(format!(
+        "'{}' is neither an NBD URI nor a file: give {} for a server, or {} for a file",
+        path.display(),
+        words::quoted(meant.as_ref()),
+        words::quoted(Path::new(".").join(path).as_ref()),
+    )))
+}
+
 /// A server, and the export on it. A command that was started for it is stopped when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Target {
@@ -78,6 +102,10 @@ impl Target {
                 let parsed = word.to_str().ok_or("it is not UTF-8".to_owned());
                 let parsed = parsed.and_then(|text| text.parse().map_err(|e| format!("{e}")));
                 let uri = parsed.map_err(|error| {
+                    if let Some(meant) = words::meant_uri(word) {
+                        let uri = words::quoted(meant.as_ref());
+                        return Failure::usage(format!("{place} is not an NBD URI: give {uri}"));
+                    }
                     if !is_uri(word) && Path::new(word).is_file() {
                         let shown = words::quoted(word);
                         return Failure::usage(format!(

@@ -46,12 +46,49 @@ pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsStri
     arguments
 }
 
-/// Whether a word is meant for a URI and not for a path, whatever its scheme: a path would be `./WORD://`.
+/// Whether a word is meant for a URI and not for a path: one of any scheme with `://`, or of a scheme of NBD even without
+/// the slashes, such as the `nbd:HOST:PORT` of old clients. A path would be `./WORD`.
 pub(crate) fn is_uri(word: &OsStr) -> bool {
     let text = word.to_string_lossy();
-    let Some((scheme, _)) = text.split_once("://") else { return false };
-    scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+    let Some((scheme, rest)) = text.split_once(':') else { return false };
+    if is_nbd_scheme(scheme) {
+        return true;
+    }
+    rest.starts_with("//")
+        && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
         && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+}
+
+/// Whether a scheme is `nbd` or `nbds`, alone or with a transport such as in `nbd+unix`.
+fn is_nbd_scheme(scheme: &str) -> bool {
+    let protocol = scheme.split_once('+').map_or(scheme, |(protocol, _)| protocol);
+    ["nbd", "nbds"].iter().any(|known| protocol.eq_ignore_ascii_case(known))
+}
+
+/// The URI that a word was meant for, if it looks like a server's address: `HOST:PORT`, `[IPV6]:PORT`, either with
+/// `/EXPORT`, or what old clients take, `nbd:HOST:PORT` and `nbd:unix:PATH`. A file may have the name of an address.
+pub(super) fn meant_uri(word: &OsStr) -> Option<String> {
+    let text = word.to_str()?;
+    let address = match text.split_once(':') {
+        Some((scheme, rest)) if is_nbd_scheme(scheme) => rest.trim_start_matches('/'),
+        _ => text,
+    };
+    if address.len() < text.len()
+        && let Some(path) = address.strip_prefix("unix:")
+    {
+        return Some(format!("nbd+unix:///?socket={path}"));
+    }
+    let (authority, _) = address.split_once('/').unwrap_or((address, ""));
+    let (host, port) = authority.rsplit_once(':')?;
+    let is_port = port.bytes().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    let is_name = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(host) => {
+            host.contains(':') && host.chars().all(|c| c.is_ascii_hexdigit() || ":.".contains(c))
+        }
+        None => host.starts_with(|c: char| c.is_ascii_alphanumeric()) && host.chars().all(is_name),
+    };
+    (is_port && is_host).then(|| format!("nbd://{address}"))
 }
 
 /// A word as the shell takes it: between quotes, unless there is nothing in it that needs them.
@@ -112,11 +149,71 @@ mod tests {
 
     #[test]
     fn what_has_a_scheme_is_meant_for_a_uri() {
-        for text in ["nbd://a", "NBD://a", "htp://x", "nbd+unix:///?socket=/a", "a-b.c://"] {
+        for text in [
+            "nbd://a",
+            "NBD://a",
+            "htp://x",
+            "nbd+unix:///?socket=/a",
+            "a-b.c://",
+            "nbd:a",
+            "nbds:a:1",
+            "Nbd+Unix:/a",
+            "nbds+vsock:1:2",
+            "nbd:",
+        ] {
             assert!(is_uri(OsStr::new(text)), "{text}");
         }
-        for text in ["./nbd://a", "/a://b", "://a", "1a://b", "a b://c", "nbd:a", "disk.img", ""] {
+        for text in [
+            "./nbd://a",
+            "./nbd:a",
+            "/a://b",
+            "://a",
+            "1a://b",
+            "a b://c",
+            "a:1",
+            "nbdx:a",
+            "nbd",
+            "nbd+unix",
+            "disk.img",
+            "",
+        ] {
             assert!(!is_uri(OsStr::new(text)), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_known_and_become_uris() {
+        for (text, meant) in [
+            ("localhost:10809", "nbd://localhost:10809"),
+            ("10.0.0.1:1", "nbd://10.0.0.1:1"),
+            ("my-host.example:65535/a/b", "nbd://my-host.example:65535/a/b"),
+            ("[::1]:10809", "nbd://[::1]:10809"),
+            ("[::ffff:1.2.3.4]:10809/x", "nbd://[::ffff:1.2.3.4]:10809/x"),
+            ("nbd:localhost:10809", "nbd://localhost:10809"),
+            ("NBD:/localhost:10809", "nbd://localhost:10809"),
+            ("nbd:unix:/tmp/socket", "nbd+unix:///?socket=/tmp/socket"),
+        ] {
+            assert_eq!(meant_uri(OsStr::new(text)).as_deref(), Some(meant), "{text}");
+            meant.parse::<nbd_blocking::client::Uri>().unwrap();
+        }
+        for text in [
+            "disk.img",
+            "./localhost:10809",
+            "/a:1",
+            "a:",
+            ":1",
+            "a:65536",
+            "a:+1",
+            "a:1b",
+            "a b:1",
+            "a:b:1",
+            "[a]:1",
+            "[fe80::1%eth0]:1",
+            "unix:/a",
+            "nbd:a",
+            "",
+        ] {
+            assert_eq!(meant_uri(OsStr::new(text)), None, "{text}");
         }
     }
 

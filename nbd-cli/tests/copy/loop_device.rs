@@ -8,11 +8,11 @@ use tempfile::{NamedTempFile, TempPath};
 
 use crate::support::SOON;
 
-/// A block device on a file of its own; both go when it is dropped.
+/// A block device on a file. It goes when it is dropped, and so does a file of its own.
 #[derive(Debug)]
 pub(crate) struct LoopDevice {
     pub(crate) path: String,
-    file: TempPath,
+    file: Option<TempPath>,
 }
 
 impl LoopDevice {
@@ -30,14 +30,21 @@ impl LoopDevice {
     }
 
     /// A device that holds these bytes, a multiple of 512.
+    #[allow(dead_code, reason = "not every test is interested")]
     pub(crate) fn new(bytes: &[u8]) -> Self {
         Self::try_new(bytes).unwrap()
     }
 
-    /// The file that it lies on.
+    /// A device on a file that is somebody else's.
+    #[allow(dead_code, reason = "not every test is interested")]
+    pub(crate) fn on(file: &Path) -> Self {
+        Self { path: attach(file).unwrap(), file: None }
+    }
+
+    /// The file of its own that it lies on.
     #[allow(dead_code, reason = "not every test is interested")]
     pub(crate) fn file(&self) -> String {
-        self.file.display().to_string()
+        self.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default()
     }
 
     fn try_new(bytes: &[u8]) -> Result<Self, String> {
@@ -45,17 +52,22 @@ impl LoopDevice {
         // Not open here: it would be taken for what a server in this process serves.
         let file = NamedTempFile::new().unwrap().into_temp_path();
         std::fs::write(&file, bytes).unwrap();
-        let finished = run(losetup().args(["--find", "--show"]).arg(&file), SOON);
-        match finished.status.success() {
-            true => Ok(Self { path: finished.stdout.trim().to_owned(), file }),
-            false => Err(finished.stderr),
-        }
+        Ok(Self { path: attach(&file)?, file: Some(file) })
     }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         let _detached = run(losetup().arg("--detach").arg(&self.path), SOON);
+    }
+}
+
+/// The path of a new device on a file.
+fn attach(file: &Path) -> Result<String, String> {
+    let finished = run(losetup().args(["--find", "--show"]).arg(file), SOON);
+    match finished.status.success() {
+        true => Ok(finished.stdout.trim().to_owned()),
+        false => Err(finished.stderr),
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
 };
 use ability::Abilities;
 use durability::Durability;
-pub use open::{FileOptions, OpenError, check_writable};
+pub use open::{FileOptions, OpenError, check_writable, is_device_path};
 use size::Size;
 use system::System;
 

@@ -158,6 +158,26 @@ fn check_device_writable(file: &fs::File) -> Result<(), Problem> {
     }
 }
 
+/// Whether a path belongs to a device node: it lies in `/dev` and not in `/dev/shm`, once symbolic links and relative
+/// names are resolved. A regular file must not be created there: a mistyped device would become a file in memory.
+#[must_use]
+pub fn is_device_path(path: &Path) -> bool {
+    /// As many links as the kernel follows.
+    const MAX_LINKS: usize = 40;
+    let mut path = path.to_owned();
+    // A link to a missing file can't be canonicalized, and opening it creates its target.
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
+    parent.starts_with("/dev") && !parent.starts_with("/dev/shm")
+}
+
 /// Whether a type of file system, as `fstatfs` tells it, keeps files in memory.
 fn is_in_memory(kind: u64) -> bool {
     const TMPFS: u64 = 0x0102_1994;
@@ -217,11 +237,8 @@ pub(super) enum Problem {
 impl Problem {
     fn of(error: io::Error, path: &Path) -> Self {
         match error.kind() {
+            ErrorKind::NotFound if is_device_path(path) => Self::MissingDevice,
             ErrorKind::NotFound => match path.parent() {
-                // Not the place to create a file.
-                Some(parent) if parent.starts_with("/dev") && !parent.starts_with("/dev/shm") => {
-                    Self::MissingDevice
-                }
                 Some(parent) if !parent.as_os_str().is_empty() && !parent.exists() => {
                     Self::MissingDirectory(parent.to_owned())
                 }
@@ -348,6 +365,44 @@ mod tests {
             ("", "''"),
         ] {
             assert_eq!(quote(Path::new(path)), quoted);
+        }
+    }
+
+    #[test]
+    fn device_paths_are_known_however_they_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = |name: &str, target: &Path| {
+            let link = folder.path().join(name);
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            link
+        };
+        let first = link("first", Path::new("/dev/no-such-disk"));
+        let relative = link("relative", Path::new("first"));
+        let directory = link("directory", Path::new("/dev"));
+        let file = link("file", &folder.path().join("missing"));
+        let circle = link("circle", Path::new("circle"));
+        for path in [
+            Path::new("/dev/no-such-disk"),
+            Path::new("/dev/no-such-directory/disk"),
+            Path::new("/dev/../dev/./no-such-disk"),
+            &first,
+            &relative,
+            &directory.join("no-such-disk"),
+        ] {
+            assert!(is_device_path(path), "{}", path.display());
+        }
+        for path in [
+            Path::new("/dev/shm/disk"),
+            Path::new("/devices/disk"),
+            Path::new("/dev"),
+            Path::new("disk"),
+            Path::new("dev/disk"),
+            Path::new(""),
+            Path::new("/"),
+            &file,
+            &circle,
+        ] {
+            assert!(!is_device_path(path), "{}", path.display());
         }
     }
 

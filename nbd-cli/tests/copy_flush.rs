@@ -1,0 +1,91 @@
+//! `nbd copy --verify` compares what the destination has, and not what somebody has in memory of it.
+
+#[path = "copy/loop_device.rs"]
+mod loop_device;
+#[path = "copy/support.rs"]
+#[allow(dead_code, reason = "it is shared with the other tests of copies")]
+mod support;
+
+use std::process::Command;
+
+use loop_device::LoopDevice;
+use nbd_testkit::process::run;
+use nbd_testkit::raw::{Cmd, Errno, Mode};
+use nbd_testkit::scripted::{Answer, Export, Script, ScriptedServer};
+use nbd_testkit::server::{Runtime, Setup, Transport};
+use support::{Folder, MIB, SOON, noise, refused, try_copy};
+
+/// A file system in memory that has little room; it goes when this is dropped.
+struct SmallFileSystem(Folder);
+
+impl SmallFileSystem {
+    /// One of so many MiB. `None`, which is said, where it can't be mounted.
+    fn mount(mib: usize) -> Option<Self> {
+        let folder = Folder::new();
+        let options = format!("size={mib}m");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "none"]).arg(folder.path(""));
+        let finished = run(&mut mount, SOON);
+        if !finished.status.success() {
+            eprintln!("SKIPPED: copies to a full device, as mounting failed: {}", finished.stderr);
+            return None;
+        }
+        Some(Self(folder))
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        let _unmounted = run(Command::new("umount").arg("--lazy").arg(self.0.path("")), SOON);
+    }
+}
+
+#[test]
+fn a_device_that_could_not_keep_everything_is_found_out() {
+    if !LoopDevice::are_possible() {
+        return;
+    }
+    let Some(small) = SmallFileSystem::mount(4) else { return };
+    let backing = small.0.path("backing");
+    std::fs::File::create(&backing).unwrap().set_len(16 << 20).unwrap();
+    let folder = Folder::new();
+    let source = folder.file("source", &noise(8 * MIB));
+    let device = LoopDevice::on(&backing);
+    for more in [&["--verify"][..], &["--verify", "--synchronous"], &["--flush"]] {
+        let said = refused(&[more, &[&source, &device.path]].concat());
+        let wanted = format!("cannot flush '{}': ", device.path);
+        assert!(said.contains(&wanted), "{more:?}: {said}");
+    }
+    let server = Setup { runtime: Runtime::Blocking, transport: Transport::Unix };
+    let server = server.serving(&device.path);
+    let said = refused(&["--verify", "-C", "1", &source, &server.uri("")]);
+    assert!(said.contains("failed"), "{said}");
+}
+
+#[test]
+fn a_server_is_flushed_before_it_is_read_back() {
+    let folder = Folder::new();
+    let source = folder.file("source", &noise(MIB));
+    for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
+        // One connection, of which every write is answered before the flush.
+        let written = |script: Script| {
+            (0..4).fold(script.enter(), |script, _| script.request(Cmd::WRITE).obey())
+        };
+        let script = || written(Script::new(Export::new(mode))).request(Cmd::FLUSH);
+        let failing = match mode {
+            Mode::Simple => Answer::simple(Errno::EIO, &[]),
+            _ => Answer::error(Errno::EIO, "").done(),
+        };
+        let words = ["--verify", "-C", "1", "-S", "0", "--no-extents", &source];
+        let server = ScriptedServer::unix([script().answer(failing).serve()]);
+        let said = refused(&[&words[..], &[&server.endpoint().uri("")]].concat());
+        assert!(said.contains("flush") || said.contains("FLUSH"), "{said}");
+        server.finish();
+        // This one then has something else than it was given.
+        let server = ScriptedServer::unix([script().obey().serve()]);
+        let finished = try_copy(&[&words[..], &[&server.endpoint().uri("")]].concat());
+        assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
+        assert!(finished.stderr.contains("differs"), "{}", finished.stderr);
+        server.finish();
+    }
+}
