@@ -27,7 +27,7 @@ mod stream;
 pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
-pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
+pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig, Stall};
 pub use server::{Listening, Server};
 
 /// The examples of the README, which `cargo test` compiles, too.
