@@ -54,7 +54,7 @@ pub use async_std::{AsyncStd, Server};
 pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
-pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
+pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig, Stall};
 #[cfg(feature = "tls")]
 pub use nbd_engine::tls;
 #[cfg(any(feature = "async-std", feature = "smol"))]

@@ -27,7 +27,7 @@ mod stream;
 pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
-pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig};
+pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig, Stall};
 #[cfg(feature = "tls")]
 pub use nbd_engine::tls;
 pub use server::{Listening, Server};

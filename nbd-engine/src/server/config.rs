@@ -32,7 +32,7 @@ use crate::tls::{ServerTlsMode, TlsServer};
 /// | [each connection](Self::with_limits) | [`Limits`] | requests are received later |
 /// | [handshake](Self::with_handshake_timeout) | 30 s | the connection is closed |
 /// | [no progress](Self::with_stall_timeout) | 60 s | the connection is closed |
-/// | [no progress while others wait](Self::with_crowded_timeout) | 10 s | the connection is closed |
+/// | [no progress while others wait](Self::with_crowded_timeout) | 10 s, 2 s without a byte | the connection is closed |
 /// | [idle while others wait for a place](Self::with_idle_timeout) | 60 s | the connection is closed |
 /// | [shutdown](Self::with_drain_timeout) | 10 s | the connection is closed |
 ///
@@ -166,7 +166,8 @@ impl ServerConfig {
     }
 
     /// How long a client may go on too slowly, by the [transfer rate](Self::with_min_transfer_rate), with a request that
-    /// it has begun to send, or with replies that wait for it. Default 60 seconds.
+    /// it has begun to send, or with replies that wait for it. Time in which the server itself does not run, stopped by a
+    /// signal for example, does not count. Default 60 seconds; [`Duration::MAX`] waits for ever.
     #[must_use]
     pub const fn with_stall_timeout(mut self, timeout: Duration) -> Self {
         self.stall_timeout = timeout;
@@ -174,8 +175,8 @@ impl ServerConfig {
     }
 
     /// What takes the place of the [stall timeout](Self::with_stall_timeout) for a client that holds buffers while
-    /// others wait for some, and for one that has said that it sends no more requests, or closed its side. Default 10
-    /// seconds.
+    /// others wait for some, and for one that has said that it sends no more requests, or closed its side; a client that
+    /// holds buffers while others wait and moves not a single byte has a fifth of it. Default 10 seconds.
     #[must_use]
     pub const fn with_crowded_timeout(mut self, timeout: Duration) -> Self {
         self.crowded_timeout = timeout;

@@ -23,9 +23,9 @@ pub enum ConnectionError {
     /// The client took too long to choose an export.
     HandshakeTimeout(Duration),
     /// The client took too long to send the rest of a request that it had begun.
-    ReceiveStalled(Duration),
+    ReceiveStalled(Stall),
     /// The client took too long to receive its replies.
-    SendStalled(Duration),
+    SendStalled(Stall),
     /// The client was idle while another one waited for a place among the connections.
     Displaced(Duration),
     /// The client is gone while its requests were being carried out.
@@ -43,6 +43,49 @@ pub enum ConnectionError {
     Oldstyle(nbd_proto::server::OldstyleUnfit),
     /// The engine misused the core: a fault of this crate, please report it.
     Internal(nbd_proto::Misuse),
+}
+
+/// A transfer that went on too slowly, or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stall {
+    /// How long it was too slow.
+    pub time: Duration,
+    /// Bytes that were moved meanwhile.
+    pub bytes: u64,
+    /// Bytes per second that were required. With 0, a single byte would have sufficed.
+    pub min_rate: u64,
+}
+
+impl Stall {
+    /// Says what the client, which was to go on with `what`, did instead.
+    fn describe(&self, f: &mut core::fmt::Formatter<'_>, what: &str) -> core::fmt::Result {
+        let Self { time, bytes, min_rate } = self;
+        // More than needed of it says nothing.
+        let time = Duration::from_millis(time.as_millis().try_into().unwrap_or(u64::MAX));
+        if *bytes == 0 {
+            return write!(f, "the client did not go on with {what} for {time:?}");
+        }
+        let rate = u128::from(*bytes) * 1000 / time.as_millis().max(1);
+        let rate = Rate(rate.try_into().unwrap_or(u64::MAX));
+        write!(
+            f,
+            "the client was too slow at {what}: {rate} over {time:?}, the minimum is {}",
+            Rate(*min_rate)
+        )
+    }
+}
+
+/// Bytes per second, for people.
+struct Rate(u64);
+
+impl core::fmt::Display for Rate {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.0 {
+            bytes if bytes < 1 << 10 => write!(f, "{bytes} bytes/s"),
+            bytes => write!(f, "{}.{} KiB/s", bytes >> 10, ((bytes & 1023) * 10) >> 10),
+        }
+    }
 }
 
 impl core::fmt::Display for ConnectionError {
@@ -63,12 +106,8 @@ impl core::fmt::Display for ConnectionError {
             Self::HandshakeTimeout(limit) => {
                 write!(f, "no export was chosen within {limit:?}")
             }
-            Self::ReceiveStalled(limit) => {
-                write!(f, "the client did not go on with sending its request for {limit:?}")
-            }
-            Self::SendStalled(limit) => {
-                write!(f, "the client did not go on with receiving its replies for {limit:?}")
-            }
+            Self::ReceiveStalled(stall) => stall.describe(f, "sending its request"),
+            Self::SendStalled(stall) => stall.describe(f, "receiving its replies"),
             Self::Displaced(limit) => write!(
                 f,
                 "the client was idle for {limit:?} while another one waited for a free connection"
@@ -129,5 +168,23 @@ impl From<nbd_proto::server::OldstyleUnfit> for ConnectionError {
 impl From<nbd_proto::Misuse> for ConnectionError {
     fn from(misuse: nbd_proto::Misuse) -> Self {
         Self::Internal(misuse)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_is_described_by_what_the_client_did() {
+        let stall = |bytes| Stall { time: Duration::from_secs(60), bytes, min_rate: 16 << 10 };
+        let text = |bytes| ConnectionError::ReceiveStalled(stall(bytes)).to_string();
+        assert_eq!(text(0), "the client did not go on with sending its request for 60s");
+        assert_eq!(
+            text(60 * 12_800),
+            "the client was too slow at sending its request: 12.5 KiB/s over 60s, the minimum is 16.0 KiB/s"
+        );
+        let text = ConnectionError::SendStalled(stall(60 * 10)).to_string();
+        assert!(text.contains("receiving its replies: 10 bytes/s over 60s"), "{text}");
     }
 }

@@ -23,7 +23,7 @@ mod workers;
 
 pub use config::ServerConfig;
 pub(crate) use dispatch::{Mailbox, serve_requests};
-pub use error::ConnectionError;
+pub use error::{ConnectionError, Stall};
 pub use guard::is_request_guarded;
 pub use listen::{Accepted, Listen, listen};
 pub use outcome::Outcome;

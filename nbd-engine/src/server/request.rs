@@ -58,6 +58,8 @@ pub(super) struct Requests {
     memory: Memory,
     /// A request that waits for the memory that it may need.
     waiting: Option<(RequestId, Command)>,
+    /// Whether the payload of a write waits for memory to be received into.
+    payload_waits: bool,
     /// Requests that are with the workers or in `futures`.
     offloaded: usize,
     lane: Option<Lane>,
@@ -101,6 +103,7 @@ impl Requests {
             slots: Vec::new(),
             memory,
             waiting: None,
+            payload_waits: false,
             offloaded: 0,
             lane: None,
             completions: Arc::default(),
@@ -415,9 +418,9 @@ impl Requests {
         self.memory.account.is_in_the_way()
     }
 
-    /// Whether a request waits for memory.
+    /// Whether a request waits for memory, so that nothing is received.
     pub(super) const fn is_waiting(&self) -> bool {
-        self.waiting.is_some()
+        self.waiting.is_some() || self.payload_waits
     }
 
     /// Drops what still works for the client.
@@ -490,7 +493,9 @@ impl Handler<Connection> for Requests {
         let Incoming { id, command, offset, remaining } = data;
         if !self.slot(id).payload.is_decided() {
             let slot = &mut self.slots[id.index()];
-            if !self.memory.charge(slot, Body::cost(command.length() as usize), cx) {
+            let cost = Body::cost(command.length() as usize);
+            self.payload_waits = !self.memory.charge(slot, cost, cx);
+            if self.payload_waits {
                 return Reception::Wait;
             }
             if received as u64 >= remaining || Incoming::is_short(remaining) && received == 0 {

@@ -12,7 +12,7 @@ use futures_util::future::{Either, select};
 use tracing::field;
 
 use super::session::{End, Session};
-use super::watch::{Verdict, Watch};
+use super::watch::{self, Verdict, Watch};
 use super::{ConnectionError, Permit, ServerState};
 use crate::export::{ClientInfo, PeerAddr};
 use crate::runtime::{BoxFuture, Runtime};
@@ -114,6 +114,8 @@ struct Connection<'a, T, R> {
     shutdown: Shutdown,
     /// Until when an export has to be chosen; then when the watch looks next. It is set anew only when it has passed.
     timer: BoxFuture,
+    /// When the timer is to pass.
+    due: Instant,
     /// How long the handshake may take, by what was known when the timer was set.
     handshake: Duration,
     watch: Option<Watch>,
@@ -129,11 +131,13 @@ struct Drain {
 
 impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
     fn new(session: &'a mut Session<T>, state: &'a ServerState, runtime: &'a R) -> Self {
+        let handshake = state.config().handshake_timeout();
         Self {
             session,
             shutdown: Shutdown { listener: state.shutdown_listener(), registered: None },
-            timer: runtime.sleep(state.config().handshake_timeout()),
-            handshake: state.config().handshake_timeout(),
+            timer: runtime.sleep(handshake),
+            due: due_in(handshake),
+            handshake,
             watch: None,
             drain: None,
             state,
@@ -171,26 +175,37 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionError> {
         if self.watch.is_none() && self.session.is_transmitting() {
             let watch = Watch::new(self.state.config(), Instant::now());
-            self.timer = self.runtime.sleep(watch.period());
+            self.set_timer(watch.period());
             self.watch = Some(watch);
         }
         if self.session.has_ended_rest()
             && let Some(watch) = &self.watch
         {
-            self.timer = self.runtime.sleep(watch.period());
+            self.set_timer(watch.period());
         }
         while self.timer.as_mut().poll(cx).is_ready() {
             let next = self.look()?;
-            self.timer = self.runtime.sleep(next);
+            self.set_timer(next);
         }
         Ok(())
     }
 
+    fn set_timer(&mut self, time: Duration) {
+        self.timer = self.runtime.sleep(time);
+        self.due = due_in(time);
+    }
+
     /// The timer has passed. Gives how long until the next look.
     fn look(&mut self) -> Result<Duration, ConnectionError> {
+        let now = Instant::now();
+        let late = now.saturating_duration_since(self.due);
         let Some(watch) = &mut self.watch else {
             let for_list = TIME_PER_EXPORT.saturating_mul(self.session.listed_exports());
             let allowed = self.state.config().handshake_timeout().saturating_add(for_list);
+            if late > watch::period_within(allowed) {
+                // The server did not run; what the client did meanwhile is yet to be received.
+                return Ok(late.min(allowed));
+            }
             let waited = core::mem::replace(&mut self.handshake, allowed);
             if allowed <= waited {
                 return Err(ConnectionError::HandshakeTimeout(waited));
@@ -200,7 +215,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
         if self.session.is_peer_gone() {
             return Err(ConnectionError::PeerGone);
         }
-        match watch.look(Instant::now(), &self.session.activity()) {
+        match watch.look(now, late, &self.session.activity()) {
             Verdict::LookAgain(next) => Ok(next),
             Verdict::Idle(next) => {
                 self.session.free_buffers();
@@ -214,8 +229,8 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
                 }
                 Ok(next)
             }
-            Verdict::ReceiveStalled(limit) => Err(ConnectionError::ReceiveStalled(limit)),
-            Verdict::SendStalled(limit) => Err(ConnectionError::SendStalled(limit)),
+            Verdict::ReceiveStalled(stall) => Err(ConnectionError::ReceiveStalled(stall)),
+            Verdict::SendStalled(stall) => Err(ConnectionError::SendStalled(stall)),
         }
     }
 
@@ -240,6 +255,12 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
         }
         Poll::Pending
     }
+}
+
+/// The moment that is `time` from now; one that is out of reach is never too late.
+fn due_in(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(time).unwrap_or_else(|| now + Duration::from_secs(1 << 32))
 }
 
 /// Learns of the shutdown, without a look at what all connections share each time the task is woken.

@@ -2,11 +2,14 @@
 //!
 //! Nothing is timed while requests come and go. Every few seconds a timer looks at what has been counted since it
 //! looked before; an idle connection is looked at ever more seldom.
+//!
+//! A look that comes much later than it was due says that the server itself did not run, stopped by a signal for
+//! example. What the client did meanwhile still lies in the socket, so that such a time counts against nobody.
 
 use core::time::Duration;
 use std::time::Instant;
 
-use super::ServerConfig;
+use super::{ServerConfig, Stall};
 
 /// What a connection is doing, and what it has done so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,9 +44,9 @@ pub(crate) enum Verdict {
     /// It has been idle for long: its place may go to somebody who waits for one. Look again after that time.
     LongIdle(Duration),
     /// The client does not get on with sending a request.
-    ReceiveStalled(Duration),
+    ReceiveStalled(Stall),
     /// The client does not get on with taking its replies.
-    SendStalled(Duration),
+    SendStalled(Stall),
 }
 
 /// The deadlines of one connection.
@@ -69,10 +72,15 @@ struct Mark {
 }
 
 impl Mark {
+    /// Nothing that was before counts.
+    const fn restart(&mut self, now: Instant, bytes: u64, events: u64) {
+        *self = Self { time: now, bytes, events };
+    }
+
     /// Moves on if things are well; gives how long they have not been.
     fn update(&mut self, well: bool, now: Instant, bytes: u64, events: u64) -> Duration {
         if well {
-            *self = Self { time: now, bytes, events };
+            self.restart(now, bytes, events);
         }
         now.saturating_duration_since(self.time)
     }
@@ -86,7 +94,17 @@ impl Mark {
 }
 
 /// How often a busy connection is looked at, unless a deadline is shorter than that.
-const PERIOD: Duration = Duration::from_secs(4);
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// Clients that keep others waiting and move not a single byte have this part of the crowded timeout: all that others
+/// wait for depends on them, and a client that works moves something all the time.
+const STUCK_PART: u32 = 5;
+
+/// How often to look at what has to happen within `limit`; also by how much a look may be late before that is taken
+/// for a time in which the server did not run.
+pub(crate) fn period_within(limit: Duration) -> Duration {
+    (limit / 2).clamp(Duration::from_millis(1), PERIOD)
+}
 
 impl Watch {
     /// A watch over a connection that entered transmission now.
@@ -98,7 +116,7 @@ impl Watch {
             crowded,
             idle: config.idle_timeout(),
             rate: config.min_transfer_rate(),
-            period: (stall.min(crowded) / 2).clamp(Duration::from_millis(1), PERIOD),
+            period: period_within(stall.min(crowded)),
             receive: mark,
             send: mark,
             quiet: mark,
@@ -110,25 +128,33 @@ impl Watch {
         self.period
     }
 
-    /// Looks at the connection.
-    pub(crate) fn look(&mut self, now: Instant, activity: &Activity) -> Verdict {
-        let crowded = activity.in_the_way || activity.closing;
-        let limit = if crowded { self.stall.min(self.crowded) } else { self.stall };
+    /// Looks at the connection, `late` after the look was due.
+    pub(crate) fn look(&mut self, now: Instant, late: Duration, activity: &Activity) -> Verdict {
+        let Activity { received, requests, sent, drained, .. } = *activity;
+        if late > self.period {
+            self.receive.restart(now, received, requests);
+            self.send.restart(now, sent, drained);
+            self.quiet.restart(now, received, 0);
+            return Verdict::LookAgain(self.period);
+        }
 
         let receive = &mut self.receive;
         let well = !activity.receiving
-            || receive.events != activity.requests
-            || receive.is_outrun(now, activity.received, self.rate);
-        if receive.update(well, now, activity.received, activity.requests) >= limit {
-            return Verdict::ReceiveStalled(limit);
+            || receive.events != requests
+            || receive.is_outrun(now, received, self.rate);
+        let time = receive.update(well, now, received, requests);
+        let bytes = received - receive.bytes;
+        if time >= self.limit(activity, bytes) {
+            return Verdict::ReceiveStalled(Stall { time, bytes, min_rate: self.rate });
         }
 
         let send = &mut self.send;
-        let well = !activity.sending
-            || send.events != activity.drained
-            || send.is_outrun(now, activity.sent, self.rate);
-        if send.update(well, now, activity.sent, activity.drained) >= limit {
-            return Verdict::SendStalled(limit);
+        let well =
+            !activity.sending || send.events != drained || send.is_outrun(now, sent, self.rate);
+        let time = send.update(well, now, sent, drained);
+        let bytes = sent - send.bytes;
+        if time >= self.limit(activity, bytes) {
+            return Verdict::SendStalled(Stall { time, bytes, min_rate: self.rate });
         }
 
         let moved = activity.received != self.quiet.bytes;
@@ -142,13 +168,31 @@ impl Watch {
             None => Verdict::Idle(self.period * 16),
         }
     }
+
+    /// How long a client may be too slow that has moved so many bytes meanwhile.
+    fn limit(&self, activity: &Activity, bytes: u64) -> Duration {
+        let limit = if activity.in_the_way && bytes == 0 {
+            self.crowded / STUCK_PART
+        } else if activity.in_the_way || activity.closing {
+            self.crowded
+        } else {
+            self.stall
+        };
+        limit.min(self.stall)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    fn stall(seconds: u32, bytes: u64) -> Stall {
+        Stall { time: seconds * SECOND, bytes, min_rate: 1000 }
+    }
 
     fn watch() -> (Watch, Instant) {
         let now = Instant::now();
@@ -165,7 +209,7 @@ mod tests {
         let (mut watch, start) = watch();
         for second in 1..=seconds {
             let now = start + second * SECOND;
-            match watch.look(now, &activity(u64::from(second))) {
+            match watch.look(now, Duration::ZERO, &activity(u64::from(second))) {
                 Verdict::LookAgain(_) | Verdict::Idle(_) | Verdict::LongIdle(_) => {}
                 verdict => return (second, verdict),
             }
@@ -181,7 +225,11 @@ mod tests {
                 received: second * rate,
                 ..Activity::default()
             };
-            assert_eq!(run(100, dribble), (30, Verdict::ReceiveStalled(30 * SECOND)), "{rate}");
+            assert_eq!(
+                run(100, dribble),
+                (30, Verdict::ReceiveStalled(stall(30, 30 * rate))),
+                "{rate}"
+            );
         }
     }
 
@@ -212,11 +260,71 @@ mod tests {
     #[test]
     fn replies_that_nobody_takes_are_stalled_sooner_when_others_wait_or_the_client_is_leaving() {
         let unread = |second| Activity { sending: true, sent: second, ..Activity::default() };
-        assert_eq!(run(100, unread), (30, Verdict::SendStalled(30 * SECOND)));
+        assert_eq!(run(100, unread), (30, Verdict::SendStalled(stall(30, 30))));
         let in_the_way = |second| Activity { in_the_way: true, ..unread(second) };
-        assert_eq!(run(100, in_the_way), (10, Verdict::SendStalled(10 * SECOND)));
+        assert_eq!(run(100, in_the_way), (10, Verdict::SendStalled(stall(10, 10))));
         let closing = |second| Activity { closing: true, ..unread(second) };
-        assert_eq!(run(100, closing), (10, Verdict::SendStalled(10 * SECOND)));
+        assert_eq!(run(100, closing), (10, Verdict::SendStalled(stall(10, 10))));
+    }
+
+    #[test]
+    fn a_client_that_moves_nothing_while_others_wait_for_its_buffers_is_stalled_soonest() {
+        let still = Activity { in_the_way: true, ..Activity::default() };
+        let unread = |_| Activity { sending: true, ..still };
+        assert_eq!(run(100, unread), (2, Verdict::SendStalled(stall(2, 0))));
+        let unsent = |_| Activity { receiving: true, ..still };
+        assert_eq!(run(100, unsent), (2, Verdict::ReceiveStalled(stall(2, 0))));
+        // A byte every two seconds is something.
+        let dribbled = |second| Activity { sent: second / 2 + 1, ..unread(second) };
+        assert_eq!(run(100, dribbled).0, 10);
+        let quick = |second| Activity { sent: second * 1000, ..unread(second) };
+        assert_eq!(run(1000, quick).0, 1000);
+    }
+
+    proptest! {
+        /// Time in which the server does not run counts against nobody, whatever the client is at.
+        #[test]
+        fn a_late_look_begins_anew(
+            receiving: bool,
+            closing: bool,
+            in_the_way: bool,
+            idle: bool,
+            late in 3_u32..100_000,
+            stopped_at in 1_u32..30,
+        ) {
+            let activity = Activity {
+                receiving: receiving && !idle,
+                sending: !receiving && !idle,
+                closing,
+                in_the_way,
+                idle,
+                ..Activity::default()
+            };
+            // As long as it takes while the server runs; idle clients are to go after a minute.
+            let lasts = |watch: &mut Watch, start: Instant| {
+                (1..=100).find(|second| {
+                    let verdict = watch.look(start + *second * SECOND, Duration::ZERO, &activity);
+                    !matches!(verdict, Verdict::LookAgain(_) | Verdict::Idle(_))
+                })
+            };
+            let (mut undisturbed, start) = watch();
+            let expected = lasts(&mut undisturbed, start);
+            prop_assert!(expected.is_some());
+
+            let (mut stopped, start) = watch();
+            let resumed = start + (stopped_at + late) * SECOND;
+            let verdict = stopped.look(resumed, late * SECOND, &activity);
+            prop_assert_eq!(verdict, Verdict::LookAgain(2 * SECOND));
+            prop_assert_eq!(lasts(&mut stopped, resumed), expected);
+        }
+    }
+
+    #[test]
+    fn a_look_that_is_a_little_late_counts() {
+        let (mut watch, start) = watch();
+        let unread = Activity { sending: true, ..Activity::default() };
+        let verdict = watch.look(start + 32 * SECOND, 2 * SECOND, &unread);
+        assert_eq!(verdict, Verdict::SendStalled(stall(32, 0)));
     }
 
     #[test]
@@ -229,11 +337,23 @@ mod tests {
     fn an_idle_connection_gives_back_buffers_and_then_its_place() {
         let (mut watch, start) = watch();
         let busy = Activity { received: 28, ..Activity::default() };
-        assert_eq!(watch.look(start + SECOND, &busy), Verdict::LookAgain(4 * SECOND));
+        assert_eq!(
+            watch.look(start + SECOND, Duration::ZERO, &busy),
+            Verdict::LookAgain(2 * SECOND)
+        );
         let idle = Activity { idle: true, ..busy };
-        assert_eq!(watch.look(start + 5 * SECOND, &idle), Verdict::Idle(56 * SECOND));
-        assert_eq!(watch.look(start + 61 * SECOND, &idle), Verdict::LongIdle(60 * SECOND));
+        assert_eq!(
+            watch.look(start + 5 * SECOND, Duration::ZERO, &idle),
+            Verdict::Idle(56 * SECOND)
+        );
+        assert_eq!(
+            watch.look(start + 61 * SECOND, Duration::ZERO, &idle),
+            Verdict::LongIdle(60 * SECOND)
+        );
         let again = Activity { received: 56, ..idle };
-        assert_eq!(watch.look(start + 70 * SECOND, &again), Verdict::LookAgain(4 * SECOND));
+        assert_eq!(
+            watch.look(start + 70 * SECOND, Duration::ZERO, &again),
+            Verdict::LookAgain(2 * SECOND)
+        );
     }
 }

@@ -69,7 +69,9 @@ impl Account {
 
     /// Whether that many more bytes would fit now. Others may take them before they are used.
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        self.limit().checked_sub(self.held()).is_some_and(|room| room >= bytes)
+        // A look at the limit takes longer than most requests, and what is granted was looked at.
+        bytes <= self.granted.load(Ordering::Acquire)
+            || self.limit().checked_sub(self.held()).is_some_and(|room| room >= bytes)
     }
 
     /// Takes bytes; `false` when there are not as many.
@@ -126,6 +128,20 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_granted_or_needs_nothing_has_room_though_the_limit_has_fallen() {
+        let account = Account::fixed(1000);
+        assert!(account.charge(100));
+        let granted = account.granted.load(Ordering::Acquire);
+        assert!(granted > 0);
+        let fallen = Account {
+            committed: AtomicU64::new(1000),
+            granted: AtomicU64::new(granted),
+            ..Account::new(Limit::Fixed(10))
+        };
+        assert!(fallen.has_room(0) && fallen.has_room(granted) && !fallen.has_room(granted + 1));
+    }
 
     #[test]
     fn no_more_than_the_limit_is_granted() {

@@ -13,6 +13,7 @@ use super::*;
 use crate::export::{CanWrite, CanWriteZeroes, Export, ExportMap, PeerAddr, Result, ZeroMode};
 use crate::runtime::BoxFuture;
 use crate::server::ServerConfig;
+use crate::server::budget::Account;
 
 /// A client that has sent all that it will ever send, and takes every reply.
 struct Script {
@@ -175,4 +176,30 @@ fn a_turn_is_short_whatever_the_client_has_sent() {
             assert!(turns < 100_000, "{command}: {before} bytes are all that is done");
         }
     }
+}
+
+/// A client whose payload the server can't receive yet is not one that does not send it.
+#[test]
+fn a_write_that_waits_for_memory_is_not_awaited_from_the_client() {
+    let length = 4 << 20;
+    let exports = ExportMap::new().with("", Counter::default()).unwrap();
+    let state = ServerState::new(exports, ServerConfig::new());
+    let mut hoarder = Account::new(Arc::clone(state.budget()));
+    assert!(hoarder.charge(hoarder.cap(usize::MAX), Waker::noop()));
+    let client = state.client(PeerAddr::Unix(None));
+    let mut input = script(CommandType::WRITE, length, 1);
+    input.truncate(input.len() - (1 << 20));
+    let transport = Script { input, position: 0 };
+    let session = Session::new(Arc::clone(&state), transport, client, &Still);
+    let mut session = session.now_or_never().unwrap().unwrap();
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..100 {
+        assert!(session.poll(&mut cx).is_pending());
+        assert!(!session.activity().receiving);
+    }
+    drop(hoarder);
+    for _ in 0..100 {
+        assert!(session.poll(&mut cx).is_pending());
+    }
+    assert!(session.activity().receiving, "a mebibyte is missing");
 }
