@@ -78,7 +78,7 @@ fn every_command_that_it_has_works(client: &dyn ClientAdapter) {
     let export = client.export();
     assert_eq!(export.size(), SIZE as u64);
     assert!(export.can_flush() && export.can_fua() && export.can_trim());
-    assert!(!export.is_structured() && !export.is_extended() && export.contexts().len() == 0);
+    assert!(!export.is_structured() && !export.is_extended() && export.contexts().is_empty());
     assert_eq!(client.connections(), 3, "it says that several connections see the same");
 
     let data = Pattern(2).bytes(0, 3 << 20);

@@ -1,10 +1,10 @@
 //! The upgrade to TLS, of both machines, with plain text around it.
 
+use nbd_pair::split::Split;
 use nbd_proto::wire::{OptionCode, OptionHeader};
 use nbd_proto::{Segments, Wants, client, server};
 
 use crate::choices::{Choices, Whims};
-use crate::split::Split;
 
 /// What was received in the clear before TLS is never acted on in TLS: a machine that has any of it unread when the upgrade
 /// is agreed on, or before its own half of the agreement is sent, ends the connection. A client that requires TLS says

@@ -167,7 +167,7 @@ impl<C> Negotiation<C> {
 }
 
 /// What a text takes. A short one takes what the allocator rounds it up to, at least.
-fn held(text: &String) -> usize {
+fn held(text: &str) -> usize {
     text.len().max(16) + size_of::<String>()
 }
 
