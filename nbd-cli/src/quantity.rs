@@ -76,6 +76,35 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(help)
 }
 
+/// How long something may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timeout {
+    After(Duration),
+    Never,
+}
+
+impl Timeout {
+    /// `None` for never.
+    pub(crate) const fn duration(self) -> Option<Duration> {
+        match self {
+            Self::After(duration) => Some(duration),
+            Self::Never => None,
+        }
+    }
+}
+
+/// A duration that is not 0, or `never`.
+pub(crate) fn timeout(text: &str) -> Result<Timeout, String> {
+    if text == "never" {
+        return Ok(Timeout::Never);
+    }
+    match duration(text) {
+        Ok(Duration::ZERO) => Err("give at least 1ms, or never".into()),
+        Ok(duration) => Ok(Timeout::After(duration)),
+        Err(error) => Err(format!("{error}, or never")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,5 +141,14 @@ mod tests {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
         assert!(duration("soon").is_err());
+    }
+
+    #[test]
+    fn timeouts_are_durations_or_never() {
+        assert_eq!(timeout("never"), Ok(Timeout::Never));
+        assert_eq!(timeout("2m"), Ok(Timeout::After(Duration::from_secs(120))));
+        for text in ["0", "0ms", "soon", "", "-1", "Never"] {
+            assert!(timeout(text).unwrap_err().contains("never"), "{text}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use nbd_engine::export::BlockSize;
 
 use super::block_size;
-use crate::quantity;
+use crate::quantity::{self, Timeout};
 
 /// Serve disks until interrupted.
 ///
@@ -101,6 +101,20 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = quantity::positive)]
     pub(crate) max_connections: usize,
 
+    /// How long a client may be idle while others wait for a connection; then its connection is closed, and one of them
+    /// gets it. A duration such as 30s or 5m, or never
+    ///
+    /// [default: 60s, but never with --max-connections 1]
+    #[arg(long, value_name = "T", value_parser = quantity::timeout)]
+    pub(crate) idle_timeout: Option<Timeout>,
+
+    /// How long a client may send a request or receive replies at less than 16 KiB/s; then its connection is closed. A
+    /// duration such as 30s or 5m, or never
+    ///
+    /// A client that holds memory while others wait for some has 10s at most, 2s if it moves nothing at all.
+    #[arg(long, value_name = "T", default_value = "60s", value_parser = quantity::timeout)]
+    pub(crate) stall_timeout: Timeout,
+
     /// How long requests in flight may take to finish at the end, such as 500ms, 10s or 1m; then they are cut off, and the
     /// exit status is 3
     #[arg(long, value_name = "T", default_value = "10s", value_parser = quantity::duration)]
@@ -119,6 +133,19 @@ pub(crate) struct Arguments {
     pub(crate) backends: Vec<OsString>,
 }
 
+impl Arguments {
+    /// How long a client may be idle while others wait; `None` for as long as it likes. The only client of a server of
+    /// one connection is meant to keep it.
+    pub(crate) fn idle_limit(&self) -> Option<Duration> {
+        let only_one = self.max_connections == 1;
+        let default = if only_one { Timeout::Never } else { Timeout::After(IDLE) };
+        self.idle_timeout.unwrap_or(default).duration()
+    }
+}
+
+/// How long a client may be idle by default.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// The adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RuntimeName {
@@ -129,4 +156,40 @@ pub(crate) enum RuntimeName {
     AsyncStd,
     /// A thread for each connection
     Blocking,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Serve {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn parse(words: &[&str]) -> Arguments {
+        let words = ["serve"].iter().chain(words);
+        Serve::try_parse_from(words).unwrap_or_else(|error| panic!("{error}")).arguments
+    }
+
+    #[test]
+    fn the_only_client_of_a_server_of_one_connection_keeps_it() {
+        assert_eq!(parse(&[]).idle_limit(), Some(IDLE));
+        assert_eq!(parse(&["--max-connections", "2"]).idle_limit(), Some(IDLE));
+        assert_eq!(parse(&["--max-connections", "1"]).idle_limit(), None);
+        let given = parse(&["--max-connections", "1", "--idle-timeout", "5s"]);
+        assert_eq!(given.idle_limit(), Some(Duration::from_secs(5)));
+        assert_eq!(parse(&["--idle-timeout", "never"]).idle_limit(), None);
+    }
+
+    #[test]
+    fn the_stall_timeout_can_be_set_and_switched_off() {
+        assert_eq!(parse(&[]).stall_timeout, Timeout::After(Duration::from_secs(60)));
+        assert_eq!(parse(&["--stall-timeout", "never"]).stall_timeout, Timeout::Never);
+        let given = parse(&["--stall-timeout", "5m"]);
+        assert_eq!(given.stall_timeout, Timeout::After(Duration::from_secs(300)));
+    }
 }

@@ -1,8 +1,10 @@
 //! From the words of the command line to exports.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,6 +34,7 @@ pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
     let mut exports = ExportMap::new();
     let (mut names, mut trackers) = (Vec::<String>::new(), Vec::new());
     let mut taken = HashSet::new();
+    let mut files = Files::default();
     if let Some(description) = &arguments.description {
         check_string("description", description)?;
     }
@@ -50,8 +53,12 @@ pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
                 "two exports are called '{name}': give each its own name, such as first={backend}"
             )));
         }
-        let (handle, tracker) =
-            Backend::parse(backend)?.open(&backend.to_string_lossy(), arguments)?;
+        let backend_text = backend.to_string_lossy();
+        let backend = Backend::parse(backend)?;
+        if let Backend::File(path) = &backend {
+            files.add(path, &name, arguments)?;
+        }
+        let (handle, tracker) = backend.open(&backend_text, arguments)?;
         trackers.extend(tracker);
         let invalid = |error: InvalidName| Failure::usage(error.to_string());
         let mut entry = ExportEntry::new(name.as_str(), handle).map_err(invalid)?;
@@ -70,6 +77,55 @@ pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
         return Err(Failure::usage(format!("--tls-only {name} names no export that is served")));
     }
     Ok(Opened { exports, names, trackers })
+}
+
+/// The files that are served, by what they are whatever their paths.
+#[derive(Default)]
+struct Files(HashMap<Identity, String>);
+
+/// A file or block device.
+#[derive(PartialEq, Eq, Hash)]
+enum Identity {
+    File { device: u64, inode: u64 },
+    BlockDevice(u64),
+}
+
+impl Files {
+    /// The export of that name is this file. Each export records changes and knows its size by itself, so that what is
+    /// written or resized through another export of the file would be missed.
+    fn add(&mut self, path: &Path, name: &str, arguments: &Arguments) -> Result<(), Failure> {
+        // Opening it reports what is wrong with it.
+        let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
+        let identity = if metadata.file_type().is_block_device() {
+            Identity::BlockDevice(metadata.rdev())
+        } else {
+            Identity::File { device: metadata.dev(), inode: metadata.ino() }
+        };
+        let Some(other) = self.0.insert(identity, name.to_owned()) else { return Ok(()) };
+        if arguments.read_only {
+            return Ok(());
+        }
+        let same = format!(
+            "the exports '{other}' and '{name}' are the same file, {}",
+            quoted(path.as_os_str())
+        );
+        let needs_one = [
+            (
+                !arguments.track.is_empty(),
+                "--track records only what is written through the same export",
+            ),
+            (
+                arguments.control.is_some(),
+                "nbd bitmap (--control) records only what is written through the same export",
+            ),
+            (arguments.resize, "--resize changes the size of one export only"),
+        ];
+        if let Some((_, why)) = needs_one.iter().find(|(given, _)| *given) {
+            return Err(Failure::usage(format!("{same}, and {why}: export the file once")));
+        }
+        tracing::warn!("{same}: what clients write to one of them changes the other");
+        Ok(())
+    }
 }
 
 fn check_string(what: &str, text: &str) -> Result<(), Failure> {

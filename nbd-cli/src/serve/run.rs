@@ -33,6 +33,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = ServerConfig::new()
         .with_max_connections(arguments.max_connections)
         .with_drain_timeout(arguments.drain_timeout)
+        .with_idle_timeout(arguments.idle_limit())
+        .with_stall_timeout(arguments.stall_timeout.duration().unwrap_or(Duration::MAX))
         .with_resize(arguments.resize);
     let (config, security) = Security::of(&arguments, config)?;
     security.warn(&places, arguments.read_only);

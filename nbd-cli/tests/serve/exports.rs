@@ -245,3 +245,33 @@ fn a_file_that_grew_is_larger_for_new_clients() {
         server.stop();
     }
 }
+
+/// Each export has its own record of changes and its own size, so that a file behind two of them is refused where that
+/// would go wrong, by whatever paths it is named.
+#[test]
+fn a_file_behind_two_exports_is_refused_where_one_would_miss_the_changes_of_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let [file, linked, hard, other] =
+        ["disk.img", "soft.img", "hard.img", "other.img"].map(|name| folder.path().join(name));
+    fs::write(&file, [0; 4096]).unwrap();
+    fs::write(&other, [0; 4096]).unwrap();
+    std::os::unix::fs::symlink(&file, &linked).unwrap();
+    fs::hard_link(&file, &hard).unwrap();
+    let control = folder.path().join("control");
+    let x = format!("x={}", text(&file));
+    for again in [&file, &linked, &hard] {
+        let y = format!("y={}", text(again));
+        for option in [&["--track", "b"][..], &["--resize"], &["--control", text(&control)]] {
+            let words = [&["--port", "0"], option, &[&x, &y]].concat();
+            let says = ["'x' and 'y' are the same file", option[0], "export the file once"];
+            refuses(&mut serve(words), 64, &says);
+        }
+        let server = Serving::start(["--port", "0", &x, &y]);
+        server.process.terminate();
+        let (code, log) = server.end();
+        assert!(code == Some(0) && log.contains("are the same file"), "{code:?} {log}");
+        Serving::start(["--port", "0", "--read-only", &x, &y]).stop();
+    }
+    let y = format!("y={}", text(&other));
+    Serving::start(["--port", "0", "--track", "b", "--resize", &x, &y]).stop();
+}

@@ -30,6 +30,10 @@ fn help_names_the_defaults() {
         "1 GiB",
         "[default: memory:1G]",
         "[default: 127.0.0.1]",
+        "--idle-timeout <T>",
+        "[default: 60s, but never with --max-connections 1]",
+        "--stall-timeout <T>",
+        "less than 16 KiB/s",
         "Exit status: 0 after an orderly end, 3 if requests were cut off",
     ] {
         assert!(help.contains(text), "{text:?} is not in: {help}");
@@ -63,6 +67,8 @@ fn a_command_line_that_makes_no_sense_is_exit_code_64() {
         &["serve", "--max-connections", "0"],
         &["serve", "--max-connections", "many"],
         &["serve", "--drain-timeout", "soon"],
+        &["serve", "--idle-timeout", "soon"],
+        &["serve", "--stall-timeout", "0"],
     ] {
         let finished = refuses(&mut nbd(arguments), 64, &[]);
         assert!(!finished.stderr.is_empty(), "{arguments:?}");

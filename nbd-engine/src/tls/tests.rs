@@ -261,15 +261,15 @@ fn bytes_that_are_no_tls_end_the_stream_and_every_later_call() {
             other => panic!("{other:?}"),
         }
     }
-    assert!(Pin::new(&mut server).poll_write(&mut cx(), b"x").is_ready_and(|r| r.is_err()));
+    assert!(Pin::new(&mut server).poll_write(&mut cx(), b"x").ready_and(|r| r.is_err()));
 }
 
 trait ReadyAnd<T> {
-    fn is_ready_and(self, check: impl FnOnce(T) -> bool) -> bool;
+    fn ready_and(self, check: impl FnOnce(T) -> bool) -> bool;
 }
 
 impl<T> ReadyAnd<T> for Poll<T> {
-    fn is_ready_and(self, check: impl FnOnce(T) -> bool) -> bool {
+    fn ready_and(self, check: impl FnOnce(T) -> bool) -> bool {
         match self {
             Self::Ready(value) => check(value),
             Self::Pending => false,
