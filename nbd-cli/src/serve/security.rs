@@ -61,7 +61,7 @@ impl Security {
         if let Some(address) = open.next() {
             let can = if read_only { "read" } else { "read and overwrite" };
             stderr::say(&format!(
-                "nbd: warning: whoever reaches {address} can {can} the disks, and all of it travels in the clear; \
+                "warning: whoever reaches {address} can {can} the disks, and all of it travels in the clear; \
                  encrypt by --tls require, or listen on 127.0.0.1"
             ));
         }
@@ -74,9 +74,7 @@ impl Security {
             match server.reload() {
                 Ok(()) => tracing::info!("read the files for TLS again"),
                 Err(error) => {
-                    stderr::say(&format!(
-                        "nbd: {error}; the files that were read before stay in force"
-                    ));
+                    stderr::say(&format!("{error}; the files that were read before stay in force"));
                 }
             }
             return true;

@@ -58,10 +58,30 @@ impl Serving {
     /// Asks it to end and expects that it ends well, having printed nothing more.
     #[track_caller]
     fn stop(self) {
+        assert_eq!(self.stopped(), "");
+    }
+
+    /// The same of a server that others can reach in the clear: it has warned of that, once, and of nothing else.
+    #[track_caller]
+    fn stop_after_warning(self) {
+        let said = self.stopped();
+        let warning = "in the clear; encrypt by --tls require, or listen on 127.0.0.1";
+        assert!(
+            said.starts_with("nbd: warning: whoever reaches ") && said.contains(warning),
+            "{said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+
+    /// Asks it to end and expects that it ends well; gives what it wrote to standard error.
+    #[track_caller]
+    fn stopped(self) -> String {
         self.process.terminate();
         let more = self.process.next_line(LIMIT);
         assert_eq!(more, None, "more was printed than the URI");
-        assert_eq!(self.end(), (Some(0), String::new()));
+        let (code, said) = self.end();
+        assert_eq!(code, Some(0), "{said}");
+        said
     }
 }
 
