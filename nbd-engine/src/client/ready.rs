@@ -21,17 +21,21 @@ pub(super) struct ReadyConnection {
 }
 
 impl ReadyConnection {
-    /// Whether this can be a further connection of a client beside `first`: a flush on one covers both, and the same
-    /// metadata contexts are selected.
+    /// Whether this can be a further connection of a client beside `first`: a flush on one covers both, whatever is valid
+    /// on the first one is valid here, and the same metadata contexts are selected.
     pub(super) fn fits(&self, first: &Self) -> bool {
+        let (own, firsts) = (&self.details, &first.details);
         let sorted = |details: &ExportDetails| {
             let mut contexts = details.contexts().to_vec();
             contexts.sort();
             contexts
         };
-        self.details.can_multi_conn()
-            && first.details.can_multi_conn()
-            && sorted(&self.details) == sorted(&first.details)
+        own.can_multi_conn()
+            && own.flags().contains(firsts.flags())
+            && own.block_size() == firsts.block_size()
+            // A file may have grown meanwhile.
+            && own.size() >= firsts.size()
+            && sorted(own) == sorted(firsts)
     }
 
     /// Makes the size one with that of the client's first connection.

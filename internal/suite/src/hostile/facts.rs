@@ -147,16 +147,32 @@ pub fn a_flush_covers_every_connection_that_wrote(setup: ClientSetup) {
     }
 }
 
-/// What the first connection's server says has to be so on all of them: else a flush would cover too little (C-XF-11).
+/// What the server says on the first connection has to hold on all of them: else a flush would cover too little, or a
+/// request be refused on one connection that is fine on another (C-XF-11).
 pub fn a_connection_without_multi_conn_is_no_further_one(setup: ClientSetup) {
-    let script = |flags: u16| {
+    let script = |change: fn(&mut Export)| {
         let mut export = Export::new(Mode::Structured);
-        export.flags = export.flags & !flag::CAN_MULTI_CONN | flags;
+        export.flags |= flag::CAN_MULTI_CONN;
+        change(&mut export);
         Script::new(export).enter().silence()
     };
-    let server = setup.play([script(flag::CAN_MULTI_CONN), script(0)]);
     let config = config().with_connections(2);
-    let error = setup.connect(server.endpoint(), &config).err().expect("they are not alike");
-    assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+    for other in [
+        (|export| export.flags &= !flag::CAN_MULTI_CONN) as fn(&mut Export),
+        |export| export.flags &= !flag::SEND_TRIM,
+        |export| export.size -= 512,
+        |export| {
+            export.block_size = Some(BlockSize { minimum: 512, preferred: 4096, maximum: 1 << 20 });
+        },
+    ] {
+        let server = setup.play([script(|_| {}), script(other)]);
+        let error = setup.connect(server.endpoint(), &config).err().expect("they are not alike");
+        assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+        server.finish();
+    }
+    let server = setup.play([script(|_| {}), script(|export| export.size += 512)]);
+    let client = connect(setup, &server, &config, "the export has grown");
+    assert_eq!(client.connections(), 2);
+    drop(client);
     server.finish();
 }
