@@ -181,10 +181,17 @@ fn errors_of_connecting_name_the_address_and_the_remedy() {
         assert!(text.contains("/nowhere/socket") && text.contains("check the path"), "{text}");
         assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
 
-        let error = Client::connect("nbd+vsock://").unwrap_err();
-        let expected = "there is no vsock yet: use nbd:// or nbd+unix://";
-        assert!(error.to_string().contains(expected), "{error}");
-        assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
+        let tls = [
+            ("nbds://localhost", "this build has no TLS: use nbd://"),
+            ("nbds+unix:///?socket=/nowhere", "this build has no TLS: use nbd+unix://"),
+        ];
+        let tls = if cfg!(feature = "tls") { &[][..] } else { &tls };
+        let vsock = [("nbd+vsock://", "there is no vsock yet: use nbd:// or nbd+unix://")];
+        for &(uri, expected) in tls.iter().chain(&vsock) {
+            let error = Client::connect(uri).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
+        }
         assert!(matches!(Client::connect("http://localhost"), Err(Error::Uri(_))));
     });
 }
