@@ -1,4 +1,5 @@
-//! Serves a disk in memory over TLS: `tls_server DIR [PSK_FILE]`, with certificates in DIR.
+//! Serves a disk in memory over TLS, with the certificates of a folder that `nbd cert` made: `tls_server DIR`, or
+//! `tls_server DIR mutual` to have clients show theirs.
 use nbd_blocking::export::{ExportMap, Memory};
 use nbd_blocking::tls::{ClientCertificates, ServerTlsMode, TlsServer};
 use nbd_blocking::{Server, ServerConfig};
