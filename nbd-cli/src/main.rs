@@ -32,6 +32,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
+use rustix::process::Signal;
 
 /// What `--version` calls us, whatever the subcommand.
 const NAME: &str = "nbd";
@@ -68,13 +69,10 @@ enum Command {
     Psk(psk::Arguments),
 }
 
-/// Its number on Linux; signal-hook has no name for it.
-const SIGXFSZ: i32 = 25;
-
 fn main() -> ExitCode {
     // A file that has reached the limit of its size fails the write that ran into it, rather than end the process. What
     // can't be registered changes nothing.
-    let _ignored = signal_hook::flag::register(SIGXFSZ, Arc::default());
+    let _ignored = signal_hook::flag::register(Signal::XFSZ.as_raw(), Arc::default());
     let cli = match Cli::try_parse_from(target::arguments(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),

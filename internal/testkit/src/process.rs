@@ -152,17 +152,6 @@ impl Background {
         std::fs::read_dir(self.proc("fd")).expect("the process is running").count()
     }
 
-    /// Processor time that it has used.
-    #[track_caller]
-    pub fn processor_time(&self) -> Duration {
-        let stat = std::fs::read_to_string(self.proc("stat")).expect("the process is running");
-        // Behind the name, which may have spaces in it.
-        let (_, fields) = stat.rsplit_once(") ").expect("the kernel's format");
-        let mut fields = fields.split(' ').skip(11).map(|field| field.parse::<u64>());
-        let ticks = [fields.next(), fields.next()].into_iter().flatten().flatten().sum::<u64>();
-        Duration::from_secs(ticks) / rustix::param::clock_ticks_per_second() as u32
-    }
-
     fn proc(&self, entry: &str) -> String {
         format!("/proc/{}/{entry}", self.child.id())
     }

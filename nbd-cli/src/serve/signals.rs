@@ -1,12 +1,7 @@
 //! Signals. SIGTERM, SIGINT, SIGQUIT and SIGHUP ask the server to finish; the second of the first three ends it at once.
-//! SIGXFSZ, which reports that a file has reached the limit of its size, does nothing: the write that ran into the limit
-//! fails, and its client is told.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use rustix::process::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -56,8 +51,6 @@ pub(super) fn watch(
     shut_down: impl Fn() + Send + 'static,
     reload: impl Fn() -> bool + Send + 'static,
 ) -> io::Result<()> {
-    // Without a handler of any kind it would end the process.
-    signal_hook::flag::register(Signal::XFSZ.as_raw(), Arc::new(AtomicBool::new(false)))?;
     let ignored = ignored();
     let optional = [SIGHUP, SIGQUIT].into_iter().filter(|signal| !contains(ignored, *signal));
     let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(optional))?;
