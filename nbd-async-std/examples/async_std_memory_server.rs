@@ -8,8 +8,8 @@
 
 use std::error::Error;
 
+use nbd_async_std::Server;
 use nbd_async_std::export::{ExportMap, Memory};
-use nbd_async_std::{LocalAddr, Server};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -27,10 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     } else {
         server.listen_tcp(&place).await?
     };
-    match listening.local_addr() {
-        LocalAddr::Tcp(address) => println!("nbd://{address}/"),
-        LocalAddr::Unix(path) => println!("nbd+unix:///?socket={}", path.display()),
-    }
+    println!("{:#}", listening.local_addr().uri("")?);
 
     // Clients are served already, by tasks of the server's. async-std has no signals, but a server can be told to shut
     // down from any thread.

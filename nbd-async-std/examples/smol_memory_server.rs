@@ -8,7 +8,6 @@
 
 use std::error::Error;
 
-use nbd_async_std::LocalAddr;
 use nbd_async_std::export::{ExportMap, Memory};
 use nbd_async_std::smol::Server;
 
@@ -22,10 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         } else {
             server.listen_tcp(&place).await?
         };
-        match listening.local_addr() {
-            LocalAddr::Tcp(address) => println!("nbd://{address}/"),
-            LocalAddr::Unix(path) => println!("nbd+unix:///?socket={}", path.display()),
-        }
+        println!("{:#}", listening.local_addr().uri("")?);
         server.wait().await; // Nobody calls `shut_down` here: until the process is killed.
         Ok(())
     })

@@ -12,6 +12,7 @@ use crate::stream;
 
 /// The runtime of [`Server`] and [`Client`](crate::Client): async-std's global threads, started when first used.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "its only value names a global runtime")]
 pub struct AsyncStd;
 
 impl Runtime for AsyncStd {

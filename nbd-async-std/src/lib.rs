@@ -4,6 +4,8 @@
 //! `smol::Server` and `smol::Client` with the feature `smol` (on by default), `Server` and `Client` in the crate's root
 //! with the feature `async-std`, for programs that still run on it. The features only add; both can be on at once.
 //!
+
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 #![cfg_attr(feature = "smol", doc = "```")]
 #![cfg_attr(not(feature = "smol"), doc = "```ignore")]
 //! use nbd_async_std::smol::Server;

@@ -105,6 +105,7 @@ crate::client::connector!(Smol);
 
 /// The runtime of [`Server`] and [`Client`]: smol's global executor, started when first used.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "its only value names a global runtime")]
 pub struct Smol;
 
 impl Runtime for Smol {

@@ -27,7 +27,7 @@ impl Listen for Tcp {
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, address) = self.0.accept().await?;
         net::tune_tcp(&stream)?;
-        Ok(Accepted { transport: Socket(stream), peer: address.into() })
+        Ok(Accepted::new(Socket(stream), address))
     }
 }
 
@@ -40,7 +40,7 @@ impl Listen for Unix {
         let (stream, _) = self.0.accept().await?;
         net::tune_unix(&stream);
         let peer = PeerAddr::unix(&stream);
-        Ok(Accepted { transport: Socket(stream), peer })
+        Ok(Accepted::new(Socket(stream), peer))
     }
 }
 

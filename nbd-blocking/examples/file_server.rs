@@ -9,7 +9,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use nbd_blocking::export::{ExportEntry, ExportMap, File};
-use nbd_blocking::{LocalAddr, Server, ServerConfig};
+use nbd_blocking::{Server, ServerConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -33,10 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let listening =
         if place.contains('/') { server.listen_unix(place)? } else { server.listen_tcp(&place)? };
     for name in ["disk", "view"] {
-        match listening.local_addr() {
-            LocalAddr::Tcp(address) => println!("nbd://{address}/{name}"),
-            LocalAddr::Unix(path) => println!("nbd+unix:///{name}?socket={}", path.display()),
-        }
+        println!("{:#}", listening.local_addr().uri(name)?);
     }
     server.wait(); // Nobody calls `shut_down` here: until the process is killed.
     Ok(())

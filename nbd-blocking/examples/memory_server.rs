@@ -8,8 +8,8 @@
 
 use std::error::Error;
 
+use nbd_blocking::Server;
 use nbd_blocking::export::{ExportMap, Memory};
-use nbd_blocking::{LocalAddr, Server};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -23,10 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let place = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".into());
     let listening =
         if place.contains('/') { server.listen_unix(place)? } else { server.listen_tcp(&place)? };
-    match listening.local_addr() {
-        LocalAddr::Tcp(address) => println!("nbd://{address}/"),
-        LocalAddr::Unix(path) => println!("nbd+unix:///?socket={}", path.display()),
-    }
+    println!("{:#}", listening.local_addr().uri("")?);
 
     // Clients are served already, on threads of the server's. This one is free to wait for the end.
     Signals::new([SIGINT, SIGTERM])?.forever().next();

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
+use nbd_blocking::Server;
 use nbd_blocking::export::{CanFlush, CanWrite, Export, ExportMap, Fua, Result};
-use nbd_blocking::{LocalAddr, Server};
 
 struct Disk {
     /// What clients see.
@@ -84,10 +84,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let place = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".into());
     let listening =
         if place.contains('/') { server.listen_unix(place)? } else { server.listen_tcp(&place)? };
-    match listening.local_addr() {
-        LocalAddr::Tcp(address) => println!("nbd://{address}/"),
-        LocalAddr::Unix(path) => println!("nbd+unix:///?socket={}", path.display()),
-    }
+    println!("{:#}", listening.local_addr().uri("")?);
     server.wait();
     Ok(())
 }

@@ -17,6 +17,8 @@
 //!
 //! A [`Client`] has no thread of its own: those that wait for replies drive its connections.
 
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
+
 pub mod client;
 mod park;
 mod pump;

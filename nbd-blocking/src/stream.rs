@@ -166,12 +166,12 @@ impl Listener {
         match &self.kind {
             Kind::Tcp(listener) => {
                 let (stream, address) = listener.accept()?;
-                Ok(Accepted { transport: Stream::tcp(stream)?, peer: address.into() })
+                Ok(Accepted::new(Stream::tcp(stream)?, address))
             }
             Kind::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
                 let peer = PeerAddr::unix(&stream);
-                Ok(Accepted { transport: Stream::unix(stream)?, peer })
+                Ok(Accepted::new(Stream::unix(stream)?, peer))
             }
         }
     }

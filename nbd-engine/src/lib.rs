@@ -4,6 +4,8 @@
 //! connections. The adapters (`nbd-blocking`, `nbd-tokio` and others) add sockets, threads or tasks, and timers, by
 //! the [`Runtime`] trait; most people use one of them.
 
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
+
 mod busy_poll;
 pub mod client;
 pub mod export;

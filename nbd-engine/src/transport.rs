@@ -55,6 +55,7 @@ impl Transport for AnyTransport {
 
 /// A stream without anything special to it.
 #[derive(Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a newtype: there is nothing to add")]
 pub struct Plain<T>(pub T);
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for Plain<T> {}
@@ -62,6 +63,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for Plain<T> {}
 /// A connected socket of whatever runtime: read without the runtime's leave where that is welcome. Closing it closes the
 /// writing side alone, so that what the peer still has to say can be read.
 #[derive(Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a newtype: there is nothing to add")]
 pub struct Socket<T>(pub T);
 
 impl<T: AsyncRead + AsyncWrite + AsFd + Unpin + Send> Transport for Socket<T> {

@@ -9,7 +9,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use nbd_tokio::export::{ExportEntry, ExportMap, File};
-use nbd_tokio::{LocalAddr, Server, ServerConfig};
+use nbd_tokio::{Server, ServerConfig};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -37,10 +37,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         server.listen_tcp(&place).await?
     };
     for name in ["disk", "view"] {
-        match listening.local_addr() {
-            LocalAddr::Tcp(address) => println!("nbd://{address}/{name}"),
-            LocalAddr::Unix(path) => println!("nbd+unix:///{name}?socket={}", path.display()),
-        }
+        println!("{:#}", listening.local_addr().uri(name)?);
     }
     server.wait().await; // Nobody calls `shut_down` here: until the process is killed.
     Ok(())

@@ -8,8 +8,8 @@
 
 use std::error::Error;
 
+use nbd_tokio::Server;
 use nbd_tokio::export::{ExportMap, Memory};
-use nbd_tokio::{LocalAddr, Server};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -25,10 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     } else {
         server.listen_tcp(&place).await?
     };
-    match listening.local_addr() {
-        LocalAddr::Tcp(address) => println!("nbd://{address}/"),
-        LocalAddr::Unix(path) => println!("nbd+unix:///?socket={}", path.display()),
-    }
+    println!("{:#}", listening.local_addr().uri("")?);
 
     // Clients are served already, by tasks of the server's. This one is free to wait for the end.
     tokio::signal::ctrl_c().await?;

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
+use nbd_tokio::Server;
 use nbd_tokio::export::{AsyncCanFlush, AsyncCanWrite, AsyncExport, ExportMap, Fua, Result};
-use nbd_tokio::{LocalAddr, Server};
 
 struct Disk {
     /// What clients see.
@@ -90,10 +90,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     } else {
         server.listen_tcp(&place).await?
     };
-    match listening.local_addr() {
-        LocalAddr::Tcp(address) => println!("nbd://{address}/"),
-        LocalAddr::Unix(path) => println!("nbd+unix:///?socket={}", path.display()),
-    }
+    println!("{:#}", listening.local_addr().uri("")?);
     server.wait().await;
     Ok(())
 }

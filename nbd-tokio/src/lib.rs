@@ -29,6 +29,8 @@
 //! Each connection is a task. Exports that never block are called on it; those that may block, on worker threads of the
 //! engine, so that no tokio worker is held up. Works on runtimes of either flavour, with time and I/O enabled.
 
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
+
 pub mod client;
 mod runtime;
 mod server;

@@ -113,7 +113,7 @@ impl Listen for Tcp {
     async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
         let (stream, address) = self.0.accept().await?;
         net::tune_tcp(&stream)?;
-        Ok(Accepted { transport: tcp(stream), peer: address.into() })
+        Ok(Accepted::new(tcp(stream), address))
     }
 }
 
@@ -126,6 +126,6 @@ impl Listen for Unix {
         let (stream, _) = self.0.accept().await?;
         net::tune_unix(&stream);
         let peer = PeerAddr::unix(&stream);
-        Ok(Accepted { transport: unix(stream), peer })
+        Ok(Accepted::new(unix(stream), peer))
     }
 }

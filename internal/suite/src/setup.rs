@@ -206,6 +206,7 @@ impl Setup {
         let endpoint = |address| match address {
             LocalAddr::Tcp(address) => Endpoint::Tcp(address),
             LocalAddr::Unix(path) => Endpoint::Unix(path),
+            other => panic!("no test listens on {other}"),
         };
         let endpoints = started.addresses.into_iter().map(endpoint).collect();
         let running = Running::Thread(started.control, started.thread);

@@ -120,7 +120,7 @@ impl Listen for Socket<TcpListener> {
         let (stream, address) = accepted.await?;
         net::tune_tcp(&stream)?;
         let transport = Socket::new(stream, &self.event_loop)?;
-        Ok(Accepted { transport, peer: address.into() })
+        Ok(Accepted::new(transport, address))
     }
 }
 
@@ -133,7 +133,7 @@ impl Listen for Socket<UnixListener> {
         net::tune_unix(&stream);
         let peer = PeerAddr::unix(&stream);
         let transport = Socket::new(stream, &self.event_loop)?;
-        Ok(Accepted { transport, peer })
+        Ok(Accepted::new(transport, peer))
     }
 }
 

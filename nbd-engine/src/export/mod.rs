@@ -1,7 +1,5 @@
 //! What is served: the traits that an export implements, and the exports that come with the engine.
 
-#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
-
 mod abilities;
 mod any;
 mod asynchronous;

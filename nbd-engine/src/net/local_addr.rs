@@ -8,6 +8,7 @@ use nbd_proto::{Uri, UriError};
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LocalAddr {
     /// A TCP address, with the actual port.
     Tcp(SocketAddr),

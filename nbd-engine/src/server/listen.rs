@@ -17,11 +17,19 @@ use crate::transport::Transport;
 
 /// A connection that was accepted.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Accepted<T> {
     /// The stream.
     pub transport: T,
     /// The address of the client.
     pub peer: PeerAddr,
+}
+
+impl<T> Accepted<T> {
+    /// A stream from the client at an address.
+    pub fn new(transport: T, peer: impl Into<PeerAddr>) -> Self {
+        Self { transport, peer: peer.into() }
+    }
 }
 
 /// Something that connections come from.
