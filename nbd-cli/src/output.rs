@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use crate::descriptor;
 use crate::exit::Failure;
@@ -78,6 +79,24 @@ pub(crate) fn quoted(word: &OsStr) -> String {
     text
 }
 
+/// A word for a shell: between quotes, unless there is nothing in it that needs them.
+pub(crate) fn shell_word(word: &OsStr) -> String {
+    let text = word.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/.:_-+=,@%[]".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.into_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+/// A path for a shell, as an argument that no command takes for an option.
+pub(crate) fn shell_path(path: &Path) -> String {
+    match path.as_os_str().as_bytes().starts_with(b"-") {
+        true => shell_word(Path::new(".").join(path).as_os_str()),
+        false => shell_word(path.as_os_str()),
+    }
+}
+
 /// The characters that change the direction of a line, or that can't be seen.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -90,6 +109,22 @@ mod tests {
     #[test]
     fn bytes_that_are_no_text_are_shown() {
         assert_eq!(quoted(OsStr::from_bytes(b"caf\xe9 \xc3\xa9.img")), "'caf\\xe9 é.img'");
+    }
+
+    #[test]
+    fn words_are_quoted_for_the_shell_if_they_have_to_be() {
+        for (word, shown) in [
+            ("nbd://[::1]:5", "nbd://[::1]:5"),
+            ("nbd+unix:///?socket=/a", "'nbd+unix:///?socket=/a'"),
+            ("it's", r"'it'\''s'"),
+            ("a b", "'a b'"),
+            ("-s", "-s"),
+            ("", "''"),
+        ] {
+            assert_eq!(shell_word(OsStr::new(word)), shown);
+        }
+        assert_eq!(shell_path(Path::new("-s")), "./-s");
+        assert_eq!(shell_path(Path::new("a/b c")), "'a/b c'");
     }
 
     #[test]

@@ -1,29 +1,27 @@
 //! A local file or block device, read and written at offsets.
 
-use core::sync::atomic::{AtomicBool, Ordering};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use nbd_engine::export::FileHoles;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
-
-/// How many zeroes are written at a time where the file system has no better way.
-const ZEROES: usize = 256 << 10;
 
 /// A file that is open.
 #[derive(Clone, Debug)]
 pub(super) struct Disk {
     pub(super) file: Arc<File>,
-    /// Whether zeroes can be had without writing them. Tried until it fails.
-    punches: Arc<AtomicBool>,
+    holes: Arc<FileHoles>,
     allocated: bool,
 }
 
 impl Disk {
-    pub(super) fn new(file: File, allocated: bool) -> Self {
-        Self { file: Arc::new(file), punches: Arc::new(AtomicBool::new(true)), allocated }
+    /// With space set aside for zeroes, or without.
+    pub(super) fn new(file: File, allocated: bool) -> io::Result<Self> {
+        let holes = Arc::new(FileHoles::of(&file)?);
+        Ok(Self { file: Arc::new(file), holes, allocated })
     }
 
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
@@ -53,29 +51,12 @@ impl Disk {
 
     /// Makes a range zero: a hole, or with space set aside.
     pub(super) fn zero(&self, offset: u64, length: u64) -> io::Result<()> {
-        if self.punches.load(Ordering::Relaxed) {
-            let mode = match self.allocated {
-                true => FallocateFlags::ZERO_RANGE,
-                false => FallocateFlags::PUNCH_HOLE,
-            };
-            match fallocate(&self.file, mode | FallocateFlags::KEEP_SIZE, offset, length) {
-                Ok(()) => return Ok(()),
-                // A device may refuse ranges that are not whole sectors; others may still work.
-                Err(Errno::INVAL) => {}
-                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => {
-                    self.punches.store(false, Ordering::Relaxed);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let nothing = vec![0; ZEROES.min(usize::try_from(length).unwrap_or(ZEROES))];
-        let mut at = offset;
-        while at < offset + length {
-            let count = (offset + length - at).min(nothing.len() as u64);
-            self.write(&nothing[..usize::try_from(count).unwrap_or(ZEROES)], at)?;
-            at += count;
-        }
-        Ok(())
+        self.holes.zero(&self.file, offset..offset + length, self.allocated)
+    }
+
+    /// Whether there is a hole at `offset`, and where that changes: at `end` at the latest.
+    pub(super) fn run(&self, offset: u64, end: u64) -> io::Result<(bool, u64)> {
+        self.holes.run(&self.file, offset, end)
     }
 
     /// Makes what was written durable. The system takes writes before the device does, and reports here alone which of
@@ -111,7 +92,7 @@ pub(super) fn size_of(mut file: &File) -> io::Result<u64> {
 }
 
 /// A file has lost bytes that were to be read, up to `wanted` at least.
-pub(super) fn shorter(size: u64, wanted: u64) -> io::Error {
+fn shorter(size: u64, wanted: u64) -> io::Error {
     let text = format!("it became shorter: it has {size} bytes now, and {wanted} were expected");
     io::Error::new(io::ErrorKind::UnexpectedEof, text)
 }
@@ -146,7 +127,7 @@ mod tests {
         let mut folder = std::env::current_exe().unwrap();
         folder.pop();
         // In the build's folder, as temporary files may lie in memory.
-        let disk = Disk::new(tempfile::tempfile_in(folder).unwrap(), false);
+        let disk = Disk::new(tempfile::tempfile_in(folder).unwrap(), false).unwrap();
         let is_cached = || {
             let mut buffer = [0; 4096];
             let buffers = &mut [io::IoSliceMut::new(&mut buffer)];

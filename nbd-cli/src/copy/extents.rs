@@ -3,20 +3,13 @@
 use core::fmt;
 use core::ops::Range;
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
-use std::sync::Arc;
 
 use nbd_blocking::Client;
 use nbd_blocking::client::{AllocationFlags, BlockStatusRange, Error};
-use rustix::fs::{SeekFrom, seek};
-use rustix::io::Errno;
 
-use super::disk::{shorter, size_of};
+use super::disk::Disk;
+use crate::map::ALLOCATION;
 use crate::output;
-
-/// The metadata context that tells of holes and zeroes.
-pub(super) const ALLOCATION: &str = "base:allocation";
 
 /// How much a server is asked about at a time: enough that few questions are asked, and little enough that the answers
 /// stay small and the first one comes soon.
@@ -45,24 +38,21 @@ impl Extents {
     }
 
     /// The run that holds the byte at `offset`, which lies before the end. What nothing is known of may be data.
-    ///
-    /// # Errors
-    /// When the source is not what it was when the copy began.
-    pub(super) fn at(&mut self, offset: u64) -> io::Result<Run> {
+    pub(super) fn at(&mut self, offset: u64) -> Run {
         if let Some(run) = self.find(offset) {
-            return Ok(run);
+            return run;
         }
-        for told in self.oracle.ask(offset, self.end)? {
-            self.learn(told);
+        for run in self.oracle.ask(offset, self.end) {
+            self.learn(run);
         }
         if let Some(run) = self.find(offset) {
-            return Ok(run);
+            return run;
         }
-        // Nobody is asked again: who does not answer once would be asked for every block.
+        // A source that does not answer once would be asked for every block.
         self.oracle = Oracle::Nobody;
         let rest = Run { range: offset..self.end, zero: false };
         self.learn(rest.clone());
-        Ok(rest)
+        rest
     }
 
     /// Lets go of what ends at `offset` or before it.
@@ -104,7 +94,7 @@ pub(super) enum Oracle {
     /// The server.
     Server(Box<Status>),
     /// The file system.
-    File(Arc<File>),
+    Disk(Disk),
     /// A test: gives lengths, and whether they are zero, from an offset on.
     #[cfg(test)]
     Script(Box<Script>),
@@ -115,7 +105,7 @@ impl fmt::Debug for Oracle {
         f.write_str(match self {
             Self::Nobody => "Nobody",
             Self::Server(_) => "Server",
-            Self::File(_) => "File",
+            Self::Disk(_) => "Disk",
             #[cfg(test)]
             Self::Script(_) => "Script",
         })
@@ -125,13 +115,20 @@ impl fmt::Debug for Oracle {
 impl Oracle {
     /// What is known of some bytes, in order, one after the other. They need not begin at `offset`, but do so before
     /// it.
-    fn ask(&mut self, offset: u64, end: u64) -> io::Result<Vec<Run>> {
+    fn ask(&mut self, offset: u64, end: u64) -> Vec<Run> {
         match self {
-            Self::Nobody => Ok(Vec::new()),
-            Self::Server(status) => Ok(status.ask(offset)),
-            Self::File(file) => Ok(file_run(file, offset, end)?.into_iter().collect()),
+            Self::Nobody => Vec::new(),
+            Self::Server(status) => status.ask(offset),
+            Self::Disk(disk) => match disk.run(offset, end) {
+                Ok((zero, end)) => vec![Run { range: offset..end, zero }],
+                // Without it the copy is slower, and as good.
+                Err(error) => {
+                    tracing::warn!(offset, %error, "holes are not known: reading everything from here on");
+                    Vec::new()
+                }
+            },
             #[cfg(test)]
-            Self::Script(script) => Ok(runs(offset, script(offset, end))),
+            Self::Script(script) => runs(offset, script(offset, end)),
         }
     }
 }
@@ -187,25 +184,6 @@ impl Status {
     }
 }
 
-/// The data or the hole at `offset`; `None` if the file system does not tell. Those that know of no holes say that all
-/// is data.
-///
-/// # Errors
-/// When the file ends before `end`.
-fn file_run(file: &File, offset: u64, end: u64) -> io::Result<Option<Run>> {
-    let run = |end: u64, zero| (end > offset).then_some(Run { range: offset..end, zero });
-    match seek(file, SeekFrom::Data(offset)) {
-        Ok(data) if data > offset => Ok(run(data, true)),
-        Ok(_) => Ok(seek(file, SeekFrom::Hole(offset)).ok().and_then(|hole| run(hole, false))),
-        // Either there is nothing but a hole up to the end, or the file has no such byte any more.
-        Err(Errno::NXIO) => {
-            let size = size_of(file)?;
-            if size < end { Err(shorter(size, end)) } else { Ok(run(end, true)) }
-        }
-        Err(_) => Ok(None),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,29 +199,13 @@ mod tests {
         };
         let mut extents = Extents::new(Oracle::Script(Box::new(answers)), 20);
         let run = |range, zero| Run { range, zero };
-        assert_eq!(extents.at(5).unwrap(), run(5..20, false), "nobody answers");
+        assert_eq!(extents.at(5), run(5..20, false), "nobody answers");
         let mut extents = Extents::new(Oracle::Script(Box::new(answers)), 20);
-        assert_eq!(extents.at(0).unwrap(), run(0..7, true));
-        assert_eq!(extents.at(7).unwrap(), run(7..10, false));
-        assert_eq!(extents.at(10).unwrap(), run(10..20, true));
+        assert_eq!(extents.at(0), run(0..7, true));
+        assert_eq!(extents.at(7), run(7..10, false));
+        assert_eq!(extents.at(10), run(10..20, true));
         extents.forget(8);
-        assert_eq!(extents.at(9).unwrap(), run(7..10, false), "what is in use is kept");
-        assert_eq!(extents.at(19).unwrap(), run(10..20, true));
-    }
-
-    #[test]
-    fn a_hole_up_to_the_end_is_told_from_a_file_that_ends_before() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(1 << 20).unwrap();
-        assert_eq!(
-            file_run(&file, 4096, 1 << 20).unwrap(),
-            Some(Run { range: 4096..1 << 20, zero: true })
-        );
-        file.set_len(8192).unwrap();
-        for offset in [4096, 8192, 1 << 19] {
-            let error = file_run(&file, offset, 1 << 20).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{error}");
-            assert!(error.to_string().contains("8192 bytes"), "{error}");
-        }
+        assert_eq!(extents.at(9), run(7..10, false), "what is in use is kept");
+        assert_eq!(extents.at(19), run(10..20, true));
     }
 }

@@ -21,7 +21,7 @@ pub(super) enum Job {
 /// Shared by all that copy.
 #[derive(Debug)]
 pub(super) enum Feed {
-    Plan(Mutex<Plan>, String),
+    Plan(Mutex<Plan>),
     Stream(Mutex<Stream>),
 }
 
@@ -45,9 +45,8 @@ impl fmt::Debug for Stream {
 }
 
 impl Feed {
-    /// Pieces of the disk of that name.
-    pub(super) fn plan(plan: Plan, name: String) -> Self {
-        Self::Plan(Mutex::new(plan), name)
+    pub(super) fn plan(plan: Plan) -> Self {
+        Self::Plan(Mutex::new(plan))
     }
 
     pub(super) fn stream(file: File, name: String, limit: Option<u64>) -> Self {
@@ -57,13 +56,7 @@ impl Feed {
     /// The next job. Only a stream takes a buffer, of which it fills as much as it can.
     pub(super) fn next(&self, buffer: impl FnOnce() -> Vec<u8>) -> Result<Option<Job>, Trouble> {
         match self {
-            Self::Plan(plan, name) => {
-                let mut plan = lock(plan);
-                let next = plan.next().map_err(|error| {
-                    Trouble::at(plan.position(), format!("cannot read {name}"), error)
-                });
-                Ok(next?.map(Job::Piece))
-            }
+            Self::Plan(plan) => Ok(lock(plan).next().map(Job::Piece)),
             Self::Stream(stream) => lock(stream).next(buffer),
         }
     }
@@ -71,7 +64,7 @@ impl Feed {
     /// Hands out nothing more.
     pub(super) fn stop(&self) {
         match self {
-            Self::Plan(plan, _) => lock(plan).stop(),
+            Self::Plan(plan) => lock(plan).stop(),
             Self::Stream(stream) => lock(stream).over = true,
         }
     }

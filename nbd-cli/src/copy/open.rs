@@ -12,10 +12,10 @@ use nbd_blocking::client::{ClientConfig, Uri};
 use nbd_engine::export::is_device_path;
 
 use super::disk::{Disk, size_of};
-use super::extents::ALLOCATION;
 use super::team::Maker;
 use crate::descriptor;
 use crate::exit::Failure;
+use crate::map::ALLOCATION;
 use crate::target::{self, Place, Target};
 use crate::tls::TlsArguments;
 use crate::waiting;
@@ -213,7 +213,7 @@ impl Kind {
         if size == 0 && has_bytes(&file) {
             return Ok(Self::Stream(file));
         }
-        let disk = Disk::new(file, wishes.allocated);
+        let disk = Disk::new(file, wishes.allocated).map_err(failed)?;
         Ok(Self::Disk { disk, size, regular: kind.is_file() })
     }
 }

@@ -3,8 +3,6 @@
 //! One position walks a copy: [`Plan::at`]. What is known of the source is looked up by absolute offsets from there, so
 //! that a piece that was rounded can't shift what comes after it.
 
-use std::io;
-
 use super::extents::Extents;
 
 /// Something to copy.
@@ -46,56 +44,48 @@ impl Plan {
         self.at = self.end;
     }
 
-    /// Where the next piece begins.
-    pub(super) fn position(&self) -> u64 {
-        self.at
-    }
-
     /// The next piece. Offsets are multiples of the unit, and so are lengths, but for that of the last piece if the size is
     /// none; that one is data.
-    ///
-    /// # Errors
-    /// When the source is not what it was when the copy began.
-    pub(super) fn next(&mut self) -> io::Result<Option<Piece>> {
+    pub(super) fn next(&mut self) -> Option<Piece> {
         if self.at >= self.end {
-            return Ok(None);
+            return None;
         }
         self.extents.forget(self.at);
-        let zeroes = self.zeroes(self.at, self.cut.zero)?;
+        let zeroes = self.zeroes(self.at, self.cut.zero);
         let zero = zeroes > 0;
-        let length = if zero { zeroes } else { self.data()? };
+        let length = if zero { zeroes } else { self.data() };
         let piece = Piece { offset: self.at, length, zero };
         self.at += length;
-        Ok(Some(piece))
+        Some(piece)
     }
 
-    /// How many bytes from `from` on are whole units of zeroes, up to `most`, which is a multiple of the unit.
-    fn zeroes(&mut self, from: u64, most: u64) -> io::Result<u64> {
-        let limit = from.saturating_add(most).min(self.end);
+    /// How many bytes from `from` on are whole units of zeroes, at most `max`, which is a multiple of the unit.
+    fn zeroes(&mut self, from: u64, max: u64) -> u64 {
+        let limit = from.saturating_add(max).min(self.end);
         let mut reach = from;
         while reach < limit {
-            let run = self.extents.at(reach)?;
+            let run = self.extents.at(reach);
             if !run.zero {
                 break;
             }
             reach = run.range.end.min(limit);
         }
         let length = reach - from;
-        Ok(length - length % self.cut.unit)
+        length - length % self.cut.unit
     }
 
     /// How long the piece of data is that begins here. A unit of which a part may be data is data.
-    fn data(&mut self) -> io::Result<u64> {
+    fn data(&mut self) -> u64 {
         let Cut { unit, data, .. } = self.cut;
         // Requests that begin at multiples of their length are easiest on most servers.
         let limit = (self.at / data + 1).saturating_mul(data).min(self.end);
         let mut reach = self.at;
         loop {
-            let run = self.extents.at(reach)?;
+            let run = self.extents.at(reach);
             let end = if run.zero { reach + 1 } else { run.range.end };
             reach = end.checked_next_multiple_of(unit).unwrap_or(u64::MAX).min(limit);
-            if reach == limit || self.zeroes(reach, unit)? > 0 {
-                return Ok(reach - self.at);
+            if reach == limit || self.zeroes(reach, unit) > 0 {
+                return reach - self.at;
             }
         }
     }
@@ -113,7 +103,7 @@ mod tests {
         let cut = Cut { unit, data: 64, zero: 128 };
         let mut plan = Plan::new(size, cut, Extents::new(oracle, size));
         let next = || {
-            let piece = plan.next().unwrap();
+            let piece = plan.next();
             piece.map(|piece| (piece.offset, piece.length, piece.zero))
         };
         std::iter::from_fn(next).collect()

@@ -1,7 +1,6 @@
 //! From the command line to the copy.
 
 use core::sync::atomic::AtomicU64;
-use std::sync::Arc;
 use std::thread;
 
 use nbd_blocking::Client;
@@ -228,7 +227,7 @@ impl<'a> Copy<'a> {
     fn plan(&self, oracle: Oracle) -> Feed {
         let size = self.size.unwrap_or(0);
         let plan = Plan::new(size, self.cut, Extents::new(oracle, size));
-        Feed::plan(plan, self.source.name.clone())
+        Feed::plan(plan)
     }
 
     fn oracle(&self) -> Oracle {
@@ -236,12 +235,10 @@ impl<'a> Copy<'a> {
             return Oracle::Nobody;
         }
         match &self.source.kind {
-            Kind::Server { client, .. }
-                if client.export().has_context(super::extents::ALLOCATION) =>
-            {
+            Kind::Server { client, .. } if client.export().has_context(crate::map::ALLOCATION) => {
                 Oracle::Server(Box::new(Status::new(client, client.size())))
             }
-            Kind::Disk { disk, .. } => Oracle::File(Arc::clone(&disk.file)),
+            Kind::Disk { disk, .. } => Oracle::Disk(disk.clone()),
             _ => Oracle::Nobody,
         }
     }

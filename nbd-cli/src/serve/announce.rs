@@ -65,9 +65,9 @@ impl Announcement {
                 }
             }
         }
-        let uri = uri(first, "", self.in_tls);
+        let uri = output::shell_word(uri(first, "", self.in_tls).as_ref());
         text.push_str("Try, in another terminal:\n");
-        text.push_str(&format!("  nbdinfo '{uri}'\n  qemu-img info '{uri}'\n"));
+        text.push_str(&format!("  nbdinfo {uri}\n  qemu-img info {uri}\n"));
         text
     }
 }
@@ -84,7 +84,7 @@ mod tests {
             Announcement { names, printed: true, in_tls: false }.hint(&addresses)
         };
         let try_this = hint(&["disk"]);
-        assert!(try_this.starts_with("Try") && try_this.contains("nbdinfo 'nbd://127.0.0.1:1/'"));
+        assert!(try_this.starts_with("Try") && try_this.contains("nbdinfo nbd://127.0.0.1:1/\n"));
         let several = hint(&["b", "a"]);
         assert!(several.contains("\n  nbd://127.0.0.1:1/b\n  nbd://127.0.0.1:1/a\n"), "{several}");
         assert!(several.ends_with(&try_this), "{several}");

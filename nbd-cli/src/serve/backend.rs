@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nbd_engine::export::{
-    AnyExport, Export, ExportEntry, ExportMap, File, InvalidName, Memory, ReadOnly, Tracked,
-    Tracker, WithAllocationDepth, WithBlockSize,
+    AnyExport, Export, ExportEntry, ExportMap, File, InvalidName, Memory, Missing, OpenError,
+    ReadOnly, Tracked, Tracker, WithAllocationDepth, WithBlockSize,
 };
 use nbd_engine::proto::wire::is_valid_string;
 
 use super::Arguments;
 use crate::exit::{Failure, not_utf8};
-use crate::output::quoted;
+use crate::output::{quoted, shell_path};
 use crate::quantity;
 
 /// What is to be served.
@@ -207,11 +207,21 @@ impl Backend {
             }
             Self::File(path) => {
                 let file = File::options().read_only(arguments.read_only).open(path);
-                let file = file.map_err(|error| Failure::failed(error.to_string()))?;
+                let file = file.map_err(|error| cannot_open(&error))?;
                 wrapped(file, word, arguments)
             }
         }
     }
+}
+
+/// The error with the command that makes what is missing.
+fn cannot_open(error: &OpenError) -> Failure {
+    let remedy = match (error.missing(), error.path()) {
+        (Some(Missing::File), Some(path)) => format!(": truncate -s 1G {}", shell_path(path)),
+        (Some(Missing::Directory(path)), _) => format!(": mkdir -p {}", shell_path(path)),
+        _ => String::new(),
+    };
+    Failure::failed(format!("{error}{remedy}"))
 }
 
 /// An export with the layers around it, and that which records changes.

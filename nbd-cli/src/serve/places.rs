@@ -11,6 +11,7 @@ use nbd_engine::proto::wire::DEFAULT_PORT;
 use super::activation::Socket;
 use super::arguments::Arguments;
 use crate::exit::Failure;
+use crate::output::shell_path;
 
 /// Where to listen, and how to speak there.
 #[derive(Debug)]
@@ -145,14 +146,15 @@ fn cannot_listen_on_tcp(error: &io::Error) -> Failure {
 pub(super) fn cannot_listen_on_unix(error: &io::Error, path: &Path) -> Failure {
     use io::ErrorKind as Kind;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new(".")).display();
+    let folder = folder.unwrap_or(Path::new("."));
+    let shown = folder.display();
     let remedy = match error.kind() {
         Kind::AddrInUse => "; stop that server, or choose another place".into(),
         Kind::AlreadyExists => "; choose another path".into(),
-        Kind::NotFound => format!("; make the folder first: mkdir -p {folder}"),
-        Kind::NotADirectory => format!("; {folder} is no folder: choose a path in one"),
+        Kind::NotFound => format!("; make the folder first: mkdir -p {}", shell_path(folder)),
+        Kind::NotADirectory => format!("; {shown} is no folder: choose a path in one"),
         Kind::PermissionDenied | Kind::ReadOnlyFilesystem => {
-            format!("; choose a path in a folder that this user may write to, other than {folder}")
+            format!("; choose a path in a folder that this user may write to, other than {shown}")
         }
         _ => String::new(),
     };

@@ -17,7 +17,7 @@ use nbd_blocking::client::{ClientConfig, Error, OptionCode, OptionReplyType, Ref
 use nbd_blocking::{Client, Negotiation};
 
 use crate::exit::Failure;
-use crate::output::printable;
+use crate::output::{self, printable};
 use crate::quantity;
 use crate::tls::TlsArguments;
 use crate::waiting::{self, Watched};
@@ -76,8 +76,8 @@ pub(crate) fn path(word: &OsStr) -> Result<Option<&Path>, Failure> {
     Err(Failure::usage(format!(
         "'{}' is neither an NBD URI nor a file: give {} for a server, or {} for a file",
         path.display(),
-        words::quoted(meant.as_ref()),
-        words::quoted(Path::new(".").join(path).as_ref()),
+        output::shell_word(meant.as_ref()),
+        output::shell_word(Path::new(".").join(path).as_ref()),
     )))
 }
 
@@ -103,11 +103,11 @@ impl Target {
                 let parsed = parsed.and_then(|text| text.parse().map_err(|e| format!("{e}")));
                 let uri = parsed.map_err(|error| {
                     if let Some(meant) = words::meant_uri(word) {
-                        let uri = words::quoted(meant.as_ref());
+                        let uri = output::shell_word(meant.as_ref());
                         return Failure::usage(format!("{place} is not an NBD URI: give {uri}"));
                     }
                     if !is_uri(word) && Path::new(word).is_file() {
-                        let shown = words::quoted(word);
+                        let shown = output::shell_path(Path::new(word));
                         return Failure::usage(format!(
                             "{place} is a file and no NBD URI: give [ nbd serve {shown} ] in its place"
                         ));
@@ -151,7 +151,7 @@ impl Target {
     pub(crate) fn word(&self, export: &str) -> String {
         match &self.server {
             Some(server) => server.command().to_owned(),
-            None => words::quoted(self.uri_of(export).to_string().as_ref()),
+            None => output::shell_word(self.uri_of(export).to_string().as_ref()),
         }
     }
 

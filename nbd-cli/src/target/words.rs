@@ -91,16 +91,6 @@ pub(super) fn meant_uri(word: &OsStr) -> Option<String> {
     (is_port && is_host).then(|| format!("nbd://{address}"))
 }
 
-/// A word as the shell takes it: between quotes, unless there is nothing in it that needs them.
-pub(super) fn quoted(word: &OsStr) -> String {
-    let text = word.to_string_lossy();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/.:_-+=,@%[]".contains(c);
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text.into_owned(),
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
-}
-
 /// Tells words from commands.
 pub(crate) fn places(words: &[OsString]) -> Result<Vec<Place>, Failure> {
     let bracket = |word: &OsString, which: &str| word.as_os_str() == OsStr::new(which);
@@ -214,19 +204,6 @@ mod tests {
             "",
         ] {
             assert_eq!(meant_uri(OsStr::new(text)), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn words_are_quoted_for_the_shell_if_they_have_to_be() {
-        for (word, shown) in [
-            ("nbd://[::1]:5", "nbd://[::1]:5"),
-            ("nbd+unix:///?socket=/a", "'nbd+unix:///?socket=/a'"),
-            ("it's", r"'it'\''s'"),
-            ("a b", "'a b'"),
-            ("", "''"),
-        ] {
-            assert_eq!(quoted(OsStr::new(word)), shown);
         }
     }
 

@@ -121,10 +121,10 @@ fn a_name_can_be_given_by_an_option() {
 #[test]
 fn a_missing_file_is_named_with_the_command_that_makes_one() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("missing.img");
+    let path = folder.path().join("my missing.img");
     let named = text(&path);
     for word in [named.to_owned(), format!("file:{named}"), format!("disk={named}")] {
-        let remedy = format!("truncate -s 1G {named}");
+        let remedy = format!("truncate -s 1G '{named}'");
         refuses(&mut serve(["--port", "0", &word]), 1, &[named, "no such file", &remedy]);
     }
     assert!(!path.exists(), "nothing is created");
@@ -133,8 +133,8 @@ fn a_missing_file_is_named_with_the_command_that_makes_one() {
 #[test]
 fn a_missing_folder_is_named_with_the_command_that_makes_one() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("missing/disk.img");
-    let remedy = format!("mkdir -p {}/missing", folder.path().display());
+    let path = folder.path().join("my missing/disk.img");
+    let remedy = format!("mkdir -p '{}/my missing'", folder.path().display());
     refuses(&mut serve(["--port", "0", text(&path)]), 1, &[text(&path), &remedy]);
 }
 

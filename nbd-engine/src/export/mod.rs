@@ -47,7 +47,7 @@ pub use error::{ExportError, Result};
 pub(crate) use exports::DynExports;
 pub use exports::{Exports, Lookup, Purpose, Refusal};
 #[cfg(target_os = "linux")]
-pub use file::{File, FileOptions, OpenError, check_writable, is_device_path};
+pub use file::{File, FileHoles, FileOptions, Missing, OpenError, check_writable, is_device_path};
 pub use layer::Layered;
 pub use map::ExportMap;
 pub use memory::{Memory, Page, TooLarge};

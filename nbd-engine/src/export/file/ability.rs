@@ -47,19 +47,13 @@ impl Ability {
     }
 }
 
-/// All that is tried on a file, each with another way of getting the same result.
+/// What is tried before a request goes to a worker.
 #[derive(Debug, Default)]
 pub(super) struct Abilities {
     /// Reading what is cached, `RWF_NOWAIT`.
     pub(super) try_read: Ability,
     /// Writing what needs no wait, `RWF_NOWAIT`.
     pub(super) try_write: Ability,
-    /// `FALLOC_FL_PUNCH_HOLE`.
-    pub(super) punch_hole: Ability,
-    /// `FALLOC_FL_ZERO_RANGE`.
-    pub(super) zero_range: Ability,
-    /// `SEEK_DATA` and `SEEK_HOLE`.
-    pub(super) seek_hole: Ability,
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! A regular file or a block device.
 
 mod ability;
+mod device;
 mod durability;
 mod extents;
+mod holes;
 mod open;
 mod size;
 mod system;
@@ -25,8 +27,11 @@ use super::{
     Export, ExportError, Fua, Result,
 };
 use ability::Abilities;
+pub use device::is_device_path;
 use durability::Durability;
-pub use open::{FileOptions, OpenError, check_writable, is_device_path};
+pub use holes::FileHoles;
+use holes::Kind;
+pub use open::{FileOptions, Missing, OpenError, check_writable};
 use size::Size;
 use system::System;
 
@@ -37,7 +42,7 @@ use system::System;
 ///   (`RWF_NOWAIT`); everything else is left to a worker thread. Files in memory (tmpfs, ramfs) are read and written at
 ///   once always. Requests of more than 1 MiB go to a worker in any case.
 /// - A flush is `fdatasync`, and a request with FUA is followed by one: every file system honours that, whereas some
-///   ignore `RWF_DSYNC`. CanFlush that come while one runs share the next.
+///   ignore `RWF_DSYNC`. Flushes that come while one runs share the next.
 /// - Trimming punches holes; writing zeroes does too, or asks for zeroes in place when no hole is wanted.
 /// - Holes are those that the file system reports (`SEEK_HOLE`).
 /// - The size is that at opening, and follows a file or device that grows: at the next [`refresh`](Export::refresh),
@@ -58,26 +63,17 @@ pub struct File {
     system: Box<dyn System>,
     durability: Durability,
     size: Size,
-    kind: Kind,
     read_only: bool,
     in_memory: bool,
     rotational: bool,
     block_size: BlockSize,
     abilities: Abilities,
-    /// Where space was set aside by writing zeroes. Only a hint: whatever is not there is told of as the file system
+    holes: FileHoles,
+    /// Where space was set aside by writing zeroes. Only a hint: whatever is not there is reported as the file system
     /// says, which is right as well.
     provisioned: Mutex<Ranges>,
     /// One change of the size at a time.
     resizing: Mutex<()>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Regular,
-    /// With the bytes of its smallest unit.
-    Block {
-        sector: u64,
-    },
 }
 
 impl File {
@@ -86,13 +82,13 @@ impl File {
     const AT_ONCE: usize = 128 << 10;
 
     /// More places where space was set aside are not remembered, so that memory stays small whatever clients do.
-    const MOST_PROVISIONED: usize = 4096;
+    const MAX_PROVISIONED: usize = 4096;
 
     /// The kernel is asked to read ahead in steps of this many bytes: of a longer one it reads only a part.
-    const CACHE_STEP: u64 = 128 << 10;
+    const READ_AHEAD_STEP: u64 = 128 << 10;
 
     /// No more than this is read ahead for one request, so that it does not push everything else out.
-    const CACHE_MOST: u64 = 1 << 30;
+    const MAX_READ_AHEAD: u64 = 1 << 30;
 
     fn provisioned(&self) -> MutexGuard<'_, Ranges> {
         // A hint, so that a half-made change would do no harm.
@@ -193,7 +189,7 @@ impl Export for File {
 
     /// Block devices have the size that they have.
     fn can_resize(&self) -> Option<&dyn CanResize> {
-        (!self.read_only && self.kind == Kind::Regular).then_some(self)
+        (!self.read_only && self.holes.kind == Kind::Regular).then_some(self)
     }
 }
 
@@ -245,10 +241,10 @@ impl CanCache for File {
         if self.in_memory {
             return Ok(());
         }
-        let end = offset + length.min(Self::CACHE_MOST);
+        let end = offset + length.min(Self::MAX_READ_AHEAD);
         let mut at = offset;
         while at < end {
-            let step = (end - at).min(Self::CACHE_STEP);
+            let step = (end - at).min(Self::READ_AHEAD_STEP);
             let advice = rustix::fs::Advice::WillNeed;
             // No more than advice: a kernel that does not take it does not make the range any less readable.
             if rustix::fs::fadvise(self.system.file(), at, step.try_into().ok(), advice).is_err() {

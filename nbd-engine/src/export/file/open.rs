@@ -10,7 +10,8 @@ use std::sync::Mutex;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::{Abilities, Durability, File, Kind, Size, System};
+use super::device::{is_device_path, is_rotational};
+use super::{Abilities, Durability, File, FileHoles, Size, System};
 use crate::export::BlockSize;
 
 /// How to open a [`File`]: for reading and writing, unless said otherwise.
@@ -110,26 +111,16 @@ impl File {
         if size == 0 && block_device {
             return Err(Problem::NoMedium);
         }
-        let kind = if block_device {
-            // Whatever the size of a sector is, 4 KiB is a multiple of it.
-            Kind::Block { sector: rustix::fs::ioctl_blksszget(file).unwrap_or(4096).into() }
-        } else {
-            Kind::Regular
-        };
-        let abilities = Abilities::default();
-        if block_device && !zeroes_by_itself(metadata.rdev()) {
-            abilities.punch_hole.forget();
-        }
         let in_memory = rustix::fs::fstatfs(file).is_ok_and(|stat| is_in_memory(stat.f_type as _));
         Ok(Self {
             durability: Durability::of(&metadata, block_device, name),
             size: Size::new(size),
-            kind,
             read_only,
             in_memory: in_memory && !block_device,
             rotational: block_device && is_rotational(metadata.rdev()),
             block_size: block_size(metadata.blksize()),
-            abilities,
+            holes: FileHoles::with_metadata(file, &metadata),
+            abilities: Abilities::default(),
             provisioned: Mutex::default(),
             resizing: Mutex::default(),
             system,
@@ -158,26 +149,6 @@ fn check_device_writable(file: &fs::File) -> Result<(), Problem> {
     }
 }
 
-/// Whether a path belongs to a device node: it lies in `/dev` and not in `/dev/shm`, once symbolic links and relative
-/// names are resolved. A regular file must not be created there: a mistyped device would become a file in memory.
-#[must_use]
-pub fn is_device_path(path: &Path) -> bool {
-    /// As many links as the kernel follows.
-    const MAX_LINKS: usize = 40;
-    let mut path = path.to_owned();
-    // A link to a missing file can't be canonicalized, and opening it creates its target.
-    for _ in 0..MAX_LINKS {
-        let Ok(target) = fs::read_link(&path) else { break };
-        path = path.parent().unwrap_or(Path::new("")).join(target);
-    }
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
-    parent.starts_with("/dev") && !parent.starts_with("/dev/shm")
-}
-
 /// Whether a type of file system, as `fstatfs` tells it, keeps files in memory.
 fn is_in_memory(kind: u64) -> bool {
     const TMPFS: u64 = 0x0102_1994;
@@ -193,29 +164,23 @@ fn block_size(file_system: u64) -> BlockSize {
     BlockSize::new(1, preferred, BlockSize::DEFAULT.maximum_payload()).unwrap_or_default()
 }
 
-/// What the kernel says of a block device, or of the one that it is a partition of; `false` if it says nothing.
-fn is_rotational(device: u64) -> bool {
-    queue_attribute(device, "rotational").is_some_and(|text| text == "1")
-}
-
-/// Whether the kernel says that a block device can write zeroes by itself; `true` if it says nothing.
-fn zeroes_by_itself(device: u64) -> bool {
-    queue_attribute(device, "write_zeroes_max_bytes").is_none_or(|text| text != "0")
-}
-
-fn queue_attribute(device: u64, name: &str) -> Option<String> {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    ["queue", "../queue"].iter().find_map(|queue| {
-        let path = format!("/sys/dev/block/{major}:{minor}/{queue}/{name}");
-        Some(fs::read_to_string(path).ok()?.trim().to_owned())
-    })
-}
-
 /// A file could not be opened as a [`File`]. The text names the file, what is wrong, and what to do about it.
 #[derive(Debug)]
 pub struct OpenError {
     path: Option<PathBuf>,
     problem: Problem,
+}
+
+/// What is not there of the path of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Missing<'a> {
+    /// The file, which could be created.
+    File,
+    /// A device, which can't.
+    Device,
+    /// The directory of that path, or one that it lies in.
+    Directory(&'a Path),
 }
 
 #[derive(Debug)]
@@ -265,6 +230,17 @@ impl OpenError {
         self.path.as_deref()
     }
 
+    /// What is not there, if that is why the file could not be opened.
+    #[must_use]
+    pub fn missing(&self) -> Option<Missing<'_>> {
+        match &self.problem {
+            Problem::Missing => Some(Missing::File),
+            Problem::MissingDevice => Some(Missing::Device),
+            Problem::MissingDirectory(path) => Some(Missing::Directory(path)),
+            _ => None,
+        }
+    }
+
     /// The kind of failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -290,13 +266,10 @@ impl fmt::Display for OpenError {
             None => f.write_str("cannot serve the open file: ")?,
         }
         match &self.problem {
-            Problem::Missing => {
-                f.write_str("no such file; create it with: truncate -s 1G ")?;
-                f.write_str(&quote(self.path.as_deref().unwrap_or(Path::new("FILE"))))
-            }
+            Problem::Missing => f.write_str("no such file; create it first"),
             Problem::MissingDevice => f.write_str("no such device; attach it or set it up first"),
             Problem::MissingDirectory(path) => {
-                write!(f, "no such directory; create it with: mkdir -p {}", quote(path))
+                write!(f, "no such directory; create '{}' first", path.display())
             }
             Problem::Directory => {
                 f.write_str("is a directory; name a regular file or a block device")
@@ -323,18 +296,6 @@ impl fmt::Display for OpenError {
     }
 }
 
-/// A path as an argument of a shell's command.
-fn quote(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%=".contains(c);
-    let dot = if text.starts_with('-') { "./" } else { "" };
-    if !text.is_empty() && text.chars().all(plain) {
-        format!("{dot}{text}")
-    } else {
-        format!("'{dot}{}'", text.replace('\'', r"'\''"))
-    }
-}
-
 impl core::error::Error for OpenError {
     fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
         // What the text has not told already, which is nothing for the problems that have a name.
@@ -354,57 +315,6 @@ impl From<OpenError> for io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_are_quoted_for_a_shell_where_needed() {
-        for (path, quoted) in [
-            ("a/b.img", "a/b.img"),
-            ("my disk", "'my disk'"),
-            ("it's", r"'it'\''s'"),
-            ("-s", "./-s"),
-            ("", "''"),
-        ] {
-            assert_eq!(quote(Path::new(path)), quoted);
-        }
-    }
-
-    #[test]
-    fn device_paths_are_known_however_they_are_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let link = |name: &str, target: &Path| {
-            let link = folder.path().join(name);
-            std::os::unix::fs::symlink(target, &link).unwrap();
-            link
-        };
-        let first = link("first", Path::new("/dev/no-such-disk"));
-        let relative = link("relative", Path::new("first"));
-        let directory = link("directory", Path::new("/dev"));
-        let file = link("file", &folder.path().join("missing"));
-        let circle = link("circle", Path::new("circle"));
-        for path in [
-            Path::new("/dev/no-such-disk"),
-            Path::new("/dev/no-such-directory/disk"),
-            Path::new("/dev/../dev/./no-such-disk"),
-            &first,
-            &relative,
-            &directory.join("no-such-disk"),
-        ] {
-            assert!(is_device_path(path), "{}", path.display());
-        }
-        for path in [
-            Path::new("/dev/shm/disk"),
-            Path::new("/devices/disk"),
-            Path::new("/dev"),
-            Path::new("disk"),
-            Path::new("dev/disk"),
-            Path::new(""),
-            Path::new("/"),
-            &file,
-            &circle,
-        ] {
-            assert!(!is_device_path(path), "{}", path.display());
-        }
-    }
 
     #[test]
     fn the_preferred_size_is_a_power_of_two_whatever_the_file_system_says() {

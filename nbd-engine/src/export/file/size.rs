@@ -67,7 +67,7 @@ impl File {
     pub(super) fn check_for_writing(&self, offset: u64, length: u64) -> Result<()> {
         inside_for_writing(offset, length, self.size.get())?;
         // A write can't extend a block device.
-        if self.kind == Kind::Regular
+        if self.holes.kind == Kind::Regular
             && self.length_for_writing().map_err(from_errno)? < offset + length
         {
             // A resize in between sets the size before it cuts the file: then the range is at fault (S-REQ-09).

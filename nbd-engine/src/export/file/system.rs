@@ -25,7 +25,7 @@ pub(super) trait System: fmt::Debug + Send + Sync + 'static {
         rustix::io::preadv2(self.file(), &mut buffers, offset, ReadWriteFlags::NOWAIT)
     }
 
-    /// CanWrite what needs no wait.
+    /// Writes what needs no wait.
     fn write_cached(&self, data: &[u8], offset: u64) -> Result<usize> {
         let buffers = [IoSlice::new(data)];
         rustix::io::pwritev2(self.file(), &buffers, offset, ReadWriteFlags::NOWAIT)
@@ -81,7 +81,7 @@ impl dyn System {
         Ok(true)
     }
 
-    /// CanWrite all of the data, or a part of it when it fails.
+    /// Writes all of the data, or a part of it when it fails.
     pub(super) fn write_all(&self, mut data: &[u8], mut offset: u64) -> Result<()> {
         while !data.is_empty() {
             let count = retry_on_intr(|| self.write_at(data, offset))?;

@@ -50,11 +50,11 @@ fn supported(what: &str, ability: &ability::Ability) -> bool {
 /// An export of a file system that can do nothing but read and write.
 fn poor(size: u64) -> (NamedTempFile, File) {
     let (file, disk) = disk(size);
-    let all = &disk.abilities;
-    for ability in [&all.try_read, &all.try_write, &all.punch_hole, &all.zero_range, &all.seek_hole]
-    {
+    let (at_once, holes) = (&disk.abilities, &disk.holes);
+    for ability in [&at_once.try_read, &at_once.try_write, &holes.punch_hole, &holes.zero_range] {
         ability.forget();
     }
+    holes.seek_hole.forget();
     (file, disk)
 }
 
@@ -124,7 +124,7 @@ fn trimming_and_zeroing_give_space_back() {
     disk.write(&vec![1; 4 << 20], 0, false).unwrap();
     let full = taken(&file);
     disk.trim(0, MIB, true).unwrap();
-    if !supported("punch holes", &disk.abilities.punch_hole) {
+    if !supported("punch holes", &disk.holes.punch_hole) {
         return;
     }
     assert!(full - taken(&file) >= MIB);
@@ -154,8 +154,8 @@ fn what_has_space_set_aside_is_a_hole_again_after_a_trim() {
     disk.write_zeroes(0, 4 * MIB, NO_HOLE).unwrap();
     disk.trim(MIB, MIB, false).unwrap();
     let runs = runs(&disk, 0, 4 * MIB);
-    if supported("punch holes", &disk.abilities.punch_hole)
-        && supported("tell holes", &disk.abilities.seek_hole)
+    if supported("punch holes", &disk.holes.punch_hole)
+        && supported("tell holes", &disk.holes.seek_hole)
     {
         let told: Vec<_> = runs.iter().map(|run| (run.length, run.hole)).collect();
         assert_eq!(told, [(MIB, false), (MIB, true), (2 * MIB, false)]);
@@ -196,7 +196,7 @@ fn a_sparse_file_has_holes_around_its_data() {
     let (_file, disk) = disk(1 << 30);
     disk.write(&vec![1; 1 << 20], 512 * MIB, false).unwrap();
     let told = runs(&disk, 0, 1 << 30);
-    if supported("tell holes", &disk.abilities.seek_hole) {
+    if supported("tell holes", &disk.holes.seek_hole) {
         let hole = |length| Allocation { length, hole: true, zero: true };
         let data = Allocation { length: MIB, hole: false, zero: false };
         assert_eq!(told, [hole(512 * MIB), data, hole(511 * MIB)]);
@@ -337,21 +337,21 @@ fn a_file_opened_for_writing_alone_or_appending_is_refused() {
 }
 
 #[test]
-fn a_missing_file_is_refused_with_the_way_to_create_it() {
+fn the_error_says_what_is_missing_of_a_path() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("my disk.img");
-    let (kind, text) = refused(File::open(&path));
-    assert_eq!(kind, ErrorKind::NotFound);
-    let path = path.display();
-    let remedy = format!("create it with: truncate -s 1G '{path}'");
-    assert_eq!(text, format!("cannot open '{path}': no such file; {remedy}"));
-}
-
-#[test]
-fn a_missing_directory_is_told_from_a_missing_file() {
-    let directory = TempDir::new().unwrap();
-    let (_, text) = refused(File::open(directory.path().join("none/disk.img")));
-    assert!(text.contains("no such directory"), "{text}");
+    let error = File::open(&path).unwrap_err();
+    assert_eq!((error.kind(), error.missing()), (ErrorKind::NotFound, Some(Missing::File)));
+    let text = format!("cannot open '{}': no such file; create it first", path.display());
+    assert_eq!(error.to_string(), text);
+    let parent = directory.path().join("none");
+    let error = File::open(parent.join("disk.img")).unwrap_err();
+    assert_eq!(error.missing(), Some(Missing::Directory(&parent)));
+    let text = format!("no such directory; create '{}' first", parent.display());
+    assert!(error.to_string().ends_with(&text), "{error}");
+    let error = File::open("/dev/no-such-disk").unwrap_err();
+    assert_eq!(error.missing(), Some(Missing::Device));
+    assert_eq!(File::open(directory.path()).unwrap_err().missing(), None);
 }
 
 #[test]

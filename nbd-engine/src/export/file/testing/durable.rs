@@ -248,7 +248,7 @@ fn an_attempt_to_punch_a_device_loses_nothing_that_was_written() {
         let medium = Medium::new(SIZE, 7, failures);
         medium.never_punches();
         let mut disk = medium.open().disk();
-        disk.kind = Kind::Block { sector: PAGE as u64 };
+        disk.holes.kind = Kind::Block { sector: PAGE as u64 };
         disk.can_write().unwrap().write(&[5; SIZE], 0, false).unwrap();
         let zeroes = disk.can_write_zeroes().unwrap();
         let error = zeroes.write_zeroes(0, SIZE as u64, FAST).unwrap_err();
