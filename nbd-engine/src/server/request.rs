@@ -4,6 +4,9 @@
 //! Two questions are answered for each request, independently of each other: where the payload of a write lies (in the
 //! receive buffer, in the slot's own buffer, or in pages that the export takes over), and who carries the request out
 //! (this task at once, a worker thread, or a future of the export).
+//!
+//! The [`Handler`] is what the pump calls, in that order; the methods after it are what it takes. Beside the way lie the
+//! [memory](slot) of the requests, the [beginning and the end](lifecycle) of all, and the [content](reply) of replies.
 
 use core::ops::Range;
 use std::io::{IoSlice, IoSliceMut};
@@ -12,33 +15,25 @@ use std::task::Context;
 
 use nbd_proto::server::{Connection, Event};
 use nbd_proto::wire::ErrorCode;
-use nbd_proto::{Command, Misuse, RequestId};
+use nbd_proto::{Command, Misuse, RequestId, Wants};
 
 use super::ConnectionError;
-use super::budget::Account;
-use super::dispatch::{self, AsyncRequest, Work};
+use super::dispatch::{self, AsyncRequest};
 use super::negotiation::Negotiation;
-use super::payload::{Payload, Place, SparePages};
+use super::payload::Place;
 use super::slot_futures::SlotFutures;
 use super::state::ServerState;
-use super::status::{Source, Status};
+use super::status::Source;
 use super::turn::Turn;
 use super::watch::Activity;
 use super::workers::{Completion, Completions, Job, Lane};
-use crate::export::{Body, ExportError, Kind, Piece, Pool, Result as ExportResult};
+use crate::export::{Body, ExportError, Kind, Result as ExportResult};
 use crate::pump::{Handler, Incoming, Reception};
+use slot::{Memory, Slot};
 
-/// What belongs to a request, beside what the machine keeps of it. Used again for later requests.
-#[derive(Debug)]
-struct Slot {
-    id: Option<RequestId>,
-    /// What was read, or the extents that were found.
-    work: Work,
-    /// What is to be written, unless it was received in one piece.
-    payload: Payload,
-    /// Bytes that are charged to the connection's account.
-    charged: usize,
-}
+mod lifecycle;
+mod reply;
+mod slot;
 
 /// Where the payload of a request lies.
 enum PayloadLocation<'a> {
@@ -79,82 +74,116 @@ pub(super) struct Requests {
     pub(super) closed: Option<Result<nbd_proto::CloseReason, nbd_proto::Error>>,
 }
 
-/// The buffers of a connection, and who pays for them.
-struct Memory {
-    account: Account,
-    pool: Arc<Pool>,
-    spare_pages: SparePages,
-}
+impl Handler<Connection> for Requests {
+    type Error = ConnectionError;
 
-/// Slots that an idle connection keeps room for.
-const MAX_IDLE_SLOTS: usize = 16;
+    fn may_receive(&self) -> bool {
+        self.waiting.is_none() && self.closed.is_none() && !self.turn.is_over()
+    }
 
-impl Requests {
-    pub(super) fn new(state: Arc<ServerState>, negotiation: Negotiation, turn: Turn) -> Self {
-        let memory = Memory {
-            account: Account::new(Arc::clone(state.budget())),
-            pool: Arc::default(),
-            spare_pages: SparePages::default(),
+    fn received(&mut self, connection: &mut Connection, count: usize) {
+        self.activity.received += count as u64;
+        self.memory.account.credit(count);
+        self.turn.spend(count as u64);
+        self.ended_rest |= core::mem::replace(&mut self.rests, false);
+        // More of a payload is not looked at before the rest is there.
+        let is_part = match connection.wants() {
+            Wants::Payload { remaining, .. } => (count as u64) < remaining,
+            _ => false,
         };
-        Self {
-            state,
-            negotiation,
-            contexts: Vec::new(),
-            slots: Vec::new(),
-            memory,
-            waiting: None,
-            payload_waits: false,
-            offloaded: 0,
-            lane: None,
-            completions: Arc::default(),
-            completed: Vec::new(),
-            futures: SlotFutures::new(),
-            turn,
-            activity: Activity::default(),
-            ending: false,
-            hung_up: false,
-            rests: false,
-            ended_rest: false,
-            closed: None,
+        if !is_part {
+            self.follow_size(connection);
         }
     }
 
-    /// Transmission begins.
-    pub(super) fn entered(&mut self, connection: &Connection) {
-        let Some(view) = connection.export() else { return };
-        let replies = match (view.extended, view.structured) {
-            (true, _) => "extended",
-            (false, true) => "structured",
-            (false, false) => "simple",
-        };
-        self.contexts = self.negotiation.enter(view.contexts);
-        tracing::debug!(replies, "a client entered transmission");
+    fn reception(&mut self, data: Incoming, received: usize, cx: &mut Context<'_>) -> Reception {
+        let Incoming { id, command, offset, remaining } = data;
+        if !self.slot(id).payload.is_decided() {
+            let slot = &mut self.slots[id.index()];
+            let cost = Body::cost(command.length() as usize);
+            self.payload_waits = !self.memory.charge(slot, cost, cx);
+            if self.payload_waits {
+                return Reception::Wait;
+            }
+            if received as u64 >= remaining || Incoming::is_short(remaining) && received == 0 {
+                return Reception::Staged;
+            }
+            self.decide(id, command);
+        }
+        let Slot { payload, .. } = &mut self.slots[id.index()];
+        payload.provide_pages(offset as usize, remaining as usize, &mut self.memory.spare_pages);
+        match payload.place {
+            Place::Dropped(_) => Reception::Drop,
+            _ => Reception::Room,
+        }
     }
 
-    /// A new turn begins: what happens meanwhile wakes the task.
-    pub(super) fn begin_turn(&mut self, cx: &Context<'_>) {
-        self.completions.waker.register(cx.waker());
-        self.turn.begin();
+    fn room<'a>(&'a mut self, data: Incoming, visit: impl FnMut(IoSliceMut<'a>) -> bool) {
+        let Slot { work, payload, .. } = &mut self.slots[data.id.index()];
+        payload.room(&mut work.body, data.offset as usize, data.remaining as usize, visit);
     }
 
+    fn event(
+        &mut self,
+        connection: &mut Connection,
+        event: Event,
+        staged: &[u8],
+        cx: &mut Context<'_>,
+    ) -> Result<(), ConnectionError> {
+        match event {
+            Event::Request { id, command } => self.begin(connection, id, command, staged, cx),
+            Event::List => self.negotiation.list(&self.state),
+            Event::Lookup(lookup) => self.negotiation.look_up(&self.state, lookup),
+            Event::Closed(result) => self.closed = Some(result),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn body<'a>(
+        &'a self,
+        id: RequestId,
+        range: Range<usize>,
+        visit: impl FnMut(IoSlice<'a>) -> bool,
+    ) {
+        self.slots[id.index()].work.body.slices(range, visit);
+    }
+
+    fn may_send(&self) -> bool {
+        !self.turn.is_over()
+    }
+
+    fn sent(&mut self, count: usize, drained: bool) {
+        self.activity.sent += count as u64;
+        self.memory.account.credit(count);
+        self.activity.drained += u64::from(drained);
+        self.turn.spend(count as u64);
+    }
+
+    fn finished(&mut self, id: RequestId) {
+        if let Some(slot) = self.slots.get_mut(id.index()) {
+            slot.assign(None);
+            self.memory.recycle(slot);
+        }
+    }
+
+    fn hung_up(&mut self) {
+        self.hung_up = true;
+    }
+}
+
+impl Requests {
     // Receiving.
 
     fn slot(&mut self, id: RequestId) -> &mut Slot {
         let index = id.index();
         if index >= self.slots.len() {
             let pool = &self.memory.pool;
-            self.slots.resize_with(index + 1, || Slot {
-                id: None,
-                work: Work { body: Body::with_pool(Arc::clone(pool)), status: Status::default() },
-                payload: Payload::default(),
-                charged: 0,
-            });
+            self.slots.resize_with(index + 1, || Slot::new(pool));
         }
         let slot = &mut self.slots[index];
         if slot.id != Some(id) {
-            slot.id = Some(id);
-            slot.work.clear();
-            slot.payload.clear();
+            slot.assign(Some(id));
         }
         slot
     }
@@ -339,10 +368,10 @@ impl Requests {
         let answered = match (result, command) {
             (Err(error), _) => self.answer_error(connection, id, command, error),
             (Ok(()), Command::Read { offset, .. }) => {
-                answer_read(connection, id, offset, &work.body)
+                reply::read(connection, id, offset, &work.body)
             }
             (Ok(()), Command::BlockStatus { offset, .. }) => {
-                answer_status(connection, id, offset, &work.status)
+                reply::status(connection, id, offset, &work.status)
             }
             (Ok(()), Command::Resize { .. }) => {
                 self.follow_size(connection);
@@ -393,203 +422,6 @@ impl Requests {
             let _in_use = connection.set_size(export.size());
         }
     }
-
-    // Memory.
-
-    /// Gives back all memory that an idle connection does not need.
-    pub(super) fn free_buffers(&mut self) {
-        if self.offloaded > 0 {
-            return;
-        }
-        self.rests = true;
-        self.memory.free_cached();
-        for slot in self.slots.drain(..) {
-            self.memory.account.release(slot.charged);
-        }
-        self.slots.shrink_to(MAX_IDLE_SLOTS);
-        self.completed = Vec::new();
-        self.completions.shrink();
-        self.futures = SlotFutures::new();
-        self.memory.account.give_back_unused();
-    }
-
-    /// Whether others wait for buffers that this connection holds.
-    pub(super) fn is_in_the_way(&self) -> bool {
-        self.memory.account.is_in_the_way()
-    }
-
-    /// Whether a request waits for memory, so that nothing is received.
-    pub(super) const fn is_waiting(&self) -> bool {
-        self.waiting.is_some() || self.payload_waits
-    }
-
-    /// Drops what still works for the client.
-    pub(super) fn abandon(&mut self) {
-        // Threads that hang keep their buffers.
-        let running =
-            if self.offloaded > 0 { self.slots.iter().map(|slot| slot.charged).sum() } else { 0 };
-        self.completions.abandon(self.memory.account.split_off(running));
-        self.lane = None;
-        self.futures = SlotFutures::new();
-    }
-}
-
-impl Drop for Requests {
-    fn drop(&mut self) {
-        if self.lane.is_some() {
-            self.abandon();
-        }
-    }
-}
-
-impl Handler<Connection> for Requests {
-    type Error = ConnectionError;
-
-    fn event(
-        &mut self,
-        connection: &mut Connection,
-        event: Event,
-        staged: &[u8],
-        cx: &mut Context<'_>,
-    ) -> Result<(), ConnectionError> {
-        match event {
-            Event::Request { id, command } => self.begin(connection, id, command, staged, cx),
-            Event::List => self.negotiation.list(&self.state),
-            Event::Lookup(lookup) => self.negotiation.look_up(&self.state, lookup),
-            Event::Closed(result) => self.closed = Some(result),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn may_receive(&self) -> bool {
-        self.waiting.is_none() && self.closed.is_none() && !self.turn.is_over()
-    }
-
-    fn may_send(&self) -> bool {
-        !self.turn.is_over()
-    }
-
-    fn received(&mut self, connection: &mut Connection, count: usize) {
-        self.activity.received += count as u64;
-        self.memory.account.credit(count);
-        self.turn.spend(count as u64);
-        self.ended_rest |= core::mem::replace(&mut self.rests, false);
-        self.follow_size(connection);
-    }
-
-    fn sent(&mut self, count: usize, drained: bool) {
-        self.activity.sent += count as u64;
-        self.memory.account.credit(count);
-        self.activity.drained += u64::from(drained);
-        self.turn.spend(count as u64);
-    }
-
-    fn hung_up(&mut self) {
-        self.hung_up = true;
-    }
-
-    fn reception(&mut self, data: Incoming, received: usize, cx: &mut Context<'_>) -> Reception {
-        let Incoming { id, command, offset, remaining } = data;
-        if !self.slot(id).payload.is_decided() {
-            let slot = &mut self.slots[id.index()];
-            let cost = Body::cost(command.length() as usize);
-            self.payload_waits = !self.memory.charge(slot, cost, cx);
-            if self.payload_waits {
-                return Reception::Wait;
-            }
-            if received as u64 >= remaining || Incoming::is_short(remaining) && received == 0 {
-                return Reception::Staged;
-            }
-            self.decide(id, command);
-        }
-        let Slot { payload, .. } = &mut self.slots[id.index()];
-        payload.provide_pages(offset as usize, remaining as usize, &mut self.memory.spare_pages);
-        match payload.place {
-            Place::Dropped(_) => Reception::Drop,
-            _ => Reception::Room,
-        }
-    }
-
-    fn room<'a>(&'a mut self, data: Incoming, visit: impl FnMut(IoSliceMut<'a>) -> bool) {
-        let Slot { work, payload, .. } = &mut self.slots[data.id.index()];
-        payload.room(&mut work.body, data.offset as usize, data.remaining as usize, visit);
-    }
-
-    fn body<'a>(
-        &'a self,
-        id: RequestId,
-        range: Range<usize>,
-        visit: impl FnMut(IoSlice<'a>) -> bool,
-    ) {
-        self.slots[id.index()].work.body.slices(range, visit);
-    }
-
-    fn finished(&mut self, id: RequestId) {
-        if let Some(slot) = self.slots.get_mut(id.index()) {
-            slot.id = None;
-            slot.work.clear();
-            slot.payload.clear();
-            self.memory.recycle(slot);
-        }
-    }
-}
-
-impl Memory {
-    /// Charges what a request may need to the account. `false` if it has to wait for others; the task is woken when
-    /// it is worth trying again.
-    fn charge(&mut self, slot: &mut Slot, bytes: usize, cx: &mut Context<'_>) -> bool {
-        let bytes = self.account.cap(bytes);
-        let missing = bytes.saturating_sub(slot.charged);
-        if missing == 0 {
-            return true;
-        }
-        if !self.account.charge(missing, cx.waker()) {
-            self.free_cached();
-            return false;
-        }
-        slot.charged += missing;
-        // What is kept is to be paid for, too, apart from what this request makes use of.
-        let useful = self.pool.kept() == 0 || self.pool.has_fitting(bytes);
-        let surplus = self.cached().saturating_sub(if useful { bytes } else { 0 });
-        if !self.account.extend(surplus) {
-            self.free_cached();
-        }
-        true
-    }
-
-    /// Lowers what is charged for a slot to what it holds.
-    fn settle(&mut self, slot: &mut Slot, held: usize) {
-        if held < slot.charged {
-            self.account.release(slot.charged - held);
-            slot.charged = held;
-        }
-    }
-
-    /// A slot is free; what it keeps for the next request is kept only while nobody else needs it.
-    fn recycle(&mut self, slot: &mut Slot) {
-        let crowded = self.account.is_in_the_way();
-        if crowded {
-            slot.work.body.free();
-            slot.work.status.free();
-            slot.payload.free();
-        }
-        self.settle(slot, slot.work.body.buffer_size());
-        if crowded || !self.account.extend(self.cached()) {
-            self.free_cached();
-            self.account.give_back_unused();
-        }
-    }
-
-    /// Bytes of buffers that wait to be used again.
-    fn cached(&self) -> usize {
-        self.pool.kept() + self.spare_pages.kept()
-    }
-
-    fn free_cached(&mut self) {
-        self.pool.clear();
-        self.spare_pages.clear();
-    }
 }
 
 /// What it takes to carry out a command at once, in bytes that are copied or zeroed.
@@ -600,52 +432,4 @@ const fn cost_of(command: Command) -> u64 {
         | Command::WriteZeroes { length, .. } => length,
         _ => 0,
     }
-}
-
-/// Turns the pieces of a body into content: neighbours that are data become one chunk.
-fn answer_read(
-    connection: &mut Connection,
-    id: RequestId,
-    offset: u64,
-    body: &Body,
-) -> Result<(), Misuse> {
-    let mut reply = connection.reply(id)?;
-    let (mut position, mut data) = (offset, 0);
-    for piece in body.pieces().iter().filter(|piece| !piece.is_empty()) {
-        let length = piece.len() as u64;
-        if !matches!(piece, Piece::Hole(_)) {
-            data += length;
-            continue;
-        }
-        if data > 0 {
-            reply.data(position, data)?;
-            position += core::mem::take(&mut data);
-        }
-        reply.hole(position, length)?;
-        position += length;
-    }
-    if data > 0 {
-        reply.data(position, data)?;
-    }
-    reply.finish()
-}
-
-/// Reports the extents of each context.
-fn answer_status(
-    connection: &mut Connection,
-    id: RequestId,
-    offset: u64,
-    found: &Status,
-) -> Result<(), Misuse> {
-    let cut_off = connection.export().is_none_or(|export| export.size <= offset);
-    let mut reply = connection.reply(id)?;
-    if cut_off {
-        // By a resize, since it was asked for.
-        reply.error(ErrorCode::EINVAL, "the range is not inside of the export");
-        return Ok(());
-    }
-    for (context, extents) in found.answers() {
-        reply.extents(context, extents)?;
-    }
-    reply.finish()
 }

@@ -19,6 +19,14 @@ use crate::server::budget::Account;
 struct Script {
     input: Vec<u8>,
     position: usize,
+    /// Bytes that one call receives at most.
+    max: usize,
+}
+
+impl Script {
+    const fn new(input: Vec<u8>) -> Self {
+        Self { input, position: 0, max: usize::MAX }
+    }
 }
 
 impl AsyncRead for Script {
@@ -31,7 +39,7 @@ impl AsyncRead for Script {
         if rest.is_empty() {
             return Poll::Pending;
         }
-        let count = rest.len().min(buffer.len());
+        let count = rest.len().min(buffer.len()).min(self.max);
         buffer[..count].copy_from_slice(&rest[..count]);
         self.position += count;
         Poll::Ready(Ok(count))
@@ -160,7 +168,7 @@ fn a_turn_is_short_whatever_the_client_has_sent() {
         let exports = ExportMap::new().with("", Arc::clone(&disk)).unwrap();
         let state = ServerState::new(exports, ServerConfig::new());
         let client = state.client(PeerAddr::Unix(None));
-        let transport = Script { input: script(command, length, count), position: 0 };
+        let transport = Script::new(script(command, length, count));
         let session = Session::new(Arc::clone(&state), transport, client, &Still);
         let mut session = session.now_or_never().unwrap().unwrap();
         let mut cx = Context::from_waker(Waker::noop());
@@ -189,7 +197,7 @@ fn a_write_that_waits_for_memory_is_not_awaited_from_the_client() {
     let client = state.client(PeerAddr::Unix(None));
     let mut input = script(CommandType::WRITE, length, 1);
     input.truncate(input.len() - (1 << 20));
-    let transport = Script { input, position: 0 };
+    let transport = Script::new(input);
     let session = Session::new(Arc::clone(&state), transport, client, &Still);
     let mut session = session.now_or_never().unwrap().unwrap();
     let mut cx = Context::from_waker(Waker::noop());
@@ -202,4 +210,59 @@ fn a_write_that_waits_for_memory_is_not_awaited_from_the_client() {
         assert!(session.poll(&mut cx).is_pending());
     }
     assert!(session.activity().receiving, "a mebibyte is missing");
+}
+
+/// A disk that counts how often it is asked for its size, and takes what is written.
+#[derive(Default)]
+struct Asked(AtomicUsize);
+
+impl Export for Asked {
+    fn size(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        1 << 30
+    }
+
+    fn read(&self, _buffer: &mut [u8], _offset: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
+
+    fn can_write(&self) -> Option<&dyn CanWrite> {
+        Some(self)
+    }
+}
+
+impl CanWrite for Asked {
+    fn write(&self, _data: &[u8], _offset: u64, _fua: bool) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Where more of a payload arrives, nothing is checked against the size.
+#[test]
+fn the_size_is_asked_for_by_the_request_however_its_payload_is_cut() {
+    for length in [8 << 10, 1 << 20] {
+        let disk = Arc::new(Asked::default());
+        let exports = ExportMap::new().with("", Arc::clone(&disk)).unwrap();
+        let state = ServerState::new(exports, ServerConfig::new());
+        let client = state.client(PeerAddr::Unix(None));
+        let count = 4;
+        let input = script(CommandType::WRITE, length, count);
+        let transport = Script { max: 1 << 10, ..Script::new(input) };
+        let session = Session::new(Arc::clone(&state), transport, client, &Still);
+        let mut session = session.now_or_never().unwrap().unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut turns = 0;
+        while session.activity().requests < count {
+            assert!(session.poll(&mut cx).is_pending());
+            turns += 1;
+            assert!(turns < 1000, "{:?}", session.activity());
+        }
+        let asked = disk.0.load(Ordering::Relaxed);
+        // For the header and for the last bytes of each, and where the two parts of one receive call meet.
+        assert!(asked <= 4 * count as usize + 4, "asked {asked} times");
+    }
 }
