@@ -6,12 +6,12 @@
 
 use core::fmt;
 use core::task::{Context, Poll};
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::completion::{Completion, Outcome};
 use super::connection_handle::ConnectionHandle;
 use super::session::Session;
+use super::wait_queue::WaitQueue;
 
 /// What those who wait for one connection share.
 pub(super) struct LeaderFollower {
@@ -23,7 +23,7 @@ pub(super) struct LeaderFollower {
 #[derive(Debug, Default)]
 struct Waiters {
     led: bool,
-    followers: VecDeque<Arc<Completion>>,
+    followers: WaitQueue<Arc<Completion>>,
 }
 
 /// The part that a waiter has in driving the connection.
@@ -31,8 +31,22 @@ struct Waiters {
 pub(super) enum Role {
     #[default]
     Idle,
-    Follower,
+    /// With the index that it has among the followers, unless it was called to lead meanwhile.
+    Follower(usize),
     Leader,
+}
+
+impl Waiters {
+    /// Takes a follower out of the queue, if it still stands there.
+    fn remove(&mut self, index: usize, completion: &Arc<Completion>) {
+        if self.is_at(index, completion) {
+            self.followers.remove(index);
+        }
+    }
+
+    fn is_at(&self, index: usize, completion: &Arc<Completion>) -> bool {
+        self.followers.get(index).is_some_and(|waiter| Arc::ptr_eq(waiter, completion))
+    }
 }
 
 impl LeaderFollower {
@@ -89,18 +103,16 @@ impl LeaderFollower {
     /// Becomes the leader, or a follower if there is one already.
     fn apply(&self, completion: &Arc<Completion>, role: &mut Role) -> bool {
         let mut waiters = self.waiters();
-        let known = match *role {
-            Role::Idle => None,
-            _ => waiters.followers.iter().position(|waiter| Arc::ptr_eq(waiter, completion)),
+        let follows = match *role {
+            Role::Follower(index) if waiters.is_at(index, completion) => Some(index),
+            _ => None,
         };
         if waiters.led {
-            if known.is_none() {
-                waiters.followers.push_back(Arc::clone(completion));
-            }
-            *role = Role::Follower;
+            let push = || waiters.followers.push(Arc::clone(completion));
+            *role = Role::Follower(follows.unwrap_or_else(push));
             return false;
         }
-        known.map(|index| waiters.followers.remove(index));
+        follows.map(|index| waiters.followers.remove(index));
         waiters.led = true;
         *role = Role::Leader;
         true
@@ -115,10 +127,11 @@ impl LeaderFollower {
         let mut waiters = self.waiters();
         match former {
             Role::Leader => waiters.led = false,
-            _ => waiters.followers.retain(|waiter| !Arc::ptr_eq(waiter, completion)),
+            Role::Follower(index) => waiters.remove(index, completion),
+            Role::Idle => {}
         }
         // The one that is called applies again when it is polled. Should it leave instead, it comes by here.
-        let next = if waiters.led { None } else { waiters.followers.pop_front() };
+        let next = if waiters.led { None } else { waiters.followers.pop() };
         drop(waiters);
         if let Some(next) = next {
             next.nudge();

@@ -79,6 +79,7 @@ mod timer;
 #[cfg(feature = "tls")]
 mod tls;
 mod wait_any;
+mod wait_queue;
 
 pub use chunks::Chunk;
 pub use client::Client;
