@@ -1,5 +1,6 @@
-//! `ARCHITECTURE.md` against the files that there are.
+//! `ARCHITECTURE.md` against the files that there are, and the tiers against the manifests.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -27,4 +28,54 @@ fn each_path_that_it_names_exists() {
     }
     assert_eq!(missing, Vec::<String>::new());
     assert!(found > 50, "only {found} paths were recognized");
+}
+
+/// The names of the workspace's crates that a manifest depends on, for tests or not.
+fn dependencies(manifest: &str, for_tests: bool) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut is_section = false;
+    for line in manifest.lines() {
+        if let Some(section) = line.strip_prefix('[') {
+            let section = section.trim_end_matches(']');
+            is_section = section == "dependencies" || for_tests && section == "dev-dependencies";
+        } else if is_section && line.starts_with("nbd-") {
+            let end = line.find(['.', ' ', '=']).expect("a dependency has a version");
+            names.push(line[..end].to_owned());
+        }
+    }
+    names
+}
+
+/// No crate's tests need a crate that needs that crate: such tests belong to a crate above both.
+#[test]
+fn no_crate_depends_on_itself_by_way_of_its_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let workspace = fs::read_to_string(root.join("Cargo.toml")).expect("it is there");
+    let members = workspace.split("members = [").nth(1).and_then(|rest| rest.split(']').next());
+    let manifests: BTreeMap<String, String> = members
+        .expect("there are members")
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .map(|member| {
+            let text = fs::read_to_string(root.join(member).join("Cargo.toml"));
+            let text = text.expect("each member has one");
+            let name = text.split("name = \"").nth(1).and_then(|rest| rest.split('"').next());
+            (name.expect("it has a name").to_owned(), text)
+        })
+        .collect();
+    assert!(manifests.len() > 10, "only {} members were recognized", manifests.len());
+    let mut checked = 0;
+    for (name, manifest) in &manifests {
+        let mut seen = BTreeSet::new();
+        let mut next = dependencies(manifest, true);
+        while let Some(needed) = next.pop() {
+            assert_ne!(&needed, name, "the tests of {name} need {name} through {seen:?}");
+            if seen.insert(needed.clone()) {
+                next.extend(dependencies(&manifests[&needed], false));
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 30, "only {checked} dependencies were recognized");
 }

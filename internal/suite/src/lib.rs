@@ -28,9 +28,11 @@ pub mod tasks;
 
 mod adapter;
 mod every_command;
+mod served;
 mod setup;
 
 pub use adapter::{Adapter, Control, Place, Started};
+pub use served::Served;
 pub use setup::{
     ClientSetup, Program, Server, Setup, Subject, Transport, run, run_client, run_pair,
 };

@@ -4,6 +4,7 @@ mod asynchronous;
 mod blocking;
 mod gate;
 mod scripted;
+mod striped;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ pub use asynchronous::Asynchronous;
 pub use blocking::Blocking;
 pub use gate::Gate;
 pub use scripted::{Call, Scripted};
+pub use striped::{ASKED, HUGE, Striped};
 
 /// A disk in memory whose work has to pass a gate.
 #[derive(Debug)]

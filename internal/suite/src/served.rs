@@ -5,39 +5,46 @@ use nbd_blocking::{Server, ServerConfig};
 use nbd_testkit::Endpoint;
 use tempfile::TempDir;
 
-pub(crate) struct Served {
+/// A server that shuts down when this is dropped.
+#[derive(Debug)]
+pub struct Served {
     server: Server,
     endpoint: Endpoint,
     dir: TempDir,
 }
 
-#[allow(dead_code, reason = "each test uses a part of it")]
 impl Served {
     /// Serves one export as the default one.
-    pub(crate) fn only<K>(export: impl IntoExport<K>) -> Self {
-        Self::start(ExportMap::new().with("", export).unwrap(), ServerConfig::default())
+    pub fn only<K>(export: impl IntoExport<K>) -> Self {
+        Self::start(ExportMap::new().with("", export).expect("a server"), ServerConfig::default())
     }
 
-    pub(crate) fn start(exports: impl Exports, config: ServerConfig) -> Self {
+    /// Serves exports.
+    pub fn start(exports: impl Exports, config: ServerConfig) -> Self {
         let server = Server::with_config(exports, config);
-        let dir = TempDir::new().unwrap();
+        let dir = TempDir::new().expect("a server");
         let endpoint = Endpoint::Unix(dir.path().join("new.sock"));
-        server.listen_unix(endpoint.socket_path().unwrap()).unwrap();
+        server.listen_unix(endpoint.socket_path().expect("a server")).expect("a server");
         Self { server, endpoint, dir }
     }
 
-    pub(crate) fn endpoint(&self) -> &Endpoint {
+    /// Where it listens.
+    pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    pub(crate) fn server(&self) -> &Server {
+    /// The server itself.
+    pub fn server(&self) -> &Server {
         &self.server
     }
 
     /// Another listener of the same server, for oldstyle clients.
-    pub(crate) fn listen_oldstyle(&self, export: &str) -> Endpoint {
+    pub fn listen_oldstyle(&self, export: &str) -> Endpoint {
         let endpoint = Endpoint::Unix(self.dir.path().join("old.sock"));
-        self.server.oldstyle(export).listen_unix(endpoint.socket_path().unwrap()).unwrap();
+        self.server
+            .oldstyle(export)
+            .listen_unix(endpoint.socket_path().expect("a server"))
+            .expect("a server");
         endpoint
     }
 }

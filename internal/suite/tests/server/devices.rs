@@ -1,8 +1,6 @@
 //! Files and block devices that grow, can't be written, or lose what was written to them: by loop devices, which need
 //! root, and are skipped without.
 
-mod served;
-
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -13,8 +11,8 @@ use nbd_engine::export::{
     BlockSize, Export, ExportMap, File, ReadOnly, Tracked, WithBlockSize, ZeroMode, check_writable,
 };
 use nbd_proto::wire::ErrorCode;
+use nbd_suite::Served;
 use nbd_testkit::raw::{Errno, RawClient, Request, cmd_flag};
-use served::Served;
 use tempfile::{NamedTempFile, TempDir};
 
 const MIB: u64 = 1 << 20;

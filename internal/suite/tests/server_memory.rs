@@ -1,17 +1,15 @@
 //! What all connections of a server hold together. One test, since it measures the whole process.
 
-mod served;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nbd_blocking::ServerConfig;
 use nbd_engine::export::{CanWrite, Export, ExportMap, Result};
+use nbd_suite::Served;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Mode, RawClient, Request};
 use peak_alloc::PeakAlloc;
-use served::Served;
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;

@@ -1,17 +1,14 @@
 //! What a client can make a server hold by asking for maps of a huge disk, and by not reading them.
 
-mod served;
-mod striped;
-
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nbd_engine::server::ServerConfig;
+use nbd_suite::Served;
+use nbd_suite::exports::{ASKED, HUGE, Striped};
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{RawClient, Request};
 use peak_alloc::PeakAlloc;
-use served::Served;
-use striped::{ASKED, HUGE, KINDS, Striped};
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
@@ -26,12 +23,12 @@ fn a_client_that_asks_for_maps_and_reads_none_is_held_within_the_limits() {
     /// have twice as much.
     const BOUND: usize = 12 * MIB;
 
-    for kind in KINDS {
+    for way in Striped::WAYS {
         let mut limits = nbd_engine::proto::Limits::DEFAULT;
         limits.max_in_flight_bytes = MIB as u64;
         limits.max_in_flight = REQUESTS as u32;
         let config = ServerConfig::new().with_limits(limits);
-        let served = Served::start(Striped::exports(kind), config);
+        let served = Served::start(Striped::exports(way), config);
         let mut client = RawClient::negotiate(served.endpoint());
         client.extended_headers().unwrap();
         client.set_meta_context("", &["base:allocation", "x-stripes:1024"]).unwrap();
@@ -52,8 +49,8 @@ fn a_client_that_asks_for_maps_and_reads_none_is_held_within_the_limits() {
             now > before && core::mem::replace(&mut earlier, now) == now
         });
         let (served_by_now, grown) = (asked() - before, ALLOCATOR.peak_usage() - held);
-        assert!(served_by_now < REQUESTS as usize / 4, "{kind:?}: {served_by_now} maps for nobody");
-        assert!(grown < BOUND, "{kind:?}: {} KiB", grown >> 10);
+        assert!(served_by_now < REQUESTS as usize / 4, "{way:?}: {served_by_now} maps for nobody");
+        assert!(grown < BOUND, "{way:?}: {} KiB", grown >> 10);
         // All are answered once somebody reads.
         let replies = client.drain();
         assert_eq!(replies.len(), REQUESTS as usize);

@@ -1,7 +1,5 @@
 //! Resizing while an export is served.
 
-mod served;
-
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -9,8 +7,8 @@ use nbd_blocking::ServerConfig;
 use nbd_engine::export::{
     BlockSize, Export, ExportMap, File, Memory, ReadOnly, Tracked, WithBlockSize,
 };
+use nbd_suite::Served;
 use nbd_testkit::raw::{Cmd, Errno, Mode, RawClient, Request, flag};
-use served::Served;
 use tempfile::NamedTempFile;
 
 const MIB: u64 = 1 << 20;

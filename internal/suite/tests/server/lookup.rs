@@ -1,7 +1,5 @@
 //! Looking exports up: futures that take their time, refuse in words, panic, and know who asks.
 
-mod served;
-
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
@@ -12,9 +10,9 @@ use nbd_engine::export::{
     ClientInfo, Export, ExportEntry, Exports, ListedExport, Lookup, Memory, PeerAddr, Purpose,
     Refusal,
 };
+use nbd_suite::Served;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Opt, RawClient, Rep, Wire, info_data};
-use served::Served;
 
 const SOON: Duration = Duration::from_secs(20);
 

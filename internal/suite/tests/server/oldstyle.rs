@@ -1,12 +1,10 @@
 //! Oldstyle clients, on a listener of their own.
 
-mod served;
-
 use nbd_blocking::ServerConfig;
 use nbd_engine::export::{BlockSize, ExportMap, Memory, ReadOnly, WithBlockSize};
+use nbd_suite::Served;
 use nbd_testkit::Endpoint;
 use nbd_testkit::raw::{Cmd, RawClient, Request, Wire, flag};
-use served::Served;
 
 const MIB: u64 = 1 << 20;
 const MAGICS: &[u8] = b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53";

@@ -8,42 +8,38 @@ use nbd_engine::export::{
     Contexts, Export, ExportMap, Extent, Result, Visitor,
 };
 
+use super::Way;
+
 /// How often a disk was asked for its allocation.
-pub(crate) static ASKED: AtomicUsize = AtomicUsize::new(0);
+pub static ASKED: AtomicUsize = AtomicUsize::new(0);
 
-pub(crate) const HUGE: u64 = 1 << 62;
-
-/// How the work of a [`Striped`] disk is done.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Kind {
-    Inline,
-    Worker,
-    Async,
-}
-
-pub(crate) const KINDS: [Kind; 3] = [Kind::Inline, Kind::Worker, Kind::Async];
+/// The size of a [`Striped`] disk.
+pub const HUGE: u64 = 1 << 62;
 
 /// 2^62 bytes in sectors of changing status, in contexts for any width of the stripes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Striped(pub(crate) Kind);
+pub struct Striped(pub Way);
 
 impl Striped {
+    /// The ways that it can be served on.
+    pub const WAYS: [Way; 3] = [Way::Inline, Way::Workers, Way::Async];
+
     /// As the default export, and the only one.
-    pub(crate) fn exports(kind: Kind) -> ExportMap {
-        let handle = match kind {
-            Kind::Async => AnyExport::new_async(Self(kind)),
-            _ => AnyExport::new_blocking(Self(kind)),
+    pub fn exports(way: Way) -> ExportMap {
+        let export = match way {
+            Way::Async => AnyExport::new_async(Self(way)),
+            _ => AnyExport::new_blocking(Self(way)),
         };
-        ExportMap::new().with("", handle).unwrap()
+        ExportMap::new().with("", export).expect("the name is short")
     }
 
     /// Stripes from an offset on, without end.
     fn stripes(offset: u64, width: u64) -> impl Iterator<Item = Extent> {
-        let mut at = offset;
+        let mut offset = offset;
         core::iter::from_fn(move || {
-            let stripe = at / width;
-            let length = (stripe + 1) * width - at;
-            at += length;
+            let stripe = offset / width;
+            let length = (stripe + 1) * width - offset;
+            offset += length;
             Some(Extent { length, status: stripe & 1 })
         })
     }
@@ -94,7 +90,7 @@ impl Export for Striped {
     }
 
     fn never_blocks(&self) -> bool {
-        matches!(self.0, Kind::Inline)
+        self.0 == Way::Inline
     }
 
     fn can_extents(&self) -> Option<&dyn CanExtents> {
@@ -113,7 +109,7 @@ impl CanExtents for Striped {
         _length: u64,
         visit: &mut dyn FnMut(Allocation) -> ControlFlow<()>,
     ) -> Result<()> {
-        let _told = Self::allocations(offset).try_for_each(visit);
+        let _visited = Self::allocations(offset).try_for_each(visit);
         Ok(())
     }
 }
@@ -134,7 +130,7 @@ impl Contexts for Striped {
         _length: u64,
         visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
     ) -> Result<()> {
-        let _told = Self::status_of(context, offset).try_for_each(visit);
+        let _visited = Self::status_of(context, offset).try_for_each(visit);
         Ok(())
     }
 }
@@ -165,7 +161,7 @@ impl AsyncCanExtents for Striped {
         _length: u64,
         visit: &mut Visitor<'_, Allocation>,
     ) -> Result<()> {
-        let _told = Self::allocations(offset).try_for_each(visit);
+        let _visited = Self::allocations(offset).try_for_each(visit);
         Ok(())
     }
 }
@@ -186,7 +182,7 @@ impl AsyncContexts for Striped {
         _length: u64,
         visit: &mut Visitor<'_, Extent>,
     ) -> Result<()> {
-        let _told = Self::status_of(context, offset).try_for_each(visit);
+        let _visited = Self::status_of(context, offset).try_for_each(visit);
         Ok(())
     }
 }

@@ -1,7 +1,5 @@
 //! What an export learns of its clients, and what it can do about them.
 
-mod served;
-
 use core::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -13,10 +11,10 @@ use nbd_blocking::export::{
     CanExtents, CanFlush, CanTrim, CanWrite, CanWriteZeroes, ClientInfo, CloseReason, ErrorCode,
     Export, ExportEntry, ExportError, ExportMap, Fua, Memory, Result, ZeroMode,
 };
+use nbd_suite::Served;
 use nbd_testkit::peers::require;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Cmd, Errno, Info, Mode, RawClient, Request, cmd_flag, flag};
-use served::Served;
 
 const SOON: Duration = Duration::from_secs(20);
 

@@ -1,19 +1,17 @@
 //! Metadata contexts of an export's own, from its traits to the wire.
 
-mod served;
-mod striped;
-
 use std::sync::Arc;
 
 use nbd_engine::export::{
     AnyExport, BlockSize, Export, ExportMap, Memory, Tracked, WithAllocationDepth, WithBlockSize,
 };
 use nbd_engine::server::ServerConfig;
+use nbd_suite::Served;
+use nbd_suite::exports::{HUGE, Striped, Way};
 use nbd_testkit::raw::{Errno, RawClient, Rep, Request, cmd_flag};
-use served::Served;
-use striped::{HUGE, KINDS, Kind, Striped};
 
 const K64: u64 = 64 << 10;
+
 /// A memory disk with two dirty blocks, of which one is allocated, and both contexts of qemu.
 fn tracked() -> Arc<Tracked<WithAllocationDepth<Memory>>> {
     let disk = Tracked::new(WithAllocationDepth::new(Memory::new(16 * K64).unwrap()));
@@ -136,8 +134,8 @@ fn a_context_that_is_gone_fails_its_requests_alone() {
 
 #[test]
 fn a_wide_context_is_there_under_extended_headers_alone() {
-    for kind in KINDS {
-        let served = Served::start(Striped::exports(kind), ServerConfig::default());
+    for way in Striped::WAYS {
+        let served = Served::start(Striped::exports(way), ServerConfig::default());
         let (client, contexts) = structured(&served, &["x-wide:stripe"]);
         assert_eq!(contexts, []);
         client.finish();
@@ -153,8 +151,8 @@ fn a_wide_context_is_there_under_extended_headers_alone() {
 
 #[test]
 fn a_context_can_be_made_for_a_query() {
-    for kind in KINDS {
-        let served = Served::start(Striped::exports(kind), ServerConfig::default());
+    for way in Striped::WAYS {
+        let served = Served::start(Striped::exports(way), ServerConfig::default());
         let queries = ["x-stripes:2048", "x-stripes:zero", "x-stripes:largest"];
         let (mut client, contexts) = structured(&served, &queries);
         let names: Vec<&str> = contexts.iter().map(|context| &*context.1).collect();
@@ -171,7 +169,7 @@ fn a_context_can_be_made_for_a_query() {
 
 #[test]
 fn more_contexts_than_the_most_at_once_are_refused() {
-    let served = Served::start(Striped::exports(Kind::Inline), ServerConfig::default());
+    let served = Served::start(Striped::exports(Way::Inline), ServerConfig::default());
     let mut client = RawClient::negotiate(served.endpoint());
     client.structured_reply().unwrap();
     let names: Vec<String> = (1..1000).map(|n| format!("x-stripes:{}", n * 512)).collect();
@@ -183,8 +181,8 @@ fn more_contexts_than_the_most_at_once_are_refused() {
 
 #[test]
 fn millions_of_extents_stay_within_the_bound_and_make_progress() {
-    for kind in KINDS {
-        let served = Served::start(Striped::exports(kind), ServerConfig::default());
+    for way in Striped::WAYS {
+        let served = Served::start(Striped::exports(way), ServerConfig::default());
         let (mut client, contexts) = extended(&served, &["base:allocation", "x-stripes:1024"]);
         let mut at = [0; 2];
         for _ in 0..3 {
@@ -193,7 +191,7 @@ fn millions_of_extents_stay_within_the_bound_and_make_progress() {
             for (end, (id, _)) in at.iter_mut().zip(&contexts) {
                 let status = reply.status.iter().find(|status| status.context == *id).unwrap();
                 assert_eq!(status.extents.len(), 4096);
-                assert!(offset + status.total() > *end, "{kind:?} makes progress");
+                assert!(offset + status.total() > *end, "{way:?} makes progress");
                 *end = offset + status.total();
             }
         }
@@ -206,9 +204,9 @@ fn millions_of_extents_stay_within_the_bound_and_make_progress() {
 #[test]
 fn an_export_of_large_blocks_tells_whole_blocks() {
     let sizes = BlockSize::new(4096, 4096, 1 << 20).unwrap();
-    let disk = |kind| WithBlockSize::new(Striped(kind), sizes);
+    let disk = |way| WithBlockSize::new(Striped(way), sizes);
     for export in
-        [AnyExport::new_blocking(disk(Kind::Worker)), AnyExport::new_async(disk(Kind::Async))]
+        [AnyExport::new_blocking(disk(Way::Workers)), AnyExport::new_async(disk(Way::Async))]
     {
         let served = Served::only(export);
         let (mut client, contexts) = structured(&served, &["base:allocation", "x-stripes:6144"]);

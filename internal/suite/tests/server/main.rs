@@ -1,0 +1,8 @@
+//! What servers do with exports of any kind, by the reference adapter.
+
+mod contexts;
+mod devices;
+mod lookup;
+mod oldstyle;
+mod resize;
+mod visits;
