@@ -1,14 +1,14 @@
 //! A server as a child process: started, waited for, ended by its process id.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Error, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use nbd_testkit::process::Background;
 use tempfile::TempDir;
 
 use crate::load::Connection;
@@ -21,17 +21,15 @@ const START: Duration = Duration::from_secs(10);
 /// How long a server may take to end after SIGTERM, before it is killed.
 const END: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(5);
-/// File in the private directory.
-const STDERR: &str = "stderr";
 
 /// A server that runs. Dropping it ends it.
 #[derive(Debug)]
 pub struct Running {
-    child: Child,
+    child: Background,
     socket: PathBuf,
     export: String,
-    /// Holds the socket and what the server writes to stderr; goes after the process.
-    private: TempDir,
+    /// Holds the socket; goes after the process.
+    _private: TempDir,
     /// Holds the disk's file.
     _disk: Option<TempDir>,
 }
@@ -50,12 +48,10 @@ impl Running {
                 (Some(disk), Some(file))
             }
         };
-        let stderr = File::create(private.path().join(STDERR)).map_err(no_place)?;
         let mut command: Command = server.command(&socket, file.as_deref());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-        let child = command.spawn()?;
+        let child = Background::spawn(&mut command)?;
         let export = server.export.clone();
-        let mut running = Self { child, socket, export, private, _disk: disk };
+        let mut running = Self { child, socket, export, _private: private, _disk: disk };
         running.wait_until_it_listens()?;
         Ok(running)
     }
@@ -82,8 +78,7 @@ impl Running {
 
     /// What the server said last, for a message on why it failed.
     pub fn complaint(&self) -> String {
-        let text = fs::read(self.private.path().join(STDERR)).unwrap_or_default();
-        match String::from_utf8_lossy(&text).lines().last() {
+        match self.child.stderr().lines().last() {
             Some(line) => line.trim().chars().take(200).collect(),
             None => "it said nothing".into(),
         }
@@ -92,9 +87,11 @@ impl Running {
     fn wait_until_it_listens(&mut self) -> io::Result<()> {
         let deadline = Instant::now() + START;
         while UnixStream::connect(&self.socket).is_err() {
-            if let Some(status) = self.child.try_wait()? {
+            if !self.child.is_running() {
+                let status = self.child.wait_exit(END);
+                let status = status.map_or_else(String::new, |status| format!(" ({status})"));
                 let complaint = self.complaint();
-                return Err(Error::other(format!("it ended at once ({status}): {complaint}")));
+                return Err(Error::other(format!("it ended at once{status}: {complaint}")));
             }
             if Instant::now() > deadline {
                 return Err(Error::new(ErrorKind::TimedOut, "it does not listen"));
@@ -103,33 +100,14 @@ impl Running {
         }
         Ok(())
     }
-
-    /// SIGTERM, and SIGKILL for who does not listen.
-    fn end(&mut self) -> io::Result<()> {
-        if self.child.try_wait()?.is_some() {
-            return Ok(());
-        }
-        // The child is not reaped yet, so the id is still its own.
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            kill_process(pid, Signal::TERM)?;
-        }
-        let deadline = Instant::now() + END;
-        while self.child.try_wait()?.is_none() {
-            if Instant::now() > deadline {
-                self.child.kill()?;
-                self.child.wait()?;
-                break;
-            }
-            thread::sleep(POLL);
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Running {
+    /// Asks it to end, so that it cleans up; it is killed when it does not.
     fn drop(&mut self) {
-        if let Err(error) = self.end() {
-            eprintln!("nbd-bench: process {} may still run: {error}", self.child.id());
+        if self.child.is_running() {
+            self.child.terminate();
+            let _status = self.child.wait_exit(END);
         }
     }
 }

@@ -108,6 +108,11 @@ impl Background {
         Pid::from_child(&self.child)
     }
 
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until it has exited and all that it wrote is collected; none if it has not after `timeout`.
     pub fn wait_exit(&mut self, timeout: Duration) -> Option<ExitStatus> {
         let status = wait_exit(&mut self.child, timeout)?;
