@@ -79,3 +79,43 @@ fn no_crate_depends_on_itself_by_way_of_its_tests() {
     }
     assert!(checked > 30, "only {checked} dependencies were recognized");
 }
+
+/// Documentation names sections of the specification: nobody who reads it knows the ids of the requirements.
+#[test]
+fn documentation_names_no_requirement_ids() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let is_id = |word: &str| {
+        let mut parts = word.split('-');
+        let role = matches!(parts.next(), Some("S" | "C"));
+        let number = parts.next_back().is_some_and(|part| part.bytes().all(|c| c.is_ascii_digit()));
+        let mut sections = parts.peekable();
+        role && number && sections.peek().is_some() && sections.all(|part| !part.is_empty())
+    };
+    let (mut found, mut checked) = (Vec::new(), 0);
+    let mut folders: Vec<PathBuf> = fs::read_dir(&root)
+        .expect("it is there")
+        .map(|entry| entry.expect("it can be listed").path().join("src"))
+        .filter(|path| path.is_dir())
+        .collect();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("it can be listed") {
+            let path = entry.expect("it can be listed").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("it is text");
+                let lines = text.lines().map(str::trim_start);
+                for line in lines.filter(|line| line.starts_with("///") || line.starts_with("//!"))
+                {
+                    checked += 1;
+                    let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+                    if words.any(is_id) {
+                        found.push(format!("{}: {line}", path.display()));
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(found, Vec::<String>::new());
+    assert!(checked > 5000, "only {checked} lines were recognized");
+}

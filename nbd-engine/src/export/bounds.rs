@@ -9,7 +9,8 @@ pub(super) fn inside(offset: u64, length: u64, size: u64) -> Result<()> {
     check(offset, length, size, ErrorCode::EINVAL)
 }
 
-/// `ENOSPC` unless the range lies inside of `size`: for what writes (S-REQ-09).
+/// `ENOSPC` unless the range lies inside of `size`: for what writes.
+// (S-REQ-09)
 pub(super) fn inside_for_writing(offset: u64, length: u64, size: u64) -> Result<()> {
     check(offset, length, size, ErrorCode::ENOSPC)
 }

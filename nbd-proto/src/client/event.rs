@@ -158,7 +158,8 @@ impl CommandError {
         Self { code: if known { raw } else { ErrorCode::EINVAL }, raw, message, offset }
     }
 
-    /// The server claimed success and left out a part (C-REP-STRUCT-05, C-CMD-BS-14).
+    /// The server claimed success and left out a part.
+    // (C-REP-STRUCT-05, C-CMD-BS-14)
     pub(super) fn incomplete() -> Self {
         Self::new(ErrorCode::EIO, "the server left out a part of its reply".into(), None)
     }

@@ -32,7 +32,8 @@ pub(super) struct Agreed {
 }
 
 impl Agreed {
-    /// What is left of it once TLS runs (C-TLS-26).
+    /// What is left of it once TLS runs.
+    // (C-TLS-26)
     pub(super) const fn within_tls(self) -> Self {
         let Self { fixed, no_zeroes, .. } = self;
         Self { fixed, no_zeroes, tls: true, structured: false, extended: false }
@@ -43,8 +44,9 @@ impl Agreed {
         self.structured || self.extended
     }
 
-    /// Transmission flags as far as they mean something: none without `HAS_FLAGS` but the prohibition to write
-    /// (C-XF-12), none that needs what was not negotiated. Unknown ones are kept, for embedders that print them (C-XF-10).
+    /// Transmission flags as far as they mean something: none without `HAS_FLAGS` but the prohibition to write, none
+    /// that needs what was not negotiated. Unknown ones are kept, for embedders that print them.
+    // (C-XF-12, C-XF-10)
     pub(super) fn flags(self, sent: TransmissionFlags) -> TransmissionFlags {
         use TransmissionFlags as Flags;
         if !sent.contains(Flags::HAS_FLAGS) {
@@ -61,8 +63,9 @@ impl Agreed {
     }
 }
 
-/// Size constraints as they will be obeyed (C-OPT-GO-25). The minimum and the maximum payload are obligations: values
+/// Size constraints as they will be obeyed. The minimum and the maximum payload are obligations: values
 /// that make no sense can't be obeyed. The preferred size is a hint, and is corrected.
+// (C-OPT-GO-25)
 pub(super) fn block_size(info: &BlockSizeInfo) -> Result<BlockSize, InvalidBlockSize> {
     let &BlockSizeInfo { minimum, preferred, maximum_payload } = info;
     let floor = minimum.max(512);

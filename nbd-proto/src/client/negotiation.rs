@@ -212,7 +212,8 @@ impl Negotiation {
         Ok(Progress::Continue)
     }
 
-    /// Answers the handshake flags, unknown ones of which are ignored (C-HS-13 to C-HS-16).
+    /// Answers the handshake flags, unknown ones of which are ignored.
+    // (C-HS-13 to C-HS-16)
     fn handshake_flags(
         &mut self,
         config: &Config,
@@ -332,8 +333,9 @@ impl Negotiation {
         }
     }
 
-    /// Falls back where the specification has something older to fall back to (C-OPT-19); otherwise ends the session,
+    /// Falls back where the specification has something older to fall back to; otherwise ends the session,
     /// or lets the embedder choose.
+    // (C-OPT-19)
     fn option_failed(
         &mut self,
         config: &Config,
@@ -370,7 +372,8 @@ impl Negotiation {
             }
             Some(_) => {}
         }
-        // Softly, since the server broke no rule (C-OPT-AB-04). It speaks fixed newstyle, or it had no option to refuse.
+        // Softly, since the server broke no rule (C-OPT-AB-04). It speaks fixed newstyle, or it had no option to
+        // refuse.
         self.abort(out, Some(Refusal::Option { code, reply }))?;
         Ok(Progress::Event(event))
     }
@@ -384,7 +387,8 @@ impl Negotiation {
         if self.is_embedders_turn() { self.abort(out, None) } else { Ok(Progress::Continue) }
     }
 
-    /// Sends ABORT. A server that does not speak fixed newstyle must not be sent one (C-HS-18).
+    /// Sends ABORT. A server that does not speak fixed newstyle must not be sent one.
+    // (C-HS-18)
     fn abort(&mut self, out: &mut Outbound, because: Option<Refusal>) -> Result<Progress, Error> {
         self.script = None;
         if self.agreed.fixed {
@@ -398,7 +402,8 @@ impl Negotiation {
         }
     }
 
-    /// The TLS handshake succeeded. What was negotiated before is forgotten (C-TLS-26).
+    /// The TLS handshake succeeded. What was negotiated before is forgotten.
+    // (C-TLS-26)
     pub(super) fn tls_established(
         &mut self,
         config: &Config,
@@ -438,7 +443,8 @@ impl Negotiation {
         }
     }
 
-    /// What it means that the stream ends now. A server may close instead of answering an ABORT (C-OPT-AB-05).
+    /// What it means that the stream ends now. A server may close instead of answering an ABORT.
+    // (C-OPT-AB-05)
     pub(super) fn end_of_stream(&self, filled: usize) -> Result<CloseReason, Error> {
         let inside = match &self.step {
             Step::Reply(Awaited { question: Question::Abort { because: None }, .. }) => {

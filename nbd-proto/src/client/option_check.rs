@@ -51,7 +51,8 @@ pub(super) fn name(name: &str) -> Result<(), OptionError> {
     if is_valid_string(name.as_bytes()) { Ok(()) } else { Err(OptionError::BadString) }
 }
 
-/// A metadata query (C-OPT-SM-13).
+/// A metadata query.
+// (C-OPT-SM-13)
 pub(super) fn query(query: &str) -> Result<(), OptionError> {
     name(query)?;
     match query.split_once(':') {
@@ -60,7 +61,8 @@ pub(super) fn query(query: &str) -> Result<(), OptionError> {
     }
 }
 
-/// Information items, each of which may be asked for once (C-OPT-GO-19).
+/// Information items, each of which may be asked for once.
+// (C-OPT-GO-19)
 pub(super) fn items(items: &[InfoType]) -> Result<(), OptionError> {
     let mut rest = items;
     while let Some((item, later)) = rest.split_first() {

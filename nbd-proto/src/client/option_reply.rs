@@ -97,7 +97,8 @@ impl Question {
 }
 
 impl Description {
-    /// An information item. Unknown ones are ignored (C-OPT-GO-20).
+    /// An information item. Unknown ones are ignored.
+    // (C-OPT-GO-20)
     fn item(&mut self, data: &[u8]) -> Result<Option<Info>, Error> {
         Ok(Some(match InfoReply::decode(data)? {
             InfoReply::Export(export) => {
@@ -123,7 +124,8 @@ impl Description {
 }
 
 impl Selecting {
-    /// A context that the server selected. Ids must differ (S-OPT-SM-04).
+    /// A context that the server selected. Ids must differ.
+    // (S-OPT-SM-04)
     fn context(&mut self, data: &[u8], limits: &Limits) -> Result<Event, Error> {
         let MetaContextReply { id, name } = MetaContextReply::decode(data)?;
         if self.contexts.iter().any(|earlier| earlier.id == id) {

@@ -75,8 +75,8 @@ impl Connection {
         negotiation.send_export_name(out, export)
     }
 
-    /// `NBD_OPT_LIST_META_CONTEXT`: [`Event::MetaContext`](super::Event::MetaContext) for each context of the export that
-    /// a query matches; for each there is, without a query.
+    /// `NBD_OPT_LIST_META_CONTEXT`: [`Event::MetaContext`](super::Event::MetaContext) for each context of the export
+    /// that a query matches; for each there is, without a query.
     pub fn list_meta_context(
         &mut self,
         export: impl Into<String>,
@@ -165,14 +165,16 @@ impl Connection {
         negotiation.send_raw(out, code, data)
     }
 
-    /// What is needed to send an option, if it is the embedder's turn, and if this one may be sent (C-HS-18).
+    /// What is needed to send an option, if it is the embedder's turn, and if this one may be sent.
+    // (C-HS-18)
     fn fixed_turn(&mut self, code: OptionCode) -> Result<Turn<'_>, OptionError> {
         self.turn(code)?.checked(|negotiation| {
             if negotiation.agreed.fixed { Ok(()) } else { Err(OptionError::NeedsFixedNewstyle) }
         })
     }
 
-    /// The same for options that need no fixed newstyle. With TLS required nothing else may be sent before (C-TLS-25).
+    /// The same for options that need no fixed newstyle. With TLS required nothing else may be sent before.
+    // (C-TLS-25)
     fn turn(&mut self, code: OptionCode) -> Result<Turn<'_>, OptionError> {
         let Self { phase, out, config, .. } = self;
         let turn = match phase {

@@ -26,7 +26,8 @@ pub(super) struct Pending {
     pub(super) errors: u32,
     /// The error to report in the end: the first, but one without an offset before all with one.
     pub(super) failure: Option<CommandError>,
-    /// An error without an offset arrived: no content can be trusted (C-REP-STRUCT-06).
+    /// An error without an offset arrived: no content can be trusted.
+    // (C-REP-STRUCT-06)
     pub(super) untrusted: bool,
 }
 
@@ -74,8 +75,8 @@ impl Pending {
         (end <= self.command.length()).then_some((from, end))
     }
 
-    /// The result of a reply that is over. Without an error it must have been complete (C-REP-STRUCT-05,
-    /// C-CMD-BS-14).
+    /// The result of a reply that is over. Without an error it must have been complete.
+    // (C-REP-STRUCT-05, C-CMD-BS-14)
     pub(super) fn result(&mut self) -> Result<(), CommandError> {
         let complete = match self.command {
             Command::Read { length: 0, .. } => self.coverage.is_empty(),

@@ -108,7 +108,8 @@ impl Awaited {
         Self { question, replies: 0, header: None }
     }
 
-    /// The header of a reply has arrived (C-OPT-16, C-OPT-17).
+    /// The header of a reply has arrived.
+    // (C-OPT-16, C-OPT-17)
     pub(super) fn begin(
         &mut self,
         header: OptionReplyHeader,

@@ -67,7 +67,8 @@ impl Transmission {
         self.chunk(limits, &ExtendedReplyHeader { flags, reply, cookie, offset: 0, length })
     }
 
-    /// The request that a reply is for. One that was answered is as unknown as one that never was (C-REP-STRUCT-07).
+    /// The request that a reply is for. One that was answered is as unknown as one that never was.
+    // (C-REP-STRUCT-07)
     fn find(&mut self, cookie: u64) -> Result<(RequestId, &mut Pending), Error> {
         let id = RequestId::from_cookie(cookie);
         let found = id.and_then(|id| Some((id, self.in_flight.get_mut(id)?)));
@@ -105,8 +106,8 @@ impl Transmission {
         Ok(Cursor::Data { chunk, offset: 0, remaining: length })
     }
 
-    /// The header of a chunk. Whatever is wrong with it is fatal: there is no way to tell what else the server got wrong
-    /// (section "Structured reply types").
+    /// The header of a chunk. Whatever is wrong with it is fatal: there is no way to tell what else the server got
+    /// wrong (section "Structured reply types").
     pub(super) fn chunk(
         &mut self,
         limits: &Limits,
@@ -166,9 +167,9 @@ impl Transmission {
         })
     }
 
-    /// Takes account of content: inside the request, over nothing that came before, not in too many pieces
-    /// (C-REP-STRUCT-04, C-REP-STRUCT-05). Gives where it starts, counted from the request's own offset, and whether it
-    /// can be trusted.
+    /// Takes account of content: inside the request, over nothing that came before, not in too many pieces. Gives where
+    /// it starts, counted from the request's own offset, and whether it can be trusted.
+    // (C-REP-STRUCT-04, C-REP-STRUCT-05)
     fn content(
         &mut self,
         limits: &Limits,
@@ -233,7 +234,8 @@ impl Transmission {
     }
 
     /// An error chunk has arrived, its payload in `collected`. One of an unknown type, or with an offset though the
-    /// command has none, is as good as one without an offset (C-REP-STRUCT-02).
+    /// command has none, is as good as one without an offset.
+    // (C-REP-STRUCT-02)
     pub(super) fn error_chunk(
         &mut self,
         limits: &Limits,

@@ -14,7 +14,8 @@ pub(super) enum Script {
     Enter { give_up: bool },
 }
 
-/// What need not be asked again (C-OPT-15).
+/// What need not be asked again.
+// (C-OPT-15)
 #[derive(Debug, Default)]
 pub(super) struct Tried {
     pub(super) tls: bool,

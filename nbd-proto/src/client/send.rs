@@ -25,7 +25,8 @@ impl Negotiation {
         self.send(out, Question::StructuredReply, &[])
     }
 
-    /// Selects contexts. What was selected before is void even if this fails (S-OPT-SM-01).
+    /// Selects contexts. What was selected before is void even if this fails.
+    // (S-OPT-SM-01)
     pub(super) fn send_set_meta_context(
         &mut self,
         out: &mut Outbound,

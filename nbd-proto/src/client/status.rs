@@ -22,8 +22,8 @@ pub(super) struct StatusRun {
 const BATCH: usize = 512;
 
 impl Transmission {
-    /// What comes before the `count` extents of a block status chunk: the context, and in extended form their number
-    /// (C-EH-20).
+    /// What comes before the `count` extents of a block status chunk: the context, and in extended form their number.
+    // (C-EH-20)
     pub(super) fn status_head(
         &mut self,
         chunk: Chunk,
@@ -64,7 +64,8 @@ impl Transmission {
         self.extent(chunk, run, BlockStatusDescriptor::decode_extended(bytes)?)
     }
 
-    /// One extent has arrived (C-CMD-BS-13, C-CMD-BS-14).
+    /// One extent has arrived.
+    // (C-CMD-BS-13, C-CMD-BS-14)
     fn extent(
         &mut self,
         chunk: Chunk,

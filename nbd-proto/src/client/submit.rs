@@ -75,7 +75,8 @@ impl Transmission {
     }
 
     /// What not even tests of servers can do without: the length must fit into the header, a payload into the address
-    /// space, and a list of contexts needs extended headers (C-EH-16). Gives the length of the payload.
+    /// space, and a list of contexts needs extended headers. Gives the length of the payload.
+    // (C-EH-16)
     fn fits(&self, command: &Command, only: Option<&[u32]>) -> Result<usize, SubmitError> {
         let extended = self.agreed.extended;
         if !extended && u32::try_from(command.length()).is_err() {
@@ -113,7 +114,8 @@ impl Transmission {
         Ok(())
     }
 
-    /// A list of contexts for a block status request (C-EH-19).
+    /// A list of contexts for a block status request.
+    // (C-EH-19)
     fn check_contexts(&self, only: &[u32]) -> Result<(), SubmitError> {
         if !self.rules.flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD) {
             return Err(InvalidRequest::NotOffered(CommandType::BLOCK_STATUS).into());
@@ -168,7 +170,8 @@ fn put_request(
     only.iter().for_each(|context| out.put(&context.to_be_bytes()));
 }
 
-/// `NBD_CMD_DISC`, which has no offset, no length and no reply (C-REQ-22).
+/// `NBD_CMD_DISC`, which has no offset, no length and no reply.
+// (C-REQ-22)
 pub(super) fn put_disconnect(out: &mut Outbound, extended: bool) {
     let (flags, command) = (CommandFlags::empty(), CommandType::DISC);
     let request = CompactRequest { flags, command, cookie: 0, offset: 0, length: 0 };

@@ -1,5 +1,5 @@
-//! The transmission phase: what the next bytes are, and which requests are in flight (section "Transmission"). Only this
-//! file moves the cursor.
+//! The transmission phase: what the next bytes are, and which requests are in flight (section "Transmission"). Only
+//! this file moves the cursor.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -355,7 +355,8 @@ impl Transmission {
         }
     }
 
-    /// The embedder wants to disconnect once everything is answered (C-END-07, C-CMD-DISC-16).
+    /// The embedder wants to disconnect once everything is answered.
+    // (C-END-07, C-CMD-DISC-16)
     pub(super) fn disconnect(&mut self, out: &mut Outbound) {
         if self.disconnect == Disconnect::No {
             self.disconnect = Disconnect::Wanted;

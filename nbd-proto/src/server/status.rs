@@ -398,7 +398,7 @@ mod tests {
     }
 
     proptest! {
-        /// S-CMD-BS-02 to S-CMD-BS-06, whatever an export says, in however many pieces.
+        // (S-CMD-BS-02 to S-CMD-BS-06), whatever an export says, in however many pieces.
         #[test]
         fn every_block_gets_a_status_that_holds_for_all_of_it(
             runs in prop::collection::vec((1_u64..3000, 0_u64..4), 1..40),
