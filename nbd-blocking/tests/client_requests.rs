@@ -195,7 +195,7 @@ fn a_request_that_is_given_up_harms_no_other() {
 }
 
 #[test]
-fn block_status_tells_the_extents_of_each_context() {
+fn block_status_reports_the_extents_of_each_context() {
     bounded(|| {
         let (_server, uri) = served(Journaled(Arc::new(Journal::default())));
         let config = ClientConfig::new().with_contexts(["base:allocation", "none:such"]);

@@ -128,7 +128,7 @@ fn listeners_of_the_callers_are_served_and_their_path_stays() {
 }
 
 #[test]
-fn the_caller_is_told_why_a_connection_ended() {
+fn the_caller_learns_why_a_connection_ended() {
     let config = ServerConfig::new().with_handshake_timeout(Duration::from_millis(50));
     let server = server_with(config);
     let serve = |stream: UnixStream| {

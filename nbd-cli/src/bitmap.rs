@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_does_not_answer_is_told_from_none() {
+    fn a_server_that_does_not_answer_is_distinguished_from_none() {
         let (_folder, path, _silent) = listener();
         let error = ask(&path, "list\n", Duration::from_millis(1)).unwrap_err();
         assert!(
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_had_whole_or_not_at_all() {
+    fn an_answer_is_read_whole_or_not_at_all() {
         let longest = [OK.as_bytes(), &[b'x'; LONGEST - OK.len()]].concat();
         let longer = [&longest[..], b"x"].concat();
         for (answer, whole) in [(&longest, true), (&longer, false), (&vec![0xff; 9], false)] {

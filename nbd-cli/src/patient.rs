@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_leaves_is_noticed() {
+    fn a_reader_that_closes_is_noticed() {
         let (reader, writer) = io::pipe().unwrap();
         ioctl_fionbio(&writer, true).unwrap();
         let writes = thread::spawn(move || Patient(writer).write_all(&[7; 1 << 20]).unwrap_err());

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_named() {
+    fn an_invalid_size_is_named() {
         for text in ["", "+", "-", "big", "--1", "+-1", "8E", "é"] {
             assert!(Size::parse(text).is_err(), "{text}");
         }

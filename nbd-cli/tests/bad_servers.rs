@@ -18,7 +18,7 @@ fn on(scripts: Vec<Script>, words: &[&str], after: &[&str]) -> Finished {
 }
 
 #[test]
-fn a_server_that_falls_silent_is_waited_for_no_longer_than_was_said() {
+fn a_server_that_falls_silent_is_waited_for_until_the_timeout() {
     let silent = || Script::new(Export::new(Mode::Extended)).enter().silence();
     let haggling = || Script::new(Export::new(Mode::Extended)).until(Opt::GO).silence();
     for script in [silent(), haggling()] {

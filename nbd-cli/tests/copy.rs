@@ -382,7 +382,7 @@ fn servers_without_write_zeroes_are_sent_data() {
 }
 
 #[test]
-fn two_places_are_needed() {
+fn a_source_and_a_destination_are_needed() {
     for args in [&[][..], &["a"], &["a", "b", "c"], &["-R", "0", "a", "b"], &["[", "a", "b"]] {
         assert_eq!(try_copy(args).status.code(), Some(64), "{args:?}");
     }

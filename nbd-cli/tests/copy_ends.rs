@@ -75,7 +75,7 @@ fn failed(finished: &Finished, says: &str) {
 }
 
 #[test]
-fn failures_leave_the_server_time_to_clean_up() {
+fn failures_give_the_server_time_to_clean_up() {
     if peers::require("nbdkit").is_none() {
         return;
     }
@@ -120,7 +120,7 @@ fn clients_disconnect_as_the_protocol_wants_it_when_a_copy_fails() {
 }
 
 #[test]
-fn signals_leave_the_server_time_to_clean_up() {
+fn signals_give_the_server_time_to_clean_up() {
     if peers::require("nbdkit").is_none() {
         return;
     }

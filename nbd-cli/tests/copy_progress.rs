@@ -84,7 +84,7 @@ fn a_copy_that_fails_never_says_that_all_is_done() {
 }
 
 #[test]
-fn a_reader_that_leaves_early_does_not_end_the_copy() {
+fn a_reader_that_closes_early_does_not_end_the_copy() {
     let folder = Folder::new();
     let bytes = noise(4 * MIB);
     let (source, to) = (folder.file("source", &bytes), folder.text("to"));
@@ -115,7 +115,7 @@ fn a_descriptor_that_is_of_no_use_is_named() {
 }
 
 #[test]
-fn the_bar_takes_no_number_and_stays_off_what_is_no_terminal() {
+fn the_bar_takes_no_number_and_appears_on_terminals_alone() {
     let folder = Folder::new();
     let (source, to) = (folder.file("source", &noise(10)), folder.text("to"));
     for flag in ["-p", "--progress"] {

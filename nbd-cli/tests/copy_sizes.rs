@@ -57,7 +57,7 @@ fn a_size_that_changes_after_the_last_byte_was_read_is_noticed() {
 }
 
 #[test]
-fn files_whose_size_means_nothing_are_read_to_their_end() {
+fn files_without_a_meaningful_size_are_read_to_their_end() {
     let folder = Folder::new();
     let to = folder.text("to");
     copy(&["/proc/version", &to]);

@@ -85,7 +85,7 @@ fn whatever_is_waited_for_has_a_name() {
 }
 
 #[test]
-fn a_pipe_that_nobody_opens_is_named() {
+fn a_pipe_without_a_reader_is_named() {
     let folder = Folder::new();
     let pipe = folder.text("pipe");
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
@@ -98,7 +98,7 @@ fn a_pipe_that_nobody_opens_is_named() {
 }
 
 #[test]
-fn a_terminal_is_told_without_being_asked_for() {
+fn waits_are_reported_on_a_terminal_by_default() {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&terminal).unwrap();
     unlockpt(&terminal).unwrap();
@@ -114,7 +114,7 @@ fn a_terminal_is_told_without_being_asked_for() {
 }
 
 #[test]
-fn nobody_else_is_told() {
+fn waits_are_reported_nowhere_else_by_default() {
     let server = ScriptedServer::unix([script().enter().silence()]);
     let uri = server.endpoint().uri("");
     let finished = try_copy(&["--no-extents", "--timeout", "3s", &uri, "null:"]);

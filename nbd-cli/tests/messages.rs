@@ -113,7 +113,7 @@ fn a_device_that_is_not_there_does_not_become_a_file() {
 }
 
 #[test]
-fn what_is_no_control_socket_is_told_from_one_that_nobody_answers() {
+fn a_file_that_is_no_control_socket_is_distinguished_from_a_socket_without_a_server() {
     let says = "Cargo.toml is not a socket: give the path that nbd serve --control has";
     refused(&["bitmap", "Cargo.toml", "list"], 1, says);
     let says = "give the path of the --control socket, not a URI";
@@ -130,7 +130,7 @@ fn what_there_is_not_yet_is_told_with_what_there_is() {
 }
 
 #[test]
-fn the_usage_line_shows_how_many_places_there_are() {
+fn the_usage_line_shows_how_many_arguments_there_are() {
     const SERVER: &str = "<URI | [ COMMAND ARGS ]>";
     for (command, words) in [
         ("info", format!("[OPTIONS] {SERVER}")),

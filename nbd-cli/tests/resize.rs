@@ -143,7 +143,7 @@ fn a_command_between_brackets_is_started_for_it() {
 }
 
 #[test]
-fn a_server_that_does_not_offer_it_is_told_from_one_that_refuses() {
+fn a_server_that_does_not_offer_resize_is_distinguished_from_one_that_refuses() {
     let server = SETUP.serving("memory:1M");
     let said = refused(&[&server.uri(""), "2M"], 1);
     assert!(said.contains(&server.uri("")) && said.contains("--resize"), "{said}");

@@ -12,7 +12,7 @@ const SOON: Duration = Duration::from_secs(30);
 const SETUP: Setup = Setup { runtime: Runtime::Blocking, transport: Transport::Unix };
 
 #[test]
-fn size_constraints_are_told() {
+fn size_constraints_are_reported() {
     let server = SETUP.serve().args(["--block-size", "4k:64k:1M", "memory:8M"]).start();
     let mut client = RawClient::negotiate(server.endpoint());
     let sizes = client.info("", &[Info::BLOCK_SIZE]).unwrap().block_size;
@@ -79,7 +79,7 @@ fn required_sizes_need_sizes() {
 }
 
 #[test]
-fn resizing_takes_leave() {
+fn resizing_needs_permission() {
     let resize = Request::new(Cmd::RESIZE, 2 * MIB, 0);
     let server = SETUP.serving("memory:1M");
     let mut client = RawClient::go_simple(server.endpoint());

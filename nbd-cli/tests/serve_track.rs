@@ -215,7 +215,7 @@ fn as_many_bitmaps_as_there_can_be_are_listed_whole() {
 }
 
 #[test]
-fn a_control_socket_that_can_not_be_had_is_named_with_a_remedy() {
+fn a_control_socket_that_can_not_be_bound_is_named_with_a_remedy() {
     let serve = SETUP.serve();
     let control = serve.dir().join("missing/control").display().to_string();
     let finished = run(&mut serve.args(["--control", &control, "memory:1M"]).command(), SOON);

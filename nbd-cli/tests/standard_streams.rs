@@ -148,7 +148,7 @@ fn lines_wait_for_their_reader_as_well() {
 }
 
 #[test]
-fn a_failure_whose_message_nobody_takes_is_the_same_failure() {
+fn a_failure_whose_message_can_not_be_written_is_the_same_failure() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing").display().to_string();
     for (words, code) in [
@@ -182,7 +182,7 @@ fn a_failure_whose_message_nobody_takes_is_the_same_failure() {
 }
 
 #[test]
-fn a_failure_whose_message_nobody_reads_ends_all_the_same() {
+fn a_failure_whose_message_is_not_read_ends_all_the_same() {
     // A pipe that is full.
     let (reader, mut writer) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_void_once_its_place_is_reused() {
+    fn an_id_is_void_once_its_slot_is_reused() {
         let mut table = InFlight::<u8>::new(1);
         let (first, _) = table.take().unwrap();
         assert!(table.take().is_none(), "the table is full");

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn finished_requests_are_given_once_even_to_those_who_do_not_look() {
+    fn finished_requests_are_reported_once_even_if_they_are_not_looked_at() {
         let (a, b) = ids();
         let mut ids = alloc::vec![a, b];
         let mut finished = Finished::drain(&mut ids);

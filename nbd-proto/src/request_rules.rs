@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_only_too_long_is_told_from_one_that_cannot_be() {
+    fn a_request_that_is_only_too_long_is_distinguished_from_an_invalid_one() {
         let rules = RequestRules { size: 4 << 20, ..rules() };
         let check = |offset, length| rules.check(&Command::read(offset, length));
         assert_eq!(check(0, 2 << 20), Err(InvalidRequest::TooLong(1 << 20)));

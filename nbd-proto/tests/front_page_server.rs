@@ -335,7 +335,7 @@ fn flags() -> Message {
 }
 
 #[test]
-fn clients_that_are_refused_whatever_they_ask_for_and_leave_after_any_byte() {
+fn clients_that_are_refused_whatever_they_ask_for_and_hang_up_after_any_byte() {
     for kind in 0..5 {
         let options = (0..13).map(negotiation);
         let messages: Vec<_> =
@@ -346,7 +346,7 @@ fn clients_that_are_refused_whatever_they_ask_for_and_leave_after_any_byte() {
 }
 
 #[test]
-fn clients_that_read_write_and_are_refused_and_leave_after_any_byte() {
+fn clients_that_read_write_and_are_refused_and_hang_up_after_any_byte() {
     for kind in 0..3 {
         let (enter, extended) = entering(kind);
         let requests = (0..12).map(|kind| transmission(extended, kind, u16::from(kind) * 97, 20));

@@ -131,7 +131,7 @@ async fn dropping_the_future_ends_the_connection_and_its_export_learns_of_it() {
 }
 
 #[tokio::test]
-async fn the_caller_is_told_why_a_connection_ended() {
+async fn the_caller_learns_why_a_connection_ended() {
     let config = ServerConfig::new().with_handshake_timeout(Duration::from_millis(50));
     let server = server_with(config);
 
@@ -162,7 +162,7 @@ async fn a_stream_that_comes_after_the_shutdown_is_closed_at_once() {
 }
 
 #[tokio::test]
-async fn a_stream_above_the_most_connections_waits_until_one_leaves() {
+async fn a_stream_above_the_max_connections_waits_until_one_ends() {
     let config = ServerConfig::new().with_max_connections(1);
     let server = server_with(config);
     let (first, first_wire) = in_memory(4096);

@@ -10,11 +10,11 @@ use nbd_testkit::{Pattern, assert_zero, matrix};
 
 matrix! {
     tcp_and_unix: [
-        extents_tell_data_from_holes_in_memory,
+        extents_distinguish_data_from_holes_in_memory,
     ],
     unix: [
         fresh_memory_is_one_hole,
-        extents_tell_data_from_holes_in_a_file,
+        extents_distinguish_data_from_holes_in_a_file,
         what_is_reported_as_zero_reads_as_zero,
         req_one_gives_one_extent,
         unaligned_queries_are_answered,
@@ -75,7 +75,7 @@ fn assert_second_mib_is_data(client: &mut RawClient) {
 }
 
 /// S-CMD-BS-01, S-CMD-BS-11, S-META-03.
-fn extents_tell_data_from_holes_in_memory(setup: Setup) {
+fn extents_distinguish_data_from_holes_in_memory(setup: Setup) {
     let server = setup.serving("memory:4M");
     let mut writer = RawClient::go_simple(server.endpoint());
     writer.write(MIB, &Pattern(1).bytes(0, MIB as usize));
@@ -94,7 +94,7 @@ fn sparse_file(setup: Setup) -> NbdServe {
 }
 
 /// S-CMD-BS-01, S-META-03: what the file system knows of the file's holes.
-fn extents_tell_data_from_holes_in_a_file(setup: Setup) {
+fn extents_distinguish_data_from_holes_in_a_file(setup: Setup) {
     let server = sparse_file(setup);
     in_modes(&STRUCTURED, &server, assert_second_mib_is_data);
 }

@@ -7,12 +7,12 @@ use nbd_testkit::server::{NbdServe, Setup};
 
 matrix! {
     tcp_and_unix: [
-        info_stays_in_haggling_and_go_enters_transmission,
+        info_stays_in_the_option_phase_and_go_enters_transmission,
         unknown_export_is_err_unknown,
     ],
     unix: [
         go_without_requests_is_enough,
-        go_repeats_what_info_told,
+        go_repeats_the_facts_of_info,
         unknown_requests_are_ignored,
         duplicate_requests_do_no_harm,
         requested_information_is_given_once,
@@ -25,7 +25,7 @@ matrix! {
         names_of_legal_length_are_looked_up,
         impossible_names_match_nothing,
         flags_follow_the_negotiation,
-        description_is_told,
+        the_description_is_reported,
         a_single_export_can_be_named_by_option,
     ],
 }
@@ -35,7 +35,7 @@ fn haggle(server: &NbdServe) -> RawClient {
 }
 
 /// S-OPT-GO-01, S-OPT-GO-02, B-BASE-01: same replies, but only GO changes the phase.
-fn info_stays_in_haggling_and_go_enters_transmission(setup: Setup) {
+fn info_stays_in_the_option_phase_and_go_enters_transmission(setup: Setup) {
     let server = serve_two(setup);
     let mut client = haggle(&server);
     assert_eq!(client.info("other", &[]).unwrap().size, 2 * MIB);
@@ -55,7 +55,7 @@ fn go_without_requests_is_enough(setup: Setup) {
 }
 
 /// S-OPT-GO-06: directly after INFO, GO with the same parameters tells the same, in each mode.
-fn go_repeats_what_info_told(setup: Setup) {
+fn go_repeats_the_facts_of_info(setup: Setup) {
     let server = serve_two(setup);
     let asked: [&[Info]; 3] =
         [&[], &[Info::BLOCK_SIZE], &[Info::NAME, Info::DESCRIPTION, Info::BLOCK_SIZE]];
@@ -264,7 +264,7 @@ fn flags_follow_the_negotiation(setup: Setup) {
 }
 
 /// S-OPT-GO-12, S-OPT-LS-02: the description reaches INFO and LIST.
-fn description_is_told(setup: Setup) {
+fn the_description_is_reported(setup: Setup) {
     let server = setup.serve().args(["--description", "a few words", "memory:1M"]).start();
     let mut client = haggle(&server);
     let info = client.info("", &[Info::DESCRIPTION]).unwrap();

@@ -27,7 +27,7 @@ matrix! {
         export_name_selects_by_name,
         export_name_with_an_impossible_name_closes,
         abort_with_data_is_acknowledged,
-        abort_follows_any_haggling,
+        abort_is_possible_after_any_option,
     ],
 }
 
@@ -251,7 +251,7 @@ fn abort_with_data_is_acknowledged(setup: Setup) {
 }
 
 /// S-OPT-AB-01: also late, after options that succeeded and failed.
-fn abort_follows_any_haggling(setup: Setup) {
+fn abort_is_possible_after_any_option(setup: Setup) {
     let server = serve_two(setup);
     let mut client = RawClient::negotiate(server.endpoint());
     client.structured_reply().unwrap();

@@ -9,7 +9,7 @@ use nbd_testkit::{Pattern, assert_same_bytes, assert_zero, matrix};
 matrix! {
     tcp_and_unix: [
         structured_reads_are_reassembled,
-        interleaved_replies_are_told_apart,
+        interleaved_replies_are_distinguished,
     ],
     unix: [
         replies_are_simple_without_negotiation,
@@ -255,7 +255,7 @@ fn data_of_a_file_and_its_holes_are_read(setup: Setup) {
 }
 
 /// S-REP-01, S-ORD-03, S-REP-STRUCT-01: many reads under way at once, each with data of its own.
-fn interleaved_replies_are_told_apart(setup: Setup) {
+fn interleaved_replies_are_distinguished(setup: Setup) {
     let server = setup.serving("memory:16M");
     let whole = Pattern(5).bytes(0, 16 * MIB as usize);
     let mut writer = RawClient::go_simple(server.endpoint());

@@ -9,9 +9,9 @@ use nbd_testkit::server::{NbdServe, Setup};
 matrix! {
     tcp_and_unix: [],
     unix: [
-        trimmed_memory_goes_back_whoever_trimmed_it,
-        what_is_resident_follows_what_scattered_trims_leave,
-        trimmed_memory_is_there_for_other_places,
+        trimmed_memory_is_freed_whichever_client_trims_it,
+        resident_memory_follows_scattered_trims,
+        trimmed_memory_serves_writes_at_other_offsets,
         a_limited_address_space_is_no_space_for_clients,
         a_control_groups_limit_is_no_space_for_clients,
         scattered_changes_on_many_bitmaps_cost_bounded_memory,
@@ -39,7 +39,7 @@ fn assert_resident(server: &NbdServe, bound: u64, when: &str) {
 }
 
 /// Every connection fills the disk and trims it, and stays.
-fn trimmed_memory_goes_back_whoever_trimmed_it(setup: Setup) {
+fn trimmed_memory_is_freed_whichever_client_trims_it(setup: Setup) {
     const SIZE: u64 = 64 * MIB;
     let server = setup.serving("memory:64M");
     assert_serves(&server);
@@ -59,7 +59,7 @@ fn trimmed_memory_goes_back_whoever_trimmed_it(setup: Setup) {
 }
 
 /// Half of the pages go, in an order that leaves no two neighbours.
-fn what_is_resident_follows_what_scattered_trims_leave(setup: Setup) {
+fn resident_memory_follows_scattered_trims(setup: Setup) {
     const SIZE: u64 = 64 * MIB;
     const PAGE: u64 = 16 << 10;
     let server = setup.serving("memory:64M");
@@ -80,7 +80,7 @@ fn what_is_resident_follows_what_scattered_trims_leave(setup: Setup) {
 }
 
 /// A disk whose content moves is as large as its content.
-fn trimmed_memory_is_there_for_other_places(setup: Setup) {
+fn trimmed_memory_serves_writes_at_other_offsets(setup: Setup) {
     const SIZE: u64 = 64 * MIB;
     let server = setup.serving("memory:4G");
     assert_serves(&server);

@@ -104,7 +104,7 @@ fn every_command_that_it_has_works(client: &dyn ClientAdapter) {
     client.disconnect();
 }
 
-fn what_is_read_only_is_not_written(client: &dyn ClientAdapter) {
+fn a_read_only_export_is_not_written(client: &dyn ClientAdapter) {
     let Some(served) = Served::start() else { return };
     let client = served.connect(client, "image", &ClientConfig::default()).expect("it is there");
     assert!(client.export().is_read_only());
@@ -142,8 +142,8 @@ macro_rules! with_each_client {
             }
 
             #[test]
-            fn what_is_read_only_is_not_written() {
-                super::what_is_read_only_is_not_written(&$client);
+            fn a_read_only_export_is_not_written() {
+                super::a_read_only_export_is_not_written(&$client);
             }
 
             #[test]

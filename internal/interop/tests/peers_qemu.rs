@@ -24,9 +24,9 @@ matrix! {
         zeroes_and_discards_read_as_zero,
         the_end_of_a_tebibyte_is_written_and_read,
         a_read_only_export_refuses_writes,
-        named_exports_are_told_apart,
+        named_exports_are_distinguished,
         the_map_shows_data_and_holes,
-        extended_headers_are_agreed_with_those_who_know_them,
+        extended_headers_are_agreed_with_clients_that_know_them,
         an_odd_size_is_read_to_its_end,
     ],
 }
@@ -216,7 +216,7 @@ fn a_read_only_export_refuses_writes(setup: Setup) {
 }
 
 /// S-OPT-GO-01, S-OPT-GO-04, S-OPT-EN-04: three exports of one server.
-fn named_exports_are_told_apart(setup: Setup) {
+fn named_exports_are_distinguished(setup: Setup) {
     let Some(qemu_io) = require("qemu-io") else { return };
     let server = setup.serve().args(["memory:1M", "a=memory:2M", "b c=memory:4M"]).start();
     let fills = [("", "write -P 1 0 1M"), ("a", "write -P 2 0 2M"), ("b c", "write -P 3 0 4M")];
@@ -254,7 +254,7 @@ fn the_map_shows_data_and_holes(setup: Setup) {
 }
 
 /// S-OPT-EH-02: qemu knows them since 8.2.
-fn extended_headers_are_agreed_with_those_who_know_them(setup: Setup) {
+fn extended_headers_are_agreed_with_clients_that_know_them(setup: Setup) {
     let Some(qemu_img) = require("qemu-img") else { return };
     let replies = match qemu_img.major() {
         Some(8) => return,

@@ -13,10 +13,10 @@ use nbd_testkit::{Pattern, assert_same_bytes, matrix};
 
 matrix! {
     tcp_and_unix: [
-        garbage_in_any_phase_harms_nobody_else,
-        vanishing_in_any_phase_harms_nobody_else,
+        garbage_in_any_phase_harms_no_other_client,
+        vanishing_in_any_phase_harms_no_other_client,
         descriptors_and_threads_are_released,
-        parked_connections_block_nobody,
+        parked_connections_block_no_other_client,
         pipelined_reads_do_not_deadlock,
         a_client_that_never_reads_is_held_back,
         half_closed_clients_get_replies_or_the_end,
@@ -67,7 +67,7 @@ fn in_each_phase(server: &NbdServe) -> Vec<RawClient> {
 }
 
 /// S-ROB-01, B-CONV-01: what cannot be parsed ends that connection and nothing else.
-fn garbage_in_any_phase_harms_nobody_else(setup: Setup) {
+fn garbage_in_any_phase_harms_no_other_client(setup: Setup) {
     let server = serve_two(setup);
     let mut witness = RawClient::go_simple(server.endpoint());
     for seed in 0..8 {
@@ -85,7 +85,7 @@ fn garbage_in_any_phase_harms_nobody_else(setup: Setup) {
 }
 
 /// S-ROB-01, S-OPT-12, S-END-04: a connection may end anywhere.
-fn vanishing_in_any_phase_harms_nobody_else(setup: Setup) {
+fn vanishing_in_any_phase_harms_no_other_client(setup: Setup) {
     let server = serve_two(setup);
     let mut witness = RawClient::go_simple(server.endpoint());
     for _ in 0..5 {
@@ -117,7 +117,7 @@ fn descriptors_and_threads_are_released(setup: Setup) {
 }
 
 /// S-ROB-03: however many wait in whatever state, the next one is served.
-fn parked_connections_block_nobody(setup: Setup) {
+fn parked_connections_block_no_other_client(setup: Setup) {
     let server = serve_two(setup);
     let mut parked = in_each_phase(&server);
     let mut client = RawClient::go_structured(server.endpoint());

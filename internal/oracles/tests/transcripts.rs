@@ -184,7 +184,7 @@ fn each_transcript_is_replayed() {
 }
 
 #[test]
-fn each_transcript_tells_where_it_comes_from() {
+fn each_transcript_names_its_origin() {
     for golden in GOLDEN {
         let transcript = transcript(golden.name);
         for field in ["title", "server", "client", "recorded", "serve", "run"] {

@@ -43,7 +43,7 @@ fn a_script_without_faults_is_a_proper_server() {
 }
 
 #[test]
-fn contexts_are_selected_and_told() {
+fn contexts_are_selected_and_reported() {
     for mode in [Mode::Structured, Mode::Extended] {
         let server = ScriptedServer::unix([in_transmission(mode).serve()]);
         let mut client = RawClient::negotiate(server.endpoint());

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_said_what_is_waited_for_while_it_is() {
+    fn the_current_wait_is_reported() {
         let name = |name: &str, kind| (name.to_owned(), kind);
         for (step, source, destination, said) in [
             (Step::Next, Kind::Server, Kind::Disk, "S: no reply for 4 s to a question about holes"),

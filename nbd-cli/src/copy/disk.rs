@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn what_was_flushed_leaves_memory() {
+    fn flushed_data_leaves_the_cache() {
         use rustix::io::{ReadWriteFlags, preadv2};
 
         let mut folder = std::env::current_exe().unwrap();

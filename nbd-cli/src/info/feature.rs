@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_answered_with_what_is() {
+    fn an_unknown_feature_is_answered_with_the_known_ones() {
         let error = "writable".parse::<Feature>().unwrap_err();
         assert!(error.contains("'writable'") && error.contains("read-only, resize"), "{error}");
     }

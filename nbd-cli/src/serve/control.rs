@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn silent_clients_delay_nobody_and_half_a_request_is_not_carried_out() {
+    fn silent_clients_delay_no_other_and_half_a_request_is_not_carried_out() {
         let clients = clients();
         let mut silent: Vec<UnixStream> = (0..3 * MAX_CLIENTS)
             .map(|_| {

@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_told_that_time_is_over() {
+    fn reading_and_writing_fail_when_time_is_over() {
         let (_peer, own) = UnixStream::pair().unwrap();
         let error = Timed::new(&own, soon()).read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);

@@ -68,7 +68,7 @@ fn a_command_that_ends_too_early_is_to_blame() {
 }
 
 #[test]
-fn a_command_that_fails_is_told_of_once() {
+fn a_failing_command_is_reported_once() {
     let missing = nbd(["info", "[", "no-such-command", "]"]).failure();
     let says = "nbd: [ no-such-command ] can't be started: there is no such command\n";
     assert_eq!(missing, says);

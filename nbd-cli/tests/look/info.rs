@@ -254,7 +254,7 @@ fn negations_turn_the_answer_around() {
 }
 
 #[test]
-fn who_is_not_reached_is_no_answer_except_to_whether_they_can_be() {
+fn an_unreachable_server_is_an_error_unless_that_is_the_question() {
     let dir = tempfile::tempdir().unwrap();
     let uri = format!("nbd+unix:///?socket={}", dir.path().join("nobody").display());
     for arguments in [&["--can", "connect"][..], &["--is", "read-only"], &["--isnt", "tls"], &[]] {
@@ -281,7 +281,7 @@ fn an_export_that_is_not_there_is_named() {
 }
 
 #[test]
-fn the_uri_is_told_without_asking_the_server() {
+fn the_uri_is_printed_without_asking_the_server() {
     assert_eq!(told(["info", "--uri", "nbd://localhost"]), "nbd://localhost:10809/\n");
     assert_eq!(told(["info", "--uri", "--json", "NBD://[::1]:1/a"]), "\"nbd://[::1]:1/a\"\n");
 }
@@ -309,7 +309,7 @@ fn usage_errors_name_what_is_wrong() {
 }
 
 #[test]
-fn a_reader_that_leaves_early_is_no_failure() {
+fn a_reader_that_closes_early_is_no_failure() {
     let server = ours_with_data();
     let (reader, writer) = io::pipe().unwrap();
     drop(reader);

@@ -136,7 +136,7 @@ fn nothing_is_printed_where_a_client_prints() {
 }
 
 #[test]
-fn nbd_info_starts_a_server_and_leaves_nothing_of_it() {
+fn nbd_info_starts_a_server_and_cleans_up_after_it() {
     let folder = tempfile::tempdir().unwrap();
     for runtime in RUNTIMES {
         let number = folder.path().join(runtime);
@@ -153,7 +153,7 @@ fn nbd_info_starts_a_server_and_leaves_nothing_of_it() {
 }
 
 #[test]
-fn nbdinfo_starts_a_server_and_leaves_nothing_of_it() {
+fn nbdinfo_starts_a_server_and_cleans_up_after_it() {
     let Some(peer) = peers::require("nbdinfo") else { return };
     let folder = tempfile::tempdir().unwrap();
     for runtime in RUNTIMES {

@@ -139,7 +139,7 @@ fn a_missing_folder_is_named_with_the_command_that_makes_one() {
 }
 
 #[test]
-fn what_is_no_disk_is_refused() {
+fn files_that_are_no_disks_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     refuses(
         &mut serve(["--port", "0", text(folder.path())]),

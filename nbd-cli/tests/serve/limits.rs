@@ -111,7 +111,7 @@ fn our_client_lists_as_many_exports_as_our_server_can_have() {
 }
 
 #[test]
-fn silent_clients_of_the_control_socket_delay_nobody() {
+fn silent_clients_of_the_control_socket_delay_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let control = folder.path().join("control").display().to_string();
     for runtime in RUNTIMES {

@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_back_was_never_there() {
+    fn data_that_is_taken_back_was_never_there() {
         let mut body = Body::default();
         body.fill(2).unwrap().copy_from_slice(b"ab");
         body.fill(3).unwrap().fill(b'x');

@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_future_that_wakes_itself_is_polled_the_next_time_and_not_for_ever() {
+    fn a_future_that_wakes_itself_is_polled_once_in_a_round() {
         let mut futures: SlotFutures<(), u32> = SlotFutures::new();
         futures.start(0, (), |mailbox| {
             Box::pin(async move {

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_that_nobody_takes_are_stalled_sooner_when_others_wait_or_the_client_is_leaving() {
+    fn replies_that_are_not_read_are_stalled_sooner_when_others_wait_or_the_client_disconnects() {
         let unread = |second| Activity { sending: true, sent: second, ..Activity::default() };
         assert_eq!(run(100, unread), (30, Verdict::SendStalled(stall(30, 30))));
         let in_the_way = |second| Activity { in_the_way: true, ..unread(second) };
@@ -328,13 +328,13 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_takes_long_is_nobodys_stall() {
+    fn a_request_that_takes_long_is_no_stall() {
         let working = |_| Activity { idle: false, in_the_way: true, ..Activity::default() };
         assert_eq!(run(1000, working).0, 1000);
     }
 
     #[test]
-    fn an_idle_connection_gives_back_buffers_and_then_its_place() {
+    fn an_idle_connection_gives_back_its_buffers_and_then_its_slot() {
         let (mut watch, start) = watch();
         let busy = Activity { received: 28, ..Activity::default() };
         assert_eq!(

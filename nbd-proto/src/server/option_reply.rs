@@ -89,7 +89,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_a_valid_string(
+        fn a_text_becomes_a_valid_string(
             text in prop::collection::vec(prop::sample::select(&['a', 'ü', '€', '😀'][..]), 0..3000),
             nul in 0_usize..6000,
         ) {

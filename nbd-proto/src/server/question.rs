@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_is_no_string_is_told_from_data_without_a_shape() {
+    fn a_name_that_is_no_string_is_distinguished_from_malformed_data() {
         let mut data = Vec::new();
         InfoRequest::encode("disk", &[InfoType::BLOCK_SIZE], &mut data);
         let Ok(Question::Info(question)) = Question::info(true, &data) else { panic!() };

@@ -96,7 +96,7 @@ fn hosts_and_ports() {
 }
 
 #[test]
-fn the_alternate_form_leaves_nothing_to_defaults() {
+fn the_alternate_form_names_every_default() {
     for (uri, shown) in [
         ("nbd://h", "nbd://h:10809/"),
         ("nbd://h:7/a?tls-type=psk", "nbd://h:7/a?tls-type=psk"),
@@ -110,7 +110,7 @@ fn the_alternate_form_leaves_nothing_to_defaults() {
 }
 
 #[test]
-fn what_is_no_host_or_port_is_named_with_its_place() {
+fn an_invalid_host_or_port_is_named_with_its_position() {
     for uri in [
         "nbd://::1",
         "nbd://[::1",
@@ -212,7 +212,7 @@ fn parameters_that_are_unknown_or_repeated_are_named() {
 }
 
 #[test]
-fn characters_that_no_uri_has_are_named_with_their_place() {
+fn invalid_characters_are_named_with_their_position() {
     assert_eq!(error("nbd://h/a b"), UriError::BadCharacter { at: 9, found: ' ' });
     assert_eq!(error("nbd://h/ü"), UriError::BadCharacter { at: 8, found: 'ü' });
     assert_eq!(error("nbd://h/a%2"), UriError::BadPercent { at: 9 });
@@ -267,7 +267,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn what_is_printed_is_a_uri_and_parses_to_the_same(uri in any_uri()) {
+    fn a_printed_uri_parses_to_the_same(uri in any_uri()) {
         let printed = uri.to_string();
         prop_assert!(printed.chars().all(percent::is_uri_character), "{}", printed);
         prop_assert_eq!(printed.parse(), Ok(uri));

@@ -49,7 +49,7 @@ fn drive_args(args: &[&str]) -> Option<DriveArgs> {
 }
 
 #[test]
-fn each_of_our_clients_does_what_it_is_told() {
+fn each_of_our_clients_does_what_the_plan_says() {
     with_server(|socket| {
         let socket = socket.to_str().expect("a path of text");
         for client in Ours::value_variants() {

@@ -40,7 +40,7 @@ fn codes(bytes: &[u8]) -> Vec<Opt> {
 }
 
 #[test]
-fn what_is_neither_newstyle_nor_oldstyle_gets_no_answer() {
+fn a_greeting_that_is_neither_newstyle_nor_oldstyle_gets_no_answer() {
     for at in [0, 7, 8, 15] {
         let mut bytes = greeting(3);
         bytes[at] ^= 1;
@@ -90,7 +90,7 @@ fn a_server_without_fixed_newstyle_gets_nothing_but_export_name() {
 }
 
 #[test]
-fn padding_follows_exactly_when_both_sides_did_not_agree_to_leave_it_out() {
+fn padding_follows_unless_both_sides_agreed_to_omit_it() {
     let export =
         ExportInfoReply { size: SIZE, flags: TransmissionFlags::HAS_FLAGS }.encode_export_name();
     for (offered, padding) in [(0, 124), (2, 0)] {
@@ -106,7 +106,7 @@ fn padding_follows_exactly_when_both_sides_did_not_agree_to_leave_it_out() {
 }
 
 #[test]
-fn oldstyle_servers_are_welcome_unless_told_otherwise() {
+fn oldstyle_servers_are_accepted_unless_configured_otherwise() {
     let flags = TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_FLUSH;
     let bytes = OldstyleGreeting { size: SIZE, flags }.encode();
     for goal in [Goal::Enter, Goal::Prepare, Goal::Manual] {
@@ -188,7 +188,7 @@ fn a_server_may_close_instead_of_answering_an_abort() {
 }
 
 #[test]
-fn whatever_answers_an_abort_the_reason_for_it_is_told() {
+fn whatever_answers_an_abort_its_reason_is_reported() {
     let refused = Error::Refused(Refusal::Option { code: Opt::GO, reply: Rep::ERR_SHUTDOWN });
     for answer in [
         ack(Opt::ABORT),
@@ -406,7 +406,7 @@ fn plain_text_behind_the_acknowledgement_of_starttls_is_an_attack() {
 }
 
 #[test]
-fn each_way_to_hang_up_is_told() {
+fn each_way_to_hang_up_is_reported() {
     let reply = option_reply(Opt::GO, Rep::INFO, &[0; 12]);
     let mut client = new_client(config(Mode::Simple)).unwrap();
     assert_eq!(hang_up(&mut client), Err(Error::UnexpectedEnd("the greeting")));

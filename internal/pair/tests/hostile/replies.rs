@@ -204,7 +204,7 @@ fn an_error_ends_the_trust_in_all_content() {
 }
 
 #[test]
-fn errors_with_a_place_are_told_one_by_one_and_the_first_in_the_end() {
+fn errors_with_an_offset_are_reported_one_by_one_and_the_first_at_the_end() {
     for command in [READ, WRITE] {
         for seen in answer(command, |chunks| {
             let first = chunks.error(0, 5, "a", Some(4096));
@@ -496,7 +496,7 @@ fn a_server_that_shuts_down_is_to_be_left() {
 }
 
 #[test]
-fn each_way_to_hang_up_is_told() {
+fn each_way_to_hang_up_is_reported() {
     for mode in CHUNKED {
         let mut idle = transmitting(mode);
         let end = Error::UnexpectedEnd("the transmission phase");

@@ -89,7 +89,7 @@ fn an_extended_disc_has_nothing_either() {
 
 /// C-EH-19: the flag has to be there, and not only the headers.
 #[test]
-fn a_list_of_contexts_needs_the_servers_leave() {
+fn a_list_of_contexts_needs_the_servers_permission() {
     for (more, expected) in [
         (Flags::empty(), Err(InvalidRequest::NotOffered(CommandType::BLOCK_STATUS).into())),
         (Flags::BLOCK_STATUS_PAYLOAD, Ok(())),

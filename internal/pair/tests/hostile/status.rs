@@ -60,7 +60,7 @@ fn extents(seen: &Seen) -> Vec<(u32, Vec<(u64, u64)>)> {
 }
 
 #[test]
-fn each_context_is_told_in_any_order() {
+fn each_context_is_reported_in_any_order() {
     for seen in answer(STATUS, |chunks| {
         let second = status(chunks, 0, 9, &[(10, 7)]);
         // Equal neighbours, little in all, and more than was asked: all of that is allowed.
@@ -75,7 +75,7 @@ fn each_context_is_told_in_any_order() {
 }
 
 #[test]
-fn a_missing_context_fails_the_request_unless_an_error_was_told() {
+fn a_missing_context_fails_the_request_unless_an_error_was_reported() {
     for seen in answer(STATUS, |chunks| status(chunks, 1, 9, &[(10, 7)])) {
         let seen = seen.unwrap();
         let Some(Event::Completed { result: Err(error), .. }) = seen.last() else {
@@ -106,7 +106,7 @@ fn a_context_that_was_not_selected_or_comes_twice_is_fatal() {
 }
 
 #[test]
-fn only_the_contexts_that_were_asked_about_are_told() {
+fn only_the_contexts_that_were_asked_about_are_reported() {
     let mut client = transmitting(Mode::Extended);
     client.begin_block_status((512, 1024, false), &[9]).unwrap();
     let sent = sent(&mut client);

@@ -177,7 +177,7 @@ fn chunks_of_different_replies_interleave() {
 }
 
 #[test]
-fn block_status_tells_the_extents_of_each_context() {
+fn block_status_reports_the_extents_of_each_context() {
     let logs = in_modes("structured extended", |pair| {
         assert_eq!(pair.perform(status(0, 4 * ONE, false)).result, Ok(()));
         assert_eq!(pair.perform(status(256, 2 * ONE, false)).result, Ok(()));

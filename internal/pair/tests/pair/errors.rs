@@ -43,7 +43,7 @@ fn only(pair: &mut Pair) -> nbd_proto::RequestId {
 }
 
 #[test]
-fn an_error_is_told_with_its_text_where_there_is_room_for_one() {
+fn an_error_is_reported_with_its_text_where_the_reply_has_one() {
     in_modes(|mode, pair| {
         for command in [read(512, 512), write(512, 512), Command::Flush] {
             pair.submit(command);
@@ -59,7 +59,7 @@ fn an_error_is_told_with_its_text_where_there_is_room_for_one() {
 }
 
 #[test]
-fn a_read_that_fails_in_places_tells_which() {
+fn a_read_that_fails_in_part_reports_the_offsets() {
     let [simple, structured, extended] = in_modes(|_, pair| {
         pair.submit(read(1024, 4096));
         let id = only(pair);
@@ -85,7 +85,7 @@ fn a_read_that_fails_in_places_tells_which() {
 }
 
 #[test]
-fn a_write_that_fails_in_places_tells_which_and_is_never_a_success() {
+fn a_write_that_fails_in_part_reports_the_offsets_and_is_never_a_success() {
     let commands = [
         write(0, 1024),
         Command::trim(0, 1024),

@@ -191,7 +191,7 @@ fn questions_that_were_not_asked_have_no_answer() {
 }
 
 #[test]
-fn a_client_is_told_what_it_can_not_do_now() {
+fn a_client_refuses_what_does_not_fit_its_phase() {
     let mut pair = Pair::new(Config::default(), server::Config::default(), &Split::Whole);
     assert_eq!(pair.client.list(), Err(OptionError::NotYourTurn), "nobody has said hello");
     assert_eq!(pair.submit_with(READ, 0), Err(SubmitError::NotTransmitting));

@@ -131,7 +131,7 @@ fn an_export_can_be_entered_by_export_name_with_structured_replies_and_contexts(
 }
 
 #[test]
-fn contexts_are_selected_where_they_exist_and_can_be_told() {
+fn contexts_are_selected_where_they_exist_and_can_be_reported() {
     let mut client = Config::for_export("disk");
     client.contexts = ["x-test:wide", "base:allocation", "x-none:such"].map(String::from).to_vec();
     let both = "Ready: extended, [\"base:allocation\", \"x-test:wide\"]";
@@ -168,7 +168,7 @@ fn a_selection_for_another_export_is_void_for_both_ends() {
 }
 
 #[test]
-fn what_was_asked_about_the_export_is_told() {
+fn information_about_the_export_arrives_if_it_was_asked_for() {
     let mut client = Config::for_export("disk");
     client.info = vec![InfoType::NAME, InfoType::DESCRIPTION, InfoType::BLOCK_SIZE];
     for_each_split(&client, &server(), |pair| {
@@ -413,7 +413,7 @@ fn tls_voids_what_was_negotiated_before() {
 }
 
 #[test]
-fn a_client_can_leave_at_any_time() {
+fn a_client_can_disconnect_at_any_time() {
     // The server's greeting has not even arrived.
     let log = for_each_split(&Config::default(), &server(), |pair| pair.leave());
     assert_eq!(log, ["Aborted"]);

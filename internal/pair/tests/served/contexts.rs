@@ -87,7 +87,7 @@ fn wide_contexts_are_neither_listed_nor_selected_without_extended_headers() {
 }
 
 #[test]
-fn a_context_that_an_export_has_twice_is_told_once() {
+fn a_context_that_an_export_has_twice_is_reported_once() {
     let mut served = extended();
     let again = served.embedder.exports[1].1.contexts[0].clone();
     served.embedder.exports[1].1.contexts.push(again);
@@ -131,7 +131,7 @@ fn a_failing_set_voids_the_selection_before() {
 
 /// S-OPT-SM-10.
 #[test]
-fn other_options_leave_the_selection_alone() {
+fn other_options_keep_the_selection() {
     let mut served = structured();
     assert_eq!(served.contexts(SET, "disk", &["base:allocation"]).len(), 1);
     served.kinds(Opt::INFO, &go("", &[]));

@@ -65,7 +65,7 @@ fn export_name_is_padded_unless_both_sides_do_without() {
 
 /// S-OPT-EN-02, S-OPT-EH-06.
 #[test]
-fn export_name_that_cannot_be_had_ends_the_session_without_a_byte() {
+fn a_refused_export_name_ends_the_session_without_a_byte() {
     for name in [&b"disk\0"[..], b"\xff", &[b'x'; 4097], &[b'x'; 70_000]] {
         refused_by_closing(negotiating(Config::default()), name, NotServed::BadName);
     }
@@ -183,7 +183,7 @@ fn plain_text_behind_starttls_is_an_attack() {
 
 /// S-TLS-S-01, S-TLS-S-02, S-TLS-S-04.
 #[test]
-fn an_export_for_tls_alone_tells_nothing_before_it() {
+fn an_export_for_tls_alone_reveals_nothing_before_tls() {
     let mut served = negotiating(with_tls(TlsMode::Available));
     served.embedder.exports[1].1.tls_required = true;
     served.agree(Opt::STRUCTURED_REPLY);
@@ -271,7 +271,7 @@ fn flags_do_not_contradict_each_other() {
 
 /// S-OPT-GO-10, S-OPT-GO-11.
 #[test]
-fn required_block_sizes_are_told_before_who_does_not_ask_is_refused() {
+fn required_block_sizes_are_reported_before_a_client_that_does_not_ask_is_refused() {
     for code in [Opt::INFO, Opt::GO] {
         let mut served = negotiating(Config::default());
         served.embedder.exports[1].1.block_size = BlockSize::new(512, 4096, 1 << 20).unwrap();
@@ -363,7 +363,7 @@ fn as_many_options_as_the_limit_allows_are_answered() {
 
 /// S-OPT-13: a client that was told of many exports may ask about each, in every way that there is.
 #[test]
-fn a_client_may_ask_about_each_export_that_it_was_told_of() {
+fn a_client_may_ask_about_each_listed_export() {
     let mut config = Config::default();
     config.limits.max_options = 30;
     let mut served = negotiating(config);

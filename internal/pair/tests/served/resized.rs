@@ -39,7 +39,7 @@ fn a_write_that_the_export_shrank_away_from_is_refused_once_its_payload_is_there
 
 /// The payload lies in the receive buffer, and is to be executed there.
 #[test]
-fn a_refused_write_is_no_event_even_if_its_payload_is_at_hand() {
+fn a_refused_write_is_no_event_even_if_its_payload_has_arrived() {
     let mut served = transmitting(Mode::Simple);
     served.hear(&served.encode(&plain(Cmd::WRITE, 1000, 10))).unwrap();
     served.connection.set_size(100).unwrap();

@@ -202,7 +202,7 @@ fn millions_of_extents_stay_within_the_bound_and_make_progress() {
 }
 
 #[test]
-fn an_export_of_large_blocks_tells_whole_blocks() {
+fn an_export_of_large_blocks_reports_whole_blocks() {
     let sizes = BlockSize::new(4096, 4096, 1 << 20).unwrap();
     let disk = |way| WithBlockSize::new(Striped(way), sizes);
     for export in

@@ -105,7 +105,7 @@ fn a_read_only_device_is_refused_for_writing_at_open() {
 }
 
 #[test]
-fn a_device_that_can_be_written_is_taken() {
+fn a_device_that_can_be_written_is_accepted() {
     let file = image(MIB);
     let Some(device) = Loop::attach(&[], file.path()) else { return };
     let open = fs::OpenOptions::new().read(true).write(true).open(device.path()).unwrap();

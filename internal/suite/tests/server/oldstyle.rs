@@ -42,7 +42,7 @@ fn connect(endpoint: &Endpoint) -> Wire {
 }
 
 #[test]
-fn an_oldstyle_client_is_told_of_one_export_and_uses_it() {
+fn an_oldstyle_client_gets_one_export_and_uses_it() {
     let served = two();
     let mut wire = connect(&served.listen_oldstyle(""));
     let (size, flags) = greeting(&mut wire);

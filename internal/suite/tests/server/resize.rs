@@ -91,7 +91,7 @@ fn a_new_size_is_a_multiple_of_the_minimum_block_size() {
 }
 
 #[test]
-fn without_leave_it_is_an_unknown_command() {
+fn without_permission_resize_is_an_unknown_command() {
     let config = ServerConfig::new().with_resize(false);
     let exports = ExportMap::new().with("", Memory::new(MIB).unwrap()).unwrap();
     let forbidden = Served::start(exports, config);

@@ -221,7 +221,7 @@ fn wait_for_leavers(disk: &Noting, count: usize) {
 }
 
 #[test]
-fn a_client_enters_once_however_often_it_asks_and_leaves_once_with_the_reason() {
+fn a_client_enters_once_however_often_it_asks_and_disconnects_once_with_the_reason() {
     for (disk, export) in kinds() {
         let served = Served::only(export);
         // As qemu does it, and disconnects.
@@ -270,7 +270,7 @@ fn a_client_enters_once_however_often_it_asks_and_leaves_once_with_the_reason() 
 }
 
 #[test]
-fn a_client_leaves_after_its_last_request_has_ended() {
+fn an_export_learns_of_a_disconnect_after_the_last_request_has_ended() {
     let disk = Arc::<Noting>::default();
     let served = Served::only(AnyExport::new_blocking(Arc::clone(&disk)));
     *disk.closed.lock().unwrap() = true;
@@ -287,7 +287,7 @@ fn a_client_leaves_after_its_last_request_has_ended() {
 }
 
 #[test]
-fn an_oldstyle_client_enters_and_leaves_as_well() {
+fn an_oldstyle_client_enters_and_disconnects_as_well() {
     for (disk, export) in kinds() {
         let served = Served::only(export);
         let mut wire = nbd_testkit::raw::Wire::connect(&served.listen_oldstyle(""));

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_supported_is_asked_for_once() {
+    fn an_unsupported_call_is_made_once() {
         let ability = Ability::default();
         let mut calls = 0;
         for _ in 0..3 {
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_otherwise_is_asked_for_again() {
+    fn a_call_that_fails_otherwise_is_made_again() {
         let ability = Ability::default();
         for _ in 0..3 {
             assert_eq!(ability.attempt(|| Err::<(), _>(Errno::IO)), Some(Err(Errno::IO)));

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_up_to_the_end_is_told_from_a_file_that_ends_before() {
+    fn a_hole_up_to_the_end_is_distinguished_from_a_file_that_ends_before() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
         let holes = FileHoles::of(&file).unwrap();

@@ -105,7 +105,7 @@ fn data_is_there_when_the_file_is_opened_again() {
 }
 
 #[test]
-fn what_is_outside_is_refused_and_the_file_keeps_its_size() {
+fn requests_outside_are_refused_and_the_file_keeps_its_size() {
     let (file, disk) = disk(1000);
     let code = |result: Result<()>| result.unwrap_err().code();
     assert_eq!(code(disk.read(&mut [0; 2], 999)), ErrorCode::EINVAL);
@@ -135,7 +135,7 @@ fn trimming_and_zeroing_give_space_back() {
 }
 
 #[test]
-fn zeroing_with_no_hole_takes_space_and_is_told_of_as_allocated() {
+fn zeroing_with_no_hole_takes_space_and_is_reported_as_allocated() {
     for (file, disk) in [disk(4 * MIB), poor(4 * MIB)] {
         disk.write_zeroes(MIB, MIB, ZeroMode { fua: true, ..NO_HOLE }).unwrap();
         assert!(taken(&file) >= MIB);
@@ -210,7 +210,7 @@ fn a_file_system_that_knows_no_holes_has_data_everywhere() {
 }
 
 #[test]
-fn reading_what_somebody_cut_off_is_an_input_error() {
+fn reading_what_was_cut_off_is_an_input_error() {
     let (file, disk) = disk(MIB);
     disk.write(&vec![1; 1 << 20], 0, false).unwrap();
     file.as_file().set_len(10_000).unwrap();
@@ -232,7 +232,7 @@ fn reading_what_a_resize_has_just_cut_off_is_an_invalid_range() {
 }
 
 #[test]
-fn what_somebody_cut_off_does_not_pass_for_zeroes() {
+fn a_file_that_was_cut_off_does_not_pass_for_zeroes() {
     let (file, disk) = disk(MIB);
     file.as_file().set_len(64 << 10).unwrap();
     let last = *runs(&disk, 0, MIB).last().unwrap();
@@ -355,7 +355,7 @@ fn the_error_says_what_is_missing_of_a_path() {
 }
 
 #[test]
-fn a_missing_device_is_not_to_be_created_as_a_file() {
+fn a_missing_device_is_not_created_as_a_file() {
     let (kind, text) = refused(File::open("/dev/no-such-disk"));
     assert_eq!(kind, ErrorKind::NotFound);
     assert!(text.contains("no such device") && !text.contains("truncate"), "{text}");

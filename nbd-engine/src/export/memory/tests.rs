@@ -203,7 +203,7 @@ fn a_full_disk_can_be_rewritten_and_trimmed() {
 }
 
 #[test]
-fn one_page_on_a_huge_disk_is_told_of_in_three_runs() {
+fn one_page_on_a_huge_disk_is_reported_in_three_runs() {
     let disk = disk(1 << 62);
     disk.write(&[1], 1 << 61, false).unwrap();
     assert_eq!(shape(&disk, 0, 1 << 62), [(1 << 61, HOLE), (P, DATA), ((1 << 61) - P, HOLE)]);
@@ -298,7 +298,7 @@ fn shared_pages_stay_as_they_were_read() {
 }
 
 #[test]
-fn a_page_is_written_in_place_again_once_nobody_shares_it() {
+fn a_page_is_written_in_place_again_once_it_is_not_shared() {
     let disk = disk(P);
     disk.write(&vec![5; PAGE], 0, false).unwrap();
     let address = || disk.pages.look(0, |page| page.unwrap().as_ptr());
@@ -406,7 +406,7 @@ fn it_says_what_it_can_do() {
 }
 
 #[test]
-fn a_page_that_is_handed_over_takes_the_place_of_the_one_before() {
+fn a_page_that_is_handed_over_replaces_the_one_before() {
     let disk = disk(4 * P);
     let page = |byte| {
         let mut page = disk.new_page().unwrap();

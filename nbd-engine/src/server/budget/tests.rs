@@ -80,7 +80,7 @@ fn the_longest_payload_is_served_however_small_the_budget_is() {
 }
 
 #[test]
-fn who_holds_nothing_is_served_in_turn_and_before_who_holds_much() {
+fn connections_that_hold_nothing_are_served_in_turn_and_before_those_that_hold_much() {
     let budget = budget(10 * MIB, 10);
     let mut greedy = Client::new(&budget);
     while greedy.charge(MIB / 4) {}
@@ -99,7 +99,7 @@ fn who_holds_nothing_is_served_in_turn_and_before_who_holds_much() {
 }
 
 #[test]
-fn who_works_does_not_wait_behind_all_who_only_ask() {
+fn a_working_connection_does_not_wait_behind_all_that_only_ask() {
     let budget = budget(10 * MIB, 10);
     let mut holding = Client::new(&budget);
     assert!(holding.charge(budget.rest));
@@ -123,7 +123,7 @@ fn who_works_does_not_wait_behind_all_who_only_ask() {
 }
 
 #[test]
-fn within_its_share_a_connection_asks_nobody() {
+fn within_its_share_a_connection_never_waits() {
     let budget = budget(4 * MIB, 16);
     let mut greedy = Client::new(&budget);
     assert!(greedy.charge(usize::MAX));
@@ -168,7 +168,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     /// Whatever connections do: the bound holds, the sums agree, and nobody waits for ever once the others are gone.
     #[test]
-    fn the_bound_holds_and_nobody_is_forgotten(
+    fn the_bound_holds_and_no_waiter_is_forgotten(
         total in 0..12 * MIB,
         steps in prop::collection::vec(step(), 1..200),
     ) {

@@ -93,7 +93,7 @@ fn what_a_late_write_left_behind_a_cut_is_no_growth() {
 }
 
 #[test]
-fn a_resize_keeps_what_somebody_else_put_behind_the_end() {
+fn a_resize_keeps_what_another_process_put_behind_the_end() {
     let (file, disk) = disk(MIB);
     file.as_file().write_all_at(b"theirs", 2 * MIB).unwrap();
     disk.resize(3 * MIB).unwrap();
