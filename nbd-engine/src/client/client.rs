@@ -6,7 +6,7 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::task::{Context, Poll, Waker};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nbd_proto::{Command, InvalidRequest, RequestRules};
 
@@ -40,6 +40,7 @@ pub(super) struct Shared {
     pub(super) connections: Vec<ClientConnection>,
     next: AtomicUsize,
     timeout: Option<Duration>,
+    timer: Timer,
 }
 
 /// A connection, as the client sees it.
@@ -86,7 +87,7 @@ impl<C: Connector> Client<C> {
         });
         let connections = connections.collect();
         let (next, timeout) = (AtomicUsize::new(0), config.request_timeout());
-        let shared = Shared { details, peer, rules, connections, next, timeout };
+        let shared = Shared { details, peer, rules, connections, next, timeout, timer };
         Self { shared: Arc::new(shared), runtime: PhantomData }
     }
 }
@@ -266,7 +267,7 @@ impl Shared {
         let completion = handle.free.completion();
         let covers = if command == Command::Flush { handle.changes() } else { 0 };
         let mut request = RequestState::new(command, buffer, findings, Arc::clone(&completion));
-        request.deadline = self.timeout.and_then(|limit| Instant::now().checked_add(limit));
+        request.deadline = self.timeout.and_then(|limit| self.timer.now().checked_add(limit));
         handle.submit(request);
         Wait::new(index, completion, covers)
     }
