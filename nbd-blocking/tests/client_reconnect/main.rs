@@ -1,0 +1,4 @@
+//! Clients that replace their lost connections, and servers that are cut off, restarted, and lose their cache.
+
+mod chaos;
+mod model;
