@@ -14,15 +14,15 @@ use nbd_testkit::Random;
 
 /// What happens to connections.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// A connection breaks after up to so many bytes, in both directions together.
-    pub max_bytes: u64,
+    pub(crate) max_bytes: u64,
     /// One in so many breaks is a crash of the server.
-    pub crash_one_in: u64,
+    pub(crate) crash_one_in: u64,
 }
 
 /// The server, on a Unix socket.
-pub struct Chaos {
+pub(crate) struct Chaos {
     listener: Arc<UnixListener>,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
@@ -47,7 +47,7 @@ struct Connection {
 }
 
 impl Chaos {
-    pub fn new(disk: &Arc<Volatile>, plan: Plan, seed: u64) -> Self {
+    pub(crate) fn new(disk: &Arc<Volatile>, plan: Plan, seed: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = Arc::new(UnixListener::bind(folder.path().join("nbd.sock")).unwrap());
         let shared = Arc::new(Shared {
@@ -70,17 +70,17 @@ impl Chaos {
         Self { listener, shared, acceptor: Some(acceptor), folder }
     }
 
-    pub fn uri(&self) -> String {
+    pub(crate) fn uri(&self) -> String {
         format!("nbd+unix:///?socket={}", self.folder.path().join("nbd.sock").display())
     }
 
     /// Lets connections live from now on.
-    pub fn calm_down(&self) {
+    pub(crate) fn calm_down(&self) {
         self.shared.calm.store(true, Ordering::Relaxed);
     }
 
     /// Breaks all connections, and loses the cache.
-    pub fn crash(&self) {
+    pub(crate) fn crash(&self) {
         self.shared.break_all(true);
     }
 }

@@ -392,3 +392,6 @@ impl Covered {
         self.0.insert(start, end);
     }
 }
+
+#[cfg(test)]
+mod tests;
