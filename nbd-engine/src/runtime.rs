@@ -4,6 +4,7 @@ use core::future::Future;
 use core::pin::Pin;
 use core::task::Context;
 use core::time::Duration;
+use std::time::Instant;
 
 /// A future in a box.
 pub type BoxFuture<T = ()> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
@@ -12,6 +13,12 @@ pub type BoxFuture<T = ()> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 pub trait Runtime: Clone + Send + Sync + 'static {
     /// Is ready once `duration` has passed.
     fn sleep(&self, duration: Duration) -> BoxFuture;
+
+    /// The current time, by the clock that [`sleep`](Self::sleep) follows. All deadlines of the engine are measured by it.
+    /// The default is the system's monotonic clock; a runtime whose time can be stopped or simulated gives its own.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 
     /// Runs `task` beside the caller, to its end.
     fn spawn(&self, task: BoxFuture);

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::task::Context;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbd_engine::{BoxFuture, Runtime};
 use tokio::runtime::Handle;
@@ -14,6 +14,11 @@ pub struct Tokio(pub(crate) Handle);
 impl Runtime for Tokio {
     fn sleep(&self, duration: Duration) -> BoxFuture {
         Box::pin(tokio::time::sleep(duration))
+    }
+
+    fn now(&self) -> Instant {
+        // Stands still with tokio's clock when a test pauses that.
+        tokio::time::Instant::now().into_std()
     }
 
     fn yield_now(&self, cx: &mut Context<'_>) {

@@ -6,20 +6,41 @@ use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::runtime::{BoxFuture, Runtime};
 
 /// A runtime's clock without the runtime's type.
 #[derive(Clone)]
-pub(crate) struct Timer(Arc<dyn Fn(Duration) -> BoxFuture + Send + Sync>);
+pub(crate) struct Timer(Arc<dyn Clock>);
+
+/// The part of a [`Runtime`] that is about time, behind a pointer.
+trait Clock: Send + Sync {
+    fn sleep(&self, duration: Duration) -> BoxFuture;
+    fn now(&self) -> Instant;
+}
+
+impl<R: Runtime> Clock for R {
+    fn sleep(&self, duration: Duration) -> BoxFuture {
+        Runtime::sleep(self, duration)
+    }
+
+    fn now(&self) -> Instant {
+        Runtime::now(self)
+    }
+}
 
 impl Timer {
     pub(crate) fn new(runtime: impl Runtime) -> Self {
-        Self(Arc::new(move |duration| runtime.sleep(duration)))
+        Self(Arc::new(runtime))
     }
 
     pub(crate) fn sleep(&self, duration: Duration) -> BoxFuture {
-        (self.0)(duration)
+        self.0.sleep(duration)
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.0.now()
     }
 
     /// The future's output, unless `limit` passes first.

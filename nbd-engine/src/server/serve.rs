@@ -136,7 +136,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             session,
             shutdown: Shutdown { listener: state.shutdown_listener(), registered: None },
             timer: runtime.sleep(handshake),
-            due: due_in(handshake),
+            due: moment_after(runtime.now(), handshake),
             handshake,
             watch: None,
             drain: None,
@@ -174,7 +174,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionError> {
         if self.watch.is_none() && self.session.is_transmitting() {
-            let watch = Watch::new(self.state.config(), Instant::now());
+            let watch = Watch::new(self.state.config(), self.runtime.now());
             self.set_timer(watch.period());
             self.watch = Some(watch);
         }
@@ -192,12 +192,12 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
 
     fn set_timer(&mut self, time: Duration) {
         self.timer = self.runtime.sleep(time);
-        self.due = due_in(time);
+        self.due = moment_after(self.runtime.now(), time);
     }
 
     /// The timer has passed. Gives how long until the next look.
     fn look(&mut self) -> Result<Duration, ConnectionError> {
-        let now = Instant::now();
+        let now = self.runtime.now();
         let late = now.saturating_duration_since(self.due);
         let Some(watch) = &mut self.watch else {
             let for_list = TIME_PER_EXPORT.saturating_mul(self.session.listed_exports());
@@ -257,9 +257,8 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
     }
 }
 
-/// The moment that is `time` from now; one that is out of reach is never too late.
-fn due_in(time: Duration) -> Instant {
-    let now = Instant::now();
+/// The moment that is `time` after `now`; one that is out of reach is never too late.
+fn moment_after(now: Instant, time: Duration) -> Instant {
     now.checked_add(time).unwrap_or_else(|| now + Duration::from_secs(1 << 32))
 }
 

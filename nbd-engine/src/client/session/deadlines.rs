@@ -49,7 +49,7 @@ impl Session {
         loop {
             let Some(alarm) = &mut self.deadlines.alarm else {
                 let Some(earliest) = self.requests.earliest_deadline() else { return };
-                let wait = earliest.saturating_duration_since(Instant::now());
+                let wait = earliest.saturating_duration_since(self.deadlines.timer.now());
                 self.deadlines.alarm = Some(self.deadlines.sleep(wait));
                 continue;
             };
@@ -57,7 +57,8 @@ impl Session {
                 return;
             }
             self.deadlines.alarm = None;
-            self.requests.expire(&self.pump.machine, limit);
+            let now = self.deadlines.timer.now();
+            self.requests.expire(&self.pump.machine, limit, now);
             // A client that wants to disconnect may have nothing to wait for any more.
             if self.requests.disconnect != Disconnect::No {
                 cx.waker().wake_by_ref();
@@ -73,8 +74,7 @@ impl Requests {
     }
 
     #[cold]
-    fn expire(&mut self, machine: &Connection, limit: Duration) {
-        let now = Instant::now();
+    fn expire(&mut self, machine: &Connection, limit: Duration, now: Instant) {
         let due = |request: &RequestState| request.deadline.is_some_and(|deadline| deadline <= now);
         for index in 0..self.states.len() {
             let sent = self.is_sent(machine, index);
@@ -91,7 +91,8 @@ impl Requests {
         self.backlog.retain_mut(|request| {
             let keep = !due(request);
             if !keep {
-                request.time_out(timed_out(&self.handle, request, limit, false));
+                let sent = request.sent;
+                request.time_out(timed_out(&self.handle, request, limit, sent));
             }
             keep
         });
