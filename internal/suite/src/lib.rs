@@ -30,7 +30,7 @@ mod adapter;
 mod every_command;
 mod setup;
 
-pub use adapter::{Adapter, Control, Place, Started};
+pub use adapter::{Adapter, Control, Listened, Place, Said, Started};
 pub use setup::{
     ClientSetup, Program, Server, Setup, Subject, Transport, run, run_client, run_pair,
 };

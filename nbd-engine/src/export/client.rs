@@ -80,6 +80,15 @@ pub enum PeerAddr {
 }
 
 impl PeerAddr {
+    /// The peer of a connected TCP socket; `Other` if the system does not report its address, as that of a client that
+    /// is gone.
+    #[must_use]
+    pub fn tcp(socket: &impl AsFd) -> Self {
+        let address = rustix::net::getpeername(socket).ok().flatten();
+        let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+        address.map_or_else(|| "tcp".into(), Self::Tcp)
+    }
+
     /// The peer of a connected Unix socket, with its credentials (`SO_PEERCRED`) where the system reports them.
     #[must_use]
     pub fn unix(socket: &impl AsFd) -> Self {
