@@ -18,6 +18,7 @@
 //! A [`Client`] has no thread of its own: those that wait for replies drive its connections.
 
 pub mod client;
+mod duplex;
 mod park;
 mod pump;
 mod reactor;

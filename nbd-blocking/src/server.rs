@@ -2,16 +2,19 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 
+use nbd_engine::Transport;
 use nbd_engine::export::{Exports, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{
     ConnectionError, Listen, Outcome, ServerConfig, ServerState, listen, serve,
 };
 
+use crate::duplex::Duplex;
 use crate::park::park_on;
 use crate::pump;
 use crate::reactor::{Threads, block_on};
@@ -130,15 +133,16 @@ impl Server {
         self.run(Stream::unix(stream)?, peer)
     }
 
-    /// Serves one client over any pair of byte streams (pipes, a serial line, a process), on this thread and two more
-    /// that carry the bytes, until it leaves. Sockets are better served by the methods named after them.
+    /// Serves one client over any pair of blocking byte streams (pipes, a serial line, a process), on this thread and two
+    /// more that carry the bytes, until it disconnects. Sockets are better served by the methods named after them, and
+    /// one object for both directions, such as a TLS stream, by [`serve_duplex`](Self::serve_duplex).
     ///
     /// The client learns of the end as the writer is dropped; a [`TcpStream`] or a [`UnixStream`] is shut down, since the
     /// reader, which may be a clone of it, lives on in a read that is under way. Of other types that share what they
     /// write to, shut it down when this returns.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's leave.
+    /// Why the connection ended, if not by the client's disconnect.
     pub fn serve_stream(
         &self,
         reader: impl Read + Send + 'static,
@@ -153,10 +157,56 @@ impl Server {
         result
     }
 
-    fn run(&self, stream: Stream, peer: PeerAddr) -> Result<(), ConnectionError> {
+    /// Serves one client over a non-blocking stream that is one object for both directions, such as a TLS stream of
+    /// yours, on this thread, until it disconnects. `socket` gives the socket below it, which is made non-blocking, and
+    /// whose peer exports and the log learn of. The stream may be borrowed: pass `&mut stream`.
+    ///
+    /// Of the stream this is required:
+    /// - No method blocks. They give [`io::ErrorKind::WouldBlock`] where they would, and then are called again.
+    /// - [`Read::read`] gives that only if the stream holds nothing that it could give. It may hold the beginning of what
+    ///   it can't decode yet. What makes it go on is that the socket becomes readable.
+    /// - [`Write::write`] may keep what it takes in a buffer. [`Write::flush`] sends that, and whatever else the stream
+    ///   has to send by itself, and is called after writes and before each wait.
+    ///
+    /// They may move bytes in the other direction, too, as those of rustls do. What their errors are, ends the
+    /// connection. A handshake may be completed before or by these calls; it counts as a part of the
+    /// [client's](ServerConfig::with_handshake_timeout).
+    ///
+    /// When this returns, the stream is flushed and otherwise as it was: if it has a farewell of its own, such as TLS's
+    /// `close_notify`, that is for you to send, and the socket for you to close.
+    ///
+    /// ```no_run
+    /// use std::os::fd::AsFd;
+    /// # use std::io::{Read, Result, Write};
+    /// # struct TlsStream { socket: std::net::TcpStream }
+    /// # impl Read for TlsStream { fn read(&mut self, _: &mut [u8]) -> Result<usize> { Ok(0) } }
+    /// # impl Write for TlsStream {
+    /// #     fn write(&mut self, _: &[u8]) -> Result<usize> { Ok(0) }
+    /// #     fn flush(&mut self) -> Result<()> { Ok(()) }
+    /// # }
+    ///
+    /// # fn example(server: nbd_blocking::Server, tls: TlsStream) {
+    /// // Of rustls, a `StreamOwned` and `|tls| tls.sock.as_fd()`.
+    /// let ended = server.serve_duplex(tls, |tls| tls.socket.as_fd());
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Why the connection ended, if not by the client's disconnect.
+    pub fn serve_duplex<S: Read + Write + Send>(
+        &self,
+        stream: S,
+        socket: impl FnOnce(&S) -> BorrowedFd<'_>,
+    ) -> Result<(), ConnectionError> {
+        let stream = Duplex::new(stream, socket)?;
+        let peer = PeerAddr::of(stream.socket());
+        self.run(stream, peer)
+    }
+
+    fn run(&self, transport: impl Transport, peer: PeerAddr) -> Result<(), ConnectionError> {
         block_on(async {
             match self.service.admit().await {
-                Some(permit) => serve(permit, stream, Threads, peer).await,
+                Some(permit) => serve(permit, transport, Threads, peer).await,
                 None => Ok(()),
             }
         })?
