@@ -3,12 +3,12 @@
 use std::io;
 use std::time::Duration;
 
-use ::async_std::net::{TcpListener, ToSocketAddrs};
-use ::async_std::os::unix::net::UnixListener;
-use nbd_engine::{BoxFuture, Runtime, net};
+use ::async_std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use ::async_std::os::unix::net::{UnixListener, UnixStream};
+use nbd_engine::server::{ConnectionError, Listening};
+use nbd_engine::{BoxFuture, Runtime};
 
-use crate::server::{self, Listening};
-use crate::stream;
+use crate::{server, stream};
 
 /// The runtime of [`Server`] and [`Client`](crate::Client): async-std's global threads, started when first used.
 #[derive(Clone, Copy, Debug, Default)]
@@ -96,24 +96,24 @@ crate::client::connector!(AsyncStd);
 pub type Server = server::Server<AsyncStd>;
 
 impl Server {
-    /// Listens on a TCP address; port 0 takes a free one. Serving begins at once. Cancel-safe: dropped before it is
-    /// ready, nothing listens.
+    /// Listens on a TCP address, such as `"127.0.0.1:10809"`, `("localhost", DEFAULT_PORT)` or a list. Serving begins at
+    /// once. Cancel-safe: dropped before it is ready, nothing listens.
+    ///
+    /// Unlike [`TcpListener::bind`], it listens on all addresses that a name resolves to, or that the list has:
+    /// `localhost` is 127.0.0.1 and ::1. Port 0 takes a free port, the same for all of them. An address whose family this
+    /// machine does not have is left out as long as there is another one.
     ///
     /// # Errors
-    /// When the address can't be listened on, with the address in the text.
-    pub async fn listen_tcp(
-        &self,
-        address: impl ToSocketAddrs + std::fmt::Display,
-    ) -> io::Result<Listening> {
-        let place = address.to_string();
-        let listener = TcpListener::bind(address).await;
-        self.accept_tcp(listener.map_err(|error| net::cannot_listen(place, &error))?)
+    /// When there is no port, when the name is unknown, or when one of the addresses can't be listened on, with the
+    /// address in the text. Then nothing is listened on.
+    pub async fn listen_tcp(&self, address: impl ToSocketAddrs) -> io::Result<Listening> {
+        self.listen_resolved(address.to_socket_addrs().await)
     }
 
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors
-    /// When its config can't be changed, or its address can't be told.
+    /// When it can't be made non-blocking, or the system does not report its address.
     pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
         self.start_tcp(async_io::Async::new(std::net::TcpListener::try_from(listener)?)?)
     }
@@ -121,9 +121,27 @@ impl Server {
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
     ///
     /// # Errors
-    /// When its config can't be changed, or its address can't be told.
+    /// When it can't be made non-blocking, or the system does not report its address.
     pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
         let listener = std::os::unix::net::UnixListener::try_from(listener)?;
         self.start_unix(async_io::Async::new(listener)?)
+    }
+
+    /// Serves one client over a TCP stream of yours until it disconnects. Exports and the log learn of the peer's
+    /// address. Dropping the future ends the connection; writes that were under way may or may not have been done.
+    ///
+    /// # Errors
+    /// Why the connection ended, if not by the client's disconnect.
+    pub async fn serve_tcp(&self, stream: TcpStream) -> Result<(), ConnectionError> {
+        self.serve_tcp_socket(stream).await
+    }
+
+    /// Serves one client over a Unix stream of yours until it disconnects. Exports and the log learn of the peer's
+    /// process. Dropping the future ends the connection; writes that were under way may or may not have been done.
+    ///
+    /// # Errors
+    /// Why the connection ended, if not by the client's disconnect.
+    pub async fn serve_unix(&self, stream: UnixStream) -> Result<(), ConnectionError> {
+        self.serve_unix_socket(stream).await
     }
 }

@@ -56,11 +56,11 @@ pub use async_std::{AsyncStd, Server};
 pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
-pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig, Stall};
+pub use nbd_engine::proto::Limits;
+pub use nbd_engine::proto::wire::DEFAULT_PORT;
+pub use nbd_engine::server::{ConnectionError, Listening, Outcome, ServerConfig, Stall};
 #[cfg(feature = "tls")]
 pub use nbd_engine::tls;
-#[cfg(any(feature = "async-std", feature = "smol"))]
-pub use server::Listening;
 
 #[cfg(all(doctest, feature = "smol"))]
 #[doc = include_str!("../README.md")]

@@ -1,21 +1,20 @@
 //! The server, whichever of the two runtimes it runs on.
 
-use std::convert::Infallible;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use async_channel::Receiver;
 use async_io::Async;
 use futures_io::{AsyncRead, AsyncWrite};
-use nbd_engine::export::Exports;
+use nbd_engine::export::{Exports, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{
-    ConnectionError, Listen, Outcome, ServerConfig, ServerState, listen, serve,
+    ConnectionError, Listen, Listening, Outcome, ServerConfig, ServerState, listen, serve,
 };
-use nbd_engine::{Plain, Runtime};
+use nbd_engine::{Plain, Runtime, Socket, Transport};
 
 use crate::stream::{Tcp, Unix};
 
@@ -50,24 +49,32 @@ impl<R: Runtime + Default> Server<R> {
         Self { service: self.service.oldstyle(export), runtime: self.runtime.clone() }
     }
 
-    /// Listens on a Unix socket path. A socket that a dead server left is taken over; the path is removed when the
-    /// server shuts down. Serving begins at once.
+    /// Listens on a Unix socket path. A socket that a dead server left is taken over; the path is removed when this
+    /// socket is [closed](Listening::close) or the server shuts down. Serving begins at once.
     ///
     /// # Errors
     /// When a live server listens there, or the path can't be used; the path is in the text.
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
-        let (listener, path) = net::bind_unix(path.as_ref())?;
+        let (listener, path) = net::bind_unix(path.as_ref(), self.service.config().backlog())?;
         let address = LocalAddr::Unix(path.path().to_owned());
-        Ok(self.start((path, Unix(Async::new(listener)?.into())), address))
+        self.start([(address, (path, Unix(Async::new_nonblocking(listener)?.into())))])
+    }
+
+    /// Listens on what a runtime's resolver found.
+    pub(crate) fn listen_resolved(
+        &self,
+        found: io::Result<impl IntoIterator<Item = SocketAddr>>,
+    ) -> io::Result<Listening> {
+        let listeners = net::bind_resolved(found, self.service.config().backlog())?;
+        let sockets = listeners.into_iter().map(|listener| tcp(Async::new_nonblocking(listener)?));
+        self.start(sockets.collect::<io::Result<Vec<_>>>()?)
     }
 
     pub(crate) fn start_tcp(
         &self,
         listener: impl Into<Arc<Async<TcpListener>>>,
     ) -> io::Result<Listening> {
-        let listener = listener.into();
-        let address = LocalAddr::Tcp(listener.get_ref().local_addr()?);
-        Ok(self.start(Tcp(listener), address))
+        self.start([tcp(listener)?])
     }
 
     pub(crate) fn start_unix(
@@ -76,32 +83,59 @@ impl<R: Runtime + Default> Server<R> {
     ) -> io::Result<Listening> {
         let listener = listener.into();
         let path = listener.get_ref().local_addr()?.as_pathname().map(Path::to_owned);
-        Ok(self.start(Unix(listener), LocalAddr::Unix(path.unwrap_or_default())))
+        self.start([(LocalAddr::Unix(path.unwrap_or_default()), Unix(listener))])
     }
 
-    fn start(&self, listener: impl Listen + 'static, local_addr: LocalAddr) -> Listening {
-        let (service, runtime) = (Arc::clone(&self.service), self.runtime.clone());
-        let (running, ended) = async_channel::bounded(1);
-        self.runtime.spawn(Box::pin(async move {
-            let _closed_at_the_end = running;
-            listen(service, listener, runtime).await;
-        }));
-        Listening { local_addr, ended }
+    fn start<L: Listen + 'static>(
+        &self,
+        sockets: impl IntoIterator<Item = (LocalAddr, L)>,
+    ) -> io::Result<Listening> {
+        listen(&self.service, sockets, &self.runtime, |task| {
+            self.runtime.spawn(task);
+            Ok(())
+        })
     }
 
-    /// Serves one client over any byte stream until it leaves. Set `TCP_NODELAY` on TCP streams. Dropping the future
-    /// ends the connection; writes that were under way may or may not have been done.
+    /// Serves one client over any byte stream, such as a TLS stream of yours, until it disconnects. Sockets are better
+    /// served by the methods named after them: of the peer of a stream nothing is known. Dropping the future ends the
+    /// connection; writes that were under way may or may not have been done.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's leave.
+    /// Why the connection ended, if not by the client's disconnect.
     pub async fn serve_stream<T>(&self, stream: T) -> Result<(), ConnectionError>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send,
     {
+        self.serve(Plain(stream), "stream".into()).await
+    }
+
+    /// Serves one client over a TCP stream of either runtime.
+    pub(crate) async fn serve_tcp_socket<T>(&self, stream: T) -> Result<(), ConnectionError>
+    where
+        T: AsyncRead + AsyncWrite + AsFd + Unpin + Send,
+    {
+        net::tune_tcp(&stream)?;
+        let peer = PeerAddr::tcp(&stream);
+        self.serve(Socket(stream), peer).await
+    }
+
+    /// Serves one client over a Unix stream of either runtime.
+    pub(crate) async fn serve_unix_socket<T>(&self, stream: T) -> Result<(), ConnectionError>
+    where
+        T: AsyncRead + AsyncWrite + AsFd + Unpin + Send,
+    {
+        net::tune_unix(&stream);
+        let peer = PeerAddr::unix(&stream);
+        self.serve(Socket(stream), peer).await
+    }
+
+    async fn serve(
+        &self,
+        transport: impl Transport,
+        peer: PeerAddr,
+    ) -> Result<(), ConnectionError> {
         match self.service.admit().await {
-            Some(permit) => {
-                serve(permit, Plain(stream), self.runtime.clone(), "stream".into()).await
-            }
+            Some(permit) => serve(permit, transport, self.runtime.clone(), peer).await,
             None => Ok(()),
         }
     }
@@ -127,23 +161,8 @@ impl<R: Runtime + Default> Server<R> {
     }
 }
 
-/// A socket that a server listens on.
-#[derive(Debug)]
-pub struct Listening {
-    local_addr: LocalAddr,
-    /// Closed when the task that accepts has ended.
-    ended: Receiver<Infallible>,
-}
-
-impl Listening {
-    /// Where: with the port that was got.
-    #[must_use]
-    pub const fn local_addr(&self) -> &LocalAddr {
-        &self.local_addr
-    }
-
-    /// Waits until the server shuts down and this socket is closed. Cancel-safe.
-    pub async fn join(self) {
-        let _closed = self.ended.recv().await;
-    }
+/// A TCP listener as the engine's, with its address.
+fn tcp(listener: impl Into<Arc<Async<TcpListener>>>) -> io::Result<(LocalAddr, Tcp)> {
+    let listener = listener.into();
+    Ok((LocalAddr::Tcp(listener.get_ref().local_addr()?), Tcp(listener)))
 }

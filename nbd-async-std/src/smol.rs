@@ -21,14 +21,15 @@
 use std::io;
 use std::time::Duration;
 
-use ::smol::net::unix::UnixListener;
-use ::smol::net::{AsyncToSocketAddrs, TcpListener};
-use nbd_engine::{BoxFuture, Runtime, net};
+use ::smol::net::unix::{UnixListener, UnixStream};
+use ::smol::net::{AsyncToSocketAddrs, TcpListener, TcpStream, resolve};
+use nbd_engine::server::ConnectionError;
+use nbd_engine::{BoxFuture, Runtime};
 
 use crate::{server, stream};
 
 pub use self::client::{Client, Cursor, Negotiation};
-pub use crate::server::Listening;
+pub use nbd_engine::server::Listening;
 
 /// Clients on smol.
 pub mod client {
@@ -122,24 +123,24 @@ impl Runtime for Smol {
 pub type Server = server::Server<Smol>;
 
 impl Server {
-    /// Listens on a TCP address; port 0 takes a free one. Serving begins at once. Cancel-safe: dropped before it is
-    /// ready, nothing listens.
+    /// Listens on a TCP address, such as `"127.0.0.1:10809"`, `("localhost", DEFAULT_PORT)` or a list. Serving begins at
+    /// once. Cancel-safe: dropped before it is ready, nothing listens.
+    ///
+    /// Unlike [`TcpListener::bind`], it listens on all addresses that a name resolves to, or that the list has:
+    /// `localhost` is 127.0.0.1 and ::1. Port 0 takes a free port, the same for all of them. An address whose family this
+    /// machine does not have is left out as long as there is another one.
     ///
     /// # Errors
-    /// When the address can't be listened on, with the address in the text.
-    pub async fn listen_tcp(
-        &self,
-        address: impl AsyncToSocketAddrs + std::fmt::Display,
-    ) -> io::Result<Listening> {
-        let place = address.to_string();
-        let listener = TcpListener::bind(address).await;
-        self.accept_tcp(listener.map_err(|error| net::cannot_listen(place, &error))?)
+    /// When there is no port, when the name is unknown, or when one of the addresses can't be listened on, with the
+    /// address in the text. Then nothing is listened on.
+    pub async fn listen_tcp(&self, address: impl AsyncToSocketAddrs) -> io::Result<Listening> {
+        self.listen_resolved(resolve(address).await)
     }
 
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors
-    /// When its address can't be told.
+    /// When the system does not report its address.
     pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
         self.start_tcp(listener)
     }
@@ -147,8 +148,26 @@ impl Server {
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
     ///
     /// # Errors
-    /// When its address can't be told.
+    /// When the system does not report its address.
     pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
         self.start_unix(listener)
+    }
+
+    /// Serves one client over a TCP stream of yours until it disconnects. Exports and the log learn of the peer's
+    /// address. Dropping the future ends the connection; writes that were under way may or may not have been done.
+    ///
+    /// # Errors
+    /// Why the connection ended, if not by the client's disconnect.
+    pub async fn serve_tcp(&self, stream: TcpStream) -> Result<(), ConnectionError> {
+        self.serve_tcp_socket(stream).await
+    }
+
+    /// Serves one client over a Unix stream of yours until it disconnects. Exports and the log learn of the peer's
+    /// process. Dropping the future ends the connection; writes that were under way may or may not have been done.
+    ///
+    /// # Errors
+    /// Why the connection ended, if not by the client's disconnect.
+    pub async fn serve_unix(&self, stream: UnixStream) -> Result<(), ConnectionError> {
+        self.serve_unix_socket(stream).await
     }
 }

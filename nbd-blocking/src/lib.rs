@@ -20,6 +20,7 @@
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 
 pub mod client;
+mod duplex;
 mod park;
 mod pump;
 mod reactor;
@@ -29,6 +30,8 @@ mod stream;
 pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
+pub use nbd_engine::proto::Limits;
+pub use nbd_engine::proto::wire::DEFAULT_PORT;
 pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig, Stall};
 #[cfg(feature = "tls")]
 pub use nbd_engine::tls;

@@ -63,6 +63,15 @@ pub(crate) fn wait_for(socket: &Arc<OwnedFd>, events: PollFlags) {
     });
 }
 
+/// The task wants to be polled again after `duration`, whatever else happens. To be said anew in each turn.
+pub(crate) fn wake_after(duration: Duration) {
+    if DEPTH.get() > 0
+        && let Some(deadline) = Instant::now().checked_add(duration)
+    {
+        wait_until(deadline);
+    }
+}
+
 fn wait_until(deadline: Instant) {
     WAITING.with_borrow_mut(|waiting| {
         let earliest = waiting.deadline.map_or(deadline, |earlier| earlier.min(deadline));

@@ -2,17 +2,19 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
+use nbd_engine::Transport;
 use nbd_engine::export::{Exports, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{
     ConnectionError, Listen, Outcome, ServerConfig, ServerState, listen, serve,
 };
 
+use crate::duplex::Duplex;
 use crate::park::park_on;
 use crate::pump;
 use crate::reactor::{Threads, block_on};
@@ -49,91 +51,98 @@ impl Server {
         Self { service: self.service.oldstyle(export) }
     }
 
-    /// Listens on a TCP address; port 0 takes a free one. Serving begins at once.
+    /// Listens on a TCP address, such as `"127.0.0.1:10809"`, `("localhost", DEFAULT_PORT)` or a list. Serving begins at
+    /// once.
+    ///
+    /// Unlike [`TcpListener::bind`], it listens on all addresses that a name resolves to, or that the list has:
+    /// `localhost` is 127.0.0.1 and ::1. Port 0 takes a free port, the same for all of them. An address whose family this
+    /// machine does not have is left out as long as there is another one.
     ///
     /// # Errors
-    /// When the address can't be listened on, with the address in the text, or no thread can be started.
-    pub fn listen_tcp(
-        &self,
-        address: impl ToSocketAddrs + std::fmt::Display,
-    ) -> io::Result<Listening> {
-        self.accept_tcp(net::bind_tcp(address)?)
+    /// When there is no port, when the name is unknown, when one of the addresses can't be listened on, with the address
+    /// in the text, or when no thread can be started. Then nothing is listened on.
+    pub fn listen_tcp(&self, address: impl ToSocketAddrs) -> io::Result<Listening> {
+        let backlog = self.service.config().backlog();
+        let listeners = net::bind_resolved(address.to_socket_addrs(), backlog)?;
+        self.start(listeners.into_iter().map(tcp).collect::<io::Result<Vec<_>>>()?)
     }
 
-    /// Listens on a Unix socket path. A socket that a dead server left is taken over; the path is removed when the
-    /// server shuts down. Serving begins at once.
+    /// Listens on a Unix socket path. A socket that a dead server left is taken over; the path is removed when this
+    /// socket is [closed](Listening::close) or the server shuts down. Serving begins at once.
     ///
     /// # Errors
     /// When a live server listens there, or the path can't be used; the path is in the text.
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
-        let (listener, path) = net::bind_unix(path.as_ref())?;
+        let (listener, path) = net::bind_unix(path.as_ref(), self.service.config().backlog())?;
         let address = LocalAddr::Unix(path.path().to_owned());
-        self.start((path, Listener::unix(listener)?), address)
+        self.start([(address, (path, Listener::unix(listener)?))])
     }
 
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors
-    /// When its config can't be changed, or no thread can be started.
+    /// When it can't be made non-blocking, or no thread can be started.
     pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
         listener.set_nonblocking(true)?;
-        let address = LocalAddr::Tcp(listener.local_addr()?);
-        self.start(Listener::tcp(listener)?, address)
+        self.start([tcp(listener)?])
     }
 
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
     ///
     /// # Errors
-    /// When its config can't be changed, or no thread can be started.
+    /// When it can't be made non-blocking, or no thread can be started.
     pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
         listener.set_nonblocking(true)?;
         let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
-        let address = LocalAddr::Unix(path.unwrap_or_default());
-        self.start(Listener::unix(listener)?, address)
+        self.start([(LocalAddr::Unix(path.unwrap_or_default()), Listener::unix(listener)?)])
     }
 
-    fn start(
+    fn start<L: Listen + 'static>(
         &self,
-        listener: impl Listen + 'static,
-        local_addr: LocalAddr,
+        sockets: impl IntoIterator<Item = (LocalAddr, L)>,
     ) -> io::Result<Listening> {
-        let service = Arc::clone(&self.service);
-        let run = move || {
-            if let Err(error) = block_on(listen(Arc::clone(&service), listener, Threads)) {
-                service.fail(format_args!("a listener's thread cannot wait for events: {error}"));
-            }
+        let spawn = |task| {
+            let state = Arc::clone(&self.service);
+            let run = move || {
+                if let Err(error) = block_on(task) {
+                    state.fail(format_args!("a listener's thread cannot wait for events: {error}"));
+                }
+            };
+            std::thread::Builder::new().name("nbd-listener".into()).spawn(run).map(drop)
         };
-        let thread = std::thread::Builder::new().name("nbd-listener".into()).spawn(run)?;
-        Ok(Listening { local_addr, thread })
+        listen(&self.service, sockets, &Threads, spawn).map(Listening)
     }
 
-    /// Serves one client over a TCP stream of yours, on this thread, until it leaves.
+    /// Serves one client over a TCP stream of yours, on this thread, until it disconnects. Exports and the log learn of
+    /// the peer's address.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's leave.
+    /// Why the connection ended, if not by the client's disconnect.
     pub fn serve_tcp(&self, stream: TcpStream) -> Result<(), ConnectionError> {
-        let peer = stream.peer_addr().map_or_else(|_| "tcp".into(), PeerAddr::from);
+        let peer = PeerAddr::tcp(&stream);
         self.run(Stream::tcp(stream)?, peer)
     }
 
-    /// Serves one client over a Unix stream of yours, on this thread, until it leaves.
+    /// Serves one client over a Unix stream of yours, on this thread, until it disconnects. Exports and the log learn of
+    /// the peer's process.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's leave.
+    /// Why the connection ended, if not by the client's disconnect.
     pub fn serve_unix(&self, stream: UnixStream) -> Result<(), ConnectionError> {
         let peer = PeerAddr::unix(&stream);
         self.run(Stream::unix(stream)?, peer)
     }
 
-    /// Serves one client over any pair of byte streams (pipes, a serial line, a process), on this thread and two more
-    /// that carry the bytes, until it leaves. Sockets are better served by the methods named after them.
+    /// Serves one client over any pair of blocking byte streams (pipes, a serial line, a process), on this thread and two
+    /// more that carry the bytes, until it disconnects. Sockets are better served by the methods named after them, and
+    /// one object for both directions, such as a TLS stream, by [`serve_duplex`](Self::serve_duplex).
     ///
     /// The client learns of the end as the writer is dropped; a [`TcpStream`] or a [`UnixStream`] is shut down, since the
     /// reader, which may be a clone of it, lives on in a read that is under way. Of other types that share what they
     /// write to, shut it down when this returns.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's leave.
+    /// Why the connection ended, if not by the client's disconnect.
     pub fn serve_stream(
         &self,
         reader: impl Read + Send + 'static,
@@ -148,10 +157,56 @@ impl Server {
         result
     }
 
-    fn run(&self, stream: Stream, peer: PeerAddr) -> Result<(), ConnectionError> {
+    /// Serves one client over a non-blocking stream that is one object for both directions, such as a TLS stream of
+    /// yours, on this thread, until it disconnects. `socket` gives the socket below it, which is made non-blocking, and
+    /// whose peer exports and the log learn of. The stream may be borrowed: pass `&mut stream`.
+    ///
+    /// Of the stream this is required:
+    /// - No method blocks. They give [`io::ErrorKind::WouldBlock`] where they would, and then are called again.
+    /// - [`Read::read`] gives that only if the stream holds nothing that it could give. It may hold the beginning of what
+    ///   it can't decode yet. What makes it go on is that the socket becomes readable.
+    /// - [`Write::write`] may keep what it takes in a buffer. [`Write::flush`] sends that, and whatever else the stream
+    ///   has to send by itself, and is called after writes and before each wait.
+    ///
+    /// They may move bytes in the other direction, too, as those of rustls do. What their errors are, ends the
+    /// connection. A handshake may be completed before or by these calls; it counts as a part of the
+    /// [client's](ServerConfig::with_handshake_timeout).
+    ///
+    /// When this returns, the stream is flushed and otherwise as it was: if it has a farewell of its own, such as TLS's
+    /// `close_notify`, that is for you to send, and the socket for you to close.
+    ///
+    /// ```no_run
+    /// use std::os::fd::AsFd;
+    /// # use std::io::{Read, Result, Write};
+    /// # struct TlsStream { socket: std::net::TcpStream }
+    /// # impl Read for TlsStream { fn read(&mut self, _: &mut [u8]) -> Result<usize> { Ok(0) } }
+    /// # impl Write for TlsStream {
+    /// #     fn write(&mut self, _: &[u8]) -> Result<usize> { Ok(0) }
+    /// #     fn flush(&mut self) -> Result<()> { Ok(()) }
+    /// # }
+    ///
+    /// # fn example(server: nbd_blocking::Server, tls: TlsStream) {
+    /// // Of rustls, a `StreamOwned` and `|tls| tls.sock.as_fd()`.
+    /// let ended = server.serve_duplex(tls, |tls| tls.socket.as_fd());
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Why the connection ended, if not by the client's disconnect.
+    pub fn serve_duplex<S: Read + Write + Send>(
+        &self,
+        stream: S,
+        socket: impl FnOnce(&S) -> BorrowedFd<'_>,
+    ) -> Result<(), ConnectionError> {
+        let stream = Duplex::new(stream, socket)?;
+        let peer = PeerAddr::of(stream.socket());
+        self.run(stream, peer)
+    }
+
+    fn run(&self, transport: impl Transport, peer: PeerAddr) -> Result<(), ConnectionError> {
         block_on(async {
             match self.service.admit().await {
-                Some(permit) => serve(permit, stream, Threads, peer).await,
+                Some(permit) => serve(permit, transport, Threads, peer).await,
                 None => Ok(()),
             }
         })?
@@ -179,23 +234,40 @@ impl Server {
     }
 }
 
-/// A socket that a server listens on.
-#[derive(Debug)]
-pub struct Listening {
-    local_addr: LocalAddr,
-    thread: JoinHandle<()>,
+/// A TCP listener as the engine's, with its address.
+fn tcp(listener: TcpListener) -> io::Result<(LocalAddr, Listener)> {
+    Ok((LocalAddr::Tcp(listener.local_addr()?), Listener::tcp(listener)?))
 }
 
+/// The sockets that one call made a server listen on. Cheap to clone: clones refer to the same sockets. Dropping it
+/// closes nothing.
+#[derive(Clone, Debug)]
+pub struct Listening(nbd_engine::server::Listening);
+
 impl Listening {
-    /// Where: with the port that was got.
+    /// The first address that is listened on, with its actual port.
     #[must_use]
-    pub const fn local_addr(&self) -> &LocalAddr {
-        &self.local_addr
+    pub fn local_addr(&self) -> &LocalAddr {
+        self.0.local_addr()
     }
 
-    /// Waits until the server shuts down and this socket is closed.
-    pub fn join(self) {
-        // After a panic the server has shut down, and `wait` reports it.
-        let _panicked = self.thread.join();
+    /// All addresses that are listened on, with their actual ports: several for a host name or a list.
+    #[must_use]
+    pub fn local_addrs(&self) -> &[LocalAddr] {
+        self.0.local_addrs()
+    }
+
+    /// Stops listening here, while the server, its other listeners and its connections go on. The path of a Unix socket
+    /// that the server bound is removed, unless another socket has taken its place. A client that was not admitted yet,
+    /// since the server is full, is disconnected.
+    ///
+    /// Returns when the sockets are closed, so that the addresses can be bound again; at once if they are already.
+    pub fn close(&self) {
+        park_on(self.0.close());
+    }
+
+    /// Waits until the sockets are closed: by [`close`](Self::close), or since the server shuts down.
+    pub fn join(&self) {
+        park_on(self.0.join());
     }
 }

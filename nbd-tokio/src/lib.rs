@@ -39,11 +39,13 @@ mod stream;
 pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
-pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig, Stall};
+pub use nbd_engine::proto::Limits;
+pub use nbd_engine::proto::wire::DEFAULT_PORT;
+pub use nbd_engine::server::{ConnectionError, Listening, Outcome, ServerConfig, Stall};
 #[cfg(feature = "tls")]
 pub use nbd_engine::tls;
 pub use runtime::Tokio;
-pub use server::{Listening, Server};
+pub use server::Server;
 
 /// The examples of the READMEs, which `cargo test` compiles, too.
 #[cfg(doctest)]

@@ -4,19 +4,18 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use nbd_engine::Plain;
-use nbd_engine::export::Exports;
+use nbd_engine::export::{Exports, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{
-    ConnectionError, Listen, Outcome, ServerConfig, ServerState, listen, serve,
+    ConnectionError, Listen, Listening, Outcome, ServerConfig, ServerState, listen, serve,
 };
+use nbd_engine::{Plain, Runtime, Transport};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, ToSocketAddrs, UnixListener};
+use tokio::net::{TcpListener, TcpStream, ToSocketAddrs, UnixListener, UnixStream, lookup_host};
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 
 use crate::runtime::Tokio;
-use crate::stream::{Stream, Tcp, Unix};
+use crate::stream::{self, Stream, Tcp, Unix};
 
 /// An NBD server. Cheap to clone: clones are the same server.
 ///
@@ -48,25 +47,28 @@ impl Server {
         Self { service: self.service.oldstyle(export) }
     }
 
-    /// Listens on a TCP address; port 0 takes a free one. Serving begins at once, on this runtime. Cancel-safe: dropped
-    /// before it is ready, nothing listens.
+    /// Listens on a TCP address, such as `"127.0.0.1:10809"`, `("localhost", DEFAULT_PORT)` or a list. Serving begins at
+    /// once, on this runtime. Cancel-safe: dropped before it is ready, nothing listens.
+    ///
+    /// Unlike [`TcpListener::bind`], it listens on all addresses that a name resolves to, or that the list has:
+    /// `localhost` is 127.0.0.1 and ::1. Port 0 takes a free port, the same for all of them. An address whose family this
+    /// machine does not have is left out as long as there is another one.
     ///
     /// # Errors
-    /// When the address can't be listened on, with the address in the text.
+    /// When there is no port, when the name is unknown, or when one of the addresses can't be listened on, with the
+    /// address in the text. Then nothing is listened on.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub async fn listen_tcp(
-        &self,
-        address: impl ToSocketAddrs + std::fmt::Display,
-    ) -> io::Result<Listening> {
-        let place = address.to_string();
-        let listener = TcpListener::bind(address).await;
-        self.accept_tcp(listener.map_err(|error| net::cannot_listen(place, &error))?)
+    pub async fn listen_tcp(&self, address: impl ToSocketAddrs) -> io::Result<Listening> {
+        let found = lookup_host(address).await;
+        let listeners = net::bind_resolved(found, self.service.config().backlog())?;
+        let sockets = listeners.into_iter().map(|listener| tcp(TcpListener::from_std(listener)?));
+        self.start(sockets.collect::<io::Result<Vec<_>>>()?)
     }
 
-    /// Listens on a Unix socket path. A socket that a dead server left is taken over; the path is removed when the
-    /// server shuts down. Serving begins at once, on this runtime.
+    /// Listens on a Unix socket path. A socket that a dead server left is taken over; the path is removed when this
+    /// socket is [closed](Listening::close) or the server shuts down. Serving begins at once, on this runtime.
     ///
     /// # Errors
     /// When a live server listens there, or the path can't be used; the path is in the text.
@@ -74,47 +76,79 @@ impl Server {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
-        let (listener, path) = net::bind_unix(path.as_ref())?;
+        let (listener, path) = net::bind_unix(path.as_ref(), self.service.config().backlog())?;
         let address = LocalAddr::Unix(path.path().to_owned());
-        Ok(self.start((path, Unix(UnixListener::from_std(listener)?)), address))
+        self.start([(address, (path, Unix(UnixListener::from_std(listener)?)))])
     }
 
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors
-    /// When its address can't be told.
+    /// When the system does not report its address.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
-        let address = LocalAddr::Tcp(listener.local_addr()?);
-        Ok(self.start(Tcp(listener), address))
+        self.start([tcp(listener)?])
     }
 
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
     ///
     /// # Errors
-    /// When its address can't be told.
+    /// When the system does not report its address.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
         let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
-        let address = LocalAddr::Unix(path.unwrap_or_default());
-        Ok(self.start(Unix(listener), address))
+        self.start([(LocalAddr::Unix(path.unwrap_or_default()), Unix(listener))])
     }
 
-    fn start(&self, listener: impl Listen + 'static, local_addr: LocalAddr) -> Listening {
+    fn start<L: Listen + 'static>(
+        &self,
+        sockets: impl IntoIterator<Item = (LocalAddr, L)>,
+    ) -> io::Result<Listening> {
         let runtime = Tokio(Handle::current());
-        let task = tokio::spawn(listen(Arc::clone(&self.service), listener, runtime));
-        Listening { local_addr, task }
+        listen(&self.service, sockets, &runtime, |task| {
+            runtime.spawn(task);
+            Ok(())
+        })
     }
 
-    /// Serves one client over any byte stream until it leaves. Set `TCP_NODELAY` on TCP streams. Dropping the future
-    /// ends the connection; writes that were under way may or may not have been done.
+    /// Serves one client over a TCP stream of yours until it disconnects. Exports and the log learn of the peer's
+    /// address. Dropping the future ends the connection; writes that were under way may or may not have been done.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's leave.
+    /// Why the connection ended, if not by the client's disconnect.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn serve_tcp(&self, stream: TcpStream) -> Result<(), ConnectionError> {
+        net::tune_tcp(&stream)?;
+        let peer = PeerAddr::tcp(&stream);
+        self.serve(stream::tcp(stream), peer).await
+    }
+
+    /// Serves one client over a Unix stream of yours until it disconnects. Exports and the log learn of the peer's
+    /// process. Dropping the future ends the connection; writes that were under way may or may not have been done.
+    ///
+    /// # Errors
+    /// Why the connection ended, if not by the client's disconnect.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn serve_unix(&self, stream: UnixStream) -> Result<(), ConnectionError> {
+        net::tune_unix(&stream);
+        let peer = PeerAddr::unix(&stream);
+        self.serve(stream::unix(stream), peer).await
+    }
+
+    /// Serves one client over any byte stream, such as a TLS stream of yours, until it disconnects. Sockets are better
+    /// served by the methods named after them: of the peer of a stream nothing is known. Dropping the future ends the
+    /// connection; writes that were under way may or may not have been done.
+    ///
+    /// # Errors
+    /// Why the connection ended, if not by the client's disconnect.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -122,11 +156,16 @@ impl Server {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send,
     {
+        self.serve(Plain(Stream::new(stream)), "stream".into()).await
+    }
+
+    async fn serve(
+        &self,
+        transport: impl Transport,
+        peer: PeerAddr,
+    ) -> Result<(), ConnectionError> {
         match self.service.admit().await {
-            Some(permit) => {
-                let (stream, runtime) = (Plain(Stream::new(stream)), Tokio(Handle::current()));
-                serve(permit, stream, runtime, "stream".into()).await
-            }
+            Some(permit) => serve(permit, transport, Tokio(Handle::current()), peer).await,
             None => Ok(()),
         }
     }
@@ -152,23 +191,7 @@ impl Server {
     }
 }
 
-/// A socket that a server listens on.
-#[derive(Debug)]
-pub struct Listening {
-    local_addr: LocalAddr,
-    task: JoinHandle<()>,
-}
-
-impl Listening {
-    /// Where: with the port that was got.
-    #[must_use]
-    pub const fn local_addr(&self) -> &LocalAddr {
-        &self.local_addr
-    }
-
-    /// Waits until the server shuts down and this socket is closed. Cancel-safe.
-    pub async fn join(self) {
-        // After a panic the server has shut down, and `wait` reports it.
-        let _panicked = self.task.await;
-    }
+/// A TCP listener as the engine's, with its address.
+fn tcp(listener: TcpListener) -> io::Result<(LocalAddr, Tcp)> {
+    Ok((LocalAddr::Tcp(listener.local_addr()?), Tcp(listener)))
 }

@@ -31,7 +31,7 @@ mod every_command;
 mod served;
 mod setup;
 
-pub use adapter::{Adapter, Control, Place, Started};
+pub use adapter::{Adapter, Control, Listened, Place, Said, Started};
 pub use served::Served;
 pub use setup::{
     ClientSetup, Program, Server, Setup, Subject, Transport, run, run_client, run_pair,

@@ -1,5 +1,6 @@
 //! Starting what is tested, and seeing to it that a test ends.
 
+use std::io;
 use std::panic::resume_unwind;
 use std::process::Command;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -16,7 +17,7 @@ use nbd_testkit::raw::{Mode, RawClient};
 use tempfile::TempDir;
 
 use crate::client::{ClientAdapter, ClientUnderTest, NegotiationUnderTest};
-use crate::{Adapter, Control, Place, SOON};
+use crate::{Adapter, Control, Listened, Place, SOON};
 
 /// What a connection runs over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,24 +200,44 @@ impl Setup {
         places: Vec<Place>,
         dir: TempDir,
     ) -> Server {
+        let started = self.try_serve_at(exports, config, places, dir);
+        started.unwrap_or_else(|error| panic!("it does not listen: {error}"))
+    }
+
+    /// Starts a server at places of the scenario's choice, some of which may be of no use.
+    ///
+    /// # Errors
+    /// The adapter's.
+    #[track_caller]
+    pub fn try_serve_at(
+        &self,
+        exports: ExportMap,
+        config: ServerConfig,
+        places: Vec<Place>,
+        dir: TempDir,
+    ) -> io::Result<Server> {
         let Subject::Adapter(adapter) = self.subject else {
             panic!("a program serves nothing but its disk")
         };
-        let started = adapter.start(exports, config, places);
+        let started = adapter.start(exports, config, places)?;
         let endpoint = |address| match address {
             LocalAddr::Tcp(address) => Endpoint::Tcp(address),
             LocalAddr::Unix(path) => Endpoint::Unix(path),
             other => panic!("no test listens on {other}"),
         };
-        let endpoints = started.addresses.into_iter().map(endpoint).collect();
+        let (mut endpoints, mut closing) = (Vec::new(), Vec::new());
+        for Listened { addresses, close } in started.listening {
+            endpoints.extend(addresses.into_iter().map(endpoint));
+            closing.push(close);
+        }
         let running = Running::Thread(started.control, started.thread);
-        Server { endpoints, running: Some(running), _dir: dir }
+        Ok(Server { endpoints, closing, running: Some(running), _dir: dir })
     }
 
     /// A place to listen at, of the adapter's own making.
     pub fn place(&self, transport: Transport, dir: &TempDir) -> Place {
         match transport {
-            Transport::Tcp => Place::Tcp,
+            Transport::Tcp => Place::Text("127.0.0.1:0".into()),
             Transport::Unix => Place::Unix(dir.path().join("nbd.sock")),
         }
     }
@@ -230,6 +251,8 @@ impl Setup {
 /// A running server. A scenario that is done with it says so by [`stop`](Self::stop).
 pub struct Server {
     endpoints: Vec<Endpoint>,
+    /// Closes what a place became, by place.
+    closing: Vec<Box<dyn Fn() + Send>>,
     /// `None` once it was stopped.
     running: Option<Running>,
     /// Where its socket is.
@@ -253,7 +276,8 @@ impl Server {
         assert!(endpoint.is_some(), "{command:?} wrote {line:?} where a URI was due");
         let dir = TempDir::new().expect("a folder");
         let running = Some(Running::Process(process));
-        Self { endpoints: endpoint.into_iter().collect(), running, _dir: dir }
+        let endpoints = endpoint.into_iter().collect();
+        Self { endpoints, closing: Vec::new(), running, _dir: dir }
     }
 
     /// Where it listens first.
@@ -265,6 +289,12 @@ impl Server {
     /// Wherever it listens.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
+    }
+
+    /// Stops listening at the place of that index.
+    #[track_caller]
+    pub fn close(&self, place: usize) {
+        self.closing[place]();
     }
 
     /// A client in transmission on the default export.

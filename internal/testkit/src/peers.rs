@@ -24,6 +24,8 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("nbdcopy", "libnbd-bin", "--version"),
     ("fio", "fio", "--version"),
     ("nbd-server", "nbd-server", "-V"),
+    // Not of NBD: it shows the system's sockets.
+    ("ss", "iproute2", "-V"),
 ];
 
 /// The system's Python: libnbd's module is installed for that one.

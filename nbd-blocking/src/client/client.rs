@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
 use nbd_engine::client as engine;
@@ -77,7 +78,8 @@ impl Client {
         Self::over(connect::unix(stream)?, export, config)
     }
 
-    /// The same over any pair of byte streams (pipes, a serial line, a process), with two threads that carry the bytes.
+    /// The same over any pair of blocking byte streams (pipes, a serial line, a process), with two threads that carry the
+    /// bytes. One object for both directions, such as a TLS stream, takes [`over_duplex`](Self::over_duplex).
     ///
     /// # Errors
     /// See [`connect_with`](Self::connect_with).
@@ -88,6 +90,21 @@ impl Client {
         config: &ClientConfig,
     ) -> Result<Self, Error> {
         Self::over(connect::stream(reader, writer)?, export, config)
+    }
+
+    /// The same over a non-blocking stream that is one object for both directions, such as a TLS stream of yours. See
+    /// [`Server::serve_duplex`](crate::Server::serve_duplex) for what is required of it; `socket` gives the socket below
+    /// it. The stream is flushed and dropped in the end.
+    ///
+    /// # Errors
+    /// See [`connect_with`](Self::connect_with).
+    pub fn over_duplex<S: Read + Write + Send + 'static>(
+        stream: S,
+        socket: impl FnOnce(&S) -> BorrowedFd<'_>,
+        export: &str,
+        config: &ClientConfig,
+    ) -> Result<Self, Error> {
+        Self::over(connect::duplex(stream, socket)?, export, config)
     }
 
     fn over(peer: Peer, export: &str, config: &ClientConfig) -> Result<Self, Error> {

@@ -3,18 +3,20 @@
 use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::task::Poll;
 
-use nbd_engine::AnyTransport;
 use nbd_engine::client::{Connector, CurrentRuntime, DriveMode};
+use nbd_engine::export::PeerAddr;
+use nbd_engine::{AnyTransport, Transport};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::Error;
+use crate::duplex::Duplex;
 use crate::pump;
 use crate::reactor::{self, Threads};
 use crate::stream::Stream;
@@ -87,7 +89,17 @@ pub(super) fn stream(
     peer(stream, "stream".into())
 }
 
-fn peer(stream: io::Result<Stream>, name: String) -> Result<Peer, Error> {
+pub(super) fn duplex<S: Read + Write + Send + 'static>(
+    stream: S,
+    socket: impl FnOnce(&S) -> BorrowedFd<'_>,
+) -> Result<Peer, Error> {
+    let stream = Duplex::new(stream, socket);
+    let named = |stream: &Duplex<S>| PeerAddr::of(stream.socket()).to_string();
+    let name = stream.as_ref().map_or_else(|_| String::new(), named);
+    peer(stream, name)
+}
+
+fn peer(stream: io::Result<impl Transport + 'static>, name: String) -> Result<Peer, Error> {
     let stream = stream.map_err(|error| Error::Local(Arc::new(error)))?;
     Ok(Peer { transport: Box::new(stream), name })
 }

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
 use nbd_engine::client as engine;
@@ -68,7 +69,7 @@ impl Negotiation {
         Self::over(connect::unix(stream)?, config)
     }
 
-    /// The same over any pair of byte streams, with two threads that carry the bytes.
+    /// The same over any pair of blocking byte streams, with two threads that carry the bytes.
     ///
     /// # Errors
     /// See [`connect`](Self::connect).
@@ -78,6 +79,20 @@ impl Negotiation {
         config: &ClientConfig,
     ) -> Result<Self, Error> {
         Self::over(connect::stream(reader, writer)?, config)
+    }
+
+    /// The same over a non-blocking stream that is one object for both directions, such as a TLS stream of yours. See
+    /// [`Server::serve_duplex`](crate::Server::serve_duplex) for what is required of it; `socket` gives the socket below
+    /// it.
+    ///
+    /// # Errors
+    /// See [`connect`](Self::connect).
+    pub fn over_duplex<S: Read + Write + Send + 'static>(
+        stream: S,
+        socket: impl FnOnce(&S) -> BorrowedFd<'_>,
+        config: &ClientConfig,
+    ) -> Result<Self, Error> {
+        Self::over(connect::duplex(stream, socket)?, config)
     }
 
     fn over(peer: Peer, config: &ClientConfig) -> Result<Self, Error> {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nbd_engine::Throttle;
 use nbd_engine::export::Tracker;
-use nbd_engine::net::{SocketPath, bind_unix};
+use nbd_engine::net::{DEFAULT_BACKLOG, SocketPath, bind_unix};
 use rustix::fs::Mode;
 use rustix::process::umask;
 
@@ -45,7 +45,7 @@ pub(crate) const ERROR: &str = "error\n";
 pub(super) fn listen(path: &Path, bitmaps: Bitmaps) -> Result<SocketPath, Failure> {
     let failed = |error: io::Error| cannot_listen_on_unix(&error, path);
     let before = umask(Mode::from_raw_mode(0o177));
-    let bound = bind_unix(path);
+    let bound = bind_unix(path, DEFAULT_BACKLOG);
     umask(before);
     let (listener, path) = bound.map_err(failed)?;
     listener.set_nonblocking(false).map_err(failed)?;

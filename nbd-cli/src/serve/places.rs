@@ -1,6 +1,5 @@
 //! Where to listen.
 
-use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
@@ -16,17 +15,12 @@ use crate::output::shell_path;
 /// Where to listen, and how to speak there.
 #[derive(Debug)]
 pub(super) struct Places<'a> {
-    pub(super) tcp: Vec<Tcp>,
+    /// The addresses of each host.
+    pub(super) tcp: Vec<Vec<SocketAddr>>,
     pub(super) unix: Option<&'a Path>,
     /// What listens already.
     pub(super) given: Vec<Socket>,
     pub(super) oldstyle: bool,
-}
-
-/// A TCP address, or those of a name, of which one will do.
-#[derive(Debug)]
-pub(super) struct Tcp {
-    pub(super) addresses: Vec<SocketAddr>,
 }
 
 impl<'a> Places<'a> {
@@ -51,44 +45,21 @@ impl<'a> Places<'a> {
         let port = arguments.port.unwrap_or(DEFAULT_PORT);
         let mut tcp = Vec::new();
         if arguments.ip_addr.is_empty() && (unix.is_none() || asked_for_tcp) {
-            tcp.push(Tcp { addresses: vec![(Ipv4Addr::LOCALHOST, port).into()] });
+            tcp.push(vec![(Ipv4Addr::LOCALHOST, port).into()]);
         }
         for word in &arguments.ip_addr {
-            tcp.push(Tcp { addresses: addresses(word, port)? });
+            tcp.push(addresses(word, port)?);
         }
-        Ok(Self { tcp: distinct(tcp), unix, given: Vec::new(), oldstyle })
+        Ok(Self { tcp, unix, given: Vec::new(), oldstyle })
     }
 
-    /// Listens on one of the addresses.
-    pub(super) fn bind(&self, address: SocketAddr) -> io::Result<TcpListener> {
-        let mut all = self.tcp.iter().flat_map(|place| &place.addresses);
-        match address {
-            // Otherwise it would take the IPv4 connections as well, and the port of the others.
-            SocketAddr::V6(wildcard)
-                if wildcard.ip().is_unspecified() && all.any(SocketAddr::is_ipv4) =>
-            {
-                net::bind_tcp_v6only(wildcard)
-            }
-            _ => net::bind_tcp(address),
+    /// Listens on all TCP addresses.
+    pub(super) fn bind_tcp(&self) -> Result<Vec<TcpListener>, Failure> {
+        if self.tcp.is_empty() {
+            return Ok(Vec::new());
         }
+        net::bind_tcp(&self.tcp, net::DEFAULT_BACKLOG).map_err(|error| cannot_listen_on_tcp(&error))
     }
-}
-
-/// Leaves out addresses that occurred before, and those that a wildcard address stands for, which could not be listened
-/// on beside it. A name whose addresses are all left out is served all the same.
-fn distinct(mut places: Vec<Tcp>) -> Vec<Tcp> {
-    let all: Vec<SocketAddr> = places.iter().flat_map(|place| place.addresses.clone()).collect();
-    let covered = |address: &SocketAddr| {
-        all.iter().any(|other| {
-            other.ip().is_unspecified() && other.is_ipv4() == address.is_ipv4() && other != address
-        })
-    };
-    let mut seen = HashSet::new();
-    for place in &mut places {
-        place.addresses.retain(|address| !covered(address) && seen.insert(*address));
-    }
-    places.retain(|place| !place.addresses.is_empty());
-    places
 }
 
 /// The addresses that a word stands for: it is one, or a name.
@@ -102,31 +73,11 @@ fn addresses(word: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
              knows"
         ))
     })?;
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    for address in found {
-        if !addresses.contains(&address) {
-            addresses.push(address);
-        }
-    }
+    let addresses = Vec::from_iter(found);
     if addresses.is_empty() {
         return Err(Failure::failed(format!("'{word}' has no address: give one in its place")));
     }
     Ok(addresses)
-}
-
-impl Tcp {
-    /// What to make of the addresses that could not be listened on: nothing if another one will do, such as the IPv4
-    /// address where there is no IPv6.
-    pub(super) fn check(&self, failures: &[io::Error]) -> Result<(), Failure> {
-        let others_will_do = failures.len() < self.addresses.len();
-        let lasting = [io::ErrorKind::AddrInUse, io::ErrorKind::PermissionDenied];
-        let failure =
-            failures.iter().find(|error| !others_will_do || lasting.contains(&error.kind()));
-        for error in failures {
-            tracing::info!(%error, "an address is left out");
-        }
-        failure.map_or(Ok(()), |error| Err(cannot_listen_on_tcp(error)))
-    }
 }
 
 /// The error names the address; this adds what to do about it.
@@ -159,50 +110,4 @@ pub(super) fn cannot_listen_on_unix(error: &io::Error, path: &Path) -> Failure {
         _ => String::new(),
     };
     Failure::failed(format!("{error}{remedy}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn places(words: &[&[&str]]) -> Vec<Tcp> {
-        let address = |text: &&str| SocketAddr::new(text.parse().unwrap(), 10809);
-        let place = |texts: &&[&str]| Tcp { addresses: texts.iter().map(address).collect() };
-        words.iter().map(place).collect()
-    }
-
-    #[test]
-    fn addresses_that_others_stand_for_are_left_out() {
-        type Words = &'static [&'static [&'static str]];
-        let cases: [(Words, Words); 6] = [
-            (&[&["127.0.0.1"], &["127.0.0.1"]], &[&["127.0.0.1"]]),
-            (&[&["0.0.0.0"], &["::"]], &[&["0.0.0.0"], &["::"]]),
-            (&[&["127.0.0.1"], &["0.0.0.0"], &["0.0.0.0"]], &[&["0.0.0.0"]]),
-            (&[&["::1", "127.0.0.1"], &["::"]], &[&["127.0.0.1"], &["::"]]),
-            (
-                &[&["127.0.0.1", "::1"], &["::1"], &["127.0.0.2"]],
-                &[&["127.0.0.1", "::1"], &["127.0.0.2"]],
-            ),
-            (&[&["::1", "127.0.0.1"], &["::"], &["0.0.0.0"]], &[&["::"], &["0.0.0.0"]]),
-        ];
-        for (given, kept) in cases {
-            let addresses = |places: Vec<Tcp>| -> Vec<Vec<SocketAddr>> {
-                places.into_iter().map(|place| place.addresses).collect()
-            };
-            assert_eq!(addresses(distinct(places(given))), addresses(places(kept)), "{given:?}");
-        }
-    }
-
-    #[test]
-    fn one_address_of_a_name_will_do_unless_another_server_has_the_other() {
-        let tcp = Tcp { addresses: addresses("127.0.0.1", 0).unwrap() };
-        let [missing, taken] = [io::ErrorKind::AddrNotAvailable, io::ErrorKind::AddrInUse];
-        assert!(tcp.check(&[missing.into()]).is_err());
-        let two = ["127.0.0.1:1", "[::1]:1"].map(|text| text.parse().unwrap()).to_vec();
-        let tcp = Tcp { addresses: two };
-        assert!(tcp.check(&[]).is_ok());
-        assert!(tcp.check(&[missing.into()]).is_ok());
-        assert!(tcp.check(&[taken.into()]).is_err());
-        assert!(tcp.check(&[missing.into(), missing.into()]).is_err());
-    }
 }

@@ -106,16 +106,9 @@ macro_rules! serve {
             };
             listening.push(accepting.map_err(cannot_accept)?);
         }
-        for place in &places.tcp {
-            let mut failures = Vec::new();
-            for address in &place.addresses {
-                let bound = places.bind(*address).and_then($tcp);
-                match bound.and_then(|listener| server.accept_tcp(listener)) {
-                    Ok(one) => listening.push(one),
-                    Err(error) => failures.push(error),
-                }
-            }
-            place.check(&failures)?;
+        for listener in places.bind_tcp()? {
+            let one = $tcp(listener).and_then(|listener| server.accept_tcp(listener));
+            listening.push(one.map_err(cannot_accept)?);
         }
         if let Some(path) = places.unix {
             let one = server.listen_unix(path);
@@ -182,7 +175,7 @@ fn infallible<A, B: From<A>>(listener: A) -> io::Result<B> {
 }
 
 fn cannot_accept(error: io::Error) -> Failure {
-    Failure::failed(format!("cannot use a socket that was handed over: {error}"))
+    Failure::failed(format!("cannot use a listening socket: {error}"))
 }
 
 fn no_signals(error: io::Error) -> Failure {

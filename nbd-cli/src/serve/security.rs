@@ -56,7 +56,7 @@ impl Security {
         if self.is_required() {
             return;
         }
-        let addresses = places.tcp.iter().flat_map(|place| &place.addresses);
+        let addresses = places.tcp.iter().flatten();
         let mut open = addresses.filter(|address: &&SocketAddr| !address.ip().is_loopback());
         if let Some(address) = open.next() {
             let can = if read_only { "read" } else { "read and overwrite" };

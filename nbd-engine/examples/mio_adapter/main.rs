@@ -13,6 +13,7 @@
 mod event_loop;
 mod sockets;
 
+use std::net::ToSocketAddrs;
 use std::path::Path;
 
 use event_loop::EventLoop;
@@ -20,7 +21,7 @@ use mio::net::{TcpListener, UnixListener};
 use nbd_engine::Runtime;
 use nbd_engine::client::{Client, ClientConfig, Error, Uri};
 use nbd_engine::export::{ExportMap, Memory};
-use nbd_engine::net;
+use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{ServerConfig, ServerState, listen};
 use sockets::Socket;
 
@@ -30,21 +31,30 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return look(&place.parse()?);
     }
     let exports = ExportMap::new().with("", Memory::new(64 << 20)?)?;
-    let service = ServerState::new(exports, ServerConfig::default());
+    let state = ServerState::new(exports, ServerConfig::default());
+    let backlog = state.config().backlog();
     let (event_loop, poll) = EventLoop::new()?;
-    if place.starts_with('/') {
-        let (listener, path) = net::bind_unix(Path::new(&place))?;
+    let spawn = |task| {
+        event_loop.spawn(task);
+        Ok(())
+    };
+    let listening = if place.starts_with('/') {
+        let (listener, path) = net::bind_unix(Path::new(&place), backlog)?;
         let listener = Socket::new(UnixListener::from_std(listener), &event_loop)?;
-        println!("nbd+unix:///?socket={place}");
-        event_loop.spawn(Box::pin(listen(service, (path, listener), event_loop.clone())));
-        event_loop.run(poll)?;
+        let address = LocalAddr::Unix(place.into());
+        listen(&state, [(address, (path, listener))], &event_loop, spawn)?
     } else {
-        let listener = net::bind_tcp(place)?;
-        println!("nbd://{}/", listener.local_addr()?);
-        let listener = Socket::new(TcpListener::from_std(listener), &event_loop)?;
-        event_loop.spawn(Box::pin(listen(service, listener, event_loop.clone())));
-        event_loop.run(poll)?;
+        let mut sockets = Vec::new();
+        for listener in net::bind_resolved(place.to_socket_addrs(), backlog)? {
+            let address = LocalAddr::Tcp(listener.local_addr()?);
+            sockets.push((address, Socket::new(TcpListener::from_std(listener), &event_loop)?));
+        }
+        listen(&state, sockets, &event_loop, spawn)?
+    };
+    for address in listening.local_addrs() {
+        println!("{:#}", address.uri("")?);
     }
+    event_loop.run(poll)?;
     Ok(())
 }
 

@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
+use rustix::net::AddressFamily;
+
 /// A client: where it connects from, and what is known of its identity.
 ///
 /// Handed to [`Exports`](super::Exports) with each question, and to [`Export`](super::Export) when the client enters
@@ -80,6 +82,25 @@ pub enum PeerAddr {
 }
 
 impl PeerAddr {
+    /// The peer of a connected TCP socket; `Other` if the system does not report its address, as that of a client that
+    /// is gone.
+    #[must_use]
+    pub fn tcp(socket: &impl AsFd) -> Self {
+        let address = rustix::net::getpeername(socket).ok().flatten();
+        let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+        address.map_or_else(|| "tcp".into(), Self::Tcp)
+    }
+
+    /// The peer of a connected socket of any kind: [`tcp`](Self::tcp), [`unix`](Self::unix), or `Other`.
+    #[must_use]
+    pub fn of(socket: &impl AsFd) -> Self {
+        match rustix::net::sockopt::socket_domain(socket) {
+            Ok(AddressFamily::INET | AddressFamily::INET6) => Self::tcp(socket),
+            Ok(AddressFamily::UNIX) => Self::unix(socket),
+            _ => "stream".into(),
+        }
+    }
+
     /// The peer of a connected Unix socket, with its credentials (`SO_PEERCRED`) where the system reports them.
     #[must_use]
     pub fn unix(socket: &impl AsFd) -> Self {

@@ -1,18 +1,30 @@
 //! Sockets before a runtime takes them over.
 
 use std::io;
+use std::os::fd::AsFd;
 
+mod addresses;
 mod local_addr;
 mod takeover;
 mod tcp;
 mod unix;
 
 pub use local_addr::LocalAddr;
-pub use tcp::{bind_tcp, bind_tcp_v6only, tune_tcp};
+pub use tcp::{bind_resolved, bind_tcp, tune_tcp};
 pub use unix::{SocketPath, bind_unix, check_socket_path, tune_unix};
 
-/// Adds the address or path to an error about listening on it: for adapters whose runtime binds.
-#[must_use]
-pub fn cannot_listen(place: impl core::fmt::Display, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("cannot listen on {place}: {error}"))
+/// Connections to a socket that the system holds until they are accepted, by default: as many as for nbdkit and for
+/// `qemu-nbd --persistent`. The system may lower it, as Linux does by `net.core.somaxconn`.
+pub const DEFAULT_BACKLOG: u32 = 4096;
+
+/// Adds the address or path to an error about listening on it.
+fn cannot_listen(address: impl core::fmt::Display, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+}
+
+/// Lets a socket that is bound listen.
+fn start_listening(socket: impl AsFd, backlog: u32) -> io::Result<()> {
+    // None would do as well: the system has its own minimum.
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    Ok(rustix::net::listen(socket, backlog)?)
 }

@@ -22,16 +22,16 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Times that a path may change under us before we give up.
 const ATTEMPTS: usize = 8;
 
-/// Binds and listens.
-pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
-    bind_within(path, LOCK_TIMEOUT)
+/// Binds and listens, non-blocking.
+pub(super) fn bind(path: &Path, backlog: u32) -> io::Result<UnixListener> {
+    bind_within(path, backlog, LOCK_TIMEOUT)
 }
 
-fn bind_within(path: &Path, timeout: Duration) -> io::Result<UnixListener> {
+fn bind_within(path: &Path, backlog: u32, timeout: Duration) -> io::Result<UnixListener> {
     // A path where nothing is needs no lock: `bind` creates the file or fails.
     let lock = lock(folder(path), timeout);
     for _ in 0..ATTEMPTS {
-        match UnixListener::bind(path) {
+        match listen(path, backlog) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
             result => return result,
         }
@@ -50,6 +50,20 @@ fn bind_within(path: &Path, timeout: Duration) -> io::Result<UnixListener> {
         }
     }
     Err(in_use("other programs keep making sockets there"))
+}
+
+/// Listens where nothing is.
+fn listen(path: &Path, backlog: u32) -> io::Result<UnixListener> {
+    let socket = socket()?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    super::start_listening(&socket, backlog)?;
+    Ok(socket.into())
+}
+
+/// A socket that never waits.
+fn socket() -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
 fn folder(path: &Path) -> &Path {
@@ -111,9 +125,7 @@ fn in_use(text: &str) -> io::Error {
 
 /// Connects without ever waiting.
 fn probe(path: &Path) -> rustix::io::Result<()> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
+    rustix::net::connect(socket()?, &SocketAddrUnix::new(path)?)
 }
 
 /// Whether a process has a socket that it bound to this file, by device and inode, and that neither listens nor is
@@ -175,15 +187,10 @@ mod tests {
         (folder, path)
     }
 
-    fn socket() -> OwnedFd {
-        let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
-        rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap()
-    }
-
     #[track_caller]
     fn assert_in_use(path: &Path, says: &str) {
         let before = std::fs::symlink_metadata(path).unwrap().ino();
-        let error = bind(path).unwrap_err();
+        let error = bind(path, 16).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
         assert!(error.to_string().contains(says), "{error}");
         assert_eq!(std::fs::symlink_metadata(path).unwrap().ino(), before, "it was replaced");
@@ -192,7 +199,7 @@ mod tests {
     #[test]
     fn a_dead_servers_socket_is_taken_over_and_a_live_ones_is_not() {
         let (_folder, path) = stale();
-        let _live = bind(&path).unwrap();
+        let _live = bind(&path, 16).unwrap();
         assert_in_use(&path, "another server listens there");
         UnixStream::connect(&path).unwrap();
     }
@@ -200,13 +207,12 @@ mod tests {
     #[test]
     fn a_server_with_a_full_backlog_is_alive() {
         let (_folder, path) = path();
-        let (server, address) = (socket(), SocketAddrUnix::new(&path).unwrap());
+        let (server, address) = (socket().unwrap(), SocketAddrUnix::new(&path).unwrap());
         rustix::net::bind(&server, &address).unwrap();
         rustix::net::listen(&server, 0).unwrap();
         let mut clients = Vec::new();
         loop {
-            let client = socket();
-            rustix::io::ioctl_fionbio(&client, true).unwrap();
+            let client = socket().unwrap();
             let connected = rustix::net::connect(&client, &address);
             clients.push(client);
             assert!(clients.len() < 10_000, "the backlog has an end");
@@ -222,7 +228,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn a_socket_that_is_bound_and_does_not_listen_yet_is_not_taken_over() {
         let (folder, path) = path();
-        let server = socket();
+        let server = socket().unwrap();
         rustix::net::bind(&server, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         assert_in_use(&path, "does not listen yet");
         // The same file by another name.
@@ -231,7 +237,7 @@ mod tests {
         rustix::net::listen(&server, 1).unwrap();
         assert_in_use(&path, "another server listens there");
         drop(server);
-        bind(&path).unwrap();
+        bind(&path, 16).unwrap();
     }
 
     #[test]
@@ -245,19 +251,19 @@ mod tests {
     fn a_socket_that_was_removed_meanwhile_is_bound() {
         let (_folder, path) = path();
         assert_eq!(look(&path).unwrap(), Found::Nothing);
-        bind(&path).unwrap();
+        bind(&path, 16).unwrap();
     }
 
     #[test]
     fn a_stale_socket_is_only_replaced_under_the_lock() {
         let (folder, path) = stale();
         let held = lock(folder.path(), LOCK_TIMEOUT).unwrap();
-        let error = bind_within(&path, Duration::ZERO).unwrap_err();
+        let error = bind_within(&path, 16, Duration::ZERO).unwrap_err();
         assert!(error.to_string().contains("cannot be locked"), "{error}");
         assert!(path.exists());
         // Meanwhile another server takes it over: the one that waits finds it alive.
         thread::scope(|scope| {
-            let second = scope.spawn(|| bind_within(&path, Duration::from_secs(60)));
+            let second = scope.spawn(|| bind_within(&path, 16, Duration::from_secs(60)));
             std::fs::remove_file(&path).unwrap();
             let _first = UnixListener::bind(&path).unwrap();
             drop(held);
@@ -265,7 +271,7 @@ mod tests {
         });
         // A path where nothing is does not need it.
         let _held = lock(folder.path(), LOCK_TIMEOUT).unwrap();
-        bind_within(&folder.path().join("other"), Duration::ZERO).unwrap();
+        bind_within(&folder.path().join("other"), 16, Duration::ZERO).unwrap();
     }
 
     #[test]
@@ -277,7 +283,7 @@ mod tests {
             let bound: Vec<_> = thread::scope(|scope| {
                 let start = || {
                     barrier.wait();
-                    bind_within(&path, Duration::from_secs(60))
+                    bind_within(&path, 16, Duration::from_secs(60))
                 };
                 let servers: Vec<_> = (0..SERVERS).map(|_| scope.spawn(start)).collect();
                 servers.into_iter().map(|server| server.join().unwrap()).collect()

@@ -1,48 +1,85 @@
 //! TCP listeners and streams.
 
 use std::io;
-use std::net::{SocketAddrV6, TcpListener, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-/// Connections that the system holds until they are accepted. The system may lower it.
-const BACKLOG: i32 = 1024;
+use super::addresses::{self, Machine};
 
-/// Listens on a TCP address, non-blocking.
+/// Listens on the TCP addresses of each of `hosts`, non-blocking: the addresses that a name resolves to, a single one, or
+/// a list of the caller's.
+///
+/// All of them are listened on, unlike by [`TcpListener::bind`], which stops at the first that works: `localhost` is
+/// 127.0.0.1 and ::1. Addresses with port 0 get one free port, the same for all. An address that occurs twice, or that
+/// a wildcard address with the same port stands for, is listened on once; 0.0.0.0 and \[::\] can be listened on side by
+/// side. An address whose family this machine does not have, such as ::1 where there is no IPv6, is left out as long as
+/// its host has another one.
+///
+/// `backlog` is how many connections the system holds until they are accepted. The system may lower it.
 ///
 /// # Errors
-/// Those of the platform, with the address in their text.
-pub fn bind_tcp(address: impl ToSocketAddrs + core::fmt::Display) -> io::Result<TcpListener> {
-    let bind = || {
-        let listener = TcpListener::bind(&address)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    };
-    bind().map_err(|error| super::cannot_listen(&address, &error))
+/// Those of the platform, with the address in their text; then nothing is listened on. [`io::ErrorKind::InvalidInput`]
+/// when there is no address at all.
+pub fn bind_tcp(hosts: &[impl AsRef<[SocketAddr]>], backlog: u32) -> io::Result<Vec<TcpListener>> {
+    addresses::bind(hosts, &mut ThisMachine { backlog })
 }
 
-/// Listens on an IPv6 address and never on IPv4, non-blocking.
-///
-/// On most systems a listener on `[::]` takes the IPv4 connections of its port, too, so that no other can listen on
-/// `0.0.0.0`, or on any IPv4 address, with the same port. With this one both can.
+/// Listens on the addresses that a runtime's resolver found for one host. See [`bind_tcp`].
 ///
 /// # Errors
-/// Those of the platform, with the address in their text.
-pub fn bind_tcp_v6only(address: SocketAddrV6) -> io::Result<TcpListener> {
-    let bind = || -> io::Result<TcpListener> {
+/// Those of [`bind_tcp`] and, with what to do in the text, of the resolver.
+pub fn bind_resolved(
+    found: io::Result<impl IntoIterator<Item = SocketAddr>>,
+    backlog: u32,
+) -> io::Result<Vec<TcpListener>> {
+    let addresses = found.map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::InvalidInput => {
+                "give a host and a port, such as \"127.0.0.1:10809\", \"[::1]:10809\" or (\"localhost\", DEFAULT_PORT)"
+            }
+            _ => "give an address of this machine, or a name that it knows",
+        };
+        io::Error::new(error.kind(), format!("cannot find the address to listen on: {error}; {remedy}"))
+    })?;
+    bind_tcp(&[Vec::from_iter(addresses)], backlog)
+}
+
+/// The system's sockets.
+struct ThisMachine {
+    backlog: u32,
+}
+
+impl Machine for ThisMachine {
+    type Listener = TcpListener;
+
+    fn bind(&mut self, address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (family, kind) = (AddressFamily::INET6, SocketType::STREAM);
-        let socket = rustix::net::socket_with(family, kind, flags, None)?;
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
         // As the standard library does: a server can start again while its old connections linger.
         sockopt::set_socket_reuseaddr(&socket, true)?;
-        sockopt::set_ipv6_v6only(&socket, true)?;
+        if v6_only {
+            sockopt::set_ipv6_v6only(&socket, true)?;
+        }
         rustix::net::bind(&socket, &address)?;
-        rustix::net::listen(&socket, BACKLOG)?;
+        super::start_listening(&socket, self.backlog)?;
         Ok(socket.into())
-    };
-    bind().map_err(|error| super::cannot_listen(address, &error))
+    }
+
+    fn local_addr(listener: &TcpListener) -> io::Result<SocketAddr> {
+        listener.local_addr()
+    }
+
+    fn has_family_of(&mut self, address: SocketAddr) -> bool {
+        let loopback: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, 0).into(),
+        };
+        self.bind(loopback, false).is_ok()
+    }
 }
 
 /// How long a connection is silent before the peer's machine is asked whether it is still there. The system's default is
@@ -71,30 +108,72 @@ pub fn tune_tcp(stream: impl AsFd) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+    use std::net::{TcpStream, ToSocketAddrs};
 
     use super::*;
 
-    #[test]
-    fn both_wildcard_addresses_can_be_listened_on() {
-        let v6 = match bind_tcp_v6only(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0)) {
-            Ok(listener) => listener,
-            Err(error) => {
-                eprintln!("SKIPPED: no IPv6 here ({error})");
-                return;
-            }
-        };
-        let port = v6.local_addr().unwrap().port();
-        let v4 = bind_tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).unwrap();
-        for (listener, address) in [
-            (&v4, SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
-            (&v6, (Ipv6Addr::LOCALHOST, port).into()),
-        ] {
-            listener.set_nonblocking(false).unwrap();
-            let client = TcpStream::connect(address).unwrap();
-            let (_, peer) = listener.accept().unwrap();
-            assert_eq!(peer, client.local_addr().unwrap());
+    fn has_ipv6() -> bool {
+        let found = ThisMachine { backlog: 1 }.has_family_of((Ipv6Addr::LOCALHOST, 0).into());
+        if !found {
+            eprintln!("SKIPPED: no IPv6 here");
         }
+        found
+    }
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    /// Connects to each listener by `addresses`, which are without their port, and sees the client come there.
+    fn assert_reached(listeners: &[TcpListener], addresses: &[&str]) {
+        assert_eq!(listeners.len(), addresses.len(), "{listeners:?}");
+        for (listener, address) in listeners.iter().zip(addresses) {
+            let port = listener.local_addr().unwrap().port();
+            let client = TcpStream::connect(format!("{address}:{port}")).unwrap();
+            listener.set_nonblocking(false).unwrap();
+            assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+        }
+    }
+
+    #[test]
+    fn both_wildcard_addresses_can_be_listened_on_with_one_port() {
+        if !has_ipv6() {
+            return;
+        }
+        for texts in [["0.0.0.0:0", "[::]:0"], ["[::]:0", "0.0.0.0:0"], ["[::]:0", "127.0.0.1:0"]] {
+            let listeners = bind_tcp(&[addresses(&texts)], 16).unwrap();
+            let reached =
+                texts.map(|text| if text.starts_with('[') { "[::1]" } else { "127.0.0.1" });
+            assert_reached(&listeners, &reached);
+            let ports = listeners.iter().map(|one| one.local_addr().unwrap().port());
+            assert_eq!(std::collections::HashSet::<u16>::from_iter(ports).len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_list_is_listened_on_as_a_whole_with_one_free_port() {
+        let listeners = bind_tcp(&[addresses(&["127.0.0.1:0", "127.0.0.2:0"])], 16).unwrap();
+        assert_reached(&listeners, &["127.0.0.1", "127.0.0.2"]);
+        let [first, second] = &listeners[..] else { panic!("{listeners:?}") };
+        assert_eq!(first.local_addr().unwrap().port(), second.local_addr().unwrap().port());
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_an_error_beside_one_of_this_machine() {
+        // (RFC 5737) No machine has it.
+        let error = bind_tcp(&[addresses(&["127.0.0.1:0", "192.0.2.1:0"])], 16).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
+        assert!(error.to_string().contains("cannot listen on 192.0.2.1:"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_port_and_a_name_that_is_unknown_have_a_remedy() {
+        let error = bind_resolved("127.0.0.1".to_socket_addrs(), 16).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("such as \"127.0.0.1:10809\""), "{error}");
+        let unknown = io::Error::other("no such name");
+        let error = bind_resolved(Err::<Vec<_>, _>(unknown), 16).unwrap_err();
+        assert!(error.to_string().contains("no such name; give an address"), "{error}");
     }
 
     #[test]
@@ -110,9 +189,9 @@ mod tests {
 
     #[test]
     fn an_address_in_use_is_named() {
-        let taken = bind_tcp("127.0.0.1:0").unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let error = bind_tcp(address).unwrap_err();
+        let error = bind_tcp(&[[address]], 16).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         assert!(error.to_string().contains(&address.to_string()), "{error}");
     }

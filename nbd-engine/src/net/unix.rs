@@ -15,16 +15,17 @@ use super::takeover;
 ///
 /// May wait for up to two seconds for other servers that start in the same folder.
 ///
+/// `backlog` is how many connections the system holds until they are accepted. The system may lower it.
+///
 /// # Errors
 /// [`io::ErrorKind::AddrInUse`] when the socket belongs to a live server, whether it listens already or not yet;
 /// [`io::ErrorKind::AlreadyExists`] when the path is something else than a socket, which is left alone;
 /// [`io::ErrorKind::InvalidInput`] when the path is [too long](check_socket_path); otherwise those of the platform. The
 /// path is in the text.
-pub fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
+pub fn bind_unix(path: &Path, backlog: u32) -> io::Result<(UnixListener, SocketPath)> {
     let bind = || {
         check_socket_path(path)?;
-        let listener = takeover::bind(path)?;
-        listener.set_nonblocking(true)?;
+        let listener = takeover::bind(path, backlog)?;
         Ok((listener, SocketPath::new(path)?))
     };
     bind().map_err(|error| super::cannot_listen(path.display(), &error))
@@ -102,7 +103,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, "precious").unwrap();
-        assert_eq!(bind_unix(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(bind_unix(&path, 16).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     }
 
@@ -110,7 +111,7 @@ mod tests {
     fn a_socket_that_took_the_place_of_ours_is_not_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
-        let (_first, guard) = bind_unix(&path).unwrap();
+        let (_first, guard) = bind_unix(&path, 16).unwrap();
         std::fs::remove_file(&path).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
         drop(guard);
@@ -121,9 +122,9 @@ mod tests {
     fn a_path_that_does_not_fit_is_refused_with_its_length() {
         let folder = tempfile::tempdir().unwrap();
         let room = MAX_PATH - folder.path().as_os_str().len() - 1;
-        bind_unix(&folder.path().join("x".repeat(room))).unwrap();
+        bind_unix(&folder.path().join("x".repeat(room)), 16).unwrap();
         let path = folder.path().join("x".repeat(room + 1));
-        let error = bind_unix(&path).unwrap_err();
+        let error = bind_unix(&path, 16).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         let text = error.to_string();
         assert!(text.contains("at most 107 bytes, and this one has 108; choose"), "{text}");

@@ -6,9 +6,9 @@ use nbd_proto::Limits;
 use nbd_proto::server::Config;
 
 use super::budget::BufferBudget;
-use crate::memory_limit;
 #[cfg(feature = "tls")]
 use crate::tls::{ServerTlsMode, TlsServer};
+use crate::{memory_limit, net};
 
 /// What a server offers, its bounds and its deadlines: for those who start one.
 ///
@@ -62,6 +62,7 @@ pub struct ServerConfig {
     max_buffer_memory: Option<u64>,
     resize: bool,
     busy_poll: Option<Duration>,
+    backlog: u32,
 }
 
 impl Default for ServerConfig {
@@ -82,6 +83,7 @@ impl Default for ServerConfig {
             max_buffer_memory: None,
             resize: true,
             busy_poll: None,
+            backlog: net::DEFAULT_BACKLOG,
         }
     }
 }
@@ -237,6 +239,15 @@ impl ServerConfig {
         self
     }
 
+    /// Connections to a socket that the system holds until the server accepts them, for sockets that the server binds
+    /// itself. Those that come when the queue is full are refused or wait, as the system has it. Default 4096, which is
+    /// also the most that Linux grants unless it is told otherwise (`net.core.somaxconn`).
+    #[must_use]
+    pub const fn with_backlog(mut self, connections: u32) -> Self {
+        self.backlog = connections;
+        self
+    }
+
     /// Bounds on what one client can make its connection hold.
     #[must_use]
     pub const fn limits(&self) -> &Limits {
@@ -265,6 +276,12 @@ impl ServerConfig {
     #[must_use]
     pub const fn drain_timeout(&self) -> Duration {
         self.drain_timeout
+    }
+
+    /// Connections to a socket that the system holds until the server accepts them.
+    #[must_use]
+    pub const fn backlog(&self) -> u32 {
+        self.backlog
     }
 
     #[cfg(feature = "tls")]

@@ -7,11 +7,14 @@ use core::time::Duration;
 use std::io;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+use futures_util::future::select;
 use rustix::io::Errno;
 
+use super::listening::{Listening, SocketHandle};
 use super::{Permit, ServerState, serve};
 use crate::export::PeerAddr;
-use crate::net::SocketPath;
+use crate::net::{LocalAddr, SocketPath};
 use crate::runtime::{BoxFuture, Runtime};
 use crate::transport::Transport;
 
@@ -54,19 +57,51 @@ impl<L: Listen> Listen for (SocketPath, L) {
 /// After a failure to accept (out of descriptors, mostly) the next try is made this much later.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Accepts connections and serves each as a task of its own, as many at a time as the settings allow, until the
-/// service shuts down. Does not wait for the connections: see [`ServerState::drained`].
+/// Accepts connections from all of `sockets` and serves each as a task of the runtime, as many at a time as the
+/// configuration allows. Each socket is given with the address that [`Listening`] reports for it, and has a task of its
+/// own, which `spawn` starts. The task ends when the [`Listening`] is closed or the server shuts down, and does not wait
+/// for connections: see [`ServerState::drained`].
 ///
-/// A connection above [`ServerConfig::with_max_connections`](super::ServerConfig::with_max_connections) waits for another one to end, and
-/// is closed once the server has been full for [`ServerConfig::with_admission_timeout`](super::ServerConfig::with_admission_timeout).
+/// A connection above [`ServerConfig::with_max_connections`](super::ServerConfig::with_max_connections) waits for another
+/// one to end, and is closed once the server has been full for
+/// [`ServerConfig::with_admission_timeout`](super::ServerConfig::with_admission_timeout).
 ///
-/// When the listener panics the service shuts down, since it would no longer be what it looks like from outside, and
-/// says so in its [`Outcome`](super::Outcome).
-pub async fn listen<L: Listen, R: Runtime>(service: Arc<ServerState>, listener: L, runtime: R) {
-    let fault = Fault(&service);
-    let mut listener = listener;
+/// When a listener panics the server shuts down, since it would no longer be what it looks like from outside, and
+/// reports it in its [`Outcome`](super::Outcome).
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] without any socket, and those of `spawn`; then all sockets are closed.
+pub fn listen<L: Listen + 'static, R: Runtime>(
+    state: &Arc<ServerState>,
+    sockets: impl IntoIterator<Item = (LocalAddr, L)>,
+    runtime: &R,
+    mut spawn: impl FnMut(BoxFuture) -> io::Result<()>,
+) -> io::Result<Listening> {
+    let (addresses, listeners): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
+    let (listening, handles) = Listening::new(addresses)?;
+    for (listener, handle) in listeners.into_iter().zip(handles) {
+        let socket = OpenSocket { listener, handle };
+        let accepting = accept_from(socket, Arc::clone(state), runtime.clone());
+        spawn(Box::pin(accepting)).inspect_err(|_| listening.begin_to_close())?;
+    }
+    Ok(listening)
+}
+
+/// A listener, which is closed before its handle reports it.
+struct OpenSocket<L> {
+    listener: L,
+    handle: SocketHandle,
+}
+
+async fn accept_from<L: Listen, R: Runtime>(
+    mut socket: OpenSocket<L>,
+    state: Arc<ServerState>,
+    runtime: R,
+) {
+    let fault = Fault(&state);
     let mut gate = Gate::default();
-    while let Some(accepted) = until_shutdown(&service, listener.accept()).await {
+    let OpenSocket { listener, handle } = &mut socket;
+    while let Some(accepted) = unless_closed(&state, handle, listener.accept()).await {
         let Accepted { transport, peer } = match accepted {
             Ok(accepted) => accepted,
             Err(error) if ends_one_connection(&error) => {
@@ -74,24 +109,24 @@ pub async fn listen<L: Listen, R: Runtime>(service: Arc<ServerState>, listener: 
                 continue;
             }
             Err(error) => {
-                if let Some(times) = service.floods().accept.count() {
+                if let Some(times) = state.floods().accept.count() {
                     tracing::warn!(%error, times, "cannot accept a connection{}", remedy(&error));
                 }
-                runtime.sleep(RETRY).await;
+                unless_closed(&state, handle, runtime.sleep(RETRY)).await;
                 continue;
             }
         };
-        match gate.admit(&service, &runtime).await {
-            Admission::Granted(permit) => {
+        match unless_closed(&state, handle, gate.admit(&state, &runtime)).await {
+            Some(Admission::Granted(permit)) => {
                 let connection = serve(permit, transport, runtime.clone(), peer);
                 // Why it ended is in the log.
                 runtime.spawn(Box::pin(async move {
                     let _logged = connection.await;
                 }));
             }
-            Admission::Refused => {
-                if let Some(times) = service.floods().full.count() {
-                    let max = service.config().max_connections();
+            Some(Admission::Refused) => {
+                if let Some(times) = state.floods().full.count() {
+                    let max = state.config().max_connections();
                     tracing::warn!(
                         %peer,
                         times,
@@ -100,14 +135,14 @@ pub async fn listen<L: Listen, R: Runtime>(service: Arc<ServerState>, listener: 
                     );
                 }
             }
-            Admission::ShuttingDown => break,
+            Some(Admission::ShuttingDown) | None => break,
         }
     }
     core::mem::forget(fault);
-    service.floods().report_rest();
+    state.floods().report_rest();
 }
 
-/// Shuts the service down when it is dropped, by a panic.
+/// Shuts the server down when it is dropped by a panic.
 struct Fault<'a>(&'a ServerState);
 
 impl Drop for Fault<'_> {
@@ -118,17 +153,23 @@ impl Drop for Fault<'_> {
     }
 }
 
-/// What `future` gives, unless the service shuts down first.
-async fn until_shutdown<F: Future>(service: &ServerState, future: F) -> Option<F::Output> {
-    let (mut future, mut shutdown) = (pin!(future), pin!(service.shutdown_begun()));
-    poll_fn(|cx| match shutdown.as_mut().poll(cx) {
-        Poll::Ready(()) => Poll::Ready(None),
+/// What `future` gives, unless the server shuts down or the socket is to be closed first.
+async fn unless_closed<F: Future>(
+    state: &ServerState,
+    socket: &SocketHandle,
+    future: F,
+) -> Option<F::Output> {
+    // Asked first: what waits for the socket then lets go of it before it is closed.
+    let (shutdown, closing) = (pin!(state.shutdown_begun()), pin!(socket.closing()));
+    let (mut closed, mut future) = (select(shutdown, closing), pin!(future));
+    poll_fn(|cx| match closed.poll_unpin(cx) {
+        Poll::Ready(_) => Poll::Ready(None),
         Poll::Pending => future.as_mut().poll(cx).map(Some),
     })
     .await
 }
 
-/// Whether a failure to accept is that of one connection, which is gone with it, and not of this machine.
+// Whether a failure to accept is that of one connection, which is gone with it, and not of this machine.
 fn ends_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(
@@ -197,8 +238,6 @@ impl Gate {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    use futures_util::FutureExt;
-
     use super::*;
     use crate::export::ExportMap;
     use crate::server::ServerConfig;
@@ -226,14 +265,81 @@ mod tests {
         fn spawn(&self, _: BoxFuture) {}
     }
 
+    fn nowhere<L>(listener: L) -> (LocalAddr, L) {
+        (LocalAddr::Unix("".into()), listener)
+    }
+
+    /// A listener that nobody connects to, or that fails each time.
+    struct Quiet {
+        fails: bool,
+        open: Arc<()>,
+    }
+
+    impl Listen for Quiet {
+        type Transport = AnyTransport;
+
+        async fn accept(&mut self) -> io::Result<Accepted<AnyTransport>> {
+            let _open = &self.open;
+            if self.fails { Err(Errno::MFILE.into()) } else { core::future::pending().await }
+        }
+    }
+
+    #[test]
+    fn a_listener_is_closed_while_it_waits_and_before_its_close_returns() {
+        for fails in [false, true] {
+            let state = ServerState::new(ExportMap::new(), ServerConfig::default());
+            let open = Arc::new(());
+            let mut tasks = Vec::new();
+            let quiet = [0, 1].map(|_| nowhere(Quiet { fails, open: Arc::clone(&open) }));
+            let listening = listen(&state, quiet, &NoRuntime, |task| {
+                tasks.push(task);
+                Ok(())
+            });
+            let listening = listening.unwrap();
+            assert!(tasks.iter_mut().all(|task| task.now_or_never().is_none()));
+            let mut closing = pin!(listening.close());
+            assert!(tasks.pop().unwrap().now_or_never().is_some());
+            assert!(closing.as_mut().now_or_never().is_none(), "one is open");
+            assert!(tasks.pop().unwrap().now_or_never().is_some());
+            assert_eq!(Arc::strong_count(&open), 1);
+            assert!(closing.now_or_never().is_some());
+            assert!(listening.clone().close().now_or_never().is_some(), "it is closed already");
+            assert!(!state.is_shutting_down());
+        }
+    }
+
+    #[test]
+    fn a_socket_without_a_task_is_closed_with_all_others() {
+        let state = ServerState::new(ExportMap::new(), ServerConfig::default());
+        let open = Arc::new(());
+        let quiet = [0, 1, 2].map(|_| nowhere(Quiet { fails: false, open: Arc::clone(&open) }));
+        let mut tasks = Vec::new();
+        let started = listen(&state, quiet, &NoRuntime, |task| {
+            if tasks.len() == 1 {
+                return Err(Errno::AGAIN.into());
+            }
+            tasks.push(task);
+            Ok(())
+        });
+        assert_eq!(started.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(tasks.pop().unwrap().now_or_never().is_some());
+        assert_eq!(Arc::strong_count(&open), 1);
+        let none: [(LocalAddr, Quiet); 0] = [];
+        let error = listen(&state, none, &NoRuntime, |_| Ok(())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
     #[test]
     fn a_server_without_its_listener_shuts_down_and_reports_it() {
-        let service = ServerState::new(ExportMap::new(), ServerConfig::default());
-        assert!(!service.outcome().listener_failed);
-        let listening = listen(Arc::clone(&service), Faulty, NoRuntime);
-        catch_unwind(AssertUnwindSafe(|| listening.now_or_never())).unwrap_err();
-        assert!(service.is_shutting_down());
-        assert!(service.outcome().listener_failed);
+        let state = ServerState::new(ExportMap::new(), ServerConfig::default());
+        assert!(!state.outcome().listener_failed);
+        let listening = listen(&state, [nowhere(Faulty)], &NoRuntime, |task| {
+            catch_unwind(AssertUnwindSafe(|| task.now_or_never())).unwrap_err();
+            Ok(())
+        });
+        assert!(state.is_shutting_down());
+        assert!(state.outcome().listener_failed);
+        listening.unwrap().join().now_or_never().expect("it is closed");
     }
 
     #[test]

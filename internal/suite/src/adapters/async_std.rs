@@ -1,12 +1,14 @@
 //! `nbd-async-std` on async-std.
 
-use async_std::net::TcpListener;
+use std::io;
+
+use async_std::net::{TcpListener, TcpStream};
 use async_std::os::unix::net::{UnixListener, UnixStream};
 use nbd_async_std::Server;
 use nbd_engine::export::ExportMap;
 use nbd_engine::server::ServerConfig;
 
-use super::{control, serve};
+use super::{control, listened, serve};
 use crate::{Adapter, Place, Started};
 
 /// async-std's global threads.
@@ -14,7 +16,12 @@ use crate::{Adapter, Place, Started};
 pub struct AsyncStd;
 
 impl Adapter for AsyncStd {
-    fn start(&self, exports: ExportMap, config: ServerConfig, places: Vec<Place>) -> Started {
+    fn start(
+        &self,
+        exports: ExportMap,
+        config: ServerConfig,
+        places: Vec<Place>,
+    ) -> io::Result<Started> {
         let server = Server::with_config(exports, config);
         Started::on_a_thread(control!(server), move |said| {
             ::async_std::task::block_on(async {
@@ -24,6 +31,7 @@ impl Adapter for AsyncStd {
                     said,
                     TcpListener::from,
                     UnixListener::from,
+                    TcpStream::from,
                     UnixStream::from
                 );
             });

@@ -5,17 +5,19 @@ pub(crate) mod event_loop;
 #[path = "../../../../nbd-engine/examples/mio_adapter/sockets.rs"]
 pub(crate) mod sockets;
 
+use std::io;
+use std::net::ToSocketAddrs;
 use std::sync::Arc;
 
-use mio::net::{TcpListener, UnixListener, UnixStream};
-use nbd_engine::Runtime;
-use nbd_engine::export::ExportMap;
-use nbd_engine::net::{self, LocalAddr, SocketPath};
-use nbd_engine::server::{Listen, ServerConfig, ServerState, listen, serve};
+use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use nbd_engine::export::{ExportMap, PeerAddr};
+use nbd_engine::net::{self, LocalAddr};
+use nbd_engine::server::{Listen, Listening, ServerConfig, ServerState, listen, serve};
+use nbd_engine::{Runtime, Transport};
 
 use self::event_loop::EventLoop;
 use self::sockets::Socket;
-use super::control;
+use super::{control, listened};
 use crate::{Adapter, Place, Started};
 
 /// An adapter that was written in an afternoon.
@@ -23,65 +25,110 @@ use crate::{Adapter, Place, Started};
 pub struct Mio;
 
 impl Adapter for Mio {
-    fn start(&self, exports: ExportMap, config: ServerConfig, places: Vec<Place>) -> Started {
-        let service = ServerState::new(exports, config);
-        Started::on_a_thread(control!(service), move |said| {
+    fn start(
+        &self,
+        exports: ExportMap,
+        config: ServerConfig,
+        places: Vec<Place>,
+    ) -> io::Result<Started> {
+        let state = ServerState::new(exports, config);
+        Started::on_a_thread(control!(state), move |said| {
             let (event_loop, poll) = EventLoop::new().expect("an event loop");
-            let mut guards = Vec::new();
-            let tell = |place| begin(&service, place, &event_loop, &mut guards);
-            let addresses = places.into_iter().filter_map(tell).collect();
-            said.send(addresses).expect("the suite waits for it");
+            let begun = places.into_iter().filter_map(|place| begin(&state, place, &event_loop));
+            let listened = begun.collect::<io::Result<Vec<_>>>();
+            let listened = listened
+                .map(|all| all.iter().map(|one| listened!(one, smol::block_on)).collect())
+                .inspect_err(|_| state.shut_down());
+            said.send(listened).expect("the suite waits for it");
             event_loop.run(poll).expect("it can wait");
-            drop(guards);
         })
     }
 }
 
-/// Begins to serve at a place, and tells its address.
+/// Begins to serve at a place.
 fn begin(
-    service: &Arc<ServerState>,
+    state: &Arc<ServerState>,
     place: Place,
     event_loop: &EventLoop,
-    guards: &mut Vec<SocketPath>,
-) -> Option<LocalAddr> {
-    let accept_tcp = |listener: std::net::TcpListener| {
-        listener.set_nonblocking(true).expect("a setting");
-        let address = LocalAddr::Tcp(listener.local_addr().expect("an address"));
-        let listener = TcpListener::from_std(listener);
-        accept(service, Socket::new(listener, event_loop).expect("a socket"), event_loop);
-        Some(address)
+) -> Option<io::Result<Listening>> {
+    let backlog = state.config().backlog();
+    let tcp = |listener: std::net::TcpListener| {
+        let address = LocalAddr::Tcp(listener.local_addr()?);
+        Ok((address, Socket::new(TcpListener::from_std(listener), event_loop)?))
     };
-    let accept_unix = |listener: std::os::unix::net::UnixListener| {
-        listener.set_nonblocking(true).expect("a setting");
+    let bound = |bound: io::Result<Vec<std::net::TcpListener>>| {
+        let sockets = bound?.into_iter().map(tcp).collect::<io::Result<Vec<_>>>()?;
+        accept(state, sockets, event_loop)
+    };
+    let unix = |listener: std::os::unix::net::UnixListener| {
         let address = listener.local_addr().expect("an address");
         let path = address.as_pathname().expect("a path").to_owned();
         let listener = UnixListener::from_std(listener);
-        accept(service, Socket::new(listener, event_loop).expect("a socket"), event_loop);
-        Some(LocalAddr::Unix(path))
+        (LocalAddr::Unix(path), Socket::new(listener, event_loop).expect("a socket"))
     };
-    match place {
-        Place::Tcp => accept_tcp(net::bind_tcp("127.0.0.1:0").expect("it listens")),
-        Place::TcpListener(listener) => accept_tcp(listener),
-        Place::Unix(path) => {
-            let (listener, guard) = net::bind_unix(&path).expect("it listens");
-            guards.push(guard);
-            accept_unix(listener)
+    Some(match place {
+        Place::Text(text) => bound(net::bind_resolved(text.to_socket_addrs(), backlog)),
+        Place::Host(host, port) => {
+            bound(net::bind_resolved((&*host, port).to_socket_addrs(), backlog))
         }
-        Place::UnixListener(listener) => accept_unix(listener),
-        Place::Stream(stream) => {
+        Place::Addresses(addresses) => bound(net::bind_resolved(Ok(addresses), backlog)),
+        Place::TcpListener(listener) => {
+            listener.set_nonblocking(true).expect("a setting");
+            bound(Ok(vec![listener]))
+        }
+        Place::Unix(path) => net::bind_unix(&path, backlog).and_then(|(listener, guard)| {
+            let (address, listener) = unix(listener);
+            accept(state, vec![(address, (guard, listener))], event_loop)
+        }),
+        Place::UnixListener(listener) => {
+            listener.set_nonblocking(true).expect("a setting");
+            accept(state, vec![unix(listener)], event_loop)
+        }
+        Place::TcpStream(stream) => {
             stream.set_nonblocking(true).expect("a setting");
-            let stream = Socket::new(UnixStream::from_std(stream), event_loop).expect("a socket");
-            let (service, runtime) = (Arc::clone(service), event_loop.clone());
-            event_loop.spawn(Box::pin(async move {
-                let permit = service.admit().await.expect("it does not shut down");
-                serve(permit, stream, runtime, "stream".into()).await.expect("a proper session");
-            }));
-            None
+            net::tune_tcp(&stream).expect("a setting");
+            let peer = PeerAddr::tcp(&stream);
+            let stream = Socket::new(TcpStream::from_std(stream), event_loop).expect("a socket");
+            serve_one(state, stream, event_loop, peer);
+            return None;
         }
-    }
+        Place::UnixStream(stream) => {
+            let peer = PeerAddr::unix(&stream);
+            serve_one(state, socket(stream, event_loop), event_loop, peer);
+            return None;
+        }
+        Place::Stream(stream) => {
+            serve_one(state, socket(stream, event_loop), event_loop, "stream".into());
+            return None;
+        }
+    })
 }
 
-fn accept(service: &Arc<ServerState>, listener: impl Listen + 'static, event_loop: &EventLoop) {
-    let accepting = listen(Arc::clone(service), listener, event_loop.clone());
-    event_loop.spawn(Box::pin(accepting));
+fn socket(stream: std::os::unix::net::UnixStream, event_loop: &EventLoop) -> Socket<UnixStream> {
+    stream.set_nonblocking(true).expect("a setting");
+    Socket::new(UnixStream::from_std(stream), event_loop).expect("a socket")
+}
+
+fn serve_one(
+    state: &Arc<ServerState>,
+    stream: impl Transport + 'static,
+    event_loop: &EventLoop,
+    peer: PeerAddr,
+) {
+    let (state, runtime) = (Arc::clone(state), event_loop.clone());
+    event_loop.spawn(Box::pin(async move {
+        let permit = state.admit().await.expect("it does not shut down");
+        serve(permit, stream, runtime, peer).await.expect("a proper session");
+    }));
+}
+
+fn accept<L: Listen + 'static>(
+    state: &Arc<ServerState>,
+    sockets: Vec<(LocalAddr, L)>,
+    event_loop: &EventLoop,
+) -> io::Result<Listening> {
+    listen(state, sockets, event_loop, |task| {
+        event_loop.spawn(task);
+        Ok(())
+    })
 }

@@ -26,16 +26,30 @@ macro_rules! control {
     }};
 }
 
-/// The life of a server of an asynchronous adapter. `$tcp`, `$unix` and `$stream` make the runtime's sockets out of the
-/// standard library's.
+/// What the suite is told of a `Listening` of any adapter. `$wait` waits for a future, where closing is one.
+macro_rules! listened {
+    ($listening:expr, $wait:expr) => {{
+        let closed = $listening.clone();
+        $crate::Listened {
+            addresses: $listening.local_addrs().to_vec(),
+            close: Box::new(move || $wait(closed.close())),
+        }
+    }};
+}
+
+/// The life of a server of an asynchronous adapter. `$tcp`, `$unix`, `$tcp_stream` and `$unix_stream` make the runtime's
+/// sockets out of the standard library's.
 macro_rules! serve {
-    ($server:expr, $places:expr, $said:expr, $tcp:expr, $unix:expr, $stream:expr) => {{
+    ($server:expr, $places:expr, $said:expr, $tcp:expr, $unix:expr, $tcp_stream:expr, $unix_stream:expr) => {{
         use $crate::Place;
         let (server, said) = ($server, $said);
+        let nothing = || said.send(Ok(Vec::new())).expect("the suite waits for it");
         let mut all = Vec::new();
         for place in $places {
             let listening = match place {
-                Place::Tcp => server.listen_tcp("127.0.0.1:0").await,
+                Place::Text(text) => server.listen_tcp(&*text).await,
+                Place::Host(host, port) => server.listen_tcp((&*host, port)).await,
+                Place::Addresses(addresses) => server.listen_tcp(&addresses[..]).await,
                 Place::Unix(path) => server.listen_unix(path),
                 Place::TcpListener(listener) => {
                     listener.set_nonblocking(true).expect("a setting");
@@ -45,16 +59,33 @@ macro_rules! serve {
                     listener.set_nonblocking(true).expect("a setting");
                     server.accept_unix($unix(listener))
                 }
+                Place::TcpStream(stream) => {
+                    stream.set_nonblocking(true).expect("a setting");
+                    nothing();
+                    return server.serve_tcp($tcp_stream(stream)).await.expect("a proper session");
+                }
+                Place::UnixStream(stream) => {
+                    stream.set_nonblocking(true).expect("a setting");
+                    nothing();
+                    return server
+                        .serve_unix($unix_stream(stream))
+                        .await
+                        .expect("a proper session");
+                }
                 Place::Stream(stream) => {
                     stream.set_nonblocking(true).expect("a setting");
-                    said.send(Vec::new()).expect("the suite waits for it");
-                    return server.serve_stream($stream(stream)).await.expect("a proper session");
+                    nothing();
+                    let served = server.serve_stream($unix_stream(stream)).await;
+                    return served.expect("a proper session");
                 }
             };
-            all.push(listening.expect("it listens"));
+            match listening {
+                Ok(listening) => all.push(listening),
+                Err(error) => return said.send(Err(error)).expect("the suite waits for it"),
+            }
         }
-        let addresses = all.iter().map(|one| one.local_addr().clone()).collect();
-        said.send(addresses).expect("the suite waits for it");
+        let listened = all.iter().map(|one| listened!(one, smol::block_on)).collect();
+        said.send(Ok(listened)).expect("the suite waits for it");
         server.wait().await;
         for one in all {
             one.join().await;
@@ -62,4 +93,4 @@ macro_rules! serve {
     }};
 }
 
-use {control, serve};
+use {control, listened, serve};

@@ -182,3 +182,28 @@ pub fn errors_of_an_export_reach_the_client_with_their_text(setup: Setup) {
         server.stop();
     }
 }
+
+/// `ESHUTDOWN` arrives as given, and ends the connection that it was given to, in order.
+pub fn an_export_that_shuts_down_ends_its_connections_alone(setup: Setup) {
+    for way in Scripted::WAYS {
+        let act = |call| match call {
+            Call::Read => Err(ExportError::shutting_down("the disk is taken away")),
+            _ => Ok(()),
+        };
+        let (_disk, exports) = Scripted::new(way).doing(act).share();
+        let server = setup.serve_with(exports, ServerConfig::default());
+        let mut other = server.client(Mode::Simple);
+        for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
+            let mut client = server.client(mode);
+            let reply = client.call(&Request::read(0, 512));
+            reply.expect_error(Errno::ESHUTDOWN);
+            if mode != Mode::Simple {
+                assert_eq!(reply.errors[0].text, "the disk is taken away", "{way:?}");
+            }
+            client.wire().expect_eof();
+        }
+        other.write(0, &[1; 512]);
+        other.finish();
+        server.stop();
+    }
+}

@@ -138,6 +138,7 @@ scenarios! {
             pieces_of_no_length_do_no_harm,
             extents_that_tell_nothing_are_eio,
             errors_of_an_export_reach_the_client_with_their_text,
+            an_export_that_shuts_down_ends_its_connections_alone,
         }
         vanishing {
             a_client_that_vanishes_at_any_byte_frees_its_place,
@@ -145,9 +146,19 @@ scenarios! {
             a_client_that_vanishes_while_requests_run_frees_its_place,
         }
         visits { an_export_learns_which_client_enters_and_how_it_leaves }
+        listening {
+            all_forms_of_an_address_are_listened_on,
+            an_address_that_is_of_no_use_is_refused_with_a_remedy,
+            a_listener_is_closed_and_the_rest_goes_on,
+            a_server_without_listeners_serves_on,
+            a_listener_is_closed_while_a_client_waits_for_admission,
+            a_socket_that_took_the_path_is_left_alone_by_a_close,
+            the_backlog_reaches_the_system,
+        }
         places {
             listeners_of_ones_own_are_accepted_from,
             a_stream_of_ones_own_is_served,
+            an_export_learns_the_peer_of_a_stream_of_ones_own,
         }
     }
 }

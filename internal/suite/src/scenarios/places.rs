@@ -1,9 +1,10 @@
 //! Listeners and streams that the program brings.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
 
-use nbd_engine::export::{ExportMap, Memory};
+use nbd_engine::export::{ExportEntry, ExportMap, Memory, PeerAddr};
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::raw::{Mode, RawClient, Wire};
 
@@ -32,19 +33,67 @@ pub fn listeners_of_ones_own_are_accepted_from(setup: Setup) {
     assert_eq!(path.exists(), setup.transport() == Transport::Unix);
 }
 
-/// A stream that the program brings is served until the client leaves.
+/// A pair of connected sockets: the client's, with its address, and the server's, as a place.
+fn pair(transport: Transport) -> (Wire, Option<SocketAddr>, Place) {
+    match transport {
+        Transport::Tcp => {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let client = listener.local_addr().and_then(TcpStream::connect).expect("a client");
+            let address = client.local_addr().expect("an address");
+            let (server, _) = listener.accept().expect("it has connected");
+            let wire = Wire::from_tcp(client).expect("a setting");
+            (wire, Some(address), Place::TcpStream(server))
+        }
+        Transport::Unix => {
+            let (client, server) = UnixStream::pair().expect("two sockets");
+            (Wire::from_unix(client), None, Place::UnixStream(server))
+        }
+    }
+}
+
+/// A stream that the program brings is served until the client disconnects.
 pub fn a_stream_of_ones_own_is_served(setup: Setup) {
     let (ours, theirs) = UnixStream::pair().expect("two sockets");
+    let (wire, _, place) = pair(setup.transport());
+    for (wire, place) in [(Wire::from_unix(ours), Place::Stream(theirs)), (wire, place)] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut server = setup.serve_at(exports(), ServerConfig::default(), vec![place], dir);
+        let mut client = RawClient::over(wire);
+        client.read_greeting();
+        client.send_client_flags(3);
+        client.structured_reply().expect("they are supported");
+        client.set_meta_context("", &["base:allocation"]).expect("contexts are supported");
+        client.go("", &[]).expect("the default export is there");
+        every_command(&mut client, 2);
+        client.finish();
+        server.wait_for_the_end();
+    }
+}
+
+/// An accept loop of the program's own loses nothing of what is known of a client.
+pub fn an_export_learns_the_peer_of_a_stream_of_ones_own(setup: Setup) {
+    let (wire, address, place) = pair(setup.transport());
+    let entered = Arc::new(Mutex::new(Vec::new()));
+    let entering = Arc::clone(&entered);
+    let entry = ExportEntry::new("", Memory::new(1 << 20).expect("it is small"))
+        .expect("a short name")
+        .on_enter(move |client| entering.lock().expect("no panic").push(client.peer.clone()));
+    let exports = ExportMap::new().with_entry(entry);
     let dir = tempfile::tempdir().expect("a folder");
-    let mut server =
-        setup.serve_at(exports(), ServerConfig::default(), vec![Place::Stream(theirs)], dir);
-    let mut client = RawClient::over(Wire::from_unix(ours));
+    let mut server = setup.serve_at(exports, ServerConfig::default(), vec![place], dir);
+    let mut client = RawClient::over(wire);
     client.read_greeting();
     client.send_client_flags(3);
-    client.structured_reply().expect("they are supported");
-    client.set_meta_context("", &["base:allocation"]).expect("contexts are supported");
     client.go("", &[]).expect("the default export is there");
-    every_command(&mut client, 2);
     client.finish();
     server.wait_for_the_end();
+    let entered = entered.lock().expect("no panic");
+    match (&entered[..], address) {
+        ([PeerAddr::Tcp(peer)], Some(address)) => assert_eq!(*peer, address),
+        ([PeerAddr::Unix(Some(peer))], None) => {
+            assert_eq!(peer.pid.unsigned_abs(), std::process::id());
+        }
+        ([PeerAddr::Unix(None)], None) => assert!(!cfg!(target_os = "linux")),
+        (entered, _) => panic!("{entered:?}"),
+    }
 }
