@@ -90,7 +90,8 @@ pub enum Error {
         what: &'static str,
         /// The limit, see [`ClientConfig`](super::ClientConfig).
         limit: Duration,
-        /// Whether the server may have seen the request.
+        /// `false`: no part of the request was sent, nor will be. `true`: the server may have seen it, or will once what
+        /// is queued is sent; whether it was or will be carried out is unknown.
         sent: bool,
     },
     /// The connection was lost before the request was answered.

@@ -99,9 +99,8 @@ impl Handler<Connection> for Requests {
     fn reception(&mut self, data: Incoming, received: usize, cx: &mut Context<'_>) -> Reception {
         let Incoming { id, command, offset, remaining } = data;
         if !self.slot(id).payload.is_decided() {
-            let slot = &mut self.slots[id.index()];
             let cost = Body::cost(command.length() as usize);
-            self.payload_waits = !self.memory.charge(slot, cost, cx);
+            self.payload_waits = !self.charge(id, cost, cx);
             if self.payload_waits {
                 return Reception::Wait;
             }
@@ -260,7 +259,7 @@ impl Requests {
             Command::BlockStatus { .. } => slot.work.status.cost(),
             _ => 0,
         };
-        if self.memory.charge(slot, cost, cx) {
+        if self.charge(id, cost, cx) {
             self.waiting = None;
             self.execute(connection, id, command, PayloadLocation::Slot);
         } else {
@@ -421,6 +420,26 @@ impl Requests {
             // Not before transmission.
             let _in_use = connection.set_size(export.size());
         }
+    }
+
+    // Memory.
+
+    /// Charges what a request may need. `false` if it has to wait for others; the task is woken when it is worth trying
+    /// again.
+    fn charge(&mut self, id: RequestId, bytes: usize, cx: &mut Context<'_>) -> bool {
+        let index = id.index();
+        if self.memory.charge(&mut self.slots[index], bytes, cx) {
+            return true;
+        }
+        // What slots keep for later requests counts as in use: the connection would wait for itself.
+        for (other, slot) in self.slots.iter_mut().enumerate() {
+            if slot.id.is_none() || other == index {
+                slot.work.body.free();
+                slot.payload.free();
+                self.memory.settle(slot, slot.work.body.buffer_size());
+            }
+        }
+        self.memory.charge(&mut self.slots[index], bytes, cx)
     }
 }
 

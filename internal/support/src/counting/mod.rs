@@ -6,12 +6,15 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The system's allocator, with two meters: allocations of chosen threads, and bytes held by the whole process.
+/// The system's allocator, with three meters: allocations of chosen threads, and bytes held by the whole process and by
+/// each thread.
 #[derive(Debug)]
 pub struct Counting;
 
 thread_local! {
     static COUNTER: Cell<Option<&'static AtomicUsize>> = const { Cell::new(None) };
+    static THREAD_HELD: Cell<isize> = const { Cell::new(0) };
+    static THREAD_PEAK: Cell<isize> = const { Cell::new(0) };
 }
 
 /// Makes a test of each claim about a server's allocations.
@@ -55,7 +58,31 @@ pub fn peak() -> usize {
     PEAK.load(Ordering::Relaxed)
 }
 
+/// Bytes that the calling thread has allocated and not freed; negative if it has freed what others allocated.
+pub fn thread_held() -> isize {
+    THREAD_HELD.get()
+}
+
+/// The peak of [`thread_held`] since the latest [`reset_thread_peak`].
+pub fn thread_peak() -> isize {
+    THREAD_PEAK.get()
+}
+
+/// Begins to look for the peak anew.
+pub fn reset_thread_peak() {
+    THREAD_PEAK.set(THREAD_HELD.get());
+}
+
+/// Adds to the thread's meter. A thread that ends may allocate when its thread-local values are gone already.
+fn count_for_thread(bytes: isize) {
+    let _gone = THREAD_HELD.try_with(|held| {
+        held.set(held.get() + bytes);
+        let _gone = THREAD_PEAK.try_with(|peak| peak.set(peak.get().max(held.get())));
+    });
+}
+
 fn allocated(bytes: usize) {
+    count_for_thread(bytes as isize);
     // A thread that ends may allocate when its thread-local values are gone already.
     if let Ok(Some(counter)) = COUNTER.try_with(Cell::get) {
         counter.fetch_add(1, Ordering::Relaxed);
@@ -65,6 +92,7 @@ fn allocated(bytes: usize) {
 }
 
 fn freed(bytes: usize) {
+    count_for_thread(-(bytes as isize));
     HELD.fetch_sub(bytes, Ordering::Relaxed);
 }
 

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
-use nbd_proto::client::Connection;
-
 use super::super::Error;
 use super::super::connection_handle::{ConnectionHandle, Disconnect};
 use super::super::request_state::RequestState;
@@ -58,7 +56,7 @@ impl Session {
             }
             self.deadlines.alarm = None;
             let now = self.deadlines.timer.now();
-            self.requests.expire(&self.pump.machine, limit, now);
+            self.requests.expire(limit, now);
             // A client that wants to disconnect may have nothing to wait for any more.
             if self.requests.disconnect != Disconnect::No {
                 cx.waker().wake_by_ref();
@@ -74,13 +72,14 @@ impl Requests {
     }
 
     #[cold]
-    fn expire(&mut self, machine: &Connection, limit: Duration, now: Instant) {
+    fn expire(&mut self, limit: Duration, now: Instant) {
         let due = |request: &RequestState| request.deadline.is_some_and(|deadline| deadline <= now);
         for index in 0..self.states.len() {
-            let sent = self.is_sent(machine, index);
             if let Some(request) = &mut self.states[index]
                 && due(request)
             {
+                // The core can't take back what was submitted to it, so that it will be sent.
+                let sent = request.sent || request.in_flight > 0;
                 request.time_out(timed_out(&self.handle, request, limit, sent));
                 if self.splitting == Some(index) {
                     self.splitting = None;
@@ -96,13 +95,6 @@ impl Requests {
             }
             keep
         });
-    }
-
-    /// Whether any byte of a request was sent.
-    fn is_sent(&self, machine: &Connection, index: usize) -> bool {
-        let answered = self.states[index].as_ref().is_some_and(|request| request.sent);
-        let parts = self.parts.iter().flatten().filter(|part| part.request == index);
-        answered || parts.into_iter().any(|part| machine.has_begun(part.id))
     }
 }
 

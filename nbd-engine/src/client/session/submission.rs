@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use nbd_proto::client::{Connection, SubmitError};
-use nbd_proto::{CloseReason, Command, RequestId, RequestRules};
+use nbd_proto::{CloseReason, Command, RequestRules};
 
 use super::super::config::ClientConfig;
 use super::super::connection_handle::{Closed, ConnectionHandle, Disconnect};
@@ -54,7 +54,6 @@ pub(super) struct Requests {
 /// A request on the wire: which part of which request of the program.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
-    pub(super) id: RequestId,
     pub(super) request: usize,
     /// Where it begins, counted from the whole one.
     pub(super) start: u64,
@@ -173,7 +172,7 @@ impl Requests {
                     if slot >= self.parts.len() {
                         self.parts.resize(slot + 1, None);
                     }
-                    self.parts[slot] = Some(Part { id, request: index, start, has_error: false });
+                    self.parts[slot] = Some(Part { request: index, start, has_error: false });
                 }
                 Err(error) => request.fail(|| refused(&self.handle, error)),
             }
