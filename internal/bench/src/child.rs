@@ -5,10 +5,12 @@ use std::io::{self, Error, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustls::ClientConfig;
 use tempfile::TempDir;
 
 use crate::load::Connection;
@@ -30,6 +32,8 @@ pub struct Running {
     child: Child,
     socket: PathBuf,
     export: String,
+    /// How to encrypt, with a server that wants that.
+    tls: Option<Arc<ClientConfig>>,
     /// Holds the socket and what the server writes to stderr; goes after the process.
     private: TempDir,
     /// Holds the disk's file.
@@ -55,9 +59,14 @@ impl Running {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let child = command.spawn()?;
         let export = server.export.clone();
-        let mut running = Self { child, socket, export, private, _disk: disk };
+        let mut running = Self { child, socket, export, tls: None, private, _disk: disk };
         running.wait_until_it_listens()?;
         Ok(running)
+    }
+
+    /// Has connections encrypted from now on.
+    pub fn use_tls(&mut self, config: Arc<ClientConfig>) {
+        self.tls = Some(config);
     }
 
     /// The process id.
@@ -67,7 +76,13 @@ impl Running {
 
     /// A new connection in the transmission phase.
     pub fn connect(&self, mode: Mode) -> io::Result<Connection> {
-        Connection::negotiate(UnixStream::connect(&self.socket)?, &self.export, mode)
+        let stream = UnixStream::connect(&self.socket)?;
+        match &self.tls {
+            None => Connection::negotiate(stream, &self.export, mode),
+            Some(config) => {
+                Connection::negotiate_tls(stream, &self.export, mode, Arc::clone(config))
+            }
+        }
     }
 
     /// The export to ask for.

@@ -16,6 +16,7 @@ use nbd_bench::cpu::CpuSample;
 use nbd_bench::load::Connection;
 use nbd_bench::modes::{self, ModesArgs};
 use nbd_bench::report;
+use nbd_bench::tls::{self, TlsArgs};
 use nbd_bench::yardstick::Yardstick;
 
 fn main() -> ExitCode {
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Command::Copy(args) => run_copy(&args),
         Command::Modes(args) => run_modes(&args),
         Command::Drive(args) => run_drive(&args).map(|()| ExitCode::SUCCESS),
+        Command::Tls(args) => run_tls(&args),
         Command::Load(args) => run_load(&args).map(|()| ExitCode::SUCCESS),
         Command::Yardstick(args) => run_yardstick(&args).map(|()| ExitCode::SUCCESS),
     };
@@ -96,6 +98,17 @@ fn run_modes(args: &ModesArgs) -> Result<ExitCode, Box<dyn Error>> {
         print!("{}", modes::text(&plan, &records));
     }
     Ok(verdict(records.iter().all(|record| record.state == State::Ran)))
+}
+
+fn run_tls(args: &TlsArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let plan = args.plan(&std::env::current_exe()?)?;
+    let standing = tls::run(&plan, &*interruption()?)?;
+    if args.json {
+        println!("{:#}", tls::json(&plan, &standing));
+    } else {
+        print!("{}", tls::text(&plan, &standing));
+    }
+    Ok(verdict(standing.is_complete()))
 }
 
 fn run_drive(args: &DriveArgs) -> Result<(), Box<dyn Error>> {
