@@ -97,6 +97,9 @@ pub struct LoadArgs {
     /// How replies are to come.
     #[arg(long, value_enum, default_value = "simple")]
     pub mode: Mode,
+    /// Encrypt; the file has the certificate of the authority that issued the server's, which is `localhost`.
+    #[arg(long, value_name = "FILE")]
+    pub tls: Option<PathBuf>,
     /// What to do.
     #[arg(long, value_enum, default_value = "read")]
     pub op: Op,

@@ -16,6 +16,7 @@ use nbd_bench::cpu::CpuSample;
 use nbd_bench::load::Connection;
 use nbd_bench::modes::{self, ModesArgs};
 use nbd_bench::report;
+use nbd_bench::socket;
 use nbd_bench::tls::{self, TlsArgs};
 use nbd_bench::yardstick::Yardstick;
 
@@ -119,8 +120,14 @@ fn run_drive(args: &DriveArgs) -> Result<(), Box<dyn Error>> {
 }
 
 fn run_load(args: &LoadArgs) -> Result<(), Box<dyn Error>> {
-    let mut connection =
-        Connection::negotiate(UnixStream::connect(&args.socket)?, &args.export, args.mode)?;
+    let stream = UnixStream::connect(&args.socket)?;
+    let mut connection = match &args.tls {
+        None => Connection::negotiate(stream, &args.export, args.mode)?,
+        Some(authority) => {
+            let config = socket::config(authority)?;
+            Connection::negotiate_tls(stream, &args.export, args.mode, config)?
+        }
+    };
     if let Some(bytes) = args.send_buffer {
         connection.set_send_buffer(bytes)?;
     }
