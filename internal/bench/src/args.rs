@@ -13,6 +13,7 @@ use crate::load::{Direction, Load, MAX_DEPTH, Order};
 use crate::mode::Mode;
 use crate::modes::ModesArgs;
 use crate::servers::{Server, catalogue};
+use crate::tls::TlsArgs;
 use crate::workload::{SEED, WORKLOADS};
 use crate::yardstick::Tuning;
 
@@ -36,6 +37,8 @@ pub enum Command {
     Copy(CopyArgs),
     /// Hold structured and extended replies against simple ones, on our servers.
     Modes(ModesArgs),
+    /// Hold our servers against others with TLS 1.3 and AES-128-GCM, and against the cipher alone.
+    Tls(TlsArgs),
     /// Load a server that runs already.
     Load(LoadArgs),
     /// Load a server that runs already by one of our clients.
@@ -94,6 +97,9 @@ pub struct LoadArgs {
     /// How replies are to come.
     #[arg(long, value_enum, default_value = "simple")]
     pub mode: Mode,
+    /// Encrypt; the file has the certificate of the authority that issued the server's, which is `localhost`.
+    #[arg(long, value_name = "FILE")]
+    pub tls: Option<PathBuf>,
     /// What to do.
     #[arg(long, value_enum, default_value = "read")]
     pub op: Op,

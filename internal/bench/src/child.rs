@@ -5,10 +5,12 @@ use std::io::{self, Error, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nbd_testkit::process::Background;
+use rustls::ClientConfig;
 use tempfile::TempDir;
 
 use crate::load::Connection;
@@ -28,6 +30,8 @@ pub struct Running {
     child: Background,
     socket: PathBuf,
     export: String,
+    /// How to encrypt, with a server that wants that.
+    tls: Option<Arc<ClientConfig>>,
     /// Holds the socket; goes after the process.
     _private: TempDir,
     /// Holds the disk's file.
@@ -51,9 +55,14 @@ impl Running {
         let mut command: Command = server.command(&socket, file.as_deref());
         let child = Background::spawn(&mut command)?;
         let export = server.export.clone();
-        let mut running = Self { child, socket, export, _private: private, _disk: disk };
+        let mut running = Self { child, socket, export, tls: None, _private: private, _disk: disk };
         running.wait_until_it_listens()?;
         Ok(running)
+    }
+
+    /// Has connections encrypted from now on.
+    pub fn use_tls(&mut self, config: Arc<ClientConfig>) {
+        self.tls = Some(config);
     }
 
     /// The process id.
@@ -63,7 +72,13 @@ impl Running {
 
     /// A new connection in the transmission phase.
     pub fn connect(&self, mode: Mode) -> io::Result<Connection> {
-        Connection::negotiate(UnixStream::connect(&self.socket)?, &self.export, mode)
+        let stream = UnixStream::connect(&self.socket)?;
+        match &self.tls {
+            None => Connection::negotiate(stream, &self.export, mode),
+            Some(config) => {
+                Connection::negotiate_tls(stream, &self.export, mode, Arc::clone(config))
+            }
+        }
     }
 
     /// The export to ask for.

@@ -56,18 +56,37 @@ pub fn serve(mut stream: impl Read + Write, size: u64) -> io::Result<bool> {
     }
 }
 
-/// The client's side: what `mode` takes, and GO for `name`. A server that does not have the mode is
+/// The client's side: the greeting, what `mode` takes, and GO for `name`. A server that does not have the mode is
 /// an error of kind [`ErrorKind::Unsupported`].
 pub fn go(mut stream: impl Read + Write, name: &str, mode: Mode) -> io::Result<Export> {
+    greet(&mut stream)?;
+    enter(stream, name, mode)
+}
+
+/// The client's side: the greeting and the handshake flags.
+pub fn greet(mut stream: impl Read + Write) -> io::Result<()> {
     expect(u64::from_be_bytes(read_array(&mut stream)?), magic::INIT, "NBDMAGIC")?;
     expect(u64::from_be_bytes(read_array(&mut stream)?), magic::IHAVEOPT, "newstyle greeting")?;
     let flags = u16::from_be_bytes(read_array(&mut stream)?) & OFFERED;
     if u32::from(flags) & handshake::FIXED_NEWSTYLE == 0 {
         return Err(invalid("the server does not speak fixed newstyle"));
     }
+    stream.write_all(&u32::from(flags).to_be_bytes())
+}
+
+/// The client's side: asks for TLS, which begins with the next byte.
+pub fn start_tls(mut stream: impl Read + Write) -> io::Result<()> {
+    stream.write_all(&option(Opt::STARTTLS, &[]))?;
+    match read_option_reply(&mut stream, Opt::STARTTLS)? {
+        (Rep::ACK, _) => Ok(()),
+        _ => Err(Error::new(ErrorKind::Unsupported, "the server does not have TLS")),
+    }
+}
+
+/// The client's side: what `mode` takes, and GO for `name`.
+pub fn enter(mut stream: impl Read + Write, name: &str, mode: Mode) -> io::Result<Export> {
     let length = u32::try_from(name.len()).ok().filter(|length| *length <= 4096);
     let length = length.ok_or_else(|| invalid("the export name is too long"))?;
-    stream.write_all(&u32::from(flags).to_be_bytes())?;
     if let Some(number) = mode.option() {
         stream.write_all(&option(number, &[]))?;
         let (kind, _) = read_option_reply(&mut stream, number)?;

@@ -8,7 +8,7 @@
 //! The yardstick and the generator use none of the project's own crates. The yardstick would not be
 //! one if it shared the code that it is held against, and the generator must be the same for all
 //! servers. Only [`clients`] runs the project's clients, in a process of their own, to hold them
-//! against libnbd; [`copying`] holds `nbd copy` against nbdcopy.
+//! against libnbd; [`copying`] holds `nbd copy` against nbdcopy. [`mod@tls`] has the servers encrypt.
 //!
 //! Linux only: CPU time is read from `/proc`.
 
@@ -25,8 +25,10 @@ pub mod modes;
 pub mod process;
 pub mod report;
 pub mod servers;
+pub mod socket;
 pub mod stats;
 pub mod table;
+pub mod tls;
 pub mod vectored;
 pub mod wire;
 pub mod workload;

@@ -7,12 +7,15 @@
 
 use std::io::{self, Error, ErrorKind, IoSlice, Read};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nbd_testkit::{Pattern, Random};
+use rustls::ClientConfig;
 
 use crate::handshake::{self, Export};
 use crate::mode::{Content, Mode};
+use crate::socket::Socket;
 use crate::vectored::{self, SliceList};
 use crate::wire::{Cmd, EXTENDED_REQUEST_LEN, Request};
 
@@ -94,7 +97,7 @@ impl Outcome {
 /// A connection in the transmission phase.
 #[derive(Debug)]
 pub struct Connection {
-    stream: UnixStream,
+    stream: Socket,
     export: Export,
     mode: Mode,
 }
@@ -102,9 +105,23 @@ pub struct Connection {
 impl Connection {
     /// Does the handshake for the export `name`; see [`handshake::go`].
     pub fn negotiate(stream: UnixStream, name: &str, mode: Mode) -> io::Result<Self> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        bounded(&stream)?;
         let export = handshake::go(&stream, name, mode)?;
+        Ok(Self { stream: Socket::plain(stream), export, mode })
+    }
+
+    /// The same inside of TLS.
+    pub fn negotiate_tls(
+        stream: UnixStream,
+        name: &str,
+        mode: Mode,
+        config: Arc<ClientConfig>,
+    ) -> io::Result<Self> {
+        bounded(&stream)?;
+        handshake::greet(&stream)?;
+        handshake::start_tls(&stream)?;
+        let mut stream = Socket::tls(stream, config)?;
+        let export = handshake::enter(&mut stream, name, mode)?;
         Ok(Self { stream, export, mode })
     }
 
@@ -115,12 +132,12 @@ impl Connection {
 
     /// Sets `SO_SNDBUF`, which bounds how much of a WRITE is on its way at once.
     pub fn set_send_buffer(&self, bytes: usize) -> io::Result<()> {
-        Ok(rustix::net::sockopt::set_socket_send_buffer_size(&self.stream, bytes)?)
+        Ok(rustix::net::sockopt::set_socket_send_buffer_size(self.stream.unix(), bytes)?)
     }
 
     /// Loads the server. An error reply is an error, and so is a reply to nothing.
     pub fn run(&mut self, load: &Load) -> io::Result<Outcome> {
-        let mut run = Run::new(&self.stream, self.mode, load, self.export.size)?;
+        let mut run = Run::new(&mut self.stream, self.mode, load, self.export.size)?;
         let start = Instant::now();
         let requests = run.go(start).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock => Error::new(ErrorKind::TimedOut, "the server is silent"),
@@ -131,12 +148,17 @@ impl Connection {
     }
 
     /// Soft disconnect.
-    pub fn disconnect(self) -> io::Result<()> {
+    pub fn disconnect(mut self) -> io::Result<()> {
         let mut header = Vec::with_capacity(EXTENDED_REQUEST_LEN);
         let request = Request { command: Cmd::DISC, cookie: 0, offset: 0, length: 0 };
         self.mode.encode(&request, &mut header);
-        vectored::write_all(&self.stream, &mut [IoSlice::new(&header)])
+        vectored::write_all(&mut self.stream, &mut [IoSlice::new(&header)])
     }
+}
+
+fn bounded(stream: &UnixStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))
 }
 
 /// A place for a request in flight; the cookie is its index.
@@ -159,7 +181,7 @@ struct Body {
 }
 
 struct Run<'a> {
-    stream: &'a UnixStream,
+    stream: &'a mut Socket,
     mode: Mode,
     load: &'a Load,
     blocks: u64,
@@ -182,7 +204,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(stream: &'a UnixStream, mode: Mode, load: &'a Load, size: u64) -> io::Result<Self> {
+    fn new(stream: &'a mut Socket, mode: Mode, load: &'a Load, size: u64) -> io::Result<Self> {
         let blocks = size.checked_div(u64::from(load.block)).unwrap_or(0);
         if blocks == 0 || !(1..=MAX_DEPTH).contains(&load.depth) {
             let text = format!("block {} or depth {} does not fit", load.block, load.depth);
@@ -282,7 +304,7 @@ impl<'a> Run<'a> {
         } else {
             slices.push(IoSlice::new(&self.headers));
         }
-        vectored::write_all(self.stream, &mut slices)?;
+        vectored::write_all(&mut *self.stream, &mut slices)?;
         self.slices.put_back(slices);
         self.headers.clear();
         self.due.clear();

@@ -16,6 +16,8 @@ use nbd_bench::cpu::CpuSample;
 use nbd_bench::load::Connection;
 use nbd_bench::modes::{self, ModesArgs};
 use nbd_bench::report;
+use nbd_bench::socket;
+use nbd_bench::tls::{self, TlsArgs};
 use nbd_bench::yardstick::Yardstick;
 
 fn main() -> ExitCode {
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         Command::Copy(args) => run_copy(&args),
         Command::Modes(args) => run_modes(&args),
         Command::Drive(args) => run_drive(&args).map(|()| ExitCode::SUCCESS),
+        Command::Tls(args) => run_tls(&args),
         Command::Load(args) => run_load(&args).map(|()| ExitCode::SUCCESS),
         Command::Yardstick(args) => run_yardstick(&args).map(|()| ExitCode::SUCCESS),
     };
@@ -98,6 +101,17 @@ fn run_modes(args: &ModesArgs) -> Result<ExitCode, Box<dyn Error>> {
     Ok(verdict(records.iter().all(|record| record.state == State::Ran)))
 }
 
+fn run_tls(args: &TlsArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let plan = args.plan(&std::env::current_exe()?)?;
+    let standing = tls::run(&plan, &*interruption()?)?;
+    if args.json {
+        println!("{:#}", tls::json(&plan, &standing));
+    } else {
+        print!("{}", tls::text(&plan, &standing));
+    }
+    Ok(verdict(standing.is_complete()))
+}
+
 fn run_drive(args: &DriveArgs) -> Result<(), Box<dyn Error>> {
     // Widened: as errors go, it may cross threads.
     let measured = clients::drive(args).map_err(|error| -> Box<dyn Error> { error })?;
@@ -106,8 +120,14 @@ fn run_drive(args: &DriveArgs) -> Result<(), Box<dyn Error>> {
 }
 
 fn run_load(args: &LoadArgs) -> Result<(), Box<dyn Error>> {
-    let mut connection =
-        Connection::negotiate(UnixStream::connect(&args.socket)?, &args.export, args.mode)?;
+    let stream = UnixStream::connect(&args.socket)?;
+    let mut connection = match &args.tls {
+        None => Connection::negotiate(stream, &args.export, args.mode)?,
+        Some(authority) => {
+            let config = socket::config(authority)?;
+            Connection::negotiate_tls(stream, &args.export, args.mode, config)?
+        }
+    };
     if let Some(bytes) = args.send_buffer {
         connection.set_send_buffer(bytes)?;
     }

@@ -37,7 +37,10 @@ pub const YARDSTICK: &str = "yardstick";
 pub const NBDKIT: &str = "nbdkit";
 /// Name of the event loop that is written by hand on the core alone, an example of `nbd-proto`.
 pub const POLL_LOOP: &str = "poll-loop";
-const NBDKIT_FILE: &str = "nbdkit-file";
+/// Name of nbdkit with a file.
+pub const NBDKIT_FILE: &str = "nbdkit-file";
+/// Name of qemu-nbd, which has files alone.
+pub const QEMU_NBD_FILE: &str = "qemu-nbd-file";
 
 /// In the arguments: the path of the socket to listen on.
 const SOCKET: &str = "{socket}";
@@ -100,6 +103,25 @@ impl Server {
         })
     }
 
+    /// The same server with TLS required, by the certificates of a folder; `None` if it has no TLS.
+    pub fn with_tls(mut self, certificates: &Path) -> Option<Self> {
+        let folder = certificates.display();
+        let (index, args) = if self.name.starts_with("nbdkit") {
+            (0, vec!["--tls=require".into(), format!("--tls-certificates={folder}")])
+        } else if self.name.starts_with("qemu-nbd") {
+            let object = "tls-creds-x509,id=tls,endpoint=server,verify-peer=off";
+            let object = format!("{object},dir={folder}");
+            (0, vec!["--object".into(), object, "--tls-creds".into(), "tls".into()])
+        } else if self.args.first().is_some_and(|arg| arg == "serve") {
+            let folder = folder.to_string();
+            (1, vec!["--tls".into(), "require".into(), "--tls-certificates".into(), folder])
+        } else {
+            return None;
+        };
+        self.args.splice(index..index, args);
+        Some(self)
+    }
+
     /// The command that listens on `socket`; `file` is the disk of those that serve a file.
     pub fn command(&self, socket: &Path, file: Option<&Path>) -> Command {
         let mut command = Command::new(&self.program);
@@ -140,7 +162,7 @@ pub fn catalogue(own: &Path, nbd: &Path) -> Vec<Server> {
     servers.extend([
         Server::new(NBDKIT_FILE, Storage::File, "nbdkit", &["-f", "-U", SOCKET, "file", FILE]),
         Server::new(
-            "qemu-nbd-file",
+            QEMU_NBD_FILE,
             Storage::File,
             "qemu-nbd",
             &["-k", SOCKET, "-f", "raw", "-t", "--shared=0", "-x", "", FILE],

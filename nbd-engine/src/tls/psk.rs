@@ -12,7 +12,7 @@ use openssl::ex_data::Index;
 use openssl::ssl::{ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslStream};
 
 use super::TlsError;
-use super::records::{Ciphertext, MAX_PLAINTEXT, Records};
+use super::records::{Ciphertext, MAX_PLAINTEXT, Records, Room};
 use crate::export::TlsIdentity;
 
 const KEYS: &str = "file of pre-shared keys";
@@ -183,8 +183,8 @@ impl PskContext {
     pub(super) fn records(&self, side: Side) -> Result<Box<dyn Records>, TlsError> {
         let build = || SslStream::new(Ssl::new(&self.0)?, Bridge::default());
         let stream = build().map_err(|error| setup(&error))?;
-        let buffer = vec![0; MAX_PLAINTEXT];
-        Ok(Box::new(PskRecords { stream, side, buffer, handshaking: true, closed_by_peer: false }))
+        let (buffer, handshaking) = (Vec::new(), true);
+        Ok(Box::new(PskRecords { stream, side, buffer, handshaking, closed_by_peer: false }))
     }
 }
 
@@ -201,6 +201,17 @@ struct Bridge {
     inbound: Vec<u8>,
     taken: usize,
     outbound: Vec<u8>,
+}
+
+impl Bridge {
+    fn shrink(&mut self) {
+        if self.inbound.is_empty() {
+            self.inbound = Vec::new();
+        }
+        if self.outbound.is_empty() {
+            self.outbound = Vec::new();
+        }
+    }
 }
 
 impl Read for Bridge {
@@ -233,22 +244,25 @@ impl Write for Bridge {
 struct PskRecords {
     stream: SslStream<Bridge>,
     side: Side,
+    /// The plaintext of a record, once there was one.
     buffer: Vec<u8>,
     handshaking: bool,
     closed_by_peer: bool,
 }
 
 impl PskRecords {
-    fn collect(&mut self, output: &mut Ciphertext) {
+    /// Takes what OpenSSL wants to send.
+    fn collect(&mut self, output: &mut Ciphertext) -> io::Result<()> {
         let outbound = &mut self.stream.get_mut().outbound;
         if !outbound.is_empty() {
-            let count = fill(output.spare(outbound.len()), outbound);
+            let count = fill(output.spare(outbound.len())?, outbound);
             output.filled(count);
             outbound.clear();
         }
+        Ok(())
     }
 
-    fn run(&mut self, plaintext: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    fn run(&mut self, plaintext: &mut dyn FnMut(&[u8]) -> Room) -> io::Result<()> {
         if self.handshaking {
             let done = match self.side {
                 Side::Server => self.stream.accept(),
@@ -260,9 +274,14 @@ impl PskRecords {
                 Err(error) => return Err(invalid(&error)),
             }
         }
+        self.buffer.resize(MAX_PLAINTEXT, 0);
         while !self.closed_by_peer {
             match self.stream.ssl_read(&mut self.buffer) {
-                Ok(count) => plaintext(&self.buffer[..count]),
+                Ok(count) => {
+                    if plaintext(&self.buffer[..count]) == Room::Full {
+                        return Ok(());
+                    }
+                }
                 Err(error) if error.code() == ErrorCode::ZERO_RETURN => self.closed_by_peer = true,
                 Err(error) if is_waiting(&error) => return Ok(()),
                 Err(error) => return Err(invalid(&error)),
@@ -287,11 +306,11 @@ impl Records for PskRecords {
         &mut self,
         input: &mut [u8],
         output: &mut Ciphertext,
-        plaintext: &mut dyn FnMut(&[u8]),
+        plaintext: &mut dyn FnMut(&[u8]) -> Room,
     ) -> io::Result<usize> {
         self.stream.get_mut().inbound.extend_from_slice(input);
         let result = self.run(plaintext);
-        self.collect(output);
+        self.collect(output)?;
         result.map(|()| input.len())
     }
 
@@ -301,8 +320,7 @@ impl Records for PskRecords {
             let count = self.stream.ssl_write(left).map_err(io::Error::other)?;
             left = &left[count..];
         }
-        self.collect(output);
-        Ok(())
+        self.collect(output)
     }
 
     fn close_notify(&mut self, _: &mut [u8], output: &mut Ciphertext) -> io::Result<()> {
@@ -311,8 +329,7 @@ impl Records for PskRecords {
         }
         // Whether the peer has closed, too, shows when reading.
         let _both_closed = self.stream.shutdown().map_err(io::Error::other)?;
-        self.collect(output);
-        Ok(())
+        self.collect(output)
     }
 
     fn is_handshaking(&self) -> bool {
@@ -321,6 +338,11 @@ impl Records for PskRecords {
 
     fn is_closed_by_peer(&self) -> bool {
         self.closed_by_peer
+    }
+
+    fn shrink(&mut self) {
+        self.buffer = Vec::new();
+        self.stream.get_mut().shrink();
     }
 
     fn peer_identity(&self) -> Option<TlsIdentity> {

@@ -7,16 +7,17 @@ use crate::export::TlsIdentity;
 /// One side of a TLS connection, by whatever implementation.
 pub(crate) trait Records: Send {
     /// Processes the ciphertext in `input`, from where the last call stopped consuming. Gives decrypted data to
-    /// `plaintext`, and appends what has to be sent in answer to `output`. Returns how many bytes at the front of `input`
-    /// were consumed; what remains is a part of a record, to be passed again with more behind it.
+    /// `plaintext`, one record at a time, until that has no more room; and appends what has to be sent in answer to
+    /// `output`. Returns how many bytes at the front of `input` were consumed. What remains is to be passed again: a part
+    /// of a record with more behind it, and what follows the record that left no room.
     ///
     /// # Errors
-    /// When the peer breaks TLS or can't be trusted. An alert that tells the peer so may stand in `output`.
+    /// When the peer breaks TLS or can't be trusted. `output` may have an alert for the peer then.
     fn process(
         &mut self,
         input: &mut [u8],
         output: &mut Ciphertext,
-        plaintext: &mut dyn FnMut(&[u8]),
+        plaintext: &mut dyn FnMut(&[u8]) -> Room,
     ) -> io::Result<usize>;
 
     /// Encrypts `data`, of which there are at most [`MAX_PLAINTEXT`] bytes, to `output`. `rest` is what the last call of
@@ -38,11 +39,23 @@ pub(crate) trait Records: Send {
     /// Whether the peer ended the connection in order.
     fn is_closed_by_peer(&self) -> bool;
 
-    /// Who the peer is, if it showed that.
+    /// Gives memory back that an idle connection does not need.
+    fn shrink(&mut self) {}
+
+    /// The peer's identity, if it showed one.
     fn peer_identity(&self) -> Option<TlsIdentity>;
 
     /// The version and the cipher suite, for the log.
     fn description(&self) -> String;
+}
+
+/// Whether decrypted data can be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// More of it.
+    Left,
+    /// No further record.
+    Full,
 }
 
 /// The longest plaintext of a record (RFC 8446, section 5.1).
@@ -51,7 +64,12 @@ pub(crate) const MAX_PLAINTEXT: usize = 16 << 10;
 /// Room that a record needs beside its plaintext, whatever the cipher.
 pub(crate) const MAX_OVERHEAD: usize = 256;
 
-/// Ciphertext that waits to be sent. Its memory is initialised once and used again.
+/// The most ciphertext that may wait to be sent. Data stays below it, since a stream encrypts no more while much waits;
+/// so what reaches it are answers of TLS to a peer that asks and does not read.
+const MAX_UNSENT: usize = 256 << 10;
+
+/// Ciphertext that waits to be sent, of which there are at most [`MAX_UNSENT`] bytes. Its memory is initialised once and
+/// used again.
 #[derive(Debug, Default)]
 pub(crate) struct Ciphertext {
     buffer: Vec<u8>,
@@ -70,22 +88,31 @@ impl Ciphertext {
 
     /// `count` bytes were sent.
     pub(crate) fn sent(&mut self, count: usize) {
-        self.start = (self.start + count).min(self.end);
+        self.start = self.start.saturating_add(count).min(self.end);
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         }
     }
 
     /// At least `length` bytes to be filled. Say by [`filled`](Self::filled) how many were.
-    pub(crate) fn spare(&mut self, length: usize) -> &mut [u8] {
+    ///
+    /// # Errors
+    /// When more than [`MAX_UNSENT`] bytes would wait then; nothing is allocated for them.
+    pub(crate) fn spare(&mut self, length: usize) -> io::Result<&mut [u8]> {
         if self.buffer.len() - self.end < length {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
-            if self.buffer.len() - self.end < length {
-                self.buffer.resize(self.end + length, 0);
+            let needed = self.end.saturating_add(length);
+            if needed > MAX_UNSENT {
+                return Err(io::Error::other("the peer does not read the answers of TLS"));
+            }
+            if needed > self.buffer.len() {
+                let size = needed.next_power_of_two().min(MAX_UNSENT);
+                self.buffer.reserve_exact(size - self.buffer.len());
+                self.buffer.resize(size, 0);
             }
         }
-        &mut self.buffer[self.end..]
+        Ok(&mut self.buffer[self.end..])
     }
 
     /// The first `count` bytes of the spare room were filled.
@@ -112,7 +139,7 @@ mod tests {
             let (mut put, mut got) = (0_u8, Vec::new());
             while got.len() < 200 {
                 if put < 200 {
-                    let spare = queue.spare(7);
+                    let spare = queue.spare(7).unwrap();
                     for (offset, byte) in spare[..7].iter_mut().enumerate() {
                         *byte = put + offset as u8;
                     }
@@ -125,5 +152,24 @@ mod tests {
             }
             assert!(got.iter().enumerate().all(|(at, byte)| at == usize::from(*byte)));
         }
+    }
+
+    #[test]
+    fn it_grows_up_to_its_bound_and_no_further() {
+        let mut queue = Ciphertext::default();
+        queue.spare(MAX_UNSENT + 1).unwrap_err();
+        queue.spare(usize::MAX).unwrap_err();
+        assert_eq!(queue.buffer.capacity(), 0, "nothing is allocated for what is refused");
+        while let Ok(room) = queue.spare(1000) {
+            assert!(room.len() >= 1000);
+            queue.filled(1000);
+            assert!(queue.buffer.capacity() <= MAX_UNSENT);
+        }
+        assert!(queue.unsent().len() > MAX_UNSENT - 1000);
+        queue.sent(1500);
+        queue.spare(1000).unwrap();
+        queue.sent(usize::MAX);
+        queue.shrink();
+        assert_eq!(queue.buffer.capacity(), 0);
     }
 }

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use rustls::client::UnbufferedClientConnection;
-use rustls::server::UnbufferedServerConnection;
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
     WriteTraffic,
@@ -11,18 +11,20 @@ use rustls::unbuffered::{
 use rustls::{AlertDescription, CertificateError};
 
 use super::identity::identity;
-use super::records::{Ciphertext, MAX_OVERHEAD, Records};
+use super::records::{Ciphertext, MAX_OVERHEAD, Records, Room};
 use crate::export::TlsIdentity;
 
 /// One of the two sides, and what is remembered of it.
 pub(crate) struct RustlsRecords<C> {
     connection: C,
     closed_by_peer: bool,
+    /// Whether `process` stopped behind a record with data, before what follows it.
+    stopped: bool,
 }
 
 impl<C> RustlsRecords<C> {
     pub(crate) const fn new(connection: C) -> Self {
-        Self { connection, closed_by_peer: false }
+        Self { connection, closed_by_peer: false, stopped: false }
     }
 }
 
@@ -32,26 +34,30 @@ enum Next {
     Again,
     /// Nothing more can be done without more input.
     NeedsInput,
+    /// There is no room for more data.
+    Full,
 }
 
 /// Acts on one state.
 fn act<Data>(
     state: ConnectionState<'_, '_, Data>,
     output: &mut Ciphertext,
-    plaintext: &mut dyn FnMut(&[u8]),
+    plaintext: &mut dyn FnMut(&[u8]) -> Room,
     closed_by_peer: &mut bool,
 ) -> io::Result<Next> {
     match state {
+        // One record, since rustls looks at no other before this one is taken.
         ConnectionState::ReadTraffic(mut traffic) => {
+            let mut room = Room::Left;
             while let Some(record) = traffic.next_record() {
-                plaintext(record.map_err(invalid)?.payload);
+                room = plaintext(record.map_err(invalid)?.payload);
             }
-            Ok(Next::Again)
+            Ok(if room == Room::Full { Next::Full } else { Next::Again })
         }
         ConnectionState::EncodeTlsData(mut data) => {
             let mut length = 1;
             loop {
-                match data.encode(output.spare(length)) {
+                match data.encode(output.spare(length)?) {
                     Ok(count) => {
                         output.filled(count);
                         return Ok(Next::Again);
@@ -103,16 +109,15 @@ fn invalid(error: rustls::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{error}{remedy}"))
 }
 
-/// Runs `encode` with ever more room, up to what it says that it needs.
-fn encode<Data>(
-    traffic: &mut WriteTraffic<'_, Data>,
+/// Runs `encode` with the room that it says that it needs.
+fn encode(
     output: &mut Ciphertext,
     length: usize,
-    mut encode: impl FnMut(&mut WriteTraffic<'_, Data>, &mut [u8]) -> Result<usize, EncryptError>,
+    mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
 ) -> io::Result<()> {
     let mut room = length;
     loop {
-        match encode(traffic, output.spare(room)) {
+        match encode(output.spare(room)?) {
             Ok(count) => {
                 output.filled(count);
                 return Ok(());
@@ -128,15 +133,45 @@ fn encode<Data>(
 }
 
 macro_rules! records {
-    ($connection:ty) => {
+    ($connection:ty, $data:ty) => {
+        impl RustlsRecords<$connection> {
+            /// Writes by `write`, which may need `length` bytes of room.
+            fn write(
+                &mut self,
+                rest: &mut [u8],
+                output: &mut Ciphertext,
+                length: usize,
+                write: impl Fn(&mut WriteTraffic<'_, $data>, &mut [u8]) -> Result<usize, EncryptError>,
+            ) -> io::Result<()> {
+                // rustls has to see a handshake message that has not wholly come, and nothing else, or it would go on
+                // reading. There is none where `process` stopped, which is behind data.
+                let rest = if self.stopped { &mut [] } else { rest };
+                loop {
+                    let status = self.connection.process_tls_records(rest);
+                    match status.state.map_err(invalid)? {
+                        ConnectionState::WriteTraffic(mut traffic) => {
+                            return encode(output, length, |room| write(&mut traffic, room));
+                        }
+                        // An answer of TLS itself, to what came before the data.
+                        state @ (ConnectionState::EncodeTlsData(_)
+                        | ConnectionState::TransmitTlsData(_)) => {
+                            act(state, output, &mut |_| Room::Left, &mut self.closed_by_peer)?;
+                        }
+                        _ => return Err(io::ErrorKind::NotConnected.into()),
+                    }
+                }
+            }
+        }
+
         impl Records for RustlsRecords<$connection> {
             fn process(
                 &mut self,
                 input: &mut [u8],
                 output: &mut Ciphertext,
-                plaintext: &mut dyn FnMut(&[u8]),
+                plaintext: &mut dyn FnMut(&[u8]) -> Room,
             ) -> io::Result<usize> {
                 let mut consumed = 0;
+                self.stopped = false;
                 loop {
                     let UnbufferedStatus { discard, state, .. } =
                         self.connection.process_tls_records(&mut input[consumed..]);
@@ -158,6 +193,10 @@ macro_rules! records {
                     match next {
                         Next::Again => {}
                         Next::NeedsInput => return Ok(consumed),
+                        Next::Full => {
+                            self.stopped = true;
+                            return Ok(consumed);
+                        }
                     }
                 }
             }
@@ -168,27 +207,14 @@ macro_rules! records {
                 data: &[u8],
                 output: &mut Ciphertext,
             ) -> io::Result<()> {
-                let status = self.connection.process_tls_records(rest);
-                match status.state.map_err(invalid)? {
-                    ConnectionState::WriteTraffic(mut traffic) => {
-                        encode(&mut traffic, output, data.len() + MAX_OVERHEAD, |traffic, room| {
-                            traffic.encrypt(data, room)
-                        })
-                    }
-                    _ => Err(io::ErrorKind::NotConnected.into()),
-                }
+                let length = data.len() + MAX_OVERHEAD;
+                self.write(rest, output, length, |traffic, room| traffic.encrypt(data, room))
             }
 
             fn close_notify(&mut self, rest: &mut [u8], output: &mut Ciphertext) -> io::Result<()> {
-                let status = self.connection.process_tls_records(rest);
-                match status.state.map_err(invalid)? {
-                    ConnectionState::WriteTraffic(mut traffic) => {
-                        encode(&mut traffic, output, MAX_OVERHEAD, |traffic, room| {
-                            traffic.queue_close_notify(room)
-                        })
-                    }
-                    _ => Err(io::ErrorKind::NotConnected.into()),
-                }
+                self.write(rest, output, MAX_OVERHEAD, |traffic, room| {
+                    traffic.queue_close_notify(room)
+                })
             }
 
             fn is_handshaking(&self) -> bool {
@@ -218,5 +244,5 @@ macro_rules! records {
     };
 }
 
-records!(UnbufferedServerConnection);
-records!(UnbufferedClientConnection);
+records!(UnbufferedServerConnection, ServerConnectionData);
+records!(UnbufferedClientConnection, ClientConnectionData);

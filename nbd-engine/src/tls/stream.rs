@@ -6,7 +6,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
-use super::records::{Ciphertext, MAX_PLAINTEXT, Records};
+use super::records::{Ciphertext, MAX_PLAINTEXT, Records, Room};
 use crate::export::TlsIdentity;
 use crate::transport::Transport;
 
@@ -15,6 +15,10 @@ const INCOMING: usize = 64 << 10;
 
 /// The least that holds any record.
 const SMALLEST_INCOMING: usize = MAX_PLAINTEXT + 2048;
+
+/// Receive calls of one read. A peer may send records without data for as long as it likes; others have to have their
+/// turn.
+const MAX_RECEIVES: usize = 16;
 
 /// Plaintext that is encrypted ahead of a transport that takes no more at the moment.
 const AHEAD: usize = 128 << 10;
@@ -96,7 +100,14 @@ struct Scatter<'a, 'b> {
 
 impl<'a, 'b> Scatter<'a, 'b> {
     fn new(slices: &'a mut [IoSliceMut<'b>]) -> Self {
-        Self { slices, index: 0, offset: 0, copied: 0 }
+        let mut scatter = Self { slices, index: 0, offset: 0, copied: 0 };
+        scatter.skip_full();
+        scatter
+    }
+
+    /// Whether every slice is full.
+    fn is_full(&self) -> bool {
+        self.index == self.slices.len()
     }
 
     /// Copies as much as fits; returns the rest.
@@ -110,11 +121,17 @@ impl<'a, 'b> Scatter<'a, 'b> {
             data = &data[count..];
             self.offset += count;
             self.copied += count;
-            if self.offset == slice.len() {
-                (self.index, self.offset) = (self.index + 1, 0);
-            }
+            self.skip_full();
         }
         data
+    }
+
+    fn skip_full(&mut self) {
+        while let Some(slice) = self.slices.get(self.index)
+            && self.offset == slice.len()
+        {
+            (self.index, self.offset) = (self.index + 1, 0);
+        }
     }
 }
 
@@ -163,6 +180,7 @@ impl<T: Transport> TlsStream<T> {
 
     /// Gives memory back that an idle connection does not need.
     pub(crate) fn shrink(&mut self) {
+        self.records.shrink();
         self.outgoing.shrink();
         self.collected = Vec::new();
         if self.taken == self.plaintext.len() {
@@ -214,6 +232,7 @@ impl<T: Transport> TlsStream<T> {
             self.records.process(self.incoming.rest(), &mut self.outgoing, &mut |data| {
                 let rest = scatter.put(data);
                 plaintext.extend_from_slice(rest);
+                if scatter.is_full() { Room::Full } else { Room::Left }
             })?;
         self.incoming.consume(consumed);
         Ok(scatter.copied)
@@ -259,7 +278,9 @@ impl<T: Transport> TlsStream<T> {
                 if encrypted + self.collected.len() >= AHEAD {
                     return Ok(encrypted + self.encrypt_collected()?);
                 }
-                if self.collected.is_empty() && slice.len() >= MAX_PLAINTEXT {
+                if slice.len() >= MAX_PLAINTEXT {
+                    // A short record for what was collected, so that the long slice need not be copied for it.
+                    encrypted += self.encrypt_collected()?;
                     let (record, rest) = slice.split_at(MAX_PLAINTEXT);
                     self.records.encrypt(self.incoming.rest(), record, &mut self.outgoing)?;
                     encrypted += record.len();
@@ -310,7 +331,7 @@ impl<T: Transport> AsyncRead for TlsStream<T> {
         if let Some(copied) = this.take_plaintext(slices) {
             return Poll::Ready(Ok(copied));
         }
-        loop {
+        for _ in 0..MAX_RECEIVES {
             this.check()?;
             let copied = match this.process(slices) {
                 Ok(copied) => copied,
@@ -325,6 +346,8 @@ impl<T: Transport> AsyncRead for TlsStream<T> {
             }
             ready!(this.poll_receive(cx))?;
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -383,14 +406,23 @@ impl<T: Transport> Transport for TlsStream<T> {
         if let Some(copied) = self.take_plaintext(slices) {
             return Ok(copied);
         }
-        let count = self.transport.try_read(self.incoming.spare())?;
-        // The end of the stream is for `poll_read`, which finds it again.
-        self.incoming.end += count;
-        match self.process(slices) {
-            Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
-            Ok(copied) => Ok(copied),
-            Err(error) => Err(self.fail(&mut Context::from_waker(Waker::noop()), &error)),
+        // What was received earlier, and then what is there now.
+        for _ in 0..2 {
+            match self.process(slices) {
+                Ok(0) => {}
+                Ok(copied) => return Ok(copied),
+                Err(error) => {
+                    return Err(self.fail(&mut Context::from_waker(Waker::noop()), &error));
+                }
+            }
+            // Neither the end of the stream nor a record that is too long is for this call: `poll_read` finds them again.
+            let spare = self.incoming.spare();
+            if spare.is_empty() {
+                break;
+            }
+            self.incoming.end += self.transport.try_read(spare)?;
         }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     fn is_peer_gone(&self) -> bool {

@@ -1,0 +1,136 @@
+//! The generator's side of a connection: a Unix socket as it is, or with TLS inside.
+
+use std::io::{self, Error, IoSlice, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::{self, cipher_suite::TLS13_AES_128_GCM_SHA256};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+/// Bytes of one receive call: rustls asks for 4 KiB at a time.
+const RECEIVED: usize = 256 * 1024;
+
+/// Bytes that rustls may hold, in records, before they are sent: what one gathered write has.
+const SENT: usize = 2 * 1024 * 1024;
+
+/// A connected socket, in the clear or encrypted.
+#[derive(Debug)]
+pub struct Socket(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Plain(UnixStream),
+    Tls(Box<StreamOwned<ClientConnection, Received>>),
+}
+
+impl Socket {
+    /// In the clear.
+    pub fn plain(stream: UnixStream) -> Self {
+        Self(Kind::Plain(stream))
+    }
+
+    /// Encrypted from the next byte on.
+    pub fn tls(stream: UnixStream, config: Arc<ClientConfig>) -> io::Result<Self> {
+        let name = ServerName::try_from("localhost").map_err(Error::other)?;
+        let mut client = ClientConnection::new(config, name).map_err(Error::other)?;
+        client.set_buffer_limit(Some(SENT));
+        let received = Received { stream, buffer: vec![0; RECEIVED], start: 0, end: 0 };
+        Ok(Self(Kind::Tls(Box::new(StreamOwned::new(client, received)))))
+    }
+
+    /// The socket itself.
+    pub fn unix(&self) -> &UnixStream {
+        match &self.0 {
+            Kind::Plain(stream) => stream,
+            Kind::Tls(tls) => &tls.sock.stream,
+        }
+    }
+}
+
+/// A configuration that trusts the authority of that PEM file, and offers nothing but TLS 1.3 with AES-128-GCM: so
+/// all servers encrypt by the same cipher.
+pub fn config(authority: &std::path::Path) -> io::Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(authority).map_err(Error::other)? {
+        roots.add(certificate.map_err(Error::other)?).map_err(Error::other)?;
+    }
+    let cipher_suites = vec![TLS13_AES_128_GCM_SHA256];
+    let provider = CryptoProvider { cipher_suites, ..ring::default_provider() };
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Kind::Plain(stream) => stream.read(buffer),
+            Kind::Tls(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Kind::Plain(stream) => stream.write(bytes),
+            Kind::Tls(tls) => tls.write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &mut self.0 {
+            Kind::Plain(stream) => stream.write_vectored(slices),
+            Kind::Tls(tls) => tls.write_vectored(slices),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.0 {
+            Kind::Plain(stream) => stream.flush(),
+            Kind::Tls(tls) => tls.flush(),
+        }
+    }
+}
+
+/// A socket that is read in large pieces.
+#[derive(Debug)]
+struct Received {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Read for Received {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+            self.end = self.stream.read(&mut self.buffer)?;
+        }
+        let count = (&self.buffer[self.start..self.end]).read(room)?;
+        self.start += count;
+        Ok(count)
+    }
+}
+
+impl Write for Received {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.stream.write_vectored(slices)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
