@@ -93,17 +93,18 @@ impl<T: Default> InFlight<T> {
         (slot.used && slot.generation == id.generation).then_some(&mut slot.value)
     }
 
-    /// Frees a slot. Does nothing for an id that is out of date.
-    pub(crate) fn release(&mut self, id: RequestId) {
-        if let Some(slot) = self.slots.get_mut(id.index())
-            && slot.used
-            && slot.generation == id.generation
-        {
-            slot.used = false;
-            slot.generation = slot.generation.wrapping_add(1);
-            self.used = self.used.saturating_sub(1);
-            self.free.push(id.index);
+    /// Frees a slot, and shows what is left in it. `None` for an id that is out of date.
+    #[inline]
+    pub(crate) fn release(&mut self, id: RequestId) -> Option<&T> {
+        let slot = self.slots.get_mut(id.index())?;
+        if !slot.used || slot.generation != id.generation {
+            return None;
         }
+        slot.used = false;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.used = self.used.saturating_sub(1);
+        self.free.push(id.index);
+        Some(&slot.value)
     }
 
     /// The values in use.
@@ -135,8 +136,8 @@ mod tests {
         let mut table = InFlight::<u8>::new(1);
         let (first, _) = table.take().unwrap();
         assert!(table.take().is_none(), "the table is full");
-        table.release(first);
-        table.release(first);
+        assert!(table.release(first).is_some());
+        assert!(table.release(first).is_none(), "it is free already");
         let (second, _) = table.take().unwrap();
         assert_eq!(first.index(), second.index());
         assert!(table.get(first).is_none());

@@ -31,6 +31,9 @@ impl Scratch {
             input.consume(N);
             return Some(head);
         }
+        if input.unread().is_empty() {
+            return None;
+        }
         self.collect(input)
     }
 

@@ -17,16 +17,33 @@ use super::{ExportError, Result};
 pub(crate) enum Shared {
     /// Reference-counted bytes of any origin.
     Bytes(Bytes),
-    /// Part of a page; costs no allocation.
-    Slice(Page, Range<usize>),
+    /// The part of a page from `start` to `end`, which lies inside of it. Costs no allocation.
+    Slice { page: Page, start: usize, end: usize },
 }
 
 impl Shared {
-    /// The bytes. Empty when the range does not lie inside of its slice.
+    /// The part `range` of a page. Nothing if it does not lie inside of the page.
+    pub(crate) fn page(page: Page, range: Range<usize>) -> Self {
+        let inside = range.start <= range.end && range.end <= page.len();
+        let Range { start, end } = if inside { range } else { 0..0 };
+        Self::Slice { page, start, end }
+    }
+
+    /// The bytes.
+    #[inline]
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes,
-            Self::Slice(slice, range) => slice.get(range.clone()).unwrap_or_default(),
+            Self::Slice { page, start, end } => &page[*start..*end],
+        }
+    }
+
+    /// How many there are.
+    #[inline]
+    pub(crate) const fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Slice { start, end, .. } => *end - *start,
         }
     }
 }
@@ -44,15 +61,16 @@ pub(crate) enum Piece {
 
 impl Piece {
     /// Bytes of the export that the piece stands for.
-    pub(crate) fn len(&self) -> usize {
+    #[inline]
+    pub(crate) const fn len(&self) -> usize {
         match self {
             Self::Buffer(length) | Self::Hole(length) => *length,
-            Self::Shared(shared) => shared.as_slice().len(),
+            Self::Shared(shared) => shared.len(),
         }
     }
 
     /// Whether the piece stands for nothing.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(crate) const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
@@ -171,7 +189,7 @@ impl Body {
     /// Appends the part `range` of a page that the export shares, which costs no allocation. Nothing if the range does
     /// not lie inside of the page.
     pub fn share_page(&mut self, page: Page, range: Range<usize>) {
-        self.share(Shared::Slice(page, range));
+        self.share(Shared::page(page, range));
     }
 
     /// Appends bytes that the export shares.
@@ -275,23 +293,28 @@ impl Body {
         range: Range<usize>,
         mut visit: impl FnMut(IoSlice<'a>) -> bool,
     ) {
+        if let [Piece::Shared(shared)] = self.pieces.as_slice() {
+            if let Some(bytes) = shared.as_slice().get(range) {
+                visit(IoSlice::new(bytes));
+            }
+            return;
+        }
         let mut buffer_start = 0;
         let mut start = 0;
         for piece in &self.pieces {
+            let end = start + piece.len();
+            let (from, to) = (range.start.max(start), range.end.min(end));
             let bytes = match piece {
                 Piece::Buffer(length) => {
                     let bytes = &self.buffer[buffer_start..buffer_start + length];
                     buffer_start += length;
-                    bytes
+                    Some(bytes)
                 }
-                Piece::Shared(shared) => shared.as_slice(),
-                Piece::Hole(_) => &[],
+                Piece::Shared(shared) if from < to => Some(shared.as_slice()),
+                Piece::Shared(_) | Piece::Hole(_) => None,
             };
-            let end = start + piece.len();
-            let from = range.start.max(start);
-            let to = range.end.min(end);
-            if from < to
-                && !bytes.is_empty()
+            if let Some(bytes) = bytes
+                && from < to
                 && !visit(IoSlice::new(&bytes[from - start..to - start]))
             {
                 return;
@@ -340,7 +363,7 @@ mod tests {
         body.fill(2).unwrap().copy_from_slice(b"ab");
         body.share(Shared::Bytes(Bytes::from_static(b"cd")));
         body.fill(1).unwrap().copy_from_slice(b"e");
-        body.share(Shared::Slice(b"xfgx".to_vec().into(), 1..3));
+        body.share(Shared::page(b"xfgx".to_vec().into(), 1..3));
         assert_eq!(body.len(), 7);
         for start in 0..7 {
             for end in start..=7 {

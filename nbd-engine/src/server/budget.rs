@@ -139,18 +139,21 @@ impl Account {
     }
 
     /// Bytes that can be used without asking anybody.
+    #[inline]
     pub(crate) const fn free(&self) -> usize {
         (self.share + self.leased).saturating_sub(self.used)
     }
 
     /// What a request is charged that may need so many bytes. A request that may need more than there is, such as a
     /// block status with the largest bounds, is charged all there is.
+    #[inline]
     pub(crate) fn cap(&self, bytes: usize) -> usize {
         bytes.min(self.budget.rest)
     }
 
     /// Takes so many bytes, which were [capped](Self::cap), into use if they can be had. Otherwise the waker is woken
     /// once it is worth trying again, until when the connection must not take in more.
+    #[inline]
     pub(crate) fn charge(&mut self, bytes: usize, waker: &Waker) -> bool {
         if self.waits {
             let granted = self.granted.swap(0, Ordering::Acquire);
@@ -209,10 +212,15 @@ impl Account {
         true
     }
 
+    #[inline]
     fn stop_waiting(&mut self) {
-        if !core::mem::take(&mut self.waits) {
-            return;
+        if core::mem::take(&mut self.waits) {
+            self.leave_queue();
         }
+    }
+
+    #[cold]
+    fn leave_queue(&mut self) {
         let mut state = self.budget.lock();
         state.queue.retain(|one| !Arc::ptr_eq(&one.granted, &self.granted));
         self.budget.grant(state);
@@ -225,6 +233,7 @@ impl Account {
     }
 
     /// So many bytes are no longer in use. What was leased stays for the next request, unless others wait.
+    #[inline]
     pub(crate) fn release(&mut self, bytes: usize) {
         self.used -= bytes;
         if bytes > 0 && self.budget.is_crowded() {
@@ -243,6 +252,7 @@ impl Account {
     }
 
     /// Whether others wait for what this connection holds beyond its share.
+    #[inline]
     pub(crate) fn is_in_the_way(&self) -> bool {
         self.leased > 0 && self.budget.is_crowded()
     }

@@ -181,8 +181,11 @@ impl Requests {
             self.slots.resize_with(index + 1, || Slot::new(pool));
         }
         let slot = &mut self.slots[index];
-        if slot.id != Some(id) {
-            slot.assign(Some(id));
+        match slot.id {
+            // It was cleared when its last request was finished.
+            None => slot.id = Some(id),
+            Some(other) if other != id => slot.assign(Some(id)),
+            Some(_) => {}
         }
         slot
     }

@@ -39,6 +39,7 @@ impl fmt::Display for Refused {
 
 /// Bytes of payload that follow a request's header. In compact form only WRITE has any. In extended form the flag says
 /// so; but see [`Config::require_payload_flag`](super::Config::require_payload_flag).
+#[inline]
 pub(super) fn payload_length(
     request: &ExtendedRequest,
     rules: &RequestRules,
@@ -52,6 +53,7 @@ pub(super) fn payload_length(
 
 /// The command of a request, if it is one to be carried out. `DISC` is not for this function, and of a block status
 /// with a payload the length is not the one that is meant.
+#[inline]
 pub(super) fn command(
     request: &ExtendedRequest,
     rules: &RequestRules,
@@ -98,6 +100,7 @@ pub(super) fn check(command: &Command, rules: &RequestRules) -> Result<(), Refus
 /// Known flags, on commands that they are documented for. Whether they were advertised is for the rules to say, except
 /// of those that a [`Command`] does not know.
 // S-REQ-04, S-REQ-05, S-REQ-13
+#[inline]
 fn check_flags(
     request: &ExtendedRequest,
     rules: &RequestRules,

@@ -458,6 +458,11 @@ impl<'a> Reply<'a> {
     /// Queues a whole read in one piece: as a simple reply, or as the one content chunk that DF allows.
     fn put_deferred(&mut self) {
         let answer = &mut self.answer;
+        if let ([content], Style::Simple) = (answer.pending.deferred.as_slice(), answer.style) {
+            let tail = answer.tail(*content);
+            answer.put_simple(ErrorCode::OK);
+            return answer.out.seal(tail, Some(answer.id));
+        }
         let mut deferred = core::mem::take(&mut answer.pending.deferred);
         deferred.sort_unstable_by_key(|content| content.start);
         let length = answer.pending.command.length();

@@ -229,23 +229,23 @@ impl Transmission {
         if request.command == CommandType::BLOCK_STATUS && payload > 0 {
             return self.begin_status_payload(shared, request, command);
         }
-        let checked = command.and_then(|command| header::check(&command, rules).map(|()| command));
         let &ExtendedRequest { cookie, offset, .. } = request;
-        match checked {
-            Ok(_) if shared.shutting_down => {
-                self.refuse_request(shared, cookie, offset, payload, SHUTTING_DOWN)
-            }
-            Err(refused) => self.refuse_request(shared, cookie, offset, payload, refused),
-            Ok(command) => {
-                let held = Held { cookie, offset, command };
-                if self.has_room(&command, &shared.config.limits) {
-                    self.accept(shared, held)
-                } else {
-                    self.next = Next::Held(held);
-                    Ok(Step::Paused)
-                }
-            }
+        let command = match command {
+            Ok(command) => command,
+            Err(refused) => return self.refuse_request(shared, cookie, offset, payload, refused),
+        };
+        if let Err(refused) = header::check(&command, rules) {
+            return self.refuse_request(shared, cookie, offset, payload, refused);
         }
+        if shared.shutting_down {
+            return self.refuse_request(shared, cookie, offset, payload, SHUTTING_DOWN);
+        }
+        let held = Held { cookie, offset, command };
+        if !self.has_room(&command, &shared.config.limits) {
+            self.next = Next::Held(held);
+            return Ok(Step::Paused);
+        }
+        self.accept(shared, held)
     }
 
     /// Whether a request's data fits into what may be in flight. A request that is alone always fits.
@@ -303,6 +303,7 @@ impl Transmission {
     /// Gives a refused request its slot, so that a client that does not read its errors stops itself; the error follows
     /// once the payload is consumed.
     // S-REQ-11
+    #[cold]
     fn refuse_request(
         &mut self,
         shared: &mut Shared<'_>,
@@ -412,17 +413,15 @@ impl Transmission {
     #[inline]
     pub(super) fn release(&mut self, finished: &mut Vec<RequestId>, out: &mut Outbound) {
         finished.retain(|id| {
-            let Some(pending) = self.in_flight.get(*id) else {
+            let Some(pending) = self.in_flight.release(*id) else {
                 out.fail("a request ended twice");
                 return false;
             };
-            let known = pending.progress != Progress::Hidden;
             match self.bytes.checked_sub(pending.bytes) {
                 Some(bytes) => self.bytes = bytes,
                 None => out.fail("the bytes in flight don't add up"),
             }
-            self.in_flight.release(*id);
-            known
+            pending.progress != Progress::Hidden
         });
     }
 

@@ -220,7 +220,7 @@ impl Export for Memory {
                     body.hole(core::mem::take(&mut hole));
                 }
                 if length >= Self::SHARE_READS && part >= Self::SHARE_PART {
-                    body.share(Shared::Slice(page.clone(), within));
+                    body.share(Shared::page(page.clone(), within));
                 } else {
                     body.fill(part)?.copy_from_slice(&page[within]);
                 }

@@ -71,10 +71,12 @@ impl Memory {
         }
         slot.charged += missing;
         // What is kept is to be paid for, too, apart from what this request makes use of.
-        let useful = self.pool.kept() == 0 || self.pool.has_fitting(bytes);
-        let surplus = self.cached().saturating_sub(if useful { bytes } else { 0 });
-        if !self.account.extend(surplus) {
-            self.free_cached();
+        let cached = self.cached();
+        if cached > 0 {
+            let useful = self.pool.kept() == 0 || self.pool.has_fitting(bytes);
+            if !self.account.extend(cached.saturating_sub(if useful { bytes } else { 0 })) {
+                self.free_cached();
+            }
         }
         true
     }
@@ -96,7 +98,8 @@ impl Memory {
             slot.payload.free();
         }
         self.settle(slot, slot.work.body.buffer_size());
-        if crowded || !self.account.extend(self.cached()) {
+        let cached = self.cached();
+        if crowded || cached > 0 && !self.account.extend(cached) {
             self.free_cached();
             self.account.give_back_unused();
         }
