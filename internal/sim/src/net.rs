@@ -225,7 +225,7 @@ impl Listen for Listener {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         let peer = PeerAddr::Other(format!("stream {}", end.number()).into());
-        Ok(Accepted { transport: end, peer })
+        Ok(Accepted::new(end, peer))
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::{Either, select};
 use nbd_engine::export::{ExportEntry, ExportMap};
+use nbd_engine::net::LocalAddr;
 use nbd_engine::server::{Accepted, Listen, ServerConfig, ServerState, listen};
 
 use crate::client::{ADDRESS, Surroundings};
@@ -41,8 +42,12 @@ impl Running {
         }
         let listener = around.net.listen(process, ADDRESS);
         let listener = MeddlingListener { listener, around: around.clone() };
-        let listening = listen(Arc::clone(&state), listener, runtime);
-        around.world.spawn(process, Box::pin(listening));
+        let address = LocalAddr::Tcp(ADDRESS);
+        let spawn = |task| {
+            around.world.spawn(process, task);
+            Ok(())
+        };
+        listen(&state, [(address, listener)], &runtime, spawn).expect("there is a socket");
         note(&around.world, || format!("server {process:?}: starts"));
         Self { process, state }
     }
@@ -111,7 +116,8 @@ impl Listen for MeddlingListener {
     type Transport = Meddler;
 
     async fn accept(&mut self) -> std::io::Result<Accepted<Meddler>> {
-        let Accepted { transport, peer } = self.listener.accept().await?;
-        Ok(Accepted { transport: Meddler::new(transport, self.around.mutation), peer })
+        let accepted = self.listener.accept().await?;
+        let transport = Meddler::new(accepted.transport, self.around.mutation);
+        Ok(Accepted::new(transport, accepted.peer))
     }
 }
