@@ -59,6 +59,8 @@ pub use nbd_engine::net::LocalAddr;
 pub use nbd_engine::proto::Limits;
 pub use nbd_engine::proto::wire::DEFAULT_PORT;
 pub use nbd_engine::server::{ConnectionError, Listening, Outcome, ServerConfig, Stall};
+/// The protocol, of whose types errors are made.
+pub use nbd_engine::proto;
 #[cfg(feature = "tls")]
 pub use nbd_engine::tls;
 

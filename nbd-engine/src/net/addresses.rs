@@ -196,7 +196,8 @@ mod tests {
         fn bind(&mut self, mut address: SocketAddr, v6_only: bool) -> io::Result<Listener> {
             if !self.is_own(address.ip()) {
                 // Which of them it is depends on the system.
-                let missing = address.port() % 2 == 0 && !self.has_family(address.is_ipv4());
+                let missing =
+                    address.port().is_multiple_of(2) && !self.has_family(address.is_ipv4());
                 let errno = if missing { Errno::AFNOSUPPORT } else { Errno::ADDRNOTAVAIL };
                 return Err(errno.into());
             }

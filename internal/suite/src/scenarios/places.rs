@@ -93,7 +93,7 @@ pub fn an_export_learns_the_peer_of_a_stream_of_ones_own(setup: Setup) {
         ([PeerAddr::Unix(Some(peer))], None) => {
             assert_eq!(peer.pid.unsigned_abs(), std::process::id());
         }
-        ([PeerAddr::Unix(None)], None) => assert!(!cfg!(target_os = "linux")),
+        ([PeerAddr::Unix(None)], None) if !cfg!(target_os = "linux") => {}
         (entered, _) => panic!("{entered:?}"),
     }
 }
