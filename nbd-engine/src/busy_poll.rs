@@ -96,7 +96,7 @@ mod tests {
             let before = poll.misses;
             assert_eq!(poll.spin(|| None::<u8>), None);
             if max_polling() == 0 {
-                return; // On one processor nobody polls.
+                return; // On one processor no connection polls.
             }
             assert!(poll.misses >= before);
         }

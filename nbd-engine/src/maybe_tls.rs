@@ -24,7 +24,7 @@ impl<T: Transport> MaybeTls<T> {
     /// The TLS stream. The first call begins it, by way of `begin`.
     ///
     /// # Errors
-    /// Those of `begin`; the transport is of no use then.
+    /// Those of `begin`; the transport must be dropped then.
     pub(crate) fn tls(
         &mut self,
         begin: impl FnOnce(T) -> Result<TlsStream<T>, TlsError>,

@@ -1,8 +1,9 @@
 //! The loop: bytes between a transport and a machine of the protocol, whichever role it plays.
 //!
-//! The machine says what the next bytes of the stream are and what is to be sent, the [`Handler`] holds the data, and the
-//! pump moves bytes so that each is copied as seldom as possible: many small messages come with one receive call, the
-//! data of large requests goes straight to its place, and as many replies as are ready leave with one gathered call.
+//! The machine says what the next bytes of the stream are and what is to be sent, the [`Handler`] holds the data, and
+//! the pump moves bytes so that each is copied as seldom as possible: many small messages come with one receive call,
+//! the data of large requests goes straight to its destination, and as many replies as are ready leave with one
+//! gathered call.
 
 use core::ops::Range;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -95,7 +96,7 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    /// Whether so much data is received through the receive buffer, rather than straight to its place.
+    /// Whether so much data is received through the receive buffer, rather than straight to its destination.
     pub(crate) const fn is_short(remaining: u64) -> bool {
         remaining < DIRECT
     }
@@ -151,8 +152,8 @@ pub(crate) trait Handler<M: Machine> {
     /// Data is about to arrive, of which so many bytes have been received already.
     fn reception(&mut self, data: Incoming, received: usize, cx: &mut Context<'_>) -> Reception;
 
-    /// Shows the room for data that is about to arrive, in order, until `visit` gives `false`. Need not be all of it, but
-    /// some of it.
+    /// Shows the room for data that is about to arrive, in order, until `visit` gives `false`. Need not be all of it,
+    /// but some of it.
     fn room<'a>(&'a mut self, data: Incoming, visit: impl FnMut(IoSliceMut<'a>) -> bool);
 
     /// Shows the bytes of a request in that range, counted from the request's own offset, until `visit` gives `false`.
@@ -176,7 +177,7 @@ const MAX_SLICES: usize = 128;
 /// Slices of one scattered read at most.
 pub(crate) const MAX_ROOM: usize = 64;
 
-/// Data from this size on is read straight to its place rather than through the receive buffer.
+/// Data from this size on is read straight to its destination rather than through the receive buffer.
 const DIRECT: u64 = 32 << 10;
 
 /// A machine and the transport that it talks over.
@@ -264,7 +265,7 @@ impl<M: Machine, T: Transport> Pump<M, T> {
         }
     }
 
-    /// Brings data to its place. Gives whether anything happened.
+    /// Brings data to its destination. Gives whether anything happened.
     fn receive_data<H: Handler<M>>(
         &mut self,
         handler: &mut H,
@@ -311,7 +312,7 @@ impl<M: Machine, T: Transport> Pump<M, T> {
         }
     }
 
-    /// Reads data straight to its place, and what follows it into the receive buffer.
+    /// Reads data straight to its destination, and what follows it into the receive buffer.
     fn receive_directly<H: Handler<M>>(
         &mut self,
         handler: &mut H,

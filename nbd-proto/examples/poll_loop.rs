@@ -128,16 +128,16 @@ impl Client {
     /// What the socket has to be ready for before there is anything to do.
     fn interest(&self) -> PollFlags {
         let mut events = PollFlags::empty();
-        // A client that does not read its replies is not read from any more, once so many are in flight. As all requests
-        // are answered at once, there is something to send then. A server that answers later may have nothing to wait
-        // for on the socket, and has to leave it out of the set, since `poll` reports a hang-up unasked.
+        // A client that does not read its replies is not read from any more, once so many are in flight. As all
+        // requests are answered at once, there is something to send then. A server that answers later may have nothing
+        // to wait for on the socket, and has to leave it out of the set, since `poll` reports a hang-up unasked.
         let wants = self.connection.wants();
         events.set(PollFlags::IN, matches!(wants, Wants::Bytes { .. } | Wants::Payload { .. }));
         events.set(PollFlags::OUT, self.connection.segments().next().is_some());
         events
     }
 
-    /// Does what can be done without waiting. Says whether the client stays.
+    /// Does what can be done without waiting. Returns whether the connection goes on.
     fn turn(&mut self, disk: &mut Disk) -> bool {
         self.run(disk).unwrap_or_else(|error| {
             eprintln!("a client was closed: {error}");
@@ -236,8 +236,8 @@ impl Client {
                 self.received.advance(count.unwrap_or(0));
                 count
             }
-            // The payload of a write belongs on the disk: what of it was received already, and then the rest, as it comes
-            // from the socket.
+            // The payload of a write belongs on the disk: what of it was received already, and then the rest, as it
+            // comes from the socket.
             Wants::Payload { command, offset, remaining, .. } => {
                 let from = (command.offset() + offset) as usize;
                 let room = &mut disk.bytes[from..][..remaining as usize];

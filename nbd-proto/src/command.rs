@@ -1,4 +1,4 @@
-//! Commands, as both roles speak of them.
+//! Commands, for both roles.
 
 use crate::wire::{CommandFlags, CommandType};
 

@@ -50,7 +50,7 @@ impl Coverage {
         let touches_next = self.ranges.get(next).is_some_and(|range| range.0 == end);
         let before = next
             .checked_sub(1)
-            .filter(|at| self.ranges.get(*at).is_some_and(|range| range.1 == start));
+            .filter(|index| self.ranges.get(*index).is_some_and(|range| range.1 == start));
         match (before, touches_next) {
             (Some(before), true) => {
                 let (_, joined_end) = self.ranges.remove(next);

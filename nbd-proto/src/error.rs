@@ -39,8 +39,8 @@ pub enum PeerMisbehaved {
     // S-OPT-EH-06
     #[error("NBD_OPT_EXPORT_NAME was used after extended headers were agreed")]
     ExportNameAfterExtendedHeaders,
-    /// Bytes that came after STARTTLS (or its acknowledgement) and before the TLS handshake: somebody injects plain
-    /// text.
+    /// Bytes that came after STARTTLS (or its acknowledgement) and before the TLS handshake: a sign of
+    /// injected plain text.
     // S-TLS-09, C-TLS-27
     #[error("plain text followed STARTTLS")]
     PlaintextAfterStartTls,
@@ -104,17 +104,17 @@ pub enum PeerMisbehaved {
     NotFinal,
     /// Data or a hole outside of what was read.
     // C-REP-STRUCT-05
-    #[error("content at {0} lies outside of the request")]
+    #[error("content at offset {0} lies outside the request")]
     ContentOutOfRange(u64),
     /// Data or a hole over earlier content or an earlier error.
     // C-REP-STRUCT-05
-    #[error("content at {0} overlaps an earlier chunk")]
+    #[error("content at offset {0} overlaps an earlier chunk")]
     ContentOverlaps(u64),
     /// A second content chunk though `NBD_CMD_FLAG_DF` was set.
     #[error("an unfragmented read was answered in fragments")]
     Fragmented,
     /// An error chunk that points outside of the request.
-    #[error("an error at {0} lies outside of the request")]
+    #[error("an error at offset {0} lies outside of the request")]
     ErrorOutOfRange(u64),
     /// Extents of a metadata context that was not asked about, or a second time.
     // C-CMD-BS-14
@@ -126,7 +126,7 @@ pub enum PeerMisbehaved {
     MoreThanOneExtent,
 }
 
-/// Why there is no session, though nobody broke a rule.
+/// Why there is no session although neither side broke a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -146,7 +146,7 @@ pub enum Refusal {
     // S-OPT-EN-02
     #[error("the server hung up when the export was named")]
     ExportName,
-    /// TLS is required, and the server speaks a handshake that has none.
+    /// TLS is required, and the handshake of the server has none.
     // C-TLS-20
     #[error("TLS is required, and the server cannot do TLS")]
     NoTls,

@@ -1,6 +1,6 @@
 //! Where a machine takes its input from.
 
-/// Received bytes that nobody has consumed yet.
+/// Received bytes that are not consumed yet.
 ///
 /// A plain `&[u8]` is one, and so is a [`RecvBuffer`](crate::RecvBuffer).
 pub trait Input {

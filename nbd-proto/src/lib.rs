@@ -16,7 +16,7 @@
 //! The rule is one: **after whatever you reported, ask again, in this order.**
 //!
 //! 1. [`next_event`](server::Connection::next_event): act on the event, if there is one. A request that you are shown
-//!    is valid, complete and to be carried out; [`reply`](server::Connection::reply) whenever you are done with it. The
+//!    is valid and complete: carry it out now, and [`reply`](server::Connection::reply) when that is done. The
 //!    last event is [`Closed`](server::Event::Closed), exactly once.
 //! 2. [`segments`](server::Connection::segments): send what there is, by any write, and report how much went out by
 //!    [`transmitted`](server::Connection::transmitted). It gives back the requests whose buffers are free.
@@ -83,8 +83,8 @@
 //!
 //! A peer may send all that it has before it reads anything. So when the transport takes no more in step 2, go on to
 //! step 3 all the same, and then wait for both directions; where limits demand it, `wants` stops you by
-//! [`Wants::Nothing`]. (`write_all` on a blocking stream, as above, waits for the peer to read, and so for ever if that
-//! peer waits likewise.)
+//! [`Wants::Nothing`]. (`write_all` on a blocking stream, as above, waits for the peer to read; if that
+//! peer waits likewise, neither goes on.)
 //!
 //! - Wait for the stream to be readable while `wants` is [`Wants::Bytes`] or [`Wants::Payload`], and to be writable
 //!   while `segments` is not empty.
@@ -104,7 +104,7 @@
 //! - **The handshake**: until [`is_transmitting`](server::Connection::is_transmitting).
 //! - **Receiving**: while `wants` is [`Wants::Payload`] and nothing arrives.
 //! - **Sending**: while `segments` is not empty and `transmitted` makes no progress. A client that asks for reads and
-//!   never receives them keeps its connection for ever otherwise; not even its disconnect is received while `wants` is
+//!   never receives them keeps its connection without end otherwise; not even its disconnect is received while `wants` is
 //!   [`Nothing`](Wants::Nothing).
 //! - **Closing**: from [`is_closing`](server::Connection::is_closing) on, for what is still in flight.
 //!

@@ -7,7 +7,7 @@ use crate::{Error, Misuse, RequestId};
 
 /// A run of bytes to send next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "whoever sends has to know every kind of segment")]
+#[expect(clippy::exhaustive_enums, reason = "an embedder has to send every kind of segment")]
 pub enum Segment<'a> {
     /// Bytes that the core owns; never empty.
     Control(&'a [u8]),

@@ -77,7 +77,7 @@ impl RecvBuffer {
         let wanted = match size {
             0 => SMALLEST,
             _ if was_full && size < LARGEST => size.saturating_mul(4).min(LARGEST),
-            // Full of what nobody consumes.
+            // Full, and the embedder consumes nothing.
             _ if self.end == size => size.saturating_mul(2),
             _ => size,
         };

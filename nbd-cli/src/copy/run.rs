@@ -93,8 +93,8 @@ impl<'a> Copy<'a> {
             )));
         }
         let unit = source.unit().max(destination.unit());
-        let most = source.payload().min(destination.payload());
-        let data = (arguments.request_size.min(most) & !(unit - 1)).max(unit);
+        let max = source.payload().min(destination.payload());
+        let data = (arguments.request_size.min(max) & !(unit - 1)).max(unit);
         let sends_zeroes =
             destination.client().is_some_and(|client| !client.export().can_write_zeroes());
         let cut = Cut { unit, data, zero: if sends_zeroes { data } else { ZEROES.max(unit) } };

@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
 
 /// The names of metadata contexts that a list holds at the most, in bytes: what a server tells of one export is
 /// bounded, but not how many exports it has. That is a thousand exports with a thousand contexts each.
-const MOST_CONTEXTS: usize = 64 << 20;
+const MAX_CONTEXT_BYTES: usize = 64 << 20;
 
 /// How a list is written.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
     let (mut report, mut negotiation) = greeting(target)?;
     let listings = listings(target, &report, &mut negotiation)?;
-    let (mut result, mut room) = (Ok(()), MOST_CONTEXTS);
+    let (mut result, mut room) = (Ok(()), MAX_CONTEXT_BYTES);
     for listing in listings {
         let name = output::printable(&listing.name);
         match described(target, &mut negotiation, listing) {
@@ -98,8 +98,8 @@ pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
     result
 }
 
-/// Enters one export after the other: the first by the connection that there is, since some servers take no other. Gives
-/// the last failure, and leaves that content out.
+/// Enters one export after the other: the first by the connection that there is, since some servers take no other.
+/// Gives the last failure, and leaves that content out.
 fn guess_contents(
     target: &Target,
     negotiation: Negotiation,

@@ -40,8 +40,8 @@ pub(crate) const OK: &str = "ok\n";
 /// The same, when it is none.
 pub(crate) const ERROR: &str = "error\n";
 
-/// Begins to answer, as long as the process lives. The socket is this user's alone; its path goes when what is given back
-/// is dropped.
+/// Begins to answer, as long as the process lives. The socket is this user's alone; its path goes when what is given
+/// back is dropped.
 pub(super) fn listen(path: &Path, bitmaps: Bitmaps) -> Result<SocketPath, Failure> {
     let failed = |error: io::Error| cannot_listen_on_unix(&error, path);
     let before = umask(Mode::from_raw_mode(0o177));
@@ -117,8 +117,8 @@ impl Clients {
         self.connected().retain(|other| !Arc::ptr_eq(other, stream));
     }
 
-    /// Fails when `end` comes before the client has its answer. A request that is not complete by then, or when its client
-    /// is closed in favour of another one, is not carried out.
+    /// Fails when `end` comes before the client has its answer. A request that is not complete by then, or when its
+    /// client is closed in favour of another one, is not carried out.
     fn serve(&self, stream: &Arc<UnixStream>, end: Instant) -> io::Result<()> {
         let request = receive(stream, end)?;
         if !self.connected().iter().any(|other| Arc::ptr_eq(other, stream)) {
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn there_are_only_so_many_bitmaps() {
-        let names: Vec<String> = (0..=Tracker::MOST).map(|at| at.to_string()).collect();
+        let names: Vec<String> = (0..=Tracker::MAX_BITMAPS).map(|at| at.to_string()).collect();
         let bitmaps = Bitmaps::new(trackers(), &names[1..]).unwrap();
         assert!(bitmaps.carry_out("start", "0").unwrap_err().contains("256 bitmaps"));
         let failure = Bitmaps::new(trackers(), &names).unwrap_err();

@@ -11,7 +11,7 @@ use super::Target;
 use super::sockets;
 
 /// Processes that are looked at, at most: a server's own and those that it has started.
-const MOST_PROCESSES: usize = 64;
+const MAX_PROCESSES: usize = 64;
 
 /// A file or a block device that a server has open.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Target {
             None => peers(&self.uri),
         };
         let mut index = 0;
-        while index < processes.len() && processes.len() < MOST_PROCESSES {
+        while index < processes.len() && processes.len() < MAX_PROCESSES {
             let process = processes[index];
             let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
             let children = children.unwrap_or_default();

@@ -407,7 +407,7 @@ pub(crate) trait DynAsyncExport: Send + Sync {
     fn find_context(&self, query: &str) -> Option<ContextInfo>;
     fn entered(&self, client: &ClientInfo);
     fn left(&self, client: &ClientInfo, reason: &CloseReason);
-    /// Carries out the requests that come by the mailbox, one at a time, for ever.
+    /// Carries out the requests that come by the mailbox, one at a time, without end.
     fn serve(self: Arc<Self>, mailbox: Mailbox) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 

@@ -58,9 +58,9 @@ pub trait Export: Send + Sync + 'static {
     /// before it looks at new requests, so this must be quick. A request may have been checked against an earlier size.
     fn size(&self) -> u64;
 
-    /// Called before the size is told to a client that enters the export or asks about it: the moment to look whether
-    /// the medium has another size by now. It is called on the connection's own thread or task, so that it must not
-    /// block. The default does nothing, which is right for exports that know their size at any time.
+    /// Called before the size is reported to a client that enters the export or asks about it: the moment to look
+    /// whether the medium has another size by now. It is called on the connection's own thread or task, so that it must
+    /// not block. The default does nothing, which is right for exports that know their size at any time.
     fn refresh(&self) {}
 
     /// Fills `buffer` with the bytes at `offset`. What stands in it before is arbitrary.

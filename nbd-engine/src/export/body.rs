@@ -263,18 +263,18 @@ impl Body {
         &self.pieces
     }
 
-    /// The body's own buffer as far as it was lent, for those who fill it piecemeal.
+    /// The body's own buffer as far as [`fill`](Self::fill) has handed it out, to fill it piece by piece.
     #[must_use]
     pub fn buffer(&self) -> &[u8] {
         &self.buffer[..self.filled]
     }
 
-    /// The body's own buffer as far as it was lent, for those who fill it piecemeal.
+    /// The body's own buffer as far as [`fill`](Self::fill) has handed it out, to fill it piece by piece.
     pub fn buffer_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[..self.filled]
     }
 
-    /// Lends the own buffer out while the body is used otherwise.
+    /// Takes the own buffer out while the body is used otherwise.
     pub(crate) fn take_buffer(&mut self) -> TakenBuffer {
         TakenBuffer { buffer: core::mem::take(&mut self.buffer), filled: self.filled }
     }

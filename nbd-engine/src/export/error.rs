@@ -18,8 +18,8 @@ pub type Result<T, E = ExportError> = core::result::Result<T, E>;
 /// ```
 /// use nbd_engine::export::{ErrorCode, ExportError};
 ///
-/// let busy = ExportError::new(ErrorCode::EPERM, "somebody else writes here");
-/// assert_eq!(busy, ExportError::permission("somebody else writes here"));
+/// let busy = ExportError::new(ErrorCode::EPERM, "another client writes here");
+/// assert_eq!(busy, ExportError::permission("another client writes here"));
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct ExportError {

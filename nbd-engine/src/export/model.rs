@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::{Allocation, Body, Export, ZeroMode};
 
 /// The largest size of the model: a little more than five pages of a disk in memory.
-const MOST: u64 = (5 << 16) + 777;
+const MAX_SIZE: u64 = (5 << 16) + 777;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
@@ -23,7 +23,7 @@ pub(crate) enum Step {
 fn position() -> impl Strategy<Value = u64> {
     let bound = (0u64..=5, 0u64..5).prop_map(|(page, off)| (page * 65536 + off).saturating_sub(2));
     let block = (0u64..=80).prop_map(|block| block * 4096);
-    prop_oneof![0..=MOST, bound, block]
+    prop_oneof![0..=MAX_SIZE, bound, block]
 }
 
 fn range() -> impl Strategy<Value = (u64, u64)> {

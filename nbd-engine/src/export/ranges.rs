@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 pub(crate) struct Ranges(BTreeMap<u64, u64>);
 
 impl Ranges {
-    /// Adds a range, unless that would make them more than `most`.
-    pub(crate) fn insert_up_to(&mut self, most: usize, range: Range<u64>) {
+    /// Adds a range, unless that would make them more than `max`.
+    pub(crate) fn insert_up_to(&mut self, max: usize, range: Range<u64>) {
         if let Some((start, end)) = self.absorb(range)
-            && self.0.len() < most
+            && self.0.len() < max
         {
             self.0.insert(start, end);
         }
@@ -71,7 +71,7 @@ impl Ranges {
         self.0.iter().map(|(&start, &end)| start..end)
     }
 
-    /// Whether `at` is inside, and where the next byte stands that is not as this one, at most `end`.
+    /// Whether `at` is inside, and where the next byte stands that is not as this one, at max `end`.
     pub(crate) fn run(&self, at: u64, end: u64) -> (bool, u64) {
         match self.0.range(..=at).next_back() {
             Some((_, &e)) if e > at => (true, e.min(end)),

@@ -6,8 +6,8 @@ use super::{BlockSize, Export};
 /// Another export, of either kind, with other size constraints: for media that want aligned requests although the
 /// export that serves them does not care, and for testing clients.
 ///
-/// Clients are told the constraints; requests that break them are refused with `EINVAL`, and nothing is changed. A
-/// size that is not a multiple of the minimum is rounded down to one, since nobody could use the rest:
+/// Clients learn the constraints; requests that break them are refused with `EINVAL` and change nothing. A
+/// size that is not a multiple of the minimum is rounded down to one, since no request could reach the rest:
 /// [`cut_off`](Self::cut_off) says how much that is.
 ///
 /// ```

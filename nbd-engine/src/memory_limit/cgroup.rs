@@ -27,7 +27,7 @@ const V1: Version = Version {
     parents: Some("hierarchical_memory_limit"),
 };
 
-/// Above `memory.high` a group isn't killed, but slowed down until it is of no use.
+/// Above `memory.high` a group isn't killed, but slowed down until it hardly runs.
 const V2: Version = Version {
     limits: &["memory.max", "memory.high"],
     used: "memory.current",

@@ -1,11 +1,11 @@
 //! The memory that the connections of a server may hold in buffers, all together.
 //!
-//! Each connection has a small share that nobody else can take. What it needs beyond that it leases from the rest,
-//! which is granted in turn. A connection that holds some of it gets no more than it leaves for others; one that holds
-//! nothing gets what it needs as soon as there is so much. Every other turn is that of the connection that has moved
-//! most data so far, so that clients which work don't wait behind all those that only ask.
-//! Connections keep what they have leased as long as nobody waits and they are not idle, so that the common budget is
-//! not looked at for each request.
+//! Each connection has a small share that no other connection can take. What it needs beyond that it leases from the
+//! rest, which is granted in turn. A connection that holds some of it gets no more than it leaves for others; one that
+//! holds nothing gets what it needs as soon as there is so much. Every other turn is that of the connection that has
+//! moved most data so far, so that clients which work don't wait behind all those that only ask. Connections keep what
+//! they have leased as long as no other one waits and they are not idle, so that the common budget is not looked at for
+//! each request.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -196,8 +196,8 @@ impl Account {
         bytes <= self.free()
     }
 
-    /// Leases so much that `bytes` can be used besides what is in use, if that keeps nobody waiting and leaves as much
-    /// for others: for buffers that are kept though nobody needs them at the moment.
+    /// Leases so much that `bytes` can be used besides what is in use, if no other connection waits and as much is left
+    /// for others: for buffers that are kept although they are not needed at the moment.
     pub(crate) fn extend(&mut self, bytes: usize) -> bool {
         let Some(missing) = bytes.checked_sub(self.free()).filter(|missing| *missing > 0) else {
             return true;

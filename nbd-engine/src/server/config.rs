@@ -10,7 +10,7 @@ use super::budget::BufferBudget;
 use crate::tls::{ServerTlsMode, TlsServer};
 use crate::{memory_limit, net};
 
-/// What a server offers, its bounds and its deadlines: for those who start one.
+/// What a server offers, its bounds and its deadlines.
 ///
 /// ```
 /// use nbd_engine::server::ServerConfig;
@@ -33,7 +33,7 @@ use crate::{memory_limit, net};
 /// | [handshake](Self::with_handshake_timeout) | 30 s | the connection is closed |
 /// | [no progress](Self::with_stall_timeout) | 60 s | the connection is closed |
 /// | [no progress while others wait](Self::with_crowded_timeout) | 10 s, 2 s without a byte | the connection is closed |
-/// | [idle while others wait for a place](Self::with_idle_timeout) | 60 s | the connection is closed |
+/// | [idle while others wait for a slot](Self::with_idle_timeout) | 60 s | the connection is closed |
 /// | [shutdown](Self::with_drain_timeout) | 10 s | the connection is closed |
 ///
 /// A server holds at most about
@@ -116,9 +116,10 @@ impl ServerConfig {
         self
     }
 
-    /// Whether clients can, or must, upgrade to TLS before they see an export, and by which certificate. Default: there is
-    /// no TLS. With [`ServerTlsMode::Available`] exports that [require it](crate::export::ExportEntry::with_tls_required) are
-    /// refused in the clear and everything else is to be had by anyone. Oldstyle clients have no TLS.
+    /// Whether clients can, or must, upgrade to TLS before they see an export, and by which certificate. Default: there
+    /// is no TLS. With [`ServerTlsMode::Available`] exports that [require
+    /// it](crate::export::ExportEntry::with_tls_required) are refused in the clear; everything else is open to all
+    /// clients. Oldstyle clients have no TLS.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn with_tls(mut self, mode: ServerTlsMode, tls: TlsServer) -> Self {
@@ -135,8 +136,8 @@ impl ServerConfig {
         self
     }
 
-    /// Connections at a time. Default 1024, at least 1. With 1, no export is announced as one for several connections of
-    /// a client (`CAN_MULTI_CONN`).
+    /// Connections at a time. Default 1024, at least 1. With 1, no export is announced as one for several connections
+    /// of a client (`CAN_MULTI_CONN`).
     #[must_use]
     pub const fn with_max_connections(mut self, count: usize) -> Self {
         self.max_connections = if count == 0 { 1 } else { count };
@@ -152,8 +153,8 @@ impl ServerConfig {
         self
     }
 
-    /// How long a client may take from connecting to choosing an export, besides a second for each export that was listed
-    /// to it. Default 30 seconds.
+    /// How long a client may take from connecting to choosing an export, besides a second for each export that was
+    /// listed to it. Default 30 seconds.
     #[must_use]
     pub const fn with_handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;
@@ -167,18 +168,18 @@ impl ServerConfig {
         self
     }
 
-    /// How long a client may go on too slowly, by the [transfer rate](Self::with_min_transfer_rate), with a request that
-    /// it has begun to send, or with replies that wait for it. Time in which the server itself does not run, stopped by a
-    /// signal for example, does not count. Default 60 seconds; [`Duration::MAX`] waits for ever.
+    /// How long a client may go on too slowly, by the [transfer rate](Self::with_min_transfer_rate), with a request
+    /// that it has begun to send, or with replies that wait for it. Time in which the server itself does not run,
+    /// stopped by a signal for example, does not count. Default 60 seconds; [`Duration::MAX`] waits without end.
     #[must_use]
     pub const fn with_stall_timeout(mut self, timeout: Duration) -> Self {
         self.stall_timeout = timeout;
         self
     }
 
-    /// What takes the place of the [stall timeout](Self::with_stall_timeout) for a client that holds buffers while
-    /// others wait for some, and for one that has said that it sends no more requests, or closed its side; a client that
-    /// holds buffers while others wait and moves not a single byte has a fifth of it. Default 10 seconds.
+    /// What replaces the [stall timeout](Self::with_stall_timeout) for a client that holds buffers while others wait
+    /// for some, and for one that has said that it sends no more requests, or closed its side; a client that holds
+    /// buffers while others wait and moves not a single byte has a fifth of it. Default 10 seconds.
     #[must_use]
     pub const fn with_crowded_timeout(mut self, timeout: Duration) -> Self {
         self.crowded_timeout = timeout;
@@ -192,8 +193,8 @@ impl ServerConfig {
         self
     }
 
-    /// How long a client may be idle while others wait for a place among the
-    /// [connections](Self::with_max_connections). Default 60 seconds; `None` lets idle clients stay whoever waits.
+    /// How long a client may be idle while others wait for a slot among the
+    /// [connections](Self::with_max_connections). Default 60 seconds; `None` lets idle clients stay in any case.
     #[must_use]
     pub const fn with_idle_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.idle_timeout = timeout;
@@ -208,9 +209,9 @@ impl ServerConfig {
         self
     }
 
-    /// Bytes of request and reply data that all connections may hold together. `None`, the default, stands for an eighth
-    /// of the memory that the process may still use when the server is made (control groups, `ulimit` and the machine),
-    /// at most 4 GiB. Never less than twice the longest payload, so that each request can be served.
+    /// Bytes of request and reply data that all connections may hold together. `None`, the default, stands for an
+    /// eighth of the memory that the process may still use when the server is made (control groups, `ulimit` and the
+    /// machine), at most 4 GiB. Never less than twice the longest payload, so that each request can be served.
     ///
     /// Each connection has a small share of its own; the rest is granted in turn, and no connection gets more than is
     /// left for others. A client that has to wait is received later, without an error.
@@ -220,9 +221,9 @@ impl ServerConfig {
         self
     }
 
-    /// Whether clients may resize exports that [can be resized](crate::export::CanResize). Default `true`: it is for the
-    /// export to say. Any client could then cut a disk off that others use, so that a server of disks for many clients
-    /// should say no.
+    /// Whether clients may resize exports that [can be resized](crate::export::CanResize). Default `true`: it is for
+    /// the export to say. Any client could then cut a disk off that others use, so that a server of disks for many
+    /// clients should say no.
     #[must_use]
     pub const fn with_resize(mut self, allowed: bool) -> Self {
         self.resize = allowed;
@@ -230,9 +231,9 @@ impl ServerConfig {
     }
 
     /// How long a connection whose client is quick asks for the next request before it goes to sleep, which spares both
-    /// sides the cost of waking it. It never happens on a single processor, nor for more connections at a time than half
-    /// of the processors. `None`, the default, stands for 30 microseconds where a connection has a thread of its own, and
-    /// for not at all where it shares one with other tasks.
+    /// sides the cost of waking it. It never happens on a single processor, nor for more connections at a time than
+    /// half of the processors. `None`, the default, stands for 30 microseconds where a connection has a thread of its
+    /// own, and for not at all where it shares one with other tasks.
     #[must_use]
     pub const fn with_busy_poll(mut self, limit: Option<Duration>) -> Self {
         self.busy_poll = limit;

@@ -26,7 +26,7 @@ pub enum ConnectionError {
     ReceiveStalled(Stall),
     /// The client took too long to receive its replies.
     SendStalled(Stall),
-    /// The client was idle while another one waited for a place among the connections.
+    /// The client was idle while another one waited for a slot among the connections.
     Displaced(Duration),
     /// The client is gone while its requests were being carried out.
     PeerGone,

@@ -50,7 +50,7 @@ impl SparePages {
         }
     }
 
-    /// Keeps those that have come back and that nobody shares.
+    /// Keeps those that have come back and are not shared.
     pub(crate) fn sort(&mut self) {
         for mut page in self.returned.drain(..) {
             let room = (self.pages.len() + 1) * page.len() <= Self::MAX_KEPT;
@@ -66,8 +66,8 @@ const FIRST_PAGES: usize = 4;
 
 /// Where a payload lies that was not received in one piece.
 #[derive(Debug, Default)]
-pub(crate) enum Place {
-    /// Nowhere yet.
+pub(crate) enum Destination {
+    /// It is not decided yet.
     #[default]
     Undecided,
     /// In the body's own buffer.
@@ -81,7 +81,7 @@ pub(crate) enum Place {
 /// A payload that was not received in one piece.
 #[derive(Debug, Default)]
 pub(crate) struct Payload {
-    pub(crate) place: Place,
+    pub(crate) destination: Destination,
     pub(crate) pages: Vec<Page>,
 }
 
@@ -89,7 +89,7 @@ impl Payload {
     /// Forgets the payload.
     pub(crate) fn clear(&mut self) {
         self.pages.clear();
-        self.place = Place::Undecided;
+        self.destination = Destination::Undecided;
     }
 
     /// Frees all memory.
@@ -99,16 +99,16 @@ impl Payload {
 
     /// Whether it was decided where the payload goes.
     pub(crate) const fn is_decided(&self) -> bool {
-        !matches!(self.place, Place::Undecided)
+        !matches!(self.destination, Destination::Undecided)
     }
 
     /// Decides where `length` bytes go: to pages of `page_size` if the export takes them, else to the body.
     pub(crate) fn decide(&mut self, body: &mut Body, length: usize, page_size: Option<usize>) {
-        self.place = match page_size {
-            Some(size) => Place::Pages(size),
+        self.destination = match page_size {
+            Some(size) => Destination::Pages(size),
             None => match body.fill(length) {
-                Ok(_) => Place::Buffer,
-                Err(error) => Place::Dropped(error),
+                Ok(_) => Destination::Buffer,
+                Err(error) => Destination::Dropped(error),
             },
         };
     }
@@ -116,7 +116,7 @@ impl Payload {
     /// Takes pages for what arrives next, in step with what has arrived: a client has to send a payload to have memory
     /// spent on it.
     pub(crate) fn provide_pages(&mut self, offset: usize, length: usize, spare: &mut SparePages) {
-        let Place::Pages(size) = self.place else { return };
+        let Destination::Pages(size) = self.destination else { return };
         let first = offset / size;
         let needed = (offset + length).div_ceil(size).min(first + MAX_ROOM);
         let earned = first + (first + 1).max(FIRST_PAGES);
@@ -127,7 +127,8 @@ impl Payload {
                 None => {
                     let text = "the server has no memory left for the data";
                     self.pages.clear();
-                    self.place = Place::Dropped(ExportError::new(ErrorCode::ENOMEM, text));
+                    self.destination =
+                        Destination::Dropped(ExportError::new(ErrorCode::ENOMEM, text));
                     return;
                 }
             }
@@ -142,19 +143,19 @@ impl Payload {
         length: usize,
         mut visit: impl FnMut(IoSliceMut<'a>) -> bool,
     ) {
-        let size = match self.place {
-            Place::Pages(size) => size,
-            Place::Buffer => {
+        let size = match self.destination {
+            Destination::Pages(size) => size,
+            Destination::Buffer => {
                 visit(IoSliceMut::new(&mut body.buffer_mut()[offset..offset + length]));
                 return;
             }
-            Place::Undecided | Place::Dropped(_) => return,
+            Destination::Undecided | Destination::Dropped(_) => return,
         };
         let end = offset + length;
         for (number, page) in self.pages.iter_mut().enumerate().skip(offset / size) {
             let start = number * size;
             let (from, to) = (offset.max(start), end.min(start + size));
-            // Nobody shares a page that is still to be filled.
+            // A page that is still to be filled is not shared.
             if from < to
                 && let Some(bytes) = page.get_mut()
                 && !visit(IoSliceMut::new(&mut bytes[from - start..to - start]))
@@ -200,7 +201,9 @@ mod tests {
     fn a_payload_that_no_memory_is_left_for_is_dropped() {
         let (mut payload, mut body) = <(Payload, Body)>::default();
         payload.decide(&mut body, isize::MAX as usize, None);
-        let Place::Dropped(error) = &payload.place else { panic!("there can't be so much") };
+        let Destination::Dropped(error) = &payload.destination else {
+            panic!("there can't be so much")
+        };
         assert_eq!(error.code(), ErrorCode::ENOMEM);
     }
 

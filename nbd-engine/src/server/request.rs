@@ -1,12 +1,13 @@
-//! The way of a request, from top to bottom: its data is received, it is carried out, its reply is made and sent, and its
-//! buffers are free again.
+//! The way of a request, from top to bottom: its data is received, it is carried out, its reply is made and sent, and
+//! its buffers are free again.
 //!
 //! Two questions are answered for each request, independently of each other: where the payload of a write lies (in the
 //! receive buffer, in the slot's own buffer, or in pages that the export takes over), and who carries the request out
 //! (this task at once, a worker thread, or a future of the export).
 //!
-//! The [`Handler`] is what the pump calls, in that order; the methods after it are what it takes. Beside the way lie the
-//! [memory](slot) of the requests, the [beginning and the end](lifecycle) of all, and the [content](reply) of replies.
+//! The [`Handler`] is what the pump calls, in that order; the methods after it are what it takes. Beside the way lie
+//! the [memory](slot) of the requests, the [beginning and the end](lifecycle) of all, and the [content](reply) of
+//! replies.
 
 use core::ops::Range;
 use std::io::{IoSlice, IoSliceMut};
@@ -20,7 +21,7 @@ use nbd_proto::{Command, Misuse, RequestId, Wants};
 use super::ConnectionError;
 use super::dispatch::{self, AsyncRequest};
 use super::negotiation::Negotiation;
-use super::payload::Place;
+use super::payload::Destination;
 use super::slot_futures::SlotFutures;
 use super::state::ServerState;
 use super::status::Source;
@@ -111,8 +112,8 @@ impl Handler<Connection> for Requests {
         }
         let Slot { payload, .. } = &mut self.slots[id.index()];
         payload.provide_pages(offset as usize, remaining as usize, &mut self.memory.spare_pages);
-        match payload.place {
-            Place::Dropped(_) => Reception::Drop,
+        match payload.destination {
+            Destination::Dropped(_) => Reception::Drop,
             _ => Reception::Room,
         }
     }
@@ -279,23 +280,23 @@ impl Requests {
         payload: PayloadLocation<'_>,
     ) {
         let Slot { work, payload: collected, .. } = &mut self.slots[id.index()];
-        let result = match (self.negotiation.kind(), &payload, &collected.place) {
-            (_, PayloadLocation::Slot, Place::Dropped(error)) => Some(Err(error.clone())),
-            (Some(Kind::Blocking(export)), PayloadLocation::Slot, Place::Pages(_)) => {
+        let result = match (self.negotiation.kind(), &payload, &collected.destination) {
+            (_, PayloadLocation::Slot, Destination::Dropped(error)) => Some(Err(error.clone())),
+            (Some(Kind::Blocking(export)), PayloadLocation::Slot, Destination::Pages(_)) => {
                 let spare = &mut self.memory.spare_pages;
                 let pages = &mut collected.pages;
                 let result = dispatch::write_pages(&**export, command, pages, &mut spare.returned);
                 spare.sort();
                 Some(result)
             }
-            (Some(Kind::Blocking(export)), PayloadLocation::Slot, Place::Buffer) => {
+            (Some(Kind::Blocking(export)), PayloadLocation::Slot, Destination::Buffer) => {
                 // The payload is lent by the body, which a write does not touch otherwise.
                 let buffer = work.body.take_buffer();
                 let result = dispatch::try_execute(&**export, command, buffer.bytes(), work);
                 work.body.return_buffer(buffer);
                 result
             }
-            (Some(Kind::Blocking(export)), PayloadLocation::Slot, Place::Undecided) => {
+            (Some(Kind::Blocking(export)), PayloadLocation::Slot, Destination::Undecided) => {
                 dispatch::try_execute(&**export, command, &[], work)
             }
             (Some(Kind::Blocking(export)), PayloadLocation::Staged(bytes), _) => {

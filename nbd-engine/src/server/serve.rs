@@ -22,15 +22,15 @@ use crate::transport::Transport;
 /// `ESHUTDOWN`.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(200);
 
-/// How much longer the handshake may take for each export that was listed to the client: clients such as `qemu-nbd --list`
-/// then ask about all of them, and Nagle's algorithm on their side costs 40 ms for each question.
+/// How much longer the handshake may take for each export that was listed to the client: clients such as `qemu-nbd
+/// --list` then ask about all of them, and Nagle's algorithm on their side costs 40 ms for each question.
 const TIME_PER_EXPORT: Duration = Duration::from_secs(1);
 
 /// How long a client may take to notice the end of the stream.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Serves one client over a byte stream of any kind until it disconnects, breaks the protocol, misses a deadline, or the
-/// server shuts down.
+/// Serves one client over a byte stream of any kind until it disconnects, breaks the protocol, misses a deadline, or
+/// the server shuts down.
 ///
 /// `peer` is what exports and the log learn of the client's address. Dropping the future ends the connection at once; writes that were under way may
 /// or may not have been done, as after a power cut before their reply.
@@ -223,7 +223,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             }
             Verdict::LongIdle(next) => {
                 self.session.free_buffers();
-                if self.state.claims_place() {
+                if self.state.claims_slot() {
                     let limit = self.state.config().idle_timeout().unwrap_or_default();
                     return Err(ConnectionError::Displaced(limit));
                 }

@@ -1,5 +1,5 @@
-//! What all connections of a server share: the exports, the workers, the budget of buffers, the count of connections, the
-//! way to shut down.
+//! What all connections of a server share: the exports, the workers, the budget of buffers, the count of connections,
+//! the way to shut down.
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,8 +31,8 @@ struct Common {
     next_connection: AtomicU64,
     /// Notified when a connection ends.
     departure: Event,
-    /// Whether somebody has found no place among the connections.
-    place_wanted: AtomicBool,
+    /// Whether a client waits for a slot among the connections.
+    slot_wanted: AtomicBool,
     shutting_down: AtomicBool,
     shutdown: Event,
     outcome: Counted,
@@ -50,7 +50,7 @@ impl ServerState {
             connections: AtomicUsize::new(0),
             next_connection: AtomicU64::new(0),
             departure: Event::new(),
-            place_wanted: AtomicBool::new(false),
+            slot_wanted: AtomicBool::new(false),
             shutting_down: AtomicBool::new(false),
             shutdown: Event::new(),
             outcome: Counted::default(),
@@ -59,12 +59,10 @@ impl ServerState {
         Arc::new(Self { common: Arc::new(common), oldstyle: None })
     }
 
-    /// The same server for oldstyle clients: connections that are put into what this gives are told of the export of
-    /// that name and begin to use it, without a choice, TLS, structured replies or metadata contexts. An empty name is
-    /// that of the default export.
+    /// The same server for oldstyle clients: its connections begin to use the export of that name, without a choice,
+    /// TLS, structured replies or metadata contexts. An empty name is that of the default export.
     ///
-    /// Such clients are hardly to be found any more; newstyle clients can't be served there, except for some that
-    /// understand both.
+    /// Such clients are rare today. Newstyle clients can't be served this way, except for some that understand both.
     #[must_use]
     pub fn oldstyle(&self, export: impl Into<String>) -> Arc<Self> {
         Arc::new(Self { common: Arc::clone(&self.common), oldstyle: Some(export.into()) })
@@ -89,7 +87,7 @@ impl ServerState {
         self.oldstyle.as_deref()
     }
 
-    /// How the server was told to behave.
+    /// The configuration of the server.
     #[must_use]
     pub fn config(&self) -> &ServerConfig {
         &self.common.config
@@ -106,8 +104,8 @@ impl ServerState {
         self.common.connections.load(Ordering::Acquire)
     }
 
-    /// Begins to shut down: no more connections, requests in flight get [`ServerConfig::drain_timeout`] to finish, later
-    /// ones are answered with `ESHUTDOWN`. Can be called from anywhere, any number of times. See
+    /// Begins to shut down: no more connections, requests in flight get [`ServerConfig::drain_timeout`] to finish,
+    /// later ones are answered with `ESHUTDOWN`. Can be called from anywhere, any number of times. See
     /// [`drained`](Self::drained) for the end.
     pub fn shut_down(&self) {
         self.common.shutting_down.store(true, Ordering::Release);
@@ -141,7 +139,7 @@ impl ServerState {
         self.common.outcome.cut_off(requests);
     }
 
-    /// A listener has ended by a fault: shuts down, since nobody else would notice, and says so in the
+    /// A listener has ended by a fault: shuts down, since the fault would go unnoticed otherwise, and reports it in the
     /// [`outcome`](Self::outcome). For adapters; `why` is logged.
     pub fn fail(&self, why: impl fmt::Display) {
         tracing::error!("the server shuts down: {why}");
@@ -160,13 +158,13 @@ impl ServerState {
             let add = |count| (count < max).then_some(count + 1);
             self.common.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
         };
-        // `shut_down` wakes those who wait for a departure, too, since nobody may ever depart.
+        // `shut_down` wakes what waits for a departure, too: there may never be one.
         let mut entered = false;
         self.until_any(|| {
             self.is_shutting_down() || {
                 entered = admitted();
                 if !entered {
-                    self.common.place_wanted.store(true, Ordering::Relaxed);
+                    self.common.slot_wanted.store(true, Ordering::Relaxed);
                 }
                 entered
             }
@@ -175,10 +173,10 @@ impl ServerState {
         entered.then(|| Permit(Arc::clone(self)))
     }
 
-    /// Whether a connection that has long been idle should give its place to somebody who found none. Says so to one
-    /// connection for each who asks.
-    pub(crate) fn claims_place(&self) -> bool {
-        self.common.place_wanted.swap(false, Ordering::Relaxed)
+    /// Whether a connection that has long been idle should give its slot to a client that waits for one. Returns
+    /// true to one connection for each that waits.
+    pub(crate) fn claims_slot(&self) -> bool {
+        self.common.slot_wanted.swap(false, Ordering::Relaxed)
     }
 
     /// Waits until `reached` gives true, which it can do only after `event`.
@@ -218,7 +216,7 @@ impl fmt::Debug for ServerState {
     }
 }
 
-/// A place for one connection, given back when dropped.
+/// The slot of one connection, given back when dropped.
 #[derive(Debug)]
 pub struct Permit(Arc<ServerState>);
 

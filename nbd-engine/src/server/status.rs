@@ -46,7 +46,7 @@ pub(crate) struct Status {
     answers: Vec<Answer>,
     /// Those that the latest request is about; the others are kept for their room.
     used: usize,
-    /// CanExtents that may be found in all.
+    /// Extents that may be found in all.
     max_extents: usize,
 }
 
@@ -134,7 +134,7 @@ impl Status {
     }
 }
 
-/// An export that reports nothing would be asked for ever.
+/// An export that reports nothing would be asked without end.
 fn check_progress(found: &StatusExtents, before: u64) -> Result<()> {
     match found.missing() {
         Some((offset, _)) if offset <= before => {

@@ -12,7 +12,7 @@ impl Turn {
     /// The turn of a task that shares its thread with others: about a tenth of a millisecond.
     const SHARED: u64 = 512 << 10;
 
-    /// Where nobody waits, a turn ends now and then all the same, so that deadlines are looked at.
+    /// Where no other task waits, a turn ends now and then all the same, so that deadlines are looked at.
     const ALONE: u64 = 64 << 20;
 
     /// What a request costs besides its bytes.

@@ -4,7 +4,7 @@
 //! looked before; an idle connection is looked at ever more seldom.
 //!
 //! A look that comes much later than it was due says that the server itself did not run, stopped by a signal for
-//! example. What the client did meanwhile still lies in the socket, so that such a time counts against nobody.
+//! example. What the client did meanwhile still lies in the socket, so that such a time does not count.
 
 use core::time::Duration;
 use std::time::Instant;
@@ -41,7 +41,7 @@ pub(crate) enum Verdict {
     LookAgain(Duration),
     /// It is idle: give back buffers, and look again after that time.
     Idle(Duration),
-    /// It has been idle for long: its place may go to somebody who waits for one. Look again after that time.
+    /// It has been idle for long: its slot may go to a client that waits for one. Look again after that time.
     LongIdle(Duration),
     /// The client does not get on with sending a request.
     ReceiveStalled(Stall),
@@ -282,7 +282,7 @@ mod tests {
     }
 
     proptest! {
-        /// Time in which the server does not run counts against nobody, whatever the client is at.
+        /// Time in which the server does not run does not count, whatever the client does.
         #[test]
         fn a_late_look_begins_anew(
             receiving: bool,

@@ -57,11 +57,11 @@ pub struct Config {
     pub contexts: Vec<String>,
     /// What to ask about the export on entering. Size constraints by default, which this client obeys.
     pub info: Vec<InfoType>,
-    /// Whether to speak fixed newstyle, without which there is `NBD_OPT_EXPORT_NAME` only.
+    /// Whether to offer fixed newstyle, without which there is `NBD_OPT_EXPORT_NAME` only.
     pub fixed_newstyle: bool,
     /// Whether to leave out the 124 zero bytes after `NBD_OPT_EXPORT_NAME`.
     pub no_zeroes: bool,
-    /// Whether to accept a server that speaks the oldstyle handshake. Such a handshake leads to
+    /// Whether to accept a server with the oldstyle handshake. Such a handshake leads to
     /// [`Event::Ready`](super::Event::Ready) whatever the goal, since it has no options.
     pub oldstyle: bool,
     /// Refuse to send what breaks the protocol. Only tests of servers switch this off.

@@ -24,7 +24,8 @@ use crate::{
 /// [`end_of_stream`](Self::end_of_stream). **What you want:** [`submit`](Self::submit),
 /// [`submit_block_status`](Self::submit_block_status), [`disconnect`](Self::disconnect), and during the negotiation
 /// [`enter`](Self::enter) and a method for each option. **What it wants of you:** [`next_event`](Self::next_event),
-/// [`segments`](Self::segments), [`wants`](Self::wants), in this order. **Getters:** [`export`](Self::export) and others.
+/// [`segments`](Self::segments), [`wants`](Self::wants), in this order. **Getters:** [`export`](Self::export) and
+/// others.
 ///
 /// The rule: before you wait for the transport, [`next_event`](Self::next_event) has given `None` for all that you have
 /// received, and [`segments`](Self::segments) is empty or the transport takes no more. Then wait for reading *and*
@@ -84,8 +85,8 @@ impl Connection {
     // What it wants of you.
 
     /// The next event. Takes from the front of `input` what belongs to the connection: protocol bytes, and bytes that
-    /// are to be dropped. What it leaves stays yours: it is a payload, or has to wait. It takes nothing while an event is
-    /// due without it.
+    /// are to be dropped. What it leaves stays yours: it is a payload, or has to wait. It takes nothing while an event
+    /// is due without it.
     ///
     /// `None` means that [`wants`](Self::wants) is to be asked what comes next. The last event is [`Event::Closed`];
     /// after it there is none.
@@ -134,7 +135,8 @@ impl Connection {
     }
 
     /// What the next bytes of the stream are. Ask once [`next_event`](Self::next_event) has given `None` and
-    /// [`segments`](Self::segments) is empty, or takes no more; before that, [`PauseReason::EventDue`] may be the answer.
+    /// [`segments`](Self::segments) is empty, or takes no more; before that, [`PauseReason::EventDue`] may be the
+    /// answer.
     #[must_use]
     #[inline]
     pub fn wants(&self) -> Wants {
@@ -221,8 +223,8 @@ impl Connection {
     /// and [`Event::Closed`]. To drop the connection is as good, if you need not know which requests were
     /// [sent](Event::Abandoned::sent).
     ///
-    /// (A [server](crate::server::Connection::end_of_stream) calls it only when its peer closed its side, and goes on to
-    /// answer. A client has nothing left to send.)
+    /// (A [server](crate::server::Connection::end_of_stream) calls it only when its peer closed its side, and goes on
+    /// to answer. A client has nothing left to send.)
     ///
     /// That is without an error if you had [disconnected](Self::disconnect) and everything was answered, or if you had
     /// sent `NBD_OPT_ABORT`, which a server need not answer. It is [`Error::Refused`] if the server closed instead of
@@ -248,8 +250,8 @@ impl Connection {
     /// [`ExportView::contexts`]. `offset`, `length` and `one` are as in [`Command::BlockStatus`].
     ///
     /// # Errors
-    /// As for [`submit`](Self::submit), and [`InvalidRequest::NotOffered`](crate::InvalidRequest::NotOffered) unless the
-    /// server [takes such a list](crate::wire::TransmissionFlags::BLOCK_STATUS_PAYLOAD).
+    /// As for [`submit`](Self::submit), and [`InvalidRequest::NotOffered`](crate::InvalidRequest::NotOffered) unless
+    /// the server [takes such a list](crate::wire::TransmissionFlags::BLOCK_STATUS_PAYLOAD).
     pub fn submit_block_status(
         &mut self,
         offset: u64,
@@ -287,10 +289,10 @@ impl Connection {
         }
     }
 
-    /// As [`disconnect`](Self::disconnect), but does not wait for requests in flight before it sends `NBD_CMD_DISC`. The
-    /// server has to carry them out all the same, and most servers answer them: but only as long as they can. Keep the
-    /// stream open and receive until [`Event::Closed`], since common servers stop at the first reply that they can't
-    /// send, and leave most of what was in flight undone.
+    /// As [`disconnect`](Self::disconnect), but does not wait for requests in flight before it sends `NBD_CMD_DISC`.
+    /// The server has to carry them out all the same, and most servers answer them: but only as long as they can. Keep
+    /// the stream open and receive until [`Event::Closed`], since common servers stop at the first reply that they
+    /// can't send, and leave most of what was in flight undone.
     pub fn disconnect_now(&mut self) {
         match &mut self.phase {
             Phase::Transmission(transmission) => transmission.disconnect_now(&mut self.out),
@@ -325,7 +327,7 @@ impl Connection {
         self.agreed().is_some_and(|agreed| agreed.tls)
     }
 
-    /// Whether both sides speak fixed newstyle, which all options but `NBD_OPT_EXPORT_NAME` need. `false` once the
+    /// Whether both sides use fixed newstyle, which all options but `NBD_OPT_EXPORT_NAME` need. `false` once the
     /// connection is over.
     #[must_use]
     pub fn is_fixed_newstyle(&self) -> bool {
@@ -383,8 +385,8 @@ impl Connection {
         in_flight.get(id).map(|pending| pending.command)
     }
 
-    /// Whether any byte of a request in flight was [transmitted](Self::transmitted): if not, the server can't carry it out
-    /// yet. `false` for one that is not in flight.
+    /// Whether any byte of a request in flight was [transmitted](Self::transmitted): if not, the server can't carry it
+    /// out yet. `false` for one that is not in flight.
     #[must_use]
     pub fn has_begun(&self, id: RequestId) -> bool {
         match &self.phase {
@@ -405,8 +407,8 @@ impl Connection {
         }
     }
 
-    /// What [`submit`](Self::submit) checks requests against, for embedders that have to split them. The size is the lesser
-    /// one while a resize is under way.
+    /// What [`submit`](Self::submit) checks requests against, for embedders that have to split them. The size is the
+    /// lesser one while a resize is under way.
     #[must_use]
     pub const fn rules(&self) -> Option<RequestRules> {
         match &self.phase {

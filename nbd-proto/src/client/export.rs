@@ -23,7 +23,7 @@ pub(super) struct EnteredExport {
 /// What both sides agreed on during the handshake.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Agreed {
-    /// Both sides speak fixed newstyle.
+    /// Both sides use fixed newstyle.
     pub(super) fixed: bool,
     pub(super) no_zeroes: bool,
     pub(super) tls: bool,

@@ -372,7 +372,7 @@ impl Negotiation {
             }
             Some(_) => {}
         }
-        // Softly, since the server broke no rule (C-OPT-AB-04). It speaks fixed newstyle, or it had no option to
+        // Softly, since the server broke no rule (C-OPT-AB-04). It uses fixed newstyle, or it had no option to
         // refuse.
         self.abort(out, Some(Refusal::Option { code, reply }))?;
         Ok(Progress::Event(event))
@@ -387,7 +387,7 @@ impl Negotiation {
         if self.is_embedders_turn() { self.abort(out, None) } else { Ok(Progress::Continue) }
     }
 
-    /// Sends ABORT. A server that does not speak fixed newstyle must not be sent one.
+    /// Sends ABORT. It must not be sent to a server without fixed newstyle.
     // (C-HS-18)
     fn abort(&mut self, out: &mut Outbound, because: Option<Refusal>) -> Result<Progress, Error> {
         self.script = None;

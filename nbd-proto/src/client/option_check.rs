@@ -11,7 +11,7 @@ pub enum OptionError {
     /// It is not your turn: the greeting has not arrived, an option awaits its reply, or the negotiation is over.
     #[error("no option can be sent now: one awaits its reply, or this is not the negotiation")]
     NotYourTurn,
-    /// One side does not speak fixed newstyle, so that only `NBD_OPT_EXPORT_NAME` can be sent.
+    /// One side does not use fixed newstyle, so that only `NBD_OPT_EXPORT_NAME` can be sent.
     #[error("the option needs fixed newstyle negotiation")]
     NeedsFixedNewstyle,
     /// TLS is required and has not been started.

@@ -166,7 +166,7 @@ impl Handshake {
         Ok(())
     }
 
-    /// Decides whether an option's data will be looked at, skipped, or is too much to bear.
+    /// Decides whether an option's data will be looked at, skipped, or ends the connection.
     fn option_header(&mut self, shared: &Shared<'_>, header: OptionHeader) -> Result<(), Error> {
         let limits = &shared.config.limits;
         // A client that asks about each listed export is an honest one, however many there are.

@@ -46,12 +46,12 @@ pub(super) struct Entered {
     pub(super) description: Option<String>,
     pub(super) contexts: Vec<SelectedContext>,
     pub(super) kinds: Vec<ContextKind>,
-    /// The size that the client was told.
+    /// The size that was announced to the client.
     announced: u64,
 }
 
 impl Entered {
-    /// The export has a new size. A client that can't know of it keeps the size that it was told at most.
+    /// The export has a new size. A client that can't know of it keeps the announced size at most.
     pub(super) fn set_size(&mut self, size: u64) {
         let knows = self.rules.flags.contains(TransmissionFlags::SEND_RESIZE);
         self.rules.size = if knows { size } else { size.min(self.announced) };

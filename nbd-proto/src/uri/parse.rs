@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 use super::percent;
 use super::{Address, DEFAULT_PORT, Ipv6Addr, MAX_STRING, TlsParameters, TlsType, Uri, VSOCK_HOST};
 
-/// What is wrong with a URI. Positions are counted in bytes from its start; those of values that did not come from a URI
-/// are 0.
+/// What is wrong with a URI. Positions are counted in bytes from its start; those of values that did not come from a
+/// URI are 0.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UriError {
@@ -30,18 +30,18 @@ pub enum UriError {
     NoSlashes,
     /// A character that must be percent-encoded.
     // C-URI-01
-    #[error("the character {found:?} at {at} must be percent-encoded")]
+    #[error("the character {found:?} at {position} must be percent-encoded")]
     BadCharacter {
         /// Where.
-        at: usize,
+        position: usize,
         /// Which.
         found: char,
     },
     /// A percent sign without two hexadecimal digits.
-    #[error("two hexadecimal digits are missing after the percent sign at {at}")]
+    #[error("two hexadecimal digits are missing after the percent sign at {position}")]
     BadPercent {
         /// Where.
-        at: usize,
+        position: usize,
     },
     /// A part that is a text is not UTF-8 once decoded.
     // C-URI-15
@@ -66,16 +66,16 @@ pub enum UriError {
     },
     /// Neither a name, nor an IPv4 address, nor an IPv6 address in brackets, nor, for vsock, a number.
     // C-URI-06
-    #[error("the host at {at} is neither a name nor an address")]
+    #[error("the host at {position} is neither a name nor an address")]
     BadHost {
         /// Where.
-        at: usize,
+        position: usize,
     },
     /// No port number.
-    #[error("the port {found:?} at {at} is not {expected}")]
+    #[error("the port {found:?} at {position} is not {expected}")]
     BadPort {
         /// Where.
-        at: usize,
+        position: usize,
         /// What is there.
         found: String,
         /// What it can be.
@@ -108,10 +108,10 @@ pub enum UriError {
         expected: &'static str,
     },
     /// A fragment, which NBD URIs have not.
-    #[error("the fragment at {at} means nothing in an NBD URI")]
+    #[error("the fragment at {position} means nothing in an NBD URI")]
     Fragment {
         /// Where.
-        at: usize,
+        position: usize,
     },
 }
 
@@ -119,17 +119,17 @@ pub enum UriError {
 #[derive(Clone, Copy)]
 struct Part<'a> {
     text: &'a str,
-    at: usize,
+    position: usize,
 }
 
 impl<'a> Part<'a> {
     /// Splits at the first of the separators; the second part is what follows it.
     fn split(self, separators: &[char]) -> (Self, Option<Self>) {
-        let Self { text, at } = self;
+        let Self { text, position } = self;
         match text.split_once(separators) {
             Some((head, rest)) => {
-                let rest_at = at.saturating_add(text.len()).saturating_sub(rest.len());
-                (Self { text: head, at }, Some(Self { text: rest, at: rest_at }))
+                let rest_position = position.saturating_add(text.len()).saturating_sub(rest.len());
+                (Self { text: head, position }, Some(Self { text: rest, position: rest_position }))
             }
             None => (self, None),
         }
@@ -137,12 +137,13 @@ impl<'a> Part<'a> {
 
     fn strip(self, prefix: &str) -> Option<Self> {
         let text = self.text.strip_prefix(prefix)?;
-        Some(Self { text, at: self.at.saturating_add(prefix.len()) })
+        Some(Self { text, position: self.position.saturating_add(prefix.len()) })
     }
 
     fn bytes(self) -> Result<Vec<u8>, UriError> {
-        let at = |inside| self.at.saturating_add(inside);
-        percent::decode(self.text).map_err(|inside| UriError::BadPercent { at: at(inside) })
+        let position = |inside| self.position.saturating_add(inside);
+        percent::decode(self.text)
+            .map_err(|inside| UriError::BadPercent { position: position(inside) })
     }
 
     fn text(self, part: &'static str) -> Result<String, UriError> {
@@ -174,10 +175,10 @@ pub(super) fn socket(socket: Vec<u8>) -> Result<Vec<u8>, UriError> {
     }
 }
 
-/// A host as it is kept: an IPv6 address in its shortest form with its zone, or any other text that can stand for itself
-/// in front of a port.
-pub(super) fn host(host: &str, at: usize) -> Result<String, UriError> {
-    let bad = UriError::BadHost { at };
+/// A host as it is kept: an IPv6 address in its shortest form with its zone, or any other text that can stand for
+/// itself in front of a port.
+pub(super) fn host(host: &str, position: usize) -> Result<String, UriError> {
+    let bad = UriError::BadHost { position };
     let (address, zone) = match host.split_once('%') {
         Some((address, zone)) => (address, Some(zone)),
         None => (host, None),
@@ -209,10 +210,12 @@ fn is_host_and_port(text: &str, rest: Part<'_>) -> bool {
 }
 
 pub(super) fn uri(text: &str) -> Result<Uri, UriError> {
-    if let Some((at, found)) = text.char_indices().find(|(_, c)| !percent::is_uri_character(*c)) {
-        return Err(UriError::BadCharacter { at, found });
+    if let Some((position, found)) =
+        text.char_indices().find(|(_, c)| !percent::is_uri_character(*c))
+    {
+        return Err(UriError::BadCharacter { position, found });
     }
-    let (scheme, rest) = Part { text, at: 0 }.split(&[':']);
+    let (scheme, rest) = Part { text, position: 0 }.split(&[':']);
     let rest = rest.ok_or(UriError::NoScheme)?;
     let (requires_tls, kind) = match scheme_of(scheme.text) {
         Err(_) if is_host_and_port(text, rest) => {
@@ -222,28 +225,28 @@ pub(super) fn uri(text: &str) -> Result<Uri, UriError> {
     };
     let (rest, fragment) = rest.split(&['#']);
     if let Some(fragment) = fragment {
-        return Err(UriError::Fragment { at: fragment.at.saturating_sub(1) });
+        return Err(UriError::Fragment { position: fragment.position.saturating_sub(1) });
     }
     let (rest, query) = rest.split(&['?']);
     let (authority, path) = match rest.strip("//") {
         Some(rest) => rest.split(&['/']),
         None => {
             let path = rest.strip("/").ok_or(UriError::NoSlashes)?;
-            (Part { text: "", at: rest.at }, Some(path))
+            (Part { text: "", position: rest.position }, Some(path))
         }
     };
-    let (user, place) = match authority.split(&['@']) {
-        (user, Some(place)) => (Some(user.text("user")?), place),
-        (place, None) => (None, place),
+    let (user, authority) = match authority.split(&['@']) {
+        (user, Some(authority)) => (Some(user.text("user")?), authority),
+        (authority, None) => (None, authority),
     };
     let (tls, socket) = parameters(query)?;
     if socket.is_some() && kind != Kind::Unix {
         return Err(UriError::UnexpectedSocket);
     }
     let address = match kind {
-        Kind::Tcp => tcp(place)?,
-        Kind::Vsock => vsock(place)?,
-        Kind::Unix if !place.text.is_empty() => return Err(UriError::HostOfUnixSocket),
+        Kind::Tcp => tcp(authority)?,
+        Kind::Vsock => vsock(authority)?,
+        Kind::Unix if !authority.text.is_empty() => return Err(UriError::HostOfUnixSocket),
         Kind::Unix => Address::Unix { socket: socket.ok_or(UriError::MissingSocket)? },
     };
     let export = path.map_or(Ok(String::new()), |path| path.text("export name"))?;
@@ -269,18 +272,18 @@ fn scheme_of(scheme: &str) -> Result<(bool, Kind), UriError> {
 }
 
 /// Host and port of `host`, `host:`, `host:port` and `[address]:port`. An empty port is as good as none.
-fn host_and_port(place: Part<'_>) -> Result<(Part<'_>, Option<Part<'_>>), UriError> {
-    let (host, port) = match place.strip("[") {
+fn host_and_port(authority: Part<'_>) -> Result<(Part<'_>, Option<Part<'_>>), UriError> {
+    let (host, port) = match authority.strip("[") {
         Some(inside) => {
             let (address, rest) = inside.split(&[']']);
-            let rest = rest.ok_or(UriError::BadHost { at: place.at })?;
+            let rest = rest.ok_or(UriError::BadHost { position: authority.position })?;
             let port = rest.strip(":");
             if port.is_none() && !rest.text.is_empty() {
-                return Err(bad_tcp_port(rest.text, rest.at));
+                return Err(bad_tcp_port(rest.text, rest.position));
             }
             (address, port)
         }
-        None => place.split(&[':']),
+        None => authority.split(&[':']),
     };
     Ok((host, port.filter(|port| !port.text.is_empty())))
 }
@@ -290,45 +293,47 @@ fn number<T: core::str::FromStr>(digits: &str) -> Option<T> {
     digits.parse().ok().filter(|_| only_digits)
 }
 
-pub(super) fn bad_tcp_port(found: &str, at: usize) -> UriError {
-    UriError::BadPort { at, found: found.into(), expected: "a number from 1 to 65535" }
+pub(super) fn bad_tcp_port(found: &str, position: usize) -> UriError {
+    UriError::BadPort { position, found: found.into(), expected: "a number from 1 to 65535" }
 }
 
-fn tcp(place: Part<'_>) -> Result<Address, UriError> {
-    let (name, port) = host_and_port(place)?;
+fn tcp(authority: Part<'_>) -> Result<Address, UriError> {
+    let (name, port) = host_and_port(authority)?;
     let decoded = name.text("host").map_err(|error| match error {
         UriError::BadPercent { .. } => error,
-        _ => UriError::BadHost { at: place.at },
+        _ => UriError::BadHost { position: authority.position },
     })?;
     let host = match decoded.as_str() {
-        "" if place.text.starts_with('[') => return Err(UriError::BadHost { at: place.at }),
+        "" if authority.text.starts_with('[') => {
+            return Err(UriError::BadHost { position: authority.position });
+        }
         "" => "localhost".into(),
-        text => host(text, place.at)?,
+        text => host(text, authority.position)?,
     };
     // Brackets are for IPv6 addresses, which can't do without.
-    if place.text.starts_with('[') != host.contains(':') {
-        return Err(UriError::BadHost { at: place.at });
+    if authority.text.starts_with('[') != host.contains(':') {
+        return Err(UriError::BadHost { position: authority.position });
     }
     let port = match port {
         None => DEFAULT_PORT,
         Some(port) => {
             let number = number(port.text).filter(|port| *port != 0);
-            number.ok_or_else(|| bad_tcp_port(port.text, port.at))?
+            number.ok_or_else(|| bad_tcp_port(port.text, port.position))?
         }
     };
     Ok(Address::Tcp { host, port })
 }
 
-fn vsock(place: Part<'_>) -> Result<Address, UriError> {
-    let (cid, port) = place.split(&[':']);
+fn vsock(authority: Part<'_>) -> Result<Address, UriError> {
+    let (cid, port) = authority.split(&[':']);
     let cid = match cid.text {
         "" => VSOCK_HOST,
-        digits => number(digits).ok_or(UriError::BadHost { at: cid.at })?,
+        digits => number(digits).ok_or(UriError::BadHost { position: cid.position })?,
     };
     let port = match port.filter(|port| !port.text.is_empty()) {
         None => u32::from(DEFAULT_PORT),
         Some(port) => number(port.text).ok_or_else(|| UriError::BadPort {
-            at: port.at,
+            position: port.position,
             found: port.text.into(),
             expected: "a number from 0 to 4294967295",
         })?,
@@ -347,7 +352,7 @@ fn parameters(mut query: Option<Part<'_>>) -> Result<(TlsParameters, Option<Vec<
             continue;
         }
         let (name, value) = parameter.split(&['=']);
-        let value = value.unwrap_or(Part { text: "", at: rest.at });
+        let value = value.unwrap_or(Part { text: "", position: rest.position });
         match name.text("parameter")?.as_str() {
             "socket" => set(&mut socket, "socket", self::socket(value.bytes()?)?)?,
             "tls-type" => {
@@ -385,8 +390,8 @@ fn parameters(mut query: Option<Part<'_>>) -> Result<(TlsParameters, Option<Vec<
     Ok((tls, socket))
 }
 
-fn set<T>(place: &mut Option<T>, name: &'static str, value: T) -> Result<(), UriError> {
-    match place.replace(value) {
+fn set<T>(parameter: &mut Option<T>, name: &'static str, value: T) -> Result<(), UriError> {
+    match parameter.replace(value) {
         None => Ok(()),
         Some(_) => Err(UriError::RepeatedParameter(name)),
     }

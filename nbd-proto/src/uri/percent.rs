@@ -59,14 +59,14 @@ pub(super) const fn is_uri_character(c: char) -> bool {
 pub(super) fn decode(encoded: &str) -> Result<Vec<u8>, usize> {
     let mut bytes = encoded.bytes().enumerate();
     let mut decoded = Vec::with_capacity(encoded.len());
-    while let Some((at, byte)) = bytes.next() {
+    while let Some((position, byte)) = bytes.next() {
         if byte != b'%' {
             decoded.push(byte);
             continue;
         }
         let mut digit = || {
             let digit = char::from(bytes.next().map_or(0, |(_, byte)| byte)).to_digit(16);
-            digit.and_then(|digit| u8::try_from(digit).ok()).ok_or(at)
+            digit.and_then(|digit| u8::try_from(digit).ok()).ok_or(position)
         };
         let (high, low) = (digit()?, digit()?);
         decoded.push((high << 4) | low);

@@ -125,18 +125,18 @@ fn an_invalid_host_or_port_is_named_with_its_position() {
         "nbd+vsock://-1",
         "nbd+vsock://4294967296",
     ] {
-        let at = if uri.contains("vsock") { 12 } else { 6 };
-        let place = match error(uri) {
-            UriError::BadHost { at } => at,
+        let expected = if uri.contains("vsock") { 12 } else { 6 };
+        let position = match error(uri) {
+            UriError::BadHost { position } => position,
             // "::1" without brackets is a name of no length and a port that is none.
-            UriError::BadPort { at: 7, .. } if uri == "nbd://::1" => 6,
+            UriError::BadPort { position: 7, .. } if uri == "nbd://::1" => 6,
             other => panic!("{uri}: {other}"),
         };
-        assert_eq!(place, at, "{uri}");
+        assert_eq!(position, expected, "{uri}");
     }
-    let bad_port = |found: &str, at| {
+    let bad_port = |found: &str, position| {
         let expected = "a number from 1 to 65535";
-        UriError::BadPort { at, found: found.into(), expected }
+        UriError::BadPort { position, found: found.into(), expected }
     };
     for port in ["65536", "0", "x", "+1", "%31"] {
         assert_eq!(error(&format!("nbd://h:{port}")), bad_port(port, 8));
@@ -144,11 +144,11 @@ fn an_invalid_host_or_port_is_named_with_its_position() {
     assert_eq!(error("nbd://[::1]x"), bad_port("x", 11));
     let text = error("nbd+vsock://2:4294967296").to_string();
     assert_eq!(text, "the port \"4294967296\" at 14 is not a number from 0 to 4294967295");
-    assert_eq!(error(&format!("nbd://{}", "x".repeat(4097))), UriError::BadHost { at: 6 });
+    assert_eq!(error(&format!("nbd://{}", "x".repeat(4097))), UriError::BadHost { position: 6 });
     assert_eq!(parse(&format!("nbd://{}", "x".repeat(4096))).export(), "");
     assert_eq!(Uri::tcp("h", 0), Err(bad_port("0", 0)));
-    assert_eq!(Uri::tcp(&"x".repeat(4097), 1), Err(UriError::BadHost { at: 0 }));
-    assert_eq!(Uri::tcp("a/b", 1), Err(UriError::BadHost { at: 0 }));
+    assert_eq!(Uri::tcp(&"x".repeat(4097), 1), Err(UriError::BadHost { position: 0 }));
+    assert_eq!(Uri::tcp("a/b", 1), Err(UriError::BadHost { position: 0 }));
 }
 
 #[test]
@@ -213,11 +213,11 @@ fn parameters_that_are_unknown_or_repeated_are_named() {
 
 #[test]
 fn invalid_characters_are_named_with_their_position() {
-    assert_eq!(error("nbd://h/a b"), UriError::BadCharacter { at: 9, found: ' ' });
-    assert_eq!(error("nbd://h/ü"), UriError::BadCharacter { at: 8, found: 'ü' });
-    assert_eq!(error("nbd://h/a%2"), UriError::BadPercent { at: 9 });
-    assert_eq!(error("nbd+unix:///?socket=%zz"), UriError::BadPercent { at: 20 });
-    assert_eq!(error("nbd://h/a#b"), UriError::Fragment { at: 9 });
+    assert_eq!(error("nbd://h/a b"), UriError::BadCharacter { position: 9, found: ' ' });
+    assert_eq!(error("nbd://h/ü"), UriError::BadCharacter { position: 8, found: 'ü' });
+    assert_eq!(error("nbd://h/a%2"), UriError::BadPercent { position: 9 });
+    assert_eq!(error("nbd+unix:///?socket=%zz"), UriError::BadPercent { position: 20 });
+    assert_eq!(error("nbd://h/a#b"), UriError::Fragment { position: 9 });
 }
 
 fn any_address() -> impl Strategy<Value = Uri> {

@@ -1,9 +1,9 @@
 //! What is known of the durability of a file's data, and how it comes to be known.
 //!
 //! The kernel reports a failed write-back once for each open file description, marks the lost pages clean, and reports
-//! success from then on: nobody can find out afterwards which writes were lost. A description is shared by all
+//! success from then on: there is no way to find out afterwards which writes were lost. A description is shared by all
 //! connections of an export. So the first failed sync puts the file into a failed state, in which no sync succeeds any
-//! more, whoever asks; and the syncs of a file run one after the other, since of two at the same time one could consume
+//! more; and the syncs of a file run one after the other, since of two at the same time one could consume
 //! the error and the other report success before the state is known.
 //!
 //! Those that wait while a sync runs are all answered by the next one, so that this costs little: a sync writes back
@@ -72,7 +72,7 @@ impl Durability {
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         let open = open.get_or_insert_default();
         let shared = open.get(&identity).and_then(Weak::upgrade).unwrap_or_else(|| {
-            // An inode number is used again once nobody has the file open.
+            // An inode number is used again once the file is not open any more.
             open.retain(|_, shared| shared.strong_count() > 0);
             let shared = Arc::default();
             open.insert(identity, Arc::downgrade(&shared));

@@ -87,9 +87,9 @@ impl FileHoles {
         Ok(())
     }
 
-    /// Whether there is a hole at `offset`, and where that changes: behind `offset`, and at `end` at the latest, which is
-    /// where the file ended when it was looked at last. All is data for a file system that does not know holes; so is
-    /// what somebody has cut off meanwhile, since to read it must fail.
+    /// Whether there is a hole at `offset`, and where that changes: behind `offset`, and at `end` at the latest, which
+    /// is where the file ended when it was looked at last. All is data for a file system that does not know holes; so
+    /// is what another process has cut off meanwhile, since to read it must fail.
     ///
     /// Moves the position of the file.
     ///
@@ -109,8 +109,8 @@ impl FileHoles {
         }
     }
 
-    /// Whether a hole could be punched. If not, a regular file has not changed; of the range of a block device, what was
-    /// cached and not yet written may be lost.
+    /// Whether a hole could be punched. If not, a regular file has not changed; of the range of a block device, what
+    /// was cached and not yet written may be lost.
     pub(super) fn punch(&self, system: &dyn System, range: Range<u64>) -> Result<bool> {
         allocate(system, &self.punch_hole, FallocateFlags::PUNCH_HOLE, range)
     }
@@ -136,13 +136,13 @@ impl FileHoles {
             Some(Ok(data)) if data > offset => (true, data.min(end)),
             Some(Ok(_)) => match seek(SeekFrom::Hole(offset)) {
                 Some(Ok(hole)) if hole > offset => (false, hole.min(end)),
-                // Somebody punched a hole here meanwhile. To call it data is never wrong.
+                // A hole was punched here meanwhile. To call it data is never wrong.
                 Some(Ok(_)) => (false, end.min(offset + STEP)),
-                // Somebody cut the file off meanwhile, see below.
+                // The file was cut off meanwhile, see below.
                 Some(Err(Errno::NXIO)) | None => (false, end),
                 Some(Err(errno)) => return Err(errno),
             },
-            // No data until the end of the file. If that is not where it was, somebody cut the file off: the rest can't
+            // No data until the end of the file. If that is not where it was, the file was cut off: the rest can't
             // be read, so that it must not pass for zeroes.
             Some(Err(Errno::NXIO)) => match system.length()?.min(end) {
                 end if end > offset => (true, end),

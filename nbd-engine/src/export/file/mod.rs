@@ -46,18 +46,18 @@ use system::System;
 /// - Trimming punches holes; writing zeroes does too, or asks for zeroes in place when no hole is wanted.
 /// - Holes are those that the file system reports (`SEEK_HOLE`).
 /// - The size is that at opening, and follows a file or device that grows: at the next [`refresh`](Export::refresh),
-///   which is when a client enters the export. A regular file can be resized through the export, too. What somebody
-///   else cut off fails with `EIO`, for reading and for writing.
+///   which is when a client enters the export. A regular file can be resized through the export, too. What another
+///   process cut off fails with `EIO`, for reading and for writing.
 ///
 /// # When a flush fails
-/// The kernel then marks the pages that it could not write back clean and drops them at will; it reports the error once,
-/// and nobody can find out which writes were lost. So a failed flush is final: that flush fails with the system's error,
-/// and from then on every flush and every request with FUA fails with `EIO`, on all connections and on all exports of the
-/// same file or device in this process. Reading and writing without FUA go on. It makes no difference that the cause was
-/// a full (thin) disk and that there is room again: what was lost stays lost.
+/// The kernel then marks the pages that it could not write back clean and drops them at will; it reports the error
+/// once, and there is no way to find out which writes were lost. So a failed flush is final: that flush fails with the
+/// system's error, and from then on every flush and every request with FUA fails with `EIO`, on all connections and on
+/// all exports of the same file or device in this process. Reading and writing without FUA go on. It makes no
+/// difference that the cause was a full (thin) disk and that there is room again: what was lost stays lost.
 ///
-/// The state ends when the last `File` of that file is dropped and it is opened anew; `nbd serve` is restarted for that.
-/// Clients whose flush failed have to take what they wrote since their last successful one for lost.
+/// The state ends when the last `File` of that file is dropped and it is opened anew; `nbd serve` is restarted for
+/// that. Clients whose flush failed have to take what they wrote since their last successful one for lost.
 #[derive(Debug)]
 pub struct File {
     system: Box<dyn System>,
@@ -81,7 +81,7 @@ impl File {
     /// and would hold up the connection's other requests.
     const AT_ONCE: usize = 128 << 10;
 
-    /// More places where space was set aside are not remembered, so that memory stays small whatever clients do.
+    /// More ranges where space was set aside are not remembered, so that memory stays small whatever clients do.
     const MAX_PROVISIONED: usize = 4096;
 
     /// The kernel is asked to read ahead in steps of this many bytes: of a longer one it reads only a part.
@@ -200,8 +200,8 @@ impl CanWrite for File {
         if fua { self.sync() } else { Ok(()) }
     }
 
-    /// `None` may come after a part of the data is written. That does no harm: the same bytes are written to the same
-    /// place next.
+    /// `None` may come after a part of the data is written. That does no harm: the same bytes are written at the same
+    /// offset next.
     fn try_write(&self, data: &[u8], offset: u64, fua: bool) -> Option<Result<()>> {
         if data.len() > Self::AT_ONCE {
             return None;
@@ -222,7 +222,7 @@ impl CanWrite for File {
         }
     }
 
-    /// Native, so that those who call the methods themselves get it, too.
+    /// Native, so that callers of the methods get it, too.
     fn fua(&self) -> Fua {
         Fua::Native
     }
@@ -256,10 +256,10 @@ impl CanCache for File {
     }
 }
 
-/// For those who send parts of the file themselves.
+/// For programs that send parts of the file themselves.
 ///
-/// Don't sync the descriptor, a duplicate of it, or a range of it: the kernel would report a failed write-back there, and
-/// flushes of the export would never learn of it.
+/// Don't sync the descriptor, a duplicate of it, or a range of it: the kernel would report a failed write-back there,
+/// and flushes of the export would never learn of it.
 impl AsFd for File {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.system.file().as_fd()

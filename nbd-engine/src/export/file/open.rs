@@ -149,7 +149,7 @@ fn check_device_writable(file: &fs::File) -> Result<(), Problem> {
     }
 }
 
-/// Whether a type of file system, as `fstatfs` tells it, keeps files in memory.
+/// Whether a type of file system, as `fstatfs` reports it, keeps files in memory.
 fn is_in_memory(kind: u64) -> bool {
     const TMPFS: u64 = 0x0102_1994;
     const RAMFS: u64 = 0x8584_58f6;
@@ -298,7 +298,7 @@ impl fmt::Display for OpenError {
 
 impl core::error::Error for OpenError {
     fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
-        // What the text has not told already, which is nothing for the problems that have a name.
+        // The text of a problem with a name says it all.
         match &self.problem {
             Problem::Other(error) => core::error::Error::source(error),
             _ => None,

@@ -102,7 +102,7 @@ impl CanResize for File {
             return Err(too_large(size));
         }
         let _one_at_a_time = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
-        // What somebody else put behind the end is kept, as far as the new size allows.
+        // What another process put behind the end is kept, as far as the new size allows.
         self.grow();
         let old = self.size.get();
         // Requests beyond the end are refused before there is nothing, and until there is something.

@@ -39,7 +39,7 @@ pub(super) trait System: fmt::Debug + Send + Sync + 'static {
         rustix::fs::fallocate(self.file(), flags, offset, length)
     }
 
-    /// The position of the file moves, which matters to nobody: each answer belongs to its call, and all reading and
+    /// The position of the file moves, which does not matter: each answer belongs to its call, and all reading and
     /// writing says where.
     fn seek(&self, to: SeekFrom) -> Result<u64> {
         rustix::fs::seek(self.file(), to)
@@ -86,7 +86,7 @@ impl dyn System {
         while !data.is_empty() {
             let count = retry_on_intr(|| self.write_at(data, offset))?;
             if count == 0 {
-                // Nothing is written and nothing is wrong: to go on would be to do so for ever.
+                // Nothing is written and nothing is wrong: to go on would never end.
                 return Err(Errno::IO);
             }
             data = &data[count..];

@@ -29,7 +29,7 @@ fn in_directory(size: u64, path: &Path) -> (NamedTempFile, File) {
     (file, disk)
 }
 
-/// A file in memory, where the platform has a place for that.
+/// A file in memory, where the platform has a folder for that.
 fn in_memory(size: u64) -> Option<(NamedTempFile, File)> {
     let path = Path::new("/dev/shm");
     let made = path.is_dir().then(|| in_directory(size, path)).filter(|(_, disk)| disk.in_memory);
@@ -155,10 +155,10 @@ fn what_has_space_set_aside_is_a_hole_again_after_a_trim() {
     disk.trim(MIB, MIB, false).unwrap();
     let runs = runs(&disk, 0, 4 * MIB);
     if supported("punch holes", &disk.holes.punch_hole)
-        && supported("tell holes", &disk.holes.seek_hole)
+        && supported("report holes", &disk.holes.seek_hole)
     {
-        let told: Vec<_> = runs.iter().map(|run| (run.length, run.hole)).collect();
-        assert_eq!(told, [(MIB, false), (MIB, true), (2 * MIB, false)]);
+        let reported: Vec<_> = runs.iter().map(|run| (run.length, run.hole)).collect();
+        assert_eq!(reported, [(MIB, false), (MIB, true), (2 * MIB, false)]);
     }
 }
 
@@ -195,11 +195,11 @@ fn zeroes_are_written_in_pieces_where_there_is_no_better_way() {
 fn a_sparse_file_has_holes_around_its_data() {
     let (_file, disk) = disk(1 << 30);
     disk.write(&vec![1; 1 << 20], 512 * MIB, false).unwrap();
-    let told = runs(&disk, 0, 1 << 30);
-    if supported("tell holes", &disk.holes.seek_hole) {
+    let reported = runs(&disk, 0, 1 << 30);
+    if supported("report holes", &disk.holes.seek_hole) {
         let hole = |length| Allocation { length, hole: true, zero: true };
         let data = Allocation { length: MIB, hole: false, zero: false };
-        assert_eq!(told, [hole(512 * MIB), data, hole(511 * MIB)]);
+        assert_eq!(reported, [hole(512 * MIB), data, hole(511 * MIB)]);
     }
 }
 
@@ -254,9 +254,9 @@ fn cached_data_is_read_at_once() {
 #[test]
 fn long_requests_are_left_to_a_worker() {
     let (_file, disk) = disk(4 * MIB);
-    let most = File::AT_ONCE;
-    assert!(disk.try_read(&mut Body::default(), most + 1, 0).is_none());
-    assert!(disk.try_write(&vec![0; most + 1], 0, false).is_none());
+    let max = File::AT_ONCE;
+    assert!(disk.try_read(&mut Body::default(), max + 1, 0).is_none());
+    assert!(disk.try_write(&vec![0; max + 1], 0, false).is_none());
 }
 
 #[test]

@@ -25,7 +25,7 @@ impl CanWriteZeroes for File {
     /// system offers: one that costs no writing of data, or else zeroes are written.
     ///
     /// `fast` is served for regular files by the former. For block devices it is too, unless with `no_hole`: whether
-    /// the device or the kernel does the writing then can't be told.
+    /// the device or the kernel does the writing then is unknown.
     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
         self.check_for_writing(offset, length)?;
         let end = offset + length;

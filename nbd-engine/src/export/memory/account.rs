@@ -9,7 +9,7 @@ use crate::memory_limit;
 /// Bytes that are granted at once, so that to look how much there is, which takes about 0.1 ms, costs little.
 const STEP: u64 = 8 << 20;
 
-/// After a refusal nobody looks again for as much for this long, unless a disk gave something back.
+/// After a refusal the limit is not looked at again for as much for this long, unless a disk gave something back.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// An account of memory that several disks share. What is in it is resident: the pages of the disks, those that are
@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Account {
     /// Bytes that are held or granted: never more than the limit was when they were granted.
     committed: AtomicU64,
-    /// Bytes that may be taken before somebody has to look how much there is.
+    /// Bytes that may be taken before the limit has to be looked at again.
     granted: AtomicU64,
     limit: Limit,
     /// How many bytes could not be had, and when that was. Locked while more is granted.
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn threads_together_take_no_more_than_the_limit() {
         let account = Account::fixed(10 * STEP);
-        let most = AtomicU64::new(0);
+        let max = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -176,7 +176,7 @@ mod tests {
                     for round in 0..20_000u64 {
                         if account.charge(16 << 10) {
                             own += 16 << 10;
-                            most.fetch_max(account.held(), Ordering::Relaxed);
+                            max.fetch_max(account.held(), Ordering::Relaxed);
                         }
                         if round % 5 == 4 && own > 0 {
                             account.discharge(own / 2);
@@ -188,7 +188,7 @@ mod tests {
             }
         });
         assert_eq!(account.held(), 0);
-        assert!(most.into_inner() <= 10 * STEP);
+        assert!(max.into_inner() <= 10 * STEP);
     }
 
     #[test]

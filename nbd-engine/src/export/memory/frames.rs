@@ -13,14 +13,14 @@ use super::page::Page;
 use super::slab::{self, FRAMES, Frame};
 
 /// Frames that are kept with their memory while hardly any are in use, 256 KiB.
-const KEPT_AT_LEAST: usize = 16;
+const MIN_KEPT: usize = 16;
 
 /// Frames that are kept with their memory at most, 4 MiB: a few long writes in flight find theirs without asking the
 /// system.
-const KEPT_AT_MOST: usize = 256;
+const MAX_KEPT: usize = 256;
 
 /// Frames that the system is asked for at once. As many as are kept at least.
-const BATCH: usize = KEPT_AT_LEAST;
+const BATCH: usize = MIN_KEPT;
 
 /// The frames of a disk.
 pub(super) struct Frames {
@@ -41,7 +41,7 @@ struct State {
 impl State {
     /// Frames that may be kept with their memory: an eighth of those that are in use, within bounds.
     fn kept(&self) -> usize {
-        (self.used / 8).clamp(KEPT_AT_LEAST, KEPT_AT_MOST)
+        (self.used / 8).clamp(MIN_KEPT, MAX_KEPT)
     }
 
     /// Up to `count` frames without memory, of the slab that comes first, so that others become free.
@@ -166,7 +166,7 @@ impl Frames {
         drop(whole);
     }
 
-    /// Takes back pages as far as nobody shares them. The others come when their last owner drops them.
+    /// Takes back pages as far as they are not shared. The others come when their last owner drops them.
     pub(super) fn give_back_pages(&self, pages: Vec<Page>) {
         self.give_back(pages.into_iter().filter_map(Page::into_frame).collect::<Vec<_>>());
     }
@@ -229,7 +229,7 @@ mod tests {
         let all = pages(&frames, 5 * FRAMES + 3);
         frames.give_back_pages(all);
         let (warm, whole) = frames.idle();
-        assert!(warm <= KEPT_AT_LEAST, "{warm}");
+        assert!(warm <= MIN_KEPT, "{warm}");
         assert_eq!(whole, 0);
         assert_eq!(frames.account.held(), warm as u64 * P);
         // Those that are kept lie in few slabs, so that most are gone.
@@ -255,10 +255,10 @@ mod tests {
                 scope.spawn(|| share.into_iter().for_each(drop));
             }
         });
-        let bound = (used.len() + KEPT_AT_MOST) as u64 * P;
+        let bound = (used.len() + MAX_KEPT) as u64 * P;
         assert!(frames.account.held() <= bound, "{} of {bound}", frames.account.held());
         used.clear();
-        assert!(frames.account.held() <= KEPT_AT_LEAST as u64 * P);
+        assert!(frames.account.held() <= MIN_KEPT as u64 * P);
     }
 
     #[test]

@@ -38,8 +38,8 @@ const PAGE: usize = 16 << 10;
 ///
 /// # Memory
 ///
-/// Each disk has memory of its own from the system, apart from the allocator's. Pages that are freed, on whatever thread
-/// and in whatever order, are used again or returned to the system one by one. Resident are at most
+/// Each disk has memory of its own from the system, apart from the allocator's. Pages that are freed, on whatever
+/// thread and in whatever order, are used again or returned to the system one by one. Resident are at most
 ///
 /// - the pages that the disk holds, [`allocated_bytes`](Self::allocated_bytes), which is
 ///   [limited](Self::with_allocation_limit);
@@ -49,8 +49,8 @@ const PAGE: usize = 16 << 10;
 ///   than such payloads and replies are long, rounded up to pages, and 1 MiB for each connection;
 /// - bookkeeping: about 50 bytes for a page and 300 for each MiB in which anything is allocated.
 ///
-/// So a disk that is trimmed as a whole keeps 256 KiB. On Linux with pages above 16 KiB, and on other systems, memory is
-/// used again but returned only with the disk.
+/// So a disk that is trimmed as a whole keeps 256 KiB. On Linux with pages above 16 KiB, and on other systems, memory
+/// is used again but returned only with the disk.
 ///
 /// All disks of a process together take at most seven eighths of the memory that the process may use besides: the least
 /// of what its control group and that group's parents, `ulimit -v` and `ulimit -d`, and the machine have available,
@@ -353,7 +353,7 @@ impl CanExtents for Memory {
     ) -> Result<()> {
         let size = self.size();
         inside(offset, length, size)?;
-        // Runs are told of by pages, but not beyond the end of the disk.
+        // Runs are reported by pages, but not beyond the end of the disk.
         let last = (offset + length).div_ceil(Self::PAGE_SIZE);
         let mut at = offset;
         let mut walk = Self::WALK;
@@ -411,7 +411,7 @@ pub struct TooLarge {
 
 impl fmt::Display for TooLarge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a disk of {} bytes is too large: the most are {}", self.size, Memory::MAX_SIZE)
+        write!(f, "a disk of {} bytes is too large: the maximum is {}", self.size, Memory::MAX_SIZE)
     }
 }
 

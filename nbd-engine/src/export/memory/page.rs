@@ -45,7 +45,7 @@ impl Page {
         matches!(&*self.0, Bytes::Frame(_, own) if Arc::ptr_eq(own, owner))
     }
 
-    /// The frame, if nobody shares it and there is one. The page is gone.
+    /// The frame, if there is one and it is not shared. The page is gone.
     pub(super) fn into_frame(self) -> Option<Frame> {
         match Arc::into_inner(self.0)? {
             Bytes::Frame(ref mut frame, _) => frame.take(),

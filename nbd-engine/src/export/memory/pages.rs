@@ -4,7 +4,7 @@
 //! finding a page costs one uncontended lock and a short search, a walk passes over what is absent without looking at
 //! it, and what is freed leaves nothing behind: no client can make the table grow beyond a small part of its pages.
 //!
-//! A [`Page`] can be shared, so that a large read needs no copy. Writers change a page in place only while nobody
+//! A [`Page`] can be shared, so that a large read needs no copy. Writers change a page in place only while no reader
 //! shares it, and replace it by a changed copy otherwise: a write costs one copy of a page more than its own bytes, at
 //! most, for each page it touches, and just the first write after a read pays.
 
@@ -289,11 +289,11 @@ impl Pages {
     }
 
     /// How far the pages from `page` on are all present, or all absent: which of both, and the first page that is
-    /// different, or else `end`, which is above `page`. Present ones are walked over, `most` of them and no further;
+    /// different, or else `end`, which is above `page`. Present ones are walked over, `max` of them and no further;
     /// absent ones are not.
-    pub(super) fn run(&self, page: u64, end: u64, most: u64) -> (bool, u64) {
+    pub(super) fn run(&self, page: u64, end: u64, max: u64) -> (bool, u64) {
         if self.look(page, |page| page.is_some()) {
-            (true, self.next(page, end.min(page + most), false))
+            (true, self.next(page, end.min(page + max), false))
         } else {
             (false, self.next(page, end, true))
         }

@@ -29,7 +29,7 @@ unsafe impl Sync for Slab {}
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        // SAFETY: it is the range that `map` mapped. No frame is left, since each keeps the slab alive, so that nobody
+        // SAFETY: it is the range that `map` mapped. No frame is left, since each keeps the slab alive, so that nothing
         // has a reference into it.
         let unmapped = unsafe { munmap(self.start.as_ptr(), BYTES) };
         debug_assert!(unmapped.is_ok(), "{unmapped:?}");
@@ -121,7 +121,7 @@ fn advise(frames: &mut [Frame], advice: Advice) -> bool {
         Advice::Discard => rustix::mm::Advice::LinuxDontNeed,
         Advice::Populate => rustix::mm::Advice::LinuxPopulateWrite,
     };
-    // SAFETY: the range consists of the frames' bytes, which nobody else can have a reference to, for these references
+    // SAFETY: the range consists of the frames' bytes, which no other reference can be to, for these references
     // are exclusive. Discarded pages of a private anonymous mapping read as zeroes, which is initialised; populated
     // ones keep their bytes.
     unsafe { rustix::mm::madvise(first.start.as_ptr().cast(), length, advice) }.is_ok()

@@ -171,7 +171,7 @@ fn a_fast_zero_without_a_hole_is_refused_and_changes_nothing() {
 
 #[test]
 fn zeroing_what_the_limit_has_no_room_for_fails_and_takes_nothing() {
-    // The default limit: nobody has this much memory.
+    // The default limit: no machine has this much memory.
     let disk = Memory::new(1 << 62).unwrap();
     let mode = ZeroMode { no_hole: true, ..ZeroMode::default() };
     assert_eq!(code(disk.write_zeroes(0, 1 << 62, mode)), ErrorCode::ENOSPC);
@@ -223,13 +223,13 @@ fn extents_stop_when_the_visitor_breaks_off() {
     for page in [1, 3, 5, 7] {
         disk.write(&[1], page * P, false).unwrap();
     }
-    let mut told = 0;
+    let mut visited = 0;
     let mut visit = |_| {
-        told += 1;
-        if told == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        visited += 1;
+        if visited == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     CanExtents::extents(&disk, 0, 10 * P, &mut visit).unwrap();
-    assert_eq!(told, 3);
+    assert_eq!(visited, 3);
 }
 
 #[test]

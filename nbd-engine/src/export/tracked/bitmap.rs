@@ -14,10 +14,10 @@ const CHUNK: u64 = 1 << 15;
 const _: () = assert!(WORDS as u64 * 64 == CHUNK);
 
 /// Chunks of which some blocks are dirty: 4 KiB of bits each, 16 MiB in all.
-const MOST_PARTIAL: usize = 4096;
+const MAX_PARTIAL: usize = 4096;
 
 /// Runs of chunks that are dirty as a whole.
-const MOST_RUNS: usize = 4096;
+const MAX_RUNS: usize = 4096;
 
 /// Bytes that a chunk of which some blocks are dirty takes: its bits, and its entry in the map.
 const PARTIAL_BYTES: u64 = WORDS as u64 * 8 + 80;
@@ -95,7 +95,7 @@ impl Bitmap {
     fn fits(&mut self) -> bool {
         let (partial, full) = (self.partial.len(), self.full.len());
         let bytes = partial as u64 * PARTIAL_BYTES + full as u64 * RUN_BYTES;
-        partial <= MOST_PARTIAL && full <= MOST_RUNS && self.share.resize(bytes)
+        partial <= MAX_PARTIAL && full <= MAX_RUNS && self.share.resize(bytes)
     }
 
     fn insert_blocks(&mut self, blocks: Range<u64>) {
@@ -168,9 +168,9 @@ impl Bitmap {
             if self.full.contains(twice) {
                 continue;
             }
-            let place = (chunk % 2) as usize * (WORDS / 2);
+            let first = (chunk % 2) as usize * (WORDS / 2);
             let Some(into) = self.bits(twice) else { continue };
-            for (word, pair) in into[place..].iter_mut().zip(bits.chunks_exact(2)) {
+            for (word, pair) in into[first..].iter_mut().zip(bits.chunks_exact(2)) {
                 *word |= halve(pair[0]) | halve(pair[1]) << 32;
             }
             self.promote(twice);
@@ -337,13 +337,13 @@ mod tests {
     #[test]
     fn scattered_blocks_of_a_huge_disk_stay_within_the_bound_and_dirty() {
         let mut bitmap = bitmap(16);
-        let places: Vec<u64> = (0..20_000).map(|n| n * (i64::MAX as u64 / 20_000)).collect();
-        for &place in &places {
-            bitmap.insert(&(place..place + 1));
+        let offsets: Vec<u64> = (0..20_000).map(|n| n * (i64::MAX as u64 / 20_000)).collect();
+        for &offset in &offsets {
+            bitmap.insert(&(offset..offset + 1));
         }
-        assert!(bitmap.partial.len() <= MOST_PARTIAL);
+        assert!(bitmap.partial.len() <= MAX_PARTIAL);
         assert!(bitmap.granularity() > 1 << 16);
-        assert!(places.iter().all(|&place| bitmap.contains(&(place..place + 1))));
+        assert!(offsets.iter().all(|&offset| bitmap.contains(&(offset..offset + 1))));
         bitmap.clear();
         assert_eq!(bitmap.granularity(), 1 << 16);
     }
@@ -361,10 +361,10 @@ mod tests {
     fn runs_of_whole_chunks_are_bounded_too() {
         let mut bitmap = bitmap(9);
         let chunk = CHUNK << 9;
-        for n in 0..MOST_RUNS as u64 + 1 {
+        for n in 0..MAX_RUNS as u64 + 1 {
             bitmap.insert(&(2 * n * chunk..(2 * n + 1) * chunk));
         }
-        assert!(bitmap.full.len() <= MOST_RUNS && bitmap.partial.len() <= MOST_PARTIAL);
+        assert!(bitmap.full.len() <= MAX_RUNS && bitmap.partial.len() <= MAX_PARTIAL);
         assert!(bitmap.contains(&(0..1)));
     }
 

@@ -44,7 +44,7 @@ pub struct Tracking {
 }
 
 impl<E> Tracked<E> {
-    /// Bytes of a block, unless told otherwise: 64 KiB, as with qemu.
+    /// Bytes of a block by default: 64 KiB, as with qemu.
     pub const GRANULARITY: u64 = 64 << 10;
 
     /// Records changes of `inner`, in no bitmap yet.

@@ -113,12 +113,12 @@ fn names_that_no_context_can_have_are_refused() {
 fn the_number_of_bitmaps_is_bounded() {
     let disk = tracked(K64);
     let tracker = disk.tracker();
-    for at in 1..Tracker::MOST {
+    for at in 1..Tracker::MAX_BITMAPS {
         tracker.start(&at.to_string()).unwrap();
     }
     assert_eq!(tracker.start("more"), Err(BitmapError::TooMany));
     assert_eq!(tracker.start("b"), Err(BitmapError::Exists), "that is what is to be mended");
-    assert_eq!(tracker.names().len(), Tracker::MOST);
+    assert_eq!(tracker.names().len(), Tracker::MAX_BITMAPS);
     assert!(tracker.stop("b"));
     assert_eq!(tracker.start("more"), Ok(()));
 }

@@ -21,14 +21,14 @@ use crate::export::contexts::no_such_context;
 /// # Memory
 ///
 /// A bitmap takes 4 KiB for each 32768 blocks of which some are dirty and others aren't (2 GiB with blocks of 64 KiB),
-/// and hardly anything for the rest. All bitmaps of a process together take at most 64 MiB, or a sixteenth of the memory
-/// that the process may use if that is less, plus 20 KiB for each bitmap; one bitmap takes at most 17 MiB, and no more
-/// than the same part of the whole as each of the others. What a bitmap no longer needs is kept for others. An export
-/// has at most [`MOST`](Self::MOST) bitmaps.
+/// and hardly anything for the rest. All bitmaps of a process together take at most 64 MiB, or a sixteenth of the
+/// memory that the process may use if that is less, plus 20 KiB for each bitmap; one bitmap takes at most 17 MiB, and
+/// no more than the same part of the whole as each of the others. What a bitmap no longer needs is kept for others. An
+/// export has at most [`MAX_BITMAPS`](Self::MAX_BITMAPS) bitmaps.
 ///
 /// A bitmap that would take more makes its blocks larger, see [`granularity`](Self::granularity). What was dirty stays
-/// dirty, so that a backup copies more than it would have to, never less. The blocks are as small as at first again once
-/// the bitmap is cleared.
+/// dirty, so that a backup copies more than it would have to, never less. The blocks are as small as at first again
+/// once the bitmap is cleared.
 #[derive(Debug)]
 pub struct Tracker {
     /// Binary logarithm of the bytes of a block.
@@ -51,7 +51,7 @@ const PREFIX: &str = "qemu:dirty-bitmap:";
 impl Tracker {
     /// Bitmaps at the same time. Each takes memory, and every write looks at all of them, one after the other, while
     /// others wait: backups that are many generations deep or run side by side need some dozens.
-    pub const MOST: usize = 256;
+    pub const MAX_BITMAPS: usize = 256;
 
     /// Bytes of a bitmap's name: what fits into a metadata context's behind `qemu:dirty-bitmap:`.
     pub const LONGEST_NAME: usize = 4078;
@@ -74,7 +74,7 @@ impl Tracker {
     ///
     /// # Errors
     /// When there is one of that name, the name can't be part of a metadata context's, or there are
-    /// [`MOST`](Self::MOST) already.
+    /// [`MAX_BITMAPS`](Self::MAX_BITMAPS) already.
     pub fn start(&self, name: &str) -> core::result::Result<(), BitmapError> {
         if context(name).is_none() {
             return Err(BitmapError::InvalidName);
@@ -83,7 +83,7 @@ impl Tracker {
         if bitmaps.iter().any(|earlier| earlier.name == name) {
             return Err(BitmapError::Exists);
         }
-        if bitmaps.len() >= Self::MOST {
+        if bitmaps.len() >= Self::MAX_BITMAPS {
             return Err(BitmapError::TooMany);
         }
         bitmaps.push(Named {
@@ -136,7 +136,7 @@ impl Tracker {
         Some(dirty)
     }
 
-    /// The bytes of a block of a bitmap: as the export was told, or larger if changes are scattered over too much.
+    /// The bytes of a block of a bitmap: as configured, or larger if changes are scattered over too much.
     /// `None` when there is no bitmap of that name.
     #[must_use]
     pub fn granularity(&self, name: &str) -> Option<u64> {
@@ -226,7 +226,7 @@ pub enum BitmapError {
     Exists,
     /// The name is empty, has a NUL in it, or is longer than [`Tracker::LONGEST_NAME`].
     InvalidName,
-    /// There are [`Tracker::MOST`] already.
+    /// There are [`Tracker::MAX_BITMAPS`] already.
     TooMany,
 }
 
@@ -239,8 +239,11 @@ impl fmt::Display for BitmapError {
                 write!(f, "a bitmap's name has 1 to {longest} bytes, and no NUL among them")
             }
             Self::TooMany => {
-                let most = Tracker::MOST;
-                write!(f, "there are {most} bitmaps, and can't be more: stop one that is done with")
+                let max = Tracker::MAX_BITMAPS;
+                write!(
+                    f,
+                    "there are {max} bitmaps, which is the maximum: stop one that is not needed any more"
+                )
             }
         }
     }

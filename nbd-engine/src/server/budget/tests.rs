@@ -166,7 +166,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever connections do: the bound holds, the sums agree, and nobody waits for ever once the others are gone.
+    /// Whatever connections do: the bound holds, the sums agree, and no connection waits once the others are gone.
     #[test]
     fn the_bound_holds_and_no_waiter_is_forgotten(
         total in 0..12 * MIB,

@@ -89,7 +89,7 @@ impl Memory {
         }
     }
 
-    /// A slot is free; what it keeps for the next request is kept only while nobody else needs it.
+    /// A slot is free; it keeps memory for its next request only while no other connection needs it.
     pub(super) fn recycle(&mut self, slot: &mut Slot) {
         let crowded = self.account.is_in_the_way();
         if crowded {

@@ -2,7 +2,7 @@
 //!
 //! A pool of our own rather than a general one: a job is a plain value in a queue that keeps its room, so that handing
 //! one over allocates nothing; and exports and connections have shares, so that a hanging file or a greedy client
-//! delays nobody else. The number of threads is at most the configured one, plus a few for each export that finds all of
+//! delays no other. The number of threads is at most the configured one, plus a few for each export that finds all of
 //! them occupied by others.
 
 mod job;
@@ -68,7 +68,7 @@ impl Drop for Workers {
 pub(crate) struct Lane {
     pool: Arc<Pool>,
     index: usize,
-    /// As long as the lane is there, no other export lies at the same place.
+    /// As long as the lane is there, no other export has the same address.
     _export: Arc<dyn Export>,
 }
 

@@ -86,7 +86,7 @@ impl<J> Schedule<J> {
         self.lanes.insert(Lane { export, running: 0, jobs: VecDeque::new(), closed: false })
     }
 
-    /// The connection is gone. Gives its waiting jobs, which nobody needs any more.
+    /// The connection is gone. Gives its waiting jobs, which are not needed any more.
     pub(super) fn close_lane(&mut self, index: usize) -> VecDeque<J> {
         let lane = &mut self.lanes[index];
         lane.closed = true;
@@ -126,7 +126,7 @@ impl<J> Schedule<J> {
         room && running < self.shares.per_export
     }
 
-    /// The job whose turn it is, among those whose export and connection have a share left, with its lane.
+    /// The job whose turn it is, among those with a share left to their export and connection, with its lane.
     pub(super) fn start_next(&mut self) -> Option<(usize, J)> {
         for _ in 0..self.turns.len() {
             let export = self.turns.pop_front()?;

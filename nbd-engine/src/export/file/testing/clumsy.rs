@@ -173,13 +173,13 @@ proptest! {
                 prop_assert!(found == content);
             }
             let mut at = 0;
-            let told = disk.can_extents().unwrap().extents(0, size, &mut |run| {
+            let result = disk.can_extents().unwrap().extents(0, size, &mut |run| {
                 let end = at + run.length as usize;
                 assert!(!run.zero || content[at..end].iter().all(|&byte| byte == 0));
                 at = end;
                 core::ops::ControlFlow::Continue(())
             });
-            prop_assert!(at == size as usize || told.is_err());
+            prop_assert!(at == size as usize || result.is_err());
         }
     }
 }

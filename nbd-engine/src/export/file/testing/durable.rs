@@ -221,7 +221,7 @@ fn a_failed_flush_is_final_until_the_file_is_opened_anew() {
     assert_eq!(later.code(), ErrorCode::EIO);
     assert!(later.text().contains("opened anew"), "{later}");
     let disk = ReadOnly::new(disk);
-    assert_eq!(again(&disk), later, "a reader's flush is told as well");
+    assert_eq!(again(&disk), later, "a reader's flush fails as well");
     let beside = medium.open().disk();
     assert_eq!(again(&beside), later, "so are other exports of the file");
     drop((disk, beside));
@@ -255,7 +255,7 @@ fn an_attempt_to_punch_a_device_loses_nothing_that_was_written() {
         assert_eq!(error, ExportError::not_fast());
         disk.can_trim().unwrap().trim(0, SIZE as u64, false).unwrap();
         assert!(crate::export::model::read(&disk, 0, SIZE as u64) == [5; SIZE]);
-        assert_eq!(disk.flush().is_err(), failures > 0, "nobody took the error away");
+        assert_eq!(disk.flush().is_err(), failures > 0, "the error was not consumed");
         zeroes.write_zeroes(0, SIZE as u64, ZeroMode::default()).unwrap();
         assert!(crate::export::model::read(&disk, 0, SIZE as u64) == [0; SIZE]);
     }

@@ -160,7 +160,7 @@ impl System for Descriptor {
         for page in 0..pages {
             medium.state.lock().unwrap().write_back(page);
         }
-        // As in the kernel: whoever is first consumes the error for the description.
+        // As in the kernel: the first one that asks consumes the error for the description.
         let (count, errno) = medium.state.lock().unwrap().errors;
         if core::mem::replace(&mut *seen.lock().unwrap(), count) < count {
             // Others have time to find no error any more.
