@@ -167,7 +167,6 @@ scenarios! {
     }
     inside_of_tls {
         any_server {
-            every_form_is_negotiated,
             options_in_one_write_are_answered_in_order,
             every_command_on_any_server,
             half_closed_clients_get_all_replies,
@@ -177,7 +176,6 @@ scenarios! {
             two_hundred_connections,
         }
         adapters {
-            exports_are_listed_and_found_by_name,
             large_payloads_on_every_way,
             replies_come_in_any_order,
             a_slow_request_holds_up_no_other,
@@ -185,13 +183,10 @@ scenarios! {
             a_half_close_waits_for_requests_in_flight,
             connections_above_the_limit_are_refused,
             requests_in_flight_are_limited,
-            bytes_in_flight_are_limited,
             replies_that_are_not_read_count_as_in_flight,
             the_handshake_has_a_deadline,
             the_drain_has_a_deadline,
-            a_drain_does_not_wait_for_clients_that_do_not_read,
             a_drain_does_not_wait_for_the_rest_of_a_request,
-            requests_that_are_never_finished_are_given_up,
             replies_that_are_never_received_are_given_up,
             clients_that_have_disconnected_are_given_up_sooner,
             requests_in_flight_finish_and_later_ones_are_refused,
