@@ -11,7 +11,7 @@ use crate::tls::{TlsError, TlsStream};
 use crate::transport::Transport;
 
 /// A transport as it is, or inside of TLS.
-pub(crate) enum MaybeTls<T> {
+pub(crate) enum MaybeTls<T: Transport> {
     Plain(T),
     #[cfg(feature = "tls")]
     Tls(Box<TlsStream<T>>),
@@ -41,12 +41,9 @@ impl<T: Transport> MaybeTls<T> {
     }
 }
 
-impl<T> MaybeTls<T> {
+impl<T: Transport> MaybeTls<T> {
     /// Gives memory back that an idle connection does not need.
-    pub(crate) fn shrink(&mut self)
-    where
-        T: Transport,
-    {
+    pub(crate) fn shrink(&mut self) {
         #[cfg(feature = "tls")]
         if let Self::Tls(stream) = self {
             stream.shrink();

@@ -102,6 +102,7 @@ fn qemu_options(endpoint: &Endpoint) -> String {
             format!("server.type=inet,server.host=127.0.0.1,server.port={}", address.port())
         }
         Endpoint::Unix(path) => format!("server.type=unix,server.path={}", path.display()),
+        Endpoint::Tls { address, .. } => return qemu_options(address),
     };
     format!("driver=nbd,{server},tls-creds=t,tls-hostname=localhost")
 }

@@ -1,4 +1,4 @@
-//! One set of scenarios that every adapter passes, over TCP and over Unix sockets.
+//! One set of scenarios that every adapter passes, over TCP and over Unix sockets, and many of them inside of TLS.
 //!
 //! A scenario is a function that takes a [`Setup`], starts a server by it, and plays clients against it, scripted ones
 //! that share no code with the project. It may use everything that the adapters have in common and nothing else, so
@@ -27,6 +27,7 @@ pub mod scenarios;
 pub mod tasks;
 
 mod adapter;
+mod certificates;
 mod every_command;
 mod served;
 mod setup;

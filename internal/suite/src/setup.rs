@@ -17,7 +17,7 @@ use nbd_testkit::raw::{Mode, RawClient};
 use tempfile::TempDir;
 
 use crate::client::{ClientAdapter, ClientUnderTest, NegotiationUnderTest};
-use crate::{Adapter, Control, Listened, Place, SOON};
+use crate::{Adapter, Control, Listened, Place, SOON, certificates};
 
 /// What a connection runs over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub enum Transport {
     Tcp,
     /// A Unix socket.
     Unix,
+    /// TLS over a Unix socket. The server requires it.
+    Tls,
 }
 
 /// A program that serves one disk, of [`Setup::DISK`] bytes or more, to any number of clients.
@@ -219,11 +221,21 @@ impl Setup {
         let Subject::Adapter(adapter) = self.subject else {
             panic!("a program serves nothing but its disk")
         };
+        let encrypts = self.transport == Transport::Tls;
+        let config = if encrypts { certificates::require_tls(config, dir.path()) } else { config };
         let started = adapter.start(exports, config, places)?;
-        let endpoint = |address| match address {
-            LocalAddr::Tcp(address) => Endpoint::Tcp(address),
-            LocalAddr::Unix(path) => Endpoint::Unix(path),
-            other => panic!("no test listens on {other}"),
+        let endpoint = |address| {
+            let address = match address {
+                LocalAddr::Tcp(address) => Endpoint::Tcp(address),
+                LocalAddr::Unix(path) => Endpoint::Unix(path),
+                other => panic!("no test listens on {other}"),
+            };
+            if encrypts {
+                let certificates = dir.path().to_owned();
+                Endpoint::Tls { address: Box::new(address), certificates }
+            } else {
+                address
+            }
         };
         let (mut endpoints, mut closing) = (Vec::new(), Vec::new());
         for Listened { addresses, close } in started.listening {
@@ -238,7 +250,7 @@ impl Setup {
     pub fn place(&self, transport: Transport, dir: &TempDir) -> Place {
         match transport {
             Transport::Tcp => Place::Text("127.0.0.1:0".into()),
-            Transport::Unix => Place::Unix(dir.path().join("nbd.sock")),
+            Transport::Unix | Transport::Tls => Place::Unix(dir.path().join("nbd.sock")),
         }
     }
 

@@ -10,6 +10,13 @@ pub enum Endpoint {
     Tcp(SocketAddr),
     /// A Unix socket.
     Unix(PathBuf),
+    /// A server that requires TLS.
+    Tls {
+        /// Where it listens.
+        address: Box<Self>,
+        /// A folder with the certificate of the authority, `ca-cert.pem`, that issued the server's for `localhost`.
+        certificates: PathBuf,
+    },
 }
 
 impl Endpoint {
@@ -27,27 +34,34 @@ impl Endpoint {
 
     /// The URI of an export at this address. `export` may hold any character.
     pub fn uri(&self, export: &str) -> String {
-        let export = percent_encode(export);
+        let path = percent_encode(export);
         match self {
-            Self::Tcp(address) => format!("nbd://{address}/{export}"),
-            Self::Unix(path) => {
-                format!("nbd+unix:///{export}?socket={}", percent_encode(&path.to_string_lossy()))
+            Self::Tcp(address) => format!("nbd://{address}/{path}"),
+            Self::Unix(socket) => {
+                format!("nbd+unix:///{path}?socket={}", percent_encode(&socket.to_string_lossy()))
+            }
+            Self::Tls { address, certificates } => {
+                let certificates = certificates.to_string_lossy();
+                let parameters =
+                    [("tls-certificates", &*certificates), ("tls-hostname", "localhost")];
+                address.tls_uri(None, export, &parameters)
             }
         }
     }
 
     /// The URI of an export at this address that means TLS, reached as `localhost`. `parameters` are names and values.
     pub fn tls_uri(&self, user: Option<&str>, export: &str, parameters: &[(&str, &str)]) -> String {
-        let export = percent_encode(export);
-        let user = user.map(|user| format!("{user}@")).unwrap_or_default();
+        let user_part = user.map(|user| format!("{user}@")).unwrap_or_default();
+        let path = percent_encode(export);
         let (mut uri, mut separator) = match self {
             Self::Tcp(address) => {
-                (format!("nbds://{user}localhost:{}/{export}", address.port()), '?')
+                (format!("nbds://{user_part}localhost:{}/{path}", address.port()), '?')
             }
-            Self::Unix(path) => {
-                let path = percent_encode(&path.to_string_lossy());
-                (format!("nbds+unix://{user}/{export}?socket={path}"), '&')
+            Self::Unix(socket) => {
+                let socket = percent_encode(&socket.to_string_lossy());
+                (format!("nbds+unix://{user_part}/{path}?socket={socket}"), '&')
             }
+            Self::Tls { address, .. } => return address.tls_uri(user, export, parameters),
         };
         for (name, value) in parameters {
             uri.push_str(&format!("{separator}{name}={}", percent_encode(value)));
@@ -61,6 +75,7 @@ impl Endpoint {
         match self {
             Self::Tcp(_) => None,
             Self::Unix(path) => Some(path),
+            Self::Tls { address, .. } => address.socket_path(),
         }
     }
 }
@@ -125,6 +140,12 @@ mod tests {
         );
         let tcp = Endpoint::Tcp(([127, 0, 0, 1], 5).into());
         assert_eq!(tcp.tls_uri(None, "", &[("a", "b")]), "nbds://localhost:5/?a=b");
+        let tls = Endpoint::Tls { address: Box::new(unix), certificates: "/pki".into() };
+        assert_eq!(
+            tls.uri("x"),
+            "nbds+unix:///x?socket=/tmp/s&tls-certificates=/pki&tls-hostname=localhost"
+        );
+        assert_eq!(tls.socket_path(), Some(Path::new("/tmp/s")));
     }
 
     #[test]

@@ -107,7 +107,7 @@ async fn run<T: Transport, R: Runtime>(
 }
 
 /// A session and its deadlines.
-struct Connection<'a, T, R> {
+struct Connection<'a, T: Transport, R> {
     session: &'a mut Session<T>,
     state: &'a ServerState,
     runtime: &'a R,

@@ -31,7 +31,7 @@ pub(crate) enum End {
     ShutDown,
 }
 
-pub(crate) struct Session<T> {
+pub(crate) struct Session<T: Transport> {
     pump: Pump<Connection, MaybeTls<T>>,
     requests: Requests,
     busy_poll: BusyPoll,

@@ -26,9 +26,10 @@ const AHEAD: usize = 128 << 10;
 /// A stream whose bytes travel as TLS records over `transport`.
 ///
 /// Reading and writing drive the handshake where it has not finished; [`poll_handshake`](Self::poll_handshake) drives
-/// nothing else, and its caller sets the deadline. Closing sends `close_notify` before the transport is closed. A peer that
-/// closes without one has cut the stream off: that is an error, never an end.
-pub(crate) struct TlsStream<T> {
+/// nothing else, and its caller sets the deadline. Closing sends `close_notify` before the transport is closed, and so does
+/// dropping, as far as the transport takes it at once: a connection may end anywhere. A peer that closes without one has
+/// cut the stream off: that is an error, never an end.
+pub(crate) struct TlsStream<T: Transport> {
     transport: T,
     records: Box<dyn Records>,
     incoming: Incoming,
@@ -194,6 +195,7 @@ impl<T: Transport> TlsStream<T> {
     /// Closes the transport without a word, as a cut does.
     #[cfg(test)]
     pub(super) fn close_transport(&mut self) {
+        self.close_notified = true;
         let _closed =
             Pin::new(&mut self.transport).poll_close(&mut Context::from_waker(Waker::noop()));
     }
@@ -268,6 +270,16 @@ impl<T: Transport> TlsStream<T> {
         Poll::Ready(Ok(()))
     }
 
+    /// Appends `close_notify`, once and where there is something to end in order.
+    fn queue_close_notify(&mut self) {
+        if !self.close_notified && self.failure.is_none() {
+            self.close_notified = true;
+            let (rest, output) = (self.incoming.rest(), &mut self.outgoing);
+            // Not before the end of the handshake.
+            let _handshaking = self.records.close_notify(rest, output);
+        }
+    }
+
     /// Encrypts from the front of `slices` what makes full records, or all if there is less; gives how much that was.
     fn encrypt(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut encrypted = 0;
@@ -307,6 +319,15 @@ impl<T: Transport> TlsStream<T> {
             self.collected.clear();
         }
         Ok(length)
+    }
+}
+
+impl<T: Transport> Drop for TlsStream<T> {
+    fn drop(&mut self) {
+        if !self.close_notified {
+            self.queue_close_notify();
+            let _best_effort = self.poll_send(&mut Context::from_waker(Waker::noop()));
+        }
     }
 }
 
@@ -388,12 +409,7 @@ impl<T: Transport> AsyncWrite for TlsStream<T> {
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.close_notified && this.failure.is_none() {
-            this.close_notified = true;
-            let (rest, output) = (this.incoming.rest(), &mut this.outgoing);
-            // Before the end of the handshake there is nothing to end in order.
-            let _handshaking = this.records.close_notify(rest, output);
-        }
+        this.queue_close_notify();
         ready!(this.poll_send(cx))?;
         Pin::new(&mut this.transport).poll_close(cx)
     }

@@ -11,7 +11,7 @@ mod run;
 mod tests;
 
 pub use arguments::{TlsArgs, TlsPlan};
-pub use floor::Floor;
+pub use floor::{Floor, Kernel};
 pub use report::{json, text};
 pub use run::{Lane, Round, Standing, run};
 

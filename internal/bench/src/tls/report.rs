@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{CPU_BAR, LARGE_BAR, SMALL_BAR, Standing, TlsPlan};
+use super::{CPU_BAR, LARGE_BAR, Round, SMALL_BAR, Standing, TlsPlan};
 use crate::compare::State;
 use crate::servers::{NBDKIT_FILE, QEMU_NBD_FILE};
 use crate::stats;
@@ -27,19 +27,25 @@ pub fn text(plan: &TlsPlan, standing: &Standing) -> String {
         "to nbdkit",
         "to qemu",
         "CPU to cipher",
+        "with socket",
     ];
     for (index, workload) in plan.workloads.iter().enumerate() {
-        let floor = stats::median(standing.rounds[index].iter().map(|round| round.floor));
+        let floor =
+            |of: fn(&Round) -> f64| figure(stats::median(standing.rounds[index].iter().map(of)), 0);
         out += &format!(
-            "\n{}: the cipher and two copies take {} us for a MiB\n",
+            "\n{}: the cipher and two copies take {} us for a MiB, {} us through a socket\n",
             workload.name,
-            figure(floor, 0)
+            floor(|round| round.in_memory),
+            floor(|round| round.by_socket)
         );
         let rows = standing.lanes.iter().enumerate().map(|(lane, it)| {
             let rate = match it.state {
                 State::Missing => "missing".into(),
                 State::Failed(_) => "failed".into(),
                 State::Ran => figure(standing.median(index, lane, |sample| sample.rate), 0),
+            };
+            let floor_ratio = |floor: fn(&Round) -> f64| {
+                figure(standing.floor_ratio(index, lane, workload.block, floor), 2)
             };
             vec![
                 it.server.name.clone(),
@@ -50,7 +56,8 @@ pub fn text(plan: &TlsPlan, standing: &Standing) -> String {
                 figure(standing.median(index, lane, |sample| sample.client_cpu), 2),
                 figure(standing.ratio(index, lane, NBDKIT_FILE), 2),
                 figure(standing.ratio(index, lane, QEMU_NBD_FILE), 2),
-                figure(standing.floor_ratio(index, lane, workload.block), 2),
+                floor_ratio(|round| round.in_memory),
+                floor_ratio(|round| round.by_socket),
             ]
         });
         out += &table(&heading, &rows.collect::<Vec<_>>());
@@ -76,6 +83,8 @@ pub fn json(plan: &TlsPlan, standing: &Standing) -> Value {
                     "client_us_per_request": sample.client_cpu,
                 })
             });
+            let floor_ratio =
+                |floor: fn(&Round) -> f64| standing.floor_ratio(index, lane, workload.block, floor);
             json!({
                 "name": it.server.name,
                 "missing": it.state == State::Missing,
@@ -88,7 +97,8 @@ pub fn json(plan: &TlsPlan, standing: &Standing) -> Value {
                 "server_us_per_request": standing.median(index, lane, |sample| sample.server_cpu),
                 "ratio_to_nbdkit": standing.ratio(index, lane, NBDKIT_FILE),
                 "ratio_to_qemu_nbd": standing.ratio(index, lane, QEMU_NBD_FILE),
-                "cpu_ratio_to_cipher": standing.floor_ratio(index, lane, workload.block),
+                "cpu_ratio_to_cipher": floor_ratio(|round| round.in_memory),
+                "cpu_ratio_to_cipher_and_socket": floor_ratio(|round| round.by_socket),
                 "rounds": rounds.collect::<Vec<_>>(),
             })
         });
@@ -96,7 +106,14 @@ pub fn json(plan: &TlsPlan, standing: &Standing) -> Value {
             "name": workload.name,
             "block": workload.block,
             "depth": workload.depth,
-            "cipher_us_per_mib": standing.rounds[index].iter().map(|round| round.floor).collect::<Vec<_>>(),
+            "cipher_us_per_mib": standing.rounds[index]
+                .iter()
+                .map(|round| round.in_memory)
+                .collect::<Vec<_>>(),
+            "cipher_and_socket_us_per_mib": standing.rounds[index]
+                .iter()
+                .map(|round| round.by_socket)
+                .collect::<Vec<_>>(),
             "servers": servers.collect::<Vec<_>>(),
         })
     });

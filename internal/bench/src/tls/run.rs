@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{Floor, TlsPlan};
+use super::{Floor, Kernel, TlsPlan};
 use crate::child::Running;
 use crate::compare::{Sample, State, measure, start, touch_disk};
 use crate::mode::Mode;
@@ -28,7 +28,9 @@ pub struct Round {
     /// A sample of each server, in the order of the [lanes](Standing::lanes).
     pub samples: Vec<Option<Sample>>,
     /// Microseconds of CPU that the cipher and two copies take for a MiB.
-    pub floor: f64,
+    pub in_memory: f64,
+    /// The same where the kernel does one of the copies, through a socket.
+    pub by_socket: f64,
 }
 
 /// A server that takes part.
@@ -81,13 +83,19 @@ impl Standing {
         stats::median(ratios)
     }
 
-    /// The median of the rounds' ratios of a byte's CPU to that of the cipher and two copies; `block` is the bytes of a
-    /// request.
-    pub fn floor_ratio(&self, workload: usize, lane: usize, block: u32) -> Option<f64> {
+    /// The median of the rounds' ratios of a byte's CPU to that of the cipher and two copies, as `floor` has it of a
+    /// round; `block` is the bytes of a request.
+    pub fn floor_ratio(
+        &self,
+        workload: usize,
+        lane: usize,
+        block: u32,
+        floor: impl Fn(&Round) -> f64,
+    ) -> Option<f64> {
         let requests = f64::from(1 << 20) / f64::from(block);
         let ratios = self.rounds[workload]
             .iter()
-            .filter_map(|round| Some((round.samples[lane]?.server_cpu * requests) / round.floor));
+            .filter_map(|round| Some((round.samples[lane]?.server_cpu * requests) / floor(round)));
         stats::median(ratios)
     }
 }
@@ -143,8 +151,9 @@ pub fn run(plan: &TlsPlan, interrupted: &AtomicBool) -> io::Result<Standing> {
                     }
                 }
             }
-            let floor = floor.measure(workload.direction, FLOOR_MIB)?;
-            rounds.push(Round { samples, floor });
+            let mut measure = |kernel| floor.measure(workload.direction, kernel, FLOOR_MIB);
+            let (in_memory, by_socket) = (measure(Kernel::Memory)?, measure(Kernel::Socket)?);
+            rounds.push(Round { samples, in_memory, by_socket });
         }
     }
     Ok(Standing { lanes, rounds })

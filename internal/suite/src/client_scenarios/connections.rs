@@ -65,7 +65,7 @@ pub fn a_client_connects_again_after_the_server_went_away(clients: ClientSetup, 
             let same = listener.try_clone().expect("a descriptor");
             (Place::TcpListener(listener), Place::TcpListener(same))
         }
-        Transport::Unix => {
+        Transport::Unix | Transport::Tls => {
             let listener = UnixListener::bind(dir.path().join("nbd.sock")).expect("a path");
             let same = listener.try_clone().expect("a descriptor");
             (Place::UnixListener(listener), Place::UnixListener(same))

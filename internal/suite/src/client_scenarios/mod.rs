@@ -7,6 +7,10 @@ macro_rules! client_scenarios {
         $d:tt
         any_server { $($any_module:ident { $($any:ident),* $(,)? })* }
         adapters { $($module:ident { $($name:ident),* $(,)? })* }
+        inside_of_tls {
+            any_server { $($any_in_tls:ident),* $(,)? }
+            adapters { $($in_tls:ident),* $(,)? }
+        }
     ) => {
         /// Scenarios that need no more of a server than one disk.
         pub mod any_server {
@@ -22,6 +26,18 @@ macro_rules! client_scenarios {
                     $d client, $crate::Subject::Adapter(&$d server), [tcp Tcp, unix Unix],
                     [$($($crate::client_scenarios::any_server::$any => $any,)*)*
                      $($($crate::client_scenarios::$name => $name,)*)*]
+                }
+            };
+        }
+
+        /// Makes tests of the scenarios that can find something inside of TLS, for a client and a server.
+        #[macro_export]
+        macro_rules! client_suite_in_tls {
+            ($d client:expr, $d server:expr) => {
+                $crate::client_tests! {
+                    $d client, $crate::Subject::Adapter(&$d server), [tls Tls],
+                    [$($crate::client_scenarios::any_server::$any_in_tls => $any_in_tls,)*
+                     $($crate::client_scenarios::$in_tls => $in_tls,)*]
                 }
             };
         }
@@ -112,17 +128,41 @@ client_scenarios! {
             a_connection_that_is_lost_says_what_was_sent,
         }
     }
+    inside_of_tls {
+        any_server {
+            requests_from_several_threads,
+            more_requests_than_may_be_in_flight,
+        }
+        adapters {
+            every_command_does_what_it_says,
+            errors_of_an_export_are_told,
+            a_server_is_asked_before_an_export_is_entered,
+            entering_makes_as_many_connections_as_are_configured,
+            replies_come_in_any_order,
+            long_requests_are_split,
+            a_client_connects_again_after_the_server_went_away,
+            a_request_that_is_given_up_harms_no_other,
+            a_request_that_times_out_harms_no_other,
+            a_server_that_shuts_down_answers_what_is_in_flight,
+            a_connection_that_is_lost_says_what_was_sent,
+        }
+    }
 }
 
 /// Makes tests of all scenarios for a client with the named servers: that of `nbd-blocking`, the reference, and that of
-/// its own adapter. All servers share one engine, so that further pairs would find nothing new.
+/// its own adapter. All servers share one engine, so that further pairs would find nothing new; nor would the second one
+/// inside of TLS.
 #[macro_export]
 macro_rules! client_suites {
-    ($client:expr, $($module:ident $server:ident),+) => {
+    ($client:expr, $module:ident $server:ident $(, $more:ident $more_servers:ident)*) => {
+        mod $module {
+            $crate::client_suite!($client, $crate::adapters::$server);
+            $crate::client_suite_in_tls!($client, $crate::adapters::$server);
+        }
         $(
-            mod $module {
-                $crate::client_suite!($client, $crate::adapters::$server);
+            mod $more {
+                $crate::client_suite!($client, $crate::adapters::$more_servers);
             }
-        )+
+        )*
     };
 }

@@ -7,7 +7,7 @@ use nbd_engine::export::{ExportMap, Memory};
 use nbd_engine::server::ServerConfig;
 
 use crate::client::NegotiationUnderTest;
-use crate::{ClientSetup, Place, Server, Setup};
+use crate::{ClientSetup, Place, Server, Setup, Transport};
 
 const ALLOCATION: &str = "base:allocation";
 
@@ -35,7 +35,8 @@ pub fn a_server_is_asked_before_an_export_is_entered(clients: ClientSetup, serve
     let server = servers.serve_with(exports(), ServerConfig::default());
     let mut negotiation = negotiate(clients, &server, &ClientConfig::default());
     assert_eq!(negotiation.handshake(), Handshake::FixedNewstyle);
-    assert!(negotiation.is_extended() && negotiation.is_structured() && !negotiation.is_tls());
+    assert!(negotiation.is_extended() && negotiation.is_structured());
+    assert_eq!(negotiation.is_tls(), clients.transport() == Transport::Tls);
     let listed = negotiation.list().expect("a list");
     let names: Vec<_> = listed.iter().map(|listing| &*listing.name).collect();
     assert_eq!(names, ["one", "two"]);

@@ -75,7 +75,7 @@ pub fn a_client_that_is_dropped_does_not_wait_for_a_server_that_does_not_read(se
     let script = entered(Mode::Simple);
     // TCP tells its peer of a close only behind what was sent before it.
     let server = setup.play([match setup.transport() {
-        Transport::Unix => script.deaf(),
+        Transport::Unix | Transport::Tls => script.deaf(),
         Transport::Tcp => script.hold().silence(),
     }]);
     let config = hasty().with_request_timeout(Some(SHORT * 5));

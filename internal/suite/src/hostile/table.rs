@@ -28,7 +28,7 @@ impl ClientSetup {
     pub(super) fn play(&self, scripts: impl IntoIterator<Item = Script>) -> ScriptedServer {
         match self.transport() {
             Transport::Tcp => ScriptedServer::tcp(scripts),
-            Transport::Unix => ScriptedServer::unix(scripts),
+            Transport::Unix | Transport::Tls => ScriptedServer::unix(scripts),
         }
     }
 }

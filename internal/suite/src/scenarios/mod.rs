@@ -1,5 +1,7 @@
 //! The scenarios, by what they are about.
 
+mod tls;
+
 /// Lists the scenarios: each is a public function of a module of this folder. Makes two macros of the list, which turn
 /// it into tests. (`$` is passed in, since a macro that makes macros can't write it.)
 macro_rules! scenarios {
@@ -7,14 +9,21 @@ macro_rules! scenarios {
         $d:tt
         any_server { $($any_module:ident { $($any:ident),* $(,)? })* }
         adapters { $($module:ident { $($name:ident),* $(,)? })* }
+        inside_of_tls {
+            any_server { $($any_in_tls:ident),* $(,)? }
+            adapters { $($in_tls:ident),* $(,)? }
+            alone { $($tls_alone:ident),* $(,)? }
+        }
     ) => {
+        pub use self::tls::{$($tls_alone),*};
+
         /// Scenarios that need no more of a server than one disk.
         pub mod any_server {
             $(mod $any_module; pub use $any_module::{$($any),*};)*
         }
         $(mod $module; pub use $module::{$($name),*};)*
 
-        /// Makes tests of all scenarios for an adapter, by transport.
+        /// Makes tests of all scenarios for an adapter, by transport. Inside of TLS it is those that can find something there.
         #[macro_export]
         macro_rules! suite {
             ($d adapter:expr) => {
@@ -22,6 +31,12 @@ macro_rules! scenarios {
                     $crate::Subject::Adapter(&$d adapter),
                     [$($($crate::scenarios::any_server::$any => $any,)*)*
                      $($($crate::scenarios::$name => $name,)*)*]
+                );
+                $crate::tests!(
+                    @transport tls Tls $crate::Subject::Adapter(&$d adapter),
+                    [$($crate::scenarios::any_server::$any_in_tls => $any_in_tls,)*
+                     $($crate::scenarios::$in_tls => $in_tls,)*
+                     $($crate::scenarios::$tls_alone => $tls_alone,)*]
                 );
             };
         }
@@ -159,6 +174,41 @@ scenarios! {
             listeners_of_ones_own_are_accepted_from,
             a_stream_of_ones_own_is_served,
             an_export_learns_the_peer_of_a_stream_of_ones_own,
+        }
+    }
+    inside_of_tls {
+        any_server {
+            options_in_one_write_are_answered_in_order,
+            every_command_on_any_server,
+            half_closed_clients_get_all_replies,
+            clients_that_vanish_leave_others_alone,
+            a_client_that_does_not_read_is_held_back,
+            writes_are_visible_to_all_connections_after_a_flush,
+            two_hundred_connections,
+        }
+        adapters {
+            large_payloads_on_every_way,
+            replies_come_in_any_order,
+            a_slow_request_holds_up_no_other,
+            a_disconnect_waits_for_requests_in_flight,
+            a_half_close_waits_for_requests_in_flight,
+            connections_above_the_limit_are_refused,
+            requests_in_flight_are_limited,
+            replies_that_are_not_read_count_as_in_flight,
+            the_handshake_has_a_deadline,
+            the_drain_has_a_deadline,
+            a_drain_does_not_wait_for_the_rest_of_a_request,
+            replies_that_are_never_received_are_given_up,
+            clients_that_have_disconnected_are_given_up_sooner,
+            requests_in_flight_finish_and_later_ones_are_refused,
+            idle_clients_are_sent_away,
+            haggling_ends_with_the_shutdown,
+            a_client_that_vanishes_while_requests_run_frees_its_place,
+        }
+        alone {
+            a_handshake_that_stalls_ends_at_the_deadline,
+            records_may_be_cut_anywhere,
+            keys_may_be_renewed_at_any_time,
         }
     }
 }

@@ -129,7 +129,7 @@ pub fn a_disconnect_waits_for_requests_in_flight(setup: Setup) {
 
 /// The end of the client's stream is received, and the replies to earlier requests still come before the end.
 pub fn a_half_close_waits_for_requests_in_flight(setup: Setup) {
-    for_a_client_that_leaves(setup, |client| client.wire().shutdown_write());
+    for_a_client_that_leaves(setup, |client| client.wire().half_close());
 }
 
 fn for_a_client_that_leaves(setup: Setup, leave: impl Fn(&mut RawClient)) {

@@ -21,7 +21,7 @@ pub fn listeners_of_ones_own_are_accepted_from(setup: Setup) {
     let path = dir.path().join("own.sock");
     let place = match setup.transport() {
         Transport::Tcp => Place::TcpListener(TcpListener::bind("127.0.0.1:0").expect("a port")),
-        Transport::Unix => Place::UnixListener(UnixListener::bind(&path).expect("a path")),
+        Transport::Unix | Transport::Tls => Place::UnixListener(UnixListener::bind(&path).expect("a path")),
     };
     let mut server = setup.serve_at(exports(), ServerConfig::default(), vec![place], dir);
     let mut client = server.client(Mode::Structured);

@@ -5,7 +5,7 @@ use super::codes::{Cmd, MAX_STRING, Opt, handshake, magic};
 use super::export::ExportInfo;
 use super::meta::Context;
 use super::request::Request;
-use super::wire::Wire;
+use super::wire::{Wire, trusting};
 use crate::Endpoint;
 
 /// How requests and replies look on this connection.
@@ -68,12 +68,18 @@ impl RawClient {
         }
     }
 
-    /// Connects and agrees on everything that the greeting offers: ready for options.
+    /// Connects, agrees on everything that the greeting offers, and upgrades to TLS where the server requires it: ready
+    /// for options.
     #[track_caller]
     pub fn negotiate(endpoint: &Endpoint) -> Self {
         let mut client = Self::connect(endpoint);
         let offered = u32::from(client.read_greeting().flags);
         client.send_client_flags(offered & (handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES));
+        if let Endpoint::Tls { certificates, .. } = endpoint {
+            client.option(Opt::STARTTLS, &[]).expect("STARTTLS is acknowledged");
+            let config = trusting(&certificates.join("ca-cert.pem"));
+            client.wire.start_tls(config, "localhost").expect("a handshake");
+        }
         client
     }
 

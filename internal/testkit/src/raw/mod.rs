@@ -37,4 +37,4 @@ pub use haggle::{OptionError, OptionReply, option_bytes};
 pub use meta::{Context, meta_data};
 pub use request::Request;
 pub use status::{Extent, Status};
-pub use wire::{TIMEOUT, Wire};
+pub use wire::{TIMEOUT, Wire, trusting};

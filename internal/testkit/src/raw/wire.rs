@@ -4,12 +4,14 @@ use core::time::Duration;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::Endpoint;
 
@@ -21,6 +23,23 @@ const SILENCE: Duration = Duration::from_millis(60);
 
 /// Pause between the bytes of a dribble, so that they do not all meet in the receiver's socket buffer.
 const DRIBBLE: Duration = Duration::from_micros(100);
+
+/// A configuration that trusts the authority whose certificate is in that PEM file, with TLS 1.2 and 1.3.
+///
+/// # Panics
+/// When there is no such certificate.
+pub fn trusting(authority: &Path) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    let authority = CertificateDer::from_pem_file(authority).expect("a certificate in PEM");
+    roots.add(authority).expect("it is an authority");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring has both versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
+}
 
 #[derive(Debug)]
 enum Stream {
@@ -67,7 +86,7 @@ enum Missing {
 }
 
 impl Wire {
-    /// Connects; on TCP without Nagle's algorithm, so that what is sent apart travels apart.
+    /// Connects, in the clear; on TCP without Nagle's algorithm, so that what is sent apart travels apart.
     #[track_caller]
     pub fn connect(endpoint: &Endpoint) -> Self {
         Self::try_connect(endpoint).unwrap_or_else(|error| panic!("connect {endpoint:?}: {error}"))
@@ -82,6 +101,7 @@ impl Wire {
                 Self::bounded(Stream::Tcp(stream))
             }
             Endpoint::Unix(path) => Self::bounded(Stream::Unix(UnixStream::connect(path)?)),
+            Endpoint::Tls { address, .. } => Self::try_connect(address),
         }
     }
 
@@ -186,7 +206,13 @@ impl Wire {
         self.set_timeout(timeout);
         let mut sent = 0;
         while sent < bytes.len() {
-            match self.stream.write(&bytes[sent..]) {
+            let written = match &mut self.tls {
+                Some(tls) => {
+                    rustls::Stream::new(&mut **tls, &mut self.stream).write(&bytes[sent..])
+                }
+                None => self.stream.write(&bytes[sent..]),
+            };
+            match written {
                 Ok(count) if count > 0 => sent += count,
                 _ => break,
             }
@@ -204,7 +230,16 @@ impl Wire {
         }
     }
 
-    /// Tells the peer that nothing more will be sent, but goes on receiving.
+    /// Ends the writing side in order, that of TLS before that of the transport, and goes on receiving.
+    #[track_caller]
+    pub fn half_close(&mut self) {
+        if self.tls.is_some() {
+            self.end_tls();
+        }
+        self.shutdown_write();
+    }
+
+    /// Closes the writing side of the transport, but goes on receiving. TLS does not learn of it: that is a cut.
     #[track_caller]
     pub fn shutdown_write(&self) {
         match &self.stream {

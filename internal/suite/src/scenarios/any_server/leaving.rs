@@ -13,7 +13,7 @@ pub fn half_closed_clients_get_all_replies(setup: Setup) {
         let mut requests = vec![Request::write(0, &Pattern(1).bytes(0, 100_000))];
         requests.extend((0..50).map(|index| Request::read(index * 512, 4096)));
         client.send_all(&requests);
-        client.wire().shutdown_write();
+        client.wire().half_close();
         assert_eq!(client.drain().len(), requests.len());
         client.wire().expect_eof();
     }
