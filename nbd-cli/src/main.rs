@@ -18,6 +18,7 @@ mod patient;
 mod psk;
 mod quantity;
 mod resize;
+mod retries;
 mod serve;
 mod stderr;
 mod target;

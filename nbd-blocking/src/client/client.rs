@@ -235,7 +235,8 @@ impl Client {
 
     /// Makes everything durable whose write had returned before this was called, on any thread. Fails if the server fails
     /// to do so on any of the connections that wrote since their last successful flush; what was written since then has
-    /// to be taken for lost.
+    /// to be taken for lost. With [`Error::InDoubt`] when a connection was [replaced](super::Reconnect) that had acknowledged
+    /// changes; this is reported once by each clone of the client.
     pub fn flush(&self) -> Result<(), Error> {
         self.submit_flush().wait()
     }

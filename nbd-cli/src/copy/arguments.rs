@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::quantity;
+use crate::retries::Retries;
 use crate::tls::TlsArguments;
 
 /// Copy a disk from a server to a file, from a file to a server, or from one server to another.
@@ -59,7 +60,7 @@ pub(crate) struct Arguments {
     #[arg(long, alias = "target-is-zero")]
     pub(super) destination_is_zero: bool,
 
-    /// Make everything durable in the end
+    /// Make everything durable in the end; --retries does that, too
     #[arg(long)]
     pub(super) flush: bool,
 
@@ -87,6 +88,9 @@ pub(crate) struct Arguments {
     /// that of 30 s while connecting
     #[arg(long, value_name = "T", default_value = "0", value_parser = quantity::duration)]
     pub(super) timeout: Duration,
+
+    #[command(flatten)]
+    pub(super) retries: Retries,
 
     #[command(flatten)]
     pub(super) tls: TlsArguments,

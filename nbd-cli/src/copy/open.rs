@@ -16,6 +16,7 @@ use super::team::Maker;
 use crate::descriptor;
 use crate::exit::Failure;
 use crate::map::ALLOCATION;
+use crate::retries::Retries;
 use crate::target::{self, Place, Target};
 use crate::tls::TlsArguments;
 use crate::waiting;
@@ -57,6 +58,7 @@ pub(super) struct Wishes {
     pub(super) verify: bool,
     /// How long servers may take for an answer; zero for any time.
     pub(super) timeout: Duration,
+    pub(super) retries: Retries,
     pub(super) tls: TlsArguments,
 }
 
@@ -72,7 +74,8 @@ impl Wishes {
 }
 
 fn connect(place: &Place, wishes: &Wishes, extents: bool) -> Result<Kind, Failure> {
-    let target = Box::new(Target::open(place, wishes.timeout, &wishes.tls)?);
+    let mut target = Box::new(Target::open(place, wishes.timeout, &wishes.tls)?);
+    target.retry(&wishes.retries, false);
     let config = wishes.config(&target, extents);
     let client = target.connect(&config)?;
     Ok(Kind::Server { target, client, config: Box::new(config) })

@@ -41,6 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         allocated: arguments.allocated,
         verify: arguments.verify,
         timeout: arguments.timeout,
+        retries: arguments.retries.clone(),
         tls: arguments.tls.clone(),
     };
     let source = Side::source(source, &wishes)?;
@@ -283,7 +284,8 @@ impl<'a> Copy<'a> {
     fn conclude(&self, streamed: u64) -> Result<(), Failure> {
         let name = &self.destination.name;
         // Without a flush what is read back may be nothing but a cache, which other connections need not even see.
-        let flushes = self.arguments.flush || self.arguments.verify;
+        let retries = self.arguments.retries.are_wanted();
+        let flushes = self.arguments.flush || self.arguments.verify || retries;
         let shown = name.clone();
         let _reported = waiting::on(move |seconds| {
             format!("waiting for {shown}: a flush has taken {seconds} s so far")
@@ -304,7 +306,11 @@ impl<'a> Copy<'a> {
             }
             Kind::Server { client, target, .. } => {
                 if flushes && client.export().can_flush() {
-                    client.flush().map_err(|error| target.explain(&error))?;
+                    // A flush covers all connections. But each knows alone what its server may have lost.
+                    let further = self.pairs.iter().filter_map(|pair| pair.destination.as_ref());
+                    for client in further.filter(|_| retries).chain([client]) {
+                        client.flush().map_err(|error| target.explain(&error))?;
+                    }
                 }
             }
             Kind::Stream(_) | Kind::Null => {}

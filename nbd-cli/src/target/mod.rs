@@ -19,6 +19,7 @@ use nbd_blocking::{Client, Negotiation};
 use crate::exit::Failure;
 use crate::output::{self, printable};
 use crate::quantity;
+use crate::retries::Retries;
 use crate::tls::TlsArguments;
 use crate::waiting::{self, Watched};
 use subprocess::Subprocess;
@@ -40,6 +41,9 @@ pub(crate) struct Arguments {
     timeout: Duration,
 
     #[command(flatten)]
+    retries: Retries,
+
+    #[command(flatten)]
     tls: TlsArguments,
 }
 
@@ -48,7 +52,8 @@ impl Arguments {
     pub(crate) fn open(&self) -> Result<Target, Failure> {
         match &places(&self.words)?[..] {
             [place] => {
-                let target = Target::open(place, self.timeout, &self.tls)?;
+                let mut target = Target::open(place, self.timeout, &self.tls)?;
+                target.retry(&self.retries, true);
                 self.tls.check_used(&[target.uri()])?;
                 Ok(target)
             }
@@ -87,6 +92,9 @@ pub(crate) struct Target {
     uri: Uri,
     server: Option<Subprocess>,
     timeout: Duration,
+    retries: Retries,
+    /// Whether lost connections are reported on standard error, since there is no log.
+    says: bool,
 }
 
 impl Target {
@@ -117,15 +125,26 @@ impl Target {
                          nbd+unix:///EXPORT?socket=PATH, or [ COMMAND ARGS ]"
                     ))
                 })?;
-                Ok(Self { uri: tls.apply(uri)?, server: None, timeout })
+                Ok(Self::new(tls.apply(uri)?, None, timeout))
             }
             Place::Command(words) => {
                 let server = Subprocess::start(words, &place.to_string())?;
                 let uri = Uri::unix(server.socket()).map_err(|error| {
                     Failure::failed(format!("the private socket is of no use: {error}"))
                 })?;
-                Ok(Self { uri, server: Some(server), timeout })
+                Ok(Self::new(uri, Some(server), timeout))
             }
+        }
+    }
+
+    fn new(uri: Uri, server: Option<Subprocess>, timeout: Duration) -> Self {
+        Self { uri, server, timeout, retries: Retries::default(), says: false }
+    }
+
+    /// From now on its clients try again. A command that was started for it and has ended does not come back.
+    pub(crate) fn retry(&mut self, retries: &Retries, says: bool) {
+        if !self.is_command() {
+            (self.retries, self.says) = (retries.clone(), says);
         }
     }
 
@@ -163,7 +182,7 @@ impl Target {
 
     /// The configuration of its clients, with deadlines no later than was asked for.
     pub(crate) fn config(&self) -> ClientConfig {
-        let config = ClientConfig::new();
+        let config = self.retries.apply(ClientConfig::new(), self.says);
         if self.timeout.is_zero() {
             return config;
         }
@@ -174,7 +193,7 @@ impl Target {
     /// Enters the export.
     pub(crate) fn connect(&self, config: &ClientConfig) -> Result<Client, Failure> {
         let _reported = self.reported();
-        let client = Client::connect_with(&self.uri, config);
+        let client = self.retries.connect(|| Client::connect_with(&self.uri, config));
         let client = client.map_err(|error| self.explain(&error))?;
         if let Some(server) = &self.server {
             server.connected(&client);
@@ -185,7 +204,8 @@ impl Target {
     /// Connects to the server without entering an export.
     pub(crate) fn negotiate(&self) -> Result<Negotiation, Failure> {
         let _reported = self.reported();
-        Negotiation::connect(&self.uri, &self.config()).map_err(|error| self.explain(&error))
+        let connect = || Negotiation::connect(&self.uri, &self.config());
+        self.retries.connect(connect).map_err(|error| self.explain(&error))
     }
 
     /// Has a server that takes long to connect to reported.

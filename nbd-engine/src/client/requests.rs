@@ -28,7 +28,9 @@ pub type BufResult = (Vec<u8>, Result<(), Error>);
 /// # Errors
 /// All requests fail with [`Error::Invalid`] for what makes no sense on this export, [`Error::Command`] when the server
 /// fails, [`Error::TimedOut`] after [`ClientConfig::request_timeout`](super::ClientConfig::with_request_timeout),
-/// [`Error::Lost`] with the connection, and [`Error::Disconnected`] after [`disconnect`](Self::disconnect).
+/// [`Error::Lost`] with the connection, and [`Error::Disconnected`] after [`disconnect`](Self::disconnect). A client that
+/// [reconnects](super::Reconnect) sends them again instead, and fails with [`Error::Lost`] once it has given up, or when that
+/// would not be safe.
 impl<C> Client<C> {
     /// Reads up to `buffer.len()` bytes; fewer only at the end of the export, none past it. Gives how many. The data is
     /// copied once; [`read_into`](Self::read_into) does without.
@@ -115,7 +117,8 @@ impl<C> Client<C> {
 
     /// Makes everything durable whose write was ready before this was called, on any connection. Fails if the server
     /// fails to do so on any of those that wrote since their last successful flush; what was written since then has to be
-    /// taken for lost.
+    /// taken for lost. With [`Error::InDoubt`] when a connection was [replaced](super::Reconnect) that had acknowledged
+    /// changes; this is reported once by each clone of the client.
     ///
     /// Cancel-safe.
     pub async fn flush(&self) -> Result<(), Error> {

@@ -1,0 +1,133 @@
+//! Trying again when a server can't be reached, or is gone.
+
+use std::thread;
+use std::time::Duration;
+
+use nbd_blocking::client::{
+    ClientConfig, ConnectionEvent, Error, OptionReplyType, Reconnect, Refusal,
+};
+
+use crate::{quantity, stderr};
+
+/// The longest delay between two attempts, unless the first one is longer.
+const MAX_DELAY: Duration = Duration::from_secs(60);
+
+/// Bytes of writes that each connection keeps until they are flushed, to write them again.
+const KEPT: u64 = 64 << 20;
+
+/// How often to try again.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[group(skip)]
+pub(crate) struct Retries {
+    /// How many attempts in a row may fail to reach the server, at first and when a connection to it is lost: then what was in
+    /// flight is sent again [default: none]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    retries: u32,
+
+    /// How long to wait before such an attempt: seconds, or a number with a suffix such as 500ms; twice as long before each
+    /// further one, up to a minute
+    #[arg(
+        long,
+        value_name = "T",
+        default_value = "1",
+        value_parser = quantity::duration,
+        requires = "retries"
+    )]
+    retry_delay: Duration,
+}
+
+impl Retries {
+    /// Whether there are any.
+    pub(crate) const fn are_wanted(&self) -> bool {
+        self.retries > 0
+    }
+
+    /// Has a client reconnect, and write again what a server may have lost. `says` is whether that is reported on standard
+    /// error, rather than logged.
+    pub(crate) fn apply(&self, config: ClientConfig, says: bool) -> ClientConfig {
+        if !self.are_wanted() {
+            return config;
+        }
+        let reconnect = Reconnect::new()
+            .with_max_attempts(Some(self.retries))
+            .with_max_outage(None)
+            .with_delays(self.retry_delay, MAX_DELAY)
+            .with_kept_writes(KEPT);
+        config.with_reconnect(match says {
+            false => reconnect,
+            true => reconnect.with_observer(|event| match event {
+                ConnectionEvent::Lost { .. } | ConnectionEvent::Reconnected { .. } => {
+                    stderr::say(&event.to_string());
+                }
+                // A request that fails says so.
+                _ => {}
+            }),
+        })
+    }
+
+    /// Connects, and tries again if that fails in a way that may pass.
+    pub(crate) fn connect<R>(
+        &self,
+        mut attempt: impl FnMut() -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let mut delay = self.retry_delay;
+        for _ in 0..self.retries {
+            match attempt() {
+                Err(error) if may_pass(&error) => tracing::warn!("{error}; trying again"),
+                result => return result,
+            }
+            thread::sleep(delay);
+            delay = (delay * 2).min(MAX_DELAY.max(self.retry_delay));
+        }
+        attempt()
+    }
+}
+
+/// Whether another attempt may succeed: the server is away, or about to be.
+fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::Connect { .. }
+        | Error::TimedOut { .. }
+        | Error::Lost { .. }
+        | Error::Disconnected { .. } => true,
+        Error::Protocol { source, .. } => {
+            matches!(source, nbd_engine::proto::Error::UnexpectedEnd(_))
+        }
+        Error::Refused { refusal: Refusal::Option { reply, .. }, .. } => {
+            *reply == OptionReplyType::ERR_SHUTDOWN
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_tried_as_often_as_is_asked_for() {
+        for retries in [0, 1, 3] {
+            let wanted = Retries { retries, retry_delay: Duration::ZERO };
+            let mut attempts = 0;
+            let peer: std::sync::Arc<str> = "peer".into();
+            let result: Result<(), _> = wanted.connect(|| {
+                attempts += 1;
+                Err(Error::Disconnected { peer: peer.clone() })
+            });
+            assert!(result.is_err());
+            assert_eq!(attempts, retries + 1);
+        }
+    }
+
+    #[test]
+    fn what_does_not_pass_is_tried_once() {
+        let wanted = Retries { retries: 3, retry_delay: Duration::ZERO };
+        let mut attempts = 0;
+        let unsupported = Error::Unsupported { address: "here".into(), what: "that" };
+        let result: Result<(), _> = wanted.connect(|| {
+            attempts += 1;
+            Err(unsupported.clone())
+        });
+        assert!(result.is_err() && attempts == 1);
+    }
+}

@@ -1,0 +1,182 @@
+//! `--retries`: servers that are killed and started again in the middle of a copy, or not there yet.
+
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
+
+use nbd_testkit::process::{Background, run, wait_until};
+use nbd_testkit::server::nbd_binary;
+
+#[path = "copy/support.rs"]
+#[allow(dead_code, reason = "it is shared with the tests of copies")]
+mod support;
+
+use support::{Folder, MIB, SOON, noise};
+
+const RETRIES: [&str; 3] = ["--retries=100", "--retry-delay=20ms", "--timeout=60"];
+
+/// A server at a place of its own, where one process after the other listens.
+struct Site {
+    folder: Folder,
+    backend: String,
+}
+
+impl Site {
+    fn new(backend: impl FnOnce(&Folder) -> String) -> Self {
+        let folder = Folder::new();
+        let backend = backend(&folder);
+        Self { folder, backend }
+    }
+
+    fn uri(&self) -> String {
+        format!("nbd+unix:///?socket={}", self.folder.text("nbd.sock"))
+    }
+
+    fn serve(&self) -> Background {
+        let mut command = Command::new(nbd_binary());
+        command.arg("serve").arg("-U").arg(self.folder.path("nbd.sock")).arg(&self.backend);
+        let server = Background::spawn(&mut command).unwrap();
+        assert!(server.next_line(SOON).is_some(), "{}", server.stderr());
+        server
+    }
+}
+
+/// Kills a server, and waits until it is gone.
+fn kill(mut server: Background) {
+    server.kill();
+    assert!(server.wait_exit(SOON).is_some(), "it is killed");
+}
+
+/// A copy whose other side is this test.
+struct Copying {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: ChildStdout,
+}
+
+impl Copying {
+    fn start(words: &[&str]) -> Self {
+        let mut command = Command::new(nbd_binary());
+        command.arg("copy").args(RETRIES).args(words);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().unwrap());
+        Self { child, stdin, stdout }
+    }
+
+    /// Waits for its end. Gives the exit code, and what it wrote to standard error.
+    fn finish(mut self) -> (Option<i32>, String) {
+        drop(self.stdin.take());
+        let mut status = None;
+        wait_until("the copy ends", SOON, || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (status.and_then(|status| status.code()), said)
+    }
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        // Whatever the test found.
+        let _killed = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+fn stdout_of(words: &[&str]) -> Vec<u8> {
+    let output = Command::new(nbd_binary()).args(words).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+#[test]
+fn a_destination_that_lost_everything_is_written_again() {
+    let site = Site::new(|_| "memory:8M".into());
+    let data = noise(8 * MIB);
+    let (first, rest) = data.split_at(5 * MIB);
+    let server = site.serve();
+    let mut copying = Copying::start(&["-", &site.uri()]);
+    copying.stdin.as_mut().unwrap().write_all(first).unwrap();
+    // As far as the pipe's own buffer, all of that was read: the server has most of it.
+    wait_until("the first half is written", SOON, || {
+        stdout_of(&["copy", &site.uri(), "-"])[..4 * MIB] == first[..4 * MIB]
+    });
+    kill(server);
+    let server = site.serve();
+    copying.stdin.as_mut().unwrap().write_all(rest).unwrap();
+    let (code, said) = copying.finish();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("lost the connection"), "{said}");
+    assert!(stdout_of(&["copy", &site.uri(), "-"]) == data, "the copy is complete");
+    kill(server);
+}
+
+#[test]
+fn a_source_that_is_restarted_is_read_on() {
+    let data = noise(8 * MIB);
+    let site = Site::new(|folder| folder.file("disk", &data));
+    let server = site.serve();
+    // As long as nobody reads them, few bytes are on their way.
+    let mut copying = Copying::start(&["--requests=2", &site.uri(), "-"]);
+    let mut found = vec![0; data.len()];
+    copying.stdout.read_exact(&mut found[..MIB]).unwrap();
+    kill(server);
+    let server = site.serve();
+    copying.stdout.read_exact(&mut found[MIB..]).unwrap();
+    let (code, said) = copying.finish();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("lost the connection"), "{said}");
+    assert!(found == data, "every byte is there");
+    kill(server);
+}
+
+#[test]
+fn a_server_that_is_not_there_yet_is_waited_for() {
+    let site = Site::new(|folder| folder.file("disk", &noise(MIB)));
+    let uri = site.uri();
+    for words in [&["info", "--size"][..], &["map"], &["info"]] {
+        let words = [words, &RETRIES, &[uri.as_str()]].concat();
+        let asking = thread::spawn({
+            let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+            move || stdout_of(&words.iter().map(String::as_str).collect::<Vec<_>>())
+        });
+        let server = site.serve();
+        assert!(!asking.join().unwrap().is_empty());
+        kill(server);
+    }
+}
+
+#[test]
+fn another_disk_is_not_written_to() {
+    let site = Site::new(|_| "memory:8M".into());
+    let server = site.serve();
+    let mut copying = Copying::start(&["-", &site.uri()]);
+    copying.stdin.as_mut().unwrap().write_all(&noise(MIB)).unwrap();
+    wait_until("something is written", SOON, || {
+        stdout_of(&["copy", &site.uri(), "-"])[..4096] == noise(4096)[..]
+    });
+    kill(server);
+    let other = Site { folder: site.folder, backend: "memory:9M".into() };
+    let server = other.serve();
+    // The rest may not get as far as the pipe.
+    let _taken = copying.stdin.as_mut().unwrap().write_all(&noise(MIB));
+    let (code, said) = copying.finish();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("its size was 8388608 and is 9437184"), "{said}");
+    assert!(stdout_of(&["copy", &other.uri(), "-"]).iter().all(|byte| *byte == 0));
+    kill(server);
+}
+
+#[test]
+fn a_server_that_never_comes_is_given_up() {
+    let folder = Folder::new();
+    let uri = format!("nbd+unix:///?socket={}", folder.text("nbd.sock"));
+    let mut command = Command::new(nbd_binary());
+    command.args(["info", "--retries=3", "--retry-delay=1ms", &uri]);
+    let finished = run(&mut command, SOON);
+    assert_eq!(finished.status.code(), Some(1));
+    assert!(finished.stderr.contains("cannot connect"), "{}", finished.stderr);
+}
