@@ -1,12 +1,12 @@
 //! What a request costs the client in allocations when the caller brings the buffer: nothing.
 
 use std::collections::VecDeque;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nbd_blocking::client::{ClientConfig, Flags, Pending};
+use nbd_blocking::client::{ClientConfig, Flags, Pending, Reconnect};
 use nbd_blocking::export::{ExportMap, Memory};
 use nbd_blocking::{Client, Server};
 use nbd_support::counting::{Counting, count_this_thread};
@@ -17,10 +17,13 @@ static ALLOCATOR: Counting = Counting;
 /// Runs `round` until everything has its size, then again, and gives how often the latter allocated.
 fn allocations(config: &ClientConfig, mut round: impl FnMut(&Client)) -> usize {
     static COUNTER: AtomicUsize = AtomicUsize::new(0);
-    let (ours, theirs) = UnixStream::pair().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nbd.sock");
+    let listener = UnixListener::bind(&path).unwrap();
     let server = Server::new(ExportMap::new().with("", Memory::new(64 << 20).unwrap()).unwrap());
-    thread::spawn(move || server.serve_unix(ours));
-    let client = Client::over_unix(theirs, "", config).unwrap();
+    thread::spawn(move || server.serve_unix(listener.accept().unwrap().0));
+    let uri = format!("nbd+unix:///?socket={}", path.display()).parse().unwrap();
+    let client = Client::connect_with(&uri, config).unwrap();
     count_this_thread(&COUNTER);
     for _ in 0..20 {
         round(&client);
@@ -37,7 +40,8 @@ fn allocations(config: &ClientConfig, mut round: impl FnMut(&Client)) -> usize {
 fn requests_allocate_nothing() {
     // One test, since the counter is the process's.
     let timed = ClientConfig::new().with_request_timeout(Some(Duration::from_secs(3600)));
-    for config in [ClientConfig::default(), timed] {
+    let reconnecting = ClientConfig::new().with_reconnect(Reconnect::new());
+    for config in [ClientConfig::default(), timed, reconnecting] {
         let mut lent = vec![0; 4096];
         let one_by_one = allocations(&config, |client| {
             for at in 0..50 {

@@ -15,8 +15,7 @@ pub(crate) enum MaybeTls<T> {
     Plain(T),
     #[cfg(feature = "tls")]
     Tls(Box<TlsStream<T>>),
-    /// The upgrade failed half-way.
-    #[cfg(feature = "tls")]
+    /// The stream is closed: the upgrade failed half-way, or it was given up.
     Broken,
 }
 
@@ -62,13 +61,11 @@ macro_rules! forward {
             MaybeTls::Plain($stream) => $call,
             #[cfg(feature = "tls")]
             MaybeTls::Tls($stream) => $call,
-            #[cfg(feature = "tls")]
             MaybeTls::Broken => $broken,
         }
     };
 }
 
-#[cfg(feature = "tls")]
 fn broken<R>() -> Poll<io::Result<R>> {
     Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
 }

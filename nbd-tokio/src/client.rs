@@ -14,10 +14,10 @@ use tokio::runtime::Handle;
 
 pub use nbd_engine::client::{
     Address, AllocationFlags, BlockSize, BlockSizeInfo, BufResult, Bytes, Chunk, ClientConfig,
-    Command, CommandError, CommandType, ContextExtents, Error, ErrorCode, ExportDetails, Extent,
-    Flags, Handshake, InfoType, InvalidRequest, Limits, Listing, LostReason, OptionCode,
-    OptionError, OptionReplyType, Pending, Refusal, StatusRun, SubmitError, TransmissionFlags, Uri,
-    UriError,
+    Command, CommandError, CommandType, ConnectionEvent, ContextExtents, Error, ErrorCode,
+    ExportDetails, Extent, Flags, GaveUp, Handshake, InfoType, InvalidRequest, Limits, Listing,
+    LostReason, OptionCode, OptionError, OptionReplyType, Pending, Reconnect, Refusal, StatusRun,
+    SubmitError, TransmissionFlags, Uri, UriError,
 };
 
 use crate::runtime::Tokio;

@@ -3,5 +3,6 @@
 mod bounded;
 pub mod counting;
 pub mod exports;
+pub mod volatile;
 
 pub use bounded::bounded;

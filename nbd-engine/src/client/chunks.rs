@@ -69,6 +69,12 @@ impl Chunks {
         Self { offset, marks: Vec::new(), failure: None }
     }
 
+    /// Forgets what arrived: the read is sent again.
+    pub(super) fn clear(&mut self) {
+        self.marks.clear();
+        self.failure = None;
+    }
+
     /// Data is about to arrive. That of a chunk comes in pieces, each of which is announced with all that is still to
     /// come.
     pub(super) fn data(&mut self, range: Range<u64>) {

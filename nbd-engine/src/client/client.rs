@@ -17,6 +17,7 @@ use super::free_list::FreeList;
 use super::leader_follower::{LeaderFollower, Role};
 use super::pending::{Pending, Wait};
 use super::ready::ReadyConnection;
+use super::reconnect::{Doubts, Kept, Reconnector, Seen, Target};
 use super::request_state::RequestState;
 use super::session::Session;
 use super::timer::Timer;
@@ -26,10 +27,14 @@ use crate::runtime::Runtime;
 
 /// An export on a server, to be read and written, on the runtime of a [`Connector`]. Cheap to clone: clones are the same
 /// client. Share it among as many threads or tasks as you like; requests run side by side and are answered in any order.
+/// (Where lost connections are [replaced](super::Reconnect), each clone reports once by its flushes what may be lost: whoever
+/// flushes on its own account needs a clone of its own.)
 ///
 /// When the last clone and the last [`Pending`] request are gone, the client disconnects.
 pub struct Client<C> {
     pub(super) shared: Arc<Shared>,
+    /// What this handle has reported of changes in doubt, where lost connections are replaced.
+    seen: Option<Arc<Seen>>,
     runtime: PhantomData<fn() -> C>,
 }
 
@@ -41,6 +46,8 @@ pub(super) struct Shared {
     next: AtomicUsize,
     timeout: Option<Duration>,
     timer: Timer,
+    /// Set where acknowledged changes are kept.
+    kept: Option<Arc<Kept>>,
 }
 
 /// A connection, as the client sees it.
@@ -56,6 +63,7 @@ impl<C: Connector> Client<C> {
     pub(super) fn new(
         first: ReadyConnection,
         further: Vec<ReadyConnection>,
+        target: Option<Target<C>>,
         connector: &C,
         config: &ClientConfig,
     ) -> Self {
@@ -65,10 +73,35 @@ impl<C: Connector> Client<C> {
         let timer = Timer::new(runtime.clone());
         let default = if runtime.shares_threads() { Duration::ZERO } else { BUSY_POLL };
         let busy_poll = config.busy_poll(default);
-        let connections = core::iter::once(first).chain(further).map(|mut ready| {
+        let reconnector = match (config.reconnect(), target) {
+            (Some(reconnect), Some(target)) => {
+                let reconnect = reconnect.clone();
+                Some(Arc::new(Reconnector::new(target, reconnect, &first, timer.clone())))
+            }
+            _ => None,
+        };
+        let kept = reconnector.as_ref().and_then(|reconnector| {
+            // What can't be flushed could never be forgotten.
+            let max_bytes = reconnector.config.kept_writes().filter(|_| details.can_flush())?;
+            Some(Arc::new(Kept::new(max_bytes, 1 + further.len())))
+        });
+        let doubts = Arc::new(Doubts::default());
+        let seen = reconnector.as_ref().map(|_| Arc::new(Seen::new(&doubts)));
+        let ready: Vec<_> = core::iter::once(first).chain(further).collect();
+        let handles = ready
+            .iter()
+            .map(|ready| Arc::new(ConnectionHandle::new(Arc::clone(&ready.peer), C::DRIVE_MODE)));
+        let handles: Vec<_> = handles.collect();
+        if let Some(kept) = &kept {
+            kept.set_handles(handles.clone());
+        }
+        let connections = ready.into_iter().zip(handles).enumerate().map(|(index, ready)| {
+            let (mut ready, handle) = ready;
             ready.share_size(&details.size);
-            let handle = Arc::new(ConnectionHandle::new(Arc::clone(&ready.peer), C::DRIVE_MODE));
-            let session = Session::new(&handle, ready, timer.clone(), busy_poll, config);
+            let mut session = Session::new(&handle, ready, timer.clone(), busy_poll, config);
+            if let Some(reconnector) = &reconnector {
+                session.recover_by(reconnector, index, &doubts, kept.as_ref());
+            }
             let drivers = match C::DRIVE_MODE {
                 DriveMode::Caller => Some(LeaderFollower::new(session, Arc::clone(&handle))),
                 DriveMode::Spawned => {
@@ -87,8 +120,8 @@ impl<C: Connector> Client<C> {
         });
         let connections = connections.collect();
         let (next, timeout) = (AtomicUsize::new(0), config.request_timeout());
-        let shared = Shared { details, peer, rules, connections, next, timeout, timer };
-        Self { shared: Arc::new(shared), runtime: PhantomData }
+        let shared = Shared { details, peer, rules, connections, next, timeout, timer, kept };
+        Self { shared: Arc::new(shared), seen, runtime: PhantomData }
     }
 }
 
@@ -117,7 +150,8 @@ impl<C> Client<C> {
         self.shared.connections.len()
     }
 
-    /// Whether requests are taken: not after a [disconnect](Self::disconnect), nor once the last connection was lost.
+    /// Whether requests are taken: not after a [disconnect](Self::disconnect), nor once the last connection was lost. One that
+    /// is being [replaced](super::Reconnect) takes requests, which wait for the new one.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.shared.connections.iter().any(|connection| connection.handle.is_open())
@@ -175,13 +209,17 @@ impl<C> Client<C> {
         };
         let mut connections = (0..shared.connections.len()).filter(unflushed);
         let several = shared.connections.len() > 1 && shared.check(&command).is_ok();
-        match connections.next().filter(|_| several) {
+        let flush = match connections.next().filter(|_| several) {
             None => self.submit(Ok(command), Data::None, Findings::None, convert),
             Some(first) => {
                 let submit = |index| shared.submit(index, command, Buffer::None, Findings::None);
                 let (first, more) = (submit(first), connections.map(submit).collect());
                 Pending::waiting(Arc::clone(shared), first, more, convert)
             }
+        };
+        match &self.seen {
+            None => flush,
+            Some(seen) => flush.reporting(Arc::clone(seen)),
         }
     }
 
@@ -262,6 +300,10 @@ impl Shared {
         split::check(&rules, command)
     }
 
+    pub(super) const fn peer(&self) -> &Arc<str> {
+        &self.peer
+    }
+
     fn submit(&self, index: usize, command: Command, buffer: Buffer, findings: Findings) -> Wait {
         let handle = &self.connections[index].handle;
         let completion = handle.free.completion();
@@ -279,8 +321,19 @@ impl Shared {
             return 0;
         }
         let first = self.next.fetch_add(1, Ordering::Relaxed) % count;
-        let mut order = (first..count).chain(0..first);
-        order.find(|index| self.connections[*index].handle.is_open()).unwrap_or(first)
+        let order = || (first..count).chain(0..first);
+        // Where callers drive, a lost connection is replaced while a request waits for it, and only then.
+        let is_up = |index: &usize| {
+            let ClientConnection { handle, drivers } = &self.connections[*index];
+            handle.is_open() && (drivers.is_some() || !handle.is_down())
+        };
+        let is_open = |index: &usize| self.connections[*index].handle.is_open();
+        order().find(is_up).or_else(|| order().find(is_open)).unwrap_or(first)
+    }
+
+    /// Whether connections wait for each other, so that whoever waits for one has to drive all.
+    pub(super) fn drives_all(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.is_waiting())
     }
 
     /// Waits for an outcome, and drives the connection if that is the caller's.
@@ -326,7 +379,8 @@ impl Drop for Shared {
 
 impl<C> Clone for Client<C> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), runtime: PhantomData }
+        let seen = self.seen.as_ref().map(|seen| Arc::new(seen.fork()));
+        Self { shared: Arc::clone(&self.shared), seen, runtime: PhantomData }
     }
 }
 

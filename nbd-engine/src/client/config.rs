@@ -6,6 +6,8 @@ use nbd_proto::Limits;
 use nbd_proto::client::{Config, Goal};
 use nbd_proto::wire::InfoType;
 
+use super::Reconnect;
+
 #[cfg(feature = "tls")]
 use crate::tls::{ClientTlsMode, TlsClient};
 
@@ -32,6 +34,7 @@ pub struct ClientConfig {
     request_timeout: Option<Duration>,
     busy_poll: Option<Duration>,
     stream_in_tls: bool,
+    reconnect: Option<Reconnect>,
     #[cfg(feature = "tls")]
     tls: Option<(ClientTlsMode, TlsClient)>,
     limits: Limits,
@@ -49,6 +52,7 @@ impl Default for ClientConfig {
             request_timeout: None,
             busy_poll: None,
             stream_in_tls: false,
+            reconnect: None,
             #[cfg(feature = "tls")]
             tls: None,
             limits: Limits::DEFAULT,
@@ -135,6 +139,14 @@ impl ClientConfig {
         self
     }
 
+    /// Replaces connections that are lost, and sends requests again where that is safe. It has no effect on a client over a
+    /// stream of yours, which can't be made anew. Default: it does not, and what is in flight on a connection fails with it.
+    #[must_use]
+    pub fn with_reconnect(mut self, reconnect: Reconnect) -> Self {
+        self.reconnect = Some(reconnect);
+        self
+    }
+
     /// Whether to upgrade to TLS, and whom to trust then. Default: for `nbds://` and `nbds+unix://` as their parameters say,
     /// with the usual folders and the system's authorities for what they leave open; no TLS otherwise. Those URIs always
     /// mean [`ClientTlsMode::Required`], whatever is said here.
@@ -188,6 +200,12 @@ impl ClientConfig {
     #[must_use]
     pub const fn request_timeout(&self) -> Option<Duration> {
         self.request_timeout
+    }
+
+    /// See [`with_reconnect`](Self::with_reconnect).
+    #[must_use]
+    pub const fn reconnect(&self) -> Option<&Reconnect> {
+        self.reconnect.as_ref()
     }
 
     /// See [`with_limits`](Self::with_limits).

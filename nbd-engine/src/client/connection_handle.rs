@@ -1,6 +1,6 @@
 //! What a client and the session of one of its connections share.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,6 +22,8 @@ pub(super) struct ConnectionHandle {
     /// Answers to requests that change the export, and how many of them a flush on this connection covers.
     changes: AtomicU64,
     flushed: AtomicU64,
+    /// Set while the connection is lost and being replaced.
+    down: AtomicBool,
     pub(super) free: FreeList,
 }
 
@@ -71,8 +73,18 @@ impl ConnectionHandle {
             waker: AtomicWaker::new(),
             changes: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
+            down: AtomicBool::new(false),
             free: FreeList::default(),
         }
+    }
+
+    pub(super) fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::Release);
+    }
+
+    /// Whether requests have to wait for the connection to be replaced.
+    pub(super) fn is_down(&self) -> bool {
+        self.down.load(Ordering::Acquire)
     }
 
     /// A request that changes the export was answered. Said before its waiter learns it.

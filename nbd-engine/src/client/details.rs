@@ -157,6 +157,12 @@ impl ExportDetails {
         &self.contexts
     }
 
+    pub(super) fn sorted_contexts(&self) -> Vec<Arc<str>> {
+        let mut contexts = self.contexts.clone();
+        contexts.sort();
+        contexts
+    }
+
     /// Whether a metadata context is selected, so that [`block_status`](super::Client::block_status) reports it.
     #[must_use]
     pub fn has_context(&self, name: &str) -> bool {

@@ -9,6 +9,8 @@ use nbd_proto::client::{CommandError, OptionError, SubmitError};
 use nbd_proto::wire::{ErrorCode, OptionCode, OptionReplyType};
 use nbd_proto::{Command, InvalidRequest, Misuse, Refusal, UriError};
 
+use super::GaveUp;
+
 /// Why a client failed. Cheap to clone: when a connection is lost, each of its requests gets the reason.
 ///
 /// Texts name the server and, where there is one, the remedy. As an [`io::Error`] it keeps the best fitting
@@ -102,6 +104,17 @@ pub enum Error {
         /// Why.
         reason: LostReason,
     },
+    /// A flush does not cover everything: a connection was lost after the server had acknowledged changes on it, which it may
+    /// have lost with its cache. Everything else is flushed. Write them again, then flush again. See
+    /// [`Reconnect`](super::Reconnect).
+    InDoubt {
+        /// The server.
+        peer: Arc<str>,
+        /// How many writes, write zeroes and trims are in doubt.
+        requests: u64,
+        /// How many bytes these changed.
+        bytes: u64,
+    },
     /// The request makes no sense for this export. Nothing was sent, or a part if it was split and the export shrank
     /// meanwhile.
     Invalid(InvalidRequest),
@@ -130,6 +143,8 @@ pub enum LostReason {
     ShuttingDown,
     /// The task that drove the connection is gone, with its runtime as a rule.
     Abandoned,
+    /// The client has tried to [reconnect](super::Reconnect), and gave up.
+    GaveUp(GaveUp),
     /// The engine misused the core: a fault of this crate, please report it.
     Internal(Misuse),
 }
@@ -141,6 +156,7 @@ impl fmt::Display for LostReason {
             Self::Protocol(error) => error.fmt(f),
             Self::ShuttingDown => f.write_str("the server is shutting down"),
             Self::Abandoned => f.write_str("its task was dropped, with its runtime as a rule"),
+            Self::GaveUp(gave_up) => gave_up.fmt(f),
             Self::Internal(misuse) => write!(f, "a fault in nbd-engine: {misuse}"),
         }
     }
@@ -217,6 +233,13 @@ impl fmt::Display for Error {
                 } else {
                     "the request was not sent: connect anew and repeat it"
                 })
+            }
+            Self::InDoubt { peer, requests, bytes } => {
+                write!(
+                    f,
+                    "{requests} changes of {bytes} bytes may be lost: {peer} had acknowledged them before a connection was \
+                     lost, and they were not flushed; write them again"
+                )
             }
             Self::Invalid(InvalidRequest::NoContexts) => {
                 write!(
@@ -321,10 +344,13 @@ impl Error {
             Self::Protocol { source, .. } => protocol_kind(source),
             Self::Command { error, .. } => command_kind(error.code),
             Self::TimedOut { .. } => Kind::TimedOut,
+            Self::InDoubt { .. } => Kind::Other,
             Self::Lost { reason, .. } => match reason {
                 LostReason::Transport(error) => error.kind(),
                 LostReason::Protocol(error) => protocol_kind(error),
-                LostReason::ShuttingDown | LostReason::Abandoned => Kind::ConnectionAborted,
+                LostReason::ShuttingDown | LostReason::Abandoned | LostReason::GaveUp(_) => {
+                    Kind::ConnectionAborted
+                }
                 LostReason::Internal(_) => Kind::Other,
             },
             Self::Disconnected { .. } => Kind::NotConnected,

@@ -23,6 +23,11 @@
 //! the stream, and a `Vec` that is lent to a request ([`Client::read_into`], [`Client::write_from`]) comes back: no copy,
 //! no allocation.
 //!
+//! # Lost connections
+//!
+//! By default a connection that is lost stays lost, and [`Error::Lost`] says of each of its requests whether it may have been
+//! carried out. With [`ClientConfig::with_reconnect`] the client replaces it: see [`Reconnect`].
+//!
 //! # For adapters
 //!
 //! An adapter says how to connect, by a [`Connector`] with time and tasks, its [`Runtime`](crate::Runtime). Clients are
@@ -67,6 +72,7 @@ mod leader_follower;
 mod negotiation;
 mod pending;
 mod ready;
+mod reconnect;
 mod request_state;
 mod requests;
 mod session;
@@ -89,6 +95,7 @@ pub use details::{ExportDetails, Handshake, Listing};
 pub use error::{Error, LostReason};
 pub use negotiation::Negotiation;
 pub use pending::Pending;
+pub use reconnect::{ConnectionEvent, GaveUp, Reconnect};
 pub use requests::BufResult;
 pub use status::ContextExtents;
 pub use status_range::{BlockStatusRange, StatusRun};

@@ -6,9 +6,11 @@ use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 use std::sync::Arc;
 
+use super::Error;
 use super::client::{Convert, Shared};
 use super::completion::{Completion, Outcome};
 use super::leader_follower::Role;
+use super::reconnect::{Seen, Tally};
 use super::wait_any::WaitAny;
 
 /// A request that was submitted: a future of its outcome.
@@ -22,6 +24,8 @@ use super::wait_any::WaitAny;
 pub struct Pending<R> {
     pub(super) state: State<R>,
     convert: Convert<R>,
+    /// For a flush where lost connections are replaced.
+    seen: Option<Arc<Seen>>,
 }
 
 pub(super) enum State<R> {
@@ -44,11 +48,28 @@ pub(super) struct Wait {
     role: Role,
     /// For a flush: the connection's changes that it covers.
     covers: u64,
+    /// The part it has in driving the client's other connections, where these wait for each other; empty elsewhere.
+    helping: Vec<Role>,
 }
 
 impl Wait {
     pub(super) const fn new(index: usize, completion: Arc<Completion>, covers: u64) -> Self {
-        Self { index, completion, role: Role::Idle, covers }
+        Self { index, completion, role: Role::Idle, covers, helping: Vec::new() }
+    }
+
+    /// Drives the client's other connections, if this one may have to wait for them and that is the caller's.
+    fn help(&mut self, shared: &Shared, cx: &mut Context<'_>) {
+        if self.helping.is_empty() && !shared.drives_all() {
+            return;
+        }
+        self.helping.resize(shared.connections.len(), Role::Idle);
+        for (index, role) in self.helping.iter_mut().enumerate() {
+            if let Some(drivers) = &shared.connections[index].drivers
+                && index != self.index
+            {
+                drivers.drive(&self.completion, role, cx, &|| self.completion.is_done());
+            }
+        }
     }
 
     /// Whether the outcome is there; if not, the task is woken once it is, and the connection driven if that is the
@@ -59,6 +80,9 @@ impl Wait {
             let Some(drivers) = &shared.connections[self.index].drivers else { return false };
             let until = || self.completion.is_done();
             drivers.drive(&self.completion, &mut self.role, cx, &until);
+            if !self.completion.is_done() {
+                self.help(shared, cx);
+            }
             if !self.completion.is_done() {
                 return false;
             }
@@ -71,6 +95,11 @@ impl Wait {
     fn leave(&mut self, shared: &Shared) {
         if let Some(drivers) = &shared.connections[self.index].drivers {
             drivers.leave(&self.completion, &mut self.role);
+        }
+        for (index, mut role) in self.helping.drain(..).enumerate() {
+            if let Some(drivers) = &shared.connections[index].drivers {
+                drivers.leave(&self.completion, &mut role);
+            }
         }
     }
 
@@ -91,11 +120,17 @@ impl<R> Pending<R> {
         more: Vec<Wait>,
         convert: Convert<R>,
     ) -> Self {
-        Self { state: State::Waiting { shared, wait, more }, convert }
+        Self { state: State::Waiting { shared, wait, more }, convert, seen: None }
+    }
+
+    /// It fails if anything is in doubt that this handle of the client has not reported yet.
+    pub(super) fn reporting(mut self, seen: Arc<Seen>) -> Self {
+        self.seen = Some(seen);
+        self
     }
 
     pub(super) fn known(result: R, convert: Convert<R>) -> Self {
-        Self { state: State::Known(result), convert }
+        Self { state: State::Known(result), convert, seen: None }
     }
 
     /// Whether the outcome is there: then neither polling nor [`try_take`](Self::try_take) will wait.
@@ -150,15 +185,22 @@ impl<R> Pending<R> {
     /// With the outcome of the first connection; the others have theirs, too. Any error is the whole one's.
     fn conclude(&mut self, mut outcome: Outcome) -> R {
         let state = core::mem::replace(&mut self.state, State::Over);
-        let State::Waiting { shared, wait, more } = state else {
+        let State::Waiting { shared, mut wait, more } = state else {
             unreachable!("outcomes come from completions")
         };
+        wait.leave(&shared);
         let free = |index: usize| &shared.connections[index].handle.free;
         free(wait.index).return_completion(wait.completion);
         for mut wait in more {
             let other = wait.take(&shared).map_or(Ok(()), |other| other.result);
             outcome.result = outcome.result.and(other);
             free(wait.index).return_completion(wait.completion);
+        }
+        if let (Some(seen), Ok(())) = (&self.seen, &outcome.result)
+            && let Some(Tally { requests, bytes }) = seen.report()
+        {
+            let peer = Arc::clone(shared.peer());
+            outcome.result = Err(Box::new(Error::InDoubt { peer, requests, bytes }));
         }
         (self.convert)(&shared, wait.index, outcome)
     }
@@ -175,8 +217,13 @@ impl<R> Future for Pending<R> {
         let this = &mut *self;
         let outcome = match &mut this.state {
             State::Waiting { shared, wait, more } if more.is_empty() => {
-                let Wait { index, completion, role, covers } = wait;
-                let outcome = ready!(shared.poll_completion(*index, completion, role, cx));
+                let Wait { index, completion, role, covers, .. } = &mut *wait;
+                let outcome = shared.poll_completion(*index, completion, role, cx);
+                if outcome.is_pending() {
+                    wait.help(shared, cx);
+                    return Poll::Pending;
+                }
+                let outcome = ready!(outcome);
                 if outcome.result.is_ok() {
                     shared.connections[*index].handle.flushed(*covers);
                 }

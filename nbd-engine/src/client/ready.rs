@@ -25,17 +25,12 @@ impl ReadyConnection {
     /// on the first one is valid here, and the same metadata contexts are selected.
     pub(super) fn fits(&self, first: &Self) -> bool {
         let (own, firsts) = (&self.details, &first.details);
-        let sorted = |details: &ExportDetails| {
-            let mut contexts = details.contexts().to_vec();
-            contexts.sort();
-            contexts
-        };
         own.can_multi_conn()
             && own.flags().contains(firsts.flags())
             && own.block_size() == firsts.block_size()
             // A file may have grown meanwhile.
             && own.size() >= firsts.size()
-            && sorted(own) == sorted(firsts)
+            && own.sorted_contexts() == firsts.sorted_contexts()
     }
 
     /// Makes the size one with that of the client's first connection.

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use nbd_proto::{Command, Extent};
 
 use super::buffer::Buffer;
 use super::chunks::Chunks;
 use super::completion::{Completion, Findings, Outcome};
+use super::reconnect::Tally;
 use super::{ContextExtents, Error};
 
 /// What a program asked for. It may be longer than the longest payload that the server takes, and then takes several
@@ -33,6 +35,25 @@ pub(super) struct RequestState {
     pub(super) abandoned: bool,
     /// The first thing that went wrong.
     pub(super) failure: Option<Box<Error>>,
+    /// What the client needs it for, if no program asked for it.
+    pub(super) internal: Option<Internal>,
+    /// How many times it was sent and lost.
+    pub(super) resends: u32,
+    /// For a flush: the changes that were acknowledged when it was submitted.
+    pub(super) covers: Tally,
+    /// Room that it holds among the kept changes.
+    pub(super) reserved: u64,
+}
+
+/// A request of the client's own, which nobody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Internal {
+    /// A kept change is written again.
+    Replay,
+    /// A flush after that.
+    ReplayFlush,
+    /// A flush that makes room for more changes.
+    Flush,
 }
 
 impl RequestState {
@@ -54,12 +75,37 @@ impl RequestState {
             sent: false,
             abandoned: false,
             failure: None,
+            internal: None,
+            resends: 0,
+            covers: Tally { requests: 0, bytes: 0 },
+            reserved: 0,
         }
+    }
+
+    /// A request of the client's own.
+    pub(super) fn internal(purpose: Internal, command: Command, data: Bytes) -> Self {
+        let completion = Arc::default();
+        let mut request = Self::new(command, Buffer::Shared(data), Findings::None, completion);
+        (request.completion, request.internal) = (None, Some(purpose));
+        request
     }
 
     /// Whether nobody waits for it.
     pub(super) fn is_abandoned(&self) -> bool {
-        self.completion.as_ref().is_none_or(|completion| completion.is_abandoned())
+        let is_waited_for = |completion: &Arc<Completion>| !completion.is_abandoned();
+        self.internal.is_none() && !self.completion.as_ref().is_some_and(is_waited_for)
+    }
+
+    /// Its connection is lost, and it is to be sent on another one: as if nothing of it had been submitted yet.
+    pub(super) fn start_over(&mut self) {
+        self.resends += u32::from(self.sent);
+        (self.submitted_up_to, self.submitted) = (0, false);
+        (self.in_flight, self.abandoned) = (0, false);
+        match &mut self.findings {
+            Findings::None => {}
+            Findings::Extents(extents) => extents.clear(),
+            Findings::Chunks(chunks) => chunks.clear(),
+        }
     }
 
     /// The room for a read's payload; `None` if it is not wanted any more.

@@ -1,6 +1,9 @@
 //! One connection, driven: requests between a client and the core, bytes between the core and a transport.
 
 mod deadlines;
+mod durable;
+mod kept;
+mod recovery;
 mod replies;
 mod submission;
 
@@ -18,6 +21,7 @@ use super::LostReason;
 use super::config::ClientConfig;
 use super::connection_handle::{Closed, ConnectionHandle, Disconnect};
 use super::ready::ReadyConnection;
+use super::reconnect::{Doubts, Kept, Reconnector};
 use super::timer::Timer;
 use crate::busy_poll::BusyPoll;
 use crate::maybe_tls::MaybeTls;
@@ -25,6 +29,8 @@ use crate::pump::{Machine, Pump};
 use crate::runtime::BoxFuture;
 use crate::transport::AnyTransport;
 use deadlines::Deadlines;
+use durable::Durable;
+use recovery::{Recovered, Recovery};
 use submission::Requests;
 
 /// How long a connection that is not needed any more may take to get rid of what is still to be sent, if requests have no
@@ -48,6 +54,8 @@ pub(super) struct Session {
     over: bool,
     /// The latest poll stopped for others to have their turn.
     interrupted: bool,
+    /// Set where a lost connection is replaced.
+    recovery: Option<Box<Recovery>>,
 }
 
 impl Session {
@@ -68,7 +76,20 @@ impl Session {
             hard_end: None,
             over: false,
             interrupted: false,
+            recovery: None,
         }
+    }
+
+    /// From now on a lost connection is replaced. It is the client's connection of this index.
+    pub(super) fn recover_by(
+        &mut self,
+        reconnector: &Arc<Reconnector>,
+        index: usize,
+        doubts: &Arc<Doubts>,
+        kept: Option<&Arc<Kept>>,
+    ) {
+        self.recovery = Some(Box::new(Recovery::new(reconnector, index)));
+        self.requests.durable = Some(Durable::new(doubts, kept, index));
     }
 
     /// Drives the connection until nothing is left to do at the moment, or the driver has what it waits for. Ready once
@@ -80,23 +101,40 @@ impl Session {
         self.handle.waker.register(cx.waker());
         self.requests.notified = false;
         self.interrupted = false;
-        let closed = match self.drive(cx, until) {
-            Ok(None) => {
-                self.expire(cx);
-                if self.hard_end_is_due(cx).is_pending() {
-                    return Poll::Pending;
+        loop {
+            if self.is_down() {
+                match self.poll_recovery(cx) {
+                    Recovered::Connected => {}
+                    Recovered::Over(closed) => {
+                        self.end(closed);
+                        return Poll::Ready(());
+                    }
+                    Recovered::NotYet => {
+                        self.expire(cx);
+                        return Poll::Pending;
+                    }
                 }
-                Closed::Disconnected
             }
-            Ok(Some(closed)) => {
-                // Whether or not the server takes note.
-                let _closed = Pin::new(&mut self.pump.transport).poll_close(cx);
-                closed
+            let closed = match self.drive(cx, until) {
+                Ok(None) => {
+                    self.expire(cx);
+                    if self.hard_end_is_due(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    Closed::Disconnected
+                }
+                Ok(Some(closed)) => {
+                    // Whether or not the server takes note.
+                    let _closed = Pin::new(&mut self.pump.transport).poll_close(cx);
+                    closed
+                }
+                Err(reason) => Closed::Lost(reason),
+            };
+            if !self.interrupt(&closed) {
+                self.end(closed);
+                return Poll::Ready(());
             }
-            Err(reason) => Closed::Lost(reason),
-        };
-        self.end(closed);
-        Poll::Ready(())
+        }
     }
 
     /// Whether the latest [poll](Self::poll) stopped for others to have their turn: the session has to be polled again.
@@ -108,6 +146,10 @@ impl Session {
     pub(super) fn push(&mut self, cx: &mut Context<'_>) -> bool {
         if self.over {
             return true;
+        }
+        if self.is_down() {
+            // What was queued has a deadline.
+            return false;
         }
         self.requests.take(&mut self.pump.machine);
         // An error shows again to the leader. So does a deadline that nobody watches yet.
@@ -127,7 +169,7 @@ impl Session {
         while let Some(event) = self.pump.machine.due_event() {
             self.requests.handle_event(&mut self.pump.machine, event);
         }
-        self.requests.fail_all(&closed);
+        self.requests.end(&closed);
         self.handle.over(closed);
     }
 
@@ -168,9 +210,16 @@ impl Session {
         let received = self.pump.receive(&mut self.requests, cx)?;
         if core::mem::take(&mut self.requests.received) {
             self.busy_poll.on_wakeup();
+            if let Some(recovery) = &mut self.recovery {
+                recovery.is_of_use = true;
+            }
         }
         if self.pump.machine.server_is_shutting_down() {
-            self.requests.shut_down(&mut self.pump.machine);
+            match self.recovery {
+                None => self.requests.shut_down(&mut self.pump.machine),
+                // Its successor carries out the rest.
+                Some(_) => self.requests.stop(&mut self.pump.machine),
+            }
         }
         Ok(sent || received)
     }

@@ -35,23 +35,46 @@ impl<'a, R: 'a, I: Iterator<Item = &'a Pending<R>> + Clone> WaitAny<'a, I> {
         if let Some(index) = done() {
             return Poll::Ready(index);
         }
-        for pending in self.pending.clone() {
-            if let State::Waiting { shared, wait, more } = &pending.state {
-                for Wait { index, completion, .. } in core::iter::once(wait).chain(more) {
-                    completion.watch(cx);
-                    if !completion.is_done() {
-                        self.join(shared, *index, completion);
-                    }
+        loop {
+            let before = self.participants();
+            let drives_all = self.join_all(cx);
+            for each in self.first.iter_mut().chain(&mut self.more) {
+                let Participant { shared, index, completion, role } = each;
+                if let Some(drivers) = &shared.connections[*index].drivers {
+                    drivers.drive(completion, role, cx, &|| done().is_some());
                 }
             }
-        }
-        for each in self.first.iter_mut().chain(&mut self.more) {
-            let Participant { shared, index, completion, role } = each;
-            if let Some(drivers) = &shared.connections[*index].drivers {
-                drivers.drive(completion, role, cx, &|| done().is_some());
+            // Driving one connection may show that another one has to be driven for it.
+            if !drives_all || self.participants() == before || done().is_some() {
+                break;
             }
         }
         done().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Takes part in driving whatever may be waited for. Gives whether that is all connections of a client.
+    fn join_all(&mut self, cx: &Context<'_>) -> bool {
+        let mut drives_all = false;
+        for pending in self.pending.clone() {
+            let State::Waiting { shared, wait, more } = &pending.state else { continue };
+            for Wait { index, completion, .. } in core::iter::once(wait).chain(more) {
+                completion.watch(cx);
+                if completion.is_done() {
+                    continue;
+                }
+                self.join(shared, *index, completion);
+                if shared.drives_all() {
+                    drives_all = true;
+                    let others = 0..shared.connections.len();
+                    others.for_each(|other| self.join(shared, other, completion));
+                }
+            }
+        }
+        drives_all
+    }
+
+    fn participants(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
     }
 
     /// Takes part in driving a connection, in the name of one request on it.

@@ -97,6 +97,16 @@ client_scenarios! {
             a_request_that_is_given_up_harms_no_other,
             a_request_that_times_out_harms_no_other,
         }
+        reconnect {
+            a_restarted_server_is_a_pause,
+            requests_in_flight_are_sent_again,
+            a_flush_reports_what_a_crash_may_have_lost,
+            kept_writes_survive_a_crash,
+            another_export_is_not_written_to,
+            a_client_gives_up_within_its_bounds,
+            a_request_waits_for_a_connection_within_its_deadline,
+            giving_up_a_reconnecting_client_ends_at_once,
+        }
         endings {
             a_server_that_shuts_down_answers_what_is_in_flight,
             a_connection_that_is_lost_says_what_was_sent,

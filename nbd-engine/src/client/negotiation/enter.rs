@@ -6,6 +6,7 @@ use nbd_proto::client::Event;
 use nbd_proto::wire::InfoType;
 
 use super::super::ready::ReadyConnection;
+use super::super::reconnect::Target;
 use super::super::{Client, Connector, Error, ExportDetails};
 use super::Negotiation;
 
@@ -23,23 +24,12 @@ impl<C: Connector> Negotiation<C> {
     /// [`Error::Refused`] when the server does not let this client into the export. (On `NBD_OPT_EXPORT_NAME` it can only
     /// do so by closing the connection.) [`Error::Unsupported`] when further connections find another export.
     pub async fn enter(&mut self, export: &str) -> Result<Client<C>, Error> {
-        self.bounded("entering the export", async |this| this.enter_export(export).await).await?;
-        let first = self.ready(export)?;
+        let first = self.enter_ready(export).await?;
+        let target = self.target(&first);
         let mut further = Vec::new();
-        if let Some(uri) = self.uri.clone().filter(|_| first.details.can_multi_conn()) {
-            // Whatever was negotiated by hand is what all connections need.
-            let config = self
-                .config
-                .clone()
-                .with_contexts(first.details.contexts().iter().map(|context| &**context))
-                .with_structured_replies(first.details.is_structured())
-                .with_extended_headers(first.details.is_extended());
+        if let Some(target) = target.as_ref().filter(|_| first.details.can_multi_conn()) {
             for _ in 1..self.config.connections() {
-                let connector = self.connector.clone();
-                let mut other = Self::connect_by(connector, &uri, &config).await?;
-                let what = "entering the export";
-                other.bounded(what, async |this| this.enter_export(export).await).await?;
-                let ready = other.ready(export)?;
+                let ready = target.connect().await?;
                 if !ready.fits(&first) {
                     let what = "its connections don't lead to the same export";
                     return Err(Error::Unsupported { address: self.peer.to_string(), what });
@@ -47,7 +37,22 @@ impl<C: Connector> Negotiation<C> {
                 further.push(ready);
             }
         }
-        Ok(Client::new(first, further, &self.connector, &self.config))
+        Ok(Client::new(first, further, target, &self.connector, &self.config))
+    }
+
+    /// A further connection, once its headers are negotiated.
+    pub(in super::super) async fn enter_ready(
+        &mut self,
+        export: &str,
+    ) -> Result<ReadyConnection, Error> {
+        self.bounded("entering the export", async |this| this.enter_export(export).await).await?;
+        self.ready(export)
+    }
+
+    /// Where connections lead that are made after this one; `None` over a stream, which can't be made again.
+    fn target(&self, first: &ReadyConnection) -> Option<Target<C>> {
+        let uri = self.uri.as_ref()?;
+        Some(Target::of_first(&self.connector, uri, &self.config, &first.details))
     }
 
     /// The same; if that fails, the negotiation is aborted.
@@ -74,7 +79,8 @@ impl<C: Connector> Negotiation<C> {
         })
         .await?;
         let first = self.ready(export)?;
-        Ok(Client::new(first, Vec::new(), &self.connector, &self.config))
+        let target = self.target(&first);
+        Ok(Client::new(first, Vec::new(), target, &self.connector, &self.config))
     }
 
     /// `NBD_OPT_EXPORT_NAME`. No metadata contexts are selected but those that were selected by hand, and there is this
@@ -90,7 +96,8 @@ impl<C: Connector> Negotiation<C> {
         })
         .await?;
         let first = self.ready(export)?;
-        Ok(Client::new(first, Vec::new(), &self.connector, &self.config))
+        let target = self.target(&first);
+        Ok(Client::new(first, Vec::new(), target, &self.connector, &self.config))
     }
 
     async fn enter_export(&mut self, export: &str) -> Result<(), Error> {

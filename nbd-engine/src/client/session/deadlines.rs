@@ -90,7 +90,8 @@ impl Requests {
         self.backlog.retain_mut(|request| {
             let keep = !due(request);
             if !keep {
-                request.time_out(timed_out(&self.handle, request, limit, false));
+                let sent = request.sent;
+                request.time_out(timed_out(&self.handle, request, limit, sent));
             }
             keep
         });

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::task::Context;
 
 use nbd_proto::client::{CommandError, Connection, Event};
+use nbd_proto::wire::ErrorCode;
 use nbd_proto::{Command, RequestId};
 
 use super::super::request_state::RequestState;
@@ -80,6 +81,14 @@ impl Requests {
         let Some(part) = self.take_part(id) else { return };
         let Some(request) = &mut self.states[part.request] else { return };
         request.in_flight -= 1;
+        if let (Err(error), Some(_)) = (&result, &self.durable)
+            && error.code == ErrorCode::ESHUTDOWN
+            && !matches!(request.command, Command::Resize { .. })
+        {
+            // The server has not carried it out: its successor will.
+            (request.submitted, request.abandoned) = (true, true);
+            return;
+        }
         request.sent = true;
         if request.command.is_write() {
             self.handle.changed();

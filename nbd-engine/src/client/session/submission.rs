@@ -6,18 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use nbd_proto::client::{Connection, SubmitError};
-use nbd_proto::{CloseReason, RequestRules};
+use nbd_proto::{CloseReason, Command, RequestRules};
 
 use super::super::config::ClientConfig;
 use super::super::connection_handle::{Closed, ConnectionHandle, Disconnect};
 use super::super::details::ExportDetails;
 use super::super::request_state::RequestState;
 use super::super::{Error, LostReason, split};
+use super::durable::Durable;
 
 /// The requests of a connection, and their data.
 pub(super) struct Requests {
     pub(super) handle: Arc<ConnectionHandle>,
-    rules: RequestRules,
+    pub(super) rules: RequestRules,
     /// That of the export, as the client sees it.
     pub(super) size: Arc<AtomicU64>,
     /// The selected metadata contexts by their numbers on this connection.
@@ -25,7 +26,7 @@ pub(super) struct Requests {
     /// Requests that wait for a free slot in flight.
     pub(super) backlog: VecDeque<RequestState>,
     pub(super) states: Vec<Option<RequestState>>,
-    free: Vec<usize>,
+    pub(super) free: Vec<usize>,
     /// What is in flight, by the index of its id.
     pub(super) parts: Vec<Option<Part>>,
     /// The request of which not all parts are submitted.
@@ -40,6 +41,14 @@ pub(super) struct Requests {
     pub(super) output_failed: Option<Arc<io::Error>>,
     /// How the machine ended, once it did.
     pub(super) closed: Option<Result<CloseReason, nbd_proto::Error>>,
+    /// Set where a lost connection is replaced: what was acknowledged and not flushed.
+    pub(super) durable: Option<Durable>,
+    /// Requests of the client's own, which come first.
+    pub(super) own: VecDeque<RequestState>,
+    /// Kept changes that are being written again, and the flush after them.
+    pub(super) replaying: usize,
+    /// Nothing more is submitted on this connection, since the server is shutting down.
+    pub(super) stopped: bool,
 }
 
 /// A request on the wire: which part of which request of the program.
@@ -60,21 +69,11 @@ impl Requests {
         rules: RequestRules,
         config: &ClientConfig,
     ) -> Self {
-        let selected = machine.export().map_or(&[][..], |export| export.contexts);
-        // A connection has the contexts of the first one, under numbers of its own.
-        let named = |name: &str| details.contexts().iter().find(|context| ***context == *name);
-        let contexts = selected
-            .iter()
-            .map(|selected| {
-                let name = named(&selected.name).cloned();
-                (selected.id, name.unwrap_or_else(|| selected.name.as_str().into()))
-            })
-            .collect();
-        Self {
+        let mut requests = Self {
             handle: Arc::clone(handle),
             rules,
             size: Arc::clone(&details.size),
-            contexts,
+            contexts: Vec::new(),
             backlog: VecDeque::new(),
             states: Vec::new(),
             free: Vec::new(),
@@ -86,7 +85,25 @@ impl Requests {
             received: false,
             output_failed: None,
             closed: None,
-        }
+            durable: None,
+            own: VecDeque::new(),
+            replaying: 0,
+            stopped: false,
+        };
+        requests.name_contexts(machine, details);
+        requests
+    }
+
+    /// Learns the numbers of the selected metadata contexts on a connection.
+    pub(super) fn name_contexts(&mut self, machine: &Connection, details: &ExportDetails) {
+        let selected = machine.export().map_or(&[][..], |export| export.contexts);
+        // A connection has the contexts of the first one, under numbers of its own.
+        let named = |name: &str| details.contexts().iter().find(|context| ***context == *name);
+        let contexts = selected.iter().map(|selected| {
+            let name = named(&selected.name).cloned();
+            (selected.id, name.unwrap_or_else(|| selected.name.as_str().into()))
+        });
+        self.contexts = contexts.collect();
     }
 
     /// Takes over what was queued, and submits as much of it as may be in flight.
@@ -95,10 +112,12 @@ impl Requests {
         if self.disconnect == Disconnect::Soft && self.nobody_waits() {
             self.disconnect = Disconnect::Hard;
         }
-        while machine.requests_in_flight() < self.max_in_flight {
+        // What is queued while the connection ends has the end of the connection for its outcome.
+        let may_submit = !machine.is_closing();
+        while may_submit && machine.requests_in_flight() < self.max_in_flight {
             let index = match self.splitting {
                 Some(index) => index,
-                None => match self.backlog.pop_front() {
+                None => match self.next_request(machine) {
                     // Nobody would miss it.
                     Some(request) if request.is_abandoned() => continue,
                     Some(request) => self.admit(request),
@@ -107,7 +126,8 @@ impl Requests {
             };
             self.submit_next_part(machine, index);
         }
-        let all_submitted = self.backlog.is_empty() && self.splitting.is_none();
+        let all_submitted =
+            self.backlog.is_empty() && self.splitting.is_none() && !self.has_own_requests();
         if self.disconnect != Disconnect::No && all_submitted {
             machine.disconnect();
         }
@@ -138,6 +158,9 @@ impl Requests {
             return;
         };
         if !request.submitted {
+            if let (Command::Flush, Some(durable)) = (request.command, &self.durable) {
+                request.covers = durable.mark();
+            }
             let start = request.submitted_up_to;
             let (command, last) = split::next_part(&self.rules, &request.command, start);
             match machine.submit(command) {
@@ -165,10 +188,39 @@ impl Requests {
         let done = |request: &mut RequestState| {
             request.submitted && request.in_flight == 0 && !request.abandoned
         };
-        if let Some(request) = self.states[index].take_if(done) {
+        if let Some(mut request) = self.states[index].take_if(done) {
             self.free.push(index);
             self.notified = true;
+            if self.durable.is_some() {
+                self.settle(&mut request);
+            }
             request.finish();
+        }
+    }
+
+    /// Takes note of an answered request on a connection that may be replaced.
+    fn settle(&mut self, request: &mut RequestState) {
+        if let Some(purpose) = request.internal {
+            return self.own_request_ended(purpose, request);
+        }
+        if let Some(durable) = &mut self.durable
+            && request.failure.is_none()
+        {
+            durable.succeeded(request);
+        }
+        self.release(request);
+    }
+
+    /// The server takes no more requests, and there will be another one: what is in flight goes on, and all others wait.
+    pub(super) fn stop(&mut self, machine: &mut Connection) {
+        if !core::mem::replace(&mut self.stopped, true) {
+            if let Some(request) =
+                self.splitting.take().and_then(|index| self.states[index].as_mut())
+            {
+                // It begins anew on the next connection.
+                (request.submitted, request.abandoned) = (true, true);
+            }
+            machine.disconnect();
         }
     }
 
@@ -194,9 +246,18 @@ impl Requests {
     }
 
     /// The connection is over: fails all that is not answered.
-    pub(super) fn fail_all(&mut self, closed: &Closed) {
-        let in_flight = self.states.iter_mut().filter_map(Option::take);
-        for mut request in in_flight.chain(self.backlog.drain(..)) {
+    pub(super) fn end(&mut self, closed: &Closed) {
+        self.drop_own_requests();
+        // Said before any waiter learns of it.
+        if let Some(durable) = &mut self.durable {
+            match closed {
+                Closed::Lost(_) => durable.lost(true),
+                Closed::Disconnected => durable.disconnected(),
+            }
+        }
+        let in_flight: Vec<_> = self.states.iter_mut().filter_map(Option::take).collect();
+        for mut request in in_flight.into_iter().chain(core::mem::take(&mut self.backlog)) {
+            self.release(&mut request);
             let sent = request.sent;
             request.fail(|| closed.error(&self.handle.peer, sent));
             request.finish();

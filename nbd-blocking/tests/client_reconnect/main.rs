@@ -1,0 +1,6 @@
+//! Clients that replace their lost connections, and servers that are cut off, restarted, and lose their cache.
+
+mod chaos;
+mod fates;
+mod model;
+mod serial;

@@ -1,0 +1,153 @@
+//! From a lost connection to a new one.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use nbd_proto::Uri;
+
+use super::super::ready::ReadyConnection;
+use super::super::timer::Timer;
+use super::super::{ClientConfig, Connector, Error, ExportDetails, Negotiation};
+use super::same::difference;
+use super::{Backoff, ConnectionEvent, GaveUp, Reconnect};
+use crate::runtime::BoxFuture;
+
+/// Where the connections of a client lead: all but the first are made by it.
+#[derive(Clone, Debug)]
+pub(in super::super) struct Target<C> {
+    connector: C,
+    uri: Uri,
+    export: String,
+    config: ClientConfig,
+}
+
+impl<C: Connector> Target<C> {
+    /// That of the first connection, with whatever was negotiated by hand on it.
+    pub(in super::super) fn of_first(
+        connector: &C,
+        uri: &Uri,
+        config: &ClientConfig,
+        details: &ExportDetails,
+    ) -> Self {
+        let config = config
+            .clone()
+            .with_contexts(details.contexts().iter().map(|context| &**context))
+            .with_structured_replies(details.is_structured())
+            .with_extended_headers(details.is_extended());
+        let (connector, export) = (connector.clone(), details.name().to_owned());
+        Self { connector, uri: uri.clone(), export, config }
+    }
+
+    /// One more connection, on which the export is entered.
+    pub(in super::super) async fn connect(&self) -> Result<ReadyConnection, Error> {
+        let connector = self.connector.clone();
+        let mut negotiation = Negotiation::connect_by(connector, &self.uri, &self.config).await?;
+        negotiation.enter_ready(&self.export).await
+    }
+}
+
+/// Makes new connections in place of lost ones: whatever the connector, behind a pointer.
+pub(in super::super) struct Reconnector {
+    connect: Box<dyn Fn() -> BoxFuture<Result<ReadyConnection, Error>> + Send + Sync>,
+    pub(in super::super) config: Reconnect,
+    /// As the client sees the export.
+    expected: ExportDetails,
+    pub(in super::super) peer: Arc<str>,
+    timer: Timer,
+}
+
+/// What became of an outage, and the delays for the next one.
+pub(in super::super) type Outage = (Result<ReadyConnection, GaveUp>, Backoff);
+
+impl Reconnector {
+    pub(in super::super) fn new<C: Connector>(
+        target: Target<C>,
+        config: Reconnect,
+        first: &ReadyConnection,
+        timer: Timer,
+    ) -> Self {
+        let target = Arc::new(target);
+        let connect = move || -> BoxFuture<Result<ReadyConnection, Error>> {
+            let target = Arc::clone(&target);
+            Box::pin(async move { target.connect().await })
+        };
+        let (expected, peer) = (first.details.clone(), Arc::clone(&first.peer));
+        Self { connect: Box::new(connect), config, expected, peer, timer }
+    }
+
+    pub(in super::super) fn now(&self) -> Instant {
+        self.timer.now()
+    }
+
+    /// Tries until there is a new connection, or until it gives up. `since` is when the connection was lost, and `resized`
+    /// the size that the export may have instead of the one that is known.
+    pub(in super::super) async fn reconnect(
+        self: Arc<Self>,
+        connection: usize,
+        since: Instant,
+        resized: Option<u64>,
+        mut backoff: Backoff,
+    ) -> Outage {
+        let mut last = None;
+        let attempts = self.attempts(connection, resized, &mut backoff, &mut last);
+        let connected = match self.config.max_outage() {
+            None => Some(attempts.await),
+            Some(limit) => {
+                let left = limit.saturating_sub(self.now().saturating_duration_since(since));
+                self.timer.within(left, attempts).await
+            }
+        };
+        let gave_up = |limit| GaveUp::Outage { limit, last: last.map(Box::new) };
+        let limit = self.config.max_outage().unwrap_or_default();
+        (connected.unwrap_or_else(|| Err(gave_up(limit))), backoff)
+    }
+
+    async fn attempts(
+        &self,
+        connection: usize,
+        resized: Option<u64>,
+        backoff: &mut Backoff,
+        last: &mut Option<Error>,
+    ) -> Result<ReadyConnection, GaveUp> {
+        let size = self.expected.size();
+        loop {
+            let attempts = backoff.attempts();
+            if self.config.max_attempts().is_some_and(|max| attempts >= max) {
+                return Err(GaveUp::Attempts { attempts, last: last.take().map(Box::new) });
+            }
+            self.timer.sleep(backoff.next()).await;
+            match (self.connect)().await {
+                Ok(ready) => {
+                    let sizes = [size, resized.unwrap_or(size)];
+                    return match difference(&self.expected, sizes, &ready.details) {
+                        None => Ok(ready),
+                        Some(what) => Err(GaveUp::Changed { what }),
+                    };
+                }
+                Err(error) if is_hopeless(&error) => {
+                    return Err(GaveUp::Hopeless { error: Box::new(error) });
+                }
+                Err(error) => {
+                    let (peer, attempts) = (Arc::clone(&self.peer), backoff.attempts());
+                    *last = Some(error.clone());
+                    self.config.observe(&ConnectionEvent::AttemptFailed {
+                        peer,
+                        connection,
+                        attempts,
+                        error,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Whether trying again is of no use: the fault is on this side. Whatever a server does, another one may come.
+fn is_hopeless(error: &Error) -> bool {
+    match error {
+        Error::Unsupported { .. } | Error::InvalidOption(_) | Error::Invalid(_) => true,
+        #[cfg(feature = "tls")]
+        Error::TlsSetup(_) => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,46 @@
+//! What becomes of a request whose connection was lost.
+
+use nbd_proto::Command;
+
+use super::super::request_state::RequestState;
+use super::Reconnect;
+
+/// The decision about one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Resend {
+    /// It is sent, or sent again, on the new connection.
+    Again,
+    /// It fails, and says whether it may have been carried out.
+    Fail,
+    /// It has its outcome already, or nobody waits for it.
+    Finish,
+}
+
+impl Resend {
+    /// Whether a request may be sent once more.
+    pub(in super::super) fn decide(request: &RequestState, config: &Reconnect) -> Self {
+        // Requests of the client's own begin anew with the recovery.
+        let is_own = request.internal.is_some();
+        if is_own || request.is_abandoned() || request.failure.is_some() {
+            return Self::Finish;
+        }
+        // The server never had it: whatever it is, this is the first time.
+        if !request.sent {
+            return Self::Again;
+        }
+        let may_repeat = match request.command {
+            Command::Resize { .. } => false,
+            command if command.is_write() => config.resent_writes(),
+            // These change nothing. What is not known is taken for a change.
+            Command::Read { .. }
+            | Command::BlockStatus { .. }
+            | Command::Cache { .. }
+            | Command::Flush => true,
+            _ => false,
+        };
+        match may_repeat && request.resends < config.max_resends() {
+            true => Self::Again,
+            false => Self::Fail,
+        }
+    }
+}
