@@ -56,6 +56,7 @@ struct State {
 enum Verb {
     Read,
     Change,
+    Trim,
     Flush,
     Other,
 }
@@ -183,10 +184,11 @@ impl Disk {
         }
         let fails_one_in = match verb {
             Verb::Read => plan.read_fails_one_in,
-            Verb::Change => plan.write_fails_one_in,
+            Verb::Change | Verb::Trim => plan.write_fails_one_in,
             Verb::Flush | Verb::Other => 0,
         };
         if fails_one_in > 0 && state.random.one_in(fails_one_in) {
+            // A trim that lacks space would be reported as another error.
             let no_space = verb == Verb::Change && state.random.one_in(2);
             let code = if no_space { ErrorCode::ENOSPC } else { ErrorCode::EIO };
             return Err(state.report(code));

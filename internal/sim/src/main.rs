@@ -45,9 +45,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn one(arguments: &Arguments, seed: u64) -> ExitCode {
+/// The plan of a seed; what breaks replies understands simple ones only.
+fn drawn(seed: u64, mutation: Option<Mutation>) -> Plan {
     let mut plan = Plan::draw(seed);
+    if mutation.is_some_and(Mutation::is_on_the_wire) {
+        (plan.server.structured_replies, plan.server.extended_headers) = (false, false);
+    }
+    plan
+}
+
+fn one(arguments: &Arguments, seed: u64) -> ExitCode {
     let mutation = arguments.mutation;
+    let mut plan = drawn(seed, mutation);
     if !arguments.as_it_is {
         match shrink(&plan, mutation, 2000) {
             None => {
@@ -81,7 +90,7 @@ fn many(arguments: &Arguments) -> ExitCode {
     let _warm = run(&Plan::draw(0), None);
     let end = arguments.first + arguments.count;
     for seed in arguments.first..end {
-        let report = run(&Plan::draw(seed), arguments.mutation);
+        let report = run(&drawn(seed, arguments.mutation), arguments.mutation);
         requests += report.counts.requests;
         checked += report.counts.cells_checked;
         cuts += report.counts.power_cuts;

@@ -54,27 +54,17 @@ impl Meddler {
     /// Breaks replies if `mutation` says so.
     #[must_use]
     pub fn new(end: End, mutation: Option<Mutation>) -> Self {
-        let fault = mutation
-            .filter(|mutation| {
-                matches!(
-                    mutation,
-                    Mutation::ReplyDropped
-                        | Mutation::ReplyDoubled
-                        | Mutation::CookiesCrossed
-                        | Mutation::DataCorrupted
-                )
-            })
-            .map(|mutation| Fault {
-                mutation,
-                incoming: Vec::new(),
-                payload: 0,
-                transmitting: false,
-                open: Vec::new(),
-                outgoing: Vec::new(),
-                ready: VecDeque::new(),
-                held: None,
-                replies: 0,
-            });
+        let fault = mutation.filter(|mutation| mutation.is_on_the_wire()).map(|mutation| Fault {
+            mutation,
+            incoming: Vec::new(),
+            payload: 0,
+            transmitting: false,
+            open: Vec::new(),
+            outgoing: Vec::new(),
+            ready: VecDeque::new(),
+            held: None,
+            replies: 0,
+        });
         Self { end, fault }
     }
 }

@@ -60,6 +60,17 @@ impl Mutation {
     ];
 }
 
+impl Mutation {
+    /// Whether replies are broken on their way, which only simple replies can be.
+    #[must_use]
+    pub const fn is_on_the_wire(self) -> bool {
+        matches!(
+            self,
+            Self::ReplyDropped | Self::ReplyDoubled | Self::CookiesCrossed | Self::DataCorrupted
+        )
+    }
+}
+
 impl fmt::Display for Mutation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)

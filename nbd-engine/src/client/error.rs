@@ -115,7 +115,8 @@ pub enum Error {
         /// How many bytes these changed.
         bytes: u64,
     },
-    /// The request makes no sense for this export. Nothing was sent.
+    /// The request makes no sense for this export. Nothing was sent, or a part if it was split and the export shrank
+    /// meanwhile.
     Invalid(InvalidRequest),
     /// The option must not be sent, or not to this server. Nothing was sent.
     InvalidOption(OptionError),

@@ -168,12 +168,16 @@ impl Account {
         true
     }
 
-    /// Leases what is missing for so many bytes, or gets into the queue.
+    /// Leases what is missing for so many bytes, or gets into the queue and gives back what it does not use.
     #[cold]
     fn lease(&mut self, bytes: usize, waker: &Waker) -> bool {
+        let mut state = self.budget.lock();
+        // A connection that kept what it does not use while it waits could wait for one that waits for just that.
+        let unused = self.free().min(self.leased);
+        self.leased -= unused;
+        state.leased -= unused;
         let (leased, needs) = (self.leased, bytes - self.free());
         let holds = self.used > self.share;
-        let mut state = self.budget.lock();
         let own = state.queue.iter_mut().find(|one| Arc::ptr_eq(&one.granted, &self.granted));
         match own {
             Some(own) => {
@@ -241,7 +245,7 @@ impl Account {
         }
     }
 
-    /// Gives back what is leased and not in use. One that waits itself keeps it, since it asked only for the rest.
+    /// Gives back what is leased and not in use. One that waits does so when it tries again.
     pub(crate) fn give_back_unused(&mut self) {
         if self.waits {
             return;

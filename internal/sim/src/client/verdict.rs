@@ -63,9 +63,12 @@ pub(super) fn judge(
         },
         Error::Invalid(InvalidRequest::OutOfRange(_)) => {
             let end = reply.op.end().unwrap_or(0) * around.disk_plan.cell;
-            // Its size may have changed meanwhile.
-            let excused = end > reply.size || around.disk.was_resized();
-            if excused { Ok(Ended::NotDone) } else { Err("although it lies inside") }
+            match end > reply.size {
+                true => Ok(Ended::NotDone),
+                // Its size may have changed while it was carried out in parts.
+                false if around.disk.was_resized() => Ok(Ended::Failed),
+                false => Err("although it lies inside"),
+            }
         }
         Error::Invalid(InvalidRequest::NoContexts | InvalidRequest::NotOffered(_))
             if matches!(reply.op, Op::Status { .. }) && !reply.has_status =>
@@ -80,11 +83,7 @@ pub(super) fn judge(
 
 fn command(around: &Surroundings, reply: &Reply, code: ErrorCode, excuses: &Excuses) -> Judgement {
     let disk = &around.disk;
-    // Some error values are not for every command.
-    let claimed = disk.claim(code)
-        || code == ErrorCode::EIO && disk.claim(ErrorCode::ENOSPC)
-        || code == ErrorCode::EINVAL && disk.claim(ErrorCode::ENOTSUP);
-    if claimed {
+    if disk.claim(code) {
         return Ok(Ended::Failed);
     }
     match code {

@@ -84,9 +84,15 @@ impl Served {
         self.change(start..start + done, stamp_of).await;
     }
 
-    async fn write_stamps(&self, offset: u64, stamps: Vec<Option<u64>>, fua: bool) -> Result<()> {
+    async fn write_stamps(
+        &self,
+        verb: Verb,
+        offset: u64,
+        stamps: Vec<Option<u64>>,
+        fua: bool,
+    ) -> Result<()> {
         let length = stamps.len() as u64 * self.cell();
-        if let Err(error) = self.0.begin(Verb::Change).await {
+        if let Err(error) = self.0.begin(verb).await {
             self.fail_in_part(offset, length, &stamps).await;
             let good = self.0.is(Mutation::FailedWriteReportedGood);
             return if good { Ok(()) } else { Err(error) };
@@ -187,7 +193,7 @@ impl AsyncCanWrite for Served {
             stamps.push(stamp);
         }
         self.0.note(|| format!("write at {offset}, fua {fua}: {stamps:x?}"));
-        self.write_stamps(offset, stamps, fua).await
+        self.write_stamps(Verb::Change, offset, stamps, fua).await
     }
 
     fn fua(&self) -> Fua {
@@ -230,7 +236,7 @@ impl AsyncCanTrim for Served {
             let zeroed = self.0.state().random.one_in(2);
             stamps.push(zeroed.then_some(0));
         }
-        self.write_stamps(offset, stamps, fua).await
+        self.write_stamps(Verb::Trim, offset, stamps, fua).await
     }
 }
 
@@ -240,7 +246,7 @@ impl AsyncCanWriteZeroes for Served {
             return Err(self.0.state().report(ErrorCode::ENOTSUP));
         }
         let count = self.cells(offset, length).count();
-        self.write_stamps(offset, vec![Some(0); count], mode.fua).await
+        self.write_stamps(Verb::Change, offset, vec![Some(0); count], mode.fua).await
     }
 }
 
