@@ -20,6 +20,14 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// The socket: the address, without what it is spoken to in.
+    pub fn socket(&self) -> &Self {
+        match self {
+            Self::Tls { address, .. } => address.socket(),
+            Self::Tcp(_) | Self::Unix(_) => self,
+        }
+    }
+
     /// Reads the URI of a listener: `nbd://127.0.0.1:10809/` or `nbd+unix:///?socket=PATH`, or the same with `nbds`.
     ///
     /// Only numeric addresses and the default export: it is for what a server says of itself.

@@ -45,7 +45,7 @@ impl Site {
                 let endpoint = Endpoint::Tcp(listener.local_addr().expect("an address"));
                 (Listener::Tcp(listener), endpoint)
             }
-            Transport::Unix => {
+            Transport::Unix | Transport::Tls => {
                 let path = dir.path().join("nbd.sock");
                 (Listener::Unix(UnixListener::bind(&path).expect("a path")), Endpoint::Unix(path))
             }

@@ -54,6 +54,7 @@ fn listen_again(endpoint: &Endpoint) -> io::Result<Box<dyn Send>> {
     Ok(match endpoint {
         Endpoint::Tcp(address) => Box::new(TcpListener::bind(address)?),
         Endpoint::Unix(path) => Box::new(UnixListener::bind(path)?),
+        Endpoint::Tls { address, .. } => listen_again(address)?,
     })
 }
 
@@ -207,10 +208,11 @@ fn system_limit() -> u32 {
 /// The length of the server's queue, as `ss` shows it.
 fn system_backlog(ss: &peers::Peer, server: &Server) -> String {
     let mut command = ss.command();
-    match server.endpoint() {
+    match server.endpoint().socket() {
         Endpoint::Tcp(address) => command
             .args(["-Hltn", &format!("src {address}")]),
         Endpoint::Unix(path) => command.args(["-Hlxn", "src"]).arg(path),
+        Endpoint::Tls { .. } => unreachable!("a socket is one of the others"),
     };
     let shown = run(&mut command, SOON).success();
     // State, connections that wait, and how many may; of a Unix socket its kind first.

@@ -44,7 +44,7 @@ fn pair(transport: Transport) -> (Wire, Option<SocketAddr>, Place) {
             let wire = Wire::from_tcp(client).expect("a setting");
             (wire, Some(address), Place::TcpStream(server))
         }
-        Transport::Unix => {
+        Transport::Unix | Transport::Tls => {
             let (client, server) = UnixStream::pair().expect("two sockets");
             (Wire::from_unix(client), None, Place::UnixStream(server))
         }
