@@ -2,15 +2,15 @@
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
 use nbd_blocking::export::{ExportMap, Memory};
-use nbd_blocking::{ConnectionError, LocalAddr, Server, ServerConfig};
+use nbd_blocking::{ConnectionError, Server, ServerConfig};
 use nbd_testkit::raw::{RawClient, Request, Wire};
-use nbd_testkit::{Endpoint, Pattern, assert_same_bytes};
+use nbd_testkit::{Pattern, assert_same_bytes};
 
 /// The longest that anything may take that should happen by itself.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -88,46 +88,6 @@ fn a_client_is_served_over_a_pair_of_pipes() {
 }
 
 #[test]
-fn clients_are_served_over_sockets_of_the_callers() {
-    let server = server();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let serving = server.clone();
-    let served = beside(move || serving.serve_tcp(listener.accept().unwrap().0));
-    session(Wire::connect(&Endpoint::Tcp(address)));
-    served.recv_timeout(LIMIT).unwrap().unwrap();
-
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let serving = server.clone();
-    let served = beside(move || serving.serve_unix(ours));
-    session(Wire::from_unix(theirs));
-    served.recv_timeout(LIMIT).unwrap().unwrap();
-    assert_eq!(server.connections(), 0);
-}
-
-#[test]
-fn listeners_of_the_callers_are_served_and_their_path_stays() {
-    let server = server();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("mine.sock");
-    let unix = server.accept_unix(UnixListener::bind(&path).unwrap()).unwrap();
-    assert_eq!(*unix.local_addr(), LocalAddr::Unix(path.clone()));
-    let tcp = server.accept_tcp(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
-    let LocalAddr::Tcp(address) = *tcp.local_addr() else { panic!("a TCP listener has a port") };
-    session(Wire::connect(&Endpoint::Unix(path.clone())));
-    session(Wire::connect(&Endpoint::Tcp(address)));
-    server.shut_down();
-    let ended = beside(move || {
-        server.wait();
-        unix.join();
-        tcp.join();
-    });
-    ended.recv_timeout(LIMIT).unwrap();
-    assert!(path.exists());
-    assert!(TcpStream::connect(address).is_err());
-}
-
-#[test]
 fn the_caller_learns_why_a_connection_ended() {
     let config = ServerConfig::new().with_handshake_timeout(Duration::from_millis(50));
     let server = server_with(config);
@@ -193,18 +153,6 @@ fn an_end_of_the_stream_ends_the_connection() {
     let mut greeting = Vec::new();
     (&stream).read_to_end(&mut greeting).unwrap();
     assert_eq!(greeting.len(), 18);
-}
-
-#[test]
-fn an_address_in_use_is_named_in_the_error() {
-    let server = server();
-    let listening = server.listen_tcp("127.0.0.1:0").unwrap();
-    let address = listening.local_addr().to_string();
-    let error = server.listen_tcp(address.as_str()).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-    assert!(error.to_string().contains(&address), "{error}");
-    server.shut_down();
-    listening.join();
 }
 
 #[test]

@@ -302,9 +302,13 @@ mod tests {
     fn every_host_needs_an_address() {
         let own = vec!["127.0.0.1".parse().unwrap()];
         let mut machine = Model { own, in_use: Rc::default(), next_free: 100 };
-        let [v4, v6] = ["127.0.0.1:1", "[::1]:1"].map(|text| text.parse::<SocketAddr>().unwrap());
+        let addresses = ["127.0.0.1:1", "[::1]:1", "[::]:1"];
+        let [v4, v6, any_v6] = addresses.map(|text| text.parse::<SocketAddr>().unwrap());
         assert_eq!(bind(&[vec![v6, v4]], &mut machine).unwrap().len(), 1);
         let error = bind(&[[v6], [v4]], &mut machine).unwrap_err();
         assert!(error.to_string().contains("cannot listen on [::1]:1"), "{error}");
+        // The wildcard address that stands for it is left out, since its own host has another one.
+        let error = bind(&[vec![v6], vec![any_v6, v4]], &mut machine).unwrap_err();
+        assert!(error.to_string().contains("cannot listen on [::]:1"), "{error}");
     }
 }
