@@ -60,7 +60,7 @@ fn a_list_that_would_take_all_memory_ends() {
     let script = script.answer_option(OptionAnswer::ack()).go_on();
     let finished = on(vec![script], &["list"], &[]);
     assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
-    let says = "the list ends before \"b\": the server tells of more than 64 MiB";
+    let says = "the list ends before \"b\": the server reports more than 64 MiB";
     assert!(finished.stderr.contains(says), "{}", finished.stderr);
     assert!(finished.stdout.contains("export=\"a\"") && !finished.stdout.contains("export=\"b\""));
 }
