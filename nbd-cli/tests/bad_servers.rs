@@ -20,8 +20,8 @@ fn on(scripts: Vec<Script>, words: &[&str], after: &[&str]) -> Finished {
 #[test]
 fn a_server_that_falls_silent_is_waited_for_until_the_timeout() {
     let silent = || Script::new(Export::new(Mode::Extended)).enter().silence();
-    let haggling = || Script::new(Export::new(Mode::Extended)).until(Opt::GO).silence();
-    for script in [silent(), haggling()] {
+    let negotiating = || Script::new(Export::new(Mode::Extended)).until(Opt::GO).silence();
+    for script in [silent(), negotiating()] {
         for (words, after) in [
             (&["map", "--timeout", "100ms"][..], &[][..]),
             (&["copy", "--timeout", "100ms"], &["null:"]),
