@@ -22,7 +22,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 ///
 /// DIR gets ca-cert.pem, ca-key.pem, server-cert.pem, server-key.pem, client-cert.pem and client-key.pem, the names that
 /// nbdkit, libnbd and qemu use, too. The server needs ca-cert.pem and its own two files; a client ca-cert.pem, and its own
-/// two files where the server verifies clients. Keep ca-key.pem apart: whoever has it can make further certificates.
+/// two files where the server verifies clients. Keep ca-key.pem apart: its owner can make further certificates.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   nbd cert /etc/pki/nbd --name disks.example.org --name 192.0.2.7

@@ -33,12 +33,12 @@ impl Arguments {
 
 /// What a line is to its reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Look {
+pub(crate) enum Style {
     Plain,
-    /// What matters most.
+    /// The main information.
     Main,
-    /// What matters least.
-    Aside,
+    /// Of minor interest.
+    Minor,
     Good,
     Bad,
 }
@@ -53,16 +53,16 @@ impl Paint {
     /// Writes a line.
     pub(crate) fn line(
         self,
-        look: Look,
+        style: Style,
         text: fmt::Arguments<'_>,
         out: &mut impl Write,
     ) -> io::Result<()> {
-        let code = match look {
-            Look::Main => 1,
-            Look::Aside => 90,
-            Look::Good => 32,
-            Look::Bad => 31,
-            Look::Plain => 0,
+        let code = match style {
+            Style::Main => 1,
+            Style::Minor => 90,
+            Style::Good => 32,
+            Style::Bad => 31,
+            Style::Plain => 0,
         };
         if self.on && code != 0 {
             writeln!(out, "\x1b[{code}m{text}\x1b[0m")

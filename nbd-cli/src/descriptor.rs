@@ -20,7 +20,7 @@ pub(crate) fn take(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the number is no more than looked at, and a number that is not open gives an error.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
-    // SAFETY: it is open, and nobody else owns it, as nothing was opened by us yet.
+    // SAFETY: it is open, and nothing else owns it, as nothing was opened by us yet.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn share(number: RawFd) -> io::Result<OwnedFd> {
 static CLOSED: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
 
 /// Looks at them before the standard library does, which puts `/dev/null` in the place of what is closed: what goes there
-/// is lost, and nobody is told.
+/// is lost without an error.
 #[cfg(target_os = "linux")]
 #[used]
 // SAFETY: the section holds pointers to functions of this type, which run once, on one thread, before `main`.
@@ -58,7 +58,7 @@ extern "C" fn look() {
     }
 }
 
-/// An error if standard input was closed when this process began. Elsewhere than on Linux nobody knows.
+/// An error if standard input was closed when this process began. Elsewhere than on Linux that is unknown.
 pub(crate) fn check_stdin() -> io::Result<()> {
     check_standard(0)
 }

@@ -23,14 +23,15 @@ pub(crate) fn end_on_panic() {
 fn describe(info: &PanicHookInfo<'_>) -> String {
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("unnamed");
-    let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
+    let location = info.location().map(|location| format!(" at {location}")).unwrap_or_default();
     let what = text(info.payload());
     let end = match is_request_guarded() {
         true => "the request failed",
         false => "the server ends",
     };
-    let mut line =
-        format!("nbd: internal fault, please report it: {what} (thread {thread}{place}); {end}\n");
+    let mut line = format!(
+        "nbd: internal fault, please report it: {what} (thread {thread}{location}); {end}\n"
+    );
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
         line.push_str(&format!("{backtrace}\n"));

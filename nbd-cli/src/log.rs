@@ -126,7 +126,7 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Writes what is pushed, for ever.
+    /// Writes what is pushed, without end.
     fn write_all_to(&self, mut write: impl FnMut(&[u8]) -> io::Result<()>) {
         loop {
             self.write_one_to(&mut write);

@@ -1,4 +1,4 @@
-//! Standard output, which may be a pipe that nobody reads to its end.
+//! Standard output, which may be a pipe that is not read to its end.
 
 use std::ffi::OsStr;
 use std::io::{self, BufWriter, StdoutLock, Write};
@@ -12,14 +12,14 @@ use crate::patient::Patient;
 /// Standard output, in which writes wait for the reader even if the descriptor would not.
 pub(crate) type Out = BufWriter<Patient<StdoutLock<'static>>>;
 
-/// Has something written to standard output. A reader that leaves early, such as `head`, is no failure.
-pub(crate) fn write(tell: impl FnOnce(&mut Out) -> Result<(), Failed>) -> Result<(), Failure> {
+/// Writes to standard output. A reader that closes early, such as `head`, is no failure.
+pub(crate) fn write(print: impl FnOnce(&mut Out) -> Result<(), Failed>) -> Result<(), Failure> {
     descriptor::check_stdout().map_err(cannot_write)?;
     let mut out = BufWriter::new(Patient(io::stdout().lock()));
-    let told = tell(&mut out);
+    let printed = print(&mut out);
     // What was found before a failure is worth seeing.
     let flushed = out.flush().map_err(Failed::Output);
-    match told.and(flushed) {
+    match printed.and(flushed) {
         Ok(()) => Ok(()),
         Err(Failed::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(Failed::Output(error)) => Err(cannot_write(error)),
@@ -27,7 +27,7 @@ pub(crate) fn write(tell: impl FnOnce(&mut Out) -> Result<(), Failed>) -> Result
     }
 }
 
-/// Standard output is of no use.
+/// Standard output can't be written.
 pub(crate) fn cannot_write(error: io::Error) -> Failure {
     Failure::failed(format!("cannot write to standard output: {error}"))
 }
@@ -35,9 +35,9 @@ pub(crate) fn cannot_write(error: io::Error) -> Failure {
 /// Why something was not written.
 #[derive(Debug)]
 pub(crate) enum Failed {
-    /// Nobody takes it.
+    /// Standard output failed.
     Output(io::Error),
-    /// It could not be had.
+    /// The content could not be found out.
     Otherwise(Failure),
 }
 

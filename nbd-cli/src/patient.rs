@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-/// A stream that waits where its descriptor would not: `O_NONBLOCK` belongs to everybody who shares a pipe or terminal,
+/// A stream that waits where its descriptor would not: `O_NONBLOCK` belongs to all processes that share a pipe or terminal,
 /// and whichever of them sets it sets it for standard input and output of this process as well.
 #[derive(Debug)]
 pub(crate) struct Patient<T>(pub(crate) T);

@@ -17,7 +17,7 @@ const KEY_LENGTH: usize = 32;
 /// Add a user with a new random key to a file of pre-shared keys, for TLS without certificates.
 ///
 /// The file has a line of the form USER:HEXKEY for each user, as psktool of GnuTLS writes it, for nbdkit, libnbd and qemu
-/// as well. Copy it to both sides, by a way that nobody else can read.
+/// as well. Copy it to both sides, by a way that no other can read.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The file, which is made if need be, readable by its owner alone

@@ -25,7 +25,7 @@ pub(crate) fn say(message: &str) {
     let _lost = write(line.as_bytes(), Some(Instant::now() + PATIENCE));
 }
 
-/// Writes all of it, and waits for the reader until a point in time, or for ever. Never panics.
+/// Writes all of it, and waits for the reader until a point in time, or without end. Never panics.
 pub(crate) fn write(mut bytes: &[u8], end: Option<Instant>) -> io::Result<()> {
     while !bytes.is_empty() {
         wait(end)?;

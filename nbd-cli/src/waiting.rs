@@ -119,7 +119,7 @@ fn run() {
         let mut board = board();
         let Some(text) = report(&mut board.entries, Instant::now()) else { continue };
         let line = format!("nbd: {}", output::printable(&text));
-        // Nobody is left to be told when the terminal is gone.
+        // There is no reader when the terminal is gone.
         let write = || drop(writeln!(std::io::stderr(), "{line}"));
         match &board.bar {
             Some(bar) => bar.suspend(write),

@@ -20,8 +20,8 @@ fn on(scripts: Vec<Script>, words: &[&str], after: &[&str]) -> Finished {
 #[test]
 fn a_server_that_falls_silent_is_waited_for_until_the_timeout() {
     let silent = || Script::new(Export::new(Mode::Extended)).enter().silence();
-    let haggling = || Script::new(Export::new(Mode::Extended)).until(Opt::GO).silence();
-    for script in [silent(), haggling()] {
+    let negotiating = || Script::new(Export::new(Mode::Extended)).until(Opt::GO).silence();
+    for script in [silent(), negotiating()] {
         for (words, after) in [
             (&["map", "--timeout", "100ms"][..], &[][..]),
             (&["copy", "--timeout", "100ms"], &["null:"]),
@@ -60,7 +60,7 @@ fn a_list_that_would_take_all_memory_ends() {
     let script = script.answer_option(OptionAnswer::ack()).go_on();
     let finished = on(vec![script], &["list"], &[]);
     assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
-    let says = "the list ends before \"b\": the server tells of more than 64 MiB";
+    let says = "the list ends before \"b\": the server reports more than 64 MiB";
     assert!(finished.stderr.contains(says), "{}", finished.stderr);
     assert!(finished.stdout.contains("export=\"a\"") && !finished.stdout.contains("export=\"b\""));
 }

@@ -90,7 +90,7 @@ fn a_pipe_without_a_reader_is_named() {
     let pipe = folder.text("pipe");
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     rustix::fs::mknodat(rustix::fs::CWD, &*pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    let wait = format!("nbd: waiting for '{pipe}': nobody has opened its other end for ");
+    let wait = format!("nbd: waiting for '{pipe}': its other end has not been opened for ");
     std::thread::scope(|scope| {
         scope.spawn(|| copy_says(&["/dev/zero", &pipe], &[&wait]));
     });

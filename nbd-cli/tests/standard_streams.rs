@@ -1,4 +1,4 @@
-//! Standard input and output that are of no use: what is lost there is a failure, and said to be one.
+//! Standard input and output that can't be used: what is lost there is a failure, and reported as one.
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};

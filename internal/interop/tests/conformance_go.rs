@@ -30,14 +30,14 @@ matrix! {
     ],
 }
 
-fn haggle(server: &NbdServe) -> RawClient {
+fn negotiate(server: &NbdServe) -> RawClient {
     RawClient::negotiate(server.endpoint())
 }
 
 /// S-OPT-GO-01, S-OPT-GO-02, B-BASE-01: same replies, but only GO changes the phase.
 fn info_stays_in_the_option_phase_and_go_enters_transmission(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     assert_eq!(client.info("other", &[]).unwrap().size, 2 * MIB);
     assert_eq!(client.info("", &[]).unwrap().size, MIB);
     assert_eq!(client.list().unwrap().len(), 2);
@@ -49,7 +49,7 @@ fn info_stays_in_the_option_phase_and_go_enters_transmission(setup: Setup) {
 /// S-SZ-13, S-OPT-GO-11: nothing needs to be asked for.
 fn go_without_requests_is_enough(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.go("", &[]).unwrap();
     client.finish();
 }
@@ -61,7 +61,7 @@ fn go_repeats_the_facts_of_info(setup: Setup) {
         [&[], &[Info::BLOCK_SIZE], &[Info::NAME, Info::DESCRIPTION, Info::BLOCK_SIZE]];
     for requests in asked {
         for mode in nbd_interop::MODES {
-            let mut client = haggle(&server);
+            let mut client = negotiate(&server);
             match mode {
                 Mode::Simple => {}
                 Mode::Structured => client.structured_reply().unwrap(),
@@ -77,7 +77,7 @@ fn go_repeats_the_facts_of_info(setup: Setup) {
 /// S-OPT-GO-03.
 fn unknown_requests_are_ignored(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     let plain = client.info("", &[Info::NAME]).unwrap();
     let unknown = [Info(4), Info::NAME, Info(0x7fff), Info(0xffff)];
     assert_eq!(client.info("", &unknown).unwrap(), plain);
@@ -88,7 +88,7 @@ fn unknown_requests_are_ignored(setup: Setup) {
 /// S-OPT-GO-15: the client's fault; refused, or answered once.
 fn duplicate_requests_do_no_harm(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     if let Err(error) = client.info("", &[Info::BLOCK_SIZE, Info::BLOCK_SIZE]) {
         assert_eq!(error.code, Rep::ERR_INVALID);
     }
@@ -99,7 +99,7 @@ fn duplicate_requests_do_no_harm(setup: Setup) {
 /// S-OPT-GO-13, B-CONV-02 to B-CONV-04: no type twice, valid strings (the client checks both).
 fn requested_information_is_given_once(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     let all = [Info::EXPORT, Info::NAME, Info::DESCRIPTION, Info::BLOCK_SIZE];
     let info = client.info("other", &all).unwrap();
     assert_eq!(info.unknown, []);
@@ -111,7 +111,7 @@ fn requested_information_is_given_once(setup: Setup) {
 fn reported_name_selects_the_same_export(setup: Setup) {
     let server = serve_two(setup);
     for asked in ["", "other"] {
-        let mut client = haggle(&server);
+        let mut client = negotiate(&server);
         let info = client.info(asked, &[Info::NAME]).unwrap();
         let name = info.name.clone().unwrap_or(asked.to_owned());
         assert_eq!(client.go(&name, &[Info::NAME]).unwrap().size, info.size);
@@ -123,7 +123,7 @@ fn reported_name_selects_the_same_export(setup: Setup) {
 /// alignment, so a minimum above 1 would be a limit without a reason.
 fn advertised_sizes_are_sane(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     let info = client.go("other", &[Info::BLOCK_SIZE]).unwrap();
     if let Some(sizes) = info.block_size {
         assert_eq!(sizes.minimum, 1);
@@ -135,7 +135,7 @@ fn advertised_sizes_are_sane(setup: Setup) {
 /// S-OPT-EN-04.
 fn the_empty_name_is_the_default_export(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     assert_eq!(client.go("", &[]).unwrap().size, MIB);
     client.finish();
 }
@@ -143,7 +143,7 @@ fn the_empty_name_is_the_default_export(setup: Setup) {
 /// S-OPT-GO-04, S-OPT-GO-05, S-TLS-N-02: an error, nothing before it, the connection goes on.
 fn unknown_export_is_err_unknown(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for option in [Opt::INFO, Opt::GO] {
         for name in ["nosuch", "othe", "other1", "OTHER", " "] {
             let asked = [Info::BLOCK_SIZE, Info::NAME];
@@ -158,7 +158,7 @@ fn unknown_export_is_err_unknown(setup: Setup) {
 /// S-OPT-GO-18, S-OPT-11, S-TRM-02.
 fn go_after_a_failed_go_succeeds(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for _ in 0..5 {
         assert_eq!(client.go("nosuch", &[]).unwrap_err().code, Rep::ERR_UNKNOWN);
     }
@@ -209,7 +209,7 @@ fn malformed_data_is_err_invalid(setup: Setup) {
         ("odd trailing byte", &odd_byte),
         ("half a request", &good[..good.len() - 1]),
     ];
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for option in [Opt::INFO, Opt::GO] {
         for (what, data) in cases {
             assert_eq!(client.option_error(option, data), Rep::ERR_INVALID, "{option:?}: {what}");
@@ -222,7 +222,7 @@ fn malformed_data_is_err_invalid(setup: Setup) {
 /// S-CONV-06, B-CONV-03: 4096 bytes are a legal name, unknown like any other.
 fn names_of_legal_length_are_looked_up(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for length in [255, 256, 257, 4095, 4096] {
         let error = client.info("n".repeat(length), &[]).unwrap_err();
         assert_eq!(error.code, Rep::ERR_UNKNOWN, "{length}");
@@ -234,7 +234,7 @@ fn names_of_legal_length_are_looked_up(setup: Setup) {
 /// S-CONV-07: over-long, not UTF-8, or with NUL: never an export, whatever the error is.
 fn impossible_names_match_nothing(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     let too_long = [b'n'; 4097];
     let names: [&[u8]; 6] = [b"\0", b"other\0", b"other\0x", b"\xff\xfe", b"other\xc3", &too_long];
     for name in names {
@@ -251,7 +251,7 @@ fn impossible_names_match_nothing(setup: Setup) {
 /// S-XF-03, S-XF-07, S-OPT-SR-04: what needs reply payloads is offered once they are agreed, not before.
 fn flags_follow_the_negotiation(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     let mut df = || client.info("", &[]).unwrap().flags & flag::SEND_DF != 0;
     assert!(!df(), "before structured replies");
     client.structured_reply().unwrap();
@@ -266,7 +266,7 @@ fn flags_follow_the_negotiation(setup: Setup) {
 /// S-OPT-GO-12, S-OPT-LS-02: the description reaches INFO and LIST.
 fn the_description_is_reported(setup: Setup) {
     let server = setup.serve().args(["--description", "a few words", "memory:1M"]).start();
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     let info = client.info("", &[Info::DESCRIPTION]).unwrap();
     assert_eq!(info.description.as_deref(), Some("a few words"));
     assert_eq!(client.list().unwrap()[0].1, "a few words");
@@ -276,7 +276,7 @@ fn the_description_is_reported(setup: Setup) {
 /// S-OPT-LS-05: `--export-name` gives the unnamed export a name.
 fn a_single_export_can_be_named_by_option(setup: Setup) {
     let server = setup.serve().args(["--export-name", "disk", "memory:1M"]).start();
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     assert_eq!(client.list().unwrap()[0].0, "disk");
     assert_eq!(client.go("disk", &[]).unwrap().size, MIB);
     client.finish();

@@ -34,7 +34,7 @@ matrix! {
 const BASE: &str = "base:allocation";
 
 /// A client that agreed on structured replies.
-fn haggle(server: &NbdServe) -> RawClient {
+fn negotiate(server: &NbdServe) -> RawClient {
     let mut client = RawClient::negotiate(server.endpoint());
     client.structured_reply().unwrap();
     client
@@ -60,7 +60,7 @@ fn names(contexts: &[nbd_testkit::raw::Context]) -> Vec<&str> {
 /// S-OPT-LM-01, S-OPT-LM-05, S-OPT-LM-08, S-OPT-LM-11, S-META-01, S-META-02.
 fn list_without_queries_gives_all_contexts(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for export in ["", "other"] {
         let all = client.list_meta_context(export, &[]).unwrap();
         assert!(names(&all).contains(&BASE), "{all:?}");
@@ -75,7 +75,7 @@ fn list_without_queries_gives_all_contexts(setup: Setup) {
 /// S-OPT-LM-06: what matches, and nothing else.
 fn list_with_queries_gives_the_matches(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     assert_eq!(names(&client.list_meta_context("", &[BASE]).unwrap()), [BASE]);
     let mixed = ["x-nosuch:leaf", BASE, "base:nosuch"];
     assert_eq!(names(&client.list_meta_context("", &mixed).unwrap()), [BASE]);
@@ -90,7 +90,7 @@ fn list_with_queries_gives_the_matches(setup: Setup) {
 /// S-OPT-LM-07.
 fn listing_the_namespace_is_a_wildcard(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     assert_eq!(names(&client.list_meta_context("", &["base:"]).unwrap()), [BASE]);
     client.finish();
 }
@@ -98,7 +98,7 @@ fn listing_the_namespace_is_a_wildcard(setup: Setup) {
 /// S-OPT-LM-03, S-OPT-LM-04: a lone ACK, for LIST and SET.
 fn unknown_namespaces_are_ignored(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for queries in [&["x-nosuch:leaf"][..], &["qemu:nosuch", "x-a:", "nbd-server:b"]] {
         assert_eq!(client.list_meta_context("", queries).unwrap(), []);
         assert_eq!(client.set_meta_context("", queries).unwrap(), []);
@@ -109,7 +109,7 @@ fn unknown_namespaces_are_ignored(setup: Setup) {
 /// S-OPT-LM-10: both are allowed, success with a context is not.
 fn a_query_without_colon_is_ignored_or_invalid(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for query in ["nocolon", "base", ""] {
         for option in [Opt::LIST_META_CONTEXT, Opt::SET_META_CONTEXT] {
             match client.option(option, &meta_data("", &[query])) {
@@ -145,7 +145,7 @@ fn malformed_data_is_err_invalid(setup: Setup) {
         ("query of 4 GiB", patched(query_at, u32::MAX)),
         ("a byte left over", [&good[..], &[0]].concat()),
     ];
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for option in [Opt::LIST_META_CONTEXT, Opt::SET_META_CONTEXT] {
         for (what, data) in &cases {
             assert_eq!(client.option_error(option, data), Rep::ERR_INVALID, "{option:?}: {what}");
@@ -158,7 +158,7 @@ fn malformed_data_is_err_invalid(setup: Setup) {
 /// S-OPT-LM-12, and such an error leaves nothing selected.
 fn unknown_exports_are_err_unknown(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     let error = client.list_meta_context("nosuch", &[]).unwrap_err();
     assert_eq!(error.code, Rep::ERR_UNKNOWN);
     let error = client.set_meta_context("nosuch", &[BASE]).unwrap_err();
@@ -169,7 +169,7 @@ fn unknown_exports_are_err_unknown(setup: Setup) {
 /// S-OPT-LM-13.
 fn hundreds_of_queries_are_answered_or_too_big(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     let mut queries = vec!["x-nosuch:leaf"; 500];
     queries.push(BASE);
     match client.list_meta_context("", &queries) {
@@ -217,7 +217,7 @@ fn set_selects_one_context_for_each_match(setup: Setup) {
 /// S-OPT-SM-03.
 fn set_without_queries_selects_nothing(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     assert_eq!(client.set_meta_context("", &[]).unwrap(), []);
     assert_selected(client, "", false);
 }
@@ -225,7 +225,7 @@ fn set_without_queries_selects_nothing(setup: Setup) {
 /// S-OPT-SM-05, S-OPT-SM-07: the wildcard is for LIST only.
 fn set_of_a_bare_namespace_selects_nothing(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     assert_eq!(client.set_meta_context("", &["base:"]).unwrap(), []);
     assert_selected(client, "", false);
 }
@@ -233,7 +233,7 @@ fn set_of_a_bare_namespace_selects_nothing(setup: Setup) {
 /// S-OPT-SM-06.
 fn set_of_an_unknown_leaf_selects_nothing(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     assert_eq!(client.set_meta_context("", &["base:nosuch"]).unwrap(), []);
     assert_selected(client, "", false);
 }
@@ -241,12 +241,12 @@ fn set_of_an_unknown_leaf_selects_nothing(setup: Setup) {
 /// S-OPT-SM-01: the last SET decides, in both directions.
 fn set_replaces_the_selection(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.set_meta_context("", &[BASE]).unwrap();
     client.set_meta_context("", &["x-no:such"]).unwrap();
     assert_selected(client, "", false);
 
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.set_meta_context("other", &[BASE]).unwrap();
     client.set_meta_context("", &[BASE]).unwrap();
     assert_selected(client, "", true);
@@ -258,7 +258,7 @@ fn a_failing_set_clears_the_selection(setup: Setup) {
     let mut truncated = meta_data("", &[BASE]);
     truncated.pop();
     for bad in [truncated, vec![], meta_data("nosuch", &[BASE])] {
-        let mut client = haggle(&server);
+        let mut client = negotiate(&server);
         client.set_meta_context("", &[BASE]).unwrap();
         client.option_error(Opt::SET_META_CONTEXT, &bad);
         assert_selected(client, "", false);
@@ -268,7 +268,7 @@ fn a_failing_set_clears_the_selection(setup: Setup) {
 /// S-OPT-SM-08.
 fn a_selection_for_another_export_is_void(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     assert_eq!(client.set_meta_context("other", &[BASE]).unwrap().len(), 1);
     assert_selected(client, "", false);
 }
@@ -276,7 +276,7 @@ fn a_selection_for_another_export_is_void(setup: Setup) {
 /// S-OPT-SM-09.
 fn a_repeated_query_selects_once(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     assert_eq!(client.set_meta_context("", &[BASE, BASE, BASE]).unwrap().len(), 1);
     assert_selected(client, "", true);
 }
@@ -284,7 +284,7 @@ fn a_repeated_query_selects_once(setup: Setup) {
 /// S-OPT-SM-10.
 fn other_options_do_not_disturb_the_selection(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.set_meta_context("", &[BASE]).unwrap();
     client.list().unwrap();
     client.option_error(Opt(77), b"unknown");

@@ -51,14 +51,14 @@ const REFUSABLE: [Opt; 7] = [
 
 const UNKNOWN: [Opt; 5] = [Opt(0), Opt::PEEK_EXPORT, Opt(12), Opt(0x7fff_ffff), Opt(u32::MAX)];
 
-fn haggle(server: &NbdServe) -> RawClient {
+fn negotiate(server: &NbdServe) -> RawClient {
     RawClient::negotiate(server.endpoint())
 }
 
 /// S-OPT-02, S-OPT-01: data is skipped, the next option is parsed.
 fn unknown_options_are_unsupported(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for option in UNKNOWN {
         for length in [0, 1, 4, 1000] {
             let code = client.option_error(option, &vec![0xa5; length]);
@@ -73,7 +73,7 @@ fn unknown_options_are_unsupported(setup: Setup) {
 /// S-OPT-13.
 fn thirty_unknown_options_are_tolerated(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for _ in 0..30 {
         assert_eq!(client.option_error(Opt(77), b"some data"), Rep::ERR_UNSUP);
     }
@@ -84,7 +84,7 @@ fn thirty_unknown_options_are_tolerated(setup: Setup) {
 /// S-HS-12: a client that does not wait for replies gets them all the same, in order.
 fn options_may_be_coalesced(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     let mut bytes = Vec::new();
     for _ in 0..20 {
         bytes.extend(option_bytes(Opt(77), &[1; 300]));
@@ -103,7 +103,7 @@ fn options_may_be_coalesced(setup: Setup) {
 /// S-OPT-06, S-OPT-10: up to 64 KiB and beyond the data is skipped; what is known is `TOO_BIG` beyond.
 fn long_options_are_skipped_and_refused(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for length in [65_536, 65_537, 1 << 20, 16 << 20] {
         let data = vec![0xa5; length];
         assert_eq!(client.option_error(Opt(77), &data), Rep::ERR_UNSUP, "unknown, {length}");
@@ -120,7 +120,7 @@ fn long_options_are_skipped_and_refused(setup: Setup) {
 /// S-OPT-06, S-OPT-11: whichever known option it is, too long is too big and no reason to close.
 fn every_known_option_survives_a_long_refusal(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for option in REFUSABLE {
         let code = client.option_error(option, &[0; 65_537]);
         assert_eq!(code, Rep::ERR_TOO_BIG, "{option:?}");
@@ -134,7 +134,7 @@ fn options_beyond_16_mib_close_the_connection(setup: Setup) {
     let server = serve_two(setup);
     for option in [Opt(77), Opt::LIST, Opt::GO, Opt::EXPORT_NAME] {
         for length in [(16 << 20) + 1, u32::MAX] {
-            let mut client = haggle(&server);
+            let mut client = negotiate(&server);
             client.send_option_header(magic::IHAVEOPT, option, length);
             client.wire().expect_eof();
         }
@@ -147,7 +147,7 @@ fn a_wrong_option_magic_closes_the_connection(setup: Setup) {
     let server = serve_two(setup);
     for wrong in [0, magic::IHAVEOPT + 1, magic::INIT, magic::OPTION_REPLY, u64::MAX] {
         for option in [Opt::LIST, Opt::ABORT, Opt(77)] {
-            let mut client = haggle(&server);
+            let mut client = negotiate(&server);
             client.send_option_header(wrong, option, 0);
             client.wire().expect_eof();
         }
@@ -158,7 +158,7 @@ fn a_wrong_option_magic_closes_the_connection(setup: Setup) {
 /// S-OPT-LS-01, S-OPT-LS-02, B-BASE-01.
 fn list_names_every_export(setup: Setup) {
     let server = setup.serve().args(["a=memory:1k", "b c=memory:2k", "memory:4k"]).start();
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     let mut names: Vec<_> = client.list().unwrap().into_iter().map(|(name, _)| name).collect();
     names.sort();
     assert_eq!(names, ["", "a", "b c"]);
@@ -168,7 +168,7 @@ fn list_names_every_export(setup: Setup) {
 /// S-OPT-LS-03.
 fn list_with_data_is_invalid(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for data in [&b"x"[..], &[0; 4], &[0; 1000]] {
         assert_eq!(client.option_error(Opt::LIST, data), Rep::ERR_INVALID);
     }
@@ -179,10 +179,10 @@ fn list_with_data_is_invalid(setup: Setup) {
 /// S-OPT-LS-05.
 fn every_listed_export_can_be_used(setup: Setup) {
     let server = setup.serve().args(["a=memory:1k", "b c=memory:2k", "memory:4k"]).start();
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     let sizes = client.list().unwrap().into_iter().map(|(name, _)| {
         let size = client.info(&name, &[]).unwrap().size;
-        let mut user = haggle(&server);
+        let mut user = negotiate(&server);
         assert_eq!(user.go(&name, &[]).unwrap().size, size);
         user.read(size - 1, 1);
         user.finish();
@@ -195,7 +195,7 @@ fn every_listed_export_can_be_used(setup: Setup) {
 /// did not agree on fixed newstyle, which is refused or cut off.
 fn starttls_without_tls_is_refused(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     for data in [&b""[..], &[0; 4]] {
         let code = client.option_error(Opt::STARTTLS, data);
         let proper = [Rep::ERR_UNSUP, Rep::ERR_POLICY];
@@ -219,7 +219,7 @@ fn starttls_without_tls_is_refused(setup: Setup) {
 /// S-OPT-SR-02, S-OPT-SR-03: refused, so replies stay simple (the client insists on it).
 fn structured_reply_with_data_is_invalid_and_void(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     assert_eq!(client.option_error(Opt::STRUCTURED_REPLY, &[0; 4]), Rep::ERR_INVALID);
     client.go("", &[]).unwrap();
     assert_eq!(client.mode(), Mode::Simple);
@@ -231,7 +231,7 @@ fn structured_reply_with_data_is_invalid_and_void(setup: Setup) {
 /// S-OPT-09, S-OPT-SR-01: structured replies are in force whatever the second answer is.
 fn repeated_structured_reply_is_acknowledged_or_invalid(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.structured_reply().unwrap();
     if let Err(error) = client.structured_reply() {
         assert_eq!(error.code, Rep::ERR_INVALID);
@@ -244,7 +244,7 @@ fn repeated_structured_reply_is_acknowledged_or_invalid(setup: Setup) {
 /// S-OPT-EH-01: refused, so requests stay compact.
 fn extended_headers_with_data_are_invalid_and_void(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     assert_eq!(client.option_error(Opt::EXTENDED_HEADERS, &[0; 4]), Rep::ERR_INVALID);
     client.go("", &[]).unwrap();
     assert_eq!(client.mode(), Mode::Simple);
@@ -255,7 +255,7 @@ fn extended_headers_with_data_are_invalid_and_void(setup: Setup) {
 /// S-OPT-09.
 fn repeated_extended_headers_are_acknowledged_or_invalid(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.extended_headers().unwrap();
     if let Err(error) = client.extended_headers() {
         assert_eq!(error.code, Rep::ERR_INVALID);
@@ -268,7 +268,7 @@ fn repeated_extended_headers_are_acknowledged_or_invalid(setup: Setup) {
 /// S-OPT-EH-02: including what depends on reply payloads, such as contexts and DF.
 fn extended_headers_need_no_structured_replies(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.extended_headers().unwrap();
     assert_eq!(client.set_meta_context("", &["base:allocation"]).unwrap().len(), 1);
     client.go("", &[]).unwrap();
@@ -280,7 +280,7 @@ fn extended_headers_need_no_structured_replies(setup: Setup) {
 /// S-OPT-EH-03: SR first, then EH: every reply is extended.
 fn extended_headers_win_over_structured_replies(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.structured_reply().unwrap();
     client.extended_headers().unwrap();
     client.go("", &[]).unwrap();
@@ -292,7 +292,7 @@ fn extended_headers_win_over_structured_replies(setup: Setup) {
 /// S-OPT-EH-04: refused, and extended headers stay in force.
 fn structured_reply_after_extended_headers_is_refused(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.extended_headers().unwrap();
     let refusal = client.structured_reply().unwrap_err();
     assert_eq!(refusal.code, Rep::ERR_EXT_HEADER_REQD);
@@ -304,7 +304,7 @@ fn structured_reply_after_extended_headers_is_refused(setup: Setup) {
 /// S-OPT-EH-05: GO works, and its failures are not `UNSUP`.
 fn go_with_extended_headers_is_supported(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.extended_headers().unwrap();
     assert_eq!(client.go("nosuch", &[]).unwrap_err().code, Rep::ERR_UNKNOWN);
     client.go("", &[]).unwrap();
@@ -314,7 +314,7 @@ fn go_with_extended_headers_is_supported(setup: Setup) {
 /// S-OPT-EH-07, S-OPT-EH-08: extended headers are never a condition here.
 fn go_and_contexts_without_extended_headers_are_not_refused(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.structured_reply().unwrap();
     client.set_meta_context("", &["base:allocation"]).unwrap();
     client.go("", &[]).unwrap();
@@ -324,7 +324,7 @@ fn go_and_contexts_without_extended_headers_are_not_refused(setup: Setup) {
 /// S-OPT-EH-06: the reply would have no form that fits.
 fn export_name_after_extended_headers_closes(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.extended_headers().unwrap();
     client.send_option(Opt::EXPORT_NAME, b"other");
     client.wire().expect_eof();
@@ -334,7 +334,7 @@ fn export_name_after_extended_headers_closes(setup: Setup) {
 /// S-OPT-07, S-OPT-08, S-OPT-11, B-TRM-01, S-TRM-02: one connection, one refusal of each kind, and it still works.
 fn refusals_keep_the_connection(setup: Setup) {
     let server = serve_two(setup);
-    let mut client = haggle(&server);
+    let mut client = negotiate(&server);
     client.option_error(Opt(77), b"x");
     client.option_error(Opt::LIST, b"x");
     client.option_error(Opt::STRUCTURED_REPLY, b"x");

@@ -40,7 +40,7 @@ fn garbage(seed: u64, length: usize) -> Vec<u8> {
     Pattern(seed).bytes(0, length)
 }
 
-/// A connection in each phase: silent, greeted, haggling, with half an option, in transmission, with half a
+/// A connection in each phase: silent, greeted, in the option phase, with half an option, in transmission, with half a
 /// request, with half a payload.
 fn in_each_phase(server: &NbdServe) -> Vec<RawClient> {
     let mut clients = vec![RawClient::connect(server.endpoint())];
@@ -50,9 +50,9 @@ fn in_each_phase(server: &NbdServe) -> Vec<RawClient> {
     clients.push(RawClient::negotiate(server.endpoint()));
     let go = [&magic::IHAVEOPT.to_be_bytes()[..], &[0, 0, 0, 7, 0, 0, 0, 100], &[0; 50]].concat();
     for cut in [1, 8, 15, 16, 66] {
-        let mut haggling = RawClient::negotiate(server.endpoint());
-        haggling.wire().send(&go[..cut]);
-        clients.push(haggling);
+        let mut negotiating = RawClient::negotiate(server.endpoint());
+        negotiating.wire().send(&go[..cut]);
+        clients.push(negotiating);
     }
     for mode in MODES {
         clients.push(RawClient::go_in(mode, server.endpoint()));
@@ -128,9 +128,9 @@ fn parked_connections_block_no_other_client(setup: Setup) {
     }
     client.finish();
     // Those that were parked between two messages go on where they were.
-    let mut haggling = parked.swap_remove(2);
-    haggling.list().unwrap();
-    haggling.finish();
+    let mut negotiating = parked.swap_remove(2);
+    negotiating.list().unwrap();
+    negotiating.finish();
 }
 
 /// S-ROB-04, S-OPT-05, S-SZ-10: lengths are compared with a bound before anything is sized by them.
@@ -233,9 +233,9 @@ fn half_closed_clients_get_replies_or_the_end(setup: Setup) {
         client.wire().shutdown_write();
         while client.next_reply().is_some() {}
     }
-    let mut haggling = RawClient::negotiate(server.endpoint());
-    haggling.wire().shutdown_write();
-    haggling.wire().drain_to_eof();
+    let mut negotiating = RawClient::negotiate(server.endpoint());
+    negotiating.wire().shutdown_write();
+    negotiating.wire().drain_to_eof();
     let mut silent = RawClient::connect(server.endpoint());
     silent.wire().shutdown_write();
     silent.wire().drain_to_eof();

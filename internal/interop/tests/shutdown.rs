@@ -181,20 +181,20 @@ fn requests_after_sigterm_are_refused_or_cut_off(setup: Setup) {
     }
 }
 
-/// S-TRM-03: haggling goes on as long as the drain does, with a clear answer.
+/// S-TRM-03: the option phase goes on as long as the drain does, with a clear answer.
 fn options_after_sigterm_are_err_shutdown(setup: Setup) {
     let mut server = setup.serve().args(["--drain-timeout", "4s", "memory:4M"]).start();
     let mut busy = RawClient::go_simple(server.endpoint());
-    let mut haggling = RawClient::negotiate(server.endpoint());
-    haggling.info("", &[]).unwrap();
+    let mut negotiating = RawClient::negotiate(server.endpoint());
+    negotiating.info("", &[]).unwrap();
     busy.send_all(&LOAD.map(|offset| Request::read(offset, MIB)));
     server.terminate();
     wait_for_drain(&mut server);
     // A connection may learn of the signal a moment after the listener has closed.
-    while haggling.list().is_ok() {}
-    assert_eq!(haggling.option_error(Opt::LIST, &[]), Rep::ERR_SHUTDOWN);
-    assert_eq!(haggling.go("", &[]).unwrap_err().code, Rep::ERR_SHUTDOWN);
-    haggling.finish();
+    while negotiating.list().is_ok() {}
+    assert_eq!(negotiating.option_error(Opt::LIST, &[]), Rep::ERR_SHUTDOWN);
+    assert_eq!(negotiating.go("", &[]).unwrap_err().code, Rep::ERR_SHUTDOWN);
+    negotiating.finish();
     busy.drain();
     assert_ends(&mut server, SOON);
 }

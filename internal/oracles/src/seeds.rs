@@ -36,8 +36,8 @@ pub fn seeds(transcripts: &BTreeMap<String, Transcript>) -> Result<Vec<Seed>, St
         if let Some(Sent { message: Message::Oldstyle(_), .. }) = messages.first() {
             add("server", [&[0x10, 0, 7, 2, 13, 28, 3, 0, 0][..], &client].concat());
         } else {
-            let haggled: Vec<u8> = haggling(&messages);
-            add("options", [&setup(0, &messages)[..], &haggled].concat());
+            let options: Vec<u8> = option_phase(&messages);
+            add("options", [&setup(0, &messages)[..], &options].concat());
             add("server", [&setup(2, &messages)[..], &client].concat());
         }
         add("client", client_seed(&messages));
@@ -93,10 +93,10 @@ fn setup(patience: u8, messages: &[Sent]) -> [u8; 9] {
 }
 
 /// What the client sent before transmission.
-fn haggling(messages: &[Sent]) -> Vec<u8> {
-    let haggles =
+fn option_phase(messages: &[Sent]) -> Vec<u8> {
+    let is_option =
         |sent: &&Sent| matches!(sent.message, Message::ClientFlags(_) | Message::Option(..));
-    messages.iter().filter(haggles).flat_map(|sent| sent.raw.iter().copied()).collect()
+    messages.iter().filter(is_option).flat_map(|sent| sent.raw.iter().copied()).collect()
 }
 
 /// A name for each kind of message.
@@ -124,7 +124,7 @@ fn client_seed(messages: &[Sent]) -> Vec<u8> {
     let mut options = Vec::new();
     let mut commands = Vec::new();
     let mut cookies = Vec::new();
-    let mut haggled = Vec::new();
+    let mut option_replies = Vec::new();
     let mut replies: Vec<Vec<u8>> = Vec::new();
     for Sent { message, raw, side } in messages {
         match message {
@@ -171,7 +171,7 @@ fn client_seed(messages: &[Sent]) -> Vec<u8> {
                 *cookie = ((at as u64) << 32).to_be_bytes();
                 replies[at].append(&mut raw);
             }
-            _ if *side == Side::Server => haggled.extend_from_slice(raw),
+            _ if *side == Side::Server => option_replies.extend_from_slice(raw),
             _ => {}
         }
     }
@@ -183,7 +183,7 @@ fn client_seed(messages: &[Sent]) -> Vec<u8> {
     seed.extend(options);
     seed.push(commands.len() as u8);
     seed.extend(commands.concat());
-    seed.extend(haggled);
+    seed.extend(option_replies);
     seed.extend(replies.concat());
     seed
 }

@@ -109,11 +109,11 @@ fn what_is_endless_is_bounded(setup: ClientSetup) {
         let answer = OptionAnswer::new(kind, data);
         let script = new().until(option).answer_option(answer).endlessly();
         holds_at_most(bound, &what, script, |server| {
-            let haggle = || setup.negotiate(server.endpoint(), &config()).expect(&what);
+            let negotiate = || setup.negotiate(server.endpoint(), &config()).expect(&what);
             let error = match option {
-                Opt::LIST => haggle().list().expect_err(&what),
-                Opt::INFO => haggle().info("").expect_err(&what),
-                Opt::LIST_META_CONTEXT => haggle().list_meta_contexts("", &[]).expect_err(&what),
+                Opt::LIST => negotiate().list().expect_err(&what),
+                Opt::INFO => negotiate().info("").expect_err(&what),
+                Opt::LIST_META_CONTEXT => negotiate().list_meta_contexts("", &[]).expect_err(&what),
                 _ => setup.connect(server.endpoint(), &config()).err().expect(&what),
             };
             assert!(is_protocol(&error), "{what}: {error:?}");

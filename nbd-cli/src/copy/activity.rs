@@ -1,4 +1,4 @@
-//! What a thread of a copy waits for, for those who wonder why it takes so long.
+//! What a thread of a copy waits for, to report why it takes long.
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::Arc;

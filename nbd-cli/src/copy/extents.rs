@@ -28,7 +28,7 @@ pub(super) struct Extents {
     oracle: Oracle,
     /// Where the source ends.
     end: u64,
-    /// What was told and is not forgotten yet: in order, without overlaps, none empty or past the end.
+    /// What was reported and is not forgotten yet: in order, without overlaps, none empty or past the end.
     known: VecDeque<Run>,
 }
 
@@ -49,7 +49,7 @@ impl Extents {
             return run;
         }
         // A source that does not answer once would be asked for every block.
-        self.oracle = Oracle::Nobody;
+        self.oracle = Oracle::None;
         let rest = Run { range: offset..self.end, zero: false };
         self.learn(rest.clone());
         rest
@@ -89,8 +89,8 @@ pub(super) type Script = dyn FnMut(u64, u64) -> Vec<(u64, bool)> + Send;
 
 /// The side that knows where the zeroes are.
 pub(super) enum Oracle {
-    /// Nobody, or nobody is asked.
-    Nobody,
+    /// None, or none is asked.
+    None,
     /// The server.
     Server(Box<Status>),
     /// The file system.
@@ -103,7 +103,7 @@ pub(super) enum Oracle {
 impl fmt::Debug for Oracle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Nobody => "Nobody",
+            Self::None => "None",
             Self::Server(_) => "Server",
             Self::Disk(_) => "Disk",
             #[cfg(test)]
@@ -117,7 +117,7 @@ impl Oracle {
     /// it.
     fn ask(&mut self, offset: u64, end: u64) -> Vec<Run> {
         match self {
-            Self::Nobody => Vec::new(),
+            Self::None => Vec::new(),
             Self::Server(status) => status.ask(offset),
             Self::Disk(disk) => match disk.run(offset, end) {
                 Ok((zero, end)) => vec![Run { range: offset..end, zero }],
@@ -199,7 +199,7 @@ mod tests {
         };
         let mut extents = Extents::new(Oracle::Script(Box::new(answers)), 20);
         let run = |range, zero| Run { range, zero };
-        assert_eq!(extents.at(5), run(5..20, false), "nobody answers");
+        assert_eq!(extents.at(5), run(5..20, false), "no answer");
         let mut extents = Extents::new(Oracle::Script(Box::new(answers)), 20);
         assert_eq!(extents.at(0), run(0..7, true));
         assert_eq!(extents.at(7), run(7..10, false));

@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::error::CopyError;
 use super::plan::{Piece, Plan};
-use super::trouble::Trouble;
 use crate::patient::Patient;
 
 /// What there is to do next.
@@ -54,7 +54,7 @@ impl Feed {
     }
 
     /// The next job. Only a stream takes a buffer, of which it fills as much as it can.
-    pub(super) fn next(&self, buffer: impl FnOnce() -> Vec<u8>) -> Result<Option<Job>, Trouble> {
+    pub(super) fn next(&self, buffer: impl FnOnce() -> Vec<u8>) -> Result<Option<Job>, CopyError> {
         match self {
             Self::Plan(plan) => Ok(lock(plan).next().map(Job::Piece)),
             Self::Stream(stream) => lock(stream).next(buffer),
@@ -87,21 +87,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Stream {
-    fn next(&mut self, buffer: impl FnOnce() -> Vec<u8>) -> Result<Option<Job>, Trouble> {
+    fn next(&mut self, buffer: impl FnOnce() -> Vec<u8>) -> Result<Option<Job>, CopyError> {
         if self.over {
             return Ok(None);
         }
         let mut buffer = buffer();
         let offset = self.at;
         let count = fill(&mut self.file, &mut buffer)
-            .map_err(|error| Trouble::at(offset, format!("cannot read {}", self.name), error))?;
+            .map_err(|error| CopyError::at(offset, format!("cannot read {}", self.name), error))?;
         self.over = count < buffer.len();
         buffer.truncate(count);
         let end = offset + count as u64;
         if let Some(limit) = self.limit.filter(|limit| end > *limit) {
             let text =
                 format!("{} does not end there, and the destination has no more room", self.name);
-            return Err(Trouble::new(limit, text));
+            return Err(CopyError::new(limit, text));
         }
         self.at = end;
         Ok((count > 0).then_some(Job::Loaded { offset, buffer }))

@@ -3,6 +3,7 @@
 mod activity;
 mod arguments;
 mod disk;
+mod error;
 mod extents;
 mod feed;
 #[cfg(test)]
@@ -14,7 +15,6 @@ mod run;
 mod same;
 mod sink;
 mod team;
-mod trouble;
 mod verify;
 mod worker;
 mod zeroes;

@@ -43,10 +43,10 @@ impl Image {
     /// The bytes from `offset` to `end`, as a server may answer: as many runs as it likes, each cut anywhere, the last
     /// one too short, or longer than was asked; zeroes may pass for data.
     fn answer(&self, random: &mut Random, offset: u64, end: u64) -> Vec<(u64, bool)> {
-        let most = random.of(&[1, 1, 2, 3, 100]);
+        let max = random.of(&[1, 1, 2, 3, 100]);
         let (mut answer, mut at) = (Vec::new(), offset);
         for &(run_end, zero) in self.runs.iter().filter(|(run_end, _)| *run_end > offset) {
-            if at >= end || answer.len() >= most {
+            if at >= end || answer.len() >= max {
                 break;
             }
             let mut length = run_end - at;
@@ -88,22 +88,22 @@ fn plans_of_any_sparse_disk_copy_all_of_it() {
         let size = image.bytes.len() as u64;
         // Some hundreds of pieces are enough.
         let scale = unit * (1 + size / unit / 100);
-        let multiple = |random: &mut Random, most| scale * (1 + random.below(most));
+        let multiple = |random: &mut Random, max| scale * (1 + random.below(max));
         let cut = Cut { unit, data: multiple(random, 9), zero: multiple(random, 30) };
-        let (told, mut own) = (image.clone(), Random::new(random.next()));
+        let (reported, mut own) = (image.clone(), Random::new(random.next()));
         let gives_up = random.one_in(50);
         let answer = move |offset, end| match gives_up && own.one_in(5) {
             true => Vec::new(),
-            false => told.answer(&mut own, offset, end),
+            false => reported.answer(&mut own, offset, end),
         };
         let oracle = Oracle::Script(Box::new(answer));
         let mut plan = Plan::new(size, cut, Extents::new(oracle, size));
         let mut pieces = Vec::new();
         let mut at = 0;
         while let Some(piece) = plan.next() {
-            let most = if piece.zero { cut.zero } else { cut.data };
+            let max = if piece.zero { cut.zero } else { cut.data };
             assert_eq!(piece.offset, at, "{cut:?}: pieces follow each other: {piece:?}");
-            assert!(piece.length > 0 && piece.length <= most, "{cut:?}: {piece:?}");
+            assert!(piece.length > 0 && piece.length <= max, "{cut:?}: {piece:?}");
             at += piece.length;
             assert!(at.is_multiple_of(unit) || at == size && !piece.zero, "{cut:?}: {piece:?}");
             zeroes += u64::from(piece.zero);

@@ -240,7 +240,7 @@ fn open(path: &Path, how: &OpenOptions, name: &str) -> Result<File, Failure> {
     let shown = name.to_owned();
     let is_pipe = path.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo());
     let _reported = waiting::on(move |seconds| match is_pipe {
-        true => format!("waiting for {shown}: nobody has opened its other end for {seconds} s"),
+        true => format!("waiting for {shown}: its other end has not been opened for {seconds} s"),
         false => format!("waiting for {shown}: opening it has taken {seconds} s so far"),
     });
     how.open(path).map_err(|error| match error.kind() {

@@ -1,4 +1,4 @@
-//! What is left to copy, handed out piece by piece to those who copy.
+//! What is left to copy, handed out piece by piece to the threads that copy.
 //!
 //! One position walks a copy: [`Plan::at`]. What is known of the source is looked up by absolute offsets from there, so
 //! that a piece that was rounded can't shift what comes after it.
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::copy::extents::Oracle;
 
-    /// The pieces of a source that tells of these lengths, at once.
+    /// The pieces of a source that reports these lengths, at once.
     fn pieces(size: u64, unit: u64, runs: &[(u64, bool)]) -> Vec<(u64, u64, bool)> {
         let mut answers = Some(runs.to_vec());
         let oracle = Oracle::Script(Box::new(move |_, _| answers.take().unwrap_or_default()));

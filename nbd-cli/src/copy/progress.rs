@@ -15,7 +15,7 @@ use crate::{descriptor, waiting};
 /// With the rate and the time left.
 const KNOWN: &str = "{prefix} {bar:30} {percent:>3}% {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left";
 
-/// A stream tells nobody when it will end.
+/// The end of a stream is not known before it comes.
 const UNKNOWN: &str = "{prefix} {binary_bytes} {binary_bytes_per_sec}";
 
 /// What is asked for.
@@ -45,7 +45,7 @@ impl Wanted {
         Ok(Self::Lines(Arc::new(Mutex::new(Lines::new(descriptor)))))
     }
 
-    /// All is done, and durable if that was asked for: the last line, which somebody may wait for.
+    /// All is done, and durable if that was asked for: the last line, which a program may wait for.
     pub(super) fn done(&self) {
         if let Self::Lines(lines) = self {
             with(lines, |lines| lines.write(100));

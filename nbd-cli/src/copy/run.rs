@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     waiting::start(arguments.verbose > 0);
     let places = target::places(&arguments.words)?;
     let [source, destination] = &places[..] else {
-        return Err(Failure::usage("give two places: what to copy, and where to"));
+        return Err(Failure::usage("give a source and a destination: what to copy, and where to"));
     };
     let wishes = Wishes {
         requests: arguments.requests,
@@ -233,14 +233,14 @@ impl<'a> Copy<'a> {
 
     fn oracle(&self) -> Oracle {
         if self.arguments.no_extents {
-            return Oracle::Nobody;
+            return Oracle::None;
         }
         match &self.source.kind {
             Kind::Server { client, .. } if client.export().has_context(crate::map::ALLOCATION) => {
                 Oracle::Server(Box::new(Status::new(client, client.size())))
             }
             Kind::Disk { disk, .. } => Oracle::Disk(disk.clone()),
-            _ => Oracle::Nobody,
+            _ => Oracle::None,
         }
     }
 
@@ -337,7 +337,7 @@ impl<'a> Copy<'a> {
     /// Compares all of the source with the destination, whatever is known of holes.
     fn verify(&mut self) -> Result<(), Failure> {
         let phase = Phase { what: "verify", from: 50, to: 100 };
-        let shared = self.shared(self.plan(Oracle::Nobody), phase);
+        let shared = self.shared(self.plan(Oracle::None), phase);
         let team = Team::of(core::mem::take(&mut self.pairs));
         let first = self.first_ends()?;
         let (pairs, result) = team.work(

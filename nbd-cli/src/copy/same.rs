@@ -129,7 +129,7 @@ fn shown(file: &OpenFile) -> String {
 /// How much an export may be smaller than its file: the largest minimum block.
 const REST: u64 = 64 << 10;
 
-/// Whether a file can be what an export of that size is made of. Nobody tells the size of a device here.
+/// Whether a file can be what an export of that size is made of. The size of a device is unknown here.
 fn is_as_large(file: &Metadata, size: u64) -> bool {
     file.file_type().is_block_device() || file.len() >= size && file.len() - size < REST
 }

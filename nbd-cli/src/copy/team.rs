@@ -7,7 +7,7 @@ use std::thread;
 use nbd_blocking::Client;
 use nbd_blocking::client::{BlockSize, ClientConfig, Error, TransmissionFlags, Uri};
 
-use super::trouble::Trouble;
+use super::error::CopyError;
 use super::worker::{Destination, Source};
 
 /// Where one thread reads and writes.
@@ -41,30 +41,30 @@ impl Pair {
 pub(super) struct Maker {
     uri: Uri,
     config: ClientConfig,
-    /// What the first connection was told: further ones have to be to the same.
-    told: Told,
+    /// The facts of the first connection: further ones must be to the same export.
+    facts: Facts,
 }
 
-type Told = (u64, BlockSize, TransmissionFlags);
+type Facts = (u64, BlockSize, TransmissionFlags);
 
-fn told(client: &Client) -> Told {
+fn facts(client: &Client) -> Facts {
     (client.size(), client.export().block_size(), client.export().flags())
 }
 
 impl Maker {
     /// Further connections like `first`.
     pub(super) fn new(uri: Uri, config: ClientConfig, first: &Client) -> Self {
-        Self { uri, config, told: told(first) }
+        Self { uri, config, facts: facts(first) }
     }
 
     /// One more connection; `None` if the export is not the same any more.
     fn connect(&self) -> Result<Option<Client>, Error> {
         let client = Client::connect_with(&self.uri, &self.config)?;
-        Ok((told(&client) == self.told).then_some(client))
+        Ok((facts(&client) == self.facts).then_some(client))
     }
 }
 
-/// Something that the threads of a copy are told.
+/// A command to the threads of a copy.
 enum News {
     Joins(Pair),
     Over,
@@ -106,7 +106,7 @@ impl Team {
                         return;
                     }
                 };
-                // When all is done there is nobody to take it.
+                // When all is done it is not received any more.
                 if sender.send(News::Joins(pair)).is_err() {
                     return;
                 }
@@ -118,13 +118,13 @@ impl Team {
     }
 
     /// Works at the first ends on this thread, and at further ones as they come about. Gives their connections, and the
-    /// trouble that is nearest to the beginning.
+    /// error that is nearest to the beginning.
     pub(super) fn work(
         self,
         first: Ends,
         ends: impl Fn(&Pair) -> Option<Ends> + Sync,
-        work: impl Fn(Ends) -> Result<(), Trouble> + Sync,
-    ) -> (Vec<Pair>, Result<(), Trouble>) {
+        work: impl Fn(Ends) -> Result<(), CopyError> + Sync,
+    ) -> (Vec<Pair>, Result<(), CopyError>) {
         let Self { sender, news } = self;
         let (ends, work) = (&ends, &work);
         thread::scope(|scope| {
@@ -141,8 +141,8 @@ impl Team {
             let own = work(first);
             let _told = sender.send(News::Over);
             let (pairs, ended) = joined(others);
-            let troubles = std::iter::once(own).chain(ended).filter_map(Result::err);
-            let first = troubles.reduce(|one, other| one.first(Some(other)));
+            let errors = std::iter::once(own).chain(ended).filter_map(Result::err);
+            let first = errors.reduce(|one, other| one.first(Some(other)));
             (pairs, first.map_or(Ok(()), Err))
         })
     }

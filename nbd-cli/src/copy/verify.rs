@@ -7,9 +7,9 @@ use nbd_blocking::client::{BufResult, Flags, Pending};
 
 use super::activity::{Activity, Step};
 use super::disk::first_difference;
+use super::error::CopyError;
 use super::feed::Job;
 use super::team::Ends;
-use super::trouble::Trouble;
 use super::worker::{Destination, Shared, Source};
 
 /// Bytes of one side that came before those of the other.
@@ -20,7 +20,7 @@ enum Half {
 }
 
 #[derive(Debug)]
-struct Flight {
+struct InFlight {
     offset: u64,
     length: u64,
     of_source: bool,
@@ -33,8 +33,8 @@ pub(super) struct Verifier<'a> {
     activity: Activity,
     source: Source,
     destination: Destination,
-    lent: Vec<Pending<BufResult>>,
-    flights: Vec<Flight>,
+    pending: Vec<Pending<BufResult>>,
+    in_flight: Vec<InFlight>,
     halves: HashMap<u64, Half>,
     spare: Vec<Vec<u8>>,
     /// The first difference.
@@ -50,8 +50,8 @@ impl<'a> Verifier<'a> {
             activity,
             source,
             destination,
-            lent: Vec::new(),
-            flights: Vec::new(),
+            pending: Vec::new(),
+            in_flight: Vec::new(),
             halves: HashMap::new(),
             spare: Vec::new(),
             found: None,
@@ -62,22 +62,22 @@ impl<'a> Verifier<'a> {
     ///
     /// Pieces are handed out in order, and those that were begun with are compared to the end: of all that the threads
     /// find, the first one is the first difference at all.
-    pub(super) fn run(mut self) -> Result<(), Trouble> {
+    pub(super) fn run(mut self) -> Result<(), CopyError> {
         let result = self.compare();
         if result.is_err() {
             self.shared.feed.stop();
         }
         let names = (&self.shared.source, &self.shared.destination);
         match self.found {
-            Some(offset) => Err(Trouble::differs(offset, names.0, names.1)),
+            Some(offset) => Err(CopyError::differs(offset, names.0, names.1)),
             None => result,
         }
     }
 
-    fn compare(&mut self) -> Result<(), Trouble> {
+    fn compare(&mut self) -> Result<(), CopyError> {
         let mut over = false;
         loop {
-            while !over && self.lent.len() + self.halves.len() < self.shared.requests {
+            while !over && self.pending.len() + self.halves.len() < self.shared.requests {
                 over = !self.begin()?;
             }
             match self.wait() {
@@ -89,13 +89,13 @@ impl<'a> Verifier<'a> {
     }
 
     fn wait(&self) -> Option<usize> {
-        let flight = self.flights.first()?;
+        let flight = self.in_flight.first()?;
         let step = if flight.of_source { Step::Read } else { Step::ReadBack };
         let bytes = (flight.offset, flight.length);
-        self.activity.during(step, bytes, || Pending::wait_any(&self.lent))
+        self.activity.during(step, bytes, || Pending::wait_any(&self.pending))
     }
 
-    fn begin(&mut self) -> Result<bool, Trouble> {
+    fn begin(&mut self) -> Result<bool, CopyError> {
         let Some(Job::Piece(piece)) = self.shared.feed.next(Vec::new)? else { return Ok(false) };
         let (offset, length) = (piece.offset, usize::try_from(piece.length).unwrap_or(usize::MAX));
         // The destination may be larger than the source, and read in whole blocks only.
@@ -141,8 +141,8 @@ impl<'a> Verifier<'a> {
 
     fn submit(&mut self, client: &Client, offset: u64, buffer: Vec<u8>, of_source: bool) {
         let length = buffer.len() as u64;
-        self.lent.push(client.submit_read_into(offset, buffer, Flags::empty()));
-        self.flights.push(Flight { offset, length, of_source });
+        self.pending.push(client.submit_read_into(offset, buffer, Flags::empty()));
+        self.in_flight.push(InFlight { offset, length, of_source });
     }
 
     fn buffer(&mut self, length: usize) -> Vec<u8> {
@@ -151,9 +151,9 @@ impl<'a> Verifier<'a> {
         buffer
     }
 
-    fn landed(&mut self, at: usize) -> Result<(), Trouble> {
-        let Flight { offset, of_source, .. } = self.flights.swap_remove(at);
-        let (buffer, result) = self.lent.swap_remove(at).wait();
+    fn landed(&mut self, at: usize) -> Result<(), CopyError> {
+        let InFlight { offset, of_source, .. } = self.in_flight.swap_remove(at);
+        let (buffer, result) = self.pending.swap_remove(at).wait();
         result.map_err(|error| self.cannot_read(offset, of_source, &error))?;
         let half = if of_source { Half::Source(buffer) } else { Half::Destination(buffer) };
         self.arrived(offset, half);
@@ -179,8 +179,13 @@ impl<'a> Verifier<'a> {
         self.spare.extend([source, destination]);
     }
 
-    fn cannot_read(&self, offset: u64, of_source: bool, error: &dyn core::fmt::Display) -> Trouble {
+    fn cannot_read(
+        &self,
+        offset: u64,
+        of_source: bool,
+        error: &dyn core::fmt::Display,
+    ) -> CopyError {
         let name = if of_source { &self.shared.source } else { &self.shared.destination };
-        Trouble::at(offset, format_args!("cannot read {name}"), error)
+        CopyError::at(offset, format_args!("cannot read {name}"), error)
     }
 }

@@ -11,12 +11,12 @@ use nbd_blocking::client::{BufResult, Bytes, Error, Flags, Pending};
 
 use super::activity::{Activity, Step};
 use super::disk::Disk;
+use super::error::CopyError;
 use super::feed::{Feed, Job};
 use super::plan::Piece;
 use super::progress::Progress;
 use super::sink::{Drained, InOrder};
 use super::team::Ends;
-use super::trouble::Trouble;
 use super::zeroes;
 use crate::exit::Failure;
 
@@ -82,7 +82,7 @@ impl Shared {
 
 /// A request that lends a buffer.
 #[derive(Clone, Copy, Debug)]
-struct Flight {
+struct InFlight {
     offset: u64,
     length: u64,
     writes: bool,
@@ -94,9 +94,9 @@ pub(super) struct Worker<'a> {
     activity: Activity,
     source: Source,
     destination: Destination,
-    /// Reads and writes with a buffer, and what they are, at the same places.
-    lent: Vec<Pending<BufResult>>,
-    flights: Vec<Flight>,
+    /// Reads and writes with a buffer, and what they are, at the same indices.
+    pending: Vec<Pending<BufResult>>,
+    in_flight: Vec<InFlight>,
     /// Writes of zeroes and of parts of buffers.
     plain: Vec<Pending<Result<(), Error>>>,
     ranges: Vec<(u64, u64)>,
@@ -114,8 +114,8 @@ impl<'a> Worker<'a> {
             activity,
             source,
             destination,
-            lent: Vec::new(),
-            flights: Vec::new(),
+            pending: Vec::new(),
+            in_flight: Vec::new(),
             plain: Vec::new(),
             ranges: Vec::new(),
             spare: Vec::new(),
@@ -124,21 +124,21 @@ impl<'a> Worker<'a> {
     }
 
     /// Copies until nothing is left. Everything that was begun is done when this returns, unless it fails.
-    pub(super) fn run(mut self) -> Result<(), Trouble> {
-        self.copy().map_err(|trouble| {
+    pub(super) fn run(mut self) -> Result<(), CopyError> {
+        self.copy().map_err(|error| {
             // The others need not go on.
             self.shared.feed.stop();
-            trouble.first(self.failed())
+            error.first(self.failed())
         })
     }
 
     /// Of the requests that have failed and were not looked at, the one that is nearest to the beginning. A connection
     /// that is lost fails all of its requests at a time.
-    fn failed(&mut self) -> Option<Trouble> {
-        let mut first: Option<Trouble> = None;
-        let mut note = |trouble: Trouble| first = Some(trouble.first(first.take()));
-        let lent: Vec<_> = self.lent.drain(..).zip(self.flights.drain(..)).collect();
-        for (pending, Flight { offset, writes, .. }) in lent {
+    fn failed(&mut self) -> Option<CopyError> {
+        let mut first: Option<CopyError> = None;
+        let mut note = |error: CopyError| first = Some(error.first(first.take()));
+        let pending: Vec<_> = self.pending.drain(..).zip(self.in_flight.drain(..)).collect();
+        for (pending, InFlight { offset, writes, .. }) in pending {
             if pending.is_done()
                 && let (_, Err(error)) = pending.wait()
             {
@@ -159,7 +159,7 @@ impl<'a> Worker<'a> {
         first
     }
 
-    fn copy(&mut self) -> Result<(), Trouble> {
+    fn copy(&mut self) -> Result<(), CopyError> {
         let mut over = false;
         loop {
             while !over && self.in_flight() < self.shared.requests {
@@ -168,7 +168,7 @@ impl<'a> Worker<'a> {
             self.collect()?;
             if self.plain.len() > self.shared.requests {
                 self.wait_plain()?;
-            } else if let Some(at) = self.wait_lent() {
+            } else if let Some(at) = self.wait_pending() {
                 self.landed(at)?;
             } else if self.plain.is_empty() {
                 if over {
@@ -185,11 +185,11 @@ impl<'a> Worker<'a> {
             Destination::Stream(stream) => stream.held(),
             _ => 0,
         };
-        self.lent.len() + self.plain.len() + held
+        self.pending.len() + self.plain.len() + held
     }
 
     /// Begins with the next job; `false` if there is none.
-    fn begin(&mut self) -> Result<bool, Trouble> {
+    fn begin(&mut self) -> Result<bool, CopyError> {
         let shared = self.shared;
         if shared.feed.is_stream() {
             // Reading may take its time.
@@ -208,12 +208,12 @@ impl<'a> Worker<'a> {
         Ok(true)
     }
 
-    fn load(&mut self, Piece { offset, length, .. }: Piece) -> Result<(), Trouble> {
+    fn load(&mut self, Piece { offset, length, .. }: Piece) -> Result<(), CopyError> {
         let mut buffer = self.buffer(usize::try_from(length).unwrap_or(usize::MAX));
         match &self.source {
             Source::Server(client) => {
                 let read = client.submit_read_into(offset, buffer, Flags::empty());
-                self.push(read, Flight { offset, length, writes: false });
+                self.push(read, InFlight { offset, length, writes: false });
                 Ok(())
             }
             Source::Disk(disk) => {
@@ -235,9 +235,9 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn push(&mut self, pending: Pending<BufResult>, flight: Flight) {
-        self.lent.push(pending);
-        self.flights.push(flight);
+    fn push(&mut self, pending: Pending<BufResult>, flight: InFlight) {
+        self.pending.push(pending);
+        self.in_flight.push(flight);
     }
 
     fn buffer(&mut self, length: usize) -> Vec<u8> {
@@ -250,10 +250,10 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Takes the outcome of a request that lent a buffer.
-    fn landed(&mut self, at: usize) -> Result<(), Trouble> {
-        let flight = self.flights.swap_remove(at);
-        let (buffer, result) = self.lent.swap_remove(at).wait();
+    /// Takes the outcome of a request with a buffer.
+    fn landed(&mut self, at: usize) -> Result<(), CopyError> {
+        let flight = self.in_flight.swap_remove(at);
+        let (buffer, result) = self.pending.swap_remove(at).wait();
         match (flight.writes, result) {
             (false, Ok(())) => self.store(flight.offset, buffer),
             (true, Ok(())) => {
@@ -267,7 +267,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Takes the outcomes of those plain requests that are done.
-    fn collect(&mut self) -> Result<(), Trouble> {
+    fn collect(&mut self) -> Result<(), CopyError> {
         let mut at = 0;
         while at < self.plain.len() {
             match self.plain[at].is_done() {
@@ -278,22 +278,22 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Waits for one of the requests that lent a buffer. While none is answered, this is so of any.
-    fn wait_lent(&self) -> Option<usize> {
-        let flight = self.flights.first()?;
+    /// Waits for one of the requests with a buffer. While none is answered, this is so of any.
+    fn wait_pending(&self) -> Option<usize> {
+        let flight = self.in_flight.first()?;
         let step = if flight.writes { Step::Write } else { Step::Read };
-        let wait = || Pending::wait_any(&self.lent);
+        let wait = || Pending::wait_any(&self.pending);
         self.activity.during(step, (flight.offset, flight.length), wait)
     }
 
-    fn wait_plain(&mut self) -> Result<(), Trouble> {
+    fn wait_plain(&mut self) -> Result<(), CopyError> {
         let Some(&range) = self.ranges.first() else { return Ok(()) };
         let wait = || Pending::wait_any(&self.plain);
         let done = self.activity.during(Step::Write, range, wait);
         done.map_or(Ok(()), |at| self.plain_landed(at))
     }
 
-    fn plain_landed(&mut self, at: usize) -> Result<(), Trouble> {
+    fn plain_landed(&mut self, at: usize) -> Result<(), CopyError> {
         let (offset, length) = self.ranges.swap_remove(at);
         let result = self.plain.swap_remove(at).wait();
         result.map_err(|error| self.cannot_write(offset, &error))?;
@@ -302,7 +302,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Writes what was read: all of it, or what is not zero.
-    fn store(&mut self, offset: u64, mut buffer: Vec<u8>) -> Result<(), Trouble> {
+    fn store(&mut self, offset: u64, mut buffer: Vec<u8>) -> Result<(), CopyError> {
         if let Destination::Server(client) = &self.destination {
             let minimum = usize::try_from(client.export().block_size().minimum()).unwrap_or(1);
             let whole = buffer.len() - buffer.len() % minimum;
@@ -325,12 +325,12 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn store_all(&mut self, offset: u64, buffer: Vec<u8>) -> Result<(), Trouble> {
+    fn store_all(&mut self, offset: u64, buffer: Vec<u8>) -> Result<(), CopyError> {
         let length = buffer.len() as u64;
         match &mut self.destination {
             Destination::Server(client) => {
                 let write = client.submit_write_from(offset, buffer, Flags::empty());
-                self.push(write, Flight { offset, length, writes: true });
+                self.push(write, InFlight { offset, length, writes: true });
                 return Ok(());
             }
             Destination::Stream(stream) => {
@@ -355,10 +355,10 @@ impl<'a> Worker<'a> {
         offset: u64,
         buffer: Vec<u8>,
         runs: &[(Range<usize>, bool)],
-    ) -> Result<(), Trouble> {
-        let place = |range: &Range<usize>| (offset + range.start as u64, range.len() as u64);
+    ) -> Result<(), CopyError> {
+        let span = |range: &Range<usize>| (offset + range.start as u64, range.len() as u64);
         for (range, _) in runs.iter().filter(|(_, zero)| *zero) {
-            let (at, length) = place(range);
+            let (at, length) = span(range);
             self.zero(at, length)?;
         }
         let data = runs.iter().filter(|(_, zero)| !zero).map(|(range, _)| range);
@@ -367,13 +367,13 @@ impl<'a> Worker<'a> {
                 let bytes = Bytes::from(buffer);
                 for range in data {
                     let part = bytes.slice(range.clone());
-                    self.plain.push(client.submit_write(place(range).0, part, Flags::empty()));
-                    self.ranges.push(place(range));
+                    self.plain.push(client.submit_write(span(range).0, part, Flags::empty()));
+                    self.ranges.push(span(range));
                 }
             }
             Destination::Disk(disk) => {
                 for range in data {
-                    let (at, length) = place(range);
+                    let (at, length) = span(range);
                     let write = || disk.write(&buffer[range.clone()], at);
                     let result = self.activity.during(Step::Write, (at, length), write);
                     result.map_err(|error| self.cannot_write(at, &error))?;
@@ -387,7 +387,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn zero(&mut self, offset: u64, length: u64) -> Result<(), Trouble> {
+    fn zero(&mut self, offset: u64, length: u64) -> Result<(), CopyError> {
         match &mut self.destination {
             Destination::Stream(stream) => {
                 let write = || stream.zeroes(offset, length);
@@ -434,7 +434,7 @@ impl<'a> Worker<'a> {
 
     /// Writes the last bytes of a source that fill only a part of the destination's smallest block. The rest of the block
     /// stays as it is.
-    fn patch(&mut self, offset: u64, data: &[u8], minimum: usize) -> Result<(), Trouble> {
+    fn patch(&mut self, offset: u64, data: &[u8], minimum: usize) -> Result<(), CopyError> {
         let Destination::Server(client) = &self.destination else { return Ok(()) };
         let mut block = vec![0; minimum];
         let patch = || {
@@ -448,7 +448,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn drained(&mut self, drained: std::io::Result<Drained>) -> Result<(), Trouble> {
+    fn drained(&mut self, drained: std::io::Result<Drained>) -> Result<(), CopyError> {
         let Drained { bytes, buffers } = drained.map_err(|error| {
             let at = match &self.destination {
                 Destination::Stream(stream) => stream.position(),
@@ -461,11 +461,11 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn cannot_read(&self, offset: u64, error: &dyn core::fmt::Display) -> Trouble {
-        Trouble::at(offset, format_args!("cannot read {}", self.shared.source), error)
+    fn cannot_read(&self, offset: u64, error: &dyn core::fmt::Display) -> CopyError {
+        CopyError::at(offset, format_args!("cannot read {}", self.shared.source), error)
     }
 
-    fn cannot_write(&self, offset: u64, error: &dyn core::fmt::Display) -> Trouble {
-        Trouble::at(offset, format_args!("cannot write {}", self.shared.destination), error)
+    fn cannot_write(&self, offset: u64, error: &dyn core::fmt::Display) -> CopyError {
+        CopyError::at(offset, format_args!("cannot write {}", self.shared.destination), error)
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::report::{Described, Report};
-use crate::colour::{Look, Paint};
+use crate::colour::{Paint, Style};
 use crate::output::printable;
 
 /// Writes a report.
@@ -11,16 +11,16 @@ pub(crate) fn write(report: &Report, paint: Paint, out: &mut impl Write) -> io::
     let tls = if report.tls { "with" } else { "without" };
     let (protocol, packets) = (report.protocol(), report.packets());
     let first = format_args!("protocol: {protocol} {tls} TLS, using {packets} packets");
-    paint.line(Look::Aside, first, out)?;
+    paint.line(Style::Minor, first, out)?;
     report.exports.iter().try_for_each(|export| one(export, paint, out))
 }
 
 fn one(export: &Described, paint: Paint, out: &mut impl Write) -> io::Result<()> {
     let details = &export.details;
     let name = printable(details.name()).replace('"', "\\\"");
-    paint.line(Look::Main, format_args!("export=\"{name}\":"), out)?;
+    paint.line(Style::Main, format_args!("export=\"{name}\":"), out)?;
     let mut main =
-        |key: &str, value: &str| paint.line(Look::Main, format_args!("\t{key}: {value}"), out);
+        |key: &str, value: &str| paint.line(Style::Main, format_args!("\t{key}: {value}"), out);
     if let Some(text) = &export.description {
         main("description", &printable(text))?;
     }
@@ -36,22 +36,22 @@ fn one(export: &Described, paint: Paint, out: &mut impl Write) -> io::Result<()>
         main("uri", uri)?;
     }
     if !export.contexts.is_empty() {
-        paint.line(Look::Aside, format_args!("\tcontexts:"), out)?;
+        paint.line(Style::Minor, format_args!("\tcontexts:"), out)?;
         for context in &export.contexts {
-            paint.line(Look::Aside, format_args!("\t\t{}", printable(context)), out)?;
+            paint.line(Style::Minor, format_args!("\t\t{}", printable(context)), out)?;
         }
     }
     for (name, value) in export.booleans() {
         let look = match (name, value) {
-            ("is_rotational", _) => Look::Aside,
-            ("is_read_only", _) => Look::Plain,
-            (_, true) => Look::Good,
-            (_, false) => Look::Bad,
+            ("is_rotational", _) => Style::Minor,
+            ("is_read_only", _) => Style::Plain,
+            (_, true) => Style::Good,
+            (_, false) => Style::Bad,
         };
         paint.line(look, format_args!("\t{name}: {value}"), out)?;
     }
     for (name, value) in export.block_sizes() {
-        paint.line(Look::Plain, format_args!("\t{name}: {value}"), out)?;
+        paint.line(Style::Plain, format_args!("\t{name}: {value}"), out)?;
     }
     Ok(())
 }

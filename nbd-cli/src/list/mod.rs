@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     target: target::Arguments,
 }
 
-/// The names of metadata contexts that a list holds at the most, in bytes: what a server tells of one export is
+/// The names of metadata contexts that a list holds at the most, in bytes: what a server reports of one export is
 /// bounded, but not how many exports it has. That is a thousand exports with a thousand contexts each.
 const MAX_CONTEXT_BYTES: usize = 64 << 20;
 
@@ -64,7 +64,7 @@ pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
                 let needed = export.contexts.iter().map(held).sum();
                 let Some(left) = room.checked_sub(needed) else {
                     result = Err(Failure::failed(format!(
-                        "the list ends before \"{name}\": the server tells of more than 64 MiB of metadata contexts; \
+                        "the list ends before \"{name}\": the server reports more than 64 MiB of metadata contexts; \
                          ask for one export with nbd info {}",
                         target.word(export.details.name())
                     )));
@@ -76,7 +76,7 @@ pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
             Err(error @ Error::Refused { .. }) => {
                 stderr::say(&error.to_string());
                 result = Err(Failure::failed(
-                    "the server does not tell of all the exports that it lists",
+                    "the server gives no information on some of the exports that it lists",
                 ));
             }
             Err(error) => {

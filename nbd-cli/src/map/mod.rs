@@ -21,7 +21,7 @@ pub(crate) const ALLOCATION: &str = "base:allocation";
 #[derive(Debug, Args)]
 #[command(override_usage = "nbd map [OPTIONS] <URI | [ COMMAND ARGS ]>")]
 pub(crate) struct Arguments {
-    /// The metadata context, such as qemu:allocation-depth or qemu:dirty-bitmap:NAME; nbd info tells which there are
+    /// The metadata context, such as qemu:allocation-depth or qemu:dirty-bitmap:NAME; nbd info lists them
     #[arg(short, long, value_name = "CONTEXT", default_value = ALLOCATION, value_parser = context)]
     context: String,
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::colour::Look;
+use crate::colour::Style;
 
 const DEPTH: &str = "qemu:allocation-depth";
 
@@ -12,21 +12,21 @@ fn is_bitmap(context: &str) -> bool {
 }
 
 /// How a type looks: data before holes, changes before the rest, what the export has itself before what it borrows.
-pub(super) fn look(context: &str, status: u64) -> Look {
+pub(super) fn look(context: &str, status: u64) -> Style {
     match (context, status) {
-        (super::ALLOCATION, 0) | (DEPTH, 1) => Look::Main,
-        (DEPTH, 2..) => Look::Aside,
-        (_, 0) if is_bitmap(context) => Look::Good,
-        (_, 1) if is_bitmap(context) => Look::Bad,
-        _ => Look::Plain,
+        (super::ALLOCATION, 0) | (DEPTH, 1) => Style::Main,
+        (DEPTH, 2..) => Style::Minor,
+        (_, 0) if is_bitmap(context) => Style::Good,
+        (_, 1) if is_bitmap(context) => Style::Bad,
+        _ => Style::Plain,
     }
 }
 
 /// What a type means in a context, if that is known.
 pub(super) fn name(context: &str, status: u64) -> Option<Cow<'static, str>> {
     let fixed = |names: &[&'static str]| {
-        let place = usize::try_from(status).ok()?;
-        names.get(place).map(|name| Cow::Borrowed(*name))
+        let index = usize::try_from(status).ok()?;
+        names.get(index).map(|name| Cow::Borrowed(*name))
     };
     if context == super::ALLOCATION {
         fixed(&["data", "hole", "zero", "hole,zero"])

@@ -29,15 +29,15 @@ pub(super) fn sockets() -> Result<Option<Vec<Socket>>, Failure> {
     (FIRST..).take(count).map(|number| socket(number, count)).collect::<Result<_, _>>().map(Some)
 }
 
-/// Asks for SIGTERM when whoever started this process ends. A client that has started a server for itself may fail
-/// without a word to it, as nbdcopy does, and nobody else knows of that server. nbdkit does the same.
+/// Asks for SIGTERM when the parent of this process ends. A client that has started a server for itself may fail
+/// without a word to it, as nbdcopy does, and no other process knows of that server. nbdkit does the same.
 #[cfg(target_os = "linux")]
 fn end_with_parent() {
     use rustix::process::{
         Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
     };
     let parent = getppid();
-    // That is systemd itself, or who started this one has ended already.
+    // That is systemd itself, or the parent has ended already.
     if parent == Some(Pid::INIT) {
         return;
     }
@@ -63,7 +63,7 @@ fn count(pid: Option<OsString>, fds: Option<OsString>, own: u32) -> Result<Optio
         digits.and_then(|text| text.parse::<u32>().ok()).filter(|n| *n > 0).ok_or_else(|| {
             Failure::usage(format!(
                 "{name} is '{}', which is no number of at least 1: unset LISTEN_PID and LISTEN_FDS, or leave them to \
-                 who starts servers by socket activation",
+                 the program that starts servers by socket activation",
                 text.to_string_lossy()
             ))
         })

@@ -71,7 +71,7 @@ pub(crate) struct Arguments {
     #[arg(short = 'A', long)]
     pub(crate) allocation_depth: bool,
 
-    /// Size constraints to tell clients of and to enforce: the smallest unit, the preferred one and the longest payload,
+    /// Size constraints to announce to clients and to enforce: the smallest unit, the preferred one and the longest payload,
     /// such as 512, 4k:64k or 512:4k:1M
     ///
     /// The first is a power of two up to 64k, the second a power of two from 512. Disks are cut to a multiple of the

@@ -17,7 +17,7 @@ pub(super) fn parse(text: &str) -> Result<BlockSize, String> {
     let preferred = next(default.preferred().max(minimum))?;
     let maximum = next(default.maximum_payload().max(preferred))?;
     if parts.next().is_some() {
-        return Err("three sizes are the most: the smallest, the preferred, the largest".into());
+        return Err("give at most three sizes: the smallest, the preferred, the largest".into());
     }
     BlockSize::new(minimum, preferred, maximum).map_err(|error| error.to_string())
 }

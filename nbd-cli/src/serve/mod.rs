@@ -1,4 +1,4 @@
-//! `nbd serve`: exports disks until it is told to stop.
+//! `nbd serve`: exports disks until a signal stops it.
 
 mod activation;
 mod announce;

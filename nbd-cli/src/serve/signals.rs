@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 enum Request {
     /// To finish; a second time, to end at once.
     End,
-    /// To finish. A terminal that closes may send it twice, and systemd can be told to send it after SIGTERM, so that it
+    /// To finish. A terminal that closes may send it twice, and systemd can be configured to send it after SIGTERM, so that it
     /// never means more.
     HangUp,
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 /// A stream of which all reads and writes together end at a point in time. The timeouts of the stream itself begin anew
-/// with every byte, so that who sends one now and then would never be too late.
+/// with every byte, so that a client that sends one now and then would never be too late.
 #[derive(Debug)]
 pub(crate) struct Timed<'a> {
     stream: &'a UnixStream,

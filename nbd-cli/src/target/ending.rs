@@ -38,9 +38,9 @@ pub(super) struct Running {
     pub(super) command: String,
     /// The name that its socket was bound to.
     pub(super) socket: Vec<u8>,
-    /// Those who are connected to it, or were.
+    /// The clients that are connected to it, or were.
     pub(super) clients: Vec<Client>,
-    /// Their sockets, which tell when the server has come to the end of a connection.
+    /// Their sockets, which show when the server has come to the end of a connection.
     pub(super) sockets: Vec<OwnedFd>,
     /// Where the socket lies.
     pub(super) dir: TempDir,
@@ -48,7 +48,7 @@ pub(super) struct Running {
     pub(super) folder: Option<OwnedFd>,
 }
 
-/// The servers that run. A signal waits for whoever holds this, and the other way round.
+/// The servers that run. A signal waits for the thread that holds this, and the other way round.
 pub(super) fn servers() -> MutexGuard<'static, Option<Vec<Running>>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -114,7 +114,7 @@ fn disconnect(clients: Vec<Client>, deadline: Instant) {
     let _over = over.recv_timeout(deadline.saturating_duration_since(Instant::now()));
 }
 
-/// The status of a process that ends within `limit`, and before `hurry` says that nobody waits.
+/// The status of a process that ends within `limit`, and before `hurry` says that it is not waited for.
 pub(super) fn wait(
     child: &mut Child,
     limit: Duration,
@@ -144,7 +144,7 @@ pub(super) fn watch_signals() -> io::Result<()> {
     let run = move || {
         if let Some(signal) = signals.forever().next() {
             SIGNALLED.store(true, Ordering::Relaxed);
-            // Held to the end: whoever wants to start or stop a server now waits for the end of all.
+            // Held to the end: a thread that wants to start or stop a server now waits for the end of all.
             let mut servers = self::servers();
             let running = servers.take().unwrap_or_default();
             stop(running, || signals.pending().next().is_some());

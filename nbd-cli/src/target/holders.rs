@@ -75,7 +75,7 @@ impl Target {
     }
 }
 
-/// The processes that listen on a URI's Unix socket, as those of our sockets tell that are connected to it.
+/// The processes that listen on a URI's Unix socket, as our sockets that are connected to it show.
 fn peers(uri: &nbd_blocking::client::Uri) -> Vec<u32> {
     let nbd_engine::proto::Address::Unix { socket } = uri.address() else { return Vec::new() };
     let mut peers: Vec<u32> =

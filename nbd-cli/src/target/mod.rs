@@ -130,7 +130,7 @@ impl Target {
             Place::Command(words) => {
                 let server = Subprocess::start(words, &place.to_string())?;
                 let uri = Uri::unix(server.socket()).map_err(|error| {
-                    Failure::failed(format!("the private socket is of no use: {error}"))
+                    Failure::failed(format!("cannot use the private socket: {error}"))
                 })?;
                 Ok(Self::new(uri, Some(server), timeout))
             }
@@ -223,7 +223,7 @@ impl Target {
             matches!(error, Error::Connect { .. } | Error::Protocol { .. } | Error::Lost { .. });
         match self.server.as_ref().filter(|_| about_the_connection).and_then(Subprocess::end) {
             Some(end) => Failure::failed(end),
-            // The private socket would tell nobody anything.
+            // The path of the private socket means nothing to a user.
             None => {
                 let text = error.to_string().replace(&self.uri.to_string(), &self.name());
                 Failure::failed(text.replace(&self.uri_of("").to_string(), &self.name()))

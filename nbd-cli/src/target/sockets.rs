@@ -59,7 +59,7 @@ fn drain(socket: &OwnedFd, deadline: Instant) {
         if left.is_zero() || !matches!(poll(&mut ready, Some(&timeout)), Ok(1)) {
             return;
         }
-        // Another thread may still read there: whoever is late gets nothing, and must not wait for it.
+        // Another thread may still read there: the later one gets nothing, and must not wait for it.
         match recv(socket, &mut buffer, RecvFlags::DONTWAIT) {
             Ok((1.., _)) | Err(Errno::AGAIN | Errno::INTR) => {}
             Ok(_) | Err(_) => return,

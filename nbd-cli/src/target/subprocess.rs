@@ -92,7 +92,7 @@ impl Subprocess {
         self.number
     }
 
-    /// Takes note of a client, which is to disconnect before the server is told to end.
+    /// Takes note of a client, which is to disconnect before the server is asked to end.
     pub(super) fn connected(&self, client: &Client) {
         ending::with(self.number, |running| {
             running.clients.retain(|one| one.is_connected());
@@ -149,7 +149,7 @@ fn listen(dir: &TempDir) -> io::Result<Listening> {
     Ok(Listening { listener, path, folder: Some(folder.into()) })
 }
 
-/// Whether there is such a command: the shell's own words would be hard to understand, as nobody asked for a shell.
+/// Whether there is such a command: the shell's own words would be hard to understand, as the user asked for no shell.
 fn check(words: &[OsString]) -> Result<(), &'static str> {
     let Some(name) = words.first() else { return Ok(()) };
     let is_file = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();

@@ -29,7 +29,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// The command line with a `--` in front of the first opening bracket, so that nobody takes the options of that command
+/// The command line with a `--` in front of the first opening bracket, so that the options of that command are not taken
 /// for ours; or in front of the first number with a minus after `resize`, which is a size and no option.
 pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = given.into_iter().collect();
@@ -39,9 +39,9 @@ pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsStri
         let bytes = word.as_encoded_bytes();
         resizes && matches!(bytes, [b'-', digit, ..] if digit.is_ascii_digit())
     };
-    let place = arguments[..ends].iter().position(|word| word == "[" || is_negative(word));
-    if let Some(place) = place {
-        arguments.insert(place, "--".into());
+    let index = arguments[..ends].iter().position(|word| word == "[" || is_negative(word));
+    if let Some(index) = index {
+        arguments.insert(index, "--".into());
     }
     arguments
 }

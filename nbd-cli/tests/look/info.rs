@@ -91,7 +91,7 @@ fn the_size_is_what_a_client_gets_that_enters() {
     let dir = tempfile::tempdir().unwrap();
     let [image, config] = ["image", "config"].map(|name| dir.path().join(name));
     std::fs::write(&image, vec![7; 1 << 20]).unwrap();
-    // Port 0 is of no use, as nobody tells which it is: an address of this process alone.
+    // Port 0 does not do, as the port that it becomes is not known: an address of this process alone.
     let [_, a, b, c] = std::process::id().to_be_bytes();
     let address = format!("127.{}.{b}.{}", a.wrapping_add(77) % 128 + 1, c.max(1));
     let lines = [

@@ -34,7 +34,7 @@ fn sigterm_and_sigint_end_it_well_while_connections_are_open() {
     for runtime in RUNTIMES {
         for interrupt in [false, true] {
             let server = Serving::start(["--runtime", runtime, "--port", "0", "memory:1M"]);
-            let mut haggling = RawClient::negotiate(&server.endpoint());
+            let mut negotiating = RawClient::negotiate(&server.endpoint());
             let mut idle = RawClient::go_simple(&server.endpoint());
             idle.read(0, 512);
             if interrupt {
@@ -42,7 +42,7 @@ fn sigterm_and_sigint_end_it_well_while_connections_are_open() {
             } else {
                 server.process.terminate();
             }
-            haggling.wire().expect_eof();
+            negotiating.wire().expect_eof();
             idle.wire().expect_eof();
             assert_eq!(server.end(), (Some(0), String::new()), "{runtime}");
         }

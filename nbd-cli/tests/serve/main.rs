@@ -15,7 +15,7 @@ use nbd_testkit::Endpoint;
 use nbd_testkit::process::{Background, Finished, run};
 
 /// The longest that anything may take that should happen by itself.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// All that `--runtime` knows.
 const RUNTIMES: [&str; 3] = ["tokio", "async-std", "blocking"];

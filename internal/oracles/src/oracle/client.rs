@@ -116,7 +116,7 @@ struct Planner {
 
 impl Planner {
     /// The next option, or on to the export.
-    fn haggle(&mut self, connection: &mut Client) {
+    fn negotiate(&mut self, connection: &mut Client) {
         while let Some(option) = self.plan.options.get(self.next_option) {
             self.next_option += 1;
             let name = if option & 16 == 0 { "disk" } else { "" };
@@ -189,7 +189,7 @@ impl Actor for Planner {
         }
         match event {
             Event::YourTurn | Event::OptionDone { .. } | Event::OptionFailed { .. } => {
-                self.haggle(connection);
+                self.negotiate(connection);
             }
             Event::Ready => self.submit(connection),
             Event::Completed { .. } => self.submit(connection),

@@ -13,7 +13,7 @@ pub fn options(data: &[u8]) {
     let stream = choices.rest();
     let session = run(&setup, stream);
     let end = session.entered.unwrap_or(session.output.len());
-    let answered = reparse::haggling(&session.output[..end], session.entered.is_some());
+    let answered = reparse::option_phase(&session.output[..end], session.entered.is_some());
     if answered.is_empty() && session.entered.is_some() {
         // Oldstyle has no options.
         return;

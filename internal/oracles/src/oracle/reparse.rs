@@ -13,7 +13,7 @@ fn head<const N: usize>(bytes: &[u8]) -> &[u8; N] {
 }
 
 /// All that a server sent up to transmission. Gives the codes of options that were answered, in order.
-pub(super) fn haggling(output: &[u8], entered: bool) -> Vec<OptionCode> {
+pub(super) fn option_phase(output: &[u8], entered: bool) -> Vec<OptionCode> {
     if Greeting::decode(head(output)) == Ok(Greeting::Oldstyle) {
         assert!(entered && output.len() == OldstyleGreeting::SIZE);
         return Vec::new();
@@ -135,7 +135,7 @@ fn check_error(error: ErrorCode, may_succeed: bool) {
     assert!(error.name().is_some() && (may_succeed || error != ErrorCode::OK), "{error}");
 }
 
-/// All that a client sent. `newstyle` tells whether there was haggling.
+/// All that a client sent. `newstyle` says whether there was an option phase.
 pub(super) fn client(mut rest: &[u8], newstyle: bool, extended: bool) {
     if newstyle {
         let Some((flags, after)) = rest.split_first_chunk() else { return };

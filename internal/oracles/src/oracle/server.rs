@@ -163,10 +163,10 @@ fn once(
 
 fn check_output(server: &ServerEnd<Whim>) {
     let Some(entered) = server.entered else {
-        reparse::haggling(&server.output, false);
+        reparse::option_phase(&server.output, false);
         return;
     };
-    reparse::haggling(&server.output[..entered], true);
+    reparse::option_phase(&server.output[..entered], true);
     let view = server.connection.export().expect("it was entered");
     let replies = if view.structured {
         reparse::chunks(&server.output[entered..], view.extended)

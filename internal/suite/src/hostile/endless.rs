@@ -28,11 +28,11 @@ pub fn endless_answers_to_options_end(setup: ClientSetup) {
         let reply = OptionAnswer::new(kind, data);
         let script = Script::new(Export::new(Mode::Extended)).until(option);
         let server = setup.play([script.answer_option(reply).endlessly()]);
-        let haggle = || setup.negotiate(server.endpoint(), &config()).expect("it is a server");
+        let negotiate = || setup.negotiate(server.endpoint(), &config()).expect("it is a server");
         let error = match option {
-            Opt::LIST => haggle().list().expect_err(&what),
-            Opt::INFO => haggle().info("").expect_err(&what),
-            Opt::LIST_META_CONTEXT => haggle().list_meta_contexts("", &[]).expect_err(&what),
+            Opt::LIST => negotiate().list().expect_err(&what),
+            Opt::INFO => negotiate().info("").expect_err(&what),
+            Opt::LIST_META_CONTEXT => negotiate().list_meta_contexts("", &[]).expect_err(&what),
             _ => setup.connect(server.endpoint(), &config()).err().expect(&what),
         };
         let Error::Protocol { source, .. } = &error else { panic!("{what}: {error:?}") };

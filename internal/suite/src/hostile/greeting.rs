@@ -39,7 +39,7 @@ fn context(id: u32) -> OptionAnswer {
 }
 
 /// Answers to an option after which there is no session (C-OPT-16, C-OPT-17, C-OPT-GO-23, C-OPT-LS-07).
-pub fn faults_while_haggling_end_the_session(setup: ClientSetup) {
+pub fn faults_in_the_option_phase_end_the_session(setup: ClientSetup) {
     let malformed: Which = which!(Malformed(_));
     let other: Which = which!(PeerMisbehaved(Peer::WrongOption { .. }));
     let kind: Which = which!(PeerMisbehaved(Peer::UnexpectedOptionReply { .. }));

@@ -39,7 +39,7 @@ hostile_scenarios! {
     $
     greeting {
         what_is_no_server_is_told_apart,
-        faults_while_haggling_end_the_session,
+        faults_in_the_option_phase_end_the_session,
         refusals_are_told_and_the_server_is_left,
     }
     facts {
@@ -67,8 +67,8 @@ hostile_scenarios! {
         endless_chunks_end,
     }
     silence {
-        silence_while_haggling_is_given_up,
-        drops_while_haggling_are_given_up,
+        silence_in_the_option_phase_is_given_up,
+        drops_in_the_option_phase_are_given_up,
         a_request_that_is_not_answered_is_given_up_and_others_go_on,
         half_a_reply_is_given_up,
         drops_of_a_reply_are_given_up,

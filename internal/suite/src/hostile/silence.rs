@@ -41,7 +41,7 @@ fn is_given_up(setup: ClientSetup, script: &Script) {
 }
 
 /// Whatever comes before the export is entered is bounded by the deadline for connecting.
-pub fn silence_while_haggling_is_given_up(setup: ClientSetup) {
+pub fn silence_in_the_option_phase_is_given_up(setup: ClientSetup) {
     let greeting = magic::INIT.to_be_bytes();
     for script in [
         new().silence(),
@@ -57,16 +57,16 @@ pub fn silence_while_haggling_is_given_up(setup: ClientSetup) {
     }
     let server = setup.play([new().until(Opt::LIST).silence(), new().until(Opt::INFO).silence()]);
     // On a busy machine the deadline may pass before the question is asked.
-    let haggle = || setup.negotiate(server.endpoint(), &impatient());
-    let listed = haggle().and_then(|mut negotiation| negotiation.list());
+    let negotiate = || setup.negotiate(server.endpoint(), &impatient());
+    let listed = negotiate().and_then(|mut negotiation| negotiation.list());
     assert!(matches!(listed, Err(Error::TimedOut { .. })), "{listed:?}");
-    let told = haggle().and_then(|mut negotiation| negotiation.info(""));
+    let told = negotiate().and_then(|mut negotiation| negotiation.info(""));
     assert!(matches!(told, Err(Error::TimedOut { .. })), "{told:?}");
     assert!(server.finish().iter().all(|report| report.left));
 }
 
 /// Progress by the byte is no progress.
-pub fn drops_while_haggling_are_given_up(setup: ClientSetup) {
+pub fn drops_in_the_option_phase_are_given_up(setup: ClientSetup) {
     let info = || OptionAnswer::new(Rep::INFO, &[&[0, 2][..], &[b'x'; 4000]].concat());
     for script in [
         new().until(Opt::GO).answer_option(info()).dripping(PAUSE),

@@ -24,12 +24,12 @@ pub fn the_handshake_has_a_deadline(setup: Setup) {
     let silent = RawClient::connect(server.endpoint());
     let mut greeted = RawClient::connect(server.endpoint());
     greeted.read_greeting();
-    let mut haggling = RawClient::negotiate(server.endpoint());
-    haggling.list().expect("listing is allowed");
+    let mut negotiating = RawClient::negotiate(server.endpoint());
+    negotiating.list().expect("listing is allowed");
     let mut halfway = RawClient::negotiate(server.endpoint());
     halfway.send_option_header(magic::IHAVEOPT, Opt::GO, 100);
     halfway.wire().send(&[0; 50]);
-    for mut late in [silent, greeted, haggling, halfway] {
+    for mut late in [silent, greeted, negotiating, halfway] {
         late.wire().drain_to_eof();
     }
 

@@ -82,17 +82,17 @@ pub fn nobody_connects_after_the_shutdown(setup: Setup) {
 }
 
 /// Options are refused, and clients that are about to choose an export don't hold up the end.
-pub fn haggling_ends_with_the_shutdown(setup: Setup) {
+pub fn the_option_phase_ends_with_the_shutdown(setup: Setup) {
     let mut server = setup.serve_disk();
-    let mut haggling = RawClient::negotiate(server.endpoint());
-    haggling.list().expect("listing is allowed");
+    let mut negotiating = RawClient::negotiate(server.endpoint());
+    negotiating.list().expect("listing is allowed");
     let silent = RawClient::connect(server.endpoint());
     server.wait_for_connections(2);
     server.shut_down();
     // The connection may have been about to answer as before.
-    while haggling.list().is_ok() {}
-    assert_eq!(haggling.option_error(Opt::GO, &info_data("", &[])), Rep::ERR_SHUTDOWN);
-    for mut client in [haggling, silent] {
+    while negotiating.list().is_ok() {}
+    assert_eq!(negotiating.option_error(Opt::GO, &info_data("", &[])), Rep::ERR_SHUTDOWN);
+    for mut client in [negotiating, silent] {
         client.wire().drain_to_eof();
     }
     server.wait_for_the_end();

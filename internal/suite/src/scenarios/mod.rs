@@ -77,7 +77,7 @@ macro_rules! tests {
 scenarios! {
     $
     any_server {
-        haggling {
+        options {
             every_form_is_negotiated,
             an_export_is_found_by_any_option,
             options_in_one_write_are_answered_in_order,
@@ -139,7 +139,7 @@ scenarios! {
             idle_clients_are_sent_away,
             a_server_without_clients_ends,
             nobody_connects_after_the_shutdown,
-            haggling_ends_with_the_shutdown,
+            the_option_phase_ends_with_the_shutdown,
         }
         durability {
             emulated_fua_flushes_once_after_the_write,

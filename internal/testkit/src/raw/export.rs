@@ -2,7 +2,7 @@
 
 use super::client::{Mode, RawClient};
 use super::codes::{Info, Opt, Rep, flag, handshake};
-use super::haggle::{OptionError, OptionReply};
+use super::options::{OptionError, OptionReply};
 
 /// Size constraints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

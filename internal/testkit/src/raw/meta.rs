@@ -2,7 +2,7 @@
 
 use super::client::RawClient;
 use super::codes::{Opt, Rep};
-use super::haggle::{OptionError, OptionReply};
+use super::options::{OptionError, OptionReply};
 
 /// A metadata context as the server named it.
 #[derive(Clone, Debug, PartialEq, Eq)]

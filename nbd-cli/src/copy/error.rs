@@ -6,12 +6,12 @@ use crate::exit::Failure;
 
 /// A failure at an offset.
 #[derive(Debug)]
-pub(super) struct Trouble {
+pub(super) struct CopyError {
     pub(super) offset: u64,
     text: String,
 }
 
-impl Trouble {
+impl CopyError {
     pub(super) fn new(offset: u64, text: impl fmt::Display) -> Self {
         Self { offset, text: format!("the copy failed at offset {offset}: {text}") }
     }
@@ -38,8 +38,8 @@ impl Trouble {
     }
 }
 
-impl From<Trouble> for Failure {
-    fn from(trouble: Trouble) -> Self {
-        Self::failed(trouble.text)
+impl From<CopyError> for Failure {
+    fn from(error: CopyError) -> Self {
+        Self::failed(error.text)
     }
 }
