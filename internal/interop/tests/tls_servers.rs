@@ -215,7 +215,12 @@ fn clients_that_cannot_be_trusted_are_turned_away(setup: Setup) {
     let good = named("blue.tenants.example");
     peer(&nbdinfo, Versions::New, &["--size", &uri(&server, "", &good)]).success();
     let stranger = named("stranger");
-    refuse("not on the list", "stranger", Versions::New, &uri(&server, "", &stranger));
+    for versions in VERSIONS {
+        refuse("not on the list", "stranger", versions, &uri(&server, "", &stranger));
+        // The client's user learns why: GnuTLS's text for the alert.
+        let told = peer(&nbdinfo, versions, &["--size", &uri(&server, "", &stranger)]).failure();
+        assert!(told.contains("Access was denied"), "{told}");
+    }
 
     let nobody = client(&|copy| {
         for name in ["client-cert.pem", "client-key.pem"] {

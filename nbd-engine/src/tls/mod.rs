@@ -26,6 +26,7 @@
 //! away. Plain text behind `NBD_OPT_STARTTLS` or its acknowledgement ends the connection on either side. Both sides end TLS
 //! by `close_notify`; a stream that ends without one is an error.
 
+mod allow_list;
 mod client;
 mod directory;
 mod error;
@@ -33,6 +34,8 @@ mod files;
 #[cfg(test)]
 mod files_tests;
 mod identity;
+#[cfg(test)]
+mod long_tests;
 #[cfg(feature = "tls-psk")]
 mod psk;
 mod records;

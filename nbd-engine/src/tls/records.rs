@@ -20,18 +20,18 @@ pub(crate) trait Records: Send {
         plaintext: &mut dyn FnMut(&[u8]) -> Room,
     ) -> io::Result<usize>;
 
-    /// Encrypts `data`, of which there are at most [`MAX_PLAINTEXT`] bytes, to `output`. `rest` is what the last call of
-    /// [`process`](Self::process) left.
+    /// Encrypts `data`, of which there are at most [`MAX_PLAINTEXT`] bytes, to `output`. `seen` is what the last call of
+    /// [`process`](Self::process) left, and nothing that has arrived since.
     ///
     /// # Errors
     /// When nothing can be encrypted: before the end of the handshake, after the end of the connection.
-    fn encrypt(&mut self, rest: &mut [u8], data: &[u8], output: &mut Ciphertext) -> io::Result<()>;
+    fn encrypt(&mut self, seen: &mut [u8], data: &[u8], output: &mut Ciphertext) -> io::Result<()>;
 
     /// Appends the message that ends the connection in order.
     ///
     /// # Errors
     /// As [`encrypt`](Self::encrypt).
-    fn close_notify(&mut self, rest: &mut [u8], output: &mut Ciphertext) -> io::Result<()>;
+    fn close_notify(&mut self, seen: &mut [u8], output: &mut Ciphertext) -> io::Result<()>;
 
     /// Whether the handshake has not finished yet.
     fn is_handshaking(&self) -> bool;
@@ -118,6 +118,12 @@ impl Ciphertext {
     /// The first `count` bytes of the spare room were filled.
     pub(crate) fn filled(&mut self, count: usize) {
         self.end = (self.end + count).min(self.buffer.len());
+    }
+
+    /// Bytes of the buffer.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.buffer.capacity()
     }
 
     /// Gives memory back that an idle connection does not need.

@@ -100,6 +100,12 @@ fn invalid(error: rustls::Error) -> io::Error {
         rustls::Error::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
         ) => "; the peer has to renew its certificate, unless this machine's clock is wrong",
+        rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {
+            "; none of the names in the client's certificate is allowed"
+        }
+        rustls::Error::AlertReceived(AlertDescription::AccessDenied) => {
+            "; the peer's list of those that it allows has no name of this side's certificate"
+        }
         rustls::Error::NoCertificatesPresented => "; the peer has to show a certificate",
         rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
             "; the peer wants a certificate of this side"
@@ -138,16 +144,16 @@ macro_rules! records {
             /// Writes by `write`, which may need `length` bytes of room.
             fn write(
                 &mut self,
-                rest: &mut [u8],
+                seen: &mut [u8],
                 output: &mut Ciphertext,
                 length: usize,
                 write: impl Fn(&mut WriteTraffic<'_, $data>, &mut [u8]) -> Result<usize, EncryptError>,
             ) -> io::Result<()> {
                 // rustls has to see a handshake message that has not wholly come, and nothing else, or it would go on
                 // reading. There is none where `process` stopped, which is behind data.
-                let rest = if self.stopped { &mut [] } else { rest };
+                let seen = if self.stopped { &mut [] } else { seen };
                 loop {
-                    let status = self.connection.process_tls_records(rest);
+                    let status = self.connection.process_tls_records(seen);
                     match status.state.map_err(invalid)? {
                         ConnectionState::WriteTraffic(mut traffic) => {
                             return encode(output, length, |room| write(&mut traffic, room));
@@ -203,16 +209,16 @@ macro_rules! records {
 
             fn encrypt(
                 &mut self,
-                rest: &mut [u8],
+                seen: &mut [u8],
                 data: &[u8],
                 output: &mut Ciphertext,
             ) -> io::Result<()> {
                 let length = data.len() + MAX_OVERHEAD;
-                self.write(rest, output, length, |traffic, room| traffic.encrypt(data, room))
+                self.write(seen, output, length, |traffic, room| traffic.encrypt(data, room))
             }
 
-            fn close_notify(&mut self, rest: &mut [u8], output: &mut Ciphertext) -> io::Result<()> {
-                self.write(rest, output, MAX_OVERHEAD, |traffic, room| {
+            fn close_notify(&mut self, seen: &mut [u8], output: &mut Ciphertext) -> io::Result<()> {
+                self.write(seen, output, MAX_OVERHEAD, |traffic, room| {
                     traffic.queue_close_notify(room)
                 })
             }

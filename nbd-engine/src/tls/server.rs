@@ -8,6 +8,7 @@ use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection, WebPkiC
 use rustls::sign::SingleCertAndKey;
 use rustls::{RootCertStore, ServerConfig, server::danger::ClientCertVerifier};
 
+use super::allow_list::{AllowList, Listed};
 use super::directory::{CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY};
 use super::files::{authorities, exists, identity};
 #[cfg(feature = "tls-psk")]
@@ -32,7 +33,8 @@ pub enum ClientCertificates {
     Required,
 }
 
-/// A server's certificate, or the keys that it shares with its clients, and its demands on clients. Clones share what [`reload`](Self::reload) replaces.
+/// A server's certificate, or the keys that it shares with its clients, and its demands on clients. Clones share what
+/// [`reload`](Self::reload) replaces.
 ///
 /// ```no_run
 /// use nbd_engine::tls::{ClientCertificates, TlsServer};
@@ -47,13 +49,13 @@ pub enum ClientCertificates {
 #[derive(Clone, Debug)]
 pub struct TlsServer {
     shared: Arc<Shared>,
-    allowed: Option<Vec<String>>,
 }
 
 #[derive(Debug)]
 struct Shared {
     source: Source,
     current: RwLock<Current>,
+    allowed: Arc<AllowList>,
 }
 
 /// Where the configuration comes from.
@@ -93,6 +95,7 @@ struct Files {
     key: PathBuf,
     authority: Option<PathBuf>,
     clients: ClientCertificates,
+    allowed: Arc<AllowList>,
 }
 
 impl Files {
@@ -110,7 +113,9 @@ impl Files {
             }
             (clients, Some(authority)) => {
                 let roots = authorities(authority)?;
-                builder.with_client_cert_verifier(verifier(roots, clients, provider)?)
+                let verifier = verifier(roots, clients, provider)?;
+                let list = Arc::clone(&self.allowed);
+                builder.with_client_cert_verifier(Arc::new(Listed { verifier, list }))
             }
         };
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
@@ -135,23 +140,24 @@ fn verifier(
 }
 
 impl TlsServer {
-    fn new(source: Source, current: Current) -> Self {
-        let shared = Shared { source, current: RwLock::new(current) };
-        Self { shared: Arc::new(shared), allowed: None }
+    fn new(source: Source, current: Current, allowed: Arc<AllowList>) -> Self {
+        let shared = Shared { source, current: RwLock::new(current), allowed };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Turns away clients none of whose [names](crate::export::TlsIdentity::names) matches any of these patterns, in
     /// which `*` stands for any number of characters. That needs clients that show a certificate, or pre-shared keys.
+    /// Clones share the patterns. A client with another certificate is sent the alert `access_denied`; with a
+    /// pre-shared key, or a configuration of rustls as it is, the connection is closed.
     #[must_use]
-    pub fn allow(mut self, patterns: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        let patterns = patterns.into_iter().map(Into::into);
-        self.allowed.get_or_insert_default().extend(patterns);
+    pub fn allow(self, patterns: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.shared.allowed.add(patterns.into_iter().map(Into::into));
         self
     }
 
     /// Whether a client of that identity may go on.
     pub(crate) fn allows(&self, identity: &TlsIdentity) -> bool {
-        self.allowed.as_ref().is_none_or(|allowed| identity.matches(allowed))
+        self.shared.allowed.allows(identity)
     }
 
     /// The certificate and key of these PEM files. `authority` has the certificates that clients' are checked against; it
@@ -166,14 +172,16 @@ impl TlsServer {
         authority: Option<&Path>,
         clients: ClientCertificates,
     ) -> Result<Self, TlsError> {
+        let allowed = Arc::<AllowList>::default();
         let files = Files {
             certificate: certificate.as_ref().to_owned(),
             key: key.as_ref().to_owned(),
             authority: authority.map(Path::to_owned),
             clients,
+            allowed: Arc::clone(&allowed),
         };
         let current = Current::Certificates(files.load()?);
-        Ok(Self::new(Source::Certificates(files), current))
+        Ok(Self::new(Source::Certificates(files), current, allowed))
     }
 
     /// The certificate and key of a folder with the names that nbdkit and qemu use: `server-cert.pem`, `server-key.pem`
@@ -195,7 +203,7 @@ impl TlsServer {
     /// A configuration of rustls as it is. [`reload`](Self::reload) changes nothing in it.
     #[must_use]
     pub fn from_rustls(config: Arc<ServerConfig>) -> Self {
-        Self::new(Source::Given, Current::Certificates(config))
+        Self::new(Source::Given, Current::Certificates(config), Arc::default())
     }
 
     /// Keys that the server shares with its clients instead of certificates: a file with lines of the form `user:hexkey`,
@@ -207,7 +215,7 @@ impl TlsServer {
     pub fn from_psk_file(path: impl AsRef<Path>) -> Result<Self, TlsError> {
         let path = path.as_ref();
         let current = Current::Keys(PskContext::server(Arc::new(Keys::load(path)?))?);
-        Ok(Self::new(Source::Keys(path.to_owned()), current))
+        Ok(Self::new(Source::Keys(path.to_owned()), current, Arc::default()))
     }
 
     /// Reads the files again, for handshakes that begin from now on. Connections that are there stay.

@@ -61,18 +61,27 @@ impl Failure {
 struct Incoming {
     buffer: Vec<u8>,
     start: usize,
+    /// How far the records have been processed, or found to be incomplete.
+    seen: usize,
     end: usize,
 }
 
 impl Incoming {
-    fn rest(&mut self) -> &mut [u8] {
+    /// What has arrived.
+    fn all(&mut self) -> &mut [u8] {
         &mut self.buffer[self.start..self.end]
     }
 
-    fn consume(&mut self, count: usize) {
-        self.start += count;
+    /// The part of it that was processed before, and not consumed.
+    fn seen(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.start..self.seen]
+    }
+
+    /// All was processed, and `count` bytes of it are consumed.
+    fn processed(&mut self, count: usize) {
+        (self.start, self.seen) = (self.start + count, self.end);
         if self.start == self.end {
-            (self.start, self.end) = (0, 0);
+            (self.start, self.seen, self.end) = (0, 0, 0);
         }
     }
 
@@ -80,11 +89,13 @@ impl Incoming {
     fn spare(&mut self) -> &mut [u8] {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
+            self.seen -= self.start;
             (self.start, self.end) = (0, self.end - self.start);
         }
         let filled = self.end == self.buffer.len();
         if filled && self.buffer.len() < INCOMING {
             let length = (self.buffer.len() * 2).clamp(SMALLEST_INCOMING, INCOMING);
+            self.buffer.reserve_exact(length - self.buffer.len());
             self.buffer.resize(length, 0);
         }
         &mut self.buffer[self.end..]
@@ -200,6 +211,13 @@ impl<T: Transport> TlsStream<T> {
             Pin::new(&mut self.transport).poll_close(&mut Context::from_waker(Waker::noop()));
     }
 
+    /// Bytes of all buffers.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        let vectors = [&self.incoming.buffer, &self.plaintext, &self.collected];
+        vectors.map(Vec::capacity).iter().sum::<usize>() + self.outgoing.held()
+    }
+
     fn check(&self) -> io::Result<()> {
         self.failure.as_ref().map_or(Ok(()), |failure| Err(failure.error()))
     }
@@ -231,12 +249,13 @@ impl<T: Transport> TlsStream<T> {
         let mut scatter = Scatter::new(slices);
         let plaintext = &mut self.plaintext;
         let consumed =
-            self.records.process(self.incoming.rest(), &mut self.outgoing, &mut |data| {
+            self.records.process(self.incoming.all(), &mut self.outgoing, &mut |data| {
                 let rest = scatter.put(data);
+                plaintext.reserve_exact(rest.len());
                 plaintext.extend_from_slice(rest);
                 if scatter.is_full() { Room::Full } else { Room::Left }
             })?;
-        self.incoming.consume(consumed);
+        self.incoming.processed(consumed);
         Ok(scatter.copied)
     }
 
@@ -274,9 +293,9 @@ impl<T: Transport> TlsStream<T> {
     fn queue_close_notify(&mut self) {
         if !self.close_notified && self.failure.is_none() {
             self.close_notified = true;
-            let (rest, output) = (self.incoming.rest(), &mut self.outgoing);
+            let (seen, output) = (self.incoming.seen(), &mut self.outgoing);
             // Not before the end of the handshake.
-            let _handshaking = self.records.close_notify(rest, output);
+            let _handshaking = self.records.close_notify(seen, output);
         }
     }
 
@@ -284,6 +303,7 @@ impl<T: Transport> TlsStream<T> {
     fn encrypt(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut encrypted = 0;
         self.collected.clear();
+        self.collected.reserve_exact(MAX_PLAINTEXT);
         for slice in slices {
             let mut slice = &slice[..];
             while !slice.is_empty() {
@@ -294,7 +314,7 @@ impl<T: Transport> TlsStream<T> {
                     // A short record for what was collected, so that the long slice need not be copied for it.
                     encrypted += self.encrypt_collected()?;
                     let (record, rest) = slice.split_at(MAX_PLAINTEXT);
-                    self.records.encrypt(self.incoming.rest(), record, &mut self.outgoing)?;
+                    self.records.encrypt(self.incoming.seen(), record, &mut self.outgoing)?;
                     encrypted += record.len();
                     slice = rest;
                     continue;
@@ -314,8 +334,8 @@ impl<T: Transport> TlsStream<T> {
     fn encrypt_collected(&mut self) -> io::Result<usize> {
         let length = self.collected.len();
         if length > 0 {
-            let (rest, output) = (self.incoming.rest(), &mut self.outgoing);
-            self.records.encrypt(rest, &self.collected, output)?;
+            let (seen, output) = (self.incoming.seen(), &mut self.outgoing);
+            self.records.encrypt(seen, &self.collected, output)?;
             self.collected.clear();
         }
         Ok(length)

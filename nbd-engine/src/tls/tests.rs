@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use futures_io::{AsyncRead, AsyncWrite};
 use proptest::prelude::*;
 use rustls::client::UnbufferedClientConnection;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::UnbufferedServerConnection;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -25,14 +26,14 @@ struct Pipe {
 }
 
 /// One end of a connection in memory, which moves `piece` bytes at a time at most and holds `room` at most.
-struct End {
+pub(super) struct End {
     inbound: Arc<Mutex<Pipe>>,
     outbound: Arc<Mutex<Pipe>>,
     piece: usize,
     room: usize,
 }
 
-fn pair(piece: usize, room: usize) -> (End, End) {
+pub(super) fn pair(piece: usize, room: usize) -> (End, End) {
     let (a, b) = (Arc::<Mutex<Pipe>>::default(), Arc::<Mutex<Pipe>>::default());
     let end = |inbound: &Arc<_>, outbound: &Arc<_>| End {
         inbound: Arc::clone(inbound),
@@ -89,13 +90,20 @@ impl AsyncWrite for End {
 impl Transport for End {}
 
 /// A server's and a client's configuration that trust each other.
-fn configurations(
+pub(super) fn configurations(
+    version: &'static rustls::SupportedProtocolVersion,
+) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+    with_provider(Arc::new(rustls::crypto::ring::default_provider()), version)
+}
+
+/// The same with cryptography of the test's choice.
+pub(super) fn with_provider(
+    provider: Arc<CryptoProvider>,
     version: &'static rustls::SupportedProtocolVersion,
 ) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     let made = rcgen::generate_simple_self_signed(["disk.example".to_owned()]).unwrap();
     let certificate = CertificateDer::from(made.cert.der().to_vec());
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[version])
         .unwrap()
@@ -112,7 +120,7 @@ fn configurations(
     (Arc::new(server), Arc::new(client))
 }
 
-type Streams = (TlsStream<End>, TlsStream<End>);
+pub(super) type Streams = (TlsStream<End>, TlsStream<End>);
 
 fn streams(
     version: &'static rustls::SupportedProtocolVersion,
@@ -120,7 +128,16 @@ fn streams(
     piece: usize,
     room: usize,
 ) -> Streams {
-    let (server, client) = configurations(version);
+    connected(configurations(version), name, piece, room)
+}
+
+/// Streams of a server and a client that have not done the handshake.
+pub(super) fn connected(
+    (server, client): (Arc<ServerConfig>, Arc<ClientConfig>),
+    name: &'static str,
+    piece: usize,
+    room: usize,
+) -> Streams {
     let (near, far) = pair(piece, room);
     let server = UnbufferedServerConnection::new(server).unwrap();
     let client = UnbufferedClientConnection::new(client, name.try_into().unwrap()).unwrap();
@@ -130,12 +147,15 @@ fn streams(
     )
 }
 
-fn cx() -> Context<'static> {
+pub(super) fn cx() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
 
 /// Polls both until neither is pending, at most so many times that nothing but a hang needs more.
-fn handshake(server: &mut TlsStream<End>, client: &mut TlsStream<End>) -> [io::Result<()>; 2] {
+pub(super) fn handshake(
+    server: &mut TlsStream<End>,
+    client: &mut TlsStream<End>,
+) -> [io::Result<()>; 2] {
     let (mut first, mut second) = (Poll::Pending, Poll::Pending);
     for _ in 0..20_000 {
         if first.is_pending() {
@@ -153,7 +173,7 @@ fn handshake(server: &mut TlsStream<End>, client: &mut TlsStream<End>) -> [io::R
 }
 
 /// Carries `data` from one stream to the other in writes of `write` bytes and reads of `read`.
-fn carry(
+pub(super) fn carry(
     from: &mut TlsStream<End>,
     to: &mut TlsStream<End>,
     data: &[u8],
@@ -181,7 +201,7 @@ fn carry(
     panic!("{} of {} bytes arrived", received.len(), data.len());
 }
 
-fn noise(length: usize) -> Vec<u8> {
+pub(super) fn noise(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index * 31 + index / 251) as u8).collect()
 }
 
