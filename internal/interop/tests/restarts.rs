@@ -1,5 +1,6 @@
 //! The client of each runtime against `nbd serve` that is killed and started again, with and without TLS. The disk is in
-//! memory, so that each kill loses everything that was not kept by the client.
+//! memory, so that each kill loses everything: what is there afterwards is what the client had kept. (It flushes after it has
+//! written that again, and such a disk makes nothing durable: so each round looks at its own bytes.)
 
 use std::process::Command;
 use std::time::Duration;
@@ -58,7 +59,7 @@ fn config() -> ClientConfig {
     ClientConfig::new().with_connections(2).with_reconnect(reconnect)
 }
 
-/// Writes, kills, and reads: everything, after each kill.
+/// Writes, kills, and reads.
 macro_rules! survives {
     ($client:ty, $uri:expr, $site:expr, $tls:expr) => {
         async {
@@ -69,14 +70,9 @@ macro_rules! survives {
                 let data = Pattern(round).bytes(0, STEP);
                 client.write(round * STEP as u64, data, Flags::empty()).await.expect("a write");
                 $site.restart();
-                for earlier in 0..=round {
-                    let read = client.read(earlier * STEP as u64, STEP, Flags::empty());
-                    let found = read.await.expect("a read");
-                    assert!(
-                        found == Pattern(earlier).bytes(0, STEP),
-                        "what was written in {earlier}"
-                    );
-                }
+                let read = client.read(round * STEP as u64, STEP, Flags::empty());
+                let found = read.await.expect("a read");
+                assert!(found == Pattern(round).bytes(0, STEP), "what was written in {round}");
             }
             client.disconnect().await;
         }
@@ -99,10 +95,8 @@ fn all_survive(uri: &dyn Fn(&Site) -> String, arguments: &[&str], tls: bool) {
         let data = Pattern(round).bytes(0, STEP);
         client.write(round * STEP as u64, data, Flags::empty()).expect("a write");
         site.restart();
-        for earlier in 0..=round {
-            let found = client.read(earlier * STEP as u64, STEP, Flags::empty()).expect("a read");
-            assert!(found == Pattern(earlier).bytes(0, STEP), "what was written in {earlier}");
-        }
+        let found = client.read(round * STEP as u64, STEP, Flags::empty()).expect("a read");
+        assert!(found == Pattern(round).bytes(0, STEP), "what was written in {round}");
     }
     client.disconnect();
 }

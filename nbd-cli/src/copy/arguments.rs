@@ -64,6 +64,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(super) flush: bool,
 
+    /// Go on with a copy onto a file that was interrupted. What is copied is recorded beside it, in DST.nbd-copy, until all is
+    /// there and durable; there is nothing else to be given the first time. The source must not have changed
+    #[arg(long)]
+    pub(super) resume: bool,
+
     /// Don't ask where the source has holes: read everything
     #[arg(long)]
     pub(super) no_extents: bool,

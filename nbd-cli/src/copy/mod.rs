@@ -11,6 +11,7 @@ mod model;
 mod open;
 mod plan;
 mod progress;
+mod record;
 mod run;
 mod same;
 mod sink;

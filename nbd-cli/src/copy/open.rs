@@ -228,7 +228,7 @@ fn has_bytes(file: &File) -> bool {
 }
 
 /// The path of a side that is a file or device; `None` for a server.
-fn path(place: &Place) -> Result<Option<&Path>, Failure> {
+pub(super) fn path(place: &Place) -> Result<Option<&Path>, Failure> {
     match place {
         Place::Word(word) => target::path(word),
         Place::Command(_) => Ok(None),

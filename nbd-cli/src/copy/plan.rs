@@ -39,6 +39,11 @@ impl Plan {
         Self { at: 0, end: size, cut, extents }
     }
 
+    /// Leaves out what is before `offset`, a multiple of the unit.
+    pub(super) fn from(self, offset: u64) -> Self {
+        Self { at: offset, ..self }
+    }
+
     /// Hands out nothing more.
     pub(super) fn stop(&mut self) {
         self.at = self.end;

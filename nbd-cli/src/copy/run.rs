@@ -12,11 +12,12 @@ use super::feed::Feed;
 use super::open::{Kind, Side, Wishes, cannot};
 use super::plan::{Cut, Plan};
 use super::progress::{Phase, Progress, Wanted};
-use super::same;
+use super::record::{self, Record};
 use super::sink::InOrder;
 use super::team::{Ends, Pair, Team};
 use super::verify::Verifier;
 use super::worker::{Destination, Shared, Source, Worker};
+use super::{open, same};
 use crate::exit::Failure;
 use crate::{log, target, waiting};
 
@@ -35,6 +36,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let [source, destination] = &places[..] else {
         return Err(Failure::usage("give a source and a destination: what to copy, and where to"));
     };
+    let record_path = open::path(destination)?.map(record::path_of);
     let wishes = Wishes {
         requests: arguments.requests,
         extents: !arguments.no_extents,
@@ -51,7 +53,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let destination = Side::destination(destination, &wishes)?;
     let uris: Vec<_> = [&source, &destination].into_iter().filter_map(Side::uri).collect();
     arguments.tls.check_used(&uris)?;
-    Copy::prepare(arguments, progress, source, destination)?.carry_out()
+    let mut copy = Copy::prepare(arguments, progress, source, destination)?;
+    if arguments.resume {
+        let path = record_path.unwrap_or_default();
+        copy.record = Some(Arc::new(Record::resume(path, &copy.source, &copy.destination)?));
+    } else if let Some(path) = record_path.filter(|_| copy.destination.is_regular()) {
+        record::remove(&path)?;
+    }
+    let record = copy.record.clone();
+    let result = copy.carry_out();
+    match record {
+        Some(record) if result.is_ok() => record.complete(),
+        Some(record) => {
+            // The failure of the copy is the one to be reported.
+            let _best_effort = record.interrupted();
+            result
+        }
+        None => result,
+    }
 }
 
 /// A copy that is about to begin.
@@ -68,6 +87,8 @@ struct Copy<'a> {
     cut: Cut,
     requests: usize,
     skip_zeroes: bool,
+    /// What is copied already, and where that is recorded.
+    record: Option<Arc<Record>>,
 }
 
 impl<'a> Copy<'a> {
@@ -126,7 +147,14 @@ impl<'a> Copy<'a> {
             cut,
             requests,
             skip_zeroes,
+            record: None,
         })
+    }
+
+    /// Where the copy begins: not at the beginning if that is there already.
+    fn begin(&self) -> u64 {
+        let reach = self.record.as_ref().map_or(0, |record| record.reach());
+        reach - reach % self.cut.unit
     }
 
     fn carry_out(mut self) -> Result<(), Failure> {
@@ -148,6 +176,10 @@ impl<'a> Copy<'a> {
         else {
             return Ok(());
         };
+        // What is there is to stay; the rest of it may have been written, too.
+        if self.record.as_ref().is_some_and(|record| record.reach() > 0) {
+            return Ok(());
+        }
         let size = self.size.unwrap_or(0);
         if i64::try_from(size).is_err() {
             return Err(Failure::failed(format!(
@@ -194,6 +226,7 @@ impl<'a> Copy<'a> {
             skip_zeroes: self.skip_zeroes,
             allocated: self.arguments.allocated,
             count: AtomicU64::new(0),
+            record: None,
         }
     }
 
@@ -206,10 +239,12 @@ impl<'a> Copy<'a> {
                 let limit = self.destination.size().filter(|_| !self.destination.is_regular());
                 Feed::stream(file, self.source.name.clone(), limit)
             }
-            _ => self.plan(self.oracle()),
+            _ => self.plan(self.oracle(), self.begin()),
         };
         let to = if self.arguments.verify { 50 } else { 100 };
-        let shared = self.shared(feed, Phase { what: "copy", from: 0, to });
+        let mut shared = self.shared(feed, Phase { what: "copy", from: 0, to });
+        shared.done(0, self.begin());
+        shared.record = self.record.clone();
         let makers = (self.source.maker(), self.destination.maker());
         let team = Team::to_be_made(self.wanted - 1, makers);
         let (pairs, result) = team.work(
@@ -225,9 +260,10 @@ impl<'a> Copy<'a> {
         Ok(streamed)
     }
 
-    fn plan(&self, oracle: Oracle) -> Feed {
+    /// What is to be copied, or compared, from an offset on.
+    fn plan(&self, oracle: Oracle, from: u64) -> Feed {
         let size = self.size.unwrap_or(0);
-        let plan = Plan::new(size, self.cut, Extents::new(oracle, size));
+        let plan = Plan::new(size, self.cut, Extents::new(oracle, size)).from(from);
         Feed::plan(plan)
     }
 
@@ -284,8 +320,9 @@ impl<'a> Copy<'a> {
     fn conclude(&self, streamed: u64) -> Result<(), Failure> {
         let name = &self.destination.name;
         // Without a flush what is read back may be nothing but a cache, which other connections need not even see.
+        let Arguments { flush, verify, resume, .. } = *self.arguments;
         let retries = self.arguments.retries.are_wanted();
-        let flushes = self.arguments.flush || self.arguments.verify || retries;
+        let flushes = flush || verify || resume || retries;
         let shown = name.clone();
         let _reported = waiting::on(move |seconds| {
             format!("waiting for {shown}: a flush has taken {seconds} s so far")
@@ -337,7 +374,7 @@ impl<'a> Copy<'a> {
     /// Compares all of the source with the destination, whatever is known of holes.
     fn verify(&mut self) -> Result<(), Failure> {
         let phase = Phase { what: "verify", from: 50, to: 100 };
-        let shared = self.shared(self.plan(Oracle::None), phase);
+        let shared = self.shared(self.plan(Oracle::None, 0), phase);
         let team = Team::of(core::mem::take(&mut self.pairs));
         let first = self.first_ends()?;
         let (pairs, result) = team.work(

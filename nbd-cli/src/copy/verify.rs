@@ -175,7 +175,7 @@ impl<'a> Verifier<'a> {
             self.found = Some(self.found.map_or(found, |before| before.min(found)));
             self.shared.feed.stop();
         }
-        self.shared.done(length as u64);
+        self.shared.done(offset, length as u64);
         self.spare.extend([source, destination]);
     }
 

@@ -5,6 +5,7 @@
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 use nbd_blocking::Client;
 use nbd_blocking::client::{BufResult, Bytes, Error, Flags, Pending};
@@ -15,6 +16,7 @@ use super::error::CopyError;
 use super::feed::{Feed, Job};
 use super::plan::Piece;
 use super::progress::Progress;
+use super::record::Record;
 use super::sink::{Drained, InOrder};
 use super::team::Ends;
 use super::zeroes;
@@ -57,13 +59,18 @@ pub(super) struct Shared {
     pub(super) allocated: bool,
     /// How many bytes are where they belong, or were compared.
     pub(super) count: AtomicU64,
+    /// Where it is recorded which these are.
+    pub(super) record: Option<Arc<Record>>,
 }
 
 impl Shared {
-    /// So many bytes more are where they belong.
-    pub(super) fn done(&self, bytes: u64) {
+    /// The bytes from an offset on are where they belong, or were compared.
+    pub(super) fn done(&self, offset: u64, bytes: u64) {
         self.count.fetch_add(bytes, Ordering::Relaxed);
         self.progress.add(bytes);
+        if let Some(record) = &self.record {
+            record.done(offset, bytes);
+        }
     }
 
     /// Whether each byte was dealt with once.
@@ -258,7 +265,7 @@ impl<'a> Worker<'a> {
             (false, Ok(())) => self.store(flight.offset, buffer),
             (true, Ok(())) => {
                 self.spare.push(buffer);
-                self.shared.done(flight.length);
+                self.shared.done(flight.offset, flight.length);
                 Ok(())
             }
             (false, Err(error)) => Err(self.cannot_read(flight.offset, &error)),
@@ -297,7 +304,7 @@ impl<'a> Worker<'a> {
         let (offset, length) = self.ranges.swap_remove(at);
         let result = self.plain.swap_remove(at).wait();
         result.map_err(|error| self.cannot_write(offset, &error))?;
-        self.shared.done(length);
+        self.shared.done(offset, length);
         Ok(())
     }
 
@@ -346,7 +353,7 @@ impl<'a> Worker<'a> {
             Destination::Nowhere => {}
         }
         self.spare.push(buffer);
-        self.shared.done(length);
+        self.shared.done(offset, length);
         Ok(())
     }
 
@@ -377,7 +384,7 @@ impl<'a> Worker<'a> {
                     let write = || disk.write(&buffer[range.clone()], at);
                     let result = self.activity.during(Step::Write, (at, length), write);
                     result.map_err(|error| self.cannot_write(at, &error))?;
-                    self.shared.done(length);
+                    self.shared.done(at, length);
                 }
                 self.spare.push(buffer);
             }
@@ -412,7 +419,7 @@ impl<'a> Worker<'a> {
             }
             Destination::Server(_) | Destination::Disk(_) | Destination::Nowhere => {}
         }
-        self.shared.done(length);
+        self.shared.done(offset, length);
         Ok(())
     }
 
@@ -444,7 +451,7 @@ impl<'a> Worker<'a> {
         };
         let patched = self.activity.during(Step::Write, (offset, data.len() as u64), patch);
         patched.map_err(|error| self.cannot_write(offset, &error))?;
-        self.shared.done(data.len() as u64);
+        self.shared.done(offset, data.len() as u64);
         Ok(())
     }
 
@@ -457,7 +464,8 @@ impl<'a> Worker<'a> {
             self.cannot_write(at, &error)
         })?;
         self.spare.extend(buffers);
-        self.shared.done(bytes);
+        // What a stream has taken is never recorded.
+        self.shared.done(0, bytes);
         Ok(())
     }
 

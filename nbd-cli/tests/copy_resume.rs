@@ -1,0 +1,125 @@
+//! `nbd copy --resume`: copies that are interrupted, and go on.
+
+#[path = "copy/support.rs"]
+#[allow(dead_code, reason = "it is shared with the other tests of copies")]
+mod support;
+
+use std::fs;
+
+use nbd_testkit::raw::{Cmd, Mode};
+use nbd_testkit::scripted::{Export, Script, ScriptedServer};
+use support::{Folder, MIB, assert_same, copy, noise, read, refused, try_copy};
+
+const SIZE: usize = 16 * MIB;
+/// Bytes of a request.
+const STEP: usize = MIB;
+const ONE_BY_ONE: [&str; 7] =
+    ["--resume", "--synchronous", "--request-size", "1M", "-S", "0", "--no-extents"];
+
+/// A connection that answers so many reads, and breaks at the next.
+fn reads(count: usize) -> Script {
+    let mut export = Export::new(Mode::Extended);
+    export.size = SIZE as u64;
+    let script = Script::new(export).enter();
+    (0..count).fold(script, |script, _| script.request(Cmd::READ).obey())
+}
+
+#[test]
+fn an_interrupted_copy_goes_on_where_it_was() {
+    let folder = Folder::new();
+    let (to, record) = (folder.text("to"), folder.text("to.nbd-copy"));
+    let all = SIZE / STEP;
+    let server = ScriptedServer::unix([
+        reads(5).header(Cmd::READ),
+        reads(4).header(Cmd::READ),
+        reads(all - 9).header(Cmd::DISC),
+        reads(all).header(Cmd::DISC),
+    ]);
+    let uri = server.endpoint().uri("");
+    let words = [&ONE_BY_ONE[..], &[&uri, &to]].concat();
+    for done in [5, 9] {
+        let said = refused(&words);
+        assert!(said.contains(&format!("at offset {}:", done * STEP)), "{said}");
+        let recorded = fs::read_to_string(&record).unwrap();
+        assert!(recorded.contains(&format!("\"copied\": {}", done * STEP)), "{recorded}");
+    }
+    copy(&words);
+    assert!(fs::metadata(&record).is_err(), "the copy is complete, which needs no record");
+    // Another copy of the same, which has no record, has everything from the beginning.
+    let whole = folder.text("whole");
+    copy(&[&ONE_BY_ONE[..], &[&uri, &whole]].concat());
+    assert_same(&read(&to), &read(&whole));
+    server.finish();
+}
+
+#[test]
+fn a_copy_that_was_not_interrupted_is_like_any_other() {
+    let folder = Folder::new();
+    let data = noise(3 * MIB + 17);
+    let (from, to) = (folder.file("from", &data), folder.text("to"));
+    for _ in 0..2 {
+        copy(&["--resume", &from, &to]);
+        assert_same(&read(&to), &data);
+        assert!(fs::metadata(folder.path("to.nbd-copy")).is_err());
+    }
+}
+
+#[test]
+fn a_copy_does_not_go_on_with_anything_else() {
+    let folder = Folder::new();
+    let (to, record) = (folder.text("to"), folder.path("to.nbd-copy"));
+    let server = ScriptedServer::unix([reads(2).header(Cmd::READ)]);
+    refused(&[&ONE_BY_ONE[..], &[&server.endpoint().uri(""), &to]].concat());
+    let kept = fs::read(&record).unwrap();
+    let partial = read(&to);
+
+    // Another source.
+    let data = noise(SIZE);
+    let other = folder.file("other", &data);
+    let said = refused(&["--resume", &other, &to]);
+    assert!(said.contains("the source") && said.contains("to.nbd-copy"), "{said}");
+    // Not a record.
+    fs::write(&record, "{}").unwrap();
+    let said = refused(&["--resume", &other, &to]);
+    assert!(said.contains("no record"), "{said}");
+    fs::write(&record, &kept).unwrap();
+    assert_same(&read(&to), &partial);
+
+    // Without --resume everything is copied, and the record is not true any more.
+    copy(&[&other, &to]);
+    assert_same(&read(&to), &data);
+    assert!(!record.exists());
+}
+
+#[test]
+fn a_source_or_a_destination_that_was_changed_is_noticed() {
+    let folder = Folder::new();
+    let (to, record) = (folder.text("to"), folder.path("to.nbd-copy"));
+    let server =
+        ScriptedServer::unix([reads(3).header(Cmd::READ), reads(0).serve(), reads(0).serve()]);
+    let uri = server.endpoint().uri("");
+    let words = [&ONE_BY_ONE[..], &[&uri, &to]].concat();
+    refused(&words);
+    let file = fs::OpenOptions::new().write(true).open(&to).unwrap();
+    file.set_len(5).unwrap();
+    let said = refused(&words);
+    assert!(said.contains("the destination"), "{said}");
+    // Another file of that name.
+    fs::remove_file(&to).unwrap();
+    fs::write(folder.path("new"), vec![0; SIZE]).unwrap();
+    fs::rename(folder.path("new"), &to).unwrap();
+    let said = refused(&words);
+    assert!(said.contains("the destination") || said.contains("is not the one"), "{said}");
+    assert!(record.exists());
+}
+
+#[test]
+fn what_can_not_be_resumed_is_said() {
+    let folder = Folder::new();
+    let from = folder.file("from", &noise(MIB));
+    for to in ["null:", "-", "/dev/stdout"] {
+        let finished = try_copy(&["--resume", &from, to]);
+        assert_eq!(finished.status.code(), Some(64), "{to}: {}", finished.stderr);
+        assert!(finished.stderr.contains("--resume"), "{to}: {}", finished.stderr);
+    }
+}
