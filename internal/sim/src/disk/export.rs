@@ -54,6 +54,7 @@ impl Served {
             }
             let index = if misplaced && index + 1 < state.cells { index + 1 } else { index };
             last = state.image.write(index, stamp);
+            state.lost.remove(&(index, stamp));
             if stamp != 0 {
                 *state.runs.entry(stamp).or_default() += 1;
             }
