@@ -77,7 +77,10 @@ async fn drive<const CALLER: bool>(
     index: usize,
 ) {
     let dialer = Dialer::<CALLER>::new(&around.net, around.world.runtime(process));
-    let config = config(&plan);
+    let mut config = config(&plan);
+    if around.mutation == Some(Mutation::KeptNotWrittenAgain) && plan.reconnect.is_some() {
+        config = config.with_reconnect(Reconnect::new().with_max_outage(None));
+    }
     let uri: Uri = format!("nbd://{ADDRESS}/disk").parse().expect("it is a URI");
     let cursors: Vec<_> = plan.lanes.iter().map(|_| AtomicUsize::new(0)).collect();
     let is_left =

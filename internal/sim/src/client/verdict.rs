@@ -81,7 +81,8 @@ pub(super) fn judge(
             Ok(Ended::NotDone)
         }
         Error::Invalid(InvalidRequest::Empty) => Ok(Ended::NotDone),
-        Error::NotSubmitted(SubmitError::Resizing) => Ok(Ended::NotDone),
+        // Some parts of it may have been carried out.
+        Error::NotSubmitted(SubmitError::Resizing) => Ok(Ended::Failed),
         _ => Err("which must not happen"),
     }
 }

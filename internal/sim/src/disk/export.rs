@@ -94,7 +94,10 @@ impl Served {
     ) -> Result<()> {
         let length = stamps.len() as u64 * self.cell();
         if let Err(error) = self.0.begin(verb).await {
-            self.fail_in_part(offset, length, &stamps).await;
+            // What shuts down refuses.
+            if error.code() != ErrorCode::ESHUTDOWN {
+                self.fail_in_part(offset, length, &stamps).await;
+            }
             let good = self.0.is(Mutation::FailedWriteReportedGood);
             return if good { Ok(()) } else { Err(error) };
         }

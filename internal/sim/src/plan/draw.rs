@@ -63,6 +63,21 @@ fn reconnecting(plan: &mut Plan, random: &mut Random) {
         }
     }
     plan.server.max_connections = 1024;
+    // Servers die while clients are at work, and mostly with their cache.
+    let scale = random.of(&[MILLISECOND, 30 * MILLISECOND, SECOND]);
+    plan.outages = (0..1 + random.below(5))
+        .map(|_| Outage {
+            after: random.below(scale),
+            kind: random.of(&[OutageKind::Orderly, OutageKind::Kill, OutageKind::PowerCut]),
+            down: random.below(scale),
+            silent: random.one_in(4).then(|| random.below(20 * SECOND)),
+        })
+        .collect();
+    for outage in &mut plan.outages {
+        if random.one_in(2) {
+            outage.kind = OutageKind::PowerCut;
+        }
+    }
     if kept.is_some() {
         // What is kept is written again over what other clients wrote meanwhile, and is lost by a server that fails.
         plan.clients.truncate(1);
@@ -72,7 +87,14 @@ fn reconnecting(plan: &mut Plan, random: &mut Random) {
     for client in &mut plan.clients {
         client.reconnect = Some(ReconnectPlan { kept, seed: random.next() });
         client.dies_at = client.dies_at.filter(|_| kept.is_none());
+        if kept.is_some() && client.request_timeout.is_some() {
+            // What is kept is flushed in the end, which has to be possible.
+            client.request_timeout = Some(Duration::from_secs(60));
+        }
         for step in client.lanes.iter_mut().flatten() {
+            if random.one_in(2) {
+                step.think = random.below(scale);
+            }
             // To another size, which ends the client.
             if let Op::Resize { .. } = step.op {
                 step.op = Op::Flush;
