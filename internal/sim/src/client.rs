@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use nbd_engine::client::{Client, ClientConfig, Error, Limits, Uri};
+use nbd_engine::client::{Client, ClientConfig, Error, Limits, Reconnect, Uri};
 
 use crate::disk::Disk;
 use crate::mutation::Mutation;
 use crate::net::{Dialer, Net};
-use crate::oracle::Oracle;
-use crate::plan::{ClientPlan, DiskPlan, ServerPlan, Step};
+use crate::oracle::{Ended, Oracle};
+use crate::plan::{ClientPlan, DiskPlan, Op, ReconnectPlan, ServerPlan, Step};
+use crate::stamp;
 use crate::world::{Process, World, note};
 use verdict::Excuses;
 
@@ -76,7 +77,10 @@ async fn drive<const CALLER: bool>(
     index: usize,
 ) {
     let dialer = Dialer::<CALLER>::new(&around.net, around.world.runtime(process));
-    let config = config(&plan);
+    let mut config = config(&plan);
+    if around.mutation == Some(Mutation::KeptNotWrittenAgain) && plan.reconnect.is_some() {
+        config = config.with_reconnect(Reconnect::new().with_max_outage(None));
+    }
     let uri: Uri = format!("nbd://{ADDRESS}/disk").parse().expect("it is a URI");
     let cursors: Vec<_> = plan.lanes.iter().map(|_| AtomicUsize::new(0)).collect();
     let is_left =
@@ -98,14 +102,23 @@ async fn drive<const CALLER: bool>(
             }
         };
         note(&around.world, || format!("client {index}: connected"));
+        let acknowledged = Acknowledged::default();
+        let keeps = plan.reconnect.is_some_and(|reconnect| reconnect.kept.is_some());
+        if keeps {
+            around.oracle.keeps(true);
+        }
         let lanes = plan.lanes.iter().enumerate().map(|(number, steps)| {
             let cursor = &cursors[number];
-            lane::run(&around, &client, steps, cursor, &plan)
+            lane::run(&around, &client, steps, cursor, &plan, &acknowledged)
         });
         // Each has a waker of its own, as threads have.
         let mut lanes: FuturesUnordered<_> = lanes.collect();
         while lanes.next().await.is_some() {}
         drop(lanes);
+        if keeps {
+            make_durable(&around, &client, index).await;
+            around.oracle.keeps(false);
+        }
         if index.is_multiple_of(2) {
             client.disconnect().await;
         }
@@ -117,6 +130,69 @@ async fn drive<const CALLER: bool>(
         }
     }
     note(&around.world, || format!("client {index}: is done"));
+}
+
+/// Flushes what a client keeps, so that it may go.
+async fn make_durable<const CALLER: bool>(
+    around: &Surroundings,
+    client: &Client<Dialer<CALLER>>,
+    index: usize,
+) {
+    for _ in 0..MAX_ATTEMPTS {
+        let token = around.oracle.begin(Op::Flush, u64::MAX >> 16, true);
+        match client.flush().await {
+            Ok(()) => return around.oracle.end(token, Ended::Good(Vec::new())),
+            Err(error) => {
+                note(&around.world, || format!("client {index}: the last flush: {error}"));
+                around.oracle.end(token, Ended::Failed);
+            }
+        }
+        around.world.sleep(Duration::from_millis(100)).await;
+    }
+    around.oracle.violation(format!("client {index} could not flush what it keeps"));
+}
+
+/// What a client wrote and was acknowledged, and no flush has covered yet, nor reported as in doubt: when it was
+/// acknowledged, the cell and the stamp.
+#[derive(Debug, Default)]
+struct Acknowledged(Mutex<Vec<(u64, u64, u64)>>);
+
+impl Acknowledged {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(u64, u64, u64)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, now: u64, step: &Step) {
+        if let Op::Write { cell, count, fua: false } = step.op {
+            let stamps = (0..count).map(|index| (now, cell + index, stamp::of(step.id, index)));
+            self.lock().extend(stamps);
+        }
+    }
+
+    /// What is in doubt was reported.
+    fn reported(&self) {
+        self.lock().clear();
+    }
+
+    /// A flush has succeeded that was issued at that moment. Gives what it should have reported.
+    fn flushed(&self, issued: u64, disk: &Disk) -> Option<(u64, u64)> {
+        let mut all = self.lock();
+        let covered = all.extract_covered(issued);
+        covered.into_iter().find(|(cell, stamp)| disk.has_lost(*cell, *stamp))
+    }
+}
+
+trait ExtractCovered {
+    fn extract_covered(&mut self, issued: u64) -> Vec<(u64, u64)>;
+}
+
+impl ExtractCovered for Vec<(u64, u64, u64)> {
+    fn extract_covered(&mut self, issued: u64) -> Vec<(u64, u64)> {
+        let covered = self.iter().filter(|(when, ..)| *when < issued);
+        let covered = covered.map(|(_, cell, stamp)| (*cell, *stamp)).collect();
+        self.retain(|(when, ..)| *when >= issued);
+        covered
+    }
 }
 
 impl Surroundings {
@@ -138,6 +214,16 @@ fn config(plan: &ClientPlan) -> ClientConfig {
         .with_limits(Limits::DEFAULT)
         .with_max_in_flight(plan.max_in_flight)
         .with_connect_timeout(Duration::from_secs(20));
+    if let Some(ReconnectPlan { kept, seed }) = plan.reconnect {
+        let (min, max) = (Duration::from_millis(10), Duration::from_secs(1));
+        let mut reconnect = Reconnect::new().with_delays(min, max).with_seed(seed);
+        // Servers come back, however often one dies.
+        reconnect = reconnect.with_max_outage(None).with_max_resends(1000);
+        if let Some(bytes) = kept {
+            reconnect = reconnect.with_kept_writes(bytes);
+        }
+        config = config.with_reconnect(reconnect);
+    }
     if plan.structured_replies {
         config = config.with_contexts(["base:allocation"]);
     }

@@ -5,7 +5,7 @@ mod image;
 
 use core::fmt;
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nbd_engine::export::{ErrorCode, ExportError, Result};
@@ -48,6 +48,8 @@ struct State {
     resized: bool,
     shut_down: bool,
     healed: bool,
+    /// Cells and stamps that power cuts took back, and that were not written again.
+    lost: BTreeSet<(u64, u64)>,
     hoard: Vec<Vec<u8>>,
 }
 
@@ -76,6 +78,7 @@ impl Disk {
             resized: false,
             shut_down: false,
             healed: false,
+            lost: BTreeSet::new(),
             hoard: Vec::new(),
         };
         let plan = plan.clone();
@@ -105,7 +108,8 @@ impl Disk {
     pub fn cut_power(&self) {
         let forgets = self.is(Mutation::DurableLost);
         let state = &mut *self.state();
-        state.image.cut_power(&mut state.random, forgets);
+        let lost = state.image.cut_power(&mut state.random, forgets);
+        state.lost.extend(lost);
     }
 
     /// From now on it does all at once, and does not fail.
@@ -132,6 +136,12 @@ impl Disk {
             }
             _ => false,
         }
+    }
+
+    /// Whether a power cut took back a stamp that a cell showed, and nobody wrote it again.
+    #[must_use]
+    pub fn has_lost(&self, cell: u64, stamp: u64) -> bool {
+        self.state().lost.contains(&(cell, stamp))
     }
 
     /// Whether its size was ever changed.

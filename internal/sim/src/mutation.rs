@@ -30,11 +30,13 @@ pub enum Mutation {
     TimersLate,
     MemoryLeaked,
     MemoryHoarded,
+    DoubtNotReported,
+    KeptNotWrittenAgain,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::FlushNotDone,
         Self::FlushForgetsTheLatest,
         Self::FuaIgnored,
@@ -57,6 +59,8 @@ impl Mutation {
         Self::TimersLate,
         Self::MemoryLeaked,
         Self::MemoryHoarded,
+        Self::DoubtNotReported,
+        Self::KeptNotWrittenAgain,
     ];
 }
 

@@ -28,6 +28,8 @@ struct State {
     cells: Vec<CellHistory>,
     open: BTreeMap<u64, Open>,
     next_token: u64,
+    /// A client is at work that writes again what a power cut takes.
+    keeping: bool,
     violations: Vec<String>,
     counts: Counts,
 }
@@ -39,6 +41,8 @@ struct Open {
     step: u64,
     issued: u64,
     epoch: u64,
+    /// It is sent again when its connection is lost.
+    resent: bool,
 }
 
 /// What has happened in a run.
@@ -83,6 +87,7 @@ impl Oracle {
             cells: (0..cells).map(|_| CellHistory::new()).collect(),
             open: BTreeMap::new(),
             next_token: 0,
+            keeping: false,
             violations: Vec::new(),
             counts: Counts::default(),
         };
@@ -118,14 +123,14 @@ impl Oracle {
         self.state().open.values().map(|open| (open.step, open.op)).collect()
     }
 
-    /// A client is about to make a request.
+    /// A client is about to make a request, which is sent again with a lost connection if `resent`.
     #[must_use]
-    pub fn begin(&self, op: Op, step: u64) -> Token {
+    pub fn begin(&self, op: Op, step: u64, resent: bool) -> Token {
         let state = &mut *self.state();
         let (token, issued, epoch) = (state.next_token, state.tick, state.epoch);
         state.next_token += 1;
         state.counts.requests += 1;
-        state.open.insert(token, Open { op, step, issued, epoch });
+        state.open.insert(token, Open { op, step, issued, epoch, resent });
         for (index, cell, stamp) in changes(op, step) {
             if let Some(history) = state.cells.get_mut(cell as usize) {
                 history.begin(token, stamp_of(stamp, step, index), issued, is_optional(op));
@@ -152,6 +157,8 @@ impl Oracle {
             let Some(history) = state.cells.get_mut(cell as usize) else { continue };
             match ended {
                 Ended::Good(_) if survived => history.acknowledge(token.0, now, forces(open.op)),
+                // It may have been carried out before the power cut, or after it.
+                Ended::Good(_) if open.resent => history.settle(token.0, now),
                 Ended::Good(_) | Ended::Unknown => {}
                 Ended::Failed => history.settle(token.0, now),
                 Ended::NotDone => history.retract(token.0),
@@ -184,16 +191,31 @@ impl Oracle {
         let state = &mut *self.state();
         let now = state.tick;
         state.counts.servers += 1;
+        let resent = |token: u64| state.open.get(&token).is_some_and(|open| open.resent);
         for history in &mut state.cells {
-            history.settle_all(now);
-            if power_cut {
-                history.cut_power();
+            history.settle_all(now, resent);
+            match (power_cut, state.keeping) {
+                (false, _) => {}
+                (true, false) => history.cut_power(),
+                (true, true) => history.cut_power_kept(),
             }
         }
         if power_cut {
-            state.epoch += 1;
+            state.epoch += u64::from(!state.keeping);
             state.counts.power_cuts += 1;
         }
+    }
+
+    /// From now on a client is at work, or not any more, that keeps what it wrote and writes it again after a power cut, and
+    /// is the only one that writes.
+    pub fn keeps(&self, keeping: bool) {
+        self.state().keeping = keeping;
+    }
+
+    /// The current moment.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.state().tick
     }
 }
 

@@ -136,8 +136,20 @@ pub struct ClientPlan {
     pub max_in_flight: u32,
     /// Requests that follow each other, in lanes that run side by side.
     pub lanes: Vec<Vec<Step>>,
+    /// Lost connections are replaced.
+    pub reconnect: Option<ReconnectPlan>,
     /// When its process is killed, in nanoseconds.
     pub dies_at: Option<u64>,
+}
+
+/// How a client replaces lost connections.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct ReconnectPlan {
+    /// Bytes of acknowledged writes that it keeps until they are flushed; `None` if the next flush reports what may be lost.
+    pub kept: Option<u64>,
+    /// Where its random delays begin.
+    pub seed: u64,
 }
 
 /// A request.

@@ -139,6 +139,11 @@ impl ConnectionHandle {
         queue.closed.is_none() && queue.disconnect == Disconnect::No
     }
 
+    /// Whether a request was queued that nobody has taken yet.
+    pub(super) fn has_queued(&self) -> bool {
+        !self.queue().waiting.is_empty()
+    }
+
     /// Moves what was queued to `backlog`; gives whether the client wants to disconnect.
     pub(super) fn take(&self, backlog: &mut VecDeque<RequestState>) -> Disconnect {
         let mut queue = self.queue();

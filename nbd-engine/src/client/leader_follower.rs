@@ -23,8 +23,6 @@ pub(super) struct LeaderFollower {
 #[derive(Debug, Default)]
 struct Waiters {
     led: bool,
-    /// The leader is asleep until the transport takes more, and then takes along what is queued.
-    awaits_room: bool,
     followers: WaitQueue<Arc<Completion>>,
 }
 
@@ -94,15 +92,11 @@ impl LeaderFollower {
         }
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(driven) = &mut *session else { return };
-        // Before requests are taken: what is queued later finds it false, and wakes the leader.
-        self.waiters().awaits_room = false;
         if driven.poll(cx, Some(until)).is_ready() {
             // Closes the connection.
             *session = None;
         } else if driven.has_more_to_do() {
             cx.waker().wake_by_ref();
-        } else {
-            self.waiters().awaits_room = driven.awaits_room();
         }
     }
 
@@ -132,7 +126,7 @@ impl LeaderFollower {
         }
         let mut waiters = self.waiters();
         match former {
-            Role::Leader => (waiters.led, waiters.awaits_room) = (false, false),
+            Role::Leader => waiters.led = false,
             Role::Follower(index) => waiters.remove(index, completion),
             Role::Idle => {}
         }
@@ -146,9 +140,9 @@ impl LeaderFollower {
 
     /// Sends what is queued, beside a leader that may be asleep.
     pub(super) fn push(&self, cx: &mut Context<'_>) {
-        // To try would take the transport's wake-up from the leader, who would have to try again to get it back: two
-        // leaders that push each other's connection would keep each other busy until one of the servers reads on.
-        if self.waiters().awaits_room {
+        // The leader has taken all there was, and sends it when it can. To wake it for nothing new would keep the leaders
+        // of several connections busy, each of which pushes the others' connections when it wakes.
+        if self.waiters().led && !self.handle.has_queued() {
             return;
         }
         let mut session = match self.session.try_lock() {

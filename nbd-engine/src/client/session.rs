@@ -257,11 +257,6 @@ impl Session {
         self.hard_end.get_or_insert_with(|| deadlines.sleep(limit)).as_mut().poll(cx)
     }
 
-    /// Whether it waits for the transport to take more, and for nothing else that a new request could change.
-    pub(super) fn awaits_room(&self) -> bool {
-        !self.over && !self.is_silent() && self.deadlines.are_watched()
-    }
-
     /// Whether everything that was to be sent has left.
     fn is_silent(&self) -> bool {
         self.pump.machine.segments().next().is_none() && !self.pump.is_unflushed()

@@ -7,8 +7,8 @@ use core::time::Duration;
 use futures_util::future::{Either, select};
 use nbd_engine::client::{AllocationFlags, Client, Error, Flags};
 
-use super::Surroundings;
 use super::verdict::{self, Excuses, Reply};
+use super::{Acknowledged, Surroundings};
 use crate::mutation::Mutation;
 use crate::net::Dialer;
 use crate::oracle::{Ended, Oracle, Token};
@@ -23,6 +23,7 @@ pub(super) async fn run<const CALLER: bool>(
     steps: &[Step],
     cursor: &AtomicUsize,
     plan: &ClientPlan,
+    acknowledged: &Acknowledged,
 ) {
     while let Some(step) = steps.get(cursor.load(Ordering::Relaxed)) {
         if step.think > 0 {
@@ -31,7 +32,7 @@ pub(super) async fn run<const CALLER: bool>(
         if !client.is_connected() {
             return;
         }
-        let done = carry_out(around, client, step, plan).await;
+        let done = carry_out(around, client, step, plan, acknowledged).await;
         // What was certainly not done, for the loss of the connection, is asked for again.
         if done || client.is_connected() {
             cursor.fetch_add(1, Ordering::Relaxed);
@@ -67,13 +68,16 @@ async fn carry_out<const CALLER: bool>(
     client: &Client<Dialer<CALLER>>,
     step: &Step,
     plan: &ClientPlan,
+    acknowledged: &Acknowledged,
 ) -> bool {
     let Step { op, id, .. } = *step;
     let (oracle, world) = (&around.oracle, &around.world);
     note(world, || format!("step {id}: {op:?}"));
     let begun = world.nanos();
     let size = client.size();
-    let open = OpenRequest { oracle, token: Some(oracle.begin(op, id)) };
+    let issued = oracle.now();
+    let resent = plan.reconnect.is_some();
+    let open = OpenRequest { oracle, token: Some(oracle.begin(op, id, resent)) };
     if around.mutation == Some(Mutation::AnswerTakenBeforeItCame) && matches!(op, Op::Write { .. })
     {
         open.end(Ended::Good(Vec::new()));
@@ -89,6 +93,7 @@ async fn carry_out<const CALLER: bool>(
                 Either::Left((answer, _)) => answer,
                 Either::Right(_) => {
                     note(world, || format!("step {id}: given up"));
+                    leaves_undriven::<CALLER>(around);
                     return true;
                 }
             }
@@ -111,7 +116,13 @@ async fn carry_out<const CALLER: bool>(
         {
             Ended::Good(Vec::new())
         }
+        Err(Error::InDoubt { .. }) if around.mutation == Some(Mutation::DoubtNotReported) => {
+            Ended::Good(Vec::new())
+        }
         Err(error) => {
+            if let Error::TimedOut { .. } = error {
+                leaves_undriven::<CALLER>(around);
+            }
             let reply = Reply { op, size, took, has_status: has_status(client) };
             let judged = verdict::judge(around, plan, &reply, &error, &Excuses::of(around));
             judged.unwrap_or_else(|why| {
@@ -120,9 +131,31 @@ async fn carry_out<const CALLER: bool>(
             })
         }
     };
+    let reports = plan.reconnect.is_some_and(|reconnect| reconnect.kept.is_none());
+    match &ended {
+        Ended::Good(_) if op == Op::Flush && reports => {
+            if let Some((cell, stamp)) = acknowledged.flushed(issued, &around.disk) {
+                oracle.violation(format!(
+                    "step {id}: a flush is good although cell {cell} lost what was acknowledged before ({stamp:#x})"
+                ));
+            }
+        }
+        Ended::Good(_) => acknowledged.write(oracle.now(), step),
+        // Also if it was told something else: it knows that the flush did not succeed.
+        _ if op == Op::Flush => acknowledged.reported(),
+        _ => {}
+    }
     let done = !matches!(ended, Ended::NotDone);
     open.end(ended);
     done
+}
+
+/// Where those who wait drive, the rest of a reply that nobody waits for may stay unread, for which servers that lack memory
+/// close connections.
+fn leaves_undriven<const CALLER: bool>(around: &Surroundings) {
+    if CALLER {
+        around.net.harm();
+    }
 }
 
 fn has_status<const CALLER: bool>(client: &Client<Dialer<CALLER>>) -> bool {

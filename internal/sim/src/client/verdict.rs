@@ -52,8 +52,13 @@ pub(super) fn judge(
     match error {
         Error::Command { error, .. } => command(around, reply, error.code, excuses),
         Error::Lost { sent, reason, .. } => {
-            lost(reason, excuses)?;
+            lost(reason, excuses, around.disk.was_resized())?;
             Ok(since(*sent))
+        }
+        Error::InDoubt { .. }
+            if plan.reconnect.is_some() && reply.op == Op::Flush && excuses.streams =>
+        {
+            Ok(Ended::Failed)
         }
         Error::Disconnected { .. } if excuses.streams => Ok(Ended::NotDone),
         Error::TimedOut { sent, .. } => match plan.request_timeout {
@@ -76,7 +81,8 @@ pub(super) fn judge(
             Ok(Ended::NotDone)
         }
         Error::Invalid(InvalidRequest::Empty) => Ok(Ended::NotDone),
-        Error::NotSubmitted(SubmitError::Resizing) => Ok(Ended::NotDone),
+        // Some parts of it may have been carried out.
+        Error::NotSubmitted(SubmitError::Resizing) => Ok(Ended::Failed),
         _ => Err("which must not happen"),
     }
 }
@@ -96,11 +102,13 @@ fn command(around: &Surroundings, reply: &Reply, code: ErrorCode, excuses: &Excu
 }
 
 /// Whether a connection may be lost like that.
-fn lost(reason: &LostReason, excuses: &Excuses) -> Result<(), &'static str> {
+fn lost(reason: &LostReason, excuses: &Excuses, resized: bool) -> Result<(), &'static str> {
     let excused = match reason {
         LostReason::Transport(_) => excuses.streams,
         LostReason::Protocol(error) => excuses.streams && is_cut(error),
         LostReason::ShuttingDown => excuses.shutdown,
+        // It is another export then.
+        LostReason::GaveUp(_) => resized,
         _ => false,
     };
     if excused { Ok(()) } else { Err("for no reason") }
@@ -119,7 +127,7 @@ pub(super) fn fault_of_connecting(
 ) -> Option<&'static str> {
     let excused = match error {
         Error::Connect { .. } | Error::TimedOut { .. } => excuses.streams,
-        Error::Lost { reason, .. } => return lost(reason, excuses).err(),
+        Error::Lost { reason, .. } => return lost(reason, excuses, resized).err(),
         // The size changed while the connections were made.
         Error::Unsupported { .. } => resized,
         Error::Protocol { source, .. } => excuses.streams && is_cut(source),

@@ -54,6 +54,7 @@ impl Served {
             }
             let index = if misplaced && index + 1 < state.cells { index + 1 } else { index };
             last = state.image.write(index, stamp);
+            state.lost.remove(&(index, stamp));
             if stamp != 0 {
                 *state.runs.entry(stamp).or_default() += 1;
             }
@@ -93,7 +94,10 @@ impl Served {
     ) -> Result<()> {
         let length = stamps.len() as u64 * self.cell();
         if let Err(error) = self.0.begin(verb).await {
-            self.fail_in_part(offset, length, &stamps).await;
+            // What shuts down refuses.
+            if error.code() != ErrorCode::ESHUTDOWN {
+                self.fail_in_part(offset, length, &stamps).await;
+            }
             let good = self.0.is(Mutation::FailedWriteReportedGood);
             return if good { Ok(()) } else { Err(error) };
         }

@@ -83,9 +83,12 @@ impl Image {
     }
 
     /// Loses the cache, but for any part of it. With `forgets` durable data, too, by a fault that is put in on purpose.
-    pub(super) fn cut_power(&mut self, random: &mut Random, forgets: bool) {
+    /// Gives what reads showed and do not show any more: cells and stamps.
+    pub(super) fn cut_power(&mut self, random: &mut Random, forgets: bool) -> Vec<(u64, u64)> {
         let survivors = random.of(&[0, 2, 4]);
-        for cell in &mut self.cells {
+        let mut lost = Vec::new();
+        for (index, cell) in self.cells.iter_mut().enumerate() {
+            let shown = cell.cached.last().map_or(cell.durable.stamp, |version| version.stamp);
             let versions = cell.cached.len() as u64;
             if versions > 0 && survivors > 0 && random.one_in(survivors) {
                 cell.durable = cell.cached[random.below(versions) as usize];
@@ -94,7 +97,11 @@ impl Image {
                 cell.durable = Version::default();
             }
             cell.cached.clear();
+            if cell.durable.stamp != shown {
+                lost.push((index as u64, shown));
+            }
         }
+        lost
     }
 }
 

@@ -23,6 +23,8 @@ struct Write {
     flushed: bool,
     /// When it was known that no later read shows it.
     hidden: Option<u64>,
+    /// A later write was acknowledged, rather than only seen.
+    overwritten: bool,
     /// A later write is durable.
     undurable: bool,
     /// One of those of which the latest power cut has left one.
@@ -40,6 +42,7 @@ impl CellHistory {
             optional: false,
             flushed: true,
             hidden: None,
+            overwritten: false,
             undurable: false,
             survivor: true,
         };
@@ -57,6 +60,7 @@ impl CellHistory {
             optional,
             flushed: false,
             hidden: None,
+            overwritten: false,
             undurable: false,
             survivor: false,
         });
@@ -78,6 +82,7 @@ impl CellHistory {
         let issued = write.issued;
         for other in self.writes.iter_mut().filter(|other| other.is_before(issued)) {
             other.hidden.get_or_insert(now);
+            other.overwritten = true;
             other.undurable |= durably;
         }
     }
@@ -89,9 +94,9 @@ impl CellHistory {
         }
     }
 
-    /// All have happened by now, or never will.
-    pub(super) fn settle_all(&mut self, now: u64) {
-        for write in &mut self.writes {
+    /// All have happened by now, or never will, but for those that are sent again.
+    pub(super) fn settle_all(&mut self, now: u64, is_resent: impl Fn(u64) -> bool) {
+        for write in self.writes.iter_mut().filter(|write| !write.token.is_some_and(&is_resent)) {
             write.settled.get_or_insert(now);
         }
     }
@@ -157,9 +162,20 @@ impl CellHistory {
         self.writes.retain(|write| !write.undurable);
         for write in &mut self.writes {
             write.hidden = None;
-            write.flushed = true;
-            write.acknowledged = true;
-            write.survivor = true;
+            write.overwritten = false;
+            // What is sent again may still happen.
+            let happened = write.settled.is_some();
+            write.flushed |= happened;
+            write.acknowledged |= happened;
+            write.survivor = happened;
+        }
+    }
+
+    /// The cache is lost, but all that was acknowledged is written again before anybody looks.
+    pub(super) fn cut_power_kept(&mut self) {
+        for write in self.writes.iter_mut().filter(|write| !write.overwritten) {
+            // What was only seen may be gone.
+            write.hidden = None;
         }
     }
 }
@@ -239,7 +255,7 @@ mod tests {
         let (mut cell, now) = written(1);
         cell.begin(2, 2, now, false);
         assert!(shows(&cell, 1, now + 10) && shows(&cell, 2, now + 11));
-        cell.settle_all(now + 12);
+        cell.settle_all(now + 12, |_| false);
         cell.observe(1, now + 13, now + 14, true).unwrap();
         assert!(!shows(&cell, 2, now + 15));
     }

@@ -6,8 +6,8 @@ use nbd_engine::client::Limits;
 use nbd_testkit::Random;
 
 use super::{
-    ClientPlan, DiskPlan, NetPlan, Op, Outage, OutageKind, Plan, ServerPlan, Step, StreamFault,
-    StreamFaultKind,
+    ClientPlan, DiskPlan, NetPlan, Op, Outage, OutageKind, Plan, ReconnectPlan, ServerPlan, Step,
+    StreamFault, StreamFaultKind,
 };
 use crate::net::Faults;
 
@@ -41,7 +41,65 @@ impl Plan {
             (disk.read_fails_one_in, disk.write_fails_one_in, disk.flush_fails_one_in) = (0, 0, 0);
             disk.shuts_down_one_in = 0;
         }
+        if faulty && seed.is_multiple_of(3) {
+            reconnecting(&mut plan, &mut Random::new(!seed));
+        }
         plan
+    }
+}
+
+/// Has the clients replace lost connections, and leaves out what the protocol gives them no means against.
+fn reconnecting(plan: &mut Plan, random: &mut Random) {
+    let kept = random.one_in(2).then(|| {
+        let capacity = plan.disk.cell * plan.disk.cells;
+        random.of(&[capacity / 4, capacity, 16 * capacity])
+    });
+    // A server that is only cut off may carry out a request after it was sent again.
+    for [_, to_client] in &mut plan.net.faults {
+        if let Some(fault) = to_client
+            && fault.kind == StreamFaultKind::End
+        {
+            fault.kind = StreamFaultKind::Reset;
+        }
+    }
+    plan.server.max_connections = 1024;
+    // Servers die while clients are at work, and mostly with their cache.
+    let scale = random.of(&[MILLISECOND, 30 * MILLISECOND, SECOND]);
+    plan.outages = (0..1 + random.below(5))
+        .map(|_| Outage {
+            after: random.below(scale),
+            kind: random.of(&[OutageKind::Orderly, OutageKind::Kill, OutageKind::PowerCut]),
+            down: random.below(scale),
+            silent: random.one_in(4).then(|| random.below(20 * SECOND)),
+        })
+        .collect();
+    for outage in &mut plan.outages {
+        if random.one_in(2) {
+            outage.kind = OutageKind::PowerCut;
+        }
+    }
+    if kept.is_some() {
+        // What is kept is written again over what other clients wrote meanwhile, and is lost by a server that fails.
+        plan.clients.truncate(1);
+        let disk = &mut plan.disk;
+        (disk.write_fails_one_in, disk.flush_fails_one_in, disk.shuts_down_one_in) = (0, 0, 0);
+    }
+    for client in &mut plan.clients {
+        client.reconnect = Some(ReconnectPlan { kept, seed: random.next() });
+        client.dies_at = client.dies_at.filter(|_| kept.is_none());
+        if kept.is_some() && client.request_timeout.is_some() {
+            // What is kept is flushed in the end, which has to be possible.
+            client.request_timeout = Some(Duration::from_secs(60));
+        }
+        for step in client.lanes.iter_mut().flatten() {
+            if random.one_in(2) {
+                step.think = random.below(scale);
+            }
+            // To another size, which ends the client.
+            if let Op::Resize { .. } = step.op {
+                step.op = Op::Flush;
+            }
+        }
     }
 }
 
@@ -179,6 +237,7 @@ fn clients(random: &mut Random, disk: &DiskPlan, faulty: bool) -> Vec<ClientPlan
                 extended_headers: !random.one_in(3),
                 max_in_flight: random.of(&[1, 2, 16, 128]),
                 lanes,
+                reconnect: None,
                 dies_at: (faulty && random.one_in(8)).then(|| random.below(SECOND)),
             }
         })
