@@ -1,6 +1,7 @@
 //! From the command line to the copy.
 
 use core::sync::atomic::AtomicU64;
+use std::sync::Arc;
 use std::thread;
 
 use nbd_blocking::Client;

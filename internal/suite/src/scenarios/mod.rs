@@ -202,7 +202,7 @@ scenarios! {
             clients_that_have_disconnected_are_given_up_sooner,
             requests_in_flight_finish_and_later_ones_are_refused,
             idle_clients_are_sent_away,
-            haggling_ends_with_the_shutdown,
+            the_option_phase_ends_with_the_shutdown,
             a_client_that_vanishes_while_requests_run_frees_its_place,
         }
         alone {
