@@ -54,11 +54,11 @@ pub use async_std::{AsyncStd, Server};
 pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::net::LocalAddr;
+/// The protocol, of whose types errors are made.
+pub use nbd_engine::proto;
 pub use nbd_engine::proto::Limits;
 pub use nbd_engine::proto::wire::DEFAULT_PORT;
 pub use nbd_engine::server::{ConnectionError, Listening, Outcome, ServerConfig, Stall};
-/// The protocol, of whose types errors are made.
-pub use nbd_engine::proto;
 #[cfg(feature = "tls")]
 pub use nbd_engine::tls;
 
