@@ -8,7 +8,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_io::{AsyncRead, AsyncWrite};
-use nbd_engine::Transport;
+use nbd_engine::export::PeerAddr;
+use nbd_engine::{Transport, net};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::reactor;
@@ -25,8 +26,9 @@ const RETRY: Duration = Duration::from_millis(100);
 pub(crate) struct Duplex<S> {
     stream: S,
     socket: Arc<OwnedFd>,
+    peer: PeerAddr,
     ahead: Ahead,
-    /// Who waits for something to read. A client's stream is written to by threads that don't read it.
+    /// Wakes the reader that waits. Threads that don't read a client's stream write to it, too.
     reader: Option<Waker>,
     /// The turn in which there was nothing more to read.
     drained: Option<u64>,
@@ -47,16 +49,28 @@ enum Ahead {
 impl<S> Unpin for Duplex<S> {}
 
 impl<S: Read + Write> Duplex<S> {
-    /// Makes the socket non-blocking, which `socket` finds in the stream.
+    /// Makes the socket non-blocking, which `socket` finds in the stream, and sets it up if it is a TCP socket.
     pub(crate) fn new(stream: S, socket: impl FnOnce(&S) -> BorrowedFd<'_>) -> io::Result<Self> {
         let socket = Arc::new(socket(&stream).try_clone_to_owned()?);
         rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(Self { stream, socket, ahead: Ahead::Nothing, reader: None, drained: None, full: None })
+        let peer = PeerAddr::of(&*socket);
+        if matches!(peer, PeerAddr::Tcp(_)) {
+            net::tune_tcp(&socket)?;
+        }
+        Ok(Self {
+            stream,
+            socket,
+            peer,
+            ahead: Ahead::Nothing,
+            reader: None,
+            drained: None,
+            full: None,
+        })
     }
 
-    /// The socket below the stream.
-    pub(crate) fn socket(&self) -> &OwnedFd {
-        &self.socket
+    /// The peer of the socket below the stream.
+    pub(crate) const fn peer(&self) -> &PeerAddr {
+        &self.peer
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
@@ -100,7 +114,7 @@ impl<S: Read + Write> Duplex<S> {
         result
     }
 
-    /// Looks whether the stream has got something to read by what was called last, if somebody waits for it.
+    /// Looks whether the stream has got something to read by what was called last, if a reader waits.
     fn look_ahead(&mut self) {
         if self.reader.is_none() {
             return;
@@ -205,7 +219,7 @@ impl<S: Read + Write> AsyncWrite for Duplex<S> {
         self.push(S::flush)
     }
 
-    /// Leaves the socket open: what says goodbye in the stream's own way is the caller's.
+    /// Leaves the socket open: to close the stream in its own way is up to the caller.
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_flush(cx)
     }

@@ -159,7 +159,7 @@ impl Server {
 
     /// Serves one client over a non-blocking stream that is one object for both directions, such as a TLS stream of
     /// yours, on this thread, until it disconnects. `socket` gives the socket below it, which is made non-blocking, and
-    /// whose peer exports and the log learn of. The stream may be borrowed: pass `&mut stream`.
+    /// set up as by [`serve_tcp`](Self::serve_tcp); exports and the log learn of its peer. The stream may be borrowed: pass `&mut stream`.
     ///
     /// Of the stream this is required:
     /// - No method blocks. They give [`io::ErrorKind::WouldBlock`] where they would, and then are called again.
@@ -168,12 +168,12 @@ impl Server {
     /// - [`Write::write`] may keep what it takes in a buffer. [`Write::flush`] sends that, and whatever else the stream
     ///   has to send by itself, and is called after writes and before each wait.
     ///
-    /// They may move bytes in the other direction, too, as those of rustls do. What their errors are, ends the
-    /// connection. A handshake may be completed before or by these calls; it counts as a part of the
-    /// [client's](ServerConfig::with_handshake_timeout).
+    /// They may move bytes in the other direction, too, as those of rustls do. Any other error ends the connection. A
+    /// TLS handshake may be made before, or by these calls; then it counts towards the
+    /// [handshake timeout](ServerConfig::with_handshake_timeout).
     ///
-    /// When this returns, the stream is flushed and otherwise as it was: if it has a farewell of its own, such as TLS's
-    /// `close_notify`, that is for you to send, and the socket for you to close.
+    /// When this returns, the stream is flushed and open: if its protocol has an end of its own, such as TLS's
+    /// `close_notify`, send that, then close the socket.
     ///
     /// ```no_run
     /// use std::os::fd::AsFd;
@@ -199,7 +199,7 @@ impl Server {
         socket: impl FnOnce(&S) -> BorrowedFd<'_>,
     ) -> Result<(), ConnectionError> {
         let stream = Duplex::new(stream, socket)?;
-        let peer = PeerAddr::of(stream.socket());
+        let peer = stream.peer().clone();
         self.run(stream, peer)
     }
 

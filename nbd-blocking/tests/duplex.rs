@@ -155,7 +155,7 @@ fn a_layer_that_holds_back_all_it_can_is_used_on_both_sides() {
 }
 
 #[test]
-fn the_farewell_of_a_borrowed_stream_is_left_to_the_caller() {
+fn a_borrowed_stream_is_left_open_for_the_caller_to_close() {
     bounded(|| {
         let (mut client, mut server) = tls(sockets());
         let served = thread::spawn(move || {
@@ -168,7 +168,7 @@ fn the_farewell_of_a_borrowed_stream_is_left_to_the_caller() {
         client.write_all(&3_u32.to_be_bytes()).unwrap();
         let abort = [b"IHAVEOPT".as_slice(), &2_u32.to_be_bytes(), &0_u32.to_be_bytes()].concat();
         client.write_all(&abort).unwrap();
-        // Without a farewell this end would be an error.
+        // Without close_notify this end would be an error.
         let mut acknowledged = Vec::new();
         client.read_to_end(&mut acknowledged).unwrap();
         assert_eq!(acknowledged.len(), 20);
@@ -182,6 +182,7 @@ fn an_export_learns_the_peer_of_the_socket_below_the_stream() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let address = client.local_addr().unwrap();
+        let below = client.try_clone().unwrap();
         let (client, server) = tls((client, listener.accept().unwrap().0));
         let entered = Arc::new(Mutex::new(Vec::new()));
         let entering = Arc::clone(&entered);
@@ -195,6 +196,7 @@ fn an_export_learns_the_peer_of_the_socket_below_the_stream() {
         let client =
             Client::over_duplex(client, |stream| stream.sock.as_fd(), "", &config).unwrap();
         assert!(client.peer().starts_with("127.0.0.1:"), "{}", client.peer());
+        assert!(below.nodelay().unwrap(), "set up as other sockets are");
         client.disconnect();
         drop(client);
         served.join().unwrap().unwrap();

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use nbd_engine::client::{Connector, CurrentRuntime, DriveMode};
-use nbd_engine::export::PeerAddr;
 use nbd_engine::{AnyTransport, Transport};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -94,7 +93,7 @@ pub(super) fn duplex<S: Read + Write + Send + 'static>(
     socket: impl FnOnce(&S) -> BorrowedFd<'_>,
 ) -> Result<Peer, Error> {
     let stream = Duplex::new(stream, socket);
-    let named = |stream: &Duplex<S>| PeerAddr::of(stream.socket()).to_string();
+    let named = |stream: &Duplex<S>| stream.peer().to_string();
     let name = stream.as_ref().map_or_else(|_| String::new(), named);
     peer(stream, name)
 }

@@ -24,7 +24,6 @@ fn cannot_listen(address: impl core::fmt::Display, error: &io::Error) -> io::Err
 
 /// Lets a socket that is bound listen.
 fn start_listening(socket: impl AsFd, backlog: u32) -> io::Result<()> {
-    // None would do as well: the system has its own minimum.
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
     Ok(rustix::net::listen(socket, backlog)?)
 }

@@ -242,7 +242,7 @@ impl ServerConfig {
 
     /// Connections to a socket that the system holds until the server accepts them, for sockets that the server binds
     /// itself. Those that come when the queue is full are refused or wait, as the system has it. Default 4096, which is
-    /// also the most that Linux grants unless it is told otherwise (`net.core.somaxconn`).
+    /// also the maximum of Linux by default (`net.core.somaxconn`).
     #[must_use]
     pub const fn with_backlog(mut self, connections: u32) -> Self {
         self.backlog = connections;

@@ -269,7 +269,7 @@ mod tests {
         (LocalAddr::Unix("".into()), listener)
     }
 
-    /// A listener that nobody connects to, or that fails each time.
+    /// A listener without clients, or one that fails each time.
     struct Quiet {
         fails: bool,
         open: Arc<()>,

@@ -26,7 +26,7 @@ macro_rules! control {
     }};
 }
 
-/// What the suite is told of a `Listening` of any adapter. `$wait` waits for a future, where closing is one.
+/// What the suite gets of a `Listening` of any adapter. `$wait` waits for a future, where closing is one.
 macro_rules! listened {
     ($listening:expr, $wait:expr) => {{
         let closed = $listening.clone();

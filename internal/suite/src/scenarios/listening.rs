@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nbd_engine::export::{ExportMap, Memory};
@@ -24,9 +25,17 @@ fn dir() -> TempDir {
     tempfile::tempdir().expect("a folder for sockets")
 }
 
+/// An address of this machine that no other test uses: a port of it that is closed stays free.
+fn own_ip() -> Ipv4Addr {
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed) & 0x7f;
+    Ipv4Addr::from_bits(0x7f80_0000 | (std::process::id() & 0xffff) << 7 | count)
+}
+
 /// One place of either kind, that of the setup's transport first, and the path of the Unix socket.
 fn both(setup: &Setup, dir: &TempDir) -> (Vec<Place>, PathBuf) {
-    let mut places = [Transport::Tcp, Transport::Unix].map(|it| setup.place(it, dir));
+    let tcp = Place::Addresses(vec![(own_ip(), 0).into()]);
+    let mut places = [tcp, setup.place(Transport::Unix, dir)];
     if setup.transport() == Transport::Unix {
         places.reverse();
     }
@@ -37,7 +46,7 @@ fn go(endpoint: &Endpoint) -> RawClient {
     RawClient::go_in(Mode::Extended, endpoint)
 }
 
-/// Whether anybody listens there.
+/// Whether a server listens there.
 fn is_listened_on(endpoint: &Endpoint) -> bool {
     match Wire::try_connect(endpoint) {
         Ok(_) => true,
@@ -95,12 +104,12 @@ pub fn an_address_that_is_of_no_use_is_refused_with_a_remedy(setup: Setup) {
         let error = refused(Place::Text(text.into()));
         assert!(error.contains("give a host and a port, such as"), "{text:?}: {error}");
     }
-    let taken = TcpListener::bind("127.0.0.2:0").expect("a port");
-    let taken = taken.local_addr().map(|address| (taken, address)).expect("an address");
-    let free = (std::net::Ipv4Addr::LOCALHOST, taken.1.port()).into();
-    for addresses in [vec![taken.1], vec![free, taken.1]] {
+    let other = TcpListener::bind((own_ip(), 0)).expect("a port");
+    let taken = other.local_addr().expect("an address");
+    let free = (own_ip(), taken.port()).into();
+    for addresses in [vec![taken], vec![free, taken]] {
         let error = refused(Place::Addresses(addresses));
-        assert!(error.contains(&format!("cannot listen on {}", taken.1)), "{error}");
+        assert!(error.contains(&format!("cannot listen on {taken}")), "{error}");
     }
     assert!(!is_listened_on(&Endpoint::Tcp(free)));
     let path = dir().path().join("missing/nbd.sock");
@@ -125,7 +134,7 @@ pub fn a_listener_is_closed_and_the_rest_goes_on(setup: Setup) {
     other.write(100, b"after");
     assert_eq!(client.read(0, 6), b"before");
     assert_eq!(client.read(100, 5), b"after");
-    // The address is free for others at once, who keep it when the server ends.
+    // The address is free for another server at once, which keeps it when this one ends.
     let successor = listen_again(closed).expect("the address is free");
     other.finish();
     client.finish();
@@ -135,7 +144,7 @@ pub fn a_listener_is_closed_and_the_rest_goes_on(setup: Setup) {
     drop(successor);
 }
 
-/// A server whose listeners are all closed keeps its connections, and ends when it is told to.
+/// A server whose listeners are all closed keeps its connections, and ends when it is shut down.
 pub fn a_server_without_listeners_serves_on(setup: Setup) {
     let dir = dir();
     let (places, _) = both(&setup, &dir);
@@ -156,12 +165,14 @@ pub fn a_server_without_listeners_serves_on(setup: Setup) {
     server.wait_for_the_end();
 }
 
-/// A listener is closed while it waits for room for a client, who is disconnected.
+/// A listener is closed while it waits for room for a client, which is disconnected.
 pub fn a_listener_is_closed_while_a_client_waits_for_admission(setup: Setup) {
     let config = ServerConfig::new()
         .with_max_connections(1)
         .with_admission_timeout(Duration::from_secs(3600));
-    let server = setup.serve_with(exports(), config);
+    let dir = dir();
+    let (places, _) = both(&setup, &dir);
+    let server = setup.serve_at(exports(), config, places, dir);
     let mut client = server.client(Mode::Simple);
     let mut waiting = Wire::connect(server.endpoint());
     waiting.expect_silence();
@@ -173,7 +184,7 @@ pub fn a_listener_is_closed_while_a_client_waits_for_admission(setup: Setup) {
     server.stop();
 }
 
-/// A socket that took the path of the server's is nobody's business.
+/// A socket of another server that took the path stays.
 pub fn a_socket_that_took_the_path_is_left_alone_by_a_close(setup: Setup) {
     let dir = dir();
     let (places, path) = both(&setup, &dir);
