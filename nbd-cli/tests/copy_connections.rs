@@ -38,7 +38,7 @@ fn a_server_without_room_for_a_second_connection_delays_nothing() {
     copy_at_once(&[&server.endpoint().uri(""), &to]);
     assert_same(&read(&to), &Export::CONTENT.bytes(0, 8 * MIB));
     assert!(server.accepted() <= 2, "one at a time");
-    // What fails is told, too.
+    // A failure is reported, too.
     let server = full(Script::new(export).enter());
     let said = refused(&["-v", "-C", "4", "-T", "4", &server.endpoint().uri(""), &to]);
     assert!(!said.contains("no more connections"), "{said}");

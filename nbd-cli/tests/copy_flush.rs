@@ -1,4 +1,4 @@
-//! `nbd copy --verify` compares what the destination has, and not what somebody has in memory of it.
+//! `nbd copy --verify` compares what the destination has, and not what is cached of it.
 
 #[path = "copy/loop_device.rs"]
 mod loop_device;

@@ -88,7 +88,7 @@ fn a_reader_that_closes_early_does_not_end_the_copy() {
     let folder = Folder::new();
     let bytes = noise(4 * MIB);
     let (source, to) = (folder.file("source", &bytes), folder.text("to"));
-    // Descriptor 3 is a pipe that nobody reads any more.
+    // Descriptor 3 is a pipe whose reader is gone.
     let script = r#"mkfifo "$1/pipe"; : <"$1/pipe" & exec 3>"$1/pipe"; wait; shift; exec "$@""#;
     let mut command = Command::new("sh");
     command.args(["-c", script, "sh", &folder.text("")]).arg(nbd_binary());

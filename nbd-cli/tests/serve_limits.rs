@@ -1,4 +1,4 @@
-//! `nbd serve --block-size` and `--resize`: what clients are told and held to.
+//! `nbd serve --block-size` and `--resize`: what is announced to clients and enforced.
 
 use std::time::Duration;
 

@@ -326,7 +326,7 @@ fn an_incremental_backup_copies_the_dirty_blocks_alone() {
     let server = serve.args(["--track", "inc", &disk.to_string_lossy()]).start();
     let qemu_img = |args: &[&str]| run(img.command().args(args), SOON).success();
 
-    // The full backup, while nobody writes.
+    // The full backup, while no client writes.
     let full = dir.path().join("full.img").display().to_string();
     qemu_img(&["convert", "-f", "raw", "-O", "raw", &server.uri(""), &full]);
 

@@ -135,7 +135,7 @@ impl Read for &mut Client<'_> {
 impl Write for &mut Client<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         assert!(!bytes.is_empty(), "to write nothing is to spin");
-        // A stream that takes nothing and does not say why must not be asked for ever.
+        // A stream that takes nothing and does not say why must not be asked without end.
         let count = bytes.len().min(self.takes).min(self.piece);
         self.takes -= count;
         self.received.extend_from_slice(&bytes[..count]);

@@ -11,7 +11,7 @@ pub enum Versions {
     New,
     /// 1.2 at most.
     Old,
-    /// 1.1 at most, which nobody should accept.
+    /// 1.1 at most, which no peer should accept.
     Obsolete,
 }
 

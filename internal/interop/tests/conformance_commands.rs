@@ -244,7 +244,7 @@ fn trim_changes_nothing_outside_its_range(setup: Setup) {
     }
 }
 
-/// S-CMD-TRIM-02: memory that was given back is not somebody's old data.
+/// S-CMD-TRIM-02: memory that was given back shows no client's old data.
 fn trim_of_memory_reads_as_zero(setup: Setup) {
     let server = setup.serving("memory:8M");
     in_each_mode(&server, |client| {

@@ -169,7 +169,7 @@ fn sparse_reads_are_covered_without_overlap(setup: Setup) {
     });
 }
 
-/// S-REP-STRUCT-12: zeroes that nobody wrote cost no bytes on the wire; what structured reads are for.
+/// S-REP-STRUCT-12: zeroes that were never written cost no bytes on the wire; what structured reads are for.
 fn holes_of_memory_are_sent_as_holes(setup: Setup) {
     let server = setup.serving("memory:64M");
     in_modes(&STRUCTURED, &server, |client| {

@@ -236,7 +236,7 @@ if h.get_structured_replies_negotiated():
     python(old, &server.uri(""), script);
 }
 
-/// S-REQ-03 to S-REQ-12 as a client sees them that was told to send what it should not.
+/// S-REQ-03 to S-REQ-12 as a client sees them that is made to send what it should not.
 fn python_finds_every_error_where_it_belongs(setup: Setup) {
     let script = "
 def fails(code, action):

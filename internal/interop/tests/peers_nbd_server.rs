@@ -188,7 +188,7 @@ fn copies_in_and_out_are_identical() {
         &Pattern(1).bytes(0, SIZE),
         "the copy",
     );
-    // Holes in the middle, which are not told to this server as holes.
+    // Holes in the middle, which are not sent to this server as holes.
     let sparse = fs::OpenOptions::new().write(true).open(&out).expect("it is ours");
     sparse.write_all_at(&vec![0; 2 << 20], MIB).expect("it is ours");
     served.nbd(&["copy", "--flush", out_path, &disk]).success();

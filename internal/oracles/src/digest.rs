@@ -11,7 +11,7 @@ use nbd_proto::wire::{
 
 use crate::session::{Message, Sent};
 
-/// A session, told by exchanges.
+/// A session, as a list of exchanges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Digest {
     /// What the server offered in its greeting.
@@ -48,13 +48,13 @@ pub struct Served {
     pub request: ExtendedRequest,
     /// Its payload.
     pub payload: Vec<u8>,
-    /// What the reply told, in order.
+    /// What the reply reported, in order.
     pub parts: Vec<Part>,
     /// Whether the reply is complete.
     pub done: bool,
 }
 
-/// Something that a reply told.
+/// Something that a reply reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Bytes at an offset in the export.
@@ -68,7 +68,7 @@ pub enum Part {
 }
 
 impl Served {
-    /// The first error that was told.
+    /// The first error that was reported.
     #[must_use]
     pub fn error(&self) -> Option<ErrorCode> {
         self.parts.iter().find_map(|part| match part {
@@ -77,7 +77,7 @@ impl Served {
         })
     }
 
-    /// What was read, holes as zeroes, and `None` for what was not told.
+    /// What was read, holes as zeroes, and `None` for what was not sent.
     #[must_use]
     pub fn content(&self) -> Vec<Option<u8>> {
         if self.request.command != CommandType::READ {
@@ -212,7 +212,7 @@ impl Digest {
         self.contexts.iter().find(|(known, _)| *known == id).map_or("", |(_, name)| name)
     }
 
-    /// What a block status request told, by the names of contexts, in their order.
+    /// What a block status request reported, by the names of contexts, in their order.
     #[must_use]
     pub fn extents(&self, served: &Served) -> Vec<(String, Vec<Extent>)> {
         let extents = served.extents().into_iter();

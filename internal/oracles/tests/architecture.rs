@@ -80,7 +80,7 @@ fn no_crate_depends_on_itself_by_way_of_its_tests() {
     assert!(checked > 30, "only {checked} dependencies were recognized");
 }
 
-/// Documentation names sections of the specification: nobody who reads it knows the ids of the requirements.
+/// Documentation names sections of the specification: its readers don't know the ids of the requirements.
 #[test]
 fn documentation_names_no_requirement_ids() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

@@ -1,4 +1,4 @@
-//! How the server's machine takes STARTTLS: what can be told without TLS itself.
+//! How the server's machine takes STARTTLS: what shows without TLS itself.
 
 use nbd_pair::split::Split;
 use nbd_proto::server::{Config, Connection, Event, TlsMode};
@@ -118,7 +118,7 @@ fn plain_text_behind_starttls_is_fatal() {
     assert_eq!(server.0.wants(), Wants::Tls);
 }
 
-/// S-TLS-F-01, S-TLS-F-03: before TLS nothing is told but that it is required.
+/// S-TLS-F-01, S-TLS-F-03: before TLS nothing is revealed but that it is required.
 #[test]
 fn forced_tls_answers_everything_else_by_tls_reqd() {
     let mut server = Server::new(TlsMode::Required);

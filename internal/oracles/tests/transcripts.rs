@@ -167,7 +167,7 @@ golden! {
     qemu_img_qemu_nbd_unknown_export = "qemu-img-qemu-nbd-unknown-export";
     qemu_io_nbdkit_simple = "qemu-io-nbdkit-simple";
     qemu_io_nbdkit_structured = "qemu-io-nbdkit-structured";
-    // qemu-nbd tells a description that nobody asked for.
+    // qemu-nbd sends a description that was not asked for.
     qemu_io_qemu_nbd_extended = "qemu-io-qemu-nbd-extended",
         differences: ["NBD_OPT_GO description: \"a raw disk\", ours: nothing"];
     qemu_nbd_list = "qemu-nbd-list",

@@ -1,4 +1,4 @@
-//! Exports over an array of bytes. Requests wait until somebody has them answered.
+//! Exports over an array of bytes. Requests wait until the test has them answered.
 
 use core::ops::Range;
 use std::collections::{HashMap, VecDeque};
@@ -12,7 +12,7 @@ use crate::server::{Embedder, ServerEnd};
 /// The granularity of holes.
 pub const BLOCK: usize = 512;
 
-/// What a read sends whose data nobody supplied.
+/// What a read sends whose data was not supplied.
 pub const FILL: u8 = 0xbb;
 
 /// In what chunks a read is answered.

@@ -146,7 +146,7 @@ impl<R: Role> End<R> {
         self.turns(bytes, true);
     }
 
-    /// Takes bytes from the peer without sending anything, and drops those that nobody wants now.
+    /// Takes bytes from the peer without sending anything, and drops those that are not wanted now.
     pub fn hear(&mut self, bytes: &[u8]) {
         self.turns(bytes, false);
         self.staging.clear();
@@ -229,7 +229,7 @@ impl<R: Role> End<R> {
             }
             Wants::Closed => {
                 assert!(self.ended());
-                // Nobody reads what comes now.
+                // What comes now is not read.
                 self.staging.clear();
             }
             Wants::Nothing(reason) => assert_ne!(reason, PauseReason::EventDue),

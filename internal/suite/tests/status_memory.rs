@@ -51,7 +51,7 @@ fn a_client_that_asks_for_maps_and_reads_none_is_held_within_the_limits() {
         let (served_by_now, grown) = (asked() - before, ALLOCATOR.peak_usage() - held);
         assert!(served_by_now < REQUESTS as usize / 4, "{way:?}: {served_by_now} maps for nobody");
         assert!(grown < BOUND, "{way:?}: {} KiB", grown >> 10);
-        // All are answered once somebody reads.
+        // All are answered once the client reads.
         let replies = client.drain();
         assert_eq!(replies.len(), REQUESTS as usize);
         for reply in replies {

@@ -201,7 +201,7 @@ fn serve(shared: &Shared, mut stream: UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// What clients are told of a disk.
+/// What clients learn of a disk.
 struct Shape {
     size: u64,
     minimum: u32,

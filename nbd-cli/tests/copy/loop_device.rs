@@ -35,7 +35,7 @@ impl LoopDevice {
         Self::try_new(bytes).unwrap()
     }
 
-    /// A device on a file that is somebody else's.
+    /// A device on a file of the caller's.
     #[allow(dead_code, reason = "not every test is interested")]
     pub(crate) fn on(file: &Path) -> Self {
         Self { path: attach(file).unwrap(), file: None }

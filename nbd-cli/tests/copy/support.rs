@@ -84,7 +84,7 @@ pub(crate) fn allocated(path: impl AsRef<Path>) -> u64 {
     std::fs::metadata(path).unwrap().blocks() * 512
 }
 
-/// The first difference is named: nobody wants to see megabytes.
+/// The first difference is named, instead of megabytes.
 #[track_caller]
 pub(crate) fn assert_same(found: &[u8], wanted: &[u8]) {
     assert_eq!(found.len(), wanted.len(), "lengths");

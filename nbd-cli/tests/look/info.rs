@@ -86,7 +86,7 @@ fn qemu_nbd_is_described_as_by_nbdinfo() {
 
 #[test]
 fn the_size_is_what_a_client_gets_that_enters() {
-    // nbd-server 3.24 tells 0 to those who only ask.
+    // nbd-server 3.24 reports 0 to clients that only ask.
     let Some(peer) = peers::require("nbd-server") else { return };
     let dir = tempfile::tempdir().unwrap();
     let [image, config] = ["image", "config"].map(|name| dir.path().join(name));
@@ -186,7 +186,7 @@ fn content_that_can_not_be_read_is_left_out_unless_asked_for() {
     assert!(!plain.contains("content") && plain.contains("export-size"), "{plain}");
     let asked = nbd(["info", "--content", &uri]);
     assert!(asked.failure().contains("NBD_EIO"));
-    // A list tells of all the rest.
+    // A list reports all the rest.
     let list = nbd(["list", "--content", &uri]);
     assert_eq!((list.status.code(), list.stdout.as_str()), (Some(1), plain.as_str()));
 }

@@ -56,7 +56,7 @@ impl Drop for Activated {
     }
 }
 
-/// A server that is told of sockets by its environment, with a script that says what they are.
+/// A server that gets sockets by its environment, with a script that says what they are.
 fn told(variables: &str, redirections: &str, arguments: &str) -> Command {
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(format!("{variables} exec '{NBD}' serve {arguments} {redirections}"));

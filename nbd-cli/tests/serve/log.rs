@@ -1,4 +1,4 @@
-//! Its log, when nobody takes it.
+//! Its log, when it is not read.
 
 use std::io::{PipeReader, Read, pipe};
 use std::process::{Command, Stdio};

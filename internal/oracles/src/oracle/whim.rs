@@ -9,7 +9,7 @@ use nbd_proto::{Command, ExportInfo, Extent, Misuse, RequestId};
 
 use crate::choices::Whims;
 
-/// Answers at most one request for each thing that happens, so that a reply can be told from the next.
+/// Answers at most one request for each thing that happens, so that a reply can be distinguished from the next.
 #[derive(Debug)]
 pub(super) struct Whim {
     pub(super) export: ExportInfo,
@@ -34,7 +34,7 @@ struct Waiting {
     id: RequestId,
     command: Command,
     whim: u8,
-    /// The first half of a read has been told.
+    /// The first half of a read has been sent.
     half: bool,
 }
 

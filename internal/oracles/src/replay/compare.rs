@@ -67,7 +67,7 @@ fn end(option: &Haggled) -> String {
     option.replies.last().map_or_else(|| "none".into(), |(reply, _)| reply.to_string())
 }
 
-/// What replies told before the end: names and values.
+/// What replies reported before the end: names and values.
 fn items(option: &Haggled) -> Vec<(String, String)> {
     let mut items = Vec::new();
     for (reply, data) in &option.replies {

@@ -17,7 +17,7 @@ use crate::session::{Decoder, Message, Sent};
 use crate::transcript::{Side, Transcript};
 
 /// Feeds what the recorded client sent to our server, which answers with what the recorded one did, as far as it is the
-/// embedder who decides that. Gives both sessions told by exchanges, and what happened on our side.
+/// embedder who decides that. Gives both sessions as exchanges, and what happened on our side.
 pub fn as_server(
     transcript: &Transcript,
     split: &Split,
@@ -218,7 +218,7 @@ fn name(option: &Haggled) -> Option<String> {
     String::from_utf8(name.to_vec()).ok()
 }
 
-/// Takes what an option's replies tell of an export.
+/// Takes what an option's replies report of an export.
 fn describe(option: &Haggled, info: &mut ExportInfo) {
     // What the core adds by itself, it must find out by itself.
     let own = TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD;

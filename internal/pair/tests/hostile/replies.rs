@@ -95,7 +95,7 @@ fn content_outside_of_the_request_is_fatal() {
     is_fatal(READ, out(u64::MAX), |chunks| chunks.data(1, u64::MAX, &[1; 2]));
     is_fatal(READ, out(0), |chunks| chunks.hole(1, 0, 1024));
     is_fatal(READ, out(4096), |chunks| chunks.hole(1, 4096, u32::MAX));
-    // Too long to fit anywhere: told before the offset has arrived.
+    // Too long to fit anywhere: reported before the offset has arrived.
     is_fatal(READ, out(4096), |chunks| chunks.header(ReplyType::OFFSET_DATA, 1, 8 + 1025));
     is_fatal(READ, out(4096), |chunks| chunks.header(ReplyType::OFFSET_DATA, 1, u32::MAX.into()));
 }

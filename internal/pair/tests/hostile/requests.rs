@@ -109,7 +109,7 @@ fn a_list_of_contexts_needs_the_servers_permission() {
     }
 }
 
-/// C-EH-16: a compact request has no room for a list, whoever asks.
+/// C-EH-16: a compact request has no room for a list, whatever the server offers.
 #[test]
 fn not_even_a_careless_client_sends_a_list_of_contexts_in_compact_form() {
     let mut config = config(Mode::Structured);

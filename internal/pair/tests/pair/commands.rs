@@ -92,7 +92,7 @@ fn a_read_without_fragments_needs_structured_replies() {
             );
         }
         assert!(!pair.client.log.iter().any(|line| line.contains("hole")), "{:?}", pair.client.log);
-        // A hole and nothing else may be told as such.
+        // A hole and nothing else may be reported as such.
         let hole = Command::read(0, 512).with_dont_fragment();
         assert!(pair.perform(hole).bytes.iter().all(|byte| *byte == 0));
         assert!(

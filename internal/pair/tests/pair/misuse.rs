@@ -1,4 +1,4 @@
-//! Mistakes of an embedder: each is told, none panics, and the connection goes on as if nothing had happened.
+//! Mistakes of an embedder: each is reported, none panics, and the connection goes on as if nothing had happened.
 
 use nbd_pair::disk::full_export;
 use nbd_pair::pair::Pair;

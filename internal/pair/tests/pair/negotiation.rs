@@ -86,7 +86,7 @@ fn plain_newstyle_enters_by_export_name_with_and_without_zeroes() {
             server.no_zeroes = offered;
             assert_eq!(enter(&client, &server), entered("Ready: simple, []"));
         }
-        // What is wanted and can't be had without fixed newstyle is done without.
+        // What needs fixed newstyle is left out without it.
         client.extended_headers = true;
         client.contexts = vec!["base:allocation".into()];
         client.tls = TlsMode::Preferred;

@@ -154,7 +154,7 @@ fn tls_starts_once_and_only_where_both_sides_can() {
     }
 }
 
-/// S-TLS-02, S-TLS-N-02: and there is nothing to be had that needs it.
+/// S-TLS-02, S-TLS-N-02: and nothing is offered that needs it.
 #[test]
 fn nothing_is_said_of_tls_to_clients_without_fixed_newstyle() {
     let mut served = greeted(with_tls(TlsMode::Required), 0).unwrap();
@@ -361,7 +361,7 @@ fn as_many_options_as_the_limit_allows_are_answered() {
     assert_eq!(error, Error::LimitExceeded(LimitExceeded::Options(30)));
 }
 
-/// S-OPT-13: a client that was told of many exports may ask about each, in every way that there is.
+/// S-OPT-13: a client that got a list of many exports may ask about each, in every way that there is.
 #[test]
 fn a_client_may_ask_about_each_listed_export() {
     let mut config = Config::default();

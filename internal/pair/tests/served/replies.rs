@@ -59,7 +59,7 @@ fn error_values_are_those_that_the_command_can_have() {
                 let chunks = served.chunks();
                 assert_eq!((chunks.len(), chunks[0].error()), (1, expected), "{command} {code}");
 
-                // A part that failed is told alike.
+                // A part that failed is reported alike.
                 let mut served = transmitting(mode);
                 let id = asked(&mut served, command, flags);
                 let mut reply = served.connection.reply(id).unwrap();
@@ -125,7 +125,7 @@ fn a_reply_in_one_piece_is_put_in_order() {
     assert_eq!((chunks.len(), chunks[0].error()), (1, ErrorCode::EIO));
 }
 
-/// What is told of the first context in reply to a status request.
+/// What is reported of the first context in reply to a status request.
 fn told(served: &mut Served, length: u64, one: bool, extents: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     let flags = if one { Flag::REQ_ONE } else { Flag::empty() };
     assert_eq!(served.ask(&request(Cmd::BLOCK_STATUS, flags, 512, length), &[]), []);
@@ -259,7 +259,7 @@ fn a_status_has_as_many_bits_as_its_context() {
     }
 }
 
-/// What 32 bits can't tell is left for the next request, and nothing is told of what lies behind it.
+/// What 32 bits can't express is left for the next request, and nothing is reported of what lies behind it.
 #[test]
 fn an_extent_of_more_than_32_bits_is_cut_and_ends_the_reply() {
     let [mut structured, mut extended] = chunked(1 << 40);
@@ -271,7 +271,7 @@ fn an_extent_of_more_than_32_bits_is_cut_and_ends_the_reply() {
     assert_eq!(told(&mut extended, (1 << 33) + 512, false, extents.clone()), extents);
 }
 
-/// The export is not asked for more than can be told.
+/// The export is not asked for more than can be reported.
 #[test]
 fn extents_behind_the_last_one_that_counts_are_not_asked_for() {
     for mut served in chunked(SIZE) {
@@ -290,7 +290,7 @@ fn extents_behind_the_last_one_that_counts_are_not_asked_for() {
     }
 }
 
-/// S-CMD-BS-06: blocks of the export, where it has some. Content that is told goes by its own bounds.
+/// S-CMD-BS-06: blocks of the export, where it has some. Content that is reported has bounds of its own.
 #[test]
 fn reads_are_not_bound_to_the_blocks_of_their_embedder() {
     let mut info = export();

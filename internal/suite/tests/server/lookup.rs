@@ -1,4 +1,4 @@
-//! Looking exports up: futures that take their time, refuse in words, panic, and know who asks.
+//! Looking exports up: futures that take their time, refuse in words, panic, and know which client asks.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex};

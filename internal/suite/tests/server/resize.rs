@@ -112,7 +112,7 @@ fn requests_that_race_with_a_resize_succeed_or_fail_cleanly() {
         thread::scope(|scope| {
             for seed in 0..2 {
                 let stop = &stop;
-                // Before the size changes: the client checks extents against the one that it was told.
+                // Before the size changes: the client checks extents against the one that was announced.
                 let mut client = RawClient::go_structured(served.endpoint());
                 scope.spawn(move || {
                     while !stop.load(Ordering::Relaxed) {

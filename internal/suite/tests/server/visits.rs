@@ -18,7 +18,7 @@ use nbd_testkit::raw::{Cmd, Errno, Info, Mode, RawClient, Request, cmd_flag, fla
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A disk that notes who comes and goes, and fails as it is told.
+/// A disk that records which clients enter and disconnect, and fails on request.
 #[derive(Default)]
 struct Noting {
     log: Mutex<Vec<(u64, Option<CloseReason>)>>,
@@ -33,7 +33,7 @@ struct Noting {
 impl Noting {
     fn act(&self) -> Result<()> {
         match *self.error.lock().unwrap() {
-            Some(code) => Err(ExportError::new(code, "as it was told")),
+            Some(code) => Err(ExportError::new(code, "as the test wants it")),
             None => Ok(()),
         }
     }

@@ -1,6 +1,6 @@
 //! A scripted NBD client, deliberately low-level.
 //!
-//! It sends whatever it is told, however wrong, and parses what comes back without mercy: a broken MUST of
+//! It sends whatever the test wants, however wrong, and parses what comes back without mercy: a broken MUST of
 //! the protocol panics with the requirement's id, a broken SHOULD is noted as a remark, and
 //! [`RawClient::finish`] turns remarks into failures. One script, one connection:
 //!

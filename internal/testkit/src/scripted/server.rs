@@ -164,7 +164,7 @@ impl ScriptedServer {
     fn stop_listening(&mut self) -> Vec<JoinHandle<Report>> {
         self.shared.change(|state| state.over = true);
         let Some(listening) = self.listening.take() else { return Vec::new() };
-        // If it waits for a client, here is one. If it does not, nobody minds.
+        // If it waits for a client, here is one. If it does not, that does no harm.
         let _wakes = Wire::try_connect(&self.endpoint);
         wait_for("the server does not listen any more", listening)
     }
