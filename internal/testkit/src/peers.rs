@@ -24,6 +24,8 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("nbdcopy", "libnbd-bin", "--version"),
     ("fio", "fio", "--version"),
     ("nbd-server", "nbd-server", "-V"),
+    // No peer in NBD, but in TLS.
+    ("openssl", "openssl", "version"),
 ];
 
 /// The system's Python: libnbd's module is installed for that one.
