@@ -32,6 +32,7 @@ mod every_command;
 mod setup;
 
 pub use adapter::{Adapter, Control, Place, Started};
+pub use certificates::require_tls;
 pub use setup::{
     ClientSetup, Program, Server, Setup, Subject, Transport, run, run_client, run_pair,
 };
