@@ -1,9 +1,15 @@
 //! Attacks on the upgrade to TLS and on the stream inside of it, on `nbd serve` of each adapter.
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use nbd_interop::certificates::Certificates;
 use nbd_interop::{assert_serves_over_tls, over_tls};
+use nbd_testkit::peers::require;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Cmd, Opt, RawClient, Rep, Request, magic, option_bytes};
 use nbd_testkit::server::{NbdServe, Setup};
@@ -27,6 +33,7 @@ matrix! {
         endless_and_oversized_handshakes_are_bounded,
         a_stream_that_is_cut_off_is_no_orderly_end,
         a_forged_record_ends_the_connection,
+        renegotiation_is_refused,
     ],
 }
 
@@ -265,5 +272,64 @@ fn a_forged_record_ends_the_connection(setup: Setup) {
         client.wire().send_in_the_clear(&forged).expect("it is open");
         client.wire().expect_tls_failure();
     }
+    assert_serves_over_tls(&server, &certificates);
+}
+
+/// What openssl's client says and hears, behind an upgrade that it can't do itself. One connection, on TCP.
+fn relay(server: &NbdServe) -> (std::net::SocketAddr, std::thread::JoinHandle<()>) {
+    let path = server.endpoint().socket_path().expect("a Unix socket").to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it listens");
+    let thread = std::thread::spawn(move || {
+        let mut there = UnixStream::connect(path).expect("the server is there");
+        let mut greeting = [0; 18];
+        there.read_exact(&mut greeting).expect("a greeting");
+        there.write_all(&3_u32.to_be_bytes()).expect("it is open");
+        there.write_all(&option_bytes(Opt::STARTTLS, &[])).expect("it is open");
+        there.read_exact(&mut [0; 20]).expect("an acknowledgement");
+        let (here, _) = listener.accept().expect("a client");
+        let (here, there) = (&here, &there);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // Either side may be gone at any time.
+                let _cut = std::io::copy(&mut { here }, &mut { there });
+                let _closed = there.shutdown(Shutdown::Both);
+            });
+            let _cut = std::io::copy(&mut { there }, &mut { here });
+            let _closed = here.shutdown(Shutdown::Both);
+        });
+    });
+    (address, thread)
+}
+
+/// A client of TLS 1.2 may ask for another handshake as often as it likes: it gets an alert, and the connection ends.
+fn renegotiation_is_refused(setup: Setup) {
+    let Some(openssl) = require("openssl") else { return };
+    let certificates = Certificates::new();
+    let server = serving(setup, &certificates);
+    assert_serves_over_tls(&server, &certificates);
+    let idle = server.open_files();
+    for _ in 0..3 {
+        let (address, relay) = relay(&server);
+        let mut client = openssl.command();
+        client.args(["s_client", "-tls1_2", "-connect", &address.to_string(), "-CAfile"]);
+        client.arg(certificates.file("ca-cert.pem"));
+        client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut client = client.spawn().expect("openssl runs");
+        // A command, once the handshake is done. The end of the input would be another one, so it stays open.
+        let mut commands = client.stdin.take().expect("it is piped");
+        commands.write_all(b"R\n").expect("it is read");
+        let (told, output) = mpsc::channel();
+        let ends = std::thread::spawn(move || told.send(client.wait_with_output()));
+        let output = output.recv_timeout(PATIENCE).expect("the client ends by itself");
+        ends.join().expect("no panic").expect("it was waited for");
+        let output = output.expect("it can be waited for");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(said.contains("Verify return code: 0"), "the handshake itself succeeds: {said}");
+        assert!(said.contains("RENEGOTIATING") && said.contains("no renegotiation"), "{said}");
+        drop(commands);
+        relay.join().expect("no panic");
+    }
+    assert_gone(&server, idle);
     assert_serves_over_tls(&server, &certificates);
 }

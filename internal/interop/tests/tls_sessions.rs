@@ -8,7 +8,7 @@ use nbd_blocking::{Server, ServerConfig};
 use nbd_interop::certificates::Certificates;
 use nbd_interop::{MIB, assert_serves_over_tls, over_tls};
 use nbd_testkit::process::wait_until;
-use nbd_testkit::raw::{Cmd, Opt, RawClient, Request};
+use nbd_testkit::raw::{Cmd, Mode, Opt, RawClient, Request};
 use nbd_testkit::server::{NbdServe, Setup};
 use nbd_testkit::{Endpoint, Pattern, assert_same_bytes, matrix};
 use rustls::version::{TLS12, TLS13};
@@ -23,6 +23,7 @@ matrix! {
     unix: [
         a_client_that_reads_nothing_costs_no_more_than_a_bound,
         requests_in_every_size_and_order_are_answered,
+        clients_that_stay_make_no_server_spin,
     ],
 }
 
@@ -104,6 +105,58 @@ fn a_client_that_reads_nothing_costs_no_more_than_a_bound(setup: Setup) {
     let more = server.peak_resident().saturating_sub(before);
     assert!(more < 128 << 20, "{more} bytes for a client that reads nothing");
     drop(client);
+    assert_serves_over_tls(&server, &certificates);
+}
+
+/// Clients in every state that they can stay in: the server does nothing until the deadline of one of them, which is
+/// what is waited for. A thread that spins takes all the CPU that it gets for that long.
+fn clients_that_stay_make_no_server_spin(setup: Setup) {
+    let certificates = Certificates::new();
+    let common = ["--tls", "require", "--tls-certificates", certificates.path()];
+    let server = setup.serve().args(common).args(["--stall-timeout", "1s", "memory:4M"]).start();
+    let upgrading = || {
+        let mut client = RawClient::negotiate(server.endpoint());
+        client.option(Opt::STARTTLS, &[]).expect("it is offered");
+        client
+    };
+    let in_transmission = |version| {
+        let mut client = over_tls(&server, &certificates, version);
+        client.go("", &[]).expect("it is there");
+        client.read(0, 512);
+        client
+    };
+    let mut clients = vec![upgrading()];
+    let mut half_a_greeting = upgrading();
+    half_a_greeting.wire().send(&[22, 3, 3, 2, 0, 1, 0, 1, 0xfc, 3, 3]);
+    clients.push(half_a_greeting);
+    for version in [&TLS12, &TLS13] {
+        clients.push(in_transmission(version));
+        let mut half_a_record = in_transmission(version);
+        half_a_record.wire().send_in_the_clear(&[23, 3, 3, 1, 0, 1, 2, 3]).expect("it is open");
+        clients.push(half_a_record);
+        // Ended in order, but for the transport.
+        let mut ended = in_transmission(version);
+        ended.wire().end_tls();
+        clients.push(ended);
+        // Its replies fill the socket.
+        let mut deaf = in_transmission(version);
+        let reads = Request::read(0, MIB).encode(Mode::Simple, 1).repeat(64);
+        deaf.wire().send(&reads);
+        clients.push(deaf);
+    }
+    // Once the server has done what there was to do.
+    let mut witness = in_transmission(&TLS13);
+    witness.read(0, MIB);
+    let mut stalled = in_transmission(&TLS13);
+    let write = Request::write(0, &[1; 512]).encode(Mode::Simple, 1);
+    stalled.wire().send(&write[..write.len() - 100]);
+    let before = server.cpu_time();
+    stalled.wire().set_timeout(PATIENCE);
+    stalled.wire().discard_to_eof("the deadline");
+    let used = server.cpu_time() - before;
+    assert!(used < Duration::from_millis(300), "{used:?} of CPU for clients that do nothing");
+    witness.read(0, 512);
+    drop(clients);
     assert_serves_over_tls(&server, &certificates);
 }
 

@@ -10,7 +10,10 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 /// Makes a server require TLS: with a certificate for `localhost` of an authority of its own, all of which are written to
 /// a folder under the usual names.
-pub(crate) fn require_tls(config: ServerConfig, folder: &Path) -> ServerConfig {
+///
+/// # Panics
+/// When the folder can't be written to.
+pub fn require_tls(config: ServerConfig, folder: &Path) -> ServerConfig {
     let write = |name: &str, text: &str| {
         let path = folder.join(name);
         fs::write(&path, text).expect("the folder is ours");

@@ -33,6 +33,7 @@ mod served;
 mod setup;
 
 pub use adapter::{Adapter, Control, Listened, Place, Said, Started};
+pub use certificates::require_tls;
 pub use served::Served;
 pub use setup::{
     ClientSetup, Program, Server, Setup, Subject, Transport, run, run_client, run_pair,

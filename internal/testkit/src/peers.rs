@@ -26,6 +26,8 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("nbd-server", "nbd-server", "-V"),
     // Not of NBD: it shows the system's sockets.
     ("ss", "iproute2", "-V"),
+    // No peer in NBD, but in TLS.
+    ("openssl", "openssl", "version"),
 ];
 
 /// The system's Python: libnbd's module is installed for that one.

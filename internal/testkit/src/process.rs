@@ -5,12 +5,14 @@ use core::time::Duration;
 use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::flag;
 
 /// A running program; killed when dropped, and its error output shown if the test is failing.
 pub struct Background {
@@ -32,6 +34,7 @@ impl Background {
     pub fn spawn_with_stderr(command: &mut Command, stderr: Stdio) -> io::Result<Self> {
         let what = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        ignore_no_signals();
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().expect("stdout is piped");
         let stderr = child.stderr.take();
@@ -157,6 +160,18 @@ impl Background {
         std::fs::read_dir(self.proc("fd")).expect("the process is running").count()
     }
 
+    /// CPU time of the process so far, all of its threads and the kernel's part, to some 10 ms.
+    #[track_caller]
+    pub fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(self.proc("stat")).expect("the process is running");
+        // The name, which stands in parentheses, may have any character.
+        let (_, fields) = stat.rsplit_once(')').expect("a name");
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        let ticks = |index: usize| fields[index].parse::<u64>().expect("a number of ticks");
+        // The 14th and the 15th field, of which the first two are gone; a hundred ticks are a second (`USER_HZ`).
+        Duration::from_millis((ticks(11) + ticks(12)) * 10)
+    }
+
     fn proc(&self, entry: &str) -> String {
         format!("/proc/{}/{entry}", self.child.id())
     }
@@ -222,6 +237,7 @@ impl Finished {
 pub fn run(command: &mut Command, timeout: Duration) -> Finished {
     let what = format!("{command:?}");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    ignore_no_signals();
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{what}: {error}"));
     let stdout = collect(child.stdout.take().expect("stdout is piped"));
     let stderr = collect(child.stderr.take().expect("stderr is piped"));
@@ -235,6 +251,26 @@ pub fn run(command: &mut Command, timeout: Duration) -> Finished {
         Some(status) => Finished { status, stdout, stderr, what },
         None => panic!("{what}: no end after {timeout:?}\n{stdout}\n{stderr}"),
     }
+}
+
+/// Has children begin with the default for the signals that end programs. Where tests are run by `nohup`, or in the
+/// background of a shell, some are ignored, which children would inherit. A handler is what they don't.
+fn ignore_no_signals() {
+    static DONE: Once = Once::new();
+    DONE.call_once(|| {
+        let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+        for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+            if ignored & (1 << (signal - 1)) != 0 {
+                flag::register(signal, Arc::default()).expect("it can be handled");
+            }
+        }
+    });
+}
+
+/// The signals that a process ignores, a bit for each, by what `/proc/PID/status` has.
+fn ignored(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
 fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
@@ -296,6 +332,31 @@ mod tests {
     #[should_panic(expected = "signal: 9")]
     fn death_by_a_signal_is_not_a_failure_that_was_asked_for() {
         run(&mut shell("kill -9 $$"), SOON).failure();
+    }
+
+    #[test]
+    fn children_ignore_no_signal_that_ends_programs() {
+        let status = run(Command::new("cat").arg("/proc/self/status"), SOON).success();
+        for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+            assert_eq!(ignored(&status) & (1 << (signal - 1)), 0, "signal {signal}");
+        }
+    }
+
+    #[test]
+    fn nor_do_they_where_the_test_does() {
+        let this = std::env::current_exe().unwrap();
+        let name = "process::tests::children_ignore_no_signal_that_ends_programs";
+        let mut shell = shell("trap '' HUP QUIT; exec \"$0\" --exact \"$1\"");
+        let told = run(shell.arg(this).arg(name), SOON * 4).success();
+        assert!(told.contains("1 passed"), "{told}");
+    }
+
+    #[test]
+    fn cpu_time_is_that_of_the_process() {
+        let busy = Background::spawn(&mut shell("echo ready; while :; do :; done")).unwrap();
+        let idle = Background::spawn(Command::new("sleep").arg("1000")).unwrap();
+        wait_until("it has used some CPU", SOON * 4, || busy.cpu_time() >= SOON / 50);
+        assert!(idle.cpu_time() < SOON / 50);
     }
 
     #[test]

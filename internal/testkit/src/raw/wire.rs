@@ -185,12 +185,15 @@ impl Wire {
         tls.complete_io(&mut self.stream).expect("the connection is open");
     }
 
-    /// The peer must end the connection by an alert.
+    /// The peer must end the connection by an alert, which is returned.
     #[track_caller]
-    pub fn expect_tls_failure(&mut self) {
+    pub fn expect_tls_failure(&mut self) -> rustls::Error {
         let error = self.read(&mut [0]).expect_err("the peer goes on");
         let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-        assert!(matches!(cause, Some(rustls::Error::AlertReceived(_))), "{error}");
+        match cause {
+            Some(alert @ rustls::Error::AlertReceived(_)) => alert.clone(),
+            _ => panic!("{error}"),
+        }
     }
 
     /// Sends bytes past TLS.
