@@ -172,7 +172,7 @@ impl Shared {
     }
 
     fn break_all(&self, crash: bool) {
-        // Nobody connects meanwhile.
+        // No connection is made meanwhile.
         let connections = self.connections.lock().unwrap();
         connections.iter().for_each(Connection::shut_down);
         if crash {

@@ -314,7 +314,7 @@ impl State {
         self.connections[index] = progress;
         self.replayer.take_if(|replayer| *replayer == index);
         self.flushing.take_if(|flushing| *flushing == index);
-        // Whoever wanted the flush asks again.
+        // The connection that needs the flush asks again.
         self.starved = false;
     }
 }

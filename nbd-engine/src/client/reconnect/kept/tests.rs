@@ -83,7 +83,8 @@ proptest! {
         if let Next::Replay(pieces) = kept.next(0, true, SIZE) {
             let mut written = vec![false; SIZE as usize];
             for (command, data) in &pieces {
-                let range = command.offset() as usize..(command.offset() + command.length()) as usize;
+                let offset = command.offset() as usize;
+                let range = offset..offset + command.length() as usize;
                 prop_assert!(written[range.clone()].iter().all(|written| !written), "only once");
                 written[range].fill(true);
                 if command.length() > 0 && matches!(command, Command::WriteZeroes { .. }) {
