@@ -15,6 +15,9 @@ use support::{Folder, MIB, SOON, noise};
 
 const RETRIES: [&str; 3] = ["--retries=100", "--retry-delay=20ms", "--timeout=60"];
 
+/// Few bytes are on their way: what comes out of a pipe, or went into one, is so much at most behind the rest.
+const FEW: &str = "--requests=2";
+
 /// A server at a place of its own, where one process after the other listens.
 struct Site {
     folder: Folder,
@@ -98,12 +101,10 @@ fn a_destination_that_lost_everything_is_written_again() {
     let data = noise(8 * MIB);
     let (first, rest) = data.split_at(5 * MIB);
     let server = site.serve();
-    let mut copying = Copying::start(&["-", &site.uri()]);
+    let mut copying = Copying::start(&[FEW, "-", &site.uri()]);
+    // When the pipe has taken it, the server has most of it.
     copying.stdin.as_mut().unwrap().write_all(first).unwrap();
-    // As far as the pipe's own buffer, all of that was read: the server has most of it.
-    wait_until("the first half is written", SOON, || {
-        stdout_of(&["copy", &site.uri(), "-"])[..4 * MIB] == first[..4 * MIB]
-    });
+    assert!(stdout_of(&["copy", &site.uri(), "-"])[..4 * MIB] == first[..4 * MIB]);
     kill(server);
     let server = site.serve();
     copying.stdin.as_mut().unwrap().write_all(rest).unwrap();
@@ -119,8 +120,7 @@ fn a_source_that_is_restarted_is_read_on() {
     let data = noise(8 * MIB);
     let site = Site::new(|folder| folder.file("disk", &data));
     let server = site.serve();
-    // As long as nobody reads them, few bytes are on their way.
-    let mut copying = Copying::start(&["--requests=2", &site.uri(), "-"]);
+    let mut copying = Copying::start(&[FEW, &site.uri(), "-"]);
     let mut found = vec![0; data.len()];
     copying.stdout.read_exact(&mut found[..MIB]).unwrap();
     kill(server);
@@ -153,11 +153,9 @@ fn a_server_that_is_not_there_yet_is_waited_for() {
 fn another_disk_is_not_written_to() {
     let site = Site::new(|_| "memory:8M".into());
     let server = site.serve();
-    let mut copying = Copying::start(&["-", &site.uri()]);
-    copying.stdin.as_mut().unwrap().write_all(&noise(MIB)).unwrap();
-    wait_until("something is written", SOON, || {
-        stdout_of(&["copy", &site.uri(), "-"])[..4096] == noise(4096)[..]
-    });
+    let mut copying = Copying::start(&[FEW, "-", &site.uri()]);
+    copying.stdin.as_mut().unwrap().write_all(&noise(2 * MIB)).unwrap();
+    assert!(stdout_of(&["copy", &site.uri(), "-"])[..4096] == noise(4096)[..]);
     kill(server);
     let other = Site { folder: site.folder, backend: "memory:9M".into() };
     let server = other.serve();

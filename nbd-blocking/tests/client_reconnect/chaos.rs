@@ -117,6 +117,8 @@ impl Shared {
         // does nothing any more, and one that lives is quicker than its client.
         self.reap();
         let (ours, theirs) = UnixStream::pair().unwrap();
+        // A crash ends this server, too, or comes before it has begun.
+        let mut connections = self.connections.lock().unwrap();
         let exports = ExportMap::new().with("", self.disk.life()).unwrap();
         let budget = self.random.lock().unwrap().below(self.plan.max_bytes) as i64;
         let budget = Arc::new(AtomicI64::new(budget));
@@ -130,7 +132,7 @@ impl Shared {
                 (Arc::clone(self), Arc::clone(&budget), Arc::clone(&broken));
             threads.push(thread::spawn(move || shared.carry(from, to, &budget, &broken)));
         }
-        self.connections.lock().unwrap().push(Connection { client, broken, threads });
+        connections.push(Connection { client, broken, threads });
     }
 
     fn reap(&self) {
@@ -170,7 +172,7 @@ impl Shared {
     }
 
     fn break_all(&self, crash: bool) {
-        // Nobody connects meanwhile.
+        // No connection is made meanwhile.
         let connections = self.connections.lock().unwrap();
         connections.iter().for_each(Connection::shut_down);
         if crash {

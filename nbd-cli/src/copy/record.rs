@@ -39,7 +39,7 @@ struct Marks {
     beyond: BTreeMap<u64, u64>,
     /// What the record says.
     recorded: u64,
-    /// Somebody is writing the record.
+    /// The record is being written.
     busy: bool,
 }
 

@@ -27,8 +27,8 @@ use crate::runtime::Runtime;
 
 /// An export on a server, to be read and written, on the runtime of a [`Connector`]. Cheap to clone: clones are the same
 /// client. Share it among as many threads or tasks as you like; requests run side by side and are answered in any order.
-/// (Where lost connections are [replaced](super::Reconnect), each clone reports once by its flushes what may be lost: whoever
-/// flushes on its own account needs a clone of its own.)
+/// (Where lost connections are [replaced](super::Reconnect), each clone reports once by its flushes what may be lost: a
+/// caller that flushes on its own account needs a clone of its own.)
 ///
 /// When the last clone and the last [`Pending`] request are gone, the client disconnects.
 pub struct Client<C> {
@@ -331,7 +331,7 @@ impl Shared {
         order().find(is_up).or_else(|| order().find(is_open)).unwrap_or(first)
     }
 
-    /// Whether connections wait for each other, so that whoever waits for one has to drive all.
+    /// Whether connections wait for each other, so that a caller that waits for one has to drive all.
     pub(super) fn drives_all(&self) -> bool {
         self.kept.as_ref().is_some_and(|kept| kept.is_waiting())
     }

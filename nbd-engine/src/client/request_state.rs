@@ -45,7 +45,7 @@ pub(super) struct RequestState {
     pub(super) reserved: u64,
 }
 
-/// A request of the client's own, which nobody waits for.
+/// A request of the client's own, without a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Internal {
     /// A kept change is written again.

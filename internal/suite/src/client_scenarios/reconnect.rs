@@ -24,7 +24,7 @@ use crate::{ClientSetup, Place, SOON, Server, Setup, Transport};
 
 const SIZE: u64 = 1 << 20;
 
-/// Where one server after the other listens. The listener outlives them, so that nobody else takes the place meanwhile.
+/// Where one server after the other listens. The listener outlives them, so that no other test takes the address meanwhile.
 struct Site {
     listener: Listener,
     endpoint: Endpoint,
@@ -376,7 +376,7 @@ pub fn a_request_waits_for_a_connection_within_its_deadline(clients: ClientSetup
     server.stop();
 }
 
-/// Whoever does not want to wait for a new connection does not have to.
+/// A caller that gives up a reconnecting client does not wait for a new connection.
 pub fn giving_up_a_reconnecting_client_ends_at_once(clients: ClientSetup, servers: Setup) {
     let (site, disk) = (Site::new(clients), Volatile::new(SIZE as usize));
     let (reconnect, events) = reconnect();
@@ -392,7 +392,7 @@ pub fn giving_up_a_reconnecting_client_ends_at_once(clients: ClientSetup, server
         let write = client.start_write(0, vec![index as u8 + 1; 512], Flags::empty());
         // Where callers drive, nothing happens otherwise.
         let config = ClientConfig::new();
-        let _refused = clients.connect(&site.endpoint, &config).err().expect("nobody is there");
+        let _refused = clients.connect(&site.endpoint, &config).err().expect("there is no server");
         drop(write);
     }
     server.wait_for_the_end();

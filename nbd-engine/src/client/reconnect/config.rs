@@ -24,7 +24,7 @@ use super::event::ConnectionEvent;
 /// | flush | sent | sent again |
 /// | resize | sent | fails with [`Error::Lost`](super::super::Error::Lost), never sent twice |
 ///
-/// A request that nobody waits for any more is not sent again, nor is one that was sent
+/// A request whose caller has given it up is not sent again, nor is one that was sent
 /// [`max_resends`](Self::with_max_resends) times without an answer.
 ///
 /// # Durability

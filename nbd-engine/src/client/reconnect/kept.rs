@@ -1,8 +1,9 @@
 //! Acknowledged changes that are kept until they are flushed, to be written again after a lost connection.
 //!
-//! All connections of a client share them. Once a connection is lost, no connection submits anything new; when nothing is
-//! in flight on any of them, the first that is connected writes all kept changes again and flushes them; then all go on.
-//! So no kept change can overwrite a later one, and no read can see the export without the changes.
+//! All connections of a client share them. A new connection may lead to a server that has lost its cache. So once there is
+//! one, no connection submits anything; when nothing is in flight on any of them, the first one writes all kept changes again
+//! and flushes them; then all go on. So no kept change can overwrite a later one, and no read can see the export without the
+//! changes: not even without those that an earlier server had acknowledged, and whose replies were not yet received.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -43,7 +44,7 @@ struct State {
     flushing: Option<usize>,
     /// A connection waits for room.
     starved: bool,
-    /// Set from the loss of a connection until all kept changes are written again.
+    /// Set from a new connection on until all kept changes are written again.
     recovering: bool,
     /// The connection that writes them.
     replayer: Option<usize>,
@@ -57,6 +58,8 @@ enum Progress {
     Busy,
     /// Nothing is in flight.
     Drained,
+    /// It is lost, and there is no new one yet.
+    Down,
     /// It is over.
     Gone,
 }
@@ -218,31 +221,27 @@ impl Kept {
         if succeeded { Tally::default() } else { forgotten }
     }
 
-    /// A connection is lost. From now on no connection submits anything before everything is written again.
+    /// A connection is lost.
     pub(in super::super) fn lost(&self, index: usize) {
-        self.lose(index, Progress::Drained);
+        let mut state = self.state();
+        state.end(index, Progress::Down);
+        self.changed(state);
     }
 
     /// A connection is over.
-    pub(in super::super) fn gone(&self, index: usize, is_lost: bool) {
-        if is_lost {
-            return self.lose(index, Progress::Gone);
-        }
+    pub(in super::super) fn gone(&self, index: usize) {
         let mut state = self.state();
         state.end(index, Progress::Gone);
         self.changed(state);
     }
 
-    fn lose(&self, index: usize, progress: Progress) {
+    /// A lost connection is replaced. From now on no connection submits anything before everything is written again.
+    pub(in super::super) fn connected(&self, index: usize) {
         let mut state = self.state();
         if !core::mem::replace(&mut state.recovering, true) {
-            for other in &mut state.connections {
-                if *other == Progress::Drained {
-                    *other = Progress::Busy;
-                }
-            }
+            state.refill();
         }
-        state.end(index, progress);
+        state.connections[index] = Progress::Drained;
         self.changed(state);
     }
 
@@ -297,12 +296,17 @@ impl State {
         self.recovering = false;
         self.replayer = None;
         self.starved = false;
+        self.refill();
+        self.forget(self.acknowledged)
+    }
+
+    /// What is drained may have something in flight again.
+    fn refill(&mut self) {
         for connection in &mut self.connections {
             if *connection == Progress::Drained {
                 *connection = Progress::Busy;
             }
         }
-        self.forget(self.acknowledged)
     }
 
     /// Nothing is in flight on a connection any more.
@@ -310,7 +314,7 @@ impl State {
         self.connections[index] = progress;
         self.replayer.take_if(|replayer| *replayer == index);
         self.flushing.take_if(|flushing| *flushing == index);
-        // Whoever wanted the flush asks again.
+        // The connection that needs the flush asks again.
         self.starved = false;
     }
 }

@@ -12,7 +12,7 @@ pub(in super::super) enum Resend {
     Again,
     /// It fails, and says whether it may have been carried out.
     Fail,
-    /// It has its outcome already, or nobody waits for it.
+    /// It has its outcome already, or its caller has given it up.
     Finish,
 }
 

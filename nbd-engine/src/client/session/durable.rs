@@ -75,7 +75,7 @@ impl Durable {
                 self.doubts.add(acknowledged.since(*flushed));
                 *flushed = *acknowledged;
             }
-            Mode::Keep { kept, index } if over => kept.gone(*index, true),
+            Mode::Keep { kept, index } if over => kept.gone(*index),
             Mode::Keep { kept, index } => kept.lost(*index),
         }
     }
@@ -83,7 +83,14 @@ impl Durable {
     /// The client has disconnected.
     pub(super) fn disconnected(&self) {
         if let Mode::Keep { kept, index } = &self.mode {
-            kept.gone(*index, false);
+            kept.gone(*index);
+        }
+    }
+
+    /// There is a new connection.
+    pub(super) fn connected(&self) {
+        if let Mode::Keep { kept, index } = &self.mode {
+            kept.connected(*index);
         }
     }
 }

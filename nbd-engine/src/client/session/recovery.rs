@@ -199,6 +199,9 @@ impl Requests {
         self.rules = ready.rules;
         self.name_contexts(&ready.pump.machine, &ready.details);
         self.stopped = false;
+        if let Some(durable) = &self.durable {
+            durable.connected();
+        }
         (self.output_failed, self.closed) = (None, None);
     }
 }

@@ -79,10 +79,12 @@ proptest! {
             }
         }
         kept.lost(0);
+        kept.connected(0);
         if let Next::Replay(pieces) = kept.next(0, true, SIZE) {
             let mut written = vec![false; SIZE as usize];
             for (command, data) in &pieces {
-                let range = command.offset() as usize..(command.offset() + command.length()) as usize;
+                let offset = command.offset() as usize;
+                let range = offset..offset + command.length() as usize;
                 prop_assert!(written[range.clone()].iter().all(|written| !written), "only once");
                 written[range].fill(true);
                 if command.length() > 0 && matches!(command, Command::WriteZeroes { .. }) {
@@ -140,6 +142,7 @@ fn what_a_shrunk_export_lost_does_not_come_back() {
     kept.acknowledge(&Command::resize(32), Bytes::new);
     kept.acknowledge(&Command::resize(64), Bytes::new);
     kept.lost(0);
+    kept.connected(0);
     let Next::Replay(pieces) = kept.next(0, true, 64) else { panic!("there is something") };
     assert_eq!(pieces, [(Command::write(16, 16), Bytes::from(vec![1; 16]))]);
 }
@@ -149,9 +152,11 @@ fn all_connections_are_drained_before_anything_is_written_again() {
     let kept = Kept::new(u64::MAX, 3);
     kept.acknowledge(&Command::trim(0, 1), Bytes::new);
     kept.lost(0);
+    assert!(matches!(kept.next(1, false, 64), Next::Submit), "there is no new server yet");
+    kept.connected(0);
     assert!(matches!(kept.next(0, true, 64), Next::Hold));
     assert!(matches!(kept.next(1, false, 64), Next::Hold));
-    kept.gone(2, true);
+    kept.gone(2);
     assert!(matches!(kept.next(0, true, 64), Next::Hold));
     let replays = |index| matches!(kept.next(index, true, 64), Next::Replay(_));
     assert!(replays(1));
@@ -161,4 +166,20 @@ fn all_connections_are_drained_before_anything_is_written_again() {
     let lost = kept.recovered(false);
     assert_eq!((lost.requests, lost.bytes), (1, 1), "the flush failed");
     assert!(matches!(kept.next(0, false, 64), Next::Submit));
+}
+
+/// Its server may have lost what another connection was told, whose own end is not yet known.
+#[test]
+fn every_new_connection_has_everything_written_again() {
+    let kept = Kept::new(u64::MAX, 2);
+    (0..2).for_each(|index| kept.lost(index));
+    kept.connected(0);
+    assert!(matches!(kept.next(0, true, 64), Next::Submit), "there is nothing to be written");
+    kept.acknowledge(&Command::trim(0, 1), Bytes::new);
+    kept.connected(1);
+    assert!(matches!(kept.next(1, true, 64), Next::Hold));
+    // What was acknowledged meanwhile is written again, too.
+    kept.acknowledge(&Command::trim(1, 1), Bytes::new);
+    let Next::Replay(pieces) = kept.next(0, true, 64) else { panic!("it is drained") };
+    assert_eq!(pieces.len(), 2);
 }
