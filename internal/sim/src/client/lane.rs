@@ -140,9 +140,9 @@ async fn carry_out<const CALLER: bool>(
                 ));
             }
         }
-        Ended::Good(_) => acknowledged.write(oracle.now(), step),
+        Ended::Good(_) => acknowledged.write(issued, oracle.now(), step),
         // Also if it was told something else: it knows that the flush did not succeed.
-        _ if op == Op::Flush => acknowledged.reported(),
+        _ if op == Op::Flush => acknowledged.reported(oracle.now()),
         _ => {}
     }
     let done = !matches!(ended, Ended::NotDone);
