@@ -136,7 +136,7 @@ async fn carry_out<const CALLER: bool>(
         Ended::Good(_) if op == Op::Flush && reports => {
             if let Some((cell, stamp)) = acknowledged.flushed(issued, &around.disk) {
                 oracle.violation(format!(
-                    "step {id}: a flush is good although cell {cell} lost what was acknowledged before ({stamp:#x})"
+                    "step {id}: a flush is good although cell {cell} lost {stamp:#x}, acknowledged before"
                 ));
             }
         }
