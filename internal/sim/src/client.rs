@@ -3,7 +3,7 @@
 mod lane;
 mod verdict;
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -155,14 +155,21 @@ async fn make_durable<const CALLER: bool>(
 /// What a client wrote and was acknowledged, and no flush has covered yet, nor reported as in doubt: when it was
 /// acknowledged, the cell and the stamp.
 #[derive(Debug, Default)]
-struct Acknowledged(Mutex<Vec<(u64, u64, u64)>>);
+struct Acknowledged {
+    writes: Mutex<Vec<(u64, u64, u64)>>,
+    /// When what is in doubt was reported: of all that was asked for before that.
+    reported: AtomicU64,
+}
 
 impl Acknowledged {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(u64, u64, u64)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self, now: u64, step: &Step) {
+    fn write(&self, issued: u64, now: u64, step: &Step) {
+        if issued < self.reported.load(Ordering::Relaxed) {
+            return;
+        }
         if let Op::Write { cell, count, fua: false } = step.op {
             let stamps = (0..count).map(|index| (now, cell + index, stamp::of(step.id, index)));
             self.lock().extend(stamps);
@@ -170,7 +177,8 @@ impl Acknowledged {
     }
 
     /// What is in doubt was reported.
-    fn reported(&self) {
+    fn reported(&self, now: u64) {
+        self.reported.store(now, Ordering::Relaxed);
         self.lock().clear();
     }
 

@@ -116,8 +116,8 @@ fn many(arguments: &Arguments) -> ExitCode {
         }
     }
     println!(
-        "{} seeds, {bad} of them bad: {requests} requests, {checked} cells checked, {servers} servers replaced, \
-         {cuts} power cuts, {:.0} s of virtual time, {peak} bytes at most, in {:.1} s",
+        "{} seeds, {bad} of them bad: {requests} requests, {checked} cells checked, {servers} servers \
+         replaced, {cuts} power cuts, {:.0} s of virtual time, {peak} bytes at most, in {:.1} s",
         arguments.count,
         nanos as f64 / 1e9,
         begun.elapsed().as_secs_f64()

@@ -174,7 +174,8 @@ impl Oracle {
                 state.counts.cells_checked += 1;
                 let index = cell + index as u64;
                 let Some(history) = state.cells.get_mut(index as usize) else { continue };
-                if let Err(why) = history.observe(stamp, open.issued, now, survived) {
+                if let Err(why) = history.observe(stamp, open.issued, now, survived, state.keeping)
+                {
                     let (step, op) = (open.step, open.op);
                     let whose = stamp::step_of(stamp);
                     let text = format!(

@@ -136,13 +136,13 @@ async fn carry_out<const CALLER: bool>(
         Ended::Good(_) if op == Op::Flush && reports => {
             if let Some((cell, stamp)) = acknowledged.flushed(issued, &around.disk) {
                 oracle.violation(format!(
-                    "step {id}: a flush is good although cell {cell} lost what was acknowledged before ({stamp:#x})"
+                    "step {id}: a flush is good although cell {cell} lost {stamp:#x}, acknowledged before"
                 ));
             }
         }
-        Ended::Good(_) => acknowledged.write(oracle.now(), step),
+        Ended::Good(_) => acknowledged.write(issued, oracle.now(), step),
         // Also if it was told something else: it knows that the flush did not succeed.
-        _ if op == Op::Flush => acknowledged.reported(),
+        _ if op == Op::Flush => acknowledged.reported(oracle.now()),
         _ => {}
     }
     let done = !matches!(ended, Ended::NotDone);

@@ -121,13 +121,15 @@ impl CellHistory {
         }
     }
 
-    /// A read that was issued at `issued` shows `stamp`. `survived` says whether no power cut came between.
+    /// A read that was issued at `issued` shows `stamp`. `survived` says whether no power cut came between, and `keeping`
+    /// whether clients may write again what was acknowledged.
     pub(super) fn observe(
         &mut self,
         stamp: u64,
         issued: u64,
         now: u64,
         survived: bool,
+        keeping: bool,
     ) -> Result<(), &'static str> {
         if !self.stamps.contains(&stamp) {
             return Err("which never wrote there");
@@ -141,6 +143,10 @@ impl CellHistory {
         }
         if !possible.any(|write| write.hidden.is_none_or(|hidden| hidden >= issued)) {
             return Err("over which something else was written before");
+        }
+        if keeping {
+            // What is written again may land in another order than before.
+            return Ok(());
         }
         // What was over before the read can't come back.
         for other in self.writes.iter_mut().filter(|other| other.stamp != stamp) {
@@ -202,7 +208,7 @@ mod tests {
     }
 
     fn shows(cell: &CellHistory, stamp: u64, issued: u64) -> bool {
-        cell.clone().observe(stamp, issued, issued + 1, true).is_ok()
+        cell.clone().observe(stamp, issued, issued + 1, true, false).is_ok()
     }
 
     #[test]
@@ -221,7 +227,7 @@ mod tests {
         cell.acknowledge(1, 3, false);
         cell.acknowledge(2, 4, false);
         assert!(!shows(&cell, 0, 5) && shows(&cell, 1, 5) && shows(&cell, 2, 5));
-        cell.observe(1, 5, 6, true).unwrap();
+        cell.observe(1, 5, 6, true, false).unwrap();
         assert!(shows(&cell, 1, 7) && !shows(&cell, 2, 7));
     }
 
@@ -234,7 +240,7 @@ mod tests {
         cell.cut_power();
         assert!(!shows(&cell, 1, now + 3), "flushed over");
         assert!(shows(&cell, 2, now + 3) && shows(&cell, 3, now + 3));
-        cell.observe(2, now + 4, now + 5, true).unwrap();
+        cell.observe(2, now + 4, now + 5, true, false).unwrap();
         assert!(!shows(&cell, 3, now + 6), "it was lost");
         cell.cut_power();
         assert!(!shows(&cell, 3, now + 7), "for ever");
@@ -256,7 +262,7 @@ mod tests {
         cell.begin(2, 2, now, false);
         assert!(shows(&cell, 1, now + 10) && shows(&cell, 2, now + 11));
         cell.settle_all(now + 12, |_| false);
-        cell.observe(1, now + 13, now + 14, true).unwrap();
+        cell.observe(1, now + 13, now + 14, true, false).unwrap();
         assert!(!shows(&cell, 2, now + 15));
     }
 
@@ -266,7 +272,7 @@ mod tests {
         cell.begin(2, 0, now, true);
         cell.acknowledge(2, now + 1, false);
         assert!(shows(&cell, 0, now + 2) && shows(&cell, 1, now + 2));
-        cell.observe(0, now + 2, now + 3, true).unwrap();
+        cell.observe(0, now + 2, now + 3, true, false).unwrap();
         assert!(!shows(&cell, 1, now + 4));
     }
 }
