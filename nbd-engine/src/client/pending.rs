@@ -193,7 +193,9 @@ impl<R> Pending<R> {
         let State::Waiting { shared, mut wait, more } = state else {
             unreachable!("outcomes come from completions")
         };
-        wait.leave(&shared);
+        if wait.helping.is_some() {
+            wait.leave(&shared);
+        }
         let free = |index: usize| &shared.connections[index].handle.free;
         free(wait.index).return_completion(wait.completion);
         for mut wait in more {

@@ -88,8 +88,10 @@ impl RequestState {
 
     /// Whether nobody waits for it.
     pub(super) fn is_abandoned(&self) -> bool {
-        let is_waited_for = |completion: &Arc<Completion>| !completion.is_abandoned();
-        self.internal.is_none() && !self.completion.as_ref().is_some_and(is_waited_for)
+        match &self.completion {
+            Some(completion) => completion.is_abandoned(),
+            None => self.internal.is_none(),
+        }
     }
 
     /// Its connection is lost, and it is to be sent on another one: as if nothing of it had been submitted yet.

@@ -21,7 +21,16 @@ impl Requests {
     }
 
     /// The next request to be submitted, if one may be.
+    #[inline]
     pub(super) fn next_request(&mut self, machine: &Connection) -> Option<RequestState> {
+        match self.durable {
+            None => self.backlog.pop_front(),
+            Some(_) => self.next_durable(machine),
+        }
+    }
+
+    /// The same where lost connections are replaced.
+    fn next_durable(&mut self, machine: &Connection) -> Option<RequestState> {
         let Some((kept, index)) = self.kept() else { return self.backlog.pop_front() };
         let kept = Arc::clone(kept);
         if let Some(own) = self.own.pop_front() {
