@@ -48,22 +48,26 @@ pub(super) struct Wait {
     role: Role,
     /// For a flush: the connection's changes that it covers.
     covers: u64,
-    /// The part it has in driving the client's other connections, where these wait for each other; empty elsewhere.
-    helping: Vec<Role>,
+    /// Set where the client's connections wait for each other.
+    helping: Option<Box<Helping>>,
 }
+
+/// The part that a waiter has in driving each of a client's connections but its own.
+struct Helping(Vec<Role>);
 
 impl Wait {
     pub(super) const fn new(index: usize, completion: Arc<Completion>, covers: u64) -> Self {
-        Self { index, completion, role: Role::Idle, covers, helping: Vec::new() }
+        Self { index, completion, role: Role::Idle, covers, helping: None }
     }
 
     /// Drives the client's other connections, if this one may have to wait for them and that is the caller's.
     fn help(&mut self, shared: &Shared, cx: &mut Context<'_>) {
-        if self.helping.is_empty() && !shared.drives_all() {
+        if self.helping.is_none() && !shared.drives_all() {
             return;
         }
-        self.helping.resize(shared.connections.len(), Role::Idle);
-        for (index, role) in self.helping.iter_mut().enumerate() {
+        let idle = || Box::new(Helping(vec![Role::Idle; shared.connections.len()]));
+        let helping = self.helping.get_or_insert_with(idle);
+        for (index, role) in helping.0.iter_mut().enumerate() {
             if let Some(drivers) = &shared.connections[index].drivers
                 && index != self.index
             {
@@ -96,7 +100,8 @@ impl Wait {
         if let Some(drivers) = &shared.connections[self.index].drivers {
             drivers.leave(&self.completion, &mut self.role);
         }
-        for (index, mut role) in self.helping.drain(..).enumerate() {
+        let Some(helping) = self.helping.take() else { return };
+        for (index, mut role) in helping.0.into_iter().enumerate() {
             if let Some(drivers) = &shared.connections[index].drivers {
                 drivers.leave(&self.completion, &mut role);
             }
@@ -188,7 +193,9 @@ impl<R> Pending<R> {
         let State::Waiting { shared, mut wait, more } = state else {
             unreachable!("outcomes come from completions")
         };
-        wait.leave(&shared);
+        if wait.helping.is_some() {
+            wait.leave(&shared);
+        }
         let free = |index: usize| &shared.connections[index].handle.free;
         free(wait.index).return_completion(wait.completion);
         for mut wait in more {

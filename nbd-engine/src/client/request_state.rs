@@ -9,7 +9,6 @@ use nbd_proto::{Command, Extent};
 use super::buffer::Buffer;
 use super::chunks::Chunks;
 use super::completion::{Completion, Findings, Outcome};
-use super::reconnect::Tally;
 use super::{ContextExtents, Error};
 
 /// What a program asked for. It may be longer than the longest payload that the server takes, and then takes several
@@ -38,11 +37,9 @@ pub(super) struct RequestState {
     /// What the client needs it for, if no program asked for it.
     pub(super) internal: Option<Internal>,
     /// How many times it was sent and lost.
-    pub(super) resends: u32,
-    /// For a flush: the changes that were acknowledged when it was submitted.
-    pub(super) covers: Tally,
-    /// Room that it holds among the kept changes.
-    pub(super) reserved: u64,
+    pub(super) resends: u16,
+    /// It holds room among the kept changes.
+    pub(super) reserved: bool,
 }
 
 /// A request of the client's own, without a caller.
@@ -77,8 +74,7 @@ impl RequestState {
             failure: None,
             internal: None,
             resends: 0,
-            covers: Tally { requests: 0, bytes: 0 },
-            reserved: 0,
+            reserved: false,
         }
     }
 
@@ -92,13 +88,15 @@ impl RequestState {
 
     /// Whether nobody waits for it.
     pub(super) fn is_abandoned(&self) -> bool {
-        let is_waited_for = |completion: &Arc<Completion>| !completion.is_abandoned();
-        self.internal.is_none() && !self.completion.as_ref().is_some_and(is_waited_for)
+        match &self.completion {
+            Some(completion) => completion.is_abandoned(),
+            None => self.internal.is_none(),
+        }
     }
 
     /// Its connection is lost, and it is to be sent on another one: as if nothing of it had been submitted yet.
     pub(super) fn start_over(&mut self) {
-        self.resends += u32::from(self.sent);
+        self.resends = self.resends.saturating_add(u16::from(self.sent));
         (self.submitted_up_to, self.submitted) = (0, false);
         (self.in_flight, self.abandoned) = (0, false);
         match &mut self.findings {

@@ -96,7 +96,7 @@ pub(in super::super) enum Next {
 /// Whether there is room for a change.
 #[derive(Debug, PartialEq, Eq)]
 pub(in super::super) enum Room {
-    Reserved(u64),
+    Reserved,
     /// Not yet: the connection is woken when it is worth asking again.
     Wait,
     /// Not before a flush, which this connection is to submit.
@@ -151,11 +151,11 @@ impl Kept {
     /// Reserves room for a change that the connection is about to submit.
     pub(in super::super) fn reserve(&self, index: usize, command: &Command) -> Room {
         let mut state = self.state();
-        let cost = OVERHEAD + command.payload_length();
+        let cost = cost(command);
         let used = state.bytes + state.reserved;
         if used == 0 || used.saturating_add(cost) <= self.max_bytes {
             state.reserved += cost;
-            return Room::Reserved(cost);
+            return Room::Reserved;
         }
         state.starved = true;
         self.waiting.store(true, Ordering::Release);
@@ -167,9 +167,9 @@ impl Kept {
     }
 
     /// Gives room back that was reserved.
-    pub(in super::super) fn release(&self, cost: u64) {
+    pub(in super::super) fn release(&self, command: &Command) {
         let mut state = self.state();
-        state.reserved = state.reserved.saturating_sub(cost);
+        state.reserved = state.reserved.saturating_sub(cost(command));
         if core::mem::take(&mut state.starved) {
             self.changed(state);
         }
@@ -274,6 +274,11 @@ impl Kept {
         self.changed(state);
         if succeeded { Tally::default() } else { forgotten }
     }
+}
+
+/// Bytes that a change counts for while it is in flight.
+fn cost(command: &Command) -> u64 {
+    OVERHEAD + command.payload_length()
 }
 
 impl State {

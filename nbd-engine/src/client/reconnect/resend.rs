@@ -38,7 +38,7 @@ impl Resend {
             | Command::Flush => true,
             _ => false,
         };
-        match may_repeat && request.resends < config.max_resends() {
+        match may_repeat && u32::from(request.resends) < config.max_resends() {
             true => Self::Again,
             false => Self::Fail,
         }

@@ -39,13 +39,14 @@ impl Durable {
         }
     }
 
-    /// A request succeeded. Said before its waiter learns it.
-    pub(super) fn succeeded(&mut self, request: &RequestState) {
+    /// A request succeeded; if it is a flush, `covered` is what was acknowledged when it was submitted. Said before its waiter
+    /// learns it.
+    pub(super) fn succeeded(&mut self, request: &RequestState, covered: Tally) {
         let command = &request.command;
         match &mut self.mode {
             Mode::Report { flushed, .. } if *command == nbd_proto::Command::Flush => {
-                if request.covers.requests > flushed.requests {
-                    *flushed = request.covers;
+                if covered.requests > flushed.requests {
+                    *flushed = covered;
                 }
             }
             Mode::Report { acknowledged, .. } => {
@@ -54,7 +55,7 @@ impl Durable {
                 }
             }
             Mode::Keep { kept, .. } if *command == nbd_proto::Command::Flush => {
-                kept.flushed(request.covers);
+                kept.flushed(covered);
             }
             Mode::Keep { kept, .. } => {
                 if command.is_write() {

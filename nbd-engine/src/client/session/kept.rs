@@ -21,7 +21,16 @@ impl Requests {
     }
 
     /// The next request to be submitted, if one may be.
+    #[inline]
     pub(super) fn next_request(&mut self, machine: &Connection) -> Option<RequestState> {
+        match self.durable {
+            None => self.backlog.pop_front(),
+            Some(_) => self.next_durable(machine),
+        }
+    }
+
+    /// The same where lost connections are replaced.
+    fn next_durable(&mut self, machine: &Connection) -> Option<RequestState> {
         let Some((kept, index)) = self.kept() else { return self.backlog.pop_front() };
         let kept = Arc::clone(kept);
         if let Some(own) = self.own.pop_front() {
@@ -48,7 +57,7 @@ impl Requests {
         let front = self.backlog.front_mut()?;
         if front.command.is_write() {
             match kept.reserve(index, &front.command) {
-                Room::Reserved(cost) => front.reserved = cost,
+                Room::Reserved => front.reserved = true,
                 Room::Wait => return None,
                 Room::Flush => {
                     return Some(RequestState::internal(
@@ -65,14 +74,19 @@ impl Requests {
     /// Gives the room back that a request holds.
     pub(super) fn release(&self, request: &mut RequestState) {
         let reserved = core::mem::take(&mut request.reserved);
-        if let Some((kept, _)) = self.kept().filter(|_| reserved > 0) {
-            kept.release(reserved);
+        if let Some((kept, _)) = self.kept().filter(|_| reserved) {
+            kept.release(&request.command);
         }
     }
 
     /// A request of the client's own was answered.
     #[cold]
-    pub(super) fn own_request_ended(&mut self, purpose: Internal, request: &RequestState) {
+    pub(super) fn own_request_ended(
+        &mut self,
+        purpose: Internal,
+        request: &RequestState,
+        covered: Tally,
+    ) {
         let Some((kept, _)) = self.kept() else { return };
         let succeeded = request.failure.is_none();
         if let Some(error) = &request.failure {
@@ -80,7 +94,7 @@ impl Requests {
             tracing::warn!(peer, %error, "kept changes could not be made durable");
         }
         let in_doubt = match purpose {
-            Internal::Flush => kept.flush_ended(request.covers, succeeded),
+            Internal::Flush => kept.flush_ended(covered, succeeded),
             Internal::ReplayFlush => {
                 let in_doubt = kept.recovered(succeeded);
                 self.replaying = 0;

@@ -172,6 +172,7 @@ impl Requests {
         self.splitting = None;
         self.parts.clear();
         self.free.clear();
+        self.flushes.clear();
         let mut resized = None;
         for mut request in core::mem::take(&mut self.states).into_iter().flatten().rev() {
             self.release(&mut request);

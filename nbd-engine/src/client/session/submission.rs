@@ -11,6 +11,7 @@ use nbd_proto::{CloseReason, Command, RequestRules};
 use super::super::config::ClientConfig;
 use super::super::connection_handle::{Closed, ConnectionHandle, Disconnect};
 use super::super::details::ExportDetails;
+use super::super::reconnect::Tally;
 use super::super::request_state::RequestState;
 use super::super::{Error, LostReason, split};
 use super::durable::Durable;
@@ -43,6 +44,8 @@ pub(super) struct Requests {
     pub(super) closed: Option<Result<CloseReason, nbd_proto::Error>>,
     /// Set where a lost connection is replaced: what was acknowledged and not flushed.
     pub(super) durable: Option<Durable>,
+    /// Flushes in flight by the indices of their states, and what was acknowledged when they were submitted.
+    pub(super) flushes: Vec<(usize, Tally)>,
     /// Requests of the client's own, which come first.
     pub(super) own: VecDeque<RequestState>,
     /// Kept changes that are being written again, and the flush after them.
@@ -86,6 +89,7 @@ impl Requests {
             output_failed: None,
             closed: None,
             durable: None,
+            flushes: Vec::new(),
             own: VecDeque::new(),
             replaying: 0,
             stopped: false,
@@ -159,7 +163,7 @@ impl Requests {
         };
         if !request.submitted {
             if let (Command::Flush, Some(durable)) = (request.command, &self.durable) {
-                request.covers = durable.mark();
+                self.flushes.push((index, durable.mark()));
             }
             let start = request.submitted_up_to;
             let (command, last) = split::next_part(&self.rules, &request.command, start);
@@ -192,21 +196,23 @@ impl Requests {
             self.free.push(index);
             self.notified = true;
             if self.durable.is_some() {
-                self.settle(&mut request);
+                self.settle(index, &mut request);
             }
             request.finish();
         }
     }
 
     /// Takes note of an answered request on a connection that may be replaced.
-    fn settle(&mut self, request: &mut RequestState) {
+    fn settle(&mut self, index: usize, request: &mut RequestState) {
+        let flush = self.flushes.iter().position(|(known, _)| *known == index);
+        let covered = flush.map(|at| self.flushes.swap_remove(at).1).unwrap_or_default();
         if let Some(purpose) = request.internal {
-            return self.own_request_ended(purpose, request);
+            return self.own_request_ended(purpose, request, covered);
         }
         if let Some(durable) = &mut self.durable
             && request.failure.is_none()
         {
-            durable.succeeded(request);
+            durable.succeeded(request, covered);
         }
         self.release(request);
     }

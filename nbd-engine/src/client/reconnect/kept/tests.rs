@@ -107,21 +107,21 @@ proptest! {
         steps in prop::collection::vec((0..4u8, made()), 0..200),
     ) {
         let kept = Kept::new(max_bytes, 1);
-        let mut admitted: VecDeque<(u64, Made)> = VecDeque::new();
+        let mut admitted: VecDeque<Made> = VecDeque::new();
         let mut flush = None;
         for (step, change) in steps {
             match step {
                 0 | 1 => match kept.reserve(0, &change.command()) {
-                    Room::Reserved(cost) => admitted.push_back((cost, change)),
+                    Room::Reserved => admitted.push_back(change),
                     Room::Wait => prop_assert!(flush.is_some() || kept.state().bytes == 0),
                     Room::Flush => {
                         prop_assert!(flush.is_none(), "one at a time");
                         flush = Some(kept.mark());
                     }
                 },
-                2 => if let Some((cost, change)) = admitted.pop_front() {
+                2 => if let Some(change) = admitted.pop_front() {
                     kept.acknowledge(&change.command(), || change.data());
-                    kept.release(cost);
+                    kept.release(&change.command());
                 },
                 _ => if let Some(mark) = flush.take() {
                     kept.flush_ended(mark, true);
