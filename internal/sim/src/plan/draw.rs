@@ -104,6 +104,10 @@ fn reconnecting(plan: &mut Plan, random: &mut Random) {
             if let Op::Resize { .. } = step.op {
                 step.op = Op::Flush;
             }
+            // What was trimmed is not kept, so that anything older may show after a power cut.
+            if let (Op::Trim { cell, count, fua }, true) = (step.op, kept.is_some()) {
+                step.op = Op::Zero { cell, count, fua, no_hole: false, fast: false };
+            }
         }
     }
 }
