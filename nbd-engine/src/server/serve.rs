@@ -179,9 +179,11 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             self.watch = Some(watch);
         }
         if self.session.has_ended_rest()
-            && let Some(watch) = &self.watch
+            && let Some(watch) = &mut self.watch
         {
-            self.set_timer(watch.period());
+            watch.restart(self.runtime.now(), &self.session.activity());
+            let period = watch.period();
+            self.set_timer(period);
         }
         while self.timer.as_mut().poll(cx).is_ready() {
             let next = self.look()?;

@@ -128,13 +128,19 @@ impl Watch {
         self.period
     }
 
+    /// The connection begins to do something, after a rest or a time in which the server did not run: nothing that was
+    /// before counts.
+    pub(crate) const fn restart(&mut self, now: Instant, activity: &Activity) {
+        self.receive.restart(now, activity.received, activity.requests);
+        self.send.restart(now, activity.sent, activity.drained);
+        self.quiet.restart(now, activity.received, 0);
+    }
+
     /// Looks at the connection, `late` after the look was due.
     pub(crate) fn look(&mut self, now: Instant, late: Duration, activity: &Activity) -> Verdict {
         let Activity { received, requests, sent, drained, .. } = *activity;
         if late > self.period {
-            self.receive.restart(now, received, requests);
-            self.send.restart(now, sent, drained);
-            self.quiet.restart(now, received, 0);
+            self.restart(now, activity);
             return Verdict::LookAgain(self.period);
         }
 
@@ -159,7 +165,8 @@ impl Watch {
 
         let moved = activity.received != self.quiet.bytes;
         let quiet = self.quiet.update(moved || !activity.idle, now, activity.received, 0);
-        if !activity.idle || quiet.is_zero() {
+        // A client that stalls inside of a header has nothing in flight.
+        if !activity.idle || activity.receiving || quiet.is_zero() {
             return Verdict::LookAgain(self.period);
         }
         match self.idle {
@@ -202,6 +209,49 @@ mod tests {
             .with_idle_timeout(Some(60 * SECOND))
             .with_min_transfer_rate(1000);
         (Watch::new(&config, now), now)
+    }
+
+    proptest! {
+        /// Whenever a client stalls inside of a header, the looks come soon enough to notice it in time.
+        #[test]
+        fn a_client_that_stalls_inside_of_a_header_is_noticed_in_time(
+            requests in 0u64..3,
+            begins in 0u32..200_000,
+        ) {
+            let (mut watch, start) = watch();
+            let begins = begins * (SECOND / 1000);
+            let mut next = watch.period();
+            let mut rests = false;
+            let mut begun = false;
+            loop {
+                let receiving = next >= begins;
+                let received = requests * 28 + if receiving { 10 } else { 0 };
+                let activity =
+                    Activity { received, requests, receiving, idle: true, ..Activity::default() };
+                // What arrives at a connection that rests has it looked at a period later.
+                if receiving && !core::mem::replace(&mut begun, true) && rests {
+                    watch.restart(start + begins, &activity);
+                    next = begins + watch.period();
+                }
+                match watch.look(start + next, Duration::ZERO, &activity) {
+                    Verdict::LookAgain(time) => {
+                        rests = false;
+                        next += time;
+                    }
+                    Verdict::Idle(time) | Verdict::LongIdle(time) => {
+                        rests = true;
+                        next += time;
+                    }
+                    verdict => {
+                        prop_assert!(matches!(verdict, Verdict::ReceiveStalled(_)), "{:?}", verdict);
+                        prop_assert!(next + watch.period() >= begins + 30 * SECOND, "{:?}", next);
+                        prop_assert!(next <= begins + 34 * SECOND, "{:?} for {:?}", next, begins);
+                        break;
+                    }
+                }
+                prop_assert!(next < begins + 100 * SECOND, "it is never noticed");
+            }
+        }
     }
 
     /// Looks every second, as `activity` says it is at that second; gives the verdict that ended it.
