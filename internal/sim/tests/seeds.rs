@@ -5,7 +5,6 @@ use nbd_sim::run::{Report, run};
 use nbd_sim::shrink::shrink;
 use nbd_sim::world;
 use nbd_support::counting::Counting;
-use nbd_testkit::cases;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -59,15 +58,6 @@ fixed_seeds! {
     requests_end_once_and_what_was_flushed_is_there_in_seeds_from_400: 400,
     requests_end_once_and_what_was_flushed_is_there_in_seeds_from_800: 800,
     requests_end_once_and_what_was_flushed_is_there_in_seeds_from_1200: 1200,
-}
-
-/// Other seeds each time: few, since `internal/sim/million` runs many.
-#[test]
-fn seeds_that_nobody_has_run_before_are_good_too() {
-    warm_up();
-    cases(50, |random| {
-        check(random.next() >> 16);
-    });
 }
 
 #[test]

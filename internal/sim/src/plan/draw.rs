@@ -87,11 +87,6 @@ fn reconnecting(plan: &mut Plan, random: &mut Random) {
     for client in &mut plan.clients {
         client.reconnect = Some(ReconnectPlan { kept, seed: random.next() });
         client.dies_at = client.dies_at.filter(|_| kept.is_none());
-        if kept.is_some() {
-            // One of several connections may lead to a server's successor while another one has yet to learn that its
-            // server died, with what it had acknowledged: see the README.
-            client.connections = 1;
-        }
         if kept.is_some() && client.request_timeout.is_some() {
             // What is kept is flushed in the end, which has to be possible.
             client.request_timeout = Some(Duration::from_secs(60));
