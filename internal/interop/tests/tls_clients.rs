@@ -252,6 +252,22 @@ fn wrong_keys_and_unknown_users_are_refused() {
     }
 }
 
+/// C-TLS-23: whoever has a certificate, even one that would be trusted otherwise, has not the key.
+#[test]
+fn a_certificate_does_not_stand_for_a_key() {
+    let certificates = Certificates::new();
+    for versions in VERSIONS {
+        let Some(server) = nbdkit(versions, &["--tls=require", &folder(&certificates)]) else {
+            return;
+        };
+        nbd(&["info", &uri_with_key(server.endpoint(), &certificates)]).failure();
+    }
+    let setup = Setup { runtime: Runtime::Tokio, transport: Transport::Tcp };
+    let arguments = ["--tls-certificates", certificates.path()];
+    let server = setup.serve().args(arguments).arg("memory:1M").start();
+    nbd(&["info", &uri_with_key(server.endpoint(), &certificates)]).failure();
+}
+
 /// C-TLS-21, C-TLS-22: with a server that has no TLS, `nbds` fails and a preference does not.
 #[test]
 fn a_server_without_tls_gets_no_client_that_requires_it() {

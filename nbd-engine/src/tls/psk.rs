@@ -9,7 +9,9 @@ use std::sync::{Arc, OnceLock};
 
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
-use openssl::ssl::{ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslStream};
+use openssl::ssl::{
+    ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslStream, SslVerifyMode,
+};
 
 use super::TlsError;
 use super::records::{Ciphertext, MAX_PLAINTEXT, Records, Room};
@@ -17,8 +19,8 @@ use crate::export::TlsIdentity;
 
 const KEYS: &str = "file of pre-shared keys";
 
-/// Suites that authenticate by a shared key and encrypt.
-const CIPHERS: &str = "PSK:!eNULL:!aNULL";
+/// Suites of TLS 1.2 that authenticate by a shared key alone and encrypt.
+const CIPHERS: &str = "kPSK:kDHEPSK:kECDHEPSK:!eNULL";
 
 /// The keys of users, as `psktool` of GnuTLS writes them: lines of the form `user:hexkey`.
 pub(super) struct Keys(HashMap<String, Vec<u8>>);
@@ -119,7 +121,7 @@ impl PskContext {
         let mut builder = SslContext::builder(method)?;
         builder.set_cipher_list(CIPHERS)?;
         builder.set_min_proto_version(Some(openssl::ssl::SslVersion::TLS1_2))?;
-        // The key stands for the peer, so that certificates play no part; what a session would remember serves nobody.
+        // What a session would remember serves nobody.
         builder.set_session_cache_mode(openssl::ssl::SslSessionCacheMode::OFF);
         builder.set_options(
             openssl::ssl::SslOptions::NO_TICKET | openssl::ssl::SslOptions::NO_RENEGOTIATION,
@@ -167,6 +169,9 @@ impl PskContext {
     fn client(user: &str, key: &[u8]) -> Result<Self, TlsError> {
         let build = || {
             let mut builder = Self::builder(SslMethod::tls_client())?;
+            // The key alone authenticates the server. With TLS 1.3 one that does not have it may answer by a certificate
+            // instead, and certificates are refused, whosever they are.
+            builder.set_verify_callback(SslVerifyMode::PEER, |_, _| false);
             let (mut user, key) = (user.as_bytes().to_vec(), key.to_vec());
             user.push(0);
             builder.set_psk_client_callback(move |_, _, user_room, key_room| {
@@ -269,6 +274,11 @@ impl PskRecords {
                 Side::Client => self.stream.connect(),
             };
             match done {
+                // The verification above has refused it already.
+                Ok(()) if self.stream.ssl().peer_certificate().is_some() => {
+                    let text = "the peer has a certificate and not the pre-shared key";
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                }
                 Ok(()) => self.handshaking = false,
                 Err(error) if is_waiting(&error) => return Ok(()),
                 Err(error) => return Err(invalid(&error)),

@@ -342,6 +342,25 @@ mod pre_shared_keys {
         assert!(matches!(end, Poll::Ready(Ok(0))), "{end:?}");
     }
 
+    /// A server that does not have the key may have a certificate, of whatever authority: it is not the one that is meant.
+    #[test]
+    fn a_certificate_does_not_stand_for_a_key() {
+        let keys = Keys(tempfile::tempdir().unwrap());
+        let client = keys.file("client", "bob:00ff00ff00ff00ff");
+        let client = TlsClient::builder().pre_shared_key("bob", client).build().unwrap();
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let (near, far) = pair(1000, 65536);
+            let server = UnbufferedServerConnection::new(configurations(version).0).unwrap();
+            let mut server = TlsStream::new(near, Box::new(RustlsRecords::new(server)));
+            let mut client = client.connect(far, None).unwrap();
+            let [of_server, of_client] = handshake(&mut server, &mut client);
+            of_client.unwrap_err();
+            of_server.unwrap_err();
+            let data = Pin::new(&mut client).poll_write(&mut cx(), b"a secret");
+            assert!(!matches!(data, Poll::Ready(Ok(_))), "{data:?}");
+        }
+    }
+
     #[test]
     fn a_wrong_key_and_an_unknown_user_fail_alike() {
         let mut texts = Vec::new();
