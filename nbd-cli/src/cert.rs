@@ -1,12 +1,14 @@
 //! `nbd cert`: makes an authority with a server's and a client's certificate.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::net::IpAddr;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
+use nbd_engine::tls::certificate_names;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -35,19 +37,21 @@ pub(crate) struct Arguments {
     directory: PathBuf,
 
     /// A host name or an address by which clients reach the server; may be repeated. By default localhost, 127.0.0.1, ::1
-    /// and this machine's host name
-    #[arg(long = "name", value_name = "NAME")]
+    /// and this machine's host name; with --renew, those of the old certificate
+    #[arg(long = "name", value_name = "NAME", value_parser = host)]
     names: Vec<String>,
 
-    /// The name in the client's certificate, for `nbd serve --tls-allow`
-    #[arg(long, value_name = "NAME", default_value = "client")]
-    client: String,
+    /// The name in the client's certificate, for `nbd serve --tls-allow` [default: client; with --renew, that of the old
+    /// certificate]
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    client: Option<String>,
 
     /// How many days the server's and the client's certificate are valid; the authority's is valid ten times as long
     #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36500))]
     days: u32,
 
-    /// Replace the server's and the client's files by new ones of the same authority
+    /// Replace the server's and the client's files by new ones of the same authority, with the same owners and
+    /// permissions
     #[arg(long)]
     renew: bool,
 }
@@ -55,13 +59,18 @@ pub(crate) struct Arguments {
 /// `nbd cert`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = Folder { path: &arguments.directory, replace: arguments.renew };
-    let names = if arguments.names.is_empty() { default_names() } else { arguments.names.clone() };
+    let names = match (arguments.names.is_empty(), arguments.renew) {
+        (false, _) => arguments.names.clone(),
+        (true, true) => folder.names_in("server-cert.pem")?,
+        (true, false) => default_names(),
+    };
+    let of_client = match (&arguments.client, arguments.renew) {
+        (Some(name), _) => vec![name.clone()],
+        (None, true) => folder.names_in("client-cert.pem")?,
+        (None, false) => vec!["client".to_owned()],
+    };
     let server = params(names.clone(), arguments.days, ExtendedKeyUsagePurpose::ServerAuth)?;
-    let client = params(
-        vec![arguments.client.clone()],
-        arguments.days,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    )?;
+    let client = params(of_client.clone(), arguments.days, ExtendedKeyUsagePurpose::ClientAuth)?;
     let issuer = if arguments.renew {
         folder.authority()?
     } else {
@@ -74,11 +83,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     folder.issue("client", &client, &issuer)?;
     output::write(|out| {
         writeln!(out, "server certificate for {}", names.join(", "))?;
-        writeln!(out, "client certificate for {}", arguments.client)?;
+        writeln!(out, "client certificate for {}", of_client.join(", "))?;
         let shown = folder.path.display();
         writeln!(out, "serve with: nbd serve --tls require --tls-certificates {shown} ...")?;
         Ok(())
     })
+}
+
+/// A host name, perhaps with a `*` for its first label, or an address.
+fn host(text: &str) -> Result<String, String> {
+    let labels = text.strip_prefix("*.").unwrap_or(text);
+    let is_label = |label: &str| {
+        !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+    };
+    if text.parse::<IpAddr>().is_ok() || labels.split('.').all(is_label) {
+        return Ok(text.to_owned());
+    }
+    Err("it is no host name such as disks.example.org, and no address such as 192.0.2.7 or ::1"
+        .into())
 }
 
 /// The names by which a server on this machine is reached from it.
@@ -172,16 +194,33 @@ impl Folder<'_> {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         set_validity(&mut params, days);
         let certificate = params.self_signed(&key).map_err(not_made)?;
-        self.write("ca-key.pem", &key.serialize_pem(), 0o600)?;
-        self.write("ca-cert.pem", &certificate.pem(), 0o644)?;
+        self.write("ca-key.pem", &key.serialize_pem(), 0o600)?.publish()?;
+        self.write("ca-cert.pem", &certificate.pem(), 0o644)?.publish()?;
         Ok(Issuer::new(params, key))
+    }
+
+    /// The names in a certificate that is there.
+    fn names_in(&self, file: &str) -> Result<Vec<String>, Failure> {
+        let path = self.path.join(file);
+        let names = certificate_names(&path).map_err(|error| Failure::failed(error.to_string()))?;
+        if names.is_empty() {
+            let path = path.display();
+            return Err(Failure::failed(format!(
+                "{path} has no names: give them by --name or --client"
+            )));
+        }
+        Ok(names)
     }
 
     /// The authority that is there.
     fn authority(&self) -> Result<Issuer<'static, KeyPair>, Failure> {
         let read = |name: &str| {
             let path = self.path.join(name);
-            fs::read_to_string(&path).map_err(|error| cannot("read", &path, &error))
+            fs::read_to_string(&path).map_err(|error| {
+                let remedy =
+                    "certificates are renewed where the authority's certificate and key are";
+                Failure::failed(format!("cannot read {}: {error}; {remedy}", path.display()))
+            })
         };
         let (certificate, key) = (read("ca-cert.pem")?, read("ca-key.pem")?);
         let key = KeyPair::from_pem(&key);
@@ -200,28 +239,112 @@ impl Folder<'_> {
     ) -> Result<(), Failure> {
         let key = KeyPair::generate().map_err(not_made)?;
         let certificate = params.signed_by(&key, issuer).map_err(not_made)?;
-        self.write(&format!("{name}-key.pem"), &key.serialize_pem(), 0o600)?;
-        self.write(&format!("{name}-cert.pem"), &certificate.pem(), 0o644)
+        let key = self.write(&format!("{name}-key.pem"), &key.serialize_pem(), 0o600)?;
+        let certificate = self.write(&format!("{name}-cert.pem"), &certificate.pem(), 0o644)?;
+        // One right after the other, since whoever reads them in between finds a key that does not fit.
+        key.publish()?;
+        certificate.publish()
     }
 
-    /// Writes a file whole or not at all, with its mode from the start.
-    fn write(&self, name: &str, text: &str, mode: u32) -> Result<(), Failure> {
+    /// Writes a file whole, with its mode from the start. One that replaces another has the mode and the owner of that.
+    fn write(&self, name: &str, text: &str, mode: u32) -> Result<Written, Failure> {
         let path = self.path.join(name);
-        let target =
-            if self.replace { self.path.join(format!(".{name}.new")) } else { path.clone() };
         let written = (|| {
             let mut options = OpenOptions::new();
             options.write(true).mode(mode);
-            if self.replace {
-                options.create(true).truncate(true);
-            } else {
-                options.create_new(true);
+            if !self.replace {
+                let mut file = options.create_new(true).open(&path)?;
+                file.write_all(text.as_bytes())?;
+                file.sync_all()?;
+                return Ok(None);
             }
-            let mut file = options.open(&target)?;
+            let temporary = self.path.join(format!(".{name}.new"));
+            let mut file = options.create(true).truncate(true).open(&temporary)?;
+            if let Ok(old) = fs::metadata(&path) {
+                let new = file.metadata()?;
+                if (old.uid(), old.gid()) != (new.uid(), new.gid()) {
+                    fchown(&file, Some(old.uid()), Some(old.gid()))?;
+                }
+                file.set_permissions(Permissions::from_mode(old.mode() & 0o777))?;
+            }
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
-            if self.replace { fs::rename(&target, &path) } else { Ok(()) }
+            Ok(Some(temporary))
         })();
-        written.map_err(|error| cannot("write", &path, &error))
+        let temporary = written.map_err(|error| cannot("write", &path, &error))?;
+        Ok(Written { path, temporary })
+    }
+}
+
+/// A file that is written, and has yet to take the place of the one before if there was one.
+#[must_use]
+struct Written {
+    path: PathBuf,
+    temporary: Option<PathBuf>,
+}
+
+impl Written {
+    fn publish(self) -> Result<(), Failure> {
+        let Some(temporary) = self.temporary else { return Ok(()) };
+        fs::rename(temporary, &self.path).map_err(|error| cannot("write", &self.path, &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn cert(words: &[&str]) -> Result<(), String> {
+        let command = Command::try_parse_from([&["cert"], words].concat());
+        let arguments = command.map_err(|error| error.to_string())?.arguments;
+        run(&arguments).map_err(|failure| format!("{failure:?}"))
+    }
+
+    #[test]
+    fn renewed_certificates_have_the_names_and_the_permissions_of_the_old_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pki");
+        let shown = path.to_str().unwrap();
+        let names = ["--name", "disks.example.org", "--name", "192.0.2.7", "--client", "backup"];
+        cert(&[&[shown], &names[..]].concat()).unwrap();
+        let key = path.join("server-key.pem");
+        let before = fs::read(&key).unwrap();
+        fs::set_permissions(&key, Permissions::from_mode(0o640)).unwrap();
+        cert(&[shown, "--renew"]).unwrap();
+        let of = |file: &str| certificate_names(&path.join(file)).unwrap();
+        assert_eq!(of("server-cert.pem"), ["disks.example.org", "192.0.2.7"]);
+        assert_eq!(of("client-cert.pem"), ["backup"]);
+        assert_ne!(fs::read(&key).unwrap(), before);
+        assert_eq!(fs::metadata(&key).unwrap().mode() & 0o777, 0o640);
+        cert(&[shown, "--renew", "--name", "other.example.org"]).unwrap();
+        assert_eq!(of("server-cert.pem"), ["other.example.org"]);
+        assert_eq!(of("client-cert.pem"), ["backup"]);
+        assert!(fs::read_dir(&path).unwrap().count() == FILES.len(), "nothing else is left behind");
+
+        fs::remove_file(path.join("ca-key.pem")).unwrap();
+        let error = cert(&[shown, "--renew"]).unwrap_err();
+        assert!(error.contains("where the authority's certificate and key are"), "{error}");
+    }
+
+    #[test]
+    fn names_that_no_client_could_use_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let shown = folder.path().to_str().unwrap();
+        for name in ["", "a b", "a/b", "[::1]", "fe80::1%eth0", ".", "a..b", "*"] {
+            cert(&[shown, "--name", name]).unwrap_err();
+        }
+        cert(&[shown, "--client", ""]).unwrap_err();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        for name in ["localhost", "*.example.org", "my_host", "::1"] {
+            host(name).unwrap();
+        }
     }
 }

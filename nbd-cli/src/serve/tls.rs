@@ -24,7 +24,8 @@ pub(crate) struct TlsArguments {
     #[arg(long, value_name = "FILE", help_heading = "TLS")]
     tls_psk: Option<PathBuf>,
 
-    /// Refuse clients that do not show a certificate of the authority in ca-cert.pem
+    /// Refuse clients that do not show a certificate of the authority in ca-cert.pem; with --tls on that is for exports
+    /// of --tls-only
     #[arg(long, conflicts_with = "tls_psk", help_heading = "TLS")]
     tls_verify_peer: bool,
 
@@ -63,11 +64,19 @@ impl TlsArguments {
                 self.tls_verify_peer || !self.tls_allow.is_empty() || !self.tls_only.is_empty();
             return match depends || given {
                 true => Err(Failure::usage(
-                    "an option needs TLS, which is off: add --tls require --tls-certificates DIR",
+                    "--tls-certificates, --tls-psk, --tls-verify-peer, --tls-allow and --tls-only need TLS, which is \
+                     off: add --tls require --tls-certificates DIR",
                 )),
                 false => Ok(None),
             };
         };
+        let restricts = self.tls_verify_peer || !self.tls_allow.is_empty();
+        if mode == ServerTlsMode::Available && restricts && self.tls_only.is_empty() {
+            return Err(Failure::usage(
+                "--tls-verify-peer and --tls-allow keep nobody out while clients need not encrypt: use --tls require, \
+                 or name the exports that are for clients with TLS by --tls-only NAME",
+            ));
+        }
         let clients = match (self.tls_verify_peer, self.tls_allow.is_empty()) {
             (false, true) => ClientCertificates::Off,
             _ => ClientCertificates::Required,

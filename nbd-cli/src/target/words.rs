@@ -69,14 +69,19 @@ fn is_nbd_scheme(scheme: &str) -> bool {
 /// `/EXPORT`, or what old clients take, `nbd:HOST:PORT` and `nbd:unix:PATH`. A file may have the name of an address.
 pub(super) fn meant_uri(word: &OsStr) -> Option<String> {
     let text = word.to_str()?;
-    let address = match text.split_once(':') {
-        Some((scheme, rest)) if is_nbd_scheme(scheme) => rest.trim_start_matches('/'),
-        _ => text,
+    let (protocol, address) = match text.split_once(':') {
+        // What is wrong with it is said elsewhere; a guess could turn off the encryption that was asked for.
+        Some((scheme, rest)) if is_nbd_scheme(scheme) && rest.starts_with("//") => return None,
+        Some((scheme, rest)) if is_nbd_scheme(scheme) => {
+            let encrypts = scheme.as_bytes().get(3).is_some_and(|c| c.eq_ignore_ascii_case(&b's'));
+            (if encrypts { "nbds" } else { "nbd" }, rest.trim_start_matches('/'))
+        }
+        _ => ("nbd", text),
     };
     if address.len() < text.len()
         && let Some(path) = address.strip_prefix("unix:")
     {
-        return Some(format!("nbd+unix:///?socket={path}"));
+        return Some(format!("{protocol}+unix:///?socket={path}"));
     }
     let (authority, _) = address.split_once('/').unwrap_or((address, ""));
     let (host, port) = authority.rsplit_once(':')?;
@@ -88,7 +93,7 @@ pub(super) fn meant_uri(word: &OsStr) -> Option<String> {
         }
         None => host.starts_with(|c: char| c.is_ascii_alphanumeric()) && host.chars().all(is_name),
     };
-    (is_port && is_host).then(|| format!("nbd://{address}"))
+    (is_port && is_host).then(|| format!("{protocol}://{address}"))
 }
 
 /// Tells words from commands.
@@ -182,6 +187,8 @@ mod tests {
             ("nbd:localhost:10809", "nbd://localhost:10809"),
             ("NBD:/localhost:10809", "nbd://localhost:10809"),
             ("nbd:unix:/tmp/socket", "nbd+unix:///?socket=/tmp/socket"),
+            ("nbds:localhost:10809", "nbds://localhost:10809"),
+            ("NBDS:unix:/tmp/socket", "nbds+unix:///?socket=/tmp/socket"),
         ] {
             assert_eq!(meant_uri(OsStr::new(text)).as_deref(), Some(meant), "{text}");
             meant.parse::<nbd_blocking::client::Uri>().unwrap();
@@ -199,6 +206,8 @@ mod tests {
             "a:b:1",
             "[a]:1",
             "[fe80::1%eth0]:1",
+            "nbds://localhost:1/?tls-verify-peer=false",
+            "nbd://localhost:99999",
             "unix:/a",
             "nbd:a",
             "",

@@ -49,6 +49,15 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     Ok(found)
 }
 
+/// The names in the first certificate of a PEM file: what a peer that shows it is known by. The subject's common name
+/// counts where there are no alternative names.
+///
+/// # Errors
+/// A file that can't be read, or holds no certificate.
+pub fn certificate_names(path: &Path) -> Result<Vec<String>, TlsError> {
+    certificates(path).map(|certificates| super::identity::identity(&certificates).names)
+}
+
 /// A private key that not everybody can read.
 fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let pem = read(KEY, path)?;
