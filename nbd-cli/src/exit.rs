@@ -40,6 +40,14 @@ impl Failure {
     pub(crate) fn failed(message: impl Into<String>) -> Self {
         Self::Failed(message.into())
     }
+
+    /// The message; empty where there is none.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Usage(text) | Self::Failed(text) | Self::CutOff(text) => text,
+            Self::No => "",
+        }
+    }
 }
 
 /// Reports what clap found: help and version are no errors.

@@ -1,5 +1,8 @@
 //! Trying again when a server can't be reached, or is gone.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::io;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -34,9 +37,23 @@ pub(crate) struct Retries {
         requires = "retries"
     )]
     retry_delay: Duration,
+
+    /// Whether a connection was lost that was made with these.
+    #[arg(skip)]
+    lost: Arc<AtomicBool>,
 }
 
 impl Retries {
+    /// The same for another server.
+    pub(crate) fn for_another(&self) -> Self {
+        Self { lost: Arc::default(), ..self.clone() }
+    }
+
+    /// Whether a connection was lost after it had been made.
+    pub(crate) fn have_replaced(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
     /// Whether there are any.
     pub(crate) const fn are_wanted(&self) -> bool {
         self.retries > 0
@@ -53,16 +70,18 @@ impl Retries {
             .with_max_outage(None)
             .with_delays(self.retry_delay, MAX_DELAY)
             .with_kept_writes(KEPT);
-        config.with_reconnect(match says {
-            false => reconnect,
-            true => reconnect.with_observer(|event| match event {
-                ConnectionEvent::Lost { .. } | ConnectionEvent::Reconnected { .. } => {
-                    stderr::say(&event.to_string());
-                }
-                // A request that fails says so.
-                _ => {}
-            }),
-        })
+        let lost = Arc::clone(&self.lost);
+        config.with_reconnect(reconnect.with_observer(move |event| {
+            if let ConnectionEvent::Lost { .. } = event {
+                lost.store(true, Ordering::Relaxed);
+            }
+            // A request that fails says so itself.
+            let tells =
+                matches!(event, ConnectionEvent::Lost { .. } | ConnectionEvent::Reconnected { .. });
+            if says && tells {
+                stderr::say(&event.to_string());
+            }
+        }))
     }
 
     /// Connects, and tries again if that fails in a way that may pass.
@@ -90,6 +109,14 @@ fn may_pass(error: &Error) -> bool {
         | Error::TimedOut { .. }
         | Error::Lost { .. }
         | Error::Disconnected { .. } => true,
+        // The stream broke in the handshake, which says nothing of certificates and keys.
+        Error::Tls { source, .. } => matches!(
+            source.kind(),
+            io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+        ),
         Error::Protocol { source, .. } => {
             matches!(source, nbd_engine::proto::Error::UnexpectedEnd(_))
         }
@@ -107,9 +134,9 @@ mod tests {
     #[test]
     fn what_may_pass_is_tried_as_often_as_is_asked_for() {
         for retries in [0, 1, 3] {
-            let wanted = Retries { retries, retry_delay: Duration::ZERO };
+            let wanted = Retries { retries, ..Retries::default() };
             let mut attempts = 0;
-            let peer: std::sync::Arc<str> = "peer".into();
+            let peer: Arc<str> = "peer".into();
             let result: Result<(), _> = wanted.connect(|| {
                 attempts += 1;
                 Err(Error::Disconnected { peer: peer.clone() })
@@ -121,7 +148,7 @@ mod tests {
 
     #[test]
     fn what_does_not_pass_is_tried_once() {
-        let wanted = Retries { retries: 3, retry_delay: Duration::ZERO };
+        let wanted = Retries { retries: 3, ..Retries::default() };
         let mut attempts = 0;
         let unsupported = Error::Unsupported { address: "here".into(), what: "that" };
         let result: Result<(), _> = wanted.connect(|| {

@@ -5,13 +5,15 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 
 use nbd_testkit::process::{Background, run, wait_until};
+use nbd_testkit::raw::{Cmd, Mode, flag};
+use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 use nbd_testkit::server::nbd_binary;
 
 #[path = "copy/support.rs"]
 #[allow(dead_code, reason = "it is shared with the tests of copies")]
 mod support;
 
-use support::{Folder, MIB, SOON, noise};
+use support::{Folder, MIB, SOON, noise, refused};
 
 const RETRIES: [&str; 3] = ["--retries=100", "--retry-delay=20ms", "--timeout=60"];
 
@@ -113,6 +115,22 @@ fn a_destination_that_lost_everything_is_written_again() {
     assert!(said.contains("lost the connection"), "{said}");
     assert!(stdout_of(&["copy", &site.uri(), "-"]) == data, "the copy is complete");
     kill(server);
+}
+
+/// It may have lost what it had answered before, and there is no way to know.
+#[test]
+fn a_destination_that_can_not_be_flushed_must_not_be_lost() {
+    let mut export = Export::new(Mode::Extended);
+    export.flags &= !(flag::SEND_FLUSH | flag::SEND_FUA);
+    let script = || Script::new(export.clone()).enter();
+    let server = ScriptedServer::unix([script().header(Cmd::WRITE), script().serve()]);
+    let folder = Folder::new();
+    let from = folder.file("from", &noise(MIB));
+    let uri = server.endpoint().uri("");
+    let said = refused(
+        &[&RETRIES[..], &["-C", "1", "-S", "0", "--request-size=64k", &from, &uri]].concat(),
+    );
+    assert!(said.contains("can't be flushed") && said.contains("was lost"), "{said}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The client of each runtime against `nbd serve` that is killed and started again, with and without TLS. The disk is in
 //! memory, so that each kill loses everything: what is there afterwards is what the client had kept. (It flushes after it has
-//! written that again, and such a disk makes nothing durable: so each round looks at its own bytes.)
+//! written that again, and such a disk makes nothing durable: so each round looks at its own bytes, and there is one
+//! connection, since another one that is replaced late would flush what the next round is about.)
 
 use std::process::Command;
 use std::time::Duration;
@@ -56,7 +57,7 @@ fn config() -> ClientConfig {
     let reconnect = Reconnect::new()
         .with_delays(Duration::from_millis(1), Duration::from_millis(50))
         .with_kept_writes(16 << 20);
-    ClientConfig::new().with_connections(2).with_reconnect(reconnect)
+    ClientConfig::new().with_reconnect(reconnect)
 }
 
 /// Writes, kills, and reads.

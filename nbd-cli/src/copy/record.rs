@@ -41,6 +41,9 @@ struct Marks {
     recorded: u64,
     /// The record is being written.
     busy: bool,
+    /// Why the destination could not be flushed. A system reports that once, so that no later flush says anything about
+    /// what was written before.
+    flush_failure: Option<String>,
 }
 
 impl Marks {
@@ -130,30 +133,51 @@ impl Record {
         }
         let reach = marks.reach;
         drop(marks);
-        // Without it the copy begins earlier, which is no reason to fail.
-        if let Err(error) = self.save(reach) {
-            tracing::warn!("{error:?}");
-        }
+        let recorded = match self.flush().and_then(|()| self.write(reach)) {
+            Ok(()) => Some(reach),
+            // A failed flush ends the copy by `check`. Without the record it begins earlier, which is no reason to fail.
+            Err(error) => {
+                tracing::warn!("{}", error.text());
+                None
+            }
+        };
         let mut marks = self.marks();
-        (marks.recorded, marks.busy) = (reach, false);
+        marks.recorded = recorded.unwrap_or(marks.recorded);
+        marks.busy = false;
     }
 
-    /// The copy has failed: records what is done.
+    /// Fails if the destination could not be flushed at any time.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let failure = self.marks().flush_failure.clone();
+        failure.map_or(Ok(()), |text| Err(Failure::failed(text)))
+    }
+
+    /// Makes what was written durable.
+    pub(super) fn flush(&self) -> Result<(), Failure> {
+        self.check()?;
+        self.destination.flush().map_err(|error| {
+            let text = format!("cannot flush what {} is about: {error}", self.path.display());
+            Failure::failed(self.marks().flush_failure.get_or_insert(text).clone())
+        })
+    }
+
+    /// The copy has failed: records what is done and durable. After a flush that failed nothing more is known of that than
+    /// what was recorded before.
     pub(super) fn interrupted(&self) -> Result<(), Failure> {
         let reach = self.reach();
-        self.save(reach)
+        self.flush()?;
+        self.write(reach)
+    }
+
+    /// What was copied is not what it should be: the next copy begins anew.
+    pub(super) fn restart(&self) -> Result<(), Failure> {
+        *self.marks() = Marks::default();
+        self.write(0)
     }
 
     /// The copy is complete, and durable.
     pub(super) fn complete(&self) -> Result<(), Failure> {
         remove(&self.path)
-    }
-
-    fn save(&self, reach: u64) -> Result<(), Failure> {
-        // What is recorded must be there after a power cut.
-        let name = self.path.display().to_string();
-        self.destination.flush().map_err(|error| cannot("flush what is before", &name, &error))?;
-        self.write(reach)
     }
 
     fn write(&self, copied: u64) -> Result<(), Failure> {
@@ -214,8 +238,9 @@ fn about(source: &Side) -> Result<Value, Failure> {
                 let metadata = disk.file.metadata()?;
                 let mut about = identity(&disk.file)?;
                 about["size"] = (*size).into();
-                about["modified"] =
-                    format!("{}.{:09}", metadata.mtime(), metadata.mtime_nsec()).into();
+                // The time of a change can't be set by programs, as that of a modification can.
+                about["changed"] =
+                    format!("{}.{:09}", metadata.ctime(), metadata.ctime_nsec()).into();
                 Ok(about)
             };
             about().map_err(|error| cannot("use", &source.name, &error))?
@@ -236,6 +261,52 @@ mod tests {
     use nbd_testkit::cases;
 
     use super::*;
+
+    /// A record beside a file that can be flushed, or of a device that can't.
+    fn record(folder: &Path, destination: &str) -> Record {
+        let file =
+            File::options().write(true).create(true).truncate(true).open(destination).unwrap();
+        let marks = Mutex::new(Marks::default());
+        let destination = Disk::new(file, false).unwrap();
+        Record { path: folder.join("to.nbd-copy"), sides: json!({}), destination, marks }
+    }
+
+    fn recorded(record: &Record) -> u64 {
+        read(&record.path).unwrap().unwrap()["copied"].as_u64().unwrap()
+    }
+
+    #[test]
+    fn a_copy_fails_once_its_destination_could_not_be_flushed_and_records_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut record = record(folder.path(), "/dev/null");
+        record.write(7).unwrap();
+        record.done(0, STEP - 1);
+        record.check().unwrap();
+        record.done(STEP - 1, 2);
+        assert!(record.check().unwrap_err().text().contains("cannot flush"));
+        assert_eq!(recorded(&record), 7);
+        // The system has reported it, and would not do so again.
+        let file = File::create(folder.path().join("to")).unwrap();
+        record.destination = Disk::new(file, false).unwrap();
+        record.flush().unwrap_err();
+        record.interrupted().unwrap_err();
+        assert_eq!(recorded(&record), 7);
+    }
+
+    #[test]
+    fn an_interrupted_copy_records_what_is_done_and_a_wrong_one_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("to");
+        let record = record(folder.path(), to.to_str().unwrap());
+        record.done(0, 5);
+        record.done(9, 5);
+        record.interrupted().unwrap();
+        assert_eq!(recorded(&record), 5);
+        record.restart().unwrap();
+        assert_eq!((recorded(&record), record.reach()), (0, 0));
+        record.complete().unwrap();
+        assert!(read(&record.path).unwrap().is_none());
+    }
 
     #[test]
     fn marks_reach_as_far_as_there_is_no_gap() {

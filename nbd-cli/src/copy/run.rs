@@ -20,7 +20,7 @@ use super::verify::Verifier;
 use super::worker::{Destination, Shared, Source, Worker};
 use super::{open, same};
 use crate::exit::Failure;
-use crate::{log, target, waiting};
+use crate::{log, stderr, target, waiting};
 
 /// As many connections as are worth while with most servers.
 const CONNECTIONS: usize = 4;
@@ -161,13 +161,21 @@ impl<'a> Copy<'a> {
     fn carry_out(mut self) -> Result<(), Failure> {
         self.make_room()?;
         let streamed = self.copy()?;
+        if let Some(record) = &self.record {
+            record.check()?;
+        }
         self.conclude(streamed)?;
         self.check_sizes(streamed)?;
         if self.arguments.verify {
-            self.verify()?;
+            let verified = self.verify();
+            if let (Err(_), Some(record)) = (&verified, &self.record) {
+                record.restart()?;
+            }
+            verified?;
         }
         self.disconnect();
         self.progress.done();
+        self.report_replaced_connections();
         Ok(())
     }
 
@@ -335,14 +343,24 @@ impl<'a> Copy<'a> {
                     let sized = disk.file.set_len(streamed);
                     sized.map_err(|error| cannot("resize", name, &error))?;
                 }
-                if flushes {
-                    disk.flush().map_err(|error| cannot("flush", name, &error))?;
+                match &self.record {
+                    Some(record) => record.flush()?,
+                    None if flushes => {
+                        disk.flush().map_err(|error| cannot("flush", name, &error))?;
+                    }
+                    None => {}
                 }
                 if self.arguments.verify {
                     disk.drop_cache();
                 }
             }
             Kind::Server { client, target, .. } => {
+                if !client.export().can_flush() && target.has_lost_connections() {
+                    return Err(Failure::failed(format!(
+                        "{name} can't be flushed, and the connection to it was lost during the copy: it may have lost \
+                         what was written before; copy again"
+                    )));
+                }
                 if flushes && client.export().can_flush() {
                     // A flush covers all connections. But each knows alone what its server may have lost.
                     let further = self.pairs.iter().filter_map(|pair| pair.destination.as_ref());
@@ -354,6 +372,22 @@ impl<'a> Copy<'a> {
             Kind::Stream(_) | Kind::Null => {}
         }
         Ok(())
+    }
+
+    /// A server that has come back may have another disk behind it, of the same size and name, or one in memory.
+    fn report_replaced_connections(&self) {
+        if self.arguments.verify {
+            return;
+        }
+        for side in [&self.source, &self.destination] {
+            let Side { name, kind: Kind::Server { target, .. } } = side else { continue };
+            if target.has_lost_connections() {
+                stderr::say(&format!(
+                    "the connection to {name} was lost and replaced during the copy: if its disk is in memory, or may be \
+                     another one now, copy again with --verify"
+                ));
+            }
+        }
     }
 
     /// Whether both files are as large as they have to be: what was cut off or added meanwhile was not copied.

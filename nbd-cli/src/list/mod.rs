@@ -165,7 +165,7 @@ fn described(
     let Listed { name, description } = listing;
     let mut described = match look(target, negotiation, &name) {
         Err(Error::Protocol { .. } | Error::Connect { .. } | Error::Disconnected { .. }) => {
-            *negotiation = Negotiation::connect(target.uri(), &target.config())?;
+            *negotiation = target.negotiate_again()?;
             look(target, negotiation, &name)
         }
         looked => looked,

@@ -144,7 +144,7 @@ impl Target {
     /// From now on its clients try again. A command that was started for it and has ended does not come back.
     pub(crate) fn retry(&mut self, retries: &Retries, says: bool) {
         if !self.is_command() {
-            (self.retries, self.says) = (retries.clone(), says);
+            (self.retries, self.says) = (retries.for_another(), says);
         }
     }
 
@@ -204,8 +204,17 @@ impl Target {
     /// Connects to the server without entering an export.
     pub(crate) fn negotiate(&self) -> Result<Negotiation, Failure> {
         let _reported = self.reported();
-        let connect = || Negotiation::connect(&self.uri, &self.config());
-        self.retries.connect(connect).map_err(|error| self.explain(&error))
+        self.negotiate_again().map_err(|error| self.explain(&error))
+    }
+
+    /// The same, for one that was lost.
+    pub(crate) fn negotiate_again(&self) -> Result<Negotiation, Error> {
+        self.retries.connect(|| Negotiation::connect(&self.uri, &self.config()))
+    }
+
+    /// Whether a connection to it was lost, and replaced since.
+    pub(crate) fn has_lost_connections(&self) -> bool {
+        self.retries.have_replaced()
     }
 
     /// Has a server that takes long to connect to reported.
