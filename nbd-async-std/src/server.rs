@@ -12,7 +12,7 @@ use futures_io::{AsyncRead, AsyncWrite};
 use nbd_engine::export::{Exports, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{
-    ConnectionError, Listen, Listening, Outcome, ServerConfig, ServerState, listen, serve,
+    ConnectionError, Listen, Listening, Outcome, ServerConfig, ServerState, admit_and_serve, listen,
 };
 use nbd_engine::{Plain, Runtime, Socket, Transport};
 
@@ -134,10 +134,7 @@ impl<R: Runtime + Default> Server<R> {
         transport: impl Transport,
         peer: PeerAddr,
     ) -> Result<(), ConnectionError> {
-        match self.service.admit().await {
-            Some(permit) => serve(permit, transport, self.runtime.clone(), peer).await,
-            None => Ok(()),
-        }
+        admit_and_serve(&self.service, transport, self.runtime.clone(), peer).await
     }
 
     /// Connections at the moment.
@@ -150,6 +147,18 @@ impl<R: Runtime + Default> Server<R> {
     /// [`ServerConfig::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
     pub fn shut_down(&self) {
         self.service.shut_down();
+    }
+
+    /// Whether the server was told to [shut down](Self::shut_down).
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.service.is_shutting_down()
+    }
+
+    /// Is ready once the server was told to [shut down](Self::shut_down), by whichever clone; at once if it was already.
+    /// It is what ends an accept loop of your own. Cancel-safe.
+    pub async fn shutdown_begun(&self) {
+        self.service.shutdown_begun().await;
     }
 
     /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.

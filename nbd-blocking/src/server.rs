@@ -11,7 +11,7 @@ use nbd_engine::Transport;
 use nbd_engine::export::{Exports, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{
-    ConnectionError, Listen, Outcome, ServerConfig, ServerState, listen, serve,
+    ConnectionError, Listen, Outcome, ServerConfig, ServerState, admit_and_serve, listen,
 };
 
 use crate::duplex::Duplex;
@@ -204,12 +204,7 @@ impl Server {
     }
 
     fn run(&self, transport: impl Transport, peer: PeerAddr) -> Result<(), ConnectionError> {
-        block_on(async {
-            match self.service.admit().await {
-                Some(permit) => serve(permit, transport, Threads, peer).await,
-                None => Ok(()),
-            }
-        })?
+        block_on(admit_and_serve(&self.service, transport, Threads, peer))?
     }
 
     /// Connections at the moment.
@@ -222,6 +217,13 @@ impl Server {
     /// [`ServerConfig::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
     pub fn shut_down(&self) {
         self.service.shut_down();
+    }
+
+    /// Whether the server was told to [shut down](Self::shut_down).
+    /// An accept loop of your own asks this after each connection that it accepts.
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.service.is_shutting_down()
     }
 
     /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nbd_engine::export::{Exports, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{
-    ConnectionError, Listen, Listening, Outcome, ServerConfig, ServerState, listen, serve,
+    ConnectionError, Listen, Listening, Outcome, ServerConfig, ServerState, admit_and_serve, listen,
 };
 use nbd_engine::{Plain, Runtime, Transport};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -164,10 +164,7 @@ impl Server {
         transport: impl Transport,
         peer: PeerAddr,
     ) -> Result<(), ConnectionError> {
-        match self.service.admit().await {
-            Some(permit) => serve(permit, transport, Tokio(Handle::current()), peer).await,
-            None => Ok(()),
-        }
+        admit_and_serve(&self.service, transport, Tokio(Handle::current()), peer).await
     }
 
     /// Connections at the moment.
@@ -180,6 +177,18 @@ impl Server {
     /// [`ServerConfig::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
     pub fn shut_down(&self) {
         self.service.shut_down();
+    }
+
+    /// Whether the server was told to [shut down](Self::shut_down).
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.service.is_shutting_down()
+    }
+
+    /// Is ready once the server was told to [shut down](Self::shut_down), by whichever clone; at once if it was already.
+    /// It is what ends an accept loop of your own. Cancel-safe.
+    pub async fn shutdown_begun(&self) {
+        self.service.shutdown_begun().await;
     }
 
     /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.
