@@ -22,6 +22,44 @@ use crate::stream::{Tcp, Unix};
 ///
 /// It listens on any number of sockets and runs each connection as a task; besides it serves streams that you bring. It
 /// installs no signal handlers and prints nothing; what happens is told to [`tracing`](https://docs.rs/tracing).
+///
+/// # Streams of yours
+/// `serve_tcp`, `serve_unix` and [`serve_stream`](Self::serve_stream) return `Ok`
+/// when the connection ended in order, whoever ended it:
+/// - the client disconnected, or gave up the negotiation, because its export was refused, for example;
+/// - the client closed the stream between two messages, and all its requests were answered;
+/// - the server shut down, or the export did (`ESHUTDOWN`), and all requests in flight were answered.
+///
+/// To learn which of these it was, use [`on_close`](crate::export::ExportEntry::on_close). Everything else is a
+/// [`ConnectionError`]. Two of them come before the client is sent a byte: [`ServerFull`](ConnectionError::ServerFull)
+/// when there is no room for one more connection within [`ServerConfig::with_admission_timeout`], and
+/// [`ShuttingDown`](ConnectionError::ShuttingDown) when the server has begun to shut down.
+///
+/// The server can't end an accept loop of yours, which is to return when [`shutdown_begun`](Self::shutdown_begun) is
+/// ready:
+///
+/// ```no_run
+/// # #[cfg(feature = "smol")]
+/// # async fn accept_loop(
+/// #     server: nbd_async_std::smol::Server,
+/// #     listener: smol::net::TcpListener,
+/// # ) -> std::io::Result<()> {
+/// use smol::future::or;
+/// loop {
+///     let ended = async { server.shutdown_begun().await; None };
+///     let Some(accepted) = or(ended, async { Some(listener.accept().await) }).await else {
+///         return Ok(());
+///     };
+///     let (stream, server) = (accepted?.0, server.clone());
+///     smol::spawn(async move {
+///         if let Err(error) = server.serve_tcp(stream).await {
+///             eprintln!("{error}");
+///         }
+///     })
+///     .detach();
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Server<R> {
     service: Arc<ServerState>,
@@ -53,7 +91,8 @@ impl<R: Runtime + Default> Server<R> {
     /// socket is [closed](Listening::close) or the server shuts down. Serving begins at once.
     ///
     /// # Errors
-    /// When a live server listens there, or the path can't be used; the path is in the text.
+    /// When a live server listens there, or the path can't be used, with the path in the text; or when the server shuts
+    /// down.
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
         let (listener, path) = net::bind_unix(path.as_ref(), self.service.config().backlog())?;
         let address = LocalAddr::Unix(path.path().to_owned());
@@ -101,7 +140,8 @@ impl<R: Runtime + Default> Server<R> {
     /// connection; writes that were under way may or may not have been done.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](Server#streams-of-yours).
     pub async fn serve_stream<T>(&self, stream: T) -> Result<(), ConnectionError>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send,

@@ -21,6 +21,38 @@ use crate::stream::{self, Stream, Tcp, Unix};
 ///
 /// It listens on any number of sockets and runs each connection as a task; besides it serves streams that you bring. It
 /// installs no signal handlers and prints nothing; what happens is told to [`tracing`](https://docs.rs/tracing).
+///
+/// # Streams of yours
+/// [`serve_tcp`](Self::serve_tcp), [`serve_unix`](Self::serve_unix) and [`serve_stream`](Self::serve_stream) return `Ok`
+/// when the connection ended in order, whoever ended it:
+/// - the client disconnected, or gave up the negotiation, because its export was refused, for example;
+/// - the client closed the stream between two messages, and all its requests were answered;
+/// - the server shut down, or the export did (`ESHUTDOWN`), and all requests in flight were answered.
+///
+/// To learn which of these it was, use [`on_close`](crate::export::ExportEntry::on_close). Everything else is a
+/// [`ConnectionError`]. Two of them come before the client is sent a byte: [`ServerFull`](ConnectionError::ServerFull)
+/// when there is no room for one more connection within [`ServerConfig::with_admission_timeout`], and
+/// [`ShuttingDown`](ConnectionError::ShuttingDown) when the server has begun to shut down.
+///
+/// The server can't end an accept loop of yours, which is to return when [`shutdown_begun`](Self::shutdown_begun) is
+/// ready:
+///
+/// ```no_run
+/// # async fn accept_loop(server: nbd_tokio::Server, listener: tokio::net::TcpListener) -> std::io::Result<()> {
+/// loop {
+///     let stream = tokio::select! {
+///         () = server.shutdown_begun() => return Ok(()),
+///         accepted = listener.accept() => accepted?.0,
+///     };
+///     let server = server.clone();
+///     tokio::spawn(async move {
+///         if let Err(error) = server.serve_tcp(stream).await {
+///             eprintln!("{error}");
+///         }
+///     });
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Server {
     service: Arc<ServerState>,
@@ -56,7 +88,7 @@ impl Server {
     ///
     /// # Errors
     /// When there is no port, when the name is unknown, or when one of the addresses can't be listened on, with the
-    /// address in the text. Then nothing is listened on.
+    /// address in the text; or when the server shuts down. Then nothing is listened on.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -71,7 +103,8 @@ impl Server {
     /// socket is [closed](Listening::close) or the server shuts down. Serving begins at once, on this runtime.
     ///
     /// # Errors
-    /// When a live server listens there, or the path can't be used; the path is in the text.
+    /// When a live server listens there, or the path can't be used, with the path in the text; or when the server shuts
+    /// down.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -84,7 +117,7 @@ impl Server {
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors
-    /// When the system does not report its address.
+    /// When the system does not report its address, or when the server shuts down.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -95,7 +128,7 @@ impl Server {
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
     ///
     /// # Errors
-    /// When the system does not report its address.
+    /// When the system does not report its address, or when the server shuts down.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -119,7 +152,8 @@ impl Server {
     /// address. Dropping the future ends the connection; writes that were under way may or may not have been done.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](Server#streams-of-yours).
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -133,7 +167,8 @@ impl Server {
     /// process. Dropping the future ends the connection; writes that were under way may or may not have been done.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](Server#streams-of-yours).
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -148,7 +183,8 @@ impl Server {
     /// connection; writes that were under way may or may not have been done.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](Server#streams-of-yours).
     ///
     /// # Panics
     /// Outside of a tokio runtime.

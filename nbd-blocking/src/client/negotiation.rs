@@ -26,7 +26,7 @@ use crate::reactor::Threads;
 /// let server = Server::new(ExportMap::new().with("disk", Memory::new(1 << 20)?)?);
 /// let listening = server.listen_tcp("127.0.0.1:0")?;
 ///
-/// let uri = format!("nbd://{}", listening.local_addr()).parse()?;
+/// let uri = listening.local_addr().uri("")?;
 /// let mut negotiation = Negotiation::connect(&uri, &ClientConfig::new())?;
 /// assert!(matches!(negotiation.enter("tape"), Err(Error::Refused { .. })));
 /// let exports = negotiation.list()?;

@@ -28,6 +28,7 @@ impl Adapter for Blocking {
         );
         Started::on_a_thread(control, move |said| {
             let mut all = Vec::new();
+            assert!(!server.is_shutting_down());
             for place in places {
                 match listen(&server, place) {
                     Ok(Ok(listening)) => all.push(listening),
@@ -43,6 +44,7 @@ impl Adapter for Blocking {
             let listened = all.iter().map(|one| listened!(one, core::convert::identity)).collect();
             said.send(Ok(listened)).expect("the suite waits for it");
             server.wait();
+            assert!(server.is_shutting_down());
             for one in all {
                 one.join();
             }

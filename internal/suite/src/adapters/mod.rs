@@ -97,6 +97,7 @@ macro_rules! asynchronous {
         /// The life of a server.
         async fn live(server: Server, places: Vec<$crate::Place>, said: $crate::Said) {
             let mut all = Vec::new();
+            assert!(!server.is_shutting_down());
             for place in places {
                 match listen(&server, place).await {
                     Ok(Ok(listening)) => all.push(listening),
@@ -111,6 +112,8 @@ macro_rules! asynchronous {
             }
             let listened = all.iter().map(|one| listened!(one, smol::block_on)).collect();
             said.send(Ok(listened)).expect("the suite waits for it");
+            server.shutdown_begun().await;
+            assert!(server.is_shutting_down());
             server.wait().await;
             for one in all {
                 one.join().await;
