@@ -96,7 +96,12 @@ impl Client {
 
     /// The same over a non-blocking stream that is one object for both directions, such as a TLS stream of yours. See
     /// [`Server::serve_duplex`](crate::Server::serve_duplex) for what is required of it; `socket` gives the socket below
-    /// it. The stream is flushed and dropped in the end.
+    /// it.
+    ///
+    /// Nobody calls what ends the stream's own protocol, such as TLS's `close_notify`: the stream is flushed and dropped
+    /// in the end, with the last clone of the client. Without `close_notify` the server may take the end for a cut, so
+    /// wrap the stream in a type of yours whose `Drop` sends it (of rustls: `conn.send_close_notify()`, then
+    /// `conn.write_tls(&mut sock)`). Say by [`with_stream_in_tls`](ClientConfig::with_stream_in_tls) that it is TLS.
     ///
     /// # Errors
     /// See [`connect_with`](Self::connect_with).
