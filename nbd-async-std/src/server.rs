@@ -139,6 +139,12 @@ impl<R: Runtime + Default> Server<R> {
     /// served by the methods named after them: of the peer of a stream nothing is known. Dropping the future ends the
     /// connection; writes that were under way may or may not have been done.
     ///
+    /// The stream is taken for plain by the protocol, even if it runs inside of TLS: the server can't be told. So
+    /// [`ClientInfo::tls`](crate::export::ClientInfo::tls) is `None`, exports
+    /// [that require TLS](crate::export::ExportEntry::with_tls_required) are refused, and a server whose clients must use
+    /// TLS expects `NBD_OPT_STARTTLS` inside of it. Decide by name and peer in
+    /// [`Exports::find`](crate::export::Exports::find), or serve such streams by a server of their own.
+    ///
     /// # Errors
     /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
     /// [streams of yours](Server#streams-of-yours).

@@ -181,7 +181,7 @@ impl Server {
     ///
     /// The client learns of the end as the writer is dropped; a [`TcpStream`] or a [`UnixStream`] is shut down, since the
     /// reader, which may be a clone of it, lives on in a read that is under way. Of other types that share what they
-    /// write to, shut it down when this returns.
+    /// write to, shut it down when this returns. Of TLS the same holds as for [`serve_duplex`](Self::serve_duplex).
     ///
     /// # Errors
     /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
@@ -217,6 +217,12 @@ impl Server {
     ///
     /// When this returns, the stream is flushed and open: if its protocol has an end of its own, such as TLS's
     /// `close_notify`, send that, then close the socket.
+    ///
+    /// The stream is taken for plain by the protocol, even if it runs inside of TLS: the server can't be told. So
+    /// [`ClientInfo::tls`](crate::export::ClientInfo::tls) is `None`, exports
+    /// [that require TLS](crate::export::ExportEntry::with_tls_required) are refused, and a server whose clients must use
+    /// TLS expects `NBD_OPT_STARTTLS` inside of it. Decide by name and peer in
+    /// [`Exports::find`](crate::export::Exports::find), or serve such streams by a server of their own.
     ///
     /// ```no_run
     /// use std::os::fd::AsFd;
