@@ -186,7 +186,7 @@ impl Server {
     /// [`ClientInfo::tls`](crate::export::ClientInfo::tls) is `None`, exports
     /// [that require TLS](crate::export::ExportEntry::with_tls_required) are refused, and a server whose clients must use
     /// TLS expects `NBD_OPT_STARTTLS` inside of it. Decide by name and peer in
-    /// [`Exports::find`](crate::export::Exports::find), or serve such streams by a server of their own.
+    /// [`Exports::find`], or serve such streams by a server of their own.
     ///
     /// # Errors
     /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
