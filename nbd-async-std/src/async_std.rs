@@ -105,7 +105,7 @@ impl Server {
     ///
     /// # Errors
     /// When there is no port, when the name is unknown, or when one of the addresses can't be listened on, with the
-    /// address in the text. Then nothing is listened on.
+    /// address in the text; or when the server shuts down. Then nothing is listened on.
     pub async fn listen_tcp(&self, address: impl ToSocketAddrs) -> io::Result<Listening> {
         self.listen_resolved(address.to_socket_addrs().await)
     }
@@ -113,7 +113,7 @@ impl Server {
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors
-    /// When it can't be made non-blocking, or the system does not report its address.
+    /// When it can't be made non-blocking, when the system does not report its address, or when the server shuts down.
     pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
         self.start_tcp(async_io::Async::new(std::net::TcpListener::try_from(listener)?)?)
     }
@@ -121,7 +121,7 @@ impl Server {
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
     ///
     /// # Errors
-    /// When it can't be made non-blocking, or the system does not report its address.
+    /// When it can't be made non-blocking, when the system does not report its address, or when the server shuts down.
     pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
         let listener = std::os::unix::net::UnixListener::try_from(listener)?;
         self.start_unix(async_io::Async::new(listener)?)
@@ -131,7 +131,8 @@ impl Server {
     /// address. Dropping the future ends the connection; writes that were under way may or may not have been done.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](server::Server#streams-of-yours).
     pub async fn serve_tcp(&self, stream: TcpStream) -> Result<(), ConnectionError> {
         self.serve_tcp_socket(stream).await
     }
@@ -140,7 +141,8 @@ impl Server {
     /// process. Dropping the future ends the connection; writes that were under way may or may not have been done.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](server::Server#streams-of-yours).
     pub async fn serve_unix(&self, stream: UnixStream) -> Result<(), ConnectionError> {
         self.serve_unix_socket(stream).await
     }

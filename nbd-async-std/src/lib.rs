@@ -15,7 +15,7 @@
 //! smol::block_on(async {
 //!     let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
 //!     let listening = server.listen_tcp("127.0.0.1:0").await?;
-//!     println!("nbd://{}/", listening.local_addr());
+//!     println!("{}", listening.local_addr().uri("")?);
 //! #   server.shut_down();
 //!     server.wait().await; // Until somebody calls server.shut_down().
 //!     Ok(())

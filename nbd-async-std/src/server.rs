@@ -12,7 +12,7 @@ use futures_io::{AsyncRead, AsyncWrite};
 use nbd_engine::export::{Exports, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{
-    ConnectionError, Listen, Listening, Outcome, ServerConfig, ServerState, listen, serve,
+    ConnectionError, Listen, Listening, Outcome, ServerConfig, ServerState, admit_and_serve, listen,
 };
 use nbd_engine::{Plain, Runtime, Socket, Transport};
 
@@ -22,6 +22,44 @@ use crate::stream::{Tcp, Unix};
 ///
 /// It listens on any number of sockets and runs each connection as a task; besides it serves streams that you bring. It
 /// installs no signal handlers and prints nothing; what happens is told to [`tracing`](https://docs.rs/tracing).
+///
+/// # Streams of yours
+/// `serve_tcp`, `serve_unix` and [`serve_stream`](Self::serve_stream) return `Ok`
+/// when the connection ended in order, whoever ended it:
+/// - the client disconnected, or gave up the negotiation, because its export was refused, for example;
+/// - the client closed the stream between two messages, and all its requests were answered;
+/// - the server shut down, or the export did (`ESHUTDOWN`), and all requests in flight were answered.
+///
+/// To learn which of these it was, use [`on_close`](crate::export::ExportEntry::on_close). Everything else is a
+/// [`ConnectionError`]. Two of them come before the client is sent a byte: [`ServerFull`](ConnectionError::ServerFull)
+/// when there is no room for one more connection within [`ServerConfig::with_admission_timeout`], and
+/// [`ShuttingDown`](ConnectionError::ShuttingDown) when the server has begun to shut down.
+///
+/// The server can't end an accept loop of yours, which is to return when [`shutdown_begun`](Self::shutdown_begun) is
+/// ready:
+///
+/// ```no_run
+/// # #[cfg(feature = "smol")]
+/// # async fn accept_loop(
+/// #     server: nbd_async_std::smol::Server,
+/// #     listener: smol::net::TcpListener,
+/// # ) -> std::io::Result<()> {
+/// use smol::future::or;
+/// loop {
+///     let ended = async { server.shutdown_begun().await; None };
+///     let Some(accepted) = or(ended, async { Some(listener.accept().await) }).await else {
+///         return Ok(());
+///     };
+///     let (stream, server) = (accepted?.0, server.clone());
+///     smol::spawn(async move {
+///         if let Err(error) = server.serve_tcp(stream).await {
+///             eprintln!("{error}");
+///         }
+///     })
+///     .detach();
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Server<R> {
     service: Arc<ServerState>,
@@ -53,7 +91,8 @@ impl<R: Runtime + Default> Server<R> {
     /// socket is [closed](Listening::close) or the server shuts down. Serving begins at once.
     ///
     /// # Errors
-    /// When a live server listens there, or the path can't be used; the path is in the text.
+    /// When a live server listens there, or the path can't be used, with the path in the text; or when the server shuts
+    /// down.
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
         let (listener, path) = net::bind_unix(path.as_ref(), self.service.config().backlog())?;
         let address = LocalAddr::Unix(path.path().to_owned());
@@ -100,8 +139,15 @@ impl<R: Runtime + Default> Server<R> {
     /// served by the methods named after them: of the peer of a stream nothing is known. Dropping the future ends the
     /// connection; writes that were under way may or may not have been done.
     ///
+    /// The stream is taken for plain by the protocol, even if it runs inside of TLS: the server can't be told. So
+    /// [`ClientInfo::tls`](crate::export::ClientInfo::tls) is `None`, exports
+    /// [that require TLS](crate::export::ExportEntry::with_tls_required) are refused, and a server whose clients must use
+    /// TLS expects `NBD_OPT_STARTTLS` inside of it. Decide by name and peer in
+    /// [`Exports::find`], or serve such streams by a server of their own.
+    ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](Server#streams-of-yours).
     pub async fn serve_stream<T>(&self, stream: T) -> Result<(), ConnectionError>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send,
@@ -134,10 +180,7 @@ impl<R: Runtime + Default> Server<R> {
         transport: impl Transport,
         peer: PeerAddr,
     ) -> Result<(), ConnectionError> {
-        match self.service.admit().await {
-            Some(permit) => serve(permit, transport, self.runtime.clone(), peer).await,
-            None => Ok(()),
-        }
+        admit_and_serve(&self.service, transport, self.runtime.clone(), peer).await
     }
 
     /// Connections at the moment.
@@ -150,6 +193,18 @@ impl<R: Runtime + Default> Server<R> {
     /// [`ServerConfig::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
     pub fn shut_down(&self) {
         self.service.shut_down();
+    }
+
+    /// Whether the server was told to [shut down](Self::shut_down).
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.service.is_shutting_down()
+    }
+
+    /// Is ready once the server was told to [shut down](Self::shut_down), by whichever clone; at once if it was already.
+    /// It is what ends an accept loop of your own. Cancel-safe.
+    pub async fn shutdown_begun(&self) {
+        self.service.shutdown_begun().await;
     }
 
     /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.

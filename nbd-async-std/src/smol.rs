@@ -8,7 +8,7 @@
 //! smol::block_on(async {
 //!     let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
 //!     let listening = server.listen_tcp("127.0.0.1:0").await?;
-//!     println!("nbd://{}/", listening.local_addr());
+//!     println!("{}", listening.local_addr().uri("")?);
 //! #   server.shut_down();
 //!     server.wait().await; // Until somebody calls server.shut_down().
 //!     Ok(())
@@ -132,7 +132,7 @@ impl Server {
     ///
     /// # Errors
     /// When there is no port, when the name is unknown, or when one of the addresses can't be listened on, with the
-    /// address in the text. Then nothing is listened on.
+    /// address in the text; or when the server shuts down. Then nothing is listened on.
     pub async fn listen_tcp(&self, address: impl AsyncToSocketAddrs) -> io::Result<Listening> {
         self.listen_resolved(resolve(address).await)
     }
@@ -140,7 +140,7 @@ impl Server {
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors
-    /// When the system does not report its address.
+    /// When the system does not report its address, or when the server shuts down.
     pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
         self.start_tcp(listener)
     }
@@ -148,7 +148,7 @@ impl Server {
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
     ///
     /// # Errors
-    /// When the system does not report its address.
+    /// When the system does not report its address, or when the server shuts down.
     pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
         self.start_unix(listener)
     }
@@ -157,7 +157,8 @@ impl Server {
     /// address. Dropping the future ends the connection; writes that were under way may or may not have been done.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](server::Server#streams-of-yours).
     pub async fn serve_tcp(&self, stream: TcpStream) -> Result<(), ConnectionError> {
         self.serve_tcp_socket(stream).await
     }
@@ -166,7 +167,8 @@ impl Server {
     /// process. Dropping the future ends the connection; writes that were under way may or may not have been done.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](server::Server#streams-of-yours).
     pub async fn serve_unix(&self, stream: UnixStream) -> Result<(), ConnectionError> {
         self.serve_unix_socket(stream).await
     }

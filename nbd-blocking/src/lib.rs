@@ -6,7 +6,7 @@
 //!
 //! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
 //! let listening = server.listen_tcp("127.0.0.1:0")?;
-//! println!("nbd://{}/", listening.local_addr());
+//! println!("{}", listening.local_addr().uri("")?);
 //! # server.shut_down();
 //! server.wait(); // Until somebody calls server.shut_down().
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -11,7 +11,7 @@ use nbd_engine::Transport;
 use nbd_engine::export::{Exports, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{
-    ConnectionError, Listen, Outcome, ServerConfig, ServerState, listen, serve,
+    ConnectionError, Listen, Outcome, ServerConfig, ServerState, admit_and_serve, listen,
 };
 
 use crate::duplex::Duplex;
@@ -25,6 +25,45 @@ use crate::stream::{Listener, Stream};
 /// It listens on any number of sockets, each with a thread that accepts, and runs each connection on a thread of its
 /// own; besides it serves streams that you bring. It installs no signal handlers and prints nothing; what happens is
 /// told to [`tracing`](https://docs.rs/tracing).
+///
+/// # Streams of yours
+/// [`serve_tcp`](Self::serve_tcp), [`serve_unix`](Self::serve_unix), [`serve_stream`](Self::serve_stream) and
+/// [`serve_duplex`](Self::serve_duplex) return `Ok`
+/// when the connection ended in order, whoever ended it:
+/// - the client disconnected, or gave up the negotiation, because its export was refused, for example;
+/// - the client closed the stream between two messages, and all its requests were answered;
+/// - the server shut down, or the export did (`ESHUTDOWN`), and all requests in flight were answered.
+///
+/// To learn which of these it was, use [`on_close`](crate::export::ExportEntry::on_close). Everything else is a
+/// [`ConnectionError`]. Two of them come before the client is sent a byte: [`ServerFull`](ConnectionError::ServerFull)
+/// when there is no room for one more connection within [`ServerConfig::with_admission_timeout`], and
+/// [`ShuttingDown`](ConnectionError::ShuttingDown) when the server has begun to shut down.
+///
+/// The server can't end an accept loop of yours, which is to ask [`is_shutting_down`](Self::is_shutting_down) after each
+/// connection; the thread that calls [`shut_down`](Self::shut_down) connects once more, so that the loop notices.
+/// [`accept_tcp`](Self::accept_tcp) and [`accept_unix`](Self::accept_unix) do without.
+///
+/// ```no_run
+/// # fn accept_loop(server: &nbd_blocking::Server, listener: &std::net::TcpListener) -> std::io::Result<()> {
+/// for stream in listener.incoming() {
+///     if server.is_shutting_down() {
+///         break;
+///     }
+///     let (stream, server) = (stream?, server.clone());
+///     std::thread::spawn(move || {
+///         if let Err(error) = server.serve_tcp(stream) {
+///             eprintln!("{error}");
+///         }
+///     });
+/// }
+/// # Ok(())
+/// # }
+/// # fn end(server: &nbd_blocking::Server, address: std::net::SocketAddr) {
+/// // To end it, from another thread:
+/// server.shut_down();
+/// let _woken = std::net::TcpStream::connect(address);
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Server {
     service: Arc<ServerState>,
@@ -60,7 +99,7 @@ impl Server {
     ///
     /// # Errors
     /// When there is no port, when the name is unknown, when one of the addresses can't be listened on, with the address
-    /// in the text, or when no thread can be started. Then nothing is listened on.
+    /// in the text, when no thread can be started, or when the server shuts down. Then nothing is listened on.
     pub fn listen_tcp(&self, address: impl ToSocketAddrs) -> io::Result<Listening> {
         let backlog = self.service.config().backlog();
         let listeners = net::bind_resolved(address.to_socket_addrs(), backlog)?;
@@ -71,7 +110,8 @@ impl Server {
     /// socket is [closed](Listening::close) or the server shuts down. Serving begins at once.
     ///
     /// # Errors
-    /// When a live server listens there, or the path can't be used; the path is in the text.
+    /// When a live server listens there, or the path can't be used, with the path in the text; or when the server shuts
+    /// down.
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listening> {
         let (listener, path) = net::bind_unix(path.as_ref(), self.service.config().backlog())?;
         let address = LocalAddr::Unix(path.path().to_owned());
@@ -81,7 +121,7 @@ impl Server {
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors
-    /// When it can't be made non-blocking, or no thread can be started.
+    /// When it can't be made non-blocking, when no thread can be started, or when the server shuts down.
     pub fn accept_tcp(&self, listener: TcpListener) -> io::Result<Listening> {
         listener.set_nonblocking(true)?;
         self.start([tcp(listener)?])
@@ -90,7 +130,7 @@ impl Server {
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
     ///
     /// # Errors
-    /// When it can't be made non-blocking, or no thread can be started.
+    /// When it can't be made non-blocking, when no thread can be started, or when the server shuts down.
     pub fn accept_unix(&self, listener: UnixListener) -> io::Result<Listening> {
         listener.set_nonblocking(true)?;
         let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
@@ -117,7 +157,8 @@ impl Server {
     /// the peer's address.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](Server#streams-of-yours).
     pub fn serve_tcp(&self, stream: TcpStream) -> Result<(), ConnectionError> {
         let peer = PeerAddr::tcp(&stream);
         self.run(Stream::tcp(stream)?, peer)
@@ -127,7 +168,8 @@ impl Server {
     /// the peer's process.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](Server#streams-of-yours).
     pub fn serve_unix(&self, stream: UnixStream) -> Result<(), ConnectionError> {
         let peer = PeerAddr::unix(&stream);
         self.run(Stream::unix(stream)?, peer)
@@ -139,10 +181,11 @@ impl Server {
     ///
     /// The client learns of the end as the writer is dropped; a [`TcpStream`] or a [`UnixStream`] is shut down, since the
     /// reader, which may be a clone of it, lives on in a read that is under way. Of other types that share what they
-    /// write to, shut it down when this returns.
+    /// write to, shut it down when this returns. Of TLS the same holds as for [`serve_duplex`](Self::serve_duplex).
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](Server#streams-of-yours).
     pub fn serve_stream(
         &self,
         reader: impl Read + Send + 'static,
@@ -175,6 +218,12 @@ impl Server {
     /// When this returns, the stream is flushed and open: if its protocol has an end of its own, such as TLS's
     /// `close_notify`, send that, then close the socket.
     ///
+    /// The stream is taken for plain by the protocol, even if it runs inside of TLS: the server can't be told. So
+    /// [`ClientInfo::tls`](crate::export::ClientInfo::tls) is `None`, exports
+    /// [that require TLS](crate::export::ExportEntry::with_tls_required) are refused, and a server whose clients must use
+    /// TLS expects `NBD_OPT_STARTTLS` inside of it. Decide by name and peer in
+    /// [`Exports::find`], or serve such streams by a server of their own.
+    ///
     /// ```no_run
     /// use std::os::fd::AsFd;
     /// # use std::io::{Read, Result, Write};
@@ -192,7 +241,8 @@ impl Server {
     /// ```
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](Server#streams-of-yours).
     pub fn serve_duplex<S: Read + Write + Send>(
         &self,
         stream: S,
@@ -204,12 +254,7 @@ impl Server {
     }
 
     fn run(&self, transport: impl Transport, peer: PeerAddr) -> Result<(), ConnectionError> {
-        block_on(async {
-            match self.service.admit().await {
-                Some(permit) => serve(permit, transport, Threads, peer).await,
-                None => Ok(()),
-            }
-        })?
+        block_on(admit_and_serve(&self.service, transport, Threads, peer))?
     }
 
     /// Connections at the moment.
@@ -222,6 +267,13 @@ impl Server {
     /// [`ServerConfig::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
     pub fn shut_down(&self) {
         self.service.shut_down();
+    }
+
+    /// Whether the server was told to [shut down](Self::shut_down).
+    /// An accept loop of your own asks this after each connection that it accepts.
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.service.is_shutting_down()
     }
 
     /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.

@@ -350,7 +350,7 @@ fn a_server_is_looked_at_before_an_export_is_entered() {
         let client = negotiation.enter("b").unwrap();
         assert_eq!(client.size(), 4096);
         assert!(client.export().has_context("base:allocation"));
-        assert!(matches!(negotiation.list(), Err(Error::Disconnected { .. })));
+        assert!(matches!(negotiation.list(), Err(Error::Entered { .. })));
         drop((client, negotiation));
         Negotiation::connect(&uri, &config).unwrap().abort().unwrap();
         server.shut_down();

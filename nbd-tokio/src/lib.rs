@@ -8,7 +8,7 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
 //! let listening = server.listen_tcp("127.0.0.1:0").await?;
-//! println!("nbd://{}/", listening.local_addr());
+//! println!("{}", listening.local_addr().uri("")?);
 //! # server.shut_down();
 //! server.wait().await; // Until somebody calls server.shut_down().
 //! # Ok(())

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nbd_engine::export::{Exports, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{
-    ConnectionError, Listen, Listening, Outcome, ServerConfig, ServerState, listen, serve,
+    ConnectionError, Listen, Listening, Outcome, ServerConfig, ServerState, admit_and_serve, listen,
 };
 use nbd_engine::{Plain, Runtime, Transport};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,6 +21,38 @@ use crate::stream::{self, Stream, Tcp, Unix};
 ///
 /// It listens on any number of sockets and runs each connection as a task; besides it serves streams that you bring. It
 /// installs no signal handlers and prints nothing; what happens is told to [`tracing`](https://docs.rs/tracing).
+///
+/// # Streams of yours
+/// [`serve_tcp`](Self::serve_tcp), [`serve_unix`](Self::serve_unix) and [`serve_stream`](Self::serve_stream) return `Ok`
+/// when the connection ended in order, whoever ended it:
+/// - the client disconnected, or gave up the negotiation, because its export was refused, for example;
+/// - the client closed the stream between two messages, and all its requests were answered;
+/// - the server shut down, or the export did (`ESHUTDOWN`), and all requests in flight were answered.
+///
+/// To learn which of these it was, use [`on_close`](crate::export::ExportEntry::on_close). Everything else is a
+/// [`ConnectionError`]. Two of them come before the client is sent a byte: [`ServerFull`](ConnectionError::ServerFull)
+/// when there is no room for one more connection within [`ServerConfig::with_admission_timeout`], and
+/// [`ShuttingDown`](ConnectionError::ShuttingDown) when the server has begun to shut down.
+///
+/// The server can't end an accept loop of yours, which is to return when [`shutdown_begun`](Self::shutdown_begun) is
+/// ready:
+///
+/// ```no_run
+/// # async fn accept_loop(server: nbd_tokio::Server, listener: tokio::net::TcpListener) -> std::io::Result<()> {
+/// loop {
+///     let stream = tokio::select! {
+///         () = server.shutdown_begun() => return Ok(()),
+///         accepted = listener.accept() => accepted?.0,
+///     };
+///     let server = server.clone();
+///     tokio::spawn(async move {
+///         if let Err(error) = server.serve_tcp(stream).await {
+///             eprintln!("{error}");
+///         }
+///     });
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Server {
     service: Arc<ServerState>,
@@ -56,7 +88,7 @@ impl Server {
     ///
     /// # Errors
     /// When there is no port, when the name is unknown, or when one of the addresses can't be listened on, with the
-    /// address in the text. Then nothing is listened on.
+    /// address in the text; or when the server shuts down. Then nothing is listened on.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -71,7 +103,8 @@ impl Server {
     /// socket is [closed](Listening::close) or the server shuts down. Serving begins at once, on this runtime.
     ///
     /// # Errors
-    /// When a live server listens there, or the path can't be used; the path is in the text.
+    /// When a live server listens there, or the path can't be used, with the path in the text; or when the server shuts
+    /// down.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -84,7 +117,7 @@ impl Server {
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors
-    /// When the system does not report its address.
+    /// When the system does not report its address, or when the server shuts down.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -95,7 +128,7 @@ impl Server {
     /// Accepts connections from a Unix listener of yours, whose path stays yours, too.
     ///
     /// # Errors
-    /// When the system does not report its address.
+    /// When the system does not report its address, or when the server shuts down.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -119,7 +152,8 @@ impl Server {
     /// address. Dropping the future ends the connection; writes that were under way may or may not have been done.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](Server#streams-of-yours).
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -133,7 +167,8 @@ impl Server {
     /// process. Dropping the future ends the connection; writes that were under way may or may not have been done.
     ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](Server#streams-of-yours).
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -147,8 +182,15 @@ impl Server {
     /// served by the methods named after them: of the peer of a stream nothing is known. Dropping the future ends the
     /// connection; writes that were under way may or may not have been done.
     ///
+    /// The stream is taken for plain by the protocol, even if it runs inside of TLS: the server can't be told. So
+    /// [`ClientInfo::tls`](crate::export::ClientInfo::tls) is `None`, exports
+    /// [that require TLS](crate::export::ExportEntry::with_tls_required) are refused, and a server whose clients must use
+    /// TLS expects `NBD_OPT_STARTTLS` inside of it. Decide by name and peer in
+    /// [`Exports::find`], or serve such streams by a server of their own.
+    ///
     /// # Errors
-    /// Why the connection ended, if not by the client's disconnect.
+    /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
+    /// [streams of yours](Server#streams-of-yours).
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -164,10 +206,7 @@ impl Server {
         transport: impl Transport,
         peer: PeerAddr,
     ) -> Result<(), ConnectionError> {
-        match self.service.admit().await {
-            Some(permit) => serve(permit, transport, Tokio(Handle::current()), peer).await,
-            None => Ok(()),
-        }
+        admit_and_serve(&self.service, transport, Tokio(Handle::current()), peer).await
     }
 
     /// Connections at the moment.
@@ -180,6 +219,18 @@ impl Server {
     /// [`ServerConfig::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
     pub fn shut_down(&self) {
         self.service.shut_down();
+    }
+
+    /// Whether the server was told to [shut down](Self::shut_down).
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.service.is_shutting_down()
+    }
+
+    /// Is ready once the server was told to [shut down](Self::shut_down), by whichever clone; at once if it was already.
+    /// It is what ends an accept loop of your own. Cancel-safe.
+    pub async fn shutdown_begun(&self) {
+        self.service.shutdown_begun().await;
     }
 
     /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use nbd_engine::export::ExportMap;
 use nbd_engine::net::LocalAddr;
-use nbd_engine::server::ServerConfig;
+use nbd_engine::server::{ConnectionError, ServerConfig};
 
 use crate::SOON;
 
@@ -53,9 +53,13 @@ pub enum Place {
 /// What can be asked of a running server. Closures, since the adapters' servers have the same methods but no trait.
 pub struct Control {
     /// Connections at the moment.
-    pub connections: Box<dyn Fn() -> usize + Send>,
+    pub connections: Box<dyn Fn() -> usize + Send + Sync>,
     /// Begins to shut down.
-    pub shut_down: Box<dyn Fn() + Send>,
+    pub shut_down: Box<dyn Fn() + Send + Sync>,
+    /// Listens at one more place.
+    pub listen: Box<dyn Fn(Place) -> io::Result<()> + Send + Sync>,
+    /// Serves one more stream, on the calling thread, and returns when its connection has ended.
+    pub serve: Box<dyn Fn(Place) -> Result<(), ConnectionError> + Send + Sync>,
 }
 
 /// What a server made of a place.
@@ -63,7 +67,7 @@ pub struct Listened {
     /// Where it listens; nowhere for a stream.
     pub addresses: Vec<LocalAddr>,
     /// Stops listening there, and waits until that is so.
-    pub close: Box<dyn Fn() + Send>,
+    pub close: Box<dyn Fn() + Send + Sync>,
 }
 
 /// A running server.

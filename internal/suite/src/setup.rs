@@ -10,7 +10,7 @@ use std::time::Duration;
 use nbd_engine::client::{ClientConfig, Error, Uri};
 use nbd_engine::export::{Export, ExportMap, Memory};
 use nbd_engine::net::LocalAddr;
-use nbd_engine::server::ServerConfig;
+use nbd_engine::server::{ConnectionError, ServerConfig};
 use nbd_testkit::Endpoint;
 use nbd_testkit::process::{Background, wait_until};
 use nbd_testkit::raw::{Mode, RawClient};
@@ -264,7 +264,7 @@ impl Setup {
 pub struct Server {
     endpoints: Vec<Endpoint>,
     /// Closes what a place became, by place.
-    closing: Vec<Box<dyn Fn() + Send>>,
+    closing: Vec<Box<dyn Fn() + Send + Sync>>,
     /// `None` once it was stopped.
     running: Option<Running>,
     /// Where its socket is.
@@ -329,6 +329,24 @@ impl Server {
             let what = format!("the server has {count} connections");
             wait_until(&what, SOON, || (control.connections)() == count);
         }
+    }
+
+    /// Listens at one more place.
+    ///
+    /// # Errors
+    /// The adapter's.
+    #[track_caller]
+    pub fn listen(&self, place: Place) -> io::Result<()> {
+        (self.control().expect("an adapter").listen)(place)
+    }
+
+    /// Serves one more stream of the scenario's, on this thread, until its connection ends.
+    ///
+    /// # Errors
+    /// The adapter's.
+    #[track_caller]
+    pub fn serve(&self, stream: Place) -> Result<(), ConnectionError> {
+        (self.control().expect("an adapter").serve)(stream)
     }
 
     /// Begins to shut down.

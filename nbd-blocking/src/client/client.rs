@@ -21,13 +21,15 @@ use crate::reactor::{Threads, block_on};
 /// To keep many requests in flight from a single thread, [submit](Self::submit_read_into) them and wait later.
 ///
 /// ```
+/// use nbd_blocking::client::ClientConfig;
 /// use nbd_blocking::export::{ExportMap, Memory};
 /// use nbd_blocking::{Client, Server};
 ///
 /// let server = Server::new(ExportMap::new().with("disk", Memory::new(1 << 30)?)?);
 /// let listening = server.listen_tcp("127.0.0.1:0")?;
 ///
-/// let client = Client::connect(&format!("nbd://{}/disk", listening.local_addr()))?;
+/// let uri = listening.local_addr().uri("disk")?;
+/// let client = Client::connect_with(&uri, &ClientConfig::default())?;
 /// client.write_all_at(b"hello", 4096)?;
 /// let mut found = [0; 5];
 /// client.read_exact_at(&mut found, 4096)?;
@@ -94,7 +96,12 @@ impl Client {
 
     /// The same over a non-blocking stream that is one object for both directions, such as a TLS stream of yours. See
     /// [`Server::serve_duplex`](crate::Server::serve_duplex) for what is required of it; `socket` gives the socket below
-    /// it. The stream is flushed and dropped in the end.
+    /// it.
+    ///
+    /// Nobody calls what ends the stream's own protocol, such as TLS's `close_notify`: the stream is flushed and dropped
+    /// in the end, with the last clone of the client. Without `close_notify` the server may take the end for a cut, so
+    /// wrap the stream in a type of yours whose `Drop` sends it (of rustls: `conn.send_close_notify()`, then
+    /// `conn.write_tls(&mut sock)`). Say by [`with_stream_in_tls`](ClientConfig::with_stream_in_tls) that it is TLS.
     ///
     /// # Errors
     /// See [`connect_with`](Self::connect_with).
@@ -279,7 +286,7 @@ impl Client {
     ///
     /// # let server = Server::new(ExportMap::new().with("", Memory::new(1 << 20)?)?);
     /// # let listening = server.listen_tcp("127.0.0.1:0")?;
-    /// # let uri = format!("nbd://{}", listening.local_addr()).parse()?;
+    /// # let uri = listening.local_addr().uri("")?;
     /// let config = ClientConfig::new().with_contexts(["base:allocation"]);
     /// let client = Client::connect_with(&uri, &config)?;
     /// let mut holes = 0;

@@ -26,7 +26,7 @@ use crate::reactor::Threads;
 /// let server = Server::new(ExportMap::new().with("disk", Memory::new(1 << 20)?)?);
 /// let listening = server.listen_tcp("127.0.0.1:0")?;
 ///
-/// let uri = format!("nbd://{}", listening.local_addr()).parse()?;
+/// let uri = listening.local_addr().uri("")?;
 /// let mut negotiation = Negotiation::connect(&uri, &ClientConfig::new())?;
 /// assert!(matches!(negotiation.enter("tape"), Err(Error::Refused { .. })));
 /// let exports = negotiation.list()?;
@@ -84,6 +84,11 @@ impl Negotiation {
     /// The same over a non-blocking stream that is one object for both directions, such as a TLS stream of yours. See
     /// [`Server::serve_duplex`](crate::Server::serve_duplex) for what is required of it; `socket` gives the socket below
     /// it.
+    ///
+    /// Nobody calls what ends the stream's own protocol, such as TLS's `close_notify`: the stream is flushed and dropped
+    /// in the end, with the negotiation or the last clone of the client that it gave. Without `close_notify` the server may take the end for a cut, so
+    /// wrap the stream in a type of yours whose `Drop` sends it (of rustls: `conn.send_close_notify()`, then
+    /// `conn.write_tls(&mut sock)`). Say by [`with_stream_in_tls`](ClientConfig::with_stream_in_tls) that it is TLS.
     ///
     /// # Errors
     /// See [`connect`](Self::connect).
@@ -143,7 +148,7 @@ impl Negotiation {
 ///
 /// All of these fail with [`Error::Unsupported`] on servers that speak the oldstyle handshake, with
 /// [`Error::InvalidOption`] for what must not be sent, such as a name of more than 4096 bytes, and with
-/// [`Error::Disconnected`] once an export was entered.
+/// [`Error::Entered`] once an export was entered.
 impl Negotiation {
     /// `NBD_OPT_LIST`: the exports that the server lists; there may be others.
     ///
@@ -220,7 +225,7 @@ impl Negotiation {
 /// # Entering an export
 ///
 /// On success the negotiation is over: its connection is the client's, and every further question fails with
-/// [`Error::Disconnected`]. What the server refuses leaves it as it was.
+/// [`Error::Entered`]. What the server refuses leaves it as it was.
 impl Negotiation {
     /// Enters an export in the best way that the server has: selects the configured metadata contexts, unless others were
     /// selected by hand for this export, and sends `NBD_OPT_GO`, or `NBD_OPT_EXPORT_NAME` to servers that know no other.

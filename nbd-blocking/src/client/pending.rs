@@ -30,7 +30,7 @@ impl<R: Outcome> Pending<R> {
     /// # use nbd_blocking::{Client, Server};
     /// # let server = Server::new(ExportMap::new().with("", Memory::new(1 << 20)?)?);
     /// # let listening = server.listen_tcp("127.0.0.1:0")?;
-    /// # let client = Client::connect(&format!("nbd://{}", listening.local_addr()))?;
+    /// # let client = Client::connect(&listening.local_addr().uri("")?.to_string())?;
     /// use nbd_blocking::client::{Flags, Pending};
     /// let mut reads: Vec<_> =
     ///     (0..32).map(|index| client.submit_read_into(index * 4096, vec![0; 4096], Flags::empty())).collect();

@@ -25,7 +25,7 @@ impl Client {
     /// # use std::collections::VecDeque;
     /// # let server = Server::new(ExportMap::new().with("", Memory::new(1 << 20)?)?);
     /// # let listening = server.listen_tcp("127.0.0.1:0")?;
-    /// # let client = Client::connect(&format!("nbd://{}", listening.local_addr()))?;
+    /// # let client = Client::connect(&listening.local_addr().uri("")?.to_string())?;
     /// use nbd_blocking::client::{Flags, Pending};
     /// // Reads the export with 32 requests in flight, each with a buffer that is used again.
     /// let mut in_flight = VecDeque::new();

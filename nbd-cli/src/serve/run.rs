@@ -104,15 +104,16 @@ macro_rules! serve {
                     server.accept_unix($unix(listener).map_err(cannot_accept)?)
                 }
             };
-            listening.push(accepting.map_err(cannot_accept)?);
+            listening.extend(begun(accepting.map_err(cannot_accept), server.is_shutting_down())?);
         }
         for listener in places.bind_tcp()? {
             let one = $tcp(listener).and_then(|listener| server.accept_tcp(listener));
-            listening.push(one.map_err(cannot_accept)?);
+            listening.extend(begun(one.map_err(cannot_accept), server.is_shutting_down())?);
         }
         if let Some(path) = places.unix {
             let one = server.listen_unix(path);
-            listening.push(one.map_err(|error| cannot_listen_on_unix(&error, path))?);
+            let one = one.map_err(|error| cannot_listen_on_unix(&error, path));
+            listening.extend(begun(one, server.is_shutting_down())?);
         }
         let addresses: Vec<LocalAddr> =
             listening.iter().map(|one| one.local_addr().clone()).collect();
@@ -172,6 +173,14 @@ fn async_std(
 #[cfg(feature = "async-std")]
 fn infallible<A, B: From<A>>(listener: A) -> io::Result<B> {
     Ok(listener.into())
+}
+
+/// What listens, if anything does: a signal that comes before is an orderly end, and no failure to listen.
+fn begun<L>(result: Result<L, Failure>, shutting_down: bool) -> Result<Option<L>, Failure> {
+    match result {
+        Err(_) if shutting_down => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 fn cannot_accept(error: io::Error) -> Failure {

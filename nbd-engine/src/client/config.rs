@@ -131,7 +131,8 @@ impl ClientConfig {
         self
     }
 
-    /// Whether the stream that is handed to `over` runs inside of TLS, which
+    /// Whether the stream that is handed to a client or to a negotiation (by `over`, or with `nbd-blocking` by
+    /// `over_stream`, `over_duplex`, `over_tcp` or `over_unix`) runs inside of TLS, which
     /// [`ExportDetails::is_tls`](super::ExportDetails::is_tls) then says. Default `false`.
     #[must_use]
     pub const fn with_stream_in_tls(mut self, in_tls: bool) -> Self {

@@ -81,6 +81,8 @@ pub enum Error {
         context: Arc<str>,
         /// The first of the bytes.
         offset: u64,
+        /// Whether the context was selected for this export.
+        selected: bool,
     },
     /// The server took too long. A request that timed out may still be carried out later; the connection goes on.
     TimedOut {
@@ -124,6 +126,11 @@ pub enum Error {
     NotSubmitted(SubmitError),
     /// The client has [disconnected](super::Client::disconnect).
     Disconnected {
+        /// The server.
+        peer: Arc<str>,
+    },
+    /// An export was entered by the connection of this [`Negotiation`](super::Negotiation), which is the client's since.
+    Entered {
         /// The server.
         peer: Arc<str>,
     },
@@ -216,7 +223,11 @@ impl fmt::Display for Error {
                 }
                 write!(f, " failed on {peer}: {error}")
             }
-            Self::NoStatus { peer, context, offset } => {
+            Self::NoStatus { peer, context, selected: false, .. } => write!(
+                f,
+                "the metadata context {context:?} was not selected on {peer}: select it on connecting"
+            ),
+            Self::NoStatus { peer, context, offset, .. } => {
                 write!(
                     f,
                     "{peer} says nothing in the metadata context {context:?} about the bytes from {offset} on"
@@ -252,6 +263,10 @@ impl fmt::Display for Error {
             Self::InvalidOption(error) => error.fmt(f),
             Self::NotSubmitted(error) => error.fmt(f),
             Self::Disconnected { peer } => write!(f, "disconnected from {peer}"),
+            Self::Entered { peer } => write!(
+                f,
+                "an export was entered by this connection to {peer}: begin another negotiation to ask more"
+            ),
             Self::Local(error) => write!(f, "cannot wait for the server: {error}"),
         }
     }
@@ -353,7 +368,7 @@ impl Error {
                 }
                 LostReason::Internal(_) => Kind::Other,
             },
-            Self::Disconnected { .. } => Kind::NotConnected,
+            Self::Disconnected { .. } | Self::Entered { .. } => Kind::NotConnected,
         }
     }
 

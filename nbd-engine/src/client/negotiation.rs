@@ -227,8 +227,8 @@ impl<C> Negotiation<C> {
 
     fn pump(&mut self) -> Result<&mut Pump<Connection, MaybeTls<AnyTransport>>, Error> {
         let peer = &self.peer;
-        let disconnected = || Error::Disconnected { peer: Arc::clone(peer) };
-        self.pump.as_mut().ok_or_else(disconnected)
+        let entered = || Error::Entered { peer: Arc::clone(peer) };
+        self.pump.as_mut().ok_or_else(entered)
     }
 
     fn connection(&mut self) -> Result<&mut Connection, Error> {
@@ -246,8 +246,11 @@ impl<C> Negotiation<C> {
         }
         let peer = Arc::clone(&self.peer);
         let connection = self.connection()?;
-        if connection.is_closing() || connection.is_transmitting() {
+        if connection.is_closing() {
             return Err(Error::Disconnected { peer });
+        }
+        if connection.is_transmitting() {
+            return Err(Error::Entered { peer });
         }
         Ok(send(connection)?)
     }

@@ -153,6 +153,7 @@ impl<C> BlockStatusRange<C> {
             peer: self.client.peer().into(),
             context: Arc::clone(&self.context),
             offset,
+            selected: self.client.export().has_context(&self.context),
         })
     }
 }

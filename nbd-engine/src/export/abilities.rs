@@ -344,8 +344,9 @@ impl From<Allocation> for Extent {
 
 /// The ability to change the size. Part of [`Export`](super::Export).
 ///
-/// A client that resizes a disk can cut it off while others use it, so servers offer it only where their settings say
-/// so. Every client of the export works with the new size from then on.
+/// Any client that may write can then resize the disk, and cut it off while others use it. A server offers it unless
+/// [`ServerConfig::with_resize`](crate::server::ServerConfig::with_resize) says no; the default is yes, since an export
+/// with this ability is taken to mean it. (`nbd serve` offers it with `--resize` alone.) Every client of the export works with the new size from then on.
 ///
 /// ```
 /// use nbd_engine::export::{CanResize, Export, ExportError, Result};

@@ -12,7 +12,8 @@ use super::{
 use crate::server::{Mailbox, serve_requests};
 
 /// The asynchronous counterpart of [`Export`](super::Export): the same methods, defaults and rules, written as
-/// `async fn`.
+/// `async fn`. One method is missing: there is no [`refresh`](super::Export::refresh), so that [`size`](Self::size) has to
+/// know the size at any time.
 ///
 /// The futures of one connection run side by side, on the connection's own task, so they must not block. They have to
 /// be cancel-safe: a future is dropped at the point that it has reached when its connection ends, and a write may then
@@ -99,7 +100,8 @@ pub trait AsyncExport: Send + Sync + 'static {
         let _ = client;
     }
 
-    /// See [`Export::client_left`](super::Export::client_left).
+    /// See [`Export::client_left`](super::Export::client_left), and
+    /// [`ExportEntry::on_close`](super::ExportEntry::on_close) for how to clean up what takes a future.
     fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
         let _ = (client, reason);
     }
@@ -139,7 +141,8 @@ pub trait AsyncExport: Send + Sync + 'static {
         None::<Unable>
     }
 
-    /// The ability to change the size. Clients are offered it as far as the server's settings allow.
+    /// The ability to change the size. Clients are offered it unless
+    /// [`ServerConfig::with_resize`](crate::server::ServerConfig::with_resize) says no.
     fn can_resize(&self) -> Option<impl AsyncCanResize> {
         None::<Unable>
     }
@@ -147,7 +150,8 @@ pub trait AsyncExport: Send + Sync + 'static {
 
 /// See [`CanWrite`](super::CanWrite).
 pub trait AsyncCanWrite: Send + Sync {
-    /// Writes `data` at `offset`. With `fua` the data is durable before this is ready.
+    /// Writes `data` at `offset`. `fua` is set with [`Fua::Native`] alone, and then the data is durable before this is
+    /// ready; otherwise the engine flushes afterwards.
     fn write(&self, data: &[u8], offset: u64, fua: bool)
     -> impl Future<Output = Result<()>> + Send;
 

@@ -18,7 +18,8 @@ pub struct ClientInfo {
     pub connection: u64,
     /// The address of the client.
     pub peer: PeerAddr,
-    /// What the client proved of itself by TLS; `None` without TLS.
+    /// What the client proved of itself by TLS; `None` without TLS, and inside of a TLS stream that the embedder brought
+    /// and the server can't look into.
     pub tls: Option<TlsIdentity>,
 }
 

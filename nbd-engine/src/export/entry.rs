@@ -62,6 +62,9 @@ impl ExportEntry {
     }
 
     /// Refuses the export to clients that have not upgraded to TLS, and leaves it out of their lists.
+    ///
+    /// Only the upgrade by `NBD_OPT_STARTTLS` counts. The server can't be told that a stream which is handed to
+    /// `serve_stream` or `serve_duplex` runs inside of TLS already: this export is refused there, too.
     #[must_use]
     pub const fn with_tls_required(mut self) -> Self {
         self.tls_required = true;
@@ -92,6 +95,10 @@ impl ExportEntry {
     /// For an export of one's own, [`Export::client_left`](super::Export::client_left) does the same. Both are called
     /// on the connection's thread or task, or on the worker thread that carried out the last request, and must not
     /// block. One that panics is ignored.
+    ///
+    /// A worker thread belongs to no async runtime. To clean up by a future, take a handle of the runtime beforehand and
+    /// capture it, such as tokio's `Handle::current()` in [`Exports::find`](super::Exports::find), and spawn the future
+    /// on that.
     #[must_use]
     pub fn on_close(
         mut self,

@@ -60,6 +60,11 @@ pub trait Exports: Send + Sync + 'static {
     /// of it ([`Purpose::MetaContext`]) and to enter it ([`Purpose::Enter`]). The entry that the last one gives is the
     /// one that is used.
     ///
+    /// The answers to the first two are made of the entry's size, limits, abilities and contexts, so that every purpose
+    /// needs an entry whose export answers these as the one that is entered will. What is costly or belongs to one
+    /// client, such as a new disk, is best made for [`Purpose::Enter`] alone, or on the first request; state for
+    /// [`on_close`](ExportEntry::on_close), which is called after an `Enter` only, likewise.
+    ///
     /// # Errors
     /// Why this client can't have it, with a text that reaches the client, unless the client asks by
     /// `NBD_OPT_EXPORT_NAME`, whose answer has no room for one: its connection ends instead.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nbd_proto::{Uri, UriError};
 
@@ -17,6 +17,24 @@ pub enum LocalAddr {
 }
 
 impl LocalAddr {
+    /// The address of a TCP socket.
+    #[must_use]
+    pub const fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// The path of a Unix socket; `None` for one without a path, too.
+    #[must_use]
+    pub fn unix(&self) -> Option<&Path> {
+        match self {
+            Self::Unix(path) if !path.as_os_str().is_empty() => Some(path),
+            _ => None,
+        }
+    }
+
     /// The URI of an export of this server; the default export if the name is empty. It parses back to this address: the
     /// zone of a link-local address is escaped, and a relative path is made absolute, since clients may run in another
     /// folder.
@@ -73,6 +91,16 @@ mod tests {
         let unix = LocalAddr::Unix("/tmp/a b&c".into());
         assert_eq!(printed(&unix, ""), "nbd+unix:///?socket=/tmp/a%20b%26c");
         assert_eq!(printed(&unix, "d?"), "nbd+unix:///d%3F?socket=/tmp/a%20b%26c");
+    }
+
+    #[test]
+    fn an_address_is_of_one_kind() {
+        let address = tcp("[::1]:5");
+        assert_eq!((address.tcp(), address.unix()), ("[::1]:5".parse().ok(), None));
+        let address = LocalAddr::Unix("/tmp/nbd.sock".into());
+        assert_eq!((address.tcp(), address.unix()), (None, Some(Path::new("/tmp/nbd.sock"))));
+        let nowhere = LocalAddr::Unix(PathBuf::new());
+        assert_eq!((nowhere.tcp(), nowhere.unix()), (None, None));
     }
 
     #[test]

@@ -20,6 +20,16 @@ pub enum ConnectionError {
     /// The client proved to be none of those that are allowed; its names.
     #[cfg(feature = "tls")]
     NotAllowed(Vec<String>),
+    /// The server had as many connections as it may have, for as long as a connection waits for another one to end.
+    ServerFull {
+        /// The maximum: [`ServerConfig::with_max_connections`](super::ServerConfig::with_max_connections).
+        max_connections: usize,
+        /// How long this connection waited:
+        /// [`ServerConfig::with_admission_timeout`](super::ServerConfig::with_admission_timeout).
+        waited: Duration,
+    },
+    /// The server had begun to shut down before it took this connection.
+    ShuttingDown,
     /// The client took too long to choose an export.
     HandshakeTimeout(Duration),
     /// The client took too long to send the rest of a request that it had begun.
@@ -103,6 +113,13 @@ impl core::fmt::Display for ConnectionError {
             Self::NotAllowed(names) => {
                 write!(f, "a client with the name {} is not allowed", names.join(", "))
             }
+            Self::ServerFull { max_connections, waited } => write!(
+                f,
+                "the server is full: it had {max_connections} connections, the maximum, for {waited:?}; allow more"
+            ),
+            Self::ShuttingDown => {
+                f.write_str("the server shuts down, and takes no more connections")
+            }
             Self::HandshakeTimeout(limit) => {
                 write!(f, "no export was chosen within {limit:?}")
             }
@@ -137,7 +154,9 @@ impl core::error::Error for ConnectionError {
             Self::Tls(error) => Some(error),
             #[cfg(feature = "tls")]
             Self::NotAllowed(_) => None,
-            Self::HandshakeTimeout(_)
+            Self::ServerFull { .. }
+            | Self::ShuttingDown
+            | Self::HandshakeTimeout(_)
             | Self::ReceiveStalled(_)
             | Self::SendStalled(_)
             | Self::Displaced(_)

@@ -70,7 +70,8 @@ const RETRY: Duration = Duration::from_millis(100);
 /// reports it in its [`Outcome`](super::Outcome).
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidInput`] without any socket, and those of `spawn`; then all sockets are closed.
+/// [`io::ErrorKind::InvalidInput`] without any socket, [`io::ErrorKind::Other`] when the server has begun to shut down,
+/// and those of `spawn`; then all sockets are closed.
 pub fn listen<L: Listen + 'static, R: Runtime>(
     state: &Arc<ServerState>,
     sockets: impl IntoIterator<Item = (LocalAddr, L)>,
@@ -79,6 +80,10 @@ pub fn listen<L: Listen + 'static, R: Runtime>(
 ) -> io::Result<Listening> {
     let (addresses, listeners): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
     let (listening, handles) = Listening::new(addresses)?;
+    if state.is_shutting_down() {
+        let address = listening.local_addr();
+        return Err(io::Error::other(format!("cannot listen on {address}: the server shuts down")));
+    }
     for (listener, handle) in listeners.into_iter().zip(handles) {
         let socket = OpenSocket { listener, handle };
         let accepting = accept_from(socket, Arc::clone(state), runtime.clone());

@@ -29,5 +29,5 @@ pub use guard::is_request_guarded;
 pub use listen::{Accepted, Listen, listen};
 pub use listening::Listening;
 pub use outcome::Outcome;
-pub use serve::serve;
+pub use serve::{admit_and_serve, serve};
 pub use state::{Permit, ServerState};

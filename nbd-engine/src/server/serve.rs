@@ -32,11 +32,16 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Serves one client over a byte stream of any kind until it disconnects, breaks the protocol, misses a deadline, or
 /// the server shuts down.
 ///
-/// `peer` is what exports and the log learn of the client's address. Dropping the future ends the connection at once; writes that were under way may
-/// or may not have been done, as after a power cut before their reply.
+/// `peer` is what exports and the log learn of the client's address. Dropping the future ends the connection at once;
+/// writes that were under way may or may not have been done, as after a power cut before their reply.
+///
+/// `Ok` says that the connection ended in order, whoever ended it: the client disconnected, gave up the negotiation
+/// (after its export was refused, for instance), or hung up between two requests; or the server, or the export, shut
+/// down, and all requests that it had received were answered. [`Exports`](crate::export::Exports) learn which of these
+/// it was from their [`CloseReason`](crate::export::CloseReason).
 ///
 /// # Errors
-/// Why the connection ended, if not by the client's disconnect.
+/// Why the connection ended, if not in order.
 pub async fn serve<T, R>(
     permit: Permit,
     transport: T,
@@ -67,6 +72,66 @@ where
     })
     .await;
     Ok(())
+}
+
+/// Waits for room for one more connection, then [serves](serve) one client over a byte stream: what the `serve_*`
+/// methods of an adapter do with a stream that the embedder brings.
+///
+/// The wait lasts at most [`ServerConfig::with_admission_timeout`](super::ServerConfig::with_admission_timeout).
+/// Dropping the future meanwhile takes nobody's slot; later it ends the connection as that of [`serve`] does.
+///
+/// # Errors
+/// [`ConnectionError::ServerFull`] when there is no room within that time, [`ConnectionError::ShuttingDown`] when the
+/// server has begun to shut down before there is; the client gets no byte then. Otherwise those of [`serve`].
+pub async fn admit_and_serve<T, R>(
+    state: &Arc<ServerState>,
+    transport: T,
+    runtime: R,
+    peer: PeerAddr,
+) -> Result<(), ConnectionError>
+where
+    T: Transport,
+    R: Runtime,
+{
+    let permit = admit(state, &runtime).await.inspect_err(|error| {
+        if matches!(error, ConnectionError::ServerFull { .. })
+            && let Some(times) = state.floods().full.count()
+        {
+            tracing::warn!(%peer, times, %error, "refused a connection");
+        }
+    })?;
+    serve(permit, transport, runtime, peer).await
+}
+
+async fn admit(
+    state: &Arc<ServerState>,
+    runtime: &impl Runtime,
+) -> Result<Permit, ConnectionError> {
+    let mut admitted = pin!(state.admit());
+    let permit = match poll_once(&mut admitted).await {
+        Some(permit) => permit,
+        // Only now there is a need for a timer.
+        None => {
+            let waited = state.config().admission_timeout();
+            match select(admitted, runtime.sleep(waited)).await {
+                Either::Left((permit, _)) => permit,
+                Either::Right(_) => {
+                    let max_connections = state.config().max_connections();
+                    return Err(ConnectionError::ServerFull { max_connections, waited });
+                }
+            }
+        }
+    };
+    permit.ok_or(ConnectionError::ShuttingDown)
+}
+
+/// What a future gives at its first poll.
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    poll_fn(|cx| match Pin::new(&mut *future).poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }
 
 /// Serves a client until its connection is to be closed; gives what there is to close.

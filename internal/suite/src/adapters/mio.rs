@@ -7,12 +7,15 @@ pub(crate) mod sockets;
 
 use std::io;
 use std::net::ToSocketAddrs;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, mpsc};
 
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use nbd_engine::export::{ExportMap, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
-use nbd_engine::server::{Listen, Listening, ServerConfig, ServerState, listen, serve};
+use nbd_engine::server::{
+    ConnectionError, Listen, Listening, ServerConfig, ServerState, admit_and_serve, listen,
+};
 use nbd_engine::{Runtime, Transport};
 
 use self::event_loop::EventLoop;
@@ -32,7 +35,15 @@ impl Adapter for Mio {
         places: Vec<Place>,
     ) -> io::Result<Started> {
         let state = ServerState::new(exports, config);
-        Started::on_a_thread(control!(state), move |said| {
+        let control = control!(
+            state,
+            |state, place| {
+                let (event_loop, _poll) = EventLoop::new().expect("an event loop");
+                begin(state, place, &event_loop).expect("a listener").map(drop)
+            },
+            serve_alone
+        );
+        Started::on_a_thread(control, move |said| {
             let (event_loop, poll) = EventLoop::new().expect("an event loop");
             let begun = places.into_iter().filter_map(|place| begin(&state, place, &event_loop));
             let listened = begun.collect::<io::Result<Vec<_>>>();
@@ -84,24 +95,47 @@ fn begin(
             listener.set_nonblocking(true).expect("a setting");
             accept(state, vec![unix(listener)], event_loop)
         }
+        stream => {
+            let serving = connection(state, stream, event_loop);
+            event_loop.spawn(Box::pin(async { serving.await.expect("a proper session") }));
+            return None;
+        }
+    })
+}
+
+/// Serves a stream in an event loop of its own.
+fn serve_alone(state: &Arc<ServerState>, place: Place) -> Result<(), ConnectionError> {
+    let (event_loop, poll) = EventLoop::new().expect("an event loop");
+    let (ended, end) = mpsc::channel();
+    let serving = connection(state, place, &event_loop);
+    event_loop.spawn(Box::pin(async move {
+        ended.send(serving.await).expect("its end is waited for");
+    }));
+    event_loop.run(poll).expect("it can wait");
+    end.recv().expect("it has ended")
+}
+
+type Connection = Pin<Box<dyn Future<Output = Result<(), ConnectionError>> + Send>>;
+
+/// Serves a stream.
+fn connection(state: &Arc<ServerState>, place: Place, event_loop: &EventLoop) -> Connection {
+    match place {
         Place::TcpStream(stream) => {
             stream.set_nonblocking(true).expect("a setting");
             net::tune_tcp(&stream).expect("a setting");
             let peer = PeerAddr::tcp(&stream);
             let stream = Socket::new(TcpStream::from_std(stream), event_loop).expect("a socket");
-            serve_one(state, stream, event_loop, peer);
-            return None;
+            serve_one(state, stream, event_loop, peer)
         }
         Place::UnixStream(stream) => {
             let peer = PeerAddr::unix(&stream);
-            serve_one(state, socket(stream, event_loop), event_loop, peer);
-            return None;
+            serve_one(state, socket(stream, event_loop), event_loop, peer)
         }
         Place::Stream(stream) => {
-            serve_one(state, socket(stream, event_loop), event_loop, "stream".into());
-            return None;
+            serve_one(state, socket(stream, event_loop), event_loop, "stream".into())
         }
-    })
+        listener => panic!("{listener:?} is no stream"),
+    }
 }
 
 fn socket(stream: std::os::unix::net::UnixStream, event_loop: &EventLoop) -> Socket<UnixStream> {
@@ -114,12 +148,9 @@ fn serve_one(
     stream: impl Transport + 'static,
     event_loop: &EventLoop,
     peer: PeerAddr,
-) {
+) -> Connection {
     let (state, runtime) = (Arc::clone(state), event_loop.clone());
-    event_loop.spawn(Box::pin(async move {
-        let permit = state.admit().await.expect("it does not shut down");
-        serve(permit, stream, runtime, peer).await.expect("a proper session");
-    }));
+    Box::pin(async move { admit_and_serve(&state, stream, runtime, peer).await })
 }
 
 fn accept<L: Listen + 'static>(

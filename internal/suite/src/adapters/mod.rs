@@ -15,13 +15,17 @@ pub use self::mio::Mio;
 pub use self::smol::Smol;
 pub use self::tokio::{TokioCurrentThread, TokioMultiThread};
 
-/// The functions of the suite's [`Control`](crate::Control), for a server of any adapter.
+/// The functions of the suite's [`Control`](crate::Control), for a server of any adapter. `$listen` and `$serve` do with a
+/// server and a place what the functions of these names do.
 macro_rules! control {
-    ($server:expr) => {{
+    ($server:expr, $listen:expr, $serve:expr) => {{
         let (counted, stopped) = ($server.clone(), $server.clone());
+        let (listening, serving) = ($server.clone(), $server.clone());
         $crate::Control {
             connections: Box::new(move || counted.connections()),
             shut_down: Box::new(move || stopped.shut_down()),
+            listen: Box::new(move |place| $listen(&listening, place)),
+            serve: Box::new(move |place| $serve(&serving, place)),
         }
     }};
 }
@@ -37,60 +41,90 @@ macro_rules! listened {
     }};
 }
 
-/// The life of a server of an asynchronous adapter. `$tcp`, `$unix`, `$tcp_stream` and `$unix_stream` make the runtime's
-/// sockets out of the standard library's.
-macro_rules! serve {
-    ($server:expr, $places:expr, $said:expr, $tcp:expr, $unix:expr, $tcp_stream:expr, $unix_stream:expr) => {{
-        use $crate::Place;
-        let (server, said) = ($server, $said);
-        let nothing = || said.send(Ok(Vec::new())).expect("the suite waits for it");
-        let mut all = Vec::new();
-        for place in $places {
-            let listening = match place {
+/// What a server of an asynchronous adapter does, as functions: `listen`, `serve_stream` and `live`. `Server` and
+/// `Listening` are to be in scope. `$tcp`, `$unix`, `$tcp_stream` and `$unix_stream` make the runtime's sockets out of the
+/// standard library's.
+macro_rules! asynchronous {
+    ($tcp:expr, $unix:expr, $tcp_stream:expr, $unix_stream:expr) => {
+        /// Listens at a place; a stream is given back.
+        async fn listen(
+            server: &Server,
+            place: $crate::Place,
+        ) -> Result<std::io::Result<Listening>, $crate::Place> {
+            use $crate::Place;
+            let (tcp, unix) = ($tcp, $unix);
+            Ok(match place {
                 Place::Text(text) => server.listen_tcp(&*text).await,
                 Place::Host(host, port) => server.listen_tcp((&*host, port)).await,
                 Place::Addresses(addresses) => server.listen_tcp(&addresses[..]).await,
                 Place::Unix(path) => server.listen_unix(path),
                 Place::TcpListener(listener) => {
                     listener.set_nonblocking(true).expect("a setting");
-                    server.accept_tcp($tcp(listener))
+                    server.accept_tcp(tcp(listener))
                 }
                 Place::UnixListener(listener) => {
                     listener.set_nonblocking(true).expect("a setting");
-                    server.accept_unix($unix(listener))
+                    server.accept_unix(unix(listener))
                 }
+                stream => return Err(stream),
+            })
+        }
+
+        /// Serves a stream.
+        async fn serve_stream(
+            server: &Server,
+            place: $crate::Place,
+        ) -> Result<(), nbd_engine::server::ConnectionError> {
+            use $crate::Place;
+            let (tcp, unix) = ($tcp_stream, $unix_stream);
+            match place {
                 Place::TcpStream(stream) => {
                     stream.set_nonblocking(true).expect("a setting");
-                    nothing();
-                    return server.serve_tcp($tcp_stream(stream)).await.expect("a proper session");
+                    server.serve_tcp(tcp(stream)).await
                 }
                 Place::UnixStream(stream) => {
                     stream.set_nonblocking(true).expect("a setting");
-                    nothing();
-                    return server
-                        .serve_unix($unix_stream(stream))
-                        .await
-                        .expect("a proper session");
+                    server.serve_unix(unix(stream)).await
                 }
                 Place::Stream(stream) => {
                     stream.set_nonblocking(true).expect("a setting");
-                    nothing();
-                    let served = server.serve_stream($unix_stream(stream)).await;
-                    return served.expect("a proper session");
+                    server.serve_stream(unix(stream)).await
                 }
-            };
-            match listening {
-                Ok(listening) => all.push(listening),
-                Err(error) => return said.send(Err(error)).expect("the suite waits for it"),
+                listener => panic!("{listener:?} is no stream"),
             }
         }
-        let listened = all.iter().map(|one| listened!(one, smol::block_on)).collect();
-        said.send(Ok(listened)).expect("the suite waits for it");
-        server.wait().await;
-        for one in all {
-            one.join().await;
+
+        /// The life of a server.
+        async fn live(server: Server, places: Vec<$crate::Place>, said: $crate::Said) {
+            let mut all = Vec::new();
+            assert!(!server.is_shutting_down());
+            for place in places {
+                match listen(&server, place).await {
+                    Ok(Ok(listening)) => all.push(listening),
+                    Ok(Err(error)) => {
+                        return said.send(Err(error)).expect("the suite waits for it");
+                    }
+                    Err(stream) => {
+                        said.send(Ok(Vec::new())).expect("the suite waits for it");
+                        return serve_stream(&server, stream).await.expect("a proper session");
+                    }
+                }
+            }
+            let listened = all.iter().map(|one| listened!(one, smol::block_on)).collect();
+            said.send(Ok(listened)).expect("the suite waits for it");
+            server.shutdown_begun().await;
+            assert!(server.is_shutting_down());
+            server.wait().await;
+            for one in all {
+                one.join().await;
+            }
         }
-    }};
+
+        /// Listens at one more place.
+        async fn listen_to_more(server: &Server, place: $crate::Place) -> std::io::Result<()> {
+            listen(server, place).await.expect("a listener").map(drop)
+        }
+    };
 }
 
-use {control, listened, serve};
+use {asynchronous, control, listened};

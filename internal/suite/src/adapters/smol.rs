@@ -2,13 +2,13 @@
 
 use std::io;
 
-use nbd_async_std::smol::Server;
+use nbd_async_std::smol::{Listening, Server};
 use nbd_engine::export::ExportMap;
 use nbd_engine::server::ServerConfig;
 use smol::net::unix::{UnixListener, UnixStream};
 use smol::net::{TcpListener, TcpStream};
 
-use super::{control, listened, serve};
+use super::{asynchronous, control, listened};
 use crate::{Adapter, Place, Started};
 
 /// smol's global executor.
@@ -23,14 +23,18 @@ impl Adapter for Smol {
         places: Vec<Place>,
     ) -> io::Result<Started> {
         let server = Server::with_config(exports, config);
-        Started::on_a_thread(control!(server), move |said| {
-            ::smol::block_on(async {
-                let tcp = |listener| TcpListener::try_from(listener).expect("a listener");
-                let unix = |listener| UnixListener::try_from(listener).expect("a listener");
-                let tcp_stream = |stream| TcpStream::try_from(stream).expect("a stream");
-                let unix_stream = |stream| UnixStream::try_from(stream).expect("a stream");
-                serve!(server, places, said, tcp, unix, tcp_stream, unix_stream);
-            });
-        })
+        let control = control!(
+            server,
+            |server, place| ::smol::block_on(listen_to_more(server, place)),
+            |server, place| ::smol::block_on(serve_stream(server, place))
+        );
+        Started::on_a_thread(control, move |said| ::smol::block_on(live(server, places, said)))
     }
 }
+
+asynchronous!(
+    |listener| TcpListener::try_from(listener).expect("a listener"),
+    |listener| UnixListener::try_from(listener).expect("a listener"),
+    |stream| TcpStream::try_from(stream).expect("a stream"),
+    |stream| UnixStream::try_from(stream).expect("a stream")
+);

@@ -4,11 +4,11 @@ use std::io;
 
 use nbd_engine::export::ExportMap;
 use nbd_engine::server::ServerConfig;
-use nbd_tokio::Server;
+use nbd_tokio::{Listening, Server};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 
-use super::{control, listened, serve};
+use super::{asynchronous, control, listened};
 use crate::{Adapter, Place, Started};
 
 /// A runtime with one thread, which does everything.
@@ -50,14 +50,25 @@ fn start(
     places: Vec<Place>,
 ) -> io::Result<Started> {
     let server = Server::with_config(exports, config);
-    Started::on_a_thread(control!(server), move |said| {
-        let runtime = builder.enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let tcp = |listener| TcpListener::from_std(listener).expect("a listener");
-            let unix = |listener| UnixListener::from_std(listener).expect("a listener");
-            let tcp_stream = |stream| TcpStream::from_std(stream).expect("a stream");
-            let unix_stream = |stream| UnixStream::from_std(stream).expect("a stream");
-            serve!(server, places, said, tcp, unix, tcp_stream, unix_stream);
-        });
+    // What is asked from outside has a runtime of its own.
+    let runtime = || runtime(&mut Builder::new_current_thread());
+    let control = control!(
+        server,
+        |server, place| runtime().block_on(listen_to_more(server, place)),
+        |server, place| runtime().block_on(serve_stream(server, place))
+    );
+    Started::on_a_thread(control, move |said| {
+        self::runtime(&mut builder).block_on(live(server, places, said));
     })
 }
+
+fn runtime(builder: &mut Builder) -> Runtime {
+    builder.enable_all().build().expect("a runtime")
+}
+
+asynchronous!(
+    |listener| TcpListener::from_std(listener).expect("a listener"),
+    |listener| UnixListener::from_std(listener).expect("a listener"),
+    |stream| TcpStream::from_std(stream).expect("a stream"),
+    |stream| UnixStream::from_std(stream).expect("a stream")
+);

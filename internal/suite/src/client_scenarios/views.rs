@@ -88,7 +88,10 @@ pub fn the_status_of_a_range_is_reported_run_by_run(clients: ClientSetup, server
         let outside = client.block_status_range(ALLOCATION, 1, SIZE, 1 << 20);
         assert!(matches!(outside, Err(Error::Invalid(_))), "{outside:?}");
         let other = client.block_status_range("none:such", 0, SIZE, SIZE);
-        assert!(matches!(other, Err(Error::NoStatus { .. })), "{other:?}");
+        let Err(error @ Error::NoStatus { selected: false, .. }) = other else {
+            panic!("{other:?}");
+        };
+        assert!(error.to_string().ends_with("select it on connecting"), "{error}");
         client.disconnect();
     }
     server.stop();

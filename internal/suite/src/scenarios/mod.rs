@@ -174,6 +174,9 @@ scenarios! {
             listeners_of_ones_own_are_accepted_from,
             a_stream_of_ones_own_is_served,
             an_export_learns_the_peer_of_a_stream_of_ones_own,
+            a_stream_of_ones_own_is_refused_by_a_full_server,
+            a_stream_of_ones_own_waits_for_room,
+            nothing_of_ones_own_is_taken_after_the_shutdown,
         }
     }
     inside_of_tls {

@@ -3,13 +3,15 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use nbd_engine::export::{ExportEntry, ExportMap, Memory, PeerAddr};
-use nbd_engine::server::ServerConfig;
+use nbd_engine::server::{ConnectionError, ServerConfig};
 use nbd_testkit::raw::{Mode, RawClient, Wire};
 
 use crate::every_command::every_command;
-use crate::{Place, Setup, Transport};
+use crate::{Place, Server, Setup, Transport};
 
 fn exports() -> ExportMap {
     ExportMap::new().with("", Memory::new(1 << 20).expect("it is small")).expect("a short name")
@@ -53,9 +55,7 @@ fn pair(transport: Transport) -> (Wire, Option<SocketAddr>, Place) {
 
 /// A stream that the program brings is served until the client disconnects.
 pub fn a_stream_of_ones_own_is_served(setup: Setup) {
-    let (ours, theirs) = UnixStream::pair().expect("two sockets");
-    let (wire, _, place) = pair(setup.transport());
-    for (wire, place) in [(Wire::from_unix(ours), Place::Stream(theirs)), (wire, place)] {
+    for (wire, place) in streams(&setup) {
         let dir = tempfile::tempdir().expect("a folder");
         let mut server = setup.serve_at(exports(), ServerConfig::default(), vec![place], dir);
         let mut client = RawClient::over(wire);
@@ -95,5 +95,93 @@ pub fn an_export_learns_the_peer_of_a_stream_of_ones_own(setup: Setup) {
         }
         ([PeerAddr::Unix(None)], None) if !cfg!(target_os = "linux") => {}
         (entered, _) => panic!("{entered:?}"),
+    }
+}
+
+/// A stream of either kind, of which the adapter knows more or less.
+fn streams(setup: &Setup) -> [(Wire, Place); 2] {
+    let (ours, theirs) = UnixStream::pair().expect("two sockets");
+    let (wire, _, place) = pair(setup.transport());
+    [(Wire::from_unix(ours), Place::Stream(theirs)), (wire, place)]
+}
+
+/// A server with room for one connection, which has one.
+fn full(setup: &Setup, timeout: Duration) -> (Server, RawClient) {
+    let config = ServerConfig::new().with_max_connections(1).with_admission_timeout(timeout);
+    let server = setup.serve_with(exports(), config);
+    let client = server.client(Mode::Simple);
+    (server, client)
+}
+
+/// A program learns that the server is full, once it has been so for the configured time, and the client gets no byte.
+pub fn a_stream_of_ones_own_is_refused_by_a_full_server(setup: Setup) {
+    for timeout in [Duration::ZERO, Duration::from_millis(1)] {
+        let (server, mut client) = full(&setup, timeout);
+        for (mut wire, place) in streams(&setup) {
+            let error = server.serve(place).expect_err("there is no room");
+            assert!(
+                matches!(error, ConnectionError::ServerFull { max_connections: 1, waited } if waited == timeout),
+                "{error}"
+            );
+            wire.expect_eof();
+        }
+        assert_eq!(client.read(0, 512), [0; 512]);
+        client.finish();
+        server.stop();
+    }
+}
+
+/// A stream of the program's own is served as soon as another connection ends.
+pub fn a_stream_of_ones_own_waits_for_room(setup: Setup) {
+    for (mut wire, place) in streams(&setup) {
+        let (server, client) = full(&setup, Duration::from_secs(3600));
+        thread::scope(|scope| {
+            let served = scope.spawn(|| server.serve(place));
+            wire.expect_silence();
+            client.finish();
+            let mut client = RawClient::over(wire);
+            client.read_greeting();
+            client.send_client_flags(3);
+            client.go("", &[]).expect("the default export is there");
+            client.finish();
+            served.join().expect("no panic").expect("a proper session");
+        });
+        server.stop();
+    }
+}
+
+/// A server that shuts down says so to the program that brings something, be it early or late.
+pub fn nothing_of_ones_own_is_taken_after_the_shutdown(setup: Setup) {
+    let is_shutdown = |result| matches!(result, Err(ConnectionError::ShuttingDown));
+    for (mut wire, place) in streams(&setup) {
+        let (mut server, mut client) = full(&setup, Duration::from_secs(3600));
+        thread::scope(|scope| {
+            let served = scope.spawn(|| server.serve(place));
+            wire.expect_silence();
+            server.shut_down();
+            assert!(is_shutdown(served.join().expect("no panic")));
+        });
+        wire.expect_eof();
+        for (mut wire, place) in streams(&setup) {
+            assert!(is_shutdown(server.serve(place)));
+            wire.expect_eof();
+        }
+        let dir = tempfile::tempdir().expect("a folder for the socket");
+        let path = dir.path().join("late.sock");
+        let listener = || TcpListener::bind("127.0.0.1:0").expect("a port");
+        let unix_listener = UnixListener::bind(dir.path().join("own.sock")).expect("a path");
+        for place in [
+            Place::Text("127.0.0.1:0".into()),
+            Place::Unix(path.clone()),
+            Place::TcpListener(listener()),
+            Place::UnixListener(unix_listener),
+        ] {
+            let error = server.listen(place).expect_err("it is too late").to_string();
+            assert!(error.contains("the server shuts down"), "{error}");
+        }
+        assert!(!path.exists());
+        client.wire().expect_eof();
+        drop(client);
+        server.wait_for_the_end();
     }
 }

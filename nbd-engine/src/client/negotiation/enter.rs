@@ -13,7 +13,7 @@ use super::Negotiation;
 /// # Entering an export
 ///
 /// On success the negotiation is over: its connection is the client's, and every further question fails with
-/// [`Error::Disconnected`]. What the server refuses leaves it as it was.
+/// [`Error::Entered`]. What the server refuses leaves it as it was.
 impl<C: Connector> Negotiation<C> {
     /// Enters an export in the best way that the server has: selects the configured metadata contexts, unless others were
     /// selected by hand for this export, and sends `NBD_OPT_GO`, or `NBD_OPT_EXPORT_NAME` to servers that know no other.
@@ -135,8 +135,9 @@ impl<C: Connector> Negotiation<C> {
             },
         };
         let in_tls = self.config.is_stream_in_tls();
+        let entered = || Error::Entered { peer: Arc::clone(&self.peer) };
+        let pump = self.pump.take().ok_or_else(entered)?;
         let gone = || Error::Disconnected { peer: Arc::clone(&self.peer) };
-        let pump = self.pump.take().ok_or_else(gone)?;
         let view = pump.machine.export().ok_or_else(gone)?;
         let (details, rules) = (ExportDetails::entered(export, &view, in_tls), view.rules());
         Ok(ReadyConnection { pump, peer, details, rules })

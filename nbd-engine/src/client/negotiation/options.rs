@@ -17,7 +17,7 @@ const MAX_ANSWER: u64 = 128 << 20;
 ///
 /// All of these fail with [`Error::Unsupported`] on servers that speak the oldstyle handshake, with
 /// [`Error::InvalidOption`] for what must not be sent, such as a name of more than 4096 bytes, and with
-/// [`Error::Disconnected`] once an export was entered.
+/// [`Error::Entered`] once an export was entered.
 impl<C> Negotiation<C> {
     /// `NBD_OPT_LIST`: the exports that the server lists; there may be others.
     ///

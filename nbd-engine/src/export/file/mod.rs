@@ -46,7 +46,8 @@ use system::System;
 /// - Trimming punches holes; writing zeroes does too, or asks for zeroes in place when no hole is wanted.
 /// - Holes are those that the file system reports (`SEEK_HOLE`).
 /// - The size is that at opening, and follows a file or device that grows: at the next [`refresh`](Export::refresh),
-///   which is when a client enters the export. A regular file can be resized through the export, too. What another
+///   which is when a client enters the export. Clients may resize a regular file through the export,
+///   too, unless [`ServerConfig::with_resize`](crate::server::ServerConfig::with_resize) says no. What another
 ///   process cut off fails with `EIO`, for reading and for writing.
 ///
 /// # When a flush fails

@@ -58,6 +58,10 @@ const PAGE: usize = 16 << 10;
 /// fails with `ENOSPC`, as on a thinly provisioned disk; the rest of the memory is for bookkeeping and for buffers.
 /// Reading, trimming and rewriting go on.
 ///
+/// # Size
+///
+/// Clients may resize the disk unless [`ServerConfig::with_resize`](crate::server::ServerConfig::with_resize) says no.
+///
 /// # Concurrency
 ///
 /// Any number of threads can use it. Reads and writes of the same bytes at the same time see old and new bytes mixed,
