@@ -123,7 +123,8 @@ fn a_stream_that_comes_after_the_shutdown_is_closed_at_once() {
     let serving = server.clone();
     let served = beside(move || serving.serve_unix(ours));
     Wire::from_unix(theirs).expect_eof();
-    served.recv_timeout(LIMIT).unwrap().unwrap();
+    let ended = served.recv_timeout(LIMIT).unwrap();
+    assert!(matches!(ended, Err(ConnectionError::ShuttingDown)), "{ended:?}");
 }
 
 #[test]

@@ -144,13 +144,16 @@ async fn a_stream_that_comes_after_the_shutdown_is_closed_at_once() {
     let server = server();
     server.shut_down();
     let (stream, mut wire) = in_memory(4096);
-    end(serve(&server, stream)).await.unwrap();
+    let ended = end(serve(&server, stream)).await;
+    assert!(matches!(ended, Err(ConnectionError::ShuttingDown)), "{ended:?}");
     client(move || wire.expect_eof()).await;
 }
 
 #[tokio::test]
 async fn a_stream_above_the_max_connections_waits_until_one_ends() {
-    let config = ServerConfig::new().with_max_connections(1);
+    let config = ServerConfig::new()
+        .with_max_connections(1)
+        .with_admission_timeout(Duration::from_secs(3600));
     let server = server_with(config);
     let (first, first_wire) = in_memory(4096);
     let (second, second_wire) = in_memory(4096);
