@@ -1,7 +1,6 @@
 //! Trying again when a server can't be reached, or is gone.
 
 use core::sync::atomic::{AtomicBool, Ordering};
-use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -110,12 +109,13 @@ fn may_pass(error: &Error) -> bool {
         | Error::Lost { .. }
         | Error::Disconnected { .. } => true,
         // The stream broke in the handshake, which says nothing of certificates and keys.
+        #[cfg(feature = "tls")]
         Error::Tls { source, .. } => matches!(
             source.kind(),
-            io::ErrorKind::UnexpectedEof
-                | io::ErrorKind::ConnectionReset
-                | io::ErrorKind::ConnectionAborted
-                | io::ErrorKind::BrokenPipe
+            std::io::ErrorKind::UnexpectedEof
+                | std::io::ErrorKind::ConnectionReset
+                | std::io::ErrorKind::ConnectionAborted
+                | std::io::ErrorKind::BrokenPipe
         ),
         Error::Protocol { source, .. } => {
             matches!(source, nbd_engine::proto::Error::UnexpectedEnd(_))
