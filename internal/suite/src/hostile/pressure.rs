@@ -53,7 +53,9 @@ pub fn a_server_that_does_not_read_is_given_up(setup: ClientSetup) {
     for mode in MODES {
         let what = format!("{mode:?}");
         let server = setup.play([entered(mode).hold().silence()]);
-        let client = connect(setup, &server, &hasty(), &what);
+        // What is in flight will be sent whenever the server reads on; what is behind it never is.
+        let config = hasty().with_max_in_flight(TIMES as u32 / 2);
+        let client = connect(setup, &server, &config, &what);
         let write = || client.start_write(0, vec![1; MUCH], Flags::empty());
         let writes: Vec<_> = (0..TIMES).map(|_| write()).collect();
         let errors = writes.into_iter().map(|write| write.wait().1.expect_err(&what));
