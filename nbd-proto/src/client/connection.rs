@@ -385,19 +385,6 @@ impl Connection {
         in_flight.get(id).map(|pending| pending.command)
     }
 
-    /// Whether any byte of a request in flight was [transmitted](Self::transmitted): if not, the server can't carry it
-    /// out yet. `false` for one that is not in flight.
-    #[must_use]
-    pub fn has_begun(&self, id: RequestId) -> bool {
-        match &self.phase {
-            Phase::Transmission(transmission) => {
-                let pending = transmission.in_flight.get(id);
-                pending.is_some_and(|pending| pending.has_begun(transmission.transmitted))
-            }
-            _ => false,
-        }
-    }
-
     /// The export in use; `None` during the negotiation and once the connection is over.
     #[must_use]
     pub fn export(&self) -> Option<ExportView<'_>> {
