@@ -296,6 +296,13 @@ fn tcp(listener: TcpListener) -> io::Result<(LocalAddr, Listener)> {
 #[derive(Clone, Debug)]
 pub struct Listening(nbd_engine::server::Listening);
 
+/// The sockets of another adapter's server, for a thread that waits for their end.
+impl From<nbd_engine::server::Listening> for Listening {
+    fn from(listening: nbd_engine::server::Listening) -> Self {
+        Self(listening)
+    }
+}
+
 impl Listening {
     /// The first address that is listened on, with its actual port.
     #[must_use]

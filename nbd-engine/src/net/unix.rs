@@ -59,12 +59,31 @@ pub fn check_socket_path(path: &Path) -> io::Result<()> {
 pub struct SocketPath {
     path: PathBuf,
     identity: (u64, u64),
+    /// Another process removes it.
+    left: bool,
 }
 
 impl SocketPath {
     fn new(path: &Path) -> io::Result<Self> {
-        let metadata = std::fs::symlink_metadata(path)?;
-        Ok(Self { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) })
+        Ok(Self { path: path.to_owned(), identity: identity(path)?, left: false })
+    }
+
+    /// The path of a socket that another process has bound, which has [left](Self::leave) it to this one together with the
+    /// listener. `identity` is what it had [there](Self::identity).
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] when that file is not there any more, with the path in the text; otherwise those of the
+    /// platform.
+    pub fn adopt(path: &Path, identity: (u64, u64)) -> io::Result<Self> {
+        let found = Self::new(path).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot use {}: {error}", path.display()))
+        })?;
+        if found.identity == identity {
+            return Ok(found);
+        }
+        found.leave();
+        let text = format!("another file is at {} now", path.display());
+        Err(io::Error::new(io::ErrorKind::NotFound, text))
     }
 
     /// The path.
@@ -72,12 +91,28 @@ impl SocketPath {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Which file it is, whatever its path: device and inode.
+    #[must_use]
+    pub const fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// Leaves the file to another process, which has the listener, too.
+    pub fn leave(mut self) {
+        self.left = true;
+    }
+}
+
+/// The device and the inode of what is at a path.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = std::fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 impl Drop for SocketPath {
     fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+        let ours = !self.left && identity(&self.path).is_ok_and(|found| found == self.identity);
         if ours {
             // Nothing depends on it: the next server takes over a socket that stays.
             let _removed = std::fs::remove_file(&self.path);
@@ -116,6 +151,27 @@ mod tests {
         let _other = UnixListener::bind(&path).unwrap();
         drop(guard);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_path_that_was_left_belongs_to_the_process_that_adopts_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let (listener, first) = bind_unix(&path, 16).unwrap();
+        let identity = first.identity();
+        first.leave();
+        assert!(path.exists());
+        // As long as somebody listens, no other server takes the path over.
+        assert_eq!(bind_unix(&path, 16).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(SocketPath::adopt(&path, identity).unwrap());
+        assert!(!path.exists());
+        let missing = SocketPath::adopt(&path, identity).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        std::fs::write(&path, "another file").unwrap();
+        let error = SocketPath::adopt(&path, identity).unwrap_err();
+        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        assert!(path.exists(), "it is not ours");
+        drop(listener);
     }
 
     #[test]
