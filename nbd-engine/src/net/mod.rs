@@ -3,12 +3,14 @@
 use std::io;
 use std::os::fd::AsFd;
 
+mod access;
 mod addresses;
 mod local_addr;
 mod takeover;
 mod tcp;
 mod unix;
 
+pub use access::{Access, InvalidNetwork, Network};
 pub use local_addr::LocalAddr;
 pub use tcp::{bind_resolved, bind_tcp, tune_tcp};
 pub use unix::{SocketPath, bind_unix, check_socket_path, tune_unix};

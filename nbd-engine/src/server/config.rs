@@ -6,6 +6,7 @@ use nbd_proto::Limits;
 use nbd_proto::server::Config;
 
 use super::budget::BufferBudget;
+use crate::net::Access;
 #[cfg(feature = "tls")]
 use crate::tls::{ServerTlsMode, TlsServer};
 use crate::{memory_limit, net};
@@ -63,6 +64,7 @@ pub struct ServerConfig {
     resize: bool,
     busy_poll: Option<Duration>,
     backlog: u32,
+    access: Access,
 }
 
 impl Default for ServerConfig {
@@ -84,6 +86,7 @@ impl Default for ServerConfig {
             resize: true,
             busy_poll: None,
             backlog: net::DEFAULT_BACKLOG,
+            access: Access::new(),
         }
     }
 }
@@ -99,6 +102,14 @@ impl ServerConfig {
     #[must_use]
     pub const fn with_limits(mut self, limits: Limits) -> Self {
         self.protocol.limits = limits;
+        self
+    }
+
+    /// Which peers may connect; others are disconnected before they are sent a byte. Default: all. Applies to connections
+    /// that the server accepts, not to streams that the embedder brings.
+    #[must_use]
+    pub fn with_access(mut self, access: Access) -> Self {
+        self.access = access;
         self
     }
 
@@ -271,6 +282,12 @@ impl ServerConfig {
     #[must_use]
     pub const fn handshake_timeout(&self) -> Duration {
         self.handshake_timeout
+    }
+
+    /// Which peers may connect.
+    #[must_use]
+    pub const fn access(&self) -> &Access {
+        &self.access
     }
 
     /// How long requests in flight may take once the server shuts down.

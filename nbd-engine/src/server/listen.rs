@@ -121,7 +121,13 @@ async fn accept_from<L: Listen, R: Runtime>(
                 continue;
             }
         };
-        match unless_closed(&state, handle, gate.admit(&state, &runtime)).await {
+        if !state.config().access().admits(&peer) {
+            if let Some(times) = state.floods().denied.count() {
+                tracing::warn!(%peer, times, "refused a connection: its peer may not connect");
+            }
+            continue;
+        }
+        match admission(&state, handle, &mut gate, &runtime).await {
             Some(Admission::Granted(permit)) => {
                 let connection = serve(permit, transport, runtime.clone(), peer);
                 // Why it ended is in the log.
@@ -155,6 +161,21 @@ impl Drop for Fault<'_> {
         if std::thread::panicking() {
             self.0.fail("a listener panicked");
         }
+    }
+}
+
+/// Whether a connection that was accepted is let in. If there is room it is, even if the socket is to be closed meanwhile:
+/// a client is not to notice that its connection was the last one from there.
+async fn admission(
+    state: &Arc<ServerState>,
+    socket: &SocketHandle,
+    gate: &mut Gate,
+    runtime: &impl Runtime,
+) -> Option<Admission> {
+    let mut admitted = pin!(gate.admit(state, runtime));
+    match admitted.as_mut().now_or_never() {
+        Some(admission) => Some(admission),
+        None => unless_closed(state, socket, admitted).await,
     }
 }
 
@@ -311,6 +332,83 @@ mod tests {
             assert!(listening.clone().close().now_or_never().is_some(), "it is closed already");
             assert!(!state.is_shutting_down());
         }
+    }
+
+    /// A stream on which nothing ever happens.
+    struct Silent;
+
+    impl futures_io::AsyncRead for Silent {
+        fn poll_read(
+            self: core::pin::Pin<&mut Self>,
+            _: &mut core::task::Context<'_>,
+            _: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+    }
+
+    impl futures_io::AsyncWrite for Silent {
+        fn poll_write(
+            self: core::pin::Pin<&mut Self>,
+            _: &mut core::task::Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(
+            self: core::pin::Pin<&mut Self>,
+            _: &mut core::task::Context<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_close(
+            self: core::pin::Pin<&mut Self>,
+            _: &mut core::task::Context<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    /// Gives a connection in the very moment in which its socket is to be closed.
+    struct LastOne(Arc<std::sync::OnceLock<Listening>>);
+
+    impl Listen for LastOne {
+        type Transport = crate::Plain<Silent>;
+
+        async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
+            self.0.get().unwrap().begin_to_close();
+            Ok(Accepted::new(crate::Plain(Silent), "a client"))
+        }
+    }
+
+    /// Counts the connections that it is to run.
+    #[derive(Clone)]
+    struct Counting(Arc<std::sync::atomic::AtomicUsize>);
+
+    impl Runtime for Counting {
+        fn sleep(&self, _: Duration) -> BoxFuture {
+            Box::pin(core::future::pending())
+        }
+
+        fn spawn(&self, _: BoxFuture) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_connection_that_was_accepted_as_its_socket_is_closed_is_served() {
+        let state = ServerState::new(ExportMap::new(), ServerConfig::default());
+        let (handle, runtime) = (Arc::default(), Counting(Arc::default()));
+        let mut tasks = Vec::new();
+        let listening = listen(&state, [nowhere(LastOne(Arc::clone(&handle)))], &runtime, |task| {
+            tasks.push(task);
+            Ok(())
+        });
+        handle.set(listening.unwrap()).unwrap();
+        assert!(tasks.pop().unwrap().now_or_never().is_some(), "it is closed");
+        assert_eq!(runtime.0.load(std::sync::atomic::Ordering::Relaxed), 1);
     }
 
     #[test]

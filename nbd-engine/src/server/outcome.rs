@@ -45,6 +45,8 @@ impl Counted {
 pub(crate) struct Floods {
     /// Connections that could not be accepted.
     pub(crate) accept: Throttle,
+    /// Connections of peers that may not connect.
+    pub(crate) denied: Throttle,
     /// Connections that were refused, since there are as many as may be.
     pub(crate) full: Throttle,
     /// Connections that could not be served after all.
@@ -56,6 +58,7 @@ impl Floods {
     pub(super) fn report_rest(&self) {
         for (throttle, what) in [
             (&self.accept, "further connections could not be accepted"),
+            (&self.denied, "further connections were refused: their peers may not connect"),
             (&self.full, "further connections were refused: the server was full"),
             (&self.unfit, "further clients could not be served"),
         ] {
