@@ -2,10 +2,12 @@
 //!
 //! Wherever a URI is asked for, `[ COMMAND ARGS ]` will do: the command is started with a Unix socket that only this user
 //! can reach, which it takes over by systemd's socket activation, as `nbdkit` and `qemu-nbd` do. It is stopped in the end.
+//! A server on another machine can be reached by `ssh`, which has such a socket lead there.
 
 mod ending;
 mod holders;
 mod sockets;
+mod ssh;
 mod subprocess;
 mod words;
 
@@ -22,6 +24,7 @@ use crate::quantity;
 use crate::retries::Retries;
 use crate::tls::TlsArguments;
 use crate::waiting::{self, Watched};
+use ssh::{Bridge, Remote};
 use subprocess::Subprocess;
 
 pub(crate) use holders::OpenFile;
@@ -31,7 +34,8 @@ pub(crate) use words::{Place, arguments, is_uri, places};
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(crate) struct Arguments {
-    /// The export's URI, such as nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH; or the command of a server between
+    /// The export's URI, such as nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH or, by ssh,
+    /// nbd+ssh://USER@HOST/EXPORT?socket=PATH; or the command of a server between
     /// brackets, which is started on a private socket and stopped afterwards, such as [ qemu-nbd -f qcow2 disk.qcow2 ]
     #[arg(value_name = "URI | [ COMMAND ARGS ]", required = true, num_args = 1..)]
     words: Vec<std::ffi::OsString>,
@@ -91,6 +95,7 @@ pub(crate) fn path(word: &OsStr) -> Result<Option<&Path>, Failure> {
 pub(crate) struct Target {
     uri: Uri,
     server: Option<Subprocess>,
+    bridge: Option<Bridge>,
     timeout: Duration,
     retries: Retries,
     /// Whether lost connections are reported on standard error, since there is no log.
@@ -106,6 +111,17 @@ impl Target {
     ) -> Result<Self, Failure> {
         waiting::start(false);
         match place {
+            Place::Word(word) if ssh::is_ssh(word) => {
+                let remote = Remote::parse(word).map_err(|error| {
+                    Failure::usage(format!(
+                        "{place} cannot be used: {error}; give nbd+ssh://[USER@]HOST[:PORT]/EXPORT?socket=PATH, or \
+                         ?command=nbd%20serve%20--stdio%20PATH"
+                    ))
+                })?;
+                let bridge = Bridge::start(remote, &word.to_string_lossy())?;
+                let target = Self::new(bridge.uri()?, None, timeout);
+                Ok(Self { bridge: Some(bridge), ..target })
+            }
             Place::Word(word) => {
                 let parsed = word.to_str().ok_or("it is not UTF-8".to_owned());
                 let parsed = parsed.and_then(|text| text.parse().map_err(|e| format!("{e}")));
@@ -138,12 +154,13 @@ impl Target {
     }
 
     fn new(uri: Uri, server: Option<Subprocess>, timeout: Duration) -> Self {
-        Self { uri, server, timeout, retries: Retries::default(), says: false }
+        let (bridge, retries) = (None, Retries::default());
+        Self { uri, server, bridge, timeout, retries, says: false }
     }
 
     /// From now on its clients try again. A command that was started for it and has ended does not come back.
     pub(crate) fn retry(&mut self, retries: &Retries, says: bool) {
-        if !self.is_command() {
+        if self.server.is_none() {
             (self.retries, self.says) = (retries.for_another(), says);
         }
     }
@@ -153,24 +170,26 @@ impl Target {
         &self.uri
     }
 
-    /// Whether it is a command that was started for this target: its URI means nothing to others.
+    /// Whether a command was started for this target, the server or ssh: its URI means nothing to others.
     pub(crate) fn is_command(&self) -> bool {
-        self.server.is_some()
+        self.server.is_some() || self.bridge.is_some()
     }
 
     /// The server as messages name it.
     pub(crate) fn name(&self) -> String {
-        match &self.server {
-            Some(server) => server.command().to_owned(),
-            None => self.uri.to_string(),
+        match (&self.server, &self.bridge) {
+            (Some(server), _) => server.command().to_owned(),
+            (None, Some(bridge)) => bridge.shown().to_owned(),
+            (None, None) => self.uri.to_string(),
         }
     }
 
     /// The server, or the export on it, as a word to be pasted after `nbd info` or `nbd list`.
     pub(crate) fn word(&self, export: &str) -> String {
-        match &self.server {
-            Some(server) => server.command().to_owned(),
-            None => output::shell_word(self.uri_of(export).to_string().as_ref()),
+        match (&self.server, &self.bridge) {
+            (Some(server), _) => server.command().to_owned(),
+            (None, Some(bridge)) => output::shell_word(bridge.shown().as_ref()),
+            (None, None) => output::shell_word(self.uri_of(export).to_string().as_ref()),
         }
     }
 

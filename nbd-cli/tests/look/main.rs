@@ -5,6 +5,7 @@ mod command;
 mod info;
 mod list;
 mod map;
+mod ssh;
 
 use std::ffi::OsStr;
 use std::process::Command;

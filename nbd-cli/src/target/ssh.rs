@@ -1,0 +1,349 @@
+//! `nbd+ssh://`: a server on another machine that is reached by `ssh`.
+//!
+//! With `?command=` each connection is an `ssh` that runs the command there, with the connection as its standard input and
+//! output; with `?socket=` one `ssh` forwards a private socket here to that socket there. Of the URI nothing becomes an
+//! option or text that a shell interprets: parts that could are refused, and words of the command are quoted.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+
+use nbd_engine::proto::{Address, Uri};
+use tempfile::TempDir;
+
+use crate::exit::Failure;
+use crate::output;
+
+/// The variable that names another program than `ssh`.
+const PROGRAM: &str = "NBD_SSH";
+
+/// The scheme.
+const SCHEME: &str = "nbd+ssh://";
+
+/// Whether a word is meant for such a URI.
+pub(super) fn is_ssh(word: &OsStr) -> bool {
+    let start = word.as_bytes().get(..SCHEME.len());
+    start.is_some_and(|start| start.eq_ignore_ascii_case(SCHEME.as_bytes()))
+}
+
+/// A server that is reached by ssh.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Remote {
+    user: Option<String>,
+    host: String,
+    port: Option<u16>,
+    how: How,
+    export: String,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum How {
+    /// Its words.
+    Command(Vec<Vec<u8>>),
+    /// An absolute path.
+    Socket(Vec<u8>),
+}
+
+impl Remote {
+    /// Reads `nbd+ssh://[USER@]HOST[:PORT]/EXPORT?socket=PATH`, or `?command=WORDS`.
+    pub(super) fn parse(word: &OsStr) -> Result<Self, String> {
+        let text = word.to_str().ok_or("it is not UTF-8")?;
+        let rest = text.get(SCHEME.len()..).unwrap_or_default();
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        if host.is_empty() || host.starts_with(':') {
+            return Err("it has no host".into());
+        }
+        // The parts are those of other NBD URIs, and so are their rules.
+        let server: Uri = format!("nbd://{authority}/").parse().map_err(|e| format!("{e}"))?;
+        let Address::Tcp { host, port } = server.address() else {
+            return Err("it has no host".into());
+        };
+        let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let (is_command, value) = match query.split_once('=') {
+            Some(("command", value)) => (true, value),
+            Some(("socket", value)) => (false, value),
+            _ => return Err("it needs ?socket=PATH or ?command=WORDS, and nothing more".into()),
+        };
+        let local: Uri = format!("nbd+unix://{}?socket={value}", path.trim_start_matches("//"))
+            .parse()
+            .map_err(|error| format!("{error}"))?;
+        let Address::Unix { socket: value } = local.address() else {
+            return Err("it needs ?socket=PATH or ?command=WORDS".into());
+        };
+        let how = if is_command { command(value)? } else { socket(value)? };
+        let user = server.user().map(name).transpose()?;
+        Ok(Self {
+            user,
+            host: name(host)?,
+            port: has_port.then_some(*port),
+            how,
+            export: local.export().to_owned(),
+        })
+    }
+
+    /// The arguments of ssh up to the host.
+    fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["-T".into()];
+        if let Some(port) = self.port {
+            arguments.extend(["-p".into(), port.to_string().into()]);
+        }
+        if let Some(user) = &self.user {
+            arguments.extend(["-l".into(), user.into()]);
+        }
+        arguments
+    }
+}
+
+/// A user or a host, which ssh and shells take for nothing else.
+fn name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-:%".contains(c);
+    match text.starts_with('-') || text.is_empty() || !text.chars().all(plain) {
+        false => Ok(text.to_owned()),
+        true => Err(format!("'{text}' is not a name of a user or a machine that ssh can be given")),
+    }
+}
+
+fn socket(path: &[u8]) -> Result<How, String> {
+    // What separates the two paths in the option of ssh, and what escapes that.
+    let odd = |byte: &u8| matches!(byte, b':' | b'\\') || byte.is_ascii_control();
+    if !path.starts_with(b"/") || path.iter().any(odd) {
+        return Err("its socket must be an absolute path without a colon or a backslash".into());
+    }
+    Ok(How::Socket(path.to_owned()))
+}
+
+fn command(words: &[u8]) -> Result<How, String> {
+    if words.iter().any(u8::is_ascii_control) {
+        return Err("its command has a control character".into());
+    }
+    let words = words.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
+    let words: Vec<_> = words.map(<[u8]>::to_vec).collect();
+    match words.first() {
+        Some(first) if !first.starts_with(b"-") => Ok(How::Command(words)),
+        _ => Err("its command must begin with the name of a program".into()),
+    }
+}
+
+/// A word as a shell has to be given it, whatever it contains.
+fn quoted(word: &[u8]) -> Vec<u8> {
+    let mut quoted = vec![b'\''];
+    for byte in word {
+        match byte {
+            b'\'' => quoted.extend_from_slice(br"'\''"),
+            byte => quoted.push(*byte),
+        }
+    }
+    quoted.push(b'\'');
+    quoted
+}
+
+/// A private socket here that leads to the server there.
+#[derive(Debug)]
+pub(super) struct Bridge {
+    /// Removed with it.
+    _folder: TempDir,
+    path: PathBuf,
+    export: String,
+    /// The URI as it was given.
+    shown: String,
+    /// The ssh that forwards a socket. It ends with its standard input, as this process does.
+    forwarding: Option<std::process::Child>,
+}
+
+impl Bridge {
+    /// Listens, and starts ssh for each connection or once for all.
+    pub(super) fn start(remote: Remote, shown: &str) -> Result<Self, Failure> {
+        let failed = |what: &str, error: io::Error| {
+            Failure::failed(format!("cannot {what} for {shown}: {error}"))
+        };
+        let folder = tempfile::Builder::new().prefix("nbd-").tempdir();
+        let folder = folder.map_err(|error| failed("make a folder for a socket", error))?;
+        let path = folder.path().join("socket");
+        let export = remote.export.clone();
+        let mut forwarding = None;
+        match &remote.how {
+            How::Command(words) => {
+                let line = words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(&b' ');
+                let mut arguments = remote.arguments();
+                arguments.extend(["--".into(), remote.host.clone().into()]);
+                arguments.push(OsString::from_vec(line));
+                let listener =
+                    UnixListener::bind(&path).map_err(|error| failed("make a socket", error))?;
+                let run = move || serve(&listener, &arguments);
+                let thread = thread::Builder::new().name("nbd-ssh".into());
+                thread.spawn(run).map_err(|error| failed("start a thread", error))?;
+            }
+            How::Socket(there) => {
+                if socket(path.as_os_str().as_bytes()).is_err() {
+                    let folder = output::quoted(path.as_os_str());
+                    return Err(Failure::failed(format!(
+                        "cannot have ssh forward {folder}: set TMPDIR to a folder without a colon or a backslash"
+                    )));
+                }
+                let sockets = [path.as_os_str().as_bytes(), there].join(&b':');
+                let mut arguments = remote.arguments();
+                arguments.extend(["-o".into(), "ExitOnForwardFailure=yes".into(), "-L".into()]);
+                arguments.push(OsString::from_vec(sockets));
+                arguments.extend(["--".into(), remote.host.clone().into()]);
+                // Ends when its input does, so that it does not outlive this process.
+                arguments.push("cat".into());
+                let child = ssh(&arguments).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+                let mut child = child.map_err(|error| failed("run ssh", error))?;
+                wait(&mut child, &path).map_err(|text| {
+                    Failure::failed(format!("cannot reach {shown} by ssh: {text}"))
+                })?;
+                forwarding = Some(child);
+            }
+        }
+        Ok(Self { _folder: folder, path, export, shown: shown.to_owned(), forwarding })
+    }
+
+    /// The URI as it was given.
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// Where clients of this process connect.
+    pub(super) fn uri(&self) -> Result<Uri, Failure> {
+        Uri::unix(self.path.as_os_str().as_bytes())
+            .and_then(|uri| uri.with_export(&self.export))
+            .map_err(|error| Failure::failed(format!("cannot use the private socket: {error}")))
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.forwarding.take() {
+            drop(child.stdin.take());
+            let _reaped = child.kill().and_then(|()| child.wait());
+        }
+    }
+}
+
+fn ssh(arguments: &[OsString]) -> Command {
+    let program = std::env::var_os(PROGRAM).filter(|name| !name.is_empty());
+    let mut command = Command::new(program.unwrap_or_else(|| "ssh".into()));
+    command.args(arguments);
+    command
+}
+
+/// Waits until ssh listens; gives why it does not.
+fn wait(child: &mut std::process::Child, path: &std::path::Path) -> Result<(), String> {
+    loop {
+        if UnixStream::connect(path).is_ok() {
+            return Ok(());
+        }
+        match child.try_wait() {
+            Ok(None) => thread::sleep(std::time::Duration::from_millis(10)),
+            Ok(Some(status)) => return Err(format!("it ended ({status})")),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+/// Each connection becomes an ssh. Ends with the process.
+fn serve(listener: &UnixListener, arguments: &[OsString]) {
+    let arguments: Arc<[OsString]> = arguments.into();
+    for stream in listener.incoming() {
+        let arguments = Arc::clone(&arguments);
+        let connection = move || {
+            // Its client finds the end of the stream; ssh has said why.
+            let (input, output) = match stream.and_then(|one| Ok((one.try_clone()?, one))) {
+                Ok(both) => both,
+                Err(_) => return,
+            };
+            let child = ssh(&arguments)
+                .stdin(Stdio::from(OwnedFd::from(input)))
+                .stdout(Stdio::from(OwnedFd::from(output)))
+                .spawn();
+            match child {
+                Ok(mut child) => drop(child.wait()),
+                Err(error) => crate::stderr::say(&format!("cannot run ssh: {error}")),
+            }
+        };
+        // Without a thread the connection is closed.
+        let _started = thread::Builder::new().name("nbd-ssh-one".into()).spawn(connection);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Remote, String> {
+        Remote::parse(text.as_ref())
+    }
+
+    #[test]
+    fn the_parts_of_a_uri_are_told_apart() {
+        let remote =
+            parse("nbd+ssh://alice@example.org:2222/a%20b?socket=/run/nbd%20x.sock").unwrap();
+        assert_eq!(remote.user.as_deref(), Some("alice"));
+        assert_eq!((&*remote.host, remote.port), ("example.org", Some(2222)));
+        assert_eq!(remote.how, How::Socket(b"/run/nbd x.sock".to_vec()));
+        assert_eq!(remote.export, "a b");
+        let remote = parse("NBD+SSH://[::1]/?command=nbd%20serve%20--stdio%20/a%27b").unwrap();
+        assert_eq!((&*remote.host, remote.port, remote.user), ("::1", None, None));
+        let words = ["nbd", "serve", "--stdio", "/a'b"].map(|word| word.as_bytes().to_vec());
+        assert_eq!(remote.how, How::Command(words.to_vec()));
+    }
+
+    #[test]
+    fn what_could_be_an_option_or_text_of_a_shell_is_refused() {
+        for text in [
+            "nbd+ssh://-oProxyCommand=x/?socket=/a",
+            "nbd+ssh://-l@host/?socket=/a",
+            "nbd+ssh://a%3Bb@host/?socket=/a",
+            "nbd+ssh://a%20b/?socket=/a",
+            "nbd+ssh:///?socket=/a",
+            "nbd+ssh://host/?socket=a",
+            "nbd+ssh://host/?socket=/a:b",
+            "nbd+ssh://host/?socket=/a%5Cb",
+            "nbd+ssh://host/?socket=",
+            "nbd+ssh://host/?command=-x",
+            "nbd+ssh://host/?command=%20",
+            "nbd+ssh://host/?command=a%0Ab",
+            "nbd+ssh://host/?command=a&socket=/b",
+            "nbd+ssh://host/?tls-certificates=/a",
+            "nbd+ssh://host/",
+        ] {
+            assert!(parse(text).is_err(), "{text}: {:?}", parse(text));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_quoted_word_is_one_word_whatever_it_contains(word in "[^\0]{0,20}") {
+            let script = [&b"printf %s "[..], &quoted(word.as_bytes())].concat();
+            let mut shell = Command::new("sh");
+            let output = shell.arg("-c").arg(OsStr::from_bytes(&script)).output().unwrap();
+            prop_assert_eq!(output.stdout, word.as_bytes());
+        }
+
+        #[test]
+        fn no_uri_gives_ssh_another_option(text in "[-a-z0-9:@/?=%.\\[\\]]{0,30}") {
+            if let Ok(remote) = parse(&format!("nbd+ssh://{text}?socket=/a")) {
+                prop_assert!(!remote.host.starts_with('-'));
+                let arguments = remote.arguments();
+                let known = ["-T", "-p", "-l"];
+                let mut words = arguments.iter().map(|word| word.to_str().unwrap());
+                while let Some(word) = words.next() {
+                    prop_assert!(known.contains(&word), "{}", word);
+                    if word != "-T" {
+                        prop_assert!(!words.next().unwrap().starts_with('-'));
+                    }
+                }
+            }
+        }
+    }
+}
