@@ -28,6 +28,8 @@ pub(crate) enum Failure {
     Failed(String),
     /// Requests in flight were not finished in time: exit code 3.
     CutOff(String),
+    /// A command that was run for the user failed with this exit code, which becomes ours; it has said why.
+    Status(u8),
     /// Nothing failed, but the answer to the question is no: exit code 2, without a message.
     No,
 }
@@ -45,7 +47,7 @@ impl Failure {
     pub(crate) fn text(&self) -> &str {
         match self {
             Self::Usage(text) | Self::Failed(text) | Self::CutOff(text) => text,
-            Self::No => "",
+            Self::Status(_) | Self::No => "",
         }
     }
 }
@@ -85,6 +87,10 @@ pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(Failure::No) => return ExitCode::from(NO),
+        Err(Failure::Status(code)) => {
+            log::flush();
+            return ExitCode::from(code);
+        }
         Err(Failure::Usage(message)) => (message, ExitCode::from(USAGE)),
         Err(Failure::Failed(message)) => (message, ExitCode::FAILURE),
         Err(Failure::CutOff(message)) => (message, ExitCode::from(CUT_OFF)),

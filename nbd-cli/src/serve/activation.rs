@@ -1,11 +1,15 @@
 //! Sockets that listen already, handed over by systemd's socket activation: by systemd itself, or by a client such as
 //! nbdinfo and nbdcopy that starts a server for itself.
 
+use core::sync::atomic::{AtomicI32, Ordering};
 use std::ffi::OsString;
+use std::io;
 use std::net::TcpListener;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
+use nbd_engine::net::LocalAddr;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::descriptor;
@@ -14,11 +18,75 @@ use crate::exit::Failure;
 /// The number of the first one.
 const FIRST: RawFd = 3;
 
-/// A socket that was handed over.
+/// A socket that listens.
 #[derive(Debug)]
 pub(super) enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
+}
+
+impl Socket {
+    /// The same socket once more.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(listener) => listener.try_clone().map(Self::Tcp),
+            Self::Unix(listener) => listener.try_clone().map(Self::Unix),
+        }
+    }
+
+    /// Where it listens.
+    pub(super) fn local_addr(&self) -> io::Result<LocalAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(LocalAddr::Tcp),
+            Self::Unix(listener) => {
+                let address = listener.local_addr()?;
+                let path = address.as_pathname().map(Path::to_owned);
+                Ok(LocalAddr::Unix(path.unwrap_or_default()))
+            }
+        }
+    }
+
+    /// Makes it non-blocking.
+    pub(super) fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(listener) => listener.set_nonblocking(true),
+            Self::Unix(listener) => listener.set_nonblocking(true),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl TryFrom<OwnedFd> for Socket {
+    /// What is wrong with the descriptor.
+    type Error = &'static str;
+
+    fn try_from(socket: OwnedFd) -> Result<Self, Self::Error> {
+        let kind = sockopt::socket_type(&socket).map_err(|_| "is not a socket")?;
+        if kind != SocketType::STREAM || !sockopt::socket_acceptconn(&socket).unwrap_or(false) {
+            return Err("is not a stream socket that listens");
+        }
+        match sockopt::socket_domain(&socket) {
+            Ok(AddressFamily::INET | AddressFamily::INET6) => Ok(Self::Tcp(socket.into())),
+            Ok(AddressFamily::UNIX) => Ok(Self::Unix(socket.into())),
+            _ => Err("is neither a TCP nor a Unix socket"),
+        }
+    }
+}
+
+/// How many were handed over to this process.
+static TAKEN: AtomicI32 = AtomicI32::new(0);
+
+/// Whether that is the number of a socket that was handed over.
+pub(super) fn has_taken(number: RawFd) -> bool {
+    (FIRST..FIRST.saturating_add(TAKEN.load(Ordering::Relaxed))).contains(&number)
 }
 
 /// The sockets that were handed to this process; `None` if there are none. To be called before anything is opened.
@@ -26,6 +94,7 @@ pub(super) fn sockets() -> Result<Option<Vec<Socket>>, Failure> {
     let [pid, fds] = ["LISTEN_PID", "LISTEN_FDS"].map(std::env::var_os);
     let Some(count) = count(pid, fds, std::process::id())? else { return Ok(None) };
     end_with_parent();
+    TAKEN.store(RawFd::try_from(count).unwrap_or(RawFd::MAX), Ordering::Relaxed);
     (FIRST..).take(count).map(|number| socket(number, count)).collect::<Result<_, _>>().map(Some)
 }
 
@@ -83,17 +152,8 @@ fn socket(number: RawFd, count: usize) -> Result<Socket, Failure> {
         ))
     };
     let socket = descriptor::take(number).map_err(|_| failed("is not open"))?;
-    let kind = sockopt::socket_type(&socket).map_err(|_| failed("is not a socket"))?;
-    if kind != SocketType::STREAM || !sockopt::socket_acceptconn(&socket).unwrap_or(false) {
-        return Err(failed(
-            "is not a stream socket that listens; systemd needs ListenStream= and Accept=no",
-        ));
-    }
-    match sockopt::socket_domain(&socket) {
-        Ok(AddressFamily::INET | AddressFamily::INET6) => Ok(Socket::Tcp(socket.into())),
-        Ok(AddressFamily::UNIX) => Ok(Socket::Unix(socket.into())),
-        _ => Err(failed("is neither a TCP nor a Unix socket")),
-    }
+    Socket::try_from(socket)
+        .map_err(|what| failed(&format!("{what}; systemd needs ListenStream= and Accept=no")))
 }
 
 #[cfg(test)]

@@ -29,6 +29,11 @@ pub(super) struct Announcement {
 }
 
 impl Announcement {
+    /// The URI of the export that clients get which name none.
+    pub(super) fn uri(&self, address: &LocalAddr) -> String {
+        uri(address, "", self.in_tls)
+    }
+
     /// Prints the URIs, one a line for each address; on a terminal a hint, too.
     pub(super) fn make(&self, addresses: &[LocalAddr]) -> Result<(), Failure> {
         for address in addresses {

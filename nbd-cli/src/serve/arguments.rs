@@ -1,7 +1,7 @@
 //! The command line of `nbd serve`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     #[arg(short, long = "ip-addr", value_name = "ADDR")]
     pub(crate) ip_addr: Vec<String>,
 
-    /// Listen on a Unix socket (and on TCP only if a port or address is given, too)
+    /// Listen on a Unix socket (and on TCP only if a port or address is given, too); - for one in a private folder
     #[arg(short = 'U', long, value_name = "PATH")]
     pub(crate) unix: Option<PathBuf>,
 
@@ -64,8 +64,8 @@ pub(crate) struct Arguments {
     pub(crate) track: Vec<String>,
 
     /// Listen on a Unix socket of that path for nbd bitmap, which starts, clears and stops such records while the server
-    /// runs; only this user can use it
-    #[arg(long, value_name = "PATH", conflicts_with = "read_only")]
+    /// runs, and for --take-over, by which another server replaces this one; only this user can use it
+    #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
 
     /// Offer the metadata context qemu:allocation-depth
@@ -87,8 +87,14 @@ pub(crate) struct Arguments {
     /// Speak the oldstyle protocol, wherever it listens, and serve the one export that there is: for very old clients
     ///
     /// There is no choice of exports, no structured replies, no metadata contexts and no TLS.
-    #[arg(long, conflicts_with_all = ["block_size_required", "track", "control", "allocation_depth"])]
+    #[arg(long, conflicts_with_all = ["block_size_required", "track", "allocation_depth"])]
     pub(crate) oldstyle: bool,
+
+    #[command(flatten)]
+    pub(crate) access: super::access::AccessArguments,
+
+    #[command(flatten)]
+    pub(crate) process: super::process::ProcessArguments,
 
     #[cfg(feature = "tls")]
     #[command(flatten)]
@@ -135,6 +141,11 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
+    /// Where the control socket is to be: a server that replaces another one gets that of the other one.
+    pub(super) fn control(&self) -> Option<&Path> {
+        self.control.as_deref().or(self.process.take_over.as_deref())
+    }
+
     /// How long a client may be idle while others wait; `None` for as long as it likes. The only client of a server of
     /// one connection is meant to keep it.
     pub(crate) fn idle_limit(&self) -> Option<Duration> {

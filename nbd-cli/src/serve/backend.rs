@@ -27,12 +27,15 @@ pub(super) struct Opened {
     pub(super) names: Vec<String>,
     /// Those of the exports whose changes are recorded.
     pub(super) trackers: Vec<Arc<Tracker>>,
+    /// Those of the exports that live in memory, and end with the process.
+    pub(super) in_memory: Vec<String>,
 }
 
 /// Opens everything that is to be served.
 pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
     let mut exports = ExportMap::new();
     let (mut names, mut trackers) = (Vec::<String>::new(), Vec::new());
+    let mut in_memory = Vec::new();
     let mut taken = HashSet::new();
     let mut files = Files::default();
     if let Some(description) = &arguments.description {
@@ -55,8 +58,9 @@ pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
         }
         let backend_text = backend.to_string_lossy();
         let backend = Backend::parse(backend)?;
-        if let Backend::File(path) = &backend {
-            files.add(path, &name, arguments)?;
+        match &backend {
+            Backend::File(path) => files.add(path, &name, arguments)?,
+            Backend::Memory(_) => in_memory.push(name.clone()),
         }
         let (handle, tracker) = backend.open(&backend_text, arguments)?;
         trackers.extend(tracker);
@@ -76,7 +80,7 @@ pub(super) fn open(arguments: &Arguments) -> Result<Opened, Failure> {
     if let Some(name) = arguments.tls.tls_only.iter().find(|name| !names.contains(name)) {
         return Err(Failure::usage(format!("--tls-only {name} names no export that is served")));
     }
-    Ok(Opened { exports, names, trackers })
+    Ok(Opened { exports, names, trackers, in_memory })
 }
 
 /// The files that are served, by what they are whatever their paths.
@@ -115,7 +119,7 @@ impl Files {
                 "--track records only what is written through the same export",
             ),
             (
-                arguments.control.is_some(),
+                arguments.control().is_some(),
                 "nbd bitmap (--control) records only what is written through the same export",
             ),
             (arguments.resize, "--resize changes the size of one export only"),
@@ -230,7 +234,7 @@ type Layers = (AnyExport, Option<Arc<Tracker>>);
 /// The export with the layers around it that the arguments ask for.
 fn wrapped(export: impl Export, word: &str, arguments: &Arguments) -> Result<Layers, Failure> {
     let Arguments { allocation_depth, block_size, block_size_required, .. } = arguments;
-    let tracked = !arguments.track.is_empty() || arguments.control.is_some();
+    let tracked = !arguments.track.is_empty() || arguments.control().is_some();
     if !tracked && !allocation_depth && block_size.is_none() {
         return Ok((AnyExport::new(export), None));
     }

@@ -1,15 +1,22 @@
 //! `nbd serve`: exports disks until a signal stops it.
 
+mod access;
 mod activation;
 mod announce;
 mod arguments;
 mod backend;
 mod block_size;
+mod captive;
 mod control;
 mod places;
+mod predecessor;
+mod process;
 mod run;
 mod security;
 mod signals;
+mod sockets;
+mod stdio;
+mod supervisor;
 mod timed;
 #[cfg(feature = "tls")]
 mod tls;

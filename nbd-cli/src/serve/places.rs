@@ -1,14 +1,18 @@
 //! Where to listen.
 
+use std::borrow::Cow;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
 use nbd_engine::net;
 use nbd_engine::proto::wire::DEFAULT_PORT;
+use tempfile::TempDir;
 
 use super::activation::Socket;
 use super::arguments::Arguments;
+use super::predecessor::Predecessor;
+use super::sockets::{Bound, Role, SocketFile};
 use crate::exit::Failure;
 use crate::output::shell_path;
 
@@ -17,9 +21,13 @@ use crate::output::shell_path;
 pub(super) struct Places<'a> {
     /// The addresses of each host.
     pub(super) tcp: Vec<Vec<SocketAddr>>,
-    pub(super) unix: Option<&'a Path>,
+    pub(super) unix: Option<Cow<'a, Path>>,
+    /// The folder of a private socket.
+    pub(super) private: Option<TempDir>,
     /// What listens already.
     pub(super) given: Vec<Socket>,
+    /// Whether all that a predecessor listens on is listened on, for want of an address.
+    all_of_predecessor: bool,
     pub(super) oldstyle: bool,
 }
 
@@ -39,27 +47,114 @@ impl<'a> Places<'a> {
                      socket activation (LISTEN_FDS): leave them out",
                 ));
             }
-            return Ok(Self { tcp: Vec::new(), unix: None, given, oldstyle });
+            if arguments.process.take_over.is_some() {
+                return Err(Failure::usage(
+                    "--take-over makes no sense here, as the sockets to listen on are handed over by socket activation \
+                     (LISTEN_FDS): whatever does that keeps them while the server is restarted",
+                ));
+            }
+            let all_of_predecessor = false;
+            return Ok(Self {
+                tcp: Vec::new(),
+                unix: None,
+                private: None,
+                given,
+                all_of_predecessor,
+                oldstyle,
+            });
         }
-        let unix = arguments.unix.as_deref();
+        let (mut unix, mut private) = (arguments.unix.as_deref().map(Cow::Borrowed), None);
+        // A command that is run finds the server wherever it is.
+        let captive = arguments.process.run.is_some() && unix.is_none() && !asked_for_tcp;
+        if captive || unix.as_deref() == Some(Path::new("-")) {
+            let folder = private_folder()?;
+            unix = Some(Cow::Owned(folder.path().join("socket")));
+            private = Some(folder);
+        }
+        let all_of_predecessor =
+            arguments.process.take_over.is_some() && unix.is_none() && !asked_for_tcp;
         let port = arguments.port.unwrap_or(DEFAULT_PORT);
         let mut tcp = Vec::new();
-        if arguments.ip_addr.is_empty() && (unix.is_none() || asked_for_tcp) {
+        if arguments.ip_addr.is_empty() && !all_of_predecessor && (unix.is_none() || asked_for_tcp)
+        {
             tcp.push(vec![(Ipv4Addr::LOCALHOST, port).into()]);
         }
         for word in &arguments.ip_addr {
             tcp.push(addresses(word, port)?);
         }
-        Ok(Self { tcp, unix, given: Vec::new(), oldstyle })
+        Ok(Self { tcp, unix, private, given: Vec::new(), all_of_predecessor, oldstyle })
     }
 
-    /// Listens on all TCP addresses.
-    pub(super) fn bind_tcp(&self) -> Result<Vec<TcpListener>, Failure> {
-        if self.tcp.is_empty() {
-            return Ok(Vec::new());
+    /// Listens everywhere: on what a predecessor has, on new sockets otherwise.
+    pub(super) fn bind(
+        &mut self,
+        mut predecessor: Option<&mut Predecessor>,
+    ) -> Result<Vec<Bound>, Failure> {
+        let mut bound: Vec<Bound> = self.given.drain(..).map(Bound::from).collect();
+        if let Some(predecessor) = &mut predecessor {
+            if self.all_of_predecessor {
+                bound.extend(predecessor.take_all());
+            }
+            let (old, new) = divide(&self.tcp, |address| predecessor.has_tcp(address));
+            bound.extend(old.into_iter().filter_map(|address| predecessor.take_tcp(address)));
+            self.tcp = new;
         }
-        net::bind_tcp(&self.tcp, net::DEFAULT_BACKLOG).map_err(|error| cannot_listen_on_tcp(&error))
+        if !self.tcp.is_empty() {
+            let listeners = net::bind_tcp(&self.tcp, net::DEFAULT_BACKLOG)
+                .map_err(|error| cannot_listen_on_tcp(&error))?;
+            bound.extend(listeners.into_iter().map(|listener| Socket::Tcp(listener).into()));
+        }
+        if let Some(path) = self.unix.as_deref() {
+            let old = predecessor.and_then(|one| one.take_unix(path, Role::Clients));
+            bound.push(match old {
+                Some(old) => old,
+                None => bind_unix(path)?,
+            });
+        }
+        Ok(bound)
     }
+}
+
+/// A folder that only this user can reach.
+fn private_folder() -> Result<TempDir, Failure> {
+    tempfile::Builder::new().prefix("nbd-").tempdir().map_err(|error| {
+        let folder = std::env::temp_dir();
+        let shown = folder.display();
+        Failure::failed(format!(
+            "cannot make a folder for a private socket in {shown}: {error}; set TMPDIR to another folder"
+        ))
+    })
+}
+
+fn bind_unix(path: &Path) -> Result<Bound, Failure> {
+    let (listener, file) = net::bind_unix(path, net::DEFAULT_BACKLOG)
+        .map_err(|error| cannot_listen_on_unix(&error, path))?;
+    Ok(Bound { socket: Socket::Unix(listener), file: SocketFile::Own(file) })
+}
+
+/// The addresses that a predecessor listens on, and for each host those that are to be bound. A wildcard address of the
+/// predecessor's that is asked for stands for all of its family and port, which could not be bound beside it.
+fn divide(
+    hosts: &[Vec<SocketAddr>],
+    has: impl Fn(SocketAddr) -> bool,
+) -> (Vec<SocketAddr>, Vec<Vec<SocketAddr>>) {
+    let mut old: Vec<SocketAddr> = Vec::new();
+    for address in hosts.iter().flatten().filter(|address| has(**address)) {
+        if !old.contains(address) {
+            old.push(*address);
+        }
+    }
+    let stands_for = |wide: &SocketAddr, address: &SocketAddr| {
+        let same_kind = wide.is_ipv4() == address.is_ipv4() && wide.port() == address.port();
+        wide == address || wide.ip().is_unspecified() && same_kind
+    };
+    let covered = |address: &SocketAddr| old.iter().any(|wide| stands_for(wide, address));
+    let new = hosts
+        .iter()
+        .map(|host| host.iter().copied().filter(|address| !covered(address)).collect::<Vec<_>>())
+        .filter(|host| !host.is_empty());
+    let new = new.collect();
+    (old, new)
 }
 
 /// The addresses that a word stands for: it is one, or a name.
@@ -110,4 +205,36 @@ pub(super) fn cannot_listen_on_unix(error: &io::Error, path: &Path) -> Failure {
         _ => String::new(),
     };
     Failure::failed(format!("{error}{remedy}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn addresses_of_a_predecessor_are_not_bound_again() {
+        let divided = |hosts: &[&[&str]], has: &[&str]| {
+            let hosts: Vec<_> = hosts.iter().map(|host| parsed(host)).collect();
+            let has = parsed(has);
+            divide(&hosts, |address| has.contains(&address))
+        };
+        let host = |texts: &[&str]| parsed(texts);
+        let (old, new) = divided(&[&["127.0.0.1:1", "[::1]:1"]], &["127.0.0.1:1", "[::1]:1"]);
+        assert_eq!((old, new), (host(&["127.0.0.1:1", "[::1]:1"]), vec![]));
+        let (old, new) = divided(&[&["127.0.0.1:1", "[::1]:1"], &["127.0.0.1:2"]], &["[::1]:1"]);
+        assert_eq!(old, host(&["[::1]:1"]));
+        assert_eq!(new, [host(&["127.0.0.1:1"]), host(&["127.0.0.1:2"])]);
+        // A port of its own is no port of the predecessor's.
+        let (old, new) = divided(&[&["127.0.0.1:0"]], &["127.0.0.1:1"]);
+        assert_eq!((old, new), (vec![], vec![host(&["127.0.0.1:0"])]));
+        let (old, new) = divided(&[&["127.0.0.1:1"], &["0.0.0.0:1"], &["[::1]:1"]], &["0.0.0.0:1"]);
+        assert_eq!((old, new), (host(&["0.0.0.0:1"]), vec![host(&["[::1]:1"])]));
+        // One that is not asked for is closed.
+        let (old, new) = divided(&[&["127.0.0.1:1"]], &["0.0.0.0:1"]);
+        assert_eq!((old, new), (vec![], vec![host(&["127.0.0.1:1"])]));
+    }
 }

@@ -1,6 +1,8 @@
 //! Running the server on the chosen adapter.
 
+use std::ffi::OsString;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nbd_engine::export::ExportMap;
@@ -11,43 +13,157 @@ use super::activation::{self, Socket};
 use super::announce::Announcement;
 use super::arguments::{Arguments, RuntimeName};
 use super::backend::{self, Opened};
-use super::control::{self, Bitmaps, Verbs};
-use super::places::{Places, cannot_listen_on_unix};
+use super::captive::{self, Captive};
+use super::control::{self, Bitmaps, Replaceable, Verbs};
+use super::places::Places;
+use super::predecessor::Predecessor;
 use super::security::Security;
 use super::signals;
+use super::sockets::{Bound, Role, Sockets};
+use super::stdio::Stdio;
+use super::supervisor::{self, Readiness};
 use crate::exit::Failure;
 use crate::{fault, log};
 
 /// `nbd serve`.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let given = activation::sockets()?;
+    let ready_fd = supervisor::take_ready_fd(&arguments.process)?;
+    let stdio = arguments.process.stdio.then(Stdio::take).transpose()?;
     log::start(arguments.verbose)?;
     fault::end_on_panic();
     raise_descriptor_limit(&arguments);
     let places = Places::of(&arguments, given)?;
-    let Opened { exports, names, trackers } = backend::open(&arguments)?;
+    let Opened { exports, names, trackers, in_memory } = backend::open(&arguments)?;
     let bitmaps = Bitmaps::new(trackers, &arguments.track)?;
-    let verbs = bitmaps.verbs(Verbs::new());
-    let control = arguments.control.as_deref().map(|path| control::listen(path, verbs));
-    let _removed_at_the_end = control.transpose()?;
-    // Who hands sockets over knows where they are, and our standard output may be that of a client.
     let config = ServerConfig::new()
         .with_max_connections(arguments.max_connections)
         .with_drain_timeout(arguments.drain_timeout)
         .with_idle_timeout(arguments.idle_limit())
         .with_stall_timeout(arguments.stall_timeout.duration().unwrap_or(Duration::MAX))
-        .with_resize(arguments.resize);
+        .with_resize(arguments.resize)
+        .with_access(arguments.access.access()?);
     let (config, security) = Security::of(&arguments, config)?;
+    let readiness = Readiness::of(&arguments.process, ready_fd)?;
+    if let Some(stdio) = stdio {
+        let outcome = stdio.serve(exports, config, security, readiness, arguments.oldstyle)?;
+        return judge(outcome, arguments.drain_timeout);
+    }
     security.warn(&places, arguments.read_only);
-    let announcement =
-        Announcement { names, printed: places.given.is_empty(), in_tls: security.is_required() };
-    let outcome = match arguments.runtime {
-        RuntimeName::Blocking => blocking(exports, config, places, &announcement, security),
-        RuntimeName::Tokio => tokio(exports, config, places, &announcement, security),
-        #[cfg(feature = "async-std")]
-        RuntimeName::AsyncStd => async_std(exports, config, places, &announcement, security),
+    // Who hands sockets over knows where they are, and our standard output may be that of a client; with a command it is
+    // the command's.
+    let printed = places.given.is_empty() && arguments.process.run.is_none();
+    let announcement = Announcement { names, printed, in_tls: security.is_required() };
+    // Last, so that the other server learns of this one only once nothing of its own can fail any more.
+    let mut predecessor = Predecessor::of(&arguments.process)?;
+    let control = control_socket(&arguments, predecessor.as_mut())?;
+    let setup = Setup {
+        places,
+        announcement,
+        security,
+        bitmaps,
+        in_memory,
+        control,
+        predecessor,
+        readiness,
+        command: arguments.process.run.clone(),
     };
-    judge(outcome?, arguments.drain_timeout)
+    let outcome = match arguments.runtime {
+        RuntimeName::Blocking => blocking(exports, config, setup),
+        RuntimeName::Tokio => tokio(exports, config, setup),
+        #[cfg(feature = "async-std")]
+        RuntimeName::AsyncStd => async_std(exports, config, setup),
+    };
+    let (outcome, captive) = outcome?;
+    captive.map_or(Ok(()), Captive::end)?;
+    judge(outcome, arguments.drain_timeout)
+}
+
+/// How the server ended, and the command that it ran for.
+type Ended = (Outcome, Option<Captive>);
+
+/// The control socket, if there is to be one: that of the server that is replaced, or a new one.
+fn control_socket(
+    arguments: &Arguments,
+    predecessor: Option<&mut Predecessor>,
+) -> Result<Option<Bound>, Failure> {
+    let Some(path) = arguments.control() else { return Ok(None) };
+    let old = predecessor.and_then(|one| one.take_unix(path, Role::Control));
+    old.map_or_else(|| control::bind(path), Ok).map(Some)
+}
+
+/// All that there is besides exports and their configuration, whatever the adapter.
+struct Setup<'a> {
+    places: Places<'a>,
+    announcement: Announcement,
+    security: Security,
+    bitmaps: Bitmaps,
+    in_memory: Vec<String>,
+    control: Option<Bound>,
+    predecessor: Option<Predecessor>,
+    readiness: Readiness,
+    /// What is to be run.
+    command: Option<OsString>,
+}
+
+/// What the methods of the adapters' servers do that can be called from any thread.
+struct Handle {
+    connections: Box<dyn Fn() -> usize + Send + Sync>,
+    shut_down: Box<dyn Fn() + Send + Sync>,
+}
+
+/// What lasts as long as the server.
+struct Begun {
+    /// Removes the file of the process id.
+    _readiness: Readiness,
+    captive: Option<Captive>,
+}
+
+impl Setup<'_> {
+    /// The server listens at these addresses: has the predecessor end, answers clients of the control socket, notifies the
+    /// supervisor, and starts the command.
+    fn begin(
+        self,
+        sockets: &Sockets,
+        addresses: &[LocalAddr],
+        server: Handle,
+    ) -> Result<Begun, Failure> {
+        let Self { bitmaps, in_memory, control, predecessor, mut readiness, .. } = self;
+        let control = control
+            .map(|bound| sockets.keep(Role::Control, bound))
+            .transpose()
+            .map_err(cannot_accept)?;
+        if let Some(predecessor) = predecessor {
+            predecessor.retire(sockets)?;
+        }
+        let Handle { connections, shut_down } = server;
+        let shut_down: Arc<dyn Fn() + Send + Sync> = Arc::from(shut_down);
+        if let Some(socket) = control {
+            let verbs = bitmaps.verbs(Verbs::new());
+            let state = Box::new(move || lost_with(&in_memory, &bitmaps.names()));
+            let ended = Arc::clone(&shut_down);
+            let replaceable = Replaceable {
+                sockets: sockets.clone(),
+                state,
+                connections,
+                shut_down: Box::new(move || ended()),
+            };
+            let answering = control::answer(socket, replaceable.verbs(verbs));
+            sockets.accepting(Role::Control, answering.map_err(cannot_accept)?);
+        }
+        readiness.announce();
+        let captive = self.command.map(|command| {
+            let export = self.announcement.names.first().map_or("", String::as_str);
+            let variables =
+                captive::variables(addresses, export, |address| self.announcement.uri(address));
+            let sockets = sockets.clone();
+            Captive::start(&command, variables, move || {
+                sockets.end();
+                shut_down();
+            })
+        });
+        Ok(Begun { _readiness: readiness, captive: captive.transpose()? })
+    }
 }
 
 /// Whether that is an orderly end.
@@ -83,92 +199,101 @@ fn raise_descriptor_limit(arguments: &Arguments) {
     }
 }
 
+/// What ends with the process, in words: disks in memory and dirty bitmaps.
+fn lost_with(in_memory: &[String], bitmaps: &[String]) -> Vec<String> {
+    let quoted = |names: &[String]| {
+        let names: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
+        names.join(", ")
+    };
+    let mut lost = Vec::new();
+    if !in_memory.is_empty() {
+        lost.push(format!("what the disks in memory hold ({})", quoted(in_memory)));
+    }
+    if !bitmaps.is_empty() {
+        lost.push(format!("the dirty bitmaps ({})", quoted(bitmaps)));
+    }
+    lost
+}
+
 /// Serves until a signal ends it. The servers of all adapters have the same methods, some with an `.await` behind them,
 /// and no trait that says so.
 macro_rules! serve {
-    ($server:expr, $places:expr, $announcement:expr, $security:expr, $tcp:expr, $unix:expr, [$($wait:tt)*]) => {{
-        let (server, mut places) = ($server, $places);
-        let server = if places.oldstyle { server.oldstyle("") } else { server };
+    ($server:expr, $setup:expr, $tcp:expr, $unix:expr, [$($wait:tt)*]) => {{
+        let (server, mut setup): (_, Setup<'_>) = ($server, $setup);
+        let server = if setup.places.oldstyle { server.oldstyle("") } else { server };
+        let sockets = Sockets::default();
+        let _ended_however_it_ends = sockets.guard();
         // First of all: clients of sockets that were handed over may come, and ask for the end, at once.
-        let stop = server.clone();
-        let security: Security = $security;
-        signals::watch(move || stop.shut_down(), move || security.reload()).map_err(no_signals)?;
+        let end = {
+            let (server, sockets) = (server.clone(), sockets.clone());
+            let supervisor = setup.readiness.supervisor.clone();
+            move || {
+                supervisor.stopping();
+                sockets.end();
+                server.shut_down();
+            }
+        };
+        let (security, supervisor) =
+            (core::mem::take(&mut setup.security), setup.readiness.supervisor.clone());
+        let reload = move || supervisor.around_reload(|| security.reload());
+        signals::watch(end, reload).map_err(no_signals)?;
         let mut listening = Vec::new();
-        for socket in core::mem::take(&mut places.given) {
+        for bound in setup.places.bind(setup.predecessor.as_mut())? {
+            bound.socket.set_nonblocking().map_err(cannot_accept)?;
+            let socket = sockets.keep(Role::Clients, bound).map_err(cannot_accept)?;
             let accepting = match socket {
-                Socket::Tcp(listener) => {
-                    listener.set_nonblocking(true).map_err(cannot_accept)?;
-                    server.accept_tcp($tcp(listener).map_err(cannot_accept)?)
-                }
-                Socket::Unix(listener) => {
-                    listener.set_nonblocking(true).map_err(cannot_accept)?;
-                    server.accept_unix($unix(listener).map_err(cannot_accept)?)
-                }
+                Socket::Tcp(one) => $tcp(one).and_then(|one| server.accept_tcp(one)),
+                Socket::Unix(one) => $unix(one).and_then(|one| server.accept_unix(one)),
             };
-            listening.extend(begun(accepting.map_err(cannot_accept), server.is_shutting_down())?);
-        }
-        for listener in places.bind_tcp()? {
-            let one = $tcp(listener).and_then(|listener| server.accept_tcp(listener));
-            listening.extend(begun(one.map_err(cannot_accept), server.is_shutting_down())?);
-        }
-        if let Some(path) = places.unix {
-            let one = server.listen_unix(path);
-            let one = one.map_err(|error| cannot_listen_on_unix(&error, path));
-            listening.extend(begun(one, server.is_shutting_down())?);
+            let accepting = begun(accepting.map_err(cannot_accept), server.is_shutting_down())?;
+            if let Some(accepting) = accepting {
+                sockets.accepting(Role::Clients, accepting.clone());
+                listening.push(accepting);
+            }
         }
         let addresses: Vec<LocalAddr> =
             listening.iter().map(|one| one.local_addr().clone()).collect();
-        $announcement.make(&addresses)?;
+        setup.announcement.make(&addresses)?;
+        let _private = setup.places.private.take();
+        let begun = match server.is_shutting_down() {
+            true => None,
+            false => {
+                let (counted, ended) = (server.clone(), server.clone());
+                let connections = Box::new(move || counted.connections());
+                let shut_down = Box::new(move || ended.shut_down());
+                Some(setup.begin(&sockets, &addresses, Handle { connections, shut_down })?)
+            }
+        };
         let outcome = server.wait()$($wait)*;
         for one in listening {
             one.join()$($wait)*;
         }
-        Ok(outcome)
+        Ok((outcome, begun.and_then(|begun| begun.captive)))
     }};
 }
 
-fn blocking(
-    exports: ExportMap,
-    config: ServerConfig,
-    places: Places<'_>,
-    announcement: &Announcement,
-    security: Security,
-) -> Result<Outcome, Failure> {
+fn blocking(exports: ExportMap, config: ServerConfig, setup: Setup<'_>) -> Result<Ended, Failure> {
     let server = nbd_blocking::Server::with_config(exports, config);
-    serve!(server, places, announcement, security, io::Result::Ok, io::Result::Ok, [])
+    serve!(server, setup, io::Result::Ok, io::Result::Ok, [])
 }
 
-fn tokio(
-    exports: ExportMap,
-    config: ServerConfig,
-    places: Places<'_>,
-    announcement: &Announcement,
-    security: Security,
-) -> Result<Outcome, Failure> {
+fn tokio(exports: ExportMap, config: ServerConfig, setup: Setup<'_>) -> Result<Ended, Failure> {
     use ::tokio::net::{TcpListener, UnixListener};
     let runtime = ::tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =
         runtime.map_err(|error| Failure::failed(format!("cannot start tokio: {error}")))?;
     let server = nbd_tokio::Server::with_config(exports, config);
     let (tcp, unix) = (TcpListener::from_std, UnixListener::from_std);
-    runtime.block_on(async { serve!(server, places, announcement, security, tcp, unix, [.await]) })
+    runtime.block_on(async { serve!(server, setup, tcp, unix, [.await]) })
 }
 
 #[cfg(feature = "async-std")]
-fn async_std(
-    exports: ExportMap,
-    config: ServerConfig,
-    places: Places<'_>,
-    announcement: &Announcement,
-    security: Security,
-) -> Result<Outcome, Failure> {
+fn async_std(exports: ExportMap, config: ServerConfig, setup: Setup<'_>) -> Result<Ended, Failure> {
     use ::async_std::net::TcpListener;
     use ::async_std::os::unix::net::UnixListener;
     let server = nbd_async_std::Server::with_config(exports, config);
     let (tcp, unix) = (infallible::<_, TcpListener>, infallible::<_, UnixListener>);
-    ::async_std::task::block_on(async {
-        serve!(server, places, announcement, security, tcp, unix, [.await])
-    })
+    ::async_std::task::block_on(async { serve!(server, setup, tcp, unix, [.await]) })
 }
 
 #[cfg(feature = "async-std")]

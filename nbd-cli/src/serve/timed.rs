@@ -17,6 +17,11 @@ impl<'a> Timed<'a> {
         Self { stream, end }
     }
 
+    /// Has whatever reads from the stream next fail when time is over, with the error of a stream that would block.
+    pub(crate) fn limit_read(&self) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(self.left()?))
+    }
+
     /// What is left of the time, never zero.
     fn left(&self) -> io::Result<Duration> {
         match self.end.saturating_duration_since(Instant::now()) {
@@ -36,7 +41,7 @@ fn in_time<T>(result: io::Result<T>) -> io::Result<T> {
 
 impl Read for Timed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(Some(self.left()?))?;
+        self.limit_read()?;
         in_time(self.stream.read(buffer))
     }
 }

@@ -3,11 +3,13 @@
 use std::io::Read;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use nbd_testkit::Endpoint;
 use nbd_testkit::peers;
@@ -83,6 +85,60 @@ fn every_socket_that_is_handed_over_is_served_and_left_alone() {
         assert_eq!(server.terminate(), (Some(0), String::new()), "{runtime}");
         assert!(path.exists(), "who made the socket removes it");
         assert!(Wire::try_connect(&Endpoint::Unix(path)).is_err(), "nobody listens any more");
+    }
+}
+
+#[test]
+fn a_restart_refuses_nobody_as_the_sockets_stay() {
+    use nbd_engine::client::{ClientConfig, Flags, Reconnect, Uri};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nbd.sock");
+    let unix = UnixListener::bind(&path).unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = tcp.local_addr().unwrap();
+    let disk = folder.path().join("disk");
+    std::fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    let start = || {
+        let arguments = [disk.to_str().unwrap()];
+        Activated::start(&arguments, unix.try_clone().unwrap(), tcp.try_clone().unwrap())
+    };
+    let mut server = Some(start());
+    let (over, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+    let uri: Uri = format!("nbd://{address}/").parse().unwrap();
+    thread::scope(|scope| {
+        let _over = SetOnDrop(&over);
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                drop(UnixStream::connect(&path).expect("it is not refused"));
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        scope.spawn(|| {
+            let config = ClientConfig::new().with_reconnect(Reconnect::new());
+            let client = nbd_blocking::Client::connect_with(&uri, &config).unwrap();
+            while !over.load(Ordering::Relaxed) {
+                let read = client.read(0, 512, Flags::empty()).expect("no request is lost");
+                assert_eq!(&read[..], [7; 512]);
+                rounds.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for _ in 0..3 {
+            let before = rounds.load(Ordering::Relaxed);
+            wait_until("it serves", LIMIT, || rounds.load(Ordering::Relaxed) > before + 1);
+            assert_eq!(server.take().unwrap().terminate().0, Some(0));
+            server = Some(start());
+        }
+        let before = rounds.load(Ordering::Relaxed);
+        wait_until("it serves again", LIMIT, || rounds.load(Ordering::Relaxed) > before + 1);
+    });
+}
+
+/// Tells other threads that this one is done, also by a panic.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -227,7 +283,7 @@ fn descriptors_that_can_not_be_served_are_named() {
     let mut shell = Command::new("sh");
     let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$; exec \"$@\"";
     shell.args(["-c", script, "sh", NBD, "serve", "memory:1M"]).env("LISTEN_FDS", "1");
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
     let output = shell.stdin(Stdio::from(OwnedFd::from(theirs))).output().unwrap();
     drop(ours);
     assert_eq!(output.status.code(), Some(1));

@@ -1,11 +1,17 @@
 //! `nbd serve` as those see it who run it: what it prints, its exit codes, and how it ends.
 
+mod access;
 mod activation;
 mod addresses;
+mod captive;
 mod end;
 mod exports;
 mod limits;
 mod log;
+mod replace;
+mod replace_page;
+mod stdio;
+mod supervisor;
 mod usage;
 
 use std::process::Command;

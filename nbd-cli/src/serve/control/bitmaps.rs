@@ -65,6 +65,9 @@ impl Bitmaps {
     /// All or none.
     fn start(&self, name: &str) -> Result<(), String> {
         let trackers = self.trackers();
+        if trackers.is_empty() {
+            return Err(format!("'{name}': no export of this server can be written"));
+        }
         for (index, tracker) in trackers.iter().enumerate() {
             if let Err(error) = tracker.start(name) {
                 for started in &trackers[..index] {
@@ -107,6 +110,15 @@ pub(super) mod tests {
         assert!(bitmaps.each("a", Tracker::stop).unwrap_err().contains("no such bitmap"));
         assert!(bitmaps.each("a", Tracker::clear).is_err());
         assert!(bitmaps.each("c", Tracker::clear).is_ok());
+    }
+
+    #[test]
+    fn without_an_export_that_can_be_written_there_is_none() {
+        let bitmaps = Bitmaps::new(Vec::new(), &[]).unwrap();
+        assert!(
+            bitmaps.start("a").unwrap_err().contains("no export of this server can be written")
+        );
+        assert_eq!(bitmaps.names(), [""; 0]);
     }
 
     #[test]

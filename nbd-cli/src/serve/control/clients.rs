@@ -3,20 +3,26 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nbd_engine::Throttle;
-use nbd_engine::net::{DEFAULT_BACKLOG, SocketPath, bind_unix};
+use nbd_engine::net::{DEFAULT_BACKLOG, bind_unix};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::process::umask;
 
-use super::Verbs;
 use super::protocol::{self, Answer, MAX_REQUEST, Request};
+use super::verbs::{Conversation, Verbs};
 use crate::exit::Failure;
+use crate::serve::activation::Socket;
 use crate::serve::places::cannot_listen_on_unix;
+use crate::serve::sockets::{Accepting, Bound, SocketFile};
 use crate::serve::timed::Timed;
 
 /// How long a client may take, whatever it does.
@@ -29,22 +35,47 @@ const MAX_CLIENTS: usize = 64;
 /// Bytes of stack of a client's thread.
 const STACK: usize = 256 << 10;
 
-/// Begins to answer, as long as the process lives. The socket is this user's alone; its path goes when what is given
-/// back is dropped.
-pub(in crate::serve) fn listen(path: &Path, verbs: Verbs) -> Result<SocketPath, Failure> {
-    let failed = |error: io::Error| cannot_listen_on_unix(&error, path);
+/// Binds the socket, which is this user's alone.
+pub(in crate::serve) fn bind(path: &Path) -> Result<Bound, Failure> {
     let before = umask(Mode::from_raw_mode(0o177));
     let bound = bind_unix(path, DEFAULT_BACKLOG);
     umask(before);
-    let (listener, path) = bound.map_err(failed)?;
-    listener.set_nonblocking(false).map_err(failed)?;
-    let clients = Arc::new(Clients::new(verbs));
-    let thread = std::thread::Builder::new().name("nbd-control".into());
-    thread.spawn(move || answer_all(&listener, &clients)).map_err(failed)?;
-    Ok(path)
+    let (listener, path) = bound.map_err(|error| cannot_listen_on_unix(&error, path))?;
+    Ok(Bound { socket: Socket::Unix(listener), file: SocketFile::Own(path) })
 }
 
-fn answer_all(listener: &UnixListener, clients: &Arc<Clients>) {
+/// Answers clients, until what is given back is told to stop.
+pub(in crate::serve) fn answer(socket: Socket, verbs: Verbs) -> io::Result<Answering> {
+    let Socket::Unix(listener) = socket else {
+        return Err(io::Error::other("a control socket is a Unix socket"));
+    };
+    listener.set_nonblocking(true)?;
+    let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+    let (stopped, clients) = (Arc::clone(&stop), Arc::new(Clients::new(verbs)));
+    let thread = std::thread::Builder::new().name("nbd-control".into());
+    let thread = thread.spawn(move || answer_all(&listener, &stopped, &clients))?;
+    Ok(Answering { stop, thread: Mutex::new(Some(thread)) })
+}
+
+/// The thread that accepts clients. When this is dropped, it goes on.
+#[derive(Debug)]
+pub(in crate::serve) struct Answering {
+    stop: Arc<OwnedFd>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Accepting for Answering {
+    fn stop(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let woken = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        if let (Some(thread), Ok(_)) = (thread, woken) {
+            // A panic of it was reported, and it accepts nothing either.
+            let _ended = thread.join();
+        }
+    }
+}
+
+fn answer_all(listener: &UnixListener, stop: &OwnedFd, clients: &Arc<Clients>) {
     let failures = Throttle::new();
     let failed = |error: io::Error| {
         if let Some(times) = failures.count() {
@@ -53,11 +84,23 @@ fn answer_all(listener: &UnixListener, clients: &Arc<Clients>) {
         // Without descriptors it fails at once, again and again.
         std::thread::sleep(Duration::from_millis(50));
     };
-    for stream in listener.incoming() {
-        if let Err(error) =
-            stream.and_then(|stream| clients.begin(stream, Instant::now() + PATIENCE))
-        {
-            failed(error);
+    loop {
+        let mut sockets = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        match poll(&mut sockets, None) {
+            Ok(_) if !sockets[1].revents().is_empty() => return,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => failed(error.into()),
+        }
+        let accepted = listener.accept().and_then(|(stream, _)| {
+            // Elsewhere than on Linux a stream has this from its listener.
+            stream.set_nonblocking(false)?;
+            clients.begin(stream, Instant::now() + PATIENCE)
+        });
+        match accepted {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error) => failed(error),
+            Ok(()) => {}
         }
     }
 }
@@ -124,18 +167,14 @@ impl Clients {
             }
             received => Request::parse(&received?),
         };
-        let answer = request.and_then(|request| self.verbs.carry_out(request));
-        send(stream, &answer.into(), end)
+        let keep = || self.forget(stream);
+        let conversation = Conversation::new(stream, &keep, end);
+        match request.and_then(|request| self.verbs.carry_out(request, &conversation)) {
+            Ok(None) => Ok(()),
+            Ok(Some(answer)) => conversation.answer(&Answer::Ok(answer)),
+            Err(text) => conversation.refuse(&text),
+        }
     }
-}
-
-fn send(stream: &UnixStream, answer: &Answer, end: Instant) -> io::Result<()> {
-    let mut timed = Timed::new(stream, end);
-    protocol::send(&mut timed, answer)?;
-    stream.shutdown(Shutdown::Write)?;
-    // Unread bytes of a socket that is closed would take the answer away from a client that has not read it yet.
-    io::copy(&mut timed, &mut io::sink())?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,11 +7,13 @@
 mod bitmaps;
 mod clients;
 mod protocol;
+mod take_over;
 mod verbs;
 
 pub(crate) use bitmaps::{CLEAR, LIST, Named, START, STOP};
 pub(crate) use protocol::{Answer, MAX_ANSWER, Request, receive, send};
 
 pub(super) use bitmaps::Bitmaps;
-pub(super) use clients::listen;
+pub(super) use clients::{answer, bind};
+pub(super) use take_over::{Replaceable, SERVING, ServingNow, TAKE_OVER, TakeOver, receive_with};
 pub(super) use verbs::Verbs;

@@ -1,16 +1,66 @@
 //! The verbs that a control socket knows.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::fmt;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::protocol::Request;
+use super::protocol::{self, Answer, Request};
+use crate::serve::Timed;
 
 /// What answers the requests of one verb.
-type Handler = Box<dyn Fn(Value) -> Result<Value, String> + Send + Sync>;
+enum Handler {
+    Answer(Box<dyn Fn(Value) -> Result<Value, String> + Send + Sync>),
+    /// Says more than an answer.
+    Converse(Box<dyn Fn(Value, &Conversation<'_>) -> io::Result<()> + Send + Sync>),
+}
+
+/// A client with which there may be more to talk about than one request.
+pub(super) struct Conversation<'a> {
+    stream: &'a UnixStream,
+    keep: &'a dyn Fn(),
+    end: Cell<Instant>,
+}
+
+impl<'a> Conversation<'a> {
+    /// With the client of `stream`, until `end`. `keep` has it keep its connection whatever others want.
+    pub(super) fn new(stream: &'a UnixStream, keep: &'a dyn Fn(), end: Instant) -> Self {
+        Self { stream, keep, end: Cell::new(end) }
+    }
+
+    /// Gives it so much time from now on, in which it keeps its connection.
+    pub(super) fn allow(&self, time: Duration) -> &'a UnixStream {
+        (self.keep)();
+        self.end.set(Instant::now() + time);
+        self.stream
+    }
+
+    /// When its time is over.
+    pub(super) fn end(&self) -> Instant {
+        self.end.get()
+    }
+
+    /// Says the last thing, and waits until the client has received it.
+    pub(super) fn answer(&self, answer: &Answer) -> io::Result<()> {
+        let mut timed = Timed::new(self.stream, self.end());
+        protocol::send(&mut timed, answer)?;
+        self.stream.shutdown(Shutdown::Write)?;
+        // Unread bytes of a socket that is closed would take the answer away from a client that has not read it yet.
+        io::copy(&mut timed, &mut io::sink())?;
+        Ok(())
+    }
+
+    /// The same with an error.
+    pub(super) fn refuse(&self, text: &str) -> io::Result<()> {
+        self.answer(&Answer::Error(text.into()))
+    }
+}
 
 /// The arguments of a verb that has none.
 #[derive(Debug, Deserialize)]
@@ -41,13 +91,40 @@ impl Verbs {
             let answer = answer(arguments)?;
             serde_json::to_value(answer).map_err(|error| format!("the answer is lost: {error}"))
         };
-        let earlier = self.0.insert(verb, Box::new(handler));
-        debug_assert!(earlier.is_none(), "{verb} is there twice");
+        self.add(verb, Handler::Answer(Box::new(handler)));
         self
     }
 
-    /// Carries out a request.
-    pub(super) fn carry_out(&self, request: Request) -> Result<Value, String> {
+    /// One more, whose requests begin a conversation.
+    #[must_use]
+    pub(super) fn with_conversation<A: DeserializeOwned>(
+        mut self,
+        verb: &'static str,
+        converse: impl Fn(A, &Conversation<'_>) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let handler = move |arguments, conversation: &Conversation<'_>| match serde_json::from_value(
+            arguments,
+        ) {
+            Ok(arguments) => converse(arguments, conversation),
+            Err(error) => {
+                conversation.refuse(&format!("the arguments of {verb} are malformed: {error}"))
+            }
+        };
+        self.add(verb, Handler::Converse(Box::new(handler)));
+        self
+    }
+
+    fn add(&mut self, verb: &'static str, handler: Handler) {
+        let earlier = self.0.insert(verb, handler);
+        debug_assert!(earlier.is_none(), "{verb} is there twice");
+    }
+
+    /// Carries out a request; gives the answer, or nothing after a conversation.
+    pub(super) fn carry_out(
+        &self,
+        request: Request,
+        conversation: &Conversation<'_>,
+    ) -> Result<Option<Value>, String> {
         let Request { verb, arguments, .. } = request;
         let Some(handler) = self.0.get(&*verb) else {
             let known = self.0.keys().copied().collect::<Vec<_>>().join(", ");
@@ -56,10 +133,21 @@ impl Verbs {
             ));
         };
         let logged = arguments.to_string();
-        let result = handler(arguments);
-        let error = result.as_ref().err();
-        tracing::info!(verb, arguments = logged, error, "control");
-        result
+        match handler {
+            Handler::Answer(answer) => {
+                let result = answer(arguments);
+                let error = result.as_ref().err();
+                tracing::info!(verb, arguments = logged, error, "control");
+                result.map(Some)
+            }
+            Handler::Converse(converse) => {
+                tracing::info!(verb, arguments = logged, "control");
+                if let Err(error) = converse(arguments, conversation) {
+                    tracing::info!(%error, verb, "a client of the control socket is gone");
+                }
+                Ok(None)
+            }
+        }
     }
 }
 
@@ -86,10 +174,14 @@ mod tests {
         let verbs = Verbs::new()
             .with("double", |Double { number }| number.checked_mul(2).ok_or("too large".into()))
             .with("nothing", |NoArguments {}| Ok(()));
-        let ask = |verb: &str, arguments: Value| verbs.carry_out(Request::new(verb, &arguments));
-        assert_eq!(ask("double", json!({"number": 4})), Ok(json!(8)));
+        let (_client, server) = UnixStream::pair().unwrap();
+        let ask = |verb: &str, arguments: Value| {
+            let conversation = Conversation::new(&server, &|| {}, Instant::now());
+            verbs.carry_out(Request::new(verb, &arguments), &conversation)
+        };
+        assert_eq!(ask("double", json!({"number": 4})), Ok(Some(json!(8))));
         assert_eq!(ask("double", json!({"number": u32::MAX})), Err("too large".into()));
-        assert_eq!(ask("nothing", json!({})), Ok(Value::Null));
+        assert_eq!(ask("nothing", json!({})), Ok(Some(Value::Null)));
         for (verb, arguments, says) in [
             ("double", json!({}), "missing field `number`"),
             ("double", json!({"number": -1}), "arguments of double are malformed"),

@@ -1,0 +1,228 @@
+//! Handing the listening sockets over to a successor, which is `nbd serve --take-over`.
+//!
+//! The successor asks by the verb `take-over` and gets the sockets (`SCM_RIGHTS`); on the same connection, and once it
+//! serves on them, it says `serving`. Until then nothing changes here, whatever becomes of it. Then this server stops
+//! accepting, and its clients have some time to end by themselves before it shuts down as at any other end.
+
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::protocol::{self, Answer, MAX_REQUEST, Request};
+use super::verbs::{Conversation, Verbs};
+use crate::serve::Timed;
+use crate::serve::sockets::{Offer, Sockets};
+
+/// Asks for the sockets.
+pub(crate) const TAKE_OVER: &str = "take-over";
+/// Says that they are served on.
+pub(crate) const SERVING: &str = "serving";
+
+/// How long a successor may take from its sockets to serving on them. It has opened everything before.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a successor waits for the end of another one, which may have died and is about to be noticed.
+const TURN: Duration = Duration::from_secs(1);
+
+/// How often a server that was replaced looks whether a client is left.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Sockets that one message can carry: as many as Linux allows.
+const MAX_SOCKETS: usize = 253;
+
+/// The arguments of [`TAKE_OVER`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::serve) struct TakeOver {
+    /// Whether what lives in the memory of the server may be lost.
+    pub(in crate::serve) discard_state: bool,
+}
+
+/// The arguments of [`SERVING`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::serve) struct ServingNow {
+    /// How long clients may stay connected, in milliseconds.
+    pub(in crate::serve) linger_ms: u64,
+}
+
+/// A server that can be replaced.
+pub(in crate::serve) struct Replaceable {
+    pub(in crate::serve) sockets: Sockets,
+    /// What would be lost with this process.
+    pub(in crate::serve) state: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// Clients that are connected.
+    pub(in crate::serve) connections: Box<dyn Fn() -> usize + Send + Sync>,
+    /// Lets requests in flight finish, and ends.
+    pub(in crate::serve) shut_down: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Replaceable {
+    /// The verb by which it is replaced.
+    pub(in crate::serve) fn verbs(self, verbs: Verbs) -> Verbs {
+        let one_at_a_time = Mutex::new(());
+        verbs.with_conversation(TAKE_OVER, move |arguments: TakeOver, conversation| {
+            match turn(&one_at_a_time, Instant::now() + TURN) {
+                Some(_turn) => self.converse(&arguments, conversation),
+                None => conversation.refuse("another server is about to take over"),
+            }
+        })
+    }
+
+    fn converse(&self, arguments: &TakeOver, conversation: &Conversation<'_>) -> io::Result<()> {
+        let stream = conversation.allow(PATIENCE);
+        let (peer, own) = (sockopt::socket_peercred(stream)?, rustix::process::geteuid());
+        let offer = match self.offer(arguments, peer.uid == own) {
+            Ok(offer) => offer,
+            Err(text) => return conversation.refuse(&text),
+        };
+        let (offers, sockets) = offer;
+        let pid = peer.pid.as_raw_pid();
+        tracing::info!(pid, "handing sockets over to another server");
+        send_with(stream, &Answer::Ok(serde_json::to_value(offers)?), &sockets)?;
+        drop(sockets);
+        let serving = await_serving(stream, conversation.end());
+        // While this process lives it answers, so that the successor can tell its death from a refusal.
+        conversation.allow(PATIENCE);
+        let linger = match serving.and_then(|linger| self.sockets.replaced().map(|()| linger)) {
+            Ok(linger) => linger,
+            Err(text) => {
+                tracing::warn!("was not replaced, and goes on: {text}");
+                return conversation.refuse(&text);
+            }
+        };
+        tracing::info!(pid, ?linger, "replaced by another server");
+        if let Err(error) = conversation.answer(&Answer::Ok(Value::Null)) {
+            tracing::info!(%error, "the other server did not wait for the answer");
+        }
+        self.drain(linger);
+        Ok(())
+    }
+
+    /// What the successor gets, or why it gets nothing.
+    fn offer(
+        &self,
+        arguments: &TakeOver,
+        same_user: bool,
+    ) -> Result<(Vec<Offer>, Vec<OwnedFd>), String> {
+        if !same_user {
+            return Err("only the user that runs this server can replace it".into());
+        }
+        let lost = (self.state)();
+        if !lost.is_empty() && !arguments.discard_state {
+            let lost = lost.join(" and ");
+            return Err(format!(
+                "{lost} would be lost with it: to replace it all the same, give --discard-state"
+            ));
+        }
+        let (offers, sockets) = self.sockets.offer()?;
+        if sockets.len() > MAX_SOCKETS {
+            return Err(format!("it listens on more than {MAX_SOCKETS} sockets"));
+        }
+        Ok((offers, sockets))
+    }
+
+    /// Gives clients so much time to end by themselves, then ends as at any other shutdown.
+    fn drain(&self, linger: Duration) {
+        let end = Instant::now().checked_add(linger);
+        // No event says that the last client has gone, except to a server that shuts down.
+        while (self.connections)() > 0 && end.is_none_or(|end| Instant::now() < end) {
+            std::thread::sleep(LOOK);
+        }
+        (self.shut_down)();
+    }
+}
+
+/// The turn of one successor, once there is no other one any more.
+fn turn(turns: &Mutex<()>, end: Instant) -> Option<MutexGuard<'_, ()>> {
+    loop {
+        match turns.try_lock() {
+            Ok(turn) => return Some(turn),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= end => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+        }
+    }
+}
+
+/// How long clients may stay, from the successor that serves.
+fn await_serving(stream: &UnixStream, end: Instant) -> Result<Duration, String> {
+    let line = match protocol::receive(Timed::new(stream, end), MAX_REQUEST) {
+        Ok(line) if line.is_empty() => return Err("the other server has failed".into()),
+        Ok(line) => line,
+        Err(error) if error.kind() == ErrorKind::TimedOut => {
+            return Err(format!("the other server did not serve within {PATIENCE:?}"));
+        }
+        Err(error) => return Err(format!("nothing came from the other server: {error}")),
+    };
+    let request = Request::parse(&line)?;
+    if request.verb != SERVING {
+        return Err(format!("'{}' was received where {SERVING} is due", request.verb));
+    }
+    let arguments: ServingNow = serde_json::from_value(request.arguments)
+        .map_err(|error| format!("the arguments of {SERVING} are malformed: {error}"))?;
+    Ok(Duration::from_millis(arguments.linger_ms))
+}
+
+/// Sends a message with descriptors.
+fn send_with(stream: &UnixStream, message: &Answer, sockets: &[OwnedFd]) -> io::Result<()> {
+    let mut line = Vec::new();
+    protocol::send(&mut line, message)?;
+    let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !borrowed.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+        return Err(io::Error::other("too many descriptors for a message"));
+    }
+    let sent = sendmsg(stream, &[IoSlice::new(&line)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    let mut rest = stream;
+    rest.write_all(&line[sent..])
+}
+
+/// Receives a message, and the descriptors that came with it.
+pub(in crate::serve) fn receive_with(
+    stream: &UnixStream,
+    max: usize,
+    end: Instant,
+) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut receiver = Receiver { stream, end, descriptors: Vec::new() };
+    let line = protocol::receive(&mut receiver, max)?;
+    Ok((line, receiver.descriptors))
+}
+
+/// Reads bytes, and keeps the descriptors that came with them.
+struct Receiver<'a> {
+    stream: &'a UnixStream,
+    end: Instant,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Read for Receiver<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Timed::new(self.stream, self.end).limit_read()?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(buffer)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = match recvmsg(self.stream, &mut slices, &mut ancillary, flags) {
+            Err(rustix::io::Errno::AGAIN) => return Err(ErrorKind::TimedOut.into()),
+            received => received?,
+        };
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors);
+            }
+        }
+        Ok(received.bytes)
+    }
+}

@@ -1,0 +1,156 @@
+//! `--take-over`: the server that this one replaces.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nbd_engine::net::LocalAddr;
+use serde::Serialize;
+
+use super::activation::Socket;
+use super::control::{
+    Answer, MAX_ANSWER, Request, SERVING, ServingNow, TAKE_OVER, TakeOver, receive_with,
+};
+use super::process::ProcessArguments;
+use super::sockets::{Bound, Offer, Role, Sockets};
+use super::timed::Timed;
+use super::{receive, send};
+use crate::control;
+use crate::exit::Failure;
+
+/// How long the other server may take for each answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server that runs and goes on until it is told that this one serves.
+pub(super) struct Predecessor {
+    path: PathBuf,
+    stream: UnixStream,
+    linger: Duration,
+    offered: Vec<Offered>,
+}
+
+/// A socket of the other server.
+struct Offered {
+    offer: Offer,
+    address: Option<LocalAddr>,
+    socket: Socket,
+}
+
+impl Offered {
+    fn bound(self) -> Bound {
+        Bound { file: self.offer.file(), socket: self.socket }
+    }
+}
+
+impl Predecessor {
+    /// The server that is to be replaced, which is asked for its sockets.
+    pub(super) fn of(arguments: &ProcessArguments) -> Result<Option<Self>, Failure> {
+        let Some(path) = &arguments.take_over else { return Ok(None) };
+        Self::ask(path, arguments.discard_state, arguments.linger).map(Some)
+    }
+
+    fn ask(path: &Path, discard_state: bool, linger: Duration) -> Result<Self, Failure> {
+        let stream = control::connect(path)?;
+        let this = Self { path: path.to_owned(), stream, linger, offered: Vec::new() };
+        let peer = rustix::net::sockopt::socket_peercred(&this.stream)
+            .map_err(|error| this.failed(error))?;
+        if peer.uid != rustix::process::geteuid() {
+            return Err(this.failed("it belongs to another user"));
+        }
+        this.say(TAKE_OVER, &TakeOver { discard_state }).map_err(|error| this.failed(error))?;
+        let received = receive_with(&this.stream, MAX_ANSWER, Instant::now() + PATIENCE);
+        let (line, sockets) = received.map_err(|error| this.failed(error))?;
+        let offers = match serde_json::from_slice(&line) {
+            Ok(Answer::Ok(offers)) => serde_json::from_value::<Vec<Offer>>(offers).ok(),
+            Ok(Answer::Error(text)) => return Err(this.failed(text)),
+            Err(_) => None,
+        };
+        let offers = offers.filter(|offers| offers.len() == sockets.len());
+        let offers = offers.ok_or_else(|| this.failed("it gave an unexpected answer"))?;
+        let offered = offers.into_iter().zip(sockets).map(offered).collect::<Result<_, _>>();
+        let offered = offered.map_err(|text| this.failed(text))?;
+        Ok(Self { offered, ..this })
+    }
+
+    fn failed(&self, why: impl core::fmt::Display) -> Failure {
+        let path = self.path.display();
+        Failure::failed(format!("cannot replace the server of {path}, which goes on: {why}"))
+    }
+
+    fn say(&self, verb: &str, arguments: &impl Serialize) -> std::io::Result<()> {
+        let end = Instant::now() + PATIENCE;
+        send(Timed::new(&self.stream, end), &Request::new(verb, arguments))
+    }
+
+    /// All sockets for clients.
+    pub(super) fn take_all(&mut self) -> Vec<Bound> {
+        self.take(|offered| offered.offer.role == Role::Clients)
+    }
+
+    /// The socket that is at one of the addresses, or at the path.
+    pub(super) fn take_tcp(&mut self, address: SocketAddr) -> Option<Bound> {
+        let is = |offered: &Offered| offered.address == Some(LocalAddr::Tcp(address));
+        self.take(|offered| offered.offer.role == Role::Clients && is(offered)).pop()
+    }
+
+    /// Whether it listens on a TCP address.
+    pub(super) fn has_tcp(&self, address: SocketAddr) -> bool {
+        self.offered.iter().any(|offered| offered.address == Some(LocalAddr::Tcp(address)))
+    }
+
+    /// The socket whose file is at that path.
+    pub(super) fn take_unix(&mut self, path: &Path, role: Role) -> Option<Bound> {
+        let metadata = std::fs::symlink_metadata(path).ok()?;
+        let identity = (metadata.dev(), metadata.ino());
+        self.take(|offered| offered.offer.role == role && offered.offer.is_file(identity)).pop()
+    }
+
+    fn take(&mut self, wanted: impl Fn(&Offered) -> bool) -> Vec<Bound> {
+        let (taken, left) = core::mem::take(&mut self.offered).into_iter().partition(wanted);
+        self.offered = left;
+        Vec::into_iter(taken).map(Offered::bound).collect()
+    }
+
+    /// Tells it that its sockets are served on. Then it accepts nothing more, and its files are this process's: those of
+    /// the sockets that are used, and those of the other ones, which are removed.
+    ///
+    /// # Errors
+    /// When the other one goes on, or has ended by itself and taken its files with it.
+    pub(super) fn retire(self, sockets: &Sockets) -> Result<(), Failure> {
+        let linger_ms = u64::try_from(self.linger.as_millis()).unwrap_or(u64::MAX);
+        let answer = self.say(SERVING, &ServingNow { linger_ms }).and_then(|()| {
+            receive(Timed::new(&self.stream, Instant::now() + PATIENCE), MAX_ANSWER)
+        });
+        match answer.map(|line| serde_json::from_slice(&line)) {
+            Ok(Ok(Answer::Ok(_))) => {}
+            Ok(Ok(Answer::Error(text))) => return Err(self.failed(text)),
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                return Err(self.failed("it did not say that it ends"));
+            }
+            // It always answers while it lives.
+            Ok(Err(_)) | Err(_) => {
+                tracing::warn!("the server that is to be replaced has ended by itself");
+            }
+        }
+        sockets.adopt().map_err(|error| {
+            let path = self.path.display();
+            Failure::failed(format!(
+                "the server of {path} has ended meanwhile: {error}; start without --take-over"
+            ))
+        })?;
+        for offered in self.offered {
+            // One that is gone need not be removed.
+            let _removed = offered.offer.file().adopt();
+        }
+        Ok(())
+    }
+}
+
+fn offered((offer, socket): (Offer, OwnedFd)) -> Result<Offered, String> {
+    let socket = Socket::try_from(socket).map_err(|what| format!("one of its sockets {what}"))?;
+    Ok(Offered { address: offer.address(), offer, socket })
+}

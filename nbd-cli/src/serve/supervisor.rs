@@ -1,0 +1,262 @@
+//! What a supervisor learns of the server: `READY=1` and its like for systemd (see `sd_notify(3)`), the line of
+//! `--ready-fd`, and the file of `--pid-file`.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tempfile::NamedTempFile;
+
+use super::activation;
+use super::process::ProcessArguments;
+use crate::exit::Failure;
+use crate::{descriptor, stderr};
+
+/// The variable in which systemd gives its socket.
+const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+
+/// The socket of systemd, or of another program that speaks its protocol. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Supervisor(Option<Arc<(UnixDatagram, SocketAddr)>>);
+
+impl Supervisor {
+    /// That which the environment names. What can't be used is logged: the server runs without.
+    pub(super) fn of_environment() -> Self {
+        let Some(name) = std::env::var_os(NOTIFY_SOCKET).filter(|name| !name.is_empty()) else {
+            return Self::default();
+        };
+        let open = || Ok((UnixDatagram::unbound()?, address(name.as_bytes())?));
+        match open() {
+            Ok(open) => Self(Some(Arc::new(open))),
+            Err(error) => {
+                let error: io::Error = error;
+                let name = name.display();
+                tracing::warn!(%error, "cannot notify the supervisor at {NOTIFY_SOCKET}={name}");
+                Self::default()
+            }
+        }
+    }
+
+    /// All exports are open, and it listens.
+    fn ready(&self) {
+        // The process of the service is another one after a take-over.
+        self.notify(&format!("READY=1\nMAINPID={}", std::process::id()));
+    }
+
+    /// The end begins.
+    pub(super) fn stopping(&self) {
+        self.notify("STOPPING=1");
+    }
+
+    /// What can be read again is read again; [`ready`](Self::ready) says that it is done.
+    fn reloading(&self) {
+        // The time lets systemd tell this message from one of an earlier reload.
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let microseconds = time.tv_sec * 1_000_000 + time.tv_nsec / 1000;
+        self.notify(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
+    }
+
+    /// Reads again what can be, with both messages around it. Gives whether there was anything.
+    pub(super) fn around_reload(&self, reload: impl FnOnce() -> bool) -> bool {
+        self.reloading();
+        let reloaded = reload();
+        if reloaded {
+            self.ready();
+        }
+        reloaded
+    }
+
+    fn notify(&self, text: &str) {
+        let Some((socket, address)) = self.0.as_deref() else { return };
+        if let Err(error) = socket.send_to_addr(text.as_bytes(), address) {
+            tracing::warn!(%error, text, "cannot notify the supervisor");
+        }
+    }
+}
+
+/// A path, or an abstract name after `@`.
+fn address(name: &[u8]) -> io::Result<SocketAddr> {
+    match name {
+        [b'/', ..] => SocketAddr::from_pathname(std::ffi::OsString::from_vec(name.to_vec())),
+        #[cfg(target_os = "linux")]
+        [b'@', name @ ..] => {
+            <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)
+        }
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is neither an absolute path nor an abstract socket, which begins with @",
+        )),
+    }
+}
+
+/// The process id in a file.
+#[derive(Debug)]
+pub(super) struct PidFile {
+    path: PathBuf,
+    state: PidState,
+}
+
+#[derive(Debug)]
+enum PidState {
+    /// Written beside its path.
+    Prepared(NamedTempFile),
+    /// At its path, by device and inode.
+    Published(u64, u64),
+    /// It could not be moved there.
+    Lost,
+}
+
+impl PidFile {
+    /// Writes the file beside its path, which shows whether that is possible.
+    fn prepare(path: &Path) -> Result<Self, Failure> {
+        let failed = |error: io::Error| {
+            Failure::failed(format!(
+                "cannot write the process id to {}: {error}; choose another path for --pid-file",
+                path.display()
+            ))
+        };
+        if path.is_dir() {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let mut file = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(0o644))
+            .tempfile_in(folder.unwrap_or(Path::new(".")))
+            .map_err(failed)?;
+        writeln!(file, "{}", std::process::id()).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), state: PidState::Prepared(file) })
+    }
+
+    /// Moves it to its path, in the place of what is there.
+    fn publish(&mut self) {
+        let PidState::Prepared(file) = core::mem::replace(&mut self.state, PidState::Lost) else {
+            return;
+        };
+        let published = file.persist(&self.path).map_err(|error| error.error);
+        match published.and_then(|file: File| file.metadata()) {
+            Ok(metadata) => self.state = PidState::Published(metadata.dev(), metadata.ino()),
+            Err(error) => {
+                let path = self.path.display();
+                stderr::say(&format!("warning: cannot write the process id to {path}: {error}"));
+            }
+        }
+    }
+}
+
+impl Drop for PidFile {
+    /// Removes it, unless it is that of another process by now, such as a successor.
+    fn drop(&mut self) {
+        let PidState::Published(device, inode) = self.state else { return };
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (device, inode));
+        if ours {
+            // It is stale then, as after a crash.
+            let _removed = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Everything by which others learn that the server is ready. The file of the process id goes when it is dropped.
+#[derive(Debug)]
+pub(super) struct Readiness {
+    pub(super) supervisor: Supervisor,
+    pid_file: Option<PidFile>,
+    ready_fd: Option<OwnedFd>,
+}
+
+impl Readiness {
+    /// What the command line and the environment ask for; `ready_fd` is that of the command line, taken over.
+    pub(super) fn of(
+        arguments: &ProcessArguments,
+        ready_fd: Option<OwnedFd>,
+    ) -> Result<Self, Failure> {
+        let pid_file = arguments.pid_file.as_deref().map(PidFile::prepare).transpose()?;
+        Ok(Self { supervisor: Supervisor::of_environment(), pid_file, ready_fd })
+    }
+
+    /// The server listens, and all exports are open.
+    pub(super) fn announce(&mut self) {
+        if let Some(file) = &mut self.pid_file {
+            file.publish();
+        }
+        if let Some(descriptor) = self.ready_fd.take()
+            && let Err(error) = File::from(descriptor).write_all(b"READY\n")
+        {
+            // As good as not waiting for it.
+            tracing::warn!(%error, "cannot write to the descriptor of --ready-fd");
+        }
+        self.supervisor.ready();
+    }
+}
+
+/// Takes the descriptor of `--ready-fd` over. To be called before anything else is opened.
+pub(super) fn take_ready_fd(arguments: &ProcessArguments) -> Result<Option<OwnedFd>, Failure> {
+    let Some(number) = arguments.ready_fd else { return Ok(None) };
+    let taken = match RawFd::try_from(number).unwrap_or(RawFd::MAX) {
+        // Standard input, output and error stay open.
+        number @ 0..=2 => descriptor::share(number),
+        number if activation::has_taken(number) => {
+            return Err(Failure::usage(format!(
+                "--ready-fd {number} is one of the sockets that socket activation hands over: choose another one"
+            )));
+        }
+        number => descriptor::take(number),
+    };
+    taken.map(Some).map_err(|error| {
+        Failure::usage(format!("--ready-fd {number} names no descriptor that is open: {error}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_paths_or_abstract_names() {
+        assert_eq!(address(b"/run/a").unwrap().as_pathname(), Some(Path::new("/run/a")));
+        #[cfg(target_os = "linux")]
+        {
+            use std::os::linux::net::SocketAddrExt;
+            assert_eq!(address(b"@a/b").unwrap().as_abstract_name(), Some(&b"a/b"[..]));
+        }
+        for name in [&b"run/a"[..], b"vsock:2:1", &[b'/'; 200]] {
+            assert!(address(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn the_file_of_the_process_id_appears_whole_and_goes_unless_it_is_anothers() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pid");
+        let published = || {
+            let mut file = PidFile::prepare(&path).unwrap();
+            file.publish();
+            file
+        };
+        let prepared = PidFile::prepare(&path).unwrap();
+        assert!(!path.exists());
+        drop(prepared);
+        let first = published();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        assert_eq!(path.metadata().unwrap().mode() & 0o133, 0, "not for all to write");
+        let second = published();
+        drop(first);
+        assert!(path.exists(), "it is the second one's");
+        drop(second);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_of_the_process_id_that_can_not_be_is_refused_with_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [folder.path().to_owned(), folder.path().join("missing/pid")] {
+            let Err(Failure::Failed(text)) = PidFile::prepare(&path) else { panic!("{path:?}") };
+            assert!(text.contains(&path.display().to_string()), "{text}");
+        }
+    }
+}

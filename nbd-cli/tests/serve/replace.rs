@@ -1,0 +1,317 @@
+//! `nbd serve --take-over`: what a successor takes, and what becomes of the server that it replaces. That no client is
+//! refused meanwhile is shown in `internal/interop/tests/replace.rs`.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nbd_testkit::Endpoint;
+use nbd_testkit::process::{Background, Finished, run, wait_until};
+use nbd_testkit::raw::RawClient;
+use tempfile::TempDir;
+
+use super::{LIMIT, RUNTIMES, Serving, refuses, serve};
+
+/// A folder with a disk, and where servers of it have their sockets.
+struct Site {
+    folder: TempDir,
+}
+
+impl Site {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("disk"), vec![7; 1 << 20]).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// A server with a control socket that listens on a Unix socket and a free port.
+    fn first(&self, runtime: &str, more: &[&str]) -> Serving {
+        let (control, socket, disk) =
+            (self.text("control"), self.text("nbd.sock"), self.text("disk"));
+        let mut arguments =
+            vec!["--runtime", runtime, "--control", &control, "-U", &socket, "--port", "0"];
+        arguments.extend(more);
+        arguments.push(&disk);
+        let server = Serving::start(arguments);
+        // Only then it answers.
+        assert_eq!(self.bitmaps("control").status.code(), Some(0));
+        server
+    }
+
+    fn successor(&self, more: &[&str]) -> Command {
+        let mut command = serve(["--take-over", &self.text("control")]);
+        command.args(more).arg(self.path("disk"));
+        command
+    }
+
+    /// Starts a successor, and waits for the end of the first one.
+    #[track_caller]
+    fn replaced(&self, first: Serving, more: &[&str]) -> Serving {
+        let successor = Background::spawn(&mut self.successor(more)).unwrap();
+        let Some(uri) = successor.next_line(LIMIT) else { panic!("{}", successor.stderr()) };
+        let (code, said) = first.end();
+        assert_eq!(code, Some(0), "{said}");
+        Serving { process: successor, uri }
+    }
+
+    /// A successor that has taken over, while the other one may still have clients.
+    #[track_caller]
+    fn taken_over(&self, more: &[&str]) -> Background {
+        let pid = self.text("pid");
+        let mut command = self.successor(more);
+        let successor = Background::spawn(command.args(["--pid-file", &pid])).unwrap();
+        let own = format!("{}\n", successor.id());
+        wait_until("it has taken over", LIMIT, || {
+            std::fs::read_to_string(&pid).is_ok_and(|found| found == own)
+        });
+        successor
+    }
+
+    fn bitmaps(&self, control: &str) -> Finished {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nbd"));
+        run(command.arg("bitmap").arg(self.path(control)).arg("list"), LIMIT)
+    }
+
+    #[track_caller]
+    fn serves(&self, socket: &str) {
+        reads(&Endpoint::Unix(self.path(socket)));
+    }
+}
+
+#[track_caller]
+fn reads(endpoint: &Endpoint) {
+    let mut client = RawClient::go_simple(endpoint);
+    assert_eq!(client.read(0, 512), [7; 512]);
+    client.finish();
+}
+
+/// Asks it to end and expects that it does.
+#[track_caller]
+fn stop(server: Serving) {
+    server.process.terminate();
+    let (code, said) = server.end();
+    assert_eq!(code, Some(0), "{said}");
+}
+
+fn tcp(server: &Serving) -> SocketAddr {
+    match server.endpoint() {
+        Endpoint::Tcp(address) => address,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_successor_takes_all_sockets_with_the_control_socket() {
+    for runtime in RUNTIMES {
+        let site = Site::new();
+        let first = site.first(runtime, &[]);
+        let address = tcp(&first);
+        let second = site.replaced(first, &["--runtime", runtime]);
+        reads(&Endpoint::Tcp(address));
+        site.serves("nbd.sock");
+        assert_eq!(site.bitmaps("control").success(), "");
+        // And so on, of whatever runtime.
+        let third = site.replaced(second, &["--runtime", "blocking"]);
+        reads(&Endpoint::Tcp(address));
+        site.serves("nbd.sock");
+        stop(third);
+        assert!(!site.path("nbd.sock").exists() && !site.path("control").exists());
+        assert!(TcpStream::connect(address).is_err());
+    }
+}
+
+#[test]
+fn addresses_choose_the_sockets_and_what_is_left_over_is_closed() {
+    let site = Site::new();
+    let first = site.first("tokio", &[]);
+    let address = tcp(&first);
+    let (new, control) = (site.text("new.sock"), site.text("new control"));
+    let port = address.port().to_string();
+    let more = ["--port", &port, "-U", &new, "--control", &control];
+    let second = site.replaced(first, &more);
+    assert_eq!(tcp(&second), address);
+    reads(&Endpoint::Tcp(address));
+    site.serves("new.sock");
+    for gone in ["nbd.sock", "control"] {
+        wait_until("the files are removed", LIMIT, || !site.path(gone).exists());
+    }
+    assert_eq!(site.bitmaps("new control").success(), "");
+    stop(second);
+    assert!(!site.path("new.sock").exists() && !site.path("new control").exists());
+}
+
+#[test]
+fn a_successor_that_fails_changes_nothing() {
+    let site = Site::new();
+    let first = site.first("tokio", &[]);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let missing = site.text("missing");
+    for (more, says) in [
+        (&[&*missing][..], "missing"),
+        (&["--port", &port], "cannot listen on 127.0.0.1"),
+        (&["--pid-file", "/no/such/folder/pid"], "cannot write the process id"),
+        (&["--tls", "require", "--tls-certificates", &missing], "missing"),
+    ] {
+        let mut command = serve(["--take-over", &site.text("control")]);
+        refuses(command.args(more).arg(format!("b={}", site.text("disk"))), 1, &[says]);
+        site.serves("nbd.sock");
+        reads(&first.endpoint());
+        assert_eq!(site.bitmaps("control").success(), "");
+    }
+    stop(first);
+}
+
+#[test]
+fn what_lives_in_memory_is_not_lost_by_accident() {
+    let site = Site::new();
+    let first = site.first("tokio", &["--track", "monday", "a=memory:1M"]);
+    let says = [
+        "what the disks in memory hold ('a') and the dirty bitmaps ('monday') would be lost",
+        "--discard-state",
+        "which goes on",
+    ];
+    refuses(&mut site.successor(&[]), 1, &says);
+    site.serves("nbd.sock");
+    // A bitmap that continued under its name would lack what was changed by way of the other server.
+    refuses(&mut site.successor(&["--discard-state", "--track", "monday"]), 64, &["--track"]);
+    stop(site.replaced(first, &["--discard-state"]));
+}
+
+#[test]
+fn where_no_server_is_nothing_can_be_replaced() {
+    let site = Site::new();
+    let says = ["no answer on the control socket", "control"];
+    refuses(&mut site.successor(&[]), 1, &says);
+    let first = site.first("tokio", &[]);
+    let mut command = serve(["--take-over", &site.text("nbd.sock"), &site.text("disk")]);
+    refuses(&mut command, 1, &["cannot replace the server of", "unexpected answer"]);
+    let mut command = serve(["--linger", "1s", &site.text("disk")]);
+    refuses(&mut command, 64, &["--take-over"]);
+    stop(first);
+}
+
+/// Somebody who asks for the sockets by hand.
+struct ByHand(BufReader<UnixStream>);
+
+impl ByHand {
+    fn new(control: &Path) -> Self {
+        let stream = UnixStream::connect(control).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    #[track_caller]
+    fn ask(&mut self, verb: &str, arguments: &str) -> String {
+        let request = format!(r#"{{"version":1,"verb":"{verb}","arguments":{arguments}}}"#);
+        writeln!(self.0.get_mut(), "{request}").unwrap();
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).unwrap();
+        answer
+    }
+}
+
+const ALL: &str = r#"{"discard_state":true}"#;
+
+#[test]
+fn a_successor_that_dies_with_the_sockets_is_survived() {
+    for runtime in RUNTIMES {
+        let site = Site::new();
+        let first = site.first(runtime, &[]);
+        for _ in 0..3 {
+            let mut dies = ByHand::new(&site.path("control"));
+            let answer = dies.ask("take-over", ALL);
+            assert!(answer.starts_with(r#"{"ok":["#), "{answer}");
+        }
+        site.serves("nbd.sock");
+        reads(&first.endpoint());
+        stop(site.replaced(first, &[]));
+    }
+}
+
+#[test]
+fn one_successor_at_a_time_and_only_one() {
+    let site = Site::new();
+    let first = site.first("tokio", &[]);
+    let mut waits = ByHand::new(&site.path("control"));
+    assert!(waits.ask("take-over", ALL).contains("clients"));
+    refuses(&mut site.successor(&[]), 1, &["another server is about to take over"]);
+    // Others that ask for something do not have it closed, however many they are.
+    let mut others: Vec<_> = (0..200).map(|_| UnixStream::connect(site.path("control"))).collect();
+    others.clear();
+    assert_eq!(site.bitmaps("control").success(), "");
+    let answer = waits.ask("dance", "{}");
+    assert!(answer.contains("'dance' was received where serving is due"), "{answer}");
+    drop(waits);
+    let mut malformed = ByHand::new(&site.path("control"));
+    let answer = malformed.ask("take-over", r#"{"discard_state":7}"#);
+    assert!(answer.contains("the arguments of take-over are malformed"), "{answer}");
+    drop(malformed);
+    stop(site.replaced(first, &[]));
+}
+
+#[test]
+fn clients_stay_until_they_disconnect_or_have_lingered() {
+    let site = Site::new();
+    let first = site.first("tokio", &[]);
+    let mut client = RawClient::go_simple(&first.endpoint());
+    assert_eq!(client.read(0, 512), [7; 512]);
+    let mut second = site.taken_over(&["--linger", "1h"]);
+    assert_eq!(client.read(0, 512), [7; 512], "by the first one");
+    client.finish();
+    assert_eq!(first.end(), (Some(0), String::new()));
+    let endpoint = Endpoint::Unix(site.path("nbd.sock"));
+    let mut client = RawClient::go_simple(&endpoint);
+    let _third = site.taken_over(&["--linger", "0s"]);
+    assert_eq!(second.wait_exit(LIMIT).and_then(|status| status.code()), Some(0));
+    // Its connection is closed in order.
+    client.wire().drain_to_eof();
+}
+
+#[test]
+fn a_signal_ends_a_server_that_was_replaced_before_its_clients_have_lingered() {
+    let site = Site::new();
+    let first = site.first("tokio", &[]);
+    let client = RawClient::go_simple(&first.endpoint());
+    let _second = site.taken_over(&["--linger", "1h"]);
+    first.process.terminate();
+    assert_eq!(first.end(), (Some(0), String::new()));
+    drop(client);
+    site.serves("nbd.sock");
+}
+
+#[test]
+fn the_file_of_the_process_id_is_the_successors() {
+    let site = Site::new();
+    let pid = site.text("nbd.pid");
+    let first = site.first("tokio", &["--pid-file", &pid]);
+    let second = site.replaced(first, &["--pid-file", &pid]);
+    let own = format!("{}\n", second.process.id());
+    wait_until("it is ready", LIMIT, || {
+        std::fs::read_to_string(&pid).is_ok_and(|found| found == own)
+    });
+    stop(second);
+    assert!(!Path::new(&pid).exists());
+}
+
+#[test]
+fn a_read_only_and_an_oldstyle_server_can_be_replaced() {
+    let site = Site::new();
+    let first = site.first("tokio", &["--read-only"]);
+    let mut start = Command::new(env!("CARGO_BIN_EXE_nbd"));
+    start.arg("bitmap").arg(site.path("control")).args(["start", "a"]);
+    let said = run(&mut start, LIMIT).failure();
+    assert!(said.contains("no export of this server can be written"), "{said}");
+    let second = site.replaced(first, &["--oldstyle"]);
+    stop(site.replaced(second, &["--read-only"]));
+}
