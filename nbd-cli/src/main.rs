@@ -50,7 +50,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     #[command(display_name = NAME)]
-    Serve(serve::Arguments),
+    Serve(Box<serve::Arguments>),
     #[command(display_name = NAME)]
     Info(info::Arguments),
     #[command(display_name = NAME)]
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
         Err(error) => return exit::usage(&error),
     };
     let result = match cli.command {
-        Command::Serve(arguments) => serve::run(arguments),
+        Command::Serve(arguments) => serve::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
         Command::Map(arguments) => map::run(&arguments),

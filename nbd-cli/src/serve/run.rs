@@ -26,15 +26,15 @@ use crate::exit::Failure;
 use crate::{fault, log};
 
 /// `nbd serve`.
-pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let given = activation::sockets()?;
     let ready_fd = supervisor::take_ready_fd(&arguments.process)?;
     let stdio = arguments.process.stdio.then(Stdio::take).transpose()?;
     log::start(arguments.verbose)?;
     fault::end_on_panic();
-    raise_descriptor_limit(&arguments);
-    let places = Places::of(&arguments, given)?;
-    let Opened { exports, names, trackers, in_memory } = backend::open(&arguments)?;
+    raise_descriptor_limit(arguments);
+    let places = Places::of(arguments, given)?;
+    let Opened { exports, names, trackers, in_memory } = backend::open(arguments)?;
     let bitmaps = Bitmaps::new(trackers, &arguments.track)?;
     let config = ServerConfig::new()
         .with_max_connections(arguments.max_connections)
@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_stall_timeout(arguments.stall_timeout.duration().unwrap_or(Duration::MAX))
         .with_resize(arguments.resize)
         .with_access(arguments.access.access()?);
-    let (config, security) = Security::of(&arguments, config)?;
+    let (config, security) = Security::of(arguments, config)?;
     let readiness = Readiness::of(&arguments.process, ready_fd)?;
     if let Some(stdio) = stdio {
         let outcome = stdio.serve(exports, config, security, readiness, arguments.oldstyle)?;
@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let announcement = Announcement { names, printed, in_tls: security.is_required() };
     // Last, so that the other server learns of this one only once nothing of its own can fail any more.
     let mut predecessor = Predecessor::of(&arguments.process)?;
-    let control = control_socket(&arguments, predecessor.as_mut())?;
+    let control = control_socket(arguments, predecessor.as_mut())?;
     let setup = Setup {
         places,
         announcement,

@@ -14,11 +14,16 @@ use serde_json::Value;
 use super::protocol::{self, Answer, Request};
 use crate::serve::Timed;
 
+/// Gives the answer to the arguments of a request.
+type AnswerTo = dyn Fn(Value) -> Result<Value, String> + Send + Sync;
+
+/// Says more than an answer.
+type ConverseOn = dyn Fn(Value, &Conversation<'_>) -> io::Result<()> + Send + Sync;
+
 /// What answers the requests of one verb.
 enum Handler {
-    Answer(Box<dyn Fn(Value) -> Result<Value, String> + Send + Sync>),
-    /// Says more than an answer.
-    Converse(Box<dyn Fn(Value, &Conversation<'_>) -> io::Result<()> + Send + Sync>),
+    Answer(Box<AnswerTo>),
+    Converse(Box<ConverseOn>),
 }
 
 /// A client with which there may be more to talk about than one request.
