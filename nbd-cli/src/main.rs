@@ -4,6 +4,7 @@ mod bitmap;
 #[cfg(feature = "tls")]
 mod cert;
 mod colour;
+mod control;
 mod copy;
 mod descriptor;
 mod dump;
