@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nbd_testkit::peers;
 use nbd_testkit::process::run;
-use nbd_testkit::server::{Serve, nbd_binary};
+use nbd_testkit::server::{Runtime, Setup, Transport, nbd_binary};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -90,7 +90,8 @@ fn completes_all(words: &[&str], setup: impl Fn(&str) -> String) {
     std::fs::write(folder.path().join("my disk.img"), "").unwrap();
     std::fs::create_dir(folder.path().join("images")).unwrap();
     std::fs::write(folder.path().join("images/root.img"), "").unwrap();
-    let server = Serve::tcp().args(["alpha=memory:1M", "beta=memory:1M"]).start();
+    let setup_of_server = Setup { runtime: Runtime::Tokio, transport: Transport::Tcp };
+    let server = setup_of_server.serve().args(["alpha=memory:1M", "beta=memory:1M"]).start();
     let uri = server.uri("").trim_end_matches('/').to_owned();
     let mut shell = Shell::start(words, folder.path(), &setup(&script.display().to_string()));
     let mut completed = |words: &str| {
@@ -122,7 +123,9 @@ fn completes_all(words: &[&str], setup: impl Fn(&str) -> String) {
 #[test]
 fn bash_completes_command_lines() {
     completes_all(&["bash", "--norc", "--noprofile", "-i"], |script| {
-        format!("bind 'set bell-style none'; bind 'set enable-bracketed-paste off'; source {script}")
+        format!(
+            "bind 'set bell-style none'; bind 'set enable-bracketed-paste off'; source {script}"
+        )
     });
 }
 
@@ -132,7 +135,9 @@ fn zsh_completes_command_lines() {
         return;
     }
     completes_all(&["zsh", "-f", "-i"], |script| {
-        format!("unsetopt nomatch; bindkey -e; autoload -Uz compinit; compinit -u -D; source {script}")
+        format!(
+            "unsetopt nomatch; bindkey -e; autoload -Uz compinit; compinit -u -D; source {script}"
+        )
     });
 }
 

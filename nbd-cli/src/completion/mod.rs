@@ -82,6 +82,7 @@ fn command() -> clap::Command {
         ("info", "words", values::server),
         ("list", "words", values::server),
         ("map", "words", values::server),
+        ("dump", "words", values::server),
         ("resize", "words", values::server),
         ("copy", "words", values::server_or_path),
         ("serve", "backends", values::backend),

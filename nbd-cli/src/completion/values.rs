@@ -44,9 +44,8 @@ pub(super) fn server_or_path(current: &OsStr) -> Vec<CompletionCandidate> {
         return uri(text);
     }
     let schemes = SCHEMES.iter().filter(|(scheme, _)| scheme.starts_with(text));
-    let schemes = schemes.map(|(scheme, help)| {
-        CompletionCandidate::new(*scheme).help(Some((*help).into()))
-    });
+    let schemes =
+        schemes.map(|(scheme, help)| CompletionCandidate::new(*scheme).help(Some((*help).into())));
     schemes.chain(paths(current)).collect()
 }
 
@@ -62,7 +61,8 @@ pub(super) fn backend(current: &OsStr) -> Vec<CompletionCandidate> {
     if kind == name {
         let kinds = [("memory:", "a disk in memory"), ("file:", "a file or block device")];
         let kinds = kinds.into_iter().filter(|(word, _)| word.as_bytes().starts_with(rest));
-        let kinds = kinds.map(|(word, help)| CompletionCandidate::new(word).help(Some(help.into())));
+        let kinds =
+            kinds.map(|(word, help)| CompletionCandidate::new(word).help(Some(help.into())));
         candidates.extend(kinds);
     }
     let prefix = OsStr::from_bytes(prefix);
@@ -114,9 +114,8 @@ fn exports(server: &str) -> Option<(Uri, Vec<Listing>)> {
     // The bounds of a client are on each answer, and a name look-up has none. What goes on after all of that ends with the
     // process.
     let ask = move || {
-        let config = ClientConfig::new()
-            .with_connect_timeout(PATIENCE)
-            .with_request_timeout(Some(PATIENCE));
+        let config =
+            ClientConfig::new().with_connect_timeout(PATIENCE).with_request_timeout(Some(PATIENCE));
         let mut negotiation = Negotiation::connect(&asked, &config).ok()?;
         let listings = negotiation.list().ok()?;
         let _disconnected = negotiation.abort();
@@ -139,10 +138,10 @@ mod tests {
 
     #[test]
     fn the_exports_of_a_server_complete_its_uri() {
-        let exports = ["alpha", "alter ego", "beta"].into_iter().fold(
-            ExportMap::new(),
-            |exports, name| exports.with(name, Memory::new(4096).unwrap()).unwrap(),
-        );
+        let exports =
+            ["alpha", "alter ego", "beta"].into_iter().fold(ExportMap::new(), |exports, name| {
+                exports.with(name, Memory::new(4096).unwrap()).unwrap()
+            });
         let server = nbd_blocking::Server::new(exports);
         let listening = server.listen_tcp(("127.0.0.1", 0)).unwrap();
         let address = listening.local_addr().to_string();

@@ -15,11 +15,14 @@ pub(super) fn all(mut command: Command) -> Vec<(String, Vec<u8>)> {
     command.build();
     let top = crate::NAME;
     let commands: Vec<Command> = command.get_subcommands().cloned().collect();
-    let names: Vec<String> = commands.iter().map(|one| format!("{top}-{}", one.get_name())).collect();
+    let names: Vec<String> =
+        commands.iter().map(|one| format!("{top}-{}", one.get_name())).collect();
     let mut pages = vec![(format!("{top}.1"), page(&command, top, top, &names))];
     for (one, name) in commands.iter().zip(&names) {
-        let others: Vec<String> =
-            [top.to_owned()].into_iter().chain(names.iter().filter(|n| *n != name).cloned()).collect();
+        let others: Vec<String> = [top.to_owned()]
+            .into_iter()
+            .chain(names.iter().filter(|n| *n != name).cloned())
+            .collect();
         let text = page(one, name, &format!("{top} {}", one.get_name()), &others);
         pages.push((format!("{name}.1"), text));
     }
@@ -33,13 +36,15 @@ fn page(command: &Command, name: &str, called: &str, others: &[String]) -> Vec<u
     let shown = nested(command.clone().display_name(name).bin_name(called))
         .after_help(None::<&str>)
         .disable_version_flag(true);
-    let man = Man::new(shown.clone()).title(name.to_uppercase()).manual(MANUAL);
-    let man = man.source(format!("nbd {}", env!("CARGO_PKG_VERSION")));
-    let mut text = Vec::new();
+    let man = Man::new(shown.clone());
+    // Without a date, which would be that of the build.
+    let version = env!("CARGO_PKG_VERSION");
+    let title =
+        format!(".TH \"{}\" \"1\" \"\" \"nbd {version}\" \"{MANUAL}\"\n", name.to_uppercase());
+    let mut text = title.into_bytes();
     let mut write = |part: fn(&Man, &mut dyn std::io::Write) -> std::io::Result<()>| {
         part(&man, &mut text).expect("a vector takes everything");
     };
-    write(Man::render_title);
     write(Man::render_name_section);
     write(Man::render_synopsis_section);
     write(Man::render_description_section);
@@ -55,8 +60,10 @@ fn page(command: &Command, name: &str, called: &str, others: &[String]) -> Vec<u
         }
     }
     rest.control("SH", ["EXAMPLES"]);
-    for (does, line) in sections::examples(&short) {
-        rest.control("PP", []);
+    for (index, (does, line)) in sections::examples(&short).iter().enumerate() {
+        if index > 0 {
+            rest.control("PP", []);
+        }
         rest.text([roman(*does)]);
         rest.control("PP", []);
         rest.control("RS", ["4"]);
@@ -108,12 +115,17 @@ fn subcommands(roff: &mut Roff, command: &Command, pages: bool) {
     }
 }
 
-/// Roff takes no empty line for a paragraph of its own.
+/// Empty lines as roff's paragraphs, which need no break beside them.
 fn paragraphs(text: &str) -> String {
-    let mut paragraphs = String::with_capacity(text.len());
+    let mut lines: Vec<&str> = Vec::new();
     for line in text.lines() {
-        paragraphs.push_str(if line.trim().is_empty() { ".sp" } else { line.trim_end() });
-        paragraphs.push('\n');
+        let line = if line.trim().is_empty() { ".sp" } else { line.trim_end() };
+        match (lines.last(), line) {
+            (Some(&".sp"), ".br" | ".sp") => continue,
+            (Some(&".br"), ".sp") => drop(lines.pop()),
+            _ => {}
+        }
+        lines.push(line);
     }
-    paragraphs
+    lines.join("\n") + "\n"
 }

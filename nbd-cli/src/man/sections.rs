@@ -11,7 +11,10 @@ pub(super) const fn exit_status() -> Section {
     Section {
         heading: "EXIT STATUS",
         entries: &[
-            ("0", "Success; the orderly end of a server; the answer yes of nbd info --can, --is and --has."),
+            (
+                "0",
+                "Success; the orderly end of a server; the answer yes of nbd info --can, --is and --has.",
+            ),
             ("1", "Failure: a message on standard error says why."),
             ("2", "The answer no of nbd info --can, --is and --has."),
             ("3", "nbd serve: requests were cut off at the end of --drain-timeout."),
@@ -26,12 +29,18 @@ pub(super) const fn environment() -> Section {
     Section {
         heading: "ENVIRONMENT",
         entries: &[
-            ("NO_COLOR", "If it is set and not empty, there are no colours unless --color asks for them."),
+            (
+                "NO_COLOR",
+                "If it is set and not empty, there are no colours unless --color asks for them.",
+            ),
             (
                 "LISTEN_FDS, LISTEN_PID",
                 "Sockets that nbd serve takes in place of its own, as systemd's socket activation passes them.",
             ),
-            ("TMPDIR", "Where the private socket of a server between brackets is made; /tmp by default."),
+            (
+                "TMPDIR",
+                "Where the private socket of a server between brackets is made; /tmp by default.",
+            ),
             ("USER, LOGNAME", "The user of a pre-shared key, if the URI names none."),
         ],
     }
@@ -72,7 +81,10 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
                 "Look at an image of another format by the server of its format:",
                 "nbd info [ qemu-nbd -r -f qcow2 disk.qcow2 ]",
             ),
-            ("Ask in a script whether it can be written:", "nbd info --can write nbd://localhost/disk"),
+            (
+                "Ask in a script whether it can be written:",
+                "nbd info --can write nbd://localhost/disk",
+            ),
         ],
         "list" => &[("Show all exports of a server:", "nbd list nbd://localhost")],
         "map" => &[
@@ -82,6 +94,7 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
                 "nbd map --context qemu:dirty-bitmap:monday nbd://localhost/disk",
             ),
         ],
+        "dump" => &[("Show the first sector of a disk:", "nbd dump nbd://localhost/disk 0 512")],
         "copy" => &[
             ("Copy an export to a file, with its holes:", "nbd copy nbd://localhost/disk disk.img"),
             (
@@ -89,7 +102,9 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
                 "nbd copy --progress nbd://old/disk nbd://new/disk",
             ),
         ],
-        "resize" => &[("Make an export one gibibyte larger:", "nbd resize nbd://localhost/disk +1G")],
+        "resize" => {
+            &[("Make an export one gibibyte larger:", "nbd resize nbd://localhost/disk +1G")]
+        }
         "bitmap" => &[
             ("Begin to record changes:", "nbd bitmap /run/nbd-control.sock start monday"),
             ("Forget them after a backup:", "nbd bitmap /run/nbd-control.sock clear monday"),
@@ -106,7 +121,9 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
             "Have bash complete nbd's command lines from now on:",
             "nbd completion bash > ~/.local/share/bash-completion/completions/nbd",
         )],
-        "man" => &[("Install the manual pages for oneself:", "nbd man --dir ~/.local/share/man/man1")],
+        "man" => {
+            &[("Install the manual pages for oneself:", "nbd man --dir ~/.local/share/man/man1")]
+        }
         _ => &[],
     }
 }
