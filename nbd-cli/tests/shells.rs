@@ -9,6 +9,7 @@ use std::time::Duration;
 use nbd_testkit::peers;
 use nbd_testkit::process::run;
 use nbd_testkit::server::{Runtime, Setup, Transport, nbd_binary};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -54,7 +55,10 @@ impl Shell {
                 self.seen = after;
                 return before;
             }
-            let count = self.terminal.read(&mut piece).unwrap_or(0);
+            let mut ready = [PollFd::new(&self.terminal, PollFlags::IN)];
+            let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
+            let events = poll(&mut ready, Some(&limit)).unwrap_or(0);
+            let count = if events == 0 { 0 } else { self.terminal.read(&mut piece).unwrap_or(0) };
             assert!(count > 0, "{wanted:?} is not in {}", self.seen);
             self.seen.push_str(&String::from_utf8_lossy(&piece[..count]));
         }
