@@ -12,7 +12,7 @@ use super::announce::Announcement;
 use super::Arguments;
 use super::backend::{self, Opened};
 use super::config::{self, Config, LogLevel, RuntimeName};
-use super::control::{self, Bitmaps};
+use super::control::{self, Bitmaps, Verbs};
 use super::places::{Places, cannot_listen_on_unix};
 use super::security::Security;
 use super::signals;
@@ -37,7 +37,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let places = Places::of(&config, given)?;
     let Opened { exports, trackers } = backend::open(&config)?;
     let bitmaps = Bitmaps::new(trackers, &[])?;
-    let control = config.server.control.as_deref().map(|path| control::listen(path, bitmaps));
+    let verbs = bitmaps.verbs(Verbs::new());
+    let control = config.server.control.as_deref().map(|path| control::listen(path, verbs));
     let _removed_at_the_end = control.transpose()?;
     let (server, security) = Security::of(&config, server_config(&config))?;
     security.warn(&places, &config);

@@ -170,6 +170,9 @@ impl Rules<'_> {
 
     /// The names of bitmaps: a disk of no size tells which of them can't be.
     fn track(&mut self, key: &str, export: &Export) {
+        if export.track.is_empty() {
+            return;
+        }
         let Ok(scratch) = Memory::new(0) else { return };
         let scratch = Tracked::new(scratch);
         let mut seen = HashSet::new();
