@@ -50,6 +50,12 @@ impl AnyExport {
         Self { kind: Kind::Async(Arc::new(export)) }
     }
 
+    /// An export that is shared already.
+    #[cfg(target_os = "linux")]
+    pub(super) const fn from_shared(export: Arc<dyn Export>) -> Self {
+        Self { kind: Kind::Blocking(export) }
+    }
+
     pub(crate) const fn kind(&self) -> &Kind {
         &self.kind
     }

@@ -8,6 +8,8 @@ mod asynchronous;
 mod blocking;
 #[cfg(test)]
 pub(super) mod later;
+#[cfg(all(test, target_os = "linux"))]
+mod stacks;
 #[cfg(test)]
 mod tests;
 

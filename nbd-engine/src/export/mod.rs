@@ -10,6 +10,8 @@ mod client;
 mod contexts;
 mod crc32;
 mod depth;
+#[cfg(target_os = "linux")]
+mod directory;
 mod entry;
 mod error;
 mod exports;
@@ -49,6 +51,8 @@ pub(crate) use body::{Piece, Shared};
 pub use client::{ClientInfo, CloseReason, PeerAddr, TlsIdentity, UnixPeer};
 pub use contexts::{Contexts, no_such_context};
 pub use depth::{AllocationDepth, WithAllocationDepth};
+#[cfg(target_os = "linux")]
+pub use directory::Directory;
 pub use entry::{ExportEntry, InvalidName, ListedExport};
 pub use error::{ExportError, Result};
 pub(crate) use exports::DynExports;
@@ -59,12 +63,12 @@ pub use injection::{Injected, Injection};
 pub use layer::{Admit, Layer, Layered, Source};
 pub use map::ExportMap;
 pub use memory::{Memory, Page, TooLarge};
-pub use overlay::{InMemory, Overlay, Store, TooManyBlocks};
 #[cfg(target_os = "linux")]
 pub use overlay::{
     BaseStamp, Committed, InFile, OverlayError, OverlaySummary, commit_overlay, discard_overlay,
     overlay_summary,
 };
+pub use overlay::{InMemory, Overlay, Store, TooManyBlocks};
 pub use partition::PartitionError;
 pub(crate) use pool::{Pool, allocate};
 pub use rate_limit::{RateLimit, RateLimited, Rates};

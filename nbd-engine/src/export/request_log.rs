@@ -211,7 +211,7 @@ mod tests {
         );
         assert_eq!(shown(Command::flush()), "flush");
         assert_eq!(shown(Command::resize(7)), "resize size=7");
-        assert_eq!(Outcome(&Err(ExportError::io("x"))).to_string(), "EIO");
+        assert_eq!(Outcome(&Err(ExportError::io("x"))).to_string(), "NBD_EIO");
     }
 
     #[test]

@@ -252,4 +252,6 @@ fn begin_tls<T: Transport>(
 }
 
 #[cfg(test)]
+mod admission_tests;
+#[cfg(test)]
 mod tests;

@@ -136,7 +136,7 @@ impl<E: AsyncExport, L: Layer> AsyncCanWrite for Layered<E, L> {
 
 impl<E: AsyncExport, L: Layer> AsyncCanTrim for Layered<E, L> {
     async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()> {
-        let inner = self.moved(|| self.inner.size(), offset, length, For::Writing)?;
+        let inner = self.moved(|| self.inner.size(), offset, length, For::Reading)?;
         let _changing = self.layer.change(range(offset, length));
         self.inner.can_trim().ok_or_else(gone)?.trim(inner, length, fua).await
     }

@@ -172,7 +172,7 @@ impl<E: Export, L: Layer> TakesPages for Layered<E, L> {
 
 impl<E: Export, L: Layer> CanTrim for Layered<E, L> {
     fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()> {
-        let inner = self.moved(|| self.inner.size(), offset, length, For::Writing)?;
+        let inner = self.moved(|| self.inner.size(), offset, length, For::Reading)?;
         let _changing = self.layer.change(range(offset, length));
         self.inner.can_trim().ok_or_else(gone)?.trim(inner, length, fua)
     }

@@ -19,7 +19,7 @@ fn blocking() -> Memory {
     Memory::new(SIZE).unwrap()
 }
 
-fn later() -> Later {
+fn later() -> Later<Memory> {
     Later(blocking())
 }
 

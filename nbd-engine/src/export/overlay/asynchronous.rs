@@ -1,6 +1,5 @@
 //! An overlay in memory over an export whose work is a future.
 
-use core::ops::ControlFlow;
 use core::time::Duration;
 use std::time::Instant;
 
@@ -121,7 +120,13 @@ impl<E: AsyncExport> AsyncExport for Overlay<E, InMemory> {
         self.base.begun(client, command, now);
     }
 
-    fn finished(&self, client: &ClientInfo, command: &Command, result: &Result<()>, took: Duration) {
+    fn finished(
+        &self,
+        client: &ClientInfo,
+        command: &Command,
+        result: &Result<()>,
+        took: Duration,
+    ) {
         self.base.finished(client, command, result, took);
     }
 
@@ -178,7 +183,7 @@ impl<E: AsyncExport> AsyncCanFlush for Overlay<E, InMemory> {
 
 impl<E: AsyncExport> AsyncCanTrim for Overlay<E, InMemory> {
     async fn trim(&self, offset: u64, length: u64, _fua: bool) -> Result<()> {
-        inside_for_writing(offset, length, self.store.blocks().size())?;
+        inside(offset, length, self.store.blocks().size())?;
         let mut parts = self.store.blocks().parts(offset, length);
         parts.try_for_each(|part| self.store.trim_part(part))
     }

@@ -7,8 +7,8 @@ use std::time::Instant;
 use nbd_proto::{Command, ContextInfo, Extent};
 
 use super::{
-    Changes, Cut, DEPTH, Kind, Overlay, Part, Store, below, block_buffer, check_base, check_context,
-    data, deepest_first, depth_context, extent,
+    Changes, Cut, DEPTH, Kind, Overlay, Part, Store, below, block_buffer, check_base,
+    check_context, data, deepest_first, depth_context, extent,
 };
 use crate::export::bounds::{inside, inside_for_writing};
 use crate::export::forward::forward;
@@ -171,7 +171,7 @@ impl<E: Export, S: Store> CanFlush for Overlay<E, S> {
 
 impl<E: Export, S: Store> CanTrim for Overlay<E, S> {
     fn trim(&self, offset: u64, length: u64, _fua: bool) -> Result<()> {
-        inside_for_writing(offset, length, self.size())?;
+        inside(offset, length, self.size())?;
         let mut parts = self.store.blocks().parts(offset, length);
         parts.try_for_each(|part| self.store.trim_part(part))
     }

@@ -223,7 +223,8 @@ impl Blocks {
 
     /// Bytes of the blocks that are there.
     pub(super) fn present_bytes(&self) -> u64 {
-        let count: u32 = self.bits.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
+        let count: u32 =
+            self.bits.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
         (u64::from(count) << self.shift).min(self.size)
     }
 }

@@ -15,7 +15,9 @@ pub struct InMemory {
 
 impl fmt::Debug for InMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InMemory").field("present", &self.blocks.present_bytes()).finish_non_exhaustive()
+        f.debug_struct("InMemory")
+            .field("present", &self.blocks.present_bytes())
+            .finish_non_exhaustive()
     }
 }
 

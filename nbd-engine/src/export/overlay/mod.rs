@@ -82,7 +82,10 @@ impl fmt::Display for TooManyBlocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { size, block } = self;
         let max = u128::from(Blocks::MAX) * u128::from(*block);
-        write!(f, "an overlay is for at most {max} bytes with blocks of {block}; the disk has {size}")
+        write!(
+            f,
+            "an overlay is for at most {max} bytes with blocks of {block}; the disk has {size}"
+        )
     }
 }
 
@@ -205,7 +208,11 @@ impl<'a, T: ?Sized> Cut<'a, T> {
     }
 
     /// Passes a run on by `pass`, as far as it lies inside.
-    fn run(&mut self, length: u64, pass: impl FnOnce(&mut T, u64) -> ControlFlow<()>) -> ControlFlow<()> {
+    fn run(
+        &mut self,
+        length: u64,
+        pass: impl FnOnce(&mut T, u64) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let length = length.min(self.left);
         if length == 0 {
             return ControlFlow::Break(());

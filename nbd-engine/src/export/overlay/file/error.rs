@@ -21,7 +21,10 @@ pub(super) enum Problem {
     InUse,
     Committing,
     TooLarge,
-    OtherSize { own: u64, base: u64 },
+    OtherSize {
+        own: u64,
+        base: u64,
+    },
     OtherBase(&'static str),
     /// Something of the base.
     Base(String),

@@ -4,8 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Problem;
 use crate::export::crc32::{self, crc32};
-use crate::export::{Export, Result};
 use crate::export::overlay::blocks::{Blocks, PAGE};
+use crate::export::{Export, Result};
 
 /// What tells a base from others, and from itself after it was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,9 @@ impl BaseStamp {
         }
         let since_epoch = |time: SystemTime| match time.duration_since(UNIX_EPOCH) {
             Ok(after) => (after.as_secs() as i64, after.subsec_nanos()),
-            Err(before) => (-(before.duration().as_secs() as i64), before.duration().subsec_nanos()),
+            Err(before) => {
+                (-(before.duration().as_secs() as i64), before.duration().subsec_nanos())
+            }
         };
         Ok(Self { size, modified: modified.map_or((0, 0), since_epoch), samples })
     }
@@ -145,8 +147,10 @@ impl Header {
     }
 
     pub(super) fn decode(bytes: &[u8; Self::LENGTH]) -> Result<Self, Problem> {
-        let u32_at = |offset: usize| bytes[offset..].first_chunk().map_or(0, |b| u32::from_le_bytes(*b));
-        let u64_at = |offset: usize| bytes[offset..].first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+        let u32_at =
+            |offset: usize| bytes[offset..].first_chunk().map_or(0, |b| u32::from_le_bytes(*b));
+        let u64_at =
+            |offset: usize| bytes[offset..].first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
         if !bytes.starts_with(MAGIC) {
             return Err(Problem::NoOverlay);
         }

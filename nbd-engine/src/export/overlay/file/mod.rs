@@ -46,7 +46,9 @@ pub struct InFile {
 
 impl fmt::Debug for InFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InFile").field("present", &self.blocks.present_bytes()).finish_non_exhaustive()
+        f.debug_struct("InFile")
+            .field("present", &self.blocks.present_bytes())
+            .finish_non_exhaustive()
     }
 }
 

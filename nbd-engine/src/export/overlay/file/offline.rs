@@ -44,7 +44,8 @@ fn write_new(path: &Path, header: &Header) -> Result<PathBuf, Problem> {
     name.push(format!(".new-{}", std::process::id()));
     let temporary = path.with_file_name(name);
     let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
         file.write_all(&header.encode())?;
         file.set_len(header.data_offset() + header.size)?;
         file.sync_all()
@@ -160,12 +161,7 @@ fn stamp(base: &File, path: &Path) -> Result<BaseStamp, Problem> {
 const CHUNK: u64 = 1 << 20;
 
 /// Copies a part to the base, holes as zeroes.
-fn copy(
-    store: &InFile,
-    base: &File,
-    part: Part,
-    committed: &mut Committed,
-) -> Result<(), Problem> {
+fn copy(store: &InFile, base: &File, part: Part, committed: &mut Committed) -> Result<(), Problem> {
     let (mut at, end) = (part.offset, part.offset + part.length);
     let mut buffer = vec![0; CHUNK.min(part.length) as usize];
     while at < end {
