@@ -255,7 +255,9 @@ mod tests {
         let (gate, written) = (Arc::default(), Arc::<Mutex<Vec<u8>>>::default());
         let held = Mutex::lock(&gate).unwrap();
         let file = LogFile::start(Slow(Arc::clone(&gate), Arc::clone(&written))).unwrap();
-        let count = 3 * QUEUE as u64;
+        // Let go of before the file, whose end waits for it.
+        let held = held;
+        let count = 4 * QUEUE as u64;
         (0..count).for_each(|_| file.line("x\n".into()));
         assert!(file.left_out.load(Ordering::Relaxed) >= QUEUE as u64);
         drop(held);

@@ -53,7 +53,7 @@ impl Layer for Notes {
     const ADMITS: bool = true;
 
     fn finished(&self, _: &ClientInfo, command: &Command, result: &Result<()>, took: Duration) {
-        let result = result.as_ref().map(|()| ()).map_err(|error| error.code());
+        let result = result.clone().map_err(|error| error.code());
         self.0.lock().unwrap().push((*command, result, took));
     }
 }
