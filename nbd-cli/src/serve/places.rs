@@ -10,8 +10,9 @@ use nbd_engine::proto::wire::DEFAULT_PORT;
 use tempfile::TempDir;
 
 use super::activation::Socket;
-use super::arguments::Arguments;
+use super::config::{Address, Config, TcpAddress};
 use super::predecessor::Predecessor;
+use super::process::ProcessArguments;
 use super::sockets::{Bound, Role, SocketFile};
 use crate::exit::Failure;
 use crate::output::shell_path;
@@ -21,7 +22,7 @@ use crate::output::shell_path;
 pub(super) struct Places<'a> {
     /// The addresses of each host.
     pub(super) tcp: Vec<Vec<SocketAddr>>,
-    pub(super) unix: Option<Cow<'a, Path>>,
+    pub(super) unix: Vec<Cow<'a, Path>>,
     /// The folder of a private socket.
     pub(super) private: Option<TempDir>,
     /// What listens already.
@@ -32,57 +33,72 @@ pub(super) struct Places<'a> {
 }
 
 impl<'a> Places<'a> {
-    /// The sockets that were handed to us; otherwise a Unix socket alone, unless TCP is asked for; TCP on the loopback
-    /// address and the registered port, unless told otherwise.
+    /// What the configuration says. If it says nothing: the sockets that were handed to us, or that a predecessor has, or
+    /// a private one if a command is run; otherwise TCP on the loopback address and the registered port.
     pub(super) fn of(
-        arguments: &'a Arguments,
+        config: &'a Config,
+        process: &ProcessArguments,
         given: Option<Vec<Socket>>,
     ) -> Result<Self, Failure> {
-        let oldstyle = arguments.oldstyle;
-        let asked_for_tcp = arguments.port.is_some() || !arguments.ip_addr.is_empty();
-        if let Some(given) = given {
-            if asked_for_tcp || arguments.unix.is_some() {
-                return Err(Failure::usage(
+        let nowhere = config.listeners.is_empty();
+        let mut places = Self {
+            tcp: Vec::new(),
+            unix: Vec::new(),
+            private: None,
+            given: Vec::new(),
+            all_of_predecessor: nowhere && process.take_over.is_some(),
+            oldstyle: config.server.oldstyle,
+        };
+        let mut takes_given = nowhere;
+        for (index, listen) in config.listeners.iter().enumerate() {
+            let blame = |failure| config.source.blame(&format!("listen.{index}"), failure);
+            match listen.address().map_err(|text| blame(Failure::Usage(text)))? {
+                Address::Tcp(TcpAddress { host, port }) => {
+                    places.tcp.push(addresses(host, *port).map_err(blame)?);
+                }
+                Address::Unix(path) if path == Path::new("-") => places.add_private()?,
+                Address::Unix(path) => places.unix.push(Cow::Borrowed(path)),
+                Address::Activation if given.is_none() => {
+                    let text = "no sockets are handed over by socket activation (LISTEN_FDS)";
+                    return Err(blame(Failure::failed(text)));
+                }
+                Address::Activation => takes_given = true,
+            }
+        }
+        match given {
+            Some(_) if !takes_given => {
+                let failure = Failure::usage(config.source.word(
                     "--port, --ip-addr and --unix make no sense here, as the sockets to listen on are handed over by \
                      socket activation (LISTEN_FDS): leave them out",
+                    "sockets to listen on are handed over by socket activation (LISTEN_FDS): add a [[listen]] with \
+                     activation = true, or leave out the others",
                 ));
+                return Err(config.source.blame("listen.0", failure));
             }
-            if arguments.process.take_over.is_some() {
+            Some(_) if process.take_over.is_some() => {
                 return Err(Failure::usage(
                     "--take-over makes no sense here, as the sockets to listen on are handed over by socket activation \
                      (LISTEN_FDS): whatever does that keeps them while the server is restarted",
                 ));
             }
-            let all_of_predecessor = false;
-            return Ok(Self {
-                tcp: Vec::new(),
-                unix: None,
-                private: None,
-                given,
-                all_of_predecessor,
-                oldstyle,
-            });
+            Some(given) => places.given = given,
+            None if places.all_of_predecessor => {}
+            // A command that is run finds the server wherever it is.
+            None if nowhere && process.run.is_some() => places.add_private()?,
+            None if nowhere => places.tcp.push(vec![(Ipv4Addr::LOCALHOST, DEFAULT_PORT).into()]),
+            None => {}
         }
-        let (mut unix, mut private) = (arguments.unix.as_deref().map(Cow::Borrowed), None);
-        // A command that is run finds the server wherever it is.
-        let captive = arguments.process.run.is_some() && unix.is_none() && !asked_for_tcp;
-        if captive || unix.as_deref() == Some(Path::new("-")) {
+        Ok(places)
+    }
+
+    /// Listens in a folder that only this user can reach, once however often that is asked for.
+    fn add_private(&mut self) -> Result<(), Failure> {
+        if self.private.is_none() {
             let folder = private_folder()?;
-            unix = Some(Cow::Owned(folder.path().join("socket")));
-            private = Some(folder);
+            self.unix.push(Cow::Owned(folder.path().join("socket")));
+            self.private = Some(folder);
         }
-        let all_of_predecessor =
-            arguments.process.take_over.is_some() && unix.is_none() && !asked_for_tcp;
-        let port = arguments.port.unwrap_or(DEFAULT_PORT);
-        let mut tcp = Vec::new();
-        if arguments.ip_addr.is_empty() && !all_of_predecessor && (unix.is_none() || asked_for_tcp)
-        {
-            tcp.push(vec![(Ipv4Addr::LOCALHOST, port).into()]);
-        }
-        for word in &arguments.ip_addr {
-            tcp.push(addresses(word, port)?);
-        }
-        Ok(Self { tcp, unix, private, given: Vec::new(), all_of_predecessor, oldstyle })
+        Ok(())
     }
 
     /// Listens everywhere: on what a predecessor has, on new sockets otherwise.
@@ -104,8 +120,8 @@ impl<'a> Places<'a> {
                 .map_err(|error| cannot_listen_on_tcp(&error))?;
             bound.extend(listeners.into_iter().map(|listener| Socket::Tcp(listener).into()));
         }
-        if let Some(path) = self.unix.as_deref() {
-            let old = predecessor.and_then(|one| one.take_unix(path, Role::Clients));
+        for path in &self.unix {
+            let old = predecessor.as_mut().and_then(|one| one.take_unix(path, Role::Clients));
             bound.push(match old {
                 Some(old) => old,
                 None => bind_unix(path)?,

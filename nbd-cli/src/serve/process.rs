@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::config::Config;
+use crate::exit::Failure;
 use crate::quantity;
 
 /// Options of `nbd serve`.
@@ -52,4 +54,28 @@ pub(crate) struct ProcessArguments {
     #[arg(long, help_heading = "Process")]
     #[arg(conflicts_with_all = ["port", "ip_addr", "unix", "control", "take_over", "run", "allow", "deny"])]
     pub(super) stdio: bool,
+}
+
+impl ProcessArguments {
+    /// A server that replaces another one gets the control socket of the other one, unless it is to have one of its own.
+    ///
+    /// # Errors
+    /// For what makes no sense together, which the command line can't tell of a file.
+    pub(super) fn add_to(&self, config: &mut Config) -> Result<(), Failure> {
+        if self.stdio && !(config.listeners.is_empty() && config.server.control.is_none()) {
+            return Err(Failure::usage(
+                "--stdio serves the one client on standard input and output: leave out listeners and the control socket",
+            ));
+        }
+        if let Some(control) = &self.take_over {
+            if config.exports.iter().any(|export| !export.track.is_empty()) {
+                return Err(Failure::usage(
+                    "a server that takes over cannot record changes from its start on, since clients of the other one \
+                     still write: leave out track, and start bitmaps by nbd bitmap when the other server has ended",
+                ));
+            }
+            config.server.control.get_or_insert_with(|| control.clone());
+        }
+        Ok(())
+    }
 }

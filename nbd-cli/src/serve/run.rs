@@ -1,7 +1,7 @@
 //! Running the server on the chosen adapter.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +9,12 @@ use nbd_engine::export::ExportMap;
 use nbd_engine::net::LocalAddr;
 use nbd_engine::server::{Outcome, ServerConfig};
 
+use super::Arguments;
 use super::activation::{self, Socket};
 use super::announce::Announcement;
-use super::arguments::{Arguments, RuntimeName};
 use super::backend::{self, Opened};
 use super::captive::{self, Captive};
+use super::config::{self, Backend, Config, LogLevel, RuntimeName};
 use super::control::{self, Bitmaps, Replaceable, Verbs};
 use super::places::Places;
 use super::predecessor::Predecessor;
@@ -23,60 +24,68 @@ use super::sockets::{Bound, Role, Sockets};
 use super::stdio::Stdio;
 use super::supervisor::{self, Readiness};
 use crate::exit::Failure;
-use crate::{fault, log};
+use crate::{fault, log, output};
 
 /// `nbd serve`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let given = activation::sockets()?;
-    let ready_fd = supervisor::take_ready_fd(&arguments.process)?;
-    let stdio = arguments.process.stdio.then(Stdio::take).transpose()?;
-    log::start(arguments.verbose)?;
-    fault::end_on_panic();
-    raise_descriptor_limit(arguments);
-    let places = Places::of(arguments, given)?;
-    let Opened { exports, names, trackers, in_memory } = backend::open(arguments)?;
-    let bitmaps = Bitmaps::new(trackers, &arguments.track)?;
-    let config = ServerConfig::new()
-        .with_max_connections(arguments.max_connections)
-        .with_drain_timeout(arguments.drain_timeout)
-        .with_idle_timeout(arguments.idle_limit())
-        .with_stall_timeout(arguments.stall_timeout.duration().unwrap_or(Duration::MAX))
-        .with_resize(arguments.resize)
-        .with_access(arguments.access.access()?);
-    let (config, security) = Security::of(arguments, config)?;
-    let readiness = Readiness::of(&arguments.process, ready_fd)?;
-    if let Some(stdio) = stdio {
-        let outcome = stdio.serve(exports, config, security, readiness, arguments.oldstyle)?;
-        return judge(outcome, arguments.drain_timeout);
+    let process = &arguments.process;
+    let ready_fd = supervisor::take_ready_fd(process)?;
+    let stdio = process.stdio.then(Stdio::take).transpose()?;
+    let config = arguments.config()?;
+    let access = arguments.access.access()?;
+    if arguments.print_config {
+        let text = config::print(&config)?;
+        return output::write(|out| Ok(out.write_all(text.as_bytes())?));
     }
-    security.warn(&places, arguments.read_only);
-    // Who hands sockets over knows where they are, and our standard output may be that of a client; with a command it is
-    // the command's.
-    let printed = places.given.is_empty() && arguments.process.run.is_none();
-    let announcement = Announcement { names, printed, in_tls: security.is_required() };
+    if arguments.check {
+        log::start(LogLevel::Warn.verbosity())?;
+        return check(&config);
+    }
+    log::start(config.server.log.verbosity())?;
+    fault::end_on_panic();
+    raise_descriptor_limit(&config);
+    let places = Places::of(&config, process, given)?;
+    let Opened { exports, trackers } = backend::open(&config)?;
+    let bitmaps = Bitmaps::new(trackers, &[])?;
+    let server = server_config(&config).with_access(access);
+    let (server, security) = Security::of(&config, server)?;
+    let readiness = Readiness::of(process, ready_fd)?;
+    if let Some(stdio) = stdio {
+        let oldstyle = config.server.oldstyle;
+        return judge(stdio.serve(exports, server, security, readiness, oldstyle)?, &config);
+    }
+    security.warn(&places, &config);
+    let announcement = Announcement {
+        names: config.exports.iter().map(|export| export.name.clone()).collect(),
+        // Who hands sockets over knows where they are, and our standard output may be that of a client; with a command
+        // it is the command's.
+        printed: places.given.is_empty() && process.run.is_none(),
+        in_tls: security.is_required(),
+    };
     // Last, so that the other server learns of this one only once nothing of its own can fail any more.
-    let mut predecessor = Predecessor::of(&arguments.process)?;
-    let control = control_socket(arguments, predecessor.as_mut())?;
+    let mut predecessor = Predecessor::of(process)?;
+    let control = control_socket(&config, predecessor.as_mut())?;
     let setup = Setup {
         places,
         announcement,
         security,
         bitmaps,
-        in_memory,
+        in_memory: in_memory(&config),
         control,
         predecessor,
         readiness,
-        command: arguments.process.run.clone(),
+        command: process.run.clone(),
     };
-    let outcome = match arguments.runtime {
-        RuntimeName::Blocking => blocking(exports, config, setup),
-        RuntimeName::Tokio => tokio(exports, config, setup),
+    let outcome = match config.server.runtime {
+        RuntimeName::Blocking => blocking(exports, server, setup),
+        RuntimeName::Tokio => tokio(exports, server, setup),
         #[cfg(feature = "async-std")]
-        RuntimeName::AsyncStd => async_std(exports, config, setup),
+        RuntimeName::AsyncStd => async_std(exports, server, setup),
     };
     let (outcome, captive) = outcome?;
     captive.map_or(Ok(()), Captive::end)?;
-    judge(outcome, arguments.drain_timeout)
+    judge(outcome, &config)
 }
 
 /// How the server ended, and the command that it ran for.
@@ -84,12 +93,19 @@ type Ended = (Outcome, Option<Captive>);
 
 /// The control socket, if there is to be one: that of the server that is replaced, or a new one.
 fn control_socket(
-    arguments: &Arguments,
+    config: &Config,
     predecessor: Option<&mut Predecessor>,
 ) -> Result<Option<Bound>, Failure> {
-    let Some(path) = arguments.control() else { return Ok(None) };
+    let Some(path) = config.server.control.as_deref() else { return Ok(None) };
     let old = predecessor.and_then(|one| one.take_unix(path, Role::Control));
     old.map_or_else(|| control::bind(path), Ok).map(Some)
+}
+
+/// The names of the exports that end with the process.
+fn in_memory(config: &Config) -> Vec<String> {
+    let is_memory = |backend: Result<Backend<'_>, _>| matches!(backend, Ok(Backend::Memory(_)));
+    let exports = config.exports.iter().filter(|export| is_memory(export.backend()));
+    exports.map(|export| export.name.clone()).collect()
 }
 
 /// All that there is besides exports and their configuration, whatever the adapter.
@@ -166,22 +182,40 @@ impl Setup<'_> {
     }
 }
 
+/// `--check`: what else can be found out without a change to anything.
+fn check(config: &Config) -> Result<(), Failure> {
+    backend::inspect(config)?;
+    Security::of(config, server_config(config)).map(drop)
+}
+
+/// What the server is, besides its exports and TLS.
+fn server_config(config: &Config) -> ServerConfig {
+    let server = &config.server;
+    ServerConfig::new()
+        .with_max_connections(server.max_connections)
+        .with_drain_timeout(server.drain_timeout.0)
+        .with_idle_timeout(server.idle_limit())
+        .with_stall_timeout(server.stall_timeout.duration().unwrap_or(Duration::MAX))
+}
+
 /// Whether that is an orderly end.
-fn judge(outcome: Outcome, drain_timeout: Duration) -> Result<(), Failure> {
+fn judge(outcome: Outcome, config: &Config) -> Result<(), Failure> {
     if outcome.listener_failed {
         return Err(Failure::failed("a listener failed, and the server ended: see the log above"));
     }
     match outcome.requests_cut_off {
         0 => Ok(()),
         count => Err(Failure::CutOff(format!(
-            "cut off {count} {} that did not finish within {drain_timeout:?} (--drain-timeout)",
-            if count == 1 { "request" } else { "requests" }
+            "cut off {count} {} that did not finish within {} ({})",
+            if count == 1 { "request" } else { "requests" },
+            config.server.drain_timeout,
+            config.source.word("--drain-timeout", "drain-timeout")
         ))),
     }
 }
 
 /// Takes as many descriptors as the system lets us: each connection needs one, with threads two.
-fn raise_descriptor_limit(arguments: &Arguments) {
+fn raise_descriptor_limit(config: &Config) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -189,11 +223,11 @@ fn raise_descriptor_limit(arguments: &Arguments) {
         tracing::info!(%error, "the limit of open files stays as it is");
     }
     // Some are for exports and workers.
-    let needed = 3 * arguments.max_connections as u64;
+    let needed = 3 * config.server.max_connections as u64;
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|limit| *limit < needed) {
         tracing::info!(
             limit,
-            max_connections = arguments.max_connections,
+            max_connections = config.server.max_connections,
             "the limit of open files (ulimit -n) may not suffice for --max-connections"
         );
     }

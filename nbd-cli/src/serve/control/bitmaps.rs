@@ -1,5 +1,6 @@
 //! The verbs of `nbd bitmap`: dirty bitmaps are started, cleared and stopped while the server runs.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nbd_engine::export::Tracker;
@@ -25,7 +26,7 @@ pub(crate) struct Named {
     pub(crate) name: String,
 }
 
-/// The bitmaps of all exports: each has those of the same names. Clones are the same bitmaps.
+/// The bitmaps of all exports. What is started here is of the same name for each; clones are the same bitmaps.
 #[derive(Clone, Debug)]
 pub(in crate::serve) struct Bitmaps(Arc<Mutex<Vec<Arc<Tracker>>>>);
 
@@ -57,9 +58,11 @@ impl Bitmaps {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What all of them are called.
+    /// What they are called, each name once.
     pub(in crate::serve) fn names(&self) -> Vec<String> {
-        self.trackers().first().map(|tracker| tracker.names()).unwrap_or_default()
+        let mut seen = HashSet::new();
+        let all = self.trackers().iter().flat_map(|tracker| tracker.names()).collect::<Vec<_>>();
+        all.into_iter().filter(|name| seen.insert(name.clone())).collect()
     }
 
     /// All or none.
