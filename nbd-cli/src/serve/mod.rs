@@ -8,6 +8,7 @@ mod block_size;
 mod control;
 mod places;
 mod run;
+mod sandbox;
 mod security;
 mod signals;
 mod timed;

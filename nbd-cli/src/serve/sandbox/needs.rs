@@ -1,0 +1,35 @@
+//! What a server still opens after its start.
+
+use std::path::{Path, PathBuf};
+
+/// The files and folders that a server opens, makes or removes while it runs.
+#[derive(Debug, Default)]
+pub(in crate::serve) struct Needs {
+    /// Files, and folders with all that is in them, that are read again: the configuration, certificates, keys.
+    pub(super) read: Vec<PathBuf>,
+    /// Folders in which files are written, made and removed, and all that is in them: those of exports by folder.
+    pub(super) write: Vec<PathBuf>,
+    /// Folders in which sockets are made and removed.
+    pub(super) sockets: Vec<PathBuf>,
+}
+
+impl Needs {
+    /// A file or a folder to be read again.
+    pub(in crate::serve) fn read(&mut self, path: impl Into<PathBuf>) {
+        self.read.push(path.into());
+    }
+
+    /// A file that may be replaced by another one of its name: its folder is read.
+    pub(in crate::serve) fn read_replaceable(&mut self, path: &Path) {
+        self.read.push(folder(path).to_owned());
+    }
+
+    /// A socket that is bound after this, and removed at the end.
+    pub(in crate::serve) fn socket(&mut self, path: &Path) {
+        self.sockets.push(folder(path).to_owned());
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
