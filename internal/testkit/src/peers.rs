@@ -106,9 +106,10 @@ pub fn require_python_libnbd() -> Option<Command> {
     Some(Command::new(PYTHON))
 }
 
-/// Fails in CI; elsewhere says so past the capture of a test's output, so that it is seen.
+/// Reports that the test needs something that is missing. Fails in CI; elsewhere says so past the capture of a test's
+/// output, so that it is seen.
 #[track_caller]
-fn missing(what: &str, package: &str) {
+pub fn missing(what: &str, package: &str) {
     let notice = skip_notice(what, package, std::env::var("CI").as_deref() == Ok("true"));
     let _ = std::io::stderr().write_all(notice.as_bytes());
 }

@@ -1,6 +1,6 @@
 //! Running the server on the chosen adapter.
 
-use std::io;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use nbd_engine::export::ExportMap;
@@ -9,63 +9,97 @@ use nbd_engine::server::{Outcome, ServerConfig};
 
 use super::activation::{self, Socket};
 use super::announce::Announcement;
-use super::arguments::{Arguments, RuntimeName};
+use super::Arguments;
 use super::backend::{self, Opened};
+use super::config::{self, Config, LogLevel, RuntimeName};
 use super::control::{self, Bitmaps, Verbs};
 use super::places::{Places, cannot_listen_on_unix};
+use super::sandbox::{Needs, Sandbox, Sealed};
 use super::security::Security;
 use super::signals;
 use crate::exit::Failure;
-use crate::{fault, log};
+use crate::{fault, log, output};
 
 /// `nbd serve`.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let given = activation::sockets()?;
-    log::start(arguments.verbose)?;
+    let config = arguments.config()?;
+    if arguments.print_config {
+        let text = config::print(&config)?;
+        return output::write(|out| Ok(out.write_all(text.as_bytes())?));
+    }
+    if arguments.check {
+        log::start(LogLevel::Warn.verbosity())?;
+        return check(&config);
+    }
+    log::collect(config.server.log.verbosity());
     fault::end_on_panic();
-    raise_descriptor_limit(&arguments);
-    let places = Places::of(&arguments, given)?;
-    let Opened { exports, names, trackers } = backend::open(&arguments)?;
-    let bitmaps = Bitmaps::new(trackers, &arguments.track)?;
+    raise_descriptor_limit(&config);
+    let places = Places::of(&config, given)?;
+    let Opened { exports, trackers } = backend::open(&config)?;
+    let (server, security) = Security::of(&config, server_config(&config))?;
+    // From here on only what is needed can be opened, by this thread and by those that it starts.
+    let needs = Needs::of(&config, arguments.config.as_deref());
+    let sandbox = Sandbox::confine(config.server.sandbox, &needs)?;
+    log::write()?;
+    let bitmaps = Bitmaps::new(trackers, &[])?;
     let verbs = bitmaps.verbs(Verbs::new());
-    let control = arguments.control.as_deref().map(|path| control::listen(path, verbs));
+    let control = config.server.control.as_deref().map(|path| control::listen(path, verbs));
     let _removed_at_the_end = control.transpose()?;
-    // Who hands sockets over knows where they are, and our standard output may be that of a client.
-    let config = ServerConfig::new()
-        .with_max_connections(arguments.max_connections)
-        .with_drain_timeout(arguments.drain_timeout)
-        .with_idle_timeout(arguments.idle_limit())
-        .with_stall_timeout(arguments.stall_timeout.duration().unwrap_or(Duration::MAX))
-        .with_resize(arguments.resize);
-    let (config, security) = Security::of(&arguments, config)?;
-    security.warn(&places, arguments.read_only);
-    let announcement =
-        Announcement { names, printed: places.given.is_empty(), in_tls: security.is_required() };
-    let outcome = match arguments.runtime {
-        RuntimeName::Blocking => blocking(exports, config, places, &announcement, security),
-        RuntimeName::Tokio => tokio(exports, config, places, &announcement, security),
-        #[cfg(feature = "async-std")]
-        RuntimeName::AsyncStd => async_std(exports, config, places, &announcement, security),
+    security.warn(&places, &config);
+    let announcement = Announcement {
+        names: config.exports.iter().map(|export| export.name.clone()).collect(),
+        // Who hands sockets over knows where they are, and our standard output may be that of a client.
+        printed: places.given.is_empty(),
+        in_tls: security.is_required(),
     };
-    judge(outcome?, arguments.drain_timeout)
+    let announce = move |addresses: &[LocalAddr]| {
+        let sealed = sandbox.seal()?;
+        announcement.make(addresses).map(|()| sealed)
+    };
+    let outcome = match config.server.runtime {
+        RuntimeName::Blocking => blocking(exports, server, places, announce, security),
+        RuntimeName::Tokio => tokio(exports, server, places, announce, security),
+        #[cfg(feature = "async-std")]
+        RuntimeName::AsyncStd => async_std(exports, server, places, announce, security),
+    };
+    judge(outcome?, &config)
+}
+
+/// `--check`: what else can be found out without a change to anything.
+fn check(config: &Config) -> Result<(), Failure> {
+    backend::inspect(config)?;
+    Security::of(config, server_config(config)).map(drop)
+}
+
+/// What the server is, besides its exports and TLS.
+fn server_config(config: &Config) -> ServerConfig {
+    let server = &config.server;
+    ServerConfig::new()
+        .with_max_connections(server.max_connections)
+        .with_drain_timeout(server.drain_timeout.0)
+        .with_idle_timeout(server.idle_limit())
+        .with_stall_timeout(server.stall_timeout.duration().unwrap_or(Duration::MAX))
 }
 
 /// Whether that is an orderly end.
-fn judge(outcome: Outcome, drain_timeout: Duration) -> Result<(), Failure> {
+fn judge(outcome: Outcome, config: &Config) -> Result<(), Failure> {
     if outcome.listener_failed {
         return Err(Failure::failed("a listener failed, and the server ended: see the log above"));
     }
     match outcome.requests_cut_off {
         0 => Ok(()),
         count => Err(Failure::CutOff(format!(
-            "cut off {count} {} that did not finish within {drain_timeout:?} (--drain-timeout)",
-            if count == 1 { "request" } else { "requests" }
+            "cut off {count} {} that did not finish within {} ({})",
+            if count == 1 { "request" } else { "requests" },
+            config.server.drain_timeout,
+            config.source.word("--drain-timeout", "drain-timeout")
         ))),
     }
 }
 
 /// Takes as many descriptors as the system lets us: each connection needs one, with threads two.
-fn raise_descriptor_limit(arguments: &Arguments) {
+fn raise_descriptor_limit(config: &Config) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -73,11 +107,11 @@ fn raise_descriptor_limit(arguments: &Arguments) {
         tracing::info!(%error, "the limit of open files stays as it is");
     }
     // Some are for exports and workers.
-    let needed = 3 * arguments.max_connections as u64;
+    let needed = 3 * config.server.max_connections as u64;
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|limit| *limit < needed) {
         tracing::info!(
             limit,
-            max_connections = arguments.max_connections,
+            max_connections = config.server.max_connections,
             "the limit of open files (ulimit -n) may not suffice for --max-connections"
         );
     }
@@ -86,7 +120,7 @@ fn raise_descriptor_limit(arguments: &Arguments) {
 /// Serves until a signal ends it. The servers of all adapters have the same methods, some with an `.await` behind them,
 /// and no trait that says so.
 macro_rules! serve {
-    ($server:expr, $places:expr, $announcement:expr, $security:expr, $tcp:expr, $unix:expr, [$($wait:tt)*]) => {{
+    ($server:expr, $places:expr, $announce:expr, $security:expr, $tcp:expr, $unix:expr, [$($wait:tt)*]) => {{
         let (server, mut places) = ($server, $places);
         let server = if places.oldstyle { server.oldstyle("") } else { server };
         // First of all: clients of sockets that were handed over may come, and ask for the end, at once.
@@ -111,14 +145,14 @@ macro_rules! serve {
             let one = $tcp(listener).and_then(|listener| server.accept_tcp(listener));
             listening.extend(begun(one.map_err(cannot_accept), server.is_shutting_down())?);
         }
-        if let Some(path) = places.unix {
+        for path in core::mem::take(&mut places.unix) {
             let one = server.listen_unix(path);
             let one = one.map_err(|error| cannot_listen_on_unix(&error, path));
             listening.extend(begun(one, server.is_shutting_down())?);
         }
         let addresses: Vec<LocalAddr> =
             listening.iter().map(|one| one.local_addr().clone()).collect();
-        $announcement.make(&addresses)?;
+        let _sealed = $announce(&addresses)?;
         let outcome = server.wait()$($wait)*;
         for one in listening {
             one.join()$($wait)*;
@@ -131,18 +165,18 @@ fn blocking(
     exports: ExportMap,
     config: ServerConfig,
     places: Places<'_>,
-    announcement: &Announcement,
+    announce: impl FnOnce(&[LocalAddr]) -> Result<Sealed, Failure>,
     security: Security,
 ) -> Result<Outcome, Failure> {
     let server = nbd_blocking::Server::with_config(exports, config);
-    serve!(server, places, announcement, security, io::Result::Ok, io::Result::Ok, [])
+    serve!(server, places, announce, security, io::Result::Ok, io::Result::Ok, [])
 }
 
 fn tokio(
     exports: ExportMap,
     config: ServerConfig,
     places: Places<'_>,
-    announcement: &Announcement,
+    announce: impl FnOnce(&[LocalAddr]) -> Result<Sealed, Failure>,
     security: Security,
 ) -> Result<Outcome, Failure> {
     use ::tokio::net::{TcpListener, UnixListener};
@@ -151,7 +185,7 @@ fn tokio(
         runtime.map_err(|error| Failure::failed(format!("cannot start tokio: {error}")))?;
     let server = nbd_tokio::Server::with_config(exports, config);
     let (tcp, unix) = (TcpListener::from_std, UnixListener::from_std);
-    runtime.block_on(async { serve!(server, places, announcement, security, tcp, unix, [.await]) })
+    runtime.block_on(async { serve!(server, places, announce, security, tcp, unix, [.await]) })
 }
 
 #[cfg(feature = "async-std")]
@@ -159,7 +193,7 @@ fn async_std(
     exports: ExportMap,
     config: ServerConfig,
     places: Places<'_>,
-    announcement: &Announcement,
+    announce: impl FnOnce(&[LocalAddr]) -> Result<Sealed, Failure>,
     security: Security,
 ) -> Result<Outcome, Failure> {
     use ::async_std::net::TcpListener;
@@ -167,7 +201,7 @@ fn async_std(
     let server = nbd_async_std::Server::with_config(exports, config);
     let (tcp, unix) = (infallible::<_, TcpListener>, infallible::<_, UnixListener>);
     ::async_std::task::block_on(async {
-        serve!(server, places, announcement, security, tcp, unix, [.await])
+        serve!(server, places, announce, security, tcp, unix, [.await])
     })
 }
 

@@ -26,14 +26,18 @@ mod files;
 #[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
 mod tests;
 
-use std::fmt;
+use serde::{Deserialize, Serialize};
 
 pub(super) use needs::Needs;
 
 use crate::exit::Failure;
 
 /// Whether to be confined.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize,
+)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Mode {
     /// No
     #[default]
@@ -44,13 +48,9 @@ pub(crate) enum Mode {
     Require,
 }
 
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Try => "try",
-            Self::Require => "require",
-        })
+impl Mode {
+    pub(super) fn is_off(&self) -> bool {
+        *self == Self::Off
     }
 }
 

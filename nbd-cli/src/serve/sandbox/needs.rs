@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::serve::config::{Address, Config};
+
 /// The files and folders that a server opens, makes or removes while it runs.
 #[derive(Debug, Default)]
 pub(in crate::serve) struct Needs {
@@ -14,6 +16,38 @@ pub(in crate::serve) struct Needs {
 }
 
 impl Needs {
+    /// What a server of that configuration opens again, and what it binds and removes. `file` is where the configuration
+    /// comes from.
+    pub(in crate::serve) fn of(config: &Config, file: Option<&Path>) -> Self {
+        let mut needs = Self::default();
+        if let Some(file) = file {
+            needs.read_replaceable(file);
+        }
+        needs.read_for_tls(config);
+        let listening = config.listeners.iter().filter_map(|listen| match listen.address() {
+            Ok(Address::Unix(path)) => Some(path),
+            _ => None,
+        });
+        listening.chain(config.server.control.as_deref()).for_each(|path| needs.socket(path));
+        needs
+    }
+
+    /// Certificates and keys are read again when they have been replaced.
+    #[cfg(feature = "tls")]
+    fn read_for_tls(&mut self, config: &Config) {
+        use nbd_engine::tls::default_server_directory;
+        if let Some(keys) = &config.tls.psk {
+            self.read_replaceable(keys);
+        } else if let Some(folder) = &config.tls.certificates {
+            self.read(folder);
+        } else if config.tls.mode.is_some() {
+            self.read.extend(default_server_directory());
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn read_for_tls(&mut self, _: &Config) {}
+
     /// A file or a folder to be read again.
     pub(in crate::serve) fn read(&mut self, path: impl Into<PathBuf>) {
         self.read.push(path.into());
