@@ -264,8 +264,24 @@ mod tests {
         }
         assert!(QUEUE.lock().bytes <= CAPACITY);
         assert!(QUEUE.lock().lost > 0);
-        QUEUE.flush(Duration::from_millis(1));
+        QUEUE.flush(Duration::from_millis(1), |_| panic!("a thread writes it"));
         blocked.send(()).unwrap();
         writer.join().unwrap();
+    }
+
+    #[test]
+    fn what_was_collected_before_there_is_a_thread_is_written_by_who_flushes() {
+        let queue = Queue::new();
+        for line in ["a\n", "b\n"] {
+            queue.push(line.as_bytes());
+        }
+        let mut text = Vec::new();
+        let mut write = |bytes: &[u8]| {
+            text.extend_from_slice(bytes);
+            Ok(())
+        };
+        queue.flush(PATIENCE, &mut write);
+        queue.flush(PATIENCE, &mut write);
+        assert_eq!(text, b"a\nb\n");
     }
 }

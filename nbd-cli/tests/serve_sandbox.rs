@@ -119,9 +119,10 @@ fn a_confined_server_reads_its_certificates_and_its_configuration_again() {
         path("pki")
     );
     fs::write(path("etc/nbd.toml"), configuration).unwrap();
+    // Without a terminal, as a service.
     let mut command = Command::new("setsid");
-    command.arg("--wait").arg(nbd_binary()).args(["serve", "--config", &path("etc/nbd.toml")]);
-    let server = Background::spawn(&mut command).unwrap();
+    command.arg(nbd_binary()).args(["serve", "--config", &path("etc/nbd.toml")]);
+    let mut server = Background::spawn(&mut command).unwrap();
     assert!(server.next_line(LIMIT).is_some(), "{}", server.stderr());
     let uri = format!(
         "nbds+unix:///a?socket={}&tls-certificates={}&tls-hostname=localhost",
@@ -130,14 +131,12 @@ fn a_confined_server_reads_its_certificates_and_its_configuration_again() {
     );
     assert_eq!(nbd(["info", "--size", &uri]), "1048576\n");
     nbd(["cert", &path("pki"), "--renew"]);
-    let children = format!("/proc/{0}/task/{0}/children", server.id());
-    let child: i32 = fs::read_to_string(children).unwrap().trim().parse().unwrap();
-    let child = rustix::process::Pid::from_raw(child).unwrap();
-    rustix::process::kill_process(child, rustix::process::Signal::HUP).unwrap();
+    server.hang_up();
     wait_until("the files are read again", LIMIT, || server.stderr().contains("again"));
     assert!(!server.stderr().contains("denied"), "{}", server.stderr());
     assert_eq!(nbd(["info", "--size", &uri]), "1048576\n");
-    rustix::process::kill_process(child, rustix::process::Signal::TERM).unwrap();
+    server.terminate();
+    assert!(server.wait_exit(LIMIT).is_some_and(|status| status.success()), "{}", server.stderr());
 }
 
 #[test]

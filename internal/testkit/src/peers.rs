@@ -33,6 +33,8 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("fish", "fish", "--version"),
     ("man", "man-db", "--version"),
     ("mandoc", "mandoc", "-?"),
+    // It starts services.
+    ("systemd-analyze", "systemd", "--version"),
 ];
 
 /// The system's Python: libnbd's module is installed for that one.

@@ -7,9 +7,9 @@ use nbd_engine::export::ExportMap;
 use nbd_engine::net::LocalAddr;
 use nbd_engine::server::{Outcome, ServerConfig};
 
+use super::Arguments;
 use super::activation::{self, Socket};
 use super::announce::Announcement;
-use super::Arguments;
 use super::backend::{self, Opened};
 use super::config::{self, Config, LogLevel, RuntimeName};
 use super::control::{self, Bitmaps, Verbs};

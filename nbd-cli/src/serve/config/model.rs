@@ -9,8 +9,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::source::Source;
 use super::super::sandbox;
+use super::source::Source;
 use super::words::{BlockSizes, Period, Size, TcpAddress};
 use crate::quantity::Timeout;
 

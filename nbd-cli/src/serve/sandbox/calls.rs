@@ -173,7 +173,8 @@ pub(super) fn seal() -> Result<(), String> {
 fn filters() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
     let architecture = std::env::consts::ARCH.try_into()?;
     let errno = |number: libc::c_int| SeccompAction::Errno(number.unsigned_abs());
-    let allowed = SeccompFilter::new(rules()?, errno(libc::EPERM), SeccompAction::Allow, architecture)?;
+    let allowed =
+        SeccompFilter::new(rules()?, errno(libc::EPERM), SeccompAction::Allow, architecture)?;
     // A filter can't see the flags of clone3, which lie in memory; without it, the C library takes clone.
     let hidden = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let hidden =
@@ -184,7 +185,8 @@ fn filters() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
 fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
     use SeccompCmpArgLen::{Dword, Qword};
     use SeccompCmpOp::{Eq, MaskedEq, Ne};
-    let one = |condition| Ok::<_, seccompiler::BackendError>(vec![SeccompRule::new(vec![condition?])?]);
+    let one =
+        |condition| Ok::<_, seccompiler::BackendError>(vec![SeccompRule::new(vec![condition?])?]);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
     // Threads, and no processes.
@@ -204,9 +206,11 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
         TYPING.map(|request| SeccompCondition::new(1, Dword, Ne, request & u64::from(u32::MAX)));
     let not_typing = not_typing.into_iter().collect::<Result<Vec<_>, _>>()?;
     rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(not_typing)?]);
-    let names = [libc::PR_SET_NAME, libc::PR_GET_NAME].map(|option| u64::from(option.unsigned_abs()));
+    let names =
+        [libc::PR_SET_NAME, libc::PR_GET_NAME].map(|option| u64::from(option.unsigned_abs()));
     let names = names.into_iter().chain([PR_SET_VMA]);
-    let names = names.map(|option| SeccompRule::new(vec![SeccompCondition::new(0, Dword, Eq, option)?]));
+    let names =
+        names.map(|option| SeccompRule::new(vec![SeccompCondition::new(0, Dword, Eq, option)?]));
     rules.insert(libc::SYS_prctl, names.collect::<Result<Vec<_>, _>>()?);
     // Limits are read, and not set.
     rules.insert(libc::SYS_prlimit64, one(SeccompCondition::new(2, Qword, Eq, 0))?);

@@ -2,7 +2,8 @@
 
 use super::Needs;
 
-const NOTHING: &str = "there is no sandbox for this system, only for Linux on x86-64, ARM64 and RISC-V";
+const NOTHING: &str =
+    "there is no sandbox for this system, only for Linux on x86-64, ARM64 and RISC-V";
 
 #[derive(Debug)]
 pub(super) struct Confined;

@@ -17,8 +17,13 @@ use super::Needs;
 const KNOWN: ABI = ABI::V6;
 
 /// What is read to learn how much memory the process may use, which changes while it runs.
-const MEMORY: &[&str] =
-    &["/proc/meminfo", "/proc/self/cgroup", "/proc/self/mountinfo", "/proc/self/status", "/sys/fs/cgroup"];
+const MEMORY: &[&str] = &[
+    "/proc/meminfo",
+    "/proc/self/cgroup",
+    "/proc/self/mountinfo",
+    "/proc/self/status",
+    "/sys/fs/cgroup",
+];
 
 /// Whether a terminal controls the process is asked when it hangs up.
 const TERMINAL: &str = "/dev/tty";
@@ -58,7 +63,8 @@ fn restrict(needs: &Needs, held: &mut Vec<OwnedFd>) -> Result<RestrictionStatus,
     let ruleset = ruleset.handle_access(AccessNet::ConnectTcp).map_err(failed)?;
     let ruleset = ruleset.scope(Scope::Signal).map_err(failed)?;
     // A service manager may listen for messages on a socket without a path.
-    let notified = std::env::var_os("NOTIFY_SOCKET").is_some_and(|path| path.as_encoded_bytes().starts_with(b"@"));
+    let notified = std::env::var_os("NOTIFY_SOCKET")
+        .is_some_and(|path| path.as_encoded_bytes().starts_with(b"@"));
     let ruleset = match notified {
         true => ruleset,
         false => ruleset.scope(Scope::AbstractUnixSocket).map_err(failed)?,
@@ -81,7 +87,11 @@ fn restrict(needs: &Needs, held: &mut Vec<OwnedFd>) -> Result<RestrictionStatus,
 
 /// What no export needs: to run programs, and to make files that are no files.
 fn special() -> BitFlags<AccessFs> {
-    AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeFifo | AccessFs::MakeSock
+    AccessFs::Execute
+        | AccessFs::MakeChar
+        | AccessFs::MakeBlock
+        | AccessFs::MakeFifo
+        | AccessFs::MakeSock
 }
 
 struct Rules<'a> {
@@ -107,7 +117,9 @@ impl Rules<'_> {
 
     fn allow_if_there(&mut self, path: &Path, access: BitFlags<AccessFs>) -> Result<(), String> {
         // A process without a terminal can't open its terminal, though the file is there.
-        match fs::metadata(path).is_ok() && (path != Path::new(TERMINAL) || fs::File::open(path).is_ok()) {
+        match fs::metadata(path).is_ok()
+            && (path != Path::new(TERMINAL) || fs::File::open(path).is_ok())
+        {
             true => self.allow(path, access),
             false => Ok(()),
         }

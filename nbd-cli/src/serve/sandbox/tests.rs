@@ -40,7 +40,8 @@ fn attempts() -> Option<(tempfile::TempDir, BTreeMap<String, String>)> {
     let text = String::from_utf8_lossy(&output.stdout);
     let told = String::from_utf8_lossy(&output.stderr);
     let lines = text.lines().filter_map(|line| line.strip_prefix("attempt ")?.split_once(": "));
-    let results: BTreeMap<_, _> = lines.map(|(name, result)| (name.to_owned(), result.to_owned())).collect();
+    let results: BTreeMap<_, _> =
+        lines.map(|(name, result)| (name.to_owned(), result.to_owned())).collect();
     if results.contains_key("nothing") {
         nbd_testkit::peers::missing("landlock", "linux-image-amd64, with lsm=landlock");
         return None;
@@ -71,7 +72,9 @@ fn a_confined_process_tries_all_that_it_could() {
     needs.read_replaceable(&path("config/nbd.toml"));
     needs.socket(&path("sockets/server"));
     let confined = match files::confine(&needs) {
-        Err(reason) if reason.contains("no landlock") => return println!("attempt nothing: {reason}"),
+        Err(reason) if reason.contains("no landlock") => {
+            return println!("attempt nothing: {reason}");
+        }
         confined => confined.unwrap(),
     };
     let listener = UnixListener::bind(path("sockets/server"));
@@ -85,7 +88,10 @@ fn a_confined_process_tries_all_that_it_could() {
     report("resize the disk", disk.set_len(1 << 20));
     let hole = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
     report("punch a hole", rustix::fs::fallocate(&disk, hole, 4096, 4096).map_err(Into::into));
-    report("find a hole", rustix::fs::seek(&disk, rustix::fs::SeekFrom::Hole(0)).map_err(Into::into));
+    report(
+        "find a hole",
+        rustix::fs::seek(&disk, rustix::fs::SeekFrom::Hole(0)).map_err(Into::into),
+    );
     report("read the configuration", fs::read(path("config/nbd.toml")));
     report("list the configuration", fs::read_dir(path("config")));
     for one in ["meminfo", "self/status", "self/cgroup", "self/mountinfo"] {
@@ -96,10 +102,13 @@ fn a_confined_process_tries_all_that_it_could() {
     report("start a thread", thread.as_ref().map(drop).map_err(|error| error.kind().into()));
     report("read elsewhere by a new thread", thread.unwrap().join().unwrap());
     let pair = UnixStream::pair();
-    report("pass bytes", pair.and_then(|(mut a, mut b)| {
-        a.write_all(b"x")?;
-        b.read_exact(&mut [0])
-    }));
+    report(
+        "pass bytes",
+        pair.and_then(|(mut a, mut b)| {
+            a.write_all(b"x")?;
+            b.read_exact(&mut [0])
+        }),
+    );
     report("stop listening", fs::remove_file(path("sockets/server")));
     // What it doesn't.
     report("read elsewhere", fs::read(path("elsewhere/secret")));
@@ -113,7 +122,10 @@ fn a_confined_process_tries_all_that_it_could() {
     report("rename elsewhere", fs::rename(path("elsewhere/secret"), path("sockets/secret")));
     report("link", fs::hard_link(path("elsewhere/secret"), path("sockets/secret")));
     report("link by name", std::os::unix::fs::symlink("/", path("sockets/root")));
-    report("change permissions", fs::set_permissions(path("elsewhere/secret"), fs::Permissions::from_mode(0o777)));
+    report(
+        "change permissions",
+        fs::set_permissions(path("elsewhere/secret"), fs::Permissions::from_mode(0o777)),
+    );
     report("run a program", Command::new("/bin/true").status());
     report("run itself", Command::new("/proc/self/exe").status());
     report("connect by TCP", TcpStream::connect(("127.0.0.1", port)));
