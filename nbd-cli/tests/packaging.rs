@@ -23,13 +23,10 @@ fn unit(name: &str) -> String {
 fn an_instance_is_the_service_of_another_configuration() {
     let one = unit("nbd-serve.service");
     let instance = unit("nbd-serve@.service");
-    let (from, to) = (["nbd/nbd.toml", "NBD server", "=nbd\n", "run/nbd.", "lib/nbd."], [
-        "nbd/%i.toml",
-        "NBD server %i",
-        "=nbd-%i\n",
-        "run/nbd-%i.",
-        "lib/nbd-%i.",
-    ]);
+    let (from, to) = (
+        ["nbd/nbd.toml", "NBD server", "=nbd\n", "run/nbd.", "lib/nbd."],
+        ["nbd/%i.toml", "NBD server %i", "=nbd-%i\n", "run/nbd-%i.", "lib/nbd-%i."],
+    );
     let renamed = from.iter().zip(to).fold(one, |text, (from, to)| text.replace(from, to));
     for (line, other) in renamed.lines().zip(instance.lines()) {
         // Paths in comments end in other signs.
@@ -83,7 +80,8 @@ fn the_configuration_of_the_package_is_good_when_it_has_an_export() {
     fs::write(&disk, [0; 4096]).unwrap();
     let pki = folder.path().join("pki");
     run(Command::new(nbd_binary()).arg("cert").arg(&pki), LIMIT).success();
-    let setting = |line: &str| line.starts_with("#[[") || line.starts_with("#[") || line.contains(" = ");
+    let setting =
+        |line: &str| line.starts_with("#[[") || line.starts_with("#[") || line.contains(" = ");
     let uncommented: Vec<&str> = text
         .lines()
         .map(|line| if setting(line) { line.trim_start_matches('#') } else { line })
