@@ -296,7 +296,10 @@ mod tests {
     #[test]
     fn the_only_client_of_a_server_of_one_connection_keeps_it() {
         assert_eq!(parse(&[]).config().unwrap().server.idle_limit(), Some(Duration::from_secs(60)));
-        assert_eq!(parse(&["--max-connections", "2"]).config().unwrap().server.idle_limit(), Some(Duration::from_secs(60)));
+        assert_eq!(
+            parse(&["--max-connections", "2"]).config().unwrap().server.idle_limit(),
+            Some(Duration::from_secs(60))
+        );
         assert_eq!(parse(&["--max-connections", "1"]).config().unwrap().server.idle_limit(), None);
         let given = parse(&["--max-connections", "1", "--idle-timeout", "5s"]);
         assert_eq!(given.config().unwrap().server.idle_limit(), Some(Duration::from_secs(5)));
@@ -309,5 +312,58 @@ mod tests {
         assert_eq!(parse(&["--stall-timeout", "never"]).stall_timeout, Timeout::Never);
         let given = parse(&["--stall-timeout", "5m"]);
         assert_eq!(given.stall_timeout, Timeout::After(Duration::from_secs(300)));
+    }
+
+    /// A word that an option takes.
+    fn sample(argument: &clap::Arg) -> Vec<String> {
+        let flag = match (argument.get_long(), argument.get_num_args()) {
+            (None, _) => return vec!["memory:1M".into()],
+            (Some(long), None) => return vec![format!("--{long}")],
+            (Some(long), Some(count)) if !count.takes_values() => return vec![format!("--{long}")],
+            (Some(long), _) => format!("--{long}"),
+        };
+        let possible = argument.get_possible_values();
+        let word = possible.first().map_or("1", |value| value.get_name());
+        vec![format!("{flag}={word}")]
+    }
+
+    #[test]
+    fn beside_a_file_there_is_nothing_but_what_is_about_this_run() {
+        use clap::CommandFactory;
+        let mut command = Serve::command();
+        command.build();
+        let mut conflicting = 0;
+        for argument in command.get_arguments() {
+            let id = argument.get_id().as_str();
+            if ["config", "help"].contains(&id) {
+                continue;
+            }
+            let words = ["serve", "--config", "f"].map(String::from).into_iter();
+            let result = Serve::try_parse_from(words.chain(sample(argument)));
+            if ["check", "print_config", "verbose"].contains(&id) {
+                assert!(result.is_ok(), "{id}");
+                continue;
+            }
+            let error = result.err().unwrap_or_else(|| panic!("{id} goes with --config"));
+            assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{id}: {error}");
+            conflicting += 1;
+        }
+        assert_eq!(conflicting, BESIDE_A_FILE.len());
+    }
+
+    #[test]
+    fn what_the_words_say_is_what_the_configuration_is() {
+        use super::super::config::{Address, Backend};
+        let config = parse(&["-p", "5", "-U", "/s", "-r", "a=memory:1M", "-vv", "x.img"]);
+        let config = config.config().unwrap();
+        let listeners = Vec::from_iter(config.listeners.iter().map(|one| one.address().unwrap()));
+        let tcp = TcpAddress { host: "127.0.0.1".into(), port: 5 };
+        assert_eq!(listeners, [Address::Tcp(&tcp), Address::Unix("/s".as_ref())]);
+        let exports = config.exports.iter().map(|one| (&*one.name, one.backend().unwrap()));
+        let expected = [("a", Backend::Memory(1 << 20)), ("", Backend::File("x.img".as_ref()))];
+        assert_eq!(Vec::from_iter(exports), expected);
+        assert!(config.exports.iter().all(|one| one.read_only));
+        assert_eq!(config.server.log, LogLevel::Debug);
+        assert!(parse(&[]).config().unwrap().listeners.is_empty());
     }
 }

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nbd_engine::export::{
-    self, AnyExport, Export as _, ExportEntry, ExportMap, File, InvalidName, Memory, Missing, OpenError,
-    ReadOnly, Tracked, Tracker, WithAllocationDepth, WithBlockSize,
+    self, AnyExport, Export as _, ExportEntry, ExportMap, File, InvalidName, Memory, Missing,
+    OpenError, ReadOnly, Tracked, Tracker, WithAllocationDepth, WithBlockSize,
 };
 
 use rustix::fs::{Access, access};
@@ -162,11 +162,7 @@ impl<'a> Files<'a> {
 }
 
 /// Opens what is served, with the layers around it.
-fn open_backend(
-    backend: Backend<'_>,
-    export: &Export,
-    config: &Config,
-) -> Result<Layers, Failure> {
+fn open_backend(backend: Backend<'_>, export: &Export, config: &Config) -> Result<Layers, Failure> {
     match backend {
         Backend::Memory(size) => {
             let memory = Memory::new(size).map_err(|error| Failure::usage(error.to_string()))?;
@@ -196,11 +192,7 @@ fn cannot_open(error: &OpenError) -> Failure {
 type Layers = (AnyExport, Option<Arc<Tracker>>);
 
 /// The disk with the layers around it that its configuration asks for.
-fn wrapped(
-    disk: impl export::Export,
-    export: &Export,
-    config: &Config,
-) -> Result<Layers, Failure> {
+fn wrapped(disk: impl export::Export, export: &Export, config: &Config) -> Result<Layers, Failure> {
     let tracked = config.is_tracked(export);
     if !tracked && !export.allocation_depth && export.block_size.is_none() {
         return Ok((AnyExport::new(disk), None));

@@ -35,37 +35,37 @@ fn strip<'a>(word: &'a OsStr, prefix: &str) -> Option<&'a OsStr> {
 }
 
 fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
-        if let Some(size) = strip(word, "memory:") {
-            return quantity::size(&size.to_string_lossy())
-                .map(Backend::Memory)
-                .map_err(Failure::Usage);
-        }
-        let path = strip(word, "file:").unwrap_or(word);
-        if path.is_empty() {
+    if let Some(size) = strip(word, "memory:") {
+        return quantity::size(&size.to_string_lossy())
+            .map(Backend::Memory)
+            .map_err(Failure::Usage);
+    }
+    let path = strip(word, "file:").unwrap_or(word);
+    if path.is_empty() {
+        return Err(Failure::usage(format!(
+            "{} names nothing to serve: give a path, file:PATH or memory:SIZE",
+            quoted(word)
+        )));
+    }
+    // What looks like a slip is one only if there is no such file; no slip has other bytes than text.
+    if path == word
+        && !Path::new(path).exists()
+        && let Some(text) = word.to_str()
+    {
+        if quantity::size(text).is_ok() || text == "memory" {
+            let size = if text == "memory" { "1G" } else { text };
             return Err(Failure::usage(format!(
-                "{} names nothing to serve: give a path, file:PATH or memory:SIZE",
-                quoted(word)
+                "there is no file '{text}': for a disk in memory give memory:{size}"
             )));
         }
-        // What looks like a slip is one only if there is no such file; no slip has other bytes than text.
-        if path == word
-            && !Path::new(path).exists()
-            && let Some(text) = word.to_str()
-        {
-            if quantity::size(text).is_ok() || text == "memory" {
-                let size = if text == "memory" { "1G" } else { text };
-                return Err(Failure::usage(format!(
-                    "there is no file '{text}': for a disk in memory give memory:{size}"
-                )));
-            }
-            if let Some((kind, _)) = text.split_once(':').filter(|(kind, _)| !kind.contains('/')) {
-                return Err(Failure::usage(format!(
-                    "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH or memory:SIZE"
-                )));
-            }
+        if let Some((kind, _)) = text.split_once(':').filter(|(kind, _)| !kind.contains('/')) {
+            return Err(Failure::usage(format!(
+                "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH or memory:SIZE"
+            )));
         }
-        Ok(Backend::File(Path::new(path)))
     }
+    Ok(Backend::File(Path::new(path)))
+}
 
 #[cfg(test)]
 mod tests {
@@ -88,7 +88,9 @@ mod tests {
 
     #[test]
     fn backends_are_paths_or_memory() {
-        let parse = |text: &str| parse_backend(text.as_ref());
+        fn parse(text: &str) -> Result<Backend<'_>, Failure> {
+            parse_backend(text.as_ref())
+        }
         assert_eq!(parse("memory:4k").unwrap(), Backend::Memory(4096));
         assert_eq!(parse("file:memory:4k").unwrap(), Backend::File(Path::new("memory:4k")));
         assert_eq!(parse("x.img").unwrap(), Backend::File(Path::new("x.img")));

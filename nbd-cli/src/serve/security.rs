@@ -21,7 +21,10 @@ pub(super) struct Security {
 impl Security {
     /// What the configuration asks for, put into the server's.
     #[cfg(feature = "tls")]
-    pub(super) fn of(config: &Config, server: ServerConfig) -> Result<(ServerConfig, Self), Failure> {
+    pub(super) fn of(
+        config: &Config,
+        server: ServerConfig,
+    ) -> Result<(ServerConfig, Self), Failure> {
         let tls = super::tls::open(config)?;
         let server = match &tls {
             Some((mode, tls)) => server.with_tls(*mode, tls.clone()),
@@ -32,7 +35,10 @@ impl Security {
 
     /// A file may ask for it nevertheless.
     #[cfg(not(feature = "tls"))]
-    pub(super) fn of(config: &Config, server: ServerConfig) -> Result<(ServerConfig, Self), Failure> {
+    pub(super) fn of(
+        config: &Config,
+        server: ServerConfig,
+    ) -> Result<(ServerConfig, Self), Failure> {
         if config.asks_for_tls() {
             let text = "this nbd has no TLS: build it with --features tls";
             return Err(config.source.blame("tls", Failure::usage(text)));

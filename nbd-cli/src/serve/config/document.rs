@@ -90,7 +90,8 @@ fn excerpt(line: &str, number: usize, start: usize, marked: usize) -> Vec<String
     };
     let within = shown(&line[start..end]);
     let after = shown(&line[end..]);
-    let text: String = before.chars().chain(within.chars()).chain(after.chars()).take(WIDTH).collect();
+    let text: String =
+        before.chars().chain(within.chars()).chain(after.chars()).take(WIDTH).collect();
     let left = WIDTH.saturating_sub(before.chars().count());
     let marks = "^".repeat(within.chars().count().clamp(1, left.max(1)));
     let margin = " ".repeat(number.to_string().len());

@@ -89,16 +89,18 @@ pub(super) fn remedy(table: &str, key: &str) -> String {
     }
 }
 
+/// Whether there can be several tables of that name.
+pub(super) fn is_repeated(table: &str) -> bool {
+    ["listen", "export"].contains(&table)
+}
+
 /// The name of a table as a file writes it.
 pub(super) fn brackets(table: &str) -> String {
-    match table {
-        "listen" | "export" => format!("[[{table}]]"),
-        table => format!("[{table}]"),
-    }
+    if is_repeated(table) { format!("[[{table}]]") } else { format!("[{table}]") }
 }
 
 /// The word that is most like this one, if any is.
-fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let word = word.to_lowercase().replace('_', "-");
     let distance = |known: &str| strsim::damerau_levenshtein(&word, known);
     let nearest = known.iter().min_by_key(|known| distance(known))?;

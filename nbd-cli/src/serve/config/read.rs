@@ -83,23 +83,34 @@ pub(super) fn parse(path: &Path, text: String) -> Result<Config, Vec<Fault>> {
 /// What is wrong where.
 type Found = (Range<usize>, String);
 
-/// Takes the keys out that there are not.
+/// Takes the keys out that there are not, and tables that are written as something else: serde would take a list for a
+/// table with its keys in order.
 fn remove_unknown(root: &mut DeTable<'_>, faults: &mut Vec<Found>) {
     for (name, keys) in fields::tables() {
         if name.is_empty() {
             remove_unknown_of(name, keys, root, faults);
             continue;
         }
-        match root.get_mut(name).map(Spanned::get_mut) {
-            Some(DeValue::Table(table)) => remove_unknown_of(name, keys, table, faults),
-            Some(DeValue::Array(items)) => {
-                for item in items.iter_mut() {
-                    if let DeValue::Table(table) = item.get_mut() {
-                        remove_unknown_of(name, keys, table, faults);
-                    }
-                }
-            }
-            _ => {}
+        let Some(value) = root.get_mut(name) else { continue };
+        let span = value.span();
+        let items = match value.get_mut() {
+            DeValue::Array(items) if fields::is_repeated(name) => items.iter_mut().collect(),
+            DeValue::Table(_) if !fields::is_repeated(name) => vec![value],
+            _ => Vec::new(),
+        };
+        let count = items.len();
+        let tables = items.into_iter().filter_map(|item| match item.get_mut() {
+            DeValue::Table(table) => Some(table),
+            _ => None,
+        });
+        let tables = Vec::from_iter(tables);
+        if tables.is_empty() || tables.len() < count {
+            faults.push((span, format!("{name} is a table: write {}", fields::brackets(name))));
+            root.remove(name);
+            continue;
+        }
+        for table in tables {
+            remove_unknown_of(name, keys, table, faults);
         }
     }
 }
@@ -132,12 +143,22 @@ fn values(table: &mut Spanned<DeTable<'_>>, faults: &mut Vec<Found>) -> Option<C
         };
         let span = error.span().unwrap_or(0..0);
         let removed = remove_at(table.get_mut(), &span);
-        faults.push((span, error.message().to_owned()));
+        faults.push((span, reworded(error.message())));
         if !removed {
             return None;
         }
     }
     None
+}
+
+/// What the deserializer says, with the nearest word where there are only some to choose from.
+fn reworded(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let word = quoted.next().filter(|_| message.starts_with("unknown variant `"));
+    let Some(word) = word else { return message.to_owned() };
+    let known = Vec::from_iter(quoted);
+    let hint = fields::nearest(word, &known).map(|nearest| format!("; did you mean '{nearest}'?"));
+    format!("'{word}' is none of {}{}", known.join(", "), hint.unwrap_or_default())
 }
 
 /// Takes the innermost value out that has all of this in it. Gives whether there was one.
