@@ -93,25 +93,27 @@ fn remove_unknown(root: &mut DeTable<'_>, faults: &mut Vec<Found>) {
         }
         let Some(value) = root.get_mut(name) else { continue };
         let span = value.span();
-        let items = match value.get_mut() {
-            DeValue::Array(items) if fields::is_repeated(name) => items.iter_mut().collect(),
-            DeValue::Table(_) if !fields::is_repeated(name) => vec![value],
-            _ => Vec::new(),
-        };
-        let count = items.len();
-        let tables = items.into_iter().filter_map(|item| match item.get_mut() {
-            DeValue::Table(table) => Some(table),
+        let items: Option<Vec<_>> = match value.get_mut() {
+            DeValue::Array(items) if fields::is_repeated(name) => Some(items.iter_mut().collect()),
+            DeValue::Table(_) if !fields::is_repeated(name) => Some(vec![value]),
             _ => None,
-        });
-        let tables = Vec::from_iter(tables);
-        if tables.is_empty() || tables.len() < count {
+        };
+        let tables = items.and_then(|items| items.into_iter().map(as_table).collect());
+        let Some(tables): Option<Vec<_>> = tables else {
             faults.push((span, format!("{name} is a table: write {}", fields::brackets(name))));
             root.remove(name);
             continue;
-        }
+        };
         for table in tables {
             remove_unknown_of(name, keys, table, faults);
         }
+    }
+}
+
+fn as_table<'a, 'i>(value: &'a mut Spanned<DeValue<'i>>) -> Option<&'a mut DeTable<'i>> {
+    match value.get_mut() {
+        DeValue::Table(table) => Some(table),
+        _ => None,
     }
 }
 
