@@ -39,7 +39,7 @@ impl Needs {
         if let Some(keys) = &config.tls.psk {
             self.read_replaceable(keys);
         } else if let Some(folder) = &config.tls.certificates {
-            self.read(folder);
+            self.read.push(folder.clone());
         } else if config.tls.mode.is_some() {
             self.read.extend(default_server_directory());
         }
@@ -47,11 +47,6 @@ impl Needs {
 
     #[cfg(not(feature = "tls"))]
     fn read_for_tls(&mut self, _: &Config) {}
-
-    /// A file or a folder to be read again.
-    pub(in crate::serve) fn read(&mut self, path: impl Into<PathBuf>) {
-        self.read.push(path.into());
-    }
 
     /// A file that may be replaced by another one of its name: its folder is read.
     pub(in crate::serve) fn read_replaceable(&mut self, path: &Path) {

@@ -188,7 +188,7 @@ fn what_was_asked_for_and_is_not_there_is_an_error_unless_it_was_to_be_tried() {
     let Err(Failure::Failed(text)) = excuse(Mode::Require, "x") else { panic!("it is excused") };
     assert!(text.contains("(--sandbox): x; --sandbox=try"), "{text}");
     let mut needs = Needs::default();
-    needs.read("/no/such/folder");
+    needs.read.push("/no/such/folder".into());
     let missing = files::confine(&needs).unwrap_err();
     assert!(missing.contains("/no/such/folder"), "{missing}");
     // The test's own threads are more than one.
