@@ -18,8 +18,10 @@ mod words;
 
 pub(crate) use check::check;
 pub(crate) use model::{
-    Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server, Tls, TlsMode,
+    Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server,
 };
+#[cfg(any(feature = "tls", test))]
+pub(crate) use model::{Tls, TlsMode};
 pub(crate) use print::print;
 pub(crate) use read::load;
 pub(crate) use source::Source;
