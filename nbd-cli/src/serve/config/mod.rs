@@ -17,9 +17,7 @@ mod tests;
 mod words;
 
 pub(crate) use check::check;
-pub(crate) use model::{
-    Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server,
-};
+pub(crate) use model::{Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server};
 #[cfg(any(feature = "tls", test))]
 pub(crate) use model::{Tls, TlsMode};
 pub(crate) use print::print;
