@@ -25,6 +25,7 @@ mod ranges;
 mod read_only;
 mod tracked;
 mod with_block_size;
+mod withdrawal;
 
 pub use abilities::{
     Allocation, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite, CanWriteZeroes, Fua,
@@ -55,6 +56,7 @@ pub(crate) use pool::{Pool, allocate};
 pub use read_only::{NoWriting, ReadOnly};
 pub use tracked::{BitmapError, Tracked, Tracker, Tracking};
 pub use with_block_size::{Constraints, WithBlockSize};
+pub use withdrawal::Withdrawal;
 
 pub use nbd_proto::wire::{AllocationFlags, ErrorCode};
 pub use nbd_proto::{BlockSize, ContextInfo, Extent};
