@@ -86,6 +86,7 @@ fn a_file_says_all_that_the_server_is() {
         fs::write(folder.path("disk.img"), [5; 4096]).unwrap();
         let server = Serving::start(["--config", &folder.file()]);
         let socket = Endpoint::Unix(folder.path("socket"));
+        assert!(server.process.next_line(LIMIT).is_some_and(|uri| uri.ends_with("/socket")));
         for endpoint in [&server.endpoint(), &socket] {
             let expected = [("disk", "a disk"), ("scratch", "")];
             assert_eq!(listed(endpoint), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
@@ -180,6 +181,21 @@ fn what_is_printed_for_a_command_line_is_the_same_server() {
     assert_eq!(server.end().0, Some(0));
 }
 
+#[test]
+#[cfg(feature = "tls")]
+fn the_example_can_be_served() {
+    let folder = Folder::new(include_str!("../../../docs/nbd.toml"));
+    for name in ["install.iso", "database.img"] {
+        fs::write(folder.path(name), [0; 8192]).unwrap();
+    }
+    let mut cert = Command::new(env!("CARGO_BIN_EXE_nbd"));
+    run(cert.args(["cert", "pki"]).current_dir(folder.0.path()), LIMIT).success();
+    let mut check = serve(["--check", "--config", &folder.file()]);
+    let finished = run(&mut check, LIMIT);
+    assert_eq!(finished.stderr, "");
+    assert_eq!(finished.success(), "");
+}
+
 /// What stays keeps its clients; what is new is there; what is gone or opened anew is taken from its clients.
 #[test]
 fn a_file_that_is_read_again_changes_what_it_says_and_nothing_else() {
@@ -222,7 +238,7 @@ fn a_file_that_is_read_again_changes_what_it_says_and_nothing_else() {
         folder
             .write(&format!("{after}[[export]]\nname = 'more'\nmemory = '1M'\ncolour = 'blue'\n"));
         reload(&server, "stay in force");
-        let says = format!("{}:17:1: unknown key 'colour' in [[export]]", folder.file());
+        let says = format!("{}:18:1: unknown key 'colour' in [[export]]", folder.file());
         assert!(server.process.stderr().contains(&says), "{}", server.process.stderr());
         folder.write(&format!(
             "{after}{}[[export]]\nname = 'b'\nfile = 'missing'\n",

@@ -67,7 +67,7 @@ pub(crate) struct Server {
     pub(crate) drain_timeout: Period,
 
     /// Path of the control socket, for `nbd bitmap`; only the user that runs the server can use it.
-    #[cfg_attr(test, schemars(extend("cli" = "--control")))]
+    #[cfg_attr(test, schemars(extend("cli" = "--control", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) control: Option<PathBuf>,
 
@@ -93,7 +93,7 @@ pub(crate) struct Listen {
     tcp: Option<TcpAddress>,
 
     /// Path of a Unix socket.
-    #[cfg_attr(test, schemars(extend("cli" = "--unix")))]
+    #[cfg_attr(test, schemars(extend("cli" = "--unix", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     unix: Option<PathBuf>,
 
@@ -116,12 +116,12 @@ pub(crate) struct Tls {
     pub(crate) mode: Option<TlsMode>,
 
     /// Folder with `server-cert.pem` and `server-key.pem`, and with `ca-cert.pem` to verify clients.
-    #[cfg_attr(test, schemars(extend("cli" = "--tls-certificates")))]
+    #[cfg_attr(test, schemars(extend("cli" = "--tls-certificates", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) certificates: Option<PathBuf>,
 
     /// File with pre-shared keys, in place of certificates.
-    #[cfg_attr(test, schemars(extend("cli" = "--tls-psk")))]
+    #[cfg_attr(test, schemars(extend("cli" = "--tls-psk", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) psk: Option<PathBuf>,
 
@@ -148,7 +148,7 @@ pub(crate) struct Export {
     pub(crate) name: String,
 
     /// Path of a file or block device.
-    #[cfg_attr(test, schemars(extend("cli" = "file:PATH")))]
+    #[cfg_attr(test, schemars(extend("cli" = "file:PATH", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<PathBuf>,
 
