@@ -81,13 +81,13 @@ pub(crate) struct Server {
     pub(crate) oldstyle: bool,
 }
 
-/// One listener: exactly one of these keys.
+/// A listener has exactly one of these keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Listen {
-    /// TCP address, `HOST:PORT`: IPv4, IPv6 in brackets, or a name, which stands for all of its addresses. Without a
-    /// port it is 10809; port 0 takes a free one.
+    /// `HOST:PORT`, where the host is an address of IPv4, of IPv6 in brackets, or a name, which stands for all
+    /// of its addresses. Without a port it is 10809; port 0 takes a free one.
     #[cfg_attr(test, schemars(extend("cli" = "--ip-addr, --port")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     tcp: Option<TcpAddress>,
@@ -103,7 +103,7 @@ pub(crate) struct Listen {
     activation: bool,
 }
 
-/// TLS. Without `certificates` and `psk` the first of `~/.pki/nbd`, `~/.pki/nbdkit`, `/etc/pki/nbd` and others is taken
+/// Without `certificates` and `psk` the first of `~/.pki/nbd`, `~/.pki/nbdkit`, `/etc/pki/nbd` and others is taken
 /// that has a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -138,7 +138,7 @@ pub(crate) struct Tls {
     pub(crate) allow: Vec<String>,
 }
 
-/// One export. It needs exactly one of `file` and `memory`.
+/// An export has exactly one of `file` and `memory`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]

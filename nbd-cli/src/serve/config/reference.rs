@@ -32,9 +32,10 @@ fn reference() -> String {
             _ => resolved(schema, outermost),
         };
         let _never_fails = write!(text, "\n## `{}`\n\n", fields::brackets(table));
-        text.push_str(&wrapped("", &string(&outermost["description"])));
+        let about = string(&outermost["description"]);
+        text.push_str(&wrapped("", &about));
         let more = string(&properties["description"]);
-        if more != string(&outermost["description"]) {
+        if more != about {
             text.push('\n');
             text.push_str(&wrapped("", &more));
         }
@@ -42,8 +43,11 @@ fn reference() -> String {
         for key in keys {
             let property = &properties["properties"][key];
             let mut about = vec![kind(schema, property)];
-            if let Some(default) = property.get("default").filter(|value| !value.is_null()) {
-                about.push(format!("default `{default}`"));
+            match property.get("default").filter(|value| !value.is_null()) {
+                Some(default) => about.push(format!("default `{default}`")),
+                // What a file that is printed leaves out.
+                None if property["type"] == "boolean" => about.push("default `false`".into()),
+                None => {}
             }
             let mut head = format!("- `{key}`: {}", about.join(", "));
             if let Some(option) = property["cli"].as_str() {
