@@ -1,0 +1,3 @@
+//! The long runs. See `README.md`.
+
+fn main() {}
