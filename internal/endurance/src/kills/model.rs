@@ -354,9 +354,9 @@ mod tests {
 
     #[test]
     fn a_disk_that_does_what_it_should_is_never_blamed() {
-        cases(300, |random| {
+        cases(100, |random| {
             let mut disk = Honest::new();
-            for _ in 0..random.below(60) {
+            for _ in 0..random.below(50) {
                 disk.step(random);
                 disk.check().unwrap();
             }
