@@ -102,7 +102,11 @@ fn the_same_servers_are_not_blamed_when_they_do_as_they_say() {
     let honest = [("nbdkit", &nbdkit[..], DiskKind::File), ("qemu-nbd", &qemu[..], DiskKind::Loop)];
     for (name, arguments, kind) in honest {
         let Some(server) = other(name, arguments) else { continue };
-        let Some(mut campaign) = campaign(server, kind) else { continue };
-        cases(3, |random| campaign.round(random.next()).unwrap());
+        cases(3, |random| {
+            // Each on a disk of its own: qemu leaves out flushes before it has written anything itself, so that what a
+            // server wrote that was killed is not flushed by the next one.
+            let Some(mut campaign) = campaign(server.clone(), kind) else { return };
+            campaign.round(random.next()).unwrap();
+        });
     }
 }
