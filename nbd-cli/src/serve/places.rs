@@ -91,6 +91,12 @@ impl<'a> Places<'a> {
         Ok(places)
     }
 
+    /// The path of a private socket, if there is to be one.
+    pub(super) fn private_socket(&self) -> Option<&Path> {
+        let folder = self.private.as_ref()?.path();
+        self.unix.iter().map(|path| &**path).find(|path| path.starts_with(folder))
+    }
+
     /// Listens in a folder that only this user can reach, once however often that is asked for.
     fn add_private(&mut self) -> Result<(), Failure> {
         if self.private.is_none() {

@@ -86,6 +86,11 @@ impl Predecessor {
         send(Timed::new(&self.stream, end), &Request::new(verb, arguments))
     }
 
+    /// Where its sockets have their files.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.offered.iter().filter_map(|offered| offered.address.as_ref()?.unix())
+    }
+
     /// All sockets for clients.
     pub(super) fn take_all(&mut self) -> Vec<Bound> {
         self.take(|offered| offered.offer.role == Role::Clients)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::config::Config;
+use super::sandbox::Mode;
 use crate::exit::Failure;
 use crate::quantity;
 
@@ -65,6 +66,12 @@ impl ProcessArguments {
         if self.stdio && !(config.listeners.is_empty() && config.server.control.is_none()) {
             return Err(Failure::usage(
                 "--stdio serves the one client on standard input and output: leave out listeners and the control socket",
+            ));
+        }
+        if config.server.sandbox != Mode::Off && (self.run.is_some() || self.pid_file.is_some()) {
+            return Err(Failure::usage(
+                "a server in a sandbox runs no command and writes no --pid-file: leave out --run, and use --ready-fd or \
+                 NOTIFY_SOCKET in place of the file",
             ));
         }
         if let Some(control) = &self.take_over {

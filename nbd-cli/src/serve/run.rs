@@ -5,19 +5,21 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nbd_engine::export::ExportMap;
 use nbd_engine::net::LocalAddr;
 use nbd_engine::server::{Outcome, ServerConfig};
 
 use super::Arguments;
 use super::activation::{self, Socket};
 use super::announce::Announcement;
-use super::backend::{self, Opened};
+use super::backend;
 use super::captive::{self, Captive};
 use super::config::{self, Backend, Config, LogLevel, RuntimeName};
 use super::control::{self, Bitmaps, Replaceable, Verbs};
+use super::live::Live;
 use super::places::Places;
 use super::predecessor::Predecessor;
+use super::reload::Reload;
+use super::sandbox::{Needs, Sandbox};
 use super::security::Security;
 use super::signals;
 use super::sockets::{Bound, Role, Sockets};
@@ -42,39 +44,53 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         log::start(LogLevel::Warn.verbosity())?;
         return check(&config);
     }
-    log::start(config.server.log.verbosity())?;
+    log::collect(config.server.log.verbosity());
     fault::end_on_panic();
     raise_descriptor_limit(&config);
     let places = Places::of(&config, process, given)?;
-    let Opened { exports, trackers } = backend::open(&config)?;
-    let bitmaps = Bitmaps::new(trackers, &[])?;
+    let exports = Live::open(&config)?;
     let server = server_config(&config).with_access(access);
     let (server, security) = Security::of(&config, server)?;
     let readiness = Readiness::of(process, ready_fd)?;
+    let mut needs = Needs::of(&config, arguments.config.as_deref());
+    places.private_socket().into_iter().for_each(|path| needs.socket(path));
+    // The other server learns of this one only now, as hardly anything of its own can fail any more.
+    let mut predecessor = Predecessor::of(process)?;
+    predecessor.iter().flat_map(Predecessor::paths).for_each(|path| needs.socket(path));
+    // From here on only what is needed can be opened, by this thread and by those that it starts.
+    let sandbox = Sandbox::confine(config.server.sandbox, &needs)?;
+    log::write()?;
+    let in_tls = security.is_required();
+    if stdio.is_none() {
+        security.warn(&places, &config);
+    }
+    let log = LogLevel::of_verbosity(arguments.verbose);
+    let file = arguments.config.clone();
+    let reload = Reload::new(file, log, config.clone(), exports.clone(), security);
+    let reload = Arc::new(reload);
     if let Some(stdio) = stdio {
         let oldstyle = config.server.oldstyle;
-        return judge(stdio.serve(exports, server, security, readiness, oldstyle)?, &config);
+        let _sealed = sandbox.seal()?;
+        return judge(stdio.serve(exports, server, &reload, readiness, oldstyle)?, &config);
     }
-    security.warn(&places, &config);
     let announcement = Announcement {
         names: config.exports.iter().map(|export| export.name.clone()).collect(),
         // Who hands sockets over knows where they are, and our standard output may be that of a client; with a command
         // it is the command's.
         printed: places.given.is_empty() && process.run.is_none(),
-        in_tls: security.is_required(),
+        in_tls,
     };
-    // Last, so that the other server learns of this one only once nothing of its own can fail any more.
-    let mut predecessor = Predecessor::of(process)?;
     let control = control_socket(&config, predecessor.as_mut())?;
     let setup = Setup {
         places,
         announcement,
-        security,
-        bitmaps,
+        bitmaps: exports.bitmaps().clone(),
+        reload,
         in_memory: in_memory(&config),
         control,
         predecessor,
         readiness,
+        sandbox: Some(sandbox),
         command: process.run.clone(),
     };
     let outcome = match config.server.runtime {
@@ -112,12 +128,13 @@ fn in_memory(config: &Config) -> Vec<String> {
 struct Setup<'a> {
     places: Places<'a>,
     announcement: Announcement,
-    security: Security,
     bitmaps: Bitmaps,
+    reload: Arc<Reload>,
     in_memory: Vec<String>,
     control: Option<Bound>,
     predecessor: Option<Predecessor>,
     readiness: Readiness,
+    sandbox: Option<Sandbox>,
     /// What is to be run.
     command: Option<OsString>,
 }
@@ -155,7 +172,7 @@ impl Setup<'_> {
         let Handle { connections, shut_down } = server;
         let shut_down: Arc<dyn Fn() + Send + Sync> = Arc::from(shut_down);
         if let Some(socket) = control {
-            let verbs = bitmaps.verbs(Verbs::new());
+            let verbs = control::exports(&self.reload, bitmaps.verbs(Verbs::new()));
             let state = Box::new(move || lost_with(&in_memory, &bitmaps.names()));
             let ended = Arc::clone(&shut_down);
             let replaceable = Replaceable {
@@ -267,9 +284,9 @@ macro_rules! serve {
                 server.shut_down();
             }
         };
-        let (security, supervisor) =
-            (core::mem::take(&mut setup.security), setup.readiness.supervisor.clone());
-        let reload = move || supervisor.around_reload(|| security.reload());
+        let (reload, supervisor) =
+            (Arc::clone(&setup.reload), setup.readiness.supervisor.clone());
+        let reload = move || supervisor.around_reload(|| reload.hang_up());
         signals::watch(end, reload).map_err(no_signals)?;
         let mut listening = Vec::new();
         for bound in setup.places.bind(setup.predecessor.as_mut())? {
@@ -287,6 +304,7 @@ macro_rules! serve {
         }
         let addresses: Vec<LocalAddr> =
             listening.iter().map(|one| one.local_addr().clone()).collect();
+        let _sealed = setup.sandbox.take().map(Sandbox::seal).transpose()?;
         setup.announcement.make(&addresses)?;
         let _private = setup.places.private.take();
         let begun = match server.is_shutting_down() {
@@ -306,12 +324,12 @@ macro_rules! serve {
     }};
 }
 
-fn blocking(exports: ExportMap, config: ServerConfig, setup: Setup<'_>) -> Result<Ended, Failure> {
+fn blocking(exports: Live, config: ServerConfig, setup: Setup<'_>) -> Result<Ended, Failure> {
     let server = nbd_blocking::Server::with_config(exports, config);
     serve!(server, setup, io::Result::Ok, io::Result::Ok, [])
 }
 
-fn tokio(exports: ExportMap, config: ServerConfig, setup: Setup<'_>) -> Result<Ended, Failure> {
+fn tokio(exports: Live, config: ServerConfig, setup: Setup<'_>) -> Result<Ended, Failure> {
     use ::tokio::net::{TcpListener, UnixListener};
     let runtime = ::tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =
@@ -322,7 +340,7 @@ fn tokio(exports: ExportMap, config: ServerConfig, setup: Setup<'_>) -> Result<E
 }
 
 #[cfg(feature = "async-std")]
-fn async_std(exports: ExportMap, config: ServerConfig, setup: Setup<'_>) -> Result<Ended, Failure> {
+fn async_std(exports: Live, config: ServerConfig, setup: Setup<'_>) -> Result<Ended, Failure> {
     use ::async_std::net::TcpListener;
     use ::async_std::os::unix::net::UnixListener;
     let server = nbd_async_std::Server::with_config(exports, config);

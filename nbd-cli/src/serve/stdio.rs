@@ -5,13 +5,14 @@ use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use nbd_blocking::Server;
-use nbd_engine::export::ExportMap;
 use nbd_engine::server::{Outcome, ServerConfig};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
-use super::security::Security;
+use super::live::Live;
+use super::reload::Reload;
 use super::signals;
 use super::supervisor::Readiness;
 use crate::descriptor;
@@ -55,9 +56,9 @@ impl Stdio {
     /// Serves the client until it disconnects, or a signal ends the server.
     pub(super) fn serve(
         self,
-        exports: ExportMap,
+        exports: Live,
         config: ServerConfig,
-        security: Security,
+        reload: &Arc<Reload>,
         mut readiness: Readiness,
         oldstyle: bool,
     ) -> Result<Outcome, Failure> {
@@ -69,7 +70,8 @@ impl Stdio {
             stop.shut_down();
         };
         let supervisor = readiness.supervisor.clone();
-        let reload = move || supervisor.around_reload(|| security.reload());
+        let reload = Arc::clone(reload);
+        let reload = move || supervisor.around_reload(|| reload.hang_up());
         signals::watch(end, reload)
             .map_err(|error| Failure::failed(format!("cannot watch for signals: {error}")))?;
         readiness.announce();

@@ -4,6 +4,7 @@ mod access;
 mod activation;
 mod addresses;
 mod captive;
+mod config;
 mod end;
 mod exports;
 mod limits;
@@ -42,7 +43,12 @@ struct Serving {
 impl Serving {
     #[track_caller]
     fn start<T: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = T>) -> Self {
-        let process = Background::spawn(&mut serve(arguments)).expect("the binary is there");
+        Self::spawn(&mut serve(arguments))
+    }
+
+    #[track_caller]
+    fn spawn(command: &mut Command) -> Self {
+        let process = Background::spawn(command).expect("the binary is there");
         let Some(uri) = process.next_line(LIMIT) else {
             panic!("no URI was printed, but this: {}", process.stderr());
         };

@@ -6,6 +6,7 @@
 
 mod bitmaps;
 mod clients;
+mod exports;
 mod protocol;
 mod take_over;
 mod verbs;
@@ -15,5 +16,6 @@ pub(crate) use protocol::{Answer, MAX_ANSWER, Request, receive, send};
 
 pub(super) use bitmaps::Bitmaps;
 pub(super) use clients::{answer, bind};
+pub(super) use exports::exports;
 pub(super) use take_over::{Replaceable, SERVING, ServingNow, TAKE_OVER, TakeOver, receive_with};
 pub(super) use verbs::Verbs;
