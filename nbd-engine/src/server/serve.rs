@@ -11,6 +11,7 @@ use event_listener::EventListener;
 use futures_util::future::{Either, select};
 use tracing::field;
 
+use super::metrics::{Ending, Recorder};
 use super::session::{End, Session};
 use super::watch::{self, Verdict, Watch};
 use super::{ConnectionError, Permit, ServerState};
@@ -61,9 +62,19 @@ where
         peer = %client.peer,
         export = field::Empty
     );
-    let mut task = pin!(run(&state, transport, &runtime, client));
-    let session = poll_fn(|cx| span.in_scope(|| task.as_mut().poll(cx))).await?;
-    let Some(mut session) = session else { return Ok(()) };
+    let mut registration = state.config().metrics().map(|metrics| metrics.register(&client));
+    let recorder = registration.as_ref().map(|it| it.recorder(&runtime));
+    let mut task = pin!(run(&state, transport, &runtime, client, recorder));
+    let result = poll_fn(|cx| span.in_scope(|| task.as_mut().poll(cx))).await;
+    if let Some(registration) = &mut registration {
+        registration.ended(match &result {
+            Ok((_, end)) => Ending::of(*end),
+            Err(error) => Ending::of_error(error),
+        });
+    }
+    // The counts are complete, while the client may take its time to notice the end.
+    drop(registration);
+    let (Some(mut session), _) = result? else { return Ok(()) };
     // The client may not read, or not close its side.
     let mut timeout = runtime.sleep(CLOSE_TIMEOUT);
     poll_fn(|cx| match session.poll_close(cx) {
@@ -94,10 +105,11 @@ where
     R: Runtime,
 {
     let permit = admit(state, &runtime).await.inspect_err(|error| {
-        if matches!(error, ConnectionError::ServerFull { .. })
-            && let Some(times) = state.floods().full.count()
-        {
-            tracing::warn!(%peer, times, %error, "refused a connection");
+        if matches!(error, ConnectionError::ServerFull { .. }) {
+            state.count_refused();
+            if let Some(times) = state.floods().full.count() {
+                tracing::warn!(%peer, times, %error, "refused a connection");
+            }
         }
     })?;
     serve(permit, transport, runtime, peer).await
@@ -134,22 +146,23 @@ async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
     .await
 }
 
-/// Serves a client until its connection is to be closed; gives what there is to close.
+/// Serves a client until its connection is to be closed; gives what there is to close, and why.
 async fn run<T: Transport, R: Runtime>(
     state: &Arc<ServerState>,
     transport: T,
     runtime: &R,
     client: Arc<ClientInfo>,
-) -> Result<Option<Session<T>>, ConnectionError> {
+    recorder: Option<Recorder>,
+) -> Result<(Option<Session<T>>, End), ConnectionError> {
     // An oldstyle client gets its export at once, and looking that up may take its time.
     let limit = state.config().handshake_timeout();
-    let session = pin!(Session::new(Arc::clone(state), transport, client, runtime));
+    let session = pin!(Session::new(Arc::clone(state), transport, client, recorder, runtime));
     let shutdown = pin!(state.shutdown_begun());
     let deadline = select(runtime.sleep(limit), shutdown);
     let session = match select(session, deadline).await {
         Either::Left((session, _)) => session,
         Either::Right((Either::Left(_), _)) => Err(ConnectionError::HandshakeTimeout(limit)),
-        Either::Right((Either::Right(_), _)) => return Ok(None),
+        Either::Right((Either::Right(_), _)) => return Ok((None, End::ShutDown)),
     };
     let mut session = session.inspect_err(|error| {
         if let Some(times) = state.floods().unfit.count() {
@@ -160,15 +173,12 @@ async fn run<T: Transport, R: Runtime>(
     let mut connection = Connection::new(&mut session, state, runtime);
     let result = poll_fn(|cx| connection.poll(cx)).await;
     session.leave(&result);
-    match result {
+    match &result {
         Ok(End::Closed(reason)) => tracing::debug!("{reason}"),
         Ok(End::ShutDown) => tracing::debug!("closed a connection, since the server shuts down"),
-        Err(error) => {
-            tracing::info!(%error, "a connection was closed");
-            return Err(error);
-        }
+        Err(error) => tracing::info!(%error, "a connection was closed"),
     }
-    Ok(Some(session))
+    Ok((Some(session), result?))
 }
 
 /// A session and its deadlines.
@@ -215,7 +225,9 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             self.session.shut_down();
             self.begin_drain();
         }
-        if let Poll::Ready(result) = self.session.poll(cx) {
+        let polled = self.session.poll(cx);
+        self.session.publish();
+        if let Poll::Ready(result) = polled {
             return Poll::Ready(result);
         }
         if self.session.has_more_to_do() {

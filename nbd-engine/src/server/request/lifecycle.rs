@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::task::Context;
 
-use nbd_proto::server::Connection;
+use nbd_proto::server::{Connection, SelfAnswered};
 
 use super::Requests;
 use super::slot::Memory;
+use crate::server::metrics::{Progress, Recorder};
 use crate::server::negotiation::Negotiation;
 use crate::server::slot_futures::SlotFutures;
 use crate::server::state::ServerState;
@@ -20,6 +21,7 @@ impl Requests {
     pub(in crate::server) fn new(
         state: Arc<ServerState>,
         negotiation: Negotiation,
+        recorder: Option<Recorder>,
         turn: Turn,
     ) -> Self {
         let memory = Memory::new(state.budget());
@@ -37,6 +39,7 @@ impl Requests {
             completed: Vec::new(),
             futures: SlotFutures::new(),
             turn,
+            recorder,
             activity: Activity::default(),
             ending: false,
             hung_up: false,
@@ -55,6 +58,9 @@ impl Requests {
             (false, false) => "simple",
         };
         self.contexts = self.negotiation.enter(view.contexts);
+        if let (Some(recorder), Some(name)) = (&self.recorder, self.negotiation.export_name()) {
+            recorder.entered(name);
+        }
         tracing::debug!(replies, "a client entered transmission");
     }
 
@@ -78,6 +84,20 @@ impl Requests {
         self.completions.shrink();
         self.futures = SlotFutures::new();
         self.memory.account.give_back_unused();
+    }
+
+    /// Shows others how far the connection is, which has so many requests in flight, and of which the core has answered
+    /// these.
+    pub(in crate::server) fn publish(&mut self, in_flight: usize, answered: &[SelfAnswered]) {
+        if let Some(recorder) = &mut self.recorder {
+            let progress = Progress {
+                received: self.activity.received,
+                sent: self.activity.sent,
+                in_flight,
+                buffers: self.memory.account.used(),
+            };
+            recorder.publish(&progress, answered);
+        }
     }
 
     /// Whether others wait for buffers that this connection holds.
