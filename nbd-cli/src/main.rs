@@ -4,8 +4,10 @@ mod bitmap;
 #[cfg(feature = "tls")]
 mod cert;
 mod colour;
+mod control;
 mod copy;
 mod descriptor;
+mod dump;
 mod exit;
 mod fault;
 mod info;
@@ -57,6 +59,8 @@ enum Command {
     #[command(display_name = NAME)]
     Map(map::Arguments),
     #[command(display_name = NAME)]
+    Dump(dump::Arguments),
+    #[command(display_name = NAME)]
     Copy(copy::Arguments),
     #[command(display_name = NAME)]
     Resize(resize::Arguments),
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         Command::Info(arguments) => info::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
         Command::Map(arguments) => map::run(&arguments),
+        Command::Dump(arguments) => dump::run(&arguments),
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
