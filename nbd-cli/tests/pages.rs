@@ -164,3 +164,8 @@ fn the_page_about_serving_prints_what_it_says() {
 fn the_page_about_clients_prints_what_it_says() {
     check("docs/clients.md", &["nbdkit", "qemu-img", "ss"]);
 }
+
+#[test]
+fn the_page_on_monitoring_prints_what_it_says() {
+    check("docs/monitoring.md", &["curl"]);
+}

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use nbd_engine::export::BlockSize;
 
 use super::block_size;
+use super::metrics::MetricsAddress;
 use crate::quantity::{self, Timeout};
 
 /// Serve disks until interrupted.
@@ -67,6 +68,14 @@ pub(crate) struct Arguments {
     /// runs; only this user can use it
     #[arg(long, value_name = "PATH", conflicts_with = "read_only")]
     pub(crate) control: Option<PathBuf>,
+
+    /// Serve metrics for Prometheus by HTTP at that address, as /metrics: a port on 127.0.0.1, an address with a port, or
+    /// unix:PATH
+    ///
+    /// There is no authentication: whoever reaches the address sees the names of exports and how they are used. SIGUSR1
+    /// logs a summary in any case.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<MetricsAddress>,
 
     /// Offer the metadata context qemu:allocation-depth
     #[arg(short = 'A', long)]

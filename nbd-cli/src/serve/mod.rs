@@ -6,6 +6,7 @@ mod arguments;
 mod backend;
 mod block_size;
 mod control;
+mod metrics;
 mod places;
 mod run;
 mod security;
@@ -16,7 +17,8 @@ mod tls;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use control::{
-    Answer, CLEAR, LIST, MAX_ANSWER, Named, Request, START, STOP, receive, send,
+    Answer, CLEAR, Client, DISCONNECT, Disconnect, Export, LIST, MAX_ANSWER, Named, Request, START,
+    STATUS, STOP, Status, receive, send,
 };
 pub(crate) use run::run;
 pub(crate) use timed::Timed;

@@ -12,6 +12,7 @@ use super::announce::Announcement;
 use super::arguments::{Arguments, RuntimeName};
 use super::backend::{self, Opened};
 use super::control::{self, Bitmaps, Verbs};
+use super::metrics::Monitor;
 use super::places::{Places, cannot_listen_on_unix};
 use super::security::Security;
 use super::signals;
@@ -27,7 +28,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let places = Places::of(&arguments, given)?;
     let Opened { exports, names, trackers } = backend::open(&arguments)?;
     let bitmaps = Bitmaps::new(trackers, &arguments.track)?;
+    let monitor = Monitor::start(arguments.metrics.as_ref())?;
+    let served = exports.clone();
     let verbs = bitmaps.verbs(Verbs::new());
+    let verbs = control::status_verbs(verbs, monitor.metrics(), move || served.clone());
     let control = arguments.control.as_deref().map(|path| control::listen(path, verbs));
     let _removed_at_the_end = control.transpose()?;
     // Who hands sockets over knows where they are, and our standard output may be that of a client.
@@ -36,7 +40,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_drain_timeout(arguments.drain_timeout)
         .with_idle_timeout(arguments.idle_limit())
         .with_stall_timeout(arguments.stall_timeout.duration().unwrap_or(Duration::MAX))
-        .with_resize(arguments.resize);
+        .with_resize(arguments.resize)
+        .with_metrics(monitor.metrics());
     let (config, security) = Security::of(&arguments, config)?;
     security.warn(&places, arguments.read_only);
     let announcement =

@@ -207,9 +207,14 @@ struct Drain {
 impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
     fn new(session: &'a mut Session<T>, state: &'a ServerState, runtime: &'a R) -> Self {
         let handshake = state.config().handshake_timeout();
+        let shutdown = Shutdown {
+            listener: state.shutdown_listener(),
+            disconnect: session.recorder().map(Recorder::disconnect_listener),
+            registered: None,
+        };
         Self {
             session,
-            shutdown: Shutdown { listener: state.shutdown_listener(), registered: None },
+            shutdown,
             timer: runtime.sleep(handshake),
             due: moment_after(runtime.now(), handshake),
             handshake,
@@ -221,7 +226,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
-        if self.drain.is_none() && self.shutdown.has_begun(self.state, cx) {
+        if self.drain.is_none() && self.shutdown.has_begun(self.state, self.session, cx) {
             self.session.shut_down();
             self.begin_drain();
         }
@@ -341,22 +346,34 @@ fn moment_after(now: Instant, time: Duration) -> Instant {
     now.checked_add(time).unwrap_or_else(|| now + Duration::from_secs(1 << 32))
 }
 
-/// Learns of the shutdown, without a look at what all connections share each time the task is woken.
+/// Learns of the shutdown, or that this connection is to end, without a look at what all connections share each time the
+/// task is woken.
 struct Shutdown {
     listener: EventListener,
-    /// What is woken by the shutdown.
+    /// Of the connection alone.
+    disconnect: Option<EventListener>,
+    /// What is woken by either.
     registered: Option<Waker>,
 }
 
 impl Shutdown {
-    fn has_begun(&mut self, state: &ServerState, cx: &mut Context<'_>) -> bool {
-        if state.is_shutting_down() {
+    fn has_begun<T: Transport>(
+        &mut self,
+        state: &ServerState,
+        session: &Session<T>,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        if state.is_shutting_down() || session.recorder().is_some_and(Recorder::is_disconnected) {
             return true;
         }
         if self.registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             return false;
         }
         self.registered = Some(cx.waker().clone());
-        Pin::new(&mut self.listener).poll(cx).is_ready()
+        let disconnected = self
+            .disconnect
+            .as_mut()
+            .is_some_and(|listener| Pin::new(listener).poll(cx).is_ready());
+        Pin::new(&mut self.listener).poll(cx).is_ready() || disconnected
     }
 }

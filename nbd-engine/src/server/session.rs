@@ -181,6 +181,11 @@ impl<T: Transport> Session<T> {
         }
     }
 
+    /// What shows others how far the connection is, if anything does.
+    pub(crate) const fn recorder(&self) -> Option<&Recorder> {
+        self.requests.recorder.as_ref()
+    }
+
     /// Shows others how far the connection is.
     pub(crate) fn publish(&mut self) {
         let in_flight = self.requests_in_flight();

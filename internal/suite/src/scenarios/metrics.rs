@@ -246,3 +246,30 @@ pub fn requests_in_flight_are_reported(setup: Setup) {
         assert_eq!((reads.in_flight, reads.latencies.count(), reads.bytes), (0, 5, 5 * 4096));
     }
 }
+
+/// A client that is disconnected gets the replies to what it has in flight, and no other client notices.
+pub fn a_client_is_disconnected_and_others_stay(setup: Setup) {
+    for way in Way::CONCURRENT {
+        let metrics = Metrics::new();
+        let disk = Disk::new(1 << 20);
+        let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
+        let server = setup.serve_with(exports, ServerConfig::default().with_metrics(&metrics));
+        let mut client = server.client(Mode::Structured);
+        let number = metrics.connections()[0].client.connection;
+        let mut other = server.client(Mode::Structured);
+        disk.gate.close();
+        let read = client.send(&Request::read(0, 512));
+        disk.gate.wait_for(1);
+        assert!(metrics.disconnect(number) && !metrics.disconnect(number + 1000));
+        disk.gate.open();
+        client.reply_to(read).ok();
+        assert!(client.next_reply().is_none(), "the connection is closed");
+        other.read(0, 512);
+        // An idle one ends as well.
+        let number = metrics.connections()[0].client.connection;
+        assert!(metrics.disconnect(number));
+        assert!(other.next_reply().is_none(), "the connection is closed");
+        server.stop();
+        assert_eq!(metrics.snapshot().connections.ended[&Ending::ShutDown], 2);
+    }
+}

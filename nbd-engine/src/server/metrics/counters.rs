@@ -1,7 +1,10 @@
 //! The counters of one connection.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
+
+use event_listener::{Event, EventListener};
 
 use super::snapshot::{ConnectionStatus, RequestMetrics};
 use crate::export::ClientInfo;
@@ -64,6 +67,9 @@ pub(super) struct ConnectionCounters {
     pub(super) in_flight: Cell,
     /// Bytes of buffers in use.
     pub(super) buffers: Cell,
+    /// Whether the connection is to end, and what its task is woken by then.
+    disconnected: AtomicBool,
+    disconnect: Event,
     /// Made when the connection enters an export: not all do.
     pub(super) requests: OnceLock<Box<RequestTable>>,
 }
@@ -78,8 +84,26 @@ impl ConnectionCounters {
             sent: Cell::new(),
             in_flight: Cell::new(),
             buffers: Cell::new(),
+            disconnected: AtomicBool::new(false),
+            disconnect: Event::new(),
             requests: OnceLock::new(),
         }
+    }
+
+    /// Has the connection end as if the server shut down.
+    pub(super) fn disconnect(&self) {
+        self.disconnected.store(true, Ordering::Release);
+        self.disconnect.notify(usize::MAX);
+    }
+
+    /// Whether the connection is to end.
+    pub(super) fn is_disconnected(&self) -> bool {
+        self.disconnected.load(Ordering::Acquire)
+    }
+
+    /// Is notified once the connection is to end.
+    pub(super) fn disconnect_listener(&self) -> EventListener {
+        self.disconnect.listen()
     }
 
     pub(super) fn client(&self) -> MutexGuard<'_, ClientInfo> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nbd_proto::Command;
+use event_listener::EventListener;
 use nbd_proto::server::SelfAnswered;
 use nbd_proto::wire::ErrorCode;
 
@@ -85,6 +86,16 @@ impl Recorder {
     fn now(clock: &Clock, epoch: Instant) -> u64 {
         // In 64 bits there is room for centuries.
         clock().saturating_duration_since(epoch).as_nanos() as u64
+    }
+
+    /// Whether the connection is to end by itself: see [`Metrics::disconnect`].
+    pub(in crate::server) fn is_disconnected(&self) -> bool {
+        self.connection.is_disconnected()
+    }
+
+    /// Is notified once the connection is to end.
+    pub(in crate::server) fn disconnect_listener(&self) -> EventListener {
+        self.connection.disconnect_listener()
     }
 
     /// Bytes were received.

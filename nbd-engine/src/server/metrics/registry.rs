@@ -195,6 +195,16 @@ impl Metrics {
         }
     }
 
+    /// Ends the connection of that [number](ClientInfo::connection) as if the server shut down, for this client alone:
+    /// requests in flight are finished within
+    /// [`ServerConfig::with_drain_timeout`](crate::server::ServerConfig::with_drain_timeout), later ones are answered
+    /// with `ESHUTDOWN`. Returns at once; `false` if there is no such connection. The client may connect again.
+    pub fn disconnect(&self, connection: u64) -> bool {
+        let connections: Vec<_> = self.lock().connections.values().cloned().collect();
+        let found = connections.iter().filter(|one| one.client().connection == connection);
+        found.map(|one| one.disconnect()).count() > 0
+    }
+
     /// The connections at the moment, the oldest first.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionStatus> {
