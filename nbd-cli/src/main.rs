@@ -4,6 +4,7 @@ mod bitmap;
 #[cfg(feature = "tls")]
 mod cert;
 mod colour;
+mod completion;
 mod control;
 mod copy;
 mod descriptor;
@@ -13,6 +14,7 @@ mod fault;
 mod info;
 mod list;
 mod log;
+mod man;
 mod map;
 mod output;
 mod patient;
@@ -78,6 +80,10 @@ enum Command {
     #[cfg(feature = "tls")]
     #[command(display_name = NAME)]
     Psk(psk::Arguments),
+    #[command(display_name = NAME)]
+    Completion(completion::Arguments),
+    #[command(display_name = NAME)]
+    Man(man::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -103,6 +109,8 @@ fn main() -> ExitCode {
         Command::Cert(arguments) => cert::run(&arguments),
         #[cfg(feature = "tls")]
         Command::Psk(arguments) => psk::run(&arguments),
+        Command::Completion(arguments) => completion::run(arguments),
+        Command::Man(arguments) => man::run(&arguments),
     };
     exit::report(result)
 }

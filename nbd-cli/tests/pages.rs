@@ -42,7 +42,8 @@ fn steps(page: &str) -> Vec<Step> {
             (None, Some(step)) => step.prints.push(line.into()),
             (None, None) => panic!("a block begins with a command: {line}"),
         }
-        continues = continues && line.ends_with('\\') || line.starts_with("$ ") && line.ends_with('\\');
+        continues =
+            continues && line.ends_with('\\') || line.starts_with("$ ") && line.ends_with('\\');
     }
     steps
 }
@@ -75,7 +76,9 @@ fn script(steps: &[Step]) -> String {
 /// Whether a line is what the page has, in which `...` stands for any text.
 fn fits(line: &str, pattern: &str) -> bool {
     let mut parts = pattern.split("...");
-    let Some(mut rest) = parts.next().and_then(|first| line.strip_prefix(first)) else { return false };
+    let Some(mut rest) = parts.next().and_then(|first| line.strip_prefix(first)) else {
+        return false;
+    };
     let mut parts = parts.peekable();
     if parts.peek().is_none() {
         return rest.is_empty();
@@ -97,9 +100,9 @@ fn fit(lines: &[&str], patterns: &[String]) -> bool {
         Some((pattern, rest)) if pattern == "..." => {
             (0..=lines.len()).any(|skipped| fit(&lines[skipped..], rest))
         }
-        Some((pattern, rest)) => lines
-            .split_first()
-            .is_some_and(|(line, after)| fits(line, pattern) && fit(after, rest)),
+        Some((pattern, rest)) => {
+            lines.split_first().is_some_and(|(line, after)| fits(line, pattern) && fit(after, rest))
+        }
     }
 }
 
@@ -116,15 +119,21 @@ fn check(page: &str, needs: &[&str]) {
     let mut path = vec![nbd_binary().parent().expect("it is in a folder").to_owned()];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let mut command = Command::new("unshare");
-    command.args(["--net", "--map-root-user", "sh", "-c", "ip link set lo up && exec bash -c \"$0\""]);
+    command.args([
+        "--net",
+        "--map-root-user",
+        "sh",
+        "-c",
+        "ip link set lo up && exec bash -c \"$0\"",
+    ]);
     command.arg(script(&steps)).current_dir(dir.path());
     command.env("PATH", std::env::join_paths(path).expect("plain names"));
     let finished = run(&mut command, LIMIT);
     let mut rest = finished.stdout.as_str();
     for (index, step) in steps.iter().enumerate() {
-        let (_, after) = rest
-            .split_once(&format!("{}\n", mark(index)))
-            .unwrap_or_else(|| panic!("{page}: '{}' is not reached: {}{rest}", step.command, finished.stderr));
+        let (_, after) = rest.split_once(&format!("{}\n", mark(index))).unwrap_or_else(|| {
+            panic!("{page}: '{}' is not reached: {}{rest}", step.command, finished.stderr)
+        });
         let printed = after.split_once(&mark(index + 1)).map_or(after, |(printed, _)| printed);
         let lines: Vec<&str> = printed.lines().collect();
         assert!(fit(&lines, &step.prints), "{page}: '{}' prints\n{printed}", step.command);

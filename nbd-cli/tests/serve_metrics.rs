@@ -113,7 +113,11 @@ fn a_scrape_is_well_formed_and_counts_what_a_client_saw() {
     assert_eq!(metrics["nbd_connections_ended_total"].sum("", &[]), 2.0);
     assert_eq!(metrics["nbd_build_info"].sum("", &[("version", env!("CARGO_PKG_VERSION"))]), 1.0);
 
-    let info = serving.nbd(&["info", "--content", "nbd+unix:///a%20%22strange%22%20%5Cname%0A?socket=nbd.sock"]);
+    let info = serving.nbd(&[
+        "info",
+        "--content",
+        "nbd+unix:///a%20%22strange%22%20%5Cname%0A?socket=nbd.sock",
+    ]);
     run(&mut { info }, LIMIT).success();
     let used = [("export", strange), ("command", "read")];
     wait_until("the other export was read", LIMIT, || {
@@ -198,8 +202,7 @@ fn status_shows_clients_and_exports_and_a_client_can_be_disconnected() {
     wait_until("both clients are shown as idle", LIMIT, || {
         status = serving.status();
         let clients = status["clients"].as_array().unwrap();
-        clients.len() == 2
-            && clients.iter().all(|it| it["requests"] == 1 && it["in_flight"] == 0)
+        clients.len() == 2 && clients.iter().all(|it| it["requests"] == 1 && it["in_flight"] == 0)
     });
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["pid"], serving.process.id());
@@ -214,7 +217,8 @@ fn status_shows_clients_and_exports_and_a_client_can_be_disconnected() {
 
     let words = ["status", "--interval", "1ms", "control.sock"];
     let text = run(&mut serving.nbd(&words), LIMIT).success();
-    for says in ["connections: 2 of 1024; 2 accepted", "EXPORT", "disk", "1.0 MiB", "CLIENT", "0/s"] {
+    for says in ["connections: 2 of 1024; 2 accepted", "EXPORT", "disk", "1.0 MiB", "CLIENT", "0/s"]
+    {
         assert!(text.contains(says), "{says:?} is not in: {text}");
     }
 
@@ -280,9 +284,9 @@ fn the_page_has_all_metrics_and_no_others() {
     assert_eq!(rows, exposed);
     for (name, Metric { kind, .. }) in &metrics {
         let row = page.lines().find(|line| {
-            line.strip_prefix("| `").and_then(|rest| rest.strip_prefix(name.as_str())).is_some_and(
-                |rest| rest.starts_with(['`', '{']),
-            )
+            line.strip_prefix("| `")
+                .and_then(|rest| rest.strip_prefix(name.as_str()))
+                .is_some_and(|rest| rest.starts_with(['`', '{']))
         });
         assert!(row.unwrap().contains(&format!("| {kind} |")), "{name} is a {kind}: {row:?}");
     }

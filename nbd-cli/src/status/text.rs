@@ -65,8 +65,17 @@ fn heading<const N: usize>(words: [&str; N]) -> Vec<String> {
 
 fn exports(exports: &[Export]) -> String {
     let mut rows = vec![heading([
-        "EXPORT", "SIZE", "CLIENTS", "IN FLIGHT", "REQUESTS", "ERRORS", "READ", "WRITTEN", "RATE",
-        "READING", "WRITING",
+        "EXPORT",
+        "SIZE",
+        "CLIENTS",
+        "IN FLIGHT",
+        "REQUESTS",
+        "ERRORS",
+        "READ",
+        "WRITTEN",
+        "RATE",
+        "READING",
+        "WRITING",
     ])];
     for export in exports {
         rows.push(vec![
@@ -88,8 +97,18 @@ fn exports(exports: &[Export]) -> String {
 
 fn clients(clients: &[Client]) -> String {
     let mut rows = vec![heading([
-        "CLIENT", "PEER", "TLS", "EXPORT", "AGE", "IN FLIGHT", "REQUESTS", "ERRORS", "BUFFERS",
-        "RATE", "RECEIVING", "SENDING",
+        "CLIENT",
+        "PEER",
+        "TLS",
+        "EXPORT",
+        "AGE",
+        "IN FLIGHT",
+        "REQUESTS",
+        "ERRORS",
+        "BUFFERS",
+        "RATE",
+        "RECEIVING",
+        "SENDING",
     ])];
     for client in clients {
         let tls = match &client.tls {

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-use nbd_testkit::process::run;
 use nbd_testkit::Random;
+use nbd_testkit::process::run;
 use nbd_testkit::server::NbdServe;
 
 use super::{LIMIT, command, json, nbd, ours, told};

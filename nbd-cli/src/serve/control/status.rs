@@ -122,12 +122,13 @@ pub(in crate::serve) fn verbs(
     exports: impl Fn() -> ExportMap + Send + Sync + 'static,
 ) -> Verbs {
     let [watched, ended] = [(); 2].map(|()| metrics.clone());
-    verbs
-        .with(STATUS, move |NoArguments {}| Ok(status(&watched, &exports())))
-        .with(DISCONNECT, move |Disconnect { client }| match ended.disconnect(client) {
+    verbs.with(STATUS, move |NoArguments {}| Ok(status(&watched, &exports()))).with(
+        DISCONNECT,
+        move |Disconnect { client }| match ended.disconnect(client) {
             true => Ok(()),
             false => Err(format!("there is no client {client}: see nbd status")),
-        })
+        },
+    )
 }
 
 fn status(metrics: &Metrics, exports: &ExportMap) -> Status {

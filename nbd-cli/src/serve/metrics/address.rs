@@ -37,6 +37,16 @@ impl FromStr for MetricsAddress {
     }
 }
 
+impl MetricsAddress {
+    /// The path of a Unix socket.
+    pub(crate) const fn path_mut(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            Self::Unix(path) => Some(path),
+            Self::Tcp(..) => None,
+        }
+    }
+}
+
 impl fmt::Display for MetricsAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -6,5 +6,5 @@ mod http;
 mod monitor;
 mod summary;
 
-pub(super) use address::MetricsAddress;
+pub(crate) use address::MetricsAddress;
 pub(super) use monitor::Monitor;

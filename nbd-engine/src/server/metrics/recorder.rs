@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use nbd_proto::Command;
 use event_listener::EventListener;
+use nbd_proto::Command;
 use nbd_proto::server::SelfAnswered;
 use nbd_proto::wire::ErrorCode;
 

@@ -5,8 +5,10 @@ use std::task::Context;
 
 use nbd_proto::server::{Connection, SelfAnswered};
 
-use super::Requests;
+use super::admission::Admission;
 use super::slot::Memory;
+use super::{Clock, Requests};
+use crate::export::AnyExport;
 use crate::server::metrics::{Progress, Recorder};
 use crate::server::negotiation::Negotiation;
 use crate::server::slot_futures::SlotFutures;
@@ -23,6 +25,7 @@ impl Requests {
         negotiation: Negotiation,
         recorder: Option<Recorder>,
         turn: Turn,
+        clock: Clock,
     ) -> Self {
         let memory = Memory::new(state.budget());
         Self {
@@ -31,6 +34,8 @@ impl Requests {
             contexts: Vec::new(),
             slots: Vec::new(),
             memory,
+            admission: None,
+            clock,
             waiting: None,
             payload_waits: false,
             offloaded: 0,
@@ -61,6 +66,8 @@ impl Requests {
         if let (Some(recorder), Some(name)) = (&self.recorder, self.negotiation.export_name()) {
             recorder.entered(name);
         }
+        let admits = self.negotiation.export().is_some_and(AnyExport::admits);
+        self.admission = admits.then(Admission::default);
         tracing::debug!(replies, "a client entered transmission");
     }
 
@@ -105,9 +112,9 @@ impl Requests {
         self.memory.account.is_in_the_way()
     }
 
-    /// Whether a request waits for memory, so that nothing is received.
-    pub(in crate::server) const fn is_waiting(&self) -> bool {
-        self.waiting.is_some() || self.payload_waits
+    /// Whether a request waits for memory, or many wait for the export's layers, so that nothing is received.
+    pub(in crate::server) fn is_waiting(&self) -> bool {
+        self.waiting.is_some() || self.payload_waits || self.is_held_back()
     }
 
     /// Drops what still works for the client.
