@@ -4,10 +4,13 @@
 //! WRITE goes the same way in the other direction. Records have 16 KiB, all that TLS allows, and the cipher is ring's
 //! AES-128-GCM, which rustls uses. No protocol, no allocation.
 //!
-//! The copy on the kernel's side is measured in two ways: in memory, and by the kernel itself, through a Unix socket
-//! whose other end a thread serves that is not counted. No server can do without the latter.
+//! The copies are measured in three ways: both in memory; the one on the socket's side by the kernel, through a Unix
+//! socket whose other end a thread serves that is not counted; and both by the kernel, the other one out of or into a
+//! file in `/dev/shm`, as the servers of files have it. The last is the whole of what a server of a file has to do: read,
+//! seal in place, send; or receive, open in place, write.
 
-use std::io::{self, Error, Read, Write};
+use std::fs::File;
+use std::io::{self, Error, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
@@ -37,13 +40,15 @@ const DISK: usize = 256 * 1024 * 1024;
 /// Bytes that are next to each other on the disk.
 const BLOCK: usize = 1024 * 1024;
 
-/// What the kernel's side of a copy is.
+/// Which of the copies the kernel makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
-    /// Memory of this process.
+    /// Neither.
     Memory,
-    /// A Unix socket.
+    /// Out of, or into, a Unix socket.
     Socket,
+    /// That, and out of, or into, the file that is the disk.
+    SocketAndFile,
 }
 
 /// A disk, a buffer for a burst of records, and the kernel's side.
@@ -51,6 +56,7 @@ pub enum Kernel {
 pub struct Floor {
     key: LessSafeKey,
     disk: Vec<u8>,
+    file: File,
     burst: Vec<u8>,
     /// A burst that is sealed.
     kernel: Vec<u8>,
@@ -61,18 +67,23 @@ impl Floor {
     /// Ready to measure.
     ///
     /// # Errors
-    /// When the cipher is not to be had.
+    /// When the cipher is not to be had, or no file can be made in `/dev/shm`.
     pub fn new() -> io::Result<Self> {
         let key = UnboundKey::new(&AES_128_GCM, &[7; 16]).map_err(broken)?;
+        let disk = vec![0x5a; DISK];
+        let mut file = tempfile::tempfile_in("/dev/shm")?;
+        file.write_all(&disk)?;
         let mut floor = Self {
             key: LessSafeKey::new(key),
-            disk: vec![0x5a; DISK],
+            disk,
+            file,
             burst: vec![0; BURST * WIRE],
             kernel: Vec::new(),
             random: Random::new(1),
         };
         // What is to be opened was sealed before.
-        floor.seal(0)?;
+        floor.load(0);
+        floor.seal()?;
         floor.kernel.clone_from(&floor.burst);
         Ok(floor)
     }
@@ -84,28 +95,35 @@ impl Floor {
     pub fn measure(&mut self, direction: Direction, kernel: Kernel, mib: usize) -> io::Result<f64> {
         let mut peer = match kernel {
             Kernel::Memory => None,
-            Kernel::Socket => Some(Peer::new(direction, self.kernel.clone())?),
+            Kernel::Socket | Kernel::SocketAndFile => {
+                Some(Peer::new(direction, self.kernel.clone())?)
+            }
         };
+        let in_file = kernel == Kernel::SocketAndFile;
         let before = thread_time();
         for _ in 0..mib {
             let block = self.random.below((DISK / BLOCK) as u64) as usize * BLOCK;
             for offset in (block..block + BLOCK).step_by(BURST * RECORD) {
-                match (direction, &mut peer) {
-                    (Direction::Read, None) => {
-                        self.seal(offset)?;
-                        self.kernel.copy_from_slice(&self.burst);
+                match direction {
+                    Direction::Read => {
+                        if in_file {
+                            self.load_file(offset)?
+                        } else {
+                            self.load(offset)
+                        }
+                        self.seal()?;
+                        match &mut peer {
+                            None => self.kernel.copy_from_slice(&self.burst),
+                            Some(peer) => peer.stream.write_all(&self.burst)?,
+                        }
                     }
-                    (Direction::Read, Some(peer)) => {
-                        self.seal(offset)?;
-                        peer.stream.write_all(&self.burst)?;
-                    }
-                    (Direction::Write, None) => {
-                        self.burst.copy_from_slice(&self.kernel);
-                        self.open(offset)?;
-                    }
-                    (Direction::Write, Some(peer)) => {
-                        peer.stream.read_exact(&mut self.burst)?;
-                        self.open(offset)?;
+                    Direction::Write => {
+                        match &mut peer {
+                            None => self.burst.copy_from_slice(&self.kernel),
+                            Some(peer) => peer.stream.read_exact(&mut self.burst)?,
+                        }
+                        self.open()?;
+                        if in_file { self.store_file(offset)? } else { self.store(offset) }
                     }
                 }
             }
@@ -113,13 +131,42 @@ impl Floor {
         Ok((thread_time() - before) / 1e3 / mib as f64)
     }
 
-    /// Copies from that offset of the disk to the burst, and seals it.
-    fn seal(&mut self, offset: usize) -> io::Result<()> {
-        let data = self.disk[offset..].chunks(RECORD);
-        for (index, (record, data)) in self.burst.chunks_mut(WIRE).zip(data).enumerate() {
+    /// Copies from that offset of the disk to the burst.
+    fn load(&mut self, offset: usize) {
+        for (content, data) in contents(&mut self.burst).zip(self.disk[offset..].chunks(RECORD)) {
+            content.copy_from_slice(data);
+        }
+    }
+
+    /// Copies the burst to that offset of the disk.
+    fn store(&mut self, offset: usize) {
+        let disk = self.disk[offset..].chunks_mut(RECORD);
+        for (content, data) in contents(&mut self.burst).zip(disk) {
+            data.copy_from_slice(content);
+        }
+    }
+
+    /// Reads from that offset of the file to the burst, by one call.
+    fn load_file(&mut self, offset: usize) -> io::Result<()> {
+        let mut contents = contents(&mut self.burst);
+        let mut slices: [_; BURST] =
+            core::array::from_fn(|_| IoSliceMut::new(contents.next().unwrap_or_default()));
+        whole(rustix::io::preadv(&self.file, &mut slices, offset as u64)?)
+    }
+
+    /// Writes the burst to that offset of the file, by one call.
+    fn store_file(&mut self, offset: usize) -> io::Result<()> {
+        let mut contents = contents(&mut self.burst);
+        let slices: [_; BURST] =
+            core::array::from_fn(|_| IoSlice::new(contents.next().unwrap_or_default()));
+        whole(rustix::io::pwritev(&self.file, &slices, offset as u64)?)
+    }
+
+    /// Encrypts the burst in place.
+    fn seal(&mut self) -> io::Result<()> {
+        for (index, record) in self.burst.chunks_mut(WIRE).enumerate() {
             let (header, content) = record.split_at_mut(HEADER);
             let (content, tag) = content.split_at_mut(RECORD + 1);
-            content[..RECORD].copy_from_slice(data);
             let sealed =
                 self.key.seal_in_place_separate_tag(nonce(index), Aad::from(&*header), content);
             tag.copy_from_slice(sealed.map_err(broken)?.as_ref());
@@ -127,16 +174,24 @@ impl Floor {
         Ok(())
     }
 
-    /// Opens the burst and copies it to that offset of the disk.
-    fn open(&mut self, offset: usize) -> io::Result<()> {
-        let data = self.disk[offset..].chunks_mut(RECORD);
-        for (index, (record, data)) in self.burst.chunks_mut(WIRE).zip(data).enumerate() {
+    /// Decrypts the burst in place.
+    fn open(&mut self) -> io::Result<()> {
+        for (index, record) in self.burst.chunks_mut(WIRE).enumerate() {
             let (header, content) = record.split_at_mut(HEADER);
-            let opened = self.key.open_in_place(nonce(index), Aad::from(&*header), content);
-            data.copy_from_slice(&opened.map_err(broken)?[..RECORD]);
+            self.key.open_in_place(nonce(index), Aad::from(&*header), content).map_err(broken)?;
         }
         Ok(())
     }
+}
+
+/// The plaintext of each record.
+fn contents(burst: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
+    burst.chunks_mut(WIRE).map(|record| &mut record[HEADER..HEADER + RECORD])
+}
+
+/// A file in memory moves all that it is asked to.
+fn whole(count: usize) -> io::Result<()> {
+    if count == BURST * RECORD { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
 }
 
 /// The other end of a socket, and the thread that serves it until this end is closed.
@@ -192,11 +247,18 @@ mod tests {
     fn what_is_opened_is_what_was_sealed() {
         let mut floor = Floor::new().expect("the cipher is there");
         floor.disk[..BURST * RECORD].fill(0x77);
-        floor.seal(0).expect("sealed");
-        floor.open(BLOCK).expect("opened");
-        assert!(floor.disk[BLOCK..BLOCK + BURST * RECORD].iter().all(|byte| *byte == 0x77));
+        floor.load(0);
+        floor.seal().expect("sealed");
+        assert!(contents(&mut floor.burst).all(|content| content != [0x77; RECORD]));
+        floor.open().expect("opened");
+        floor.store_file(BLOCK).expect("written");
+        floor.load(BLOCK);
+        floor.load_file(BLOCK).expect("read");
+        floor.store(2 * BLOCK);
+        let copied = &floor.disk[2 * BLOCK..][..BURST * RECORD];
+        assert!(copied.iter().all(|byte| *byte == 0x77));
         for direction in [Direction::Read, Direction::Write] {
-            for kernel in [Kernel::Memory, Kernel::Socket] {
+            for kernel in [Kernel::Memory, Kernel::Socket, Kernel::SocketAndFile] {
                 assert!(floor.measure(direction, kernel, 1).expect("a figure") > 0.0);
             }
         }
