@@ -326,7 +326,7 @@ mod tests {
         // Records of 16 KiB, one byte more than the rate demands.
         let slow = |second| Activity {
             receiving: true,
-            received: second * 1001 >> 14 << 14,
+            received: second * 1001 / (16 << 10) * (16 << 10),
             incomplete: second * 1001 % (16 << 10),
             ..Activity::default()
         };

@@ -62,6 +62,15 @@ pub(super) fn alert(alert: AlertDescription) -> String {
             "certificate_required",
             "the peer wants a certificate of this side; a client has it in client-cert.pem and client-key.pem",
         ),
+        AlertDescription::IllegalParameter => {
+            ("illegal_parameter", "the peer refuses what this side sent as contradictory")
+        }
+        AlertDescription::DecodeError => {
+            ("decode_error", "the peer can't parse what this side sent")
+        }
+        AlertDescription::RecordOverflow => {
+            ("record_overflow", "this side sent a record that is too long for the peer")
+        }
         AlertDescription::DecryptError => {
             ("decrypt_error", "the peer found a signature or a key of this side to be wrong")
         }

@@ -11,7 +11,7 @@ use rustls::unbuffered::{
 
 use super::failure::of_rustls;
 use super::identity::identity;
-use super::records::{Ciphertext, MAX_OVERHEAD, Records, Room};
+use super::records::{Ciphertext, MAX_OVERHEAD, MAX_PLAINTEXT, Records, Room};
 use crate::export::TlsIdentity;
 
 /// One of the two sides, and what is remembered of it.
@@ -189,7 +189,7 @@ macro_rules! records {
                 data: &[u8],
                 output: &mut Ciphertext,
             ) -> io::Result<()> {
-                let length = data.len() + MAX_OVERHEAD;
+                let length = data.len() + data.len().div_ceil(MAX_PLAINTEXT) * MAX_OVERHEAD;
                 self.write(seen, output, length, |traffic, room| traffic.encrypt(data, room))
             }
 

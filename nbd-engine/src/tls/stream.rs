@@ -370,9 +370,11 @@ impl<T: Transport> TlsStream<T> {
                 if slice.len() >= MAX_PLAINTEXT {
                     // A short record for what was collected, so that the long slice need not be copied for it.
                     encrypted += self.encrypt_collected()?;
-                    let (record, rest) = slice.split_at(MAX_PLAINTEXT);
-                    self.records.encrypt(self.incoming.seen(), record, &mut self.outgoing)?;
-                    encrypted += record.len();
+                    let left = AHEAD.saturating_sub(encrypted).max(MAX_PLAINTEXT);
+                    let full = slice.len().min(left) / MAX_PLAINTEXT * MAX_PLAINTEXT;
+                    let (records, rest) = slice.split_at(full);
+                    self.records.encrypt(self.incoming.seen(), records, &mut self.outgoing)?;
+                    encrypted += full;
                     slice = rest;
                     continue;
                 }

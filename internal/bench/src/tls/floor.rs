@@ -6,8 +6,8 @@
 //!
 //! The copies are measured in three ways: both in memory; the one on the socket's side by the kernel, through a Unix
 //! socket whose other end a thread serves that is not counted; and both by the kernel, the other one out of or into a
-//! file in `/dev/shm`, as the servers of files have it. The last is the whole of what a server of a file has to do: read,
-//! seal in place, send; or receive, open in place, write.
+//! file in `/dev/shm`, as the servers of files have it. The last is the whole of what a server of a file has to do with
+//! requests of a mebibyte, four at a time: read, seal in place, send; or receive, open in place, write.
 
 use std::fs::File;
 use std::io::{self, Error, ErrorKind, IoSlice, IoSliceMut, Read, Write};
@@ -34,6 +34,12 @@ const WIRE: usize = HEADER + RECORD + 1 + MAX_TAG_LEN;
 /// Records of one burst: what a socket buffer holds.
 const BURST: usize = 16;
 
+/// Records of a request of a mebibyte.
+const REQUEST: usize = BLOCK / RECORD;
+
+/// Requests that have buffers of their own, as the workloads with such requests have in flight.
+const DEPTH: usize = 4;
+
 /// Bytes of the disk: more than any cache.
 const DISK: usize = 256 * 1024 * 1024;
 
@@ -58,6 +64,8 @@ pub struct Floor {
     disk: Vec<u8>,
     file: File,
     burst: Vec<u8>,
+    /// Buffers for the records of requests.
+    requests: Vec<Vec<u8>>,
     /// A burst that is sealed.
     kernel: Vec<u8>,
     random: Random,
@@ -78,12 +86,13 @@ impl Floor {
             disk,
             file,
             burst: vec![0; BURST * WIRE],
+            requests: vec![vec![0; REQUEST * WIRE]; DEPTH],
             kernel: Vec::new(),
             random: Random::new(1),
         };
         // What is to be opened was sealed before.
         floor.load(0);
-        floor.seal()?;
+        seal(&floor.key, &mut floor.burst)?;
         floor.kernel.clone_from(&floor.burst);
         Ok(floor)
     }
@@ -99,36 +108,59 @@ impl Floor {
                 Some(Peer::new(direction, self.kernel.clone())?)
             }
         };
-        let in_file = kernel == Kernel::SocketAndFile;
         let before = thread_time();
-        for _ in 0..mib {
+        for number in 0..mib {
             let block = self.random.below((DISK / BLOCK) as u64) as usize * BLOCK;
-            for offset in (block..block + BLOCK).step_by(BURST * RECORD) {
-                match direction {
-                    Direction::Read => {
-                        if in_file {
-                            self.load_file(offset)?
-                        } else {
-                            self.load(offset)
+            match (&mut peer, kernel) {
+                (Some(peer), Kernel::SocketAndFile) => {
+                    let request = &mut self.requests[number % DEPTH];
+                    match direction {
+                        Direction::Read => {
+                            load_file(&self.file, request, block)?;
+                            seal(&self.key, request)?;
+                            peer.stream.write_all(request)?;
                         }
-                        self.seal()?;
-                        match &mut peer {
-                            None => self.kernel.copy_from_slice(&self.burst),
-                            Some(peer) => peer.stream.write_all(&self.burst)?,
+                        Direction::Write => {
+                            peer.stream.read_exact(request)?;
+                            open(&self.key, request)?;
+                            store_file(&self.file, request, block)?;
                         }
-                    }
-                    Direction::Write => {
-                        match &mut peer {
-                            None => self.burst.copy_from_slice(&self.kernel),
-                            Some(peer) => peer.stream.read_exact(&mut self.burst)?,
-                        }
-                        self.open()?;
-                        if in_file { self.store_file(offset)? } else { self.store(offset) }
                     }
                 }
+                (peer, _) => self.with_disk_in_memory(direction, block, peer)?,
             }
         }
         Ok((thread_time() - before) / 1e3 / mib as f64)
+    }
+
+    /// A block, burst by burst.
+    fn with_disk_in_memory(
+        &mut self,
+        direction: Direction,
+        block: usize,
+        peer: &mut Option<Peer>,
+    ) -> io::Result<()> {
+        for offset in (block..block + BLOCK).step_by(BURST * RECORD) {
+            match direction {
+                Direction::Read => {
+                    self.load(offset);
+                    seal(&self.key, &mut self.burst)?;
+                    match peer {
+                        None => self.kernel.copy_from_slice(&self.burst),
+                        Some(peer) => peer.stream.write_all(&self.burst)?,
+                    }
+                }
+                Direction::Write => {
+                    match peer {
+                        None => self.burst.copy_from_slice(&self.kernel),
+                        Some(peer) => peer.stream.read_exact(&mut self.burst)?,
+                    }
+                    open(&self.key, &mut self.burst)?;
+                    self.store(offset);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Copies from that offset of the disk to the burst.
@@ -145,53 +177,54 @@ impl Floor {
             data.copy_from_slice(content);
         }
     }
+}
 
-    /// Reads from that offset of the file to the burst, by one call.
-    fn load_file(&mut self, offset: usize) -> io::Result<()> {
-        let mut contents = contents(&mut self.burst);
-        let mut slices: [_; BURST] =
-            core::array::from_fn(|_| IoSliceMut::new(contents.next().unwrap_or_default()));
-        whole(rustix::io::preadv(&self.file, &mut slices, offset as u64)?)
-    }
+/// Reads from that offset of the file to the records of a request, by one call.
+fn load_file(file: &File, request: &mut [u8], offset: usize) -> io::Result<()> {
+    let mut contents = contents(request);
+    let mut slices: [_; REQUEST] =
+        core::array::from_fn(|_| IoSliceMut::new(contents.next().unwrap_or_default()));
+    whole(rustix::io::preadv(file, &mut slices, offset as u64)?)
+}
 
-    /// Writes the burst to that offset of the file, by one call.
-    fn store_file(&mut self, offset: usize) -> io::Result<()> {
-        let mut contents = contents(&mut self.burst);
-        let slices: [_; BURST] =
-            core::array::from_fn(|_| IoSlice::new(contents.next().unwrap_or_default()));
-        whole(rustix::io::pwritev(&self.file, &slices, offset as u64)?)
-    }
+/// Writes the records of a request to that offset of the file, by one call.
+fn store_file(file: &File, request: &mut [u8], offset: usize) -> io::Result<()> {
+    let mut contents = contents(request);
+    let slices: [_; REQUEST] =
+        core::array::from_fn(|_| IoSlice::new(contents.next().unwrap_or_default()));
+    whole(rustix::io::pwritev(file, &slices, offset as u64)?)
+}
 
-    /// Encrypts the burst in place.
-    fn seal(&mut self) -> io::Result<()> {
-        for (index, record) in self.burst.chunks_mut(WIRE).enumerate() {
-            let (header, content) = record.split_at_mut(HEADER);
-            let (content, tag) = content.split_at_mut(RECORD + 1);
-            let sealed =
-                self.key.seal_in_place_separate_tag(nonce(index), Aad::from(&*header), content);
-            tag.copy_from_slice(sealed.map_err(broken)?.as_ref());
-        }
-        Ok(())
+/// Encrypts records in place.
+fn seal(key: &LessSafeKey, records: &mut [u8]) -> io::Result<()> {
+    for (index, record) in records.chunks_mut(WIRE).enumerate() {
+        let (header, content) = record.split_at_mut(HEADER);
+        let (content, tag) = content.split_at_mut(RECORD + 1);
+        let nonce = nonce(index % BURST);
+        let sealed = key.seal_in_place_separate_tag(nonce, Aad::from(&*header), content);
+        tag.copy_from_slice(sealed.map_err(broken)?.as_ref());
     }
+    Ok(())
+}
 
-    /// Decrypts the burst in place.
-    fn open(&mut self) -> io::Result<()> {
-        for (index, record) in self.burst.chunks_mut(WIRE).enumerate() {
-            let (header, content) = record.split_at_mut(HEADER);
-            self.key.open_in_place(nonce(index), Aad::from(&*header), content).map_err(broken)?;
-        }
-        Ok(())
+/// Decrypts records in place.
+fn open(key: &LessSafeKey, records: &mut [u8]) -> io::Result<()> {
+    for (index, record) in records.chunks_mut(WIRE).enumerate() {
+        let (header, content) = record.split_at_mut(HEADER);
+        let nonce = nonce(index % BURST);
+        key.open_in_place(nonce, Aad::from(&*header), content).map_err(broken)?;
     }
+    Ok(())
 }
 
 /// The plaintext of each record.
-fn contents(burst: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
-    burst.chunks_mut(WIRE).map(|record| &mut record[HEADER..HEADER + RECORD])
+fn contents(records: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
+    records.chunks_mut(WIRE).map(|record| &mut record[HEADER..HEADER + RECORD])
 }
 
 /// A file in memory moves all that it is asked to.
 fn whole(count: usize) -> io::Result<()> {
-    if count == BURST * RECORD { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
+    if count == BLOCK { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
 }
 
 /// The other end of a socket, and the thread that serves it until this end is closed.
@@ -248,15 +281,19 @@ mod tests {
         let mut floor = Floor::new().expect("the cipher is there");
         floor.disk[..BURST * RECORD].fill(0x77);
         floor.load(0);
-        floor.seal().expect("sealed");
+        seal(&floor.key, &mut floor.burst).expect("sealed");
         assert!(contents(&mut floor.burst).all(|content| content != [0x77; RECORD]));
-        floor.open().expect("opened");
-        floor.store_file(BLOCK).expect("written");
-        floor.load(BLOCK);
-        floor.load_file(BLOCK).expect("read");
-        floor.store(2 * BLOCK);
-        let copied = &floor.disk[2 * BLOCK..][..BURST * RECORD];
-        assert!(copied.iter().all(|byte| *byte == 0x77));
+        open(&floor.key, &mut floor.burst).expect("opened");
+        floor.store(BLOCK);
+        assert!(floor.disk[BLOCK..][..BURST * RECORD].iter().all(|byte| *byte == 0x77));
+        let request = &mut floor.requests[0];
+        contents(request).for_each(|content| content.fill(0x66));
+        seal(&floor.key, request).expect("sealed");
+        open(&floor.key, request).expect("opened");
+        store_file(&floor.file, request, BLOCK).expect("written");
+        request.fill(0);
+        load_file(&floor.file, request, BLOCK).expect("read");
+        assert!(contents(request).all(|content| content == [0x66; RECORD]));
         for direction in [Direction::Read, Direction::Write] {
             for kernel in [Kernel::Memory, Kernel::Socket, Kernel::SocketAndFile] {
                 assert!(floor.measure(direction, kernel, 1).expect("a figure") > 0.0);
