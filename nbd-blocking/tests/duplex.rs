@@ -191,11 +191,10 @@ fn a_stream_inside_of_tls_reaches_exports_that_require_it() {
             identity.names.push("tenant.example".into());
             let (server, of_client) = (server.clone(), identity.clone());
             let served = thread::spawn(move || {
-                let socket = |stream: &StreamOwned<_, UnixStream>| stream.sock.as_fd();
-                match in_tls {
-                    true => server.serve_duplex_in_tls(stream, socket, of_client),
-                    false => server.serve_duplex(stream, socket),
+                if in_tls {
+                    return server.serve_duplex_in_tls(stream, |it| it.sock.as_fd(), of_client);
                 }
+                server.serve_duplex(stream, |it| it.sock.as_fd())
             });
             let config = ClientConfig::default();
             let client = Client::over_duplex(client, |stream| stream.sock.as_fd(), "", &config);

@@ -300,8 +300,10 @@ pub(super) fn bad_tcp_port(found: &str, position: usize) -> UriError {
 }
 
 fn tcp(authority: Part<'_>) -> Result<Address, UriError> {
-    // Its last group is no port.
-    if authority.text.parse::<Ipv6Addr>().is_ok() {
+    // Without brackets its groups are not to be taken for a port.
+    let is_address = |text: &str| text.parse::<Ipv6Addr>().is_ok();
+    let without_port = authority.text.rsplit_once(':').map(|(host, _)| host);
+    if is_address(authority.text) || without_port.is_some_and(is_address) {
         return Err(UriError::BadHost { position: authority.position });
     }
     let (name, port) = host_and_port(authority)?;
