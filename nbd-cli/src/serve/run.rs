@@ -16,6 +16,7 @@ use super::captive::{self, Captive};
 use super::config::{self, Backend, Config, LogLevel, RuntimeName};
 use super::control::{self, Bitmaps, Replaceable, Verbs};
 use super::live::Live;
+use super::metrics::Monitor;
 use super::places::Places;
 use super::predecessor::Predecessor;
 use super::reload::Reload;
@@ -60,6 +61,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     // From here on only what is needed can be opened, by this thread and by those that it starts.
     let sandbox = Sandbox::confine(config.server.sandbox, &needs)?;
     log::write()?;
+    let monitor = Monitor::start(config.server.metrics.as_ref())?;
+    let server = server.with_metrics(monitor.metrics());
     let in_tls = security.is_required();
     if stdio.is_none() {
         security.warn(&places, &config);
@@ -81,10 +84,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         in_tls,
     };
     let control = control_socket(&config, predecessor.as_mut())?;
+    let verbs = control::exports(&reload, exports.bitmaps().verbs(Verbs::new()));
+    let served = exports.clone();
+    let verbs = control::status_verbs(verbs, monitor.metrics(), move || served.map());
     let setup = Setup {
         places,
         announcement,
         bitmaps: exports.bitmaps().clone(),
+        verbs,
         reload,
         in_memory: in_memory(&config),
         control,
@@ -129,6 +136,8 @@ struct Setup<'a> {
     places: Places<'a>,
     announcement: Announcement,
     bitmaps: Bitmaps,
+    /// What can be asked for on the control socket, besides a take-over.
+    verbs: Verbs,
     reload: Arc<Reload>,
     in_memory: Vec<String>,
     control: Option<Bound>,
@@ -161,7 +170,7 @@ impl Setup<'_> {
         addresses: &[LocalAddr],
         server: Handle,
     ) -> Result<Begun, Failure> {
-        let Self { bitmaps, in_memory, control, predecessor, mut readiness, .. } = self;
+        let Self { bitmaps, verbs, in_memory, control, predecessor, mut readiness, .. } = self;
         let control = control
             .map(|bound| sockets.keep(Role::Control, bound))
             .transpose()
@@ -172,7 +181,6 @@ impl Setup<'_> {
         let Handle { connections, shut_down } = server;
         let shut_down: Arc<dyn Fn() + Send + Sync> = Arc::from(shut_down);
         if let Some(socket) = control {
-            let verbs = control::exports(&self.reload, bitmaps.verbs(Verbs::new()));
             let state = Box::new(move || lost_with(&in_memory, &bitmaps.names()));
             let ended = Arc::clone(&shut_down);
             let replaceable = Replaceable {

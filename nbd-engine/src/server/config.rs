@@ -5,6 +5,7 @@ use core::time::Duration;
 use nbd_proto::Limits;
 use nbd_proto::server::Config;
 
+use super::Metrics;
 use super::budget::BufferBudget;
 use crate::net::Access;
 #[cfg(feature = "tls")]
@@ -65,6 +66,7 @@ pub struct ServerConfig {
     busy_poll: Option<Duration>,
     backlog: u32,
     access: Access,
+    metrics: Option<Metrics>,
 }
 
 impl Default for ServerConfig {
@@ -87,6 +89,7 @@ impl Default for ServerConfig {
             busy_poll: None,
             backlog: net::DEFAULT_BACKLOG,
             access: Access::new(),
+            metrics: None,
         }
     }
 }
@@ -260,6 +263,13 @@ impl ServerConfig {
         self
     }
 
+    /// Counts requests, connections and bytes here. By default nothing is counted, and no clock is read for requests.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: &Metrics) -> Self {
+        self.metrics = Some(metrics.clone());
+        self
+    }
+
     /// Bounds on what one client can make its connection hold.
     #[must_use]
     pub const fn limits(&self) -> &Limits {
@@ -300,6 +310,12 @@ impl ServerConfig {
     #[must_use]
     pub const fn backlog(&self) -> u32 {
         self.backlog
+    }
+
+    /// Where the server counts.
+    #[must_use]
+    pub const fn metrics(&self) -> Option<&Metrics> {
+        self.metrics.as_ref()
     }
 
     #[cfg(feature = "tls")]
