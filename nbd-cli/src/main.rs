@@ -1,5 +1,7 @@
 //! The `nbd` command. Arguments, output and exit codes; the protocol and storage are the libraries' business.
 
+#[cfg(target_os = "linux")]
+mod attach;
 mod bitmap;
 #[cfg(feature = "tls")]
 mod cert;
@@ -62,6 +64,15 @@ enum Command {
     Resize(resize::Arguments),
     #[command(display_name = NAME)]
     Bitmap(bitmap::Arguments),
+    #[cfg(target_os = "linux")]
+    #[command(display_name = NAME)]
+    Attach(attach::Arguments),
+    #[cfg(target_os = "linux")]
+    #[command(display_name = NAME)]
+    Detach(attach::DetachArguments),
+    #[cfg(target_os = "linux")]
+    #[command(display_name = NAME)]
+    Devices(attach::DevicesArguments),
     #[cfg(feature = "tls")]
     #[command(display_name = NAME)]
     Cert(cert::Arguments),
@@ -86,6 +97,12 @@ fn main() -> ExitCode {
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
+        #[cfg(target_os = "linux")]
+        Command::Attach(arguments) => attach::run(&arguments),
+        #[cfg(target_os = "linux")]
+        Command::Detach(arguments) => attach::detach(&arguments),
+        #[cfg(target_os = "linux")]
+        Command::Devices(arguments) => attach::devices(&arguments),
         #[cfg(feature = "tls")]
         Command::Cert(arguments) => cert::run(&arguments),
         #[cfg(feature = "tls")]
