@@ -138,6 +138,8 @@ fn the_usage_line_shows_how_many_arguments_there_are() {
         ("map", format!("[OPTIONS] {SERVER}")),
         ("copy", "[OPTIONS] <SRC> <DST>".into()),
         ("resize", format!("[OPTIONS] {SERVER} <SIZE>")),
+        ("attach", format!("[OPTIONS] {SERVER} [DEVICE]")),
+        ("detach", "[OPTIONS] <DEVICE>...".into()),
     ] {
         let usage = format!("Usage: nbd {command} {words}\n");
         refused(&[command], 64, &usage);

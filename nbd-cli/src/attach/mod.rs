@@ -15,6 +15,8 @@ mod link;
 mod netlink;
 mod plan;
 mod run;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use detach::{Arguments as DetachArguments, run as detach};

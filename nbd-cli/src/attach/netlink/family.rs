@@ -215,7 +215,7 @@ fn states(reply: &[u8]) -> Vec<State> {
     states
 }
 
-pub(super) fn connect(family: u16, device: &Connect<'_>) -> Request {
+fn connect(family: u16, device: &Connect<'_>) -> Request {
     let mut request = Request::new(family, command::CONNECT, VERSION);
     if let Some(index) = device.index {
         request.u32(attribute::INDEX, index);
@@ -243,7 +243,7 @@ fn seconds(duration: Duration) -> u64 {
     duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
 }
 
-pub(super) fn reconfigure(family: u16, change: &Reconfigure<'_>) -> Request {
+fn reconfigure(family: u16, change: &Reconfigure<'_>) -> Request {
     let mut request = Request::new(family, command::RECONFIGURE, VERSION);
     request.u32(attribute::INDEX, change.index);
     if let Some(size) = change.size {

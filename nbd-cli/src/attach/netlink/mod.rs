@@ -5,6 +5,10 @@
 mod family;
 mod kernel;
 mod message;
+#[cfg(test)]
+pub(super) mod model;
+#[cfg(test)]
+mod tests;
 
 pub(super) use family::{Connect, Nbd, Reconfigure, State};
 pub(super) use kernel::{Channel, Error, Socket};
