@@ -153,6 +153,8 @@ pub(crate) struct Listener {
 enum Kind {
     Tcp(TcpListener),
     Unix(UnixListener),
+    #[cfg(target_os = "linux")]
+    Vsock(net::VsockListener),
 }
 
 impl Listener {
@@ -166,6 +168,12 @@ impl Listener {
         Ok(Self { kind: Kind::Unix(listener), socket })
     }
 
+    #[cfg(target_os = "linux")]
+    pub(crate) fn vsock(listener: net::VsockListener) -> io::Result<Self> {
+        let socket = Arc::new(listener.as_fd().try_clone_to_owned()?);
+        Ok(Self { kind: Kind::Vsock(listener), socket })
+    }
+
     fn try_accept(&self) -> io::Result<Accepted<Stream>> {
         match &self.kind {
             Kind::Tcp(listener) => {
@@ -176,6 +184,11 @@ impl Listener {
                 let (stream, _) = listener.accept()?;
                 let peer = PeerAddr::unix(&stream);
                 Ok(Accepted::new(Stream::unix(stream)?, peer))
+            }
+            #[cfg(target_os = "linux")]
+            Kind::Vsock(listener) => {
+                let (stream, peer) = listener.accept()?;
+                Ok(Accepted::new(Stream::new(stream.into()), peer))
             }
         }
     }

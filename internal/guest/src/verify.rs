@@ -83,7 +83,9 @@ impl Durable {
     fn fault(&self, found: &[u8], last: Option<u64>, sector: u64) -> Option<String> {
         let expected = last.map_or_else(|| "nothing".into(), |last| format!("write {last}"));
         if found.iter().all(|byte| *byte == 0) {
-            return last.is_some().then(|| format!("sector {sector}: zeroes instead of {expected}"));
+            return last
+                .is_some()
+                .then(|| format!("sector {sector}: zeroes instead of {expected}"));
         }
         let number = u64::from_le_bytes(found[..8].try_into().ok()?).wrapping_sub(1);
         if content(self.seed, number, sector) != found

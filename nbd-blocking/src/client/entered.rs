@@ -9,6 +9,8 @@ use std::task::{Context, Poll, ready};
 
 use futures_io::{AsyncRead, AsyncWrite};
 use nbd_engine::client as engine;
+use nbd_engine::proto::client::Passage;
+use nbd_engine::proto::wire::DecodeError;
 
 use super::ExportDetails;
 use crate::reactor::block_on;
@@ -73,22 +75,38 @@ impl Entered {
     /// Carries bytes between the connection and a socket, whose other end speaks the transmission phase, until either of
     /// them ends. Then both are closed. For connections without a [`socket`](Self::socket) of their own.
     ///
+    /// With simple replies the end may come from a reply as well: when the server answers a request by `NBD_ESHUTDOWN`, that
+    /// reply does not pass, and both are closed in its place. The kernel's client takes that error for a fault of the disk,
+    /// and the end of a connection for what it is.
+    ///
     /// # Errors
     /// When either of them fails; [`io::ErrorKind::UnexpectedEof`] when the server ends the connection first.
     pub fn carry(self, socket: UnixStream) -> io::Result<()> {
+        let export = self.export();
+        let simple = !export.is_structured() && !export.is_extended();
+        let mut passage = simple.then(Passage::new);
         let mut near = Stream::unix(socket)?;
         let mut far = self.0.into_transport();
         let (mut outward, mut inward) = (Lane::new(), Lane::new());
         block_on(poll_fn(move |cx| {
             loop {
-                let sent = outward.poll(&mut near, &mut far, cx)?;
+                let requests = |bytes: &[u8]| match &mut passage {
+                    None => Ok(bytes.len()),
+                    Some(passage) => passage.requests(bytes),
+                };
+                let sent = outward.poll(&mut near, &mut far, cx, requests)?;
                 if sent == Poll::Ready(false) {
                     // The last request was sent; the server may be gone already.
                     let _gone = ready!(Pin::new(&mut far).poll_close(cx));
                     return Poll::Ready(Ok(()));
                 }
-                let received = inward.poll(&mut far, &mut near, cx)?;
-                if received == Poll::Ready(false) {
+                let replies = |bytes: &[u8]| match &mut passage {
+                    None => Ok(bytes.len()),
+                    Some(passage) => passage.replies(bytes),
+                };
+                let received = inward.poll(&mut far, &mut near, cx, replies)?;
+                let over = passage.as_ref().is_some_and(Passage::is_over) && inward.is_empty();
+                if received == Poll::Ready(false) || over {
                     return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
                 }
                 if sent.is_pending() && received.is_pending() {
@@ -102,26 +120,35 @@ impl Entered {
 /// One direction.
 struct Lane {
     buffer: Vec<u8>,
-    /// What was read and is not written yet.
+    /// What was read and not written yet.
     start: usize,
+    /// Where that ends which may be written.
+    passed: usize,
     end: usize,
     unflushed: bool,
 }
 
 impl Lane {
     fn new() -> Self {
-        Self { buffer: vec![0; BUFFER], start: 0, end: 0, unflushed: false }
+        Self { buffer: vec![0; BUFFER], start: 0, passed: 0, end: 0, unflushed: false }
     }
 
-    /// Makes a step; `false` once `from` has ended and everything was written.
+    /// Whether all is written that may be.
+    const fn is_empty(&self) -> bool {
+        self.start == self.passed
+    }
+
+    /// Makes a step; `false` once `from` has ended and everything was written. `look` is given what was read, and returns
+    /// how much of it may be written.
     fn poll(
         &mut self,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
         cx: &mut Context<'_>,
+        look: impl FnOnce(&[u8]) -> Result<usize, DecodeError>,
     ) -> Poll<io::Result<bool>> {
-        if self.start < self.end {
-            let unsent = &self.buffer[self.start..self.end];
+        if !self.is_empty() {
+            let unsent = &self.buffer[self.start..self.passed];
             let count = ready!(Pin::new(to).poll_write(cx, unsent))?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -130,13 +157,20 @@ impl Lane {
             self.unflushed = true;
             return Poll::Ready(Ok(true));
         }
-        let read = Pin::new(from).poll_read(cx, &mut self.buffer)?;
+        // What is left is the beginning of a header.
+        self.buffer.copy_within(self.start..self.end, 0);
+        (self.end, self.start, self.passed) = (self.end - self.start, 0, 0);
+        let read = Pin::new(from).poll_read(cx, &mut self.buffer[self.end..])?;
         if read.is_pending() && self.unflushed {
             ready!(Pin::new(&mut *to).poll_flush(cx))?;
             self.unflushed = false;
         }
-        (self.start, self.end) = (0, ready!(read));
-        if self.end > 0 {
+        let count = ready!(read);
+        self.end += count;
+        if count > 0 {
+            let passed = look(&self.buffer[..self.end]);
+            let malformed = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+            self.passed = passed.map_err(malformed)?;
             return Poll::Ready(Ok(true));
         }
         ready!(Pin::new(to).poll_flush(cx))?;
@@ -151,7 +185,7 @@ mod tests {
 
     use super::super::{ClientConfig, Negotiation};
     use super::*;
-    use crate::export::{ExportMap, Memory};
+    use crate::export::{Export, ExportError, ExportMap, Memory, Result as ExportResult};
     use crate::{Client, Server};
 
     fn server(folder: &tempfile::TempDir) -> (Server, engine::Uri) {
@@ -200,6 +234,44 @@ mod tests {
         let mut read = vec![0; data.len()];
         Client::connect_with(&uri, &config()).unwrap().read_exact_at(&mut read, 1 << 20).unwrap();
         assert!(read == data);
+        server.shut_down();
+    }
+
+    /// A reply that says so is as good as the end of the connection, and does not pass.
+    #[test]
+    fn a_server_that_shuts_down_is_taken_for_one_that_is_gone() {
+        struct Ending;
+
+        impl Export for Ending {
+            fn size(&self) -> u64 {
+                1 << 20
+            }
+
+            fn read(&self, buffer: &mut [u8], offset: u64) -> ExportResult<()> {
+                buffer.fill(7);
+                match offset {
+                    0 => Ok(()),
+                    _ => Err(ExportError::new(engine::ErrorCode::ESHUTDOWN, "it ends")),
+                }
+            }
+        }
+
+        let server = Server::new(ExportMap::new().with("disk", Ending).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let listening = server.listen_unix(folder.path().join("socket")).unwrap();
+        let uri = listening.local_addr().uri("disk").unwrap();
+        let entered = Negotiation::connect(&uri, &config()).unwrap().hand_over("disk").unwrap();
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        std::thread::scope(|scope| {
+            let carried = scope.spawn(|| entered.carry(theirs));
+            ours.write_all(&request(0, 0, 512)).unwrap();
+            ours.write_all(&request(0, 512, 512)).unwrap();
+            let mut received = Vec::new();
+            ours.read_to_end(&mut received).unwrap();
+            assert_eq!(received.len(), 16 + 512, "the first reply, and nothing else");
+            let error = carried.join().unwrap().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{error}");
+        });
         server.shut_down();
     }
 

@@ -8,7 +8,9 @@ use std::os::unix::net::UnixStream;
 use nbd_engine::client as engine;
 
 use super::connect::{self, Peer};
-use super::{Client, ClientConfig, Entered, Error, ExportDetails, Handshake, InfoType, Listing, Uri, wait};
+use super::{
+    Client, ClientConfig, Entered, Error, ExportDetails, Handshake, InfoType, Listing, Uri, wait,
+};
 use crate::reactor::Threads;
 
 /// A connection to a server on which no export has been entered yet: the negotiation, one option at a time.

@@ -209,15 +209,9 @@ mod tests {
         assert_eq!(files.use_of(Device(1)), None);
         mount("43:320");
         assert_eq!(files.use_of(Device(1)), None);
-        assert_eq!(
-            files.use_of(Device(10)).unwrap(),
-            "/dev/nbd10 is mounted on /mnt/my\\040disk"
-        );
+        assert_eq!(files.use_of(Device(10)).unwrap(), "/dev/nbd10 is mounted on /mnt/my\\040disk");
         mount("43:34");
-        assert_eq!(
-            files.use_of(Device(1)).unwrap(),
-            "/dev/nbd1p2 is mounted on /mnt/my\\040disk"
-        );
+        assert_eq!(files.use_of(Device(1)).unwrap(), "/dev/nbd1p2 is mounted on /mnt/my\\040disk");
         mount("8:2");
         put("proc/swaps", "Filename Type Size\n/dev/nbd1p2 partition 1024\n");
         assert_eq!(files.use_of(Device(1)).unwrap(), "/dev/nbd1p2 is swapped to");

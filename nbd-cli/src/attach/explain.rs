@@ -45,7 +45,9 @@ mod tests {
             let error = Error::Refused { errno, text: text.map(Into::into) };
             refused("attach", device, &error).text().to_owned()
         };
-        assert!(text(Errno::PERM, None, None).contains("an NBD device: it takes the right CAP_SYS"));
+        assert!(
+            text(Errno::PERM, None, None).contains("an NBD device: it takes the right CAP_SYS")
+        );
         assert!(text(Errno::BUSY, None, Some(Device(3))).contains("/dev/nbd3: it is in use"));
         let said = text(Errno::INVAL, Some("backend image doesn't match"), Some(Device(0)));
         assert!(said.contains("backend image doesn't match (Invalid argument"), "{said}");

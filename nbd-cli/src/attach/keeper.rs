@@ -122,7 +122,10 @@ enum Next {
 }
 
 impl<'a, C: Channel> Keeper<'a, C> {
-    #[expect(clippy::too_many_arguments, reason = "it is made in one place, of what is known there")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "it is made in one place, of what is known there"
+    )]
     pub(super) fn new(
         nbd: Nbd<C>,
         files: Files,
@@ -179,7 +182,10 @@ impl<'a, C: Channel> Keeper<'a, C> {
                 match self.detach() {
                     Ok(()) => return Ok(()),
                     Err(why) if refused_to_end => {
-                        return Err(Failure::failed(format!("{} stays attached: {why}", self.device)));
+                        return Err(Failure::failed(format!(
+                            "{} stays attached: {why}",
+                            self.device
+                        )));
                     }
                     Err(why) => stderr::say(&format!(
                         "cannot detach {}: {why}; a second signal ends this without",
@@ -203,13 +209,14 @@ impl<'a, C: Channel> Keeper<'a, C> {
 
     /// Waits until there is something to do.
     fn wait(&self, wakers: &Wakers) {
-        let mut sources =
-            vec![PollFd::new(&wakers.end, PollFlags::IN), PollFd::new(&wakers.resize, PollFlags::IN)];
+        let mut sources = vec![
+            PollFd::new(&wakers.end, PollFlags::IN),
+            PollFd::new(&wakers.resize, PollFlags::IN),
+        ];
         sources.extend(self.listener.iter().map(|it| PollFd::new(it, PollFlags::IN)));
         let links = self.slots.iter().filter_map(|slot| slot.link.as_ref());
-        sources.extend(
-            links.map(|link| PollFd::from_borrowed_fd(link.socket(), PollFlags::empty())),
-        );
+        sources
+            .extend(links.map(|link| PollFd::from_borrowed_fd(link.socket(), PollFlags::empty())));
         let lost = self.slots.iter().filter(|slot| slot.link.is_none());
         let due = lost.map(|slot| slot.due.saturating_duration_since(Instant::now())).min();
         let timeout = due.and_then(|due| Timespec::try_from(due).ok());
@@ -315,7 +322,7 @@ impl<'a, C: Channel> Keeper<'a, C> {
     /// Makes a new connection, and has the kernel take it in place of a lost one.
     fn replace(&mut self) -> Result<Link, String> {
         let text = |failure: Failure| failure.text().to_owned();
-        let link = Link::connect(self.target, &self.config).map_err(text)?;
+        let link = Link::connect(self.target, &self.config, true).map_err(text)?;
         if let Some(what) = self.export.difference(link.export()) {
             return Err(format!("the server has another export: {what}"));
         }

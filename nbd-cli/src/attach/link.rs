@@ -22,17 +22,23 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Connects, and enters the export.
-    pub(super) fn connect(target: &Target, config: &ClientConfig) -> Result<Self, Failure> {
+    /// Connects, and enters the export. `carried` is whether this process is to see the bytes, so that a server that shuts
+    /// down is no fault of the disk.
+    pub(super) fn connect(
+        target: &Target,
+        config: &ClientConfig,
+        carried: bool,
+    ) -> Result<Self, Failure> {
         let entered = target.hand_over(config)?;
-        Self::new(entered).map_err(|error| {
+        Self::new(entered, carried).map_err(|error| {
             Failure::failed(format!("cannot use the connection to {}: {error}", target.name()))
         })
     }
 
-    fn new(entered: Entered) -> io::Result<Self> {
+    fn new(entered: Entered, carried: bool) -> io::Result<Self> {
         let export = entered.export().clone();
-        if let Some(socket) = entered.socket().filter(|socket| is_of_the_kernels_kind(*socket)) {
+        let direct = |socket: &BorrowedFd<'_>| !carried && is_of_the_kernels_kind(*socket);
+        if let Some(socket) = entered.socket().filter(direct) {
             let socket = socket.try_clone_to_owned()?;
             return Ok(Self { socket, export, bridge: None });
         }

@@ -56,7 +56,7 @@ pub(super) fn attach<'a, C: Channel>(
     wanted: Option<Device>,
 ) -> Result<Keeper<'a, C>, Failure> {
     let config = config(target);
-    let mut links = vec![Link::connect(target, &config)?];
+    let mut links = vec![Link::connect(target, &config, arguments.persist)?];
     let export = links[0].export().clone();
     let refused = |why: String| Failure::failed(format!("cannot attach {}: {why}", target.name()));
     let plan = Plan::new(&export, arguments.read_only, rustix::param::page_size());
@@ -73,7 +73,7 @@ pub(super) fn attach<'a, C: Channel>(
         stderr::say("the server does not allow several connections: there is one");
     } else {
         for _ in 1..arguments.connections {
-            let link = Link::connect(target, &config)?;
+            let link = Link::connect(target, &config, arguments.persist)?;
             if let Some(what) = export.difference(link.export()) {
                 let text = format!("its connections don't lead to the same export: {what}");
                 return Err(refused(text));

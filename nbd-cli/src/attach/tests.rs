@@ -3,11 +3,15 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
 use nbd_blocking::Server;
-use nbd_blocking::export::{ExportMap, Memory};
+use nbd_blocking::export::{
+    CanResize, ClientInfo, Export, ExportMap, Memory, Result as ExportResult,
+};
+use nbd_testkit::process::wait_until;
 use rustix::io::Errno;
 use tempfile::TempDir;
 
@@ -20,6 +24,8 @@ use super::{control, run};
 use crate::exit::Failure;
 use crate::target::{Place, Target};
 use crate::tls::TlsArguments;
+
+const SOON: Duration = Duration::from_secs(60);
 
 #[derive(Parser)]
 struct Line {
@@ -48,8 +54,8 @@ impl Scene {
         Self { folder, model: Model::default(), target }
     }
 
-    fn serve(&self, disk: &Arc<Memory>) -> Server {
-        let server = Server::new(ExportMap::new().with("disk", Arc::clone(disk)).unwrap());
+    fn serve(&self, disk: Arc<impl Export>) -> Server {
+        let server = Server::new(ExportMap::new().with("disk", disk).unwrap());
         server.listen_unix(self.folder.path().join("socket")).unwrap();
         server
     }
@@ -70,6 +76,25 @@ fn disk(size: u64) -> Arc<Memory> {
     Arc::new(Memory::new(size).unwrap())
 }
 
+/// An export that is smaller than others, and counts its clients.
+#[derive(Default)]
+struct Smaller(AtomicUsize);
+
+impl Export for Smaller {
+    fn size(&self) -> u64 {
+        1 << 19
+    }
+
+    fn read(&self, buffer: &mut [u8], _: u64) -> ExportResult<()> {
+        buffer.fill(0);
+        Ok(())
+    }
+
+    fn client_entered(&self, _: &ClientInfo) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Numbers of devices that no other process that runs these tests has.
 fn number(index: u32) -> u32 {
     1_000 * (std::process::id() % 1_000) + index
@@ -78,7 +103,7 @@ fn number(index: u32) -> u32 {
 #[test]
 fn the_kernel_gets_what_it_needs_and_speaks_for_itself() {
     let scene = Scene::new();
-    let server = scene.serve(&disk((1 << 20) + 700));
+    let server = scene.serve(disk((1 << 20) + 700));
     let keeper = scene.attach(&["--timeout", "5", "--read-only"], 4).unwrap();
     assert_eq!(keeper.device(), Device(4));
     assert!(!keeper.has_to_stay());
@@ -98,7 +123,7 @@ fn the_kernel_gets_what_it_needs_and_speaks_for_itself() {
 #[test]
 fn a_device_that_is_refused_leaves_no_connection() {
     let scene = Scene::new();
-    let server = scene.serve(&disk(1 << 20));
+    let server = scene.serve(disk(1 << 20));
     for (errno, says) in [(Errno::BUSY, "in use already"), (Errno::PERM, "CAP_SYS_ADMIN")] {
         scene.model.refuse(errno.raw_os_error());
         let failure = scene.attach(&[], 0).unwrap_err();
@@ -114,49 +139,57 @@ fn a_device_that_is_refused_leaves_no_connection() {
 fn a_kept_device_outlives_its_servers_and_grows_with_the_export() {
     let scene = Scene::new();
     let (first, index) = (disk(1 << 20), number(1));
-    let mut server = scene.serve(&first);
+    let mut server = scene.serve(Arc::clone(&first));
     let keeper = scene.attach(&["--persist", "--connections", "2"], index).unwrap();
     assert!(keeper.has_to_stay());
     let (wakers, [mut ending, mut resize]) = Wakers::new().unwrap();
     std::thread::scope(|scope| {
         let kept = scope.spawn(move || keeper.keep(&wakers));
-        let given = |count| {
-            move |device: Option<&super::netlink::model::Device>| {
-                (device?.given == count).then_some(device?.size)
-            }
+        // Both connections are new ones.
+        let replaced = |given: usize| {
+            scene.model.wait(index, |device| {
+                let device = device.filter(|device| device.given >= given + 2)?;
+                device.is_alive().then_some((device.size, device.given))
+            })
         };
+        let mut given = 1;
         scene.model.write(index, 1, 4096, &[7; 512]);
-        for round in 1..=3 {
+        for _ in 0..3 {
             end(server);
-            server = scene.serve(&first);
-            assert_eq!(scene.model.wait(index, given(1 + 2 * round)), 1 << 20);
+            server = scene.serve(Arc::clone(&first));
+            let (size, now) = replaced(given);
+            assert_eq!(size, 1 << 20);
+            given = now;
             for connection in [0, 1] {
                 assert_eq!(scene.model.read(index, connection, 4096, 512), [7; 512]);
             }
         }
         // Another export is none of this device; that it is offered is no reason to give up.
         end(server);
-        server = scene.serve(&disk(1 << 19));
+        let other = Arc::new(Smaller::default());
+        server = scene.serve(Arc::clone(&other));
+        wait_until("it is looked at", SOON, || other.0.load(Ordering::Relaxed) >= 2);
+        scene.model.wait(index, |device| (device?.given == given).then_some(()));
         // One that has grown is.
         end(server);
         let grown = disk(1 << 21);
-        server = scene.serve(&grown);
-        assert_eq!(scene.model.wait(index, given(9)), 1 << 21);
+        server = scene.serve(Arc::clone(&grown));
+        assert_eq!(replaced(given).0, 1 << 21);
         assert_eq!(scene.model.read(index, 0, (2 << 20) - 512, 512), [0; 512]);
         grown.resize(1 << 22).unwrap();
         resize.write_all(&[0]).unwrap();
         scene.model.wait(index, |device| (device?.size == 1 << 22).then_some(()));
         ending.write_all(&[0]).unwrap();
         kept.join().unwrap().unwrap();
+        end(server);
     });
     scene.model.wait(index, |device| device.is_none().then_some(()));
-    end(server);
 }
 
 #[test]
 fn a_device_in_use_is_not_detached_by_a_signal_or_by_nbd_detach() {
     let scene = Scene::new();
-    let (server, index) = (scene.serve(&disk(1 << 20)), number(2));
+    let (server, index) = (scene.serve(disk(1 << 20)), number(2));
     let keeper = scene.attach(&["--persist"], index).unwrap();
     let put = |name: &str, text: &str| {
         let path = scene.folder.path().join(name);
@@ -184,7 +217,7 @@ fn a_device_in_use_is_not_detached_by_a_signal_or_by_nbd_detach() {
 #[test]
 fn a_device_that_another_program_detaches_ends_what_stays_with_it() {
     let scene = Scene::new();
-    let (server, index) = (scene.serve(&disk(1 << 20)), number(3));
+    let (server, index) = (scene.serve(disk(1 << 20)), number(3));
     let keeper = scene.attach(&["--persist"], index).unwrap();
     let (wakers, _writers) = Wakers::new().unwrap();
     Nbd::new(scene.model.clone()).unwrap().disconnect(index).unwrap();
@@ -204,8 +237,7 @@ fn a_command_that_was_started_ends_with_its_device() {
     let target = Target::open(&place, Duration::from_secs(60), &TlsArguments::default()).unwrap();
     let nbd = Nbd::new(scene.model.clone()).unwrap();
     let files = Files::under(scene.folder.path());
-    let keeper =
-        run::attach(nbd, &files, &target, &arguments(&[]), Some(Device(index))).unwrap();
+    let keeper = run::attach(nbd, &files, &target, &arguments(&[]), Some(Device(index))).unwrap();
     assert!(keeper.has_to_stay());
     scene.model.write(index, 0, 0, &[3; 512]);
     assert_eq!(scene.model.read(index, 0, 0, 512), [3; 512]);

@@ -38,6 +38,12 @@ pub(crate) struct Arguments {
     #[arg(short = 'U', long, value_name = "PATH")]
     pub(crate) unix: Option<PathBuf>,
 
+    /// Listen on a virtual machine socket: a port, 0 for a free one, for clients on the host and on this machine; with CID:
+    /// in front of it, on that context identifier of this machine only
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "[CID:]PORT")]
+    pub(crate) vsock: Option<super::places::Vsock>,
+
     /// Refuse to write; files are opened for reading only
     #[arg(short, long)]
     pub(crate) read_only: bool,

@@ -12,6 +12,8 @@ use super::announce::Announcement;
 use super::arguments::{Arguments, RuntimeName};
 use super::backend::{self, Opened};
 use super::control::{self, Bitmaps};
+#[cfg(target_os = "linux")]
+use super::places::Vsock;
 use super::places::{Places, cannot_listen_on_unix};
 use super::security::Security;
 use super::signals;
@@ -113,6 +115,12 @@ macro_rules! serve {
         if let Some(path) = places.unix {
             let one = server.listen_unix(path);
             let one = one.map_err(|error| cannot_listen_on_unix(&error, path));
+            listening.extend(begun(one, server.is_shutting_down())?);
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(Vsock { cid, port }) = places.vsock {
+            let one = server.listen_vsock(cid, port);
+            let one = one.map_err(|error| Failure::failed(format!("{error}; see man 7 vsock")));
             listening.extend(begun(one, server.is_shutting_down())?);
         }
         let addresses: Vec<LocalAddr> =

@@ -117,9 +117,10 @@ impl<C: Channel> Nbd<C> {
         let mut request = Request::new(CONTROLLER, GET_FAMILY, 1);
         request.text(FAMILY_NAME, NAME);
         let replies = kernel.ask(request)?;
-        let family = replies.iter().flat_map(|reply| content(reply)).find_map(|(kind, value)| {
-            (kind == FAMILY_ID).then(|| read_u16(value, 0)).flatten()
-        });
+        let family = replies
+            .iter()
+            .flat_map(|reply| content(reply))
+            .find_map(|(kind, value)| (kind == FAMILY_ID).then(|| read_u16(value, 0)).flatten());
         let family = family.ok_or(Error::Answer("it does not say how NBD is addressed"))?;
         Ok(Self { kernel, family })
     }
@@ -162,9 +163,7 @@ impl<C: Channel> Nbd<C> {
     /// Whether a device is attached; not, if there is none.
     pub(in super::super) fn is_connected(&mut self, index: u32) -> Result<bool, Error> {
         match self.status(Some(index)) {
-            Ok(states) => {
-                Ok(states.iter().any(|state| state.index == index && state.connected))
-            }
+            Ok(states) => Ok(states.iter().any(|state| state.index == index && state.connected)),
             // As kernels answer about devices that were removed.
             Err(error) if matches!(error.errno(), Some(Errno::NODEV | Errno::NOENT)) => Ok(false),
             Err(error) => Err(error),

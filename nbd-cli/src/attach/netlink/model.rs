@@ -29,6 +29,13 @@ pub(in super::super) struct Device {
     pub(in super::super) given: usize,
 }
 
+impl Device {
+    /// Whether all its connections are.
+    pub(in super::super) fn is_alive(&self) -> bool {
+        !self.sockets.iter().any(is_dead)
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     devices: BTreeMap<u32, Device>,
@@ -153,8 +160,7 @@ impl Model {
                 for socket in sockets() {
                     device.given += 1;
                     // As the kernel does: in place of a dead one, and dropped if there is none.
-                    let dead = |socket: &&mut UnixStream| is_dead(socket);
-                    if let Some(dead) = device.sockets.iter_mut().find(dead) {
+                    if let Some(dead) = device.sockets.iter_mut().find(|socket| is_dead(socket)) {
                         *dead = socket;
                     }
                 }

@@ -24,7 +24,8 @@ fn reference(name: &str) -> Vec<u8> {
     static MESSAGES: OnceLock<HashMap<String, Vec<u8>>> = OnceLock::new();
     let messages = MESSAGES.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
-        let (source, program) = (folder.path().join("reference.c"), folder.path().join("reference"));
+        let (source, program) =
+            (folder.path().join("reference.c"), folder.path().join("reference"));
         std::fs::write(&source, include_str!("reference.c")).unwrap();
         // The linker of Rust programs is a C compiler, and the headers are those of the C library's package.
         run(Command::new("cc").arg("-o").args([&program, &source]), SOON).success();
@@ -156,7 +157,8 @@ fn answers_are_understood_in_one_datagram_or_several() {
     // Messages in answer to something else are none of ours.
     played.answer(77, &[&["refused-eperm"], &["answer-connect", "ack"]]);
     played.answer(3, &[&["noop", "answer-status", "ack-capped"]]);
-    let (unused, connected) = (|index| State { index, connected: false }, |index| State { index, connected: true });
+    let (unused, connected) =
+        (|index| State { index, connected: false }, |index| State { index, connected: true });
     assert_eq!(nbd.devices().unwrap(), [unused(0), connected(7), connected(300)]);
     played.answer(4, &[&["answer-status", "answer-status-none"], &["answer-status"], &["done"]]);
     assert_eq!(nbd.devices().unwrap().len(), 6, "a reply of several messages");
@@ -201,8 +203,7 @@ fn malformed_answers_are_no_answers() {
     let names =
         ["answer-family", "answer-status", "refused-einval", "refused-ebusy-capped", "done", "ack"];
     cases(500, |random| {
-        let mut bytes: Vec<u8> =
-            names.iter().flat_map(|name| reference(name)).collect();
+        let mut bytes: Vec<u8> = names.iter().flat_map(|name| reference(name)).collect();
         for _ in 0..random.below(8) {
             let index = random.below(bytes.len() as u64) as usize;
             bytes[index] = random.below(256) as u8;
