@@ -62,9 +62,12 @@ verify() {
         --verify=crc32c --verify_fatal=1 --fsync=64 >/tmp/verify.log 2>&1 || fail "fio: $(cat /tmp/verify.log)"
 }
 
-# verify_for FILE SIZE SECONDS: the same again and again.
-verify_for() {
-    fio --name=verify --filename="$1" --size="$2" --rw=randrw --bs=4k-64k --ioengine=psync --direct=1 \
-        --verify=crc32c --verify_fatal=1 --verify_backlog=64 --fsync=32 --time_based --runtime="$3" \
-        >/tmp/verify.log 2>&1
+# verify_until_stopped FILE SIZE: the same again and again until /tmp/stop is there.
+verify_until_stopped() {
+    rm -f /tmp/stop
+    until [ -e /tmp/stop ]; do
+        fio --name=verify --filename="$1" --size="$2" --rw=randrw --bs=4k-64k --ioengine=psync --direct=1 \
+            --verify=crc32c --verify_fatal=1 --verify_backlog=64 --fsync=32 --time_based --runtime=3 \
+            >/tmp/verify.log 2>&1 || return 1
+    done
 }

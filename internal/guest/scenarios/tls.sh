@@ -46,15 +46,21 @@ step "with --persist it outlives the server, mounted and in use"
 tls /tmp/disk
 attached --persist --timeout 5
 mount_ext4 "$device" /mnt
-verify_for /mnt/restarts 4M 30 &
+verify_until_stopped /mnt/restarts 4M &
 load=$!
+before=$(grep -c "connected again" /tmp/keeper.log)
 for round in 1 2 3 4; do
-    sleep 3
     if [ $((round % 2)) = 0 ]; then kill -KILL "$server"; wait "$server"; else stop_server; fi
     tls /tmp/disk
+    until [ "$(grep -c "connected again" /tmp/keeper.log)" -ge $((before + round)) ]; do
+        kill -0 $keeper || fail "the keeper ended: $(cat /tmp/keeper.log)"
+        usleep 100000
+    done
+    sleep 1
 done
+kill -0 $load || fail "fio ended too early: $(tail -n 30 /tmp/verify.log)"
+touch /tmp/stop
 wait $load || fail "fio's verification: $(tail -n 30 /tmp/verify.log)"
-grep -c "connected again" /tmp/keeper.log
 dmesg | grep -E "EXT4-fs.*error|I/O error" && fail "the kernel saw errors"
 umount /mnt
 nbd detach "$device"

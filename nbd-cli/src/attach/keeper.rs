@@ -61,10 +61,23 @@ impl Wakers {
         Ok((Self { end, resize }, [ends, resizes]))
     }
 
-    /// Whether there was something to read, which is gone then.
-    fn take(mut stream: &UnixStream) -> bool {
-        stream.read(&mut [0; 64]).is_ok_and(|count| count > 0)
+    /// What there was to read, which is gone then.
+    fn take(mut stream: &UnixStream) -> Woken {
+        match stream.read(&mut [0; 64]) {
+            Ok(0) => Woken::NeverAgain,
+            Ok(_) => Woken::Yes,
+            Err(_) => Woken::No,
+        }
     }
+}
+
+/// Whether something is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Woken {
+    Yes,
+    No,
+    /// The other end is closed.
+    NeverAgain,
 }
 
 /// One of the device's connections.
@@ -178,26 +191,28 @@ impl<'a, C: Channel> Keeper<'a, C> {
         let mut refused_to_end = false;
         loop {
             self.wait(wakers);
-            if Wakers::take(&wakers.end) {
-                match self.detach() {
+            match Wakers::take(&wakers.end) {
+                Woken::No => {}
+                Woken::NeverAgain => return Err(Failure::failed("signals are lost")),
+                Woken::Yes => match self.detach() {
                     Ok(()) => return Ok(()),
                     Err(why) if refused_to_end => {
-                        return Err(Failure::failed(format!(
-                            "{} stays attached: {why}",
-                            self.device
-                        )));
+                        let text = format!("{} stays attached: {why}", self.device);
+                        return Err(Failure::failed(text));
                     }
-                    Err(why) => stderr::say(&format!(
-                        "cannot detach {}: {why}; a second signal ends this without",
-                        self.device
-                    )),
-                }
-                refused_to_end = true;
+                    Err(why) => {
+                        refused_to_end = true;
+                        stderr::say(&format!(
+                            "cannot detach {}: {why}; a second signal ends this without",
+                            self.device
+                        ));
+                    }
+                },
             }
             if self.answer() == Next::Detached {
                 return Ok(());
             }
-            if Wakers::take(&wakers.resize) {
+            if Wakers::take(&wakers.resize) == Woken::Yes {
                 self.ask_for_the_size();
             }
             if self.look()? == Next::Detached || self.replace_what_is_due()? == Next::Detached {

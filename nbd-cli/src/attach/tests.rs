@@ -142,8 +142,10 @@ fn a_kept_device_outlives_its_servers_and_grows_with_the_export() {
     let mut server = scene.serve(Arc::clone(&first));
     let keeper = scene.attach(&["--persist", "--connections", "2"], index).unwrap();
     assert!(keeper.has_to_stay());
-    let (wakers, [mut ending, mut resize]) = Wakers::new().unwrap();
+    let (wakers, [ending, resize]) = Wakers::new().unwrap();
     std::thread::scope(|scope| {
+        // A panic closes them, which ends what stays with the device.
+        let (mut ending, mut resize) = (ending, resize);
         let kept = scope.spawn(move || keeper.keep(&wakers));
         // Both connections are new ones.
         let replaced = |given: usize| {
@@ -198,8 +200,9 @@ fn a_device_in_use_is_not_detached_by_a_signal_or_by_nbd_detach() {
     };
     put(&format!("sys/block/nbd{index}/dev"), "43:7\n");
     put("proc/self/mountinfo", "2 1 43:7 / /mnt rw - ext4 /dev/x rw\n");
-    let (wakers, [mut ending, _resize]) = Wakers::new().unwrap();
+    let (wakers, [ending, _resize]) = Wakers::new().unwrap();
     std::thread::scope(|scope| {
+        let mut ending = ending;
         let kept = scope.spawn(move || keeper.keep(&wakers));
         ending.write_all(&[0]).unwrap();
         let why = control::ask(Device(index)).unwrap().unwrap().unwrap_err();
@@ -241,8 +244,9 @@ fn a_command_that_was_started_ends_with_its_device() {
     assert!(keeper.has_to_stay());
     scene.model.write(index, 0, 0, &[3; 512]);
     assert_eq!(scene.model.read(index, 0, 0, 512), [3; 512]);
-    let (wakers, _writers) = Wakers::new().unwrap();
+    let (wakers, writers) = Wakers::new().unwrap();
     let asked = std::thread::scope(|scope| {
+        let _writers = writers;
         let kept = scope.spawn(|| keeper.keep(&wakers));
         let asked = control::ask(Device(index)).unwrap();
         kept.join().unwrap().unwrap();

@@ -134,7 +134,11 @@ impl<C: Channel> Kernel<C> {
                     Received::Reply(payload) => replies.push(payload.to_vec()),
                     Received::End { errno: None, .. } => return Ok(replies),
                     Received::End { errno: Some(errno), text } => {
-                        let errno = Errno::from_raw_os_error(errno);
+                        // Other numbers are none of the kernel's.
+                        let errno = match errno {
+                            1..4096 => Errno::from_raw_os_error(errno),
+                            _ => Errno::IO,
+                        };
                         return Err(Error::Refused { errno, text });
                     }
                     Received::Other => {}
