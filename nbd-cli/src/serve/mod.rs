@@ -5,7 +5,9 @@ mod announce;
 mod arguments;
 mod backend;
 mod block_size;
+mod config;
 mod control;
+mod export_word;
 mod places;
 mod run;
 mod security;
@@ -15,6 +17,8 @@ mod timed;
 mod tls;
 
 pub(crate) use arguments::Arguments;
-pub(crate) use control::{ERROR, OK};
+pub(crate) use control::{
+    Answer, CLEAR, LIST, MAX_ANSWER, Named, Request, START, STOP, receive, send,
+};
 pub(crate) use run::run;
 pub(crate) use timed::Timed;

@@ -8,7 +8,9 @@ use nbd_engine::net;
 use nbd_engine::proto::wire::DEFAULT_PORT;
 
 use super::activation::Socket;
-use super::arguments::Arguments;
+use super::config::{Address, Config, TcpAddress};
+#[cfg(target_os = "linux")]
+use super::config::VsockAddress;
 use crate::exit::Failure;
 use crate::output::shell_path;
 
@@ -17,63 +19,61 @@ use crate::output::shell_path;
 pub(super) struct Places<'a> {
     /// The addresses of each host.
     pub(super) tcp: Vec<Vec<SocketAddr>>,
-    pub(super) unix: Option<&'a Path>,
-    /// Context identifier and port.
+    pub(super) unix: Vec<&'a Path>,
     #[cfg(target_os = "linux")]
-    pub(super) vsock: Option<Vsock>,
+    pub(super) vsock: Vec<VsockAddress>,
     /// What listens already.
     pub(super) given: Vec<Socket>,
     pub(super) oldstyle: bool,
 }
 
 impl<'a> Places<'a> {
-    /// The sockets that were handed to us; otherwise a Unix socket alone, unless TCP is asked for; TCP on the loopback
-    /// address and the registered port, unless told otherwise.
-    pub(super) fn of(
-        arguments: &'a Arguments,
-        given: Option<Vec<Socket>>,
-    ) -> Result<Self, Failure> {
-        let oldstyle = arguments.oldstyle;
-        #[cfg(target_os = "linux")]
-        let vsock = arguments.vsock;
-        #[cfg(target_os = "linux")]
-        let asked_for_vsock = vsock.is_some();
-        #[cfg(not(target_os = "linux"))]
-        let asked_for_vsock = false;
-        let asked_for_tcp = arguments.port.is_some() || !arguments.ip_addr.is_empty();
-        if let Some(given) = given {
-            if asked_for_tcp || arguments.unix.is_some() || asked_for_vsock {
-                return Err(Failure::usage(
-                    "--port, --ip-addr, --unix and --vsock make no sense here, as the sockets to listen on are handed over by \
-                     socket activation (LISTEN_FDS): leave them out",
-                ));
-            }
-            return Ok(Self {
-                tcp: Vec::new(),
-                unix: None,
-                #[cfg(target_os = "linux")]
-                vsock,
-                given,
-                oldstyle,
-            });
-        }
-        let unix = arguments.unix.as_deref();
-        let port = arguments.port.unwrap_or(DEFAULT_PORT);
-        let mut tcp = Vec::new();
-        if arguments.ip_addr.is_empty() && (unix.is_none() && !asked_for_vsock || asked_for_tcp) {
-            tcp.push(vec![(Ipv4Addr::LOCALHOST, port).into()]);
-        }
-        for word in &arguments.ip_addr {
-            tcp.push(addresses(word, port)?);
-        }
-        Ok(Self {
-            tcp,
-            unix,
+    /// What the configuration says. If it says nothing: the sockets that were handed to us; otherwise TCP on the
+    /// loopback address and the registered port.
+    pub(super) fn of(config: &'a Config, given: Option<Vec<Socket>>) -> Result<Self, Failure> {
+        let oldstyle = config.server.oldstyle;
+        let mut places = Self {
+            tcp: Vec::new(),
+            unix: Vec::new(),
             #[cfg(target_os = "linux")]
-            vsock,
+            vsock: Vec::new(),
             given: Vec::new(),
             oldstyle,
-        })
+        };
+        let mut takes_given = config.listeners.is_empty();
+        for (index, listen) in config.listeners.iter().enumerate() {
+            let blame = |failure| config.source.blame(&format!("listen.{index}"), failure);
+            match listen.address().map_err(|text| blame(Failure::Usage(text)))? {
+                Address::Tcp(TcpAddress { host, port }) => {
+                    places.tcp.push(addresses(host, *port).map_err(blame)?);
+                }
+                Address::Unix(path) => places.unix.push(path),
+                #[cfg(target_os = "linux")]
+                Address::Vsock(address) => places.vsock.push(address),
+                Address::Activation if given.is_none() => {
+                    let text = "no sockets are handed over by socket activation (LISTEN_FDS)";
+                    return Err(blame(Failure::failed(text)));
+                }
+                Address::Activation => takes_given = true,
+            }
+        }
+        match given {
+            Some(_) if !takes_given => {
+                let failure = Failure::usage(config.source.word(
+                    "--port, --ip-addr, --unix and --vsock make no sense here, as the sockets to listen on are handed over by \
+                     socket activation (LISTEN_FDS): leave them out",
+                    "sockets to listen on are handed over by socket activation (LISTEN_FDS): add a [[listen]] with \
+                     activation = true, or leave out the others",
+                ));
+                return Err(config.source.blame("listen.0", failure));
+            }
+            Some(given) => places.given = given,
+            None if config.listeners.is_empty() => {
+                places.tcp.push(vec![(Ipv4Addr::LOCALHOST, DEFAULT_PORT).into()]);
+            }
+            None => {}
+        }
+        Ok(places)
     }
 
     /// Listens on all TCP addresses.
@@ -82,28 +82,6 @@ impl<'a> Places<'a> {
             return Ok(Vec::new());
         }
         net::bind_tcp(&self.tcp, net::DEFAULT_BACKLOG).map_err(|error| cannot_listen_on_tcp(&error))
-    }
-}
-
-/// Where to listen on virtual machine sockets: `PORT` or `CID:PORT`.
-#[cfg(target_os = "linux")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Vsock {
-    pub(super) cid: u32,
-    pub(super) port: u32,
-}
-
-#[cfg(target_os = "linux")]
-impl core::str::FromStr for Vsock {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let help = |_| "give a port, or CID:PORT, of numbers below 2^32".to_owned();
-        let (cid, port) = match text.split_once(':') {
-            Some((cid, port)) => (cid.parse().map_err(help)?, port),
-            None => (net::VSOCK_CID_ANY, text),
-        };
-        Ok(Self { cid, port: port.parse().map_err(help)? })
     }
 }
 
@@ -155,19 +133,4 @@ pub(super) fn cannot_listen_on_unix(error: &io::Error, path: &Path) -> Failure {
         _ => String::new(),
     };
     Failure::failed(format!("{error}{remedy}"))
-}
-
-#[cfg(test)]
-#[cfg(target_os = "linux")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn vsock_listens_on_a_port_of_one_machine_or_of_all() {
-        assert_eq!("5".parse(), Ok(Vsock { cid: u32::MAX, port: 5 }));
-        assert_eq!("1:4294967295".parse(), Ok(Vsock { cid: 1, port: u32::MAX }));
-        for text in ["", ":", "1:", ":5", "host:5", "4294967296", "-1", "1:2:3"] {
-            assert!(text.parse::<Vsock>().unwrap_err().contains("CID:PORT"), "{text}");
-        }
-    }
 }

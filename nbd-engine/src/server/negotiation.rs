@@ -119,6 +119,11 @@ impl Negotiation {
         selected.iter().map(|one| (one.id, Source::new(&one.name, extents))).collect()
     }
 
+    /// The client.
+    pub(super) fn client(&self) -> &ClientInfo {
+        &self.client
+    }
+
     /// The export in use.
     pub(super) fn export(&self) -> Option<&AnyExport> {
         self.export.as_ref().map(ExportEntry::export)

@@ -13,6 +13,7 @@ use core::ops::Range;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 use std::task::Context;
+use std::time::Instant;
 
 use nbd_proto::server::{Connection, Event};
 use nbd_proto::wire::ErrorCode;
@@ -30,8 +31,10 @@ use super::watch::Activity;
 use super::workers::{Completion, Completions, Job, Lane};
 use crate::export::{Body, ExportError, Kind, Result as ExportResult};
 use crate::pump::{Handler, Incoming, Reception};
+use admission::Admission;
 use slot::{Memory, Slot};
 
+mod admission;
 mod lifecycle;
 mod reply;
 mod slot;
@@ -44,6 +47,9 @@ enum PayloadLocation<'a> {
     Staged(&'a [u8]),
 }
 
+/// Gives the runtime's time.
+pub(super) type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
+
 /// The requests of a connection, and what they need.
 pub(super) struct Requests {
     pub(super) state: Arc<ServerState>,
@@ -52,6 +58,10 @@ pub(super) struct Requests {
     contexts: Vec<(u32, Source)>,
     slots: Vec<Slot>,
     memory: Memory,
+    /// What waits for the export's layers, if they are asked about each request.
+    admission: Option<Admission>,
+    /// The runtime's time.
+    clock: Clock,
     /// A request that waits for the memory that it may need.
     waiting: Option<(RequestId, Command)>,
     /// Whether the payload of a write waits for memory to be received into.
@@ -79,7 +89,10 @@ impl Handler<Connection> for Requests {
     type Error = ConnectionError;
 
     fn may_receive(&self) -> bool {
-        self.waiting.is_none() && self.closed.is_none() && !self.turn.is_over()
+        self.waiting.is_none()
+            && self.closed.is_none()
+            && !self.turn.is_over()
+            && !self.is_held_back()
     }
 
     fn received(&mut self, connection: &mut Connection, count: usize) {
@@ -216,7 +229,23 @@ impl Requests {
         cx: &mut Context<'_>,
     ) {
         self.activity.requests += 1;
-        let slot = self.slot(id);
+        self.slot(id);
+        if self.admission.is_some() && !self.admit(connection, id, command, staged) {
+            return;
+        }
+        self.carry_out(connection, id, command, staged, cx);
+    }
+
+    /// Carries out a request, now or when there is memory for it.
+    fn carry_out(
+        &mut self,
+        connection: &mut Connection,
+        id: RequestId,
+        command: Command,
+        staged: &[u8],
+        cx: &mut Context<'_>,
+    ) {
+        let slot = &mut self.slots[id.index()];
         if let Command::Write { .. } = command {
             // Its memory was charged before it was received.
             let payload = if slot.payload.is_decided() {
@@ -367,6 +396,9 @@ impl Requests {
         command: Command,
         result: &ExportResult<()>,
     ) {
+        if self.admission.is_some() {
+            self.report(id, command, result);
+        }
         let Slot { work, .. } = &self.slots[id.index()];
         let answered = match (result, command) {
             (Err(error), _) => self.answer_error(connection, id, command, error),

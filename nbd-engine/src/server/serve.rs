@@ -185,6 +185,8 @@ struct Connection<'a, T: Transport, R> {
     handshake: Duration,
     watch: Option<Watch>,
     drain: Option<Drain>,
+    /// Passes when a request that waits for the export's layers is due, with that moment.
+    wait: Option<(Instant, BoxFuture)>,
 }
 
 /// The deadlines of a shutdown.
@@ -205,6 +207,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             handshake,
             watch: None,
             drain: None,
+            wait: None,
             state,
             runtime,
         }
@@ -224,6 +227,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
         if self.drain.is_none() && self.session.is_ending() {
             self.begin_drain();
         }
+        self.poll_wait(cx);
         if let Err(error) = self.poll_timer(cx) {
             return Poll::Ready(Err(error));
         }
@@ -255,6 +259,24 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             self.set_timer(next);
         }
         Ok(())
+    }
+
+    /// Has the task polled again when a request that waits is due.
+    fn poll_wait(&mut self, cx: &mut Context<'_>) {
+        let Some(due) = self.session.due() else {
+            self.wait = None;
+            return;
+        };
+        if self.wait.as_ref().is_none_or(|(other, _)| *other != due) {
+            let time = due.saturating_duration_since(self.runtime.now());
+            self.wait = Some((due, self.runtime.sleep(time)));
+        }
+        if let Some((_, timer)) = &mut self.wait
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            self.wait = None;
+            cx.waker().wake_by_ref();
+        }
     }
 
     fn set_timer(&mut self, time: Duration) {

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbd_proto::server::{Connection, LookupOutcome};
 use nbd_proto::wire::{CompactRequest, ExtendedRequest};
@@ -50,7 +50,9 @@ impl<T: Transport> Session<T> {
         let shares_thread = runtime.shares_threads();
         let busy_poll = if shares_thread { Duration::ZERO } else { BUSY_POLL };
         let busy_poll = BusyPoll::new(state.config().busy_poll(busy_poll));
-        let mut requests = Requests::new(state, negotiation, Turn::new(shares_thread));
+        let clock = runtime.clone();
+        let clock = Box::new(move || clock.now());
+        let mut requests = Requests::new(state, negotiation, Turn::new(shares_thread), clock);
         requests.entered(&connection);
         let pump = Pump::new(connection, MaybeTls::Plain(transport));
         Ok(Self { pump, requests, busy_poll })
@@ -92,6 +94,11 @@ impl<T: Transport> Session<T> {
     /// Whether the connection has been idle and is not any more, since this was asked last.
     pub(crate) const fn has_ended_rest(&mut self) -> bool {
         core::mem::replace(&mut self.requests.ended_rest, false)
+    }
+
+    /// When a request that waits for the export's layers is due, so that the session has to be polled.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.requests.due()
     }
 
     /// What the connection is doing.
@@ -142,6 +149,7 @@ impl<T: Transport> Session<T> {
         loop {
             requests.collect(&mut pump.machine, cx);
             let mut progress = requests.execute_waiting(&mut pump.machine, cx);
+            progress |= requests.admit_waiting(&mut pump.machine, cx);
             let before = requests.activity.received;
             progress |= pump.receive(requests, cx)?;
             if requests.activity.received != before {
@@ -243,5 +251,7 @@ fn begin_tls<T: Transport>(
     Ok(true)
 }
 
+#[cfg(test)]
+mod admission_tests;
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,10 @@ use std::task::Context;
 
 use nbd_proto::server::Connection;
 
-use super::Requests;
+use super::admission::Admission;
 use super::slot::Memory;
+use super::{Clock, Requests};
+use crate::export::AnyExport;
 use crate::server::negotiation::Negotiation;
 use crate::server::slot_futures::SlotFutures;
 use crate::server::state::ServerState;
@@ -21,6 +23,7 @@ impl Requests {
         state: Arc<ServerState>,
         negotiation: Negotiation,
         turn: Turn,
+        clock: Clock,
     ) -> Self {
         let memory = Memory::new(state.budget());
         Self {
@@ -29,6 +32,8 @@ impl Requests {
             contexts: Vec::new(),
             slots: Vec::new(),
             memory,
+            admission: None,
+            clock,
             waiting: None,
             payload_waits: false,
             offloaded: 0,
@@ -55,6 +60,8 @@ impl Requests {
             (false, false) => "simple",
         };
         self.contexts = self.negotiation.enter(view.contexts);
+        let admits = self.negotiation.export().is_some_and(AnyExport::admits);
+        self.admission = admits.then(Admission::default);
         tracing::debug!(replies, "a client entered transmission");
     }
 
@@ -85,9 +92,9 @@ impl Requests {
         self.memory.account.is_in_the_way()
     }
 
-    /// Whether a request waits for memory, so that nothing is received.
-    pub(in crate::server) const fn is_waiting(&self) -> bool {
-        self.waiting.is_some() || self.payload_waits
+    /// Whether a request waits for memory, or many wait for the export's layers, so that nothing is received.
+    pub(in crate::server) fn is_waiting(&self) -> bool {
+        self.waiting.is_some() || self.payload_waits || self.is_held_back()
     }
 
     /// Drops what still works for the client.

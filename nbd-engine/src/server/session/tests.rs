@@ -16,7 +16,7 @@ use crate::server::ServerConfig;
 use crate::server::budget::Account;
 
 /// A client that has sent all that it will ever send, and takes every reply.
-struct Script {
+pub(super) struct Script {
     input: Vec<u8>,
     position: usize,
     /// Bytes that one call receives at most.
@@ -24,7 +24,7 @@ struct Script {
 }
 
 impl Script {
-    const fn new(input: Vec<u8>) -> Self {
+    pub(super) const fn new(input: Vec<u8>) -> Self {
         Self { input, position: 0, max: usize::MAX }
     }
 }
@@ -140,7 +140,7 @@ impl CanWriteZeroes for Counter {
 }
 
 /// What a client sends that enters the default export and then sends so many requests.
-fn script(command: CommandType, length: u32, count: u64) -> Vec<u8> {
+pub(super) fn script(command: CommandType, length: u32, count: u64) -> Vec<u8> {
     let mut bytes = vec![0, 0, 0, 3];
     bytes.extend(OptionHeader { code: OptionCode::EXPORT_NAME, length: 0 }.encode());
     for cookie in 0..count {
