@@ -24,11 +24,11 @@ mount_ext4 /dev/nbd0 /mnt
 refused "is mounted on /mnt" nbd detach /dev/nbd0
 verify /mnt/file 8M
 umount /mnt
-e2fsck -fn /dev/nbd0 >/dev/null || fail "fsck"
+check_ext4 /dev/nbd0
 nbd detach /dev/nbd0
 refused "is not attached" nbd detach /dev/nbd0
 [ -z "$(nbd devices)" ] || fail "no device is attached any more"
-e2fsck -fn /tmp/disk >/dev/null || fail "fsck of the file itself"
+check_ext4 /tmp/disk
 stop_server
 
 step "read-only, by TCP, as /dev/nbd5, which is not there yet"
@@ -95,7 +95,7 @@ wait $load || fail "fio's verification: $(tail -n 30 /tmp/verify.log)"
 echo "connected again $(grep -c "connected again" /tmp/keeper.log) times"
 dmesg | grep -E "EXT4-fs.*error|I/O error" && fail "the kernel saw errors"
 umount /mnt
-e2fsck -fn "$device" >/dev/null || fail "fsck"
+check_ext4 "$device"
 
 step "it grows with the export"
 truncate -s 96M /tmp/disk

@@ -51,6 +51,11 @@ stop_server() {
     wait "$server"
 }
 
+# check_ext4 DISK: it is in order.
+check_ext4() {
+    e2fsck -fn "$1" >/tmp/fsck.log 2>&1 || fail "fsck of $1: $? $(cat /tmp/fsck.log)"
+}
+
 mount_ext4() {
     modprobe ext4
     mount -t ext4 "$1" "$2" || fail "mount $1"

@@ -3,4 +3,4 @@
 mount_ext4 /dev/vda /mnt
 nbd-power-cut verify /mnt/disk --seed "$seed" --log /dev/vdb || fail "it is not all there"
 umount /mnt
-e2fsck -fn /dev/vda >/tmp/fsck.log 2>&1 || fail "fsck: $(cat /tmp/fsck.log)"
+check_ext4 /dev/vda

@@ -33,7 +33,7 @@ until grep -q "is mounted on /mnt" /tmp/keeper.log; do usleep 100000; done
 umount /mnt
 nbd detach "$device"
 wait $keeper || fail "the keeper failed: $(cat /tmp/keeper.log)"
-e2fsck -fn /tmp/disk >/dev/null || fail "fsck"
+check_ext4 /tmp/disk
 
 step "without --persist the device ends with its server"
 attached
@@ -65,5 +65,5 @@ dmesg | grep -E "EXT4-fs.*error|I/O error" && fail "the kernel saw errors"
 umount /mnt
 nbd detach "$device"
 wait $keeper || fail "the keeper failed: $(cat /tmp/keeper.log)"
-e2fsck -fn /tmp/disk >/dev/null || fail "fsck"
+check_ext4 /tmp/disk
 stop_server

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
-use nbd_blocking::Server;
 use nbd_blocking::export::{
     CanResize, ClientInfo, Export, ExportMap, Memory, Result as ExportResult,
 };
+use nbd_blocking::{Listening, Server};
 use nbd_testkit::process::wait_until;
 use rustix::io::Errno;
 use tempfile::TempDir;
@@ -54,10 +54,10 @@ impl Scene {
         Self { folder, model: Model::default(), target }
     }
 
-    fn serve(&self, disk: Arc<impl Export>) -> Server {
+    fn serve(&self, disk: Arc<impl Export>) -> Running {
         let server = Server::new(ExportMap::new().with("disk", disk).unwrap());
-        server.listen_unix(self.folder.path().join("socket")).unwrap();
-        server
+        let listening = server.listen_unix(self.folder.path().join("socket")).unwrap();
+        Running { server, listening }
     }
 
     fn attach(&self, words: &[&str], device: u32) -> Result<Keeper<'_, Model>, Failure> {
@@ -67,9 +67,17 @@ impl Scene {
     }
 }
 
-fn end(server: Server) {
-    server.shut_down();
-    server.wait();
+/// A server, and its socket.
+struct Running {
+    server: Server,
+    listening: Listening,
+}
+
+fn end(running: Running) {
+    running.server.shut_down();
+    running.server.wait();
+    // The path is free then.
+    running.listening.join();
 }
 
 fn disk(size: u64) -> Arc<Memory> {

@@ -8,12 +8,12 @@ use clap::Args;
 use nbd_engine::export::BlockSize;
 use nbd_engine::proto::wire::DEFAULT_PORT;
 
+#[cfg(target_os = "linux")]
+use super::config::VsockAddress;
 use super::config::{
     self, BlockSizes, Config, Export, Listen, LogLevel, Period, RuntimeName, Server, Source,
     TcpAddress,
 };
-#[cfg(target_os = "linux")]
-use super::config::VsockAddress;
 use super::{block_size, export_word};
 use crate::exit::Failure;
 use crate::quantity::{self, Timeout};

@@ -8,9 +8,9 @@ use nbd_engine::net;
 use nbd_engine::proto::wire::DEFAULT_PORT;
 
 use super::activation::Socket;
-use super::config::{Address, Config, TcpAddress};
 #[cfg(target_os = "linux")]
 use super::config::VsockAddress;
+use super::config::{Address, Config, TcpAddress};
 use crate::exit::Failure;
 use crate::output::shell_path;
 

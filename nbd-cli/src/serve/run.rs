@@ -11,9 +11,9 @@ use super::Arguments;
 use super::activation::{self, Socket};
 use super::announce::Announcement;
 use super::backend::{self, Opened};
-use super::config::{self, Config, LogLevel, RuntimeName};
 #[cfg(target_os = "linux")]
 use super::config::VsockAddress;
+use super::config::{self, Config, LogLevel, RuntimeName};
 use super::control::{self, Bitmaps, Verbs};
 use super::places::{Places, cannot_listen_on_unix};
 use super::security::Security;

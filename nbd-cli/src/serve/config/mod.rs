@@ -23,6 +23,6 @@ pub(crate) use model::{
 pub(crate) use print::print;
 pub(crate) use read::load;
 pub(crate) use source::Source;
-pub(crate) use words::{BlockSizes, Period, Size, TcpAddress};
 #[cfg(target_os = "linux")]
 pub(crate) use words::VsockAddress;
+pub(crate) use words::{BlockSizes, Period, Size, TcpAddress};

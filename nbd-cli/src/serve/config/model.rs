@@ -10,9 +10,9 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::source::Source;
-use super::words::{BlockSizes, Period, Size, TcpAddress};
 #[cfg(target_os = "linux")]
 use super::words::VsockAddress;
+use super::words::{BlockSizes, Period, Size, TcpAddress};
 use crate::quantity::Timeout;
 
 /// All that a server is.

@@ -34,6 +34,9 @@ unix = "/run/nbd.sock"
 [[listen]]
 activation = true
 
+[[listen]]
+vsock = "3:10809"
+
 [tls]
 mode = "on"
 certificates = "pki"
