@@ -10,6 +10,8 @@ use nbd_engine::proto::wire::DEFAULT_PORT;
 use tempfile::TempDir;
 
 use super::activation::Socket;
+#[cfg(target_os = "linux")]
+use super::config::VsockAddress;
 use super::config::{Address, Config, TcpAddress};
 use super::predecessor::Predecessor;
 use super::process::ProcessArguments;
@@ -23,6 +25,8 @@ pub(super) struct Places<'a> {
     /// The addresses of each host.
     pub(super) tcp: Vec<Vec<SocketAddr>>,
     pub(super) unix: Vec<Cow<'a, Path>>,
+    #[cfg(target_os = "linux")]
+    pub(super) vsock: Vec<VsockAddress>,
     /// The folder of a private socket.
     pub(super) private: Option<TempDir>,
     /// What listens already.
@@ -44,6 +48,8 @@ impl<'a> Places<'a> {
         let mut places = Self {
             tcp: Vec::new(),
             unix: Vec::new(),
+            #[cfg(target_os = "linux")]
+            vsock: Vec::new(),
             private: None,
             given: Vec::new(),
             all_of_predecessor: nowhere && process.take_over.is_some(),
@@ -58,6 +64,8 @@ impl<'a> Places<'a> {
                 }
                 Address::Unix(path) if path == Path::new("-") => places.add_private()?,
                 Address::Unix(path) => places.unix.push(Cow::Borrowed(path)),
+                #[cfg(target_os = "linux")]
+                Address::Vsock(address) => places.vsock.push(address),
                 Address::Activation if given.is_none() => {
                     let text = "no sockets are handed over by socket activation (LISTEN_FDS)";
                     return Err(blame(Failure::failed(text)));
@@ -68,7 +76,7 @@ impl<'a> Places<'a> {
         match given {
             Some(_) if !takes_given => {
                 let failure = Failure::usage(config.source.word(
-                    "--port, --ip-addr and --unix make no sense here, as the sockets to listen on are handed over by \
+                    "--port, --ip-addr, --unix and --vsock make no sense here, as the sockets to listen on are handed over by \
                      socket activation (LISTEN_FDS): leave them out",
                     "sockets to listen on are handed over by socket activation (LISTEN_FDS): add a [[listen]] with \
                      activation = true, or leave out the others",

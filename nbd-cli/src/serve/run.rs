@@ -13,6 +13,8 @@ use super::activation::{self, Socket};
 use super::announce::Announcement;
 use super::backend;
 use super::captive::{self, Captive};
+#[cfg(target_os = "linux")]
+use super::config::VsockAddress;
 use super::config::{self, Backend, Config, LogLevel, RuntimeName};
 use super::control::{self, Bitmaps, Replaceable, Verbs};
 use super::live::Live;
@@ -309,6 +311,13 @@ macro_rules! serve {
                 sockets.accepting(Role::Clients, accepting.clone());
                 listening.push(accepting);
             }
+        }
+        #[cfg(target_os = "linux")]
+        for VsockAddress { cid, port } in core::mem::take(&mut setup.places.vsock) {
+            sockets.hold_back("a vsock address");
+            let one = server.listen_vsock(cid, port);
+            let one = one.map_err(|error| Failure::failed(format!("{error}; see man 7 vsock")));
+            listening.extend(begun(one, server.is_shutting_down())?);
         }
         let addresses: Vec<LocalAddr> =
             listening.iter().map(|one| one.local_addr().clone()).collect();

@@ -77,6 +77,8 @@ pub(super) struct Sockets(Arc<Mutex<State>>);
 struct State {
     open: Vec<Open>,
     phase: Phase,
+    /// What it listens on besides, and can't hand over.
+    held_back: Option<&'static str>,
 }
 
 struct Open {
@@ -180,10 +182,18 @@ impl Sockets {
         }
     }
 
+    /// It listens on something besides that can't be handed over.
+    pub(super) fn hold_back(&self, what: &'static str) {
+        self.state().held_back = Some(what);
+    }
+
     /// Copies of all sockets for a successor.
     pub(super) fn offer(&self) -> Result<(Vec<Offer>, Vec<OwnedFd>), String> {
         let state = self.state();
         state.check()?;
+        if let Some(what) = state.held_back {
+            return Err(format!("it listens on {what}, which cannot be handed over"));
+        }
         let copy = |open: &Open| {
             let address = open.socket.local_addr()?;
             let file = match &open.file {

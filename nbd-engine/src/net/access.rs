@@ -10,8 +10,8 @@ use crate::export::PeerAddr;
 ///
 /// A TCP peer is refused when its address is in a network that is denied, or when networks are allowed and it is in none of
 /// them. A peer of a Unix socket is refused when users or groups are allowed and it is neither one of these users nor of
-/// one of these groups, or when the system does not report whose it is. A peer whose address is unknown is refused where
-/// networks are allowed or denied. By default all are accepted.
+/// one of these groups, or when the system does not report whose it is. Of other kinds, such as vsock, and of unknown
+/// addresses all are refused where networks are allowed or denied. By default all are accepted.
 ///
 /// ```
 /// use nbd_engine::net::Access;
@@ -82,8 +82,8 @@ impl Access {
                     self.users.contains(&peer.uid) || self.groups.contains(&peer.gid)
                 })
             }
-            // A socket of which the peer's address is unknown, such as that of a client that is gone.
-            PeerAddr::Other(_) => self.allowed.is_empty() && self.denied.is_empty(),
+            // A socket of another kind, or of which the peer's address is unknown, as that of a client that is gone.
+            _ => self.allowed.is_empty() && self.denied.is_empty(),
         }
     }
 }
