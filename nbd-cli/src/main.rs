@@ -4,13 +4,17 @@ mod bitmap;
 #[cfg(feature = "tls")]
 mod cert;
 mod colour;
+mod completion;
+mod control;
 mod copy;
 mod descriptor;
+mod dump;
 mod exit;
 mod fault;
 mod info;
 mod list;
 mod log;
+mod man;
 mod map;
 mod output;
 mod patient;
@@ -57,6 +61,8 @@ enum Command {
     #[command(display_name = NAME)]
     Map(map::Arguments),
     #[command(display_name = NAME)]
+    Dump(dump::Arguments),
+    #[command(display_name = NAME)]
     Copy(copy::Arguments),
     #[command(display_name = NAME)]
     Resize(resize::Arguments),
@@ -68,6 +74,10 @@ enum Command {
     #[cfg(feature = "tls")]
     #[command(display_name = NAME)]
     Psk(psk::Arguments),
+    #[command(display_name = NAME)]
+    Completion(completion::Arguments),
+    #[command(display_name = NAME)]
+    Man(man::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +93,7 @@ fn main() -> ExitCode {
         Command::Info(arguments) => info::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
         Command::Map(arguments) => map::run(&arguments),
+        Command::Dump(arguments) => dump::run(&arguments),
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
@@ -90,6 +101,8 @@ fn main() -> ExitCode {
         Command::Cert(arguments) => cert::run(&arguments),
         #[cfg(feature = "tls")]
         Command::Psk(arguments) => psk::run(&arguments),
+        Command::Completion(arguments) => completion::run(arguments),
+        Command::Man(arguments) => man::run(&arguments),
     };
     exit::report(result)
 }

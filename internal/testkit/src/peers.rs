@@ -28,6 +28,11 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("ss", "iproute2", "-V"),
     // No peer in NBD, but in TLS.
     ("openssl", "openssl", "version"),
+    // What people type in, and what shows them the manual pages.
+    ("zsh", "zsh", "--version"),
+    ("fish", "fish", "--version"),
+    ("man", "man-db", "--version"),
+    ("mandoc", "mandoc", "-?"),
 ];
 
 /// The system's Python: libnbd's module is installed for that one.

@@ -15,6 +15,8 @@ mod timed;
 mod tls;
 
 pub(crate) use arguments::Arguments;
-pub(crate) use control::{ERROR, OK};
+pub(crate) use control::{
+    Answer, CLEAR, LIST, MAX_ANSWER, Named, Request, START, STOP, receive, send,
+};
 pub(crate) use run::run;
 pub(crate) use timed::Timed;

@@ -11,7 +11,7 @@ use super::activation::{self, Socket};
 use super::announce::Announcement;
 use super::arguments::{Arguments, RuntimeName};
 use super::backend::{self, Opened};
-use super::control::{self, Bitmaps};
+use super::control::{self, Bitmaps, Verbs};
 use super::places::{Places, cannot_listen_on_unix};
 use super::security::Security;
 use super::signals;
@@ -27,7 +27,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let places = Places::of(&arguments, given)?;
     let Opened { exports, names, trackers } = backend::open(&arguments)?;
     let bitmaps = Bitmaps::new(trackers, &arguments.track)?;
-    let control = arguments.control.as_deref().map(|path| control::listen(path, bitmaps));
+    let verbs = bitmaps.verbs(Verbs::new());
+    let control = arguments.control.as_deref().map(|path| control::listen(path, verbs));
     let _removed_at_the_end = control.transpose()?;
     // Who hands sockets over knows where they are, and our standard output may be that of a client.
     let config = ServerConfig::new()

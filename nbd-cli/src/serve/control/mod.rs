@@ -1,0 +1,17 @@
+//! `--control`: a socket by which this user's other programs look at the server and change it while it runs.
+//!
+//! A client sends a request and gets its answer (see [`protocol`]), which comes once it is carried out. Each client has a
+//! thread, so that none delays another one. To add a verb, write a file beside [`bitmaps`] whose function adds it to
+//! [`Verbs`], and call that where the server starts.
+
+mod bitmaps;
+mod clients;
+mod protocol;
+mod verbs;
+
+pub(crate) use bitmaps::{CLEAR, LIST, Named, START, STOP};
+pub(crate) use protocol::{Answer, MAX_ANSWER, Request, receive, send};
+
+pub(super) use bitmaps::Bitmaps;
+pub(super) use clients::listen;
+pub(super) use verbs::Verbs;
