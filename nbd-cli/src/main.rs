@@ -17,6 +17,7 @@ mod log;
 mod man;
 mod map;
 mod output;
+mod overlay;
 mod patient;
 #[cfg(feature = "tls")]
 mod psk;
@@ -67,6 +68,8 @@ enum Command {
     #[command(display_name = NAME)]
     Resize(resize::Arguments),
     #[command(display_name = NAME)]
+    Overlay(overlay::Arguments),
+    #[command(display_name = NAME)]
     Bitmap(bitmap::Arguments),
     #[cfg(feature = "tls")]
     #[command(display_name = NAME)]
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
+        Command::Overlay(arguments) => overlay::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
         #[cfg(feature = "tls")]
         Command::Cert(arguments) => cert::run(&arguments),

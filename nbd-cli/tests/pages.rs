@@ -173,3 +173,8 @@ fn the_page_about_serving_prints_what_it_says() {
 fn the_page_about_clients_prints_what_it_says() {
     check("docs/clients.md", &["nbdkit", "qemu-img", "ss"]);
 }
+
+#[test]
+fn the_page_about_layers_prints_what_it_says() {
+    check("docs/layers.md", &["qemu-io"]);
+}

@@ -105,6 +105,10 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
         "resize" => {
             &[("Make an export one gibibyte larger:", "nbd resize nbd://localhost/disk +1G")]
         }
+        "overlay" => &[
+            ("Show how much an overlay has:", "nbd overlay info today.overlay"),
+            ("Bring it into its disk:", "nbd overlay commit today.overlay disk.img"),
+        ],
         "bitmap" => &[
             ("Begin to record changes:", "nbd bitmap /run/nbd-control.sock start monday"),
             ("Forget them after a backup:", "nbd bitmap /run/nbd-control.sock clear monday"),

@@ -1,71 +1,96 @@
 //! Running the server on the chosen adapter.
 
-use std::io;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use nbd_engine::export::ExportMap;
 use nbd_engine::net::LocalAddr;
 use nbd_engine::server::{Outcome, ServerConfig};
 
+use super::Arguments;
 use super::activation::{self, Socket};
 use super::announce::Announcement;
-use super::arguments::{Arguments, RuntimeName};
 use super::backend::{self, Opened};
+use super::config::{self, Config, LogLevel, RuntimeName};
 use super::control::{self, Bitmaps, Verbs};
 use super::places::{Places, cannot_listen_on_unix};
 use super::security::Security;
 use super::signals;
 use crate::exit::Failure;
-use crate::{fault, log};
+use crate::{fault, log, output};
 
 /// `nbd serve`.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let given = activation::sockets()?;
-    log::start(arguments.verbose)?;
+    let config = arguments.config()?;
+    if arguments.print_config {
+        let text = config::print(&config)?;
+        return output::write(|out| Ok(out.write_all(text.as_bytes())?));
+    }
+    if arguments.check {
+        log::start(LogLevel::Warn.verbosity())?;
+        return check(&config);
+    }
+    log::start(config.server.log.verbosity())?;
     fault::end_on_panic();
-    raise_descriptor_limit(&arguments);
-    let places = Places::of(&arguments, given)?;
-    let Opened { exports, names, trackers } = backend::open(&arguments)?;
-    let bitmaps = Bitmaps::new(trackers, &arguments.track)?;
+    raise_descriptor_limit(&config);
+    let places = Places::of(&config, given)?;
+    let Opened { exports, trackers } = backend::open(&config)?;
+    let bitmaps = Bitmaps::new(trackers, &[])?;
     let verbs = bitmaps.verbs(Verbs::new());
-    let control = arguments.control.as_deref().map(|path| control::listen(path, verbs));
+    let control = config.server.control.as_deref().map(|path| control::listen(path, verbs));
     let _removed_at_the_end = control.transpose()?;
-    // Who hands sockets over knows where they are, and our standard output may be that of a client.
-    let config = ServerConfig::new()
-        .with_max_connections(arguments.max_connections)
-        .with_drain_timeout(arguments.drain_timeout)
-        .with_idle_timeout(arguments.idle_limit())
-        .with_stall_timeout(arguments.stall_timeout.duration().unwrap_or(Duration::MAX))
-        .with_resize(arguments.resize);
-    let (config, security) = Security::of(&arguments, config)?;
-    security.warn(&places, arguments.read_only);
-    let announcement =
-        Announcement { names, printed: places.given.is_empty(), in_tls: security.is_required() };
-    let outcome = match arguments.runtime {
-        RuntimeName::Blocking => blocking(exports, config, places, &announcement, security),
-        RuntimeName::Tokio => tokio(exports, config, places, &announcement, security),
-        #[cfg(feature = "async-std")]
-        RuntimeName::AsyncStd => async_std(exports, config, places, &announcement, security),
+    let (server, security) = Security::of(&config, server_config(&config))?;
+    security.warn(&places, &config);
+    let announcement = Announcement {
+        names: config.exports.iter().map(|export| export.name.clone()).collect(),
+        // Who hands sockets over knows where they are, and our standard output may be that of a client.
+        printed: places.given.is_empty(),
+        in_tls: security.is_required(),
     };
-    judge(outcome?, arguments.drain_timeout)
+    let outcome = match config.server.runtime {
+        RuntimeName::Blocking => blocking(exports, server, places, &announcement, security),
+        RuntimeName::Tokio => tokio(exports, server, places, &announcement, security),
+        #[cfg(feature = "async-std")]
+        RuntimeName::AsyncStd => async_std(exports, server, places, &announcement, security),
+    };
+    judge(outcome?, &config)
+}
+
+/// `--check`: what else can be found out without a change to anything.
+fn check(config: &Config) -> Result<(), Failure> {
+    backend::inspect(config)?;
+    Security::of(config, server_config(config)).map(drop)
+}
+
+/// What the server is, besides its exports and TLS.
+fn server_config(config: &Config) -> ServerConfig {
+    let server = &config.server;
+    ServerConfig::new()
+        .with_max_connections(server.max_connections)
+        .with_drain_timeout(server.drain_timeout.0)
+        .with_idle_timeout(server.idle_limit())
+        .with_stall_timeout(server.stall_timeout.duration().unwrap_or(Duration::MAX))
 }
 
 /// Whether that is an orderly end.
-fn judge(outcome: Outcome, drain_timeout: Duration) -> Result<(), Failure> {
+fn judge(outcome: Outcome, config: &Config) -> Result<(), Failure> {
     if outcome.listener_failed {
         return Err(Failure::failed("a listener failed, and the server ended: see the log above"));
     }
     match outcome.requests_cut_off {
         0 => Ok(()),
         count => Err(Failure::CutOff(format!(
-            "cut off {count} {} that did not finish within {drain_timeout:?} (--drain-timeout)",
-            if count == 1 { "request" } else { "requests" }
+            "cut off {count} {} that did not finish within {} ({})",
+            if count == 1 { "request" } else { "requests" },
+            config.server.drain_timeout,
+            config.source.word("--drain-timeout", "drain-timeout")
         ))),
     }
 }
 
 /// Takes as many descriptors as the system lets us: each connection needs one, with threads two.
-fn raise_descriptor_limit(arguments: &Arguments) {
+fn raise_descriptor_limit(config: &Config) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -73,11 +98,11 @@ fn raise_descriptor_limit(arguments: &Arguments) {
         tracing::info!(%error, "the limit of open files stays as it is");
     }
     // Some are for exports and workers.
-    let needed = 3 * arguments.max_connections as u64;
+    let needed = 3 * config.server.max_connections as u64;
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|limit| *limit < needed) {
         tracing::info!(
             limit,
-            max_connections = arguments.max_connections,
+            max_connections = config.server.max_connections,
             "the limit of open files (ulimit -n) may not suffice for --max-connections"
         );
     }
@@ -111,7 +136,7 @@ macro_rules! serve {
             let one = $tcp(listener).and_then(|listener| server.accept_tcp(listener));
             listening.extend(begun(one.map_err(cannot_accept), server.is_shutting_down())?);
         }
-        if let Some(path) = places.unix {
+        for path in core::mem::take(&mut places.unix) {
             let one = server.listen_unix(path);
             let one = one.map_err(|error| cannot_listen_on_unix(&error, path));
             listening.extend(begun(one, server.is_shutting_down())?);

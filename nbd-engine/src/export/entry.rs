@@ -23,6 +23,7 @@ pub struct ExportEntry {
     description: Option<String>,
     export: AnyExport,
     tls_required: bool,
+    resize_denied: bool,
     on_enter: Option<Arc<OnEnter>>,
     on_close: Option<Arc<OnClose>>,
 }
@@ -47,6 +48,7 @@ impl ExportEntry {
             description: None,
             export,
             tls_required: false,
+            resize_denied: false,
             on_enter: None,
             on_close: None,
         })
@@ -75,6 +77,20 @@ impl ExportEntry {
     #[must_use]
     pub const fn is_tls_required(&self) -> bool {
         self.tls_required
+    }
+
+    /// Refuses to resize the export, even if it [can be resized](super::CanResize) and the
+    /// [server](crate::server::ServerConfig::with_resize) lets clients resize exports.
+    #[must_use]
+    pub const fn without_resize(mut self) -> Self {
+        self.resize_denied = true;
+        self
+    }
+
+    /// Whether clients may resize the export, if it can be resized.
+    #[must_use]
+    pub const fn is_resize_allowed(&self) -> bool {
+        !self.resize_denied
     }
 
     /// Has `on_enter` called each time that a client enters the export by this entry, before its first request. A

@@ -5,7 +5,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nbd_blocking::export::{AnyExport, ErrorCode, Export, File, Injected, Injection, Memory, Slice};
+use nbd_blocking::export::{
+    AnyExport, ErrorCode, Export, File, Injected, Injection, Memory, Slice,
+};
 use nbd_engine::proto::wire::CommandType;
 use nbd_suite::Served;
 use nbd_suite::exports::{Asynchronous, Disk};
@@ -55,8 +57,9 @@ fn requests_that_wait_hold_up_neither_others_of_their_client_nor_other_clients()
 #[test]
 fn injected_errors_and_short_delays_come_out_in_the_replies() {
     let soon = Duration::from_millis(1);
-    let bad_writes =
-        || Injection::new(1).commands([CommandType::WRITE]).delay(soon..=soon).error(ErrorCode::EPERM);
+    let bad_writes = || {
+        Injection::new(1).commands([CommandType::WRITE]).delay(soon..=soon).error(ErrorCode::EPERM)
+    };
     each(bad_writes, |served| {
         let mut client = RawClient::go_structured(served.endpoint());
         for length in [1, 4096, 300_000] {
@@ -74,7 +77,8 @@ fn partitions_are_where_nbdkit_put_them() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let parts: Vec<_> = (1..=6_u8).map(|number| vec![number; 100_000 * usize::from(number)]).collect();
+    let parts: Vec<_> =
+        (1..=6_u8).map(|number| vec![number; 100_000 * usize::from(number)]).collect();
     for (index, part) in parts.iter().enumerate() {
         fs::write(folder.path().join(format!("part{index}")), part).unwrap();
     }

@@ -7,8 +7,8 @@ use nbd_proto::{Command, ContextInfo, Extent};
 
 use super::sealed::Sealed;
 use super::{
-    BASE_DEPTH, Changes, Cut, DEPTH, InMemory, Kind, Overlay, Part, Store, below, block_buffer, check_base,
-    check_context, data, deepest_first, depth_context, extent,
+    BASE_DEPTH, Changes, Cut, DEPTH, InMemory, Kind, Overlay, Part, Store, below, block_buffer,
+    check_base, check_context, data, deepest_first, depth_context, extent,
 };
 use crate::export::bounds::{inside, inside_for_writing};
 use crate::export::{
@@ -270,13 +270,16 @@ impl<E: AsyncExport> AsyncContexts for Overlay<E, InMemory> {
             match own.as_ref().filter(|_| !present) {
                 Some(own) => {
                     let mut pass = |run: Extent| {
-                        cut.run(run.length, |visit, length| visit(extent(length, below(run.status))))
+                        cut.run(run.length, |visit, length| {
+                            visit(extent(length, below(run.status)))
+                        })
                     };
                     own.status(DEPTH, at, length, &mut pass).await?;
                 }
                 None => {
                     let depth = if present { 1 } else { BASE_DEPTH };
-                    let _all_at_once = cut.run(length, |visit, length| visit(extent(length, depth)));
+                    let _all_at_once =
+                        cut.run(length, |visit, length| visit(extent(length, depth)));
                 }
             }
             if !cut.goes_on() {

@@ -270,7 +270,8 @@ impl<E: Export, S: Store> Contexts for Overlay<E, S> {
                 })?,
                 None => {
                     let depth = if present { 1 } else { BASE_DEPTH };
-                    let _all_at_once = cut.run(length, |visit, length| visit(extent(length, depth)));
+                    let _all_at_once =
+                        cut.run(length, |visit, length| visit(extent(length, depth)));
                 }
             }
             if !cut.goes_on() {
