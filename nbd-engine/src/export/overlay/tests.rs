@@ -100,7 +100,7 @@ fn crashed(files: &Files, name: &str) -> PathBuf {
 
 #[test]
 fn after_a_crash_everything_flushed_is_there_and_each_block_is_old_or_new() {
-    cases(20, |random| {
+    cases(6, |random| {
         let files = Files::new(random);
         let disk = files.open();
         let mut model = files.content.clone();
