@@ -11,6 +11,7 @@ mod export_word;
 mod layers;
 mod places;
 mod run;
+mod sandbox;
 mod security;
 mod signals;
 mod timed;

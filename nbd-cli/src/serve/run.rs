@@ -14,6 +14,7 @@ use super::backend::{self, Opened};
 use super::config::{self, Config, LogLevel, RuntimeName};
 use super::control::{self, Bitmaps, Verbs};
 use super::places::{Places, cannot_listen_on_unix};
+use super::sandbox::{Needs, Sandbox, Sealed};
 use super::security::Security;
 use super::signals;
 use crate::exit::Failure;
@@ -31,16 +32,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         log::start(LogLevel::Warn.verbosity())?;
         return check(&config);
     }
-    log::start(config.server.log.verbosity())?;
+    log::collect(config.server.log.verbosity());
     fault::end_on_panic();
     raise_descriptor_limit(&config);
     let places = Places::of(&config, given)?;
     let Opened { exports, trackers } = backend::open(&config)?;
+    let (server, security) = Security::of(&config, server_config(&config))?;
+    // From here on only what is needed can be opened, by this thread and by those that it starts.
+    let needs = Needs::of(&config, arguments.config.as_deref());
+    let sandbox = Sandbox::confine(config.server.sandbox, &needs)?;
+    log::write()?;
     let bitmaps = Bitmaps::new(trackers, &[])?;
     let verbs = bitmaps.verbs(Verbs::new());
     let control = config.server.control.as_deref().map(|path| control::listen(path, verbs));
     let _removed_at_the_end = control.transpose()?;
-    let (server, security) = Security::of(&config, server_config(&config))?;
     security.warn(&places, &config);
     let announcement = Announcement {
         names: config.exports.iter().map(|export| export.name.clone()).collect(),
@@ -48,11 +53,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         printed: places.given.is_empty(),
         in_tls: security.is_required(),
     };
+    let announce = move |addresses: &[LocalAddr]| {
+        let sealed = sandbox.seal()?;
+        announcement.make(addresses).map(|()| sealed)
+    };
     let outcome = match config.server.runtime {
-        RuntimeName::Blocking => blocking(exports, server, places, &announcement, security),
-        RuntimeName::Tokio => tokio(exports, server, places, &announcement, security),
+        RuntimeName::Blocking => blocking(exports, server, places, announce, security),
+        RuntimeName::Tokio => tokio(exports, server, places, announce, security),
         #[cfg(feature = "async-std")]
-        RuntimeName::AsyncStd => async_std(exports, server, places, &announcement, security),
+        RuntimeName::AsyncStd => async_std(exports, server, places, announce, security),
     };
     judge(outcome?, &config)
 }
@@ -111,7 +120,7 @@ fn raise_descriptor_limit(config: &Config) {
 /// Serves until a signal ends it. The servers of all adapters have the same methods, some with an `.await` behind them,
 /// and no trait that says so.
 macro_rules! serve {
-    ($server:expr, $places:expr, $announcement:expr, $security:expr, $tcp:expr, $unix:expr, [$($wait:tt)*]) => {{
+    ($server:expr, $places:expr, $announce:expr, $security:expr, $tcp:expr, $unix:expr, [$($wait:tt)*]) => {{
         let (server, mut places) = ($server, $places);
         let server = if places.oldstyle { server.oldstyle("") } else { server };
         // First of all: clients of sockets that were handed over may come, and ask for the end, at once.
@@ -143,7 +152,7 @@ macro_rules! serve {
         }
         let addresses: Vec<LocalAddr> =
             listening.iter().map(|one| one.local_addr().clone()).collect();
-        $announcement.make(&addresses)?;
+        let _sealed = $announce(&addresses)?;
         let outcome = server.wait()$($wait)*;
         for one in listening {
             one.join()$($wait)*;
@@ -156,18 +165,18 @@ fn blocking(
     exports: ExportMap,
     config: ServerConfig,
     places: Places<'_>,
-    announcement: &Announcement,
+    announce: impl FnOnce(&[LocalAddr]) -> Result<Sealed, Failure>,
     security: Security,
 ) -> Result<Outcome, Failure> {
     let server = nbd_blocking::Server::with_config(exports, config);
-    serve!(server, places, announcement, security, io::Result::Ok, io::Result::Ok, [])
+    serve!(server, places, announce, security, io::Result::Ok, io::Result::Ok, [])
 }
 
 fn tokio(
     exports: ExportMap,
     config: ServerConfig,
     places: Places<'_>,
-    announcement: &Announcement,
+    announce: impl FnOnce(&[LocalAddr]) -> Result<Sealed, Failure>,
     security: Security,
 ) -> Result<Outcome, Failure> {
     use ::tokio::net::{TcpListener, UnixListener};
@@ -176,7 +185,7 @@ fn tokio(
         runtime.map_err(|error| Failure::failed(format!("cannot start tokio: {error}")))?;
     let server = nbd_tokio::Server::with_config(exports, config);
     let (tcp, unix) = (TcpListener::from_std, UnixListener::from_std);
-    runtime.block_on(async { serve!(server, places, announcement, security, tcp, unix, [.await]) })
+    runtime.block_on(async { serve!(server, places, announce, security, tcp, unix, [.await]) })
 }
 
 #[cfg(feature = "async-std")]
@@ -184,7 +193,7 @@ fn async_std(
     exports: ExportMap,
     config: ServerConfig,
     places: Places<'_>,
-    announcement: &Announcement,
+    announce: impl FnOnce(&[LocalAddr]) -> Result<Sealed, Failure>,
     security: Security,
 ) -> Result<Outcome, Failure> {
     use ::async_std::net::TcpListener;
@@ -192,7 +201,7 @@ fn async_std(
     let server = nbd_async_std::Server::with_config(exports, config);
     let (tcp, unix) = (infallible::<_, TcpListener>, infallible::<_, UnixListener>);
     ::async_std::task::block_on(async {
-        serve!(server, places, announcement, security, tcp, unix, [.await])
+        serve!(server, places, announce, security, tcp, unix, [.await])
     })
 }
 

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::super::layers::Layer;
+use super::super::sandbox;
 use super::source::Source;
 use super::words::{BlockSizes, Period, Size, TcpAddress};
 use crate::quantity::Timeout;
@@ -75,6 +76,13 @@ pub(crate) struct Server {
     /// What is logged on standard error: problems; how connections end badly as well; all connections; everything.
     #[cfg_attr(test, schemars(extend("cli" = "--verbose")))]
     pub(crate) log: LogLevel,
+
+    /// Whether the server, once it listens, is confined to its own files and to what serving takes: it can't open other
+    /// files, run programs, or connect to anything. `require` fails where the system can't do that, `try` goes on
+    /// without. By landlock and seccomp of Linux 5.13 or newer.
+    #[cfg_attr(test, schemars(extend("cli" = "--sandbox")))]
+    #[serde(skip_serializing_if = "sandbox::Mode::is_off")]
+    pub(crate) sandbox: sandbox::Mode,
 
     /// Whether the server speaks the oldstyle protocol, wherever it listens, and serves the one export that there is:
     /// for very old clients. There is no choice of exports, no structured replies, no metadata contexts and no TLS.
@@ -284,6 +292,7 @@ impl Default for Server {
             drain_timeout: Period(Duration::from_secs(10)),
             control: None,
             log: LogLevel::default(),
+            sandbox: sandbox::Mode::Off,
             oldstyle: false,
         }
     }

@@ -7,6 +7,7 @@ use nbd_engine::export::BlockSize;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
+use super::super::sandbox;
 use super::read::parse;
 use super::*;
 use crate::exit::{Failure, Fault};
@@ -22,6 +23,7 @@ stall-timeout = "5m"
 drain-timeout = 3
 control = "control.sock"
 log = "info"
+sandbox = "try"
 oldstyle = false
 
 [[listen]]
@@ -241,6 +243,7 @@ fn server() -> impl Strategy<Value = Server> {
         0..9999u64,
         proptest::option::of(path()),
         log,
+        select(vec![sandbox::Mode::Off, sandbox::Mode::Try, sandbox::Mode::Require]),
         any::<bool>(),
     )
         .prop_map(|values| {
@@ -252,6 +255,7 @@ fn server() -> impl Strategy<Value = Server> {
                 drain,
                 control,
                 log,
+                sandbox,
                 oldstyle,
             ) = values;
             Server {
@@ -262,6 +266,7 @@ fn server() -> impl Strategy<Value = Server> {
                 drain_timeout: Period(Duration::from_millis(drain * 50)),
                 control,
                 log,
+                sandbox,
                 oldstyle,
             }
         })
