@@ -25,6 +25,7 @@ mod quantity;
 mod resize;
 mod retries;
 mod serve;
+mod status;
 mod stderr;
 mod target;
 #[cfg(feature = "tls")]
@@ -32,6 +33,7 @@ mod tls;
 #[cfg(not(feature = "tls"))]
 #[path = "no_tls.rs"]
 mod tls;
+mod units;
 mod waiting;
 
 use std::process::ExitCode;
@@ -71,6 +73,10 @@ enum Command {
     Overlay(overlay::Arguments),
     #[command(display_name = NAME)]
     Bitmap(bitmap::Arguments),
+    #[command(display_name = NAME)]
+    Status(status::Arguments),
+    #[command(display_name = NAME)]
+    Disconnect(status::DisconnectArguments),
     #[cfg(feature = "tls")]
     #[command(display_name = NAME)]
     Cert(cert::Arguments),
@@ -101,6 +107,8 @@ fn main() -> ExitCode {
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Overlay(arguments) => overlay::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Disconnect(arguments) => status::disconnect(&arguments),
         #[cfg(feature = "tls")]
         Command::Cert(arguments) => cert::run(&arguments),
         #[cfg(feature = "tls")]

@@ -13,6 +13,7 @@ use super::config::{
     TcpAddress,
 };
 use super::layers::Layer;
+use super::metrics::MetricsAddress;
 use super::{block_size, export_word, sandbox};
 use crate::exit::Failure;
 use crate::quantity::{self, Timeout};
@@ -21,8 +22,8 @@ use crate::quantity::{self, Timeout};
 ///
 /// Without arguments it serves a memory disk of 1 GiB on 127.0.0.1:10809. When it listens it prints one URI a line on
 /// standard output, for clients such as qemu-img, nbdinfo and nbdcopy. SIGTERM, SIGINT, SIGQUIT or SIGHUP lets requests in
-/// flight finish and exits; a second one other than SIGHUP exits at once. With TLS, and without a controlling terminal,
-/// SIGHUP has the certificates or keys read again instead.
+/// flight finish and exits; a second one other than SIGHUP exits at once. With TLS or --config, and without a controlling
+/// terminal, SIGHUP has the certificates or keys and the configuration read again instead.
 ///
 /// Sockets that systemd's socket activation hands over (LISTEN_FDS) are taken instead; nothing is printed then, and the
 /// server ends with the process that started it, unless that is systemd:
@@ -101,6 +102,14 @@ pub(crate) struct Arguments {
     /// or some: commands=read+write,probability=0.01,seed=7. A log has a line for each request.
     #[arg(long, value_name = "NAME[:...]")]
     pub(crate) layer: Vec<String>,
+
+    /// Serve metrics for Prometheus by HTTP at that address, as /metrics: a port on 127.0.0.1, an address with a port, or
+    /// unix:PATH
+    ///
+    /// There is no authentication: whoever reaches the address sees the names of exports and how they are used. SIGUSR1
+    /// logs a summary in any case.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<MetricsAddress>,
 
     /// Offer the metadata context qemu:allocation-depth
     #[arg(short = 'A', long)]
@@ -197,6 +206,7 @@ const BESIDE_A_FILE: &[&str] = &[
     "track",
     "control",
     "layer",
+    "metrics",
     "allocation_depth",
     "block_size",
     "block_size_required",
@@ -244,6 +254,7 @@ impl Arguments {
             stall_timeout: self.stall_timeout,
             drain_timeout: Period(self.drain_timeout),
             control: self.control.clone(),
+            metrics: self.metrics.clone(),
             log: LogLevel::of_verbosity(self.verbose),
             sandbox: self.sandbox,
             oldstyle: self.oldstyle,

@@ -129,6 +129,11 @@ impl Negotiation {
         self.export.as_ref().map(ExportEntry::export)
     }
 
+    /// The name of the export in use, as its entry has it.
+    pub(super) fn export_name(&self) -> Option<&str> {
+        self.export.as_ref().map(ExportEntry::name)
+    }
+
     /// Which kind of export is in use.
     pub(super) fn kind(&self) -> Option<&Kind> {
         self.export().map(AnyExport::kind)

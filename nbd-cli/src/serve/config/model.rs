@@ -14,6 +14,7 @@ use super::super::sandbox;
 use super::source::Source;
 use super::words::{BlockSizes, Period, Size, TcpAddress};
 use crate::quantity::Timeout;
+use crate::serve::metrics::MetricsAddress;
 
 /// All that a server is.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -68,10 +69,16 @@ pub(crate) struct Server {
     #[cfg_attr(test, schemars(extend("cli" = "--drain-timeout")))]
     pub(crate) drain_timeout: Period,
 
-    /// Path of the control socket, for `nbd bitmap`; only the user that runs the server can use it.
-    #[cfg_attr(test, schemars(extend("cli" = "--control")))]
+    /// Path of the control socket, for `nbd bitmap`, `nbd status` and `nbd disconnect`; only the user that runs the server can use it.
+    #[cfg_attr(test, schemars(extend("cli" = "--control", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) control: Option<PathBuf>,
+
+    /// Where metrics are served to Prometheus by HTTP, as `/metrics`: a port of 127.0.0.1, an address with a port, or
+    /// `unix:PATH`. There is no authentication.
+    #[cfg_attr(test, schemars(extend("cli" = "--metrics")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) metrics: Option<MetricsAddress>,
 
     /// What is logged on standard error: problems; how connections end badly as well; all connections; everything.
     #[cfg_attr(test, schemars(extend("cli" = "--verbose")))]
@@ -90,19 +97,19 @@ pub(crate) struct Server {
     pub(crate) oldstyle: bool,
 }
 
-/// One listener: exactly one of these keys.
+/// A listener has exactly one of these keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Listen {
-    /// TCP address, `HOST:PORT`: IPv4, IPv6 in brackets, or a name, which stands for all of its addresses. Without a
-    /// port it is 10809; port 0 takes a free one.
+    /// `HOST:PORT`, where the host is an address of IPv4, of IPv6 in brackets, or a name, which stands for all
+    /// of its addresses. Without a port it is 10809; port 0 takes a free one.
     #[cfg_attr(test, schemars(extend("cli" = "--ip-addr, --port")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     tcp: Option<TcpAddress>,
 
     /// Path of a Unix socket.
-    #[cfg_attr(test, schemars(extend("cli" = "--unix")))]
+    #[cfg_attr(test, schemars(extend("cli" = "--unix", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     unix: Option<PathBuf>,
 
@@ -112,7 +119,7 @@ pub(crate) struct Listen {
     activation: bool,
 }
 
-/// TLS. Without `certificates` and `psk` the first of `~/.pki/nbd`, `~/.pki/nbdkit`, `/etc/pki/nbd` and others is taken
+/// Without `certificates` and `psk` the first of `~/.pki/nbd`, `~/.pki/nbdkit`, `/etc/pki/nbd` and others is taken
 /// that has a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -125,12 +132,12 @@ pub(crate) struct Tls {
     pub(crate) mode: Option<TlsMode>,
 
     /// Folder with `server-cert.pem` and `server-key.pem`, and with `ca-cert.pem` to verify clients.
-    #[cfg_attr(test, schemars(extend("cli" = "--tls-certificates")))]
+    #[cfg_attr(test, schemars(extend("cli" = "--tls-certificates", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) certificates: Option<PathBuf>,
 
     /// File with pre-shared keys, in place of certificates.
-    #[cfg_attr(test, schemars(extend("cli" = "--tls-psk")))]
+    #[cfg_attr(test, schemars(extend("cli" = "--tls-psk", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) psk: Option<PathBuf>,
 
@@ -147,7 +154,7 @@ pub(crate) struct Tls {
     pub(crate) allow: Vec<String>,
 }
 
-/// One export. It needs exactly one of `file` and `memory`.
+/// An export has exactly one of `file` and `memory`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -157,7 +164,7 @@ pub(crate) struct Export {
     pub(crate) name: String,
 
     /// Path of a file or block device.
-    #[cfg_attr(test, schemars(extend("cli" = "file:PATH")))]
+    #[cfg_attr(test, schemars(extend("cli" = "file:PATH", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<PathBuf>,
 
@@ -291,6 +298,7 @@ impl Default for Server {
             stall_timeout: Timeout::After(Duration::from_secs(60)),
             drain_timeout: Period(Duration::from_secs(10)),
             control: None,
+            metrics: None,
             log: LogLevel::default(),
             sandbox: sandbox::Mode::Off,
             oldstyle: false,
@@ -389,7 +397,8 @@ impl Config {
             let layers = export.layers.iter_mut().filter_map(Layer::path_mut);
             export.file.iter_mut().chain(layers)
         });
-        single.into_iter().chain(listeners).flatten().chain(exports)
+        let metrics = self.server.metrics.as_mut().and_then(MetricsAddress::path_mut);
+        single.into_iter().chain(listeners).flatten().chain(exports).chain(metrics)
     }
 
     /// Takes relative paths as relative to this folder.

@@ -169,7 +169,7 @@ fn a_turn_is_short_whatever_the_client_has_sent() {
         let state = ServerState::new(exports, ServerConfig::new());
         let client = state.client(PeerAddr::Unix(None));
         let transport = Script::new(script(command, length, count));
-        let session = Session::new(Arc::clone(&state), transport, client, &Still);
+        let session = Session::new(Arc::clone(&state), transport, client, None, &Still);
         let mut session = session.now_or_never().unwrap().unwrap();
         let mut cx = Context::from_waker(Waker::noop());
         let (mut turns, mut before) = (0, 0);
@@ -198,7 +198,7 @@ fn a_write_that_waits_for_memory_is_not_awaited_from_the_client() {
     let mut input = script(CommandType::WRITE, length, 1);
     input.truncate(input.len() - (1 << 20));
     let transport = Script::new(input);
-    let session = Session::new(Arc::clone(&state), transport, client, &Still);
+    let session = Session::new(Arc::clone(&state), transport, client, None, &Still);
     let mut session = session.now_or_never().unwrap().unwrap();
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..100 {
@@ -252,7 +252,7 @@ fn the_size_is_asked_for_by_the_request_however_its_payload_is_cut() {
         let count = 4;
         let input = script(CommandType::WRITE, length, count);
         let transport = Script { max: 1 << 10, ..Script::new(input) };
-        let session = Session::new(Arc::clone(&state), transport, client, &Still);
+        let session = Session::new(Arc::clone(&state), transport, client, None, &Still);
         let mut session = session.now_or_never().unwrap().unwrap();
         let mut cx = Context::from_waker(Waker::noop());
         let mut turns = 0;
