@@ -19,6 +19,7 @@ mod log;
 mod man;
 mod map;
 mod output;
+mod overlay;
 mod patient;
 #[cfg(feature = "tls")]
 mod psk;
@@ -71,6 +72,8 @@ enum Command {
     #[command(display_name = NAME)]
     Resize(resize::Arguments),
     #[command(display_name = NAME)]
+    Overlay(overlay::Arguments),
+    #[command(display_name = NAME)]
     Bitmap(bitmap::Arguments),
     #[command(display_name = NAME)]
     Status(status::Arguments),
@@ -113,6 +116,7 @@ fn main() -> ExitCode {
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
+        Command::Overlay(arguments) => overlay::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Disconnect(arguments) => status::disconnect(&arguments),

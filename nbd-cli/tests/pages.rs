@@ -175,6 +175,11 @@ fn the_page_about_clients_prints_what_it_says() {
 }
 
 #[test]
+fn the_page_about_layers_prints_what_it_says() {
+    check("docs/layers.md", &["qemu-io"]);
+}
+
+#[test]
 fn the_page_about_operating_prints_what_it_says() {
     check("docs/operating.md", &["ss"]);
 }

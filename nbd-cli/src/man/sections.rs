@@ -132,6 +132,10 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
         ],
         "detach" => &[("End that:", "nbd detach /dev/nbd0")],
         "devices" => &[("What is attached, for programs:", "nbd devices --json")],
+        "overlay" => &[
+            ("Show how much an overlay has:", "nbd overlay info today.overlay"),
+            ("Bring it into its disk:", "nbd overlay commit today.overlay disk.img"),
+        ],
         "bitmap" => &[
             ("Begin to record changes:", "nbd bitmap /run/nbd-control.sock start monday"),
             ("Forget them after a backup:", "nbd bitmap /run/nbd-control.sock clear monday"),

@@ -14,6 +14,7 @@ use super::config::{
     self, BlockSizes, Config, Export, Listen, LogLevel, Period, RuntimeName, Server, Source,
     TcpAddress,
 };
+use super::layers::Layer;
 use super::metrics::MetricsAddress;
 use super::{block_size, export_word, sandbox};
 use crate::exit::Failure;
@@ -99,6 +100,16 @@ pub(crate) struct Arguments {
     /// runs, and for --take-over, by which another server replaces this one; only this user can use it
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
+
+    /// Put a layer around the exports: read-only, offset:OFFSET[,length=LENGTH], partition:N, overlay[:FILE],
+    /// rate:[BYTES][,requests=N], delay:TIME[-TIME], error:ERRNO or log[:FILE]; can be given several times, the first one
+    /// is nearest to the disk
+    ///
+    /// An overlay takes what clients write, in a file or in memory: the disk is only read. Rates are what is carried out
+    /// in a second, in all, or of each client with client=BYTES,client-requests=N. Delays and errors concern all requests,
+    /// or some: commands=read+write,probability=0.01,seed=7. A log has a line for each request.
+    #[arg(long, value_name = "NAME[:...]")]
+    pub(crate) layer: Vec<String>,
 
     /// Serve metrics for Prometheus by HTTP at that address, as /metrics: a port on 127.0.0.1, an address with a port, or
     /// unix:PATH
@@ -209,6 +220,7 @@ const BESIDE_A_FILE: &[&str] = &[
     "resize",
     "track",
     "control",
+    "layer",
     "metrics",
     "allocation_depth",
     "block_size",
@@ -264,10 +276,13 @@ impl Arguments {
             sandbox: self.sandbox,
             oldstyle: self.oldstyle,
         };
+        let layers = self.layers()?;
         let exports = self.backends.iter().map(|word| {
             let (name, backend) = export_word::parse(word)?;
             let name = name.or(self.export_name.as_deref()).unwrap_or_default();
-            Ok(self.with_options(Export::new(name, backend)))
+            let mut export = self.with_options(Export::new(name, backend));
+            export.layers.clone_from(&layers);
+            Ok(export)
         });
         let exports = exports.collect::<Result<Vec<_>, Failure>>()?;
         let source = Source::CommandLine;
@@ -276,6 +291,13 @@ impl Arguments {
         #[cfg(feature = "tls")]
         let config = self.tls.add_to(config)?;
         Ok(config)
+    }
+
+    fn layers(&self) -> Result<Vec<Layer>, Failure> {
+        let parse = |word: &String| {
+            word.parse().map_err(|error| Failure::usage(format!("--layer '{word}': {error}")))
+        };
+        self.layer.iter().map(parse).collect()
     }
 
     /// All exports have the same options.

@@ -13,6 +13,7 @@ use nbd_engine::export::{
 use rustix::fs::{Access, access};
 
 use super::config::{Backend, Config, Export, Size};
+use super::layers::{Base, Layer, has_overlay, put_around};
 use crate::exit::Failure;
 use crate::output::{quoted, shell_path};
 
@@ -32,13 +33,15 @@ fn inspect_one<'a>(
     files: &mut Files<'a>,
 ) -> Result<(), Failure> {
     files.add(export, config)?;
-    let Backend::File(path) = export.backend().map_err(Failure::Usage)? else {
-        return open(export, config).map(drop);
-    };
     let mut for_reading = export.clone();
+    // Files that layers write are not made.
+    for_reading.layers.retain_mut(|layer| Layer::path_mut(layer).is_none());
+    let Backend::File(path) = export.backend().map_err(Failure::Usage)? else {
+        return open(&for_reading, config).map(drop);
+    };
     for_reading.read_only = true;
     open(&for_reading, config)?;
-    if export.read_only {
+    if is_only_read(export) {
         return Ok(());
     }
     access(path, Access::WRITE_OK).map_err(|error| {
@@ -62,6 +65,11 @@ pub(super) fn entry(export: &Export, handle: AnyExport) -> Result<ExportEntry, F
         entry = entry.without_resize();
     }
     Ok(entry)
+}
+
+/// Whether clients can't change the disk itself.
+fn is_only_read(export: &Export) -> bool {
+    export.read_only || has_overlay(&export.layers)
 }
 
 /// The files that are served, by what they are whatever their paths.
@@ -89,7 +97,7 @@ impl<'a> Files<'a> {
         };
         let Some(other) = self.0.insert(identity, export) else { return Ok(()) };
         let both = [other, export];
-        if both.iter().all(|one| one.read_only) {
+        if both.iter().all(|one| is_only_read(one)) {
             return Ok(());
         }
         let same = format!(
@@ -100,6 +108,11 @@ impl<'a> Files<'a> {
         );
         let word = |option, key| config.source.word(option, key);
         let needs_one = [
+            (
+                both.iter().any(|one| has_overlay(&one.layers)),
+                "an overlay",
+                "needs a disk that does not change",
+            ),
             (
                 both.iter().any(|one| !one.track.is_empty()),
                 word("--track", "track"),
@@ -130,13 +143,14 @@ pub(super) fn open(export: &Export, config: &Config) -> Result<Layers, Failure> 
         Backend::Memory(size) => {
             let memory = Memory::new(size).map_err(|error| Failure::usage(error.to_string()))?;
             match export.read_only {
-                true => wrapped(ReadOnly::new(memory), export, config),
-                false => wrapped(memory, export, config),
+                true => wrapped(ReadOnly::new(memory), Base::default(), export, config),
+                false => wrapped(memory, Base::default(), export, config),
             }
         }
         Backend::File(path) => {
-            let file = File::options().read_only(export.read_only).open(path);
-            wrapped(file.map_err(|error| cannot_open(&error))?, export, config)
+            let file = File::options().read_only(is_only_read(export)).open(path);
+            let file = file.map_err(|error| cannot_open(&error))?;
+            wrapped(file, Base::of(path), export, config)
         }
     }
 }
@@ -155,12 +169,22 @@ fn cannot_open(error: &OpenError) -> Failure {
 pub(super) type Layers = (AnyExport, Option<Arc<Tracker>>);
 
 /// The disk with the layers around it that its configuration asks for.
-fn wrapped(disk: impl export::Export, export: &Export, config: &Config) -> Result<Layers, Failure> {
+fn wrapped(
+    disk: impl export::Export,
+    base: Base,
+    export: &Export,
+    config: &Config,
+) -> Result<Layers, Failure> {
     let tracked = config.is_tracked(export);
-    if !tracked && !export.allocation_depth && export.block_size.is_none() {
+    let plain = export.layers.is_empty() && export.block_size.is_none();
+    if !tracked && !export.allocation_depth && plain {
         return Ok((AnyExport::new(disk), None));
     }
-    let mut disk: Box<dyn export::Export> = Box::new(disk);
+    let mut disk = put_around(Box::new(disk), &export.layers, base)?;
+    if export.read_only {
+        // An overlay can be written whatever it lies over.
+        disk = Box::new(ReadOnly::new(disk));
+    }
     if let Some(sizes) = export.block_size {
         let layer = WithBlockSize::new(disk, sizes.0).required(export.block_size_required);
         check_tail(&layer, export, config)?;

@@ -10,6 +10,7 @@ mod captive;
 mod config;
 mod control;
 mod export_word;
+mod layers;
 mod live;
 mod metrics;
 mod places;

@@ -5,8 +5,9 @@ use core::time::Duration;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -59,11 +60,13 @@ impl RequestLog {
     /// 1764187200.000123 connection=7 write offset=4096 length=512 fua result=ok microseconds=81
     /// ```
     ///
+    /// The thread begins with the first line.
+    ///
     /// # Errors
-    /// When the file can't be opened for writing, or no thread be started.
+    /// When the file can't be opened for writing.
     pub fn to_file(path: impl AsRef<Path>) -> io::Result<Self> {
         let file = fs::OpenOptions::new().append(true).create(true).open(path)?;
-        Ok(Self { file: Some(LogFile::start(file)?) })
+        Ok(Self { file: Some(LogFile::new(Box::new(file))) })
     }
 }
 
@@ -141,23 +144,53 @@ impl fmt::Display for Outcome<'_> {
 const QUEUE: usize = 4096;
 
 /// A file, by way of a thread that ends with it.
-#[derive(Debug)]
 struct LogFile {
     /// `None` once it is being dropped.
     lines: Option<SyncSender<String>>,
     left_out: AtomicU64,
-    thread: Option<thread::JoinHandle<()>>,
+    is_running: AtomicBool,
+    /// What the thread is to have, until it begins.
+    waiting: Mutex<Option<(Receiver<String>, Box<dyn Write + Send>)>>,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+impl fmt::Debug for LogFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogFile").field("left_out", &self.left_out).finish_non_exhaustive()
+    }
 }
 
 impl LogFile {
-    fn start(file: impl Write + Send + 'static) -> io::Result<Self> {
+    fn new(file: Box<dyn Write + Send>) -> Self {
         let (lines, queue) = sync_channel(QUEUE);
+        Self {
+            lines: Some(lines),
+            left_out: AtomicU64::new(0),
+            is_running: AtomicBool::new(false),
+            waiting: Mutex::new(Some((queue, file))),
+            thread: Mutex::default(),
+        }
+    }
+
+    /// Begins the thread with the first line rather than with the log: a server that confines itself does so before it
+    /// has threads.
+    fn run(&self) {
+        if self.is_running.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((queue, file)) = waiting else { return };
         let thread = thread::Builder::new().name("nbd-request-log".into());
-        let thread = thread.spawn(move || write_lines(&queue, file))?;
-        Ok(Self { lines: Some(lines), left_out: AtomicU64::new(0), thread: Some(thread) })
+        match thread.spawn(move || write_lines(&queue, file)) {
+            Ok(thread) => {
+                *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+            }
+            Err(error) => tracing::error!(%error, "cannot write the request log: no thread for it"),
+        }
     }
 
     fn line(&self, line: String) {
+        self.run();
         let left_out = self.left_out.swap(0, Ordering::Relaxed);
         let line = match left_out {
             0 => line,
@@ -174,7 +207,8 @@ impl LogFile {
 impl Drop for LogFile {
     fn drop(&mut self) {
         self.lines = None;
-        if let Some(thread) = self.thread.take() {
+        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
             let _panicked = thread.join();
         }
     }
@@ -196,7 +230,7 @@ fn write_lines(queue: &Receiver<String>, mut file: impl Write) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use super::*;
     use crate::export::{ExportError, PeerAddr};
@@ -254,7 +288,7 @@ mod tests {
         }
         let (gate, written) = (Arc::default(), Arc::<Mutex<Vec<u8>>>::default());
         let held = Mutex::lock(&gate).unwrap();
-        let file = LogFile::start(Slow(Arc::clone(&gate), Arc::clone(&written))).unwrap();
+        let file = LogFile::new(Box::new(Slow(Arc::clone(&gate), Arc::clone(&written))));
         // Let go of before the file, whose end waits for it.
         let held = held;
         let count = 4 * QUEUE as u64;

@@ -2,6 +2,7 @@
 
 mod contexts;
 mod devices;
+mod layers;
 mod lookup;
 mod oldstyle;
 mod resize;

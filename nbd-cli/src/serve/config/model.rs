@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::super::layers::Layer;
 use super::super::sandbox;
 use super::source::Source;
 #[cfg(target_os = "linux")]
@@ -197,6 +198,12 @@ pub(crate) struct Export {
     #[cfg_attr(test, schemars(extend("cli" = "--resize")))]
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) resize: bool,
+
+    /// Layers around it, the first one nearest to the disk: each is a word as on the command line, or a table with a key
+    /// that is the layer's name. See [layers](layers.md).
+    #[cfg_attr(test, schemars(extend("cli" = "--layer")))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) layers: Vec<Layer>,
 
     /// Names under which it is recorded what clients change from the start on, each as the metadata context
     /// `qemu:dirty-bitmap:NAME`, for incremental backups.
@@ -412,9 +419,12 @@ impl Config {
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let single = [&mut self.server.control, &mut self.tls.certificates, &mut self.tls.psk];
         let listeners = self.listeners.iter_mut().map(|listen| &mut listen.unix);
-        let exports = self.exports.iter_mut().map(|export| &mut export.file);
+        let exports = self.exports.iter_mut().flat_map(|export| {
+            let layers = export.layers.iter_mut().filter_map(Layer::path_mut);
+            export.file.iter_mut().chain(layers)
+        });
         let metrics = self.server.metrics.as_mut().and_then(MetricsAddress::path_mut);
-        single.into_iter().chain(listeners).chain(exports).flatten().chain(metrics)
+        single.into_iter().chain(listeners).flatten().chain(exports).chain(metrics)
     }
 
     /// Takes relative paths as relative to this folder.

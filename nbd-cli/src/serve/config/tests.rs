@@ -54,6 +54,7 @@ file = "disk.img"
 description = "for a test"
 read-only = false
 resize = true
+layers = ["read-only", "offset:1M,length=10M"]
 track = ["monday", "tuesday"]
 allocation-depth = true
 block-size = "512:4k:1M"

@@ -13,7 +13,10 @@ use super::words;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Layer {
     ReadOnly,
-    Offset { offset: u64, length: Option<u64> },
+    Offset {
+        offset: u64,
+        length: Option<u64>,
+    },
     Partition(u32),
     /// In that file, or in memory.
     Overlay(Option<PathBuf>),
@@ -47,7 +50,9 @@ impl Values {
         key: &str,
         read: impl Fn(&str) -> Result<T, String>,
     ) -> Result<Option<T>, String> {
-        let Some(index) = self.0.iter().position(|(known, _)| known == key) else { return Ok(None) };
+        let Some(index) = self.0.iter().position(|(known, _)| known == key) else {
+            return Ok(None);
+        };
         let (_, value) = self.0.remove(index);
         read(&value).map(Some).map_err(|error| format!("{key}: {error}"))
     }
@@ -110,13 +115,16 @@ impl Layer {
                     burst: values.take("burst", words::duration)?,
                 };
                 if !rate.is_bounded() {
-                    return Err(missing("a bound: bytes a second, such as rate:10M, or requests=1000"));
+                    return Err(missing(
+                        "a bound: bytes a second, such as rate:10M, or requests=1000",
+                    ));
                 }
                 Self::Rate(rate)
             }
             "delay" => {
                 let delay = values.take("delay", words::delay)?;
-                let delay = delay.ok_or_else(|| missing("a time, such as delay:10ms or delay:5ms-20ms"))?;
+                let delay =
+                    delay.ok_or_else(|| missing("a time, such as delay:10ms or delay:5ms-20ms"))?;
                 Self::Delay(delay, values.chance()?)
             }
             _ => {
@@ -197,7 +205,8 @@ impl FromStr for Layer {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, rest) = text.split_once(':').unwrap_or((text, ""));
-        let keys = LAYERS.iter().find(|(known, _)| *known == name).map_or(&[][..], |(_, keys)| *keys);
+        let keys =
+            LAYERS.iter().find(|(known, _)| *known == name).map_or(&[][..], |(_, keys)| *keys);
         let mut values = Vec::new();
         for (index, item) in rest.split(',').filter(|item| !item.is_empty()).enumerate() {
             let pair = item.split_once('=').filter(|(key, _)| {
@@ -292,7 +301,10 @@ impl<'de> Visitor<'de> for LayerVisitor {
         let name = name.or(rate.then_some("rate")).map(str::to_owned);
         let name = name.ok_or_else(|| {
             let names: Vec<_> = LAYERS.iter().map(|(name, _)| *name).collect();
-            de::Error::custom(format!("no key is the name of a layer; there are {}", names.join(", ")))
+            de::Error::custom(format!(
+                "no key is the name of a layer; there are {}",
+                names.join(", ")
+            ))
         })?;
         // Of a layer without a value there is nothing but the name.
         if matches!(name.as_str(), "read-only" | "overlay" | "log") {
@@ -408,8 +420,27 @@ mod tests {
     fn no_text_whatever_is_in_it_panics_and_what_is_read_is_written_alike() {
         cases(2000, |random| {
             let parts = [
-                "offset", "rate", "delay", "error", "overlay", "log", ":", ",", "=", "1M", "5ms-9ms",
-                "0.5", "requests", "commands", "read+trim", "EPERM", "length", "seed", "é", "-", "",
+                "offset",
+                "rate",
+                "delay",
+                "error",
+                "overlay",
+                "log",
+                ":",
+                ",",
+                "=",
+                "1M",
+                "5ms-9ms",
+                "0.5",
+                "requests",
+                "commands",
+                "read+trim",
+                "EPERM",
+                "length",
+                "seed",
+                "é",
+                "-",
+                "",
             ];
             let text: String = (0..random.below(9)).map(|_| random.of(&parts)).collect();
             if let Ok(layer) = text.parse::<Layer>() {

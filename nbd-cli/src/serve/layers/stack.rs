@@ -1,5 +1,7 @@
 //! Layers as they are put around a disk.
 
+use std::fs;
+use std::path::Path;
 use std::time::SystemTime;
 
 use nbd_engine::export::{
@@ -16,6 +18,14 @@ use crate::output::quoted;
 pub(in crate::serve) struct Base {
     /// When its file was modified, if it is one.
     pub(in crate::serve) modified: Option<SystemTime>,
+}
+
+impl Base {
+    /// The file or block device of that path. When a device's node was modified says nothing of its content.
+    pub(in crate::serve) fn of(path: &Path) -> Self {
+        let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file);
+        Self { modified: metadata.and_then(|metadata| metadata.modified().ok()) }
+    }
 }
 
 /// Whether the disk itself is only read, since an overlay takes what is written.
@@ -52,8 +62,9 @@ fn put(disk: Box<dyn Export>, layer: &Layer, base: Base) -> Result<Box<dyn Expor
             Box::new(overlay.map_err(|error| Failure::failed(error.to_string()))?)
         }
         Layer::Rate(rate) => {
-            let rates =
-                |bytes, requests| Rates::new().bytes_per_second(bytes).requests_per_second(requests);
+            let rates = |bytes, requests| {
+                Rates::new().bytes_per_second(bytes).requests_per_second(requests)
+            };
             let limit = RateLimit::new()
                 .for_export(rates(rate.bytes, rate.requests))
                 .for_each_client(rates(rate.client_bytes, rate.client_requests))

@@ -7,8 +7,8 @@ use nbd_proto::{Command, ContextInfo, Extent};
 
 use super::sealed::Sealed;
 use super::{
-    Changes, Cut, DEPTH, InMemory, Kind, Overlay, Part, Store, below, block_buffer, check_base,
-    check_context, data, deepest_first, depth_context, extent,
+    BASE_DEPTH, Changes, Cut, DEPTH, InMemory, Kind, Overlay, Part, Store, below, block_buffer,
+    check_base, check_context, data, deepest_first, depth_context, extent,
 };
 use crate::export::bounds::{inside, inside_for_writing};
 use crate::export::{
@@ -267,19 +267,20 @@ impl<E: AsyncExport> AsyncContexts for Overlay<E, InMemory> {
             let (present, end) = self.store.blocks().run(at, offset + length);
             let length = end - at;
             let mut cut = Cut::new(length, &mut *visit);
-            if present {
-                let _all_at_once = cut.run(length, |visit, length| visit(extent(length, 1)));
-            } else if let Some(own) = &own {
-                let mut pass = |run: Extent| {
-                    cut.run(run.length, |visit, length| visit(extent(length, below(run.status))))
-                };
-                own.status(DEPTH, at, length, &mut pass).await?;
-            } else {
-                let mut pass = |run: Allocation| {
-                    let depth = if run.hole { 0 } else { 2 };
-                    cut.run(run.length, |visit, length| visit(extent(length, depth)))
-                };
-                self.base_extents_async(at, length, &mut pass).await?;
+            match own.as_ref().filter(|_| !present) {
+                Some(own) => {
+                    let mut pass = |run: Extent| {
+                        cut.run(run.length, |visit, length| {
+                            visit(extent(length, below(run.status)))
+                        })
+                    };
+                    own.status(DEPTH, at, length, &mut pass).await?;
+                }
+                None => {
+                    let depth = if present { 1 } else { BASE_DEPTH };
+                    let _all_at_once =
+                        cut.run(length, |visit, length| visit(extent(length, depth)));
+                }
             }
             if !cut.goes_on() {
                 break;

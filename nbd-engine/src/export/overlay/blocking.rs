@@ -7,7 +7,7 @@ use std::time::Instant;
 use nbd_proto::{Command, ContextInfo, Extent};
 
 use super::{
-    Changes, Cut, DEPTH, Kind, Overlay, Part, Store, below, block_buffer, check_base,
+    BASE_DEPTH, Changes, Cut, DEPTH, Kind, Overlay, Part, Store, below, block_buffer, check_base,
     check_context, data, deepest_first, depth_context, extent,
 };
 use crate::export::bounds::{inside, inside_for_writing};
@@ -264,17 +264,15 @@ impl<E: Export, S: Store> Contexts for Overlay<E, S> {
             let (present, end) = self.store.blocks().run(at, offset + length);
             let length = end - at;
             let mut cut = Cut::new(length, &mut *visit);
-            if present {
-                let _all_at_once = cut.run(length, |visit, length| visit(extent(length, 1)));
-            } else if let Some(own) = own {
-                own.status(DEPTH, at, length, &mut |run| {
+            match own.filter(|_| !present) {
+                Some(own) => own.status(DEPTH, at, length, &mut |run| {
                     cut.run(run.length, |visit, length| visit(extent(length, below(run.status))))
-                })?;
-            } else {
-                self.base_extents(at, length, &mut |run| {
-                    let depth = if run.hole { 0 } else { 2 };
-                    cut.run(run.length, |visit, length| visit(extent(length, depth)))
-                })?;
+                })?,
+                None => {
+                    let depth = if present { 1 } else { BASE_DEPTH };
+                    let _all_at_once =
+                        cut.run(length, |visit, length| visit(extent(length, depth)));
+                }
             }
             if !cut.goes_on() {
                 break;

@@ -33,8 +33,8 @@ pub use memory::InMemory;
 /// While it is served, the base must not be changed by others: what they change would show through.
 ///
 /// Clients see the union: `base:allocation` has data and holes of whichever holds a block, and what is zeroed or
-/// trimmed in the overlay is a hole of it. The context `qemu:allocation-depth` is 1 where the overlay has a block, and
-/// one more than that of the base elsewhere (0 for its holes).
+/// trimmed in the overlay is a hole of it. The context `qemu:allocation-depth` is what qemu makes of such a chain: 1 where
+/// the overlay has a block, 2 elsewhere; over a base that has the context itself, one more than that says (0 stays 0).
 ///
 /// ```
 /// use nbd_engine::export::{Export, Memory, Overlay};
@@ -93,6 +93,9 @@ impl core::error::Error for TooManyBlocks {}
 
 /// The name of the context with the depth.
 const DEPTH: &str = "qemu:allocation-depth";
+
+/// The depth of a base that says nothing of it: of a raw disk all is allocated, holes too.
+const BASE_DEPTH: u64 = 2;
 
 /// Where an overlay keeps its blocks. There are [`InMemory`] and [`InFile`]; others can't be implemented.
 pub trait Store: sealed::Sealed + Send + Sync + 'static {

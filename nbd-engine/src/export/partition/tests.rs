@@ -224,7 +224,7 @@ fn damage(random: &mut Random, disk: &mut [u8]) {
 
 #[test]
 fn no_table_whatever_is_in_it_panics_or_points_outside() {
-    cases(300, |random| {
+    cases(150, |random| {
         let mut disk = match random.below(2) {
             0 => gpt(100, 512, &[(1, 34, 40), (2, 41, 64)]),
             _ => mbr(200, (10, 40), &[(51, 20), (80, 30), (130, 10)]),

@@ -1,0 +1,72 @@
+//! `nbd overlay`: looks at overlay files, writes them to their base, or throws away what they have.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use nbd_engine::export::{
+    Committed, OverlayError, commit_overlay, discard_overlay, overlay_summary,
+};
+
+use crate::exit::Failure;
+use crate::output;
+
+/// Commit, discard and look at the overlay files of nbd serve --layer overlay:FILE.
+///
+/// Works on files that no server uses; of one in use, end the server first.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Write the size of the disk, the size of a block, and the bytes of the blocks that the overlay has
+    #[command(display_name = crate::NAME)]
+    Info {
+        /// The overlay file
+        file: PathBuf,
+    },
+    /// Write what the overlay has to the disk that it was made for, and empty it
+    ///
+    /// If this is interrupted, run it again: until then the overlay can't be served, and the disk has a part of the
+    /// changes.
+    #[command(display_name = crate::NAME)]
+    Commit {
+        /// The overlay file
+        file: PathBuf,
+        /// The file or block device that the overlay was made for
+        base: PathBuf,
+    },
+    /// Throw away what the overlay has
+    #[command(display_name = crate::NAME)]
+    Discard {
+        /// The overlay file
+        file: PathBuf,
+    },
+}
+
+/// `nbd overlay`.
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let failed = |error: OverlayError| Failure::failed(error.to_string());
+    match &arguments.action {
+        Action::Info { file } => {
+            let summary = overlay_summary(file).map_err(failed)?;
+            output::write(|out| {
+                writeln!(out, "size     {}", summary.size)?;
+                writeln!(out, "block    {}", summary.block)?;
+                writeln!(out, "present  {}", summary.present)?;
+                if summary.is_committing {
+                    writeln!(out, "a commit was interrupted: run it again")?;
+                }
+                Ok(())
+            })
+        }
+        Action::Commit { file, base } => {
+            let Committed { data, zeroes, .. } = commit_overlay(file, base).map_err(failed)?;
+            output::write(|out| Ok(writeln!(out, "{data} bytes written, {zeroes} bytes zeroed")?))
+        }
+        Action::Discard { file } => discard_overlay(file).map_err(failed),
+    }
+}
