@@ -1,7 +1,8 @@
 //! Trying again when a server can't be reached, or is gone.
 
-use core::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use nbd_blocking::client::{
     ClientConfig, ConnectionEvent, Error, OptionReplyType, Reconnect, Refusal,
 };
 
-use crate::{quantity, stderr};
+use crate::waiting::Watched;
+use crate::{quantity, stderr, waiting};
 
 /// The longest delay between two attempts, unless the first one is longer.
 const MAX_DELAY: Duration = Duration::from_secs(60);
@@ -40,12 +42,37 @@ pub(crate) struct Retries {
     /// Whether a connection was lost that was made with these.
     #[arg(skip)]
     lost: Arc<AtomicBool>,
+
+    /// The connections that are lost at the moment, by their index, as reported while they are.
+    #[arg(skip)]
+    outages: Arc<Mutex<HashMap<usize, Outage>>>,
+}
+
+/// A lost connection. What takes long is reported beside the progress bar.
+#[derive(Debug)]
+struct Outage {
+    failed_attempts: Arc<AtomicU32>,
+    _reported: Watched,
+}
+
+impl Outage {
+    fn new(peer: &Arc<str>, max_attempts: u32) -> Self {
+        let failed_attempts = Arc::new(AtomicU32::new(0));
+        let (peer, failed) = (Arc::clone(peer), Arc::clone(&failed_attempts));
+        let reported = waiting::on(move |seconds| {
+            let attempt = failed.load(Ordering::Relaxed) + 1;
+            format!(
+                "reconnecting to {peer}, attempt {attempt} of {max_attempts}: the connection was lost {seconds} s ago"
+            )
+        });
+        Self { failed_attempts, _reported: reported }
+    }
 }
 
 impl Retries {
     /// The same for another server.
     pub(crate) fn for_another(&self) -> Self {
-        Self { lost: Arc::default(), ..self.clone() }
+        Self { lost: Arc::default(), outages: Arc::default(), ..self.clone() }
     }
 
     /// Whether a connection was lost after it had been made.
@@ -59,20 +86,42 @@ impl Retries {
     }
 
     /// Has a client reconnect, and write again what a server may have lost. `says` is whether that is reported on standard
-    /// error, rather than logged.
-    pub(crate) fn apply(&self, config: ClientConfig, says: bool) -> ClientConfig {
+    /// error, rather than logged. With a `timeout`, a server that owes an answer and sends nothing for so long counts as
+    /// lost, and a request fails only when reconnecting can't have helped it any more.
+    pub(crate) fn apply(
+        &self,
+        config: ClientConfig,
+        says: bool,
+        timeout: Option<Duration>,
+    ) -> ClientConfig {
         if !self.are_wanted() {
-            return config;
+            return config.with_request_timeout(timeout);
         }
         let reconnect = Reconnect::new()
             .with_max_attempts(Some(self.retries))
             .with_max_outage(None)
             .with_delays(self.retry_delay, MAX_DELAY)
+            .with_max_silence(timeout)
             .with_kept_writes(KEPT);
-        let lost = Arc::clone(&self.lost);
-        config.with_reconnect(reconnect.with_observer(move |event| {
-            if let ConnectionEvent::Lost { .. } = event {
-                lost.store(true, Ordering::Relaxed);
+        let (lost, outages) = (Arc::clone(&self.lost), Arc::clone(&self.outages));
+        let max_attempts = self.retries;
+        let reconnect = reconnect.with_observer(move |event| {
+            let mut outages = outages.lock().unwrap_or_else(PoisonError::into_inner);
+            match event {
+                ConnectionEvent::Lost { peer, connection, .. } => {
+                    lost.store(true, Ordering::Relaxed);
+                    outages.insert(*connection, Outage::new(peer, max_attempts));
+                }
+                ConnectionEvent::AttemptFailed { connection, attempts, .. } => {
+                    if let Some(outage) = outages.get(connection) {
+                        outage.failed_attempts.store(*attempts, Ordering::Relaxed);
+                    }
+                }
+                ConnectionEvent::Reconnected { connection, .. }
+                | ConnectionEvent::GaveUp { connection, .. } => {
+                    outages.remove(connection);
+                }
+                _ => {}
             }
             // A request that fails says so itself.
             let tells =
@@ -80,7 +129,16 @@ impl Retries {
             if says && tells {
                 stderr::say(&event.to_string());
             }
-        }))
+        });
+        let patience = timeout.map(|timeout| self.patience(timeout));
+        config.with_reconnect(reconnect).with_request_timeout(patience)
+    }
+
+    /// How long a request may take if its server falls silent and as many attempts to reconnect fail as may.
+    fn patience(&self, timeout: Duration) -> Duration {
+        // Silence is noticed after half as long again at the latest.
+        let attempt = timeout.saturating_add(MAX_DELAY.max(self.retry_delay));
+        timeout.saturating_mul(2).saturating_add(attempt.saturating_mul(self.retries))
     }
 
     /// Connects, and tries again if that fails in a way that may pass.
@@ -102,7 +160,7 @@ impl Retries {
 }
 
 /// Whether another attempt may succeed: the server is away, or about to be.
-fn may_pass(error: &Error) -> bool {
+pub(crate) fn may_pass(error: &Error) -> bool {
     match error {
         Error::Connect { .. }
         | Error::TimedOut { .. }

@@ -5,10 +5,13 @@
 mod support;
 
 use std::fs;
+use std::process::Command;
 
+use nbd_testkit::process::Background;
 use nbd_testkit::raw::{Cmd, Mode};
 use nbd_testkit::scripted::{Export, Script, ScriptedServer};
-use support::{Folder, MIB, assert_same, copy, noise, read, refused, try_copy};
+use nbd_testkit::server::nbd_binary;
+use support::{Folder, MIB, SOON, assert_same, copy, noise, read, refused, try_copy};
 
 const SIZE: usize = 16 * MIB;
 /// Bytes of a request.
@@ -121,5 +124,59 @@ fn what_can_not_be_resumed_is_said() {
         let finished = try_copy(&["--resume", &from, to]);
         assert_eq!(finished.status.code(), Some(64), "{to}: {}", finished.stderr);
         assert!(finished.stderr.contains("--resume"), "{to}: {}", finished.stderr);
+    }
+}
+
+#[test]
+fn a_copy_that_is_refused_leaves_no_destination_that_was_not_there() {
+    let folder = Folder::new();
+    let (from, to) = (folder.file("from", &noise(MIB)), folder.text("to"));
+    let record = folder.file("to.nbd-copy", b"{}");
+    for words in [&["--resume", &from, &to][..], &["--resume", "-", &to], &["--verify", "-", &to]] {
+        let finished = try_copy(words);
+        assert!(!finished.status.success(), "{words:?}");
+        assert!(fs::metadata(&to).is_err(), "{words:?} left the destination: {}", finished.stderr);
+    }
+    // What was there stays, even if it is empty.
+    folder.file("to", b"");
+    refused(&["--resume", &from, &to]);
+    assert_eq!(fs::metadata(&to).unwrap().len(), 0);
+    assert_eq!(fs::read(&record).unwrap(), b"{}");
+}
+
+/// Nothing else says how far it is: the record is written every 256 MiB.
+#[test]
+fn a_signal_has_what_is_done_recorded() {
+    let folder = Folder::new();
+    let (to, record) = (folder.text("to"), folder.path("to.nbd-copy"));
+    let server = ScriptedServer::unix([reads(3).header(Cmd::READ).silence(), reads(0).serve()]);
+    let uri = server.endpoint().uri("");
+    let words = [&ONE_BY_ONE[..], &[&uri, &to]].concat();
+    let mut command = Command::new(nbd_binary());
+    let mut copying = Background::spawn(command.arg("copy").args(&words)).unwrap();
+    // Three of them are copied when the fourth is asked for, which is never answered.
+    server.wait_for_requests(4);
+    copying.interrupt();
+    let status = copying.wait_exit(SOON).expect("it ends");
+    assert_eq!(status.code(), Some(130));
+    let recorded = fs::read_to_string(&record).unwrap();
+    assert!(recorded.contains(&format!("\"copied\": {}", 3 * STEP)), "{recorded}");
+    copy(&words);
+    assert!(!record.exists());
+    server.finish();
+}
+
+#[test]
+fn what_a_killed_copy_left_of_a_new_record_goes_with_the_next_one() {
+    let folder = Folder::new();
+    let data = noise(MIB);
+    let (from, to) = (folder.file("from", &data), folder.text("to"));
+    for words in [&["--resume", &from, &to][..], &[&from, &to]] {
+        folder.file("to.nbd-copy.new", b"{ \"nbd co");
+        copy(words);
+        assert_same(&read(&to), &data);
+        let left = fs::read_dir(folder.path("to").parent().unwrap()).unwrap();
+        let names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 2, "{names:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 
 use nbd_testkit::process::{Background, run, wait_until};
-use nbd_testkit::raw::{Cmd, Mode, flag};
+use nbd_testkit::raw::{Cmd, Mode, Opt, flag};
 use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 use nbd_testkit::server::nbd_binary;
 
@@ -13,7 +13,7 @@ use nbd_testkit::server::nbd_binary;
 #[allow(dead_code, reason = "it is shared with the tests of copies")]
 mod support;
 
-use support::{Folder, MIB, SOON, noise, refused};
+use support::{Folder, MIB, SOON, assert_same, copy, noise, read, refused};
 
 const RETRIES: [&str; 3] = ["--retries=100", "--retry-delay=20ms", "--timeout=60"];
 
@@ -195,4 +195,45 @@ fn a_server_that_never_comes_is_given_up() {
     let finished = run(&mut command, SOON);
     assert_eq!(finished.status.code(), Some(1));
     assert!(finished.stderr.contains("cannot connect"), "{}", finished.stderr);
+}
+
+/// One connection falls silent in the middle, one is silent from the beginning, and then there are some that answer: on a
+/// busy machine they may take too long, too.
+#[test]
+fn a_server_that_falls_silent_is_left_for_another_one() {
+    let mut export = Export::new(Mode::Extended);
+    export.size = 4 * MIB as u64;
+    let script = || Script::new(export.clone()).enter();
+    let silent = [
+        script().request(Cmd::READ).obey().request(Cmd::READ).silence(),
+        script().request(Cmd::READ).silence(),
+    ];
+    let answering = core::iter::repeat_n(script().serve(), 50);
+    let server = ScriptedServer::unix(silent.into_iter().chain(answering));
+    let (folder, uri) = (Folder::new(), server.endpoint().uri(""));
+    let to = folder.text("to");
+    let words = ["--synchronous", "--request-size=1M", "--no-extents", "--timeout=500ms"];
+    let retries = ["--retries=100", "--retry-delay=1ms"];
+    copy(&[&words[..], &retries, &[&uri, &to]].concat());
+    assert_same(&read(&to), &Export::CONTENT.bytes(0, 4 * MIB));
+    server.finish();
+}
+
+/// The first connection describes the export, and breaks where it is entered to be looked at.
+#[test]
+fn the_content_is_looked_at_over_another_connection_if_the_first_one_breaks() {
+    let script = || Script::new(Export::new(Mode::Extended));
+    let server = ScriptedServer::unix([script().until(Opt::GO), script().enter().serve()]);
+    let uri = server.endpoint().uri("");
+    let words = ["info", "--retries=3", "--retry-delay=1ms", &uri];
+    let told = String::from_utf8(stdout_of(&words)).unwrap();
+    assert!(told.contains("content:"), "{told}");
+    server.finish();
+    // Without another one there is no answer, rather than half of it.
+    let server = ScriptedServer::unix([script().until(Opt::GO)]);
+    let uri = server.endpoint().uri("");
+    let mut command = Command::new(nbd_binary());
+    command.args(["info", "--retries=1", "--retry-delay=1ms", &uri]);
+    let finished = run(&mut command, SOON);
+    assert_eq!(finished.status.code(), Some(1), "{}", finished.stdout);
 }

@@ -77,6 +77,12 @@ async fn drive<const CALLER: bool>(
     index: usize,
 ) {
     let dialer = Dialer::<CALLER>::new(&around.net, around.world.runtime(process));
+    let mut plan = plan;
+    if let (Some(reconnect), Some(Mutation::SilenceUnnoticed)) =
+        (&mut plan.reconnect, around.mutation)
+    {
+        reconnect.silence = None;
+    }
     let mut config = config(&plan);
     if around.mutation == Some(Mutation::KeptNotWrittenAgain) && plan.reconnect.is_some() {
         config = config.with_reconnect(Reconnect::new().with_max_outage(None));
@@ -222,11 +228,12 @@ fn config(plan: &ClientPlan) -> ClientConfig {
         .with_limits(Limits::DEFAULT)
         .with_max_in_flight(plan.max_in_flight)
         .with_connect_timeout(Duration::from_secs(20));
-    if let Some(ReconnectPlan { kept, seed }) = plan.reconnect {
+    if let Some(ReconnectPlan { kept, seed, silence }) = plan.reconnect {
         let (min, max) = (Duration::from_millis(10), Duration::from_secs(1));
         let mut reconnect = Reconnect::new().with_delays(min, max).with_seed(seed);
         // Servers come back, however often one dies.
         reconnect = reconnect.with_max_outage(None).with_max_resends(1000);
+        reconnect = reconnect.with_max_silence(silence.map(Duration::from_nanos));
         if let Some(bytes) = kept {
             reconnect = reconnect.with_kept_writes(bytes);
         }

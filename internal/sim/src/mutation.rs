@@ -32,11 +32,12 @@ pub enum Mutation {
     MemoryHoarded,
     DoubtNotReported,
     KeptNotWrittenAgain,
+    SilenceUnnoticed,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::FlushNotDone,
         Self::FlushForgetsTheLatest,
         Self::FuaIgnored,
@@ -61,6 +62,7 @@ impl Mutation {
         Self::MemoryHoarded,
         Self::DoubtNotReported,
         Self::KeptNotWrittenAgain,
+        Self::SilenceUnnoticed,
     ];
 }
 

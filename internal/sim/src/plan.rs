@@ -150,6 +150,8 @@ pub struct ReconnectPlan {
     pub kept: Option<u64>,
     /// Where its random delays begin.
     pub seed: u64,
+    /// How long a server that owes replies may send nothing, in nanoseconds.
+    pub silence: Option<u64>,
 }
 
 /// A request.

@@ -3,9 +3,9 @@
 use core::fmt;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -190,10 +190,14 @@ impl Record {
                 Some(parent) if parent != Path::new("") => parent,
                 _ => Path::new("."),
             };
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            // Of a copy that was killed, as it wrote it.
+            let new = new_path_of(&self.path);
+            remove_if_there(&new)?;
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
             writeln!(file, "{record:#}")?;
-            file.as_file().sync_all()?;
-            file.persist(&self.path)?;
+            file.sync_all()?;
+            fs::rename(&new, &self.path)?;
             File::open(folder)?.sync_all()
         };
         written().map_err(|error| cannot("write", &self.path.display().to_string(), &error))
@@ -202,10 +206,23 @@ impl Record {
 
 /// A copy from the beginning makes an earlier record wrong.
 pub(super) fn remove(path: &Path) -> Result<(), Failure> {
+    for path in [path, &new_path_of(path)] {
+        remove_if_there(path)
+            .map_err(|error| cannot("remove", &path.display().to_string(), &error))?;
+    }
+    Ok(())
+}
+
+/// Where a record is written before it takes the place of the former one.
+fn new_path_of(record: &Path) -> PathBuf {
+    let mut path = OsString::from(record);
+    path.push(".new");
+    path.into()
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(cannot("remove", &path.display().to_string(), &error))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }

@@ -1,6 +1,7 @@
 //! From the command line to the copy.
 
 use core::sync::atomic::AtomicU64;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
@@ -37,7 +38,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let [source, destination] = &places[..] else {
         return Err(Failure::usage("give a source and a destination: what to copy, and where to"));
     };
-    let record_path = open::path(destination)?.map(record::path_of);
+    let path = open::path(destination)?;
+    let record_path = path.map(record::path_of);
+    let mut made = Made::unless_there(path);
     let wishes = Wishes {
         requests: arguments.requests,
         extents: !arguments.no_extents,
@@ -57,11 +60,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut copy = Copy::prepare(arguments, progress, source, destination)?;
     if arguments.resume {
         let path = record_path.unwrap_or_default();
-        copy.record = Some(Arc::new(Record::resume(path, &copy.source, &copy.destination)?));
+        let record = Arc::new(Record::resume(path, &copy.source, &copy.destination)?);
+        record_when_signalled(&record)?;
+        copy.record = Some(record);
     } else if let Some(path) = record_path.filter(|_| copy.destination.is_regular()) {
         record::remove(&path)?;
     }
     let record = copy.record.clone();
+    made.stays();
     let result = copy.carry_out();
     match record {
         Some(record) if result.is_ok() => record.complete(),
@@ -72,6 +78,42 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         None => result,
     }
+}
+
+/// A destination that was not there, and goes again if the copy is refused.
+struct Made<'a>(Option<&'a Path>);
+
+impl<'a> Made<'a> {
+    fn unless_there(path: Option<&'a Path>) -> Self {
+        Self(path.filter(|path| matches!(path.try_exists(), Ok(false)) && !path.is_symlink()))
+    }
+
+    fn stays(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        // Nothing was written to it by this copy; whatever has bytes is from elsewhere.
+        if let Some(path) = self.0
+            && path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
+        {
+            let _best_effort = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// A signal that ends the copy has what is done recorded first.
+fn record_when_signalled(record: &Arc<Record>) -> Result<(), Failure> {
+    let record = Arc::downgrade(record);
+    let interrupted = move || {
+        if let Some(record) = record.upgrade() {
+            let _best_effort = record.interrupted();
+        }
+    };
+    target::before_a_signal_ends_this(interrupted)
+        .map_err(|error| Failure::failed(format!("cannot watch for signals: {error}")))
 }
 
 /// A copy that is about to begin.

@@ -1,7 +1,7 @@
 //! Asking a server about its exports.
 
+use nbd_blocking::Negotiation;
 use nbd_blocking::client::{Error, ExportDetails, OptionReplyType, Refusal};
-use nbd_blocking::{Client, Negotiation};
 
 use super::report::{Described, Report};
 use crate::exit::Failure;
@@ -53,8 +53,7 @@ fn details(
     match negotiation.info(export) {
         Ok(details) => Ok(details),
         Err(error) if describes_on_entering(&error) => {
-            let uri = target.uri().clone().with_export(export)?;
-            let client = Client::connect_with(&uri, &target.config())?;
+            let client = target.enter_anew(export)?;
             let details = client.export().clone();
             client.disconnect();
             Ok(details)

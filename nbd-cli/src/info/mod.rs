@@ -129,10 +129,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let (report, mut negotiation) = greeting(&target)?;
     let export = target.uri().export();
-    let mut described =
-        look(&target, &mut negotiation, export).map_err(|error| target.explain(&error))?;
-    let guessed = negotiation.enter(export);
-    let guessed = guessed.map_err(|error| target.explain(&error)).and_then(|client| {
+    let mut looked = look(&target, &mut negotiation, export);
+    if looked.as_ref().is_err_and(|error| target.tries_again_after(error)) {
+        negotiation = target.negotiate()?;
+        looked = look(&target, &mut negotiation, export);
+    }
+    let mut described = looked.map_err(|error| target.explain(&error))?;
+    let entered = target.enter(&mut negotiation, export);
+    if let Err(error) = &entered
+        && target.tries_again_after(error)
+    {
+        // Who asks for attempts wants the whole answer.
+        return Err(target.explain(error));
+    }
+    let guessed = entered.map_err(|error| target.explain(&error)).and_then(|client| {
         // nbd-server 3.24 says the size on entering only.
         described.size = client.size();
         let content = (!arguments.no_content).then(|| content(&target, &client)).transpose();

@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The servers that run, so that none outlives us when a signal ends us. `None` before the first.
 static RUNNING: Mutex<Option<Vec<Running>>> = Mutex::new(None);
 
+/// What is to be done before a signal ends this process.
+static LAST_ACT: Mutex<Option<Box<dyn FnOnce() + Send>>> = Mutex::new(None);
+
 /// Whether a signal wants this process to end.
 static SIGNALLED: AtomicBool = AtomicBool::new(false);
 
@@ -134,6 +137,23 @@ pub(super) fn wait(
     }
 }
 
+/// Has something done before a signal ends this process, in place of what was to be done before. A second signal ends it
+/// without waiting for that.
+pub(crate) fn before_a_signal_ends_this(act: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    *LAST_ACT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(act));
+    watch_signals()
+}
+
+/// Does what is to be done before the end; for no longer once `hurry` says so.
+fn last_act(mut hurry: impl FnMut() -> bool) {
+    let Some(act) = LAST_ACT.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    // Without a thread it is not done.
+    let Ok(thread) = thread::Builder::new().name("nbd-last-act".into()).spawn(act) else { return };
+    while !thread.is_finished() && !hurry() {
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Stops the servers before a signal ends this process. A second signal has them killed.
 pub(super) fn watch_signals() -> io::Result<()> {
     let mut servers = servers();
@@ -144,6 +164,7 @@ pub(super) fn watch_signals() -> io::Result<()> {
     let run = move || {
         if let Some(signal) = signals.forever().next() {
             SIGNALLED.store(true, Ordering::Relaxed);
+            last_act(|| signals.pending().next().is_some());
             // Held to the end: a thread that wants to start or stop a server now waits for the end of all.
             let mut servers = self::servers();
             let running = servers.take().unwrap_or_default();

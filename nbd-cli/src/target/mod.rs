@@ -23,12 +23,13 @@ use nbd_blocking::{Client, Negotiation};
 use crate::exit::Failure;
 use crate::output::{self, printable};
 use crate::quantity;
-use crate::retries::Retries;
+use crate::retries::{Retries, may_pass};
 use crate::tls::TlsArguments;
 use crate::waiting::{self, Watched};
 use ssh::{Bridge, Remote};
 use subprocess::Subprocess;
 
+pub(crate) use ending::before_a_signal_ends_this;
 pub(crate) use holders::OpenFile;
 pub(crate) use words::{Place, arguments, is_uri, places};
 
@@ -210,12 +211,15 @@ impl Target {
 
     /// The configuration of its clients, with deadlines no later than was asked for.
     pub(crate) fn config(&self) -> ClientConfig {
-        let config = self.retries.apply(ClientConfig::new(), self.says);
-        if self.timeout.is_zero() {
-            return config;
+        let timeout = Some(self.timeout).filter(|timeout| !timeout.is_zero());
+        let config = self.retries.apply(ClientConfig::new(), self.says, timeout);
+        match timeout {
+            None => config,
+            Some(timeout) => {
+                let connect_timeout = config.connect_timeout().min(timeout);
+                config.with_connect_timeout(connect_timeout)
+            }
         }
-        let connect_timeout = config.connect_timeout().min(self.timeout);
-        config.with_request_timeout(Some(self.timeout)).with_connect_timeout(connect_timeout)
     }
 
     /// Enters the export.
@@ -242,6 +246,30 @@ impl Target {
     pub(crate) fn negotiate(&self) -> Result<Negotiation, Failure> {
         let _reported = self.reported();
         self.negotiate_again().map_err(|error| self.explain(&error))
+    }
+
+    /// Enters an export of this server; over a connection of its own if the negotiation was lost and another attempt is
+    /// asked for.
+    pub(crate) fn enter(
+        &self,
+        negotiation: &mut Negotiation,
+        export: &str,
+    ) -> Result<Client, Error> {
+        match negotiation.enter(export) {
+            Err(error) if self.tries_again_after(&error) => self.enter_anew(export),
+            entered => entered,
+        }
+    }
+
+    /// Enters an export of this server over a connection of its own.
+    pub(crate) fn enter_anew(&self, export: &str) -> Result<Client, Error> {
+        let uri = self.uri.clone().with_export(export)?;
+        self.retries.connect(|| Client::connect_with(&uri, &self.config()))
+    }
+
+    /// Whether another attempt is asked for after that, and may succeed.
+    pub(crate) fn tries_again_after(&self, error: &Error) -> bool {
+        self.retries.are_wanted() && may_pass(error)
     }
 
     /// The same, for one that was lost.

@@ -148,6 +148,12 @@ pub enum LostReason {
     Protocol(nbd_proto::Error),
     /// The server is shutting down and takes no more requests.
     ShuttingDown,
+    /// The server owed replies and sent nothing for as long as a client that [reconnects](super::Reconnect) allows.
+    #[non_exhaustive]
+    Silent {
+        /// How long, see [`Reconnect::with_max_silence`](super::Reconnect::with_max_silence).
+        limit: Duration,
+    },
     /// The task that drove the connection is gone, with its runtime as a rule.
     Abandoned,
     /// The client has tried to [reconnect](super::Reconnect), and gave up.
@@ -162,6 +168,9 @@ impl fmt::Display for LostReason {
             Self::Transport(error) => error.fmt(f),
             Self::Protocol(error) => error.fmt(f),
             Self::ShuttingDown => f.write_str("the server is shutting down"),
+            Self::Silent { limit } => {
+                write!(f, "it owes replies and has sent nothing for {limit:?}")
+            }
             Self::Abandoned => f.write_str("its task was dropped, with its runtime as a rule"),
             Self::GaveUp(gave_up) => gave_up.fmt(f),
             Self::Internal(misuse) => write!(f, "a fault in nbd-engine: {misuse}"),
@@ -248,8 +257,8 @@ impl fmt::Display for Error {
             Self::InDoubt { peer, requests, bytes } => {
                 write!(
                     f,
-                    "{requests} changes of {bytes} bytes may be lost: {peer} had acknowledged them before a connection was \
-                     lost, and they were not flushed; write them again"
+                    "{requests} changes of {bytes} bytes may be lost: {peer} acknowledged them, but a connection was lost, or \
+                     a flush failed, before they were durable; write them again"
                 )
             }
             Self::Invalid(InvalidRequest::NoContexts) => {
@@ -366,6 +375,7 @@ impl Error {
                 LostReason::ShuttingDown | LostReason::Abandoned | LostReason::GaveUp(_) => {
                     Kind::ConnectionAborted
                 }
+                LostReason::Silent { .. } => Kind::TimedOut,
                 LostReason::Internal(_) => Kind::Other,
             },
             Self::Disconnected { .. } | Self::Entered { .. } => Kind::NotConnected,

@@ -5,6 +5,7 @@ mod durable;
 mod kept;
 mod recovery;
 mod replies;
+mod silence;
 mod submission;
 
 use std::io;
@@ -118,10 +119,11 @@ impl Session {
             let closed = match self.drive(cx, until) {
                 Ok(None) => {
                     self.expire(cx);
-                    if self.hard_end_is_due(cx).is_pending() {
-                        return Poll::Pending;
+                    match self.look_for_silence(cx) {
+                        Some(reason) => Closed::Lost(reason),
+                        None if self.hard_end_is_due(cx).is_pending() => return Poll::Pending,
+                        None => Closed::Disconnected,
                     }
-                    Closed::Disconnected
                 }
                 Ok(Some(closed)) => {
                     // Whether or not the server takes note.
@@ -154,7 +156,8 @@ impl Session {
         self.requests.take(&mut self.pump.machine);
         // An error shows again to the leader. So does a deadline that nobody watches yet.
         let written = self.send(cx).is_ok() && self.requests.output_failed.is_none();
-        written && self.is_silent() && self.deadlines.are_watched()
+        let watched = self.recovery.as_ref().is_none_or(|recovery| recovery.watches());
+        written && self.is_silent() && self.deadlines.are_watched() && watched
     }
 
     /// Fails what is not answered, and completes every waiter.
@@ -211,7 +214,7 @@ impl Session {
         if core::mem::take(&mut self.requests.received) {
             self.busy_poll.on_wakeup();
             if let Some(recovery) = &mut self.recovery {
-                recovery.is_of_use = true;
+                recovery.received();
             }
         }
         if self.pump.machine.server_is_shutting_down() {
@@ -231,7 +234,12 @@ impl Session {
                 self.requests.output_failed = Some(error);
                 Ok(false)
             }
-            sent => sent,
+            sent => {
+                if let (Ok(true), Some(recovery)) = (&sent, &mut self.recovery) {
+                    recovery.sent();
+                }
+                sent
+            }
         }
     }
 

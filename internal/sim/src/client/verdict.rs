@@ -104,7 +104,7 @@ fn command(around: &Surroundings, reply: &Reply, code: ErrorCode, excuses: &Excu
 /// Whether a connection may be lost like that.
 fn lost(reason: &LostReason, excuses: &Excuses, resized: bool) -> Result<(), &'static str> {
     let excused = match reason {
-        LostReason::Transport(_) => excuses.streams,
+        LostReason::Transport(_) | LostReason::Silent { .. } => excuses.streams,
         LostReason::Protocol(error) => excuses.streams && is_cut(error),
         LostReason::ShuttingDown => excuses.shutdown,
         // It is another export then.

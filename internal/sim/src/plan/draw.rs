@@ -15,6 +15,9 @@ const MICROSECOND: u64 = 1_000;
 const MILLISECOND: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
 
+/// Longer than a run.
+const FOR_EVER: u64 = 1_000_000 * SECOND;
+
 impl Plan {
     /// The plan of a seed.
     #[must_use]
@@ -43,6 +46,10 @@ impl Plan {
         }
         if faulty && seed.is_multiple_of(3) {
             reconnecting(&mut plan, &mut Random::new(!seed));
+            let random = &mut Random::new(seed ^ 0x0051_1e0c_e000_0000);
+            if random.one_in(2) {
+                noticing_silence(&mut plan, random);
+            }
         }
         plan
     }
@@ -85,7 +92,7 @@ fn reconnecting(plan: &mut Plan, random: &mut Random) {
         (disk.write_fails_one_in, disk.flush_fails_one_in, disk.shuts_down_one_in) = (0, 0, 0);
     }
     for client in &mut plan.clients {
-        client.reconnect = Some(ReconnectPlan { kept, seed: random.next() });
+        client.reconnect = Some(ReconnectPlan { kept, seed: random.next(), silence: None });
         client.dies_at = client.dies_at.filter(|_| kept.is_none());
         if kept.is_some() && client.request_timeout.is_some() {
             // What is kept is flushed in the end, which has to be possible.
@@ -103,6 +110,31 @@ fn reconnecting(plan: &mut Plan, random: &mut Random) {
             if let (Op::Trim { cell, count, fua }, true) = (step.op, kept.is_some()) {
                 step.op = Op::Zero { cell, count, fua, no_hole: false, fast: false };
             }
+        }
+    }
+}
+
+/// Has clients notice by themselves that nothing comes any more, which nothing else tells them then.
+fn noticing_silence(plan: &mut Plan, random: &mut Random) {
+    // Longer than anything takes that goes on.
+    let limit = random.of(&[30 * SECOND, 60 * SECOND, 300 * SECOND]);
+    for client in &mut plan.clients {
+        if let Some(reconnect) = &mut client.reconnect {
+            reconnect.silence = Some(limit);
+        }
+    }
+    for fault in plan.net.faults.iter_mut().flatten().flatten() {
+        // What is only held up arrives after the client has sent it again elsewhere.
+        if fault.kind == StreamFaultKind::Stall {
+            fault.kind = StreamFaultKind::Silence;
+        }
+        if fault.kind == StreamFaultKind::Silence {
+            fault.time = FOR_EVER;
+        }
+    }
+    for outage in &mut plan.outages {
+        if outage.silent.is_some() {
+            outage.silent = Some(FOR_EVER);
         }
     }
 }

@@ -73,6 +73,7 @@ hostile_scenarios! {
         half_a_reply_is_given_up,
         drops_of_a_reply_are_given_up,
         leaving_does_not_wait_for_what_was_given_up,
+        a_server_that_owes_replies_and_is_silent_is_replaced,
     }
     pressure {
         an_early_error_leaves_the_rest_of_the_payload_in_step,

@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::os::unix::net::UnixStream;
 
-use nbd_engine::client::{Error, Flags, ClientConfig};
+use nbd_engine::client::{ClientConfig, Error, Flags, Reconnect};
 use nbd_testkit::raw::{Cmd, Mode, Opt, Rep, magic};
 use nbd_testkit::scripted::{Answer, Export, OptionAnswer, Script};
 
@@ -154,5 +154,32 @@ pub fn leaving_does_not_wait_for_what_was_given_up(setup: ClientSetup) {
         assert!(matches!(error, Error::Disconnected { .. }), "{what}: {error:?}");
         let report = server.finish()[0];
         assert!(report.left && report.steps == 9, "{what}: {report:?}");
+    }
+}
+
+/// Without a deadline for requests: nothing but the silence ends the wait.
+pub fn a_server_that_owes_replies_and_is_silent_is_replaced(setup: ClientSetup) {
+    let half = || Answer::data(AT, &[1; 512]).length(8 + 1024);
+    for mode in CHUNKED {
+        for silent in [
+            entered(mode).request(Cmd::READ).silence(),
+            entered(mode).request(Cmd::READ).send(&[0x66]).silence(),
+            entered(mode).request(Cmd::READ).answer(half()).silence(),
+        ] {
+            let what = format!("{mode:?}, {silent:?}");
+            // On a busy machine some that answer may take too long, too.
+            let answering = core::iter::repeat_n(entered(mode).serve(), 50);
+            let server = setup.play(core::iter::once(silent).chain(answering));
+            let reconnect = Reconnect::new()
+                .with_delays(Duration::from_millis(1), Duration::from_millis(20))
+                .with_max_resends(1000)
+                .with_max_silence(Some(SHORT));
+            let config = config().with_reconnect(reconnect);
+            let client = connect(setup, &server, &config, &what);
+            Ask::Read.of(&*client).expect(&what);
+            expect_alive(&*client, &what);
+            drop(client);
+            assert!(server.finish()[0].left, "{what}");
+        }
     }
 }

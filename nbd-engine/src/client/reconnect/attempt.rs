@@ -75,6 +75,10 @@ impl Reconnector {
         Self { connect: Box::new(connect), config, expected, peer, timer }
     }
 
+    pub(in super::super) const fn timer(&self) -> &Timer {
+        &self.timer
+    }
+
     pub(in super::super) fn now(&self) -> Instant {
         self.timer.now()
     }

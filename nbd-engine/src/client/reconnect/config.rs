@@ -52,6 +52,7 @@ pub struct Reconnect {
     seed: u64,
     max_attempts: Option<u32>,
     max_outage: Option<Duration>,
+    max_silence: Option<Duration>,
     max_resends: u32,
     resent_writes: bool,
     kept_writes: Option<u64>,
@@ -69,6 +70,7 @@ impl Default for Reconnect {
             seed: RandomState::new().hash_one(0),
             max_attempts: None,
             max_outage: Some(Duration::from_secs(60)),
+            max_silence: None,
             max_resends: 8,
             resent_writes: true,
             kept_writes: None,
@@ -151,6 +153,23 @@ impl Reconnect {
         self
     }
 
+    /// How long a server that owes replies may send nothing, and take in nothing of what is being sent to it, before its
+    /// connection counts as lost and is replaced. A client notices after half as long again at the latest. A time in which
+    /// the client itself did not run does not count.
+    ///
+    /// Without it the system notices that the server's machine is gone, within two minutes on an idle TCP connection and
+    /// within five on one with requests in flight, but not that a server hangs. Choose a time that no request takes, a flush
+    /// in particular: a server that was only slow may carry out what it had received *after* the client has sent it again
+    /// elsewhere. Default: `None`, no limit. Zero means the shortest limit that there is, a millisecond.
+    #[must_use]
+    pub const fn with_max_silence(mut self, limit: Option<Duration>) -> Self {
+        self.max_silence = match limit {
+            Some(Duration::ZERO) => Some(Duration::from_millis(1)),
+            limit => limit,
+        };
+        self
+    }
+
     /// Keeps acknowledged writes in memory until they are flushed, and writes them again after a lost connection, before
     /// anything else is sent on any connection; so that what was acknowledged is there again, and a flush fails only if the
     /// server fails.
@@ -201,6 +220,12 @@ impl Reconnect {
         self.max_outage
     }
 
+    /// See [`with_max_silence`](Self::with_max_silence).
+    #[must_use]
+    pub const fn max_silence(&self) -> Option<Duration> {
+        self.max_silence
+    }
+
     /// See [`with_kept_writes`](Self::with_kept_writes).
     #[must_use]
     pub const fn kept_writes(&self) -> Option<u64> {
@@ -239,6 +264,7 @@ impl fmt::Debug for Reconnect {
             .field("max_delay", &self.max_delay)
             .field("max_attempts", &self.max_attempts)
             .field("max_outage", &self.max_outage)
+            .field("max_silence", &self.max_silence)
             .field("kept_writes", &self.kept_writes)
             .finish_non_exhaustive()
     }

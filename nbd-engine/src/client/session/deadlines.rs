@@ -2,13 +2,13 @@
 //! goes off.
 
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::super::Error;
 use super::super::connection_handle::{ConnectionHandle, Disconnect};
 use super::super::request_state::RequestState;
-use super::super::timer::Timer;
+use super::super::timer::{Alarm, Ring, Timer};
 use super::Session;
 use super::submission::Requests;
 use crate::runtime::BoxFuture;
@@ -17,7 +17,7 @@ use crate::runtime::BoxFuture;
 pub(super) struct Deadlines {
     timer: Timer,
     limit: Option<Duration>,
-    alarm: Option<BoxFuture>,
+    alarm: Option<Alarm>,
 }
 
 impl Deadlines {
@@ -48,14 +48,18 @@ impl Session {
             let Some(alarm) = &mut self.deadlines.alarm else {
                 let Some(earliest) = self.requests.earliest_deadline() else { return };
                 let wait = earliest.saturating_duration_since(self.deadlines.timer.now());
-                self.deadlines.alarm = Some(self.deadlines.sleep(wait));
+                self.deadlines.alarm = Some(self.deadlines.timer.alarm(wait, limit));
                 continue;
             };
-            if alarm.as_mut().poll(cx).is_pending() {
-                return;
-            }
+            let Poll::Ready(ring) = alarm.poll(cx) else { return };
             self.deadlines.alarm = None;
             let now = self.deadlines.timer.now();
+            if ring == Ring::Late {
+                self.requests.extend_deadlines(now + limit);
+                // What arrived meanwhile comes first.
+                cx.waker().wake_by_ref();
+                continue;
+            }
             self.requests.expire(limit, now);
             // A client that wants to disconnect may have nothing to wait for any more.
             if self.requests.disconnect != Disconnect::No {
@@ -69,6 +73,13 @@ impl Requests {
     fn earliest_deadline(&self) -> Option<Instant> {
         let waiting = self.states.iter().flatten().chain(&self.backlog);
         waiting.filter_map(|request| request.deadline).min()
+    }
+
+    /// Nothing that was before counts.
+    #[cold]
+    fn extend_deadlines(&mut self, to: Instant) {
+        let waiting = self.states.iter_mut().flatten().chain(&mut self.backlog);
+        waiting.filter_map(|request| request.deadline.as_mut()).for_each(|deadline| *deadline = to);
     }
 
     #[cold]

@@ -11,6 +11,7 @@ use super::super::connection_handle::{Closed, Disconnect};
 use super::super::ready::ReadyConnection;
 use super::super::reconnect::{Backoff, ConnectionEvent, Outage, Reconnect, Reconnector, Resend};
 use super::Session;
+use super::silence::Silence;
 use super::submission::Requests;
 use crate::maybe_tls::MaybeTls;
 use crate::pump::Machine;
@@ -29,7 +30,9 @@ pub(super) struct Recovery {
     since: Instant,
     connected: Instant,
     /// Whether the server has sent anything since then.
-    pub(super) is_of_use: bool,
+    is_of_use: bool,
+    /// Set where a silent server counts as lost.
+    pub(super) silence: Option<Silence>,
 }
 
 /// What a lost connection comes to.
@@ -50,7 +53,31 @@ impl Recovery {
             since: now,
             connected: now,
             is_of_use: true,
+            silence: reconnector
+                .config
+                .max_silence()
+                .map(|limit| Silence::new(reconnector.timer().clone(), limit)),
         }
+    }
+
+    /// Something was received on the connection.
+    pub(super) const fn received(&mut self) {
+        self.is_of_use = true;
+        if let Some(silence) = &mut self.silence {
+            silence.has_received = true;
+        }
+    }
+
+    /// Something was sent on it.
+    pub(super) const fn sent(&mut self) {
+        if let Some(silence) = &mut self.silence {
+            silence.has_sent = true;
+        }
+    }
+
+    /// Whether a server that owes replies is watched, if that is asked for.
+    pub(super) fn watches(&self) -> bool {
+        self.silence.as_ref().is_none_or(Silence::is_watched)
     }
 
     fn begin(&mut self, resized: Option<u64>) {
@@ -155,6 +182,10 @@ impl Session {
         self.requests.size.store(size, core::sync::atomic::Ordering::Release);
         self.requests.reconnected(&ready);
         self.pump = ready.pump;
+        if let Some(silence) = self.recovery.as_mut().and_then(|recovery| recovery.silence.as_mut())
+        {
+            silence.begin_anew();
+        }
         self.handle.set_down(false);
     }
 }
