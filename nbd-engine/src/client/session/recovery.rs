@@ -156,6 +156,9 @@ impl Session {
         self.requests.reconnected(&ready);
         self.pump = ready.pump;
         self.handle.set_down(false);
+        if let Some(counting) = &self.handle.counting {
+            counting.reconnected();
+        }
     }
 }
 
@@ -187,9 +190,9 @@ impl Requests {
                 Resend::Fail => {
                     let sent = request.sent;
                     request.fail(|| lost.error(&self.handle.peer, sent));
-                    request.finish();
+                    self.handle.finish(request);
                 }
-                Resend::Finish => request.finish(),
+                Resend::Finish => self.handle.finish(request),
             }
         }
         resized
