@@ -131,7 +131,10 @@ fn check(name: &str, metric: &Metric) {
     let units = ["_milliseconds", "_ms", "_kilobytes", "_kb", "_minutes"];
     assert!(!units.iter().any(|unit| name.contains(unit)), "{name} is not in a base unit");
     let reserved = ["_bucket", "_sum", "_count"];
-    assert!(!reserved.iter().any(|ending| name.ends_with(ending)), "{name} ends like a histogram's");
+    assert!(
+        !reserved.iter().any(|ending| name.ends_with(ending)),
+        "{name} ends like a histogram's"
+    );
     match metric.kind.as_str() {
         "counter" => {
             assert!(name.ends_with("_total"), "the counter {name} does not end with _total");
@@ -145,8 +148,11 @@ fn check(name: &str, metric: &Metric) {
         }
         other => panic!("{name} is of type {other:?}"),
     }
-    let labels: BTreeSet<Vec<&String>> =
-        metric.samples.keys().map(|(_, labels)| labels.keys().filter(|it| *it != "le").collect()).collect();
+    let labels: BTreeSet<Vec<&String>> = metric
+        .samples
+        .keys()
+        .map(|(_, labels)| labels.keys().filter(|it| *it != "le").collect())
+        .collect();
     assert!(labels.len() <= 1, "{name} has samples of different labels: {labels:?}");
 }
 
@@ -157,7 +163,8 @@ fn check_histogram(name: &str, metric: &Metric) {
         let mut labels = labels.clone();
         if let Some(bound) = labels.remove("le") {
             assert!(sample.ends_with("_bucket"), "{sample} has a bound");
-            let bound = if bound == "+Inf" { f64::INFINITY } else { bound.parse().expect("a bound") };
+            let bound =
+                if bound == "+Inf" { f64::INFINITY } else { bound.parse().expect("a bound") };
             series.entry(labels).or_default().push((bound, *value));
         } else {
             assert!(!sample.ends_with("_bucket"), "{sample} has no bound");

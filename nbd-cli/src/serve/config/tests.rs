@@ -7,6 +7,7 @@ use nbd_engine::export::BlockSize;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
+use super::super::sandbox;
 use super::read::parse;
 use super::*;
 use crate::exit::{Failure, Fault};
@@ -24,6 +25,7 @@ drain-timeout = 3
 control = "control.sock"
 metrics = "unix:metrics.sock"
 log = "info"
+sandbox = "try"
 oldstyle = false
 
 [[listen]]
@@ -249,6 +251,7 @@ fn server() -> impl Strategy<Value = Server> {
         proptest::option::of(path()),
         proptest::option::of(metrics()),
         log,
+        select(vec![sandbox::Mode::Off, sandbox::Mode::Try, sandbox::Mode::Require]),
         any::<bool>(),
     )
         .prop_map(|values| {
@@ -261,6 +264,7 @@ fn server() -> impl Strategy<Value = Server> {
                 control,
                 metrics,
                 log,
+                sandbox,
                 oldstyle,
             ) = values;
             Server {
@@ -272,6 +276,7 @@ fn server() -> impl Strategy<Value = Server> {
                 control,
                 metrics,
                 log,
+                sandbox,
                 oldstyle,
             }
         })
@@ -435,7 +440,7 @@ fn make(text: &str, line: Index, mistake: &Mistake) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn a_configuration_that_is_printed_reads_back_as_the_same(config in config()) {

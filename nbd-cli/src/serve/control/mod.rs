@@ -6,6 +6,7 @@
 
 mod bitmaps;
 mod clients;
+mod exports;
 mod protocol;
 mod status;
 mod verbs;
@@ -16,5 +17,6 @@ pub(crate) use status::{Client, DISCONNECT, Disconnect, Export, STATUS, Status};
 
 pub(super) use bitmaps::Bitmaps;
 pub(super) use clients::listen;
+pub(super) use exports::exports;
 pub(super) use status::verbs as status_verbs;
 pub(super) use verbs::Verbs;

@@ -1,5 +1,7 @@
 //! The verbs of `nbd status` and `nbd disconnect`: what the server and its clients are doing.
 
+use std::sync::Arc;
+
 use nbd_engine::export::ExportMap;
 use nbd_engine::metrics::RequestKind;
 use nbd_engine::server::{ConnectionStatus, ExportMetrics, Metrics};
@@ -119,7 +121,7 @@ pub(crate) struct Client {
 pub(in crate::serve) fn verbs(
     verbs: Verbs,
     metrics: &Metrics,
-    exports: impl Fn() -> ExportMap + Send + Sync + 'static,
+    exports: impl Fn() -> Arc<ExportMap> + Send + Sync + 'static,
 ) -> Verbs {
     let [watched, ended] = [(); 2].map(|()| metrics.clone());
     verbs.with(STATUS, move |NoArguments {}| Ok(status(&watched, &exports()))).with(
