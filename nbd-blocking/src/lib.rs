@@ -29,6 +29,7 @@ mod stream;
 
 pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
+pub use nbd_engine::metrics;
 pub use nbd_engine::net::LocalAddr;
 #[cfg(target_os = "linux")]
 pub use nbd_engine::net::VSOCK_CID_ANY;

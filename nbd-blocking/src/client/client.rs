@@ -122,6 +122,13 @@ impl Client {
 
 /// # The export and the connections
 impl Client {
+    /// What this client has done so far, its clones included. `None` unless it was asked for by
+    /// [`ClientConfig::with_statistics`](crate::client::ClientConfig::with_statistics). A flush counts once for each connection that it is sent on.
+    #[must_use]
+    pub fn statistics(&self) -> Option<engine::ClientStatistics> {
+        self.0.statistics()
+    }
+
     /// What the server said of the export, and what was agreed about it.
     #[must_use]
     pub fn export(&self) -> &ExportDetails {

@@ -18,10 +18,10 @@ pub use cursor::Cursor;
 pub use entered::Entered;
 pub use nbd_engine::client::{
     Address, AllocationFlags, BlockSize, BlockSizeInfo, BufResult, Bytes, Chunk, ClientConfig,
-    Command, CommandError, CommandType, ConnectionEvent, ContextExtents, Error, ErrorCode,
-    ExportDetails, Extent, Flags, GaveUp, Handshake, InfoType, InvalidRequest, Limits, Listing,
-    LostReason, OptionCode, OptionError, OptionReplyType, Reconnect, Refusal, StatusRun,
-    SubmitError, TransmissionFlags, Uri, UriError,
+    ClientStatistics, Command, CommandError, CommandType, ConnectionEvent, ContextExtents, Error,
+    ErrorCode, ExportDetails, Extent, Flags, GaveUp, Handshake, InfoType, InvalidRequest, Limits,
+    Listing, LostReason, OptionCode, OptionError, OptionReplyType, Reconnect, Refusal,
+    RequestStatistics, StatusRun, SubmitError, TransmissionFlags, Uri, UriError,
 };
 pub use negotiation::Negotiation;
 pub use pending::{Outcome, Pending};

@@ -100,6 +100,11 @@ impl Chunks {
         self.failure.get_or_insert_with(|| Box::new(error()));
     }
 
+    /// Why a part of the read has failed.
+    pub(super) fn failure(&self) -> Option<&Error> {
+        self.failure.as_deref()
+    }
+
     /// The chunks, unless there is nothing but errors.
     fn finish(self, data: &Bytes) -> Result<Vec<Chunk>, Error> {
         let Self { offset, marks, failure } = self;

@@ -20,6 +20,7 @@ use super::ready::ReadyConnection;
 use super::reconnect::{Doubts, Kept, Reconnector, Seen, Target};
 use super::request_state::RequestState;
 use super::session::Session;
+use super::statistics::{ClientStatistics, Counting};
 use super::timer::Timer;
 use super::{ClientConfig, Connector, DriveMode, ExportDetails, LostReason, split};
 use crate::busy_poll::BUSY_POLL;
@@ -88,9 +89,10 @@ impl<C: Connector> Client<C> {
         let doubts = Arc::new(Doubts::default());
         let seen = reconnector.as_ref().map(|_| Arc::new(Seen::new(&doubts)));
         let ready: Vec<_> = core::iter::once(first).chain(further).collect();
-        let handles = ready
-            .iter()
-            .map(|ready| Arc::new(ConnectionHandle::new(Arc::clone(&ready.peer), C::DRIVE_MODE)));
+        let handles = ready.iter().map(|ready| {
+            let counting = config.statistics().then(|| Counting::new(timer.clone()));
+            Arc::new(ConnectionHandle::new(Arc::clone(&ready.peer), C::DRIVE_MODE, counting))
+        });
         let handles: Vec<_> = handles.collect();
         if let Some(kept) = &kept {
             kept.set_handles(handles.clone());
@@ -126,6 +128,17 @@ impl<C: Connector> Client<C> {
 }
 
 impl<C> Client<C> {
+    /// What this client has done so far, its clones included. `None` unless it was asked for by
+    /// [`ClientConfig::with_statistics`]. A flush counts once for each connection that it is sent on.
+    #[must_use]
+    pub fn statistics(&self) -> Option<ClientStatistics> {
+        let mut all = ClientStatistics::default();
+        for connection in &self.shared.connections {
+            all.merge(&connection.handle.counting.as_ref()?.get());
+        }
+        Some(all)
+    }
+
     /// What the server said of the export, and what was agreed about it.
     #[must_use]
     pub fn export(&self) -> &ExportDetails {
@@ -310,6 +323,9 @@ impl Shared {
         let covers = if command == Command::Flush { handle.changes() } else { 0 };
         let mut request = RequestState::new(command, buffer, findings, Arc::clone(&completion));
         request.deadline = self.timeout.and_then(|limit| self.timer.now().checked_add(limit));
+        if let Some(counting) = &handle.counting {
+            counting.begun(&mut request);
+        }
         handle.submit(request);
         Wait::new(index, completion, covers)
     }

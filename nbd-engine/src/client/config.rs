@@ -34,6 +34,7 @@ pub struct ClientConfig {
     request_timeout: Option<Duration>,
     busy_poll: Option<Duration>,
     stream_in_tls: bool,
+    statistics: bool,
     reconnect: Option<Reconnect>,
     #[cfg(feature = "tls")]
     tls: Option<(ClientTlsMode, TlsClient)>,
@@ -52,6 +53,7 @@ impl Default for ClientConfig {
             request_timeout: None,
             busy_poll: None,
             stream_in_tls: false,
+            statistics: false,
             reconnect: None,
             #[cfg(feature = "tls")]
             tls: None,
@@ -129,6 +131,18 @@ impl ClientConfig {
     pub const fn with_busy_poll(mut self, limit: Duration) -> Self {
         self.busy_poll = Some(limit);
         self
+    }
+
+    /// Whether requests are counted, and how long they take: see
+    /// [`Client::statistics`](super::Client::statistics). Costs two looks at the clock for each. Default `false`.
+    #[must_use]
+    pub const fn with_statistics(mut self, counted: bool) -> Self {
+        self.statistics = counted;
+        self
+    }
+
+    pub(crate) const fn statistics(&self) -> bool {
+        self.statistics
     }
 
     /// Whether the stream that is handed to a client or to a negotiation (by `over`, or with `nbd-blocking` by

@@ -9,6 +9,7 @@ use atomic_waker::AtomicWaker;
 use super::completion::{Completion, Outcome};
 use super::free_list::FreeList;
 use super::request_state::RequestState;
+use super::statistics::Counting;
 use super::{DriveMode, Error, LostReason};
 
 /// The client's end of a connection: requests go in, and the session takes them out.
@@ -25,6 +26,8 @@ pub(super) struct ConnectionHandle {
     /// Set while the connection is lost and being replaced.
     down: AtomicBool,
     pub(super) free: FreeList,
+    /// Set where the client's requests are counted.
+    pub(super) counting: Option<Counting>,
 }
 
 #[derive(Debug, Default)]
@@ -65,7 +68,7 @@ impl Closed {
 }
 
 impl ConnectionHandle {
-    pub(super) fn new(peer: Arc<str>, mode: DriveMode) -> Self {
+    pub(super) fn new(peer: Arc<str>, mode: DriveMode, counting: Option<Counting>) -> Self {
         Self {
             peer,
             mode,
@@ -75,7 +78,24 @@ impl ConnectionHandle {
             flushed: AtomicU64::new(0),
             down: AtomicBool::new(false),
             free: FreeList::default(),
+            counting,
         }
+    }
+
+    /// Hands the outcome of a request to its waiter.
+    pub(super) fn finish(&self, mut request: RequestState) {
+        if let Some(counting) = &self.counting {
+            counting.ended(&mut request);
+        }
+        request.finish();
+    }
+
+    /// A request takes too long.
+    pub(super) fn time_out(&self, request: &mut RequestState, error: Error) {
+        if let Some(counting) = &self.counting {
+            counting.timed_out(request);
+        }
+        request.time_out(error);
     }
 
     pub(super) fn set_down(&self, down: bool) {
@@ -122,7 +142,7 @@ impl ConnectionHandle {
         if let Some(closed) = closed {
             drop(queue);
             request.fail(|| closed.error(&self.peer, false));
-            return request.finish();
+            return self.finish(request);
         }
         let first = queue.waiting.is_empty();
         queue.waiting.push(request);
@@ -181,7 +201,7 @@ impl ConnectionHandle {
         drop(queue);
         for mut request in waiting {
             request.fail(|| closed.error(&self.peer, false));
-            request.finish();
+            self.finish(request);
         }
         for completion in disconnecting {
             completion.complete(Outcome::done());

@@ -79,6 +79,7 @@ mod request_state;
 mod requests;
 mod session;
 mod split;
+mod statistics;
 mod status;
 mod status_range;
 mod status_walk;
@@ -101,6 +102,7 @@ pub use negotiation::Negotiation;
 pub use pending::Pending;
 pub use reconnect::{ConnectionEvent, GaveUp, Reconnect};
 pub use requests::BufResult;
+pub use statistics::{ClientStatistics, RequestStatistics};
 pub use status::ContextExtents;
 pub use status_range::{BlockStatusRange, StatusRun};
 

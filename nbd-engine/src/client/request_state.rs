@@ -9,6 +9,7 @@ use nbd_proto::{Command, Extent};
 use super::buffer::Buffer;
 use super::chunks::Chunks;
 use super::completion::{Completion, Findings, Outcome};
+use super::statistics::Begun;
 use super::{ContextExtents, Error};
 
 /// What a program asked for. It may be longer than the longest payload that the server takes, and then takes several
@@ -36,6 +37,8 @@ pub(super) struct RequestState {
     pub(super) failure: Option<Box<Error>>,
     /// What the client needs it for, if no program asked for it.
     pub(super) internal: Option<Internal>,
+    /// When it was submitted, while it is counted.
+    pub(super) begun: Begun,
     /// How many times it was sent and lost.
     pub(super) resends: u16,
     /// It holds room among the kept changes.
@@ -73,6 +76,7 @@ impl RequestState {
             abandoned: false,
             failure: None,
             internal: None,
+            begun: None,
             resends: 0,
             reserved: false,
         }
@@ -132,6 +136,14 @@ impl RequestState {
         match found.iter_mut().find(|known| known.context == *context) {
             Some(known) => known.extents.append(&mut extents),
             None => found.push(ContextExtents::new(Arc::clone(context), extents)),
+        }
+    }
+
+    /// The first thing that went wrong.
+    pub(super) fn failed(&self) -> Option<&Error> {
+        match &self.findings {
+            Findings::Chunks(chunks) => self.failure.as_deref().or_else(|| chunks.failure()),
+            _ => self.failure.as_deref(),
         }
     }
 

@@ -91,7 +91,8 @@ impl Requests {
             {
                 // The core can't take back what was submitted to it, so that it will be sent.
                 let sent = request.sent || request.in_flight > 0;
-                request.time_out(timed_out(&self.handle, request, limit, sent));
+                let error = timed_out(&self.handle, request, limit, sent);
+                self.handle.time_out(request, error);
                 if self.splitting == Some(index) {
                     self.splitting = None;
                 }
@@ -102,7 +103,8 @@ impl Requests {
             let keep = !due(request);
             if !keep {
                 let sent = request.sent;
-                request.time_out(timed_out(&self.handle, request, limit, sent));
+                let error = timed_out(&self.handle, request, limit, sent);
+                self.handle.time_out(request, error);
             }
             keep
         });

@@ -187,6 +187,9 @@ impl Session {
             silence.begin_anew();
         }
         self.handle.set_down(false);
+        if let Some(counting) = &self.handle.counting {
+            counting.reconnected();
+        }
     }
 }
 
@@ -218,9 +221,9 @@ impl Requests {
                 Resend::Fail => {
                     let sent = request.sent;
                     request.fail(|| lost.error(&self.handle.peer, sent));
-                    request.finish();
+                    self.handle.finish(request);
                 }
-                Resend::Finish => request.finish(),
+                Resend::Finish => self.handle.finish(request),
             }
         }
         resized

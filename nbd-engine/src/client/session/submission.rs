@@ -198,7 +198,7 @@ impl Requests {
             if self.durable.is_some() {
                 self.settle(index, &mut request);
             }
-            request.finish();
+            self.handle.finish(request);
         }
     }
 
@@ -239,7 +239,7 @@ impl Requests {
         self.disconnect = self.handle.take(&mut self.backlog);
         for mut request in self.backlog.drain(..) {
             request.fail(|| closed.error(&self.handle.peer, false));
-            request.finish();
+            self.handle.finish(request);
         }
         if let Some(index) = self.splitting.take()
             && let Some(request) = &mut self.states[index]
@@ -266,7 +266,7 @@ impl Requests {
             self.release(&mut request);
             let sent = request.sent;
             request.fail(|| closed.error(&self.handle.peer, sent));
-            request.finish();
+            self.handle.finish(request);
         }
     }
 }
