@@ -173,3 +173,13 @@ fn the_page_about_serving_prints_what_it_says() {
 fn the_page_about_clients_prints_what_it_says() {
     check("docs/clients.md", &["nbdkit", "qemu-img", "ss"]);
 }
+
+#[test]
+fn the_page_about_operating_prints_what_it_says() {
+    check("docs/operating.md", &["ss"]);
+}
+
+#[test]
+fn the_page_about_the_configuration_prints_what_it_says() {
+    check("docs/configuration.md", &[]);
+}

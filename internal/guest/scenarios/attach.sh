@@ -71,6 +71,8 @@ nbd attach --persist --timeout 5 "$uri" >/tmp/device 2>/tmp/keeper.log &
 keeper=$!
 until [ -s /tmp/device ]; do usleep 100000; done
 device=$(cat /tmp/device)
+# The steps before this one wrote to the whole device.
+mkfs.ext4 -q -F "$device"
 mount_ext4 "$device" /mnt
 verify_until_stopped /mnt/restarts 8M &
 load=$!

@@ -14,7 +14,7 @@ use super::config::{
     self, BlockSizes, Config, Export, Listen, LogLevel, Period, RuntimeName, Server, Source,
     TcpAddress,
 };
-use super::{block_size, export_word};
+use super::{block_size, export_word, sandbox};
 use crate::exit::Failure;
 use crate::quantity::{self, Timeout};
 
@@ -22,8 +22,8 @@ use crate::quantity::{self, Timeout};
 ///
 /// Without arguments it serves a memory disk of 1 GiB on 127.0.0.1:10809. When it listens it prints one URI a line on
 /// standard output, for clients such as qemu-img, nbdinfo and nbdcopy. SIGTERM, SIGINT, SIGQUIT or SIGHUP lets requests in
-/// flight finish and exits; a second one other than SIGHUP exits at once. With TLS, and without a controlling terminal,
-/// SIGHUP has the certificates or keys read again instead.
+/// flight finish and exits; a second one other than SIGHUP exits at once. With TLS or --config, and without a controlling
+/// terminal, SIGHUP has the certificates or keys and the configuration read again instead.
 ///
 /// Sockets that systemd's socket activation hands over (LISTEN_FDS) are taken instead; nothing is printed then, and the
 /// server ends with the process that started it, unless that is systemd:
@@ -152,6 +152,23 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "T", default_value = "10s", value_parser = quantity::duration)]
     pub(crate) drain_timeout: Duration,
 
+    /// Confine the server, once it listens, to its own files and to what serving takes: it can't open other files, run
+    /// programs, or connect to anything
+    ///
+    /// By landlock and seccomp of Linux 5.13 or newer. Without MODE, or with require, it is an error if the system can't do
+    /// that; with try it is a warning. A server that was confined stays so: reloading can't add files or addresses.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "off",
+        hide_default_value = true,
+        default_missing_value = "require"
+    )]
+    pub(crate) sandbox: sandbox::Mode,
+
     /// Log connections that end badly on standard error; twice: log all of them
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -186,6 +203,7 @@ const BESIDE_A_FILE: &[&str] = &[
     "idle_timeout",
     "stall_timeout",
     "drain_timeout",
+    "sandbox",
     "backends",
     #[cfg(feature = "tls")]
     "tls",
@@ -224,6 +242,7 @@ impl Arguments {
             drain_timeout: Period(self.drain_timeout),
             control: self.control.clone(),
             log: LogLevel::of_verbosity(self.verbose),
+            sandbox: self.sandbox,
             oldstyle: self.oldstyle,
         };
         let exports = self.backends.iter().map(|word| {

@@ -17,9 +17,9 @@ mod tests;
 mod words;
 
 pub(crate) use check::check;
-pub(crate) use model::{
-    Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server, Tls, TlsMode,
-};
+pub(crate) use model::{Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server};
+#[cfg(any(feature = "tls", test))]
+pub(crate) use model::{Tls, TlsMode};
 pub(crate) use print::print;
 pub(crate) use read::load;
 pub(crate) use source::Source;

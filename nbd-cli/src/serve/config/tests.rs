@@ -7,6 +7,7 @@ use nbd_engine::export::BlockSize;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
+use super::super::sandbox;
 use super::read::parse;
 use super::words::VsockAddress;
 use super::*;
@@ -23,6 +24,7 @@ stall-timeout = "5m"
 drain-timeout = 3
 control = "control.sock"
 log = "info"
+sandbox = "try"
 oldstyle = false
 
 [[listen]]
@@ -244,6 +246,7 @@ fn server() -> impl Strategy<Value = Server> {
         0..9999u64,
         proptest::option::of(path()),
         log,
+        select(vec![sandbox::Mode::Off, sandbox::Mode::Try, sandbox::Mode::Require]),
         any::<bool>(),
     )
         .prop_map(|values| {
@@ -255,6 +258,7 @@ fn server() -> impl Strategy<Value = Server> {
                 drain,
                 control,
                 log,
+                sandbox,
                 oldstyle,
             ) = values;
             Server {
@@ -265,6 +269,7 @@ fn server() -> impl Strategy<Value = Server> {
                 drain_timeout: Period(Duration::from_millis(drain * 50)),
                 control,
                 log,
+                sandbox,
                 oldstyle,
             }
         })
@@ -430,7 +435,7 @@ fn make(text: &str, line: Index, mistake: &Mistake) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn a_configuration_that_is_printed_reads_back_as_the_same(config in config()) {
