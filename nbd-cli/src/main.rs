@@ -26,6 +26,7 @@ mod quantity;
 mod resize;
 mod retries;
 mod serve;
+mod status;
 mod stderr;
 mod target;
 #[cfg(feature = "tls")]
@@ -33,6 +34,7 @@ mod tls;
 #[cfg(not(feature = "tls"))]
 #[path = "no_tls.rs"]
 mod tls;
+mod units;
 mod waiting;
 
 use std::process::ExitCode;
@@ -70,6 +72,10 @@ enum Command {
     Resize(resize::Arguments),
     #[command(display_name = NAME)]
     Bitmap(bitmap::Arguments),
+    #[command(display_name = NAME)]
+    Status(status::Arguments),
+    #[command(display_name = NAME)]
+    Disconnect(status::DisconnectArguments),
     #[cfg(target_os = "linux")]
     #[command(display_name = NAME)]
     Attach(attach::Arguments),
@@ -108,6 +114,8 @@ fn main() -> ExitCode {
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Disconnect(arguments) => status::disconnect(&arguments),
         #[cfg(target_os = "linux")]
         Command::Attach(arguments) => attach::run(&arguments),
         #[cfg(target_os = "linux")]
