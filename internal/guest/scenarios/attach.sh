@@ -67,6 +67,7 @@ stop_server
 
 step "a file system that outlives its server, ten times"
 serve_unix /tmp/disk
+rm -f /tmp/device
 nbd attach --persist --timeout 5 "$uri" >/tmp/device 2>/tmp/keeper.log &
 keeper=$!
 until [ -s /tmp/device ]; do usleep 100000; done
@@ -118,6 +119,7 @@ dd if="$device" of=/dev/null bs=4k count=1 skip=500 iflag=direct 2>/dev/null && 
 nbd detach --all
 
 step "a command between brackets"
+rm /tmp/device
 nbd attach [ nbd serve /tmp/disk ] >/tmp/device 2>/tmp/keeper.log &
 keeper=$!
 until [ -s /tmp/device ]; do usleep 100000; done
