@@ -67,10 +67,13 @@ stop_server
 
 step "a file system that outlives its server, ten times"
 serve_unix /tmp/disk
+rm -f /tmp/device
 nbd attach --persist --timeout 5 "$uri" >/tmp/device 2>/tmp/keeper.log &
 keeper=$!
 until [ -s /tmp/device ]; do usleep 100000; done
 device=$(cat /tmp/device)
+# The steps before this one wrote to the whole device.
+mkfs.ext4 -q -F "$device"
 mount_ext4 "$device" /mnt
 verify_until_stopped /mnt/restarts 8M &
 load=$!
@@ -116,6 +119,7 @@ dd if="$device" of=/dev/null bs=4k count=1 skip=500 iflag=direct 2>/dev/null && 
 nbd detach --all
 
 step "a command between brackets"
+rm /tmp/device
 nbd attach [ nbd serve /tmp/disk ] >/tmp/device 2>/tmp/keeper.log &
 keeper=$!
 until [ -s /tmp/device ]; do usleep 100000; done

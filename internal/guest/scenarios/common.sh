@@ -53,7 +53,7 @@ stop_server() {
 
 # check_ext4 DISK: it is in order.
 check_ext4() {
-    e2fsck -fn "$1" >/tmp/fsck.log 2>&1 || fail "fsck of $1: $? $(cat /tmp/fsck.log)"
+    e2fsck -fn "$1" >/tmp/fsck.log 2>&1 || fail "fsck of $1: $(head -n 20 /tmp/fsck.log)"
 }
 
 mount_ext4() {
