@@ -16,6 +16,9 @@ const NO: u8 = 2;
 /// A server ended before it had finished the requests in flight.
 const CUT_OFF: u8 = 3;
 
+/// A configuration file is at fault, as in `sysexits.h`.
+const CONFIG: u8 = 78;
+
 /// A fault of this program, as in `sysexits.h`.
 pub(crate) const FAULT: u8 = 70;
 
@@ -24,12 +27,30 @@ pub(crate) const FAULT: u8 = 70;
 pub(crate) enum Failure {
     /// The command line is at fault: exit code 64.
     Usage(String),
+    /// A configuration file is at fault: exit code 78.
+    Config(Vec<Fault>),
     /// Something else is: exit code 1.
     Failed(String),
     /// Requests in flight were not finished in time: exit code 3.
     CutOff(String),
     /// Nothing failed, but the answer to the question is no: exit code 2, without a message.
     No,
+}
+
+/// What is wrong with a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    /// Where, and what.
+    pub(crate) heading: String,
+    /// The line of the file, with marks below, fit to be shown.
+    pub(crate) excerpt: Vec<String>,
+}
+
+impl Fault {
+    /// A fault of no line.
+    pub(crate) fn of_text(text: &str) -> Self {
+        Self { heading: text.to_owned(), excerpt: Vec::new() }
+    }
 }
 
 impl Failure {
@@ -41,10 +62,11 @@ impl Failure {
         Self::Failed(message.into())
     }
 
-    /// The message; empty where there is none.
+    /// The message, or the first one; empty where there is none.
     pub(crate) fn text(&self) -> &str {
         match self {
             Self::Usage(text) | Self::Failed(text) | Self::CutOff(text) => text,
+            Self::Config(faults) => faults.first().map_or("", |fault| &fault.heading),
             Self::No => "",
         }
     }
@@ -85,6 +107,10 @@ pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(Failure::No) => return ExitCode::from(NO),
+        Err(Failure::Config(faults)) => {
+            faults.iter().for_each(|fault| stderr::say_with(&fault.heading, &fault.excerpt));
+            return ExitCode::from(CONFIG);
+        }
         Err(Failure::Usage(message)) => (message, ExitCode::from(USAGE)),
         Err(Failure::Failed(message)) => (message, ExitCode::FAILURE),
         Err(Failure::CutOff(message)) => (message, ExitCode::from(CUT_OFF)),

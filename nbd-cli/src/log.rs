@@ -21,16 +21,18 @@ static QUEUE: Queue = Queue::new();
 
 /// Starts the log: warnings and errors; with `-v` how connections end, with `-vv` everything.
 pub(crate) fn start(verbosity: u8) -> Result<(), Failure> {
+    collect(verbosity);
+    write()
+}
+
+/// Has lines collected, for [`write`] to write them. A server that is to be confined starts no thread before it is.
+pub(crate) fn collect(verbosity: u8) {
     let level = match verbosity {
         0 => Level::WARN,
         1 => Level::INFO,
         2 => Level::DEBUG,
         _ => Level::TRACE,
     };
-    let write = || QUEUE.write_all_to(|bytes| stderr::write(bytes, None));
-    let thread = std::thread::Builder::new().name("nbd-log".into()).spawn(write);
-    thread.map_err(|error| Failure::failed(format!("cannot start the log's thread: {error}")))?;
-    QUEUE.lock().started = true;
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(|| Line)
@@ -39,6 +41,14 @@ pub(crate) fn start(verbosity: u8) -> Result<(), Failure> {
         // It would complain on standard error, and panic when that fails.
         .log_internal_errors(false)
         .init();
+}
+
+/// Starts the thread that writes what was collected, and what is logged from now on.
+pub(crate) fn write() -> Result<(), Failure> {
+    let write = || QUEUE.write_all_to(|bytes| stderr::write(bytes, None));
+    let thread = std::thread::Builder::new().name("nbd-log".into()).spawn(write);
+    thread.map_err(|error| Failure::failed(format!("cannot start the log's thread: {error}")))?;
+    QUEUE.lock().started = true;
     Ok(())
 }
 
@@ -49,7 +59,7 @@ pub(crate) fn line(text: &str) {
 
 /// Waits until all has been written that was logged so far, but not for a reader that takes nothing.
 pub(crate) fn flush() {
-    QUEUE.flush(PATIENCE);
+    QUEUE.flush(PATIENCE, |bytes| stderr::write(bytes, None));
 }
 
 /// Takes the lines of `tracing-subscriber`, each by one call.
@@ -169,9 +179,13 @@ impl Queue {
         entry
     }
 
-    fn flush(&self, limit: Duration) {
+    /// Without a thread, `write` is called for what there is.
+    fn flush(&self, limit: Duration, mut write: impl FnMut(&[u8]) -> io::Result<()>) {
         let state = self.lock();
         if !state.started {
+            let lines = state.entries.len();
+            drop(state);
+            (0..lines).for_each(|_| self.write_one_to(&mut write));
             return;
         }
         drop(self.emptied.wait_timeout_while(state, limit, |state| state.is_busy()));
@@ -250,8 +264,24 @@ mod tests {
         }
         assert!(QUEUE.lock().bytes <= CAPACITY);
         assert!(QUEUE.lock().lost > 0);
-        QUEUE.flush(Duration::from_millis(1));
+        QUEUE.flush(Duration::from_millis(1), |_| panic!("a thread writes it"));
         blocked.send(()).unwrap();
         writer.join().unwrap();
+    }
+
+    #[test]
+    fn what_was_collected_before_there_is_a_thread_is_written_by_who_flushes() {
+        let queue = Queue::new();
+        for line in ["a\n", "b\n"] {
+            queue.push(line.as_bytes());
+        }
+        let mut text = Vec::new();
+        let mut write = |bytes: &[u8]| {
+            text.extend_from_slice(bytes);
+            Ok(())
+        };
+        queue.flush(PATIENCE, &mut write);
+        queue.flush(PATIENCE, &mut write);
+        assert_eq!(text, b"a\nb\n");
     }
 }

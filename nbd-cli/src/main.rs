@@ -4,13 +4,17 @@ mod bitmap;
 #[cfg(feature = "tls")]
 mod cert;
 mod colour;
+mod completion;
+mod control;
 mod copy;
 mod descriptor;
+mod dump;
 mod exit;
 mod fault;
 mod info;
 mod list;
 mod log;
+mod man;
 mod map;
 mod output;
 mod patient;
@@ -20,6 +24,7 @@ mod quantity;
 mod resize;
 mod retries;
 mod serve;
+mod status;
 mod stderr;
 mod target;
 #[cfg(feature = "tls")]
@@ -27,6 +32,7 @@ mod tls;
 #[cfg(not(feature = "tls"))]
 #[path = "no_tls.rs"]
 mod tls;
+mod units;
 mod waiting;
 
 use std::process::ExitCode;
@@ -57,17 +63,27 @@ enum Command {
     #[command(display_name = NAME)]
     Map(map::Arguments),
     #[command(display_name = NAME)]
+    Dump(dump::Arguments),
+    #[command(display_name = NAME)]
     Copy(copy::Arguments),
     #[command(display_name = NAME)]
     Resize(resize::Arguments),
     #[command(display_name = NAME)]
     Bitmap(bitmap::Arguments),
+    #[command(display_name = NAME)]
+    Status(status::Arguments),
+    #[command(display_name = NAME)]
+    Disconnect(status::DisconnectArguments),
     #[cfg(feature = "tls")]
     #[command(display_name = NAME)]
     Cert(cert::Arguments),
     #[cfg(feature = "tls")]
     #[command(display_name = NAME)]
     Psk(psk::Arguments),
+    #[command(display_name = NAME)]
+    Completion(completion::Arguments),
+    #[command(display_name = NAME)]
+    Man(man::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -83,13 +99,18 @@ fn main() -> ExitCode {
         Command::Info(arguments) => info::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
         Command::Map(arguments) => map::run(&arguments),
+        Command::Dump(arguments) => dump::run(&arguments),
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Disconnect(arguments) => status::disconnect(&arguments),
         #[cfg(feature = "tls")]
         Command::Cert(arguments) => cert::run(&arguments),
         #[cfg(feature = "tls")]
         Command::Psk(arguments) => psk::run(&arguments),
+        Command::Completion(arguments) => completion::run(arguments),
+        Command::Man(arguments) => man::run(&arguments),
     };
     exit::report(result)
 }

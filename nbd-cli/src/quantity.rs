@@ -1,5 +1,6 @@
 //! Numbers, sizes and durations as people write them.
 
+use std::ops::Range;
 use std::time::Duration;
 
 /// A number, of connections for example.
@@ -25,14 +26,30 @@ pub(crate) fn positive_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A range of an export of `size` bytes.
+pub(crate) fn range(size: u64, offset: u64, length: u64) -> Result<Range<u64>, String> {
+    match offset.checked_add(length) {
+        Some(end) if end <= size => Ok(offset..end),
+        _ => Err(format!("the export has {size} bytes: choose an offset and a length within it")),
+    }
+}
+
 /// A size in bytes: a number, with one of the suffixes `b`, `k`, `m`, `g`, `t`, `p`, `e` in either case for powers of
-/// 1024.
+/// 1024; or `0x` and hexadecimal digits.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let help = || {
         format!(
             "'{text}' is not a size: give a number of bytes, or one with a suffix, such as 512, 4k, 10M, 1G or 1T"
         )
     };
+    let fits = |size: Option<u64>| {
+        size.filter(|size| i64::try_from(*size).is_ok())
+            .ok_or_else(|| format!("'{text}' is too large: a disk has at most 2^63 - 1 bytes"))
+    };
+    if let Some(digits) = text.strip_prefix("0x") {
+        let valid = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        return if valid { fits(u64::from_str_radix(digits, 16).ok()) } else { Err(help()) };
+    }
     let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, suffix) = text.split_at(digits_end);
     if digits.is_empty() {
@@ -50,10 +67,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     };
     // Digits that are no number are too many of them.
     let number: Option<u64> = digits.parse().ok();
-    number
-        .and_then(|number| number.checked_mul(1 << shift))
-        .filter(|size| i64::try_from(*size).is_ok())
-        .ok_or_else(|| format!("'{text}' is too large: a disk has at most 2^63 - 1 bytes"))
+    fits(number.and_then(|number| number.checked_mul(1 << shift)))
 }
 
 /// A duration: a number of seconds, or one with a suffix `ms`, `s`, `m` or `h`.
@@ -118,6 +132,8 @@ mod tests {
             ("10G", 10 << 30),
             ("1T", 1 << 40),
             ("0", 0),
+            ("0x0", 0),
+            ("0x1F0", 496),
         ] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
@@ -125,7 +141,7 @@ mod tests {
 
     #[test]
     fn sizes_that_make_no_sense_are_named_with_a_remedy() {
-        for text in ["", "k", "-1", "1.5G", "10 G", "1X", "1Gx"] {
+        for text in ["", "k", "-1", "1.5G", "10 G", "1X", "1Gx", "0x", "0x-1", "0x+1", "0x1G"] {
             assert!(size(text).unwrap_err().contains("is not a size"), "{text}");
         }
         for text in ["8E", "16E", "99999999999E", "9223372036854775808", "99999999999999999999"] {

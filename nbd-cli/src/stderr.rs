@@ -20,8 +20,17 @@ const PIECE: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
 ///
 /// Standard error that takes nothing (closed, full, not read for a second) is no failure: the exit status remains.
 pub(crate) fn say(message: &str) {
+    say_with(message, &[]);
+}
+
+/// The same with lines below the message, which are fit to be shown.
+pub(crate) fn say_with(message: &str, details: &[String]) {
     log::flush();
-    let line = format!("nbd: {}\n", output::printable(message));
+    let mut line = format!("nbd: {}\n", output::printable(message));
+    for detail in details {
+        line.push_str(detail);
+        line.push('\n');
+    }
     let _lost = write(line.as_bytes(), Some(Instant::now() + PATIENCE));
 }
 

@@ -186,7 +186,7 @@ fn clients_of_the_control_socket_that_make_no_sense_are_survived() {
         let mut answer = Vec::new();
         stream.set_read_timeout(Some(SOON)).unwrap();
         stream.read_to_end(&mut answer).unwrap();
-        assert_eq!(answer.starts_with(b"error\n"), !bytes.is_empty(), "{answer:?}");
+        assert_eq!(answer.starts_with(b"{\"error\":"), !bytes.is_empty(), "{answer:?}");
     }
     drop(UnixStream::connect(&control).unwrap());
     bitmap(&control, &["start", "with a space\nand a line"]).success();
@@ -199,15 +199,16 @@ fn as_many_bitmaps_as_there_can_be_are_listed_whole() {
     let start = |name: &str| {
         let mut stream = UnixStream::connect(&control).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.write_all(format!("start\n{name}").as_bytes()).unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
+        let arguments = format!("{{\"name\":\"{name}\"}}");
+        let request = r#"{"version":1,"verb":"bitmap-start","arguments":"#;
+        writeln!(stream, "{request}{arguments}}}").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
     };
     let names: Vec<String> = (0..256).map(|at| format!("{at:x>4078}")).collect();
     for name in &names {
-        assert_eq!(start(name), "ok\n");
+        assert_eq!(start(name), "{\"ok\":null}\n");
     }
     assert_eq!(bitmap(&control, &["list"]).success(), names.join("\n") + "\n");
     let more = bitmap(&control, &["start", "more"]).failure();

@@ -57,4 +57,7 @@ mod readme {
 
     #[doc = include_str!("../../README.md")]
     struct Project;
+
+    #[doc = include_str!("../../docs/library.md")]
+    struct Library;
 }

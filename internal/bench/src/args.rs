@@ -74,6 +74,9 @@ pub struct CompareArgs {
     /// Print JSON in place of tables.
     #[arg(long)]
     pub json: bool,
+    /// Draw the medians into this file as well.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 /// READ or WRITE, on the command line.

@@ -13,6 +13,7 @@
 //! Linux only: CPU time is read from `/proc`.
 
 pub mod args;
+pub mod chart;
 pub mod child;
 pub mod clients;
 pub mod compare;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use nbd_bench::args::{Cli, Command, CompareArgs, LoadArgs, YardstickArgs};
+use nbd_bench::chart;
 use nbd_bench::clients::{self, ClientArgs, DriveArgs};
 use nbd_bench::compare::{State, compare};
 use nbd_bench::copying::{self, CopyArgs};
@@ -45,6 +46,9 @@ fn run_compare(args: &CompareArgs) -> Result<ExitCode, Box<dyn Error>> {
         println!("{:#}", report::json(&plan, &records));
     } else {
         print!("{}", report::text(&plan, &records));
+    }
+    if let Some(path) = &args.svg {
+        std::fs::write(path, chart::svg(&plan, &records))?;
     }
     let failed = records.iter().any(|record| matches!(record.state, State::Failed(_)));
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })

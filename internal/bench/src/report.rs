@@ -36,13 +36,7 @@ pub fn text(plan: &Plan, records: &[Record]) -> String {
 }
 
 fn table(out: &mut String, index: usize, workload: &Workload, records: &[Record]) {
-    let Workload { name, depth, block, direction } = workload;
-    let command = match direction {
-        Direction::Read => "READ",
-        Direction::Write => "WRITE",
-    };
-    let block = block / 1024;
-    line(out, format_args!("\n{name}: {command} of {block} KiB at random, {depth} in flight"));
+    line(out, format_args!("\n{}", workload.title()));
     let row = |out: &mut String, cells: [&str; 9]| {
         let [server, storage, rate, spread, mib, server_cpu, client_cpu, nbdkit, yardstick] = cells;
         line(
@@ -190,7 +184,7 @@ pub fn outcome_json(outcome: &Outcome, server_cpu: Option<f64>) -> Value {
 }
 
 /// What figures can't be compared without.
-fn machine() -> [(&'static str, String); 3] {
+pub(crate) fn machine() -> [(&'static str, String); 3] {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let cpuinfo = read("/proc/cpuinfo");

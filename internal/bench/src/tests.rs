@@ -13,6 +13,7 @@ use nbd_blocking::export::{ExportMap, Memory};
 use nbd_testkit::{Pattern, Random};
 
 use crate::args::{Cli, Command, LoadArgs, parse_size};
+use crate::chart;
 use crate::compare::{Plan, Record, Sample, State, compare};
 use crate::load::{Connection, Direction, Load, Order};
 use crate::mode::Mode;
@@ -397,6 +398,12 @@ fn ratios_are_to_nbdkit_with_the_same_storage() {
         text.lines().any(|line| line.starts_with(YARDSTICK) && line.contains("2.50")),
         "{text}"
     );
+    let svg = chart::svg(&plan, &records);
+    let bars =
+        |rate: &str| svg.lines().filter(|line| line.ends_with(&format!(">{rate}</text>"))).count();
+    assert_eq!([bars("400"), bars("200"), bars("100"), bars("2.50")], [1, 1, 1, 3], "{svg}");
+    // The longest one has the whole width, and the next a half of it.
+    assert!(svg.contains("width=\"230.0\"") && svg.contains("width=\"115.0\""), "{svg}");
 }
 
 fn modes_plan(args: &[&str]) -> Result<ModesPlan, String> {

@@ -42,6 +42,17 @@ const fn workload(name: &'static str, direction: Direction, block: u32, depth: u
 }
 
 impl Workload {
+    /// What it is, for people.
+    pub fn title(&self) -> String {
+        let Self { name, depth, block, direction } = self;
+        let command = match direction {
+            Direction::Read => "READ",
+            Direction::Write => "WRITE",
+        };
+        let block = block / 1024;
+        format!("{name}: {command} of {block} KiB at random, {depth} in flight")
+    }
+
     /// The load at random offsets for some time.
     pub fn load(&self, duration: Duration) -> Load {
         Load {

@@ -28,6 +28,14 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("ss", "iproute2", "-V"),
     // No peer in NBD, but in TLS.
     ("openssl", "openssl", "version"),
+    ("curl", "curl", "--version"),
+    // What people type in, and what shows them the manual pages.
+    ("zsh", "zsh", "--version"),
+    ("fish", "fish", "--version"),
+    ("man", "man-db", "--version"),
+    ("mandoc", "mandoc", "-?"),
+    // It starts services.
+    ("systemd-analyze", "systemd", "--version"),
 ];
 
 /// The system's Python: libnbd's module is installed for that one.
@@ -101,9 +109,10 @@ pub fn require_python_libnbd() -> Option<Command> {
     Some(Command::new(PYTHON))
 }
 
-/// Fails in CI; elsewhere says so past the capture of a test's output, so that it is seen.
+/// Reports that the test needs something that is missing. Fails in CI; elsewhere says so past the capture of a test's
+/// output, so that it is seen.
 #[track_caller]
-fn missing(what: &str, package: &str) {
+pub fn missing(what: &str, package: &str) {
     let notice = skip_notice(what, package, std::env::var("CI").as_deref() == Ok("true"));
     let _ = std::io::stderr().write_all(notice.as_bytes());
 }

@@ -102,7 +102,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     if let Some(context) = &arguments.map {
         let format = map::Format { context, json, paint };
-        return map::show(&target, map::Question { totals: arguments.totals, ..format.into() });
+        let form = if arguments.totals { map::Form::Totals } else { map::Form::Runs };
+        return map::show(&target, map::Question { form, ..format.into() });
     }
     if let Some(feature) = arguments.can {
         return answer(feature.holds(&target)?);

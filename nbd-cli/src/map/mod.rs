@@ -1,7 +1,10 @@
 //! `nbd map`: what a metadata context says of an export's ranges.
 
 mod names;
+mod picture;
 mod print;
+
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -33,6 +36,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
 
+    /// Draw the ranges as an SVG picture into this file, rather than write text; a file that is there is replaced
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "totals"])]
+    svg: Option<PathBuf>,
+
     /// Where to begin, such as 0, 4k or 1G
     #[arg(long, value_name = "N", default_value = "0", value_parser = quantity::size)]
     offset: u64,
@@ -60,29 +67,46 @@ pub(crate) fn context(text: &str) -> Result<String, String> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Question<'a> {
     pub(crate) format: Format<'a>,
-    pub(crate) totals: bool,
+    pub(crate) form: Form<'a>,
     pub(crate) offset: u64,
     /// Up to the end if there is none.
     pub(crate) length: Option<u64>,
 }
 
+/// What is made of the ranges.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Form<'a> {
+    /// One after the other.
+    Runs,
+    /// Added up.
+    Totals,
+    /// A picture in a file.
+    Picture(&'a Path),
+}
+
 impl<'a> From<Format<'a>> for Question<'a> {
     /// The ranges of all of the export.
     fn from(format: Format<'a>) -> Self {
-        Self { format, totals: false, offset: 0, length: None }
+        Self { format, form: Form::Runs, offset: 0, length: None }
     }
 }
 
 /// `nbd map`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let &Arguments { ref context, totals, json, offset, length, colour, ref target } = arguments;
-    let format = Format { context, json, paint: colour.paint() };
-    show(&target.open()?, Question { format, totals, offset, length })
+    let Arguments { context, json, colour, svg, .. } = arguments;
+    let form = match (svg, arguments.totals) {
+        (Some(path), _) => Form::Picture(path),
+        (None, true) => Form::Totals,
+        (None, false) => Form::Runs,
+    };
+    let format = Format { context, json: *json, paint: colour.paint() };
+    let (offset, length) = (arguments.offset, arguments.length);
+    show(&arguments.target.open()?, Question { format, form, offset, length })
 }
 
 /// Shows a metadata context's ranges.
 pub(crate) fn show(target: &Target, question: Question<'_>) -> Result<(), Failure> {
-    let Question { format, totals, offset, length } = question;
+    let Question { format, form, offset, length } = question;
     let context = format.context;
     let client = target.connect(&target.config().with_contexts([context]))?;
     if !client.export().has_context(context) {
@@ -96,12 +120,8 @@ pub(crate) fn show(target: &Target, question: Question<'_>) -> Result<(), Failur
     }
     let size = client.size();
     let length = length.unwrap_or(size.saturating_sub(offset));
-    let end = offset.checked_add(length).filter(|end| *end <= size).ok_or_else(|| {
-        Failure::failed(format!(
-            "the export has {size} bytes: choose an offset and a length within it"
-        ))
-    })?;
-    let mut statuses = client.block_status_range(context, offset, end - offset).joined();
+    let range = quantity::range(size, offset, length).map_err(Failure::Failed)?;
+    let mut statuses = client.block_status_range(context, range.start, length).joined();
     let runs = std::iter::from_fn(|| {
         let (name, offset) = (target.name(), statuses.position());
         let _reported = waiting::on(move |seconds| {
@@ -111,10 +131,15 @@ pub(crate) fn show(target: &Target, question: Question<'_>) -> Result<(), Failur
         });
         statuses.next().map(|run| run.map_err(|error| target.explain(&error)))
     });
-    output::write(|out| match totals {
-        true => format.totals(end - offset, runs, out),
-        false => format.runs(runs, out),
-    })?;
+    match form {
+        Form::Runs => output::write(|out| format.runs(runs, out)),
+        Form::Totals => output::write(|out| format.totals(length, runs, out)),
+        Form::Picture(path) => {
+            let runs = runs.map(|run| run.map(|run| (run.range(), run.status)));
+            picture::draw(&target.name(), context, range, runs)
+                .and_then(|picture| picture::save(&picture, path))
+        }
+    }?;
     client.disconnect();
     Ok(())
 }

@@ -22,6 +22,11 @@ pub(super) fn look(context: &str, status: u64) -> Style {
     }
 }
 
+/// The type on which the others stand out in a picture.
+pub(super) fn ground(context: &str) -> u64 {
+    if context == super::ALLOCATION { 3 } else { 0 }
+}
+
 /// What a type means in a context, if that is known.
 pub(super) fn name(context: &str, status: u64) -> Option<Cow<'static, str>> {
     let fixed = |names: &[&'static str]| {

@@ -4,27 +4,51 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use nbd_engine::export::BlockSize;
+use nbd_engine::proto::wire::DEFAULT_PORT;
 
-use super::block_size;
+use super::config::{
+    self, BlockSizes, Config, Export, Listen, LogLevel, Period, RuntimeName, Server, Source,
+    TcpAddress,
+};
+use super::metrics::MetricsAddress;
+use super::{block_size, export_word, sandbox};
+use crate::exit::Failure;
 use crate::quantity::{self, Timeout};
 
 /// Serve disks until interrupted.
 ///
 /// Without arguments it serves a memory disk of 1 GiB on 127.0.0.1:10809. When it listens it prints one URI a line on
 /// standard output, for clients such as qemu-img, nbdinfo and nbdcopy. SIGTERM, SIGINT, SIGQUIT or SIGHUP lets requests in
-/// flight finish and exits; a second one other than SIGHUP exits at once. With TLS, and without a controlling terminal,
-/// SIGHUP has the certificates or keys read again instead.
+/// flight finish and exits; a second one other than SIGHUP exits at once. With TLS or --config, and without a controlling
+/// terminal, SIGHUP has the certificates or keys and the configuration read again instead.
 ///
 /// Sockets that systemd's socket activation hands over (LISTEN_FDS) are taken instead; nothing is printed then, and the
 /// server ends with the process that started it, unless that is systemd:
 /// nbd info [ nbd serve disk.img ], and the same with nbdinfo and nbdcopy.
 ///
 /// Exit status: 0 after an orderly end, 3 if requests were cut off at the end of --drain-timeout, 64 if the command line is
-/// at fault, 70 after a fault of nbd itself, 1 if anything else is; 128 and its number after a second signal.
+/// at fault, 78 if the configuration file is, 70 after a fault of nbd itself, 1 if anything else is; 128 and its number
+/// after a second signal.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
+    /// Take everything from a configuration file in TOML: listeners, exports, TLS, limits; see docs/configuration.md
+    ///
+    /// No other option goes with it but --check, --print-config and --verbose, so that the file alone says what the
+    /// server is, and says it again when it is read again.
+    #[arg(long, value_name = "FILE", conflicts_with_all = BESIDE_A_FILE.iter().copied())]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Check the command line or the configuration file, and that what it names can be used, and exit; nothing is
+    /// listened on, or opened for writing
+    #[arg(long, conflicts_with = "print_config")]
+    pub(crate) check: bool,
+
+    /// Print the configuration file that means what the command line, or the configuration file, does, and exit
+    #[arg(long)]
+    pub(crate) print_config: bool,
+
     /// TCP port; 0 takes a free one
     #[arg(short, long, value_name = "PORT", value_parser = quantity::port)]
     pub(crate) port: Option<u16>,
@@ -67,6 +91,14 @@ pub(crate) struct Arguments {
     /// runs; only this user can use it
     #[arg(long, value_name = "PATH", conflicts_with = "read_only")]
     pub(crate) control: Option<PathBuf>,
+
+    /// Serve metrics for Prometheus by HTTP at that address, as /metrics: a port on 127.0.0.1, an address with a port, or
+    /// unix:PATH
+    ///
+    /// There is no authentication: whoever reaches the address sees the names of exports and how they are used. SIGUSR1
+    /// logs a summary in any case.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<MetricsAddress>,
 
     /// Offer the metadata context qemu:allocation-depth
     #[arg(short = 'A', long)]
@@ -121,6 +153,23 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "T", default_value = "10s", value_parser = quantity::duration)]
     pub(crate) drain_timeout: Duration,
 
+    /// Confine the server, once it listens, to its own files and to what serving takes: it can't open other files, run
+    /// programs, or connect to anything
+    ///
+    /// By landlock and seccomp of Linux 5.13 or newer. Without MODE, or with require, it is an error if the system can't do
+    /// that; with try it is a warning. A server that was confined stays so: reloading can't add files or addresses.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "off",
+        hide_default_value = true,
+        default_missing_value = "require"
+    )]
+    pub(crate) sandbox: sandbox::Mode,
+
     /// Log connections that end badly on standard error; twice: log all of them
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -134,29 +183,108 @@ pub(crate) struct Arguments {
     pub(crate) backends: Vec<OsString>,
 }
 
+/// What a configuration file says by itself: all but what is about this run of the command.
+const BESIDE_A_FILE: &[&str] = &[
+    "port",
+    "ip_addr",
+    "unix",
+    "read_only",
+    "export_name",
+    "description",
+    "resize",
+    "track",
+    "control",
+    "metrics",
+    "allocation_depth",
+    "block_size",
+    "block_size_required",
+    "oldstyle",
+    "runtime",
+    "max_connections",
+    "idle_timeout",
+    "stall_timeout",
+    "drain_timeout",
+    "sandbox",
+    "backends",
+    #[cfg(feature = "tls")]
+    "tls",
+    #[cfg(feature = "tls")]
+    "tls_certificates",
+    #[cfg(feature = "tls")]
+    "tls_psk",
+    #[cfg(feature = "tls")]
+    "tls_verify_peer",
+    #[cfg(feature = "tls")]
+    "tls_allow",
+    #[cfg(feature = "tls")]
+    "tls_only",
+];
+
 impl Arguments {
-    /// How long a client may be idle while others wait; `None` for as long as it likes. The only client of a server of
-    /// one connection is meant to keep it.
-    pub(crate) fn idle_limit(&self) -> Option<Duration> {
-        let only_one = self.max_connections == 1;
-        let default = if only_one { Timeout::Never } else { Timeout::After(IDLE) };
-        self.idle_timeout.unwrap_or(default).duration()
+    /// What the server is to be: what the configuration file says if there is one, otherwise what the command line
+    /// does.
+    pub(crate) fn config(&self) -> Result<Config, Failure> {
+        let Some(file) = &self.config else {
+            let config = self.without_file()?;
+            config::check(&config)?;
+            return Ok(config);
+        };
+        let mut config = config::load(file)?;
+        config.server.log = config.server.log.max(LogLevel::of_verbosity(self.verbose));
+        Ok(config)
     }
-}
 
-/// How long a client may be idle by default.
-const IDLE: Duration = Duration::from_secs(60);
+    fn without_file(&self) -> Result<Config, Failure> {
+        let server = Server {
+            runtime: self.runtime,
+            max_connections: self.max_connections,
+            idle_timeout: self.idle_timeout,
+            stall_timeout: self.stall_timeout,
+            drain_timeout: Period(self.drain_timeout),
+            control: self.control.clone(),
+            metrics: self.metrics.clone(),
+            log: LogLevel::of_verbosity(self.verbose),
+            sandbox: self.sandbox,
+            oldstyle: self.oldstyle,
+        };
+        let exports = self.backends.iter().map(|word| {
+            let (name, backend) = export_word::parse(word)?;
+            let name = name.or(self.export_name.as_deref()).unwrap_or_default();
+            Ok(self.with_options(Export::new(name, backend)))
+        });
+        let exports = exports.collect::<Result<Vec<_>, Failure>>()?;
+        let source = Source::CommandLine;
+        let config =
+            Config { server, listeners: self.listeners(), exports, source, ..Config::default() };
+        #[cfg(feature = "tls")]
+        let config = self.tls.add_to(config)?;
+        Ok(config)
+    }
 
-/// The adapters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum RuntimeName {
-    /// Tasks on tokio
-    Tokio,
-    /// Tasks on async-std
-    #[cfg(feature = "async-std")]
-    AsyncStd,
-    /// A thread for each connection
-    Blocking,
+    /// All exports have the same options.
+    fn with_options(&self, mut export: Export) -> Export {
+        export.description = self.description.clone();
+        export.read_only = self.read_only;
+        export.resize = self.resize;
+        export.track = self.track.clone();
+        export.allocation_depth = self.allocation_depth;
+        export.block_size = self.block_size.map(BlockSizes);
+        export.block_size_required = self.block_size_required;
+        export
+    }
+
+    /// Where to listen: on a Unix socket alone, unless TCP is asked for; on TCP on the loopback address and the
+    /// registered port, unless told otherwise. Without any of that it is for the environment to say.
+    fn listeners(&self) -> Vec<Listen> {
+        let port = self.port.unwrap_or(DEFAULT_PORT);
+        let tcp = |host: &str| Listen::tcp(TcpAddress { host: host.to_owned(), port });
+        let mut listeners = Vec::from_iter(self.ip_addr.iter().map(|host| tcp(host)));
+        if self.port.is_some() && listeners.is_empty() {
+            listeners.push(tcp("127.0.0.1"));
+        }
+        listeners.extend(self.unix.clone().map(Listen::unix));
+        listeners
+    }
 }
 
 #[cfg(test)]
@@ -178,12 +306,15 @@ mod tests {
 
     #[test]
     fn the_only_client_of_a_server_of_one_connection_keeps_it() {
-        assert_eq!(parse(&[]).idle_limit(), Some(IDLE));
-        assert_eq!(parse(&["--max-connections", "2"]).idle_limit(), Some(IDLE));
-        assert_eq!(parse(&["--max-connections", "1"]).idle_limit(), None);
+        assert_eq!(parse(&[]).config().unwrap().server.idle_limit(), Some(Duration::from_secs(60)));
+        assert_eq!(
+            parse(&["--max-connections", "2"]).config().unwrap().server.idle_limit(),
+            Some(Duration::from_secs(60))
+        );
+        assert_eq!(parse(&["--max-connections", "1"]).config().unwrap().server.idle_limit(), None);
         let given = parse(&["--max-connections", "1", "--idle-timeout", "5s"]);
-        assert_eq!(given.idle_limit(), Some(Duration::from_secs(5)));
-        assert_eq!(parse(&["--idle-timeout", "never"]).idle_limit(), None);
+        assert_eq!(given.config().unwrap().server.idle_limit(), Some(Duration::from_secs(5)));
+        assert_eq!(parse(&["--idle-timeout", "never"]).config().unwrap().server.idle_limit(), None);
     }
 
     #[test]
@@ -192,5 +323,58 @@ mod tests {
         assert_eq!(parse(&["--stall-timeout", "never"]).stall_timeout, Timeout::Never);
         let given = parse(&["--stall-timeout", "5m"]);
         assert_eq!(given.stall_timeout, Timeout::After(Duration::from_secs(300)));
+    }
+
+    /// A word that an option takes.
+    fn sample(argument: &clap::Arg) -> Vec<String> {
+        let flag = match (argument.get_long(), argument.get_num_args()) {
+            (None, _) => return vec!["memory:1M".into()],
+            (Some(long), None) => return vec![format!("--{long}")],
+            (Some(long), Some(count)) if !count.takes_values() => return vec![format!("--{long}")],
+            (Some(long), _) => format!("--{long}"),
+        };
+        let possible = argument.get_possible_values();
+        let word = possible.first().map_or("1", |value| value.get_name());
+        vec![format!("{flag}={word}")]
+    }
+
+    #[test]
+    fn beside_a_file_there_is_nothing_but_what_is_about_this_run() {
+        use clap::CommandFactory;
+        let mut command = Serve::command();
+        command.build();
+        let mut conflicting = 0;
+        for argument in command.get_arguments() {
+            let id = argument.get_id().as_str();
+            if ["config", "help"].contains(&id) {
+                continue;
+            }
+            let words = ["serve", "--config", "f"].map(String::from).into_iter();
+            let result = Serve::try_parse_from(words.chain(sample(argument)));
+            if ["check", "print_config", "verbose"].contains(&id) {
+                assert!(result.is_ok(), "{id}");
+                continue;
+            }
+            let error = result.err().unwrap_or_else(|| panic!("{id} goes with --config"));
+            assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{id}: {error}");
+            conflicting += 1;
+        }
+        assert_eq!(conflicting, BESIDE_A_FILE.len());
+    }
+
+    #[test]
+    fn what_the_words_say_is_what_the_configuration_is() {
+        use super::super::config::{Address, Backend};
+        let config = parse(&["-p", "5", "-U", "/s", "-r", "a=memory:1M", "-vv", "x.img"]);
+        let config = config.config().unwrap();
+        let listeners = Vec::from_iter(config.listeners.iter().map(|one| one.address().unwrap()));
+        let tcp = TcpAddress { host: "127.0.0.1".into(), port: 5 };
+        assert_eq!(listeners, [Address::Tcp(&tcp), Address::Unix("/s".as_ref())]);
+        let exports = config.exports.iter().map(|one| (&*one.name, one.backend().unwrap()));
+        let expected = [("a", Backend::Memory(1 << 20)), ("", Backend::File("x.img".as_ref()))];
+        assert_eq!(Vec::from_iter(exports), expected);
+        assert!(config.exports.iter().all(|one| one.read_only));
+        assert_eq!(config.server.log, LogLevel::Debug);
+        assert!(parse(&[]).config().unwrap().listeners.is_empty());
     }
 }

@@ -5,9 +5,15 @@ mod announce;
 mod arguments;
 mod backend;
 mod block_size;
+mod config;
 mod control;
+mod export_word;
+mod live;
+mod metrics;
 mod places;
+mod reload;
 mod run;
+mod sandbox;
 mod security;
 mod signals;
 mod timed;
@@ -15,6 +21,9 @@ mod timed;
 mod tls;
 
 pub(crate) use arguments::Arguments;
-pub(crate) use control::{ERROR, OK};
+pub(crate) use control::{
+    Answer, CLEAR, Client, DISCONNECT, Disconnect, Export, LIST, MAX_ANSWER, Named, Request, START,
+    STATUS, STOP, Status, receive, send,
+};
 pub(crate) use run::run;
 pub(crate) use timed::Timed;

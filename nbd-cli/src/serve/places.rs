@@ -8,7 +8,7 @@ use nbd_engine::net;
 use nbd_engine::proto::wire::DEFAULT_PORT;
 
 use super::activation::Socket;
-use super::arguments::Arguments;
+use super::config::{Address, Config, TcpAddress};
 use crate::exit::Failure;
 use crate::output::shell_path;
 
@@ -17,40 +17,50 @@ use crate::output::shell_path;
 pub(super) struct Places<'a> {
     /// The addresses of each host.
     pub(super) tcp: Vec<Vec<SocketAddr>>,
-    pub(super) unix: Option<&'a Path>,
+    pub(super) unix: Vec<&'a Path>,
     /// What listens already.
     pub(super) given: Vec<Socket>,
     pub(super) oldstyle: bool,
 }
 
 impl<'a> Places<'a> {
-    /// The sockets that were handed to us; otherwise a Unix socket alone, unless TCP is asked for; TCP on the loopback
-    /// address and the registered port, unless told otherwise.
-    pub(super) fn of(
-        arguments: &'a Arguments,
-        given: Option<Vec<Socket>>,
-    ) -> Result<Self, Failure> {
-        let oldstyle = arguments.oldstyle;
-        let asked_for_tcp = arguments.port.is_some() || !arguments.ip_addr.is_empty();
-        if let Some(given) = given {
-            if asked_for_tcp || arguments.unix.is_some() {
-                return Err(Failure::usage(
+    /// What the configuration says. If it says nothing: the sockets that were handed to us; otherwise TCP on the
+    /// loopback address and the registered port.
+    pub(super) fn of(config: &'a Config, given: Option<Vec<Socket>>) -> Result<Self, Failure> {
+        let oldstyle = config.server.oldstyle;
+        let mut places = Self { tcp: Vec::new(), unix: Vec::new(), given: Vec::new(), oldstyle };
+        let mut takes_given = config.listeners.is_empty();
+        for (index, listen) in config.listeners.iter().enumerate() {
+            let blame = |failure| config.source.blame(&format!("listen.{index}"), failure);
+            match listen.address().map_err(|text| blame(Failure::Usage(text)))? {
+                Address::Tcp(TcpAddress { host, port }) => {
+                    places.tcp.push(addresses(host, *port).map_err(blame)?);
+                }
+                Address::Unix(path) => places.unix.push(path),
+                Address::Activation if given.is_none() => {
+                    let text = "no sockets are handed over by socket activation (LISTEN_FDS)";
+                    return Err(blame(Failure::failed(text)));
+                }
+                Address::Activation => takes_given = true,
+            }
+        }
+        match given {
+            Some(_) if !takes_given => {
+                let failure = Failure::usage(config.source.word(
                     "--port, --ip-addr and --unix make no sense here, as the sockets to listen on are handed over by \
                      socket activation (LISTEN_FDS): leave them out",
+                    "sockets to listen on are handed over by socket activation (LISTEN_FDS): add a [[listen]] with \
+                     activation = true, or leave out the others",
                 ));
+                return Err(config.source.blame("listen.0", failure));
             }
-            return Ok(Self { tcp: Vec::new(), unix: None, given, oldstyle });
+            Some(given) => places.given = given,
+            None if config.listeners.is_empty() => {
+                places.tcp.push(vec![(Ipv4Addr::LOCALHOST, DEFAULT_PORT).into()]);
+            }
+            None => {}
         }
-        let unix = arguments.unix.as_deref();
-        let port = arguments.port.unwrap_or(DEFAULT_PORT);
-        let mut tcp = Vec::new();
-        if arguments.ip_addr.is_empty() && (unix.is_none() || asked_for_tcp) {
-            tcp.push(vec![(Ipv4Addr::LOCALHOST, port).into()]);
-        }
-        for word in &arguments.ip_addr {
-            tcp.push(addresses(word, port)?);
-        }
-        Ok(Self { tcp, unix, given: Vec::new(), oldstyle })
+        Ok(places)
     }
 
     /// Listens on all TCP addresses.

@@ -6,7 +6,7 @@ use nbd_engine::server::ServerConfig;
 #[cfg(feature = "tls")]
 use nbd_engine::tls::{ServerTlsMode, TlsServer};
 
-use super::Arguments;
+use super::config::Config;
 use super::places::Places;
 use crate::exit::Failure;
 use crate::stderr;
@@ -19,27 +19,31 @@ pub(super) struct Security {
 }
 
 impl Security {
-    /// What the command line asks for, put into the server's configuration.
+    /// What the configuration asks for, put into the server's.
     #[cfg(feature = "tls")]
     pub(super) fn of(
-        arguments: &Arguments,
-        config: ServerConfig,
+        config: &Config,
+        server: ServerConfig,
     ) -> Result<(ServerConfig, Self), Failure> {
-        let tls = arguments.tls.open()?;
-        if tls.is_some() && arguments.oldstyle {
-            return Err(Failure::usage("oldstyle clients have no TLS: leave out --oldstyle"));
-        }
-        let config = match &tls {
-            Some((mode, server)) => config.with_tls(*mode, server.clone()),
-            None => config,
+        let tls = super::tls::open(config)?;
+        let server = match &tls {
+            Some((mode, tls)) => server.with_tls(*mode, tls.clone()),
+            None => server,
         };
-        Ok((config, Self { tls }))
+        Ok((server, Self { tls }))
     }
 
+    /// A file may ask for it nevertheless.
     #[cfg(not(feature = "tls"))]
-    #[expect(clippy::unnecessary_wraps, reason = "the same as with TLS")]
-    pub(super) fn of(_: &Arguments, config: ServerConfig) -> Result<(ServerConfig, Self), Failure> {
-        Ok((config, Self::default()))
+    pub(super) fn of(
+        config: &Config,
+        server: ServerConfig,
+    ) -> Result<(ServerConfig, Self), Failure> {
+        if config.asks_for_tls() {
+            let text = "this nbd has no TLS: build it with --features tls";
+            return Err(config.source.blame("tls", Failure::usage(text)));
+        }
+        Ok((server, Self::default()))
     }
 
     /// Whether all clients encrypt.
@@ -52,33 +56,34 @@ impl Security {
     }
 
     /// Warns of addresses that others reach where what travels can be in the clear.
-    pub(super) fn warn(&self, places: &Places<'_>, read_only: bool) {
+    pub(super) fn warn(&self, places: &Places<'_>, config: &Config) {
         if self.is_required() {
             return;
         }
         let addresses = places.tcp.iter().flatten();
         let mut open = addresses.filter(|address: &&SocketAddr| !address.ip().is_loopback());
         if let Some(address) = open.next() {
+            let read_only = config.exports.iter().all(|export| export.read_only);
             let can = if read_only { "read" } else { "read and overwrite" };
+            let remedy = config.source.word("--tls require", "mode = \"require\" in [tls]");
             stderr::say(&format!(
                 "warning: whoever reaches {address} can {can} the disks, and all of it travels in the clear; \
-                 encrypt by --tls require, or listen on 127.0.0.1"
+                 encrypt by {remedy}, or listen on 127.0.0.1"
             ));
         }
     }
 
     /// Reads certificates and keys again. Gives whether there are any.
-    pub(super) fn reload(&self) -> bool {
+    ///
+    /// # Errors
+    /// When they can't be used: those that were read before stay in force.
+    pub(super) fn read_again(&self) -> Result<bool, Failure> {
         #[cfg(feature = "tls")]
         if let Some((_, server)) = &self.tls {
-            match server.reload() {
-                Ok(()) => tracing::info!("read the files for TLS again"),
-                Err(error) => {
-                    stderr::say(&format!("{error}; the files that were read before stay in force"));
-                }
-            }
-            return true;
+            server.reload().map_err(|error| Failure::failed(error.to_string()))?;
+            tracing::info!("read the files for TLS again");
+            return Ok(true);
         }
-        false
+        Ok(false)
     }
 }

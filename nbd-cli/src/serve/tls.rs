@@ -1,10 +1,11 @@
 //! What `nbd serve` says about TLS.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use nbd_engine::tls::{ClientCertificates, ServerTlsMode, TlsServer, default_server_directory};
 
+use super::config::{Config, Tls, TlsMode};
 use crate::exit::Failure;
 
 /// Options of `nbd serve`.
@@ -13,7 +14,7 @@ use crate::exit::Failure;
 pub(crate) struct TlsArguments {
     /// Whether clients can, or must, encrypt [default: require if a certificate or keys are given, else off]
     #[arg(long, value_enum, value_name = "MODE", help_heading = "TLS")]
-    tls: Option<Mode>,
+    tls: Option<TlsMode>,
 
     /// Folder with server-cert.pem and server-key.pem, and with ca-cert.pem to verify clients [default: the first of
     /// ~/.pki/nbd, ~/.pki/nbdkit, /etc/pki/nbd and others that has them]
@@ -36,66 +37,98 @@ pub(crate) struct TlsArguments {
 
     /// Name of an export that only clients that encrypt see and use; can be given several times
     #[arg(long, value_name = "NAME", help_heading = "TLS")]
-    pub(super) tls_only: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Mode {
-    /// No client can
-    Off,
-    /// Clients can
-    On,
-    /// All clients must
-    Require,
+    tls_only: Vec<String>,
 }
 
 impl TlsArguments {
-    /// Reads the certificate or the keys, so that what is wrong with them is known before the first client comes.
-    pub(super) fn open(&self) -> Result<Option<(ServerTlsMode, TlsServer)>, Failure> {
-        let given = self.tls_certificates.is_some() || self.tls_psk.is_some();
-        let mode = match self.tls {
-            Some(Mode::Off) => None,
-            None if !given => None,
-            Some(Mode::On) => Some(ServerTlsMode::Available),
-            Some(Mode::Require) | None => Some(ServerTlsMode::Required),
+    /// What the command line says of TLS, put into the configuration.
+    pub(super) fn add_to(&self, mut config: Config) -> Result<Config, Failure> {
+        config.tls = Tls {
+            mode: self.tls,
+            certificates: self.tls_certificates.clone(),
+            psk: self.tls_psk.clone(),
+            verify_peer: self.tls_verify_peer,
+            allow: self.tls_allow.clone(),
         };
-        let Some(mode) = mode else {
-            let depends =
-                self.tls_verify_peer || !self.tls_allow.is_empty() || !self.tls_only.is_empty();
-            return match depends || given {
-                true => Err(Failure::usage(
-                    "--tls-certificates, --tls-psk, --tls-verify-peer, --tls-allow and --tls-only need TLS, which is \
-                     off: add --tls require --tls-certificates DIR",
-                )),
-                false => Ok(None),
-            };
-        };
-        let restricts = self.tls_verify_peer || !self.tls_allow.is_empty();
-        if mode == ServerTlsMode::Available && restricts && self.tls_only.is_empty() {
-            return Err(Failure::usage(
-                "--tls-verify-peer and --tls-allow keep nobody out while clients need not encrypt: use --tls require, \
-                 or name the exports that are for clients with TLS by --tls-only NAME",
-            ));
+        for name in &self.tls_only {
+            let export = config.exports.iter_mut().find(|export| export.name == *name);
+            let export = export.ok_or_else(|| {
+                Failure::usage(format!("--tls-only {name} names no export that is served"))
+            })?;
+            export.tls_only = true;
         }
-        let clients = match (self.tls_verify_peer, self.tls_allow.is_empty()) {
-            (false, true) => ClientCertificates::Off,
-            _ => ClientCertificates::Required,
-        };
-        let server = match &self.tls_psk {
-            Some(file) => by_keys(file)?,
-            None => {
-                let directory = self.tls_certificates.clone().or_else(default_server_directory);
-                let directory = directory.ok_or_else(|| {
-                    Failure::failed(
-                        "no certificate for TLS: name a folder by --tls-certificates DIR; to make one: nbd cert DIR",
-                    )
-                })?;
-                TlsServer::from_directory(directory, clients).map_err(unusable)?
-            }
-        };
-        let server = if self.tls_allow.is_empty() { server } else { server.allow(&self.tls_allow) };
-        Ok(Some((mode, server)))
+        Ok(config)
     }
+}
+
+/// Reads the certificate or the keys, so that what is wrong with them is known before the first client comes.
+pub(super) fn open(config: &Config) -> Result<Option<(ServerTlsMode, TlsServer)>, Failure> {
+    open_unblamed(config).map_err(|failure| config.source.blame("tls", failure))
+}
+
+fn open_unblamed(config: &Config) -> Result<Option<(ServerTlsMode, TlsServer)>, Failure> {
+    let tls = &config.tls;
+    let word = |option, key| config.source.word(option, key);
+    let only = config.exports.iter().any(|export| export.tls_only);
+    let given = tls.certificates.is_some() || tls.psk.is_some();
+    let mode = match tls.mode {
+        Some(TlsMode::Off) => None,
+        None if !given => None,
+        Some(TlsMode::On) => Some(ServerTlsMode::Available),
+        Some(TlsMode::Require) | None => Some(ServerTlsMode::Required),
+    };
+    let Some(mode) = mode else {
+        let depends = tls.verify_peer || !tls.allow.is_empty() || only;
+        return match depends || given {
+            true => Err(Failure::usage(word(
+                "--tls-certificates, --tls-psk, --tls-verify-peer, --tls-allow and --tls-only need TLS, which is off: \
+                 add --tls require --tls-certificates DIR",
+                "certificates, psk, verify-peer, allow and tls-only need TLS, which is off: add mode = \"require\" and \
+                 certificates = \"DIR\" to [tls]",
+            ))),
+            false => Ok(None),
+        };
+    };
+    if config.server.oldstyle {
+        return Err(Failure::usage(word(
+            "oldstyle clients have no TLS: leave out --oldstyle",
+            "oldstyle clients have no TLS: leave out oldstyle",
+        )));
+    }
+    let restricts = tls.verify_peer || !tls.allow.is_empty();
+    if mode == ServerTlsMode::Available && restricts && !only {
+        return Err(Failure::usage(word(
+            "--tls-verify-peer and --tls-allow keep nobody out while clients need not encrypt: use --tls require, or \
+             name the exports that are for clients with TLS by --tls-only NAME",
+            "verify-peer and allow keep nobody out while clients need not encrypt: use mode = \"require\", or give the \
+             exports that are for clients with TLS tls-only = true",
+        )));
+    }
+    if tls.psk.is_some() && (tls.verify_peer || tls.certificates.is_some()) {
+        return Err(Failure::usage(word(
+            "--tls-psk takes the place of certificates: leave out --tls-certificates and --tls-verify-peer",
+            "psk takes the place of certificates: leave out certificates and verify-peer",
+        )));
+    }
+    let clients = match (tls.verify_peer, tls.allow.is_empty()) {
+        (false, true) => ClientCertificates::Off,
+        _ => ClientCertificates::Required,
+    };
+    let server = match &tls.psk {
+        Some(file) => by_keys(config, file)?,
+        None => {
+            let directory = tls.certificates.clone().or_else(default_server_directory);
+            let directory = directory.ok_or_else(|| {
+                let remedy = word("--tls-certificates DIR", "certificates = \"DIR\"");
+                Failure::failed(format!(
+                    "no certificate for TLS: name a folder by {remedy}; to make one: nbd cert DIR"
+                ))
+            })?;
+            TlsServer::from_directory(directory, clients).map_err(unusable)?
+        }
+    };
+    let server = if tls.allow.is_empty() { server } else { server.allow(&tls.allow) };
+    Ok(Some((mode, server)))
 }
 
 fn unusable(error: nbd_engine::tls::TlsError) -> Failure {
@@ -103,13 +136,14 @@ fn unusable(error: nbd_engine::tls::TlsError) -> Failure {
 }
 
 #[cfg(feature = "tls-psk")]
-fn by_keys(file: &PathBuf) -> Result<TlsServer, Failure> {
+fn by_keys(_: &Config, file: &Path) -> Result<TlsServer, Failure> {
     TlsServer::from_psk_file(file).map_err(unusable)
 }
 
 #[cfg(not(feature = "tls-psk"))]
-fn by_keys(_: &PathBuf) -> Result<TlsServer, Failure> {
-    Err(Failure::usage(
-        "this nbd has no pre-shared keys: build it with --features tls-psk, or use --tls-certificates",
-    ))
+fn by_keys(config: &Config, _: &Path) -> Result<TlsServer, Failure> {
+    let instead = config.source.word("--tls-certificates", "certificates");
+    Err(Failure::usage(format!(
+        "this nbd has no pre-shared keys: build it with --features tls-psk, or use {instead}"
+    )))
 }

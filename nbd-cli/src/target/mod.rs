@@ -9,7 +9,7 @@ mod sockets;
 mod subprocess;
 mod words;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     /// The export's URI, such as nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH; or the command of a server between
     /// brackets, which is started on a private socket and stopped afterwards, such as [ qemu-nbd -f qcow2 disk.qcow2 ]
     #[arg(value_name = "URI | [ COMMAND ARGS ]", required = true, num_args = 1..)]
-    words: Vec<std::ffi::OsString>,
+    words: Vec<OsString>,
 
     /// How long the server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit
     #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
@@ -50,16 +50,23 @@ pub(crate) struct Arguments {
 impl Arguments {
     /// Starts the server if that is what is asked for.
     pub(crate) fn open(&self) -> Result<Target, Failure> {
-        match &places(&self.words)?[..] {
-            [place] => {
-                let mut target = Target::open(place, self.timeout, &self.tls)?;
-                target.retry(&self.retries, true);
-                self.tls.check_used(&[target.uri()])?;
-                Ok(target)
-            }
-            [_, more, ..] => Err(Failure::usage(format!("one server at a time; leave out {more}"))),
-            [] => Err(Failure::usage("give a URI, or [ COMMAND ARGS ]")),
+        Ok(self.open_with(0)?.0)
+    }
+
+    /// The same, with as many as `more` words behind the server, which come back.
+    pub(crate) fn open_with(&self, more: usize) -> Result<(Target, Vec<OsString>), Failure> {
+        let places = places(&self.words)?;
+        let Some((place, rest)) = places.split_first() else {
+            return Err(Failure::usage("give a URI, or [ COMMAND ARGS ]"));
+        };
+        let words: Vec<_> = rest.iter().take(more).map_while(Place::word).cloned().collect();
+        if let Some(surplus) = rest.get(words.len()) {
+            return Err(Failure::usage(format!("one server at a time; leave out {surplus}")));
         }
+        let mut target = Target::open(place, self.timeout, &self.tls)?;
+        target.retry(&self.retries, true);
+        self.tls.check_used(&[target.uri()])?;
+        Ok((target, words))
     }
 }
 

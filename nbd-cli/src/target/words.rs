@@ -14,6 +14,16 @@ pub(crate) enum Place {
     Command(Vec<OsString>),
 }
 
+impl Place {
+    /// The word, if it is one.
+    pub(crate) const fn word(&self) -> Option<&OsString> {
+        match self {
+            Self::Word(word) => Some(word),
+            Self::Command(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -2,6 +2,7 @@
 
 mod alias;
 mod command;
+mod dump;
 mod info;
 mod list;
 mod map;

@@ -178,3 +178,21 @@ fn a_context_without_a_namespace_is_a_usage_error() {
         assert!(finished.stderr.contains("base:allocation"), "{}", finished.stderr);
     }
 }
+
+#[test]
+fn a_picture_has_what_the_map_has() {
+    let server = ours_with_data();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("map.svg").display().to_string();
+    assert_eq!(told(["map", "--svg", &file, &server.uri("")]), "");
+    let picture = std::fs::read_to_string(&file).unwrap();
+    for text in ["data: 114688 bytes, 1.4 %", "hole,zero: 8273920 bytes, 98.6 %", "0 bytes from 0"]
+    {
+        assert!(picture.contains(text), "{text:?} is not in: {picture}");
+    }
+    // All that is open is closed: it can be parsed.
+    let [opened, closed] = ["<text", "</text>"].map(|tag| picture.matches(tag).count());
+    assert!(opened == closed && picture.ends_with("</svg>\n"), "{picture}");
+    let nowhere = nbd(["map", "--svg", "/no/such/folder/map.svg", &server.uri("")]).failure();
+    assert!(nowhere.contains("cannot write '/no/such/folder/map.svg'"), "{nowhere}");
+}

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use nbd_proto::{BlockSize, ContextInfo};
+use nbd_proto::{BlockSize, Command, ContextInfo};
 
 use super::asynchronous::DynAsyncExport;
-use super::{AsyncExport, ClientInfo, CloseReason, Export, Fua};
+use super::{Admit, AsyncExport, ClientInfo, CloseReason, Export, Fua, Result};
 
 /// An export that may block or one whose work is a future, shared by all connections. Cheap to clone: clones are the
 /// same export.
@@ -47,6 +48,12 @@ impl AnyExport {
     /// Shares an export whose work is a future: [`new`](Self::new) for types that are of both kinds.
     pub fn new_async(export: impl AsyncExport) -> Self {
         Self { kind: Kind::Async(Arc::new(export)) }
+    }
+
+    /// An export that is shared already.
+    #[cfg(target_os = "linux")]
+    pub(super) const fn from_shared(export: Arc<dyn Export>) -> Self {
+        Self { kind: Kind::Blocking(export) }
     }
 
     pub(crate) const fn kind(&self) -> &Kind {
@@ -98,6 +105,52 @@ impl AnyExport {
         match &self.kind {
             Kind::Blocking(export) => export.contexts()?.find(query),
             Kind::Async(export) => export.find_context(query),
+        }
+    }
+
+    /// Whether the export is asked about each request.
+    pub(crate) fn admits(&self) -> bool {
+        match &self.kind {
+            Kind::Blocking(export) => export.admits(),
+            Kind::Async(export) => export.wants_admission(),
+        }
+    }
+
+    /// See [`Layer::admit`](super::Layer::admit).
+    pub(crate) fn admit(&self, client: &ClientInfo, command: &Command) -> Admit {
+        match &self.kind {
+            Kind::Blocking(export) => export.admit(client, command),
+            Kind::Async(export) => export.admitted(client, command),
+        }
+    }
+
+    /// See [`Layer::pace`](super::Layer::pace).
+    pub(crate) fn pace(&self, client: &ClientInfo, command: &Command, now: Instant) -> Duration {
+        match &self.kind {
+            Kind::Blocking(export) => export.pace(client, command, now),
+            Kind::Async(export) => export.paced(client, command, now),
+        }
+    }
+
+    /// See [`Layer::begun`](super::Layer::begun).
+    pub(crate) fn begun(&self, client: &ClientInfo, command: &Command, now: Instant) {
+        match &self.kind {
+            Kind::Blocking(export) => export.begun(client, command, now),
+            Kind::Async(export) => export.has_begun(client, command, now),
+        }
+    }
+
+    /// See [`Layer::finished`](super::Layer::finished).
+    pub(crate) fn finished(
+        &self,
+        client: &ClientInfo,
+        command: &Command,
+        result: &Result<()>,
+        took: Duration,
+    ) {
+        match &self.kind {
+            Kind::Blocking(export) => export.finished(client, command, result, took),
+            Kind::Async(export) => export.has_finished(client, command, result, took),
         }
     }
 

@@ -2,11 +2,15 @@
 
 use core::ops::ControlFlow;
 use core::pin::Pin;
+use core::time::Duration;
 use std::sync::Arc;
+use std::time::Instant;
+
+use nbd_proto::Command;
 
 use super::any::Facts;
 use super::{
-    Allocation, BlockSize, Body, ClientInfo, CloseReason, ContextInfo, Extent, Fua, Result,
+    Admit, Allocation, BlockSize, Body, ClientInfo, CloseReason, ContextInfo, Extent, Fua, Result,
     ZeroMode,
 };
 use crate::server::{Mailbox, serve_requests};
@@ -104,6 +108,39 @@ pub trait AsyncExport: Send + Sync + 'static {
     /// [`ExportEntry::on_close`](super::ExportEntry::on_close) for how to clean up what takes a future.
     fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
         let _ = (client, reason);
+    }
+
+    /// See [`Export::admits`](super::Export::admits).
+    fn admits(&self) -> bool {
+        false
+    }
+
+    /// See [`Layer::admit`](super::Layer::admit).
+    fn admit(&self, client: &ClientInfo, command: &Command) -> Admit {
+        let _ = (client, command);
+        Admit::NOW
+    }
+
+    /// See [`Layer::pace`](super::Layer::pace).
+    fn pace(&self, client: &ClientInfo, command: &Command, now: Instant) -> Duration {
+        let _ = (client, command, now);
+        Duration::ZERO
+    }
+
+    /// See [`Layer::begun`](super::Layer::begun).
+    fn begun(&self, client: &ClientInfo, command: &Command, now: Instant) {
+        let _ = (client, command, now);
+    }
+
+    /// See [`Layer::finished`](super::Layer::finished).
+    fn finished(
+        &self,
+        client: &ClientInfo,
+        command: &Command,
+        result: &Result<()>,
+        took: Duration,
+    ) {
+        let _ = (client, command, result, took);
     }
 
     /// The ability to write; an export without it is read-only.
@@ -368,6 +405,32 @@ impl<E: AsyncExport> AsyncExport for Arc<E> {
         (**self).client_left(client, reason);
     }
 
+    fn admits(&self) -> bool {
+        (**self).admits()
+    }
+
+    fn admit(&self, client: &ClientInfo, command: &Command) -> Admit {
+        (**self).admit(client, command)
+    }
+
+    fn pace(&self, client: &ClientInfo, command: &Command, now: Instant) -> Duration {
+        (**self).pace(client, command, now)
+    }
+
+    fn begun(&self, client: &ClientInfo, command: &Command, now: Instant) {
+        (**self).begun(client, command, now);
+    }
+
+    fn finished(
+        &self,
+        client: &ClientInfo,
+        command: &Command,
+        result: &Result<()>,
+        took: Duration,
+    ) {
+        (**self).finished(client, command, result, took);
+    }
+
     fn can_write(&self) -> Option<impl AsyncCanWrite> {
         (**self).can_write()
     }
@@ -411,6 +474,17 @@ pub(crate) trait DynAsyncExport: Send + Sync {
     fn find_context(&self, query: &str) -> Option<ContextInfo>;
     fn entered(&self, client: &ClientInfo);
     fn left(&self, client: &ClientInfo, reason: &CloseReason);
+    fn wants_admission(&self) -> bool;
+    fn admitted(&self, client: &ClientInfo, command: &Command) -> Admit;
+    fn paced(&self, client: &ClientInfo, command: &Command, now: Instant) -> Duration;
+    fn has_begun(&self, client: &ClientInfo, command: &Command, now: Instant);
+    fn has_finished(
+        &self,
+        client: &ClientInfo,
+        command: &Command,
+        result: &Result<()>,
+        took: Duration,
+    );
     /// Carries out the requests that come by the mailbox, one at a time, without end.
     fn serve(self: Arc<Self>, mailbox: Mailbox) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
@@ -451,6 +525,32 @@ impl<E: AsyncExport> DynAsyncExport for E {
 
     fn left(&self, client: &ClientInfo, reason: &CloseReason) {
         self.client_left(client, reason);
+    }
+
+    fn wants_admission(&self) -> bool {
+        self.admits()
+    }
+
+    fn admitted(&self, client: &ClientInfo, command: &Command) -> Admit {
+        self.admit(client, command)
+    }
+
+    fn paced(&self, client: &ClientInfo, command: &Command, now: Instant) -> Duration {
+        self.pace(client, command, now)
+    }
+
+    fn has_begun(&self, client: &ClientInfo, command: &Command, now: Instant) {
+        self.begun(client, command, now);
+    }
+
+    fn has_finished(
+        &self,
+        client: &ClientInfo,
+        command: &Command,
+        result: &Result<()>,
+        took: Duration,
+    ) {
+        self.finished(client, command, result, took);
     }
 
     fn serve(self: Arc<Self>, mailbox: Mailbox) -> Pin<Box<dyn Future<Output = ()> + Send>> {

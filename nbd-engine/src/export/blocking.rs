@@ -1,8 +1,13 @@
 //! Exports that may block.
 
+use core::time::Duration;
+use std::time::Instant;
+
+use nbd_proto::Command;
+
 use super::{
-    BlockSize, Body, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite, CanWriteZeroes,
-    ClientInfo, CloseReason, Contexts, Result,
+    Admit, BlockSize, Body, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite,
+    CanWriteZeroes, ClientInfo, CloseReason, Contexts, Result,
 };
 
 /// A disk that may block while it works: a file, a block device, memory, or anything of your own.
@@ -125,6 +130,40 @@ pub trait Export: Send + Sync + 'static {
     /// worker thread that carried out that request, so it must not block. A panic is ignored.
     fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
         let _ = (client, reason);
+    }
+
+    /// Whether [`admit`](Self::admit), [`pace`](Self::pace), [`begun`](Self::begun) and [`finished`](Self::finished) do
+    /// anything. Asked once for each client, when it enters.
+    fn admits(&self) -> bool {
+        false
+    }
+
+    /// A request has arrived. See [`Layer::admit`](super::Layer::admit), which is where to implement it.
+    fn admit(&self, client: &ClientInfo, command: &Command) -> Admit {
+        let _ = (client, command);
+        Admit::NOW
+    }
+
+    /// How long a request waits for its share of a rate. See [`Layer::pace`](super::Layer::pace).
+    fn pace(&self, client: &ClientInfo, command: &Command, now: Instant) -> Duration {
+        let _ = (client, command, now);
+        Duration::ZERO
+    }
+
+    /// A request is carried out now. See [`Layer::begun`](super::Layer::begun).
+    fn begun(&self, client: &ClientInfo, command: &Command, now: Instant) {
+        let _ = (client, command, now);
+    }
+
+    /// A request has been carried out. See [`Layer::finished`](super::Layer::finished).
+    fn finished(
+        &self,
+        client: &ClientInfo,
+        command: &Command,
+        result: &Result<()>,
+        took: Duration,
+    ) {
+        let _ = (client, command, result, took);
     }
 
     /// The ability to write; an export without it is read-only.

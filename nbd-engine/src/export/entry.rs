@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nbd_proto::wire::MAX_STRING;
 
-use super::{AnyExport, ClientInfo, CloseReason, IntoExport};
+use super::{AnyExport, ClientInfo, CloseReason, IntoExport, Withdrawal};
 
 /// An export under a name, with a description: what a look-up finds.
 ///
@@ -23,6 +23,8 @@ pub struct ExportEntry {
     description: Option<String>,
     export: AnyExport,
     tls_required: bool,
+    resize_denied: bool,
+    withdrawal: Option<Withdrawal>,
     on_enter: Option<Arc<OnEnter>>,
     on_close: Option<Arc<OnClose>>,
 }
@@ -47,6 +49,8 @@ impl ExportEntry {
             description: None,
             export,
             tls_required: false,
+            resize_denied: false,
+            withdrawal: None,
             on_enter: None,
             on_close: None,
         })
@@ -75,6 +79,31 @@ impl ExportEntry {
     #[must_use]
     pub const fn is_tls_required(&self) -> bool {
         self.tls_required
+    }
+
+    /// Refuses to resize the export, even if it [can be resized](super::CanResize) and the
+    /// [server](crate::server::ServerConfig::with_resize) lets clients resize exports.
+    #[must_use]
+    pub const fn without_resize(mut self) -> Self {
+        self.resize_denied = true;
+        self
+    }
+
+    /// Whether clients may resize the export, if it can be resized.
+    #[must_use]
+    pub const fn is_resize_allowed(&self) -> bool {
+        !self.resize_denied
+    }
+
+    /// Has clients that enter by this entry disconnected when the export is [withdrawn](Withdrawal).
+    #[must_use]
+    pub fn with_withdrawal(mut self, withdrawal: &Withdrawal) -> Self {
+        self.withdrawal = Some(withdrawal.clone());
+        self
+    }
+
+    pub(crate) const fn withdrawal(&self) -> Option<&Withdrawal> {
+        self.withdrawal.as_ref()
     }
 
     /// Has `on_enter` called each time that a client enters the export by this entry, before its first request. A

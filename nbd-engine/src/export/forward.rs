@@ -1,10 +1,14 @@
 //! Exports that consist of another one.
 
+use core::time::Duration;
 use std::sync::Arc;
+use std::time::Instant;
+
+use nbd_proto::Command;
 
 use super::{
-    BlockSize, Body, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite, CanWriteZeroes,
-    ClientInfo, CloseReason, Contexts, Export, Result,
+    Admit, BlockSize, Body, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite,
+    CanWriteZeroes, ClientInfo, CloseReason, Contexts, Export, Result,
 };
 
 /// Methods of [`Export`] that do what those of the inner export do: `forward!(self, self.inner; size read ...)`.
@@ -59,6 +63,23 @@ macro_rules! forward {
             $inner.client_left(client, reason);
         }
     };
+    (@admission $self:ident, $inner:expr) => {
+        fn admits(&$self) -> bool { $inner.admits() }
+        fn admit(&$self, client: &ClientInfo, command: &Command) -> Admit {
+            $inner.admit(client, command)
+        }
+        fn pace(&$self, client: &ClientInfo, command: &Command, now: Instant) -> Duration {
+            $inner.pace(client, command, now)
+        }
+        fn begun(&$self, client: &ClientInfo, command: &Command, now: Instant) {
+            $inner.begun(client, command, now);
+        }
+        fn finished(
+            &$self, client: &ClientInfo, command: &Command, result: &Result<()>, took: Duration,
+        ) {
+            $inner.finished(client, command, result, took);
+        }
+    };
     (@can_write $self:ident, $inner:expr) => {
         fn can_write(&$self) -> Option<&dyn CanWrite> { $inner.can_write() }
     };
@@ -90,7 +111,7 @@ pub(super) use forward;
 impl<E: Export + ?Sized> Export for Box<E> {
     forward! { self, (**self);
         size refresh read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
-        client_entered client_left
+        client_entered client_left admission
         can_write can_flush can_trim can_write_zeroes can_cache can_extents contexts can_resize
     }
 }
@@ -99,7 +120,7 @@ impl<E: Export + ?Sized> Export for Box<E> {
 impl<E: Export + ?Sized> Export for Arc<E> {
     forward! { self, (**self);
         size refresh read never_blocks read_body try_read block_size block_size_required description rotational multi_conn
-        client_entered client_left
+        client_entered client_left admission
         can_write can_flush can_trim can_write_zeroes can_cache can_extents contexts can_resize
     }
 }

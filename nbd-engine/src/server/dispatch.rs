@@ -270,6 +270,7 @@ pub(crate) fn describe<'q>(
     info.block_size = facts.block_size;
     info.block_size_required = facts.block_size_required;
     info.tls_required = entry.is_tls_required();
+    let resize = config.resize() && entry.is_resize_allowed() && facts.resize;
     let fua = match facts.write {
         None | Some(Fua::Emulated) => facts.flush,
         Some(Fua::Native) => true,
@@ -285,7 +286,7 @@ pub(crate) fn describe<'q>(
         (facts.fast_zero, TransmissionFlags::SEND_FAST_ZERO),
         (facts.multi_conn && config.max_connections() > 1, TransmissionFlags::CAN_MULTI_CONN),
         (facts.cache, TransmissionFlags::SEND_CACHE),
-        (config.resize() && facts.resize, TransmissionFlags::SEND_RESIZE),
+        (resize, TransmissionFlags::SEND_RESIZE),
     ] {
         info.flags.set(flag, ability);
     }

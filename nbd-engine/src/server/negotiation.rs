@@ -129,9 +129,19 @@ impl Negotiation {
         selected.iter().map(|one| (one.id, Source::new(&one.name, extents))).collect()
     }
 
+    /// The client.
+    pub(super) fn client(&self) -> &ClientInfo {
+        &self.client
+    }
+
     /// The export in use.
     pub(super) fn export(&self) -> Option<&AnyExport> {
         self.export.as_ref().map(ExportEntry::export)
+    }
+
+    /// The name of the export in use, as its entry has it.
+    pub(super) fn export_name(&self) -> Option<&str> {
+        self.export.as_ref().map(ExportEntry::name)
     }
 
     /// Which kind of export is in use.

@@ -13,6 +13,7 @@ use core::ops::Range;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 use std::task::Context;
+use std::time::Instant;
 
 use nbd_proto::server::{Connection, Event};
 use nbd_proto::wire::ErrorCode;
@@ -20,6 +21,7 @@ use nbd_proto::{Command, Misuse, RequestId, Wants};
 
 use super::ConnectionError;
 use super::dispatch::{self, AsyncRequest};
+use super::metrics::Recorder;
 use super::negotiation::Negotiation;
 use super::payload::Destination;
 use super::slot_futures::SlotFutures;
@@ -30,8 +32,10 @@ use super::watch::Activity;
 use super::workers::{Completion, Completions, Job, Lane};
 use crate::export::{Body, ExportError, Kind, Result as ExportResult};
 use crate::pump::{Handler, Incoming, Reception};
+use admission::Admission;
 use slot::{Memory, Slot};
 
+mod admission;
 mod lifecycle;
 mod reply;
 mod slot;
@@ -44,6 +48,9 @@ enum PayloadLocation<'a> {
     Staged(&'a [u8]),
 }
 
+/// Gives the runtime's time.
+pub(super) type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
+
 /// The requests of a connection, and what they need.
 pub(super) struct Requests {
     pub(super) state: Arc<ServerState>,
@@ -52,6 +59,10 @@ pub(super) struct Requests {
     contexts: Vec<(u32, Source)>,
     slots: Vec<Slot>,
     memory: Memory,
+    /// What waits for the export's layers, if they are asked about each request.
+    admission: Option<Admission>,
+    /// The runtime's time.
+    clock: Clock,
     /// A request that waits for the memory that it may need.
     waiting: Option<(RequestId, Command)>,
     /// Whether the payload of a write waits for memory to be received into.
@@ -63,6 +74,8 @@ pub(super) struct Requests {
     completed: Vec<Completion>,
     futures: SlotFutures<AsyncRequest, Completion>,
     pub(super) turn: Turn,
+    /// What is counted for others to see, if anything is.
+    pub(super) recorder: Option<Recorder>,
     pub(super) activity: Activity,
     /// Whether the export wants the connection to end as if the server shut down.
     pub(super) ending: bool,
@@ -79,11 +92,17 @@ impl Handler<Connection> for Requests {
     type Error = ConnectionError;
 
     fn may_receive(&self) -> bool {
-        self.waiting.is_none() && self.closed.is_none() && !self.turn.is_over()
+        self.waiting.is_none()
+            && self.closed.is_none()
+            && !self.turn.is_over()
+            && !self.is_held_back()
     }
 
     fn received(&mut self, connection: &mut Connection, count: usize) {
         self.activity.received += count as u64;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.received();
+        }
         self.memory.account.credit(count);
         self.turn.spend(count as u64);
         self.end_rest();
@@ -155,6 +174,9 @@ impl Handler<Connection> for Requests {
 
     fn sent(&mut self, count: usize, drained: bool) {
         self.activity.sent += count as u64;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.sent();
+        }
         self.memory.account.credit(count);
         self.activity.drained += u64::from(drained);
         self.turn.spend(count as u64);
@@ -162,6 +184,9 @@ impl Handler<Connection> for Requests {
 
     fn finished(&mut self, id: RequestId) {
         if let Some(slot) = self.slots.get_mut(id.index()) {
+            if let (Some(started), Some(recorder)) = (slot.started.take(), &mut self.recorder) {
+                recorder.finished(started);
+            }
             slot.assign(None);
             self.memory.recycle(slot);
         }
@@ -216,7 +241,24 @@ impl Requests {
         cx: &mut Context<'_>,
     ) {
         self.activity.requests += 1;
-        let slot = self.slot(id);
+        let started = self.recorder.as_mut().and_then(|recorder| recorder.started(&command));
+        self.slot(id).started = started;
+        if self.admission.is_some() && !self.admit(connection, id, command, staged) {
+            return;
+        }
+        self.carry_out(connection, id, command, staged, cx);
+    }
+
+    /// Carries out a request, now or when there is memory for it.
+    fn carry_out(
+        &mut self,
+        connection: &mut Connection,
+        id: RequestId,
+        command: Command,
+        staged: &[u8],
+        cx: &mut Context<'_>,
+    ) {
+        let slot = &mut self.slots[id.index()];
         if let Command::Write { .. } = command {
             // Its memory was charged before it was received.
             let payload = if slot.payload.is_decided() {
@@ -367,15 +409,24 @@ impl Requests {
         command: Command,
         result: &ExportResult<()>,
     ) {
+        if self.admission.is_some() {
+            self.report(id, command, result);
+        }
         let Slot { work, .. } = &self.slots[id.index()];
         let answered = match (result, command) {
             (Err(error), _) => self.answer_error(connection, id, command, error),
             (Ok(()), Command::Read { offset, .. }) => {
                 reply::read(connection, id, offset, &work.body)
             }
-            (Ok(()), Command::BlockStatus { offset, .. }) => {
-                reply::status(connection, id, offset, &work.status)
+            (Ok(()), Command::BlockStatus { offset, .. })
+                if connection.export().is_none_or(|export| export.size <= offset) =>
+            {
+                // By a resize, since it was asked for.
+                let error =
+                    ExportError::new(ErrorCode::EINVAL, "the range is not inside of the export");
+                self.answer_error(connection, id, command, &error)
             }
+            (Ok(()), Command::BlockStatus { .. }) => reply::status(connection, id, &work.status),
             (Ok(()), Command::Resize { .. }) => {
                 self.follow_size(connection);
                 connection.reply(id).and_then(nbd_proto::server::Reply::finish)
@@ -387,6 +438,7 @@ impl Requests {
             tracing::warn!(?command, %misuse, "an export's answer makes no sense");
             if let Ok(reply) = connection.reply(id) {
                 reply.error(ErrorCode::EIO, "the export's answer makes no sense");
+                self.count_failure(id, ErrorCode::EIO);
             }
         }
         // What it holds from now on, until the reply is sent, is known.
@@ -413,8 +465,18 @@ impl Requests {
             self.ending = true;
         }
         tracing::debug!(?command, %error, "a request failed");
-        connection.reply(id)?.error(error.code(), error.text());
+        let reply = connection.reply(id)?;
+        self.count_failure(id, reply.allowed(error.code()));
+        reply.error(error.code(), error.text());
         Ok(())
+    }
+
+    /// A request is answered with an error.
+    fn count_failure(&mut self, id: RequestId, code: ErrorCode) {
+        let started = self.slots[id.index()].started.as_mut();
+        if let (Some(started), Some(recorder)) = (started, &self.recorder) {
+            recorder.failed(started, code);
+        }
     }
 
     /// The export may have been resized, by another connection even. A client that knew so before it sent what has just

@@ -3,20 +3,21 @@
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbd_proto::server::{Connection, LookupOutcome};
 use nbd_proto::wire::{CompactRequest, ExtendedRequest};
 use nbd_proto::{CloseReason, Wants};
 
 use super::ConnectionError;
+use super::metrics::Recorder;
 use super::negotiation::Negotiation;
 use super::request::Requests;
 use super::state::ServerState;
 use super::turn::Turn;
 use super::watch::Activity;
 use crate::busy_poll::{BUSY_POLL, BusyPoll};
-use crate::export::{self, ClientInfo};
+use crate::export::{self, ClientInfo, Withdrawal};
 use crate::maybe_tls::{InTransit, MaybeTls};
 use crate::pump::Pump;
 use crate::runtime::Runtime;
@@ -43,6 +44,7 @@ impl<T: Transport> Session<T> {
         state: Arc<ServerState>,
         transport: T,
         client: Arc<ClientInfo>,
+        recorder: Option<Recorder>,
         runtime: &impl Runtime,
     ) -> Result<Self, ConnectionError> {
         let mut negotiation = Negotiation::new(client);
@@ -50,7 +52,10 @@ impl<T: Transport> Session<T> {
         let shares_thread = runtime.shares_threads();
         let busy_poll = if shares_thread { Duration::ZERO } else { BUSY_POLL };
         let busy_poll = BusyPoll::new(state.config().busy_poll(busy_poll));
-        let mut requests = Requests::new(state, negotiation, Turn::new(shares_thread));
+        let clock = runtime.clone();
+        let clock = Box::new(move || clock.now());
+        let turn = Turn::new(shares_thread);
+        let mut requests = Requests::new(state, negotiation, recorder, turn, clock);
         requests.entered(&connection);
         let pump = Pump::new(connection, MaybeTls::Plain(transport));
         Ok(Self { pump, requests, busy_poll })
@@ -63,6 +68,11 @@ impl<T: Transport> Session<T> {
     /// Exports in the longest list that the client was given.
     pub(crate) const fn listed_exports(&self) -> u32 {
         self.pump.machine.listed_exports()
+    }
+
+    /// What takes the export away from the client that uses it, if anything does.
+    pub(crate) fn withdrawal(&self) -> Option<Withdrawal> {
+        self.requests.negotiation.visit()?.withdrawal().cloned()
     }
 
     /// Whether nothing is in flight or queued.
@@ -95,6 +105,11 @@ impl<T: Transport> Session<T> {
             self.requests.end_rest();
         }
         core::mem::replace(&mut self.requests.ended_rest, false)
+    }
+
+    /// When a request that waits for the export's layers is due, so that the session has to be polled.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.requests.due()
     }
 
     /// What the connection is doing.
@@ -151,6 +166,7 @@ impl<T: Transport> Session<T> {
         loop {
             requests.collect(&mut pump.machine, cx);
             let mut progress = requests.execute_waiting(&mut pump.machine, cx);
+            progress |= requests.admit_waiting(&mut pump.machine, cx);
             let before = requests.activity.received;
             progress |= pump.receive(requests, cx)?;
             if requests.activity.received != before {
@@ -186,6 +202,17 @@ impl<T: Transport> Session<T> {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// What shows others how far the connection is, if anything does.
+    pub(crate) const fn recorder(&self) -> Option<&Recorder> {
+        self.requests.recorder.as_ref()
+    }
+
+    /// Shows others how far the connection is.
+    pub(crate) fn publish(&mut self) {
+        let in_flight = self.requests_in_flight();
+        self.requests.publish(in_flight, self.pump.machine.self_answered());
     }
 
     /// The connection is over: drops what still works for the client. The export learns why.
@@ -237,20 +264,34 @@ fn begin_tls<T: Transport>(
     let Some(tls) = requests.state.config().tls() else {
         return Err(ConnectionError::Internal(nbd_proto::Misuse::WrongPhase));
     };
-    let stream =
-        pump.transport.tls(|transport| tls.accept(transport)).map_err(ConnectionError::Tls)?;
-    if stream.poll_handshake(cx)?.is_pending() {
-        return Ok(false);
+    let count = |succeeded| {
+        if let Some(metrics) = requests.state.config().metrics() {
+            metrics.tls_began(succeeded);
+        }
+    };
+    let stream = pump.transport.tls(|transport| tls.accept(transport));
+    let stream = stream.map_err(ConnectionError::Tls).inspect_err(|_| count(false))?;
+    match stream.poll_handshake(cx) {
+        Poll::Pending => return Ok(false),
+        Poll::Ready(done) => {
+            count(done.is_ok());
+            done?;
+        }
     }
     let identity = stream.peer_identity().unwrap_or_default();
     if !tls.admits(&identity) {
         return Err(ConnectionError::NotAllowed(identity.names));
     }
     tracing::debug!(suite = stream.description(), names = ?identity.names, "TLS begins");
+    if let Some(recorder) = &requests.recorder {
+        recorder.identified(identity.clone());
+    }
     requests.negotiation.identified(identity);
     pump.machine.tls_established()?;
     Ok(true)
 }
 
+#[cfg(test)]
+mod admission_tests;
 #[cfg(test)]
 mod tests;

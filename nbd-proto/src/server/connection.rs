@@ -8,7 +8,7 @@ use super::pending::Progress;
 use super::question::Question;
 use super::reply::{Answer, Reply, Style};
 use super::transmission::Transmission;
-use super::{Config, Event, Listing, LookupOutcome, LookupRefusal};
+use super::{Config, Event, Listing, LookupOutcome, LookupRefusal, SelfAnswered};
 use crate::outbound::{Outbound, Tail};
 use crate::scratch::Scratch;
 use crate::wire::{HandshakeFlags, NewstyleGreeting, OldstyleGreeting, valid_string};
@@ -471,6 +471,16 @@ impl Connection {
         match &self.phase {
             Phase::Handshake(_) => 0,
             Phase::Transmission(transmission) => transmission.in_flight.len(),
+        }
+    }
+
+    /// What the core answered by itself since the export was entered, for statistics: an entry for each command and error
+    /// that there was. Counts only grow.
+    #[must_use]
+    pub fn self_answered(&self) -> &[SelfAnswered] {
+        match &self.phase {
+            Phase::Handshake(_) => &[],
+            Phase::Transmission(transmission) => transmission.self_answers.entries(),
         }
     }
 

@@ -137,6 +137,7 @@ scenarios! {
         drain {
             requests_in_flight_finish_and_later_ones_are_refused,
             idle_clients_are_sent_away,
+            the_clients_of_a_withdrawn_export_are_sent_away_and_others_stay,
             a_server_without_clients_ends,
             nobody_connects_after_the_shutdown,
             the_option_phase_ends_with_the_shutdown,
@@ -159,6 +160,11 @@ scenarios! {
             a_client_that_vanishes_at_any_byte_frees_its_place,
             a_client_that_vanishes_at_any_byte_of_the_replies_frees_its_place,
             a_client_that_vanishes_while_requests_run_frees_its_place,
+        }
+        metrics {
+            what_is_counted_is_what_clients_saw,
+            requests_in_flight_are_reported,
+            a_client_is_disconnected_and_others_stay,
         }
         visits { an_export_learns_which_client_enters_and_how_it_leaves }
         listening {
@@ -205,8 +211,10 @@ scenarios! {
             clients_that_have_disconnected_are_given_up_sooner,
             requests_in_flight_finish_and_later_ones_are_refused,
             idle_clients_are_sent_away,
+            the_clients_of_a_withdrawn_export_are_sent_away_and_others_stay,
             the_option_phase_ends_with_the_shutdown,
             a_client_that_vanishes_while_requests_run_frees_its_place,
+            what_is_counted_is_what_clients_saw,
         }
         alone {
             a_handshake_that_stalls_ends_at_the_deadline,

@@ -1,13 +1,17 @@
 //! A layer around an export whose work is a future.
 
-use nbd_proto::{ContextInfo, Extent};
+use core::ops::ControlFlow;
+use core::time::Duration;
+use std::time::Instant;
 
-use super::{Layer, Layered, Source, gone, range, resized};
+use nbd_proto::{Command, ContextInfo, Extent};
+
+use super::{Admit, For, Layer, Layered, Source, cut, gone, range, resized};
 use crate::export::contexts::no_such_context;
 use crate::export::{
-    AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanResize, AsyncCanTrim, AsyncCanWrite,
-    AsyncCanWriteZeroes, AsyncContexts, AsyncExport, BlockSize, Body, ClientInfo, CloseReason, Fua,
-    Result, Visitor, ZeroMode,
+    Allocation, AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanResize, AsyncCanTrim,
+    AsyncCanWrite, AsyncCanWriteZeroes, AsyncContexts, AsyncExport, BlockSize, Body, ClientInfo,
+    CloseReason, Fua, Result, Visitor, ZeroMode,
 };
 
 impl<E: AsyncExport, L: Layer> AsyncExport for Layered<E, L> {
@@ -15,17 +19,14 @@ impl<E: AsyncExport, L: Layer> AsyncExport for Layered<E, L> {
         self.layer.size(self.inner.size())
     }
 
-    fn read(&self, buffer: &mut [u8], offset: u64) -> impl Future<Output = Result<()>> + Send {
-        self.inner.read(buffer, offset)
+    async fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let offset = self.moved(|| self.inner.size(), offset, buffer.len() as u64, For::Reading)?;
+        self.inner.read(buffer, offset).await
     }
 
-    fn read_body(
-        &self,
-        body: &mut Body,
-        length: usize,
-        offset: u64,
-    ) -> impl Future<Output = Result<()>> + Send {
-        self.inner.read_body(body, length, offset)
+    async fn read_body(&self, body: &mut Body, length: usize, offset: u64) -> Result<()> {
+        let offset = self.moved(|| self.inner.size(), offset, length as u64, For::Reading)?;
+        self.inner.read_body(body, length, offset).await
     }
 
     fn block_size(&self) -> BlockSize {
@@ -50,10 +51,42 @@ impl<E: AsyncExport, L: Layer> AsyncExport for Layered<E, L> {
 
     fn client_entered(&self, client: &ClientInfo) {
         self.inner.client_entered(client);
+        self.layer.client_entered(client);
     }
 
     fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
+        self.layer.client_left(client, reason);
         self.inner.client_left(client, reason);
+    }
+
+    fn admits(&self) -> bool {
+        L::ADMITS || self.inner.admits()
+    }
+
+    fn admit(&self, client: &ClientInfo, command: &Command) -> Admit {
+        let own = self.layer.admit(client, command);
+        own.then(|| self.inner.admit(client, &self.moved_command(command)))
+    }
+
+    fn pace(&self, client: &ClientInfo, command: &Command, now: Instant) -> Duration {
+        let own = self.layer.pace(client, command, now);
+        own.max(self.inner.pace(client, &self.moved_command(command), now))
+    }
+
+    fn begun(&self, client: &ClientInfo, command: &Command, now: Instant) {
+        self.layer.begun(client, command, now);
+        self.inner.begun(client, &self.moved_command(command), now);
+    }
+
+    fn finished(
+        &self,
+        client: &ClientInfo,
+        command: &Command,
+        result: &Result<()>,
+        took: Duration,
+    ) {
+        self.inner.finished(client, &self.moved_command(command), result, took);
+        self.layer.finished(client, command, result, took);
     }
 
     fn can_write(&self) -> Option<impl AsyncCanWrite> {
@@ -73,11 +106,11 @@ impl<E: AsyncExport, L: Layer> AsyncExport for Layered<E, L> {
     }
 
     fn can_cache(&self) -> Option<impl AsyncCanCache> {
-        self.inner.can_cache()
+        self.inner.can_cache().map(|_| self)
     }
 
     fn can_extents(&self) -> Option<impl AsyncCanExtents> {
-        self.inner.can_extents()
+        self.inner.can_extents().map(|_| self)
     }
 
     fn contexts(&self) -> Option<impl AsyncContexts> {
@@ -85,14 +118,15 @@ impl<E: AsyncExport, L: Layer> AsyncExport for Layered<E, L> {
     }
 
     fn can_resize(&self) -> Option<impl AsyncCanResize> {
-        self.inner.can_resize().filter(|_| L::WRITABLE).map(|_| self)
+        self.inner.can_resize().filter(|_| L::WRITABLE && L::RESIZABLE).map(|_| self)
     }
 }
 
 impl<E: AsyncExport, L: Layer> AsyncCanWrite for Layered<E, L> {
     async fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
+        let inner = self.moved(|| self.inner.size(), offset, data.len() as u64, For::Writing)?;
         let _changing = self.layer.change(range(offset, data.len() as u64));
-        self.inner.can_write().ok_or_else(gone)?.write(data, offset, fua).await
+        self.inner.can_write().ok_or_else(gone)?.write(data, inner, fua).await
     }
 
     fn fua(&self) -> Fua {
@@ -102,19 +136,46 @@ impl<E: AsyncExport, L: Layer> AsyncCanWrite for Layered<E, L> {
 
 impl<E: AsyncExport, L: Layer> AsyncCanTrim for Layered<E, L> {
     async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()> {
+        let inner = self.moved(|| self.inner.size(), offset, length, For::Reading)?;
         let _changing = self.layer.change(range(offset, length));
-        self.inner.can_trim().ok_or_else(gone)?.trim(offset, length, fua).await
+        self.inner.can_trim().ok_or_else(gone)?.trim(inner, length, fua).await
     }
 }
 
 impl<E: AsyncExport, L: Layer> AsyncCanWriteZeroes for Layered<E, L> {
     async fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
+        let inner = self.moved(|| self.inner.size(), offset, length, For::Writing)?;
         let _changing = self.layer.change(range(offset, length));
-        self.inner.can_write_zeroes().ok_or_else(gone)?.write_zeroes(offset, length, mode).await
+        self.inner.can_write_zeroes().ok_or_else(gone)?.write_zeroes(inner, length, mode).await
     }
 
     fn can_fast_zero(&self) -> bool {
         self.inner.can_write_zeroes().is_some_and(|ability| ability.can_fast_zero())
+    }
+}
+
+impl<E: AsyncExport, L: Layer> AsyncCanCache for Layered<E, L> {
+    async fn cache(&self, offset: u64, length: u64) -> Result<()> {
+        let inner = self.moved(|| self.inner.size(), offset, length, For::Reading)?;
+        self.inner.can_cache().ok_or_else(gone)?.cache(inner, length).await
+    }
+}
+
+impl<E: AsyncExport, L: Layer> AsyncCanExtents for Layered<E, L> {
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        visit: &mut Visitor<'_, Allocation>,
+    ) -> Result<()> {
+        let inner = self.moved(|| self.inner.size(), offset, length, For::Reading)?;
+        let mut left = self.bytes_left(|| self.inner.size(), offset);
+        let extents = self.inner.can_extents().ok_or_else(gone)?;
+        let mut visit = |run: Allocation| match cut(&mut left, run.length) {
+            Some(length) => visit(Allocation { length, ..run }),
+            None => ControlFlow::Break(()),
+        };
+        extents.extents(inner, length, &mut visit).await
     }
 }
 
@@ -128,7 +189,9 @@ impl<E: AsyncExport, L: Layer> AsyncCanResize for Layered<E, L> {
 impl<E: AsyncExport, L: Layer> AsyncContexts for Layered<E, L> {
     fn list(&self) -> Vec<ContextInfo> {
         let mut contexts = self.layer.contexts(self.inner.can_extents().is_some());
-        contexts.extend(self.inner.contexts().map(|own| own.list()).unwrap_or_default());
+        let inner = self.inner.contexts().map(|own| own.list()).unwrap_or_default();
+        contexts.retain(|own| inner.iter().all(|other| other.name() != own.name()));
+        contexts.extend(inner);
         contexts
     }
 
@@ -143,24 +206,31 @@ impl<E: AsyncExport, L: Layer> AsyncContexts for Layered<E, L> {
         length: u64,
         visit: &mut Visitor<'_, Extent>,
     ) -> Result<()> {
-        match self.layer.source(context) {
-            Source::Layer => self.layer.status(context, offset, length, visit),
-            Source::Inner => {
-                let contexts = self.inner.contexts().ok_or_else(no_such_context)?;
-                contexts.status(context, offset, length, visit).await
-            }
-            Source::Extents(status) => {
-                let extents = self.inner.can_extents().ok_or_else(no_such_context)?;
-                let mut visit = |run: crate::export::Allocation| {
-                    visit(Extent { length: run.length, status: status(run) })
-                };
-                extents.extents(offset, length, &mut visit).await
-            }
+        let source = self.source(context, || self.inner.contexts().map(|own| own.list()));
+        if let Source::Layer = source {
+            return self.layer.status(context, offset, length, visit);
         }
+        let inner = self.moved(|| self.inner.size(), offset, length, For::Reading)?;
+        let mut left = self.bytes_left(|| self.inner.size(), offset);
+        let mut visit = |length, status| match cut(&mut left, length) {
+            Some(length) => visit(Extent { length, status }),
+            None => ControlFlow::Break(()),
+        };
+        if let Source::Extents(status) = source {
+            let extents = self.inner.can_extents().ok_or_else(no_such_context)?;
+            let mut visit = |run: Allocation| visit(run.length, status(run));
+            return extents.extents(inner, length, &mut visit).await;
+        }
+        let contexts = self.inner.contexts().ok_or_else(no_such_context)?;
+        let mut visit = |run: Extent| visit(run.length, run.status);
+        contexts.status(context, inner, length, &mut visit).await
     }
 
     fn join(&self, context: &str, one: u64, other: u64) -> u64 {
-        match (self.layer.source(context), self.inner.contexts()) {
+        match (
+            self.source(context, || self.inner.contexts().map(|own| own.list())),
+            self.inner.contexts(),
+        ) {
             (Source::Inner, Some(contexts)) => contexts.join(context, one, other),
             (Source::Extents(_), _) => one.max(other),
             (Source::Layer | Source::Inner, _) => one | other,

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::task::Context;
 
-use nbd_proto::server::Connection;
+use nbd_proto::server::{Connection, SelfAnswered};
 
-use super::Requests;
+use super::admission::Admission;
 use super::slot::Memory;
+use super::{Clock, Requests};
+use crate::export::AnyExport;
+use crate::server::metrics::{Progress, Recorder};
 use crate::server::negotiation::Negotiation;
 use crate::server::slot_futures::SlotFutures;
 use crate::server::state::ServerState;
@@ -20,7 +23,9 @@ impl Requests {
     pub(in crate::server) fn new(
         state: Arc<ServerState>,
         negotiation: Negotiation,
+        recorder: Option<Recorder>,
         turn: Turn,
+        clock: Clock,
     ) -> Self {
         let memory = Memory::new(state.budget());
         Self {
@@ -29,6 +34,8 @@ impl Requests {
             contexts: Vec::new(),
             slots: Vec::new(),
             memory,
+            admission: None,
+            clock,
             waiting: None,
             payload_waits: false,
             offloaded: 0,
@@ -37,6 +44,7 @@ impl Requests {
             completed: Vec::new(),
             futures: SlotFutures::new(),
             turn,
+            recorder,
             activity: Activity::default(),
             ending: false,
             hung_up: false,
@@ -55,6 +63,11 @@ impl Requests {
             (false, false) => "simple",
         };
         self.contexts = self.negotiation.enter(view.contexts);
+        if let (Some(recorder), Some(name)) = (&self.recorder, self.negotiation.export_name()) {
+            recorder.entered(name);
+        }
+        let admits = self.negotiation.export().is_some_and(AnyExport::admits);
+        self.admission = admits.then(Admission::default);
         tracing::debug!(replies, "a client entered transmission");
     }
 
@@ -85,14 +98,28 @@ impl Requests {
         self.ended_rest |= core::mem::replace(&mut self.rests, false);
     }
 
+    /// Shows others how far the connection is, which has so many requests in flight, and of which the core has answered
+    /// these.
+    pub(in crate::server) fn publish(&mut self, in_flight: usize, answered: &[SelfAnswered]) {
+        if let Some(recorder) = &mut self.recorder {
+            let progress = Progress {
+                received: self.activity.received,
+                sent: self.activity.sent,
+                in_flight,
+                buffers: self.memory.account.used(),
+            };
+            recorder.publish(&progress, answered);
+        }
+    }
+
     /// Whether others wait for buffers that this connection holds.
     pub(in crate::server) fn is_in_the_way(&self) -> bool {
         self.memory.account.is_in_the_way()
     }
 
-    /// Whether a request waits for memory, so that nothing is received.
-    pub(in crate::server) const fn is_waiting(&self) -> bool {
-        self.waiting.is_some() || self.payload_waits
+    /// Whether a request waits for memory, or many wait for the export's layers, so that nothing is received.
+    pub(in crate::server) fn is_waiting(&self) -> bool {
+        self.waiting.is_some() || self.payload_waits || self.is_held_back()
     }
 
     /// Drops what still works for the client.

@@ -16,7 +16,7 @@ use crate::server::ServerConfig;
 use crate::server::budget::Account;
 
 /// A client that has sent all that it will ever send, and takes every reply.
-struct Script {
+pub(super) struct Script {
     input: Vec<u8>,
     position: usize,
     /// Bytes that one call receives at most.
@@ -24,7 +24,7 @@ struct Script {
 }
 
 impl Script {
-    const fn new(input: Vec<u8>) -> Self {
+    pub(super) const fn new(input: Vec<u8>) -> Self {
         Self { input, position: 0, max: usize::MAX }
     }
 }
@@ -140,7 +140,7 @@ impl CanWriteZeroes for Counter {
 }
 
 /// What a client sends that enters the default export and then sends so many requests.
-fn script(command: CommandType, length: u32, count: u64) -> Vec<u8> {
+pub(super) fn script(command: CommandType, length: u32, count: u64) -> Vec<u8> {
     let mut bytes = vec![0, 0, 0, 3];
     bytes.extend(OptionHeader { code: OptionCode::EXPORT_NAME, length: 0 }.encode());
     for cookie in 0..count {
@@ -169,7 +169,7 @@ fn a_turn_is_short_whatever_the_client_has_sent() {
         let state = ServerState::new(exports, ServerConfig::new());
         let client = state.client(PeerAddr::Unix(None));
         let transport = Script::new(script(command, length, count));
-        let session = Session::new(Arc::clone(&state), transport, client, &Still);
+        let session = Session::new(Arc::clone(&state), transport, client, None, &Still);
         let mut session = session.now_or_never().unwrap().unwrap();
         let mut cx = Context::from_waker(Waker::noop());
         let (mut turns, mut before) = (0, 0);
@@ -198,7 +198,7 @@ fn a_write_that_waits_for_memory_is_not_awaited_from_the_client() {
     let mut input = script(CommandType::WRITE, length, 1);
     input.truncate(input.len() - (1 << 20));
     let transport = Script::new(input);
-    let session = Session::new(Arc::clone(&state), transport, client, &Still);
+    let session = Session::new(Arc::clone(&state), transport, client, None, &Still);
     let mut session = session.now_or_never().unwrap().unwrap();
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..100 {
@@ -252,7 +252,7 @@ fn the_size_is_asked_for_by_the_request_however_its_payload_is_cut() {
         let count = 4;
         let input = script(CommandType::WRITE, length, count);
         let transport = Script { max: 1 << 10, ..Script::new(input) };
-        let session = Session::new(Arc::clone(&state), transport, client, &Still);
+        let session = Session::new(Arc::clone(&state), transport, client, None, &Still);
         let mut session = session.now_or_never().unwrap().unwrap();
         let mut cx = Context::from_waker(Waker::noop());
         let mut turns = 0;
@@ -356,7 +356,7 @@ mod inside_of_tls {
         /// What the deadlines make of a client that does nothing from now on.
         fn verdict(&mut self) -> Verdict {
             let second = Duration::from_secs(1);
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             let mut watch = Watch::new(self.session.requests.state.config(), start);
             watch.restart(start, &self.session.activity());
             for seconds in 1..100 {

@@ -1,0 +1,168 @@
+//! What the pages say beyond the help: exit statuses, the environment, examples, other pages.
+
+/// A section that is the same on every page.
+pub(super) struct Section {
+    pub(super) heading: &'static str,
+    /// Words, and what they mean.
+    pub(super) entries: &'static [(&'static str, &'static str)],
+}
+
+pub(super) const fn exit_status() -> Section {
+    Section {
+        heading: "EXIT STATUS",
+        entries: &[
+            (
+                "0",
+                "Success; the orderly end of a server; the answer yes of nbd info --can, --is and --has.",
+            ),
+            ("1", "Failure: a message on standard error says why."),
+            ("2", "The answer no of nbd info --can, --is and --has."),
+            ("3", "nbd serve: requests were cut off at the end of --drain-timeout."),
+            ("64", "The command line is at fault."),
+            ("70", "A fault of nbd itself, reported on standard error."),
+            ("78", "nbd serve: the configuration file is at fault; a message shows where."),
+            ("128 + N", "nbd serve: signal N came a second time and ended it at once."),
+        ],
+    }
+}
+
+pub(super) const fn environment() -> Section {
+    Section {
+        heading: "ENVIRONMENT",
+        entries: &[
+            (
+                "NO_COLOR",
+                "If it is set and not empty, there are no colours unless --color asks for them.",
+            ),
+            (
+                "LISTEN_FDS, LISTEN_PID",
+                "Sockets that nbd serve takes in place of its own, as systemd's socket activation passes them.",
+            ),
+            (
+                "TMPDIR",
+                "Where the private socket of a server between brackets is made; /tmp by default.",
+            ),
+            ("USER, LOGNAME", "The user of a pre-shared key, if the URI names none."),
+        ],
+    }
+}
+
+/// Other programs' pages.
+pub(super) const SEE_ALSO: &[(&str, &str)] = &[
+    ("nbdkit", "1"),
+    ("nbdinfo", "1"),
+    ("nbdcopy", "1"),
+    ("qemu-nbd", "8"),
+    ("qemu-img", "1"),
+    ("nbd-client", "8"),
+];
+
+/// What a command is used for, and the command lines for that. The name of the whole is `nbd`.
+pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)] {
+    match command {
+        crate::NAME => &[
+            ("Serve a file on this machine:", "nbd serve disk.img"),
+            ("Look at what is served:", "nbd info nbd://localhost"),
+            ("Copy it to another file:", "nbd copy nbd://localhost copy.img"),
+        ],
+        "serve" => &[
+            ("Serve a file to this machine, on 127.0.0.1:10809:", "nbd serve disk.img"),
+            (
+                "Serve two disks on a Unix socket, each under a name:",
+                "nbd serve --unix /run/nbd.sock system=disk.img scratch=memory:1G",
+            ),
+            (
+                "Serve a block device to others for reading, encrypted:",
+                "nbd serve --read-only --ip-addr :: --tls require --tls-certificates /etc/pki/nbd /dev/vg/disk",
+            ),
+        ],
+        "info" => &[
+            ("Show size, flags and contexts of an export:", "nbd info nbd://localhost/disk"),
+            (
+                "Look at an image of another format by the server of its format:",
+                "nbd info [ qemu-nbd -r -f qcow2 disk.qcow2 ]",
+            ),
+            (
+                "Ask in a script whether it can be written:",
+                "nbd info --can write nbd://localhost/disk",
+            ),
+        ],
+        "list" => &[("Show all exports of a server:", "nbd list nbd://localhost")],
+        "map" => &[
+            ("Show how much of an export is data:", "nbd map --totals nbd://localhost/disk"),
+            (
+                "Show what was changed since a backup began:",
+                "nbd map --context qemu:dirty-bitmap:monday nbd://localhost/disk",
+            ),
+        ],
+        "dump" => &[("Show the first sector of a disk:", "nbd dump nbd://localhost/disk 0 512")],
+        "copy" => &[
+            ("Copy an export to a file, with its holes:", "nbd copy nbd://localhost/disk disk.img"),
+            (
+                "Copy between servers, with a line of progress:",
+                "nbd copy --progress nbd://old/disk nbd://new/disk",
+            ),
+        ],
+        "resize" => {
+            &[("Make an export one gibibyte larger:", "nbd resize nbd://localhost/disk +1G")]
+        }
+        "bitmap" => &[
+            ("Begin to record changes:", "nbd bitmap /run/nbd-control.sock start monday"),
+            ("Forget them after a backup:", "nbd bitmap /run/nbd-control.sock clear monday"),
+        ],
+        "status" => &[
+            ("Show clients and exports of a server:", "nbd status /run/nbd-control.sock"),
+            ("Watch them:", "nbd status --watch --interval 5s /run/nbd-control.sock"),
+        ],
+        "disconnect" => {
+            &[("Disconnect the client of number 7:", "nbd disconnect /run/nbd-control.sock 7")]
+        }
+        "cert" => &[
+            (
+                "Make certificates for a server with two names:",
+                "nbd cert /etc/pki/nbd --name disks.example.org --name 192.0.2.7",
+            ),
+            ("Replace them by new ones of the same authority:", "nbd cert /etc/pki/nbd --renew"),
+        ],
+        "psk" => &[("Add a user with a new key:", "nbd psk /etc/nbd/keys.psk alice")],
+        "completion" => &[(
+            "Have bash complete nbd's command lines from now on:",
+            "nbd completion bash > ~/.local/share/bash-completion/completions/nbd",
+        )],
+        "man" => {
+            &[("Install the manual pages for oneself:", "nbd man --dir ~/.local/share/man/man1")]
+        }
+        _ => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+    use crate::target;
+
+    /// The words of a line, up to where it is redirected.
+    fn words(line: &str) -> Vec<std::ffi::OsString> {
+        let line = line.split(" > ").next().unwrap_or(line);
+        target::arguments(line.split(' ').map(std::ffi::OsString::from))
+    }
+
+    #[test]
+    fn every_command_has_examples_and_all_are_understood() {
+        let command = crate::Cli::command();
+        let names = command.get_subcommands().map(|one| one.get_name().to_owned());
+        for name in names.chain([crate::NAME.to_owned()]) {
+            assert!(!examples(&name).is_empty(), "{name}");
+            for (_, line) in examples(&name) {
+                if name != crate::NAME {
+                    assert!(line.starts_with(&format!("nbd {name} ")), "{line}");
+                }
+                if let Err(error) = crate::Cli::try_parse_from(words(line)) {
+                    panic!("{line}: {error}");
+                }
+            }
+        }
+    }
+}

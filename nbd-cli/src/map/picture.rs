@@ -1,0 +1,204 @@
+//! The map as a picture: an SVG of cells, each as many bytes as the others.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::ops::Range;
+use std::path::Path;
+
+use super::names::{ground, name};
+use crate::exit::Failure;
+use crate::output::{printable, quoted};
+
+/// Cells of a row, and rows at most.
+const COLUMNS: u64 = 128;
+const ROWS: u64 = 64;
+
+/// Width and height of a cell, with the gap behind it.
+const SIDE: u64 = 8;
+
+/// Where the cells begin: offsets are to their left, and a title above.
+const LEFT: u64 = 150;
+const TOP: u64 = 60;
+
+/// Types that have a colour and a line in the legend of their own: further ones share the last.
+const TYPES: usize = 8;
+
+/// Colours of the types that stand out, in the order of their numbers, and of the one that is the ground.
+const COLOURS: [&str; TYPES] =
+    ["#1f5fbf", "#c2410c", "#15803d", "#7e22ce", "#b45309", "#0e7490", "#be185d", "#4b5563"];
+const GROUND: &str = "#e5e7eb";
+
+/// The bytes of each type in a cell.
+type Shares = BTreeMap<u64, u64>;
+
+/// Draws the runs of a range, which have a type each.
+pub(super) fn draw(
+    server: &str,
+    context: &str,
+    range: Range<u64>,
+    runs: impl Iterator<Item = Result<(Range<u64>, u64), Failure>>,
+) -> Result<String, Failure> {
+    let grid = Grid::over(&range);
+    let mut cells = vec![Shares::new(); grid.cells as usize];
+    let mut totals = Shares::new();
+    for run in runs {
+        let (run, status) = run?;
+        *totals.entry(status).or_default() += run.end - run.start;
+        for (index, length) in grid.parts(run) {
+            *cells[index].entry(status).or_default() += length;
+        }
+        if totals.len() > 1024 {
+            return Err(Failure::failed("there are too many types to draw a picture of them"));
+        }
+    }
+    // What is written, or dirty, is drawn over what is not.
+    let ground = ground(context);
+    let types: Vec<u64> = totals.keys().copied().filter(|status| *status != ground).collect();
+    let colour = |status: u64| match types.iter().position(|known| *known == status) {
+        Some(index) => COLOURS[index.min(TYPES - 1)],
+        None => GROUND,
+    };
+    let mut svg = String::new();
+    let rows = grid.cells.div_ceil(COLUMNS);
+    let lines = totals.len().min(TYPES + 1) as u64;
+    let (width, height) = (LEFT + COLUMNS * SIDE + 20, TOP + rows * SIDE + 30 + 20 * lines);
+    let mut add = |text: std::fmt::Arguments<'_>| {
+        let _a_string_takes_everything = svg.write_fmt(text);
+    };
+    add(format_args!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
+         height=\"{height}\" font-family=\"monospace\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
+         <text x=\"10\" y=\"22\" font-size=\"15\">{}</text>\n\
+         <text x=\"10\" y=\"44\">{}, {} bytes from {}; a cell is {} bytes</text>\n",
+        escape(server),
+        escape(context),
+        range.end - range.start,
+        range.start,
+        grid.cell,
+    ));
+    for row in (0..rows).step_by(8) {
+        let offset = range.start + row * COLUMNS * grid.cell;
+        let y = TOP + row * SIDE + 10;
+        let x = LEFT - 8;
+        add(format_args!("<text x=\"{x}\" y=\"{y}\" text-anchor=\"end\">{offset}</text>\n"));
+    }
+    for (index, shares) in (0..).zip(&cells) {
+        let (x, y) = (LEFT + index % COLUMNS * SIDE, TOP + index / COLUMNS * SIDE);
+        let whole: u64 = shares.values().sum();
+        let shown =
+            shares.iter().filter(|(status, _)| **status != ground).max_by_key(|part| part.1);
+        add(format_args!("<rect x=\"{x}\" y=\"{y}\" width=\"7\" height=\"7\" fill=\"{GROUND}\"/>"));
+        if let Some((status, length)) = shown {
+            // Some of it is to be seen, however little it is.
+            let opacity = 0.3 + 0.7 * (*length as f64 / whole as f64);
+            add(format_args!(
+                "<rect x=\"{x}\" y=\"{y}\" width=\"7\" height=\"7\" fill=\"{}\" opacity=\"{opacity:.2}\"/>",
+                colour(*status)
+            ));
+        }
+        add(format_args!("\n"));
+    }
+    for (line, (status, length)) in (0..lines).zip(&totals) {
+        let y = TOP + rows * SIDE + 20 + 20 * line;
+        let meaning = name(context, *status).unwrap_or_else(|| format!("type {status}").into());
+        let percent = 100.0 * *length as f64 / (range.end - range.start) as f64;
+        add(format_args!(
+            "<rect x=\"{LEFT}\" y=\"{y}\" width=\"12\" height=\"12\" fill=\"{}\"/>\
+             <text x=\"{}\" y=\"{}\">{}: {length} bytes, {percent:.1} %</text>\n",
+            colour(*status),
+            LEFT + 20,
+            y + 11,
+            escape(&meaning),
+        ));
+    }
+    add(format_args!("</svg>\n"));
+    Ok(svg)
+}
+
+/// Writes the picture, all of it or nothing.
+pub(super) fn save(picture: &str, path: &Path) -> Result<(), Failure> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let save = || {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(picture.as_bytes())?;
+        // For others as well, which files for the moment are not.
+        let mode = rustix::fs::Mode::from_raw_mode(0o644);
+        rustix::fs::fchmod(file.as_file(), mode)?;
+        file.persist(path).map_err(|error| error.error)
+    };
+    save().map(drop).map_err(|error| {
+        Failure::failed(format!("cannot write {}: {error}", quoted(path.as_os_str())))
+    })
+}
+
+/// How a range is divided.
+struct Grid {
+    start: u64,
+    /// Bytes of a cell; the last one may have fewer.
+    cell: u64,
+    cells: u64,
+}
+
+impl Grid {
+    fn over(range: &Range<u64>) -> Self {
+        let length = range.end - range.start;
+        // Powers of two look familiar.
+        let cell = length.div_ceil(COLUMNS * ROWS).next_power_of_two().max(1);
+        Self { start: range.start, cell, cells: length.div_ceil(cell) }
+    }
+
+    /// The cells that a part of the range touches, and how many bytes of each.
+    fn parts(&self, part: Range<u64>) -> impl Iterator<Item = (usize, u64)> + use<> {
+        let (start, cell) = (part.start - self.start, self.cell);
+        let end = part.end - self.start;
+        (start / cell..end.div_ceil(cell)).map(move |index| {
+            let length = end.min((index + 1) * cell) - start.max(index * cell);
+            (index as usize, length)
+        })
+    }
+}
+
+/// A text between tags.
+fn escape(text: &str) -> String {
+    printable(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_byte_is_in_one_cell() {
+        for (range, parts) in [
+            (0..0, vec![]),
+            (0..10, vec![0..3, 3..10]),
+            (5..1_000_000, vec![5..6, 6..300_000, 300_000..1_000_000]),
+            (0..i64::MAX as u64, vec![0..1 << 62, 1 << 62..i64::MAX as u64]),
+        ] {
+            let grid = Grid::over(&range);
+            assert!(grid.cells <= COLUMNS * ROWS);
+            let mut filled = vec![0; grid.cells as usize];
+            for part in parts {
+                for (index, length) in grid.parts(part) {
+                    filled[index] += length;
+                }
+            }
+            assert!(filled.iter().all(|length| *length <= grid.cell));
+            assert_eq!(filled.iter().sum::<u64>(), range.end - range.start);
+        }
+    }
+
+    #[test]
+    fn little_data_in_a_large_hole_is_seen_and_texts_are_no_markup() {
+        let data = 1 << 40..(1 << 40) + 512;
+        let runs = [(0..data.start, 3), (data.clone(), 0), (data.end..1 << 41, 3)];
+        let svg = draw("<a&b>", "base:allocation", 0..1 << 41, runs.into_iter().map(Ok)).unwrap();
+        assert_eq!(svg.matches("opacity").count(), 1);
+        assert!(svg.contains("data: 512 bytes") && svg.contains("&lt;a&amp;b&gt;"), "{svg}");
+    }
+}

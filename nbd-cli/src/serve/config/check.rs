@@ -1,0 +1,188 @@
+//! The rules that a configuration keeps to, whatever it comes from. They need nothing but itself: what files are there
+//! is found out when they are opened.
+
+use std::collections::{HashMap, HashSet};
+
+use nbd_engine::export::{Memory, Tracked};
+use nbd_engine::proto::wire::is_valid_string;
+
+use super::source::Source;
+use super::{Address, Backend, Config, Export};
+use crate::exit::Failure;
+use crate::output::quoted;
+
+/// Refuses what can't be, with all that is wrong.
+///
+/// # Errors
+/// Of a command line a usage error about the first, of a file all of them.
+pub(crate) fn check(config: &Config) -> Result<(), Failure> {
+    let mut rules = Rules { source: &config.source, faults: Vec::new() };
+    rules.server(config);
+    rules.listeners(config);
+    rules.exports(config);
+    let mut faults = rules.faults.into_iter();
+    match &config.source {
+        Source::CommandLine => faults.next().map_or(Ok(()), |(_, text)| Err(Failure::Usage(text))),
+        source => {
+            let faults = Vec::from_iter(faults.map(|(key, text)| source.fault(&key, &text)));
+            if faults.is_empty() { Ok(()) } else { Err(Failure::Config(faults)) }
+        }
+    }
+}
+
+struct Rules<'a> {
+    source: &'a Source,
+    /// The key at fault, and what is wrong with it.
+    faults: Vec<(String, String)>,
+}
+
+impl Rules<'_> {
+    fn broken(&mut self, key: impl Into<String>, text: impl Into<String>) {
+        self.faults.push((key.into(), text.into()));
+    }
+
+    fn server(&mut self, config: &Config) {
+        let server = &config.server;
+        if server.control.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            self.broken("server.control", "give the path of a socket");
+        }
+        if !server.oldstyle {
+            return;
+        }
+        if config.exports.len() > 1 {
+            let text = "oldstyle clients get the one export that there is: leave out the others";
+            self.broken("export.1", text);
+        }
+        if server.control.is_some() {
+            self.broken("server.control", "oldstyle clients have no bitmaps: leave out control");
+        }
+        for (index, export) in config.exports.iter().enumerate() {
+            for (given, key) in [
+                (export.block_size_required, "block-size-required"),
+                (!export.track.is_empty(), "track"),
+                (export.allocation_depth, "allocation-depth"),
+                (export.tls_only, "tls-only"),
+            ] {
+                if given {
+                    let text = format!("oldstyle clients have none of this: leave out {key}");
+                    self.broken(format!("export.{index}.{key}"), text);
+                }
+            }
+        }
+    }
+
+    fn listeners(&mut self, config: &Config) {
+        let mut taken: Vec<Address<'_>> = Vec::new();
+        for (index, listen) in config.listeners.iter().enumerate() {
+            let address = match listen.address() {
+                Ok(address) => address,
+                Err(text) => {
+                    self.broken(format!("listen.{index}"), text);
+                    continue;
+                }
+            };
+            let (key, text) = match address {
+                Address::Tcp(address) => ("tcp", address.to_string()),
+                Address::Unix(path) => ("unix", quoted(path.as_os_str())),
+                Address::Activation => ("activation", "socket activation".into()),
+            };
+            let key = format!("listen.{index}.{key}");
+            match address {
+                Address::Unix(path) if path.as_os_str().is_empty() => {
+                    self.broken(&key, "give the path of a socket");
+                }
+                Address::Unix(path) if config.server.control.as_deref() == Some(path) => {
+                    self.broken(&key, format!("{text} is the path of the control socket, too"));
+                }
+                _ => {}
+            }
+            // Each takes a free port of its own.
+            let free = matches!(address, Address::Tcp(address) if address.port == 0);
+            if !free && taken.contains(&address) && matches!(self.source, Source::File(_)) {
+                self.broken(&key, format!("two listeners are at {text}: leave out one"));
+            }
+            taken.push(address);
+        }
+    }
+
+    fn exports(&mut self, config: &Config) {
+        if config.exports.is_empty() {
+            // A file that is still being written does not end what is served.
+            let text = "there is nothing to serve: add an [[export]] with file or memory";
+            self.broken("", text);
+        }
+        let mut names = HashMap::new();
+        for (index, export) in config.exports.iter().enumerate() {
+            let key = |key: &str| format!("export.{index}.{key}");
+            self.text(key("name"), "export name", &export.name);
+            if let Some(description) = &export.description {
+                self.text(key("description"), "description", description);
+            }
+            match export.backend() {
+                Ok(Backend::File(path)) if path.as_os_str().is_empty() => {
+                    self.broken(key("file"), "give the path of a file or block device");
+                }
+                Ok(_) => {}
+                Err(text) => self.broken(format!("export.{index}"), text),
+            }
+            if let Some(first) = names.insert(&*export.name, index) {
+                let remedy = self.another_name(export, first);
+                let text = format!("two exports are called '{}': {remedy}", export.name);
+                self.broken(key("name"), text);
+            }
+            if export.block_size_required && export.block_size.is_none() {
+                let text = "block-size-required needs block-size: add it";
+                self.broken(key("block-size-required"), text);
+            }
+            if export.read_only && !export.track.is_empty() {
+                let text = "what is read-only has no changes to record: leave out track";
+                self.broken(key("track"), text);
+            }
+            self.track(&key("track"), export);
+        }
+    }
+
+    fn text(&mut self, key: String, what: &str, text: &str) {
+        if !is_valid_string(text.as_bytes()) {
+            let text = format!("the {what} has more than 4096 bytes, or a NUL among them");
+            self.broken(key, text);
+        }
+    }
+
+    fn another_name(&self, export: &Export, first: usize) -> String {
+        let backend = match export.backend() {
+            Ok(Backend::File(path)) => path.display().to_string(),
+            Ok(Backend::Memory(size)) => format!("memory:{}", super::Size(size)),
+            Err(_) => "BACKEND".into(),
+        };
+        match self.source {
+            Source::CommandLine => format!("give each its own name, such as first={backend}"),
+            Source::File(_) if export.name.is_empty() => {
+                "without name it is the empty one; give each its own name".into()
+            }
+            source @ Source::File(_) => {
+                let first = source.fault(&format!("export.{first}.name"), "");
+                let first = first.heading.trim_end_matches(": ");
+                format!("give each its own name; the first is at {first}")
+            }
+        }
+    }
+
+    /// The names of bitmaps: a disk of no size tells which of them can't be.
+    fn track(&mut self, key: &str, export: &Export) {
+        if export.track.is_empty() {
+            return;
+        }
+        let Ok(scratch) = Memory::new(0) else { return };
+        let scratch = Tracked::new(scratch);
+        let mut seen = HashSet::new();
+        for (index, name) in export.track.iter().enumerate() {
+            if let Err(error) = scratch.tracker().start(name)
+                && seen.insert(name)
+            {
+                let text = format!("{} '{name}': {error}", self.source.word("--track", "track"));
+                self.broken(format!("{key}.{index}"), text);
+            }
+        }
+    }
+}

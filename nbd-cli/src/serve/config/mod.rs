@@ -1,0 +1,26 @@
+//! What `nbd serve` is to be: one value, whether it comes from the command line or from a file.
+//!
+//! [`Config`] is all that the server is started from. `arguments.rs` makes one of the command line, [`load`] one of a
+//! TOML file; both go through the same [rules](check).
+
+mod check;
+mod document;
+mod fields;
+mod model;
+mod print;
+mod read;
+#[cfg(test)]
+mod reference;
+mod source;
+#[cfg(test)]
+mod tests;
+mod words;
+
+pub(crate) use check::check;
+pub(crate) use model::{Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server};
+#[cfg(any(feature = "tls", test))]
+pub(crate) use model::{Tls, TlsMode};
+pub(crate) use print::print;
+pub(crate) use read::load;
+pub(crate) use source::Source;
+pub(crate) use words::{BlockSizes, Period, Size, TcpAddress};

@@ -1,0 +1,432 @@
+//! The keys of a configuration, and their defaults.
+//!
+//! The comment of each field is its entry in `docs/configuration.md`, which a test makes of them; `cli` is the option
+//! of the command line that does the same.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::super::sandbox;
+use super::source::Source;
+use super::words::{BlockSizes, Period, Size, TcpAddress};
+use crate::quantity::Timeout;
+use crate::serve::metrics::MetricsAddress;
+
+/// All that a server is.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Config {
+    /// The server as a whole.
+    pub(crate) server: Server,
+
+    /// Where it listens. Without any, it takes the sockets that systemd hands over, else listens on 127.0.0.1:10809.
+    #[serde(rename = "listen", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) listeners: Vec<Listen>,
+
+    /// Whether clients encrypt, and by what.
+    #[serde(skip_serializing_if = "Tls::is_default")]
+    pub(crate) tls: Tls,
+
+    /// What it serves. A file needs one at least. The first one is the export of clients that give no name.
+    #[serde(rename = "export")]
+    pub(crate) exports: Vec<Export>,
+
+    /// Where it comes from, for messages.
+    #[serde(skip)]
+    pub(crate) source: Source,
+}
+
+/// The server as a whole.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Server {
+    /// What runs the connections: tasks on tokio, or a thread for each connection.
+    #[cfg_attr(test, schemars(extend("cli" = "--runtime")))]
+    pub(crate) runtime: RuntimeName,
+
+    /// Connections at a time, at least 1; when all are taken, more are refused after a second.
+    #[cfg_attr(test, schemars(extend("cli" = "--max-connections")))]
+    #[serde(deserialize_with = "positive")]
+    pub(crate) max_connections: usize,
+
+    /// How long a client may be idle while others wait for a connection; then its connection is closed, and one of them
+    /// gets it. By default 60s, but never with `max-connections = 1`.
+    #[cfg_attr(test, schemars(extend("cli" = "--idle-timeout")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) idle_timeout: Option<Timeout>,
+
+    /// How long a client may send a request or receive replies at less than 16 KiB/s; then its connection is closed.
+    #[cfg_attr(test, schemars(extend("cli" = "--stall-timeout")))]
+    pub(crate) stall_timeout: Timeout,
+
+    /// How long requests in flight may take to finish at the end; then they are cut off, and the exit status is 3.
+    #[cfg_attr(test, schemars(extend("cli" = "--drain-timeout")))]
+    pub(crate) drain_timeout: Period,
+
+    /// Path of the control socket, for `nbd bitmap`, `nbd status` and `nbd disconnect`; only the user that runs the server can use it.
+    #[cfg_attr(test, schemars(extend("cli" = "--control", "kind" = "path")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) control: Option<PathBuf>,
+
+    /// Where metrics are served to Prometheus by HTTP, as `/metrics`: a port of 127.0.0.1, an address with a port, or
+    /// `unix:PATH`. There is no authentication.
+    #[cfg_attr(test, schemars(extend("cli" = "--metrics")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) metrics: Option<MetricsAddress>,
+
+    /// What is logged on standard error: problems; how connections end badly as well; all connections; everything.
+    #[cfg_attr(test, schemars(extend("cli" = "--verbose")))]
+    pub(crate) log: LogLevel,
+
+    /// Whether the server, once it listens, is confined to its own files and to what serving takes: it can't open other
+    /// files, run programs, or connect to anything. `require` fails where the system can't do that, `try` goes on
+    /// without. By landlock and seccomp of Linux 5.13 or newer.
+    #[cfg_attr(test, schemars(extend("cli" = "--sandbox")))]
+    #[serde(skip_serializing_if = "sandbox::Mode::is_off")]
+    pub(crate) sandbox: sandbox::Mode,
+
+    /// Whether the server speaks the oldstyle protocol, wherever it listens, and serves the one export that there is:
+    /// for very old clients. There is no choice of exports, no structured replies, no metadata contexts and no TLS.
+    #[cfg_attr(test, schemars(extend("cli" = "--oldstyle")))]
+    pub(crate) oldstyle: bool,
+}
+
+/// A listener has exactly one of these keys.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Listen {
+    /// `HOST:PORT`, where the host is an address of IPv4, of IPv6 in brackets, or a name, which stands for all
+    /// of its addresses. Without a port it is 10809; port 0 takes a free one.
+    #[cfg_attr(test, schemars(extend("cli" = "--ip-addr, --port")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tcp: Option<TcpAddress>,
+
+    /// Path of a Unix socket.
+    #[cfg_attr(test, schemars(extend("cli" = "--unix", "kind" = "path")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unix: Option<PathBuf>,
+
+    /// Take the sockets that systemd's socket activation hands over, beside the other listeners, and fail if there are
+    /// none.
+    #[serde(skip_serializing_if = "is_false")]
+    activation: bool,
+}
+
+/// Without `certificates` and `psk` the first of `~/.pki/nbd`, `~/.pki/nbdkit`, `/etc/pki/nbd` and others is taken
+/// that has a certificate.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Tls {
+    /// Whether clients cannot, can or must encrypt. By default `require` if a certificate or keys are given, else
+    /// `off`.
+    #[cfg_attr(test, schemars(extend("cli" = "--tls")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mode: Option<TlsMode>,
+
+    /// Folder with `server-cert.pem` and `server-key.pem`, and with `ca-cert.pem` to verify clients.
+    #[cfg_attr(test, schemars(extend("cli" = "--tls-certificates", "kind" = "path")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) certificates: Option<PathBuf>,
+
+    /// File with pre-shared keys, in place of certificates.
+    #[cfg_attr(test, schemars(extend("cli" = "--tls-psk", "kind" = "path")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) psk: Option<PathBuf>,
+
+    /// Refuse clients that do not show a certificate of the authority in `ca-cert.pem`; with `mode = "on"` that is for
+    /// exports with `tls-only`.
+    #[cfg_attr(test, schemars(extend("cli" = "--tls-verify-peer")))]
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) verify_peer: bool,
+
+    /// Refuse clients whose certificate, or user, has no name that matches one of these patterns, such as
+    /// `*.example.org`.
+    #[cfg_attr(test, schemars(extend("cli" = "--tls-allow")))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) allow: Vec<String>,
+}
+
+/// An export has exactly one of `file` and `memory`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Export {
+    /// The name by which clients ask for it; no two exports have the same.
+    #[cfg_attr(test, schemars(extend("cli" = "NAME=BACKEND, --export-name")))]
+    pub(crate) name: String,
+
+    /// Path of a file or block device.
+    #[cfg_attr(test, schemars(extend("cli" = "file:PATH", "kind" = "path")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<PathBuf>,
+
+    /// Size of a disk in memory, which is lost at the end.
+    #[cfg_attr(test, schemars(extend("cli" = "memory:SIZE")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<Size>,
+
+    /// Text for people who list the exports.
+    #[cfg_attr(test, schemars(extend("cli" = "--description")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) description: Option<String>,
+
+    /// Refuse to write; a file is opened for reading only.
+    #[cfg_attr(test, schemars(extend("cli" = "--read-only")))]
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) read_only: bool,
+
+    /// Let clients resize it, if it can be resized: memory and regular files. A client that makes a disk smaller takes
+    /// the rest from all of them.
+    #[cfg_attr(test, schemars(extend("cli" = "--resize")))]
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) resize: bool,
+
+    /// Names under which it is recorded what clients change from the start on, each as the metadata context
+    /// `qemu:dirty-bitmap:NAME`, for incremental backups.
+    #[cfg_attr(test, schemars(extend("cli" = "--track")))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) track: Vec<String>,
+
+    /// Offer the metadata context `qemu:allocation-depth`.
+    #[cfg_attr(test, schemars(extend("cli" = "--allocation-depth")))]
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) allocation_depth: bool,
+
+    /// Size constraints to announce to clients and to enforce, `MIN[:PREFERRED[:MAX]]`: the smallest unit, a power of
+    /// two up to 64k; the preferred one, a power of two from 512; the longest payload. The disk is cut to a multiple of
+    /// the first.
+    #[cfg_attr(test, schemars(extend("cli" = "--block-size")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) block_size: Option<BlockSizes>,
+
+    /// Refuse clients that do not ask for the size constraints; needs `block-size`.
+    #[cfg_attr(test, schemars(extend("cli" = "--block-size-required")))]
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) block_size_required: bool,
+
+    /// Hide it from clients that do not encrypt, and refuse it to them.
+    #[cfg_attr(test, schemars(extend("cli" = "--tls-only")))]
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) tls_only: bool,
+}
+
+/// The adapters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum RuntimeName {
+    /// Tasks on tokio
+    #[default]
+    Tokio,
+    /// Tasks on async-std
+    #[cfg(feature = "async-std")]
+    #[cfg_attr(test, schemars(skip))]
+    AsyncStd,
+    /// A thread for each connection
+    Blocking,
+}
+
+/// What is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogLevel {
+    /// Warnings and errors.
+    #[default]
+    Warn,
+    /// How connections end badly as well.
+    Info,
+    /// All connections.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// Whether clients encrypt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TlsMode {
+    /// No client can
+    Off,
+    /// Clients can
+    On,
+    /// All clients must
+    Require,
+}
+
+/// What an export is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend<'a> {
+    /// A file or block device.
+    File(&'a Path),
+    /// A disk in memory of so many bytes.
+    Memory(u64),
+}
+
+/// Where a server listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Address<'a> {
+    /// A host and a port.
+    Tcp(&'a TcpAddress),
+    /// A path.
+    Unix(&'a Path),
+    /// On the sockets that were handed over.
+    Activation,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            runtime: RuntimeName::default(),
+            max_connections: 1024,
+            idle_timeout: None,
+            stall_timeout: Timeout::After(Duration::from_secs(60)),
+            drain_timeout: Period(Duration::from_secs(10)),
+            control: None,
+            metrics: None,
+            log: LogLevel::default(),
+            sandbox: sandbox::Mode::Off,
+            oldstyle: false,
+        }
+    }
+}
+
+/// How long a client may be idle by default.
+const IDLE: Duration = Duration::from_secs(60);
+
+impl Server {
+    /// How long a client may be idle while others wait; `None` for as long as it likes. The only client of a server of
+    /// one connection is meant to keep it.
+    pub(crate) fn idle_limit(&self) -> Option<Duration> {
+        let only_one = self.max_connections == 1;
+        let default = if only_one { Timeout::Never } else { Timeout::After(IDLE) };
+        self.idle_timeout.unwrap_or(default).duration()
+    }
+}
+
+impl LogLevel {
+    /// What so many `-v` ask for.
+    pub(crate) const fn of_verbosity(count: u8) -> Self {
+        match count {
+            0 => Self::Warn,
+            1 => Self::Info,
+            2 => Self::Debug,
+            _ => Self::Trace,
+        }
+    }
+
+    /// As many `-v` as ask for this.
+    pub(crate) const fn verbosity(self) -> u8 {
+        self as u8
+    }
+}
+
+impl Listen {
+    pub(crate) fn tcp(address: TcpAddress) -> Self {
+        Self { tcp: Some(address), ..Self::default() }
+    }
+
+    pub(crate) fn unix(path: PathBuf) -> Self {
+        Self { unix: Some(path), ..Self::default() }
+    }
+
+    /// Where that is.
+    ///
+    /// # Errors
+    /// A text that says so when it is not exactly one address, as in a file that was not checked.
+    pub(crate) fn address(&self) -> Result<Address<'_>, String> {
+        match (&self.tcp, &self.unix, self.activation) {
+            (Some(address), None, false) => Ok(Address::Tcp(address)),
+            (None, Some(path), false) => Ok(Address::Unix(path)),
+            (None, None, true) => Ok(Address::Activation),
+            _ => Err("a listener needs exactly one of tcp, unix and activation = true".into()),
+        }
+    }
+}
+
+impl Tls {
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Export {
+    /// An export of that name, with the defaults.
+    pub(crate) fn new(name: impl Into<String>, backend: Backend<'_>) -> Self {
+        let (file, memory) = match backend {
+            Backend::File(path) => (Some(path.to_owned()), None),
+            Backend::Memory(size) => (None, Some(Size(size))),
+        };
+        Self { name: name.into(), file, memory, ..Self::default() }
+    }
+
+    /// What it is.
+    ///
+    /// # Errors
+    /// A text that says so when it is not exactly one thing, as in a file that was not checked.
+    pub(crate) fn backend(&self) -> Result<Backend<'_>, String> {
+        match (&self.file, self.memory) {
+            (Some(path), None) => Ok(Backend::File(path)),
+            (None, Some(size)) => Ok(Backend::Memory(size.0)),
+            _ => Err("an export needs exactly one of file and memory".into()),
+        }
+    }
+}
+
+impl Config {
+    /// All paths in it.
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let single = [&mut self.server.control, &mut self.tls.certificates, &mut self.tls.psk];
+        let listeners = self.listeners.iter_mut().map(|listen| &mut listen.unix);
+        let exports = self.exports.iter_mut().map(|export| &mut export.file);
+        let metrics = self.server.metrics.as_mut().and_then(MetricsAddress::path_mut);
+        single.into_iter().chain(listeners).chain(exports).flatten().chain(metrics)
+    }
+
+    /// Takes relative paths as relative to this folder.
+    pub(super) fn resolve(&mut self, folder: &Path) {
+        // An empty path stays what it is, an error, rather than become the folder.
+        for path in self.paths_mut().filter(|path| !path.as_os_str().is_empty()) {
+            *path = folder.join(&*path);
+        }
+    }
+
+    /// The first path that is no text.
+    pub(super) fn path_beyond_utf8(&mut self) -> Option<&Path> {
+        self.paths_mut().map(|path| &**path).find(|path| path.to_str().is_none())
+    }
+
+    /// Whether anything in it needs TLS.
+    #[cfg(not(feature = "tls"))]
+    pub(crate) fn asks_for_tls(&self) -> bool {
+        let off = Tls { mode: Some(TlsMode::Off), ..Tls::default() };
+        let only = self.exports.iter().any(|export| export.tls_only);
+        only || !self.tls.is_default() && self.tls != off
+    }
+
+    /// Whether changes to that export can be recorded.
+    pub(crate) fn is_tracked(&self, export: &Export) -> bool {
+        !export.track.is_empty() || self.server.control.is_some()
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+fn positive<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let number = usize::deserialize(deserializer)?;
+    match number {
+        0 => Err(serde::de::Error::custom("give a number of at least 1")),
+        number => Ok(number),
+    }
+}

@@ -1,0 +1,185 @@
+//! From a TOML file to a configuration, with all that is wrong with it.
+
+use std::fs;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::document::Document;
+use super::fields;
+use super::source::Source;
+use super::{Config, check};
+use crate::exit::{Failure, Fault};
+use crate::output::quoted;
+
+/// Bytes of a file, of which there are some thousand exports in.
+const MAX_LENGTH: u64 = 4 << 20;
+
+/// Faults that are reported at once.
+const MAX_FAULTS: usize = 20;
+
+/// Reads a file, and checks it by the rules that need nothing but itself.
+///
+/// Relative paths in it are relative to the folder that it is in.
+pub(crate) fn load(path: &Path) -> Result<Config, Failure> {
+    let text = text(path)?;
+    let mut config = parse(path, text).map_err(Failure::Config)?;
+    config.resolve(path.parent().unwrap_or(Path::new("")));
+    check(&config)?;
+    Ok(config)
+}
+
+fn text(path: &Path) -> Result<String, Failure> {
+    let shown = quoted(path.as_os_str());
+    let failed = |error: io::Error| {
+        Failure::failed(format!("cannot read the configuration {shown}: {error}"))
+    };
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(failed)?;
+    file.take(MAX_LENGTH + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_LENGTH {
+        let text = format!("{shown} has more than {MAX_LENGTH} bytes: it is no configuration");
+        return Err(Failure::failed(text));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+        // Nothing before it was replaced, so that offsets up to there are the same.
+        let fault = Document::new(path, text).fault(valid..valid + 1, "this is not UTF-8");
+        Failure::Config(vec![fault])
+    })
+}
+
+/// What a file's text says, or all that is wrong with it.
+pub(super) fn parse(path: &Path, text: String) -> Result<Config, Vec<Fault>> {
+    let mut document = Document::new(path, text);
+    let text = document.text().to_owned();
+    let mut table = DeTable::parse(&text).map_err(|error| {
+        let span = error.span().unwrap_or(text.len()..text.len());
+        vec![document.fault(span, error.message())]
+    })?;
+    document.index(table.get_ref());
+    let mut faults = Vec::new();
+    remove_unknown(table.get_mut(), &mut faults);
+    let config = values(&mut table, &mut faults);
+    match config {
+        Some(mut config) if faults.is_empty() => {
+            config.source = Source::File(Arc::new(document));
+            Ok(config)
+        }
+        _ => {
+            faults.sort_by_key(|(span, _)| span.start);
+            let faults = faults.into_iter().take(MAX_FAULTS);
+            Err(faults.map(|(span, text)| document.fault(span, &text)).collect())
+        }
+    }
+}
+
+/// What is wrong where.
+type Found = (Range<usize>, String);
+
+/// Takes the keys out that there are not, and tables that are written as something else: serde would take a list for a
+/// table with its keys in order.
+fn remove_unknown(root: &mut DeTable<'_>, faults: &mut Vec<Found>) {
+    for (name, keys) in fields::tables() {
+        if name.is_empty() {
+            remove_unknown_of(name, keys, root, faults);
+            continue;
+        }
+        let Some(value) = root.get_mut(name) else { continue };
+        let span = value.span();
+        let items: Option<Vec<_>> = match value.get_mut() {
+            DeValue::Array(items) if fields::is_repeated(name) => Some(items.iter_mut().collect()),
+            DeValue::Table(_) if !fields::is_repeated(name) => Some(vec![value]),
+            _ => None,
+        };
+        let tables = items.and_then(|items| items.into_iter().map(as_table).collect());
+        let Some(tables): Option<Vec<_>> = tables else {
+            faults.push((span, format!("{name} is a table: write {}", fields::brackets(name))));
+            root.remove(name);
+            continue;
+        };
+        for table in tables {
+            remove_unknown_of(name, keys, table, faults);
+        }
+    }
+}
+
+fn as_table<'a, 'i>(value: &'a mut Spanned<DeValue<'i>>) -> Option<&'a mut DeTable<'i>> {
+    match value.get_mut() {
+        DeValue::Table(table) => Some(table),
+        _ => None,
+    }
+}
+
+fn remove_unknown_of(
+    table: &str,
+    known: &[&str],
+    entries: &mut DeTable<'_>,
+    faults: &mut Vec<Found>,
+) {
+    let keys = entries.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
+    for key in Vec::from_iter(keys.cloned()) {
+        let name = key.get_ref();
+        let within = match table {
+            "" => String::new(),
+            table => format!(" in {}", fields::brackets(table)),
+        };
+        let remedy = fields::remedy(table, name);
+        faults.push((key.span(), format!("unknown key '{name}'{within}; {remedy}")));
+        entries.remove(&**name);
+    }
+}
+
+/// The configuration. A value that can't be is reported and left out, so that the next one is found.
+fn values(table: &mut Spanned<DeTable<'_>>, faults: &mut Vec<Found>) -> Option<Config> {
+    while faults.len() <= MAX_FAULTS {
+        let error = match Config::deserialize(toml::Deserializer::from(table.clone())) {
+            Ok(config) => return Some(config),
+            Err(error) => error,
+        };
+        let span = error.span().unwrap_or(0..0);
+        let removed = remove_at(table.get_mut(), &span);
+        faults.push((span, reworded(error.message())));
+        if !removed {
+            return None;
+        }
+    }
+    None
+}
+
+/// What the deserializer says, with the nearest word where there are only some to choose from.
+fn reworded(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let word = quoted.next().filter(|_| message.starts_with("unknown variant `"));
+    let Some(word) = word else { return message.to_owned() };
+    let known = Vec::from_iter(quoted);
+    let hint = fields::nearest(word, &known).map(|nearest| format!("; did you mean '{nearest}'?"));
+    format!("'{word}' is none of {}{}", known.join(", "), hint.unwrap_or_default())
+}
+
+/// Takes the innermost value out that has all of this in it. Gives whether there was one.
+fn remove_at(table: &mut DeTable<'_>, span: &Range<usize>) -> bool {
+    let holds = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
+    for (_, value) in table.iter_mut() {
+        let inner: Vec<&mut DeValue<'_>> = match value.get_mut() {
+            DeValue::Array(items) => items.iter_mut().map(Spanned::get_mut).collect(),
+            value => vec![value],
+        };
+        for value in inner {
+            if let DeValue::Table(inner) = value
+                && remove_at(inner, span)
+            {
+                return true;
+            }
+        }
+    }
+    let holder = table.iter().find(|(key, value)| holds(value.span()) || holds(key.span()));
+    let holder = holder.map(|(key, _)| key.get_ref().clone());
+    holder.is_some_and(|key| table.remove(&*key).is_some())
+}

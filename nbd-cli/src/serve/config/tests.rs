@@ -1,0 +1,509 @@
+//! Files that can't be, files that mean the same as a command line, and files that nobody wrote.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nbd_engine::export::BlockSize;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use super::super::sandbox;
+use super::read::parse;
+use super::*;
+use crate::exit::{Failure, Fault};
+use crate::quantity::Timeout;
+use crate::serve::metrics::MetricsAddress;
+
+/// Every key there is.
+const FULL: &str = r#"# A comment.
+[server]
+runtime = "blocking"
+max-connections = 16
+idle-timeout = "never"
+stall-timeout = "5m"
+drain-timeout = 3
+control = "control.sock"
+metrics = "unix:metrics.sock"
+log = "info"
+sandbox = "try"
+oldstyle = false
+
+[[listen]]
+tcp = "localhost:0"
+
+[[listen]]
+unix = "/run/nbd.sock"
+
+[[listen]]
+activation = true
+
+[tls]
+mode = "on"
+certificates = "pki"
+psk = "keys.psk"
+verify-peer = true
+allow = ["*.example.org"]
+
+[[export]]
+name = "disk"
+file = "disk.img"
+description = "for a test"
+read-only = false
+resize = true
+track = ["monday", "tuesday"]
+allocation-depth = true
+block-size = "512:4k:1M"
+block-size-required = true
+tls-only = true
+
+[[export]]
+memory = "1G"
+"#;
+
+fn read(text: &str) -> Result<Config, Vec<Fault>> {
+    parse(Path::new("/etc/nbd.toml"), text.to_owned())
+}
+
+/// Reads and checks a text; gives what is wrong with it, without the path.
+fn faults(text: &str) -> Vec<String> {
+    let faults = match read(text).map(|config| check(&config)) {
+        Ok(Ok(())) => Vec::new(),
+        Ok(Err(Failure::Config(faults))) | Err(faults) => faults,
+        Ok(Err(other)) => panic!("{other:?}"),
+    };
+    let heading = |fault: Fault| fault.heading.strip_prefix("/etc/nbd.toml:").unwrap().to_owned();
+    faults.into_iter().map(heading).collect()
+}
+
+/// The line and column of a fault.
+fn position(heading: &str) -> (usize, usize) {
+    let mut numbers = heading.trim_start_matches("/etc/nbd.toml:").split(':');
+    let mut next = || numbers.next().unwrap().parse().unwrap();
+    (next(), next())
+}
+
+#[test]
+fn every_key_is_known_and_is_in_the_file_of_these_tests() {
+    let config = read(FULL).unwrap();
+    assert_eq!(config.exports[1].backend(), Ok(Backend::Memory(1 << 30)));
+    assert_eq!(config.server.drain_timeout, Period(Duration::from_secs(3)));
+    for (_, keys) in fields::tables() {
+        assert!(!keys.is_empty());
+        for key in keys {
+            let there = FULL.lines().any(|line| {
+                line.starts_with(&format!("{key} =")) || line.trim_matches(['[', ']']) == *key
+            });
+            assert!(there, "{key}");
+        }
+    }
+}
+
+#[test]
+fn what_is_left_out_is_what_the_command_line_leaves_out() {
+    let config = read("export = [{memory = 4096}]").unwrap();
+    assert_eq!(config.server, Server::default());
+    assert_eq!((config.tls, config.listeners), (Tls::default(), vec![]));
+    assert_eq!(config.exports, [Export::new("", Backend::Memory(4096))]);
+}
+
+#[test]
+fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
+    let disk = "[[export]]\nmemory = 1\n";
+    for (text, expected) in [
+        ("", "1:1: there is nothing to serve: add an [[export]]"),
+        ("[[export]]\n", "1:1: an export needs exactly one of file and memory"),
+        (
+            "[[export]]\nfile = 'a'\nmemory = 1",
+            "1:1: an export needs exactly one of file and memory",
+        ),
+        ("[[export]]\nfile = ''", "2:8: give the path of a file or block device"),
+        ("[[export]]\nmemory = '1X'", "2:10: '1X' is not a size"),
+        ("[[export]]\nmemory = 1\nblock-size-required = true", "3:23: block-size-required needs"),
+        ("[[export]]\nmemory = 1\nblock-size = '3'", "3:14: a minimum block size of 3"),
+        ("[[export]]\nmemory = 1\nread-only = true\ntrack = ['a']", "4:9: what is read-only"),
+        ("[[export]]\nmemory = 1\ntrack = ['a', '']", "3:15: track '': "),
+        ("[[export]]\nmemory = 1\ntrack = ['a', 'a']", "3:15: track 'a': "),
+        ("[[export]]\nmemory = 1\nname = \"\\u0000\"", "3:8: the export name has more than"),
+        ("[[exports]]\nmemory = 1", "1:3: unknown key 'exports'; did you mean 'export'?"),
+        ("[[export]]\nmemory = 1\nRead_Only = true", "did you mean 'read-only'?"),
+        ("[[export]]\nmemory = 1\ndrain-timeout = 1", "it is a key of [server]"),
+        (
+            "[[export]]\nmemory = 1\ncolour = 1",
+            "unknown key 'colour' in [[export]]; there are name,",
+        ),
+        ("[server]\nruntime = 'toki'", "2:11: 'toki' is none of tokio, "),
+        ("[server]\nruntime = 'toki'", "did you mean 'tokio'?"),
+        ("[server]\nmax-connections = 0", "2:19: give a number of at least 1"),
+        ("[server]\nmax-connections = -1", "2:19: invalid value: integer `-1`"),
+        ("[server]\nstall-timeout = 0", "2:17: give at least 1ms, or never"),
+        ("[server]\nlog = 1", "2:7: "),
+        ("[server]\ncontrol = ''\n[[export]]\nmemory = 1", "2:11: give the path of a socket"),
+        ("server = 1", "1:10: server is a table: write [server]"),
+        ("[[server]]\nlog = 'info'", "server is a table: write [server]"),
+        ("server = ['tokio']", "1:10: server is a table: write [server]"),
+        ("[export]\nmemory = 1", "export is a table: write [[export]]"),
+        ("export = [1]", "1:10: export is a table: write [[export]]"),
+        ("export = [{memory = 1}, 'x']", "export is a table: write [[export]]"),
+        ("[server]\nlog = 'info'\nlog = 'info'", "3:1: duplicate key"),
+        ("[server\n", "1:8: "),
+        ("[[listen]]\ntcp = ':1'\n", "2:7: ':1' is not a TCP address"),
+        ("[[listen]]\ntcp = '[::1]x'\n", "2:7: '[::1]x' is not a TCP address"),
+        ("[[listen]]\ntcp = 'a:http'\n", "2:7: a port is a number from 0 to 65535"),
+        (
+            &format!("{disk}[[listen]]"),
+            "3:1: a listener needs exactly one of tcp, unix and activation",
+        ),
+        (
+            &format!("{disk}[[listen]]\ntcp = '::1'\n[[listen]]\ntcp = '[::1]:10809'"),
+            "6:7: two listeners",
+        ),
+        (
+            &format!("{disk}[[listen]]\nunix = '/a'\n[server]\ncontrol = '/a'"),
+            "4:8: '/a' is the path of",
+        ),
+        (&format!("{disk}{disk}"), "3:1: two exports are called ''"),
+        (&format!("{disk}name = 'a'\n{disk}name = 'a'"), "6:8: two exports are called 'a'"),
+        (&format!("{disk}name = 'a'\n{disk}name = 'a'"), "the first is at /etc/nbd.toml:3:8"),
+        (
+            &format!("{disk}{disk}name = 'a'\n[server]\noldstyle = true"),
+            "3:1: oldstyle clients get the one",
+        ),
+        (
+            &format!("{disk}track = ['a']\n[server]\noldstyle = true"),
+            "3:9: oldstyle clients have none",
+        ),
+    ] {
+        let faults = faults(text);
+        assert!(faults.iter().any(|fault| fault.contains(expected)), "{expected}\n{faults:#?}");
+    }
+}
+
+#[test]
+fn two_listeners_may_each_take_a_free_port() {
+    let text = "[[listen]]\ntcp = 'a:0'\n[[listen]]\ntcp = 'a:0'\n[[export]]\nmemory = 1";
+    assert_eq!(faults(text), [""; 0]);
+}
+
+#[test]
+fn all_faults_are_reported_in_the_order_of_the_file() {
+    let text = "[server]\nlog = 1\nrun-time = 1\nmax-connections = 0\n[[export]]\nmemory = []\n[[export]]\n\
+                fil = 'x'\nmemory = true";
+    let lines = Vec::from_iter(faults(text).iter().map(|fault| position(fault).0));
+    assert_eq!(lines, [2, 3, 4, 6, 8, 9]);
+    let many = (0..100).map(|key| format!("key{key} = 1\n")).collect::<String>();
+    assert_eq!(faults(&many).len(), 20);
+}
+
+#[test]
+fn a_fault_shows_its_line_and_marks_it() {
+    let fault = read("[server]\n\tlog = \"\u{fc}\u{1b}\"  # \u{202e}").unwrap_err().remove(0);
+    assert!(fault.heading.starts_with("/etc/nbd.toml:2:"), "{}", fault.heading);
+    let fault = read("[server]\n\tlog = \"\u{fc}b\"  # \u{202e}").unwrap_err().remove(0);
+    let expected = ["  |", "2 |  log = \"\u{fc}b\"  # \\u{202e}", "  |        ^^^^"];
+    assert_eq!(fault.excerpt, expected);
+    let long = format!("{}log = 1", " ".repeat(5000));
+    let fault = read(&format!("[server]\n{long}")).unwrap_err().remove(0);
+    assert_eq!(position(&fault.heading), (2, 5007));
+    assert!(fault.excerpt[1].ends_with("log = 1") && fault.excerpt[1].len() < 120);
+    assert_eq!(fault.excerpt[1].find('1'), fault.excerpt[2].find('^'));
+}
+
+#[test]
+fn relative_paths_begin_at_the_folder_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nbd.toml");
+    std::fs::write(&path, FULL).unwrap();
+    let config = load(&path).unwrap();
+    let within = |name: &str| folder.path().join(name);
+    assert_eq!(config.exports[0].backend(), Ok(Backend::File(&within("disk.img"))));
+    assert_eq!(config.listeners[1].address(), Ok(Address::Unix(Path::new("/run/nbd.sock"))));
+    assert_eq!(config.server.control, Some(within("control.sock")));
+    assert_eq!(config.tls.certificates, Some(within("pki")));
+    assert_eq!(config.tls.psk, Some(within("keys.psk")));
+}
+
+fn path() -> impl Strategy<Value = PathBuf> {
+    "(/|\\./|)[a-z \"'\\\\\n\u{fc}=]{1,8}".prop_map(PathBuf::from)
+}
+
+fn timeout() -> impl Strategy<Value = Timeout> {
+    prop_oneof![
+        Just(Timeout::Never),
+        (1..u64::MAX / 8).prop_map(|time| Timeout::After(Duration::from_millis(time))),
+        (1..9999u64).prop_map(|time| Timeout::After(Duration::from_secs(time))),
+    ]
+}
+
+fn metrics() -> impl Strategy<Value = MetricsAddress> {
+    let host = prop_oneof!["[a-z][a-z.-]{0,8}", "([0-9a-f:]{1,4}:){2}[0-9a-f]{1,4}"];
+    let tcp = (host, any::<u16>()).prop_map(|(host, port)| MetricsAddress::Tcp(host, port));
+    prop_oneof![tcp, path().prop_map(MetricsAddress::Unix)]
+}
+
+fn server() -> impl Strategy<Value = Server> {
+    let log = select(vec![LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace]);
+    (
+        select(vec![RuntimeName::Tokio, RuntimeName::Blocking]),
+        1..i64::MAX as usize,
+        proptest::option::of(timeout()),
+        timeout(),
+        0..9999u64,
+        proptest::option::of(path()),
+        proptest::option::of(metrics()),
+        log,
+        select(vec![sandbox::Mode::Off, sandbox::Mode::Try, sandbox::Mode::Require]),
+        any::<bool>(),
+    )
+        .prop_map(|values| {
+            let (
+                runtime,
+                max_connections,
+                idle_timeout,
+                stall_timeout,
+                drain,
+                control,
+                metrics,
+                log,
+                sandbox,
+                oldstyle,
+            ) = values;
+            Server {
+                runtime,
+                max_connections,
+                idle_timeout,
+                stall_timeout,
+                drain_timeout: Period(Duration::from_millis(drain * 50)),
+                control,
+                metrics,
+                log,
+                sandbox,
+                oldstyle,
+            }
+        })
+}
+
+fn listen() -> impl Strategy<Value = Listen> {
+    let host = prop_oneof!["[a-z][a-z.-]{0,8}", "([0-9a-f:]{1,4}:){2}[0-9a-f]{1,4}"];
+    let tcp = (host, any::<u16>()).prop_map(|(host, port)| Listen::tcp(TcpAddress { host, port }));
+    prop_oneof![tcp, path().prop_map(Listen::unix)]
+}
+
+fn tls() -> impl Strategy<Value = Tls> {
+    let mode = proptest::option::of(select(vec![TlsMode::Off, TlsMode::On, TlsMode::Require]));
+    let path = || proptest::option::of(path());
+    (mode, path(), path(), any::<bool>(), proptest::collection::vec("\\PC{0,5}", 0..3)).prop_map(
+        |(mode, certificates, psk, verify_peer, allow)| Tls {
+            mode,
+            certificates,
+            psk,
+            verify_peer,
+            allow,
+        },
+    )
+}
+
+fn block_sizes() -> impl Strategy<Value = BlockSizes> {
+    (0..17u32, 9..26u32, 9..32u32).prop_filter_map("rules", |(minimum, preferred, maximum)| {
+        BlockSize::new(1 << minimum, 1 << preferred, 1 << maximum).ok().map(BlockSizes)
+    })
+}
+
+fn export() -> impl Strategy<Value = Export> {
+    let text = "(\\PC|[\n\t\"\\\\'#]){0,9}";
+    let backend = prop_oneof![
+        path().prop_map(|path| Export::new("", Backend::File(&path))),
+        any::<u32>().prop_map(|size| Export::new("", Backend::Memory(size.into()))),
+        (0..62u32).prop_map(|shift| Export::new("", Backend::Memory(1 << shift))),
+    ];
+    let track = proptest::collection::vec(text, 0..3);
+    (
+        backend,
+        text,
+        proptest::option::of(text),
+        track,
+        proptest::option::of(block_sizes()),
+        any::<[bool; 5]>(),
+    )
+        .prop_map(|(mut export, name, description, track, block_size, flags)| {
+            export.name = name;
+            export.description = description;
+            export.track = track;
+            export.block_size = block_size;
+            [
+                export.read_only,
+                export.resize,
+                export.allocation_depth,
+                export.block_size_required,
+                export.tls_only,
+            ] = flags;
+            export
+        })
+}
+
+fn config() -> impl Strategy<Value = Config> {
+    let listeners = proptest::collection::vec(listen(), 0..3);
+    let exports = proptest::collection::vec(export(), 0..4);
+    (server(), listeners, tls(), exports).prop_map(|(server, listeners, tls, exports)| Config {
+        server,
+        listeners,
+        tls,
+        exports,
+        source: Source::default(),
+    })
+}
+
+/// A mistake of somebody who edits a file.
+#[derive(Clone, Debug)]
+enum Mistake {
+    /// A line is not there.
+    Delete,
+    /// A line is there twice.
+    Repeat,
+    /// A letter of a key is another one.
+    Misspell(Index, char),
+    /// A key has another value.
+    Value(&'static str),
+    /// Something is put somewhere.
+    Insert(Index, String),
+    /// Something is missing from here on.
+    Cut(Index),
+}
+
+fn mistake() -> impl Strategy<Value = Mistake> {
+    let values = vec![
+        "1",
+        "-1",
+        "0",
+        "1.5",
+        "true",
+        "\"\"",
+        "\"x\"",
+        "[]",
+        "[1]",
+        "{}",
+        "{ a = 1 }",
+        "1979-05-27",
+        "99999999999999999999",
+        "\"\u{0}\"",
+        "'''",
+        "[[1], 'a']",
+        "nan",
+        "=",
+    ];
+    prop_oneof![
+        Just(Mistake::Delete),
+        Just(Mistake::Repeat),
+        (any::<Index>(), "[a-z-]")
+            .prop_map(|(at, letter)| Mistake::Misspell(at, letter.chars().next().unwrap_or('x'))),
+        select(values).prop_map(Mistake::Value),
+        (any::<Index>(), "(\\PC|[\n\r\0\"'\\[\\]{}=#.]){1,4}")
+            .prop_map(|(at, text)| Mistake::Insert(at, text)),
+        any::<Index>().prop_map(Mistake::Cut),
+    ]
+}
+
+/// The text with the mistake in one of its lines.
+fn make(text: &str, line: Index, mistake: &Mistake) -> String {
+    let mut lines = Vec::from_iter(text.lines().map(String::from));
+    if lines.is_empty() {
+        return text.to_owned();
+    }
+    let index = line.index(lines.len());
+    let line = lines[index].clone();
+    let somewhere = |at: Index| {
+        let places =
+            Vec::from_iter(line.char_indices().map(|(place, _)| place).chain([line.len()]));
+        places[at.index(places.len())]
+    };
+    match mistake {
+        Mistake::Delete => drop(lines.remove(index)),
+        Mistake::Repeat => lines.insert(index, line),
+        Mistake::Misspell(at, letter) => {
+            let Some((key, value)) = line.split_once(" = ") else { return text.to_owned() };
+            let mut key = Vec::from_iter(key.chars());
+            let changed = at.index(key.len());
+            key[changed] = *letter;
+            lines[index] = format!("{} = {value}", String::from_iter(key));
+        }
+        Mistake::Value(value) => {
+            let Some((key, _)) = line.split_once(" = ") else { return text.to_owned() };
+            lines[index] = format!("{key} = {value}");
+        }
+        Mistake::Insert(at, text) => lines[index].insert_str(somewhere(*at), text),
+        Mistake::Cut(at) => {
+            let cut = somewhere(*at);
+            lines.truncate(index + 1);
+            lines[index].truncate(cut);
+        }
+    }
+    lines.join("\n")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn a_configuration_that_is_printed_reads_back_as_the_same(config in config()) {
+        let text = print(&config).unwrap();
+        let mut expected = config;
+        expected.resolve(&std::path::absolute(".").unwrap());
+        let read = read(&text);
+        prop_assert_eq!(read, Ok(expected), "{}", text);
+    }
+
+    #[test]
+    fn a_text_that_nobody_meant_is_refused_at_a_place_in_it_or_is_another_configuration(
+        mistakes in proptest::collection::vec((any::<Index>(), mistake()), 1..4),
+    ) {
+        let mut text = FULL.to_owned();
+        for (line, mistake) in &mistakes {
+            text = make(&text, *line, mistake);
+        }
+        let found = match read(&text) {
+            Ok(config) => match check(&config) {
+                Ok(()) => return Ok(()),
+                Err(Failure::Config(faults)) => faults,
+                Err(other) => panic!("{other:?}"),
+            },
+            Err(faults) => faults,
+        };
+        prop_assert!(!found.is_empty());
+        for fault in found {
+            let (line, column) = position(&fault.heading);
+            let lines = Vec::from_iter(text.split('\n'));
+            prop_assert!((1..=lines.len()).contains(&line), "{}", fault.heading);
+            let length = lines[line - 1].chars().count();
+            prop_assert!((1..=length + 1).contains(&column), "{}", fault.heading);
+            prop_assert_eq!(fault.excerpt.len(), 3);
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named_and_a_value_of_another_type_is_found(
+        line in any::<Index>(),
+        letter in any::<Index>(),
+        replacement in "[a-z]",
+    ) {
+        let replacement = replacement.chars().next().unwrap();
+        let text = make(FULL, line, &Mistake::Misspell(letter, replacement));
+        if text != FULL.trim_end() && text != FULL {
+            let number = text.lines().zip(FULL.lines()).position(|(a, b)| a != b).unwrap() + 1;
+            let key = text.lines().nth(number - 1).unwrap().split(' ').next().unwrap().to_owned();
+            let faults = faults(&text);
+            let says = format!("{number}:1: unknown key '{key}'");
+            prop_assert!(faults.iter().any(|fault| fault.starts_with(&says)), "{:?}", faults);
+        }
+        let text = make(FULL, line, &Mistake::Value("1979-05-27"));
+        if text != FULL {
+            let number = text.lines().zip(FULL.lines()).position(|(a, b)| a != b).unwrap() + 1;
+            let faults = faults(&text);
+            prop_assert_eq!(faults.len(), 1, "{:?}", &faults);
+            prop_assert_eq!(position(&faults[0]).0, number, "{:?}", &faults);
+        }
+    }
+
+    #[test]
+    fn no_text_at_all_makes_it_panic(text in "(\\PC|[\n\r\0\"'\\[\\]{}=#.]|server|export|listen|tls|true|=|\n){0,40}") {
+        let _either = read(&text).map(|config| check(&config).is_ok());
+    }
+}

@@ -1,0 +1,112 @@
+//! The words of the command line that name an export: `[NAME=]BACKEND`.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::config::Backend;
+use crate::exit::{Failure, not_utf8};
+use crate::output::quoted;
+use crate::quantity;
+
+/// The name in front, if there is one, and what is to be served.
+pub(super) fn parse(word: &OsStr) -> Result<(Option<&str>, Backend<'_>), Failure> {
+    let (name, backend) = split_name(word);
+    let name = name.map(|name| name.to_str().ok_or_else(|| not_utf8(name))).transpose()?;
+    Ok((name, parse_backend(backend)?))
+}
+
+/// `NAME=` in front of a backend. What is clearly a backend by itself has no name, so that paths may hold a `=`.
+fn split_name(word: &OsStr) -> (Option<&OsStr>, &OsStr) {
+    let bytes = word.as_bytes();
+    let is_backend = ["file:", "memory:", "/", "./", "../"]
+        .iter()
+        .any(|start| bytes.starts_with(start.as_bytes()));
+    match bytes.iter().position(|byte| *byte == b'=') {
+        Some(index) if !is_backend => {
+            (Some(OsStr::from_bytes(&bytes[..index])), OsStr::from_bytes(&bytes[index + 1..]))
+        }
+        _ => (None, word),
+    }
+}
+
+fn strip<'a>(word: &'a OsStr, prefix: &str) -> Option<&'a OsStr> {
+    word.as_bytes().strip_prefix(prefix.as_bytes()).map(OsStr::from_bytes)
+}
+
+fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
+    if let Some(size) = strip(word, "memory:") {
+        return quantity::size(&size.to_string_lossy())
+            .map(Backend::Memory)
+            .map_err(Failure::Usage);
+    }
+    let path = strip(word, "file:").unwrap_or(word);
+    if path.is_empty() {
+        return Err(Failure::usage(format!(
+            "{} names nothing to serve: give a path, file:PATH or memory:SIZE",
+            quoted(word)
+        )));
+    }
+    // What looks like a slip is one only if there is no such file; no slip has other bytes than text.
+    if path == word
+        && !Path::new(path).exists()
+        && let Some(text) = word.to_str()
+    {
+        if quantity::size(text).is_ok() || text == "memory" {
+            let size = if text == "memory" { "1G" } else { text };
+            return Err(Failure::usage(format!(
+                "there is no file '{text}': for a disk in memory give memory:{size}"
+            )));
+        }
+        if let Some((kind, _)) = text.split_once(':').filter(|(kind, _)| !kind.contains('/')) {
+            return Err(Failure::usage(format!(
+                "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH or memory:SIZE"
+            )));
+        }
+    }
+    Ok(Backend::File(Path::new(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(word: &str) -> (Option<&str>, &str) {
+        let (name, backend) = split_name(word.as_ref());
+        (name.and_then(OsStr::to_str), backend.to_str().unwrap())
+    }
+
+    #[test]
+    fn names_are_split_off_unless_the_word_is_a_backend_by_itself() {
+        assert_eq!(split("a=memory:1G"), (Some("a"), "memory:1G"));
+        assert_eq!(split("=disk.img"), (Some(""), "disk.img"));
+        assert_eq!(split("memory:1G"), (None, "memory:1G"));
+        assert_eq!(split("./a=b.img"), (None, "./a=b.img"));
+        assert_eq!(split("file:a=b.img"), (None, "file:a=b.img"));
+        assert_eq!(split("disk.img"), (None, "disk.img"));
+    }
+
+    #[test]
+    fn backends_are_paths_or_memory() {
+        fn parse(text: &str) -> Result<Backend<'_>, Failure> {
+            parse_backend(text.as_ref())
+        }
+        assert_eq!(parse("memory:4k").unwrap(), Backend::Memory(4096));
+        assert_eq!(parse("file:memory:4k").unwrap(), Backend::File(Path::new("memory:4k")));
+        assert_eq!(parse("x.img").unwrap(), Backend::File(Path::new("x.img")));
+        for text in ["memory:", "memory:big", "file:", "", "memory", "10G", "null:", "nbd://a/b"] {
+            assert!(matches!(parse(text), Err(Failure::Usage(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn paths_are_bytes_and_names_are_not() {
+        let word = OsStr::from_bytes(b"a=caf\xe9=x.img");
+        let (name, backend) = split_name(word);
+        assert_eq!(name, Some(OsStr::new("a")));
+        let path = Path::new(OsStr::from_bytes(b"caf\xe9=x.img"));
+        assert_eq!(parse_backend(backend).unwrap(), Backend::File(path));
+        let size = OsStr::from_bytes(b"memory:\xe9");
+        assert!(matches!(parse_backend(size), Err(Failure::Usage(_))));
+    }
+}

@@ -1,0 +1,64 @@
+//! What a server still opens after its start.
+
+use std::path::{Path, PathBuf};
+
+use crate::serve::config::{Address, Config};
+
+/// The files and folders that a server opens, makes or removes while it runs.
+#[derive(Debug, Default)]
+pub(in crate::serve) struct Needs {
+    /// Files, and folders with all that is in them, that are read again: the configuration, certificates, keys.
+    pub(super) read: Vec<PathBuf>,
+    /// Folders in which files are written, made and removed, and all that is in them: those of exports by folder.
+    pub(super) write: Vec<PathBuf>,
+    /// Folders in which sockets are made and removed.
+    pub(super) sockets: Vec<PathBuf>,
+}
+
+impl Needs {
+    /// What a server of that configuration opens again, and what it binds and removes. `file` is where the configuration
+    /// comes from.
+    pub(in crate::serve) fn of(config: &Config, file: Option<&Path>) -> Self {
+        let mut needs = Self::default();
+        if let Some(file) = file {
+            needs.read_replaceable(file);
+        }
+        needs.read_for_tls(config);
+        let listening = config.listeners.iter().filter_map(|listen| match listen.address() {
+            Ok(Address::Unix(path)) => Some(path),
+            _ => None,
+        });
+        listening.chain(config.server.control.as_deref()).for_each(|path| needs.socket(path));
+        needs
+    }
+
+    /// Certificates and keys are read again when they have been replaced.
+    #[cfg(feature = "tls")]
+    fn read_for_tls(&mut self, config: &Config) {
+        use nbd_engine::tls::default_server_directory;
+        if let Some(keys) = &config.tls.psk {
+            self.read_replaceable(keys);
+        } else if let Some(folder) = &config.tls.certificates {
+            self.read.push(folder.clone());
+        } else if config.tls.mode.is_some() {
+            self.read.extend(default_server_directory());
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn read_for_tls(&mut self, _: &Config) {}
+
+    /// A file that may be replaced by another one of its name: its folder is read.
+    pub(in crate::serve) fn read_replaceable(&mut self, path: &Path) {
+        self.read.push(folder(path).to_owned());
+    }
+
+    /// A socket that is bound after this, and removed at the end.
+    pub(in crate::serve) fn socket(&mut self, path: &Path) {
+        self.sockets.push(folder(path).to_owned());
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}

@@ -1,0 +1,220 @@
+//! The files of a directory as exports.
+
+mod aside;
+mod open;
+#[cfg(test)]
+mod tests;
+
+use core::fmt;
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::{
+    AnyExport, ClientInfo, Export, ExportEntry, Exports, File, ListedExport, Lookup, Refusal,
+};
+use crate::Throttle;
+use aside::{Aside, Busy};
+
+/// Each file of a directory as an export by its name; what is there counts at the moment that a client asks.
+///
+/// Regular files directly in the directory are exported, and nothing else: no links, no devices, pipes or sockets,
+/// nothing in directories below or of other file systems that are mounted there, and no file whose name begins with a
+/// dot. A name that is a link, or becomes one at whatever moment, leads to no other file. Files whose names are not
+/// UTF-8 can't be exported, and are left out of the list with a message in the log.
+///
+/// All clients of a file, by whichever of its hard links, share one [`File`], and the layers that
+/// [`with_layers`](Self::with_layers) puts around it, for as long as any of them uses it. A file that is replaced by
+/// another one of the same name stays with those that use it.
+///
+/// File systems are asked on threads of their own, of which there are 16 at most, so that one that hangs holds up
+/// neither a runtime nor other clients. The empty name names no file.
+///
+/// ```no_run
+/// use nbd_engine::export::{Directory, Export, Tracked};
+/// use std::sync::Arc;
+///
+/// let files = Directory::open("/srv/disks")?
+///     .with_layers(|file, _name| Ok(Arc::new(Tracked::new(file)) as Arc<dyn Export>));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub struct Directory {
+    inner: Arc<Inner>,
+    read_only: bool,
+    layers: Option<Arc<Layers>>,
+}
+
+struct Inner {
+    folder: OwnedFd,
+    path: PathBuf,
+    /// The file system that it is on.
+    device: u64,
+    /// The files in use.
+    files: Mutex<HashMap<Identity, Weak<dyn Export>>>,
+    left_out: Throttle,
+    busy: Busy,
+}
+
+type Layers = dyn Fn(File, &str) -> Result<Arc<dyn Export>, String> + Send + Sync;
+
+/// A file, whatever its names.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+/// Names in a list at most.
+const MAX_LISTED: usize = 10_000;
+
+impl Directory {
+    /// The files of the directory at that path.
+    ///
+    /// # Errors
+    /// When there is no directory at the path, or it can't be read.
+    pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref();
+        let folder = open::folder(path)?;
+        let device = fs::File::from(folder.try_clone()?).metadata()?.dev();
+        let inner = Inner {
+            folder,
+            path: path.to_owned(),
+            device,
+            files: Mutex::default(),
+            left_out: Throttle::new(),
+            busy: Busy::default(),
+        };
+        Ok(Self { inner: Arc::new(inner), read_only: false, layers: None })
+    }
+
+    /// Whether the files are opened for reading alone. Default: no.
+    #[must_use]
+    pub const fn read_only(mut self, yes: bool) -> Self {
+        self.read_only = yes;
+        self
+    }
+
+    /// Has `layers` called with each file that is opened and its name: what it returns is exported. Its error is the
+    /// text that the client is refused with.
+    #[must_use]
+    pub fn with_layers(
+        mut self,
+        layers: impl Fn(File, &str) -> Result<Arc<dyn Export>, String> + Send + Sync + 'static,
+    ) -> Self {
+        self.layers = Some(Arc::new(layers));
+        self
+    }
+
+    /// The path that it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+}
+
+impl fmt::Debug for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Directory").field("path", &self.inner.path).finish_non_exhaustive()
+    }
+}
+
+impl Exports for Directory {
+    async fn list(&self, _client: &ClientInfo) -> Result<Vec<ListedExport>, Refusal> {
+        let inner = Arc::clone(&self.inner);
+        self.ask(move || inner.list()).await
+    }
+
+    async fn find(&self, lookup: &Lookup<'_>) -> Result<ExportEntry, Refusal> {
+        if !open::is_name(lookup.name) {
+            return Err(Refusal::Unknown);
+        }
+        let (inner, name) = (Arc::clone(&self.inner), lookup.name.to_owned());
+        let (read_only, layers) = (self.read_only, self.layers.clone());
+        self.ask(move || inner.find(&name, read_only, layers.as_deref())).await
+    }
+}
+
+impl Directory {
+    /// Asks the file system, on another thread.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let aside = Aside::start(&self.inner.busy, question);
+        aside.ok_or(Refusal::Policy("the file system is busy: try again later".into()))?.await
+    }
+}
+
+impl Inner {
+    fn list(&self) -> Result<Vec<ListedExport>, Refusal> {
+        let names = open::names(&self.folder, self.device).map_err(|error| {
+            tracing::warn!(directory = %self.path.display(), %error, "cannot list a directory");
+            Refusal::policy("the directory can't be read")
+        })?;
+        let (mut names, unfit) = names;
+        if unfit > 0 && self.left_out.count().is_some() {
+            let directory = self.path.display();
+            tracing::warn!(%directory, files = unfit, "left out files whose names are not UTF-8");
+        }
+        names.sort_unstable();
+        if names.len() > MAX_LISTED {
+            let (directory, files) = (self.path.display(), names.len() - MAX_LISTED);
+            tracing::warn!(%directory, files, "left out files: the list is too long");
+            names.truncate(MAX_LISTED);
+        }
+        names.into_iter().map(|name| Ok(ListedExport::new(name, "")?)).collect()
+    }
+
+    fn find(
+        &self,
+        name: &str,
+        read_only: bool,
+        layers: Option<&Layers>,
+    ) -> Result<ExportEntry, Refusal> {
+        let Some(file) = open::file(&self.folder, self.device, name, read_only)
+            .map_err(|error| self.refusal(name, &error))?
+        else {
+            return Err(Refusal::Unknown);
+        };
+        let metadata = file.metadata().map_err(|error| self.refusal(name, &error))?;
+        let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = files.get(&identity).and_then(Weak::upgrade);
+        let export = match known {
+            Some(export) => export,
+            None => {
+                let file =
+                    File::from_std(file).map_err(|error| self.refusal(name, &error.into()))?;
+                let export: Arc<dyn Export> = match layers {
+                    Some(layers) => layers(file, name).map_err(|text| {
+                        tracing::warn!(name, error = text, "cannot export a file");
+                        Refusal::policy(text)
+                    })?,
+                    None => Arc::new(file),
+                };
+                files.retain(|_, export| export.strong_count() > 0);
+                files.insert(identity, Arc::downgrade(&export));
+                export
+            }
+        };
+        Ok(ExportEntry::new(name, AnyExport::from_shared(export))?)
+    }
+
+    /// The client learns no more than that it can't have the file; the log has the rest.
+    fn refusal(&self, name: &str, error: &io::Error) -> Refusal {
+        tracing::warn!(directory = %self.path.display(), name, %error, "cannot open a file");
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                Refusal::policy("the server is not permitted to open the file")
+            }
+            io::ErrorKind::ReadOnlyFilesystem => {
+                Refusal::policy("the file is on a read-only file system")
+            }
+            _ => Refusal::policy("the file can't be opened"),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What can be wrong with an overlay file.
+
+use core::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::export::ExportError;
+
+/// An overlay file can't be used. The text names the file, what is wrong, and what to do about it.
+#[derive(Debug)]
+pub struct OverlayError {
+    path: PathBuf,
+    problem: Problem,
+}
+
+#[derive(Debug)]
+pub(super) enum Problem {
+    NoOverlay,
+    Version(u32),
+    Damaged(&'static str),
+    InUse,
+    Committing,
+    TooLarge,
+    OtherSize {
+        own: u64,
+        base: u64,
+    },
+    OtherBase(&'static str),
+    /// Something of the base.
+    Base(String),
+    Export(ExportError),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<ExportError> for Problem {
+    fn from(error: ExportError) -> Self {
+        Self::Export(error)
+    }
+}
+
+impl OverlayError {
+    pub(super) fn new(path: &Path, problem: Problem) -> Self {
+        Self { path: path.to_owned(), problem }
+    }
+
+    /// The overlay file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the overlay was made for another base, or for another state of it.
+    #[must_use]
+    pub const fn is_other_base(&self) -> bool {
+        matches!(self.problem, Problem::OtherSize { .. } | Problem::OtherBase(_))
+    }
+
+    /// Whether the overlay is in use by a server or another command.
+    #[must_use]
+    pub const fn is_in_use(&self) -> bool {
+        matches!(self.problem, Problem::InUse)
+    }
+}
+
+impl fmt::Display for OverlayError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match &self.problem {
+            Problem::NoOverlay => write!(
+                f,
+                "'{path}' is not an overlay file; name one, or a path at which there is no file yet"
+            ),
+            Problem::Version(version) => write!(
+                f,
+                "the overlay '{path}' has version {version}, which this program does not know; use a newer one"
+            ),
+            Problem::Damaged(what) => write!(f, "the overlay '{path}' is damaged: {what}"),
+            Problem::InUse => write!(
+                f,
+                "the overlay '{path}' is in use; end the server or command that uses it first"
+            ),
+            Problem::Committing => write!(
+                f,
+                "a commit of the overlay '{path}' was interrupted; run it again: nbd overlay commit"
+            ),
+            Problem::TooLarge => write!(
+                f,
+                "the overlay '{path}' can't be made: its disk has more blocks than an overlay can have (2^28)"
+            ),
+            Problem::OtherSize { own, base } => write!(
+                f,
+                "the overlay '{path}' was made for a disk of {own} bytes; this one has {base}: name the disk that it was \
+                 made for"
+            ),
+            Problem::OtherBase(why) => write!(
+                f,
+                "the overlay '{path}' does not fit this disk: {why}; use the disk that it was made for, as it was then, \
+                 or discard the overlay"
+            ),
+            Problem::Base(error) => f.write_str(error),
+            Problem::Export(error) => write!(f, "the overlay '{path}' failed: {error}"),
+            Problem::Io(error) => write!(f, "cannot use the overlay '{path}': {error}"),
+        }
+    }
+}
+
+impl core::error::Error for OverlayError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        None // The text says it.
+    }
+}

@@ -1,0 +1,282 @@
+//! An export whose requests are logged.
+
+use core::fmt;
+use core::time::Duration;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nbd_proto::Command;
+
+use super::layer::{Layer, Layered};
+use super::{ClientInfo, Result};
+
+/// Another export, of either kind, each of whose requests is logged once it is over: a line with the connection, the
+/// command, its offset and length, its result, and how long it took.
+///
+/// The lines are events of `tracing` at the level `INFO`, with the target `nbd_engine::requests`, or go to a file.
+///
+/// ```
+/// use nbd_engine::export::{Logged, Memory, RequestLog};
+///
+/// let disk = Logged::new(Memory::new(1 << 20)?, RequestLog::new());
+/// # let _ = disk;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub type Logged<E> = Layered<E, RequestLog>;
+
+impl<E> Logged<E> {
+    /// Logs the requests to `inner`.
+    pub const fn new(inner: E, log: RequestLog) -> Self {
+        Self::with(inner, log)
+    }
+}
+
+/// The layer of [`Logged`]: where the lines go.
+#[derive(Debug, Default)]
+pub struct RequestLog {
+    file: Option<LogFile>,
+}
+
+impl RequestLog {
+    /// Lines go to the log of the program, by `tracing`.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { file: None }
+    }
+
+    /// Lines are appended to a file, which is created if it is not there. A thread of its own writes them, so that a
+    /// full or slow disk holds up no request: lines that it can't take are left out, and the next one says how many.
+    ///
+    /// Each line has the seconds since 1970, the number of the connection, the command with its flags, and `key=value`
+    /// pairs:
+    ///
+    /// ```text
+    /// 1764187200.000123 connection=7 write offset=4096 length=512 fua result=ok microseconds=81
+    /// ```
+    ///
+    /// # Errors
+    /// When the file can't be opened for writing, or no thread be started.
+    pub fn to_file(path: impl AsRef<Path>) -> io::Result<Self> {
+        let file = fs::OpenOptions::new().append(true).create(true).open(path)?;
+        Ok(Self { file: Some(LogFile::start(file)?) })
+    }
+}
+
+impl Layer for RequestLog {
+    const ADMITS: bool = true;
+
+    fn finished(
+        &self,
+        client: &ClientInfo,
+        command: &Command,
+        result: &Result<()>,
+        took: Duration,
+    ) {
+        let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if let Some(file) = &self.file {
+            let result = Outcome(result);
+            let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            file.line(format!(
+                "{}.{:06} connection={} {} result={result} microseconds={microseconds}\n",
+                time.as_secs(),
+                time.subsec_micros(),
+                client.connection,
+                Shown(command),
+            ));
+            return;
+        }
+        tracing::info!(
+            target: "nbd_engine::requests",
+            connection = client.connection,
+            result = %Outcome(result),
+            microseconds,
+            "{}",
+            Shown(command)
+        );
+    }
+}
+
+/// A command in a line.
+struct Shown<'a>(&'a Command);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, flags): (_, &[(bool, &str)]) = match *self.0 {
+            Command::Read { dont_fragment, .. } => ("read", &[(dont_fragment, "df")]),
+            Command::Write { fua, .. } => ("write", &[(fua, "fua")]),
+            Command::Flush => return f.write_str("flush"),
+            Command::Trim { fua, .. } => ("trim", &[(fua, "fua")]),
+            Command::Cache { .. } => ("cache", &[]),
+            Command::WriteZeroes { fua, no_hole, fast, .. } => {
+                ("write-zeroes", &[(fua, "fua"), (no_hole, "no-hole"), (fast, "fast")])
+            }
+            Command::BlockStatus { one, .. } => ("block-status", &[(one, "one")]),
+            Command::Resize { size, .. } => return write!(f, "resize size={size}"),
+            _ => ("other", &[]),
+        };
+        write!(f, "{name} offset={} length={}", self.0.offset(), self.0.length())?;
+        let flags = flags.iter().filter(|(set, _)| *set);
+        flags.into_iter().try_for_each(|(_, flag)| write!(f, " {flag}"))
+    }
+}
+
+/// The result in a line.
+struct Outcome<'a>(&'a Result<()>);
+
+impl fmt::Display for Outcome<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Ok(()) => f.write_str("ok"),
+            Err(error) => fmt::Display::fmt(&error.code(), f),
+        }
+    }
+}
+
+/// Lines that wait for the thread that writes them.
+const QUEUE: usize = 4096;
+
+/// A file, by way of a thread that ends with it.
+#[derive(Debug)]
+struct LogFile {
+    /// `None` once it is being dropped.
+    lines: Option<SyncSender<String>>,
+    left_out: AtomicU64,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl LogFile {
+    fn start(file: impl Write + Send + 'static) -> io::Result<Self> {
+        let (lines, queue) = sync_channel(QUEUE);
+        let thread = thread::Builder::new().name("nbd-request-log".into());
+        let thread = thread.spawn(move || write_lines(&queue, file))?;
+        Ok(Self { lines: Some(lines), left_out: AtomicU64::new(0), thread: Some(thread) })
+    }
+
+    fn line(&self, line: String) {
+        let left_out = self.left_out.swap(0, Ordering::Relaxed);
+        let line = match left_out {
+            0 => line,
+            _ => format!("{left_out} lines were left out\n{line}"),
+        };
+        let sent = self.lines.as_ref().is_some_and(|lines| lines.try_send(line).is_ok());
+        if !sent {
+            self.left_out.fetch_add(left_out + 1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What was logged before is written before the end.
+impl Drop for LogFile {
+    fn drop(&mut self) {
+        self.lines = None;
+        if let Some(thread) = self.thread.take() {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+/// Writes lines, as many at a time as there are.
+fn write_lines(queue: &Receiver<String>, mut file: impl Write) {
+    let mut text = String::new();
+    while let Ok(line) = queue.recv() {
+        text.clear();
+        text.push_str(&line);
+        queue.try_iter().take(QUEUE).for_each(|line| text.push_str(&line));
+        if let Err(error) = file.write_all(text.as_bytes()) {
+            tracing::error!(%error, "cannot write the request log; it ends here");
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::export::{ExportError, PeerAddr};
+
+    #[test]
+    fn a_line_has_the_command_with_its_flags_and_the_error() {
+        let shown = |command| Shown(&command).to_string();
+        assert_eq!(shown(Command::write(4096, 512).with_fua()), "write offset=4096 length=512 fua");
+        assert_eq!(
+            shown(Command::write_zeroes(0, 8).with_no_hole().with_fast()),
+            "write-zeroes offset=0 length=8 no-hole fast"
+        );
+        assert_eq!(shown(Command::flush()), "flush");
+        assert_eq!(shown(Command::resize(7)), "resize size=7");
+        assert_eq!(Outcome(&Err(ExportError::io("x"))).to_string(), "NBD_EIO");
+    }
+
+    #[test]
+    fn lines_are_in_the_file_in_order_once_the_log_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("requests.log");
+        for _ in 0..2 {
+            let log = RequestLog::to_file(&path).unwrap();
+            let client = ClientInfo::new(3, PeerAddr::Unix(None));
+            for number in 0..100 {
+                log.finished(&client, &Command::read(number, 1), &Ok(()), Duration::from_micros(5));
+            }
+        }
+        let text = fs::read_to_string(path).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 200);
+        for (number, line) in lines.iter().enumerate() {
+            let end = format!(
+                " connection=3 read offset={} length=1 result=ok microseconds=5",
+                number % 100
+            );
+            assert!(line.ends_with(&end), "{line}");
+        }
+        RequestLog::to_file(folder.path().join("none/requests.log")).unwrap_err();
+    }
+
+    #[test]
+    fn a_file_that_takes_no_lines_holds_nobody_up_and_they_are_counted() {
+        /// Is written only when the test lets go.
+        struct Slow(Arc<Mutex<()>>, Arc<Mutex<Vec<u8>>>);
+        impl Write for Slow {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                drop(self.0.lock().unwrap());
+                self.1.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (gate, written) = (Arc::default(), Arc::<Mutex<Vec<u8>>>::default());
+        let held = Mutex::lock(&gate).unwrap();
+        let file = LogFile::start(Slow(Arc::clone(&gate), Arc::clone(&written))).unwrap();
+        // Let go of before the file, whose end waits for it.
+        let held = held;
+        let count = 4 * QUEUE as u64;
+        (0..count).for_each(|_| file.line("x\n".into()));
+        assert!(file.left_out.load(Ordering::Relaxed) >= QUEUE as u64);
+        drop(held);
+        // Some of those that come now are written, the number of those that were left out before them.
+        let mut further = 0;
+        while file.left_out.load(Ordering::Relaxed) > 0 {
+            file.line("x\n".into());
+            further += 1;
+            thread::yield_now();
+        }
+        drop(file);
+        let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        let (mut lines, mut left_out) = (0, 0);
+        for line in text.lines() {
+            match line.strip_suffix(" lines were left out") {
+                Some(number) => left_out += number.parse::<u64>().unwrap(),
+                None => lines += 1,
+            }
+        }
+        assert_eq!(lines + left_out, count + further);
+    }
+}
