@@ -16,6 +16,8 @@ use nbd_engine::server::{
 };
 use nbd_engine::{Plain, Runtime, Socket, Transport};
 
+#[cfg(target_os = "linux")]
+use crate::stream::Vsock;
 use crate::stream::{Tcp, Unix};
 
 /// An NBD server. Cheap to clone: clones are the same server.
@@ -97,6 +99,19 @@ impl<R: Runtime + Default> Server<R> {
         let (listener, path) = net::bind_unix(path.as_ref(), self.service.config().backlog())?;
         let address = LocalAddr::Unix(path.path().to_owned());
         self.start([(address, (path, Unix(Async::new_nonblocking(listener)?.into())))])
+    }
+
+    /// Listens on a virtual machine socket: a port of a context identifier of this machine, such as
+    /// [`VSOCK_CID_ANY`](net::VSOCK_CID_ANY); port 0 takes a free one. Serving begins at once.
+    ///
+    /// # Errors
+    /// When the port is taken, or this machine has no such sockets or identifier, with the address in the text; or when the
+    /// server shuts down.
+    #[cfg(target_os = "linux")]
+    pub fn listen_vsock(&self, cid: u32, port: u32) -> io::Result<Listening> {
+        let listener = net::bind_vsock(cid, port, self.service.config().backlog())?;
+        let (cid, port) = listener.address()?;
+        self.start([(LocalAddr::Vsock { cid, port }, Vsock(Async::new_nonblocking(listener)?))])
     }
 
     /// Listens on what a runtime's resolver found.

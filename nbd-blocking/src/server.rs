@@ -118,6 +118,19 @@ impl Server {
         self.start([(address, (path, Listener::unix(listener)?))])
     }
 
+    /// Listens on a virtual machine socket: a port of a context identifier of this machine, such as
+    /// [`VSOCK_CID_ANY`](net::VSOCK_CID_ANY); port 0 takes a free one. Serving begins at once.
+    ///
+    /// # Errors
+    /// When the port is taken, or this machine has no such sockets or identifier, with the address in the text; or when the
+    /// server shuts down.
+    #[cfg(target_os = "linux")]
+    pub fn listen_vsock(&self, cid: u32, port: u32) -> io::Result<Listening> {
+        let listener = net::bind_vsock(cid, port, self.service.config().backlog())?;
+        let (cid, port) = listener.address()?;
+        self.start([(LocalAddr::Vsock { cid, port }, Listener::vsock(listener)?)])
+    }
+
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors

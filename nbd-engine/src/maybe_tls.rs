@@ -3,6 +3,7 @@
 use core::pin::Pin;
 use core::task::{Context, Poll};
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 
 use futures_io::{AsyncRead, AsyncWrite};
 
@@ -150,5 +151,12 @@ impl<T: Transport> Transport for MaybeTls<T> {
 
     fn is_peer_gone(&self) -> bool {
         forward!(self, it => it.is_peer_gone(), broken => true)
+    }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Plain(stream) => stream.socket(),
+            _ => None,
+        }
     }
 }

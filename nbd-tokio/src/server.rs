@@ -16,6 +16,8 @@ use tokio::runtime::Handle;
 
 use crate::runtime::Tokio;
 use crate::stream::{self, Stream, Tcp, Unix};
+#[cfg(target_os = "linux")]
+use {crate::stream::Vsock, tokio::io::unix::AsyncFd};
 
 /// An NBD server. Cheap to clone: clones are the same server.
 ///
@@ -112,6 +114,27 @@ impl Server {
         let (listener, path) = net::bind_unix(path.as_ref(), self.service.config().backlog())?;
         let address = LocalAddr::Unix(path.path().to_owned());
         self.start([(address, (path, Unix(UnixListener::from_std(listener)?)))])
+    }
+
+    /// Listens on a virtual machine socket: a port of a context identifier of this machine, such as
+    /// [`VSOCK_CID_ANY`](net::VSOCK_CID_ANY); port 0 takes a free one. Serving begins at once, on this runtime.
+    ///
+    /// # Errors
+    /// When the port is taken, or this machine has no such sockets or identifier, with the address in the text; or when the
+    /// server shuts down.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[cfg(target_os = "linux")]
+    pub fn listen_vsock(&self, cid: u32, port: u32) -> io::Result<Listening> {
+        let listener = net::bind_vsock(cid, port, self.service.config().backlog())?;
+        let (cid, port) = listener.address()?;
+        #[allow(
+            deprecated,
+            reason = "it is for objects that don't own their descriptor, and unsafe code would do no better here"
+        )]
+        let listener = Vsock(AsyncFd::new(listener)?);
+        self.start([(LocalAddr::Vsock { cid, port }, listener)])
     }
 
     /// Accepts connections from a TCP listener of yours.

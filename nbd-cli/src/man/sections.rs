@@ -106,6 +106,18 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
         "resize" => {
             &[("Make an export one gibibyte larger:", "nbd resize nbd://localhost/disk +1G")]
         }
+        "attach" => &[
+            (
+                "Mount an export, over restarts of its server:",
+                "nbd attach --persist nbd://localhost/disk",
+            ),
+            (
+                "The same for an image that qemu knows:",
+                "nbd attach [ qemu-nbd -f qcow2 disk.qcow2 ]",
+            ),
+        ],
+        "detach" => &[("End that:", "nbd detach /dev/nbd0")],
+        "devices" => &[("What is attached, for programs:", "nbd devices --json")],
         "bitmap" => &[
             ("Begin to record changes:", "nbd bitmap /run/nbd-control.sock start monday"),
             ("Forget them after a backup:", "nbd bitmap /run/nbd-control.sock clear monday"),

@@ -93,11 +93,6 @@ impl Requests {
         self.memory.account.give_back_unused();
     }
 
-    /// The connection does something again.
-    pub(in crate::server) const fn end_rest(&mut self) {
-        self.ended_rest |= core::mem::replace(&mut self.rests, false);
-    }
-
     /// Shows others how far the connection is, which has so many requests in flight, and of which the core has answered
     /// these.
     pub(in crate::server) fn publish(&mut self, in_flight: usize, answered: &[SelfAnswered]) {
@@ -110,6 +105,11 @@ impl Requests {
             };
             recorder.publish(&progress, answered);
         }
+    }
+
+    /// The connection does something again.
+    pub(in crate::server) const fn end_rest(&mut self) {
+        self.ended_rest |= core::mem::replace(&mut self.rests, false);
     }
 
     /// Whether others wait for buffers that this connection holds.

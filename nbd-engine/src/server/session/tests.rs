@@ -297,7 +297,7 @@ mod inside_of_tls {
             let state = ServerState::new(exports, config);
             let (near, mut far) = pair(1 << 20, room);
             let info = state.client(PeerAddr::Unix(None));
-            let session = Session::new(state, near, info, &Still);
+            let session = Session::new(state, near, info, None, &Still);
             let mut session = session.now_or_never().unwrap().unwrap();
             let mut option = vec![0, 0, 0, 3];
             option.extend(OptionHeader { code: OptionCode::STARTTLS, length: 0 }.encode());
