@@ -113,9 +113,12 @@ pub(super) fn of_rustls(error: &Error, handshaking: bool) -> io::Error {
         Error::PeerIncompatible(reason) => match reason {
             PeerIncompatible::NoCipherSuitesInCommon
             | PeerIncompatible::NoKxGroupsInCommon
-            | PeerIncompatible::NoSignatureSchemesInCommon
-            | PeerIncompatible::SignatureAlgorithmsExtensionRequired => {
+            | PeerIncompatible::NoSignatureSchemesInCommon => {
                 format!("{NO_CIPHER} ({reason:?})")
+            }
+            // What a client of TLS 1.1 looks like, and one that has ciphers with pre-shared keys alone.
+            PeerIncompatible::SignatureAlgorithmsExtensionRequired => {
+                format!("{NO_VERSION}, or it expects a pre-shared key ({reason:?})")
             }
             PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig

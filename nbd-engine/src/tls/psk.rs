@@ -267,7 +267,7 @@ impl PskRecords {
     fn failed(&self, error: &openssl::ssl::Error) -> io::Error {
         let text = describe(error, self.handshaking);
         let text = match self.claim() {
-            Some(Claim::Refused(why)) if self.handshaking => format!("{why} ({text})"),
+            Some(Claim::Refused(why)) if self.handshaking => why.clone(),
             Some(Claim::User(user)) if self.handshaking => format!("the user {user:?}: {text}"),
             _ => text,
         };

@@ -320,7 +320,8 @@ impl<T: Transport> TlsStream<T> {
         let count = ready!(Pin::new(&mut self.transport).poll_read(cx, spare))?;
         if count == 0 {
             let text = if self.records.is_handshaking() {
-                "the peer closed the connection in the middle of the handshake; its log may say why"
+                "the peer closed the connection in the middle of the handshake without an alert; its log may say why; \
+                 with a pre-shared key, compare the user and the key, else certificates and versions"
             } else {
                 "the peer cut the connection off without close_notify"
             };
