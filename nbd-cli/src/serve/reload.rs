@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nbd_engine::server::ServerConfig;
 
-use super::config::{self, Config, Export, LogLevel};
+use super::config::{self, Config, Export, LogLevel, Server};
 use super::live::{Changes, Live};
 use super::security::Security;
 use crate::exit::Failure;
@@ -113,24 +113,42 @@ impl Reload {
     }
 }
 
+/// The keys of a table whose values differ. It names all fields, so that none that is new is forgotten.
+macro_rules! differing {
+    ($table:ident { $($field:ident),* $(,)? }, $old:expr, $new:expr) => {{
+        let ($table { $($field),* }, new) = ($old, $new);
+        let differ = [$((stringify!($field), *$field != new.$field)),*];
+        let differ = differ.into_iter().filter(|(_, differs)| *differs);
+        differ.map(|(field, _)| field.replace("_", "-"))
+    }};
+}
+
 /// The keys that another value of comes into force only when the server starts.
-fn need_restart(current: &Config, read: &Config) -> Vec<&'static str> {
-    let (old, new) = (&current.server, &read.server);
-    [
-        (old.runtime != new.runtime, "runtime"),
-        (old.max_connections != new.max_connections, "max-connections"),
-        (old.idle_timeout != new.idle_timeout, "idle-timeout"),
-        (old.stall_timeout != new.stall_timeout, "stall-timeout"),
-        (old.drain_timeout != new.drain_timeout, "drain-timeout"),
-        (old.control != new.control, "control"),
-        (old.log != new.log, "log"),
-        (old.oldstyle != new.oldstyle, "oldstyle"),
-        (current.listeners != read.listeners, "[[listen]]"),
-        (current.tls != read.tls, "[tls]"),
-    ]
-    .into_iter()
-    .filter_map(|(differs, key)| differs.then_some(key))
-    .collect()
+fn need_restart(current: &Config, read: &Config) -> Vec<String> {
+    let server = differing!(
+        Server {
+            runtime,
+            max_connections,
+            idle_timeout,
+            stall_timeout,
+            drain_timeout,
+            control,
+            metrics,
+            log,
+            sandbox,
+            oldstyle,
+        },
+        &current.server,
+        &read.server
+    );
+    // The others are in force at once, or not of the file.
+    let config = differing!(Config { server, listeners, tls, exports, source }, current, read);
+    let tables = config.filter_map(|table| match &*table {
+        "listeners" => Some("[[listen]]".to_owned()),
+        "tls" => Some("[tls]".to_owned()),
+        _ => None,
+    });
+    server.chain(tables).collect()
 }
 
 /// Logs why a change was not made.
@@ -142,4 +160,26 @@ fn log(failure: &Failure) {
         failure => tracing::error!("{}", failure.text()),
     }
     tracing::error!("nothing was changed: the settings that were read before stay in force");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::{Listen, TcpAddress};
+    use super::*;
+
+    #[test]
+    fn what_takes_a_restart_is_named_by_its_key() {
+        let current = Config::default();
+        assert!(need_restart(&current, &current).is_empty());
+        let mut read = current.clone();
+        read.server.max_connections += 1;
+        read.server.log = LogLevel::Debug;
+        read.exports.push(Export::default());
+        assert_eq!(need_restart(&current, &read), ["max-connections", "log"]);
+        let address = TcpAddress { host: "::1".into(), port: 1 };
+        read = Config { listeners: vec![Listen::tcp(address)], ..current.clone() };
+        assert_eq!(need_restart(&current, &read), ["[[listen]]"]);
+        read.tls.verify_peer = true;
+        assert_eq!(need_restart(&current, &read), ["[[listen]]", "[tls]"]);
+    }
 }
