@@ -178,3 +178,8 @@ fn the_page_about_clients_prints_what_it_says() {
 fn the_page_about_operating_prints_what_it_says() {
     check("docs/operating.md", &["ss"]);
 }
+
+#[test]
+fn the_page_about_the_configuration_prints_what_it_says() {
+    check("docs/configuration.md", &[]);
+}

@@ -20,8 +20,8 @@ use crate::quantity::{self, Timeout};
 ///
 /// Without arguments it serves a memory disk of 1 GiB on 127.0.0.1:10809. When it listens it prints one URI a line on
 /// standard output, for clients such as qemu-img, nbdinfo and nbdcopy. SIGTERM, SIGINT, SIGQUIT or SIGHUP lets requests in
-/// flight finish and exits; a second one other than SIGHUP exits at once. With TLS, and without a controlling terminal,
-/// SIGHUP has the certificates or keys read again instead.
+/// flight finish and exits; a second one other than SIGHUP exits at once. With TLS or --config, and without a controlling
+/// terminal, SIGHUP has the certificates or keys and the configuration read again instead.
 ///
 /// Sockets that systemd's socket activation hands over (LISTEN_FDS) are taken instead; nothing is printed then, and the
 /// server ends with the process that started it, unless that is systemd:

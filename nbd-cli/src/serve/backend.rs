@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
 use std::sync::Arc;
 
 use nbd_engine::export::{
-    self, AnyExport, Export as _, ExportEntry, ExportMap, File, InvalidName, Memory, Missing,
-    OpenError, ReadOnly, Tracked, Tracker, WithAllocationDepth, WithBlockSize,
+    self, AnyExport, Export as _, ExportEntry, File, InvalidName, Memory, Missing, OpenError,
+    ReadOnly, Tracked, Tracker, WithAllocationDepth, WithBlockSize,
 };
 
 use rustix::fs::{Access, access};
@@ -16,27 +15,6 @@ use rustix::fs::{Access, access};
 use super::config::{Backend, Config, Export, Size};
 use crate::exit::Failure;
 use crate::output::{quoted, shell_path};
-
-/// What is to be served.
-#[derive(Debug)]
-pub(super) struct Opened {
-    pub(super) exports: ExportMap,
-    /// Those of the exports whose changes are recorded.
-    pub(super) trackers: Vec<Arc<Tracker>>,
-}
-
-/// Opens everything that is to be served.
-pub(super) fn open(config: &Config) -> Result<Opened, Failure> {
-    let (mut exports, mut trackers) = (ExportMap::new(), Vec::new());
-    let mut files = Files::default();
-    for (index, export) in config.exports.iter().enumerate() {
-        let blame = |failure| config.source.blame(&format!("export.{index}"), failure);
-        let (entry, tracker) = open_one(config, export, &mut files).map_err(blame)?;
-        exports = exports.with_entry(entry);
-        trackers.extend(tracker);
-    }
-    Ok(Opened { exports, trackers })
-}
 
 /// Finds out whether everything can be opened, without opening it for writing.
 pub(super) fn inspect(config: &Config) -> Result<(), Failure> {
@@ -53,14 +31,13 @@ fn inspect_one<'a>(
     export: &'a Export,
     files: &mut Files<'a>,
 ) -> Result<(), Failure> {
-    let backend = export.backend().map_err(Failure::Usage)?;
-    let Backend::File(path) = backend else {
-        return open_backend(backend, export, config).map(drop);
+    files.add(export, config)?;
+    let Backend::File(path) = export.backend().map_err(Failure::Usage)? else {
+        return open(export, config).map(drop);
     };
-    files.add(path, export, config)?;
     let mut for_reading = export.clone();
     for_reading.read_only = true;
-    open_backend(backend, &for_reading, config)?;
+    open(&for_reading, config)?;
     if export.read_only {
         return Ok(());
     }
@@ -71,23 +48,8 @@ fn inspect_one<'a>(
     })
 }
 
-fn open_one<'a>(
-    config: &Config,
-    export: &'a Export,
-    files: &mut Files<'a>,
-) -> Result<(ExportEntry, Option<Arc<Tracker>>), Failure> {
-    let backend = export.backend().map_err(Failure::Usage)?;
-    if let Backend::File(path) = backend {
-        files.add(path, export, config)?;
-    }
-    let (handle, tracker) = open_backend(backend, export, config)?;
-    for name in &export.track {
-        let Some(tracker) = &tracker else { break };
-        tracker.start(name).map_err(|error| {
-            let track = config.source.word("--track", "track");
-            Failure::usage(format!("{track} '{name}': {error}"))
-        })?;
-    }
+/// The entry by which clients find an export that is open.
+pub(super) fn entry(export: &Export, handle: AnyExport) -> Result<ExportEntry, Failure> {
     let invalid = |error: InvalidName| Failure::usage(error.to_string());
     let mut entry = ExportEntry::new(export.name.as_str(), handle).map_err(invalid)?;
     if let Some(description) = &export.description {
@@ -99,12 +61,12 @@ fn open_one<'a>(
     if !export.resize {
         entry = entry.without_resize();
     }
-    Ok((entry, tracker))
+    Ok(entry)
 }
 
 /// The files that are served, by what they are whatever their paths.
 #[derive(Default)]
-struct Files<'a>(HashMap<Identity, &'a Export>);
+pub(super) struct Files<'a>(HashMap<Identity, &'a Export>);
 
 /// A file or block device.
 #[derive(PartialEq, Eq, Hash)]
@@ -114,9 +76,10 @@ enum Identity {
 }
 
 impl<'a> Files<'a> {
-    /// The export is this file. Each export records changes and knows its size by itself, so that what is written or
-    /// resized through another export of the file would be missed.
-    fn add(&mut self, path: &Path, export: &'a Export, config: &Config) -> Result<(), Failure> {
+    /// One more export. Each records changes and knows its size by itself, so that what is written or resized through
+    /// another export of the same file would be missed.
+    pub(super) fn add(&mut self, export: &'a Export, config: &Config) -> Result<(), Failure> {
+        let Backend::File(path) = export.backend().map_err(Failure::Usage)? else { return Ok(()) };
         // Opening it reports what is wrong with it.
         let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
         let identity = if metadata.file_type().is_block_device() {
@@ -161,9 +124,9 @@ impl<'a> Files<'a> {
     }
 }
 
-/// Opens what is served, with the layers around it.
-fn open_backend(backend: Backend<'_>, export: &Export, config: &Config) -> Result<Layers, Failure> {
-    match backend {
+/// Opens an export, with the layers around it.
+pub(super) fn open(export: &Export, config: &Config) -> Result<Layers, Failure> {
+    match export.backend().map_err(Failure::Usage)? {
         Backend::Memory(size) => {
             let memory = Memory::new(size).map_err(|error| Failure::usage(error.to_string()))?;
             match export.read_only {
@@ -189,7 +152,7 @@ fn cannot_open(error: &OpenError) -> Failure {
 }
 
 /// An export with the layers around it, and that which records changes.
-type Layers = (AnyExport, Option<Arc<Tracker>>);
+pub(super) type Layers = (AnyExport, Option<Arc<Tracker>>);
 
 /// The disk with the layers around it that its configuration asks for.
 fn wrapped(disk: impl export::Export, export: &Export, config: &Config) -> Result<Layers, Failure> {

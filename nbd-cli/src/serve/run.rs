@@ -1,19 +1,21 @@
 //! Running the server on the chosen adapter.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
-use nbd_engine::export::ExportMap;
 use nbd_engine::net::LocalAddr;
 use nbd_engine::server::{Outcome, ServerConfig};
 
 use super::Arguments;
 use super::activation::{self, Socket};
 use super::announce::Announcement;
-use super::backend::{self, Opened};
+use super::backend;
 use super::config::{self, Config, LogLevel, RuntimeName};
-use super::control::{self, Bitmaps, Verbs};
+use super::control::{self, Verbs};
+use super::live::Live;
 use super::places::{Places, cannot_listen_on_unix};
+use super::reload::Reload;
 use super::sandbox::{Needs, Sandbox, Sealed};
 use super::security::Security;
 use super::signals;
@@ -36,32 +38,35 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     fault::end_on_panic();
     raise_descriptor_limit(&config);
     let places = Places::of(&config, given)?;
-    let Opened { exports, trackers } = backend::open(&config)?;
+    let exports = Live::open(&config)?;
     let (server, security) = Security::of(&config, server_config(&config))?;
     // From here on only what is needed can be opened, by this thread and by those that it starts.
     let needs = Needs::of(&config, arguments.config.as_deref());
     let sandbox = Sandbox::confine(config.server.sandbox, &needs)?;
     log::write()?;
-    let bitmaps = Bitmaps::new(trackers, &[])?;
-    let verbs = bitmaps.verbs(Verbs::new());
+    security.warn(&places, &config);
+    let in_tls = security.is_required();
+    let log = LogLevel::of_verbosity(arguments.verbose);
+    let reload = Reload::new(arguments.config, log, config.clone(), exports.clone(), security);
+    let reload = Arc::new(reload);
+    let verbs = control::exports(&reload, exports.bitmaps().verbs(Verbs::new()));
     let control = config.server.control.as_deref().map(|path| control::listen(path, verbs));
     let _removed_at_the_end = control.transpose()?;
-    security.warn(&places, &config);
     let announcement = Announcement {
         names: config.exports.iter().map(|export| export.name.clone()).collect(),
         // Who hands sockets over knows where they are, and our standard output may be that of a client.
         printed: places.given.is_empty(),
-        in_tls: security.is_required(),
+        in_tls,
     };
     let announce = move |addresses: &[LocalAddr]| {
         let sealed = sandbox.seal()?;
         announcement.make(addresses).map(|()| sealed)
     };
     let outcome = match config.server.runtime {
-        RuntimeName::Blocking => blocking(exports, server, places, announce, security),
-        RuntimeName::Tokio => tokio(exports, server, places, announce, security),
+        RuntimeName::Blocking => blocking(exports, server, places, announce, reload),
+        RuntimeName::Tokio => tokio(exports, server, places, announce, reload),
         #[cfg(feature = "async-std")]
-        RuntimeName::AsyncStd => async_std(exports, server, places, announce, security),
+        RuntimeName::AsyncStd => async_std(exports, server, places, announce, reload),
     };
     judge(outcome?, &config)
 }
@@ -120,13 +125,13 @@ fn raise_descriptor_limit(config: &Config) {
 /// Serves until a signal ends it. The servers of all adapters have the same methods, some with an `.await` behind them,
 /// and no trait that says so.
 macro_rules! serve {
-    ($server:expr, $places:expr, $announce:expr, $security:expr, $tcp:expr, $unix:expr, [$($wait:tt)*]) => {{
+    ($server:expr, $places:expr, $announce:expr, $reload:expr, $tcp:expr, $unix:expr, [$($wait:tt)*]) => {{
         let (server, mut places) = ($server, $places);
         let server = if places.oldstyle { server.oldstyle("") } else { server };
         // First of all: clients of sockets that were handed over may come, and ask for the end, at once.
         let stop = server.clone();
-        let security: Security = $security;
-        signals::watch(move || stop.shut_down(), move || security.reload()).map_err(no_signals)?;
+        let reload: Arc<Reload> = $reload;
+        signals::watch(move || stop.shut_down(), move || reload.hang_up()).map_err(no_signals)?;
         let mut listening = Vec::new();
         for socket in core::mem::take(&mut places.given) {
             let accepting = match socket {
@@ -162,22 +167,22 @@ macro_rules! serve {
 }
 
 fn blocking(
-    exports: ExportMap,
+    exports: Live,
     config: ServerConfig,
     places: Places<'_>,
     announce: impl FnOnce(&[LocalAddr]) -> Result<Sealed, Failure>,
-    security: Security,
+    reload: Arc<Reload>,
 ) -> Result<Outcome, Failure> {
     let server = nbd_blocking::Server::with_config(exports, config);
-    serve!(server, places, announce, security, io::Result::Ok, io::Result::Ok, [])
+    serve!(server, places, announce, reload, io::Result::Ok, io::Result::Ok, [])
 }
 
 fn tokio(
-    exports: ExportMap,
+    exports: Live,
     config: ServerConfig,
     places: Places<'_>,
     announce: impl FnOnce(&[LocalAddr]) -> Result<Sealed, Failure>,
-    security: Security,
+    reload: Arc<Reload>,
 ) -> Result<Outcome, Failure> {
     use ::tokio::net::{TcpListener, UnixListener};
     let runtime = ::tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -185,23 +190,23 @@ fn tokio(
         runtime.map_err(|error| Failure::failed(format!("cannot start tokio: {error}")))?;
     let server = nbd_tokio::Server::with_config(exports, config);
     let (tcp, unix) = (TcpListener::from_std, UnixListener::from_std);
-    runtime.block_on(async { serve!(server, places, announce, security, tcp, unix, [.await]) })
+    runtime.block_on(async { serve!(server, places, announce, reload, tcp, unix, [.await]) })
 }
 
 #[cfg(feature = "async-std")]
 fn async_std(
-    exports: ExportMap,
+    exports: Live,
     config: ServerConfig,
     places: Places<'_>,
     announce: impl FnOnce(&[LocalAddr]) -> Result<Sealed, Failure>,
-    security: Security,
+    reload: Arc<Reload>,
 ) -> Result<Outcome, Failure> {
     use ::async_std::net::TcpListener;
     use ::async_std::os::unix::net::UnixListener;
     let server = nbd_async_std::Server::with_config(exports, config);
     let (tcp, unix) = (infallible::<_, TcpListener>, infallible::<_, UnixListener>);
     ::async_std::task::block_on(async {
-        serve!(server, places, announce, security, tcp, unix, [.await])
+        serve!(server, places, announce, reload, tcp, unix, [.await])
     })
 }
 

@@ -74,17 +74,16 @@ impl Security {
     }
 
     /// Reads certificates and keys again. Gives whether there are any.
-    pub(super) fn reload(&self) -> bool {
+    ///
+    /// # Errors
+    /// When they can't be used: those that were read before stay in force.
+    pub(super) fn read_again(&self) -> Result<bool, Failure> {
         #[cfg(feature = "tls")]
         if let Some((_, server)) = &self.tls {
-            match server.reload() {
-                Ok(()) => tracing::info!("read the files for TLS again"),
-                Err(error) => {
-                    stderr::say(&format!("{error}; the files that were read before stay in force"));
-                }
-            }
-            return true;
+            server.reload().map_err(|error| Failure::failed(error.to_string()))?;
+            tracing::info!("read the files for TLS again");
+            return Ok(true);
         }
-        false
+        Ok(false)
     }
 }

@@ -2,6 +2,7 @@
 
 mod activation;
 mod addresses;
+mod config;
 mod end;
 mod exports;
 mod limits;
@@ -36,7 +37,12 @@ struct Serving {
 impl Serving {
     #[track_caller]
     fn start<T: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = T>) -> Self {
-        let process = Background::spawn(&mut serve(arguments)).expect("the binary is there");
+        Self::spawn(&mut serve(arguments))
+    }
+
+    #[track_caller]
+    fn spawn(command: &mut Command) -> Self {
+        let process = Background::spawn(command).expect("the binary is there");
         let Some(uri) = process.next_line(LIMIT) else {
             panic!("no URI was printed, but this: {}", process.stderr());
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nbd_proto::wire::MAX_STRING;
 
-use super::{AnyExport, ClientInfo, CloseReason, IntoExport};
+use super::{AnyExport, ClientInfo, CloseReason, IntoExport, Withdrawal};
 
 /// An export under a name, with a description: what a look-up finds.
 ///
@@ -24,6 +24,7 @@ pub struct ExportEntry {
     export: AnyExport,
     tls_required: bool,
     resize_denied: bool,
+    withdrawal: Option<Withdrawal>,
     on_enter: Option<Arc<OnEnter>>,
     on_close: Option<Arc<OnClose>>,
 }
@@ -49,6 +50,7 @@ impl ExportEntry {
             export,
             tls_required: false,
             resize_denied: false,
+            withdrawal: None,
             on_enter: None,
             on_close: None,
         })
@@ -91,6 +93,17 @@ impl ExportEntry {
     #[must_use]
     pub const fn is_resize_allowed(&self) -> bool {
         !self.resize_denied
+    }
+
+    /// Has clients that enter by this entry disconnected when the export is [withdrawn](Withdrawal).
+    #[must_use]
+    pub fn with_withdrawal(mut self, withdrawal: &Withdrawal) -> Self {
+        self.withdrawal = Some(withdrawal.clone());
+        self
+    }
+
+    pub(crate) const fn withdrawal(&self) -> Option<&Withdrawal> {
+        self.withdrawal.as_ref()
     }
 
     /// Has `on_enter` called each time that a client enters the export by this entry, before its first request. A

@@ -34,6 +34,7 @@ mod request_log;
 mod slice;
 mod tracked;
 mod with_block_size;
+mod withdrawal;
 
 pub use abilities::{
     Allocation, CanCache, CanExtents, CanFlush, CanResize, CanTrim, CanWrite, CanWriteZeroes, Fua,
@@ -77,6 +78,7 @@ pub use request_log::{Logged, RequestLog};
 pub use slice::{ByteRange, Slice, SliceError};
 pub use tracked::{BitmapError, Tracked, Tracker, Tracking};
 pub use with_block_size::{Constraints, WithBlockSize};
+pub use withdrawal::Withdrawal;
 
 pub use nbd_proto::wire::{AllocationFlags, ErrorCode};
 pub use nbd_proto::{BlockSize, ContextInfo, Extent};

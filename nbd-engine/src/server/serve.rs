@@ -14,7 +14,7 @@ use tracing::field;
 use super::session::{End, Session};
 use super::watch::{self, Verdict, Watch};
 use super::{ConnectionError, Permit, ServerState};
-use crate::export::{ClientInfo, PeerAddr};
+use crate::export::{ClientInfo, PeerAddr, Withdrawal};
 use crate::runtime::{BoxFuture, Runtime};
 use crate::transport::Transport;
 
@@ -162,7 +162,9 @@ async fn run<T: Transport, R: Runtime>(
     session.leave(&result);
     match result {
         Ok(End::Closed(reason)) => tracing::debug!("{reason}"),
-        Ok(End::ShutDown) => tracing::debug!("closed a connection, since the server shuts down"),
+        Ok(End::ShutDown) => {
+            tracing::debug!("closed a connection, since the server or its export shuts down")
+        }
         Err(error) => {
             tracing::info!(%error, "a connection was closed");
             return Err(error);
@@ -177,6 +179,8 @@ struct Connection<'a, T: Transport, R> {
     state: &'a ServerState,
     runtime: &'a R,
     shutdown: Shutdown,
+    /// Of the export that the client uses.
+    withdrawn: Option<Withdrawn>,
     /// Until when an export has to be chosen; then when the watch looks next. It is set anew only when it has passed.
     timer: BoxFuture,
     /// When the timer is to pass.
@@ -202,6 +206,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
         Self {
             session,
             shutdown: Shutdown { listener: state.shutdown_listener(), registered: None },
+            withdrawn: None,
             timer: runtime.sleep(handshake),
             due: moment_after(runtime.now(), handshake),
             handshake,
@@ -215,6 +220,10 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
         if self.drain.is_none() && self.shutdown.has_begun(self.state, cx) {
+            self.session.shut_down();
+            self.begin_drain();
+        }
+        if self.drain.is_none() && self.is_withdrawn(cx) {
             self.session.shut_down();
             self.begin_drain();
         }
@@ -234,6 +243,11 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
         self.poll_drain(cx)
     }
 
+    /// Whether the export was taken away from the client.
+    fn is_withdrawn(&mut self, cx: &mut Context<'_>) -> bool {
+        self.withdrawn.as_mut().is_some_and(|withdrawn| withdrawn.has_begun(cx))
+    }
+
     fn begin_drain(&mut self) {
         self.drain = Some(Drain {
             deadline: self.runtime.sleep(self.state.config().drain_timeout()),
@@ -246,6 +260,10 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             let watch = Watch::new(self.state.config(), self.runtime.now());
             self.set_timer(watch.period());
             self.watch = Some(watch);
+            self.withdrawn = self.session.withdrawal().map(Withdrawn::new);
+            if self.is_withdrawn(cx) {
+                cx.waker().wake_by_ref();
+            }
         }
         if self.session.has_ended_rest()
             && let Some(watch) = &mut self.watch
@@ -361,6 +379,32 @@ struct Shutdown {
 impl Shutdown {
     fn has_begun(&mut self, state: &ServerState, cx: &mut Context<'_>) -> bool {
         if state.is_shutting_down() {
+            return true;
+        }
+        if self.registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return false;
+        }
+        self.registered = Some(cx.waker().clone());
+        Pin::new(&mut self.listener).poll(cx).is_ready()
+    }
+}
+
+/// Learns that the export is taken away from its clients.
+struct Withdrawn {
+    withdrawal: Withdrawal,
+    listener: EventListener,
+    /// What is woken by it.
+    registered: Option<Waker>,
+}
+
+impl Withdrawn {
+    fn new(withdrawal: Withdrawal) -> Self {
+        let listener = withdrawal.listener();
+        Self { withdrawal, listener, registered: None }
+    }
+
+    fn has_begun(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.withdrawal.is_withdrawn() {
             return true;
         }
         if self.registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {

@@ -16,7 +16,7 @@ use super::state::ServerState;
 use super::turn::Turn;
 use super::watch::Activity;
 use crate::busy_poll::{BUSY_POLL, BusyPoll};
-use crate::export::{self, ClientInfo};
+use crate::export::{self, ClientInfo, Withdrawal};
 use crate::maybe_tls::MaybeTls;
 use crate::pump::Pump;
 use crate::runtime::Runtime;
@@ -65,6 +65,11 @@ impl<T: Transport> Session<T> {
     /// Exports in the longest list that the client was given.
     pub(crate) const fn listed_exports(&self) -> u32 {
         self.pump.machine.listed_exports()
+    }
+
+    /// What takes the export away from the client that uses it, if anything does.
+    pub(crate) fn withdrawal(&self) -> Option<Withdrawal> {
+        self.requests.negotiation.visit()?.withdrawal().cloned()
     }
 
     /// Whether nothing is in flight or queued.

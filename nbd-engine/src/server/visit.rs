@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::dispatch::guarded;
-use crate::export::{ClientInfo, CloseReason, ExportEntry};
+use crate::export::{ClientInfo, CloseReason, ExportEntry, Withdrawal};
 
 /// A client's use of an export. Whoever carries out a request holds on to it, so that the export learns of the client's
 /// leaving only after the last request has ended.
@@ -25,6 +25,11 @@ impl Visit {
             );
         }
         Arc::new(visit)
+    }
+
+    /// What takes the export away from the client, if anything does.
+    pub(crate) const fn withdrawal(&self) -> Option<&Withdrawal> {
+        self.entry.withdrawal()
     }
 
     /// Says why it is about to end; the first reason counts.

@@ -1,6 +1,6 @@
 //! Shutting down.
 
-use nbd_engine::export::ExportMap;
+use nbd_engine::export::{ExportEntry, ExportMap, Withdrawal};
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Errno, Mode, Opt, RawClient, Rep, Request, Wire, info_data};
@@ -41,6 +41,47 @@ pub fn requests_in_flight_finish_and_later_ones_are_refused(setup: Setup) {
             client.wire().expect_eof();
         }
         server.wait_for_the_end();
+    }
+}
+
+/// A withdrawn export's clients have their requests in flight finished and are sent away, idle or not; the others stay.
+pub fn the_clients_of_a_withdrawn_export_are_sent_away_and_others_stay(setup: Setup) {
+    for way in Way::CONCURRENT {
+        let (disk, other) = (Disk::new(1 << 20), Disk::new(1 << 20));
+        disk.gate.close();
+        let withdrawal = Withdrawal::new();
+        let entry = ExportEntry::new("withdrawn", way.of(&disk)).expect("a short name");
+        let stays = ExportEntry::new("stays", way.of(&other)).expect("a short name");
+        let exports = ExportMap::new()
+            .with_entry(entry.with_withdrawal(&withdrawal))
+            .with_entry(stays.with_withdrawal(&Withdrawal::new()));
+        let server = setup.serve_with(exports, ServerConfig::default());
+        let enter = |name| {
+            let mut client = RawClient::negotiate(server.endpoint());
+            client.go(name, &[]).expect("the export is there");
+            client
+        };
+        let [mut busy, mut idle] = [(); 2].map(|()| enter("withdrawn"));
+        let mut stays = enter("stays");
+        let reading = busy.send(&Request::read(0, 512));
+        let writing = busy.send(&Request::write(512, &[7; 512]));
+        disk.gate.wait_for(2);
+        withdrawal.withdraw();
+        idle.wire().expect_eof();
+        wait_until("later requests are refused", SOON, || {
+            let late = busy.call(&Request::read(Gate::END, 512)).error();
+            assert!(matches!(late, None | Some(Errno::ESHUTDOWN)), "{late:?}");
+            late.is_some()
+        });
+        disk.gate.open();
+        busy.reply_to(reading).ok();
+        busy.reply_to(writing).ok();
+        busy.wire().expect_eof();
+        assert_eq!(stays.read(0, 512).len(), 512);
+        // A look-up that still gives it does not keep its client.
+        enter("withdrawn").wire().expect_eof();
+        stays.finish();
+        server.stop();
     }
 }
 

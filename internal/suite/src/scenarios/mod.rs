@@ -137,6 +137,7 @@ scenarios! {
         drain {
             requests_in_flight_finish_and_later_ones_are_refused,
             idle_clients_are_sent_away,
+            the_clients_of_a_withdrawn_export_are_sent_away_and_others_stay,
             a_server_without_clients_ends,
             nobody_connects_after_the_shutdown,
             the_option_phase_ends_with_the_shutdown,
@@ -205,6 +206,7 @@ scenarios! {
             clients_that_have_disconnected_are_given_up_sooner,
             requests_in_flight_finish_and_later_ones_are_refused,
             idle_clients_are_sent_away,
+            the_clients_of_a_withdrawn_export_are_sent_away_and_others_stay,
             the_option_phase_ends_with_the_shutdown,
             a_client_that_vanishes_while_requests_run_frees_its_place,
         }

@@ -5,7 +5,7 @@ use std::thread;
 
 use nbd_blocking::ServerConfig;
 use nbd_engine::export::{
-    BlockSize, Export, ExportMap, File, Memory, ReadOnly, Tracked, WithBlockSize,
+    BlockSize, Export, ExportEntry, ExportMap, File, Memory, ReadOnly, Tracked, WithBlockSize,
 };
 use nbd_suite::Served;
 use nbd_testkit::raw::{Cmd, Errno, Mode, RawClient, Request, flag};
@@ -95,8 +95,12 @@ fn without_permission_resize_is_an_unknown_command() {
     let config = ServerConfig::new().with_resize(false);
     let exports = ExportMap::new().with("", Memory::new(MIB).unwrap()).unwrap();
     let forbidden = Served::start(exports, config);
+    let entry = ExportEntry::new("", Memory::new(MIB).unwrap()).unwrap().without_resize();
+    let entry = Served::start(ExportMap::new().with_entry(entry), ServerConfig::new());
     let read_only = Served::only(ReadOnly::new(Memory::new(MIB).unwrap()));
-    for (served, error) in [(forbidden, Errno::EINVAL), (read_only, Errno::EPERM)] {
+    for (served, error) in
+        [(forbidden, Errno::EINVAL), (entry, Errno::EINVAL), (read_only, Errno::EPERM)]
+    {
         let mut client = RawClient::go_simple(served.endpoint());
         assert!(!client.has_flag(flag::SEND_RESIZE));
         client.call(&resize(2 * MIB)).expect_error(error);

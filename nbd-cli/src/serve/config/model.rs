@@ -68,7 +68,7 @@ pub(crate) struct Server {
     pub(crate) drain_timeout: Period,
 
     /// Path of the control socket, for `nbd bitmap`; only the user that runs the server can use it.
-    #[cfg_attr(test, schemars(extend("cli" = "--control")))]
+    #[cfg_attr(test, schemars(extend("cli" = "--control", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) control: Option<PathBuf>,
 
@@ -89,19 +89,19 @@ pub(crate) struct Server {
     pub(crate) oldstyle: bool,
 }
 
-/// One listener: exactly one of these keys.
+/// A listener has exactly one of these keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Listen {
-    /// TCP address, `HOST:PORT`: IPv4, IPv6 in brackets, or a name, which stands for all of its addresses. Without a
-    /// port it is 10809; port 0 takes a free one.
+    /// `HOST:PORT`, where the host is an address of IPv4, of IPv6 in brackets, or a name, which stands for all
+    /// of its addresses. Without a port it is 10809; port 0 takes a free one.
     #[cfg_attr(test, schemars(extend("cli" = "--ip-addr, --port")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     tcp: Option<TcpAddress>,
 
     /// Path of a Unix socket.
-    #[cfg_attr(test, schemars(extend("cli" = "--unix")))]
+    #[cfg_attr(test, schemars(extend("cli" = "--unix", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     unix: Option<PathBuf>,
 
@@ -111,7 +111,7 @@ pub(crate) struct Listen {
     activation: bool,
 }
 
-/// TLS. Without `certificates` and `psk` the first of `~/.pki/nbd`, `~/.pki/nbdkit`, `/etc/pki/nbd` and others is taken
+/// Without `certificates` and `psk` the first of `~/.pki/nbd`, `~/.pki/nbdkit`, `/etc/pki/nbd` and others is taken
 /// that has a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -124,12 +124,12 @@ pub(crate) struct Tls {
     pub(crate) mode: Option<TlsMode>,
 
     /// Folder with `server-cert.pem` and `server-key.pem`, and with `ca-cert.pem` to verify clients.
-    #[cfg_attr(test, schemars(extend("cli" = "--tls-certificates")))]
+    #[cfg_attr(test, schemars(extend("cli" = "--tls-certificates", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) certificates: Option<PathBuf>,
 
     /// File with pre-shared keys, in place of certificates.
-    #[cfg_attr(test, schemars(extend("cli" = "--tls-psk")))]
+    #[cfg_attr(test, schemars(extend("cli" = "--tls-psk", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) psk: Option<PathBuf>,
 
@@ -146,7 +146,7 @@ pub(crate) struct Tls {
     pub(crate) allow: Vec<String>,
 }
 
-/// One export. It needs exactly one of `file` and `memory`.
+/// An export has exactly one of `file` and `memory`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -156,7 +156,7 @@ pub(crate) struct Export {
     pub(crate) name: String,
 
     /// Path of a file or block device.
-    #[cfg_attr(test, schemars(extend("cli" = "file:PATH")))]
+    #[cfg_attr(test, schemars(extend("cli" = "file:PATH", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<PathBuf>,
 

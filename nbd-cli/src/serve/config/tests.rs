@@ -429,7 +429,7 @@ fn make(text: &str, line: Index, mistake: &Mistake) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn a_configuration_that_is_printed_reads_back_as_the_same(config in config()) {

@@ -6,7 +6,6 @@ use nbd_engine::export::Tracker;
 use serde::{Deserialize, Serialize};
 
 use super::verbs::{NoArguments, Verbs};
-use crate::exit::Failure;
 
 /// Gives the names.
 pub(crate) const LIST: &str = "bitmap-list";
@@ -25,21 +24,19 @@ pub(crate) struct Named {
     pub(crate) name: String,
 }
 
-/// The bitmaps of all exports: each has those of the same names. Clones are the same bitmaps.
+/// The bitmaps of all exports. Those that a client starts, every export has. Clones are the same bitmaps.
 #[derive(Clone, Debug)]
 pub(in crate::serve) struct Bitmaps(Arc<Mutex<Vec<Arc<Tracker>>>>);
 
 impl Bitmaps {
-    /// Starts the bitmaps of these names.
-    pub(in crate::serve) fn new(
-        trackers: Vec<Arc<Tracker>>,
-        names: &[String],
-    ) -> Result<Self, Failure> {
-        let bitmaps = Self(Arc::new(Mutex::new(trackers)));
-        for name in names {
-            bitmaps.start(name).map_err(|error| Failure::usage(format!("--track {error}")))?;
-        }
-        Ok(bitmaps)
+    /// The bitmaps that these trackers have.
+    pub(in crate::serve) fn new(trackers: Vec<Arc<Tracker>>) -> Self {
+        Self(Arc::new(Mutex::new(trackers)))
+    }
+
+    /// From now on those of other exports.
+    pub(in crate::serve) fn replace(&self, trackers: Vec<Arc<Tracker>>) {
+        *self.trackers() = trackers;
     }
 
     /// The verbs by which clients change them.
@@ -57,9 +54,15 @@ impl Bitmaps {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What all of them are called.
+    /// What they are called, in the order of the exports.
     pub(in crate::serve) fn names(&self) -> Vec<String> {
-        self.trackers().first().map(|tracker| tracker.names()).unwrap_or_default()
+        let mut names = Vec::new();
+        for name in self.trackers().iter().flat_map(|tracker| tracker.names()) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
     }
 
     /// All or none.
@@ -96,7 +99,8 @@ pub(super) mod tests {
     #[test]
     fn bitmaps_are_started_for_all_exports_or_none() {
         let trackers = trackers();
-        let bitmaps = Bitmaps::new(trackers.clone(), &["a".into()]).unwrap();
+        let bitmaps = Bitmaps::new(trackers.clone());
+        assert_eq!(bitmaps.start("a"), Ok(()));
         assert_eq!(bitmaps.names(), ["a"]);
         trackers[1].start("b").unwrap();
         assert!(bitmaps.start("b").unwrap_err().contains("'b'"));
@@ -111,21 +115,22 @@ pub(super) mod tests {
 
     #[test]
     fn there_are_only_so_many_bitmaps() {
-        let names: Vec<String> = (0..=Tracker::MAX_BITMAPS).map(|name| name.to_string()).collect();
-        let bitmaps = Bitmaps::new(trackers(), &names[1..]).unwrap();
-        assert!(bitmaps.start("0").unwrap_err().contains("256 bitmaps"));
-        let failure = Bitmaps::new(trackers(), &names).unwrap_err();
-        assert!(
-            matches!(failure, Failure::Usage(text) if text.contains("--track '256': there are 256"))
-        );
+        let bitmaps = Bitmaps::new(trackers());
+        for name in 0..Tracker::MAX_BITMAPS {
+            assert_eq!(bitmaps.start(&name.to_string()), Ok(()));
+        }
+        assert!(bitmaps.start("more").unwrap_err().contains("256 bitmaps"));
     }
 
     #[test]
-    fn names_that_can_not_be_are_usage_errors_of_track() {
-        for names in [&["a", "a"][..], &[""], &["a", "\0"]] {
-            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            let failure = Bitmaps::new(trackers(), &names).unwrap_err();
-            assert!(matches!(failure, Failure::Usage(text) if text.starts_with("--track '")));
-        }
+    fn the_names_are_those_of_all_exports() {
+        let trackers = trackers();
+        trackers[0].start("a").unwrap();
+        trackers[1].start("a").unwrap();
+        trackers[1].start("b").unwrap();
+        let bitmaps = Bitmaps::new(trackers.clone());
+        assert_eq!(bitmaps.names(), ["a", "b"]);
+        bitmaps.replace(trackers[..1].to_vec());
+        assert_eq!(bitmaps.names(), ["a"]);
     }
 }

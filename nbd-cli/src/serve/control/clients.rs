@@ -161,7 +161,7 @@ mod tests {
     }
 
     fn clients() -> Arc<Clients> {
-        let bitmaps = Bitmaps::new(trackers(), &[]).unwrap();
+        let bitmaps = Bitmaps::new(trackers());
         Arc::new(Clients::new(bitmaps.verbs(Verbs::new())))
     }
 

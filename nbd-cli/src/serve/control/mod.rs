@@ -6,6 +6,7 @@
 
 mod bitmaps;
 mod clients;
+mod exports;
 mod protocol;
 mod verbs;
 
@@ -14,4 +15,5 @@ pub(crate) use protocol::{Answer, MAX_ANSWER, Request, receive, send};
 
 pub(super) use bitmaps::Bitmaps;
 pub(super) use clients::listen;
+pub(super) use exports::exports;
 pub(super) use verbs::Verbs;

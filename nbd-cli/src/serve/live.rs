@@ -1,0 +1,352 @@
+//! The exports of a running server, which can be replaced by others.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use nbd_engine::export::{
+    ClientInfo, ExportEntry, ExportMap, Exports, ListedExport, Lookup, Refusal, Tracker, Withdrawal,
+};
+use serde::Serialize;
+
+use super::backend::{self, Files};
+use super::config::{Config, Export};
+use super::control::Bitmaps;
+use crate::exit::Failure;
+
+/// What is served at the moment. Clones are the same.
+#[derive(Clone, Debug)]
+pub(super) struct Live(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// For look-ups: what [`Self::disks`] has.
+    map: RwLock<Arc<ExportMap>>,
+    /// Locked by one change as a whole.
+    disks: Mutex<Vec<Arc<Disk>>>,
+    bitmaps: Bitmaps,
+}
+
+/// An export, and what it is made of.
+#[derive(Debug)]
+struct Disk {
+    export: Export,
+    entry: ExportEntry,
+    opened: Arc<Opened>,
+}
+
+/// What stays the same as long as an export's clients stay.
+#[derive(Debug)]
+struct Opened {
+    /// Whether changes can be recorded.
+    tracked: bool,
+    /// By what, unless it is read-only.
+    tracker: Option<Arc<Tracker>>,
+    /// Disconnects the clients.
+    withdrawal: Withdrawal,
+}
+
+/// What a change did, for the log.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Changes {
+    /// Names of exports.
+    pub(super) added: Vec<String>,
+    /// Those whose clients stay.
+    pub(super) altered: Vec<String>,
+    /// Those that were opened anew, and whose clients are disconnected.
+    pub(super) replaced: Vec<String>,
+    pub(super) removed: Vec<String>,
+}
+
+/// Other exports, all of them open, which are not served yet.
+pub(super) struct Prepared<'a> {
+    live: &'a Live,
+    current: MutexGuard<'a, Vec<Arc<Disk>>>,
+    next: Vec<Arc<Disk>>,
+    changes: Changes,
+}
+
+impl Live {
+    /// Opens everything that is to be served.
+    pub(super) fn open(config: &Config) -> Result<Self, Failure> {
+        let shared = Shared {
+            map: RwLock::default(),
+            disks: Mutex::default(),
+            bitmaps: Bitmaps::new(Vec::new()),
+        };
+        let live = Self(Arc::new(shared));
+        live.prepare(config)?.commit();
+        Ok(live)
+    }
+
+    /// The bitmaps of all exports.
+    pub(super) fn bitmaps(&self) -> &Bitmaps {
+        &self.0.bitmaps
+    }
+
+    /// Opens what is to be served from now on, as far as it is not served already. Nothing changes yet, and no other
+    /// change begins meanwhile.
+    ///
+    /// # Errors
+    /// When an export can't be opened, or would lose bitmaps.
+    pub(super) fn prepare(&self, config: &Config) -> Result<Prepared<'_>, Failure> {
+        let current = self.0.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier = by_name(&current);
+        let mut files = Files::default();
+        let mut changes = Changes::default();
+        let mut next = Vec::with_capacity(config.exports.len());
+        for (index, export) in config.exports.iter().enumerate() {
+            let blame = |failure| config.source.blame(&format!("export.{index}"), failure);
+            files.add(export, config).map_err(blame)?;
+            let earlier = earlier.get(&*export.name).copied();
+            next.push(changes.disk(earlier, export, config).map_err(blame)?);
+        }
+        let staying = by_name(&next);
+        let gone = earlier.keys().filter(|name| !staying.contains_key(*name));
+        changes.removed = gone.map(|name| (*name).to_owned()).collect();
+        changes.removed.sort();
+        Ok(Prepared { live: self, current, next, changes })
+    }
+
+    fn map(&self) -> Arc<ExportMap> {
+        Arc::clone(&self.0.map.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Prepared<'_> {
+    /// Serves these from now on. Clients of exports that stay notice nothing; those of exports that are gone or opened
+    /// anew are disconnected in order.
+    pub(super) fn commit(mut self) -> Changes {
+        let map = self.next.iter().map(|disk| disk.entry.clone());
+        let map = map.fold(ExportMap::new(), ExportMap::with_entry);
+        *self.live.0.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
+        let trackers = self.next.iter().filter_map(|disk| disk.opened.tracker.clone());
+        self.live.0.bitmaps.replace(trackers.collect());
+        let earlier = core::mem::replace(&mut *self.current, self.next);
+        let now = by_name(&self.current);
+        for disk in earlier {
+            match now.get(&*disk.export.name) {
+                Some(later) if Arc::ptr_eq(&later.opened, &disk.opened) => later.stop_after(&disk),
+                _ => disk.opened.withdrawal.withdraw(),
+            }
+        }
+        self.current.iter().for_each(|disk| disk.start_bitmaps());
+        self.changes
+    }
+}
+
+fn by_name(disks: &[Arc<Disk>]) -> HashMap<&str, &Arc<Disk>> {
+    disks.iter().map(|disk| (&*disk.export.name, disk)).collect()
+}
+
+impl Changes {
+    /// The disk for an export: the one that there is, if it is the same one.
+    fn disk(
+        &mut self,
+        earlier: Option<&Arc<Disk>>,
+        export: &Export,
+        config: &Config,
+    ) -> Result<Arc<Disk>, Failure> {
+        let tracked = config.is_tracked(export);
+        let Some(earlier) = earlier else {
+            self.added.push(export.name.clone());
+            return Disk::open(export, config);
+        };
+        if earlier.export == *export && earlier.opened.tracked == tracked {
+            return Ok(Arc::clone(earlier));
+        }
+        if earlier.is_same_disk(export, tracked) {
+            self.altered.push(export.name.clone());
+            return earlier.altered(export);
+        }
+        let bitmaps =
+            earlier.opened.tracker.as_ref().map(|tracker| tracker.names()).unwrap_or_default();
+        if !bitmaps.is_empty() {
+            return Err(Failure::usage(format!(
+                "to change export '{}' is to open it anew, by which its bitmaps would be lost ({}): stop them first, by \
+                 nbd bitmap or without a change but that of track, or start the server anew",
+                export.name,
+                bitmaps.join(", ")
+            )));
+        }
+        self.replaced.push(export.name.clone());
+        Disk::open(export, config)
+    }
+}
+
+impl Disk {
+    fn open(export: &Export, config: &Config) -> Result<Arc<Self>, Failure> {
+        let (handle, tracker) = backend::open(export, config)?;
+        let withdrawal = Withdrawal::new();
+        let entry = backend::entry(export, handle)?.with_withdrawal(&withdrawal);
+        let tracked = config.is_tracked(export);
+        let opened = Arc::new(Opened { tracked, tracker, withdrawal });
+        Ok(Arc::new(Self { export: export.clone(), entry, opened }))
+    }
+
+    /// Whether that export can be had by another entry for what is open already.
+    fn is_same_disk(&self, export: &Export, tracked: bool) -> bool {
+        // A client that does not encrypt must not stay.
+        let closes = export.tls_only && !self.export.tls_only;
+        let mut same = self.export.clone();
+        same.description.clone_from(&export.description);
+        same.tls_only = export.tls_only;
+        same.resize = export.resize;
+        same.track.clone_from(&export.track);
+        !closes && tracked == self.opened.tracked && same == *export
+    }
+
+    /// The same disk by another entry.
+    fn altered(&self, export: &Export) -> Result<Arc<Self>, Failure> {
+        let entry = backend::entry(export, self.entry.export().clone())?;
+        let entry = entry.with_withdrawal(&self.opened.withdrawal);
+        Ok(Arc::new(Self { export: export.clone(), entry, opened: Arc::clone(&self.opened) }))
+    }
+
+    /// Stops the bitmaps that its configuration asked for before, and does not any more.
+    fn stop_after(&self, earlier: &Self) {
+        let Some(tracker) = &self.opened.tracker else { return };
+        for name in earlier.export.track.iter().filter(|name| !self.export.track.contains(name)) {
+            // It may have been stopped by nbd bitmap.
+            let _was_there = tracker.stop(name);
+        }
+    }
+
+    /// Starts the bitmaps that its configuration asks for, unless they are there.
+    fn start_bitmaps(&self) {
+        let Some(tracker) = &self.opened.tracker else { return };
+        let names = tracker.names();
+        for name in self.export.track.iter().filter(|name| !names.contains(name)) {
+            if let Err(error) = tracker.start(name) {
+                let export = &self.export.name;
+                tracing::error!(export, "cannot record changes as '{name}': {error}");
+            }
+        }
+    }
+}
+
+impl Exports for Live {
+    async fn list(&self, client: &ClientInfo) -> Result<Vec<ListedExport>, Refusal> {
+        self.map().list(client).await
+    }
+
+    async fn find(&self, lookup: &Lookup<'_>) -> Result<ExportEntry, Refusal> {
+        self.map().find(lookup).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nbd_testkit::{Random, cases};
+
+    use super::super::config::{Backend, Config};
+    use super::*;
+
+    /// Some exports, each with one of a few names, sizes and settings.
+    fn exports(random: &mut Random) -> Vec<Export> {
+        let mut exports = Vec::new();
+        for name in ["a", "b", "c", "d"] {
+            if random.below(3) == 0 {
+                continue;
+            }
+            let mut export = Export::new(name, Backend::Memory(1 << (10 + random.below(2))));
+            export.read_only = random.below(4) == 0;
+            export.description = (random.below(2) == 0).then(|| "a text".into());
+            export.tls_only = random.below(4) == 0;
+            if !export.read_only {
+                export.track = (0..random.below(3)).map(|name| name.to_string()).collect();
+            }
+            exports.push(export);
+        }
+        let first = random.below(exports.len().max(1) as u64) as usize;
+        exports.rotate_left(first);
+        exports
+    }
+
+    fn config(exports: Vec<Export>) -> Config {
+        Config { exports, ..Config::default() }
+    }
+
+    /// What a change from one to the other does, by the rules of the documentation.
+    fn expected(before: &[Export], after: &[Export]) -> Result<Changes, ()> {
+        let find = |exports: &[Export], name: &str| {
+            exports.iter().find(|export| export.name == name).cloned()
+        };
+        let mut changes = Changes::default();
+        for export in after {
+            let Some(earlier) = find(before, &export.name) else {
+                changes.added.push(export.name.clone());
+                continue;
+            };
+            let opens = earlier.backend() != export.backend()
+                || earlier.read_only != export.read_only
+                || earlier.track.is_empty() != export.track.is_empty();
+            if opens || export.tls_only && !earlier.tls_only {
+                if !earlier.track.is_empty() {
+                    return Err(());
+                }
+                changes.replaced.push(export.name.clone());
+            } else if earlier != *export {
+                changes.altered.push(export.name.clone());
+            }
+        }
+        let gone = before.iter().map(|export| &export.name);
+        changes.removed = gone.filter(|name| find(after, name).is_none()).cloned().collect();
+        changes.removed.sort();
+        Ok(changes)
+    }
+
+    #[test]
+    fn whatever_changes_what_stays_is_the_same_disk_and_what_goes_is_withdrawn() {
+        cases(300, |random| {
+            let mut now = exports(random);
+            let live = Live::open(&config(now.clone())).unwrap();
+            for _ in 0..6 {
+                let next = exports(random);
+                let before = live.0.disks.lock().unwrap().clone();
+                let prepared = live.prepare(&config(next.clone()));
+                let expected = expected(&now, &next);
+                assert_eq!(prepared.is_ok(), expected.is_ok(), "{now:?} {next:?}");
+                let Ok(prepared) = prepared else { continue };
+                let names = |disks: &[Arc<Disk>]| {
+                    disks.iter().map(|disk| disk.export.name.clone()).collect::<Vec<_>>()
+                };
+                assert!(
+                    live.map().get("").map(|entry| entry.name()) == now.first().map(|e| &*e.name)
+                );
+                let changes = prepared.commit();
+                assert_eq!(Ok(&changes), expected.as_ref());
+                let after = live.0.disks.lock().unwrap().clone();
+                assert_eq!(names(&after), next.iter().map(|e| e.name.clone()).collect::<Vec<_>>());
+                for disk in &before {
+                    let name = &disk.export.name;
+                    let goes = changes.removed.contains(name) || changes.replaced.contains(name);
+                    assert_eq!(disk.opened.withdrawal.is_withdrawn(), goes, "{name}");
+                    let stays = after.iter().any(|later| Arc::ptr_eq(&later.opened, &disk.opened));
+                    assert_eq!(stays, !goes, "{name}");
+                }
+                for (disk, export) in after.iter().zip(&next) {
+                    assert!(!disk.opened.withdrawal.is_withdrawn());
+                    let map = live.map();
+                    let entry = map.get(&export.name).expect("it is served");
+                    assert_eq!(export.backend(), Ok(Backend::Memory(entry.export().size())));
+                    assert_eq!(entry.is_tls_required(), export.tls_only);
+                    let bitmaps = disk.opened.tracker.as_ref().map(|tracker| tracker.names());
+                    let mut bitmaps = bitmaps.unwrap_or_default();
+                    bitmaps.sort();
+                    assert_eq!(bitmaps, export.track);
+                }
+                now = next;
+            }
+        });
+    }
+
+    #[test]
+    fn what_can_not_be_opened_changes_nothing() {
+        let live = Live::open(&config(vec![Export::new("a", Backend::Memory(1))])).unwrap();
+        let missing = Export::new("b", Backend::File("/no/such/disk".as_ref()));
+        let next = config(vec![Export::new("c", Backend::Memory(1)), missing]);
+        assert!(live.prepare(&next).is_err());
+        assert!(live.map().get("a").is_some() && live.map().get("c").is_none());
+        assert!(!live.0.disks.lock().unwrap()[0].opened.withdrawal.is_withdrawn());
+    }
+}
