@@ -24,6 +24,7 @@ mod quantity;
 mod resize;
 mod retries;
 mod serve;
+mod status;
 mod stderr;
 mod target;
 #[cfg(feature = "tls")]
@@ -31,6 +32,7 @@ mod tls;
 #[cfg(not(feature = "tls"))]
 #[path = "no_tls.rs"]
 mod tls;
+mod units;
 mod waiting;
 
 use std::process::ExitCode;
@@ -68,6 +70,10 @@ enum Command {
     Resize(resize::Arguments),
     #[command(display_name = NAME)]
     Bitmap(bitmap::Arguments),
+    #[command(display_name = NAME)]
+    Status(status::Arguments),
+    #[command(display_name = NAME)]
+    Disconnect(status::DisconnectArguments),
     #[cfg(feature = "tls")]
     #[command(display_name = NAME)]
     Cert(cert::Arguments),
@@ -97,6 +103,8 @@ fn main() -> ExitCode {
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Disconnect(arguments) => status::disconnect(&arguments),
         #[cfg(feature = "tls")]
         Command::Cert(arguments) => cert::run(&arguments),
         #[cfg(feature = "tls")]

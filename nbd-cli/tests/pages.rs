@@ -183,3 +183,8 @@ fn the_page_about_operating_prints_what_it_says() {
 fn the_page_about_the_configuration_prints_what_it_says() {
     check("docs/configuration.md", &[]);
 }
+
+#[test]
+fn the_page_on_monitoring_prints_what_it_says() {
+    check("docs/monitoring.md", &["curl"]);
+}

@@ -11,6 +11,7 @@ pub mod client;
 pub mod export;
 mod maybe_tls;
 mod memory_limit;
+pub mod metrics;
 pub mod net;
 mod pump;
 mod runtime;

@@ -9,6 +9,7 @@
 //! bound: a silent peer fails a test within seconds instead of hanging it.
 
 pub mod cgroup;
+pub mod exposition;
 pub mod peers;
 pub mod process;
 pub mod raw;

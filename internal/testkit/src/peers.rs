@@ -28,6 +28,7 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("ss", "iproute2", "-V"),
     // No peer in NBD, but in TLS.
     ("openssl", "openssl", "version"),
+    ("curl", "curl", "--version"),
     // What people type in, and what shows them the manual pages.
     ("zsh", "zsh", "--version"),
     ("fish", "fish", "--version"),

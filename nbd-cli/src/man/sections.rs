@@ -110,6 +110,13 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
             ("Begin to record changes:", "nbd bitmap /run/nbd-control.sock start monday"),
             ("Forget them after a backup:", "nbd bitmap /run/nbd-control.sock clear monday"),
         ],
+        "status" => &[
+            ("Show clients and exports of a server:", "nbd status /run/nbd-control.sock"),
+            ("Watch them:", "nbd status --watch --interval 5s /run/nbd-control.sock"),
+        ],
+        "disconnect" => {
+            &[("Disconnect the client of number 7:", "nbd disconnect /run/nbd-control.sock 7")]
+        }
         "cert" => &[
             (
                 "Make certificates for a server with two names:",

@@ -12,6 +12,7 @@ use super::config::{
     self, BlockSizes, Config, Export, Listen, LogLevel, Period, RuntimeName, Server, Source,
     TcpAddress,
 };
+use super::metrics::MetricsAddress;
 use super::{block_size, export_word, sandbox};
 use crate::exit::Failure;
 use crate::quantity::{self, Timeout};
@@ -90,6 +91,14 @@ pub(crate) struct Arguments {
     /// runs; only this user can use it
     #[arg(long, value_name = "PATH", conflicts_with = "read_only")]
     pub(crate) control: Option<PathBuf>,
+
+    /// Serve metrics for Prometheus by HTTP at that address, as /metrics: a port on 127.0.0.1, an address with a port, or
+    /// unix:PATH
+    ///
+    /// There is no authentication: whoever reaches the address sees the names of exports and how they are used. SIGUSR1
+    /// logs a summary in any case.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<MetricsAddress>,
 
     /// Offer the metadata context qemu:allocation-depth
     #[arg(short = 'A', long)]
@@ -185,6 +194,7 @@ const BESIDE_A_FILE: &[&str] = &[
     "resize",
     "track",
     "control",
+    "metrics",
     "allocation_depth",
     "block_size",
     "block_size_required",
@@ -232,6 +242,7 @@ impl Arguments {
             stall_timeout: self.stall_timeout,
             drain_timeout: Period(self.drain_timeout),
             control: self.control.clone(),
+            metrics: self.metrics.clone(),
             log: LogLevel::of_verbosity(self.verbose),
             sandbox: self.sandbox,
             oldstyle: self.oldstyle,

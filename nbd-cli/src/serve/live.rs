@@ -107,7 +107,8 @@ impl Live {
         Ok(Prepared { live: self, current, next, changes })
     }
 
-    fn map(&self) -> Arc<ExportMap> {
+    /// The exports as they are now.
+    pub(super) fn map(&self) -> Arc<ExportMap> {
         Arc::clone(&self.0.map.read().unwrap_or_else(PoisonError::into_inner))
     }
 }

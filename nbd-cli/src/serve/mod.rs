@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod export_word;
 mod live;
+mod metrics;
 mod places;
 mod reload;
 mod run;
@@ -21,7 +22,8 @@ mod tls;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use control::{
-    Answer, CLEAR, LIST, MAX_ANSWER, Named, Request, START, STOP, receive, send,
+    Answer, CLEAR, Client, DISCONNECT, Disconnect, Export, LIST, MAX_ANSWER, Named, Request, START,
+    STATUS, STOP, Status, receive, send,
 };
 pub(crate) use run::run;
 pub(crate) use timed::Timed;

@@ -14,6 +14,7 @@ use super::backend;
 use super::config::{self, Config, LogLevel, RuntimeName};
 use super::control::{self, Verbs};
 use super::live::Live;
+use super::metrics::Monitor;
 use super::places::{Places, cannot_listen_on_unix};
 use super::reload::Reload;
 use super::sandbox::{Needs, Sandbox, Sealed};
@@ -44,12 +45,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let needs = Needs::of(&config, arguments.config.as_deref());
     let sandbox = Sandbox::confine(config.server.sandbox, &needs)?;
     log::write()?;
+    let monitor = Monitor::start(config.server.metrics.as_ref())?;
+    let server = server.with_metrics(monitor.metrics());
     security.warn(&places, &config);
     let in_tls = security.is_required();
     let log = LogLevel::of_verbosity(arguments.verbose);
     let reload = Reload::new(arguments.config, log, config.clone(), exports.clone(), security);
     let reload = Arc::new(reload);
     let verbs = control::exports(&reload, exports.bitmaps().verbs(Verbs::new()));
+    let served = exports.clone();
+    let verbs = control::status_verbs(verbs, monitor.metrics(), move || served.map());
     let control = config.server.control.as_deref().map(|path| control::listen(path, verbs));
     let _removed_at_the_end = control.transpose()?;
     let announcement = Announcement {

@@ -61,6 +61,12 @@ impl ExportMap {
         let exact = self.entries.iter().find(|entry| entry.name() == name);
         exact.or_else(|| self.entries.first().filter(|_| name.is_empty()))
     }
+
+    /// All exports, in the order in which they were added.
+    #[must_use]
+    pub fn entries(&self) -> &[ExportEntry] {
+        &self.entries
+    }
 }
 
 impl Exports for ExportMap {

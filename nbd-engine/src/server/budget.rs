@@ -21,6 +21,8 @@ const ROUNDED: usize = 64 << 10;
 /// The buffers of all connections of a server.
 #[derive(Debug)]
 pub(crate) struct BufferBudget {
+    /// Bytes of all shares and of what is leased beyond them.
+    total: usize,
     /// Bytes that each connection may hold whatever the others do.
     share: usize,
     /// Bytes that are leased beyond the shares.
@@ -59,7 +61,12 @@ impl BufferBudget {
         let total = total.max(max_payload.saturating_add(ROUNDED).saturating_mul(2));
         let share = (total / 2 / connections.max(1)).min(MAX_SHARE);
         let rest = total - share * connections.max(1);
-        Self { share, rest, state: Mutex::default(), waiting: AtomicUsize::new(0) }
+        Self { total, share, rest, state: Mutex::default(), waiting: AtomicUsize::new(0) }
+    }
+
+    /// All that connections may hold together, in bytes.
+    pub(crate) const fn total(&self) -> usize {
+        self.total
     }
 
     /// Whether connections wait for what others hold.
@@ -136,6 +143,11 @@ impl Account {
     pub(crate) fn new(budget: Arc<BufferBudget>) -> Self {
         let share = budget.share;
         Self { budget, share, used: 0, moved: 0, leased: 0, waits: false, granted: Arc::default() }
+    }
+
+    /// Bytes in use.
+    pub(crate) const fn used(&self) -> usize {
+        self.used
     }
 
     /// Bytes that can be used without asking anybody.

@@ -5,6 +5,7 @@ use core::time::Duration;
 use nbd_proto::Limits;
 use nbd_proto::server::Config;
 
+use super::Metrics;
 use super::budget::BufferBudget;
 #[cfg(feature = "tls")]
 use crate::tls::{ServerTlsMode, TlsServer};
@@ -63,6 +64,7 @@ pub struct ServerConfig {
     resize: bool,
     busy_poll: Option<Duration>,
     backlog: u32,
+    metrics: Option<Metrics>,
 }
 
 impl Default for ServerConfig {
@@ -84,6 +86,7 @@ impl Default for ServerConfig {
             resize: true,
             busy_poll: None,
             backlog: net::DEFAULT_BACKLOG,
+            metrics: None,
         }
     }
 }
@@ -249,6 +252,13 @@ impl ServerConfig {
         self
     }
 
+    /// Counts requests, connections and bytes here. By default nothing is counted, and no clock is read for requests.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: &Metrics) -> Self {
+        self.metrics = Some(metrics.clone());
+        self
+    }
+
     /// Bounds on what one client can make its connection hold.
     #[must_use]
     pub const fn limits(&self) -> &Limits {
@@ -283,6 +293,12 @@ impl ServerConfig {
     #[must_use]
     pub const fn backlog(&self) -> u32 {
         self.backlog
+    }
+
+    /// Where the server counts.
+    #[must_use]
+    pub const fn metrics(&self) -> Option<&Metrics> {
+        self.metrics.as_ref()
     }
 
     #[cfg(feature = "tls")]

@@ -114,6 +114,9 @@ async fn accept_from<L: Listen, R: Runtime>(
                 continue;
             }
             Err(error) => {
+                if let Some(metrics) = state.config().metrics() {
+                    metrics.accept_failed();
+                }
                 if let Some(times) = state.floods().accept.count() {
                     tracing::warn!(%error, times, "cannot accept a connection{}", remedy(&error));
                 }
@@ -130,6 +133,7 @@ async fn accept_from<L: Listen, R: Runtime>(
                 }));
             }
             Some(Admission::Refused) => {
+                state.count_refused();
                 if let Some(times) = state.floods().full.count() {
                     let max = state.config().max_connections();
                     tracing::warn!(
@@ -145,6 +149,10 @@ async fn accept_from<L: Listen, R: Runtime>(
     }
     core::mem::forget(fault);
     state.floods().report_rest();
+    #[cfg(feature = "tls")]
+    if let Some(tls) = state.config().tls() {
+        tls.report_rest();
+    }
 }
 
 /// Shuts the server down when it is dropped by a panic.

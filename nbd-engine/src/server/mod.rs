@@ -7,6 +7,7 @@ mod error;
 mod guard;
 mod listen;
 mod listening;
+mod metrics;
 mod negotiation;
 mod outcome;
 mod payload;
@@ -28,6 +29,10 @@ pub use error::{ConnectionError, Stall};
 pub use guard::is_request_guarded;
 pub use listen::{Accepted, Listen, listen};
 pub use listening::Listening;
+pub use metrics::{
+    ConnectionMetrics, ConnectionStatus, Ending, ExportMetrics, Metrics, MetricsSnapshot,
+    RequestMetrics, WorkerMetrics,
+};
 pub use outcome::Outcome;
 pub use serve::{admit_and_serve, serve};
 pub use state::{Permit, ServerState};

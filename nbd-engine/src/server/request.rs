@@ -21,6 +21,7 @@ use nbd_proto::{Command, Misuse, RequestId, Wants};
 
 use super::ConnectionError;
 use super::dispatch::{self, AsyncRequest};
+use super::metrics::Recorder;
 use super::negotiation::Negotiation;
 use super::payload::Destination;
 use super::slot_futures::SlotFutures;
@@ -73,6 +74,8 @@ pub(super) struct Requests {
     completed: Vec<Completion>,
     futures: SlotFutures<AsyncRequest, Completion>,
     pub(super) turn: Turn,
+    /// What is counted for others to see, if anything is.
+    pub(super) recorder: Option<Recorder>,
     pub(super) activity: Activity,
     /// Whether the export wants the connection to end as if the server shut down.
     pub(super) ending: bool,
@@ -97,9 +100,12 @@ impl Handler<Connection> for Requests {
 
     fn received(&mut self, connection: &mut Connection, count: usize) {
         self.activity.received += count as u64;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.received();
+        }
         self.memory.account.credit(count);
         self.turn.spend(count as u64);
-        self.ended_rest |= core::mem::replace(&mut self.rests, false);
+        self.end_rest();
         // More of a payload is not looked at before the rest is there.
         let is_part = match connection.wants() {
             Wants::Payload { remaining, .. } => (count as u64) < remaining,
@@ -168,6 +174,9 @@ impl Handler<Connection> for Requests {
 
     fn sent(&mut self, count: usize, drained: bool) {
         self.activity.sent += count as u64;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.sent();
+        }
         self.memory.account.credit(count);
         self.activity.drained += u64::from(drained);
         self.turn.spend(count as u64);
@@ -175,6 +184,9 @@ impl Handler<Connection> for Requests {
 
     fn finished(&mut self, id: RequestId) {
         if let Some(slot) = self.slots.get_mut(id.index()) {
+            if let (Some(started), Some(recorder)) = (slot.started.take(), &mut self.recorder) {
+                recorder.finished(started);
+            }
             slot.assign(None);
             self.memory.recycle(slot);
         }
@@ -229,7 +241,8 @@ impl Requests {
         cx: &mut Context<'_>,
     ) {
         self.activity.requests += 1;
-        self.slot(id);
+        let started = self.recorder.as_mut().and_then(|recorder| recorder.started(&command));
+        self.slot(id).started = started;
         if self.admission.is_some() && !self.admit(connection, id, command, staged) {
             return;
         }
@@ -405,9 +418,15 @@ impl Requests {
             (Ok(()), Command::Read { offset, .. }) => {
                 reply::read(connection, id, offset, &work.body)
             }
-            (Ok(()), Command::BlockStatus { offset, .. }) => {
-                reply::status(connection, id, offset, &work.status)
+            (Ok(()), Command::BlockStatus { offset, .. })
+                if connection.export().is_none_or(|export| export.size <= offset) =>
+            {
+                // By a resize, since it was asked for.
+                let error =
+                    ExportError::new(ErrorCode::EINVAL, "the range is not inside of the export");
+                self.answer_error(connection, id, command, &error)
             }
+            (Ok(()), Command::BlockStatus { .. }) => reply::status(connection, id, &work.status),
             (Ok(()), Command::Resize { .. }) => {
                 self.follow_size(connection);
                 connection.reply(id).and_then(nbd_proto::server::Reply::finish)
@@ -419,6 +438,7 @@ impl Requests {
             tracing::warn!(?command, %misuse, "an export's answer makes no sense");
             if let Ok(reply) = connection.reply(id) {
                 reply.error(ErrorCode::EIO, "the export's answer makes no sense");
+                self.count_failure(id, ErrorCode::EIO);
             }
         }
         // What it holds from now on, until the reply is sent, is known.
@@ -445,8 +465,18 @@ impl Requests {
             self.ending = true;
         }
         tracing::debug!(?command, %error, "a request failed");
-        connection.reply(id)?.error(error.code(), error.text());
+        let reply = connection.reply(id)?;
+        self.count_failure(id, reply.allowed(error.code()));
+        reply.error(error.code(), error.text());
         Ok(())
+    }
+
+    /// A request is answered with an error.
+    fn count_failure(&mut self, id: RequestId, code: ErrorCode) {
+        let started = self.slots[id.index()].started.as_mut();
+        if let (Some(started), Some(recorder)) = (started, &self.recorder) {
+            recorder.failed(started, code);
+        }
     }
 
     /// The export may have been resized, by another connection even. A client that knew so before it sent what has just

@@ -11,10 +11,11 @@ use event_listener::EventListener;
 use futures_util::future::{Either, select};
 use tracing::field;
 
+use super::metrics::{Ending, Recorder};
 use super::session::{End, Session};
 use super::watch::{self, Verdict, Watch};
 use super::{ConnectionError, Permit, ServerState};
-use crate::export::{ClientInfo, PeerAddr, Withdrawal};
+use crate::export::{ClientInfo, Peer, Withdrawal};
 use crate::runtime::{BoxFuture, Runtime};
 use crate::transport::Transport;
 
@@ -32,7 +33,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Serves one client over a byte stream of any kind until it disconnects, breaks the protocol, misses a deadline, or
 /// the server shuts down.
 ///
-/// `peer` is what exports and the log learn of the client's address. Dropping the future ends the connection at once;
+/// `peer` is what exports and the log learn of the client: its address, or a whole [`Peer`]. Dropping the future ends the connection at once;
 /// writes that were under way may or may not have been done, as after a power cut before their reply.
 ///
 /// `Ok` says that the connection ended in order, whoever ended it: the client disconnected, gave up the negotiation
@@ -46,7 +47,7 @@ pub async fn serve<T, R>(
     permit: Permit,
     transport: T,
     runtime: R,
-    peer: PeerAddr,
+    peer: impl Into<Peer>,
 ) -> Result<(), ConnectionError>
 where
     T: Transport,
@@ -61,9 +62,19 @@ where
         peer = %client.peer,
         export = field::Empty
     );
-    let mut task = pin!(run(&state, transport, &runtime, client));
-    let session = poll_fn(|cx| span.in_scope(|| task.as_mut().poll(cx))).await?;
-    let Some(mut session) = session else { return Ok(()) };
+    let mut registration = state.config().metrics().map(|metrics| metrics.register(&client));
+    let recorder = registration.as_ref().map(|it| it.recorder(&runtime));
+    let mut task = pin!(run(&state, transport, &runtime, client, recorder));
+    let result = poll_fn(|cx| span.in_scope(|| task.as_mut().poll(cx))).await;
+    if let Some(registration) = &mut registration {
+        registration.ended(match &result {
+            Ok((_, end)) => Ending::of(*end),
+            Err(error) => Ending::of_error(error),
+        });
+    }
+    // The counts are complete, while the client may take its time to notice the end.
+    drop(registration);
+    let (Some(mut session), _) = result? else { return Ok(()) };
     // The client may not read, or not close its side.
     let mut timeout = runtime.sleep(CLOSE_TIMEOUT);
     poll_fn(|cx| match session.poll_close(cx) {
@@ -87,17 +98,19 @@ pub async fn admit_and_serve<T, R>(
     state: &Arc<ServerState>,
     transport: T,
     runtime: R,
-    peer: PeerAddr,
+    peer: impl Into<Peer>,
 ) -> Result<(), ConnectionError>
 where
     T: Transport,
     R: Runtime,
 {
+    let peer = peer.into();
     let permit = admit(state, &runtime).await.inspect_err(|error| {
-        if matches!(error, ConnectionError::ServerFull { .. })
-            && let Some(times) = state.floods().full.count()
-        {
-            tracing::warn!(%peer, times, %error, "refused a connection");
+        if matches!(error, ConnectionError::ServerFull { .. }) {
+            state.count_refused();
+            if let Some(times) = state.floods().full.count() {
+                tracing::warn!(peer = %peer.address, times, %error, "refused a connection");
+            }
         }
     })?;
     serve(permit, transport, runtime, peer).await
@@ -134,22 +147,23 @@ async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
     .await
 }
 
-/// Serves a client until its connection is to be closed; gives what there is to close.
+/// Serves a client until its connection is to be closed; gives what there is to close, and why.
 async fn run<T: Transport, R: Runtime>(
     state: &Arc<ServerState>,
     transport: T,
     runtime: &R,
     client: Arc<ClientInfo>,
-) -> Result<Option<Session<T>>, ConnectionError> {
+    recorder: Option<Recorder>,
+) -> Result<(Option<Session<T>>, End), ConnectionError> {
     // An oldstyle client gets its export at once, and looking that up may take its time.
     let limit = state.config().handshake_timeout();
-    let session = pin!(Session::new(Arc::clone(state), transport, client, runtime));
+    let session = pin!(Session::new(Arc::clone(state), transport, client, recorder, runtime));
     let shutdown = pin!(state.shutdown_begun());
     let deadline = select(runtime.sleep(limit), shutdown);
     let session = match select(session, deadline).await {
         Either::Left((session, _)) => session,
         Either::Right((Either::Left(_), _)) => Err(ConnectionError::HandshakeTimeout(limit)),
-        Either::Right((Either::Right(_), _)) => return Ok(None),
+        Either::Right((Either::Right(_), _)) => return Ok((None, End::ShutDown)),
     };
     let mut session = session.inspect_err(|error| {
         if let Some(times) = state.floods().unfit.count() {
@@ -160,17 +174,14 @@ async fn run<T: Transport, R: Runtime>(
     let mut connection = Connection::new(&mut session, state, runtime);
     let result = poll_fn(|cx| connection.poll(cx)).await;
     session.leave(&result);
-    match result {
+    match &result {
         Ok(End::Closed(reason)) => tracing::debug!("{reason}"),
         Ok(End::ShutDown) => {
             tracing::debug!("closed a connection, since the server or its export shuts down")
         }
-        Err(error) => {
-            tracing::info!(%error, "a connection was closed");
-            return Err(error);
-        }
+        Err(error) => tracing::info!(%error, "a connection was closed"),
     }
-    Ok(Some(session))
+    Ok((Some(session), result?))
 }
 
 /// A session and its deadlines.
@@ -203,9 +214,14 @@ struct Drain {
 impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
     fn new(session: &'a mut Session<T>, state: &'a ServerState, runtime: &'a R) -> Self {
         let handshake = state.config().handshake_timeout();
+        let shutdown = Shutdown {
+            listener: state.shutdown_listener(),
+            disconnect: session.recorder().map(Recorder::disconnect_listener),
+            registered: None,
+        };
         Self {
             session,
-            shutdown: Shutdown { listener: state.shutdown_listener(), registered: None },
+            shutdown,
             withdrawn: None,
             timer: runtime.sleep(handshake),
             due: moment_after(runtime.now(), handshake),
@@ -219,7 +235,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
-        if self.drain.is_none() && self.shutdown.has_begun(self.state, cx) {
+        if self.drain.is_none() && self.shutdown.has_begun(self.state, self.session, cx) {
             self.session.shut_down();
             self.begin_drain();
         }
@@ -227,7 +243,9 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             self.session.shut_down();
             self.begin_drain();
         }
-        if let Poll::Ready(result) = self.session.poll(cx) {
+        let polled = self.session.poll(cx);
+        self.session.publish();
+        if let Poll::Ready(result) = polled {
             return Poll::Ready(result);
         }
         if self.session.has_more_to_do() {
@@ -369,23 +387,33 @@ fn moment_after(now: Instant, time: Duration) -> Instant {
     now.checked_add(time).unwrap_or_else(|| now + Duration::from_secs(1 << 32))
 }
 
-/// Learns of the shutdown, without a look at what all connections share each time the task is woken.
+/// Learns of the shutdown, or that this connection is to end, without a look at what all connections share each time the
+/// task is woken.
 struct Shutdown {
     listener: EventListener,
-    /// What is woken by the shutdown.
+    /// Of the connection alone.
+    disconnect: Option<EventListener>,
+    /// What is woken by either.
     registered: Option<Waker>,
 }
 
 impl Shutdown {
-    fn has_begun(&mut self, state: &ServerState, cx: &mut Context<'_>) -> bool {
-        if state.is_shutting_down() {
+    fn has_begun<T: Transport>(
+        &mut self,
+        state: &ServerState,
+        session: &Session<T>,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        if state.is_shutting_down() || session.recorder().is_some_and(Recorder::is_disconnected) {
             return true;
         }
         if self.registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             return false;
         }
         self.registered = Some(cx.waker().clone());
-        Pin::new(&mut self.listener).poll(cx).is_ready()
+        let disconnected =
+            self.disconnect.as_mut().is_some_and(|listener| Pin::new(listener).poll(cx).is_ready());
+        Pin::new(&mut self.listener).poll(cx).is_ready() || disconnected
     }
 }
 

@@ -10,6 +10,7 @@ use nbd_proto::wire::{CompactRequest, ExtendedRequest};
 use nbd_proto::{CloseReason, Wants};
 
 use super::ConnectionError;
+use super::metrics::Recorder;
 use super::negotiation::Negotiation;
 use super::request::Requests;
 use super::state::ServerState;
@@ -17,7 +18,7 @@ use super::turn::Turn;
 use super::watch::Activity;
 use crate::busy_poll::{BUSY_POLL, BusyPoll};
 use crate::export::{self, ClientInfo, Withdrawal};
-use crate::maybe_tls::MaybeTls;
+use crate::maybe_tls::{InTransit, MaybeTls};
 use crate::pump::Pump;
 use crate::runtime::Runtime;
 use crate::transport::Transport;
@@ -43,6 +44,7 @@ impl<T: Transport> Session<T> {
         state: Arc<ServerState>,
         transport: T,
         client: Arc<ClientInfo>,
+        recorder: Option<Recorder>,
         runtime: &impl Runtime,
     ) -> Result<Self, ConnectionError> {
         let mut negotiation = Negotiation::new(client);
@@ -52,7 +54,8 @@ impl<T: Transport> Session<T> {
         let busy_poll = BusyPoll::new(state.config().busy_poll(busy_poll));
         let clock = runtime.clone();
         let clock = Box::new(move || clock.now());
-        let mut requests = Requests::new(state, negotiation, Turn::new(shares_thread), clock);
+        let turn = Turn::new(shares_thread);
+        let mut requests = Requests::new(state, negotiation, recorder, turn, clock);
         requests.entered(&connection);
         let pump = Pump::new(connection, MaybeTls::Plain(transport));
         Ok(Self { pump, requests, busy_poll })
@@ -97,7 +100,10 @@ impl<T: Transport> Session<T> {
     }
 
     /// Whether the connection has been idle and is not any more, since this was asked last.
-    pub(crate) const fn has_ended_rest(&mut self) -> bool {
+    pub(crate) fn has_ended_rest(&mut self) -> bool {
+        if self.pump.transport.in_transit().is_some_and(|it| it.incomplete > 0) {
+            self.requests.end_rest();
+        }
         core::mem::replace(&mut self.requests.ended_rest, false)
     }
 
@@ -108,18 +114,24 @@ impl<T: Transport> Session<T> {
 
     /// What the connection is doing.
     pub(crate) fn activity(&self) -> Activity {
+        let tls = self.pump.transport.in_transit();
+        let InTransit { incomplete, has_unsent, sent } = tls.unwrap_or_default();
         Activity {
-            receiving: self.awaits_rest_of_request(),
-            sending: self.pump.machine.segments().next().is_some(),
+            // The machine has sent what TLS has taken, and knows of no other bytes than those that were decrypted.
+            incomplete,
+            sent: if tls.is_some() { sent } else { self.requests.activity.sent },
+            receiving: self.awaits_rest_of_request(incomplete > 0),
+            sending: has_unsent || self.pump.machine.segments().next().is_some(),
             closing: self.pump.machine.is_closing(),
             in_the_way: self.requests.is_in_the_way(),
-            idle: self.is_idle(),
+            idle: !has_unsent && self.is_idle(),
             ..self.requests.activity
         }
     }
 
-    /// Whether a part of a request was received, and the client is to send the rest.
-    fn awaits_rest_of_request(&self) -> bool {
+    /// Whether a part of a request was received, and the client is to send the rest. `in_record` says that a part of a
+    /// TLS record was, which counts as one.
+    fn awaits_rest_of_request(&self, in_record: bool) -> bool {
         if self.requests.is_waiting() {
             return false;
         }
@@ -127,7 +139,7 @@ impl<T: Transport> Session<T> {
         let header = if extended { ExtendedRequest::SIZE } else { CompactRequest::SIZE };
         match self.pump.machine.wants() {
             // That includes the payload of a refused write.
-            Wants::Bytes { at_least } => at_least != header,
+            Wants::Bytes { at_least } => in_record || at_least != header,
             Wants::Payload { .. } => true,
             _ => false,
         }
@@ -192,6 +204,17 @@ impl<T: Transport> Session<T> {
         }
     }
 
+    /// What shows others how far the connection is, if anything does.
+    pub(crate) const fn recorder(&self) -> Option<&Recorder> {
+        self.requests.recorder.as_ref()
+    }
+
+    /// Shows others how far the connection is.
+    pub(crate) fn publish(&mut self) {
+        let in_flight = self.requests_in_flight();
+        self.requests.publish(in_flight, self.pump.machine.self_answered());
+    }
+
     /// The connection is over: drops what still works for the client. The export learns why.
     pub(crate) fn leave(&mut self, result: &Result<End, ConnectionError>) {
         self.requests.abandon();
@@ -241,16 +264,28 @@ fn begin_tls<T: Transport>(
     let Some(tls) = requests.state.config().tls() else {
         return Err(ConnectionError::Internal(nbd_proto::Misuse::WrongPhase));
     };
-    let stream =
-        pump.transport.tls(|transport| tls.accept(transport)).map_err(ConnectionError::Tls)?;
-    if stream.poll_handshake(cx)?.is_pending() {
-        return Ok(false);
+    let count = |succeeded| {
+        if let Some(metrics) = requests.state.config().metrics() {
+            metrics.tls_began(succeeded);
+        }
+    };
+    let stream = pump.transport.tls(|transport| tls.accept(transport));
+    let stream = stream.map_err(ConnectionError::Tls).inspect_err(|_| count(false))?;
+    match stream.poll_handshake(cx) {
+        Poll::Pending => return Ok(false),
+        Poll::Ready(done) => {
+            count(done.is_ok());
+            done?;
+        }
     }
     let identity = stream.peer_identity().unwrap_or_default();
-    if !tls.allows(&identity) {
+    if !tls.admits(&identity) {
         return Err(ConnectionError::NotAllowed(identity.names));
     }
     tracing::debug!(suite = stream.description(), names = ?identity.names, "TLS begins");
+    if let Some(recorder) = &requests.recorder {
+        recorder.identified(identity.clone());
+    }
     requests.negotiation.identified(identity);
     pump.machine.tls_established()?;
     Ok(true)

@@ -2,16 +2,17 @@
 //! the way to shut down.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use event_listener::{Event, EventListener};
 
 use super::budget::BufferBudget;
+use super::metrics::{Load, Loaded, WorkerMetrics};
 use super::outcome::{Counted, Floods};
 use super::workers::Workers;
 use super::{Outcome, ServerConfig};
-use crate::export::{ClientInfo, DynExports, Exports, PeerAddr};
+use crate::export::{ClientInfo, DynExports, Exports, Peer};
 
 /// A server without its sockets. An adapter puts connections into it by [`serve`](super::serve).
 pub struct ServerState {
@@ -39,6 +40,19 @@ struct Common {
     floods: Floods,
 }
 
+impl Loaded for Common {
+    fn load(&self) -> Load {
+        Load {
+            max_connections: self.config.max_connections() as u64,
+            max_buffer_bytes: self.budget.total() as u64,
+            workers: WorkerMetrics {
+                max: self.config.max_workers() as u64,
+                ..self.workers.metrics()
+            },
+        }
+    }
+}
+
 impl ServerState {
     /// A server of these exports.
     pub fn new(exports: impl Exports, config: ServerConfig) -> Arc<Self> {
@@ -56,7 +70,12 @@ impl ServerState {
             outcome: Counted::default(),
             floods: Floods::default(),
         };
-        Arc::new(Self { common: Arc::new(common), oldstyle: None })
+        let common = Arc::new(common);
+        if let Some(metrics) = common.config.metrics() {
+            let server: Weak<Common> = Arc::downgrade(&common);
+            metrics.add_server(server);
+        }
+        Arc::new(Self { common, oldstyle: None })
     }
 
     /// The same server for oldstyle clients: its connections begin to use the export of that name, without a choice,
@@ -73,9 +92,10 @@ impl ServerState {
     }
 
     /// A client that has just connected.
-    pub(crate) fn client(&self, peer: PeerAddr) -> Arc<ClientInfo> {
+    pub(crate) fn client(&self, peer: impl Into<Peer>) -> Arc<ClientInfo> {
         let number = self.common.next_connection.fetch_add(1, Ordering::Relaxed);
-        Arc::new(ClientInfo::new(number, peer))
+        let Peer { address, tls } = peer.into();
+        Arc::new(ClientInfo { tls, ..ClientInfo::new(number, address) })
     }
 
     pub(crate) fn workers(&self) -> &Workers {
@@ -137,6 +157,16 @@ impl ServerState {
     /// So many requests of a connection will not be finished.
     pub(crate) fn cut_off(&self, requests: usize) {
         self.common.outcome.cut_off(requests);
+        if let Some(metrics) = self.config().metrics() {
+            metrics.cut_off(requests);
+        }
+    }
+
+    /// A connection was refused, since there are as many as may be.
+    pub(crate) fn count_refused(&self) {
+        if let Some(metrics) = self.config().metrics() {
+            metrics.refused();
+        }
     }
 
     /// A listener has ended by a fault: shuts down, since the fault would go unnoticed otherwise, and reports it in the

@@ -8,7 +8,7 @@ use super::pending::Progress;
 use super::question::Question;
 use super::reply::{Answer, Reply, Style};
 use super::transmission::Transmission;
-use super::{Config, Event, Listing, LookupOutcome, LookupRefusal};
+use super::{Config, Event, Listing, LookupOutcome, LookupRefusal, SelfAnswered};
 use crate::outbound::{Outbound, Tail};
 use crate::scratch::Scratch;
 use crate::wire::{HandshakeFlags, NewstyleGreeting, OldstyleGreeting, valid_string};
@@ -75,6 +75,24 @@ impl Connection {
         flags.set(HandshakeFlags::NO_ZEROES, config.no_zeroes);
         let phase = Phase::Handshake(Handshake::default());
         Self::greeting(config, &NewstyleGreeting { flags }.encode(), phase)
+    }
+
+    /// The same, over a stream that runs inside of TLS already, by a layer that this core has nothing to do with. It is as
+    /// if `NBD_OPT_STARTTLS` had succeeded, whatever [`Config::tls`] is: exports that require TLS are open to the client,
+    /// and a further `NBD_OPT_STARTTLS` is an error.
+    // S-TLS-07
+    ///
+    /// ```
+    /// use nbd_proto::server::{Config, Connection};
+    /// assert!(Connection::inside_of_tls(Config::default()).is_tls());
+    /// ```
+    #[must_use]
+    pub fn inside_of_tls(config: Config) -> Self {
+        let mut connection = Self::new(config);
+        if let Phase::Handshake(handshake) = &mut connection.phase {
+            handshake.agreed.tls = true;
+        }
+        connection
     }
 
     /// A connection that begins with `greeting`.
@@ -453,6 +471,16 @@ impl Connection {
         match &self.phase {
             Phase::Handshake(_) => 0,
             Phase::Transmission(transmission) => transmission.in_flight.len(),
+        }
+    }
+
+    /// What the core answered by itself since the export was entered, for statistics: an entry for each command and error
+    /// that there was. Counts only grow.
+    #[must_use]
+    pub fn self_answered(&self) -> &[SelfAnswered] {
+        match &self.phase {
+            Phase::Handshake(_) => &[],
+            Phase::Transmission(transmission) => transmission.self_answers.entries(),
         }
     }
 

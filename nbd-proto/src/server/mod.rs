@@ -69,6 +69,7 @@ mod options;
 mod pending;
 mod question;
 mod reply;
+mod self_answered;
 mod status;
 mod transmission;
 
@@ -79,4 +80,5 @@ pub use event::{Event, Lookup, Purpose};
 pub use oldstyle::OldstyleUnfit;
 pub use options::{Listing, LookupOutcome, LookupRefusal};
 pub use reply::Reply;
+pub use self_answered::SelfAnswered;
 pub use status::{StatusExtents, StatusIter, StatusQuery};

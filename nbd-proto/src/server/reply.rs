@@ -490,8 +490,10 @@ impl<'a> Reply<'a> {
         answer.pending.deferred = deferred;
     }
 
-    /// The nearest error value that the specification allows for the command (section "Error values").
-    fn allowed(&self, code: ErrorCode) -> ErrorCode {
+    /// The nearest error value that the specification allows for the command (section "Error values"): what
+    /// [`error`](Self::error) sends in place of `code`.
+    #[must_use]
+    pub fn allowed(&self, code: ErrorCode) -> ErrorCode {
         let command = self.command();
         let fast_zero = matches!(command, Command::WriteZeroes { fast: true, .. });
         match code {

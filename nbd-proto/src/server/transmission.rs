@@ -7,6 +7,7 @@ use super::handshake::{Agreed, ContextKind, Selection, Shared, Step, collect, sk
 use super::header::{self, Refused};
 use super::pending::{Pending, Progress};
 use super::reply::{Answer, Style};
+use super::self_answered::SelfAnswers;
 use super::status::StatusExtents;
 use super::{Config, Event};
 use crate::in_flight::InFlight;
@@ -33,6 +34,7 @@ pub(super) struct Transmission {
     bytes: u64,
     /// For extents that are given one by one.
     pub(super) status: StatusExtents,
+    pub(super) self_answers: SelfAnswers,
 }
 
 /// The export in use.
@@ -99,6 +101,7 @@ enum Next {
     /// The payload of a request that was refused.
     Discard {
         id: RequestId,
+        command: CommandType,
         remaining: u64,
         refused: Refused,
     },
@@ -110,6 +113,20 @@ struct Held {
     cookie: u64,
     offset: u64,
     command: Command,
+}
+
+/// What is known of a request that is refused.
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    command: CommandType,
+    cookie: u64,
+    offset: u64,
+}
+
+impl From<&ExtendedRequest> for Origin {
+    fn from(&ExtendedRequest { command, cookie, offset, .. }: &ExtendedRequest) -> Self {
+        Self { command, cookie, offset }
+    }
 }
 
 /// Extents in a block status chunk, whatever the limits say.
@@ -136,6 +153,7 @@ impl Transmission {
             in_flight: InFlight::new(config.limits.max_in_flight.max(1)),
             bytes: 0,
             status: StatusExtents::new(),
+            self_answers: SelfAnswers::default(),
         }
     }
 
@@ -167,7 +185,7 @@ impl Transmission {
                 // The export may have been resized since the header arrived.
                 match header::check(&command, &self.export.rules) {
                     Ok(()) => Ok(Step::Event(Event::Request { id, command })),
-                    Err(refused) => self.refuse(shared, id, refused),
+                    Err(refused) => self.refuse(shared, id, command.command_type(), refused),
                 }
             }
             Next::Payload { .. } if input.unread().is_empty() => Ok(Step::Starved),
@@ -182,7 +200,8 @@ impl Transmission {
                     Ok(()) => self.accept(shared, Held { cookie, offset, command }),
                     Err(refused) => {
                         let payload = command.payload_length();
-                        self.refuse_request(shared, cookie, offset, payload, refused)
+                        let origin = Origin { command: command.command_type(), cookie, offset };
+                        self.refuse_request(shared, origin, payload, refused)
                     }
                 }
             }
@@ -197,14 +216,14 @@ impl Transmission {
                 self.next = Next::Header;
                 self.status_payload(shared, id, &request)
             }
-            Next::Discard { id, remaining, refused } => {
+            Next::Discard { id, command, remaining, refused } => {
                 *remaining = skip(*remaining, input);
                 if *remaining > 0 {
                     return Ok(Step::Starved);
                 }
-                let (id, refused) = (*id, *refused);
+                let (id, command, refused) = (*id, *command, *refused);
                 self.next = Next::Header;
-                self.refuse(shared, id, refused)
+                self.refuse(shared, id, command, refused)
             }
         }
     }
@@ -229,18 +248,17 @@ impl Transmission {
         if request.command == CommandType::BLOCK_STATUS && payload > 0 {
             return self.begin_status_payload(shared, request, command);
         }
-        let &ExtendedRequest { cookie, offset, .. } = request;
         let command = match command {
             Ok(command) => command,
-            Err(refused) => return self.refuse_request(shared, cookie, offset, payload, refused),
+            Err(refused) => return self.refuse_request(shared, request.into(), payload, refused),
         };
         if let Err(refused) = header::check(&command, rules) {
-            return self.refuse_request(shared, cookie, offset, payload, refused);
+            return self.refuse_request(shared, request.into(), payload, refused);
         }
         if shared.shutting_down {
-            return self.refuse_request(shared, cookie, offset, payload, SHUTTING_DOWN);
+            return self.refuse_request(shared, request.into(), payload, SHUTTING_DOWN);
         }
-        let held = Held { cookie, offset, command };
+        let held = Held { cookie: request.cookie, offset: request.offset, command };
         if !self.has_room(&command, &shared.config.limits) {
             self.next = Next::Held(held);
             return Ok(Step::Paused);
@@ -283,6 +301,7 @@ impl Transmission {
         pending.begin(cookie, offset, command);
         self.next = Next::Header;
         if command.has_range() && command.length() == 0 {
+            self.self_answers.count(command.command_type(), ErrorCode::OK);
             Answer { id, pending, out: shared.out, style: self.export.style }.succeed();
             return Ok(Step::Again);
         }
@@ -307,18 +326,18 @@ impl Transmission {
     fn refuse_request(
         &mut self,
         shared: &mut Shared<'_>,
-        cookie: u64,
-        offset: u64,
+        origin: Origin,
         payload: u64,
         refused: Refused,
     ) -> Result<Step, Error> {
+        let Origin { command, cookie, offset } = origin;
         let (id, pending) = self.in_flight.take().ok_or(NO_SLOT)?;
         pending.begin(cookie, offset, Command::Flush);
         self.next = Next::Header;
         if payload == 0 {
-            return self.refuse(shared, id, refused);
+            return self.refuse(shared, id, command, refused);
         }
-        self.next = Next::Discard { id, remaining: payload, refused };
+        self.next = Next::Discard { id, command, remaining: payload, refused };
         Ok(Step::Again)
     }
 
@@ -327,9 +346,11 @@ impl Transmission {
         &mut self,
         shared: &mut Shared<'_>,
         id: RequestId,
+        command: CommandType,
         refused: Refused,
     ) -> Result<Step, Error> {
         let pending = self.in_flight.get_mut(id).ok_or(SLOT_LOST)?;
+        self.self_answers.count(command, refused.code);
         let mut answer = Answer { id, pending, out: shared.out, style: self.export.style };
         answer.fail(refused.code, &alloc::format!("{refused}"));
         Ok(Step::Again)
@@ -358,7 +379,7 @@ impl Transmission {
                 return Ok(Step::Again);
             }
         };
-        self.refuse_request(shared, request.cookie, request.offset, length, refused)
+        self.refuse_request(shared, request.into(), length, refused)
     }
 
     /// The payload of a block status request has arrived: effect length and context ids.
@@ -383,7 +404,7 @@ impl Transmission {
         }
         let checked = header::check(&command, &self.export.rules);
         match if known { checked } else { checked.and(Err(BAD_STATUS_PAYLOAD)) } {
-            Err(refused) => self.refuse(shared, id, refused),
+            Err(refused) => self.refuse(shared, id, CommandType::BLOCK_STATUS, refused),
             Ok(()) => {
                 pending.command = command;
                 // No room was reserved for this form: it is what stops the next header from being read, if need be.

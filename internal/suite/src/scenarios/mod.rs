@@ -161,6 +161,11 @@ scenarios! {
             a_client_that_vanishes_at_any_byte_of_the_replies_frees_its_place,
             a_client_that_vanishes_while_requests_run_frees_its_place,
         }
+        metrics {
+            what_is_counted_is_what_clients_saw,
+            requests_in_flight_are_reported,
+            a_client_is_disconnected_and_others_stay,
+        }
         visits { an_export_learns_which_client_enters_and_how_it_leaves }
         listening {
             all_forms_of_an_address_are_listened_on,
@@ -209,10 +214,12 @@ scenarios! {
             the_clients_of_a_withdrawn_export_are_sent_away_and_others_stay,
             the_option_phase_ends_with_the_shutdown,
             a_client_that_vanishes_while_requests_run_frees_its_place,
+            what_is_counted_is_what_clients_saw,
         }
         alone {
             a_handshake_that_stalls_ends_at_the_deadline,
             records_may_be_cut_anywhere,
+            records_that_are_never_finished_are_given_up,
             keys_may_be_renewed_at_any_time,
         }
     }

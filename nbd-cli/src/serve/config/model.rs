@@ -13,6 +13,7 @@ use super::super::sandbox;
 use super::source::Source;
 use super::words::{BlockSizes, Period, Size, TcpAddress};
 use crate::quantity::Timeout;
+use crate::serve::metrics::MetricsAddress;
 
 /// All that a server is.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -67,10 +68,16 @@ pub(crate) struct Server {
     #[cfg_attr(test, schemars(extend("cli" = "--drain-timeout")))]
     pub(crate) drain_timeout: Period,
 
-    /// Path of the control socket, for `nbd bitmap`; only the user that runs the server can use it.
+    /// Path of the control socket, for `nbd bitmap`, `nbd status` and `nbd disconnect`; only the user that runs the server can use it.
     #[cfg_attr(test, schemars(extend("cli" = "--control", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) control: Option<PathBuf>,
+
+    /// Where metrics are served to Prometheus by HTTP, as `/metrics`: a port of 127.0.0.1, an address with a port, or
+    /// `unix:PATH`. There is no authentication.
+    #[cfg_attr(test, schemars(extend("cli" = "--metrics")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) metrics: Option<MetricsAddress>,
 
     /// What is logged on standard error: problems; how connections end badly as well; all connections; everything.
     #[cfg_attr(test, schemars(extend("cli" = "--verbose")))]
@@ -284,6 +291,7 @@ impl Default for Server {
             stall_timeout: Timeout::After(Duration::from_secs(60)),
             drain_timeout: Period(Duration::from_secs(10)),
             control: None,
+            metrics: None,
             log: LogLevel::default(),
             sandbox: sandbox::Mode::Off,
             oldstyle: false,
@@ -379,7 +387,8 @@ impl Config {
         let single = [&mut self.server.control, &mut self.tls.certificates, &mut self.tls.psk];
         let listeners = self.listeners.iter_mut().map(|listen| &mut listen.unix);
         let exports = self.exports.iter_mut().map(|export| &mut export.file);
-        single.into_iter().chain(listeners).chain(exports).flatten()
+        let metrics = self.server.metrics.as_mut().and_then(MetricsAddress::path_mut);
+        single.into_iter().chain(listeners).chain(exports).flatten().chain(metrics)
     }
 
     /// Takes relative paths as relative to this folder.

@@ -12,6 +12,7 @@ use super::read::parse;
 use super::*;
 use crate::exit::{Failure, Fault};
 use crate::quantity::Timeout;
+use crate::serve::metrics::MetricsAddress;
 
 /// Every key there is.
 const FULL: &str = r#"# A comment.
@@ -22,6 +23,7 @@ idle-timeout = "never"
 stall-timeout = "5m"
 drain-timeout = 3
 control = "control.sock"
+metrics = "unix:metrics.sock"
 log = "info"
 sandbox = "try"
 oldstyle = false
@@ -232,6 +234,12 @@ fn timeout() -> impl Strategy<Value = Timeout> {
     ]
 }
 
+fn metrics() -> impl Strategy<Value = MetricsAddress> {
+    let host = prop_oneof!["[a-z][a-z.-]{0,8}", "([0-9a-f:]{1,4}:){2}[0-9a-f]{1,4}"];
+    let tcp = (host, any::<u16>()).prop_map(|(host, port)| MetricsAddress::Tcp(host, port));
+    prop_oneof![tcp, path().prop_map(MetricsAddress::Unix)]
+}
+
 fn server() -> impl Strategy<Value = Server> {
     let log = select(vec![LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace]);
     (
@@ -241,6 +249,7 @@ fn server() -> impl Strategy<Value = Server> {
         timeout(),
         0..9999u64,
         proptest::option::of(path()),
+        proptest::option::of(metrics()),
         log,
         select(vec![sandbox::Mode::Off, sandbox::Mode::Try, sandbox::Mode::Require]),
         any::<bool>(),
@@ -253,6 +262,7 @@ fn server() -> impl Strategy<Value = Server> {
                 stall_timeout,
                 drain,
                 control,
+                metrics,
                 log,
                 sandbox,
                 oldstyle,
@@ -264,6 +274,7 @@ fn server() -> impl Strategy<Value = Server> {
                 stall_timeout,
                 drain_timeout: Period(Duration::from_millis(drain * 50)),
                 control,
+                metrics,
                 log,
                 sandbox,
                 oldstyle,

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::super::block_size;
 use crate::quantity::{self, Timeout};
+use crate::serve::metrics::MetricsAddress;
 
 /// A size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +151,15 @@ impl Word for BlockSizes {
     }
 }
 
+impl Word for MetricsAddress {
+    const EXPECTED: &'static str =
+        "a port, an address such as \"127.0.0.1:9809\", or \"unix:PATH\"";
+    const NUMBER: bool = true;
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 impl Word for TcpAddress {
     const EXPECTED: &'static str = "a TCP address, such as \"127.0.0.1:10809\"";
     const NUMBER: bool = false;
@@ -215,5 +225,6 @@ words! {
     Period: "duration",
     Timeout: "duration or never",
     BlockSizes: "sizes",
+    MetricsAddress: "address for metrics",
     TcpAddress: "TCP address",
 }

@@ -8,12 +8,15 @@ mod bitmaps;
 mod clients;
 mod exports;
 mod protocol;
+mod status;
 mod verbs;
 
 pub(crate) use bitmaps::{CLEAR, LIST, Named, START, STOP};
 pub(crate) use protocol::{Answer, MAX_ANSWER, Request, receive, send};
+pub(crate) use status::{Client, DISCONNECT, Disconnect, Export, STATUS, Status};
 
 pub(super) use bitmaps::Bitmaps;
 pub(super) use clients::listen;
 pub(super) use exports::exports;
+pub(super) use status::verbs as status_verbs;
 pub(super) use verbs::Verbs;

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::task::Context;
 
-use nbd_proto::server::Connection;
+use nbd_proto::server::{Connection, SelfAnswered};
 
 use super::admission::Admission;
 use super::slot::Memory;
 use super::{Clock, Requests};
 use crate::export::AnyExport;
+use crate::server::metrics::{Progress, Recorder};
 use crate::server::negotiation::Negotiation;
 use crate::server::slot_futures::SlotFutures;
 use crate::server::state::ServerState;
@@ -22,6 +23,7 @@ impl Requests {
     pub(in crate::server) fn new(
         state: Arc<ServerState>,
         negotiation: Negotiation,
+        recorder: Option<Recorder>,
         turn: Turn,
         clock: Clock,
     ) -> Self {
@@ -42,6 +44,7 @@ impl Requests {
             completed: Vec::new(),
             futures: SlotFutures::new(),
             turn,
+            recorder,
             activity: Activity::default(),
             ending: false,
             hung_up: false,
@@ -60,6 +63,9 @@ impl Requests {
             (false, false) => "simple",
         };
         self.contexts = self.negotiation.enter(view.contexts);
+        if let (Some(recorder), Some(name)) = (&self.recorder, self.negotiation.export_name()) {
+            recorder.entered(name);
+        }
         let admits = self.negotiation.export().is_some_and(AnyExport::admits);
         self.admission = admits.then(Admission::default);
         tracing::debug!(replies, "a client entered transmission");
@@ -85,6 +91,25 @@ impl Requests {
         self.completions.shrink();
         self.futures = SlotFutures::new();
         self.memory.account.give_back_unused();
+    }
+
+    /// Shows others how far the connection is, which has so many requests in flight, and of which the core has answered
+    /// these.
+    pub(in crate::server) fn publish(&mut self, in_flight: usize, answered: &[SelfAnswered]) {
+        if let Some(recorder) = &mut self.recorder {
+            let progress = Progress {
+                received: self.activity.received,
+                sent: self.activity.sent,
+                in_flight,
+                buffers: self.memory.account.used(),
+            };
+            recorder.publish(&progress, answered);
+        }
+    }
+
+    /// The connection does something again.
+    pub(in crate::server) const fn end_rest(&mut self) {
+        self.ended_rest |= core::mem::replace(&mut self.rests, false);
     }
 
     /// Whether others wait for buffers that this connection holds.

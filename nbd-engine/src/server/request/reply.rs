@@ -1,7 +1,6 @@
 //! From what an export gave to the reply.
 
 use nbd_proto::server::Connection;
-use nbd_proto::wire::ErrorCode;
 use nbd_proto::{Misuse, RequestId};
 
 use crate::export::{Body, Piece};
@@ -39,16 +38,9 @@ pub(super) fn read(
 pub(super) fn status(
     connection: &mut Connection,
     id: RequestId,
-    offset: u64,
     found: &Status,
 ) -> Result<(), Misuse> {
-    let cut_off = connection.export().is_none_or(|export| export.size <= offset);
     let mut reply = connection.reply(id)?;
-    if cut_off {
-        // By a resize, since it was asked for.
-        reply.error(ErrorCode::EINVAL, "the range is not inside of the export");
-        return Ok(());
-    }
     for (context, extents) in found.answers() {
         reply.extents(context, extents)?;
     }

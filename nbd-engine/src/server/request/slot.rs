@@ -8,6 +8,7 @@ use nbd_proto::RequestId;
 use crate::export::{Body, Pool};
 use crate::server::budget::{Account, BufferBudget};
 use crate::server::dispatch::Work;
+use crate::server::metrics::Started;
 use crate::server::payload::{Payload, SparePages};
 use crate::server::status::Status;
 
@@ -21,6 +22,8 @@ pub(super) struct Slot {
     pub(super) payload: Payload,
     /// Bytes that are charged to the connection's account.
     pub(super) charged: usize,
+    /// What is counted once the request is over, if anything is.
+    pub(super) started: Option<Started>,
 }
 
 impl Slot {
@@ -30,12 +33,14 @@ impl Slot {
             work: Work { body: Body::with_pool(Arc::clone(pool)), status: Status::default() },
             payload: Payload::default(),
             charged: 0,
+            started: None,
         }
     }
 
     /// The request that has the slot from now on; `None` for none.
     pub(super) fn assign(&mut self, id: Option<RequestId>) {
         self.id = id;
+        self.started = None;
         self.work.clear();
         self.payload.clear();
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 pub(crate) use job::{Completion, Completions, Job};
 use schedule::{Schedule, Shares};
 
+use super::WorkerMetrics;
 use crate::export::{Export, ExportError};
 
 /// Idle workers end after this time; the next job starts one again.
@@ -45,6 +46,17 @@ impl Workers {
         let schedule = Schedule::new(Shares::new(threads));
         let state = Mutex::new(State { schedule, threads: 0, idle: 0, starting: 0, stop: false });
         Self { pool: Arc::new(Pool { state, ready: Condvar::new() }) }
+    }
+
+    /// Threads and jobs at the moment; the maximum is not known here.
+    pub(crate) fn metrics(&self) -> WorkerMetrics {
+        let state = self.pool.lock();
+        WorkerMetrics {
+            threads: state.threads as u64,
+            busy: state.schedule.running() as u64,
+            waiting: state.schedule.waiting() as u64,
+            max: 0,
+        }
     }
 
     /// A lane for the jobs of one connection to this export.

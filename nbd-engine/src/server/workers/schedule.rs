@@ -97,6 +97,16 @@ impl<J> Schedule<J> {
         jobs
     }
 
+    /// Jobs that are running.
+    pub(super) const fn running(&self) -> usize {
+        self.running
+    }
+
+    /// Jobs that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.jobs.len()).sum()
+    }
+
     /// Queues a job.
     pub(super) fn push(&mut self, index: usize, job: J) {
         let lane = &mut self.lanes[index];
@@ -222,6 +232,10 @@ impl<T> Slab<T> {
                 self.entries.len() - 1
             }
         }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().flatten()
     }
 
     fn remove(&mut self, index: usize) {

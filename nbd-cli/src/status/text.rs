@@ -1,0 +1,135 @@
+//! The status of a server for people.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::output::printable;
+use crate::serve::{Client, Export, Status};
+use crate::units::{age, bytes, table};
+
+/// The lines of a server, a table of its exports and one of its clients.
+pub(super) fn of(status: &Status) -> String {
+    let Status { connections, buffers, workers, traffic, .. } = status;
+    let mut text = String::new();
+    let up = age(Duration::from_secs_f64(status.uptime_seconds.max(0.0)));
+    // Writing to a string does not fail.
+    let _ = writeln!(text, "nbd {}, pid {}, up {up}", printable(&status.version), status.pid);
+    let _ = writeln!(
+        text,
+        "connections: {} of {}; {} accepted, {} refused",
+        connections.current, connections.max, connections.accepted, connections.refused
+    );
+    let (used, max) = (bytes(buffers.bytes), bytes(buffers.max_bytes));
+    let _ = writeln!(text, "buffers: {used} of {max}");
+    let _ = writeln!(
+        text,
+        "workers: {} of {} busy; {} requests wait",
+        workers.busy, workers.max, workers.waiting
+    );
+    let _ = writeln!(
+        text,
+        "traffic: {} received{}, {} sent{}",
+        bytes(traffic.received_bytes),
+        in_brackets(traffic.received_bytes_per_second),
+        bytes(traffic.sent_bytes),
+        in_brackets(traffic.sent_bytes_per_second)
+    );
+    text.push('\n');
+    text.push_str(&exports(&status.exports));
+    if !status.clients.is_empty() {
+        text.push('\n');
+        text.push_str(&clients(&status.clients));
+    }
+    text
+}
+
+fn in_brackets(rate: Option<f64>) -> String {
+    rate.map_or_else(String::new, |rate| format!(" ({})", per_second(Some(rate))))
+}
+
+fn per_second(rate: Option<f64>) -> String {
+    rate.map_or("-".into(), |rate| format!("{}/s", bytes(rate.round() as u64)))
+}
+
+fn count_per_second(rate: Option<f64>) -> String {
+    rate.map_or("-".into(), |rate| format!("{rate:.0}/s"))
+}
+
+fn export_name(name: &str) -> String {
+    if name.is_empty() { "(default)".into() } else { printable(name) }
+}
+
+fn heading<const N: usize>(words: [&str; N]) -> Vec<String> {
+    words.map(str::to_owned).to_vec()
+}
+
+fn exports(exports: &[Export]) -> String {
+    let mut rows = vec![heading([
+        "EXPORT",
+        "SIZE",
+        "CLIENTS",
+        "IN FLIGHT",
+        "REQUESTS",
+        "ERRORS",
+        "READ",
+        "WRITTEN",
+        "RATE",
+        "READING",
+        "WRITING",
+    ])];
+    for export in exports {
+        rows.push(vec![
+            export_name(&export.name),
+            export.size.map_or("-".into(), bytes),
+            export.clients.to_string(),
+            export.in_flight.to_string(),
+            export.requests.to_string(),
+            export.errors.to_string(),
+            bytes(export.read_bytes),
+            bytes(export.written_bytes),
+            count_per_second(export.requests_per_second),
+            per_second(export.read_bytes_per_second),
+            per_second(export.written_bytes_per_second),
+        ]);
+    }
+    table(&rows, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
+}
+
+fn clients(clients: &[Client]) -> String {
+    let mut rows = vec![heading([
+        "CLIENT",
+        "PEER",
+        "TLS",
+        "EXPORT",
+        "AGE",
+        "IN FLIGHT",
+        "REQUESTS",
+        "ERRORS",
+        "BUFFERS",
+        "RATE",
+        "RECEIVING",
+        "SENDING",
+    ])];
+    for client in clients {
+        let tls = match &client.tls {
+            None => "-".into(),
+            Some(names) if names.is_empty() => "anonymous".into(),
+            Some(names) => printable(&names.join(",")),
+        };
+        rows.push(vec![
+            client.id.to_string(),
+            printable(&client.peer),
+            tls,
+            client.export.as_deref().map_or("-".into(), export_name),
+            age(Duration::from_secs_f64(client.age_seconds.max(0.0))),
+            client.in_flight.to_string(),
+            client.requests.to_string(),
+            client.errors.to_string(),
+            bytes(client.buffer_bytes),
+            count_per_second(client.requests_per_second),
+            per_second(client.received_bytes_per_second),
+            per_second(client.sent_bytes_per_second),
+        ]);
+    }
+    table(&rows, &[0, 4, 5, 6, 7, 8, 9, 10, 11])
+}
