@@ -25,7 +25,7 @@ pub(crate) fn start(verbosity: u8) -> Result<(), Failure> {
     write()
 }
 
-/// Has lines collected, for [`write`] to write them. A server that is to be confined starts no thread before it is.
+/// Has lines collected, for [`write()`] to write them. A server that is to be confined starts no thread before it is.
 pub(crate) fn collect(verbosity: u8) {
     let level = match verbosity {
         0 => Level::WARN,

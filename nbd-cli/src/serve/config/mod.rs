@@ -1,7 +1,7 @@
 //! What `nbd serve` is to be: one value, whether it comes from the command line or from a file.
 //!
 //! [`Config`] is all that the server is started from. `arguments.rs` makes one of the command line, [`load`] one of a
-//! TOML file; both go through the same [rules](check).
+//! TOML file; both go through the same [rules](check()).
 
 mod check;
 mod document;

@@ -152,8 +152,8 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_renameat,
 ];
 
-/// `TIOCSTI`, which types into a terminal, and `TIOCLINUX`, which pastes.
-const TYPING: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
+/// `TIOCSTI`, which types into a terminal, and `TIOCLINUX`, which pastes. C libraries differ in their type.
+const TYPING: [u64; 2] = [0x5412, 0x541c];
 
 /// `PR_SET_VMA`, by which allocators name their memory.
 const PR_SET_VMA: u64 = 0x5356_4d41;
@@ -202,8 +202,7 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
     for call in [libc::SYS_kill, libc::SYS_tgkill] {
         rules.insert(call, one(SeccompCondition::new(0, Dword, Eq, own))?);
     }
-    let not_typing =
-        TYPING.map(|request| SeccompCondition::new(1, Dword, Ne, request & u64::from(u32::MAX)));
+    let not_typing = TYPING.map(|request| SeccompCondition::new(1, Dword, Ne, request));
     let not_typing = not_typing.into_iter().collect::<Result<Vec<_>, _>>()?;
     rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(not_typing)?]);
     let names =

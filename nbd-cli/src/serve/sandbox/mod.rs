@@ -58,7 +58,7 @@ impl Mode {
 pub(super) struct Sandbox {
     mode: Mode,
     /// What the rules are about stays as it is while this is there.
-    _files: Option<files::Confined>,
+    files: Option<files::Confined>,
 }
 
 /// A server that is confined. Rules may refer to what this holds: it lives as long as the server.
@@ -72,7 +72,7 @@ impl Sandbox {
     /// With [`Mode::Require`] if the system can't do that, or if there is another thread, which would go free.
     pub(super) fn confine(mode: Mode, needs: &Needs) -> Result<Self, Failure> {
         if mode == Mode::Off {
-            return Ok(Self { mode, _files: None });
+            return Ok(Self { mode, files: None });
         }
         let confined = files::is_single_threaded().and_then(|()| files::confine(needs));
         let files = match confined {
@@ -82,7 +82,7 @@ impl Sandbox {
                 None
             }
         };
-        Ok(Self { mode, _files: files })
+        Ok(Self { mode, files })
     }
 
     /// The second step: nothing but what serving takes can be asked of the system from now on, by any thread.
@@ -91,10 +91,15 @@ impl Sandbox {
     /// As for [`confine`](Self::confine).
     pub(super) fn seal(self) -> Result<Sealed, Failure> {
         if self.mode != Mode::Off {
-            if let Err(reason) = calls::seal() {
-                excuse(self.mode, &reason)?;
+            match calls::seal() {
+                Err(reason) => excuse(self.mode, &reason)?,
+                Ok(()) if self.files.is_none() => {
+                    tracing::info!("confined: no program is run, no connection made");
+                }
+                Ok(()) => tracing::info!(
+                    "confined: no other file is opened, no program run, no connection made"
+                ),
             }
-            tracing::info!("confined: no other file is opened, no program run, no connection made");
         }
         Ok(Sealed(self))
     }
