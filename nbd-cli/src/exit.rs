@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-use crate::{log, output, stderr};
+use crate::{habits, log, output, stderr};
 
 /// The command line is not understood, as in `sysexits.h`.
 const USAGE: u8 = 64;
@@ -88,6 +88,10 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         _ => {
             // The exit status remains when the terminal is gone.
             let _printed = error.print();
+            let subcommand = std::env::args_os().nth(1).unwrap_or_default();
+            if let Some(hint) = habits::hint(&subcommand.to_string_lossy(), error) {
+                stderr::say(&hint);
+            }
             ExitCode::from(USAGE)
         }
     }

@@ -13,6 +13,7 @@ mod descriptor;
 mod dump;
 mod exit;
 mod fault;
+mod habits;
 mod info;
 mod list;
 mod log;

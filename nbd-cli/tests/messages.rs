@@ -139,3 +139,15 @@ fn the_usage_line_shows_how_many_arguments_there_are() {
         assert!(help.contains(&usage), "{help}");
     }
 }
+
+#[test]
+fn flags_and_commands_of_other_programs_get_the_name_of_ours() {
+    for (words, says) in [
+        (&["serve", "--filter=cow", "memory:1M"][..], "for '--filter': --layer NAME"),
+        (&["serve", "-k", "/tmp/socket"], "for '-k': --unix PATH"),
+        (&["serve", "-f", "disk.img"], "for '-f': nbd serve stays in the foreground"),
+        (&["nbdcopy", "a", "b"], "for 'nbdcopy': nbd copy"),
+    ] {
+        refused(words, 64, says);
+    }
+}

@@ -1,0 +1,143 @@
+//! Hints for those whose hands know nbdkit, qemu-nbd, nbd-server, nbd-client or nbdinfo.
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+/// What stands for a flag of another program: the subcommands in which it may be typed, the flag, what to do.
+const FLAGS: &[(&str, &[&str], &str)] = &[
+    ("serve", &["-f", "--foreground"], "nbd serve stays in the foreground: leave it out"),
+    (
+        "serve",
+        &["--format", "--image-opts", "-l", "--load-snapshot"],
+        "disks are served as they are, without image formats: leave it out for raw ones, and take qemu-nbd for others",
+    ),
+    (
+        "serve",
+        &["--fork", "-b", "-d"],
+        "nbd serve does not go to the background: start it by systemd, or with & and --pid-file",
+    ),
+    ("serve", &["-n", "--newstyle"], "newstyle is the default: leave it out"),
+    ("serve", &["-o"], "--oldstyle for nbdkit's -o; --layer offset for qemu-nbd's"),
+    (
+        "serve",
+        &["-4", "--ipv4-only", "-6", "--ipv6-only"],
+        "give an address of that family: --ip-addr 127.0.0.1, or --ip-addr ::1",
+    ),
+    ("serve", &["--ipaddr", "--bind"], "--ip-addr ADDR"),
+    ("serve", &["--exportname"], "--export-name NAME, or NAME= in front of what is to be served"),
+    ("serve", &["-x"], "--export-name NAME, or NAME= in front of what is to be served"),
+    ("serve", &["--filter", "--snapshot"], "--layer NAME"),
+    ("serve", &["--readonly"], "--read-only"),
+    ("serve", &["-k", "--socket"], "--unix PATH"),
+    (
+        "serve",
+        &["-s", "--single"],
+        "--stdio for one client on standard input and output; --max-connections 1 for one at a time",
+    ),
+    ("serve", &["--shared"], "--max-connections N"),
+    ("serve", &["-t", "--persistent"], "the server stays when its clients have gone: leave it out"),
+    ("serve", &["--threads"], "the number of threads follows the machine: leave it out"),
+    ("serve", &["-P", "--pidfile"], "--pid-file PATH"),
+    ("serve", &["-D", "--debug", "-T", "--trace"], "-v, twice for more"),
+    (
+        "serve",
+        &["--log"],
+        "messages go to standard error, and systemd's journal takes them from there: leave it out",
+    ),
+    ("serve", &["-B", "--bitmap"], "--track NAME"),
+    (
+        "serve",
+        &["-u", "--user", "-g", "--group"],
+        "start nbd serve as that user, by systemd or setpriv",
+    ),
+    ("serve", &["--exit-with-parent"], "--run COMMAND ends the server with the command"),
+    ("serve", &["-c", "--connect"], "nbd attach URI gives a served disk a device"),
+    ("serve", &["--disconnect"], "nbd detach DEVICE"),
+    ("serve", &["-L", "--list"], "nbd list URI"),
+    ("serve", &["--tls-creds", "--object"], "--tls require --tls-certificates DIR"),
+    ("serve", &["--tls-authz"], "--tls-allow PATTERN"),
+    ("serve", &["-C"], "--config FILE"),
+    (
+        "serve",
+        &["--cache", "--nocache", "--aio", "--discard", "--detect-zeroes"],
+        "there is nothing to choose: leave it out",
+    ),
+    ("copy", &["-f", "-O", "-n", "--target-is-zero"], "disks are copied as they are: leave it out"),
+];
+
+/// What stands for a command of another program.
+const COMMANDS: &[(&[&str], &str)] = &[
+    (&["nbdinfo"], "nbd info"),
+    (&["nbdcopy", "cp", "convert", "clone"], "nbd copy"),
+    (&["client", "connect", "nbd-client", "mount"], "nbd attach"),
+    (&["disconnect-device", "umount"], "nbd detach"),
+    (&["server", "nbdkit", "qemu-nbd", "nbd-server", "daemon"], "nbd serve"),
+    (&["hexdump", "xxd", "cat"], "nbd dump"),
+    (&["ls"], "nbd list"),
+];
+
+/// A hint for a command line that clap refused.
+pub(crate) fn hint(subcommand: &str, error: &clap::Error) -> Option<String> {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    match error.kind() {
+        ErrorKind::UnknownArgument => {
+            let given = context(ContextKind::InvalidArg)?;
+            let flag = given.split_once('=').map_or(given, |(flag, _)| flag);
+            let known =
+                |entry: &&(&str, &[&str], &str)| entry.0 == subcommand && entry.1.contains(&flag);
+            FLAGS.iter().find(known).map(|(_, _, text)| format!("for '{flag}': {text}"))
+        }
+        ErrorKind::InvalidSubcommand => {
+            let given = context(ContextKind::InvalidSubcommand)?;
+            let known = COMMANDS.iter().find(|(names, _)| names.contains(&given));
+            known.map(|(_, command)| format!("for '{given}': {command}"))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::Cli;
+
+    /// The names of a subcommand's flags.
+    fn flags(command: &clap::Command) -> Vec<String> {
+        let flags = command.get_arguments().flat_map(|argument| {
+            let long = argument.get_long_and_visible_aliases().unwrap_or_default();
+            let short = argument.get_short().map(|short| format!("-{short}"));
+            long.into_iter().map(|long| format!("--{long}")).chain(short).collect::<Vec<_>>()
+        });
+        flags.collect()
+    }
+
+    #[test]
+    fn hints_name_what_there_is_and_no_flag_of_ours_has_one() {
+        let cli = Cli::command();
+        let all: Vec<_> = cli.get_subcommands().flat_map(flags).collect();
+        for (subcommand, theirs, text) in FLAGS {
+            let ours = flags(cli.find_subcommand(subcommand).unwrap());
+            for flag in *theirs {
+                assert!(!ours.iter().any(|our| our == flag), "{flag} is known to nbd {subcommand}");
+            }
+            let words = text.split([' ', ';', ',', ':']).filter(|word| word.starts_with("--"));
+            for word in words {
+                assert!(all.iter().any(|flag| flag == word), "there is no {word}");
+            }
+        }
+        let named = COMMANDS.iter().map(|(_, command)| *command);
+        let named = named
+            .chain(FLAGS.iter().map(|(_, _, text)| *text).filter(|text| text.starts_with("nbd ")));
+        for text in named {
+            let command = text.split(' ').nth(1).unwrap();
+            assert!(cli.find_subcommand(command).is_some(), "there is no nbd {command}");
+        }
+        for name in COMMANDS.iter().flat_map(|(names, _)| *names) {
+            assert!(cli.find_subcommand(name).is_none(), "nbd {name} exists");
+        }
+    }
+}
