@@ -10,6 +10,7 @@ mod copy;
 mod descriptor;
 mod dump;
 mod exit;
+mod export;
 mod fault;
 mod info;
 mod list;
@@ -71,6 +72,10 @@ enum Command {
     #[command(display_name = NAME)]
     Bitmap(bitmap::Arguments),
     #[command(display_name = NAME)]
+    Export(export::Arguments),
+    #[command(display_name = NAME)]
+    Reload(export::ReloadArguments),
+    #[command(display_name = NAME)]
     Status(status::Arguments),
     #[command(display_name = NAME)]
     Disconnect(status::DisconnectArguments),
@@ -103,6 +108,8 @@ fn main() -> ExitCode {
         Command::Copy(arguments) => copy::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Reload(arguments) => export::reload(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Disconnect(arguments) => status::disconnect(&arguments),
         #[cfg(feature = "tls")]
