@@ -12,6 +12,7 @@ mod copy;
 mod descriptor;
 mod dump;
 mod exit;
+mod export;
 mod fault;
 mod habits;
 mod info;
@@ -77,6 +78,10 @@ enum Command {
     #[command(display_name = NAME)]
     Bitmap(bitmap::Arguments),
     #[command(display_name = NAME)]
+    Export(export::Arguments),
+    #[command(display_name = NAME)]
+    Reload(export::ReloadArguments),
+    #[command(display_name = NAME)]
     Status(status::Arguments),
     #[command(display_name = NAME)]
     Disconnect(status::DisconnectArguments),
@@ -119,6 +124,8 @@ fn main() -> ExitCode {
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Overlay(arguments) => overlay::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Reload(arguments) => export::reload(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Disconnect(arguments) => status::disconnect(&arguments),
         #[cfg(target_os = "linux")]

@@ -66,6 +66,11 @@ pub(crate) fn printable(text: &str) -> String {
     safe
 }
 
+/// The name of an export in a table.
+pub(crate) fn export_name(name: &str) -> String {
+    if name.is_empty() { "(default)".into() } else { printable(name) }
+}
+
 /// A word of the command line for a message: bytes that are not UTF-8 as `\xNN`.
 pub(crate) fn quoted(word: &OsStr) -> String {
     let mut text = String::from("'");

@@ -248,6 +248,58 @@ fn status_goes_on_while_it_watches_and_ends_with_the_server() {
 }
 
 #[test]
+fn exports_are_added_and_removed_while_the_server_runs() {
+    let serving = Serving::start(&["disk=memory:1M"]);
+    std::fs::write(serving.path("file.img"), vec![7; 4096]).unwrap();
+    let change = |words: &[&str]| {
+        let all = [&["export", "control.sock"][..], words].concat();
+        run(&mut serving.nbd(&all), LIMIT)
+    };
+    assert_eq!(change(&["add", "--read-only", "more=file.img"]).success(), "");
+    let names = |status: &Value| {
+        let exports = status["exports"].as_array().unwrap().iter();
+        let served = exports.filter(|export| !export["size"].is_null());
+        served.map(|export| export["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&serving.status()), ["disk", "more"]);
+    let uri = "nbd+unix:///more?socket=nbd.sock";
+    let info = run(&mut serving.nbd(&["info", "--json", uri]), LIMIT).success();
+    let info: Value = serde_json::from_str(&info).unwrap();
+    assert_eq!(info["exports"][0]["is_read_only"], true, "{info}");
+    assert_eq!(info["exports"][0]["export-size"], 4096, "{info}");
+    assert!(change(&["add", "more=memory:1M"]).failure().contains("cannot add the export: "));
+    assert!(change(&["add", "x=no/such/file"]).failure().contains("no/such/file"));
+    assert_eq!(change(&["remove", "more"]).success(), "");
+    assert_eq!(names(&serving.status()), ["disk"]);
+    assert!(change(&["remove", "more"]).failure().contains("there is no export 'more'"));
+    let reload = run(&mut serving.nbd(&["reload", "control.sock"]), LIMIT);
+    assert!(reload.failure().contains("has no configuration file"));
+}
+
+#[test]
+fn a_reload_says_what_has_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |exports: &str| {
+        let listen = "[server]\ncontrol = 'control.sock'\n[[listen]]\nunix = 'nbd.sock'\n";
+        std::fs::write(dir.path().join("nbd.toml"), format!("{listen}{exports}")).unwrap();
+    };
+    let nbd = |words: &[&str]| {
+        let mut command = Command::new(nbd_binary());
+        command.args(words).current_dir(dir.path());
+        command
+    };
+    file("[[export]]\nname = 'a'\nmemory = '1M'\n");
+    let server = Background::spawn(&mut nbd(&["serve", "--config", "nbd.toml"])).unwrap();
+    assert!(server.next_line(LIMIT).is_some(), "{}", server.stderr());
+    file("[[export]]\nname = 'b'\nmemory = '1M'\n[[export]]\nname = ''\nmemory = '2M'\n");
+    let reloaded = run(&mut nbd(&["reload", "control.sock"]), LIMIT).success();
+    assert_eq!(reloaded, "added b\nadded (default)\nremoved a\n");
+    file("[[export]]\nname = 7\n");
+    let failed = run(&mut nbd(&["reload", "control.sock"]), LIMIT).failure();
+    assert!(failed.contains("cannot read the configuration again: "), "{failed}");
+}
+
+#[test]
 fn addresses_for_metrics_that_can_not_be_are_refused_with_a_remedy() {
     for (address, code, says) in [
         ("http://localhost", 64, "unix:PATH"),

@@ -140,6 +140,16 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
             ("Begin to record changes:", "nbd bitmap /run/nbd-control.sock start monday"),
             ("Forget them after a backup:", "nbd bitmap /run/nbd-control.sock clear monday"),
         ],
+        "export" => &[
+            (
+                "Serve one more file:",
+                "nbd export /run/nbd-control.sock add scratch=/srv/scratch.img",
+            ),
+            ("Serve it no longer:", "nbd export /run/nbd-control.sock remove scratch"),
+        ],
+        "reload" => {
+            &[("Have the configuration file read again:", "nbd reload /run/nbd-control.sock")]
+        }
         "status" => &[
             ("Show clients and exports of a server:", "nbd status /run/nbd-control.sock"),
             ("Watch them:", "nbd status --watch --interval 5s /run/nbd-control.sock"),

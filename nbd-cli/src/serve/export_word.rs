@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::config::Backend;
+use super::config::{Backend, Export};
 use crate::exit::{Failure, not_utf8};
 use crate::output::quoted;
 use crate::quantity;
@@ -14,6 +14,20 @@ pub(super) fn parse(word: &OsStr) -> Result<(Option<&str>, Backend<'_>), Failure
     let (name, backend) = split_name(word);
     let name = name.map(|name| name.to_str().ok_or_else(|| not_utf8(name))).transpose()?;
     Ok((name, parse_backend(backend)?))
+}
+
+/// The export that a word names, for a server that runs elsewhere: the path of a file is made absolute.
+pub(crate) fn export_of(word: &OsStr) -> Result<Export, Failure> {
+    let (name, backend) = parse(word)?;
+    let name = name.unwrap_or_default();
+    let Backend::File(path) = backend else { return Ok(Export::new(name, backend)) };
+    let path = std::path::absolute(path).map_err(|error| {
+        Failure::failed(format!("cannot find the folder of {}: {error}", path.display()))
+    })?;
+    if path.to_str().is_none() {
+        return Err(not_utf8(path.as_os_str()));
+    }
+    Ok(Export::new(name, Backend::File(&path)))
 }
 
 /// `NAME=` in front of a backend. What is clearly a backend by itself has no name, so that paths may hold a `=`.

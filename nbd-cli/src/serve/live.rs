@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use nbd_engine::export::{
     ClientInfo, ExportEntry, ExportMap, Exports, ListedExport, Lookup, Refusal, Tracker, Withdrawal,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::backend::{self, Files};
 use super::config::{Config, Export};
@@ -46,8 +46,8 @@ struct Opened {
 }
 
 /// What a change did, for the log.
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Changes {
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Changes {
     /// Names of exports.
     pub(super) added: Vec<String>,
     /// Those whose clients stay.
@@ -55,6 +55,18 @@ pub(super) struct Changes {
     /// Those that were opened anew, and whose clients are disconnected.
     pub(super) replaced: Vec<String>,
     pub(super) removed: Vec<String>,
+}
+
+impl Changes {
+    /// What was done, each with the names of the exports.
+    pub(crate) const fn named(&self) -> [(&'static str, &Vec<String>); 4] {
+        [
+            ("added", &self.added),
+            ("altered", &self.altered),
+            ("replaced", &self.replaced),
+            ("removed", &self.removed),
+        ]
+    }
 }
 
 /// Other exports, all of them open, which are not served yet.

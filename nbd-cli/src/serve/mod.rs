@@ -30,8 +30,10 @@ mod tls;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use control::{
-    Answer, CLEAR, Client, DISCONNECT, Disconnect, Export, LIST, MAX_ANSWER, Named, Request, START,
-    STATUS, STOP, Status, receive, send,
+    Answer, CLEAR, Client, DISCONNECT, Disconnect, EXPORT_ADD, EXPORT_REMOVE, Export, ExportName,
+    LIST, MAX_ANSWER, Named, RELOAD, Request, START, STATUS, STOP, Status, receive, send,
 };
+pub(crate) use export_word::export_of;
+pub(crate) use live::Changes;
 pub(crate) use run::run;
 pub(crate) use timed::Timed;

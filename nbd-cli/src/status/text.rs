@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::output::printable;
+use crate::output::{export_name, printable};
 use crate::serve::{Client, Export, Status};
 use crate::units::{age, bytes, table};
 
@@ -53,10 +53,6 @@ fn per_second(rate: Option<f64>) -> String {
 
 fn count_per_second(rate: Option<f64>) -> String {
     rate.map_or("-".into(), |rate| format!("{rate:.0}/s"))
-}
-
-fn export_name(name: &str) -> String {
-    if name.is_empty() { "(default)".into() } else { printable(name) }
 }
 
 fn heading<const N: usize>(words: [&str; N]) -> Vec<String> {

@@ -13,6 +13,7 @@ mod take_over;
 mod verbs;
 
 pub(crate) use bitmaps::{CLEAR, LIST, Named, START, STOP};
+pub(crate) use exports::{ADD as EXPORT_ADD, Name as ExportName, RELOAD, REMOVE as EXPORT_REMOVE};
 pub(crate) use protocol::{Answer, MAX_ANSWER, Request, receive, send};
 pub(crate) use status::{Client, DISCONNECT, Disconnect, Export, STATUS, Status};
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nbd_engine::server::{Metrics, MetricsSnapshot};
 
-use crate::output::printable;
+use crate::output::export_name;
 use crate::{log as lines, units};
 
 /// Logs what the server has done so far, whatever else is logged.
@@ -31,7 +31,7 @@ fn summary(snapshot: &MetricsSnapshot) -> String {
     let heading = ["EXPORT", "COMMAND", "REQUESTS", "ERRORS", "IN FLIGHT", "DATA", "MEAN", "P99"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for (name, export) in &snapshot.exports {
-        let name = if name.is_empty() { "(default)".into() } else { printable(name) };
+        let name = export_name(name);
         for (kind, requests) in &export.requests {
             let time = |time: Option<Duration>| time.map_or("-".into(), units::latency);
             rows.push(vec![
