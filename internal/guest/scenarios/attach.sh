@@ -124,6 +124,6 @@ nbd attach [ nbd serve /tmp/disk ] >/tmp/device 2>/tmp/keeper.log &
 keeper=$!
 until [ -s /tmp/device ]; do usleep 100000; done
 dd if="$(cat /tmp/device)" of=/dev/null bs=64k count=4 2>/dev/null || fail "it can't be read"
-kill -TERM $keeper
+nbd detach "$(cat /tmp/device)"
 wait $keeper || fail "the keeper failed: $(cat /tmp/keeper.log)"
 [ -z "$(nbd devices)" ] || fail "it is still attached"

@@ -8,6 +8,7 @@ for runtime in tokio blocking; do
     step "copy and compare, $runtime"
     dd if=/dev/urandom of=/tmp/data bs=1M count=8 2>/dev/null
     truncate -s 8M /tmp/disk
+    rm -f /tmp/serving
     nbd serve --runtime $runtime --vsock 0 /tmp/disk >/tmp/serving 2>>/tmp/server.log &
     server=$!
     until [ -s /tmp/serving ]; do
