@@ -9,13 +9,15 @@ use std::sync::Arc;
 
 use async_io::Async;
 use futures_io::{AsyncRead, AsyncWrite};
-use nbd_engine::export::{Exports, PeerAddr};
+use nbd_engine::export::{Exports, Peer, PeerAddr};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{
     ConnectionError, Listen, Listening, Outcome, ServerConfig, ServerState, admit_and_serve, listen,
 };
 use nbd_engine::{Plain, Runtime, Socket, Transport};
 
+#[cfg(target_os = "linux")]
+use crate::stream::Vsock;
 use crate::stream::{Tcp, Unix};
 
 /// An NBD server. Cheap to clone: clones are the same server.
@@ -99,6 +101,19 @@ impl<R: Runtime + Default> Server<R> {
         self.start([(address, (path, Unix(Async::new_nonblocking(listener)?.into())))])
     }
 
+    /// Listens on a virtual machine socket: a port of a context identifier of this machine, such as
+    /// [`VSOCK_CID_ANY`](net::VSOCK_CID_ANY); port 0 takes a free one. Serving begins at once.
+    ///
+    /// # Errors
+    /// When the port is taken, or this machine has no such sockets or identifier, with the address in the text; or when the
+    /// server shuts down.
+    #[cfg(target_os = "linux")]
+    pub fn listen_vsock(&self, cid: u32, port: u32) -> io::Result<Listening> {
+        let listener = net::bind_vsock(cid, port, self.service.config().backlog())?;
+        let (cid, port) = listener.address()?;
+        self.start([(LocalAddr::Vsock { cid, port }, Vsock(Async::new_nonblocking(listener)?))])
+    }
+
     /// Listens on what a runtime's resolver found.
     pub(crate) fn listen_resolved(
         &self,
@@ -139,11 +154,8 @@ impl<R: Runtime + Default> Server<R> {
     /// served by the methods named after them: of the peer of a stream nothing is known. Dropping the future ends the
     /// connection; writes that were under way may or may not have been done.
     ///
-    /// The stream is taken for plain by the protocol, even if it runs inside of TLS: the server can't be told. So
-    /// [`ClientInfo::tls`](crate::export::ClientInfo::tls) is `None`, exports
-    /// [that require TLS](crate::export::ExportEntry::with_tls_required) are refused, and a server whose clients must use
-    /// TLS expects `NBD_OPT_STARTTLS` inside of it. Decide by name and peer in
-    /// [`Exports::find`], or serve such streams by a server of their own.
+    /// The stream is taken for plain by the protocol, even if it runs inside of TLS: of that,
+    /// [`serve_stream_of`](Self::serve_stream_of) is told.
     ///
     /// # Errors
     /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
@@ -152,7 +164,24 @@ impl<R: Runtime + Default> Server<R> {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        self.serve(Plain(stream), "stream".into()).await
+        self.serve_stream_of(stream, "stream").await
+    }
+
+    /// The same for a client of which you know more: its address, or what it proved by TLS, if the stream runs inside of
+    /// TLS already, as a [`Peer`].
+    ///
+    /// # Errors
+    /// As [`serve_stream`](Self::serve_stream), and `ConnectionError::NotAllowed` for a client whose identity is not on
+    /// the list of the server's configuration for TLS.
+    pub async fn serve_stream_of<T>(
+        &self,
+        stream: T,
+        peer: impl Into<Peer>,
+    ) -> Result<(), ConnectionError>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        self.serve(Plain(stream), peer.into()).await
     }
 
     /// Serves one client over a TCP stream of either runtime.
@@ -178,7 +207,7 @@ impl<R: Runtime + Default> Server<R> {
     async fn serve(
         &self,
         transport: impl Transport,
-        peer: PeerAddr,
+        peer: impl Into<Peer>,
     ) -> Result<(), ConnectionError> {
         admit_and_serve(&self.service, transport, self.runtime.clone(), peer).await
     }

@@ -31,6 +31,19 @@ impl Listen for Tcp {
     }
 }
 
+#[cfg(target_os = "linux")]
+pub(crate) struct Vsock(pub(crate) Async<net::VsockListener>);
+
+#[cfg(target_os = "linux")]
+impl Listen for Vsock {
+    type Transport = Socket<Async<UnixStream>>;
+
+    async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
+        let (stream, peer) = self.0.read_with(net::VsockListener::accept).await?;
+        Ok(Accepted::new(Socket(Async::new_nonblocking(stream)?), peer))
+    }
+}
+
 pub(crate) struct Unix(pub(crate) Arc<Async<UnixListener>>);
 
 impl Listen for Unix {

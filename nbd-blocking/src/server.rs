@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nbd_engine::Transport;
-use nbd_engine::export::{Exports, PeerAddr};
+use nbd_engine::export::{Exports, Peer, PeerAddr, TlsIdentity};
 use nbd_engine::net::{self, LocalAddr};
 use nbd_engine::server::{
     ConnectionError, Listen, Outcome, ServerConfig, ServerState, admit_and_serve, listen,
@@ -118,6 +118,19 @@ impl Server {
         self.start([(address, (path, Listener::unix(listener)?))])
     }
 
+    /// Listens on a virtual machine socket: a port of a context identifier of this machine, such as
+    /// [`VSOCK_CID_ANY`](net::VSOCK_CID_ANY); port 0 takes a free one. Serving begins at once.
+    ///
+    /// # Errors
+    /// When the port is taken, or this machine has no such sockets or identifier, with the address in the text; or when the
+    /// server shuts down.
+    #[cfg(target_os = "linux")]
+    pub fn listen_vsock(&self, cid: u32, port: u32) -> io::Result<Listening> {
+        let listener = net::bind_vsock(cid, port, self.service.config().backlog())?;
+        let (cid, port) = listener.address()?;
+        self.start([(LocalAddr::Vsock { cid, port }, Listener::vsock(listener)?)])
+    }
+
     /// Accepts connections from a TCP listener of yours.
     ///
     /// # Errors
@@ -192,7 +205,7 @@ impl Server {
         writer: impl Write + Send + 'static,
     ) -> Result<(), ConnectionError> {
         let (stream, pumps) = pump::connect(reader, writer)?;
-        let result = self.run(Stream::unix(stream)?, "stream".into());
+        let result = self.run(Stream::unix(stream)?, "stream");
         // After a failure nothing more need be carried, and the stream may be stuck.
         if result.is_ok() {
             pumps.finish();
@@ -218,11 +231,8 @@ impl Server {
     /// When this returns, the stream is flushed and open: if its protocol has an end of its own, such as TLS's
     /// `close_notify`, send that, then close the socket.
     ///
-    /// The stream is taken for plain by the protocol, even if it runs inside of TLS: the server can't be told. So
-    /// [`ClientInfo::tls`](crate::export::ClientInfo::tls) is `None`, exports
-    /// [that require TLS](crate::export::ExportEntry::with_tls_required) are refused, and a server whose clients must use
-    /// TLS expects `NBD_OPT_STARTTLS` inside of it. Decide by name and peer in
-    /// [`Exports::find`], or serve such streams by a server of their own.
+    /// The stream is taken for plain by the protocol, even if it runs inside of TLS: of that,
+    /// [`serve_duplex_in_tls`](Self::serve_duplex_in_tls) is told.
     ///
     /// ```no_run
     /// use std::os::fd::AsFd;
@@ -253,7 +263,26 @@ impl Server {
         self.run(stream, peer)
     }
 
-    fn run(&self, transport: impl Transport, peer: PeerAddr) -> Result<(), ConnectionError> {
+    /// The same for a stream that runs inside of TLS, of whose client `identity` is what it proved in the handshake, or
+    /// [the default](TlsIdentity::default) if it showed nothing. Exports learn of it, and those
+    /// [that require TLS](crate::export::ExportEntry::with_tls_required) are open to the client, also on a server whose
+    /// clients must use TLS: see [`Peer::with_tls`].
+    ///
+    /// # Errors
+    /// As [`serve_duplex`](Self::serve_duplex), and `ConnectionError::NotAllowed` for a client whose identity is not on
+    /// the list of the server's configuration for TLS.
+    pub fn serve_duplex_in_tls<S: Read + Write + Send>(
+        &self,
+        stream: S,
+        socket: impl FnOnce(&S) -> BorrowedFd<'_>,
+        identity: TlsIdentity,
+    ) -> Result<(), ConnectionError> {
+        let stream = Duplex::new(stream, socket)?;
+        let peer = Peer::new(stream.peer().clone()).with_tls(identity);
+        self.run(stream, peer)
+    }
+
+    fn run(&self, transport: impl Transport, peer: impl Into<Peer>) -> Result<(), ConnectionError> {
         block_on(admit_and_serve(&self.service, transport, Threads, peer))?
     }
 

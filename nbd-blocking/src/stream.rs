@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -78,6 +78,10 @@ impl Transport for Stream {
     fn is_peer_gone(&self) -> bool {
         nbd_engine::is_socket_peer_gone(&*self.socket)
     }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
+    }
 }
 
 impl AsyncRead for Stream {
@@ -149,6 +153,8 @@ pub(crate) struct Listener {
 enum Kind {
     Tcp(TcpListener),
     Unix(UnixListener),
+    #[cfg(target_os = "linux")]
+    Vsock(net::VsockListener),
 }
 
 impl Listener {
@@ -162,6 +168,12 @@ impl Listener {
         Ok(Self { kind: Kind::Unix(listener), socket })
     }
 
+    #[cfg(target_os = "linux")]
+    pub(crate) fn vsock(listener: net::VsockListener) -> io::Result<Self> {
+        let socket = Arc::new(listener.as_fd().try_clone_to_owned()?);
+        Ok(Self { kind: Kind::Vsock(listener), socket })
+    }
+
     fn try_accept(&self) -> io::Result<Accepted<Stream>> {
         match &self.kind {
             Kind::Tcp(listener) => {
@@ -172,6 +184,11 @@ impl Listener {
                 let (stream, _) = listener.accept()?;
                 let peer = PeerAddr::unix(&stream);
                 Ok(Accepted::new(Stream::unix(stream)?, peer))
+            }
+            #[cfg(target_os = "linux")]
+            Kind::Vsock(listener) => {
+                let (stream, peer) = listener.accept()?;
+                Ok(Accepted::new(Stream::new(stream.into()), peer))
             }
         }
     }

@@ -13,7 +13,7 @@ use std::thread;
 
 use layer::Layer;
 use nbd_blocking::client::{ClientConfig, Error, Flags, Pending};
-use nbd_blocking::export::{ExportEntry, ExportMap, Memory, PeerAddr};
+use nbd_blocking::export::{ExportEntry, ExportMap, Memory, PeerAddr, TlsIdentity};
 use nbd_blocking::{Client, Server};
 use nbd_support::bounded;
 use nbd_testkit::{Random, cases};
@@ -173,6 +173,41 @@ fn a_borrowed_stream_is_left_open_for_the_caller_to_close() {
         client.read_to_end(&mut acknowledged).unwrap();
         assert_eq!(acknowledged.len(), 20);
         served.join().unwrap();
+    });
+}
+
+/// The server takes the embedder's word for it that a stream runs inside of TLS (S-TLS-07).
+#[test]
+fn a_stream_inside_of_tls_reaches_exports_that_require_it() {
+    bounded(|| {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let entering = Arc::clone(&seen);
+        let entry = ExportEntry::new("", Memory::new(SIZE).unwrap()).unwrap().with_tls_required();
+        let entry = entry.on_enter(move |it| entering.lock().unwrap().push(it.tls.clone()));
+        let server = Server::new(ExportMap::new().with_entry(entry));
+        for in_tls in [true, false] {
+            let (client, stream) = tls(sockets());
+            let mut identity = TlsIdentity::default();
+            identity.names.push("tenant.example".into());
+            let (server, of_client) = (server.clone(), identity.clone());
+            let served = thread::spawn(move || {
+                if in_tls {
+                    return server.serve_duplex_in_tls(stream, |it| it.sock.as_fd(), of_client);
+                }
+                server.serve_duplex(stream, |it| it.sock.as_fd())
+            });
+            let config = ClientConfig::default();
+            let client = Client::over_duplex(client, |stream| stream.sock.as_fd(), "", &config);
+            assert_eq!(client.is_ok(), in_tls, "{:?}", client.err());
+            if let Ok(client) = client {
+                client.disconnect();
+                assert_eq!(seen.lock().unwrap().pop(), Some(Some(identity)));
+            }
+            // A client that is refused hangs up as it likes.
+            let ended = served.join().unwrap();
+            assert!(ended.is_ok() || !in_tls, "{ended:?}");
+        }
+        assert!(seen.lock().unwrap().is_empty());
     });
 }
 

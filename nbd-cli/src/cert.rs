@@ -223,6 +223,14 @@ impl Folder<'_> {
             })
         };
         let (certificate, key) = (read("ca-cert.pem")?, read("ca-key.pem")?);
+        if key.contains("ENCRYPTED") {
+            let path = self.path.join("ca-key.pem");
+            let path = path.display();
+            return Err(Failure::failed(format!(
+                "{path} is encrypted, and there is nobody to ask for its passphrase; decrypt it for the time of this \
+                 command: (umask 077; openssl pkey -in {path} -out NEW)"
+            )));
+        }
         let key = KeyPair::from_pem(&key);
         let issuer = key.and_then(|key| Issuer::from_ca_cert_pem(&certificate, key));
         issuer.map_err(|error| {
@@ -241,7 +249,8 @@ impl Folder<'_> {
         let certificate = params.signed_by(&key, issuer).map_err(not_made)?;
         let key = self.write(&format!("{name}-key.pem"), &key.serialize_pem(), 0o600)?;
         let certificate = self.write(&format!("{name}-cert.pem"), &certificate.pem(), 0o644)?;
-        // One right after the other, since whoever reads them in between finds a key that does not fit.
+        // One right after the other: a server that reads the two in between finds that they do not match, and reads them
+        // again.
         key.publish()?;
         certificate.publish()
     }
@@ -292,7 +301,10 @@ impl Written {
 
 #[cfg(test)]
 mod tests {
+    use core::sync::atomic::{AtomicBool, Ordering};
+
     use clap::Parser;
+    use nbd_engine::tls::{ClientCertificates, TlsClient, TlsServer};
 
     use super::*;
 
@@ -332,6 +344,45 @@ mod tests {
         fs::remove_file(path.join("ca-key.pem")).unwrap();
         let error = cert(&[shown, "--renew"]).unwrap_err();
         assert!(error.contains("where the authority's certificate and key are"), "{error}");
+    }
+
+    /// Whenever a server reads them, and however often: it finds a certificate and its own key.
+    #[test]
+    fn a_pair_is_complete_for_those_who_read_it_while_it_is_renewed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pki");
+        let shown = path.to_str().unwrap();
+        cert(&[shown]).unwrap();
+        let server = TlsServer::from_directory(&path, ClientCertificates::Off).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..40 {
+                    if let Err(error) = cert(&[shown, "--renew"]) {
+                        done.store(true, Ordering::Relaxed);
+                        panic!("{error}");
+                    }
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+            while !done.load(Ordering::Relaxed) {
+                server.reload().unwrap();
+                TlsClient::builder().directory(&path).build().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn an_encrypted_key_of_the_authority_is_refused_with_the_way_to_decrypt_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pki");
+        let shown = path.to_str().unwrap();
+        cert(&[shown]).unwrap();
+        let key =
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIHs\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        fs::write(path.join("ca-key.pem"), key).unwrap();
+        let error = cert(&[shown, "--renew"]).unwrap_err();
+        assert!(error.contains("ca-key.pem") && error.contains("openssl pkey -in"), "{error}");
     }
 
     #[test]

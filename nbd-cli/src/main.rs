@@ -1,5 +1,7 @@
 //! The `nbd` command. Arguments, output and exit codes; the protocol and storage are the libraries' business.
 
+#[cfg(target_os = "linux")]
+mod attach;
 mod bitmap;
 #[cfg(feature = "tls")]
 mod cert;
@@ -77,6 +79,15 @@ enum Command {
     Status(status::Arguments),
     #[command(display_name = NAME)]
     Disconnect(status::DisconnectArguments),
+    #[cfg(target_os = "linux")]
+    #[command(display_name = NAME)]
+    Attach(attach::Arguments),
+    #[cfg(target_os = "linux")]
+    #[command(display_name = NAME)]
+    Detach(attach::DetachArguments),
+    #[cfg(target_os = "linux")]
+    #[command(display_name = NAME)]
+    Devices(attach::DevicesArguments),
     #[cfg(feature = "tls")]
     #[command(display_name = NAME)]
     Cert(cert::Arguments),
@@ -109,6 +120,12 @@ fn main() -> ExitCode {
         Command::Bitmap(arguments) => bitmap::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Disconnect(arguments) => status::disconnect(&arguments),
+        #[cfg(target_os = "linux")]
+        Command::Attach(arguments) => attach::run(&arguments),
+        #[cfg(target_os = "linux")]
+        Command::Detach(arguments) => attach::detach(&arguments),
+        #[cfg(target_os = "linux")]
+        Command::Devices(arguments) => attach::devices(&arguments),
         #[cfg(feature = "tls")]
         Command::Cert(arguments) => cert::run(&arguments),
         #[cfg(feature = "tls")]

@@ -122,14 +122,6 @@ fn a_file_that_is_no_control_socket_is_distinguished_from_a_socket_without_a_ser
 }
 
 #[test]
-fn what_there_is_not_yet_is_told_with_what_there_is() {
-    let uri = "nbd+vsock://2";
-    for words in [&["info", uri][..], &["copy", uri, "null:"]] {
-        refused(words, 1, "there is no vsock yet: use nbd:// or nbd+unix://");
-    }
-}
-
-#[test]
 fn the_usage_line_shows_how_many_arguments_there_are() {
     const SERVER: &str = "<URI | [ COMMAND ARGS ]>";
     for (command, words) in [
@@ -138,6 +130,8 @@ fn the_usage_line_shows_how_many_arguments_there_are() {
         ("map", format!("[OPTIONS] {SERVER}")),
         ("copy", "[OPTIONS] <SRC> <DST>".into()),
         ("resize", format!("[OPTIONS] {SERVER} <SIZE>")),
+        ("attach", format!("[OPTIONS] {SERVER} [DEVICE]")),
+        ("detach", "[OPTIONS] <DEVICE>...".into()),
     ] {
         let usage = format!("Usage: nbd {command} {words}\n");
         refused(&[command], 64, &usage);

@@ -3,12 +3,24 @@
 use core::pin::Pin;
 use core::task::{Context, Poll};
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 
 use futures_io::{AsyncRead, AsyncWrite};
 
 #[cfg(feature = "tls")]
 use crate::tls::{TlsError, TlsStream};
 use crate::transport::Transport;
+
+/// What a TLS stream holds between the bytes that it was given and those that the transport moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct InTransit {
+    /// Bytes of a received record whose rest has yet to arrive: nothing of it can be decrypted before.
+    pub(crate) incomplete: u64,
+    /// Whether ciphertext waits until the transport takes more.
+    pub(crate) has_unsent: bool,
+    /// Bytes of ciphertext that the transport has taken so far.
+    pub(crate) sent: u64,
+}
 
 /// A transport as it is, or inside of TLS.
 pub(crate) enum MaybeTls<T: Transport> {
@@ -42,6 +54,15 @@ impl<T: Transport> MaybeTls<T> {
 }
 
 impl<T: Transport> MaybeTls<T> {
+    /// What TLS has received without a use yet, and what it has not sent; `None` without TLS.
+    pub(crate) fn in_transit(&self) -> Option<InTransit> {
+        match self {
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => Some(stream.in_transit()),
+            _ => None,
+        }
+    }
+
     /// Gives memory back that an idle connection does not need.
     pub(crate) fn shrink(&mut self) {
         #[cfg(feature = "tls")]
@@ -130,5 +151,12 @@ impl<T: Transport> Transport for MaybeTls<T> {
 
     fn is_peer_gone(&self) -> bool {
         forward!(self, it => it.is_peer_gone(), broken => true)
+    }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Plain(stream) => stream.socket(),
+            _ => None,
+        }
     }
 }

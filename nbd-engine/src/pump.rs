@@ -201,6 +201,12 @@ impl<M: Machine, T: Transport> Pump<M, T> {
         self.input_ended
     }
 
+    /// Whether everything that was received was used, and everything that there is to send was sent.
+    pub(crate) fn is_idle(&self) -> bool {
+        let mut segments = self.machine.segments();
+        self.recv.is_empty() && !self.unflushed && segments.next().is_none()
+    }
+
     /// Gives back the memory of the receive buffer, if it is empty.
     pub(crate) fn shrink(&mut self) {
         self.recv.shrink();

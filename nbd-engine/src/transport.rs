@@ -1,7 +1,7 @@
 //! What the engine asks of a byte stream.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use futures_io::{AsyncRead, AsyncWrite};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -28,6 +28,12 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send {
     fn is_peer_gone(&self) -> bool {
         false
     }
+
+    /// The connected socket that carries exactly the bytes of this stream, for those that take over the connection; `None`
+    /// where there is none, as inside of TLS, which is all that the default says.
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// What [`Transport::is_peer_gone`] can say of a connected socket: a Unix peer that has closed it, a TCP peer that has
@@ -50,6 +56,10 @@ impl Transport for AnyTransport {
 
     fn is_peer_gone(&self) -> bool {
         (**self).is_peer_gone()
+    }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        (**self).socket()
     }
 }
 
@@ -74,6 +84,10 @@ impl<T: AsyncRead + AsyncWrite + AsFd + Unpin + Send> Transport for Socket<T> {
 
     fn is_peer_gone(&self) -> bool {
         is_socket_peer_gone(&self.0)
+    }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
     }
 }
 

@@ -117,6 +117,24 @@ impl Listen for Tcp {
     }
 }
 
+#[cfg(target_os = "linux")]
+pub(crate) struct Vsock(pub(crate) tokio::io::unix::AsyncFd<net::VsockListener>);
+
+#[cfg(target_os = "linux")]
+impl Listen for Vsock {
+    type Transport = Socket<Stream<UnixStream>>;
+
+    async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            if let Ok(accepted) = ready.try_io(|listener| listener.get_ref().accept()) {
+                let (stream, peer) = accepted?;
+                return Ok(Accepted::new(unix(UnixStream::from_std(stream)?), peer));
+            }
+        }
+    }
+}
+
 pub(crate) struct Unix(pub(crate) UnixListener);
 
 impl Listen for Unix {

@@ -4,9 +4,9 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nbd_testkit::raw::{RawClient, Request, Wire};
+use nbd_testkit::raw::{Opt, RawClient, Rep, Request, Wire};
 use nbd_testkit::{Pattern, assert_same_bytes};
-use nbd_tokio::export::{CloseReason, ExportEntry, ExportMap, Memory};
+use nbd_tokio::export::{CloseReason, ExportEntry, ExportMap, Memory, Peer, TlsIdentity};
 use nbd_tokio::{ConnectionError, Server, ServerConfig};
 use tokio::io::{BufStream, DuplexStream, copy_bidirectional, duplex};
 use tokio::net::UnixStream;
@@ -97,6 +97,46 @@ async fn a_client_is_served_over_a_stream_in_memory_on_one_thread() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_is_served_over_a_stream_in_memory_on_several_threads() {
     a_client_over_a_stream_in_memory().await;
+}
+
+/// The server takes the embedder's word for it that a stream runs inside of TLS (S-TLS-07).
+#[tokio::test]
+async fn a_stream_inside_of_tls_reaches_exports_that_require_it() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let learns = Arc::clone(&seen);
+    let entry = ExportEntry::new("", Memory::new(SIZE).unwrap()).unwrap().with_tls_required();
+    let entry = entry.on_close(move |client, _| learns.lock().unwrap().push(client.clone()));
+    let server = Server::new(ExportMap::new().with_entry(entry));
+    let mut identity = TlsIdentity::default();
+    identity.names.push("tenant.example".into());
+    let peer = Peer::new("a tunnel").with_tls(identity.clone());
+
+    let (stream, wire) = in_memory(4096);
+    let serving = server.clone();
+    let served = tokio::spawn(async move { serving.serve_stream_of(stream, peer).await });
+    client(move || {
+        let mut client = RawClient::over(wire);
+        let flags = client.read_greeting().flags;
+        client.send_client_flags(flags.into());
+        assert_eq!(client.option_error(Opt::STARTTLS, &[]), Rep::ERR_INVALID);
+        client.go("", &[]).unwrap();
+        client.finish();
+    })
+    .await;
+    end(served).await.unwrap();
+    let seen = seen.lock().unwrap().pop().expect("the export was used");
+    assert_eq!((seen.peer.to_string().as_str(), seen.tls), ("a tunnel", Some(identity)));
+
+    let (stream, wire) = in_memory(4096);
+    let served = serve(&server, stream);
+    client(move || {
+        let mut client = RawClient::over(wire);
+        let flags = client.read_greeting().flags;
+        client.send_client_flags(flags.into());
+        assert_eq!(client.go("", &[]).unwrap_err().code, Rep::ERR_TLS_REQD);
+    })
+    .await;
+    end(served).await.unwrap();
 }
 
 #[tokio::test]

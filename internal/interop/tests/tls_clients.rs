@@ -229,12 +229,14 @@ fn servers_that_cannot_be_trusted_are_refused_with_the_reason() {
             fs::remove_file(copy.file(name)).expect("it was made");
         }
     });
-    info(&uri(server.endpoint(), &nobody));
+    let told = info(&uri(server.endpoint(), &nobody));
+    assert!(told.contains("wants a certificate of this side"), "{told}");
 
     let Some(server) = nbdkit(Versions::Obsolete, &["--tls=require", &folder(&good)]) else {
         return;
     };
-    info(&uri(server.endpoint(), &good));
+    let told = info(&uri(server.endpoint(), &good));
+    assert!(told.contains("neither TLS 1.2 nor TLS 1.3"), "{told}");
 }
 
 #[test]
@@ -246,9 +248,12 @@ fn wrong_keys_and_unknown_users_are_refused() {
     nbd(&["psk", stranger, "eve"]).success();
     for versions in VERSIONS {
         let Some(server) = nbdkit(versions, &["--tls=require", &file]) else { return };
-        nbd(&["info", &uri_with_key(server.endpoint(), &other)]).failure();
+        let told = nbd(&["info", &uri_with_key(server.endpoint(), &other)]).failure();
+        assert!(told.contains("compare the user and the key"), "{told}");
         let parameters = [("tls-psk-file", stranger)];
-        nbd(&["info", &server.endpoint().tls_uri(Some("eve"), "", &parameters)]).failure();
+        let uri = server.endpoint().tls_uri(Some("eve"), "", &parameters);
+        let told = nbd(&["info", &uri]).failure();
+        assert!(told.contains("compare the user and the key"), "{told}");
     }
 }
 
@@ -259,7 +264,8 @@ fn a_certificate_does_not_stand_for_a_key() {
     let folder = format!("--tls-certificates={}", certificates.path());
     for versions in VERSIONS {
         let Some(server) = nbdkit(versions, &["--tls=require", &folder]) else { return };
-        nbd(&["info", &uri_with_key(server.endpoint(), &certificates)]).failure();
+        let told = nbd(&["info", &uri_with_key(server.endpoint(), &certificates)]).failure();
+        assert!(told.contains("a certificate"), "{told}");
     }
     let setup = Setup { runtime: Runtime::Tokio, transport: Transport::Tcp };
     let arguments = ["--tls-certificates", certificates.path()];

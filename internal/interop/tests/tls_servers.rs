@@ -9,7 +9,7 @@ use nbd_interop::{MIB, assert_serves_over_tls};
 use nbd_testkit::peers::{Peer, require};
 use nbd_testkit::process::{Finished, run, wait_until};
 use nbd_testkit::raw::{Opt, RawClient};
-use nbd_testkit::server::{NbdServe, Serve, Setup};
+use nbd_testkit::server::{NbdServe, Serve, Setup, nbd_binary};
 use nbd_testkit::{Endpoint, Pattern, assert_same_bytes, matrix};
 use rcgen::{ExtendedKeyUsagePurpose, date_time_ymd};
 use rustls::version::{TLS12, TLS13};
@@ -28,6 +28,7 @@ matrix! {
         an_export_for_tls_alone_is_hidden_from_others,
         clients_that_cannot_be_trusted_are_turned_away,
         wrong_keys_and_unknown_users_are_turned_away,
+        users_that_are_not_allowed_are_turned_away,
         files_are_read_again_without_ending_connections,
     ],
 }
@@ -239,7 +240,7 @@ fn clients_that_cannot_be_trusted_are_turned_away(setup: Setup) {
         }
     });
     for versions in VERSIONS {
-        let text = "peer sent no certificates";
+        let text = "the peer showed no certificate";
         refuse("no certificate", text, versions, &uri(&server, "", &nobody));
     }
     let expired = client(&|copy| {
@@ -256,14 +257,19 @@ fn clients_that_cannot_be_trusted_are_turned_away(setup: Setup) {
     let text = std::fs::read_to_string(certificates.file("ca-cert.pem")).expect("it was made");
     other.write("ca-cert.pem", &text);
     // GnuTLS shows nothing that the server does not ask for.
-    let text = "peer sent no certificates";
+    let text = "the peer showed no certificate";
     refuse("of another authority", text, Versions::New, &uri(&server, "", &other));
     let mut unasked = RawClient::negotiate(server.endpoint());
     unasked.option(Opt::STARTTLS, &[]).expect("it is offered");
     // With TLS 1.3 the client has finished before the server says no.
     let _finished = unasked.wire().start_tls(other.scripted(&TLS13), "localhost");
     wait_until("the server logs why", PATIENCE, || server.stderr().contains("UnknownIssuer"));
-    refuse("TLS 1.1", "incompatible", Versions::Obsolete, &uri(&server, "", &certificates));
+    refuse(
+        "TLS 1.1",
+        "neither TLS 1.2 nor TLS 1.3",
+        Versions::Obsolete,
+        &uri(&server, "", &certificates),
+    );
 }
 
 fn wrong_keys_and_unknown_users_are_turned_away(setup: Setup) {
@@ -277,17 +283,54 @@ fn wrong_keys_and_unknown_users_are_turned_away(setup: Setup) {
     nbd(&["psk", stranger, "eve"]);
     for versions in VERSIONS {
         let info = |uri: &str| peer(&nbdinfo, versions, &["--size", uri]);
+        let logs = |what: &str| {
+            wait_until("the server logs why", PATIENCE, || server.stderr().contains(what));
+        };
         info(&uri_with_key(&server, "alice", &other)).failure();
+        logs("the user \"alice\": the pre-shared keys of the two sides differ");
         let parameters = [("tls-psk-file", stranger)];
         info(&server.endpoint().tls_uri(Some("eve"), "", &parameters)).failure();
+        logs("the user \"eve\" has no key");
         info(&server.uri("")).failure();
         info(&uri_with_key(&server, "alice", &certificates)).success();
     }
 }
 
+/// They get the alert of a wrong key, and the log says why, without any option for it.
+fn users_that_are_not_allowed_are_turned_away(setup: Setup) {
+    let Some(nbdinfo) = require("nbdinfo") else { return };
+    let certificates = Certificates::new();
+    let keys = certificates.keys();
+    for (pattern, allowed) in [("bob", false), ("Alice", false), ("al*", true)] {
+        let arguments = ["--tls-psk", &keys, "--tls-allow", pattern, "memory:1M"];
+        let server = setup.serve().args(arguments).start();
+        let uri = uri_with_key(&server, "alice", &certificates);
+        for versions in VERSIONS {
+            let info = peer(&nbdinfo, versions, &["--size", &uri]);
+            if allowed {
+                info.success()
+            } else {
+                info.failure()
+            };
+        }
+        if allowed {
+            nbd(&["info", &uri]);
+            continue;
+        }
+        let told = run(Command::new(nbd_binary()).args(["info", &uri]), PATIENCE).failure();
+        assert!(told.contains("compare the user and the key"), "{told}");
+        wait_until("the server logs why", PATIENCE, || {
+            let log = server.stderr();
+            log.contains("none of the names that are allowed") && log.contains("alice")
+        });
+        let log = server.stderr();
+        assert_eq!(log.matches("none of the names").count(), 1, "not once for each: {log}");
+    }
+}
+
 #[track_caller]
 fn nbd(args: &[&str]) -> String {
-    run(Command::new(nbd_testkit::server::nbd_binary()).args(args), PATIENCE).success()
+    run(Command::new(nbd_binary()).args(args), PATIENCE).success()
 }
 
 fn files_are_read_again_without_ending_connections(setup: Setup) {

@@ -4,6 +4,7 @@
 mod client;
 mod connect;
 mod cursor;
+mod entered;
 mod negotiation;
 mod pending;
 mod status_range;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 pub use client::Client;
 pub use cursor::Cursor;
+pub use entered::Entered;
 pub use nbd_engine::client::{
     Address, AllocationFlags, BlockSize, BlockSizeInfo, BufResult, Bytes, Chunk, ClientConfig,
     Command, CommandError, CommandType, ConnectionEvent, ContextExtents, Error, ErrorCode,

@@ -8,7 +8,9 @@ use std::os::unix::net::UnixStream;
 use nbd_engine::client as engine;
 
 use super::connect::{self, Peer};
-use super::{Client, ClientConfig, Error, ExportDetails, Handshake, InfoType, Listing, Uri, wait};
+use super::{
+    Client, ClientConfig, Entered, Error, ExportDetails, Handshake, InfoType, Listing, Uri, wait,
+};
 use crate::reactor::Threads;
 
 /// A connection to a server on which no export has been entered yet: the negotiation, one option at a time.
@@ -256,5 +258,13 @@ impl Negotiation {
     /// is over then. [`Error::InvalidOption`] once extended headers are agreed on.
     pub fn export_name(&mut self, export: &str) -> Result<Client, Error> {
         wait(self.0.export_name(export)).map(Client)
+    }
+
+    /// Enters an export as [`enter`](Self::enter) does, by this connection only, and hands over the connection.
+    ///
+    /// # Errors
+    /// As for [`enter`](Self::enter), and [`Error::Unsupported`] when the server sends something that nobody asked for.
+    pub fn hand_over(&mut self, export: &str) -> Result<Entered, Error> {
+        wait(self.0.hand_over(export)).map(Entered::new)
     }
 }

@@ -85,6 +85,8 @@ fn command() -> clap::Command {
         ("dump", "words", values::server),
         ("resize", "words", values::server),
         ("copy", "words", values::server_or_path),
+        #[cfg(target_os = "linux")]
+        ("attach", "words", values::server),
         ("serve", "backends", values::backend),
     ];
     let known = crate::Cli::command();

@@ -110,6 +110,18 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
             ("Show how much an overlay has:", "nbd overlay info today.overlay"),
             ("Bring it into its disk:", "nbd overlay commit today.overlay disk.img"),
         ],
+        "attach" => &[
+            (
+                "Mount an export, over restarts of its server:",
+                "nbd attach --persist nbd://localhost/disk",
+            ),
+            (
+                "The same for an image that qemu knows:",
+                "nbd attach [ qemu-nbd -f qcow2 disk.qcow2 ]",
+            ),
+        ],
+        "detach" => &[("End that:", "nbd detach /dev/nbd0")],
+        "devices" => &[("What is attached, for programs:", "nbd devices --json")],
         "bitmap" => &[
             ("Begin to record changes:", "nbd bitmap /run/nbd-control.sock start monday"),
             ("Forget them after a backup:", "nbd bitmap /run/nbd-control.sock clear monday"),

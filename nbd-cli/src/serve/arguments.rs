@@ -8,6 +8,8 @@ use clap::Args;
 use nbd_engine::export::BlockSize;
 use nbd_engine::proto::wire::DEFAULT_PORT;
 
+#[cfg(target_os = "linux")]
+use super::config::VsockAddress;
 use super::config::{
     self, BlockSizes, Config, Export, Listen, LogLevel, Period, RuntimeName, Server, Source,
     TcpAddress,
@@ -62,6 +64,12 @@ pub(crate) struct Arguments {
     /// Listen on a Unix socket (and on TCP only if a port or address is given, too)
     #[arg(short = 'U', long, value_name = "PATH")]
     pub(crate) unix: Option<PathBuf>,
+
+    /// Listen on a virtual machine socket: a port, 0 for a free one, for clients on the host and on this machine; with CID:
+    /// in front of it, on that context identifier of this machine only
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "[CID:]PORT", value_parser = VsockAddress::parse)]
+    pub(crate) vsock: Option<VsockAddress>,
 
     /// Refuse to write; files are opened for reading only
     #[arg(short, long)]
@@ -199,6 +207,7 @@ const BESIDE_A_FILE: &[&str] = &[
     "port",
     "ip_addr",
     "unix",
+    "vsock",
     "read_only",
     "export_name",
     "description",
@@ -305,6 +314,8 @@ impl Arguments {
             listeners.push(tcp("127.0.0.1"));
         }
         listeners.extend(self.unix.clone().map(Listen::unix));
+        #[cfg(target_os = "linux")]
+        listeners.extend(self.vsock.map(Listen::vsock));
         listeners
     }
 }

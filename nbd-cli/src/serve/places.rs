@@ -8,6 +8,8 @@ use nbd_engine::net;
 use nbd_engine::proto::wire::DEFAULT_PORT;
 
 use super::activation::Socket;
+#[cfg(target_os = "linux")]
+use super::config::VsockAddress;
 use super::config::{Address, Config, TcpAddress};
 use crate::exit::Failure;
 use crate::output::shell_path;
@@ -18,6 +20,8 @@ pub(super) struct Places<'a> {
     /// The addresses of each host.
     pub(super) tcp: Vec<Vec<SocketAddr>>,
     pub(super) unix: Vec<&'a Path>,
+    #[cfg(target_os = "linux")]
+    pub(super) vsock: Vec<VsockAddress>,
     /// What listens already.
     pub(super) given: Vec<Socket>,
     pub(super) oldstyle: bool,
@@ -28,7 +32,14 @@ impl<'a> Places<'a> {
     /// loopback address and the registered port.
     pub(super) fn of(config: &'a Config, given: Option<Vec<Socket>>) -> Result<Self, Failure> {
         let oldstyle = config.server.oldstyle;
-        let mut places = Self { tcp: Vec::new(), unix: Vec::new(), given: Vec::new(), oldstyle };
+        let mut places = Self {
+            tcp: Vec::new(),
+            unix: Vec::new(),
+            #[cfg(target_os = "linux")]
+            vsock: Vec::new(),
+            given: Vec::new(),
+            oldstyle,
+        };
         let mut takes_given = config.listeners.is_empty();
         for (index, listen) in config.listeners.iter().enumerate() {
             let blame = |failure| config.source.blame(&format!("listen.{index}"), failure);
@@ -37,6 +48,8 @@ impl<'a> Places<'a> {
                     places.tcp.push(addresses(host, *port).map_err(blame)?);
                 }
                 Address::Unix(path) => places.unix.push(path),
+                #[cfg(target_os = "linux")]
+                Address::Vsock(address) => places.vsock.push(address),
                 Address::Activation if given.is_none() => {
                     let text = "no sockets are handed over by socket activation (LISTEN_FDS)";
                     return Err(blame(Failure::failed(text)));
@@ -47,7 +60,7 @@ impl<'a> Places<'a> {
         match given {
             Some(_) if !takes_given => {
                 let failure = Failure::usage(config.source.word(
-                    "--port, --ip-addr and --unix make no sense here, as the sockets to listen on are handed over by \
+                    "--port, --ip-addr, --unix and --vsock make no sense here, as the sockets to listen on are handed over by \
                      socket activation (LISTEN_FDS): leave them out",
                     "sockets to listen on are handed over by socket activation (LISTEN_FDS): add a [[listen]] with \
                      activation = true, or leave out the others",

@@ -11,6 +11,8 @@ use super::Arguments;
 use super::activation::{self, Socket};
 use super::announce::Announcement;
 use super::backend;
+#[cfg(target_os = "linux")]
+use super::config::VsockAddress;
 use super::config::{self, Config, LogLevel, RuntimeName};
 use super::control::{self, Verbs};
 use super::live::Live;
@@ -158,6 +160,12 @@ macro_rules! serve {
         for path in core::mem::take(&mut places.unix) {
             let one = server.listen_unix(path);
             let one = one.map_err(|error| cannot_listen_on_unix(&error, path));
+            listening.extend(begun(one, server.is_shutting_down())?);
+        }
+        #[cfg(target_os = "linux")]
+        for VsockAddress { cid, port } in core::mem::take(&mut places.vsock) {
+            let one = server.listen_vsock(cid, port);
+            let one = one.map_err(|error| Failure::failed(format!("{error}; see man 7 vsock")));
             listening.extend(begun(one, server.is_shutting_down())?);
         }
         let addresses: Vec<LocalAddr> =

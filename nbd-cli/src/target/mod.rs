@@ -13,7 +13,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::Duration;
 
-use nbd_blocking::client::{ClientConfig, Error, OptionCode, OptionReplyType, Refusal, Uri};
+use nbd_blocking::client::{
+    ClientConfig, Entered, Error, OptionCode, OptionReplyType, Refusal, Uri,
+};
 use nbd_blocking::{Client, Negotiation};
 
 use crate::exit::Failure;
@@ -206,6 +208,15 @@ impl Target {
             server.connected(&client);
         }
         Ok(client)
+    }
+
+    /// Enters the export, for something else than a client of ours.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn hand_over(&self, config: &ClientConfig) -> Result<Entered, Failure> {
+        let _reported = self.reported();
+        let negotiation = Negotiation::connect(&self.uri, config);
+        let entered = negotiation.and_then(|mut it| it.hand_over(self.uri.export()));
+        entered.map_err(|error| self.explain(&error))
     }
 
     /// Connects to the server without entering an export.

@@ -142,7 +142,18 @@ async fn reach<C: Connector>(connector: &C, uri: &Uri) -> Result<AnyTransport, E
             adopted
                 .map_err(|source| Error::Connect { address: address(), source: Arc::new(source) })
         }
-        Address::Vsock { .. } => unsupported("there is no vsock yet: use nbd:// or nbd+unix://"),
+        #[cfg(target_os = "linux")]
+        Address::Vsock { cid, port } => {
+            let (cid, port) = (*cid, *port);
+            let connected =
+                on_a_thread("nbd-vsock", move || crate::net::connect_vsock(cid, port)).await;
+            let adopted = connected.and_then(|stream| connector.adopt_unix(stream));
+            let address = || format!("vsock {cid}:{port}");
+            adopted
+                .map_err(|source| Error::Connect { address: address(), source: Arc::new(source) })
+        }
+        #[cfg(not(target_os = "linux"))]
+        Address::Vsock { .. } => unsupported("vsock is for Linux: use nbd:// or nbd+unix://"),
         _ => unsupported("there are no addresses of this kind yet"),
     }
 }
@@ -174,30 +185,39 @@ async fn reach_tcp<C: Connector>(
     Err(failed(address, last))
 }
 
-/// The answer of the platform's resolver, which only knows how to block.
-#[derive(Default)]
-struct Resolved {
-    addresses: Mutex<Option<io::Result<Vec<SocketAddr>>>>,
+/// The answer of something that only knows how to block.
+struct Answer<T> {
+    result: Mutex<Option<io::Result<T>>>,
     waker: AtomicWaker,
+}
+
+/// Waits for something that only knows how to block. When this is dropped it runs to its end all the same.
+async fn on_a_thread<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let answer = Arc::new(Answer { result: Mutex::new(None), waker: AtomicWaker::new() });
+    let answers = Arc::clone(&answer);
+    std::thread::Builder::new().name(name.into()).spawn(move || {
+        let result = run();
+        *answers.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        answers.waker.wake();
+    })?;
+    poll_fn(|cx| {
+        answer.waker.register(cx.waker());
+        let mut result = answer.result.lock().unwrap_or_else(PoisonError::into_inner);
+        result.take().map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
 }
 
 async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
-    let resolved = Arc::new(Resolved::default());
-    let (answer, host) = (Arc::clone(&resolved), host.to_owned());
-    std::thread::Builder::new().name("nbd-resolver".into()).spawn(move || {
-        let addresses = (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
-        *answer.addresses.lock().unwrap_or_else(PoisonError::into_inner) = Some(addresses);
-        answer.waker.wake();
-    })?;
-    poll_fn(|cx| {
-        resolved.waker.register(cx.waker());
-        let mut addresses = resolved.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        addresses.take().map_or(Poll::Pending, Poll::Ready)
-    })
-    .await
+    let host = host.to_owned();
+    let resolve = move || Ok((host.as_str(), port).to_socket_addrs()?.collect());
+    on_a_thread("nbd-resolver", resolve).await
 }
 
 /// How long to wait before a Unix socket is tried again whose server has not accepted its last clients yet.

@@ -131,6 +131,14 @@ impl ExportDetails {
         self.size.load(Ordering::Acquire)
     }
 
+    /// What is different about an export that should be this one, for people; `None` if nothing is. Abilities may have been
+    /// added, and the export may have grown, but not shrunk.
+    #[must_use]
+    pub fn difference(&self, found: &Self) -> Option<Arc<str>> {
+        let (was, is) = (self.size(), found.size());
+        super::reconnect::difference(self, [was, was.max(is)], found)
+    }
+
     /// What the export can do, see the `can_` methods.
     #[must_use]
     pub const fn flags(&self) -> TransmissionFlags {

@@ -8,6 +8,7 @@
 //!   in flight. [`Client::export`] has what was agreed.
 //! - [`Negotiation`] is a connection before an export is entered: it lists exports and looks at them, one option at a time,
 //!   and then enters one of them.
+//! - [`Entered`] is a connection on which an export was entered, for something else than a client: a kernel, for example.
 //! - [`Cursor`] is a client with a position, for code that reads, writes and seeks.
 //! - [`ClientConfig`] has choices and deadlines, [`Error`] says what went wrong, and for each request of a lost connection
 //!   whether it had been sent.
@@ -66,6 +67,7 @@ mod connection_handle;
 mod connector;
 mod cursor;
 mod details;
+mod entered;
 mod error;
 mod free_list;
 mod leader_follower;
@@ -93,6 +95,7 @@ pub use config::ClientConfig;
 pub use connector::{Connector, CurrentRuntime, DriveMode, TransportFrom};
 pub use cursor::Cursor;
 pub use details::{ExportDetails, Handshake, Listing};
+pub use entered::Entered;
 pub use error::{Error, LostReason};
 pub use negotiation::Negotiation;
 pub use pending::Pending;

@@ -45,6 +45,11 @@ fn of_uri(uri: &Uri) -> Result<TlsClient, TlsError> {
             return Err(TlsError::Setup(text.into()));
         }
         Some(TlsType::Psk) => return by_key(uri, parameters),
+        None if parameters.psk_file.is_some() && parameters.certificates.is_some() => {
+            let text = "the URI has tls-certificates and tls-psk-file: leave one out, or choose by tls-type=x509 or \
+                        tls-type=psk";
+            return Err(TlsError::Setup(text.into()));
+        }
         None if parameters.psk_file.is_some() => return by_key(uri, parameters),
         _ => {}
     }

@@ -18,8 +18,8 @@ pub struct ClientInfo {
     pub connection: u64,
     /// The address of the client.
     pub peer: PeerAddr,
-    /// What the client proved of itself by TLS; `None` without TLS, and inside of a TLS stream that the embedder brought
-    /// and the server can't look into.
+    /// What the client proved of itself by TLS; `None` without TLS. Of a TLS stream that the embedder brought it is what
+    /// the embedder said of the [`Peer`].
     pub tls: Option<TlsIdentity>,
 }
 
@@ -43,17 +43,26 @@ pub struct TlsIdentity {
 }
 
 impl TlsIdentity {
-    /// Whether any of the names matches any of the patterns, in which `*` stands for any number of characters, without
-    /// regard to ASCII case.
+    /// Whether any of the names matches any of the patterns, in which `*` stands for any number of characters.
+    ///
+    /// Host names and common names are compared without regard to ASCII case, as the DNS does. Users of pre-shared keys,
+    /// mail addresses and URIs are identities in which case counts, and are compared exactly.
     #[must_use]
     pub fn matches<P: AsRef<str>>(&self, patterns: &[P]) -> bool {
-        self.names.iter().any(|name| patterns.iter().any(|pattern| matches(pattern.as_ref(), name)))
+        // Whoever has a name and no certificate has it by a pre-shared key.
+        let is_user = self.certificates.is_empty();
+        self.names.iter().any(|name| {
+            let exact = is_user || name.contains(['@', '/']);
+            patterns.iter().any(|pattern| matches(pattern.as_ref(), name, exact))
+        })
     }
 }
 
-/// Whether `name` as a whole matches `pattern`.
-fn matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name) = (pattern.to_ascii_lowercase(), name.to_ascii_lowercase());
+/// Whether `name` as a whole matches `pattern`, with regard to case or without.
+fn matches(pattern: &str, name: &str, exact: bool) -> bool {
+    if !exact {
+        return matches(&pattern.to_ascii_lowercase(), &name.to_ascii_lowercase(), true);
+    }
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
         return false;
@@ -68,6 +77,70 @@ fn matches(pattern: &str, name: &str) -> bool {
         }
     }
     last.map_or(rest.is_empty(), |last| rest.ends_with(last))
+}
+
+/// What the embedder knows of the client at the other end of a stream that it hands over.
+///
+/// ```
+/// use nbd_engine::export::{Peer, TlsIdentity};
+///
+/// // A stream inside of TLS, whose handshake the embedder has made.
+/// let mut identity = TlsIdentity::default();
+/// identity.names.push("backup.example.org".into());
+/// let peer = Peer::new("192.0.2.7:1234".to_owned()).with_tls(identity);
+/// assert!(peer.tls.is_some());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Peer {
+    /// Its address, for exports and the log.
+    pub address: PeerAddr,
+    /// What it proved by TLS, if the stream runs inside of TLS already.
+    pub tls: Option<TlsIdentity>,
+}
+
+impl Peer {
+    /// A client in the clear: an address, or a text that names the stream.
+    #[must_use]
+    pub fn new(address: impl Into<PeerAddr>) -> Self {
+        Self { address: address.into(), tls: None }
+    }
+
+    /// The same inside of TLS, by a layer that the embedder brings and the server does not look into. `identity` is what
+    /// the client proved, which is [the default](TlsIdentity::default) if it showed nothing.
+    ///
+    /// Such a client has what a client has after `NBD_OPT_STARTTLS`: exports
+    /// [that require TLS](super::ExportEntry::with_tls_required) are open to it, also on a server whose clients must use
+    /// TLS, as far as the server's list of allowed names admits the identity.
+    #[must_use]
+    pub fn with_tls(mut self, identity: TlsIdentity) -> Self {
+        self.tls = Some(identity);
+        self
+    }
+}
+
+impl From<PeerAddr> for Peer {
+    fn from(address: PeerAddr) -> Self {
+        Self::new(address)
+    }
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Self {
+        Self::new(address)
+    }
+}
+
+impl From<String> for Peer {
+    fn from(text: String) -> Self {
+        Self::new(text)
+    }
+}
+
+impl From<&'static str> for Peer {
+    fn from(text: &'static str) -> Self {
+        Self::new(text)
+    }
 }
 
 /// The address of a peer. Its `Display` is what log events carry.
@@ -215,7 +288,7 @@ mod tests {
     fn patterns_match_whole_names() {
         for (pattern, name, expected) in [
             ("a.example", "a.example", true),
-            ("A.example", "a.EXAMPLE", true),
+            ("A.example", "a.EXAMPLE", false),
             ("a.example", "b.a.example", false),
             ("a.example", "a.example.org", false),
             ("*.example", "a.example", true),
@@ -232,7 +305,21 @@ mod tests {
             ("", "a", false),
             ("spiffe://x/*", "spiffe://x/y", true),
         ] {
-            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+            assert_eq!(matches(pattern, name, true), expected, "{pattern} {name}");
         }
+    }
+
+    #[test]
+    fn case_counts_in_identities_and_not_in_host_names() {
+        let of = |name: &str, certificates| TlsIdentity { names: vec![name.into()], certificates };
+        let by_certificate = |name| of(name, vec![vec![0]]);
+        assert!(by_certificate("a.EXAMPLE").matches(&["A.example"]));
+        assert!(by_certificate("Backup").matches(&["b*"]));
+        for name in ["alice@example.org", "spiffe://x/alice"] {
+            assert!(by_certificate(name).matches(&[name]));
+            assert!(!by_certificate(name).matches(&[name.to_uppercase()]));
+        }
+        assert!(of("alice", Vec::new()).matches(&["al*"]));
+        assert!(!of("Alice", Vec::new()).matches(&["alice", "al*"]));
     }
 }

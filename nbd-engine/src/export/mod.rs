@@ -49,7 +49,7 @@ pub use asynchronous::{
 pub use blocking::Export;
 pub use body::{Body, ReadFlags};
 pub(crate) use body::{Piece, Shared};
-pub use client::{ClientInfo, CloseReason, PeerAddr, TlsIdentity, UnixPeer};
+pub use client::{ClientInfo, CloseReason, Peer, PeerAddr, TlsIdentity, UnixPeer};
 pub use contexts::{Contexts, no_such_context};
 pub use depth::{AllocationDepth, WithAllocationDepth};
 #[cfg(target_os = "linux")]

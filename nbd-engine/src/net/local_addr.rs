@@ -14,7 +14,17 @@ pub enum LocalAddr {
     Tcp(SocketAddr),
     /// The path of a Unix socket; empty for a socket without one.
     Unix(PathBuf),
+    /// A virtual machine socket: a context identifier of this machine, or 2^32 - 1 for all of them, and the actual port.
+    Vsock {
+        /// The context identifier.
+        cid: u32,
+        /// The port.
+        port: u32,
+    },
 }
+
+/// The context identifier by which a machine reaches itself (`VMADDR_CID_LOCAL`).
+const VSOCK_LOCAL: u32 = 1;
 
 impl LocalAddr {
     /// The address of a TCP socket.
@@ -22,7 +32,7 @@ impl LocalAddr {
     pub const fn tcp(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(address) => Some(*address),
-            Self::Unix(_) => None,
+            Self::Unix(_) | Self::Vsock { .. } => None,
         }
     }
 
@@ -37,7 +47,8 @@ impl LocalAddr {
 
     /// The URI of an export of this server; the default export if the name is empty. It parses back to this address: the
     /// zone of a link-local address is escaped, and a relative path is made absolute, since clients may run in another
-    /// folder.
+    /// folder. That of a vsock socket for all identifiers has the one for clients on the same machine, 1: on other machines
+    /// they use the identifier that the host gave this machine, or 2 for the host.
     ///
     /// # Errors
     /// [`UriError::MissingSocket`] for a socket without a path, [`UriError::Nul`] or [`UriError::TooLong`] for a name
@@ -53,6 +64,8 @@ impl LocalAddr {
                 let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
                 Uri::unix(path.as_os_str().as_bytes())
             }
+            Self::Vsock { cid: u32::MAX, port } => Ok(Uri::vsock(VSOCK_LOCAL, *port)),
+            Self::Vsock { cid, port } => Ok(Uri::vsock(*cid, *port)),
         };
         server?.with_export(export)
     }
@@ -63,6 +76,7 @@ impl core::fmt::Display for LocalAddr {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => path.display().fmt(f),
+            Self::Vsock { cid, port } => write!(f, "vsock {cid}:{port}"),
         }
     }
 }
@@ -101,6 +115,12 @@ mod tests {
         assert_eq!((address.tcp(), address.unix()), (None, Some(Path::new("/tmp/nbd.sock"))));
         let nowhere = LocalAddr::Unix(PathBuf::new());
         assert_eq!((nowhere.tcp(), nowhere.unix()), (None, None));
+        let vsock = LocalAddr::Vsock { cid: 3, port: 10809 };
+        assert_eq!((vsock.tcp(), vsock.unix()), (None, None));
+        assert_eq!(vsock.to_string(), "vsock 3:10809");
+        assert_eq!(format!("{:#}", vsock.uri("a").unwrap()), "nbd+vsock://3:10809/a");
+        let anywhere = LocalAddr::Vsock { cid: u32::MAX, port: 5 };
+        assert_eq!(anywhere.uri("").unwrap(), Uri::vsock(1, 5));
     }
 
     #[test]

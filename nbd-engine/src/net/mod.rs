@@ -8,10 +8,16 @@ mod local_addr;
 mod takeover;
 mod tcp;
 mod unix;
+#[cfg(target_os = "linux")]
+mod vsock;
 
 pub use local_addr::LocalAddr;
 pub use tcp::{bind_resolved, bind_tcp, tune_tcp};
 pub use unix::{SocketPath, bind_unix, check_socket_path, tune_unix};
+#[cfg(target_os = "linux")]
+pub(crate) use vsock::connect_vsock;
+#[cfg(target_os = "linux")]
+pub use vsock::{VSOCK_CID_ANY, VsockListener, bind_vsock};
 
 /// Connections to a socket that the system holds until they are accepted, by default: as many as for nbdkit and for
 /// `qemu-nbd --persistent`. The system may lower it, as Linux does by `net.core.somaxconn`.

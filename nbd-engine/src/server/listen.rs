@@ -149,6 +149,10 @@ async fn accept_from<L: Listen, R: Runtime>(
     }
     core::mem::forget(fault);
     state.floods().report_rest();
+    #[cfg(feature = "tls")]
+    if let Some(tls) = state.config().tls() {
+        tls.report_rest();
+    }
 }
 
 /// Shuts the server down when it is dropped by a panic.

@@ -42,8 +42,18 @@ impl Negotiation {
         state: &ServerState,
     ) -> Result<Connection, ConnectionError> {
         let config = state.config();
+        #[cfg(feature = "tls")]
+        if let (Some(tls), Some(identity)) = (config.tls(), &self.client.tls)
+            && !tls.admits(identity)
+        {
+            return Err(ConnectionError::NotAllowed(identity.names.clone()));
+        }
         let Some(name) = state.oldstyle_export() else {
-            return Ok(Connection::new(config.protocol().clone()));
+            let protocol = config.protocol().clone();
+            return Ok(match self.client.tls {
+                Some(_) => Connection::inside_of_tls(protocol),
+                None => Connection::new(protocol),
+            });
         };
         let client = Arc::clone(&self.client);
         let found = state.exports().find(name.into(), Purpose::Enter, client).await;

@@ -105,7 +105,7 @@ impl Handler<Connection> for Requests {
         }
         self.memory.account.credit(count);
         self.turn.spend(count as u64);
-        self.ended_rest |= core::mem::replace(&mut self.rests, false);
+        self.end_rest();
         // More of a payload is not looked at before the rest is there.
         let is_part = match connection.wants() {
             Wants::Payload { remaining, .. } => (count as u64) < remaining,

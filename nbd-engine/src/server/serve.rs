@@ -15,7 +15,7 @@ use super::metrics::{Ending, Recorder};
 use super::session::{End, Session};
 use super::watch::{self, Verdict, Watch};
 use super::{ConnectionError, Permit, ServerState};
-use crate::export::{ClientInfo, PeerAddr, Withdrawal};
+use crate::export::{ClientInfo, Peer, Withdrawal};
 use crate::runtime::{BoxFuture, Runtime};
 use crate::transport::Transport;
 
@@ -33,7 +33,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Serves one client over a byte stream of any kind until it disconnects, breaks the protocol, misses a deadline, or
 /// the server shuts down.
 ///
-/// `peer` is what exports and the log learn of the client's address. Dropping the future ends the connection at once;
+/// `peer` is what exports and the log learn of the client: its address, or a whole [`Peer`]. Dropping the future ends the connection at once;
 /// writes that were under way may or may not have been done, as after a power cut before their reply.
 ///
 /// `Ok` says that the connection ended in order, whoever ended it: the client disconnected, gave up the negotiation
@@ -47,7 +47,7 @@ pub async fn serve<T, R>(
     permit: Permit,
     transport: T,
     runtime: R,
-    peer: PeerAddr,
+    peer: impl Into<Peer>,
 ) -> Result<(), ConnectionError>
 where
     T: Transport,
@@ -98,17 +98,18 @@ pub async fn admit_and_serve<T, R>(
     state: &Arc<ServerState>,
     transport: T,
     runtime: R,
-    peer: PeerAddr,
+    peer: impl Into<Peer>,
 ) -> Result<(), ConnectionError>
 where
     T: Transport,
     R: Runtime,
 {
+    let peer = peer.into();
     let permit = admit(state, &runtime).await.inspect_err(|error| {
         if matches!(error, ConnectionError::ServerFull { .. }) {
             state.count_refused();
             if let Some(times) = state.floods().full.count() {
-                tracing::warn!(%peer, times, %error, "refused a connection");
+                tracing::warn!(peer = %peer.address, times, %error, "refused a connection");
             }
         }
     })?;

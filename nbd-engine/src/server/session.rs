@@ -18,7 +18,7 @@ use super::turn::Turn;
 use super::watch::Activity;
 use crate::busy_poll::{BUSY_POLL, BusyPoll};
 use crate::export::{self, ClientInfo, Withdrawal};
-use crate::maybe_tls::MaybeTls;
+use crate::maybe_tls::{InTransit, MaybeTls};
 use crate::pump::Pump;
 use crate::runtime::Runtime;
 use crate::transport::Transport;
@@ -100,7 +100,10 @@ impl<T: Transport> Session<T> {
     }
 
     /// Whether the connection has been idle and is not any more, since this was asked last.
-    pub(crate) const fn has_ended_rest(&mut self) -> bool {
+    pub(crate) fn has_ended_rest(&mut self) -> bool {
+        if self.pump.transport.in_transit().is_some_and(|it| it.incomplete > 0) {
+            self.requests.end_rest();
+        }
         core::mem::replace(&mut self.requests.ended_rest, false)
     }
 
@@ -111,18 +114,24 @@ impl<T: Transport> Session<T> {
 
     /// What the connection is doing.
     pub(crate) fn activity(&self) -> Activity {
+        let tls = self.pump.transport.in_transit();
+        let InTransit { incomplete, has_unsent, sent } = tls.unwrap_or_default();
         Activity {
-            receiving: self.awaits_rest_of_request(),
-            sending: self.pump.machine.segments().next().is_some(),
+            // The machine has sent what TLS has taken, and knows of no other bytes than those that were decrypted.
+            incomplete,
+            sent: if tls.is_some() { sent } else { self.requests.activity.sent },
+            receiving: self.awaits_rest_of_request(incomplete > 0),
+            sending: has_unsent || self.pump.machine.segments().next().is_some(),
             closing: self.pump.machine.is_closing(),
             in_the_way: self.requests.is_in_the_way(),
-            idle: self.is_idle(),
+            idle: !has_unsent && self.is_idle(),
             ..self.requests.activity
         }
     }
 
-    /// Whether a part of a request was received, and the client is to send the rest.
-    fn awaits_rest_of_request(&self) -> bool {
+    /// Whether a part of a request was received, and the client is to send the rest. `in_record` says that a part of a
+    /// TLS record was, which counts as one.
+    fn awaits_rest_of_request(&self, in_record: bool) -> bool {
         if self.requests.is_waiting() {
             return false;
         }
@@ -130,7 +139,7 @@ impl<T: Transport> Session<T> {
         let header = if extended { ExtendedRequest::SIZE } else { CompactRequest::SIZE };
         match self.pump.machine.wants() {
             // That includes the payload of a refused write.
-            Wants::Bytes { at_least } => at_least != header,
+            Wants::Bytes { at_least } => in_record || at_least != header,
             Wants::Payload { .. } => true,
             _ => false,
         }
@@ -270,7 +279,7 @@ fn begin_tls<T: Transport>(
         }
     }
     let identity = stream.peer_identity().unwrap_or_default();
-    if !tls.allows(&identity) {
+    if !tls.admits(&identity) {
         return Err(ConnectionError::NotAllowed(identity.names));
     }
     tracing::debug!(suite = stream.description(), names = ?identity.names, "TLS begins");

@@ -12,7 +12,7 @@ use super::metrics::{Load, Loaded, WorkerMetrics};
 use super::outcome::{Counted, Floods};
 use super::workers::Workers;
 use super::{Outcome, ServerConfig};
-use crate::export::{ClientInfo, DynExports, Exports, PeerAddr};
+use crate::export::{ClientInfo, DynExports, Exports, Peer};
 
 /// A server without its sockets. An adapter puts connections into it by [`serve`](super::serve).
 pub struct ServerState {
@@ -92,9 +92,10 @@ impl ServerState {
     }
 
     /// A client that has just connected.
-    pub(crate) fn client(&self, peer: PeerAddr) -> Arc<ClientInfo> {
+    pub(crate) fn client(&self, peer: impl Into<Peer>) -> Arc<ClientInfo> {
         let number = self.common.next_connection.fetch_add(1, Ordering::Relaxed);
-        Arc::new(ClientInfo::new(number, peer))
+        let Peer { address, tls } = peer.into();
+        Arc::new(ClientInfo { tls, ..ClientInfo::new(number, address) })
     }
 
     pub(crate) fn workers(&self) -> &Workers {

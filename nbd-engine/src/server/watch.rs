@@ -14,15 +14,18 @@ use super::{ServerConfig, Stall};
 /// What a connection is doing, and what it has done so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Activity {
-    /// Bytes received.
+    /// Bytes received, inside of TLS once they are decrypted.
     pub(crate) received: u64,
+    /// Bytes received of a TLS record of which the rest has yet to arrive. A record that is complete need not have any
+    /// data, so that they count for as long as it is incomplete.
+    pub(crate) incomplete: u64,
     /// Bytes sent.
     pub(crate) sent: u64,
     /// Requests that were received to their end.
     pub(crate) requests: u64,
     /// Times that nothing was left to be sent.
     pub(crate) drained: u64,
-    /// Whether a part of a request has been received, and the client is to send the rest.
+    /// Whether a part of a request, or of a TLS record, has been received, and the client is to send the rest.
     pub(crate) receiving: bool,
     /// Whether something is to be sent.
     pub(crate) sending: bool,
@@ -32,6 +35,13 @@ pub(crate) struct Activity {
     pub(crate) in_the_way: bool,
     /// Whether nothing is in flight.
     pub(crate) idle: bool,
+}
+
+impl Activity {
+    /// Bytes that the client has sent so far towards its requests.
+    const fn arrived(&self) -> u64 {
+        self.received + self.incomplete
+    }
 }
 
 /// What is to be done about a connection.
@@ -85,9 +95,14 @@ impl Mark {
         now.saturating_duration_since(self.time)
     }
 
+    /// Bytes that have been moved since; none if the count has gone back, as that of incomplete records does.
+    const fn moved(&self, bytes: u64) -> u64 {
+        bytes.saturating_sub(self.bytes)
+    }
+
     /// Whether at least `rate` bytes a second have been moved since, and one at least.
     fn is_outrun(&self, now: Instant, bytes: u64, rate: u64) -> bool {
-        let moved = bytes - self.bytes;
+        let moved = self.moved(bytes);
         let millis = now.saturating_duration_since(self.time).as_millis();
         moved > 0 && u128::from(moved) * 1000 >= u128::from(rate) * millis
     }
@@ -131,25 +146,25 @@ impl Watch {
     /// The connection begins to do something, after a rest or a time in which the server did not run: nothing that was
     /// before counts.
     pub(crate) const fn restart(&mut self, now: Instant, activity: &Activity) {
-        self.receive.restart(now, activity.received, activity.requests);
+        self.receive.restart(now, activity.arrived(), activity.requests);
         self.send.restart(now, activity.sent, activity.drained);
         self.quiet.restart(now, activity.received, 0);
     }
 
     /// Looks at the connection, `late` after the look was due.
     pub(crate) fn look(&mut self, now: Instant, late: Duration, activity: &Activity) -> Verdict {
-        let Activity { received, requests, sent, drained, .. } = *activity;
+        let Activity { requests, sent, drained, .. } = *activity;
         if late > self.period {
             self.restart(now, activity);
             return Verdict::LookAgain(self.period);
         }
 
-        let receive = &mut self.receive;
+        let (receive, arrived) = (&mut self.receive, activity.arrived());
         let well = !activity.receiving
             || receive.events != requests
-            || receive.is_outrun(now, received, self.rate);
-        let time = receive.update(well, now, received, requests);
-        let bytes = received - receive.bytes;
+            || receive.is_outrun(now, arrived, self.rate);
+        let time = receive.update(well, now, arrived, requests);
+        let bytes = receive.moved(arrived);
         if time >= self.limit(activity, bytes) {
             return Verdict::ReceiveStalled(Stall { time, bytes, min_rate: self.rate });
         }
@@ -158,7 +173,7 @@ impl Watch {
         let well =
             !activity.sending || send.events != drained || send.is_outrun(now, sent, self.rate);
         let time = send.update(well, now, sent, drained);
-        let bytes = sent - send.bytes;
+        let bytes = send.moved(sent);
         if time >= self.limit(activity, bytes) {
             return Verdict::SendStalled(Stall { time, bytes, min_rate: self.rate });
         }
@@ -293,6 +308,46 @@ mod tests {
             ..Activity::default()
         };
         assert_eq!(run(1000, slow).0, 1000);
+    }
+
+    #[test]
+    fn a_record_that_stays_incomplete_is_stalled() {
+        for rate in [0, 999] {
+            let dribble = |second| Activity {
+                receiving: true,
+                idle: true,
+                incomplete: 5 + second * rate,
+                ..Activity::default()
+            };
+            let (seconds, verdict) = run(100, dribble);
+            assert!(matches!(verdict, Verdict::ReceiveStalled(_)), "{verdict:?}");
+            assert!((30..=32).contains(&seconds), "after {seconds} s at {rate} bytes/s");
+        }
+        // Records of 16 KiB, one byte more than the rate demands.
+        let slow = |second| Activity {
+            receiving: true,
+            received: second * 1001 / (16 << 10) * (16 << 10),
+            incomplete: second * 1001 % (16 << 10),
+            ..Activity::default()
+        };
+        assert_eq!(run(1000, slow).0, 1000);
+    }
+
+    /// Records may have nothing but padding: however many of them arrive, the request does not get on.
+    #[test]
+    fn records_without_data_are_no_progress() {
+        for step in [1, 1000, 7000, 16_407] {
+            let empty = |second| Activity {
+                receiving: true,
+                received: 10,
+                incomplete: second * step % 16_406,
+                ..Activity::default()
+            };
+            let (seconds, verdict) = run(200, empty);
+            assert!(matches!(verdict, Verdict::ReceiveStalled(_)), "{verdict:?}");
+            // Those of the first one count.
+            assert!(seconds <= 30 + 32, "after {seconds} s");
+        }
     }
 
     #[test]

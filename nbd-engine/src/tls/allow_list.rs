@@ -9,20 +9,50 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 
 use super::identity::identity;
 use crate::export::TlsIdentity;
+use crate::throttle::Throttle;
 
-/// Patterns of names; without any call of [`add`](Self::add) every client is on the list.
+/// Patterns of names, and how many clients had none of them; without any call of [`add`](Self::add) every client is on the list.
 #[derive(Debug, Default)]
-pub(super) struct AllowList(RwLock<Option<Vec<String>>>);
+pub(super) struct AllowList {
+    patterns: RwLock<Option<Vec<String>>>,
+    refusals: Throttle,
+}
 
 impl AllowList {
     pub(super) fn add(&self, patterns: impl Iterator<Item = String>) {
-        let mut list = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.patterns.write().unwrap_or_else(PoisonError::into_inner);
         list.get_or_insert_default().extend(patterns);
     }
 
     pub(super) fn allows(&self, identity: &TlsIdentity) -> bool {
-        let list = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let list = self.patterns.read().unwrap_or_else(PoisonError::into_inner);
         list.as_ref().is_none_or(|patterns| identity.matches(patterns))
+    }
+}
+
+impl AllowList {
+    /// Whether the user of a pre-shared key is on the list.
+    #[cfg(feature = "tls-psk")]
+    pub(super) fn allows_user(&self, user: &str) -> bool {
+        self.allows(&TlsIdentity { names: vec![user.to_owned()], certificates: Vec::new() })
+    }
+
+    /// Logs that a client with these names is not on the list, as a warning once a minute at most.
+    pub(super) fn refused(&self, names: &[String]) {
+        match self.refusals.count() {
+            Some(times) => {
+                tracing::warn!(?names, times, "a client has none of the names that are allowed");
+            }
+            None => tracing::debug!(?names, "a client has none of the names that are allowed"),
+        }
+    }
+
+    /// Reports at the end what was counted and not logged yet.
+    pub(super) fn report_rest(&self) {
+        let times = self.refusals.unreported();
+        if times > 0 {
+            tracing::warn!(times, "further clients had none of the names that are allowed");
+        }
     }
 }
 
@@ -58,7 +88,7 @@ impl ClientCertVerifier for Listed {
         if self.list.allows(&client) {
             return Ok(verified);
         }
-        tracing::warn!(names = ?client.names, "a client has none of the names that are allowed");
+        self.list.refused(&client.names);
         Err(CertificateError::ApplicationVerificationFailure.into())
     }
 

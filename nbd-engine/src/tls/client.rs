@@ -93,7 +93,7 @@ impl TlsClientBuilder {
     }
 
     /// A key that this client shares with the server, instead of certificates: `user`'s in a file with lines of the form
-    /// `user:hexkey`, as psktool of GnuTLS writes it.
+    /// `user:hexkey`, as psktool of GnuTLS writes it. [`build`](Self::build) refuses it together with certificates.
     #[cfg(feature = "tls-psk")]
     pub fn pre_shared_key(mut self, user: impl Into<String>, file: impl Into<PathBuf>) -> Self {
         self.key = Some((user.into(), file.into()));
@@ -109,6 +109,11 @@ impl TlsClientBuilder {
         let host_name = self.host_name.as_deref().map(server_name).transpose()?;
         #[cfg(feature = "tls-psk")]
         if let Some((user, file)) = &self.key {
+            let of_certificates = [&self.authority, &self.directory].iter().any(|it| it.is_some());
+            if of_certificates || self.identity.is_some() {
+                let text = "a server is trusted by certificates or by a pre-shared key, and both are given";
+                return Err(TlsError::Setup(text.into()));
+            }
             let trust = Trust::Key(PskContext::of_user(user, file)?);
             return Ok(TlsClient { trust, host_name });
         }

@@ -1,14 +1,17 @@
 //! What can be wrong with certificates, keys and names, before any connection.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// What a file of pre-shared keys is called in errors.
+pub(super) const KEYS: &str = "file of pre-shared keys";
 
 /// Why TLS can't be set up. Each text names the file, where there is one, and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
     /// A file can't be read.
-    #[error("cannot read the {what} {}: {source}{}", .path.display(), remedy(.source))]
+    #[error("cannot read the {what} {}: {source}{}", .path.display(), remedy(.what, .path, .source))]
     Unreadable {
         /// What should be in it.
         what: &'static str,
@@ -25,6 +28,12 @@ pub enum TlsError {
         /// Which file.
         path: PathBuf,
     },
+    /// A file of pre-shared keys that has none.
+    #[error(
+        "the file of pre-shared keys {path} is empty; add a user: nbd psk {path} USER",
+        path = .0.display()
+    )]
+    NoKeys(PathBuf),
     /// A file holds something that can't be parsed.
     #[error("{} is no usable {what}: {reason}", .path.display())]
     Malformed {
@@ -41,6 +50,13 @@ pub enum TlsError {
         path = .0.display()
     )]
     KeyIsPublic(PathBuf),
+    /// A private key behind a passphrase.
+    #[error(
+        "the private key {path} is encrypted, and there is nobody to ask for its passphrase; decrypt it to a file of its \
+         own: (umask 077; openssl pkey -in {path} -out NEW)",
+        path = .0.display()
+    )]
+    KeyIsEncrypted(PathBuf),
     /// A certificate whose time is over.
     #[error(
         "the certificate {} expired at {end}; replace it, or correct this machine's clock",
@@ -91,10 +107,19 @@ pub enum TlsError {
 }
 
 /// What to do about a file that can't be read.
-fn remedy(error: &io::Error) -> &'static str {
+fn remedy(what: &str, path: &Path, error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::NotFound => "; check the folder, or make certificates: nbd cert --help",
-        io::ErrorKind::PermissionDenied => "; run this as the user who owns it",
-        _ => "",
+        io::ErrorKind::NotFound if what == KEYS => {
+            format!("; check the path, or make the file: nbd psk {} USER", path.display())
+        }
+        io::ErrorKind::NotFound => {
+            "; check the folder, or make certificates: nbd cert --help".into()
+        }
+        io::ErrorKind::PermissionDenied => "; run this as the user who owns it".into(),
+        io::ErrorKind::NotADirectory => {
+            "; certificates are in a folder, which is to be named rather than a file".into()
+        }
+        io::ErrorKind::IsADirectory => "; it is a folder: name a file in it".into(),
+        _ => String::new(),
     }
 }

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
@@ -23,6 +25,30 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(unreadable)
 }
 
+/// What is wrong with a file that has none of `what`.
+fn nothing_in(what: &'static str, path: &Path, content: &[u8]) -> TlsError {
+    let text = String::from_utf8_lossy(content);
+    let malformed = |reason: String| TlsError::Malformed { what, path: path.to_owned(), reason };
+    let is_key = |line: &str| {
+        let digits = line.trim_end().split_once(':').map(|(_, digits)| digits);
+        digits.is_some_and(|digits| {
+            !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+        })
+    };
+    if text.lines().any(is_key) && !text.contains("-----BEGIN ") {
+        return malformed(
+            "it has pre-shared keys, which are named by --tls-psk FILE or tls-psk-file=FILE".into(),
+        );
+    }
+    if what == KEY && text.contains("-----BEGIN CERTIFICATE-----") {
+        return malformed("it has a certificate rather than its key".into());
+    }
+    if what == CERTIFICATE && text.contains("PRIVATE KEY-----") {
+        return malformed("it has a key rather than a certificate".into());
+    }
+    TlsError::Empty { what, path: path.to_owned() }
+}
+
 /// All certificates of a file, the first of which must be valid now.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let malformed =
@@ -31,9 +57,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| malformed(error.to_string()))?;
-    let first = found
-        .first()
-        .ok_or_else(|| TlsError::Empty { what: CERTIFICATE, path: path.to_owned() })?;
+    let first = found.first().ok_or_else(|| nothing_in(CERTIFICATE, path, &pem))?;
     let (_, certificate) =
         X509Certificate::from_der(first).map_err(|error| malformed(error.to_string()))?;
     let validity = certificate.validity();
@@ -65,18 +89,46 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     if mode & 0o004 != 0 {
         return Err(TlsError::KeyIsPublic(path.to_owned()));
     }
+    // The latter within a key of the older formats.
+    if [&b"-----BEGIN ENCRYPTED PRIVATE KEY-----"[..], b"Proc-Type: 4,ENCRYPTED"]
+        .iter()
+        .any(|mark| pem.windows(mark.len()).any(|window| window == *mark))
+    {
+        return Err(TlsError::KeyIsEncrypted(path.to_owned()));
+    }
     PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
-        rustls::pki_types::pem::Error::NoItemsFound => {
-            TlsError::Empty { what: KEY, path: path.to_owned() }
-        }
+        rustls::pki_types::pem::Error::NoItemsFound => nothing_in(KEY, path, &pem),
         error => {
             TlsError::Malformed { what: KEY, path: path.to_owned(), reason: error.to_string() }
         }
     })
 }
 
-/// A certificate with its key, and with those that lead to an authority.
+/// Further readings of a pair that does not match, and the pause before each: somebody may be replacing the two files,
+/// one right after the other.
+const RETRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A certificate with its key, and with those that lead to an authority. Files that are being replaced are read again
+/// until both are new.
 pub(super) fn identity(
+    provider: &CryptoProvider,
+    certificate_path: &Path,
+    key_path: &Path,
+) -> Result<Arc<CertifiedKey>, TlsError> {
+    let mut result = pair(provider, certificate_path, key_path);
+    for _ in 0..RETRIES {
+        if !matches!(result, Err(TlsError::KeyMismatch { .. })) {
+            break;
+        }
+        thread::sleep(PAUSE);
+        result = pair(provider, certificate_path, key_path);
+    }
+    result
+}
+
+/// The two files as they are now.
+fn pair(
     provider: &CryptoProvider,
     certificate_path: &Path,
     key_path: &Path,

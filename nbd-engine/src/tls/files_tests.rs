@@ -106,6 +106,47 @@ fn a_file_with_something_else_in_it_is_named() {
 }
 
 #[test]
+fn a_file_of_another_kind_is_recognised() {
+    let folder = Folder::new();
+    let read = |name: &str| fs::read_to_string(folder.path(name)).unwrap();
+    let (certificate, key) = (read("server-cert.pem"), read("server-key.pem"));
+    let shared = "alice:0011223344556677889900112233445566\nbob:00ff\n".to_owned();
+    for (name, content, expected) in [
+        ("server-cert.pem", &shared, "--tls-psk"),
+        ("server-key.pem", &shared, "--tls-psk"),
+        ("ca-cert.pem", &shared, "--tls-psk"),
+        ("server-cert.pem", &key, "a key rather than a certificate"),
+        ("server-key.pem", &certificate, "a certificate rather than its key"),
+    ] {
+        let folder = Folder::new();
+        folder.write(name, content);
+        let text = complaint(folder.server(), &folder.path(name));
+        assert!(text.contains(expected), "{text}");
+    }
+    let file = folder.path("server-cert.pem");
+    let text = complaint(TlsServer::from_directory(&file, ClientCertificates::Off), &file);
+    assert!(text.contains("a folder"), "{text}");
+}
+
+/// PKCS #8 and the format before it.
+#[test]
+fn an_encrypted_key_is_refused_with_the_way_to_decrypt_it() {
+    for key in [
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIHs\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nMIHs\n\
+         -----END EC PRIVATE KEY-----\n",
+    ] {
+        let folder = Folder::new();
+        folder.write("server-key.pem", key);
+        folder.write("client-key.pem", key);
+        let text = complaint(folder.server(), &folder.path("server-key.pem"));
+        assert!(text.contains("openssl pkey -in"), "{text}");
+        let text = complaint(folder.client(), &folder.path("client-key.pem"));
+        assert!(text.contains("openssl pkey -in"), "{text}");
+    }
+}
+
+#[test]
 fn a_key_that_everybody_can_read_is_refused() {
     for (name, of_server) in [("server-key.pem", true), ("client-key.pem", false)] {
         let folder = Folder::new();

@@ -30,20 +30,24 @@ mod allow_list;
 mod client;
 mod directory;
 mod error;
+mod failure;
 mod files;
 #[cfg(test)]
 mod files_tests;
+mod framing;
 mod identity;
 #[cfg(test)]
 mod long_tests;
 #[cfg(feature = "tls-psk")]
 mod psk;
+#[cfg(feature = "tls-psk")]
+mod psk_file;
 mod records;
 mod rustls_records;
 mod server;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 

@@ -1,9 +1,6 @@
 //! Keys that both sides share instead of certificates (RFC 4279; RFC 8446, section 2.2), by OpenSSL: rustls has none.
 
-use std::collections::HashMap;
-use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -12,73 +9,18 @@ use openssl::ex_data::Index;
 use openssl::ssl::{
     ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslStream, SslVerifyMode,
 };
+use rustls::AlertDescription;
 
 use super::TlsError;
+use super::allow_list::AllowList;
+use super::error::KEYS;
+use super::failure;
+use super::psk_file::Keys;
 use super::records::{Ciphertext, MAX_PLAINTEXT, Records, Room};
 use crate::export::TlsIdentity;
 
-const KEYS: &str = "file of pre-shared keys";
-
 /// Suites of TLS 1.2 that authenticate by a shared key alone and encrypt.
 const CIPHERS: &str = "kPSK:kDHEPSK:kECDHEPSK:!eNULL";
-
-/// The keys of users, as `psktool` of GnuTLS writes them: lines of the form `user:hexkey`.
-pub(super) struct Keys(HashMap<String, Vec<u8>>);
-
-impl Keys {
-    /// Reads a file.
-    pub(super) fn load(path: &Path) -> Result<Self, TlsError> {
-        let unreadable =
-            |source| TlsError::Unreadable { what: KEYS, path: path.to_owned(), source };
-        let text = fs::read_to_string(path).map_err(unreadable)?;
-        let mode = fs::metadata(path).map_err(unreadable)?.permissions().mode();
-        if mode & 0o004 != 0 {
-            return Err(TlsError::KeyIsPublic(path.to_owned()));
-        }
-        let malformed = |number: usize, what: &str| TlsError::Malformed {
-            what: KEYS,
-            path: path.to_owned(),
-            reason: format!("line {}: {what}", number + 1),
-        };
-        let mut keys = HashMap::new();
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let (user, key) = line
-                .split_once(':')
-                .ok_or_else(|| malformed(number, "no colon behind the user"))?;
-            let key = hex(key.trim()).ok_or_else(|| malformed(number, "the key is not in hex"))?;
-            if user.is_empty() || key.is_empty() {
-                return Err(malformed(number, "the user or the key is empty"));
-            }
-            keys.insert(user.to_owned(), key);
-        }
-        if keys.is_empty() {
-            return Err(TlsError::Empty { what: "pre-shared key", path: path.to_owned() });
-        }
-        Ok(Self(keys))
-    }
-
-    /// The key of a user.
-    pub(super) fn of(&self, user: &str) -> Option<&[u8]> {
-        self.0.get(user).map(Vec::as_slice)
-    }
-}
-
-impl core::fmt::Debug for Keys {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
-}
-
-fn hex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return None;
-    }
-    digits
-        .chunks(2)
-        .map(|pair| u8::from_str_radix(core::str::from_utf8(pair).ok()?, 16).ok())
-        .collect()
-}
 
 /// One side's half of all its connections.
 #[derive(Clone)]
@@ -94,9 +36,18 @@ fn setup(error: &ErrorStack) -> TlsError {
     TlsError::Setup(error.to_string())
 }
 
-/// Where a server's connection keeps its user: OpenSSL itself forgets it with TLS 1.3.
-fn user_index() -> Result<Index<Ssl, String>, ErrorStack> {
-    static INDEX: OnceLock<Index<Ssl, String>> = OnceLock::new();
+/// Who a client says that it is, before its key has proved that.
+#[derive(Clone, Debug)]
+enum Claim {
+    /// A user with a key.
+    User(String),
+    /// A user without one, or one that is not allowed; why it is refused.
+    Refused(String),
+}
+
+/// Where a server's connection keeps its client's claim: OpenSSL itself forgets it with TLS 1.3.
+fn claim_index() -> Result<Index<Ssl, Claim>, ErrorStack> {
+    static INDEX: OnceLock<Index<Ssl, Claim>> = OnceLock::new();
     match INDEX.get() {
         Some(index) => Ok(*index),
         None => Ok(*INDEX.get_or_init({
@@ -129,26 +80,37 @@ impl PskContext {
         Ok(builder)
     }
 
-    /// For a server of users with these keys. To a user without one it looks as if the key were wrong, so that nobody
-    /// finds out who the users are.
-    pub(super) fn server(keys: Arc<Keys>) -> Result<Self, TlsError> {
+    /// For a server of users with these keys, as far as they are allowed. To the others it looks as if their key were
+    /// wrong, so that nobody finds out who the users are.
+    pub(super) fn server(keys: Arc<Keys>, allowed: Arc<AllowList>) -> Result<Self, TlsError> {
         let build = || {
             let mut builder = Self::builder(SslMethod::tls_server())?;
             builder.set_num_tickets(0)?;
-            let user_index = user_index()?;
+            let index = claim_index()?;
             builder.set_psk_server_callback(move |ssl, user, room| {
-                let user = user.and_then(|user| core::str::from_utf8(user).ok());
-                match user.and_then(|user| Some((user, keys.of(user)?))) {
-                    Some((user, key)) => {
-                        ssl.set_ex_data(user_index, user.to_owned());
-                        Ok(fill(room, key))
-                    }
-                    None => {
-                        let mut random = [0; 32];
-                        openssl::rand::rand_bytes(&mut random)?;
-                        Ok(fill(room, &random))
-                    }
+                // OpenSSL may ask twice.
+                let asked = ssl.ex_data(index).is_some();
+                let user = user.unwrap_or_default();
+                let (claim, key) = match core::str::from_utf8(user) {
+                    Ok(user) => match keys.of(user) {
+                        Some(_) if !allowed.allows_user(user) => {
+                            if !asked {
+                                allowed.refused(&[user.to_owned()]);
+                            }
+                            (Claim::Refused(format!("the user {user:?} is not allowed")), None)
+                        }
+                        Some(key) => (Claim::User(user.to_owned()), Some(key)),
+                        None => (Claim::Refused(format!("the user {user:?} has no key")), None),
+                    },
+                    Err(_) => (Claim::Refused("the user's name is not in UTF-8".into()), None),
+                };
+                ssl.set_ex_data(index, claim);
+                if let Some(key) = key {
+                    return Ok(fill(room, key));
                 }
+                let mut random = [0; 32];
+                openssl::rand::rand_bytes(&mut random)?;
+                Ok(fill(room, &random))
             });
             Ok(Self(builder.build()))
         };
@@ -161,7 +123,9 @@ impl PskContext {
         let no_key = || TlsError::Malformed {
             what: KEYS,
             path: path.to_owned(),
-            reason: format!("it has no key of the user '{user}'"),
+            reason: format!(
+                "it has no key of the user '{user}'; name one that it has, or add this one on both sides: nbd psk"
+            ),
         };
         Self::client(user, keys.of(user).ok_or_else(no_key)?)
     }
@@ -276,12 +240,11 @@ impl PskRecords {
             match done {
                 // The verification above has refused it already.
                 Ok(()) if self.stream.ssl().peer_certificate().is_some() => {
-                    let text = "the peer has a certificate and not the pre-shared key";
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, CERTIFICATE));
                 }
                 Ok(()) => self.handshaking = false,
                 Err(error) if is_waiting(&error) => return Ok(()),
-                Err(error) => return Err(invalid(&error)),
+                Err(error) => return Err(self.failed(&error)),
             }
         }
         self.buffer.resize(MAX_PLAINTEXT, 0);
@@ -294,10 +257,25 @@ impl PskRecords {
                 }
                 Err(error) if error.code() == ErrorCode::ZERO_RETURN => self.closed_by_peer = true,
                 Err(error) if is_waiting(&error) => return Ok(()),
-                Err(error) => return Err(invalid(&error)),
+                Err(error) => return Err(self.failed(&error)),
             }
         }
         Ok(())
+    }
+
+    /// What OpenSSL says, and for a handshake of a server what is wrong with the client.
+    fn failed(&self, error: &openssl::ssl::Error) -> io::Error {
+        let text = describe(error, self.handshaking);
+        let text = match self.claim() {
+            Some(Claim::Refused(why)) if self.handshaking => format!("{why} ({text})"),
+            Some(Claim::User(user)) if self.handshaking => format!("the user {user:?}: {text}"),
+            _ => text,
+        };
+        io::Error::new(io::ErrorKind::InvalidData, text)
+    }
+
+    fn claim(&self) -> Option<&Claim> {
+        self.stream.ssl().ex_data(claim_index().ok()?)
     }
 }
 
@@ -305,10 +283,47 @@ fn is_waiting(error: &openssl::ssl::Error) -> bool {
     matches!(error.code(), ErrorCode::WANT_READ | ErrorCode::WANT_WRITE)
 }
 
-fn invalid(error: &openssl::ssl::Error) -> io::Error {
-    let reason = error.ssl_error().and_then(|stack| stack.errors().first()?.reason());
-    let text = reason.map_or_else(|| error.to_string(), str::to_owned);
-    io::Error::new(io::ErrorKind::InvalidData, format!("{text}; are the user and the key right?"))
+/// Where one side has a certificate, and the other one a key.
+const CERTIFICATE: &str =
+    "the peer has a certificate in place of the pre-shared key, and certificates are not asked for";
+
+/// Where the key may be the reason.
+const WRONG_KEY: &str = "the pre-shared keys of the two sides differ, or the user is not known or not allowed: compare \
+                         the user and the key";
+
+/// What went wrong.
+fn describe(error: &openssl::ssl::Error, handshaking: bool) -> String {
+    let Some(first) = error.ssl_error().and_then(|stack| stack.errors().first()) else {
+        return error.to_string();
+    };
+    let reason = || first.reason().map_or_else(|| first.to_string(), str::to_owned);
+    // OpenSSL counts alerts of the peer from 1000 on, and has fixed numbers for the others (sslerr.h).
+    match first.reason_code() {
+        code @ 1000..=1255 => {
+            let alert = AlertDescription::from(u8::try_from(code - 1000).unwrap_or_default());
+            match alert {
+                AlertDescription::BadRecordMac
+                | AlertDescription::IllegalParameter
+                | AlertDescription::DecryptError
+                | AlertDescription::UnknownPSKIdentity
+                    if handshaking =>
+                {
+                    format!("{WRONG_KEY}; {}", failure::alert(alert))
+                }
+                _ => failure::alert(alert),
+            }
+        }
+        // Digests, records and binders that don't verify.
+        149 | 281 | 253 | 219 | 223 if handshaking => format!("{WRONG_KEY} ({})", reason()),
+        134 => CERTIFICATE.into(),
+        // Records of no kind and no version, too long ones, requests of HTTP, and empty records in front of anything else.
+        155 | 156 | 198 | 245 | 267 | 443 if handshaking => {
+            format!("{} ({})", failure::NOT_TLS, reason())
+        }
+        258 | 191 | 396 => format!("{} ({})", failure::NO_VERSION, reason()),
+        101 | 118 | 179 | 193 if handshaking => format!("{} ({})", failure::NO_CIPHER, reason()),
+        _ => reason(),
+    }
 }
 
 impl Records for PskRecords {
@@ -356,9 +371,12 @@ impl Records for PskRecords {
     }
 
     fn peer_identity(&self) -> Option<TlsIdentity> {
-        let user = self.stream.ssl().ex_data(user_index().ok()?)?;
-        (!self.handshaking)
-            .then(|| TlsIdentity { names: vec![user.clone()], certificates: Vec::new() })
+        match self.claim()? {
+            Claim::User(user) if !self.handshaking => {
+                Some(TlsIdentity { names: vec![user.clone()], certificates: Vec::new() })
+            }
+            _ => None,
+        }
     }
 
     fn description(&self) -> String {

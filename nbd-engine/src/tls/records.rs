@@ -20,7 +20,7 @@ pub(crate) trait Records: Send {
         plaintext: &mut dyn FnMut(&[u8]) -> Room,
     ) -> io::Result<usize>;
 
-    /// Encrypts `data`, of which there are at most [`MAX_PLAINTEXT`] bytes, to `output`. `seen` is what the last call of
+    /// Encrypts `data` to `output`, as full records and a shorter one for the rest. `seen` is what the last call of
     /// [`process`](Self::process) left, and nothing that has arrived since.
     ///
     /// # Errors

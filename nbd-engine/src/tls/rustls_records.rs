@@ -8,10 +8,10 @@ use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
     WriteTraffic,
 };
-use rustls::{AlertDescription, CertificateError};
 
+use super::failure::of_rustls;
 use super::identity::identity;
-use super::records::{Ciphertext, MAX_OVERHEAD, Records, Room};
+use super::records::{Ciphertext, MAX_OVERHEAD, MAX_PLAINTEXT, Records, Room};
 use crate::export::TlsIdentity;
 
 /// One of the two sides, and what is remembered of it.
@@ -45,6 +45,8 @@ fn act<Data>(
     plaintext: &mut dyn FnMut(&[u8]) -> Room,
     closed_by_peer: &mut bool,
 ) -> io::Result<Next> {
+    // Data comes after the handshake alone.
+    let invalid = |error| of_rustls(&error, false);
     match state {
         // One record, since rustls looks at no other before this one is taken.
         ConnectionState::ReadTraffic(mut traffic) => {
@@ -88,33 +90,6 @@ fn act<Data>(
     }
 }
 
-fn invalid(error: rustls::Error) -> io::Error {
-    let remedy = match &error {
-        // The latter for another authority of the same name.
-        rustls::Error::InvalidCertificate(
-            CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        ) => "; name the file with the certificate of the authority that issued it",
-        rustls::Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "; reach the peer by a name that its certificate has, or say which name to expect",
-        rustls::Error::InvalidCertificate(
-            CertificateError::Expired | CertificateError::ExpiredContext { .. },
-        ) => "; the peer has to renew its certificate, unless this machine's clock is wrong",
-        rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {
-            "; none of the names in the client's certificate is allowed"
-        }
-        rustls::Error::AlertReceived(AlertDescription::AccessDenied) => {
-            "; the peer's list of those that it allows has no name of this side's certificate"
-        }
-        rustls::Error::NoCertificatesPresented => "; the peer has to show a certificate",
-        rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
-            "; the peer wants a certificate of this side"
-        }
-        _ => "",
-    };
-    io::Error::new(io::ErrorKind::InvalidData, format!("{error}{remedy}"))
-}
-
 /// Runs `encode` with the room that it says that it needs.
 fn encode(
     output: &mut Ciphertext,
@@ -154,7 +129,7 @@ macro_rules! records {
                 let seen = if self.stopped { &mut [] } else { seen };
                 loop {
                     let status = self.connection.process_tls_records(seen);
-                    match status.state.map_err(invalid)? {
+                    match status.state.map_err(|error| of_rustls(&error, false))? {
                         ConnectionState::WriteTraffic(mut traffic) => {
                             return encode(output, length, |room| write(&mut traffic, room));
                         }
@@ -179,6 +154,7 @@ macro_rules! records {
                 let mut consumed = 0;
                 self.stopped = false;
                 loop {
+                    let handshaking = self.connection.is_handshaking();
                     let UnbufferedStatus { discard, state, .. } =
                         self.connection.process_tls_records(&mut input[consumed..]);
                     let closed = &mut self.closed_by_peer;
@@ -192,7 +168,7 @@ macro_rules! records {
                             if let Ok(state @ ConnectionState::EncodeTlsData(_)) = alert {
                                 act(state, output, plaintext, closed)?;
                             }
-                            return Err(invalid(error));
+                            return Err(of_rustls(&error, handshaking));
                         }
                     };
                     consumed += discard;
@@ -213,7 +189,7 @@ macro_rules! records {
                 data: &[u8],
                 output: &mut Ciphertext,
             ) -> io::Result<()> {
-                let length = data.len() + MAX_OVERHEAD;
+                let length = data.len() + data.len().div_ceil(MAX_PLAINTEXT) * MAX_OVERHEAD;
                 self.write(seen, output, length, |traffic, room| traffic.encrypt(data, room))
             }
 

@@ -12,7 +12,9 @@ use super::allow_list::{AllowList, Listed};
 use super::directory::{CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY};
 use super::files::{authorities, exists, identity};
 #[cfg(feature = "tls-psk")]
-use super::psk::{Keys, PskContext, Side};
+use super::psk::{PskContext, Side};
+#[cfg(feature = "tls-psk")]
+use super::psk_file::Keys;
 use super::records::Records;
 use super::rustls_records::RustlsRecords;
 use super::stream::TlsStream;
@@ -63,7 +65,7 @@ struct Shared {
 enum Source {
     Certificates(Files),
     #[cfg(feature = "tls-psk")]
-    Keys(PathBuf),
+    Keys(PathBuf, Arc<AllowList>),
     Given,
 }
 
@@ -80,9 +82,9 @@ impl Source {
         match self {
             Self::Certificates(files) => Ok(Some(Current::Certificates(files.load()?))),
             #[cfg(feature = "tls-psk")]
-            Self::Keys(path) => {
+            Self::Keys(path, allowed) => {
                 let keys = Arc::new(Keys::load(path)?);
-                Ok(Some(Current::Keys(PskContext::server(keys)?)))
+                Ok(Some(Current::Keys(PskContext::server(keys, Arc::clone(allowed))?)))
             }
             Self::Given => Ok(None),
         }
@@ -145,19 +147,32 @@ impl TlsServer {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Turns away clients none of whose [names](crate::export::TlsIdentity::names) matches any of these patterns, in
-    /// which `*` stands for any number of characters. That needs clients that show a certificate, or pre-shared keys.
-    /// Clones share the patterns. A client with another certificate is sent the alert `access_denied`; with a
-    /// pre-shared key, or a configuration of rustls as it is, the connection is closed.
+    /// Refuses clients none of whose [names](crate::export::TlsIdentity::names)
+    /// [matches](crate::export::TlsIdentity::matches) any of these patterns. That needs clients that show a certificate,
+    /// or pre-shared keys. Clones share the patterns.
+    ///
+    /// A client with another certificate gets the alert `access_denied`; one with the pre-shared key of another user gets
+    /// the alert of a wrong key, since it has not proved yet that it has any; with a configuration of rustls as it is, the
+    /// connection is closed. Refusals are logged, with the client's names and once a minute at most.
     #[must_use]
     pub fn allow(self, patterns: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.shared.allowed.add(patterns.into_iter().map(Into::into));
         self
     }
 
-    /// Whether a client of that identity may go on.
-    pub(crate) fn allows(&self, identity: &TlsIdentity) -> bool {
-        self.shared.allowed.allows(identity)
+    /// Whether a client of that identity may go on. If not, that is logged.
+    pub(crate) fn admits(&self, identity: &TlsIdentity) -> bool {
+        let allowed = &self.shared.allowed;
+        let admitted = allowed.allows(identity);
+        if !admitted {
+            allowed.refused(&identity.names);
+        }
+        admitted
+    }
+
+    /// Logs at the end how many clients were refused without a message each.
+    pub(crate) fn report_rest(&self) {
+        self.shared.allowed.report_rest();
     }
 
     /// The certificate and key of these PEM files. `authority` has the certificates that clients' are checked against; it
@@ -213,9 +228,10 @@ impl TlsServer {
     /// When the file is missing, can't be read or parsed, has no key, or when everybody can read it.
     #[cfg(feature = "tls-psk")]
     pub fn from_psk_file(path: impl AsRef<Path>) -> Result<Self, TlsError> {
-        let path = path.as_ref();
-        let current = Current::Keys(PskContext::server(Arc::new(Keys::load(path)?))?);
-        Ok(Self::new(Source::Keys(path.to_owned()), current, Arc::default()))
+        let (path, allowed) = (path.as_ref(), Arc::<AllowList>::default());
+        let keys = Arc::new(Keys::load(path)?);
+        let current = Current::Keys(PskContext::server(keys, Arc::clone(&allowed))?);
+        Ok(Self::new(Source::Keys(path.to_owned(), Arc::clone(&allowed)), current, allowed))
     }
 
     /// Reads the files again, for handshakes that begin from now on. Connections that are there stay.

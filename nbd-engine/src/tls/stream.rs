@@ -6,8 +6,10 @@ use std::io::{self, IoSlice, IoSliceMut};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
+use super::framing::Framing;
 use super::records::{Ciphertext, MAX_PLAINTEXT, Records, Room};
 use crate::export::TlsIdentity;
+use crate::maybe_tls::InTransit;
 use crate::transport::Transport;
 
 /// Ciphertext that one call of the transport may bring: several records of a busy peer.
@@ -19,6 +21,10 @@ const SMALLEST_INCOMING: usize = MAX_PLAINTEXT + 2048;
 /// Receive calls of one read. A peer may send records without data for as long as it likes; others have to have their
 /// turn.
 const MAX_RECEIVES: usize = 16;
+
+/// Records without data, one after the other, that a peer may send once the handshake is over: for new keys, and to hide
+/// when it sends anything. Each has to be decrypted, and some have to be answered.
+const MAX_WITHOUT_DATA: u64 = 64;
 
 /// Plaintext that is encrypted ahead of a transport that takes no more at the moment.
 const AHEAD: usize = 128 << 10;
@@ -33,10 +39,15 @@ pub(crate) struct TlsStream<T: Transport> {
     transport: T,
     records: Box<dyn Records>,
     incoming: Incoming,
+    framing: Framing,
+    /// Records since the last one that had data.
+    without_data: u64,
     /// Decrypted bytes that nobody had room for, and how many of them were taken since.
     plaintext: Vec<u8>,
     taken: usize,
     outgoing: Ciphertext,
+    /// Bytes of ciphertext that the transport has taken.
+    sent: u64,
     /// Small slices that together make a record.
     collected: Vec<u8>,
     /// The first error; everything fails with it from then on.
@@ -153,9 +164,12 @@ impl<T: Transport> TlsStream<T> {
             transport,
             records,
             incoming: Incoming::default(),
+            framing: Framing::default(),
+            without_data: 0,
             plaintext: Vec::new(),
             taken: 0,
             outgoing: Ciphertext::default(),
+            sent: 0,
             collected: Vec::new(),
             failure: None,
             close_notified: false,
@@ -203,12 +217,37 @@ impl<T: Transport> TlsStream<T> {
         }
     }
 
+    /// What has arrived without a use yet, and what has not left.
+    pub(crate) fn in_transit(&self) -> InTransit {
+        InTransit {
+            incomplete: self.framing.incomplete() as u64,
+            has_unsent: !self.outgoing.is_empty(),
+            sent: self.sent,
+        }
+    }
+
     /// Closes the transport without a word, as a cut does.
     #[cfg(test)]
     pub(super) fn close_transport(&mut self) {
         self.close_notified = true;
         let _closed =
             Pin::new(&mut self.transport).poll_close(&mut Context::from_waker(Waker::noop()));
+    }
+
+    /// Records of this data, which are not sent.
+    #[cfg(test)]
+    pub(crate) fn encrypted(&mut self, data: &[u8]) -> Vec<u8> {
+        let (seen, mut output) = (self.incoming.seen(), Ciphertext::default());
+        self.records.encrypt(seen, data, &mut output).unwrap();
+        output.unsent().to_vec()
+    }
+
+    /// Gives these bytes to the transport as they are.
+    #[cfg(test)]
+    pub(crate) fn send_in_the_clear(&mut self, bytes: &[u8]) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let sent = Pin::new(&mut self.transport).poll_write(&mut cx, bytes);
+        assert!(matches!(sent, Poll::Ready(Ok(count)) if count == bytes.len()), "{sent:?}");
     }
 
     /// Bytes of all buffers.
@@ -248,14 +287,26 @@ impl<T: Transport> TlsStream<T> {
     fn process(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let mut scatter = Scatter::new(slices);
         let plaintext = &mut self.plaintext;
+        let mut without_data = if self.records.is_handshaking() {
+            self.framing.take_completed();
+            0
+        } else {
+            self.without_data + self.framing.take_completed()
+        };
         let consumed =
             self.records.process(self.incoming.all(), &mut self.outgoing, &mut |data| {
+                without_data = 0;
                 let rest = scatter.put(data);
                 plaintext.reserve_exact(rest.len());
                 plaintext.extend_from_slice(rest);
                 if scatter.is_full() { Room::Full } else { Room::Left }
             })?;
         self.incoming.processed(consumed);
+        self.without_data = without_data;
+        if without_data > MAX_WITHOUT_DATA {
+            let text = "the peer sends one record without data after the other";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
         Ok(scatter.copied)
     }
 
@@ -268,10 +319,15 @@ impl<T: Transport> TlsStream<T> {
         }
         let count = ready!(Pin::new(&mut self.transport).poll_read(cx, spare))?;
         if count == 0 {
-            let text = "the peer cut the connection off without close_notify";
+            let text = if self.records.is_handshaking() {
+                "the peer closed the connection in the middle of the handshake; its log may say why"
+            } else {
+                "the peer cut the connection off without close_notify"
+            };
             let error = io::Error::new(io::ErrorKind::UnexpectedEof, text);
             return Poll::Ready(Err(self.fail(cx, &error)));
         }
+        self.framing.received(&spare[..count]);
         self.incoming.end += count;
         Poll::Ready(Ok(()))
     }
@@ -285,6 +341,7 @@ impl<T: Transport> TlsStream<T> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.outgoing.sent(count);
+            self.sent += count as u64;
         }
         Poll::Ready(Ok(()))
     }
@@ -313,9 +370,11 @@ impl<T: Transport> TlsStream<T> {
                 if slice.len() >= MAX_PLAINTEXT {
                     // A short record for what was collected, so that the long slice need not be copied for it.
                     encrypted += self.encrypt_collected()?;
-                    let (record, rest) = slice.split_at(MAX_PLAINTEXT);
-                    self.records.encrypt(self.incoming.seen(), record, &mut self.outgoing)?;
-                    encrypted += record.len();
+                    let left = AHEAD.saturating_sub(encrypted).max(MAX_PLAINTEXT);
+                    let full = slice.len().min(left) / MAX_PLAINTEXT * MAX_PLAINTEXT;
+                    let (records, rest) = slice.split_at(full);
+                    self.records.encrypt(self.incoming.seen(), records, &mut self.outgoing)?;
+                    encrypted += full;
                     slice = rest;
                     continue;
                 }
@@ -456,7 +515,9 @@ impl<T: Transport> Transport for TlsStream<T> {
             if spare.is_empty() {
                 break;
             }
-            self.incoming.end += self.transport.try_read(spare)?;
+            let count = self.transport.try_read(spare)?;
+            self.framing.received(&spare[..count]);
+            self.incoming.end += count;
         }
         Err(io::ErrorKind::WouldBlock.into())
     }

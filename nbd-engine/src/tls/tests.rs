@@ -14,8 +14,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::UnbufferedServerConnection;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+use super::records::{Ciphertext, Records, Room};
 use super::rustls_records::RustlsRecords;
 use super::stream::TlsStream;
+use crate::export::TlsIdentity;
 use crate::transport::Transport;
 
 /// One direction: bytes, and whether the writer closed it.
@@ -26,14 +28,14 @@ struct Pipe {
 }
 
 /// One end of a connection in memory, which moves `piece` bytes at a time at most and holds `room` at most.
-pub(super) struct End {
+pub(crate) struct End {
     inbound: Arc<Mutex<Pipe>>,
     outbound: Arc<Mutex<Pipe>>,
     piece: usize,
     room: usize,
 }
 
-pub(super) fn pair(piece: usize, room: usize) -> (End, End) {
+pub(crate) fn pair(piece: usize, room: usize) -> (End, End) {
     let (a, b) = (Arc::<Mutex<Pipe>>::default(), Arc::<Mutex<Pipe>>::default());
     let end = |inbound: &Arc<_>, outbound: &Arc<_>| End {
         inbound: Arc::clone(inbound),
@@ -90,7 +92,7 @@ impl AsyncWrite for End {
 impl Transport for End {}
 
 /// A server's and a client's configuration that trust each other.
-pub(super) fn configurations(
+pub(crate) fn configurations(
     version: &'static rustls::SupportedProtocolVersion,
 ) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     with_provider(Arc::new(rustls::crypto::ring::default_provider()), version)
@@ -147,7 +149,7 @@ pub(super) fn connected(
     )
 }
 
-pub(super) fn cx() -> Context<'static> {
+pub(crate) fn cx() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
 
@@ -201,7 +203,7 @@ pub(super) fn carry(
     panic!("{} of {} bytes arrived", received.len(), data.len());
 }
 
-pub(super) fn noise(length: usize) -> Vec<u8> {
+pub(crate) fn noise(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index * 31 + index / 251) as u8).collect()
 }
 
@@ -297,6 +299,81 @@ impl<T> ReadyAnd<T> for Poll<T> {
     }
 }
 
+/// Records in the clear, for what does not depend on the cipher.
+struct Clear;
+
+impl Records for Clear {
+    fn process(
+        &mut self,
+        input: &mut [u8],
+        _: &mut Ciphertext,
+        plaintext: &mut dyn FnMut(&[u8]) -> Room,
+    ) -> io::Result<usize> {
+        let mut consumed = 0;
+        while let [_, _, _, high, low, rest @ ..] = &input[consumed..]
+            && let length = usize::from(u16::from_be_bytes([*high, *low]))
+            && let Some(data) = rest.get(..length)
+        {
+            consumed += 5 + length;
+            if !data.is_empty() && plaintext(data) == Room::Full {
+                break;
+            }
+        }
+        Ok(consumed)
+    }
+
+    fn encrypt(&mut self, _: &mut [u8], _: &[u8], _: &mut Ciphertext) -> io::Result<()> {
+        unreachable!("it only receives")
+    }
+
+    fn close_notify(&mut self, _: &mut [u8], _: &mut Ciphertext) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn is_handshaking(&self) -> bool {
+        false
+    }
+
+    fn is_closed_by_peer(&self) -> bool {
+        false
+    }
+
+    fn peer_identity(&self) -> Option<TlsIdentity> {
+        None
+    }
+
+    fn description(&self) -> String {
+        String::new()
+    }
+}
+
+/// Whatever they are for: keys are renewed by records without data, and nothing else bounds those of OpenSSL.
+#[test]
+fn records_without_data_are_bounded_unless_there_is_data_in_between() {
+    for together in [1, 7, 1000] {
+        let (near, far) = pair(1 << 20, 1 << 20);
+        let mut stream = TlsStream::new(near, Box::new(Clear));
+        let mut buffer = [0; 100];
+        let mut read = |records: &[u8]| {
+            far.outbound.lock().unwrap().bytes.extend(records);
+            Pin::new(&mut stream).poll_read(&mut cx(), &mut buffer)
+        };
+        let empty = [23, 3, 3, 0, 0];
+        for _ in 0..100 {
+            let records = [&empty.repeat(20)[..], &[23, 3, 3, 0, 3, 1, 2, 3]].concat();
+            assert!(matches!(read(&records), Poll::Ready(Ok(3))));
+        }
+        let refused = (0..1000).find_map(|sent| match read(&empty.repeat(together)) {
+            Poll::Pending => None,
+            Poll::Ready(Err(error)) => Some((sent * together, error.to_string())),
+            Poll::Ready(Ok(count)) => panic!("{count} bytes"),
+        });
+        let (sent, error) = refused.expect("it takes them without an end");
+        assert!(error.contains("without data"), "{error}");
+        assert!(sent <= 64, "after {sent} records");
+    }
+}
+
 #[cfg(feature = "tls-psk")]
 mod pre_shared_keys {
     use std::fs;
@@ -318,11 +395,16 @@ mod pre_shared_keys {
     }
 
     fn streams(of_client: &str, user: &str) -> Streams {
+        streams_of_allowed(of_client, user, &["*"])
+    }
+
+    /// With a server that has keys of alice and bob, and allows these patterns.
+    fn streams_of_allowed(of_client: &str, user: &str, allowed: &[&str]) -> Streams {
         let keys = Keys(tempfile::tempdir().unwrap());
         let server = keys.file("server", "alice:0123456789abcdef\nbob:00ff00ff00ff00ff\n");
         let client = keys.file("client", of_client);
         let (near, far) = pair(1000, 65536);
-        let server = TlsServer::from_psk_file(server).unwrap();
+        let server = TlsServer::from_psk_file(server).unwrap().allow(allowed.iter().copied());
         let client = TlsClient::builder().pre_shared_key(user, client).build().unwrap();
         (server.accept(near).unwrap(), client.connect(far, None).unwrap())
     }
@@ -361,30 +443,84 @@ mod pre_shared_keys {
         }
     }
 
+    /// The client can't tell them apart, and the server can.
     #[test]
-    fn a_wrong_key_and_an_unknown_user_fail_alike() {
-        let mut texts = Vec::new();
-        for (keys, user) in [("bob:0000000000000000", "bob"), ("eve:0123456789abcdef", "eve")] {
-            let (mut server, mut client) = streams(keys, user);
+    fn a_wrong_key_an_unknown_user_and_one_that_is_not_allowed_fail_alike() {
+        let mut of_client = Vec::new();
+        for (keys, user, of_server) in [
+            ("bob:0000000000000000", "bob", "the user \"bob\": the pre-shared keys"),
+            ("eve:0123456789abcdef", "eve", "the user \"eve\" has no key"),
+            ("alice:0123456789abcdef", "alice", "the user \"alice\" is not allowed"),
+            ("BOB:00ff00ff00ff00ff", "BOB", "the user \"BOB\" has no key"),
+            ("e\u{7}e:00", "e\u{7}e", "the user \"e\\u{7}e\" has no key"),
+        ] {
+            let (mut server, mut client) = streams_of_allowed(keys, user, &["bob"]);
             let [server, client] = handshake(&mut server, &mut client);
-            texts.push((server.unwrap_err().to_string(), client.unwrap_err().to_string()));
+            let text = server.unwrap_err().to_string();
+            assert!(text.contains(of_server), "{text}");
+            of_client.push(client.unwrap_err().to_string());
         }
-        assert_eq!(texts[0], texts[1]);
+        assert!(of_client[0].contains("compare the user and the key"), "{}", of_client[0]);
+        assert!(of_client[0].contains("(alert "), "{}", of_client[0]);
+        of_client.dedup();
+        assert_eq!(of_client.len(), 1, "{of_client:?}");
     }
 
     #[test]
-    fn files_that_are_no_good_are_named() {
-        let keys = Keys(tempfile::tempdir().unwrap());
-        for text in ["", "\n\n", "alice", "alice:xyz0", "alice:123", ":00", "alice:"] {
-            let path = keys.file("keys", text);
-            let error = TlsServer::from_psk_file(&path).unwrap_err().to_string();
-            assert!(error.contains(path.to_str().unwrap()), "{error}");
+    fn a_user_that_is_allowed_is_let_in() {
+        let (mut server, mut client) = streams_of_allowed("bob:00ff00ff00ff00ff", "bob", &["b*"]);
+        for result in handshake(&mut server, &mut client) {
+            result.unwrap();
         }
-        let path = keys.file("keys", "alice:00");
+    }
+
+    #[test]
+    fn certificates_and_a_key_contradict_each_other() {
+        let keys = Keys(tempfile::tempdir().unwrap());
+        let file = keys.file("keys", "bob:00ff00ff00ff00ff");
+        let builder = TlsClient::builder().pre_shared_key("bob", file);
+        let error = builder.clone().directory("/etc/pki/nbd").build().unwrap_err().to_string();
+        assert!(error.contains("both are given"), "{error}");
+        builder.authority("/etc/pki/nbd/ca-cert.pem").build().unwrap_err();
+    }
+
+    #[test]
+    fn a_user_without_a_key_in_the_file_is_named() {
+        let keys = Keys(tempfile::tempdir().unwrap());
+        let path = keys.file("keys", "alice:00112233445566778899aabbccddeeff");
         let error = TlsClient::builder().pre_shared_key("bob", &path).build().unwrap_err();
         assert!(error.to_string().contains("'bob'"), "{error}");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let error = TlsServer::from_psk_file(&path).unwrap_err().to_string();
-        assert!(error.contains("chmod 600"), "{error}");
+    }
+
+    /// What is not TLS, or TLS of another kind: each is called by its name on the side that notices.
+    #[test]
+    fn a_handshake_that_can_have_no_good_end_says_why() {
+        let keys = Keys(tempfile::tempdir().unwrap());
+        let file = keys.file("keys", "bob:00ff00ff00ff00ff00ff00ff00ff00ff");
+        let tls = TlsServer::from_psk_file(&file).unwrap();
+        for bytes in [&b"NBDMAGICIHAVEOPT\0\0\0\x03"[..], b"GET / HTTP/1.1\r\n\r\n", &[0; 100]] {
+            let (near, far) = pair(4096, 65536);
+            let mut server = tls.accept(near).unwrap();
+            far.outbound.lock().unwrap().bytes.extend(bytes);
+            let Poll::Ready(Err(error)) = server.poll_handshake(&mut cx()) else {
+                panic!("{bytes:?}")
+            };
+            assert!(error.to_string().contains("is no TLS"), "{bytes:?}: {error}");
+        }
+        // A client with certificates alone.
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let (near, far) = pair(4096, 65536);
+            let name = "disk.example".try_into().unwrap();
+            let client = UnbufferedClientConnection::new(configurations(version).1, name).unwrap();
+            let mut client = TlsStream::new(far, Box::new(RustlsRecords::new(client)));
+            let mut server = tls.accept(near).unwrap();
+            for error in handshake(&mut server, &mut client) {
+                let error = error.unwrap_err().to_string();
+                assert!(
+                    error.contains("a certificate and the other one a pre-shared key"),
+                    "{error}"
+                );
+            }
+        }
     }
 }

@@ -77,6 +77,24 @@ impl Connection {
         Self::greeting(config, &NewstyleGreeting { flags }.encode(), phase)
     }
 
+    /// The same, over a stream that runs inside of TLS already, by a layer that this core has nothing to do with. It is as
+    /// if `NBD_OPT_STARTTLS` had succeeded, whatever [`Config::tls`] is: exports that require TLS are open to the client,
+    /// and a further `NBD_OPT_STARTTLS` is an error.
+    // S-TLS-07
+    ///
+    /// ```
+    /// use nbd_proto::server::{Config, Connection};
+    /// assert!(Connection::inside_of_tls(Config::default()).is_tls());
+    /// ```
+    #[must_use]
+    pub fn inside_of_tls(config: Config) -> Self {
+        let mut connection = Self::new(config);
+        if let Phase::Handshake(handshake) = &mut connection.phase {
+            handshake.agreed.tls = true;
+        }
+        connection
+    }
+
     /// A connection that begins with `greeting`.
     fn greeting(config: Config, greeting: &[u8], phase: Phase) -> Self {
         let mut out = Outbound::default();

@@ -66,7 +66,9 @@ pub enum UriError {
     },
     /// Neither a name, nor an IPv4 address, nor an IPv6 address in brackets, nor, for vsock, a number.
     // C-URI-06
-    #[error("the host at {position} is neither a name nor an address")]
+    #[error(
+        "the host at {position} is neither a name nor an address; an IPv6 address needs brackets, as in //[::1]/"
+    )]
     BadHost {
         /// Where.
         position: usize,
@@ -298,6 +300,12 @@ pub(super) fn bad_tcp_port(found: &str, position: usize) -> UriError {
 }
 
 fn tcp(authority: Part<'_>) -> Result<Address, UriError> {
+    // Without brackets its groups are not to be taken for a port.
+    let is_address = |text: &str| text.parse::<Ipv6Addr>().is_ok();
+    let without_port = authority.text.rsplit_once(':').map(|(host, _)| host);
+    if is_address(authority.text) || without_port.is_some_and(is_address) {
+        return Err(UriError::BadHost { position: authority.position });
+    }
     let (name, port) = host_and_port(authority)?;
     let decoded = name.text("host").map_err(|error| match error {
         UriError::BadPercent { .. } => error,

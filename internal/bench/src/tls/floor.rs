@@ -4,10 +4,13 @@
 //! WRITE goes the same way in the other direction. Records have 16 KiB, all that TLS allows, and the cipher is ring's
 //! AES-128-GCM, which rustls uses. No protocol, no allocation.
 //!
-//! The copy on the kernel's side is measured in two ways: in memory, and by the kernel itself, through a Unix socket
-//! whose other end a thread serves that is not counted. No server can do without the latter.
+//! The copies are measured in three ways: both in memory; the one on the socket's side by the kernel, through a Unix
+//! socket whose other end a thread serves that is not counted; and both by the kernel, the other one out of or into a
+//! file in `/dev/shm`, as the servers of files have it. The last is the whole of what a server of a file has to do with
+//! requests of a mebibyte, four at a time: read, seal in place, send; or receive, open in place, write.
 
-use std::io::{self, Error, Read, Write};
+use std::fs::File;
+use std::io::{self, Error, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
@@ -31,19 +34,27 @@ const WIRE: usize = HEADER + RECORD + 1 + MAX_TAG_LEN;
 /// Records of one burst: what a socket buffer holds.
 const BURST: usize = 16;
 
+/// Records of a request of a mebibyte.
+const REQUEST: usize = BLOCK / RECORD;
+
+/// Requests that have buffers of their own, as the workloads with such requests have in flight.
+const DEPTH: usize = 4;
+
 /// Bytes of the disk: more than any cache.
 const DISK: usize = 256 * 1024 * 1024;
 
 /// Bytes that are next to each other on the disk.
 const BLOCK: usize = 1024 * 1024;
 
-/// What the kernel's side of a copy is.
+/// Which of the copies the kernel makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
-    /// Memory of this process.
+    /// Neither.
     Memory,
-    /// A Unix socket.
+    /// Out of, or into, a Unix socket.
     Socket,
+    /// That, and out of, or into, the file that is the disk.
+    SocketAndFile,
 }
 
 /// A disk, a buffer for a burst of records, and the kernel's side.
@@ -51,7 +62,10 @@ pub enum Kernel {
 pub struct Floor {
     key: LessSafeKey,
     disk: Vec<u8>,
+    file: File,
     burst: Vec<u8>,
+    /// Buffers for the records of requests.
+    requests: Vec<Vec<u8>>,
     /// A burst that is sealed.
     kernel: Vec<u8>,
     random: Random,
@@ -61,18 +75,24 @@ impl Floor {
     /// Ready to measure.
     ///
     /// # Errors
-    /// When the cipher is not to be had.
+    /// When the cipher is not to be had, or no file can be made in `/dev/shm`.
     pub fn new() -> io::Result<Self> {
         let key = UnboundKey::new(&AES_128_GCM, &[7; 16]).map_err(broken)?;
+        let disk = vec![0x5a; DISK];
+        let mut file = tempfile::tempfile_in("/dev/shm")?;
+        file.write_all(&disk)?;
         let mut floor = Self {
             key: LessSafeKey::new(key),
-            disk: vec![0x5a; DISK],
+            disk,
+            file,
             burst: vec![0; BURST * WIRE],
+            requests: vec![vec![0; REQUEST * WIRE]; DEPTH],
             kernel: Vec::new(),
             random: Random::new(1),
         };
         // What is to be opened was sealed before.
-        floor.seal(0)?;
+        floor.load(0);
+        seal(&floor.key, &mut floor.burst)?;
         floor.kernel.clone_from(&floor.burst);
         Ok(floor)
     }
@@ -84,59 +104,127 @@ impl Floor {
     pub fn measure(&mut self, direction: Direction, kernel: Kernel, mib: usize) -> io::Result<f64> {
         let mut peer = match kernel {
             Kernel::Memory => None,
-            Kernel::Socket => Some(Peer::new(direction, self.kernel.clone())?),
+            Kernel::Socket | Kernel::SocketAndFile => {
+                Some(Peer::new(direction, self.kernel.clone())?)
+            }
         };
         let before = thread_time();
-        for _ in 0..mib {
+        for number in 0..mib {
             let block = self.random.below((DISK / BLOCK) as u64) as usize * BLOCK;
-            for offset in (block..block + BLOCK).step_by(BURST * RECORD) {
-                match (direction, &mut peer) {
-                    (Direction::Read, None) => {
-                        self.seal(offset)?;
-                        self.kernel.copy_from_slice(&self.burst);
-                    }
-                    (Direction::Read, Some(peer)) => {
-                        self.seal(offset)?;
-                        peer.stream.write_all(&self.burst)?;
-                    }
-                    (Direction::Write, None) => {
-                        self.burst.copy_from_slice(&self.kernel);
-                        self.open(offset)?;
-                    }
-                    (Direction::Write, Some(peer)) => {
-                        peer.stream.read_exact(&mut self.burst)?;
-                        self.open(offset)?;
+            match (&mut peer, kernel) {
+                (Some(peer), Kernel::SocketAndFile) => {
+                    let request = &mut self.requests[number % DEPTH];
+                    match direction {
+                        Direction::Read => {
+                            load_file(&self.file, request, block)?;
+                            seal(&self.key, request)?;
+                            peer.stream.write_all(request)?;
+                        }
+                        Direction::Write => {
+                            peer.stream.read_exact(request)?;
+                            open(&self.key, request)?;
+                            store_file(&self.file, request, block)?;
+                        }
                     }
                 }
+                (peer, _) => self.with_disk_in_memory(direction, block, peer)?,
             }
         }
         Ok((thread_time() - before) / 1e3 / mib as f64)
     }
 
-    /// Copies from that offset of the disk to the burst, and seals it.
-    fn seal(&mut self, offset: usize) -> io::Result<()> {
-        let data = self.disk[offset..].chunks(RECORD);
-        for (index, (record, data)) in self.burst.chunks_mut(WIRE).zip(data).enumerate() {
-            let (header, content) = record.split_at_mut(HEADER);
-            let (content, tag) = content.split_at_mut(RECORD + 1);
-            content[..RECORD].copy_from_slice(data);
-            let sealed =
-                self.key.seal_in_place_separate_tag(nonce(index), Aad::from(&*header), content);
-            tag.copy_from_slice(sealed.map_err(broken)?.as_ref());
+    /// A block, burst by burst.
+    fn with_disk_in_memory(
+        &mut self,
+        direction: Direction,
+        block: usize,
+        peer: &mut Option<Peer>,
+    ) -> io::Result<()> {
+        for offset in (block..block + BLOCK).step_by(BURST * RECORD) {
+            match direction {
+                Direction::Read => {
+                    self.load(offset);
+                    seal(&self.key, &mut self.burst)?;
+                    match peer {
+                        None => self.kernel.copy_from_slice(&self.burst),
+                        Some(peer) => peer.stream.write_all(&self.burst)?,
+                    }
+                }
+                Direction::Write => {
+                    match peer {
+                        None => self.burst.copy_from_slice(&self.kernel),
+                        Some(peer) => peer.stream.read_exact(&mut self.burst)?,
+                    }
+                    open(&self.key, &mut self.burst)?;
+                    self.store(offset);
+                }
+            }
         }
         Ok(())
     }
 
-    /// Opens the burst and copies it to that offset of the disk.
-    fn open(&mut self, offset: usize) -> io::Result<()> {
-        let data = self.disk[offset..].chunks_mut(RECORD);
-        for (index, (record, data)) in self.burst.chunks_mut(WIRE).zip(data).enumerate() {
-            let (header, content) = record.split_at_mut(HEADER);
-            let opened = self.key.open_in_place(nonce(index), Aad::from(&*header), content);
-            data.copy_from_slice(&opened.map_err(broken)?[..RECORD]);
+    /// Copies from that offset of the disk to the burst.
+    fn load(&mut self, offset: usize) {
+        for (content, data) in contents(&mut self.burst).zip(self.disk[offset..].chunks(RECORD)) {
+            content.copy_from_slice(data);
         }
-        Ok(())
     }
+
+    /// Copies the burst to that offset of the disk.
+    fn store(&mut self, offset: usize) {
+        let disk = self.disk[offset..].chunks_mut(RECORD);
+        for (content, data) in contents(&mut self.burst).zip(disk) {
+            data.copy_from_slice(content);
+        }
+    }
+}
+
+/// Reads from that offset of the file to the records of a request, by one call.
+fn load_file(file: &File, request: &mut [u8], offset: usize) -> io::Result<()> {
+    let mut contents = contents(request);
+    let mut slices: [_; REQUEST] =
+        core::array::from_fn(|_| IoSliceMut::new(contents.next().unwrap_or_default()));
+    whole(rustix::io::preadv(file, &mut slices, offset as u64)?)
+}
+
+/// Writes the records of a request to that offset of the file, by one call.
+fn store_file(file: &File, request: &mut [u8], offset: usize) -> io::Result<()> {
+    let mut contents = contents(request);
+    let slices: [_; REQUEST] =
+        core::array::from_fn(|_| IoSlice::new(contents.next().unwrap_or_default()));
+    whole(rustix::io::pwritev(file, &slices, offset as u64)?)
+}
+
+/// Encrypts records in place.
+fn seal(key: &LessSafeKey, records: &mut [u8]) -> io::Result<()> {
+    for (index, record) in records.chunks_mut(WIRE).enumerate() {
+        let (header, content) = record.split_at_mut(HEADER);
+        let (content, tag) = content.split_at_mut(RECORD + 1);
+        let nonce = nonce(index % BURST);
+        let sealed = key.seal_in_place_separate_tag(nonce, Aad::from(&*header), content);
+        tag.copy_from_slice(sealed.map_err(broken)?.as_ref());
+    }
+    Ok(())
+}
+
+/// Decrypts records in place.
+fn open(key: &LessSafeKey, records: &mut [u8]) -> io::Result<()> {
+    for (index, record) in records.chunks_mut(WIRE).enumerate() {
+        let (header, content) = record.split_at_mut(HEADER);
+        let nonce = nonce(index % BURST);
+        key.open_in_place(nonce, Aad::from(&*header), content).map_err(broken)?;
+    }
+    Ok(())
+}
+
+/// The plaintext of each record.
+fn contents(records: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
+    records.chunks_mut(WIRE).map(|record| &mut record[HEADER..HEADER + RECORD])
+}
+
+/// A file in memory moves all that it is asked to.
+fn whole(count: usize) -> io::Result<()> {
+    if count == BLOCK { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
 }
 
 /// The other end of a socket, and the thread that serves it until this end is closed.
@@ -192,11 +280,22 @@ mod tests {
     fn what_is_opened_is_what_was_sealed() {
         let mut floor = Floor::new().expect("the cipher is there");
         floor.disk[..BURST * RECORD].fill(0x77);
-        floor.seal(0).expect("sealed");
-        floor.open(BLOCK).expect("opened");
-        assert!(floor.disk[BLOCK..BLOCK + BURST * RECORD].iter().all(|byte| *byte == 0x77));
+        floor.load(0);
+        seal(&floor.key, &mut floor.burst).expect("sealed");
+        assert!(contents(&mut floor.burst).all(|content| content != [0x77; RECORD]));
+        open(&floor.key, &mut floor.burst).expect("opened");
+        floor.store(BLOCK);
+        assert!(floor.disk[BLOCK..][..BURST * RECORD].iter().all(|byte| *byte == 0x77));
+        let request = &mut floor.requests[0];
+        contents(request).for_each(|content| content.fill(0x66));
+        seal(&floor.key, request).expect("sealed");
+        open(&floor.key, request).expect("opened");
+        store_file(&floor.file, request, BLOCK).expect("written");
+        request.fill(0);
+        load_file(&floor.file, request, BLOCK).expect("read");
+        assert!(contents(request).all(|content| content == [0x66; RECORD]));
         for direction in [Direction::Read, Direction::Write] {
-            for kernel in [Kernel::Memory, Kernel::Socket] {
+            for kernel in [Kernel::Memory, Kernel::Socket, Kernel::SocketAndFile] {
                 assert!(floor.measure(direction, kernel, 1).expect("a figure") > 0.0);
             }
         }

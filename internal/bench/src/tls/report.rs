@@ -28,15 +28,18 @@ pub fn text(plan: &TlsPlan, standing: &Standing) -> String {
         "to qemu",
         "CPU to cipher",
         "with socket",
+        "and file",
     ];
     for (index, workload) in plan.workloads.iter().enumerate() {
         let floor =
             |of: fn(&Round) -> f64| figure(stats::median(standing.rounds[index].iter().map(of)), 0);
         out += &format!(
-            "\n{}: the cipher and two copies take {} us for a MiB, {} us through a socket\n",
+            "\n{}: the cipher and two copies take {} us for a MiB, {} us through a socket, {} us through a socket and a \
+             file\n",
             workload.name,
             floor(|round| round.in_memory),
-            floor(|round| round.by_socket)
+            floor(|round| round.by_socket),
+            floor(|round| round.by_socket_and_file)
         );
         let rows = standing.lanes.iter().enumerate().map(|(lane, it)| {
             let rate = match it.state {
@@ -58,6 +61,7 @@ pub fn text(plan: &TlsPlan, standing: &Standing) -> String {
                 figure(standing.ratio(index, lane, QEMU_NBD_FILE), 2),
                 floor_ratio(|round| round.in_memory),
                 floor_ratio(|round| round.by_socket),
+                floor_ratio(|round| round.by_socket_and_file),
             ]
         });
         out += &table(&heading, &rows.collect::<Vec<_>>());
@@ -99,6 +103,8 @@ pub fn json(plan: &TlsPlan, standing: &Standing) -> Value {
                 "ratio_to_qemu_nbd": standing.ratio(index, lane, QEMU_NBD_FILE),
                 "cpu_ratio_to_cipher": floor_ratio(|round| round.in_memory),
                 "cpu_ratio_to_cipher_and_socket": floor_ratio(|round| round.by_socket),
+                "cpu_ratio_to_cipher_socket_and_file":
+                    floor_ratio(|round| round.by_socket_and_file),
                 "rounds": rounds.collect::<Vec<_>>(),
             })
         });
@@ -113,6 +119,10 @@ pub fn json(plan: &TlsPlan, standing: &Standing) -> Value {
             "cipher_and_socket_us_per_mib": standing.rounds[index]
                 .iter()
                 .map(|round| round.by_socket)
+                .collect::<Vec<_>>(),
+            "cipher_socket_and_file_us_per_mib": standing.rounds[index]
+                .iter()
+                .map(|round| round.by_socket_and_file)
                 .collect::<Vec<_>>(),
             "servers": servers.collect::<Vec<_>>(),
         })

@@ -31,6 +31,8 @@ pub struct Round {
     pub in_memory: f64,
     /// The same where the kernel does one of the copies, through a socket.
     pub by_socket: f64,
+    /// The same where the kernel does both, the other one out of or into a file.
+    pub by_socket_and_file: f64,
 }
 
 /// A server that takes part.
@@ -152,8 +154,12 @@ pub fn run(plan: &TlsPlan, interrupted: &AtomicBool) -> io::Result<Standing> {
                 }
             }
             let mut measure = |kernel| floor.measure(workload.direction, kernel, FLOOR_MIB);
-            let (in_memory, by_socket) = (measure(Kernel::Memory)?, measure(Kernel::Socket)?);
-            rounds.push(Round { samples, in_memory, by_socket });
+            rounds.push(Round {
+                samples,
+                in_memory: measure(Kernel::Memory)?,
+                by_socket: measure(Kernel::Socket)?,
+                by_socket_and_file: measure(Kernel::SocketAndFile)?,
+            });
         }
     }
     Ok(Standing { lanes, rounds })

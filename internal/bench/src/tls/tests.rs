@@ -42,7 +42,7 @@ fn an_unknown_name_is_answered_with_the_known_ones() {
 fn standing(plan: &TlsPlan) -> Standing {
     let sample = |rate| Sample { rate, mib_rate: rate, server_cpu: 300.0, client_cpu: 1.0 };
     let samples = [10.0, 10.0, 20.0].map(|rate| Some(sample(rate))).to_vec();
-    let round = Round { samples, in_memory: 100.0, by_socket: 200.0 };
+    let round = Round { samples, in_memory: 100.0, by_socket: 200.0, by_socket_and_file: 150.0 };
     let lanes =
         plan.servers.iter().map(|server| Lane { server: server.clone(), state: State::Ran });
     Standing { lanes: lanes.collect(), rounds: vec![vec![round; 3]] }
@@ -57,6 +57,7 @@ fn ratios_are_those_of_the_rounds() {
     assert_eq!(standing.ratio(0, 2, "absent"), None);
     assert_eq!(standing.floor_ratio(0, 2, 1 << 20, |round| round.in_memory), Some(3.0));
     assert_eq!(standing.floor_ratio(0, 2, 1 << 19, |round| round.by_socket), Some(3.0));
+    assert_eq!(standing.floor_ratio(0, 2, 1 << 20, |round| round.by_socket_and_file), Some(2.0));
     let report = text(&plan, &standing);
     assert!(report.contains("nbd-tokio-file") && report.contains("3.00"), "{report}");
     assert_eq!(json(&plan, &standing)["workloads"][0]["servers"][2]["ratio_to_qemu_nbd"], 2.0);

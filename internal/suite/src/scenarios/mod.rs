@@ -219,6 +219,7 @@ scenarios! {
         alone {
             a_handshake_that_stalls_ends_at_the_deadline,
             records_may_be_cut_anywhere,
+            records_that_are_never_finished_are_given_up,
             keys_may_be_renewed_at_any_time,
         }
     }

@@ -106,3 +106,26 @@ pub fn keys_may_be_renewed_at_any_time(setup: Setup) {
     client.finish();
     server.stop();
 }
+
+/// A record that stays incomplete is a request that is: its client is given up, wherever it stopped. One that is quiet
+/// between records stays.
+pub fn records_that_are_never_finished_are_given_up(setup: Setup) {
+    let config = ServerConfig::new()
+        .with_stall_timeout(Duration::from_millis(400))
+        .with_crowded_timeout(Duration::from_secs(1000));
+    let server = setup.serve_with(memory(), config);
+    let mut quiet = server.client(Mode::Simple);
+    let request = Request::write(0, &[1; 3000]).encode(Mode::Simple, 1);
+    for (sent, of_record) in [(0, 1), (0, 5), (0, 1000), (0, usize::MAX), (10, 6), (1000, 100)] {
+        let mut client = server.client(Mode::Simple);
+        // A part of the request in a record of its own, and the rest in one that stays incomplete.
+        client.wire().send(&request[..sent]);
+        let record = encrypted(client.wire(), &request[sent..]);
+        let end = of_record.min(record.len() - 1);
+        client.wire().send_in_the_clear(&record[..end]).expect("it is open");
+        client.wire().drain_to_eof();
+    }
+    quiet.read(0, 512);
+    quiet.finish();
+    server.stop();
+}

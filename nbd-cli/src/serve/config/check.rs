@@ -84,6 +84,8 @@ impl Rules<'_> {
             let (key, text) = match address {
                 Address::Tcp(address) => ("tcp", address.to_string()),
                 Address::Unix(path) => ("unix", quoted(path.as_os_str())),
+                #[cfg(target_os = "linux")]
+                Address::Vsock(address) => ("vsock", format!("vsock {address}")),
                 Address::Activation => ("activation", "socket activation".into()),
             };
             let key = format!("listen.{index}.{key}");
@@ -97,7 +99,12 @@ impl Rules<'_> {
                 _ => {}
             }
             // Each takes a free port of its own.
-            let free = matches!(address, Address::Tcp(address) if address.port == 0);
+            let free = match address {
+                Address::Tcp(address) => address.port == 0,
+                #[cfg(target_os = "linux")]
+                Address::Vsock(address) => address.port == 0,
+                _ => false,
+            };
             if !free && taken.contains(&address) && matches!(self.source, Source::File(_)) {
                 self.broken(&key, format!("two listeners are at {text}: leave out one"));
             }

@@ -23,4 +23,6 @@ pub(crate) use model::{Tls, TlsMode};
 pub(crate) use print::print;
 pub(crate) use read::load;
 pub(crate) use source::Source;
+#[cfg(target_os = "linux")]
+pub(crate) use words::VsockAddress;
 pub(crate) use words::{BlockSizes, Period, Size, TcpAddress};

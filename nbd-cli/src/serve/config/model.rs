@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::super::layers::Layer;
 use super::super::sandbox;
 use super::source::Source;
+#[cfg(target_os = "linux")]
+use super::words::VsockAddress;
 use super::words::{BlockSizes, Period, Size, TcpAddress};
 use crate::quantity::Timeout;
 use crate::serve::metrics::MetricsAddress;
@@ -112,6 +114,13 @@ pub(crate) struct Listen {
     #[cfg_attr(test, schemars(extend("cli" = "--unix", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     unix: Option<PathBuf>,
+
+    /// Virtual machine socket, `PORT` or `CID:PORT`: for clients on the host and on this machine, or on that context
+    /// identifier of this machine only. Port 0 takes a free one.
+    #[cfg(target_os = "linux")]
+    #[cfg_attr(test, schemars(extend("cli" = "--vsock")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vsock: Option<VsockAddress>,
 
     /// Take the sockets that systemd's socket activation hands over, beside the other listeners, and fail if there are
     /// none.
@@ -285,6 +294,9 @@ pub(crate) enum Address<'a> {
     Tcp(&'a TcpAddress),
     /// A path.
     Unix(&'a Path),
+    /// A context identifier and a port.
+    #[cfg(target_os = "linux")]
+    Vsock(VsockAddress),
     /// On the sockets that were handed over.
     Activation,
 }
@@ -345,16 +357,29 @@ impl Listen {
         Self { unix: Some(path), ..Self::default() }
     }
 
+    #[cfg(target_os = "linux")]
+    pub(crate) fn vsock(address: VsockAddress) -> Self {
+        Self { vsock: Some(address), ..Self::default() }
+    }
+
     /// Where that is.
     ///
     /// # Errors
     /// A text that says so when it is not exactly one address, as in a file that was not checked.
     pub(crate) fn address(&self) -> Result<Address<'_>, String> {
-        match (&self.tcp, &self.unix, self.activation) {
-            (Some(address), None, false) => Ok(Address::Tcp(address)),
-            (None, Some(path), false) => Ok(Address::Unix(path)),
-            (None, None, true) => Ok(Address::Activation),
-            _ => Err("a listener needs exactly one of tcp, unix and activation = true".into()),
+        let tcp = self.tcp.as_ref().map(Address::Tcp);
+        let unix = self.unix.as_deref().map(Address::Unix);
+        #[cfg(target_os = "linux")]
+        let vsock = self.vsock.map(Address::Vsock);
+        #[cfg(not(target_os = "linux"))]
+        let vsock = None;
+        let activation = self.activation.then_some(Address::Activation);
+        let mut addresses = [tcp, unix, vsock, activation].into_iter().flatten();
+        match (addresses.next(), addresses.next()) {
+            (Some(address), None) => Ok(address),
+            _ => {
+                Err("a listener needs exactly one of tcp, unix, vsock and activation = true".into())
+            }
         }
     }
 }

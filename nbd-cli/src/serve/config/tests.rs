@@ -9,6 +9,7 @@ use proptest::sample::{Index, select};
 
 use super::super::sandbox;
 use super::read::parse;
+use super::words::VsockAddress;
 use super::*;
 use crate::exit::{Failure, Fault};
 use crate::quantity::Timeout;
@@ -36,6 +37,9 @@ unix = "/run/nbd.sock"
 
 [[listen]]
 activation = true
+
+[[listen]]
+vsock = "3:10809"
 
 [tls]
 mode = "on"
@@ -152,7 +156,7 @@ fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
         ("[[listen]]\ntcp = 'a:http'\n", "2:7: a port is a number from 0 to 65535"),
         (
             &format!("{disk}[[listen]]"),
-            "3:1: a listener needs exactly one of tcp, unix and activation",
+            "3:1: a listener needs exactly one of tcp, unix, vsock and activation",
         ),
         (
             &format!("{disk}[[listen]]\ntcp = '::1'\n[[listen]]\ntcp = '[::1]:10809'"),
@@ -286,7 +290,9 @@ fn server() -> impl Strategy<Value = Server> {
 fn listen() -> impl Strategy<Value = Listen> {
     let host = prop_oneof!["[a-z][a-z.-]{0,8}", "([0-9a-f:]{1,4}:){2}[0-9a-f]{1,4}"];
     let tcp = (host, any::<u16>()).prop_map(|(host, port)| Listen::tcp(TcpAddress { host, port }));
-    prop_oneof![tcp, path().prop_map(Listen::unix)]
+    let vsock = (any::<u32>(), any::<u32>())
+        .prop_map(|(cid, port)| Listen::vsock(VsockAddress { cid, port }));
+    prop_oneof![tcp, path().prop_map(Listen::unix), vsock]
 }
 
 fn tls() -> impl Strategy<Value = Tls> {
@@ -506,5 +512,15 @@ proptest! {
     #[test]
     fn no_text_at_all_makes_it_panic(text in "(\\PC|[\n\r\0\"'\\[\\]{}=#.]|server|export|listen|tls|true|=|\n){0,40}") {
         let _either = read(&text).map(|config| check(&config).is_ok());
+    }
+}
+
+#[test]
+fn vsock_listens_on_a_port_of_one_machine_or_of_all() {
+    let address = |cid, port| Ok(VsockAddress { cid, port });
+    assert_eq!(VsockAddress::parse("5"), address(u32::MAX, 5));
+    assert_eq!(VsockAddress::parse("1:4294967295"), address(1, u32::MAX));
+    for text in ["", ":", "1:", ":5", "host:5", "4294967296", "-1", "1:2:3"] {
+        assert!(VsockAddress::parse(text).unwrap_err().contains("CID:PORT"), "{text}");
     }
 }

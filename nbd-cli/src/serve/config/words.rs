@@ -71,6 +71,49 @@ impl fmt::Display for TcpAddress {
     }
 }
 
+/// A virtual machine socket of this machine.
+#[cfg(target_os = "linux")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VsockAddress {
+    /// A context identifier, or all of them.
+    pub(crate) cid: u32,
+    pub(crate) port: u32,
+}
+
+#[cfg(target_os = "linux")]
+impl VsockAddress {
+    /// `PORT` or `CID:PORT`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let help = |_| {
+            format!("'{text}' is not a vsock address: give PORT or CID:PORT, of numbers below 2^32")
+        };
+        let (cid, port) = match text.split_once(':') {
+            Some((cid, port)) => (cid.parse().map_err(help)?, port),
+            None => (nbd_engine::net::VSOCK_CID_ANY, text),
+        };
+        Ok(Self { cid, port: port.parse().map_err(help)? })
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl fmt::Display for VsockAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cid {
+            nbd_engine::net::VSOCK_CID_ANY => self.port.fmt(f),
+            cid => write!(f, "{cid}:{}", self.port),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Word for VsockAddress {
+    const EXPECTED: &'static str = "a vsock address, such as \"10809\" or \"3:10809\"";
+    const NUMBER: bool = true;
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+}
+
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_scaled(f, self.0, &[(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "k")])
@@ -227,4 +270,9 @@ words! {
     BlockSizes: "sizes",
     MetricsAddress: "address for metrics",
     TcpAddress: "TCP address",
+}
+
+#[cfg(target_os = "linux")]
+words! {
+    VsockAddress: "vsock address",
 }

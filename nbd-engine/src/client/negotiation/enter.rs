@@ -7,7 +7,7 @@ use nbd_proto::wire::InfoType;
 
 use super::super::ready::ReadyConnection;
 use super::super::reconnect::Target;
-use super::super::{Client, Connector, Error, ExportDetails};
+use super::super::{Client, Connector, Entered, Error, ExportDetails};
 use super::Negotiation;
 
 /// # Entering an export
@@ -98,6 +98,19 @@ impl<C: Connector> Negotiation<C> {
         let first = self.ready(export)?;
         let target = self.target(&first);
         Ok(Client::new(first, Vec::new(), target, &self.connector, &self.config))
+    }
+
+    /// Enters an export as [`enter`](Self::enter) does, by this connection only, and hands over the connection.
+    ///
+    /// # Errors
+    /// As for [`enter`](Self::enter), and [`Error::Unsupported`] when the server sends something that nobody asked for.
+    pub async fn hand_over(&mut self, export: &str) -> Result<Entered, Error> {
+        let ready = self.enter_ready(export).await?;
+        if !ready.pump.is_idle() {
+            let what = "it sends replies to requests that nobody has made";
+            return Err(Error::Unsupported { address: ready.peer.to_string(), what });
+        }
+        Ok(Entered::new(ready))
     }
 
     async fn enter_export(&mut self, export: &str) -> Result<(), Error> {

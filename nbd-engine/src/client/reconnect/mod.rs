@@ -21,3 +21,4 @@ pub(super) use backoff::Backoff;
 pub(super) use doubts::{Doubts, Seen, Tally};
 pub(super) use kept::{Kept, Next, Room};
 pub(super) use resend::Resend;
+pub(super) use same::difference;

@@ -6,7 +6,7 @@ use super::super::ExportDetails;
 
 /// What is different about an export that should be the same, for people; `None` if nothing is. `sizes` are the sizes that
 /// it may have: two if a resize was lost. Abilities may be added, as by a newer server.
-pub(super) fn difference(
+pub(in super::super) fn difference(
     expected: &ExportDetails,
     sizes: [u64; 2],
     found: &ExportDetails,

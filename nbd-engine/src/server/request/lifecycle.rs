@@ -107,6 +107,11 @@ impl Requests {
         }
     }
 
+    /// The connection does something again.
+    pub(in crate::server) const fn end_rest(&mut self) {
+        self.ended_rest |= core::mem::replace(&mut self.rests, false);
+    }
+
     /// Whether others wait for buffers that this connection holds.
     pub(in crate::server) fn is_in_the_way(&self) -> bool {
         self.memory.account.is_in_the_way()

@@ -74,7 +74,7 @@ impl Case {
         let state = ServerState::new(exports, ServerConfig::new());
         let client = state.client(PeerAddr::Unix(None));
         let time = Hand::new();
-        let session = Session::new(state, Script::new(input), client, &time);
+        let session = Session::new(state, Script::new(input), client, None, &time);
         let session = session.now_or_never().unwrap().unwrap();
         let begun = time.now();
         Self { session, time, notes, begun }

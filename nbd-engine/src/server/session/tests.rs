@@ -266,3 +266,154 @@ fn the_size_is_asked_for_by_the_request_however_its_payload_is_cut() {
         assert!(asked <= 4 * count as usize + 4, "asked {asked} times");
     }
 }
+
+#[cfg(feature = "tls")]
+mod inside_of_tls {
+    use rustls::version::TLS13;
+
+    use super::*;
+    use crate::server::watch::{Verdict, Watch};
+    use crate::tls::tests::{End, configurations, cx, noise, pair};
+    use crate::tls::{ServerTlsMode, TlsClient, TlsServer, TlsStream};
+
+    /// Polls after which whatever has not happened never will.
+    const MANY: usize = 10_000;
+
+    /// A server's session and its client, which has entered the default export, over a transport of so much room.
+    struct Pair {
+        session: Session<End>,
+        client: TlsStream<End>,
+    }
+
+    impl Pair {
+        fn new(room: usize) -> Self {
+            let (server, client) = configurations(&TLS13);
+            let tls = TlsServer::from_rustls(server);
+            let config = ServerConfig::new()
+                .with_stall_timeout(Duration::from_secs(30))
+                .with_min_transfer_rate(1000)
+                .with_tls(ServerTlsMode::Required, tls);
+            let exports = ExportMap::new().with("", Counter::default()).unwrap();
+            let state = ServerState::new(exports, config);
+            let (near, mut far) = pair(1 << 20, room);
+            let info = state.client(PeerAddr::Unix(None));
+            let session = Session::new(state, near, info, None, &Still);
+            let mut session = session.now_or_never().unwrap().unwrap();
+            let mut option = vec![0, 0, 0, 3];
+            option.extend(OptionHeader { code: OptionCode::STARTTLS, length: 0 }.encode());
+            assert!(Pin::new(&mut far).poll_write(&mut cx(), &option).is_ready());
+            // The greeting and the acknowledgement, in memory.
+            let mut answers = [0; 18 + 20];
+            let mut answered = 0;
+            for _ in 0..MANY {
+                assert!(session.poll(&mut cx()).is_pending());
+                let room = &mut answers[answered..];
+                if let Poll::Ready(count) = Pin::new(&mut far).poll_read(&mut cx(), room) {
+                    answered += count.unwrap();
+                }
+                if answered == answers.len() {
+                    break;
+                }
+            }
+            assert_eq!(answered, answers.len());
+            let client = TlsClient::from_rustls(client, Some("disk.example")).unwrap();
+            let mut client = client.connect(far, None).unwrap();
+            let done = (0..MANY).any(|_| {
+                assert!(session.poll(&mut cx()).is_pending());
+                client.poll_handshake(&mut cx()).is_ready()
+            });
+            assert!(done, "the handshake hangs");
+            let mut pair = Self { session, client };
+            let enter = OptionHeader { code: OptionCode::EXPORT_NAME, length: 0 }.encode();
+            pair.send(&enter);
+            // The size and the flags.
+            pair.receive_all(8 + 2);
+            pair
+        }
+
+        fn send(&mut self, bytes: &[u8]) {
+            let sent = Pin::new(&mut self.client).poll_write(&mut cx(), bytes);
+            assert!(matches!(sent, Poll::Ready(Ok(count)) if count == bytes.len()), "{sent:?}");
+            assert!(Pin::new(&mut self.client).poll_flush(&mut cx()).is_ready());
+        }
+
+        /// So many bytes that the session sends.
+        fn receive_all(&mut self, length: usize) {
+            let (mut buffer, mut received) = (vec![0; length + 1], 0);
+            for _ in 0..MANY {
+                assert!(self.session.poll(&mut cx()).is_pending());
+                let room = &mut buffer[received..];
+                if let Poll::Ready(count) = Pin::new(&mut self.client).poll_read(&mut cx(), room) {
+                    received += count.unwrap();
+                }
+                if received == length {
+                    return;
+                }
+            }
+            panic!("{received} of {length} bytes arrived");
+        }
+
+        /// What the deadlines make of a client that does nothing from now on.
+        fn verdict(&mut self) -> Verdict {
+            let second = Duration::from_secs(1);
+            let start = Instant::now();
+            let mut watch = Watch::new(self.session.requests.state.config(), start);
+            watch.restart(start, &self.session.activity());
+            for seconds in 1..100 {
+                assert!(self.session.poll(&mut cx()).is_pending());
+                let activity = self.session.activity();
+                match watch.look(start + seconds * second, Duration::ZERO, &activity) {
+                    Verdict::LookAgain(_) => {}
+                    verdict => return verdict,
+                }
+            }
+            panic!("nothing is noticed");
+        }
+    }
+
+    fn read(length: u32) -> Vec<u8> {
+        let (flags, command) = (CommandFlags::empty(), CommandType::READ);
+        CompactRequest { flags, command, cookie: 1, offset: 0, length }.encode().to_vec()
+    }
+
+    /// The machine has sent a reply once TLS has taken it, although it may be still here: whatever is left of it, the
+    /// client is to take it.
+    #[test]
+    fn a_reply_that_the_client_does_not_take_is_awaited_however_little_of_it_is_left() {
+        for length in (1 << 10..200 << 10).step_by(7 << 10) {
+            let mut pair = Pair::new(4 << 10);
+            pair.send(&read(length));
+            for _ in 0..20 {
+                assert!(pair.session.poll(&mut cx()).is_pending());
+            }
+            let verdict = pair.verdict();
+            if length < 3 << 10 {
+                assert!(matches!(verdict, Verdict::Idle(_)), "{length}: {verdict:?}");
+                continue;
+            }
+            assert!(matches!(verdict, Verdict::SendStalled(_)), "{length}: {verdict:?}");
+            // Once it takes it, everything is well.
+            pair.receive_all(16 + length as usize);
+            assert!(matches!(pair.verdict(), Verdict::Idle(_)));
+        }
+    }
+
+    /// Wherever a record stops, the client is to send the rest, and the bytes that arrived end the connection's rest.
+    #[test]
+    fn the_rest_of_a_record_is_awaited_wherever_it_is_cut() {
+        let mut pair = Pair::new(1 << 20);
+        let mut record = pair.client.encrypted(&noise(100));
+        record.truncate(record.len() - 1);
+        for (sent, byte) in record.into_iter().enumerate() {
+            if sent == 0 {
+                assert!(matches!(pair.verdict(), Verdict::Idle(_)));
+                pair.session.free_buffers();
+                assert!(!pair.session.has_ended_rest());
+            }
+            pair.client.send_in_the_clear(&[byte]);
+            assert!(pair.session.poll(&mut cx()).is_pending());
+            assert_eq!(pair.session.has_ended_rest(), sent == 0);
+            assert!(matches!(pair.verdict(), Verdict::ReceiveStalled(_)), "after byte {sent}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What went wrong between the two sides, in words that say what to do.
+
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
+
+/// Where the other side speaks no TLS at all.
+pub(super) const NOT_TLS: &str =
+    "what the peer sent is no TLS; it may be in the clear, or for another protocol";
+
+/// Where there is no version in common.
+pub(super) const NO_VERSION: &str =
+    "the peer has neither TLS 1.2 nor TLS 1.3, and older versions are refused";
+
+/// Where there is no cipher in common.
+pub(super) const NO_CIPHER: &str = "the two sides have no cipher suite in common; one of them may expect a certificate \
+                                    and the other one a pre-shared key";
+
+/// What an alert of the peer means, with the name that the specification has for it.
+pub(super) fn alert(alert: AlertDescription) -> String {
+    let (name, meaning) = match alert {
+        AlertDescription::UnexpectedMessage => {
+            ("unexpected_message", "the peer expected something else at this time")
+        }
+        AlertDescription::BadRecordMac => {
+            ("bad_record_mac", "the peer can't decrypt what this side sent")
+        }
+        AlertDescription::HandshakeFailure => {
+            let name = "handshake_failure";
+            return format!(
+                "the peer refused the handshake: {NO_CIPHER}, or the peer demands a certificate (alert {name})"
+            );
+        }
+        AlertDescription::BadCertificate => {
+            ("bad_certificate", "the peer refuses this side's certificate as damaged or forged")
+        }
+        AlertDescription::UnsupportedCertificate => (
+            "unsupported_certificate",
+            "this side's certificate is of a kind, or for a use, that the peer does not accept",
+        ),
+        AlertDescription::CertificateRevoked => {
+            ("certificate_revoked", "this side's certificate is revoked; get another one")
+        }
+        AlertDescription::CertificateExpired => (
+            "certificate_expired",
+            "the peer finds that this side's certificate has expired; renew it, or correct the peer's clock",
+        ),
+        AlertDescription::CertificateUnknown => (
+            "certificate_unknown",
+            "the peer refuses this side's certificate, and does not say why",
+        ),
+        AlertDescription::UnknownCA => (
+            "unknown_ca",
+            "the peer does not trust the authority that issued this side's certificate; both sides need the same \
+             authority",
+        ),
+        AlertDescription::AccessDenied => (
+            "access_denied",
+            "the peer's list of those that it allows has no name of this side's certificate",
+        ),
+        AlertDescription::NoCertificate | AlertDescription::CertificateRequired => (
+            "certificate_required",
+            "the peer wants a certificate of this side; a client has it in client-cert.pem and client-key.pem",
+        ),
+        AlertDescription::IllegalParameter => {
+            ("illegal_parameter", "the peer refuses what this side sent as contradictory")
+        }
+        AlertDescription::DecodeError => {
+            ("decode_error", "the peer can't parse what this side sent")
+        }
+        AlertDescription::RecordOverflow => {
+            ("record_overflow", "this side sent a record that is too long for the peer")
+        }
+        AlertDescription::DecryptError => {
+            ("decrypt_error", "the peer found a signature or a key of this side to be wrong")
+        }
+        AlertDescription::ProtocolVersion => {
+            let name = "protocol_version";
+            return format!("{NO_VERSION} (alert {name})");
+        }
+        AlertDescription::InsufficientSecurity => {
+            ("insufficient_security", "the peer demands stronger ciphers than this side has")
+        }
+        AlertDescription::UnrecognisedName => (
+            "unrecognized_name",
+            "the peer has no certificate for the name by which it was reached; say which name to expect",
+        ),
+        AlertDescription::UnknownPSKIdentity => {
+            ("unknown_psk_identity", "the peer has no pre-shared key of that user")
+        }
+        AlertDescription::InternalError => {
+            ("internal_error", "the peer failed for a reason of its own; its log may say more")
+        }
+        AlertDescription::UserCanceled => ("user_canceled", "the peer gave the handshake up"),
+        AlertDescription::NoRenegotiation => {
+            ("no_renegotiation", "the peer does not agree to another handshake")
+        }
+        other => return format!("the peer ended TLS with the alert {other:?}"),
+    };
+    format!("{meaning} (alert {name})")
+}
+
+/// An error of rustls. `handshaking` says that the handshake had not finished.
+pub(super) fn of_rustls(error: &Error, handshaking: bool) -> io::Error {
+    let text = match error {
+        Error::AlertReceived(description) => alert(*description),
+        Error::InvalidMessage(
+            InvalidMessage::InvalidContentType
+            | InvalidMessage::UnknownProtocolVersion
+            | InvalidMessage::MessageTooLarge
+            | InvalidMessage::InvalidEmptyPayload,
+        ) if handshaking => format!("{NOT_TLS} ({error})"),
+        Error::PeerIncompatible(reason) => match reason {
+            PeerIncompatible::NoCipherSuitesInCommon
+            | PeerIncompatible::NoKxGroupsInCommon
+            | PeerIncompatible::NoSignatureSchemesInCommon
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired => {
+                format!("{NO_CIPHER} ({reason:?})")
+            }
+            PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled => format!("{NO_VERSION} ({reason:?})"),
+            _ => error.to_string(),
+        },
+        Error::NoCertificatesPresented => {
+            "the peer showed no certificate, and has to; a client has it in client-cert.pem and client-key.pem".into()
+        }
+        Error::InvalidCertificate(reason) => {
+            format!("{error}{}", remedy(reason).map(|text| format!("; {text}")).unwrap_or_default())
+        }
+        _ => error.to_string(),
+    };
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+/// What to do about a peer's certificate.
+const fn remedy(reason: &CertificateError) -> Option<&'static str> {
+    match reason {
+        // The latter for another authority of the same name.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            Some("name the file with the certificate of the authority that issued it")
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            Some("reach the peer by a name that its certificate has, or say which name to expect")
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            Some("the peer has to renew its certificate, unless this machine's clock is wrong")
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            Some("this machine's clock may be late, or that of the one who issued it early")
+        }
+        CertificateError::ApplicationVerificationFailure => {
+            Some("none of the names in the client's certificate is allowed")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each says something of its own, in one line that has no full stop, with the name by which others know the alert.
+    #[test]
+    fn every_alert_has_words() {
+        let mut texts: Vec<String> =
+            (0..=255).map(|code| alert(AlertDescription::from(code))).collect();
+        for text in &texts {
+            assert!(text.starts_with("the ") || text.starts_with("this "), "{text}");
+            assert!(
+                text.contains("alert ") && !text.contains('\n') && !text.ends_with('.'),
+                "{text}"
+            );
+        }
+        texts.sort();
+        texts.dedup();
+        // One name is that of an old version for the same.
+        assert_eq!(texts.len(), 255);
+        assert!(alert(AlertDescription::UnknownCA).contains("alert unknown_ca"));
+    }
+}
