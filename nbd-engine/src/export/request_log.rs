@@ -143,6 +143,9 @@ impl fmt::Display for Outcome<'_> {
 /// Lines that wait for the thread that writes them.
 const QUEUE: usize = 4096;
 
+/// The lines that are to be written, and the file.
+type Waiting = (Receiver<String>, Box<dyn Write + Send>);
+
 /// A file, by way of a thread that ends with it.
 struct LogFile {
     /// `None` once it is being dropped.
@@ -150,7 +153,7 @@ struct LogFile {
     left_out: AtomicU64,
     is_running: AtomicBool,
     /// What the thread is to have, until it begins.
-    waiting: Mutex<Option<(Receiver<String>, Box<dyn Write + Send>)>>,
+    waiting: Mutex<Option<Waiting>>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
