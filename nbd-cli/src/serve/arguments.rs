@@ -101,9 +101,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
 
-    /// Put a layer around the exports: read-only, offset:OFFSET[,length=LENGTH], partition:N, overlay[:FILE],
-    /// rate:[BYTES][,requests=N], delay:TIME[-TIME], error:ERRNO or log[:FILE]; can be given several times, the first one
-    /// is nearest to the disk
+    /// Put a layer around the exports: read-only, offset:OFFSET,length=LENGTH, partition:N, overlay or overlay:FILE,
+    /// rate:BYTES,requests=N, delay:TIME or delay:TIME-TIME, error:ERRNO, log or log:FILE; can be given several times, the
+    /// first one is nearest to the disk
     ///
     /// An overlay takes what clients write, in a file or in memory: the disk is only read. Rates are what is carried out
     /// in a second, in all, or of each client with client=BYTES,client-requests=N. Delays and errors concern all requests,

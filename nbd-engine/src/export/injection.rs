@@ -13,7 +13,7 @@ use super::{ClientInfo, ExportError};
 /// Another export, of either kind, some of whose requests are delayed or fail by chance.
 ///
 /// Requests that are delayed occupy no thread and hold up no others. Which requests are chosen follows from the
-/// [seed](Injection::seed) and the order in which requests arrive: a client that sends one after the other meets the
+/// seed and the order in which requests arrive: a client that sends one after the other meets the
 /// same again.
 ///
 /// ```
