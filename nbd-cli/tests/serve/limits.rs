@@ -55,9 +55,11 @@ fn descriptors_that_run_out_are_reported_once_with_a_remedy() {
     for runtime in [Runtime::Tokio, Runtime::AsyncStd, Runtime::Blocking] {
         let setup = Setup { runtime, transport: Transport::Unix };
         let mut server = setup.serve().prepared_by("ulimit -n 32").arg("memory:1M").start();
+        let files = server.open_files();
         let clients: Vec<Wire> = (0..60).map(|_| Wire::connect(server.endpoint())).collect();
         wait_until("it cannot accept", LIMIT, || server.stderr().contains("cannot accept"));
         drop(clients);
+        wait_until("they are gone", LIMIT, || server.open_files() <= files + 2);
         RawClient::go_simple(server.endpoint()).finish();
         server.terminate();
         assert!(server.wait_exit(LIMIT).is_some_and(|status| status.success()));
