@@ -1,14 +1,12 @@
 //! `nbd copy --verify` compares what the destination has, and not what is cached of it.
 
-#[path = "copy/loop_device.rs"]
-mod loop_device;
 #[path = "copy/support.rs"]
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
 mod support;
 
 use std::process::Command;
 
-use loop_device::LoopDevice;
+use nbd_testkit::LoopDevice;
 use nbd_testkit::process::run;
 use nbd_testkit::raw::{Cmd, Errno, Mode};
 use nbd_testkit::scripted::{Answer, Export, Script, ScriptedServer};

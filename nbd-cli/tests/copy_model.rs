@@ -2,8 +2,6 @@
 
 #[path = "copy/disk_server.rs"]
 mod disk_server;
-#[path = "copy/loop_device.rs"]
-mod loop_device;
 #[path = "copy/support.rs"]
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
 mod support;
@@ -14,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
 use disk_server::{Disk, DiskServer};
-use loop_device::LoopDevice;
+use nbd_testkit::LoopDevice;
 use nbd_testkit::server::nbd_binary;
 use nbd_testkit::{Pattern, Random, assert_same_bytes, cases};
 use support::{Folder, read};

@@ -1,14 +1,12 @@
 //! `nbd copy` of something onto itself is refused where that can be known, and nothing else is.
 
-#[path = "copy/loop_device.rs"]
-mod loop_device;
 #[path = "copy/support.rs"]
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
 mod support;
 
 use std::process::Command;
 
-use loop_device::LoopDevice;
+use nbd_testkit::LoopDevice;
 use nbd_testkit::peers;
 use nbd_testkit::process::run;
 use nbd_testkit::server::{Runtime, Setup, Transport, nbd_binary};

@@ -17,9 +17,11 @@ pub mod scripted;
 pub mod server;
 
 mod endpoint;
+mod loop_device;
 mod pattern;
 mod random;
 
 pub use endpoint::Endpoint;
+pub use loop_device::LoopDevice;
 pub use pattern::{Pattern, assert_same_bytes, assert_zero};
 pub use random::{Random, cases};

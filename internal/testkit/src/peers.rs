@@ -26,6 +26,7 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("nbd-server", "nbd-server", "-V"),
     // Not of NBD: it shows the system's sockets.
     ("ss", "iproute2", "-V"),
+    ("hexdump", "bsdextrautils", "--version"),
     // No peer in NBD, but in TLS.
     ("openssl", "openssl", "version"),
     ("curl", "curl", "--version"),

@@ -1,18 +1,13 @@
 //! What is served: a file, or a block device that lies on one.
 
-use core::time::Duration;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use nbd_testkit::process::run;
+use nbd_testkit::LoopDevice;
 
 use super::stamp::{SECTOR, Value, read};
-
-/// How long `losetup` may take.
-const SOON: Duration = Duration::from_secs(20);
 
 /// How often a sector of the medium is read again that is being written just then.
 const MAX_LOOKS: u32 = 1000;
@@ -39,6 +34,8 @@ impl DiskKind {
 /// A disk in a folder of its own, zero at first.
 #[derive(Debug)]
 pub struct Disk {
+    /// Detached before anything else goes.
+    _device: Option<LoopDevice>,
     path: PathBuf,
     /// Keeps the device open: when the last one closes it, the kernel writes its cache back.
     cache: File,
@@ -58,15 +55,13 @@ impl Disk {
             OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&file)?;
         medium.set_len(length)?;
         if kind == DiskKind::File {
-            return Ok(Self { path: file, cache: medium, medium: None, length });
+            return Ok(Self { _device: None, path: file, cache: medium, medium: None, length });
         }
-        let attached = run(losetup().args(["--find", "--show"]).arg(&file), SOON);
-        if !attached.status.success() {
-            return Err(io::Error::other(format!("losetup: {}", attached.stderr.trim())));
-        }
-        let path = PathBuf::from(attached.stdout.trim());
+        let device = LoopDevice::try_on(&file);
+        let device = device.map_err(|why| io::Error::other(format!("losetup: {}", why.trim())))?;
+        let path = PathBuf::from(&device.path);
         let cache = OpenOptions::new().read(true).write(true).open(&path)?;
-        Ok(Self { path, cache, medium: Some(medium), length })
+        Ok(Self { _device: Some(device), path, cache, medium: Some(medium), length })
     }
 
     /// What a server is told to serve.
@@ -103,19 +98,4 @@ impl Disk {
         }
         Ok(Some(bytes))
     }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if self.medium.is_some() {
-            run(losetup().arg("--detach").arg(&self.path), SOON);
-        }
-    }
-}
-
-fn losetup() -> Command {
-    let mut command = Command::new("losetup");
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
-    command
 }

@@ -1,49 +1,53 @@
 //! Block devices, for tests that run as root.
 
+use core::time::Duration;
 use std::path::Path;
 use std::process::Command;
 
-use nbd_testkit::process::run;
 use tempfile::{NamedTempFile, TempPath};
 
-use crate::support::SOON;
+use crate::process::run;
+
+/// How long `losetup` may take.
+const SOON: Duration = Duration::from_secs(60);
 
 /// A block device on a file. It goes when it is dropped, and so does a file of its own.
 #[derive(Debug)]
-pub(crate) struct LoopDevice {
-    pub(crate) path: String,
+pub struct LoopDevice {
+    /// Where it is.
+    pub path: String,
     file: Option<TempPath>,
 }
 
 impl LoopDevice {
     /// Whether there can be any; says so if not.
-    pub(crate) fn are_possible() -> bool {
+    pub fn are_possible() -> bool {
         let possible = rustix::process::geteuid().is_root()
             && Path::new("/dev/loop-control").exists()
             && Self::try_new(&[0; 512]).is_ok();
         if !possible {
-            eprintln!(
-                "SKIPPED: copies of block devices, as loop devices need root and /dev/loop-control"
-            );
+            eprintln!("SKIPPED: block devices, as loop devices need root and /dev/loop-control");
         }
         possible
     }
 
     /// A device that holds these bytes, a multiple of 512.
-    #[allow(dead_code, reason = "not every test is interested")]
-    pub(crate) fn new(bytes: &[u8]) -> Self {
+    pub fn new(bytes: &[u8]) -> Self {
         Self::try_new(bytes).unwrap()
     }
 
     /// A device on a file of the caller's.
-    #[allow(dead_code, reason = "not every test is interested")]
-    pub(crate) fn on(file: &Path) -> Self {
-        Self { path: attach(file).unwrap(), file: None }
+    pub fn on(file: &Path) -> Self {
+        Self::try_on(file).unwrap()
+    }
+
+    /// The same; the error is what `losetup` says.
+    pub fn try_on(file: &Path) -> Result<Self, String> {
+        Ok(Self { path: attach(file)?, file: None })
     }
 
     /// The file of its own that it lies on.
-    #[allow(dead_code, reason = "not every test is interested")]
-    pub(crate) fn file(&self) -> String {
+    pub fn file(&self) -> String {
         self.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default()
     }
 
