@@ -20,6 +20,7 @@ pub(super) const fn exit_status() -> Section {
             ("3", "nbd serve: requests were cut off at the end of --drain-timeout."),
             ("64", "The command line is at fault."),
             ("70", "A fault of nbd itself, reported on standard error."),
+            ("78", "nbd serve: the configuration file is at fault."),
             ("78", "nbd serve: the configuration file is at fault; a message shows where."),
             ("any", "nbd serve --run: that of the command."),
             ("128 + N", "nbd serve: signal N came a second time and ended it at once."),
