@@ -255,17 +255,20 @@ fn serve(listener: &UnixListener, arguments: &[OsString]) {
     for stream in listener.incoming() {
         let arguments = Arc::clone(&arguments);
         let connection = move || {
-            // Its client finds the end of the stream; ssh has said why.
             let (input, output) = match stream.and_then(|one| Ok((one.try_clone()?, one))) {
                 Ok(both) => both,
                 Err(_) => return,
             };
-            let child = ssh(&arguments)
-                .stdin(Stdio::from(OwnedFd::from(input)))
-                .stdout(Stdio::from(OwnedFd::from(output)))
-                .spawn();
-            match child {
-                Ok(mut child) => drop(child.wait()),
+            let mut command = ssh(&arguments);
+            command.stdin(Stdio::from(OwnedFd::from(input)));
+            command.stdout(Stdio::from(OwnedFd::from(output)));
+            match command.spawn() {
+                Ok(mut child) => {
+                    // Its client finds the end of the stream once ssh, which has said why, ends.
+                    drop(command);
+                    drop(child.wait());
+                }
+                // The command keeps the stream open: at its end this process may be gone before it has said why.
                 Err(error) => crate::stderr::say(&format!("cannot run ssh: {error}")),
             }
         };
