@@ -8,7 +8,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{self, cipher_suite::TLS13_AES_128_GCM_SHA256};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, Stream, StreamOwned};
 
 /// Bytes of one receive call: rustls asks for 4 KiB at a time.
 const RECEIVED: usize = 256 * 1024;
@@ -87,7 +87,8 @@ impl Write for Socket {
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match &mut self.0 {
             Kind::Plain(stream) => stream.write_vectored(slices),
-            Kind::Tls(tls) => tls.write_vectored(slices),
+            // `StreamOwned` has no gathered write of its own: it would send each slice as a record, by a call of its own.
+            Kind::Tls(tls) => Stream::new(&mut tls.conn, &mut tls.sock).write_vectored(slices),
         }
     }
 
