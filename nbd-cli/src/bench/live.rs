@@ -29,7 +29,6 @@ impl Line {
             return;
         }
         self.bar.set_message(text(run, before, now));
-        self.bar.tick();
     }
 
     /// Removes the line.

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::Instant;
 
@@ -30,7 +30,8 @@ pub(super) struct Run {
     pub(super) name: String,
     time: Duration,
     max_requests: u64,
-    started: Instant,
+    /// When the first thread began, which a busy machine may have wait.
+    started: OnceLock<Instant>,
     next: AtomicU64,
     over: AtomicBool,
     /// One for each thread, which locks it once for all requests that it finds answered.
@@ -100,7 +101,7 @@ pub(super) struct Progress {
 }
 
 impl Run {
-    /// A run of so many threads, which begins now.
+    /// A run of so many threads, which begins with its first request.
     pub(super) fn new(
         plan: Plan,
         name: String,
@@ -113,7 +114,7 @@ impl Run {
             name,
             time,
             max_requests: max_requests.unwrap_or(u64::MAX),
-            started: Instant::now(),
+            started: OnceLock::new(),
             next: AtomicU64::new(0),
             over: AtomicBool::new(false),
             tallies: (0..threads).map(|_| Mutex::default()).collect(),
@@ -126,7 +127,7 @@ impl Run {
     }
 
     pub(super) fn elapsed(&self) -> Duration {
-        self.started.elapsed()
+        self.started.get().map_or(Duration::ZERO, Instant::elapsed)
     }
 
     /// No request is sent any more.
@@ -136,8 +137,8 @@ impl Run {
 
     /// The next request, with its number; `None` when the run is over.
     pub(super) fn next(&self, now: Instant) -> Option<(u64, Request)> {
-        if self.over.load(Ordering::Relaxed)
-            || now.saturating_duration_since(self.started) >= self.time
+        let started = *self.started.get_or_init(|| now);
+        if self.over.load(Ordering::Relaxed) || now.saturating_duration_since(started) >= self.time
         {
             return None;
         }
