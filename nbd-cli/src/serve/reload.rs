@@ -87,10 +87,10 @@ impl Reload {
     /// # Errors
     /// When there is none of that name, or no other one.
     pub(super) fn remove(&self, name: &str) -> Result<Changes, Failure> {
-        if self.config().exports.iter().all(|export| export.name != name) {
+        if self.config().exports.iter().all(|export| export.label() != name) {
             return Err(Failure::failed(format!("there is no export '{name}'")));
         }
-        self.change(|exports| exports.retain(|export| export.name != name))
+        self.change(|exports| exports.retain(|export| export.label() != name))
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Export>)) -> Result<Changes, Failure> {

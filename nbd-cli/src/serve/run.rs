@@ -78,8 +78,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let _sealed = sandbox.seal()?;
         return judge(stdio.serve(exports, server, &reload, readiness, oldstyle)?, &config);
     }
+    let of_disks = config.exports.iter().filter(|export| !export.is_directory());
+    let of_directories = config.exports.iter().filter(|export| export.is_directory());
     let announcement = Announcement {
-        names: config.exports.iter().map(|export| export.name.clone()).collect(),
+        names: of_disks.map(|export| export.name.clone()).collect(),
+        directories: of_directories.map(|export| export.label().into_owned()).collect(),
         // Who hands sockets over knows where they are, and our standard output may be that of a client; with a command
         // it is the command's.
         printed: places.given.is_empty() && process.run.is_none(),
@@ -88,7 +91,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let control = control_socket(&config, predecessor.as_mut())?;
     let verbs = control::exports(&reload, exports.bitmaps().verbs(Verbs::new()));
     let served = exports.clone();
-    let verbs = control::status_verbs(verbs, monitor.metrics(), move || served.map());
+    let verbs = control::status_verbs(verbs, monitor.metrics(), move || served.sizes());
     let setup = Setup {
         places,
         announcement,

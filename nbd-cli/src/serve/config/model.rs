@@ -3,6 +3,7 @@
 //! The comment of each field is its entry in `docs/configuration.md`, which a test makes of them; `cli` is the option
 //! of the command line that does the same.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -164,12 +165,13 @@ pub(crate) struct Tls {
     pub(crate) allow: Vec<String>,
 }
 
-/// An export has exactly one of `file` and `memory`.
+/// An export has exactly one of `file`, `memory` and `directory`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Export {
-    /// The name by which clients ask for it; no two exports have the same.
+    /// The name by which clients ask for it; no two exports have the same. That of a `directory` is a prefix: clients ask
+    /// for `NAME/FILE`, or, if it is empty, for `FILE`.
     #[cfg_attr(test, schemars(extend("cli" = "NAME=BACKEND, --export-name")))]
     pub(crate) name: String,
 
@@ -182,6 +184,13 @@ pub(crate) struct Export {
     #[cfg_attr(test, schemars(extend("cli" = "memory:SIZE")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Size>,
+
+    /// Path of a directory, each regular file in which is an export by its name, whenever clients ask: no links, devices,
+    /// directories or names that begin with a dot, and no file that has an `[[export]]` of its own. All other keys apply
+    /// to each file by itself.
+    #[cfg_attr(test, schemars(extend("cli" = "dir:PATH", "kind" = "path")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    directory: Option<PathBuf>,
 
     /// Text for people who list the exports.
     #[cfg_attr(test, schemars(extend("cli" = "--description")))]
@@ -286,6 +295,8 @@ pub(crate) enum Backend<'a> {
     File(&'a Path),
     /// A disk in memory of so many bytes.
     Memory(u64),
+    /// Each file of a directory.
+    Directory(&'a Path),
 }
 
 /// Where a server listens.
@@ -394,11 +405,13 @@ impl Tls {
 impl Export {
     /// An export of that name, with the defaults.
     pub(crate) fn new(name: impl Into<String>, backend: Backend<'_>) -> Self {
-        let (file, memory) = match backend {
-            Backend::File(path) => (Some(path.to_owned()), None),
-            Backend::Memory(size) => (None, Some(Size(size))),
-        };
-        Self { name: name.into(), file, memory, ..Self::default() }
+        let mut export = Self { name: name.into(), ..Self::default() };
+        match backend {
+            Backend::File(path) => export.file = Some(path.to_owned()),
+            Backend::Memory(size) => export.memory = Some(Size(size)),
+            Backend::Directory(path) => export.directory = Some(path.to_owned()),
+        }
+        export
     }
 
     /// What it is.
@@ -406,10 +419,26 @@ impl Export {
     /// # Errors
     /// A text that says so when it is not exactly one thing, as in a file that was not checked.
     pub(crate) fn backend(&self) -> Result<Backend<'_>, String> {
-        match (&self.file, self.memory) {
-            (Some(path), None) => Ok(Backend::File(path)),
-            (None, Some(size)) => Ok(Backend::Memory(size.0)),
-            _ => Err("an export needs exactly one of file and memory".into()),
+        let file = self.file.as_deref().map(Backend::File);
+        let memory = self.memory.map(|size| Backend::Memory(size.0));
+        let directory = self.directory.as_deref().map(Backend::Directory);
+        let mut backends = [file, memory, directory].into_iter().flatten();
+        match (backends.next(), backends.next()) {
+            (Some(backend), None) => Ok(backend),
+            _ => Err("an export needs exactly one of file, memory and directory".into()),
+        }
+    }
+
+    /// Whether it is each file of a directory rather than one disk.
+    pub(crate) const fn is_directory(&self) -> bool {
+        self.directory.is_some()
+    }
+
+    /// What it is called among all exports: the name, with a `/` behind that of a directory, which is a prefix.
+    pub(crate) fn label(&self) -> Cow<'_, str> {
+        match self.is_directory() {
+            true => format!("{}/", self.name).into(),
+            false => Cow::Borrowed(&self.name),
         }
     }
 }
@@ -421,7 +450,7 @@ impl Config {
         let listeners = self.listeners.iter_mut().map(|listen| &mut listen.unix);
         let exports = self.exports.iter_mut().flat_map(|export| {
             let layers = export.layers.iter_mut().filter_map(Layer::path_mut);
-            export.file.iter_mut().chain(layers)
+            export.file.iter_mut().chain(&mut export.directory).chain(layers)
         });
         let metrics = self.server.metrics.as_mut().and_then(MetricsAddress::path_mut);
         single.into_iter().chain(listeners).flatten().chain(exports).chain(metrics)
@@ -448,9 +477,10 @@ impl Config {
         only || !self.tls.is_default() && self.tls != off
     }
 
-    /// Whether changes to that export can be recorded.
+    /// Whether changes to that export can be recorded. Those to files of a directory can't, as what is known of a file
+    /// ends with its last client.
     pub(crate) fn is_tracked(&self, export: &Export) -> bool {
-        !export.track.is_empty() || self.server.control.is_some()
+        !export.is_directory() && (!export.track.is_empty() || self.server.control.is_some())
     }
 }
 

@@ -63,6 +63,9 @@ tls-only = true
 
 [[export]]
 memory = "1G"
+
+[[export]]
+directory = "disks"
 "#;
 
 fn read(text: &str) -> Result<Config, Vec<Fault>> {
@@ -116,10 +119,32 @@ fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
     let disk = "[[export]]\nmemory = 1\n";
     for (text, expected) in [
         ("", "1:1: there is nothing to serve: add an [[export]]"),
-        ("[[export]]\n", "1:1: an export needs exactly one of file and memory"),
+        ("[[export]]\n", "1:1: an export needs exactly one of file, memory and directory"),
         (
             "[[export]]\nfile = 'a'\nmemory = 1",
-            "1:1: an export needs exactly one of file and memory",
+            "1:1: an export needs exactly one of file, memory and directory",
+        ),
+        ("[[export]]\ndirectory = ''", "2:13: give the path of a directory"),
+        ("[[export]]\ndirectory = 'a'\ntrack = ['t']", "3:9: changes to files of a directory"),
+        (
+            "[[export]]\ndirectory = 'a'\nlayers = ['read-only', 'overlay:x']",
+            "3:24: the layer overlay:x would write",
+        ),
+        (
+            &format!("[[export]]\ndirectory = 'a'\nname = '{}'", "x".repeat(3841)),
+            "3:8: the name of a directory has at most 3840 bytes",
+        ),
+        (
+            "[[export]]\ndirectory = 'a'\n[[export]]\ndirectory = 'b'",
+            "3:1: two directories have no name in front of their files",
+        ),
+        (
+            "[[export]]\nname = 'a'\ndirectory = 'a'\n[[export]]\nname = 'a/'\nmemory = 1",
+            "5:8: two exports are called 'a/'",
+        ),
+        (
+            "[[export]]\ndirectory = 'a'\n[server]\noldstyle = true",
+            "2:13: oldstyle clients name no export",
         ),
         ("[[export]]\nfile = ''", "2:8: give the path of a file or block device"),
         ("[[export]]\nmemory = '1X'", "2:10: '1X' is not a size"),
@@ -319,6 +344,7 @@ fn export() -> impl Strategy<Value = Export> {
     let text = "(\\PC|[\n\t\"\\\\'#]){0,9}";
     let backend = prop_oneof![
         path().prop_map(|path| Export::new("", Backend::File(&path))),
+        path().prop_map(|path| Export::new("", Backend::Directory(&path))),
         any::<u32>().prop_map(|size| Export::new("", Backend::Memory(size.into()))),
         (0..62u32).prop_map(|shift| Export::new("", Backend::Memory(1 << shift))),
     ];

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::serve::config::{Address, Config};
+use crate::serve::backend::is_only_read;
+use crate::serve::config::{Address, Backend, Config};
 
 /// The files and folders that a server opens, makes or removes while it runs.
 #[derive(Debug, Default)]
 pub(in crate::serve) struct Needs {
     /// Files, and folders with all that is in them, that are read again: the configuration, certificates, keys.
     pub(super) read: Vec<PathBuf>,
-    /// Folders in which files are written, made and removed, and all that is in them: those of exports by folder.
+    /// Folders whose files are opened and written, and all that is in them: those of exports by directory.
     pub(super) write: Vec<PathBuf>,
     /// Folders in which sockets are made and removed.
     pub(super) sockets: Vec<PathBuf>,
@@ -24,6 +25,12 @@ impl Needs {
             needs.read_replaceable(file);
         }
         needs.read_for_tls(config);
+        for export in &config.exports {
+            if let Ok(Backend::Directory(path)) = export.backend() {
+                let files = if is_only_read(export) { &mut needs.read } else { &mut needs.write };
+                files.push(path.to_owned());
+            }
+        }
         let listening = config.listeners.iter().filter_map(|listen| match listen.address() {
             Ok(Address::Unix(path)) => Some(path),
             _ => None,
