@@ -119,11 +119,11 @@ impl<'a> Files<'a> {
         if both.iter().all(|one| is_only_read(one)) {
             return Ok(());
         }
+        let kind = if metadata.is_dir() { "directory" } else { "file" };
         let same = format!(
-            "the exports '{}' and '{}' are the same {}, {}",
+            "the exports '{}' and '{}' are the same {kind}, {}",
             other.label(),
             export.label(),
-            if metadata.is_dir() { "directory" } else { "file" },
             quoted(path.as_os_str())
         );
         let word = |option, key| config.source.word(option, key);
@@ -150,7 +150,9 @@ impl<'a> Files<'a> {
             ),
         ];
         if let Some((_, what, why)) = needs_one.iter().find(|(given, ..)| *given) {
-            return Err(Failure::usage(format!("{same}, and {what} {why}: export it once")));
+            return Err(Failure::usage(format!(
+                "{same}, and {what} {why}: export the {kind} once"
+            )));
         }
         tracing::warn!("{same}: what clients write to one of them changes the other");
         Ok(())

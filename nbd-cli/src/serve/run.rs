@@ -9,6 +9,7 @@ use nbd_engine::net::LocalAddr;
 use nbd_engine::server::{Outcome, ServerConfig};
 
 use super::Arguments;
+use super::access;
 use super::activation::{self, Socket};
 use super::announce::Announcement;
 use super::backend;
@@ -38,7 +39,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let ready_fd = supervisor::take_ready_fd(process)?;
     let stdio = process.stdio.then(Stdio::take).transpose()?;
     let config = arguments.config()?;
-    let access = arguments.access.access()?;
     if arguments.print_config {
         let text = config::print(&config)?;
         return output::write(|out| Ok(out.write_all(text.as_bytes())?));
@@ -52,8 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     raise_descriptor_limit(&config);
     let places = Places::of(&config, process, given)?;
     let exports = Live::open(&config)?;
-    let server = server_config(&config).with_access(access);
-    let (server, security) = Security::of(&config, server)?;
+    let (server, security) = server_config(&config)?;
     let readiness = Readiness::of(process, ready_fd)?;
     let mut needs = Needs::of(&config, arguments.config.as_deref());
     places.private_socket().into_iter().for_each(|path| needs.socket(path));
@@ -215,17 +214,19 @@ impl Setup<'_> {
 /// `--check`: what else can be found out without a change to anything.
 fn check(config: &Config) -> Result<(), Failure> {
     backend::inspect(config)?;
-    Security::of(config, server_config(config)).map(drop)
+    server_config(config).map(drop)
 }
 
-/// What the server is, besides its exports and TLS.
-fn server_config(config: &Config) -> ServerConfig {
+/// What the server is, besides its exports: access, TLS and limits.
+pub(super) fn server_config(config: &Config) -> Result<(ServerConfig, Security), Failure> {
     let server = &config.server;
-    ServerConfig::new()
+    let limits = ServerConfig::new()
+        .with_access(access::rules(&config.access, &config.source)?)
         .with_max_connections(server.max_connections)
         .with_drain_timeout(server.drain_timeout.0)
         .with_idle_timeout(server.idle_limit())
-        .with_stall_timeout(server.stall_timeout.duration().unwrap_or(Duration::MAX))
+        .with_stall_timeout(server.stall_timeout.duration().unwrap_or(Duration::MAX));
+    Security::of(config, limits)
 }
 
 /// Whether that is an orderly end.
@@ -299,6 +300,8 @@ macro_rules! serve {
         };
         let (reload, supervisor) =
             (Arc::clone(&setup.reload), setup.readiness.supervisor.clone());
+        let reconfigured = server.clone();
+        reload.serving(move |config| reconfigured.reconfigure(config));
         let reload = move || supervisor.around_reload(|| reload.hang_up());
         signals::watch(end, reload).map_err(no_signals)?;
         let mut listening = Vec::new();

@@ -15,7 +15,7 @@ use super::super::sandbox;
 use super::source::Source;
 #[cfg(target_os = "linux")]
 use super::words::VsockAddress;
-use super::words::{BlockSizes, Period, Size, TcpAddress};
+use super::words::{BlockSizes, Cidr, Period, Size, TcpAddress};
 use crate::quantity::Timeout;
 use crate::serve::metrics::MetricsAddress;
 
@@ -30,6 +30,10 @@ pub(crate) struct Config {
     /// Where it listens. Without any, it takes the sockets that systemd hands over, else listens on 127.0.0.1:10809.
     #[serde(rename = "listen", skip_serializing_if = "Vec::is_empty")]
     pub(crate) listeners: Vec<Listen>,
+
+    /// Which clients may connect. Without any of these keys all may.
+    #[serde(skip_serializing_if = "Access::is_default")]
+    pub(crate) access: Access,
 
     /// Whether clients encrypt, and by what.
     #[serde(skip_serializing_if = "Tls::is_default")]
@@ -128,6 +132,35 @@ pub(crate) struct Listen {
     /// none.
     #[serde(skip_serializing_if = "is_false")]
     activation: bool,
+}
+
+/// Others are disconnected before they are sent a byte. Rules about addresses concern clients by TCP, and refuse clients of
+/// other kinds but Unix sockets, such as vsock; rules about users and groups concern clients of Unix sockets.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Access {
+    /// Addresses and networks, such as `10.0.0.0/8`, `fd00::/8` or `192.0.2.7`: clients of others are refused. IPv4 clients
+    /// of an IPv6 socket count as IPv4 clients.
+    #[cfg_attr(test, schemars(extend("cli" = "--allow")))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) allow: Vec<Cidr>,
+
+    /// Addresses and networks whose clients are refused, even if `allow` has them.
+    #[cfg_attr(test, schemars(extend("cli" = "--deny")))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) deny: Vec<Cidr>,
+
+    /// Users, by their name in `/etc/passwd` or their number: clients of Unix sockets that are of another one, and of none
+    /// of the groups of `allow-group`, are refused.
+    #[cfg_attr(test, schemars(extend("cli" = "--allow-user")))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) allow_user: Vec<String>,
+
+    /// The same by effective group, by its name in `/etc/group` or its number.
+    #[cfg_attr(test, schemars(extend("cli" = "--allow-group")))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) allow_group: Vec<String>,
 }
 
 /// Without `certificates` and `psk` the first of `~/.pki/nbd`, `~/.pki/nbdkit`, `/etc/pki/nbd` and others is taken
@@ -393,6 +426,12 @@ impl Listen {
                 Err("a listener needs exactly one of tcp, unix, vsock and activation = true".into())
             }
         }
+    }
+}
+
+impl Access {
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 

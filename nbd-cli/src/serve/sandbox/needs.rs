@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::serve::access;
 use crate::serve::backend::is_only_read;
 use crate::serve::config::{Address, Backend, Config};
+use crate::serve::metrics::MetricsAddress;
 
 /// The files and folders that a server opens, makes or removes while it runs.
 #[derive(Debug, Default)]
@@ -25,6 +27,8 @@ impl Needs {
             needs.read_replaceable(file);
         }
         needs.read_for_tls(config);
+        // As long as they are not replaced: what is read of them is also given by number.
+        needs.read.extend(access::tables(&config.access).map(Path::to_owned));
         for export in &config.exports {
             if let Ok(Backend::Directory(path)) = export.backend() {
                 let files = if is_only_read(export) { &mut needs.read } else { &mut needs.write };
@@ -35,7 +39,9 @@ impl Needs {
             Ok(Address::Unix(path)) => Some(path),
             _ => None,
         });
-        listening.chain(config.server.control.as_deref()).for_each(|path| needs.socket(path));
+        let metrics = config.server.metrics.as_ref().and_then(MetricsAddress::path);
+        let others = config.server.control.as_deref().into_iter().chain(metrics);
+        listening.chain(others).for_each(|path| needs.socket(path));
         needs
     }
 
