@@ -190,8 +190,10 @@ fn a_confined_server_opens_files_of_its_directories_and_no_others() {
         .concat()
     };
     fs::create_dir(path("etc")).unwrap();
-    let write = |head: &str| fs::write(path("etc/nbd.toml"), configuration(head)).unwrap();
-    write("");
+    let write = |head: &str, tail: &str| {
+        fs::write(path("etc/nbd.toml"), configuration(head) + tail).unwrap();
+    };
+    write("", "");
     let start = |more: &[&str]| {
         let mut command = Command::new("setsid");
         command.arg(nbd_binary()).args(["serve", "--config", &path("etc/nbd.toml")]).args(more);
@@ -216,14 +218,14 @@ fn a_confined_server_opens_files_of_its_directories_and_no_others() {
     tries();
     assert_eq!(fs::read(path("secret")).unwrap(), vec![13; 1 << 20]);
     // Limits are read again; another directory is not opened.
-    write("max-connections = 7\n");
+    write("max-connections = 7\n", "");
     server.hang_up();
     wait_until("the file is read", LIMIT, || server.stderr().contains("configuration again"));
-    write("max-connections = 8\n[[export]]\nname = \"more\"\ndirectory = \"/etc\"\n");
+    write("", &export("more", "directory = \"/etc\""));
     server.hang_up();
     wait_until("it is refused", LIMIT, || server.stderr().contains("stay in force"));
     assert!(server.stderr().contains("'/etc': Permission denied"), "{}", server.stderr());
-    write("");
+    write("", "");
     let metrics = || {
         use std::io::{Read, Write};
         let mut stream = std::os::unix::net::UnixStream::connect(path("metrics/socket")).unwrap();

@@ -43,8 +43,9 @@ impl Announcement {
                 tracing::info!(uri = uri(address, name, self.in_tls), "serving");
             }
             for prefix in &self.directories {
-                let uri = uri(address, prefix.trim_start_matches('/'), self.in_tls);
-                tracing::info!("serving each file of a directory: {uri}FILE");
+                let uri = uri(address, "", self.in_tls);
+                let prefix = prefix.trim_start_matches('/');
+                tracing::info!(uri, prefix, "serving the files of a directory by their names");
             }
         }
         if !self.printed {

@@ -62,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     // From here on only what is needed can be opened, by this thread and by those that it starts.
     let sandbox = Sandbox::confine(config.server.sandbox, &needs)?;
     log::write()?;
-    let monitor = Monitor::start(config.server.metrics.as_ref())?;
+    let monitor = Monitor::start(config.server.metrics.as_ref(), predecessor.as_mut())?;
     let server = server.with_metrics(monitor.metrics());
     let in_tls = security.is_required();
     if stdio.is_none() {
@@ -97,6 +97,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         bitmaps: exports.bitmaps().clone(),
         verbs,
         reload,
+        monitor,
         in_memory: in_memory(&config),
         control,
         predecessor,
@@ -143,6 +144,8 @@ struct Setup<'a> {
     /// What can be asked for on the control socket, besides a take-over.
     verbs: Verbs,
     reload: Arc<Reload>,
+    /// What counts, and serves metrics.
+    monitor: Monitor,
     in_memory: Vec<String>,
     control: Option<Bound>,
     predecessor: Option<Predecessor>,
@@ -288,6 +291,7 @@ macro_rules! serve {
         let server = if setup.places.oldstyle { server.oldstyle("") } else { server };
         let sockets = Sockets::default();
         let _ended_however_it_ends = sockets.guard();
+        setup.monitor.keep_in(&sockets).map_err(cannot_accept)?;
         // First of all: clients of sockets that were handed over may come, and ask for the end, at once.
         let end = {
             let (server, sockets) = (server.clone(), sockets.clone());
