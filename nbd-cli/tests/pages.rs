@@ -175,6 +175,11 @@ fn the_page_about_clients_prints_what_it_says() {
 }
 
 #[test]
+fn the_page_about_measuring_prints_what_it_says() {
+    check("docs/bench.md", &["nbdkit", "ss"]);
+}
+
+#[test]
 fn the_page_about_layers_prints_what_it_says() {
     check("docs/layers.md", &["qemu-io"]);
 }
