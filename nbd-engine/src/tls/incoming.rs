@@ -77,3 +77,50 @@ impl Incoming {
         self.buffer.capacity()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever arrives and is consumed: bytes come out as they went in, there is room for the rest of any record, and
+        /// the buffer grows once for each call that fills it, up to its bound.
+        #[test]
+        fn it_is_a_queue_that_grows_for_peers_that_keep_it_full(
+            steps in prop::collection::vec((any::<bool>(), 0_usize..40_000, 0_usize..70_000), 1..60),
+        ) {
+            let (mut incoming, mut model, mut next) = (Incoming::default(), VecDeque::new(), 0_u8);
+            let mut expected = SMALLEST_INCOMING;
+            for (fills, count, consumed) in steps {
+                let room = incoming.spare();
+                let count = if fills { room.len() } else { count.min(room.len() - 1) };
+                for byte in &mut room[..count] {
+                    *byte = next;
+                    model.push_back(next);
+                    next = next.wrapping_mul(31).wrapping_add(7);
+                }
+                prop_assert_eq!(incoming.spare().len(), incoming.buffer.len() - incoming.end);
+                prop_assert_eq!(incoming.buffer.len(), expected);
+                prop_assert_eq!(incoming.arrived(count).len(), count);
+                prop_assert!(model.iter().eq(incoming.all().iter()));
+                if fills {
+                    expected = (expected * 4).min(INCOMING);
+                }
+                // What stays is a part of one record at most.
+                let least = model.len().saturating_sub(MAX_PLAINTEXT);
+                let consumed = consumed.clamp(least, model.len());
+                incoming.processed(consumed);
+                model.drain(..consumed);
+                prop_assert!(model.iter().eq(incoming.all().iter()));
+                prop_assert_eq!(incoming.seen().len(), model.len());
+            }
+            incoming.processed(model.len());
+            incoming.shrink();
+            prop_assert_eq!(incoming.held(), 0);
+        }
+    }
+}
