@@ -16,6 +16,7 @@ mod export;
 mod fault;
 mod habits;
 mod info;
+mod journal;
 mod list;
 mod log;
 mod man;
