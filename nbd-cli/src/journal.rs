@@ -96,7 +96,8 @@ mod tests {
     #[test]
     fn only_the_stream_that_the_variable_names_is_the_journals() {
         assert!(is("8:12345", 8, 12345));
-        for named in ["", ":", "8", "8:", "8:12346", "9:12345", "8:12345:", " 8:12345", "8:0x3039"] {
+        for named in ["", ":", "8", "8:", "8:12346", "9:12345", "8:12345:", " 8:12345", "8:0x3039"]
+        {
             assert!(!is(named, 8, 12345), "{named:?}");
         }
     }

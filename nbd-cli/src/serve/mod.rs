@@ -11,6 +11,7 @@ mod config;
 mod control;
 mod export_word;
 mod layers;
+mod linger;
 mod live;
 mod metrics;
 mod places;
