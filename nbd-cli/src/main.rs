@@ -17,6 +17,7 @@ mod export;
 mod fault;
 mod habits;
 mod info;
+mod journal;
 mod list;
 mod log;
 mod man;
