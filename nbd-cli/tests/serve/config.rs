@@ -188,6 +188,7 @@ fn the_example_can_be_served() {
     for name in ["install.iso", "database.img"] {
         fs::write(folder.path(name), [0; 8192]).unwrap();
     }
+    fs::create_dir(folder.path("images")).unwrap();
     let mut cert = Command::new(env!("CARGO_BIN_EXE_nbd"));
     run(cert.args(["cert", "pki"]).current_dir(folder.0.path()), LIMIT).success();
     let mut check = serve(["--check", "--config", &folder.file()]);
