@@ -53,7 +53,7 @@ pub use client::{ClientInfo, CloseReason, Peer, PeerAddr, TlsIdentity, UnixPeer}
 pub use contexts::{Contexts, no_such_context};
 pub use depth::{AllocationDepth, WithAllocationDepth};
 #[cfg(target_os = "linux")]
-pub use directory::Directory;
+pub use directory::{Directory, FileId};
 pub use entry::{ExportEntry, InvalidName, ListedExport};
 pub use error::{ExportError, Result};
 pub(crate) use exports::DynExports;
