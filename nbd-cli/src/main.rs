@@ -52,7 +52,7 @@ use rustix::process::Signal;
 /// What `--version` calls us, whatever the subcommand.
 const NAME: &str = "nbd";
 
-/// Network block devices: serve disks over NBD, look at those of others, copy and resize them.
+/// Network block devices: serve disks over NBD, and look at, copy, measure and resize those of any server.
 #[derive(Debug, Parser)]
 #[command(name = NAME, version, propagate_version = true, max_term_width = 100)]
 struct Cli {
