@@ -14,7 +14,7 @@ use crate::{output, stderr};
 
 /// List the exports of a server.
 ///
-/// Tells of each what nbd info does. The export that the URI names makes no difference.
+/// Shows of each what nbd info does. The export that the URI names makes no difference.
 #[derive(Debug, Args)]
 #[command(override_usage = "nbd list [OPTIONS] <URI | [ COMMAND ARGS ]>")]
 pub(crate) struct Arguments {
