@@ -70,7 +70,7 @@ pub use overlay::{
     overlay_summary,
 };
 pub use overlay::{InMemory, Overlay, Store, TooManyBlocks};
-pub use partition::PartitionError;
+pub use partition::{Partition, PartitionError, PartitionKind, PartitionTable, PartitionTableKind};
 pub(crate) use pool::{Pool, allocate};
 pub use rate_limit::{RateLimit, RateLimited, Rates};
 pub use read_only::{NoWriting, ReadOnly};
