@@ -113,7 +113,7 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
             let _printed = error.print();
             let subcommand = std::env::args_os().nth(1).unwrap_or_default();
             if let Some(hint) = habits::hint(&subcommand.to_string_lossy(), error) {
-                stderr::say(&hint);
+                stderr::say_error(&hint, &[]);
             }
             ExitCode::from(USAGE)
         }
@@ -141,14 +141,14 @@ pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
             return ExitCode::from(code);
         }
         Err(Failure::Config(faults)) => {
-            faults.iter().for_each(|fault| stderr::say_with(&fault.heading, &fault.excerpt));
+            faults.iter().for_each(|fault| stderr::say_error(&fault.heading, &fault.excerpt));
             return ExitCode::from(CONFIG);
         }
         Err(Failure::Usage(message)) => (message, ExitCode::from(USAGE)),
         Err(Failure::Failed(message)) => (message, ExitCode::FAILURE),
         Err(Failure::CutOff(message)) => (message, ExitCode::from(CUT_OFF)),
     };
-    stderr::say(&message);
+    stderr::say_error(&message, &[]);
     code
 }
 

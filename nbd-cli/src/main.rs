@@ -19,6 +19,7 @@ mod habits;
 mod help;
 mod info;
 mod introduction;
+mod journal;
 mod list;
 mod log;
 mod man;

@@ -75,7 +75,7 @@ pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
                 report.exports.push(export);
             }
             Err(error @ Error::Refused { .. }) => {
-                stderr::say(&error.to_string());
+                stderr::say_error(&error.to_string(), &[]);
                 result = Err(Failure::failed(
                     "the server gives no information on some of the exports that it lists",
                 ));

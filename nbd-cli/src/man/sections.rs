@@ -69,6 +69,10 @@ pub(crate) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
                 "nbd serve --unix /run/nbd.sock system=disk.img scratch=memory:1G",
             ),
             (
+                "Serve each file of a directory for reading, by its name:",
+                "nbd serve --read-only dir:/srv/images",
+            ),
+            (
                 "Serve a block device to others for reading, encrypted:",
                 "nbd serve --read-only --ip-addr :: --tls require --tls-certificates /etc/pki/nbd /dev/vg/disk",
             ),
