@@ -10,7 +10,7 @@ use tracing::Level;
 
 use crate::exit::Failure;
 use crate::journal::{self, Prioritized, Priority};
-use crate::stderr;
+use crate::{output, stderr};
 
 /// Bytes of lines that wait for a slow reader.
 const CAPACITY: usize = 256 << 10;
@@ -24,6 +24,21 @@ static QUEUE: Queue = Queue::new();
 pub(crate) fn start(verbosity: u8) -> Result<(), Failure> {
     collect(verbosity);
     write()
+}
+
+/// The verbosity that NBD_LOG asks for, as many `-v` as it takes; `None` if it is not set, or empty.
+pub(crate) fn of_environment() -> Result<Option<u8>, Failure> {
+    let Some(word) = std::env::var_os("NBD_LOG").filter(|word| !word.is_empty()) else {
+        return Ok(None);
+    };
+    let verbosity = ["warn", "info", "debug", "trace"].iter().position(|level| word == *level);
+    match verbosity.and_then(|verbosity| u8::try_from(verbosity).ok()) {
+        None => Err(Failure::usage(format!(
+            "NBD_LOG is {}, which is no level: set it to warn, info, debug or trace",
+            output::quoted(&word)
+        ))),
+        verbosity => Ok(verbosity),
+    }
 }
 
 /// Has lines collected, for [`write()`] to write them. A server that is to be confined starts no thread before it is.

@@ -1,5 +1,7 @@
 //! What the pages say beyond the help: exit statuses, the environment, examples, other pages.
 
+use crate::exit;
+
 /// A section that is the same on every page.
 pub(super) struct Section {
     pub(super) heading: &'static str,
@@ -8,24 +10,7 @@ pub(super) struct Section {
 }
 
 pub(super) const fn exit_status() -> Section {
-    Section {
-        heading: "EXIT STATUS",
-        entries: &[
-            (
-                "0",
-                "Success; the orderly end of a server; the answer yes of nbd info --can, --is and --has.",
-            ),
-            ("1", "Failure: a message on standard error says why."),
-            ("2", "The answer no of nbd info --can, --is and --has."),
-            ("3", "nbd serve: requests were cut off at the end of --drain-timeout."),
-            ("64", "The command line is at fault."),
-            ("70", "A fault of nbd itself, reported on standard error."),
-            ("78", "nbd serve: the configuration file is at fault."),
-            ("78", "nbd serve: the configuration file is at fault; a message shows where."),
-            ("any", "nbd serve --run: that of the command."),
-            ("128 + N", "nbd serve: signal N came a second time and ended it at once."),
-        ],
-    }
+    Section { heading: "EXIT STATUS", entries: exit::CODES }
 }
 
 pub(super) const fn environment() -> Section {
@@ -43,6 +28,11 @@ pub(super) const fn environment() -> Section {
             (
                 "NOTIFY_SOCKET",
                 "Where nbd serve says that it is ready, reloads or ends, as systemd sets it; see sd_notify(3).",
+            ),
+            (
+                "NBD_LOG",
+                "What is logged on standard error: warn, info, debug or trace. nbd serve and nbd copy take the more verbose of this \
+                 and -v; nbd info, list, map, dump, bench and resize log nothing without it.",
             ),
             ("NBD_SSH", "The program that nbd+ssh:// URIs run in place of ssh."),
             (
@@ -65,7 +55,7 @@ pub(super) const SEE_ALSO: &[(&str, &str)] = &[
 ];
 
 /// What a command is used for, and the command lines for that. The name of the whole is `nbd`.
-pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)] {
+pub(crate) fn examples(command: &str) -> &'static [(&'static str, &'static str)] {
     match command {
         crate::NAME => &[
             ("Serve a file on this machine:", "nbd serve disk.img"),
@@ -77,6 +67,10 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
             (
                 "Serve two disks on a Unix socket, each under a name:",
                 "nbd serve --unix /run/nbd.sock system=disk.img scratch=memory:1G",
+            ),
+            (
+                "Serve each file of a directory for reading, by its name:",
+                "nbd serve --read-only dir:/srv/images",
             ),
             (
                 "Serve a block device to others for reading, encrypted:",
@@ -116,6 +110,16 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
             (
                 "Copy between servers, with a line of progress:",
                 "nbd copy --progress nbd://old/disk nbd://new/disk",
+            ),
+        ],
+        "bench" => &[
+            (
+                "Measure how fast blocks of 4 KiB are read at random, for 10 seconds:",
+                "nbd bench nbd://localhost/disk",
+            ),
+            (
+                "Measure writes of 1 MiB over 4 connections, to an export that nobody needs:",
+                "nbd bench --rw write --bs 1M --connections 4 --destructive nbd://localhost/scratch",
             ),
         ],
         "resize" => {

@@ -20,20 +20,25 @@ pub(super) fn parse(word: &OsStr) -> Result<(Option<&str>, Backend<'_>), Failure
 pub(crate) fn export_of(word: &OsStr) -> Result<Export, Failure> {
     let (name, backend) = parse(word)?;
     let name = name.unwrap_or_default();
-    let Backend::File(path) = backend else { return Ok(Export::new(name, backend)) };
+    let (path, is_directory) = match backend {
+        Backend::File(path) => (path, false),
+        Backend::Directory(path) => (path, true),
+        Backend::Memory(_) => return Ok(Export::new(name, backend)),
+    };
     let path = std::path::absolute(path).map_err(|error| {
         Failure::failed(format!("cannot find the folder of {}: {error}", path.display()))
     })?;
     if path.to_str().is_none() {
         return Err(not_utf8(path.as_os_str()));
     }
-    Ok(Export::new(name, Backend::File(&path)))
+    let backend = if is_directory { Backend::Directory(&path) } else { Backend::File(&path) };
+    Ok(Export::new(name, backend))
 }
 
 /// `NAME=` in front of a backend. What is clearly a backend by itself has no name, so that paths may hold a `=`.
 fn split_name(word: &OsStr) -> (Option<&OsStr>, &OsStr) {
     let bytes = word.as_bytes();
-    let is_backend = ["file:", "memory:", "/", "./", "../"]
+    let is_backend = ["file:", "memory:", "dir:", "/", "./", "../"]
         .iter()
         .any(|start| bytes.starts_with(start.as_bytes()));
     match bytes.iter().position(|byte| *byte == b'=') {
@@ -54,12 +59,16 @@ fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
             .map(Backend::Memory)
             .map_err(Failure::Usage);
     }
-    let path = strip(word, "file:").unwrap_or(word);
+    let directory = strip(word, "dir:");
+    let path = directory.or_else(|| strip(word, "file:")).unwrap_or(word);
     if path.is_empty() {
         return Err(Failure::usage(format!(
-            "{} names nothing to serve: give a path, file:PATH or memory:SIZE",
+            "{} names nothing to serve: give a path, file:PATH, dir:PATH or memory:SIZE",
             quoted(word)
         )));
+    }
+    if directory.is_some() {
+        return Ok(Backend::Directory(Path::new(path)));
     }
     // What looks like a slip is one only if there is no such file; no slip has other bytes than text.
     if path == word
@@ -74,7 +83,8 @@ fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
         }
         if let Some((kind, _)) = text.split_once(':').filter(|(kind, _)| !kind.contains('/')) {
             return Err(Failure::usage(format!(
-                "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH or memory:SIZE"
+                "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH, dir:PATH or \
+                 memory:SIZE"
             )));
         }
     }
@@ -98,6 +108,8 @@ mod tests {
         assert_eq!(split("./a=b.img"), (None, "./a=b.img"));
         assert_eq!(split("file:a=b.img"), (None, "file:a=b.img"));
         assert_eq!(split("disk.img"), (None, "disk.img"));
+        assert_eq!(split("dir:a=b"), (None, "dir:a=b"));
+        assert_eq!(split("a=dir:b"), (Some("a"), "dir:b"));
     }
 
     #[test]
@@ -108,7 +120,11 @@ mod tests {
         assert_eq!(parse("memory:4k").unwrap(), Backend::Memory(4096));
         assert_eq!(parse("file:memory:4k").unwrap(), Backend::File(Path::new("memory:4k")));
         assert_eq!(parse("x.img").unwrap(), Backend::File(Path::new("x.img")));
-        for text in ["memory:", "memory:big", "file:", "", "memory", "10G", "null:", "nbd://a/b"] {
+        assert_eq!(parse("dir:x").unwrap(), Backend::Directory(Path::new("x")));
+        assert_eq!(parse("file:dir:x").unwrap(), Backend::File(Path::new("dir:x")));
+        for text in
+            ["dir:", "memory:", "memory:big", "file:", "", "memory", "10G", "null:", "nbd://a/b"]
+        {
             assert!(matches!(parse(text), Err(Failure::Usage(_))), "{text}");
         }
     }
