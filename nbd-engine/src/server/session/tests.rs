@@ -228,7 +228,7 @@ fn replies_that_a_stream_holds_back_are_awaited_by_the_client() {
     let mut session = session.now_or_never().unwrap().unwrap();
     let mut verdict = || {
         let start = Instant::now();
-        let mut watch = Watch::new(state.config(), start);
+        let mut watch = Watch::new(&state.config(), start);
         let mut cx = Context::from_waker(Waker::noop());
         for seconds in 0..100 {
             assert!(session.poll(&mut cx).is_pending());
