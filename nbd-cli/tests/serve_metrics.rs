@@ -276,6 +276,40 @@ fn exports_are_added_and_removed_while_the_server_runs() {
     assert!(reload.failure().contains("has no configuration file"));
 }
 
+/// Paths are those of the folder that the command runs in, which need not be the server's.
+#[test]
+fn an_export_is_added_with_layers_around_it() {
+    let serving = Serving::start(&["disk=memory:1M"]);
+    let folder = serving.path("folder");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("file.img"), vec![7; 4096]).unwrap();
+    let add = |words: &[&str]| {
+        let control = serving.path("control.sock");
+        let mut command = Command::new(nbd_binary());
+        command.args(["export", control.to_str().unwrap(), "add"]).args(words);
+        run(command.current_dir(&folder), LIMIT)
+    };
+    let layers = ["--layer", "offset:1k", "--layer", "overlay:over", "--layer=log:requests"];
+    assert_eq!(add(&[&layers[..], &["more=file.img"]].concat()).success(), "");
+    let uri = "nbd+unix:///more?socket=nbd.sock";
+    let info = run(&mut serving.nbd(&["info", "--json", uri]), LIMIT).success();
+    let info: Value = serde_json::from_str(&info).unwrap();
+    assert_eq!(info["exports"][0]["export-size"], 3072, "{info}");
+    assert_eq!(info["exports"][0]["is_read_only"], false, "{info}");
+    assert!(folder.join("over").exists() && folder.join("requests").exists());
+    let again = add(&["--layer", "overlay:over", "again=file.img"]).failure();
+    assert!(again.contains("over' is in use"), "{again}");
+    let refused = add(&["--layer", "readonly", "x=file.img"]);
+    assert_eq!(refused.status.code(), Some(64));
+    assert!(
+        refused.stderr.contains("--layer 'readonly': 'readonly' is not a layer"),
+        "{}",
+        refused.stderr
+    );
+    let refused = add(&["--layer", "partition:1", "x=file.img"]).failure();
+    assert!(refused.contains("cannot add the export: layer partition:1: "), "{refused}");
+}
+
 #[test]
 fn a_reload_says_what_has_changed() {
     let dir = tempfile::tempdir().unwrap();

@@ -150,6 +150,11 @@ pub(crate) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
                 "Serve one more file:",
                 "nbd export /run/nbd-control.sock add scratch=/srv/scratch.img",
             ),
+            (
+                "Serve a part of a disk, at most 20 MiB a second of it:",
+                "nbd export /run/nbd-control.sock add --layer offset:1M,length=1G --layer rate:20M \
+                 part=/srv/disk.img",
+            ),
             ("Serve it no longer:", "nbd export /run/nbd-control.sock remove scratch"),
         ],
         "reload" => {

@@ -14,7 +14,7 @@ use super::config::{
     self, BlockSizes, Config, Export, Listen, LogLevel, Period, RuntimeName, Server, Source,
     TcpAddress,
 };
-use super::layers::Layer;
+use super::layers;
 use super::metrics::MetricsAddress;
 use super::{block_size, export_word, sandbox};
 use crate::exit::Failure;
@@ -282,7 +282,7 @@ impl Arguments {
             sandbox: self.sandbox,
             oldstyle: self.oldstyle,
         };
-        let layers = self.layers()?;
+        let layers = layers::of_words(&self.layer)?;
         let exports = self.backends.iter().map(|word| {
             let (name, backend) = export_word::parse(word)?;
             let name = name.or(self.export_name.as_deref()).unwrap_or_default();
@@ -303,13 +303,6 @@ impl Arguments {
         #[cfg(feature = "tls")]
         let config = self.tls.add_to(config)?;
         Ok(config)
-    }
-
-    fn layers(&self) -> Result<Vec<Layer>, Failure> {
-        let parse = |word: &String| {
-            word.parse().map_err(|error| Failure::usage(format!("--layer '{word}': {error}")))
-        };
-        self.layer.iter().map(parse).collect()
     }
 
     /// All exports have the same options.

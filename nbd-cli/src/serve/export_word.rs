@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::config::{Backend, Export};
+use super::layers::{self, Layer};
 use crate::exit::{Failure, not_utf8};
 use crate::output::quoted;
 use crate::quantity;
@@ -16,23 +17,31 @@ pub(super) fn parse(word: &OsStr) -> Result<(Option<&str>, Backend<'_>), Failure
     Ok((name, parse_backend(backend)?))
 }
 
-/// The export that a word names, for a server that runs elsewhere: the path of a file is made absolute.
-pub(crate) fn export_of(word: &OsStr) -> Result<Export, Failure> {
+/// The export that a word names, with layers around it, for a server that runs elsewhere: paths are made absolute.
+pub(crate) fn export_of(word: &OsStr, layers: &[String]) -> Result<Export, Failure> {
     let (name, backend) = parse(word)?;
     let name = name.unwrap_or_default();
-    let (path, is_directory) = match backend {
-        Backend::File(path) => (path, false),
-        Backend::Directory(path) => (path, true),
-        Backend::Memory(_) => return Ok(Export::new(name, backend)),
+    let mut export = match backend {
+        Backend::File(path) => Export::new(name, Backend::File(&absolute(path)?)),
+        Backend::Directory(path) => Export::new(name, Backend::Directory(&absolute(path)?)),
+        Backend::Memory(_) => Export::new(name, backend),
     };
+    export.layers = layers::of_words(layers)?;
+    for path in export.layers.iter_mut().filter_map(Layer::path_mut) {
+        *path = absolute(path)?;
+    }
+    Ok(export)
+}
+
+/// The path as one that another process can use, and be sent.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     let path = std::path::absolute(path).map_err(|error| {
         Failure::failed(format!("cannot find the folder of {}: {error}", path.display()))
     })?;
     if path.to_str().is_none() {
         return Err(not_utf8(path.as_os_str()));
     }
-    let backend = if is_directory { Backend::Directory(&path) } else { Backend::File(&path) };
-    Ok(Export::new(name, backend))
+    Ok(path)
 }
 
 /// `NAME=` in front of a backend. What is clearly a backend by itself has no name, so that paths may hold a `=`.
