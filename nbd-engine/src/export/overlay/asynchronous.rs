@@ -10,6 +10,7 @@ use super::{
     check_base, check_context, data, deepest_first, depth_context, extent,
 };
 use crate::export::bounds::{inside, inside_for_writing};
+use crate::export::forward::forward;
 use crate::export::{
     Admit, Allocation, AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanTrim, AsyncCanWrite,
     AsyncCanWriteZeroes, AsyncContexts, AsyncExport, BlockSize, Body, ClientInfo, CloseReason,
@@ -48,6 +49,10 @@ impl<E: AsyncExport, S: AsyncStore> Overlay<E, S> {
 }
 
 impl<E: AsyncExport, S: AsyncStore> AsyncExport for Overlay<E, S> {
+    forward! { self, self.base;
+        block_size_required description rotational client_entered client_left admission
+    }
+
     fn size(&self) -> u64 {
         self.store.blocks().size()
     }
@@ -82,52 +87,6 @@ impl<E: AsyncExport, S: AsyncStore> AsyncExport for Overlay<E, S> {
 
     fn block_size(&self) -> BlockSize {
         super::block_size(self.base.block_size(), self.store.blocks().block())
-    }
-
-    fn block_size_required(&self) -> bool {
-        self.base.block_size_required()
-    }
-
-    fn description(&self) -> Option<String> {
-        self.base.description()
-    }
-
-    fn rotational(&self) -> bool {
-        self.base.rotational()
-    }
-
-    fn client_entered(&self, client: &ClientInfo) {
-        self.base.client_entered(client);
-    }
-
-    fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
-        self.base.client_left(client, reason);
-    }
-
-    fn admits(&self) -> bool {
-        self.base.admits()
-    }
-
-    fn admit(&self, client: &ClientInfo, command: &Command) -> Admit {
-        self.base.admit(client, command)
-    }
-
-    fn pace(&self, client: &ClientInfo, command: &Command, now: Instant) -> Duration {
-        self.base.pace(client, command, now)
-    }
-
-    fn begun(&self, client: &ClientInfo, command: &Command, now: Instant) {
-        self.base.begun(client, command, now);
-    }
-
-    fn finished(
-        &self,
-        client: &ClientInfo,
-        command: &Command,
-        result: &Result<()>,
-        took: Duration,
-    ) {
-        self.base.finished(client, command, result, took);
     }
 
     fn can_write(&self) -> Option<impl AsyncCanWrite> {
