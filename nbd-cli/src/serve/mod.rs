@@ -13,6 +13,7 @@ mod export_word;
 mod folder;
 mod layers;
 mod linger;
+mod listeners;
 mod live;
 mod metrics;
 mod places;
