@@ -14,9 +14,10 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
+use serde_json::json;
 
 use crate::exit::Failure;
-use crate::output;
+use crate::{json, output};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -54,6 +55,10 @@ pub(crate) struct Arguments {
     /// permissions
     #[arg(long)]
     renew: bool,
+
+    /// Write JSON: the folder, and the names in the certificates
+    #[arg(long)]
+    json: bool,
 }
 
 /// `nbd cert`.
@@ -82,6 +87,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     folder.issue("server", &server, &issuer)?;
     folder.issue("client", &client, &issuer)?;
     output::write(|out| {
+        if arguments.json {
+            // The files' names are the same everywhere; this way programs need not know them.
+            let shown = |file: &str| folder.path.join(file).to_string_lossy().into_owned();
+            let one = |name: &str, names: &[String]| {
+                json!({
+                    "names": names,
+                    "certificate": shown(&format!("{name}-cert.pem")),
+                    "key": shown(&format!("{name}-key.pem")),
+                })
+            };
+            let document = json!({
+                "authority": shown("ca-cert.pem"),
+                "server": one("server", &names),
+                "client": one("client", &of_client),
+                "days": arguments.days,
+            });
+            return Ok(json::write(out, &document)?);
+        }
         writeln!(out, "server certificate for {}", names.join(", "))?;
         writeln!(out, "client certificate for {}", of_client.join(", "))?;
         let shown = folder.path.display();

@@ -20,6 +20,7 @@ mod help;
 mod info;
 mod introduction;
 mod journal;
+mod json;
 mod list;
 mod log;
 mod man;
