@@ -75,6 +75,14 @@ fn resize_writes_both_sizes() {
 }
 
 #[test]
+fn comparisons_have_their_members() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.img");
+    std::fs::write(&path, b"disk").unwrap();
+    has_what_is_listed("nbd compare", &[&json(&["compare", text(&path), text(&path)])]);
+}
+
+#[test]
 fn maps_and_dumps_have_their_members() {
     let server = serving(&["memory:1M"]);
     let uri = server.uri("");
