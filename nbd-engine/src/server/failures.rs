@@ -21,23 +21,14 @@ pub(crate) struct Failures {
 }
 
 impl Failures {
-    /// A request to an export failed: logs that if it is time to.
-    pub(super) fn report(
-        &self,
-        export: &str,
-        peer: &dyn core::fmt::Display,
-        command: Command,
-        error: &ExportError,
-    ) {
+    /// A request to an export failed: logs that if it is time to. The span says whose request it was.
+    pub(super) fn report(&self, export: &str, command: Command, error: &ExportError) {
         if !matches!(error.code(), ErrorCode::EIO | ErrorCode::ENOSPC | ErrorCode::ENOMEM) {
             tracing::debug!(?command, %error, "a request failed");
             return;
         }
         match self.count(export) {
-            Some(times) => tracing::warn!(
-                export, %peer, ?command, %error, times,
-                "the disk failed a request"
-            ),
+            Some(times) => tracing::warn!(?command, %error, times, "the disk failed a request"),
             None => tracing::debug!(?command, %error, "the disk failed a request"),
         }
     }

@@ -465,8 +465,7 @@ impl Requests {
             self.ending = true;
         }
         let export = self.negotiation.export_name().unwrap_or_default();
-        let peer = &self.negotiation.client().peer;
-        self.state.floods().failures.report(export, peer, command, error);
+        self.state.floods().failures.report(export, command, error);
         let reply = connection.reply(id)?;
         self.count_failure(id, reply.allowed(error.code()));
         reply.error(error.code(), error.text());
