@@ -7,6 +7,7 @@ mod support;
 use std::fs;
 use std::process::Command;
 
+use nbd_testkit::LoopDevice;
 use nbd_testkit::process::Background;
 use nbd_testkit::raw::{Cmd, Mode};
 use nbd_testkit::scripted::{Export, Script, ScriptedServer};
@@ -53,6 +54,103 @@ fn an_interrupted_copy_goes_on_where_it_was() {
     copy(&[&ONE_BY_ONE[..], &[&uri, &whole]].concat());
     assert_same(&read(&to), &read(&whole));
     server.finish();
+}
+
+/// Before a copy to a block device goes on, so much of it is compared with the source, by a read each.
+const SAMPLES: usize = 16;
+
+#[test]
+fn an_interrupted_copy_onto_a_block_device_goes_on_where_it_was() {
+    if !LoopDevice::are_possible() {
+        return;
+    }
+    let folder = Folder::new();
+    let record = folder.text("record");
+    let device = LoopDevice::new(&vec![7; SIZE + STEP]);
+    let all = SIZE / STEP;
+    let server = ScriptedServer::unix([
+        reads(5).header(Cmd::READ),
+        reads(SAMPLES + 4).header(Cmd::READ),
+        reads(SAMPLES + all - 9).header(Cmd::DISC),
+        reads(all).header(Cmd::DISC),
+    ]);
+    let uri = server.endpoint().uri("");
+    let words = [&ONE_BY_ONE[..], &["--record", &record, &uri, &device.path]].concat();
+    for done in [5, 9] {
+        let said = refused(&words);
+        assert!(said.contains(&format!("at offset {}:", done * STEP)), "{said}");
+        let recorded = fs::read_to_string(&record).unwrap();
+        assert!(recorded.contains(&format!("\"copied\": {}", done * STEP)), "{recorded}");
+    }
+    copy(&words);
+    assert!(fs::metadata(&record).is_err(), "the copy is complete, which needs no record");
+    let whole = folder.text("whole");
+    copy(&[&ONE_BY_ONE[..], &[&uri, &whole]].concat());
+    let copied = read(&device.path);
+    assert_same(&copied[..SIZE], &read(&whole));
+    assert!(copied[SIZE..].iter().all(|byte| *byte == 7), "what the source does not have stays");
+    server.finish();
+}
+
+#[test]
+fn a_copy_goes_on_to_the_same_disk_under_another_name_and_to_no_other_disk() {
+    if !LoopDevice::are_possible() {
+        return;
+    }
+    let folder = Folder::new();
+    let (record, disk) = (folder.text("record"), folder.file("disk", &vec![7; SIZE]));
+    let server = ScriptedServer::unix([
+        reads(3).header(Cmd::READ),
+        reads(0).header(Cmd::DISC),
+        reads(SAMPLES).serve(),
+        reads(SAMPLES + SIZE / STEP - 3).header(Cmd::DISC),
+    ]);
+    let uri = server.endpoint().uri("");
+    let to = |device: &LoopDevice| {
+        try_copy(&[&ONE_BY_ONE[..], &["--record", &record, &uri, &device.path]].concat())
+    };
+    let refused = |device: &LoopDevice| {
+        let finished = to(device);
+        assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
+        finished.stderr
+    };
+    let device = LoopDevice::on(disk.as_ref());
+    refused(&device);
+    // Another disk of that size takes the number.
+    drop(device);
+    let other = LoopDevice::new(&vec![7; SIZE]);
+    let said = refused(&other);
+    assert!(said.contains("the destination") && said.contains("is not the one"), "{said}");
+    let device = LoopDevice::on(disk.as_ref());
+    // It was written to.
+    let copied = read(&device.path);
+    fs::write(&device.path, vec![0; STEP]).unwrap();
+    let said = refused(&device);
+    assert!(said.contains("was written to since") && said.contains(&record), "{said}");
+    fs::write(&device.path, &copied[..STEP]).unwrap();
+    to(&device).success();
+    assert!(fs::metadata(&record).is_err(), "the copy is complete");
+    server.finish();
+}
+
+#[test]
+fn the_record_of_a_file_is_beside_it_and_that_of_a_block_device_where_it_is_said() {
+    let folder = Folder::new();
+    let (from, to) = (folder.file("from", &noise(MIB)), folder.text("to"));
+    let record = folder.text("record");
+    let usage = |words: &[&str], wanted: &str| {
+        let finished = try_copy(words);
+        assert_eq!(finished.status.code(), Some(64), "{words:?}: {}", finished.stderr);
+        assert!(finished.stderr.contains(wanted), "{words:?}: {}", finished.stderr);
+    };
+    usage(&["--resume", "--record", &record, &from, &to], "is beside it");
+    assert!(fs::metadata(&to).is_err());
+    usage(&["--record", &record, &from, &to], "--resume");
+    if LoopDevice::are_possible() {
+        let device = LoopDevice::new(&vec![7; MIB]);
+        usage(&["--resume", &from, &device.path], "--record FILE");
+        assert!(read(&device.path).iter().all(|byte| *byte == 7), "it was not written to");
+    }
 }
 
 #[test]
