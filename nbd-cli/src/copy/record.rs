@@ -137,7 +137,8 @@ impl Record {
                     // A file's record is removed by a copy of anything else.
                     if !regular && !samples::agree(source, disk, &to.name, copied)? {
                         return Err(Failure::failed(format!(
-                            "cannot go on with the copy: {} and {} differ in what was copied according to {}: one of                              them was written to since; remove that file to begin anew",
+                            "cannot go on with the copy: {} and {} differ in what was copied according to {}: one of \
+                             them was written to since; remove that file to begin anew",
                             source.name,
                             to.name,
                             path.display()
