@@ -22,8 +22,12 @@ const ONE_BY_ONE: [&str; 7] =
 
 /// A connection that answers so many reads, and breaks at the next.
 fn reads(count: usize) -> Script {
+    reads_of(SIZE, count)
+}
+
+fn reads_of(size: usize, count: usize) -> Script {
     let mut export = Export::new(Mode::Extended);
-    export.size = SIZE as u64;
+    export.size = size as u64;
     let script = Script::new(export).enter();
     (0..count).fold(script, |script, _| script.request(Cmd::READ).obey())
 }
@@ -59,6 +63,12 @@ fn an_interrupted_copy_goes_on_where_it_was() {
 /// Before a copy to a block device goes on, so much of it is compared with the source, by a read each.
 const SAMPLES: usize = 16;
 
+/// The source of a copy to a block device, and the size of a request there.
+const SMALL: usize = MIB;
+const SMALL_STEP: usize = 64 << 10;
+const SMALL_ONE_BY_ONE: [&str; 7] =
+    ["--resume", "--synchronous", "--request-size", "64k", "-S", "0", "--no-extents"];
+
 #[test]
 fn an_interrupted_copy_onto_a_block_device_goes_on_where_it_was() {
     if !LoopDevice::are_possible() {
@@ -66,29 +76,29 @@ fn an_interrupted_copy_onto_a_block_device_goes_on_where_it_was() {
     }
     let folder = Folder::new();
     let record = folder.text("record");
-    let device = LoopDevice::new(&vec![7; SIZE + STEP]);
-    let all = SIZE / STEP;
+    let device = LoopDevice::new(&vec![7; SMALL + SMALL_STEP]);
+    let all = SMALL / SMALL_STEP;
     let server = ScriptedServer::unix([
-        reads(5).header(Cmd::READ),
-        reads(SAMPLES + 4).header(Cmd::READ),
-        reads(SAMPLES + all - 9).header(Cmd::DISC),
-        reads(all).header(Cmd::DISC),
+        reads_of(SMALL, 5).header(Cmd::READ),
+        reads_of(SMALL, SAMPLES + 4).header(Cmd::READ),
+        reads_of(SMALL, SAMPLES + all - 9).header(Cmd::DISC),
+        reads_of(SMALL, all).header(Cmd::DISC),
     ]);
     let uri = server.endpoint().uri("");
-    let words = [&ONE_BY_ONE[..], &["--record", &record, &uri, &device.path]].concat();
+    let words = [&SMALL_ONE_BY_ONE[..], &["--record", &record, &uri, &device.path]].concat();
     for done in [5, 9] {
         let said = refused(&words);
-        assert!(said.contains(&format!("at offset {}:", done * STEP)), "{said}");
+        assert!(said.contains(&format!("at offset {}:", done * SMALL_STEP)), "{said}");
         let recorded = fs::read_to_string(&record).unwrap();
-        assert!(recorded.contains(&format!("\"copied\": {}", done * STEP)), "{recorded}");
+        assert!(recorded.contains(&format!("\"copied\": {}", done * SMALL_STEP)), "{recorded}");
     }
     copy(&words);
     assert!(fs::metadata(&record).is_err(), "the copy is complete, which needs no record");
     let whole = folder.text("whole");
-    copy(&[&ONE_BY_ONE[..], &[&uri, &whole]].concat());
+    copy(&[&SMALL_ONE_BY_ONE[..], &[&uri, &whole]].concat());
     let copied = read(&device.path);
-    assert_same(&copied[..SIZE], &read(&whole));
-    assert!(copied[SIZE..].iter().all(|byte| *byte == 7), "what the source does not have stays");
+    assert_same(&copied[..SMALL], &read(&whole));
+    assert!(copied[SMALL..].iter().all(|byte| *byte == 7), "what the source does not have stays");
     server.finish();
 }
 
@@ -98,16 +108,16 @@ fn a_copy_goes_on_to_the_same_disk_under_another_name_and_to_no_other_disk() {
         return;
     }
     let folder = Folder::new();
-    let (record, disk) = (folder.text("record"), folder.file("disk", &vec![7; SIZE]));
+    let (record, disk) = (folder.text("record"), folder.file("disk", &vec![7; SMALL]));
     let server = ScriptedServer::unix([
-        reads(3).header(Cmd::READ),
-        reads(0).header(Cmd::DISC),
-        reads(SAMPLES).serve(),
-        reads(SAMPLES + SIZE / STEP - 3).header(Cmd::DISC),
+        reads_of(SMALL, 3).header(Cmd::READ),
+        reads_of(SMALL, 0).header(Cmd::DISC),
+        reads_of(SMALL, SAMPLES).serve(),
+        reads_of(SMALL, SAMPLES + SMALL / SMALL_STEP - 3).header(Cmd::DISC),
     ]);
     let uri = server.endpoint().uri("");
     let to = |device: &LoopDevice| {
-        try_copy(&[&ONE_BY_ONE[..], &["--record", &record, &uri, &device.path]].concat())
+        try_copy(&[&SMALL_ONE_BY_ONE[..], &["--record", &record, &uri, &device.path]].concat())
     };
     let refused = |device: &LoopDevice| {
         let finished = to(device);
@@ -118,16 +128,16 @@ fn a_copy_goes_on_to_the_same_disk_under_another_name_and_to_no_other_disk() {
     refused(&device);
     // Another disk of that size takes the number.
     drop(device);
-    let other = LoopDevice::new(&vec![7; SIZE]);
+    let other = LoopDevice::new(&vec![7; SMALL]);
     let said = refused(&other);
     assert!(said.contains("the destination") && said.contains("is not the one"), "{said}");
     let device = LoopDevice::on(disk.as_ref());
     // It was written to.
     let copied = read(&device.path);
-    fs::write(&device.path, vec![0; STEP]).unwrap();
+    fs::write(&device.path, vec![0; SMALL_STEP]).unwrap();
     let said = refused(&device);
     assert!(said.contains("was written to since") && said.contains(&record), "{said}");
-    fs::write(&device.path, &copied[..STEP]).unwrap();
+    fs::write(&device.path, &copied[..SMALL_STEP]).unwrap();
     to(&device).success();
     assert!(fs::metadata(&record).is_err(), "the copy is complete");
     server.finish();
