@@ -1,11 +1,14 @@
-//! `nbd copy`: from one disk to another, sparse ones as sparse ones, with many requests in flight.
+//! `nbd copy`: from one disk to another, sparse ones as sparse ones, with many requests in flight; and `nbd compare`, which
+//! reads both in the same way.
 
 mod activity;
 mod arguments;
+mod compare;
 mod disk;
 mod error;
 mod extents;
 mod feed;
+mod identity;
 #[cfg(test)]
 mod model;
 mod open;
@@ -14,11 +17,14 @@ mod progress;
 mod record;
 mod run;
 mod same;
+mod samples;
 mod sink;
+mod sysfs;
 mod team;
 mod verify;
 mod worker;
 mod zeroes;
 
 pub(crate) use arguments::Arguments;
+pub(crate) use compare::{Arguments as CompareArguments, run as compare};
 pub(crate) use run::run;

@@ -12,7 +12,9 @@ use nbd_blocking::client::{ClientConfig, Uri};
 use nbd_engine::export::is_device_path;
 
 use super::disk::{Disk, size_of};
+use super::extents::{Oracle, Status};
 use super::team::Maker;
+use super::worker::{Destination, Source};
 use crate::descriptor;
 use crate::exit::Failure;
 use crate::map::ALLOCATION;
@@ -56,6 +58,8 @@ pub(super) struct Wishes {
     pub(super) allocated: bool,
     /// What is written has to be read, too.
     pub(super) verify: bool,
+    /// What an earlier copy wrote to a block device has to be read.
+    pub(super) resume: bool,
     /// How long servers may take for an answer; zero for any time.
     pub(super) timeout: Duration,
     pub(super) retries: Retries,
@@ -131,7 +135,8 @@ impl Side {
                     let mut how = OpenOptions::new();
                     // A missing device must not become a file in the memory that /dev lies in.
                     let create = !is_device_path(path);
-                    how.write(true).create(create).truncate(false).read(wishes.verify);
+                    let reads = wishes.verify || wishes.resume && is_block_device(path);
+                    how.write(true).create(create).truncate(false).read(reads);
                     let file = open(path, &how, &name)?;
                     Kind::local(file, &name, wishes)?
                 }
@@ -194,6 +199,36 @@ impl Side {
         }
     }
 
+    /// Where a thread reads by a connection of its own; `None` where there can be no such thread.
+    pub(super) fn read_by(&self, client: Option<&Client>) -> Option<Source> {
+        match (&self.kind, client) {
+            (Kind::Server { .. }, Some(client)) => Some(Source::Server(client.clone())),
+            (Kind::Disk { disk, .. }, None) => Some(Source::Disk(disk.clone())),
+            _ => None,
+        }
+    }
+
+    /// The same of one that writes, or reads what was written.
+    pub(super) fn written_by(&self, client: Option<&Client>) -> Option<Destination> {
+        match (&self.kind, client) {
+            (Kind::Server { .. }, Some(client)) => Some(Destination::Server(client.clone())),
+            (Kind::Disk { disk, .. }, None) => Some(Destination::Disk(disk.clone())),
+            (Kind::Null, None) => Some(Destination::Nowhere),
+            _ => None,
+        }
+    }
+
+    /// Who knows where its zeroes are.
+    pub(super) fn oracle(&self) -> Oracle {
+        match &self.kind {
+            Kind::Server { client, .. } if client.export().has_context(ALLOCATION) => {
+                Oracle::Server(Box::new(Status::new(client, client.size())))
+            }
+            Kind::Disk { disk, .. } => Oracle::Disk(disk.clone()),
+            _ => Oracle::None,
+        }
+    }
+
     /// How to make further connections, if it is a server.
     pub(super) fn maker(&self) -> Option<Maker> {
         let Kind::Server { target, client, config } = &self.kind else { return None };
@@ -225,6 +260,10 @@ impl Kind {
 /// they are empty.
 fn has_bytes(file: &File) -> bool {
     matches!(file.read_at(&mut [0], 0), Ok(1))
+}
+
+fn is_block_device(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
 /// The path of a side that is a file or device; `None` for a server.

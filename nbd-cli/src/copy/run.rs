@@ -9,12 +9,12 @@ use nbd_blocking::Client;
 
 use super::arguments::Arguments;
 use super::disk::size_of;
-use super::extents::{Extents, Oracle, Status};
+use super::extents::{Extents, Oracle};
 use super::feed::Feed;
 use super::open::{Kind, Side, Wishes, cannot};
 use super::plan::{Cut, Plan};
 use super::progress::{Phase, Progress, Wanted};
-use super::record::{self, Record};
+use super::record::{self, Paths, Record};
 use super::sink::InOrder;
 use super::team::{Ends, Pair, Team};
 use super::verify::Verifier;
@@ -24,7 +24,7 @@ use crate::exit::Failure;
 use crate::{log, stderr, target, waiting};
 
 /// As many connections as are worth while with most servers.
-const CONNECTIONS: usize = 4;
+pub(super) const CONNECTIONS: usize = 4;
 
 /// The longest run of zeroes that is asked for at once: more would hold up the progress bar.
 const ZEROES: u64 = 128 << 20;
@@ -46,6 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         extents: !arguments.no_extents,
         allocated: arguments.allocated,
         verify: arguments.verify,
+        resume: arguments.resume,
         timeout: arguments.timeout,
         retries: arguments.retries.clone(),
         tls: arguments.tls.clone(),
@@ -59,8 +60,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.tls.check_used(&uris)?;
     let mut copy = Copy::prepare(arguments, progress, source, destination)?;
     if arguments.resume {
-        let path = record_path.unwrap_or_default();
-        let record = Arc::new(Record::resume(path, &copy.source, &copy.destination)?);
+        let paths = Paths { beside: record_path, wanted: arguments.record.clone() };
+        let record = Arc::new(Record::resume(paths, &copy.source, &copy.destination)?);
         record_when_signalled(&record)?;
         copy.record = Some(record);
     } else if let Some(path) = record_path.filter(|_| copy.destination.is_regular()) {
@@ -319,16 +320,7 @@ impl<'a> Copy<'a> {
     }
 
     fn oracle(&self) -> Oracle {
-        if self.arguments.no_extents {
-            return Oracle::None;
-        }
-        match &self.source.kind {
-            Kind::Server { client, .. } if client.export().has_context(crate::map::ALLOCATION) => {
-                Oracle::Server(Box::new(Status::new(client, client.size())))
-            }
-            Kind::Disk { disk, .. } => Oracle::Disk(disk.clone()),
-            _ => Oracle::None,
-        }
+        if self.arguments.no_extents { Oracle::None } else { self.source.oracle() }
     }
 
     /// The two ends of the first thread.
@@ -353,18 +345,8 @@ impl<'a> Copy<'a> {
 
     /// The two ends of a further thread; `None` where there can be no such thread.
     fn further_ends(&self, pair: &Pair) -> Option<Ends> {
-        let source = match (&self.source.kind, &pair.source) {
-            (Kind::Server { .. }, Some(client)) => Source::Server(client.clone()),
-            (Kind::Disk { disk, .. }, None) => Source::Disk(disk.clone()),
-            _ => return None,
-        };
-        let destination = match (&self.destination.kind, &pair.destination) {
-            (Kind::Server { .. }, Some(client)) => Destination::Server(client.clone()),
-            (Kind::Disk { disk, .. }, None) => Destination::Disk(disk.clone()),
-            (Kind::Null, None) => Destination::Nowhere,
-            _ => return None,
-        };
-        Some((source, destination))
+        let source = self.source.read_by(pair.source.as_ref())?;
+        Some((source, self.destination.written_by(pair.destination.as_ref())?))
     }
 
     /// Sees to it that what was written stays, and that it is the destination that answers when it is read back.
