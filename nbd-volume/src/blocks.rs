@@ -56,7 +56,8 @@ impl Shared {
 
     /// Whether the part is all of the block that lies inside of the volume.
     fn is_whole(&self, part: &Part) -> bool {
-        let inside = (self.size() - part.index * self.block_size()).min(self.block_size());
+        let inside = self.size().saturating_sub(part.index * self.block_size());
+        let inside = inside.min(self.block_size());
         part.bytes.start == 0 && part.bytes.end as u64 >= inside
     }
 
@@ -150,9 +151,8 @@ impl Shared {
         let mut changes = Changes::new(&self, kept);
         for index in blocks {
             let part = self.part(index, &bytes);
-            let start = usize::try_from(
-                (index * self.block_size()).saturating_sub(offset),
-            ).unwrap_or(0);
+            let start =
+                usize::try_from((index * self.block_size()).saturating_sub(offset)).unwrap_or(0);
             let new = data.slice(start..start + part.bytes.len());
             changes.set(index, self.merged(&part, new).await?).await?;
         }
@@ -272,13 +272,9 @@ impl Shared {
         let end = i64::MAX as u64;
         let mut next = offset;
         while next < end {
-            next += self.zero_beyond_some(&(next..end)).await?;
+            next += self.zero_locked(&(next..end)).await?;
         }
         Ok(())
-    }
-
-    async fn zero_beyond_some(self: &Arc<Self>, bytes: &Range<u64>) -> Result<u64> {
-        self.zero_locked(bytes).await
     }
 
     /// Reports runs to a visitor, from which the engine takes what it needs.

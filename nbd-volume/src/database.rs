@@ -2,7 +2,7 @@
 
 use core::ops::RangeInclusive;
 use core::time::Duration;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use slatedb::admin::Admin;
@@ -10,17 +10,14 @@ use slatedb::config::{DbReaderOptions, ReadOptions, ScanOptions, Settings};
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
 use slatedb::db_cache::{DbCache, SplitCache};
 use slatedb::{Db, DbIterator, DbReader, DbReaderMode, SstBlockSize};
+use slatedb_common::clock::{DefaultSystemClock, SystemClock};
 
-use crate::layout::{block_key, block_index};
+use crate::layout::{block_index, block_key};
 use crate::{Location, Options};
 
 /// How often SlateDB looks for what its compactor has done. [`Lease`](crate::lease::Lease) looks more often, and that
 /// counts for SlateDB as well.
 const MANIFEST_POLL: Duration = Duration::from_secs(30);
-
-/// How many uploads of the write-ahead log there are at most before a table is made of them: what has to be read when a volume
-/// is opened after a crash.
-const MAX_LOG_UPLOADS: u64 = 512;
 
 /// Bytes that the tables are read in. Larger than a block of the volume, as each such part has an entry in an index that is kept
 /// in memory, and a request to a distant store takes as long for 4 KiB.
@@ -40,12 +37,12 @@ pub(crate) async fn open(location: &Location, options: &Options) -> Result<Db, s
         manifest_poll_interval: MANIFEST_POLL,
         max_unflushed_bytes: options.unflushed(),
         l0_sst_size_bytes: options.unflushed() / 4,
-        max_wal_flushes_before_l0_flush: MAX_LOG_UPLOADS,
         ..Settings::default()
     };
     let builder = Db::builder(location.prefix().clone(), location.store())
         .with_settings(settings)
         .with_sst_block_size(PART)
+        .with_system_clock(clock())
         .with_db_cache(cache(options), 0);
     builder.build().await
 }
@@ -59,13 +56,22 @@ pub(crate) async fn read(
     let builder = DbReader::builder(location.prefix().clone(), location.store())
         .with_reader_mode(mode)
         .with_options(DbReaderOptions::default())
+        .with_system_clock(clock())
         .with_db_cache(cache(options), 0);
     builder.build().await
 }
 
 /// What can be done with a database without opening it.
 pub(crate) fn admin(location: &Location) -> Admin {
-    Admin::builder(location.prefix().clone(), location.store()).build()
+    Admin::builder(location.prefix().clone(), location.store()).with_system_clock(clock()).build()
+}
+
+/// The time of day as it was when this process first asked, and steadily on from there: SlateDB refuses to write when its clock was
+/// set back.
+pub(crate) fn clock() -> Arc<dyn SystemClock> {
+    static CLOCK: OnceLock<Arc<DefaultSystemClock>> = OnceLock::new();
+    let clock = CLOCK.get_or_init(|| Arc::new(DefaultSystemClock::new()));
+    Arc::clone(clock) as Arc<dyn SystemClock>
 }
 
 /// A cache for parts of tables, and one for their indexes and filters, which would be driven out by the former.
@@ -75,7 +81,8 @@ fn cache(options: &Options) -> Arc<dyn DbCache> {
         Some(Arc::new(MokaCache::new_with_opts(options)) as Arc<dyn DbCache>)
     };
     let bytes = options.object_cache;
-    let cache = SplitCache::new().with_block_cache(half(bytes / 2)).with_meta_cache(half(bytes / 2));
+    let cache =
+        SplitCache::new().with_block_cache(half(bytes / 2)).with_meta_cache(half(bytes / 2));
     Arc::new(cache.build())
 }
 

@@ -15,14 +15,18 @@ pub enum Error {
     Invalid(String),
 
     /// There is no volume.
-    #[error("there is no volume at {url}: nbd volume list shows which there are, nbd volume create makes one")]
+    #[error(
+        "there is no volume at {url}: nbd volume list shows which there are, nbd volume create makes one"
+    )]
     NotFound {
         /// Where it was looked for.
         url: String,
     },
 
     /// There is a volume already, or something else.
-    #[error("there is a volume at {url} already: choose another URL, or delete it with nbd volume delete")]
+    #[error(
+        "there is a volume at {url} already: choose another URL, or delete it with nbd volume delete"
+    )]
     Exists {
         /// Where.
         url: String,

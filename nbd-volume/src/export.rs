@@ -4,11 +4,11 @@ use core::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nbd_engine::proto::BlockSize;
 use nbd_engine::export::{
     Allocation, AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanResize, AsyncCanTrim,
     AsyncCanWrite, AsyncCanWriteZeroes, AsyncExport, Body, ExportError, Result, Visitor, ZeroMode,
 };
+use nbd_engine::proto::BlockSize;
 
 use crate::Volume;
 use crate::blocks::Run;

@@ -87,8 +87,8 @@ impl Lease {
         if let Some(lost) = self.lost.get() {
             return Some(Err(lost));
         }
-        let end = Duration::from_millis(self.renewed.load(Ordering::Acquire))
-            .saturating_add(self.length);
+        let end =
+            Duration::from_millis(self.renewed.load(Ordering::Acquire)).saturating_add(self.length);
         (now() < end).then_some(Ok(()))
     }
 

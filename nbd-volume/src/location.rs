@@ -72,7 +72,9 @@ impl Location {
             return Err(wrong("has a user or a password in it, which belong in the environment"));
         }
         if rest.contains(['?', '#']) {
-            return Err(wrong("has a query; what the store needs to know belongs in the environment"));
+            return Err(wrong(
+                "has a query; what the store needs to know belongs in the environment",
+            ));
         }
         let prefix = Path::from_url_path(path)
             .map_err(|error| wrong(&format!("has a path that stores do not take ({error})")))?;
@@ -168,9 +170,9 @@ impl Location {
 
     /// The location below this one that has that path in the store.
     pub(crate) fn at(&self, path: &Path) -> Self {
-        let below = path.prefix_match(&self.prefix).map(|parts| {
-            parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/")
-        });
+        let below = path
+            .prefix_match(&self.prefix)
+            .map(|parts| parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"));
         let url = match below.as_deref() {
             None | Some("") => self.url.clone(),
             Some(below) => format!("{}/{below}", self.url),
@@ -182,11 +184,7 @@ impl Location {
 /// How often a request is repeated before its failure is known here. SlateDB goes on repeating, and what it repeats is what the
 /// error of a request that waited in vain names.
 fn retries() -> RetryConfig {
-    RetryConfig {
-        max_retries: 2,
-        retry_timeout: Duration::from_secs(20),
-        ..RetryConfig::default()
-    }
+    RetryConfig { max_retries: 2, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() }
 }
 
 /// HTTP as we want it: a request that hangs is given up, and there is no plain HTTP unless the environment asks for it.
@@ -253,9 +251,24 @@ mod tests {
     #[test]
     fn what_is_no_location_is_refused_with_what_to_give() {
         for url in [
-            "", "disk.img", "file:", "file://", "file:///", "file://host/dir", "ftp://host/dir", "nbd://host/x",
-            "s3://", "s3://bucket", "s3://bucket/", "s3:///prefix", "gs://bucket", "s3://bucket/a?key=secret",
-            "s3://user:secret@bucket/a", "file:///a/../b", "memory:", "memory:1G",
+            "",
+            "disk.img",
+            "file:",
+            "file://",
+            "file:///",
+            "file://host/dir",
+            "ftp://host/dir",
+            "nbd://host/x",
+            "s3://",
+            "s3://bucket",
+            "s3://bucket/",
+            "s3:///prefix",
+            "gs://bucket",
+            "s3://bucket/a?key=secret",
+            "s3://user:secret@bucket/a",
+            "file:///a/../b",
+            "memory:",
+            "memory:1G",
         ] {
             let error = Location::parse(url).unwrap_err().to_string();
             assert!(!error.contains("secret"), "{error}");

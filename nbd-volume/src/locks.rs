@@ -39,8 +39,7 @@ pub(crate) enum Mode {
 
 impl Request {
     fn conflicts(&self, other: &Self) -> bool {
-        let overlap =
-            self.blocks.start < other.blocks.end && other.blocks.start < self.blocks.end;
+        let overlap = self.blocks.start < other.blocks.end && other.blocks.start < self.blocks.end;
         overlap && (self.mode == Mode::Exclusive || other.mode == Mode::Exclusive)
     }
 }

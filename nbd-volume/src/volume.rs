@@ -20,7 +20,8 @@ use crate::cache::BlockCache;
 use crate::database::{self, Database};
 use crate::error::chain;
 use crate::layout::{
-    DESCRIPTOR, Descriptor, FORMAT, FormatOnly, SIZE_KEY, Size, WRITER_KEY, WriterRecord, is_block_size,
+    DESCRIPTOR, Descriptor, FORMAT, FormatOnly, SIZE_KEY, Size, WRITER_KEY, WriterRecord,
+    is_block_size,
 };
 use crate::lease::{Lease, Lost};
 use crate::locks::RangeLocks;
@@ -81,7 +82,8 @@ impl Volume {
     pub async fn open(location: &Location, options: &Options) -> Result<Self, Error> {
         let descriptor = descriptor(location, options.patience).await?;
         check_conditional_writes(location, &descriptor, options.patience).await?;
-        let db = within(location, "open", options.patience, database::open(location, options)).await?;
+        let db =
+            within(location, "open", options.patience, database::open(location, options)).await?;
         let database = Database::Writer(db.clone());
         let size = size(location, &database, options.patience).await?;
         let volume = Self::new(location, options, descriptor, database, size);
@@ -224,7 +226,8 @@ impl Volume {
             return Err(Error::Invalid("a snapshot can't be made of a snapshot".to_owned()));
         };
         crate::manage::check_new_snapshot(location, name, shared.patience).await?;
-        let options = CheckpointOptions { name: Some(name.to_owned()), ..CheckpointOptions::default() };
+        let options =
+            CheckpointOptions { name: Some(name.to_owned()), ..CheckpointOptions::default() };
         let made = db.create_checkpoint(CheckpointScope::All, &options);
         within(location, "make a snapshot of", shared.patience, made).await.map(drop)
     }
@@ -261,7 +264,8 @@ impl Shared {
     pub(crate) async fn upload(&self) -> Result<(), slatedb::Error> {
         let Database::Writer(db) = &self.database else { return Ok(()) };
         let wanted = self.written.load(Ordering::Acquire);
-        let is_durable = || self.durable.load(Ordering::Acquire).max(db.status().durable_seq) >= wanted;
+        let is_durable =
+            || self.durable.load(Ordering::Acquire).max(db.status().durable_seq) >= wanted;
         if is_durable() {
             return Ok(());
         }
@@ -290,7 +294,9 @@ impl Shared {
         };
         match waited.await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => Err(ExportError::io(format!("the request was not carried out: {error}"))),
+            Ok(Err(error)) => {
+                Err(ExportError::io(format!("the request was not carried out: {error}")))
+            }
             Err(_) => Err(self.gave_up()),
         }
     }
@@ -352,7 +358,9 @@ impl Shared {
         let (volume, patience) = (&self.location, self.patience);
         let reason = self.location.watched().failure();
         let reason = reason.as_deref().unwrap_or("it does not answer, or is too slow");
-        ExportError::io(format!("gave up after {patience:?} waiting for the store of {volume}: {reason}"))
+        ExportError::io(format!(
+            "gave up after {patience:?} waiting for the store of {volume}: {reason}"
+        ))
     }
 
     /// An error of SlateDB's as clients get it.
@@ -395,7 +403,9 @@ async fn watch(shared: std::sync::Weak<Shared>, db: Db, interval: Duration) {
             (Some(CloseReason::Fenced), _) => Some(Lost::Fenced),
             (Some(CloseReason::Clean), _) => Some(Lost::Closed),
             (Some(_), refreshed) => Some(Lost::Failed(
-                refreshed.err().map_or_else(|| "a task of SlateDB's panicked".to_owned(), |e| chain(&e)),
+                refreshed
+                    .err()
+                    .map_or_else(|| "a task of SlateDB's panicked".to_owned(), |e| chain(&e)),
             )),
             (None, Ok(())) => {
                 volume.lease.renew(look);
@@ -447,19 +457,19 @@ pub(crate) fn too_late(location: &Location, doing: &'static str, patience: Durat
 }
 
 /// What the volume is.
-pub(crate) async fn descriptor(location: &Location, patience: Duration) -> Result<Descriptor, Error> {
+pub(crate) async fn descriptor(
+    location: &Location,
+    patience: Duration,
+) -> Result<Descriptor, Error> {
     let url = location.url();
     let damaged = |what: String| Error::Damaged { url: url.to_owned(), what };
     let (store, path) = (location.store(), location.object(DESCRIPTOR));
-    let reading = async {
-        match store.get(&path).await {
-            Ok(found) => found.bytes().await.map(Some),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    };
-    let read = timeout(patience, reading).await.map_err(|_| too_late(location, "open", patience))?;
-    let read = read.map_err(|error| Error::store(url, "open", &error))?;
+    let read = patiently(location, "open", patience, async || match store.get(&path).await {
+        Ok(found) => found.bytes().await.map(Some),
+        Err(object_store::Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    })
+    .await?;
     let bytes = read.ok_or_else(|| Error::NotFound { url: url.to_owned() })?;
     let format: FormatOnly = serde_json::from_slice(&bytes)
         .map_err(|error| damaged(format!("{DESCRIPTOR} is not understood: {error}")))?;
@@ -497,18 +507,62 @@ pub(crate) async fn store_descriptor(
 ) -> Result<(), Error> {
     let (store, path) = (location.store(), location.object(DESCRIPTOR));
     let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-    let putting = store.put_opts(&path, encoded(descriptor).into(), options);
+    let bytes = encoded(descriptor);
     let url = || location.url().to_owned();
-    match timeout(patience, putting).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(
-            object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. },
-        )) => Err(Error::Exists { url: url() }),
-        Ok(Err(
-            object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. },
-        )) => Err(Error::Unconditional { url: url() }),
-        Ok(Err(error)) => Err(Error::store(location.url(), "write to", &error)),
-        Err(_) => Err(too_late(location, "write to", patience)),
+    patiently(location, "write to", patience, async || {
+        match store.put_opts(&path, bytes.clone().into(), options.clone()).await {
+            Ok(_) => Ok(Ok(())),
+            Err(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            ) => Ok(Err(Error::Exists { url: url() })),
+            Err(
+                object_store::Error::NotImplemented { .. }
+                | object_store::Error::NotSupported { .. },
+            ) => Ok(Err(Error::Unconditional { url: url() })),
+            Err(error) => Err(error),
+        }
+    })
+    .await?
+}
+
+/// Repeats a request to the store until it succeeds, for so long at most. What would fail again in the same way is not repeated.
+pub(crate) async fn patiently<T>(
+    location: &Location,
+    doing: &'static str,
+    patience: Duration,
+    mut request: impl AsyncFnMut() -> object_store::Result<T>,
+) -> Result<T, Error> {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(2);
+    let repeating = async {
+        let mut pause = FIRST;
+        loop {
+            let error = match request().await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            use object_store::Error as Kind;
+            if let Kind::NotFound { .. }
+            | Kind::AlreadyExists { .. }
+            | Kind::Precondition { .. }
+            | Kind::InvalidPath { .. }
+            | Kind::NotSupported { .. }
+            | Kind::NotImplemented { .. }
+            | Kind::PermissionDenied { .. }
+            | Kind::Unauthenticated { .. }
+            | Kind::UnknownConfigurationKey { .. } = error
+            {
+                return Err(Error::store(location.url(), doing, &error));
+            }
+            tracing::info!(volume = %location, %error, "cannot {doing} the volume, trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST);
+        }
+    };
+    match timeout(patience, repeating).await {
+        Ok(result) => result,
+        Err(_) => Err(too_late(location, doing, patience)),
     }
 }
 
@@ -521,7 +575,8 @@ pub(crate) async fn size(
     let url = location.url();
     let value = within(location, "open", patience, database.get(SIZE_KEY)).await?;
     let damaged = |what: String| Error::Damaged { url: url.to_owned(), what };
-    let value = value.ok_or_else(|| damaged("it has no size; was nbd volume create interrupted?".into()))?;
+    let value = value
+        .ok_or_else(|| damaged("it has no size; was nbd volume create interrupted?".into()))?;
     let Size { size } = serde_json::from_slice(&value)
         .map_err(|error| damaged(format!("its size is not understood: {error}")))?;
     if i64::try_from(size).is_err() || size == 0 {

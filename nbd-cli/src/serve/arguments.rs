@@ -200,9 +200,12 @@ pub(crate) struct Arguments {
     pub(crate) verbose: u8,
 
     /// What to serve: PATH or file:PATH for a file or block device, memory:SIZE for a disk in memory (512, 4k, 1M, 10G,
-    /// 1T). With NAME= in front it is exported under that name; clients that give no name get the first
+    /// 1T), volume:URL[@SNAPSHOT] for a volume on object storage. With NAME= in front it is exported under that name; clients
+    /// that give no name get the first
     ///
-    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file: or memory:. A file whose
+    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file:, memory: or volume:. A volume is
+    /// there if this program was built with the feature volume, and is served by one server at a time: the last one takes it over.
+    /// A file whose
     /// name has a = in it is ./a=b.img, or disk=a=b.img.
     #[arg(value_name = "[NAME=]BACKEND", default_value = "memory:1G")]
     pub(crate) backends: Vec<OsString>,

@@ -14,6 +14,7 @@ use rustix::fs::{Access, access};
 
 use super::config::{Backend, Config, Export, Size};
 use super::layers::{Base, Layer, has_overlay, put_around};
+use super::volumes;
 use crate::exit::Failure;
 use crate::output::{quoted, shell_path};
 
@@ -36,8 +37,11 @@ fn inspect_one<'a>(
     let mut for_reading = export.clone();
     // Files that layers write are not made.
     for_reading.layers.retain_mut(|layer| Layer::path_mut(layer).is_none());
-    let Backend::File(path) = export.backend().map_err(Failure::Usage)? else {
-        return open(&for_reading, config).map(drop);
+    let path = match export.backend().map_err(Failure::Usage)? {
+        Backend::File(path) => path,
+        Backend::Memory(_) => return open(&for_reading, config).map(drop),
+        // Opening it would take it over.
+        Backend::Volume(url) => return volumes::inspect(url),
     };
     for_reading.read_only = true;
     open(&for_reading, config)?;
@@ -137,9 +141,13 @@ impl<'a> Files<'a> {
     }
 }
 
-/// Opens an export, with the layers around it.
-pub(super) fn open(export: &Export, config: &Config) -> Result<Layers, Failure> {
+/// Opens an export, with the layers around it. A volume is taken over from another server that has it open.
+pub(super) fn open(export: &Export, config: &Config) -> Result<Disk, Failure> {
     match export.backend().map_err(Failure::Usage)? {
+        Backend::Volume(url) => {
+            let (export, volume) = volumes::open(url, export.read_only)?;
+            Ok(Disk { export, tracker: None, volume: Some(volume) })
+        }
         Backend::Memory(size) => {
             let memory = Memory::new(size).map_err(|error| Failure::usage(error.to_string()))?;
             match export.read_only {
@@ -165,8 +173,21 @@ fn cannot_open(error: &OpenError) -> Failure {
     Failure::failed(format!("{error}{remedy}"))
 }
 
-/// An export with the layers around it, and that which records changes.
-pub(super) type Layers = (AnyExport, Option<Arc<Tracker>>);
+/// What clients get, and what is kept of it besides.
+pub(super) struct Disk {
+    /// The disk with the layers around it.
+    pub(super) export: AnyExport,
+    /// What records changes.
+    pub(super) tracker: Option<Arc<Tracker>>,
+    /// What has to be closed at the end.
+    pub(super) volume: Option<volumes::Open>,
+}
+
+impl Disk {
+    const fn new(export: AnyExport, tracker: Option<Arc<Tracker>>) -> Self {
+        Self { export, tracker, volume: None }
+    }
+}
 
 /// The disk with the layers around it that its configuration asks for.
 fn wrapped(
@@ -174,11 +195,11 @@ fn wrapped(
     base: Base,
     export: &Export,
     config: &Config,
-) -> Result<Layers, Failure> {
+) -> Result<Disk, Failure> {
     let tracked = config.is_tracked(export);
     let plain = export.layers.is_empty() && export.block_size.is_none();
     if !tracked && !export.allocation_depth && plain {
-        return Ok((AnyExport::new(disk), None));
+        return Ok(Disk::new(AnyExport::new(disk), None));
     }
     let mut disk = put_around(Box::new(disk), &export.layers, base)?;
     if export.read_only {
@@ -199,7 +220,7 @@ fn wrapped(
         tracker = Some(Arc::clone(layer.tracker()));
         disk = Box::new(layer);
     }
-    Ok((AnyExport::new(disk), tracker))
+    Ok(Disk::new(AnyExport::new(disk), tracker))
 }
 
 /// Says so when the end of a disk can't be reached in whole blocks, and refuses one of which nothing is left.
@@ -212,6 +233,7 @@ fn check_tail<E: export::Export>(
     let word = match export.backend() {
         Ok(Backend::File(path)) => path.display().to_string(),
         Ok(Backend::Memory(size)) => format!("memory:{}", Size(size)),
+        Ok(Backend::Volume(url)) => format!("volume:{url}"),
         Err(text) => return Err(Failure::Usage(text)),
     };
     let (cut, block) = (layer.cut_off(), layer.block_size().minimum());

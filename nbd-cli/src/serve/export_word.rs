@@ -33,7 +33,7 @@ pub(crate) fn export_of(word: &OsStr) -> Result<Export, Failure> {
 /// `NAME=` in front of a backend. What is clearly a backend by itself has no name, so that paths may hold a `=`.
 fn split_name(word: &OsStr) -> (Option<&OsStr>, &OsStr) {
     let bytes = word.as_bytes();
-    let is_backend = ["file:", "memory:", "/", "./", "../"]
+    let is_backend = ["file:", "memory:", "volume:", "/", "./", "../"]
         .iter()
         .any(|start| bytes.starts_with(start.as_bytes()));
     match bytes.iter().position(|byte| *byte == b'=') {
@@ -54,10 +54,13 @@ fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
             .map(Backend::Memory)
             .map_err(Failure::Usage);
     }
+    if let Some(url) = strip(word, "volume:") {
+        return url.to_str().map(Backend::Volume).ok_or_else(|| not_utf8(url));
+    }
     let path = strip(word, "file:").unwrap_or(word);
     if path.is_empty() {
         return Err(Failure::usage(format!(
-            "{} names nothing to serve: give a path, file:PATH or memory:SIZE",
+            "{} names nothing to serve: give a path, file:PATH, memory:SIZE or volume:URL",
             quoted(word)
         )));
     }
@@ -73,8 +76,14 @@ fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
             )));
         }
         if let Some((kind, _)) = text.split_once(':').filter(|(kind, _)| !kind.contains('/')) {
+            if matches!(kind, "s3" | "gs" | "az") {
+                return Err(Failure::usage(format!(
+                    "there is no file '{text}': for a volume give volume:{text}"
+                )));
+            }
             return Err(Failure::usage(format!(
-                "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH or memory:SIZE"
+                "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH, memory:SIZE or \
+                 volume:URL"
             )));
         }
     }
@@ -95,6 +104,7 @@ mod tests {
         assert_eq!(split("a=memory:1G"), (Some("a"), "memory:1G"));
         assert_eq!(split("=disk.img"), (Some(""), "disk.img"));
         assert_eq!(split("memory:1G"), (None, "memory:1G"));
+        assert_eq!(split("volume:s3://b/a=b"), (None, "volume:s3://b/a=b"));
         assert_eq!(split("./a=b.img"), (None, "./a=b.img"));
         assert_eq!(split("file:a=b.img"), (None, "file:a=b.img"));
         assert_eq!(split("disk.img"), (None, "disk.img"));
@@ -107,6 +117,8 @@ mod tests {
         }
         assert_eq!(parse("memory:4k").unwrap(), Backend::Memory(4096));
         assert_eq!(parse("file:memory:4k").unwrap(), Backend::File(Path::new("memory:4k")));
+        assert_eq!(parse("volume:s3://b/v@x").unwrap(), Backend::Volume("s3://b/v@x"));
+        assert!(parse("s3://b/v").unwrap_err().text().contains("volume:s3://b/v"));
         assert_eq!(parse("x.img").unwrap(), Backend::File(Path::new("x.img")));
         for text in ["memory:", "memory:big", "file:", "", "memory", "10G", "null:", "nbd://a/b"] {
             assert!(matches!(parse(text), Err(Failure::Usage(_))), "{text}");

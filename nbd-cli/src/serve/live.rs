@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::backend::{self, Files};
 use super::config::{Config, Export};
 use super::control::Bitmaps;
+use super::volumes;
 use crate::exit::Failure;
 
 /// What is served at the moment. Clones are the same.
@@ -43,6 +44,8 @@ struct Opened {
     tracker: Option<Arc<Tracker>>,
     /// Disconnects the clients.
     withdrawal: Withdrawal,
+    /// The volume, if it is one.
+    volume: Option<volumes::Open>,
 }
 
 /// What a change did, for the log.
@@ -88,6 +91,18 @@ impl Live {
         let live = Self(Arc::new(shared));
         live.prepare(config)?.commit();
         Ok(live)
+    }
+
+    /// Closes the volumes, so that what clients wrote is in the store, and the next server need not wait. To be called when
+    /// no client is left.
+    ///
+    /// # Errors
+    /// When a store does not take what was not flushed.
+    pub(super) fn close_volumes(&self) -> Result<(), Failure> {
+        let disks = self.0.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        let volumes = disks.iter().filter_map(|disk| disk.opened.volume.as_ref());
+        let closed: Vec<_> = volumes.map(volumes::Open::close).collect();
+        closed.into_iter().collect()
     }
 
     /// The bitmaps of all exports.
@@ -188,11 +203,14 @@ impl Changes {
 
 impl Disk {
     fn open(export: &Export, config: &Config) -> Result<Arc<Self>, Failure> {
-        let (handle, tracker) = backend::open(export, config)?;
+        let backend::Disk { export: handle, tracker, volume } = backend::open(export, config)?;
         let withdrawal = Withdrawal::new();
+        if let Some(volume) = &volume {
+            volume.withdraw_when_lost(&withdrawal);
+        }
         let entry = backend::entry(export, handle)?.with_withdrawal(&withdrawal);
         let tracked = config.is_tracked(export);
-        let opened = Arc::new(Opened { tracked, tracker, withdrawal });
+        let opened = Arc::new(Opened { tracked, tracker, withdrawal, volume });
         Ok(Arc::new(Self { export: export.clone(), entry, opened }))
     }
 

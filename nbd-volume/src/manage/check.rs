@@ -46,12 +46,15 @@ pub async fn check(
 ) -> Result<Report, Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
     let mode = match snapshot {
-        Some(name) => DbReaderMode::Checkpoint(super::find_snapshot(location, name, PATIENCE).await?.id),
+        Some(name) => {
+            DbReaderMode::Checkpoint(super::find_snapshot(location, name, PATIENCE).await?.id)
+        }
         // Protects what is read from being collected meanwhile.
         None => DbReaderMode::ManagedCheckpoint,
     };
     let options = Options { object_cache: 32 << 20, ..Options::default() };
-    let reader = within(location, "read", PATIENCE, database::read(location, mode, &options)).await?;
+    let reader =
+        within(location, "read", PATIENCE, database::read(location, mode, &options)).await?;
     let database = Database::Reader(reader.into());
     let size = size(location, &database, PATIENCE).await?;
     let block_size = u64::from(descriptor.block_size);

@@ -44,7 +44,9 @@ impl NewVolume {
             ));
         }
         if i64::try_from(*size).is_err() {
-            return Err(Error::Invalid(format!("{size} bytes are more than a disk can have, 2^63 - 1")));
+            return Err(Error::Invalid(format!(
+                "{size} bytes are more than a disk can have, 2^63 - 1"
+            )));
         }
         if !is_block_size(*block_size) {
             return Err(Error::Invalid(format!(
@@ -63,12 +65,8 @@ impl NewVolume {
 /// not honour conditional writes.
 pub async fn create(location: &Location, volume: &NewVolume) -> Result<(), Error> {
     volume.check()?;
-    let descriptor = Descriptor {
-        format: FORMAT,
-        block_size: volume.block_size,
-        id: new_id()?,
-    };
-    store_descriptor(location, &descriptor, PATIENCE).await?;
+    let descriptor = Descriptor { format: FORMAT, block_size: volume.block_size, id: new_id()? };
+    store_new(location, &descriptor).await?;
     // A store that can't be relied on is found here rather than when there is data.
     match store_descriptor(location, &descriptor, PATIENCE).await {
         Err(Error::Exists { .. }) => (),
@@ -88,6 +86,18 @@ pub async fn create(location: &Location, volume: &NewVolume) -> Result<(), Error
         db.close().await
     };
     within(location, "make a volume at", PATIENCE, made).await
+}
+
+/// Stores what a new volume is.
+pub(super) async fn store_new(location: &Location, descriptor: &Descriptor) -> Result<(), Error> {
+    match store_descriptor(location, descriptor, PATIENCE).await {
+        // It may be this one, if the reply to the first attempt was lost.
+        Err(Error::Exists { url }) => match crate::volume::descriptor(location, PATIENCE).await {
+            Ok(there) if there.id == descriptor.id => Ok(()),
+            _ => Err(Error::Exists { url }),
+        },
+        result => result,
+    }
 }
 
 /// An identity that no other volume has.

@@ -77,9 +77,9 @@ pub async fn info(location: &Location) -> Result<Info, Error> {
     let mut snapshots: Vec<Snapshot> = named.collect();
     snapshots.sort_by_key(|snapshot| snapshot.created);
     let store = location.store();
-    let listing = store.list(Some(location.prefix())).try_fold((0, 0), async |(bytes, count), object| {
-        Ok((bytes + object.size, count + 1))
-    });
+    let listing = store
+        .list(Some(location.prefix()))
+        .try_fold((0, 0), async |(bytes, count), object| Ok((bytes + object.size, count + 1)));
     let listed = tokio::time::timeout(PATIENCE, listing);
     let listed = listed.await.map_err(|_| too_late(location, "list", PATIENCE))?;
     let (stored, objects) = listed.map_err(|error| Error::store(location.url(), "list", &error))?;
@@ -129,9 +129,8 @@ pub async fn list(location: &Location) -> Result<Vec<Location>, Error> {
         let listed = tokio::time::timeout(PATIENCE, listing);
         let listed = listed.await.map_err(|_| too_late(location, "list", PATIENCE))?;
         let listed = listed.map_err(|error| Error::store(location.url(), "list", &error))?;
-        let is_volume = |object: &object_store::ObjectMeta| {
-            object.location.filename() == Some(DESCRIPTOR)
-        };
+        let is_volume =
+            |object: &object_store::ObjectMeta| object.location.filename() == Some(DESCRIPTOR);
         match listed.objects.iter().any(is_volume) {
             // Volumes don't contain others.
             true => found.push(location.at(&folder)),

@@ -7,12 +7,11 @@
 use core::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::volume::encoded;
+use crate::volume::{encoded, patiently};
 use crate::{Error, Location, Volume};
 
 /// The request's name below the volume's prefix.
@@ -87,7 +86,7 @@ pub(super) async fn ask(location: &Location, request: Request, server: &str) -> 
         remedy: remedy.to_owned(),
     };
     let asking = async {
-        while !put_new(location, &path, encoded(&letter)).await? {
+        while !put_new(location, &path, &letter).await? {
             if let Some(other) = read(location, &path).await?
                 && since.saturating_sub(other.since) > STALE.as_secs()
             {
@@ -98,7 +97,9 @@ pub(super) async fn ask(location: &Location, request: Request, server: &str) -> 
         loop {
             tokio::time::sleep(LOOK).await;
             match read(location, &path).await? {
-                Some(Letter { id: this, answer: Some(answer), .. }) if this == id => break Ok(answer),
+                Some(Letter { id: this, answer: Some(answer), .. }) if this == id => {
+                    break Ok(answer);
+                }
                 Some(Letter { id: this, .. }) if this == id => (),
                 _ => break Err(busy("another request took the place of this one: try again")),
             }
@@ -116,7 +117,9 @@ pub(super) async fn ask(location: &Location, request: Request, server: &str) -> 
     remove(location, &path).await?;
     match answer {
         Answer::Done => Ok(()),
-        Answer::Failed(reason) => Err(Error::Invalid(format!("the server of {location} ({server}) says: {reason}"))),
+        Answer::Failed(reason) => {
+            Err(Error::Invalid(format!("the server of {location} ({server}) says: {reason}")))
+        }
     }
 }
 
@@ -124,7 +127,10 @@ pub(super) async fn ask(location: &Location, request: Request, server: &str) -> 
 pub(crate) async fn answer(volume: &Volume) {
     let location = volume.location();
     let path = location.object(REQUEST);
-    let Ok(Some(letter)) = read(location, &path).await else { return };
+    // Once only: it is looked for again soon, and this must not hold up the look at who writes.
+    let Ok(found) = location.store().get(&path).await else { return };
+    let Ok(bytes) = found.bytes().await else { return };
+    let Ok(letter) = serde_json::from_slice::<Letter>(&bytes) else { return };
     if letter.answer.is_some() {
         return;
     }
@@ -139,32 +145,44 @@ pub(crate) async fn answer(volume: &Volume) {
     }
 }
 
+/// How long the store may take for a step.
+const STEP: Duration = super::PATIENCE;
+
 /// The letter that lies there. One that is not understood is as none.
 async fn read(location: &Location, path: &Path) -> Result<Option<Letter>, Error> {
-    let failed = |error: object_store::Error| Error::store(location.url(), "read", &error);
-    let found = match location.store().get(path).await {
-        Ok(found) => found.bytes().await.map_err(failed)?,
-        Err(object_store::Error::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    Ok(serde_json::from_slice(&found).ok())
+    let store = location.store();
+    let found = patiently(location, "read", STEP, async || match store.get(path).await {
+        Ok(found) => found.bytes().await.map(Some),
+        Err(object_store::Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    });
+    Ok(found.await?.and_then(|found| serde_json::from_slice(&found).ok()))
 }
 
-/// Stores an object unless there is one; returns whether it did.
-async fn put_new(location: &Location, path: &Path, bytes: Bytes) -> Result<bool, Error> {
+/// Stores a letter unless there is one; returns whether it did.
+async fn put_new(location: &Location, path: &Path, letter: &Letter) -> Result<bool, Error> {
     let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-    match location.store().put_opts(path, bytes.into(), options).await {
-        Ok(_) => Ok(true),
-        Err(
-            object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. },
-        ) => Ok(false),
-        Err(error) => Err(Error::store(location.url(), "write to", &error)),
-    }
+    let (store, bytes) = (location.store(), encoded(letter));
+    let stored = patiently(location, "write to", STEP, async || {
+        match store.put_opts(path, bytes.clone().into(), options.clone()).await {
+            Ok(_) => Ok(true),
+            Err(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            ) => Ok(false),
+            Err(error) => Err(error),
+        }
+    });
+    // It may be this one, if the reply to the first attempt was lost.
+    Ok(stored.await? || read(location, path).await?.is_some_and(|there| there.id == letter.id))
 }
 
 async fn remove(location: &Location, path: &Path) -> Result<(), Error> {
-    match location.store().delete(path).await {
-        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(Error::store(location.url(), "delete from", &error)),
-    }
+    let store = location.store();
+    let removed =
+        patiently(location, "delete from", STEP, async || match store.delete(path).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(()),
+            result => result,
+        });
+    removed.await
 }

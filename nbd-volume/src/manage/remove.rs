@@ -5,7 +5,7 @@ use object_store::ObjectStoreExt;
 use super::{PATIENCE, info};
 use crate::database;
 use crate::layout::DESCRIPTOR;
-use crate::volume::{descriptor, within};
+use crate::volume::{descriptor, patiently, within};
 use crate::{Error, Location};
 
 /// Deletes a volume with all of its snapshots. Not cancel-safe, but it can be called again.
@@ -27,7 +27,8 @@ pub async fn delete(location: &Location) -> Result<(), Error> {
     let admin = database::admin(location);
     if let Ok(checkpoints) = admin.list_checkpoints(None).await {
         // Snapshots have names, and readers' checkpoints expire.
-        let of_clones = checkpoints.iter().filter(|one| one.name.is_none() && one.expire_time.is_none());
+        let of_clones =
+            checkpoints.iter().filter(|one| one.name.is_none() && one.expire_time.is_none());
         let count = of_clones.count();
         if count > 0 {
             return Err(Error::Busy {
@@ -39,10 +40,12 @@ pub async fn delete(location: &Location) -> Result<(), Error> {
     }
     // A volume whose creation was interrupted may have nothing of SlateDB's; then there is only the descriptor.
     within(location, "delete", PATIENCE * 10, admin.delete_db(true)).await?;
-    match location.store().delete(&location.object(DESCRIPTOR)).await {
-        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(Error::store(location.url(), "delete", &error)),
-    }
+    let (store, path) = (location.store(), location.object(DESCRIPTOR));
+    patiently(location, "delete", PATIENCE, async || match store.delete(&path).await {
+        Err(object_store::Error::NotFound { .. }) => Ok(()),
+        result => result,
+    })
+    .await
 }
 
 /// Deletes a snapshot. Servers that serve it fail once its data is collected. Not cancel-safe.

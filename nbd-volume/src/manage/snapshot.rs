@@ -2,14 +2,14 @@
 
 use core::time::Duration;
 
-use slatedb::CloneSourceSpec;
 use slatedb::Checkpoint;
+use slatedb::CloneSourceSpec;
 
 use super::mailbox::{self, Request};
 use super::{PATIENCE, info};
 use crate::database;
 use crate::layout::{Descriptor, FORMAT};
-use crate::volume::{descriptor, store_descriptor, within};
+use crate::volume::{descriptor, within};
 use crate::{Error, Location, Options, Volume};
 
 /// The snapshot of that name.
@@ -20,9 +20,10 @@ pub(crate) async fn find_snapshot(
 ) -> Result<Checkpoint, Error> {
     let admin = database::admin(location);
     let found = within(location, "read", patience, admin.list_checkpoints(Some(name))).await?;
-    found.into_iter().find(|one| one.name.as_deref() == Some(name)).ok_or_else(|| {
-        Error::NoSnapshot { url: location.url().to_owned(), name: name.to_owned() }
-    })
+    found
+        .into_iter()
+        .find(|one| one.name.as_deref() == Some(name))
+        .ok_or_else(|| Error::NoSnapshot { url: location.url().to_owned(), name: name.to_owned() })
 }
 
 /// Whether a snapshot may have that name.
@@ -31,7 +32,11 @@ pub(crate) async fn check_new_snapshot(
     name: &str,
     patience: Duration,
 ) -> Result<(), Error> {
-    if name.is_empty() || name.len() > 200 || name.contains(['@', '/']) || name.contains(char::is_control) {
+    if name.is_empty()
+        || name.len() > 200
+        || name.contains(['@', '/'])
+        || name.contains(char::is_control)
+    {
         return Err(Error::Invalid(format!(
             "'{}' can't be the name of a snapshot: give 1 to 200 bytes without '@', '/' and control characters",
             name.escape_debug()
@@ -121,9 +126,10 @@ async fn clone_snapshot(
     descriptor: Descriptor,
 ) -> Result<(), Error> {
     let checkpoint = find_snapshot(from, name, PATIENCE).await?;
-    store_descriptor(to, &descriptor, PATIENCE).await?;
+    super::create::store_new(to, &descriptor).await?;
     let admin = database::admin(to);
     let source = CloneSourceSpec::with_checkpoint(from.prefix().clone(), checkpoint.id);
-    let cloning = admin.create_clone_builder_from_source(source).build();
+    let cloning =
+        admin.create_clone_builder_from_source(source).with_system_clock(database::clock()).build();
     within(to, "make a clone at", PATIENCE, cloning).await
 }

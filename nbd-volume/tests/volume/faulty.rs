@@ -109,7 +109,12 @@ impl fmt::Display for Faulty {
 
 #[async_trait]
 impl ObjectStore for Faulty {
-    async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        path: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         self.before().await?;
         self.puts.fetch_add(1, Ordering::Relaxed);
         let result = self.inner.put_opts(path, payload, options).await;
@@ -138,7 +143,10 @@ impl ObjectStore for Faulty {
         self.after(result).await
     }
 
-    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         match self.cut.load(Ordering::Acquire) {
             true => futures_util::stream::pending().boxed(),
             false => self.inner.delete_stream(paths),

@@ -15,7 +15,8 @@ use nbd_volume::Options;
 
 /// Runs a test in virtual time, which passes as soon as everything waits.
 fn in_virtual_time<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     runtime.expect("a runtime").block_on(test)
 }
 

@@ -3,8 +3,8 @@
 use core::ops::{ControlFlow, Range};
 
 use nbd_engine::export::{
-    Allocation, AsyncCanExtents as _, AsyncCanFlush as _, AsyncCanResize as _, AsyncCanTrim as _, AsyncCanWrite as _,
-    AsyncCanWriteZeroes as _, AsyncExport as _, Body, Result, ZeroMode,
+    Allocation, AsyncCanExtents as _, AsyncCanFlush as _, AsyncCanResize as _, AsyncCanTrim as _,
+    AsyncCanWrite as _, AsyncCanWriteZeroes as _, AsyncExport as _, Body, Result, ZeroMode,
 };
 use nbd_testkit::Random;
 use nbd_volume::Volume;
@@ -48,13 +48,19 @@ impl Change {
 
     pub(crate) async fn carry_out(&self, volume: &Volume) -> Result<()> {
         match self {
-            Self::Write(data, offset) => volume.can_write().unwrap().write(data, *offset, false).await,
+            Self::Write(data, offset) => {
+                volume.can_write().unwrap().write(data, *offset, false).await
+            }
             Self::Trim(range) => {
                 volume.can_trim().unwrap().trim(range.start, range.end - range.start, false).await
             }
             Self::Zero(range) => {
                 let length = range.end - range.start;
-                volume.can_write_zeroes().unwrap().write_zeroes(range.start, length, ZeroMode::default()).await
+                volume
+                    .can_write_zeroes()
+                    .unwrap()
+                    .write_zeroes(range.start, length, ZeroMode::default())
+                    .await
             }
         }
     }

@@ -53,7 +53,10 @@ fn what_waits_too_long_fails_with_the_reason_and_the_volume_goes_on_when_the_sto
         way.set_away(false);
         flush(&volume).await.unwrap();
         let bytes = read(&volume, 0..8192).await.unwrap();
-        assert!(bytes[..4096].iter().all(|byte| *byte == 1) && bytes[4096..].iter().all(|byte| *byte == 2));
+        assert!(
+            bytes[..4096].iter().all(|byte| *byte == 1)
+                && bytes[4096..].iter().all(|byte| *byte == 2)
+        );
     });
 }
 
@@ -119,15 +122,20 @@ impl ObjectStore for Careless {
 
     fn delete_stream(
         &self,
-        paths: futures_util::stream::BoxStream<'static, object_store::Result<object_store::path::Path>>,
-    ) -> futures_util::stream::BoxStream<'static, object_store::Result<object_store::path::Path>> {
+        paths: futures_util::stream::BoxStream<
+            'static,
+            object_store::Result<object_store::path::Path>,
+        >,
+    ) -> futures_util::stream::BoxStream<'static, object_store::Result<object_store::path::Path>>
+    {
         self.0.delete_stream(paths)
     }
 
     fn list(
         &self,
         prefix: Option<&object_store::path::Path>,
-    ) -> futures_util::stream::BoxStream<'static, object_store::Result<object_store::ObjectMeta>> {
+    ) -> futures_util::stream::BoxStream<'static, object_store::Result<object_store::ObjectMeta>>
+    {
         self.0.list(prefix)
     }
 
@@ -157,7 +165,9 @@ fn a_store_that_does_not_honour_conditional_writes_is_refused() {
         assert!(error.to_string().contains("If-None-Match"), "{error}");
         // Nor is one opened that was moved there.
         let good: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        create(&Location::over(Arc::clone(&good), "v"), &NewVolume::of_size(1 << 20)).await.unwrap();
+        create(&Location::over(Arc::clone(&good), "v"), &NewVolume::of_size(1 << 20))
+            .await
+            .unwrap();
         let careless = InMemory::new();
         let descriptor = object_store::path::Path::from("v/nbd-volume.json");
         let copied = object_store::ObjectStoreExt::get(&*good, &descriptor).await.unwrap();

@@ -103,7 +103,9 @@ fn nothing_that_was_flushed_is_lost_when_servers_take_over_from_each_other() {
                         let mut flushed = found;
                         while flushed < u8::MAX {
                             let next = [flushed + 1];
-                            if write(&server, &next, 0).await.is_err() || flush(&server).await.is_err() {
+                            if write(&server, &next, 0).await.is_err()
+                                || flush(&server).await.is_err()
+                            {
                                 break;
                             }
                             flushed += 1;

@@ -164,7 +164,7 @@ pub(crate) struct Tls {
     pub(crate) allow: Vec<String>,
 }
 
-/// An export has exactly one of `file` and `memory`.
+/// An export has exactly one of `file`, `memory` and `volume`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -182,6 +182,12 @@ pub(crate) struct Export {
     #[cfg_attr(test, schemars(extend("cli" = "memory:SIZE")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Size>,
+
+    /// URL of a volume on object storage, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or
+    /// `file:///DIRECTORY`; with `@SNAPSHOT` behind it, one of its snapshots, for reading. See [volumes](volumes.md).
+    #[cfg_attr(test, schemars(extend("cli" = "volume:URL")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    volume: Option<String>,
 
     /// Text for people who list the exports.
     #[cfg_attr(test, schemars(extend("cli" = "--description")))]
@@ -286,6 +292,8 @@ pub(crate) enum Backend<'a> {
     File(&'a Path),
     /// A disk in memory of so many bytes.
     Memory(u64),
+    /// A volume on object storage: its URL, and `@SNAPSHOT` for a snapshot.
+    Volume(&'a str),
 }
 
 /// Where a server listens.
@@ -394,11 +402,13 @@ impl Tls {
 impl Export {
     /// An export of that name, with the defaults.
     pub(crate) fn new(name: impl Into<String>, backend: Backend<'_>) -> Self {
-        let (file, memory) = match backend {
-            Backend::File(path) => (Some(path.to_owned()), None),
-            Backend::Memory(size) => (None, Some(Size(size))),
-        };
-        Self { name: name.into(), file, memory, ..Self::default() }
+        let mut export = Self { name: name.into(), ..Self::default() };
+        match backend {
+            Backend::File(path) => export.file = Some(path.to_owned()),
+            Backend::Memory(size) => export.memory = Some(Size(size)),
+            Backend::Volume(url) => export.volume = Some(url.to_owned()),
+        }
+        export
     }
 
     /// What it is.
@@ -406,10 +416,11 @@ impl Export {
     /// # Errors
     /// A text that says so when it is not exactly one thing, as in a file that was not checked.
     pub(crate) fn backend(&self) -> Result<Backend<'_>, String> {
-        match (&self.file, self.memory) {
-            (Some(path), None) => Ok(Backend::File(path)),
-            (None, Some(size)) => Ok(Backend::Memory(size.0)),
-            _ => Err("an export needs exactly one of file and memory".into()),
+        match (&self.file, self.memory, &self.volume) {
+            (Some(path), None, None) => Ok(Backend::File(path)),
+            (None, Some(size), None) => Ok(Backend::Memory(size.0)),
+            (None, None, Some(url)) => Ok(Backend::Volume(url)),
+            _ => Err("an export needs exactly one of file, memory and volume".into()),
         }
     }
 }

@@ -63,6 +63,10 @@ tls-only = true
 
 [[export]]
 memory = "1G"
+
+[[export]]
+name = "volume"
+volume = "s3://bucket/volumes/mail@monday"
 "#;
 
 fn read(text: &str) -> Result<Config, Vec<Fault>> {
@@ -116,10 +120,10 @@ fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
     let disk = "[[export]]\nmemory = 1\n";
     for (text, expected) in [
         ("", "1:1: there is nothing to serve: add an [[export]]"),
-        ("[[export]]\n", "1:1: an export needs exactly one of file and memory"),
+        ("[[export]]\n", "1:1: an export needs exactly one of file, memory and volume"),
         (
             "[[export]]\nfile = 'a'\nmemory = 1",
-            "1:1: an export needs exactly one of file and memory",
+            "1:1: an export needs exactly one of file, memory and volume",
         ),
         ("[[export]]\nfile = ''", "2:8: give the path of a file or block device"),
         ("[[export]]\nmemory = '1X'", "2:10: '1X' is not a size"),
