@@ -292,6 +292,12 @@ impl Server {
         self.service.connections()
     }
 
+    /// Gives the server another configuration, in force for connections that begin from now on, see
+    /// [`ServerState::reconfigure`](nbd_engine::server::ServerState::reconfigure).
+    pub fn reconfigure(&self, config: ServerConfig) {
+        self.service.reconfigure(config);
+    }
+
     /// Begins to shut down: stops listening, lets requests in flight finish within
     /// [`ServerConfig::drain_timeout`], answers later ones with `ESHUTDOWN`. Returns at once; see [`wait`](Self::wait).
     pub fn shut_down(&self) {

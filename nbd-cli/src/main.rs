@@ -2,6 +2,7 @@
 
 #[cfg(target_os = "linux")]
 mod attach;
+mod bench;
 mod bitmap;
 #[cfg(feature = "tls")]
 mod cert;
@@ -74,6 +75,8 @@ enum Command {
     #[command(display_name = NAME)]
     Copy(copy::Arguments),
     #[command(display_name = NAME)]
+    Bench(bench::Arguments),
+    #[command(display_name = NAME)]
     Resize(resize::Arguments),
     #[command(display_name = NAME)]
     Overlay(overlay::Arguments),
@@ -126,6 +129,7 @@ fn main() -> ExitCode {
         Command::Map(arguments) => map::run(&arguments),
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Copy(arguments) => copy::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Overlay(arguments) => overlay::run(&arguments),
         Command::Bitmap(arguments) => bitmap::run(&arguments),

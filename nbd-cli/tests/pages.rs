@@ -171,7 +171,12 @@ fn the_page_about_serving_prints_what_it_says() {
 
 #[test]
 fn the_page_about_clients_prints_what_it_says() {
-    check("docs/clients.md", &["nbdkit", "qemu-img", "ss"]);
+    check("docs/clients.md", &["nbdkit", "qemu-img", "mke2fs", "ss"]);
+}
+
+#[test]
+fn the_page_about_measuring_prints_what_it_says() {
+    check("docs/bench.md", &["nbdkit", "ss"]);
 }
 
 #[test]

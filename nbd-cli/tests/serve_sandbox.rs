@@ -149,3 +149,100 @@ fn the_sandbox_is_required_unless_it_is_to_be_tried() {
     assert!(config(&["--sandbox=try"]).contains("sandbox = \"try\""));
     assert!(!config(&[]).contains("sandbox"));
 }
+
+/// The files of a directory are opened as clients ask for them, and nothing else is; metrics are served, and overlays kept.
+#[test]
+fn a_confined_server_opens_files_of_its_directories_and_no_others() {
+    if !landlock() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for name in ["read", "write", "run", "metrics", "overlay"] {
+        fs::create_dir(path(name)).unwrap();
+    }
+    for name in ["read/a", "write/b"] {
+        fs::write(path(name), vec![1; 1 << 20]).unwrap();
+    }
+    std::os::unix::fs::symlink(path("secret"), path("read/link")).unwrap();
+    fs::write(path("secret"), vec![13; 1 << 20]).unwrap();
+    let export = |name: &str, keys: &str| format!("[[export]]\nname = \"{name}\"\n{keys}\n");
+    let configuration = |head: &str| {
+        [
+            format!("[server]\nsandbox = \"require\"\nlog = \"info\"\n{head}"),
+            format!(
+                "control = \"{}\"\nmetrics = \"unix:{}\"\n",
+                path("run/control"),
+                path("metrics/socket")
+            ),
+            format!("[[listen]]\nunix = \"{}\"\n", path("run/socket")),
+            export("r", &format!("directory = \"{}\"\nread-only = true", path("read"))),
+            export("w", &format!("directory = \"{}\"", path("write"))),
+            export(
+                "over",
+                &format!(
+                    "file = \"{}\"\nlayers = [\"overlay:{}\"]",
+                    path("secret"),
+                    path("overlay/file")
+                ),
+            ),
+        ]
+        .concat()
+    };
+    fs::create_dir(path("etc")).unwrap();
+    let write = |head: &str, tail: &str| {
+        fs::write(path("etc/nbd.toml"), configuration(head) + tail).unwrap();
+    };
+    write("", "");
+    let start = |more: &[&str]| {
+        let mut command = Command::new("setsid");
+        command.arg(nbd_binary()).args(["serve", "--config", &path("etc/nbd.toml")]).args(more);
+        let server = Background::spawn(&mut command).unwrap();
+        assert!(server.next_line(LIMIT).is_some(), "{}", server.stderr());
+        server
+    };
+    let mut server = start(&[]);
+    let uri = |name: &str| format!("nbd+unix:///{name}?socket={}", path("run/socket"));
+    let tries = || {
+        assert_eq!(nbd(["info", "--size", &uri("r/a")]), "1048576\n");
+        // One that comes after the start, as well.
+        fs::write(path("write/late"), vec![2; 4096]).unwrap();
+        assert_eq!(nbd(["info", "--size", &uri("w/late")]), "4096\n");
+        nbd(["copy", "--flush", &uri("r/a"), &uri("w/b")]);
+        nbd(["copy", "--flush", &uri("r/a"), &uri("over")]);
+        for name in ["r/link", "w/../secret", "r/none"] {
+            let refused = run(Command::new(nbd_binary()).args(["info", &uri(name)]), LIMIT);
+            assert!(!refused.status.success(), "{name}");
+        }
+    };
+    tries();
+    assert_eq!(fs::read(path("secret")).unwrap(), vec![13; 1 << 20]);
+    // Limits are read again; another directory is not opened.
+    write("max-connections = 7\n", "");
+    server.hang_up();
+    wait_until("the file is read", LIMIT, || server.stderr().contains("configuration again"));
+    write("", &export("more", "directory = \"/etc\""));
+    server.hang_up();
+    wait_until("it is refused", LIMIT, || server.stderr().contains("stay in force"));
+    assert!(server.stderr().contains("'/etc': Permission denied"), "{}", server.stderr());
+    write("", "");
+    let metrics = || {
+        use std::io::{Read, Write};
+        let mut stream = std::os::unix::net::UnixStream::connect(path("metrics/socket")).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    assert!(metrics().contains("export=\"w/b\""), "{}", metrics());
+    is_confined(server.id());
+    server.terminate();
+    assert!(server.wait_exit(LIMIT).is_some_and(|status| status.success()), "{}", server.stderr());
+    // The overlay kept what was written.
+    let mut server = start(&[]);
+    nbd(["copy", &uri("over"), &path("back")]);
+    assert_eq!(fs::read(path("back")).unwrap(), vec![1; 1 << 20]);
+    tries();
+    server.terminate();
+    assert!(server.wait_exit(LIMIT).is_some_and(|status| status.success()), "{}", server.stderr());
+}

@@ -35,6 +35,9 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("fish", "fish", "--version"),
     ("man", "man-db", "--version"),
     ("mandoc", "mandoc", "-?"),
+    // They make file systems and swap space.
+    ("mke2fs", "e2fsprogs", "-V"),
+    ("mkswap", "util-linux", "--version"),
     // It starts services.
     ("systemd-analyze", "systemd", "--version"),
 ];

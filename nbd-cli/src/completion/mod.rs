@@ -83,6 +83,7 @@ fn command() -> clap::Command {
         ("list", "words", values::server),
         ("map", "words", values::server),
         ("dump", "words", values::server),
+        ("bench", "words", values::server),
         ("resize", "words", values::server),
         ("copy", "words", values::server_or_path),
         #[cfg(target_os = "linux")]

@@ -52,14 +52,20 @@ pub(super) fn server_or_path(current: &OsStr) -> Vec<CompletionCandidate> {
 /// What `nbd serve` serves: `[NAME=]BACKEND`.
 pub(super) fn backend(current: &OsStr) -> Vec<CompletionCandidate> {
     let bytes = current.as_bytes();
-    let has_path = |start: &[u8]| bytes.starts_with(start);
-    let named = !(has_path(b"/") || has_path(b"./") || has_path(b"../") || has_path(b"file:"));
+    let by_itself: [&[u8]; 5] = [b"/", b"./", b"../", b"file:", b"dir:"];
+    let named = !by_itself.iter().any(|start| bytes.starts_with(start));
     let name = bytes.iter().position(|byte| *byte == b'=').filter(|_| named).map_or(0, |i| i + 1);
-    let kind = if bytes[name..].starts_with(b"file:") { name + 5 } else { name };
+    let kinds: [&[u8]; 2] = [b"file:", b"dir:"];
+    let kind = kinds.iter().find(|kind| bytes[name..].starts_with(kind));
+    let kind = name + kind.map_or(0, |kind| kind.len());
     let (prefix, rest) = bytes.split_at(kind);
     let mut candidates = paths(OsStr::from_bytes(rest));
     if kind == name {
-        let kinds = [("memory:", "a disk in memory"), ("file:", "a file or block device")];
+        let kinds = [
+            ("memory:", "a disk in memory"),
+            ("file:", "a file or block device"),
+            ("dir:", "each file of a directory"),
+        ];
         let kinds = kinds.into_iter().filter(|(word, _)| word.as_bytes().starts_with(rest));
         let kinds =
             kinds.map(|(word, help)| CompletionCandidate::new(word).help(Some(help.into())));
@@ -161,7 +167,7 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         let start = folder.path().join("di").display().to_string();
         let path = path.display().to_string();
-        for prefix in ["", "a=", "file:", "a=file:"] {
+        for prefix in ["", "a=", "file:", "a=file:", "dir:", "a=dir:"] {
             let found = values(backend(format!("{prefix}{start}").as_ref()));
             assert_eq!(found, [format!("{prefix}{path}")]);
         }

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::{Map, Value, json};
 
+use super::contents;
 use super::report::{Described, Report};
 
 /// Writes a report.
@@ -47,5 +48,9 @@ fn one(export: &Described) -> Value {
     }
     put("export-size", export.size.into());
     put("export-size-str", export.short_size().into());
+    // nbdinfo has no such key.
+    if let Some(known) = &export.contents {
+        put("contents", contents::json(known));
+    }
     map.into()
 }

@@ -41,7 +41,7 @@ pub(crate) fn look(
     };
     let description = details.description().map(Into::into);
     let size = details.size();
-    Ok(Described { details, description, size, uri, contexts, content: None })
+    Ok(Described { details, description, size, uri, contexts, content: None, contents: None })
 }
 
 /// What the server says of an export; if it describes it only on entering, by entering over a connection of its own.

@@ -1,6 +1,7 @@
 //! `nbd info`: what a server tells of an export.
 
 mod content;
+mod contents;
 mod feature;
 mod json;
 mod look;
@@ -16,12 +17,16 @@ use crate::{colour, list, map, output, target};
 use feature::Feature;
 
 pub(crate) use content::content;
+pub(crate) use contents::contents;
 pub(crate) use json::write as write_json;
 pub(crate) use look::{greeting, look};
 pub(crate) use report::{Described, Report};
 pub(crate) use text::write as write_text;
 
-/// Tell what a server says of an export.
+/// Tell what a server says of an export, and what the export contains.
+///
+/// The line "contents" names partition tables, file systems and other formats that are known by their first bytes, with
+/// labels and UUIDs; for that, up to 68 KiB are read of the export and of each partition. Servers say nothing about contents.
 ///
 /// Questions (--can, --is, --has and their negations) print nothing: the exit code is 0 for yes, 2 for no, 1 when there is
 /// no answer.
@@ -38,7 +43,7 @@ pub(crate) struct Arguments {
     #[arg(long, overrides_with = "no_content")]
     content: bool,
 
-    /// Read nothing
+    /// Read nothing, and leave out what the export contains
     #[arg(long)]
     no_content: bool,
 
@@ -145,6 +150,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let guessed = entered.map_err(|error| target.explain(&error)).and_then(|client| {
         // nbd-server 3.24 says the size on entering only.
         described.size = client.size();
+        if !arguments.no_content {
+            // What can't be read is an error only if it was asked for, of which the guess takes care.
+            described.contents = contents(&client).unwrap_or_default();
+        }
         let content = (!arguments.no_content).then(|| content(&target, &client)).transpose();
         client.disconnect();
         content

@@ -3,6 +3,8 @@
 use nbd_blocking::client::{ExportDetails, Handshake};
 use nbd_engine::proto::wire::TransmissionFlags as Flags;
 
+use super::contents::Contents;
+
 /// A server and the exports that were looked at.
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -24,8 +26,10 @@ pub(crate) struct Described {
     /// None when it means nothing to others.
     pub(crate) uri: Option<String>,
     pub(crate) contexts: Vec<String>,
-    /// What it seems to contain; none if nobody asked.
+    /// What it seems to contain, by file(1); none if nobody asked.
     pub(crate) content: Option<String>,
+    /// What it contains, by what we know; none if nobody asked, or if it is nothing known.
+    pub(crate) contents: Option<Contents>,
 }
 
 impl Report {

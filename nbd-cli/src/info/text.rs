@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use super::contents;
 use super::report::{Described, Report};
 use crate::colour::{Paint, Style};
 use crate::output::printable;
@@ -52,6 +53,15 @@ fn one(export: &Described, paint: Paint, out: &mut impl Write) -> io::Result<()>
     }
     for (name, value) in export.block_sizes() {
         paint.line(Style::Plain, format_args!("\t{name}: {value}"), out)?;
+    }
+    // nbdinfo has no such lines.
+    if let Some(known) = &export.contents {
+        paint.line(Style::Main, format_args!("\tcontents:"), out)?;
+        for line in contents::lines(known) {
+            let indent = line.len() - line.trim_start_matches('\t').len();
+            let (indent, line) = line.split_at(indent);
+            paint.line(Style::Main, format_args!("\t\t{indent}{}", printable(line)), out)?;
+        }
     }
     Ok(())
 }

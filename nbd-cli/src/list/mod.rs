@@ -22,7 +22,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
 
-    /// Have file(1) guess what each contains from its first 8 KiB, which are read from the server
+    /// Read the first bytes of each export: to name partition tables, file systems and other formats that are known, and to
+    /// have file(1) guess what it contains from its first 8 KiB
     #[arg(long)]
     content: bool,
 
@@ -112,6 +113,7 @@ fn guess_contents(
             let client = negotiation.enter(export.details.name());
             let client = client.map_err(|error| target.explain(&error))?;
             let content = info::content(target, &client);
+            export.contents = info::contents(&client).unwrap_or_default();
             client.disconnect();
             content
         });

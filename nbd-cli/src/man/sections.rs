@@ -23,7 +23,10 @@ pub(super) const fn exit_status() -> Section {
             ("78", "nbd serve: the configuration file is at fault."),
             ("78", "nbd serve: the configuration file is at fault; a message shows where."),
             ("any", "nbd serve --run: that of the command."),
-            ("128 + N", "nbd serve: signal N came a second time and ended it at once."),
+            (
+                "128 + N",
+                "Signal N ended the command. nbd serve ends in good order at the first one, and so at the second.",
+            ),
         ],
     }
 }
@@ -116,6 +119,16 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
             (
                 "Copy between servers, with a line of progress:",
                 "nbd copy --progress nbd://old/disk nbd://new/disk",
+            ),
+        ],
+        "bench" => &[
+            (
+                "Measure how fast blocks of 4 KiB are read at random, for 10 seconds:",
+                "nbd bench nbd://localhost/disk",
+            ),
+            (
+                "Measure writes of 1 MiB over 4 connections, to an export that nobody needs:",
+                "nbd bench --rw write --bs 1M --connections 4 --destructive nbd://localhost/scratch",
             ),
         ],
         "resize" => {

@@ -1,8 +1,12 @@
-//! Options of `nbd serve` that say who may connect.
+//! Which clients may connect: the options, and users and groups by their names.
+
+use std::io;
+use std::path::Path;
 
 use clap::Args;
-use nbd_engine::net::{Access, Network};
+use nbd_engine::net::{self, Network};
 
+use super::config::{Access, Cidr, Source};
 use crate::exit::Failure;
 
 /// Options of `nbd serve`.
@@ -31,47 +35,77 @@ pub(crate) struct AccessArguments {
 }
 
 impl AccessArguments {
-    /// Which clients may connect.
-    pub(super) fn access(&self) -> Result<Access, Failure> {
-        let mut access = Access::new();
-        for network in &self.allow {
-            access = access.allow(*network);
+    /// What the command line says of access.
+    pub(super) fn access(&self) -> Access {
+        let networks = |list: &[Network]| list.iter().copied().map(Cidr).collect();
+        Access {
+            allow: networks(&self.allow),
+            deny: networks(&self.deny),
+            allow_user: self.allow_user.clone(),
+            allow_group: self.allow_group.clone(),
         }
-        for network in &self.deny {
-            access = access.deny(*network);
-        }
-        for (names, option, table) in [
-            (&self.allow_user, "--allow-user", "/etc/passwd"),
-            (&self.allow_group, "--allow-group", "/etc/group"),
-        ] {
-            for name in names {
-                let number = number(name, || std::fs::read_to_string(table).unwrap_or_default());
-                let number = number.ok_or_else(|| {
-                    Failure::usage(format!(
-                        "{option} {name}: there is no such name in {table}; give one that is there, or its number"
-                    ))
-                })?;
-                access = match option {
-                    "--allow-user" => access.allow_user(number),
-                    _ => access.allow_group(number),
-                };
-            }
-        }
-        Ok(access)
     }
 }
 
-/// The number of a user or a group: `name` is it, or has it in the table, in the form of `/etc/passwd`.
-fn number(name: &str, table: impl FnOnce() -> String) -> Option<u32> {
-    if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit()) {
-        return name.parse().ok();
+/// Where the system has the numbers of users and of groups.
+const USERS: &str = "/etc/passwd";
+const GROUPS: &str = "/etc/group";
+
+/// The files in which names are looked up, if there are any.
+pub(super) fn tables(access: &Access) -> impl Iterator<Item = &'static Path> {
+    let of = |names: &[String], table| names.iter().any(|name| !is_number(name)).then_some(table);
+    let tables = [of(&access.allow_user, USERS), of(&access.allow_group, GROUPS)];
+    tables.into_iter().flatten().map(Path::new)
+}
+
+/// The rules, with users and groups as their numbers.
+///
+/// # Errors
+/// When there is no user or group of a name.
+pub(super) fn rules(access: &Access, source: &Source) -> Result<net::Access, Failure> {
+    let mut rules = net::Access::new();
+    for network in &access.allow {
+        rules = rules.allow(network.0);
     }
-    table().lines().find_map(|line| {
+    for network in &access.deny {
+        rules = rules.deny(network.0);
+    }
+    let numbers = |names: &[String], option: &str, key: &str, table: &str| {
+        let one = |(index, name): (usize, &String)| {
+            let number = number(name, || std::fs::read_to_string(table));
+            number.map_err(|why| {
+                let word = source.word(option, key);
+                let failure =
+                    Failure::usage(format!("{word} '{name}': {why} {table}; give a number"));
+                source.blame(&format!("access.{key}.{index}"), failure)
+            })
+        };
+        names.iter().enumerate().map(one).collect::<Result<Vec<_>, _>>()
+    };
+    let users = numbers(&access.allow_user, "--allow-user", "allow-user", USERS)?;
+    let groups = numbers(&access.allow_group, "--allow-group", "allow-group", GROUPS)?;
+    rules = users.into_iter().fold(rules, net::Access::allow_user);
+    Ok(groups.into_iter().fold(rules, net::Access::allow_group))
+}
+
+fn is_number(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The number of a user or a group: `name` is it, or has it in the table, in the form of `/etc/passwd`. An error is a text
+/// that the table's path follows.
+fn number(name: &str, table: impl FnOnce() -> io::Result<String>) -> Result<u32, String> {
+    if is_number(name) {
+        return name.parse().map_err(|_| "this number is too large, and is no name in".into());
+    }
+    let table = table().map_err(|error| format!("{error}: cannot look the name up in"))?;
+    let number = table.lines().find_map(|line| {
         let mut fields = line.split(':');
         let found = fields.next()? == name && !name.is_empty();
         // The second one is the password.
         found.then(|| fields.nth(1)?.parse().ok()).flatten()
-    })
+    });
+    number.ok_or_else(|| "there is no such name in".into())
 }
 
 #[cfg(test)]
@@ -81,12 +115,17 @@ mod tests {
     #[test]
     fn users_are_numbers_or_names_of_the_table() {
         let table =
-            || "root:x:0:0:root:/root:/bin/sh\nnbd:x:117:65534::/:\nbroken\n:x:1:1\n".into();
-        assert_eq!(number("root", table), Some(0));
-        assert_eq!(number("nbd", table), Some(117));
-        assert_eq!(number("1000", table), Some(1000));
+            || Ok("root:x:0:0:root:/root:/bin/sh\nnbd:x:117:65534::/:\nbroken\n:x:1:1\n".into());
+        assert_eq!(number("root", table), Ok(0));
+        assert_eq!(number("nbd", table), Ok(117));
+        assert_eq!(number("1000", table), Ok(1000));
         for unknown in ["", "nobody", "x", "ro", "broken", "-1", "+1", "4294967296"] {
-            assert_eq!(number(unknown, table), None, "{unknown}");
+            assert!(number(unknown, table).is_err(), "{unknown}");
         }
+        // A sandbox may have taken the table away.
+        let denied = || Err(io::ErrorKind::PermissionDenied.into());
+        assert_eq!(number("117", denied), Ok(117));
+        let error = number("nbd", denied).unwrap_err();
+        assert_eq!(error, "permission denied: cannot look the name up in");
     }
 }

@@ -22,6 +22,8 @@ fn uri(address: &LocalAddr, export: &str, in_tls: bool) -> String {
 pub(super) struct Announcement {
     /// Those of the exports; the first is that of clients which name none.
     pub(super) names: Vec<String>,
+    /// What precedes the names of files of directories, with the `/`.
+    pub(super) directories: Vec<String>,
     /// Whether anybody wants to read it.
     pub(super) printed: bool,
     /// Whether clients must encrypt.
@@ -39,6 +41,11 @@ impl Announcement {
         for address in addresses {
             for name in &self.names {
                 tracing::info!(uri = uri(address, name, self.in_tls), "serving");
+            }
+            for prefix in &self.directories {
+                let uri = uri(address, "", self.in_tls);
+                let prefix = prefix.trim_start_matches('/');
+                tracing::info!(uri, prefix, "serving the files of a directory by their names");
             }
         }
         if !self.printed {
@@ -72,7 +79,12 @@ impl Announcement {
         }
         let uri = output::shell_word(uri(first, "", self.in_tls).as_ref());
         text.push_str("Try, in another terminal:\n");
-        text.push_str(&format!("  nbdinfo {uri}\n  qemu-img info {uri}\n"));
+        if !self.directories.is_empty() {
+            text.push_str(&format!("  nbd list {uri}\n"));
+        }
+        if !self.names.is_empty() {
+            text.push_str(&format!("  nbdinfo {uri}\n  qemu-img info {uri}\n"));
+        }
         text
     }
 }
@@ -84,14 +96,19 @@ mod tests {
     #[test]
     fn several_exports_have_a_uri_each_in_the_hint_and_one_has_none() {
         let addresses = [LocalAddr::Tcp("127.0.0.1:1".parse().unwrap())];
-        let hint = |names: &[&str]| {
-            let names = names.iter().map(|name| (*name).to_owned()).collect();
-            Announcement { names, printed: true, in_tls: false }.hint(&addresses)
+        let of = |names: &[&str], directories: &[&str]| {
+            let [names, directories] = [names, directories]
+                .map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+            Announcement { names, directories, printed: true, in_tls: false }.hint(&addresses)
         };
+        let hint = |names: &[&str]| of(names, &[]);
         let try_this = hint(&["disk"]);
         assert!(try_this.starts_with("Try") && try_this.contains("nbdinfo nbd://127.0.0.1:1/\n"));
         let several = hint(&["b", "a"]);
         assert!(several.contains("\n  nbd://127.0.0.1:1/b\n  nbd://127.0.0.1:1/a\n"), "{several}");
         assert!(several.ends_with(&try_this), "{several}");
+        let listed = "Try, in another terminal:\n  nbd list nbd://127.0.0.1:1/\n";
+        assert_eq!(of(&[], &["/"]), listed);
+        assert!(of(&["disk"], &["a/"]).starts_with(&format!("{listed}  nbdinfo ")));
     }
 }

@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     /// Take everything from a configuration file in TOML: listeners, exports, TLS, limits; see docs/configuration.md
     ///
     /// No option goes with it that says what the server is, so that the file alone says that, and says it again when it
-    /// is read again: only --check, --print-config and --verbose, those about its process, and those about access.
+    /// is read again: only --check, --print-config and --verbose, and those about its process.
     #[arg(long, value_name = "FILE", conflicts_with_all = BESIDE_A_FILE.iter().copied())]
     pub(crate) config: Option<PathBuf>,
 
@@ -200,13 +200,13 @@ pub(crate) struct Arguments {
     pub(crate) verbose: u8,
 
     /// What to serve: PATH or file:PATH for a file or block device, memory:SIZE for a disk in memory (512, 4k, 1M, 10G,
-    /// 1T), volume:URL[@SNAPSHOT] for a volume on object storage. With NAME= in front it is exported under that name; clients
-    /// that give no name get the first
+    /// 1T), dir:PATH for each file of a directory, volume:URL[@SNAPSHOT] for a volume on object storage. With NAME= in front it
+    /// is exported under that name; clients that give no name get the first
     ///
-    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file:, memory: or volume:. A volume is
-    /// there if this program was built with the feature volume, and is served by one server at a time: the last one takes it over.
-    /// A file whose
-    /// name has a = in it is ./a=b.img, or disk=a=b.img.
+    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file:, memory:, dir: or volume:. A
+    /// file whose name has a = in it is ./a=b.img, or disk=a=b.img. The files of a directory are exported by their names,
+    /// as they come and go, with NAME= as NAME/FILE; links, devices, directories below and hidden files are not. Volumes
+    /// take a program that was built with the feature volume; the last server that opens one takes it over.
     #[arg(value_name = "[NAME=]BACKEND", default_value = "memory:1G")]
     pub(crate) backends: Vec<OsString>,
 }
@@ -235,6 +235,10 @@ const BESIDE_A_FILE: &[&str] = &[
     "stall_timeout",
     "drain_timeout",
     "sandbox",
+    "allow",
+    "deny",
+    "allow_user",
+    "allow_group",
     "backends",
     #[cfg(feature = "tls")]
     "tls",
@@ -289,8 +293,14 @@ impl Arguments {
         });
         let exports = exports.collect::<Result<Vec<_>, Failure>>()?;
         let source = Source::CommandLine;
-        let config =
-            Config { server, listeners: self.listeners(), exports, source, ..Config::default() };
+        let config = Config {
+            access: self.access.access(),
+            server,
+            listeners: self.listeners(),
+            exports,
+            source,
+            ..Config::default()
+        };
         #[cfg(feature = "tls")]
         let config = self.tls.add_to(config)?;
         Ok(config)
@@ -378,19 +388,16 @@ mod tests {
             (Some(long), _) => format!("--{long}"),
         };
         let possible = argument.get_possible_values();
-        let word = possible.first().map_or("1", |value| value.get_name());
+        let default = if flag == "--allow" || flag == "--deny" { "::1" } else { "1" };
+        let word = possible.first().map_or(default, |value| value.get_name());
         vec![format!("{flag}={word}")]
     }
 
-    /// What is about this run, and, as files have no keys for that yet, who may connect.
-    const BESIDES: [&str; 14] = [
+    /// What is about this run.
+    const BESIDES: [&str; 10] = [
         "check",
         "print_config",
         "verbose",
-        "allow",
-        "deny",
-        "allow_user",
-        "allow_group",
         "take_over",
         "linger",
         "discard_state",

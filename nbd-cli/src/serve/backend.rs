@@ -1,18 +1,20 @@
 //! From a configuration to exports.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 use nbd_engine::export::{
-    self, AnyExport, Export as _, ExportEntry, File, InvalidName, Memory, Missing, OpenError,
-    ReadOnly, Tracked, Tracker, WithAllocationDepth, WithBlockSize,
+    self, AnyExport, Export as _, ExportEntry, File, FileId, InvalidName, Memory, Missing,
+    OpenError, ReadOnly, Tracked, Tracker, WithAllocationDepth, WithBlockSize,
 };
 
 use rustix::fs::{Access, access};
 
-use super::config::{Backend, Config, Export, Size};
+use super::config::{Backend, Config, Export, Size, Source};
+use super::folder::Folder;
 use super::layers::{Base, Layer, has_overlay, put_around};
 use super::volumes;
 use crate::exit::Failure;
@@ -39,6 +41,7 @@ fn inspect_one<'a>(
     for_reading.layers.retain_mut(|layer| Layer::path_mut(layer).is_none());
     let path = match export.backend().map_err(Failure::Usage)? {
         Backend::File(path) => path,
+        Backend::Directory(path) => return Folder::open(path, export, config).map(drop),
         Backend::Memory(_) => return open(&for_reading, config).map(drop),
         // Opening it would take it over.
         Backend::Volume(url) => return volumes::inspect(url),
@@ -57,8 +60,19 @@ fn inspect_one<'a>(
 
 /// The entry by which clients find an export that is open.
 pub(super) fn entry(export: &Export, handle: AnyExport) -> Result<ExportEntry, Failure> {
-    let invalid = |error: InvalidName| Failure::usage(error.to_string());
-    let mut entry = ExportEntry::new(export.name.as_str(), handle).map_err(invalid)?;
+    let entry = ExportEntry::new(export.name.as_str(), handle).map_err(invalid)?;
+    with_settings(entry, export)
+}
+
+fn invalid(error: InvalidName) -> Failure {
+    Failure::usage(error.to_string())
+}
+
+/// The entry with what the export's configuration says of it, besides its name.
+pub(super) fn with_settings(
+    mut entry: ExportEntry,
+    export: &Export,
+) -> Result<ExportEntry, Failure> {
     if let Some(description) = &export.description {
         entry = entry.with_description(description.as_str()).map_err(invalid)?;
     }
@@ -72,18 +86,18 @@ pub(super) fn entry(export: &Export, handle: AnyExport) -> Result<ExportEntry, F
 }
 
 /// Whether clients can't change the disk itself.
-fn is_only_read(export: &Export) -> bool {
+pub(super) fn is_only_read(export: &Export) -> bool {
     export.read_only || has_overlay(&export.layers)
 }
 
-/// The files that are served, by what they are whatever their paths.
+/// The files and directories that are served, by what they are whatever their paths.
 #[derive(Default)]
 pub(super) struct Files<'a>(HashMap<Identity, &'a Export>);
 
-/// A file or block device.
+/// A file, directory or block device.
 #[derive(PartialEq, Eq, Hash)]
 enum Identity {
-    File { device: u64, inode: u64 },
+    File(FileId),
     BlockDevice(u64),
 }
 
@@ -91,23 +105,28 @@ impl<'a> Files<'a> {
     /// One more export. Each records changes and knows its size by itself, so that what is written or resized through
     /// another export of the same file would be missed.
     pub(super) fn add(&mut self, export: &'a Export, config: &Config) -> Result<(), Failure> {
-        let Backend::File(path) = export.backend().map_err(Failure::Usage)? else { return Ok(()) };
+        let (Backend::File(path) | Backend::Directory(path)) =
+            export.backend().map_err(Failure::Usage)?
+        else {
+            return Ok(());
+        };
         // Opening it reports what is wrong with it.
         let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
         let identity = if metadata.file_type().is_block_device() {
             Identity::BlockDevice(metadata.rdev())
         } else {
-            Identity::File { device: metadata.dev(), inode: metadata.ino() }
+            Identity::File(FileId::of(&metadata))
         };
         let Some(other) = self.0.insert(identity, export) else { return Ok(()) };
         let both = [other, export];
         if both.iter().all(|one| is_only_read(one)) {
             return Ok(());
         }
+        let kind = if metadata.is_dir() { "directory" } else { "file" };
         let same = format!(
-            "the exports '{}' and '{}' are the same file, {}",
-            other.name,
-            export.name,
+            "the exports '{}' and '{}' are the same {kind}, {}",
+            other.label(),
+            export.label(),
             quoted(path.as_os_str())
         );
         let word = |option, key| config.source.word(option, key);
@@ -123,7 +142,7 @@ impl<'a> Files<'a> {
                 "records only what is written through the same export",
             ),
             (
-                config.server.control.is_some(),
+                both.iter().any(|one| config.is_tracked(one)),
                 word("nbd bitmap (--control)", "nbd bitmap (control)"),
                 "records only what is written through the same export",
             ),
@@ -134,14 +153,25 @@ impl<'a> Files<'a> {
             ),
         ];
         if let Some((_, what, why)) = needs_one.iter().find(|(given, ..)| *given) {
-            return Err(Failure::usage(format!("{same}, and {what} {why}: export the file once")));
+            return Err(Failure::usage(format!(
+                "{same}, and {what} {why}: export the {kind} once"
+            )));
         }
         tracing::warn!("{same}: what clients write to one of them changes the other");
         Ok(())
     }
+
+    /// Those that are files.
+    pub(super) fn ids(&self) -> HashSet<FileId> {
+        let files = self.0.keys().filter_map(|file| match file {
+            Identity::File(id) => Some(*id),
+            Identity::BlockDevice(_) => None,
+        });
+        files.collect()
+    }
 }
 
-/// Opens an export, with the layers around it. A volume is taken over from another server that has it open.
+/// Opens an export that is one disk, with the layers around it. A volume is taken over from another server that has it open.
 pub(super) fn open(export: &Export, config: &Config) -> Result<Disk, Failure> {
     match export.backend().map_err(Failure::Usage)? {
         Backend::Volume(url) => {
@@ -160,6 +190,7 @@ pub(super) fn open(export: &Export, config: &Config) -> Result<Disk, Failure> {
             let file = file.map_err(|error| cannot_open(&error))?;
             wrapped(file, Base::of(path), export, config)
         }
+        Backend::Directory(_) => Err(Failure::failed("a directory is no disk")),
     }
 }
 
@@ -168,6 +199,9 @@ fn cannot_open(error: &OpenError) -> Failure {
     let remedy = match (error.missing(), error.path()) {
         (Some(Missing::File), Some(path)) => format!(": truncate -s 1G {}", shell_path(path)),
         (Some(Missing::Directory(path)), _) => format!(": mkdir -p {}", shell_path(path)),
+        (None, Some(path)) if error.kind() == ErrorKind::IsADirectory => {
+            format!(", or, to serve each file in it: dir:{}", shell_path(path))
+        }
         _ => String::new(),
     };
     Failure::failed(format!("{error}{remedy}"))
@@ -201,19 +235,12 @@ fn wrapped(
     if !tracked && !export.allocation_depth && plain {
         return Ok(Disk::new(AnyExport::new(disk), None));
     }
-    let mut disk = put_around(Box::new(disk), &export.layers, base)?;
-    if export.read_only {
-        // An overlay can be written whatever it lies over.
-        disk = Box::new(ReadOnly::new(disk));
-    }
-    if let Some(sizes) = export.block_size {
-        let layer = WithBlockSize::new(disk, sizes.0).required(export.block_size_required);
-        check_tail(&layer, export, config)?;
-        disk = Box::new(layer);
-    }
-    if export.allocation_depth {
-        disk = Box::new(WithAllocationDepth::new(disk));
-    }
+    let word = match export.backend().map_err(Failure::Usage)? {
+        Backend::File(path) | Backend::Directory(path) => path.display().to_string(),
+        Backend::Memory(size) => format!("memory:{}", Size(size)),
+        Backend::Volume(url) => format!("volume:{url}"),
+    };
+    let mut disk = layered(disk, base, export, &config.source, &word)?;
     let mut tracker = None;
     if tracked && disk.can_write().is_some() {
         let layer = Tracked::new(disk);
@@ -223,19 +250,37 @@ fn wrapped(
     Ok(Disk::new(AnyExport::new(disk), tracker))
 }
 
+/// The disk with all layers but the one that records changes. Messages call it `word`.
+pub(super) fn layered(
+    disk: impl export::Export,
+    base: Base,
+    export: &Export,
+    source: &Source,
+    word: &str,
+) -> Result<Box<dyn export::Export>, Failure> {
+    let mut disk = put_around(Box::new(disk), &export.layers, base)?;
+    if export.read_only {
+        // An overlay can be written whatever it lies over.
+        disk = Box::new(ReadOnly::new(disk));
+    }
+    if let Some(sizes) = export.block_size {
+        let layer = WithBlockSize::new(disk, sizes.0).required(export.block_size_required);
+        check_tail(&layer, source, word)?;
+        disk = Box::new(layer);
+    }
+    if export.allocation_depth {
+        disk = Box::new(WithAllocationDepth::new(disk));
+    }
+    Ok(disk)
+}
+
 /// Says so when the end of a disk can't be reached in whole blocks, and refuses one of which nothing is left.
 fn check_tail<E: export::Export>(
     layer: &WithBlockSize<E>,
-    export: &Export,
-    config: &Config,
+    source: &Source,
+    word: &str,
 ) -> Result<(), Failure> {
-    let option = config.source.word("--block-size", "block-size");
-    let word = match export.backend() {
-        Ok(Backend::File(path)) => path.display().to_string(),
-        Ok(Backend::Memory(size)) => format!("memory:{}", Size(size)),
-        Ok(Backend::Volume(url)) => format!("volume:{url}"),
-        Err(text) => return Err(Failure::Usage(text)),
-    };
+    let option = source.word("--block-size", "block-size");
     let (cut, block) = (layer.cut_off(), layer.block_size().minimum());
     if cut > 0 && layer.size() == 0 {
         return Err(Failure::usage(format!(

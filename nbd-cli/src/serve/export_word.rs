@@ -20,20 +20,25 @@ pub(super) fn parse(word: &OsStr) -> Result<(Option<&str>, Backend<'_>), Failure
 pub(crate) fn export_of(word: &OsStr) -> Result<Export, Failure> {
     let (name, backend) = parse(word)?;
     let name = name.unwrap_or_default();
-    let Backend::File(path) = backend else { return Ok(Export::new(name, backend)) };
+    let (path, is_directory) = match backend {
+        Backend::File(path) => (path, false),
+        Backend::Directory(path) => (path, true),
+        Backend::Memory(_) => return Ok(Export::new(name, backend)),
+    };
     let path = std::path::absolute(path).map_err(|error| {
         Failure::failed(format!("cannot find the folder of {}: {error}", path.display()))
     })?;
     if path.to_str().is_none() {
         return Err(not_utf8(path.as_os_str()));
     }
-    Ok(Export::new(name, Backend::File(&path)))
+    let backend = if is_directory { Backend::Directory(&path) } else { Backend::File(&path) };
+    Ok(Export::new(name, backend))
 }
 
 /// `NAME=` in front of a backend. What is clearly a backend by itself has no name, so that paths may hold a `=`.
 fn split_name(word: &OsStr) -> (Option<&OsStr>, &OsStr) {
     let bytes = word.as_bytes();
-    let is_backend = ["file:", "memory:", "volume:", "/", "./", "../"]
+    let is_backend = ["file:", "memory:", "dir:", "volume:", "/", "./", "../"]
         .iter()
         .any(|start| bytes.starts_with(start.as_bytes()));
     match bytes.iter().position(|byte| *byte == b'=') {
@@ -57,12 +62,16 @@ fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
     if let Some(url) = strip(word, "volume:") {
         return url.to_str().map(Backend::Volume).ok_or_else(|| not_utf8(url));
     }
-    let path = strip(word, "file:").unwrap_or(word);
+    let directory = strip(word, "dir:");
+    let path = directory.or_else(|| strip(word, "file:")).unwrap_or(word);
     if path.is_empty() {
         return Err(Failure::usage(format!(
-            "{} names nothing to serve: give a path, file:PATH, memory:SIZE or volume:URL",
+            "{} names nothing to serve: give a path, file:PATH, dir:PATH, memory:SIZE or volume:URL",
             quoted(word)
         )));
+    }
+    if directory.is_some() {
+        return Ok(Backend::Directory(Path::new(path)));
     }
     // What looks like a slip is one only if there is no such file; no slip has other bytes than text.
     if path == word
@@ -82,8 +91,8 @@ fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
                 )));
             }
             return Err(Failure::usage(format!(
-                "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH, memory:SIZE or \
-                 volume:URL"
+                "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH, dir:PATH, \
+                 memory:SIZE or volume:URL"
             )));
         }
     }
@@ -108,6 +117,8 @@ mod tests {
         assert_eq!(split("./a=b.img"), (None, "./a=b.img"));
         assert_eq!(split("file:a=b.img"), (None, "file:a=b.img"));
         assert_eq!(split("disk.img"), (None, "disk.img"));
+        assert_eq!(split("dir:a=b"), (None, "dir:a=b"));
+        assert_eq!(split("a=dir:b"), (Some("a"), "dir:b"));
     }
 
     #[test]
@@ -120,7 +131,11 @@ mod tests {
         assert_eq!(parse("volume:s3://b/v@x").unwrap(), Backend::Volume("s3://b/v@x"));
         assert!(parse("s3://b/v").unwrap_err().text().contains("volume:s3://b/v"));
         assert_eq!(parse("x.img").unwrap(), Backend::File(Path::new("x.img")));
-        for text in ["memory:", "memory:big", "file:", "", "memory", "10G", "null:", "nbd://a/b"] {
+        assert_eq!(parse("dir:x").unwrap(), Backend::Directory(Path::new("x")));
+        assert_eq!(parse("file:dir:x").unwrap(), Backend::File(Path::new("dir:x")));
+        for text in
+            ["dir:", "memory:", "memory:big", "file:", "", "memory", "10G", "null:", "nbd://a/b"]
+        {
             assert!(matches!(parse(text), Err(Failure::Usage(_))), "{text}");
         }
     }

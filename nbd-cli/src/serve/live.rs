@@ -1,16 +1,19 @@
 //! The exports of a running server, which can be replaced by others.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use nbd_engine::export::{
-    ClientInfo, ExportEntry, ExportMap, Exports, ListedExport, Lookup, Refusal, Tracker, Withdrawal,
+    ClientInfo, ExportEntry, ExportMap, Exports, FileId, ListedExport, Lookup, Refusal, Tracker,
+    Withdrawal,
 };
 use serde::{Deserialize, Serialize};
 
 use super::backend::{self, Files};
-use super::config::{Config, Export};
+use super::config::{Backend, Config, Export};
 use super::control::Bitmaps;
+use super::folder::Folder;
 use super::volumes;
 use crate::exit::Failure;
 
@@ -21,18 +24,34 @@ pub(super) struct Live(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     /// For look-ups: what [`Self::disks`] has.
-    map: RwLock<Arc<ExportMap>>,
+    served: RwLock<Arc<Served>>,
     /// Locked by one change as a whole.
     disks: Mutex<Vec<Arc<Disk>>>,
     bitmaps: Bitmaps,
+}
+
+/// What clients find.
+#[derive(Debug, Default)]
+struct Served {
+    /// Exports with names of their own, which go before files of the same name.
+    map: ExportMap,
+    folders: Vec<Arc<Disk>>,
 }
 
 /// An export, and what it is made of.
 #[derive(Debug)]
 struct Disk {
     export: Export,
-    entry: ExportEntry,
+    what: What,
     opened: Arc<Opened>,
+}
+
+/// What clients get.
+#[derive(Debug)]
+enum What {
+    Entry(ExportEntry),
+    /// Each file of a directory.
+    Files(Arc<Folder>),
 }
 
 /// What stays the same as long as an export's clients stay.
@@ -77,6 +96,8 @@ pub(super) struct Prepared<'a> {
     live: &'a Live,
     current: MutexGuard<'a, Vec<Arc<Disk>>>,
     next: Vec<Arc<Disk>>,
+    /// The files that are exports by themselves.
+    named: HashSet<FileId>,
     changes: Changes,
 }
 
@@ -84,7 +105,7 @@ impl Live {
     /// Opens everything that is to be served.
     pub(super) fn open(config: &Config) -> Result<Self, Failure> {
         let shared = Shared {
-            map: RwLock::default(),
+            served: RwLock::default(),
             disks: Mutex::default(),
             bitmaps: Bitmaps::new(Vec::new()),
         };
@@ -124,19 +145,28 @@ impl Live {
         for (index, export) in config.exports.iter().enumerate() {
             let blame = |failure| config.source.blame(&format!("export.{index}"), failure);
             files.add(export, config).map_err(blame)?;
-            let earlier = earlier.get(&*export.name).copied();
+            let earlier = earlier.get(&export.label()).copied();
             next.push(changes.disk(earlier, export, config).map_err(blame)?);
         }
         let staying = by_name(&next);
         let gone = earlier.keys().filter(|name| !staying.contains_key(*name));
-        changes.removed = gone.map(|name| (*name).to_owned()).collect();
+        changes.removed = gone.map(|name| name.clone().into_owned()).collect();
         changes.removed.sort();
-        Ok(Prepared { live: self, current, next, changes })
+        Ok(Prepared { live: self, current, next, named: files.ids(), changes })
     }
 
-    /// The exports as they are now.
-    pub(super) fn map(&self) -> Arc<ExportMap> {
-        Arc::clone(&self.0.map.read().unwrap_or_else(PoisonError::into_inner))
+    fn served(&self) -> Arc<Served> {
+        Arc::clone(&self.0.served.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The names and sizes of the exports as they are now; of files of directories those that clients use.
+    pub(super) fn sizes(&self) -> Vec<(String, u64)> {
+        let served = self.served();
+        let entries = served.map.entries().iter();
+        let named = entries.map(|entry| (entry.name().to_owned(), entry.export().size()));
+        let files = served.folders.iter().flat_map(|folder| folder.in_use());
+        let files = files.filter(|(name, _)| served.names(name).is_none());
+        named.chain(files).collect()
     }
 }
 
@@ -144,17 +174,21 @@ impl Prepared<'_> {
     /// Serves these from now on. Clients of exports that stay notice nothing; those of exports that are gone or opened
     /// anew are disconnected in order.
     pub(super) fn commit(mut self) -> Changes {
-        let map = self.next.iter().map(|disk| disk.entry.clone());
-        let map = map.fold(ExportMap::new(), ExportMap::with_entry);
-        *self.live.0.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
+        let served = Arc::new(Served::of(&self.next));
+        *self.live.0.served.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&served);
+        for folder in &served.folders {
+            if let What::Files(files) = &folder.what {
+                files.leave_out(self.named.iter().copied());
+            }
+        }
         let trackers = self.next.iter().filter_map(|disk| disk.opened.tracker.clone());
         self.live.0.bitmaps.replace(trackers.collect());
         let earlier = core::mem::replace(&mut *self.current, self.next);
         let now = by_name(&self.current);
         for disk in earlier {
-            match now.get(&*disk.export.name) {
+            match now.get(&disk.export.label()) {
                 Some(later) if Arc::ptr_eq(&later.opened, &disk.opened) => later.stop_after(&disk),
-                _ => disk.opened.withdrawal.withdraw(),
+                _ => disk.withdraw(),
             }
         }
         self.current.iter().for_each(|disk| disk.start_bitmaps());
@@ -162,8 +196,26 @@ impl Prepared<'_> {
     }
 }
 
-fn by_name(disks: &[Arc<Disk>]) -> HashMap<&str, &Arc<Disk>> {
-    disks.iter().map(|disk| (&*disk.export.name, disk)).collect()
+fn by_name(disks: &[Arc<Disk>]) -> HashMap<Cow<'_, str>, &Arc<Disk>> {
+    disks.iter().map(|disk| (disk.export.label(), disk)).collect()
+}
+
+impl Served {
+    fn of(disks: &[Arc<Disk>]) -> Self {
+        let mut served = Self::default();
+        for disk in disks {
+            match &disk.what {
+                What::Entry(entry) => served.map = served.map.with_entry(entry.clone()),
+                What::Files(_) => served.folders.push(Arc::clone(disk)),
+            }
+        }
+        served
+    }
+
+    /// The export that has that name by itself.
+    fn names(&self, name: &str) -> Option<&ExportEntry> {
+        self.map.entries().iter().find(|entry| entry.name() == name)
+    }
 }
 
 impl Changes {
@@ -176,14 +228,14 @@ impl Changes {
     ) -> Result<Arc<Disk>, Failure> {
         let tracked = config.is_tracked(export);
         let Some(earlier) = earlier else {
-            self.added.push(export.name.clone());
+            self.added.push(export.label().into_owned());
             return Disk::open(export, config);
         };
         if earlier.export == *export && earlier.opened.tracked == tracked {
             return Ok(Arc::clone(earlier));
         }
         if earlier.is_same_disk(export, tracked) {
-            self.altered.push(export.name.clone());
+            self.altered.push(export.label().into_owned());
             return earlier.altered(export);
         }
         let bitmaps =
@@ -192,26 +244,36 @@ impl Changes {
             return Err(Failure::usage(format!(
                 "to change export '{}' is to open it anew, by which its bitmaps would be lost ({}): stop them first, by \
                  nbd bitmap or without a change but that of track, or start the server anew",
-                export.name,
+                export.label(),
                 bitmaps.join(", ")
             )));
         }
-        self.replaced.push(export.name.clone());
+        self.replaced.push(export.label().into_owned());
         Disk::open(export, config)
     }
 }
 
 impl Disk {
     fn open(export: &Export, config: &Config) -> Result<Arc<Self>, Failure> {
-        let backend::Disk { export: handle, tracker, volume } = backend::open(export, config)?;
         let withdrawal = Withdrawal::new();
-        if let Some(volume) = &volume {
-            volume.withdraw_when_lost(&withdrawal);
-        }
-        let entry = backend::entry(export, handle)?.with_withdrawal(&withdrawal);
+        let mut volume = None;
+        let (what, tracker) = match export.backend() {
+            Ok(Backend::Directory(path)) => {
+                (What::Files(Arc::new(Folder::open(path, export, config)?)), None)
+            }
+            _ => {
+                let disk = backend::open(export, config)?;
+                if let Some(opened) = &disk.volume {
+                    opened.withdraw_when_lost(&withdrawal);
+                }
+                volume = disk.volume;
+                let entry = backend::entry(export, disk.export)?.with_withdrawal(&withdrawal);
+                (What::Entry(entry), disk.tracker)
+            }
+        };
         let tracked = config.is_tracked(export);
         let opened = Arc::new(Opened { tracked, tracker, withdrawal, volume });
-        Ok(Arc::new(Self { export: export.clone(), entry, opened }))
+        Ok(Arc::new(Self { export: export.clone(), what, opened }))
     }
 
     /// Whether that export can be had by another entry for what is open already.
@@ -228,9 +290,30 @@ impl Disk {
 
     /// The same disk by another entry.
     fn altered(&self, export: &Export) -> Result<Arc<Self>, Failure> {
-        let entry = backend::entry(export, self.entry.export().clone())?;
-        let entry = entry.with_withdrawal(&self.opened.withdrawal);
-        Ok(Arc::new(Self { export: export.clone(), entry, opened: Arc::clone(&self.opened) }))
+        let what = match &self.what {
+            What::Entry(entry) => {
+                let entry = backend::entry(export, entry.export().clone())?;
+                What::Entry(entry.with_withdrawal(&self.opened.withdrawal))
+            }
+            What::Files(files) => What::Files(Arc::clone(files)),
+        };
+        Ok(Arc::new(Self { export: export.clone(), what, opened: Arc::clone(&self.opened) }))
+    }
+
+    /// Has its clients disconnected in order.
+    fn withdraw(&self) {
+        self.opened.withdrawal.withdraw();
+        if let What::Files(files) = &self.what {
+            files.withdraw();
+        }
+    }
+
+    /// The files of a directory that clients use.
+    fn in_use(&self) -> Vec<(String, u64)> {
+        match &self.what {
+            What::Entry(_) => Vec::new(),
+            What::Files(files) => files.in_use(),
+        }
     }
 
     /// Stops the bitmaps that its configuration asked for before, and does not any more.
@@ -257,33 +340,55 @@ impl Disk {
 
 impl Exports for Live {
     async fn list(&self, client: &ClientInfo) -> Result<Vec<ListedExport>, Refusal> {
-        self.map().list(client).await
+        let served = self.served();
+        let mut listed = served.map.list(client).await?;
+        for folder in &served.folders {
+            let What::Files(files) = &folder.what else { continue };
+            let files = files.list(&folder.export, client).await;
+            listed.extend(files.into_iter().filter(|file| served.names(file.name()).is_none()));
+        }
+        Ok(listed)
     }
 
     async fn find(&self, lookup: &Lookup<'_>) -> Result<ExportEntry, Refusal> {
-        self.map().find(lookup).await
+        let served = self.served();
+        if let Some(entry) = served.map.get(lookup.name) {
+            return Ok(entry.clone());
+        }
+        for folder in &served.folders {
+            let What::Files(files) = &folder.what else { continue };
+            match files.find(&folder.export, lookup).await {
+                Err(Refusal::Unknown) => {}
+                found => return found,
+            }
+        }
+        Err(Refusal::Unknown)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use nbd_testkit::{Random, cases};
 
-    use super::super::config::{Backend, Config};
     use super::*;
 
     /// Some exports, each with one of a few names, sizes and settings.
-    fn exports(random: &mut Random) -> Vec<Export> {
+    fn exports(random: &mut Random, folder: &Path) -> Vec<Export> {
         let mut exports = Vec::new();
         for name in ["a", "b", "c", "d"] {
             if random.below(3) == 0 {
                 continue;
             }
-            let mut export = Export::new(name, Backend::Memory(1 << (10 + random.below(2))));
+            let memory = Backend::Memory(1 << (10 + random.below(2)));
+            let is_folder = name == "d" && random.below(2) == 0;
+            let backend = if is_folder { Backend::Directory(folder) } else { memory };
+            let mut export = Export::new(name, backend);
             export.read_only = random.below(4) == 0;
             export.description = (random.below(2) == 0).then(|| "a text".into());
             export.tls_only = random.below(4) == 0;
-            if !export.read_only {
+            if !export.read_only && !is_folder {
                 export.track = (0..random.below(3)).map(|name| name.to_string()).collect();
             }
             exports.push(export);
@@ -300,12 +405,13 @@ mod tests {
     /// What a change from one to the other does, by the rules of the documentation.
     fn expected(before: &[Export], after: &[Export]) -> Result<Changes, ()> {
         let find = |exports: &[Export], name: &str| {
-            exports.iter().find(|export| export.name == name).cloned()
+            exports.iter().find(|export| export.label() == name).cloned()
         };
         let mut changes = Changes::default();
         for export in after {
-            let Some(earlier) = find(before, &export.name) else {
-                changes.added.push(export.name.clone());
+            let label = export.label().into_owned();
+            let Some(earlier) = find(before, &label) else {
+                changes.added.push(label);
                 continue;
             };
             let opens = earlier.backend() != export.backend()
@@ -315,13 +421,13 @@ mod tests {
                 if !earlier.track.is_empty() {
                     return Err(());
                 }
-                changes.replaced.push(export.name.clone());
+                changes.replaced.push(label);
             } else if earlier != *export {
-                changes.altered.push(export.name.clone());
+                changes.altered.push(label);
             }
         }
-        let gone = before.iter().map(|export| &export.name);
-        changes.removed = gone.filter(|name| find(after, name).is_none()).cloned().collect();
+        let gone = before.iter().map(|export| export.label().into_owned());
+        changes.removed = gone.filter(|name| find(after, name).is_none()).collect();
         changes.removed.sort();
         Ok(changes)
     }
@@ -329,10 +435,11 @@ mod tests {
     #[test]
     fn whatever_changes_what_stays_is_the_same_disk_and_what_goes_is_withdrawn() {
         cases(300, |random| {
-            let mut now = exports(random);
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+            let mut now = exports(random, folder);
             let live = Live::open(&config(now.clone())).unwrap();
             for _ in 0..6 {
-                let next = exports(random);
+                let next = exports(random, folder);
                 let before = live.0.disks.lock().unwrap().clone();
                 let prepared = live.prepare(&config(next.clone()));
                 let expected = expected(&now, &next);
@@ -341,15 +448,15 @@ mod tests {
                 let names = |disks: &[Arc<Disk>]| {
                     disks.iter().map(|disk| disk.export.name.clone()).collect::<Vec<_>>()
                 };
-                assert!(
-                    live.map().get("").map(|entry| entry.name()) == now.first().map(|e| &*e.name)
-                );
+                let first = now.iter().find(|export| !export.is_directory());
+                let default = live.served().map.get("").map(|entry| entry.name().to_owned());
+                assert_eq!(default, first.map(|export| export.name.clone()));
                 let changes = prepared.commit();
                 assert_eq!(Ok(&changes), expected.as_ref());
                 let after = live.0.disks.lock().unwrap().clone();
                 assert_eq!(names(&after), next.iter().map(|e| e.name.clone()).collect::<Vec<_>>());
                 for disk in &before {
-                    let name = &disk.export.name;
+                    let name = &disk.export.label().into_owned();
                     let goes = changes.removed.contains(name) || changes.replaced.contains(name);
                     assert_eq!(disk.opened.withdrawal.is_withdrawn(), goes, "{name}");
                     let stays = after.iter().any(|later| Arc::ptr_eq(&later.opened, &disk.opened));
@@ -357,8 +464,12 @@ mod tests {
                 }
                 for (disk, export) in after.iter().zip(&next) {
                     assert!(!disk.opened.withdrawal.is_withdrawn());
-                    let map = live.map();
-                    let entry = map.get(&export.name).expect("it is served");
+                    if export.is_directory() {
+                        assert!(matches!(disk.what, What::Files(_)));
+                        continue;
+                    }
+                    let served = live.served();
+                    let entry = served.map.get(&export.name).expect("it is served");
                     assert_eq!(export.backend(), Ok(Backend::Memory(entry.export().size())));
                     assert_eq!(entry.is_tls_required(), export.tls_only);
                     let bitmaps = disk.opened.tracker.as_ref().map(|tracker| tracker.names());
@@ -377,7 +488,8 @@ mod tests {
         let missing = Export::new("b", Backend::File("/no/such/disk".as_ref()));
         let next = config(vec![Export::new("c", Backend::Memory(1)), missing]);
         assert!(live.prepare(&next).is_err());
-        assert!(live.map().get("a").is_some() && live.map().get("c").is_none());
+        let served = live.served();
+        assert!(served.map.get("a").is_some() && served.map.get("c").is_none());
         assert!(!live.0.disks.lock().unwrap()[0].opened.withdrawal.is_withdrawn());
     }
 }

@@ -10,6 +10,7 @@ mod captive;
 mod config;
 mod control;
 mod export_word;
+mod folder;
 mod layers;
 mod live;
 mod metrics;

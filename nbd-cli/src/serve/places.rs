@@ -126,7 +126,9 @@ impl<'a> Places<'a> {
                 bound.extend(predecessor.take_all());
             }
             let (old, new) = divide(&self.tcp, |address| predecessor.has_tcp(address));
-            bound.extend(old.into_iter().filter_map(|address| predecessor.take_tcp(address)));
+            bound.extend(
+                old.into_iter().filter_map(|address| predecessor.take_tcp(address, Role::Clients)),
+            );
             self.tcp = new;
         }
         if !self.tcp.is_empty() {
@@ -156,7 +158,7 @@ fn private_folder() -> Result<TempDir, Failure> {
     })
 }
 
-fn bind_unix(path: &Path) -> Result<Bound, Failure> {
+pub(super) fn bind_unix(path: &Path) -> Result<Bound, Failure> {
     let (listener, file) = net::bind_unix(path, net::DEFAULT_BACKLOG)
         .map_err(|error| cannot_listen_on_unix(&error, path))?;
     Ok(Bound { socket: Socket::Unix(listener), file: SocketFile::Own(file) })

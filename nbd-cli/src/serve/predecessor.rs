@@ -44,6 +44,10 @@ impl Offered {
     fn bound(self) -> Bound {
         Bound { file: self.offer.file(), socket: self.socket }
     }
+
+    fn is_tcp(&self, address: SocketAddr, role: Role) -> bool {
+        self.offer.role == role && self.address == Some(LocalAddr::Tcp(address))
+    }
 }
 
 impl Predecessor {
@@ -96,15 +100,14 @@ impl Predecessor {
         self.take(|offered| offered.offer.role == Role::Clients)
     }
 
-    /// The socket that is at one of the addresses, or at the path.
-    pub(super) fn take_tcp(&mut self, address: SocketAddr) -> Option<Bound> {
-        let is = |offered: &Offered| offered.address == Some(LocalAddr::Tcp(address));
-        self.take(|offered| offered.offer.role == Role::Clients && is(offered)).pop()
+    /// The socket that is at a TCP address.
+    pub(super) fn take_tcp(&mut self, address: SocketAddr, role: Role) -> Option<Bound> {
+        self.take(|offered| offered.is_tcp(address, role)).pop()
     }
 
-    /// Whether it listens on a TCP address.
+    /// Whether it listens on a TCP address for clients.
     pub(super) fn has_tcp(&self, address: SocketAddr) -> bool {
-        self.offered.iter().any(|offered| offered.address == Some(LocalAddr::Tcp(address)))
+        self.offered.iter().any(|offered| offered.is_tcp(address, Role::Clients))
     }
 
     /// The socket whose file is at that path.

@@ -1,17 +1,18 @@
 //! Changes to what a running server is: its configuration file is read again, or exports are added and removed.
 
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nbd_engine::server::ServerConfig;
 
 use super::config::{self, Config, Export, LogLevel, Server};
 use super::live::{Changes, Live};
+use super::run::server_config;
 use super::security::Security;
 use crate::exit::Failure;
 
 /// Changes a running server.
-#[derive(Debug)]
 pub(super) struct Reload {
     /// The configuration file, if there is one.
     file: Option<PathBuf>,
@@ -20,7 +21,17 @@ pub(super) struct Reload {
     /// What is in force.
     config: Mutex<Config>,
     live: Live,
-    security: Security,
+    security: Mutex<Security>,
+    /// Gives the server another configuration, once it serves.
+    reconfigure: OnceLock<Box<Reconfigure>>,
+}
+
+type Reconfigure = dyn Fn(ServerConfig) + Send + Sync;
+
+impl fmt::Debug for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reload").field("file", &self.file).finish_non_exhaustive()
+    }
 }
 
 impl Reload {
@@ -31,7 +42,17 @@ impl Reload {
         live: Live,
         security: Security,
     ) -> Self {
-        Self { file, log, config: Mutex::new(config), live, security }
+        let (config, security) = (Mutex::new(config), Mutex::new(security));
+        Self { file, log, config, live, security, reconfigure: OnceLock::new() }
+    }
+
+    /// What gives the server that serves from now on another configuration. The first one counts.
+    pub(super) fn serving(&self, reconfigure: impl Fn(ServerConfig) + Send + Sync + 'static) {
+        let _first = self.reconfigure.set(Box::new(reconfigure));
+    }
+
+    fn security(&self) -> MutexGuard<'_, Security> {
+        self.security.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn config(&self) -> MutexGuard<'_, Config> {
@@ -43,7 +64,7 @@ impl Reload {
     pub(super) fn hang_up(&self) -> bool {
         let read = match self.file {
             Some(_) => self.read_again().map(|_| true),
-            None => self.security.read_again(),
+            None => self.security().read_again(),
         };
         read.unwrap_or_else(|failure| {
             log(&failure);
@@ -62,15 +83,39 @@ impl Reload {
         let mut read = config::load(file)?;
         read.server.log = read.server.log.max(self.log);
         let mut config = self.config();
-        for key in need_restart(&config, &read) {
-            let file = file.display();
-            tracing::warn!("{file}: another {key} takes a restart of the server");
-        }
-        let next = Config { exports: read.exports, source: read.source, ..config.clone() };
-        // The rules of TLS are about the exports, too.
-        Security::of(&next, ServerConfig::new())?;
-        let changes = self.apply(&mut config, next)?;
+        let stays = need_restart(&config, &read);
+        let next = reloaded(&config, read);
+        // It may not fit what stays.
+        config::check(&next)?;
+        let (server, security) = server_config(&next)?;
+        let prepared = self.live.prepare(&next)?;
+        let reconfigure = || {
+            if let Some(reconfigure) = self.reconfigure.get() {
+                reconfigure(server);
+            }
+        };
+        // An export that relies on TLS for all is not served without, nor one that is for TLS alone before that is said.
+        let changes = match self.security().is_required() && !security.is_required() {
+            true => {
+                let changes = prepared.commit();
+                reconfigure();
+                changes
+            }
+            false => {
+                reconfigure();
+                prepared.commit()
+            }
+        };
+        *self.security() = security;
+        *config = next;
         tracing::info!(?changes, "read the configuration again");
+        if !stays.is_empty() {
+            tracing::warn!(
+                "{}: {} differ from what is in force, and take a restart of the server; all else in the file is in force",
+                file.display(),
+                stays.join(", ")
+            );
+        }
         Ok(changes)
     }
 
@@ -87,10 +132,10 @@ impl Reload {
     /// # Errors
     /// When there is none of that name, or no other one.
     pub(super) fn remove(&self, name: &str) -> Result<Changes, Failure> {
-        if self.config().exports.iter().all(|export| export.name != name) {
+        if self.config().exports.iter().all(|export| export.label() != name) {
             return Err(Failure::failed(format!("there is no export '{name}'")));
         }
-        self.change(|exports| exports.retain(|export| export.name != name))
+        self.change(|exports| exports.retain(|export| export.label() != name))
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Export>)) -> Result<Changes, Failure> {
@@ -99,17 +144,13 @@ impl Reload {
         let mut next = Config { source: config::Source::default(), ..config.clone() };
         change(&mut next.exports);
         config::check(&next)?;
-        let changes = self.apply(&mut config, next)?;
+        // All that is new is open before anything changes.
+        let prepared = self.live.prepare(&next)?;
+        self.security().read_again()?;
+        *config = next;
+        let changes = prepared.commit();
         tracing::info!(?changes, "changed the exports");
         Ok(changes)
-    }
-
-    /// Opens all that is new before anything changes.
-    fn apply(&self, config: &mut Config, next: Config) -> Result<Changes, Failure> {
-        let prepared = self.live.prepare(&next)?;
-        self.security.read_again()?;
-        *config = next;
-        Ok(prepared.commit())
     }
 }
 
@@ -123,8 +164,21 @@ macro_rules! differing {
     }};
 }
 
+/// What is in force once a file was read again: all but the keys of [`need_restart`].
+fn reloaded(current: &Config, read: Config) -> Config {
+    let server = Server {
+        max_connections: read.server.max_connections,
+        idle_timeout: read.server.idle_timeout,
+        stall_timeout: read.server.stall_timeout,
+        drain_timeout: read.server.drain_timeout,
+        ..current.server.clone()
+    };
+    Config { server, listeners: current.listeners.clone(), ..read }
+}
+
 /// The keys that another value of comes into force only when the server starts.
 fn need_restart(current: &Config, read: &Config) -> Vec<String> {
+    let after = reloaded(current, read.clone());
     let server = differing!(
         Server {
             runtime,
@@ -138,15 +192,15 @@ fn need_restart(current: &Config, read: &Config) -> Vec<String> {
             sandbox,
             oldstyle,
         },
-        &current.server,
+        &after.server,
         &read.server
     );
-    // The others are in force at once, or not of the file.
-    let config = differing!(Config { server, listeners, tls, exports, source }, current, read);
+    let config =
+        differing!(Config { server, listeners, access, tls, exports, source }, &after, read);
     let tables = config.filter_map(|table| match &*table {
+        "server" => None,
         "listeners" => Some("[[listen]]".to_owned()),
-        "tls" => Some("[tls]".to_owned()),
-        _ => None,
+        table => Some(format!("[{table}]")),
     });
     server.chain(tables).collect()
 }
@@ -172,14 +226,19 @@ mod tests {
         let current = Config::default();
         assert!(need_restart(&current, &current).is_empty());
         let mut read = current.clone();
+        // These are in force at once.
         read.server.max_connections += 1;
-        read.server.log = LogLevel::Debug;
+        read.server.stall_timeout = crate::quantity::Timeout::Never;
+        read.access.allow_user.push("0".into());
+        read.tls.verify_peer = true;
         read.exports.push(Export::default());
-        assert_eq!(need_restart(&current, &read), ["max-connections", "log"]);
+        assert!(need_restart(&current, &read).is_empty());
+        read.server.log = LogLevel::Debug;
+        read.server.oldstyle = true;
+        assert_eq!(need_restart(&current, &read), ["log", "oldstyle"]);
         let address = TcpAddress { host: "::1".into(), port: 1 };
         read = Config { listeners: vec![Listen::tcp(address)], ..current.clone() };
         assert_eq!(need_restart(&current, &read), ["[[listen]]"]);
-        read.tls.verify_peer = true;
-        assert_eq!(need_restart(&current, &read), ["[[listen]]", "[tls]"]);
+        assert_eq!(reloaded(&current, read), current);
     }
 }

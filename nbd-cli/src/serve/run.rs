@@ -9,6 +9,7 @@ use nbd_engine::net::LocalAddr;
 use nbd_engine::server::{Outcome, ServerConfig};
 
 use super::Arguments;
+use super::access;
 use super::activation::{self, Socket};
 use super::announce::Announcement;
 use super::backend;
@@ -38,7 +39,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let ready_fd = supervisor::take_ready_fd(process)?;
     let stdio = process.stdio.then(Stdio::take).transpose()?;
     let config = arguments.config()?;
-    let access = arguments.access.access()?;
     if arguments.print_config {
         let text = config::print(&config)?;
         return output::write(|out| Ok(out.write_all(text.as_bytes())?));
@@ -52,8 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     raise_descriptor_limit(&config);
     let places = Places::of(&config, process, given)?;
     let exports = Live::open(&config)?;
-    let server = server_config(&config).with_access(access);
-    let (server, security) = Security::of(&config, server)?;
+    let (server, security) = server_config(&config)?;
     let readiness = Readiness::of(process, ready_fd)?;
     let mut needs = Needs::of(&config, arguments.config.as_deref());
     places.private_socket().into_iter().for_each(|path| needs.socket(path));
@@ -63,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     // From here on only what is needed can be opened, by this thread and by those that it starts.
     let sandbox = Sandbox::confine(config.server.sandbox, &needs)?;
     log::write()?;
-    let monitor = Monitor::start(config.server.metrics.as_ref())?;
+    let monitor = Monitor::start(config.server.metrics.as_ref(), predecessor.as_mut())?;
     let server = server.with_metrics(monitor.metrics());
     let in_tls = security.is_required();
     if stdio.is_none() {
@@ -81,8 +80,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let closed = served.close_volumes();
         return judge(outcome?, &config).and(closed);
     }
+    let of_disks = config.exports.iter().filter(|export| !export.is_directory());
+    let of_directories = config.exports.iter().filter(|export| export.is_directory());
     let announcement = Announcement {
-        names: config.exports.iter().map(|export| export.name.clone()).collect(),
+        names: of_disks.map(|export| export.name.clone()).collect(),
+        directories: of_directories.map(|export| export.label().into_owned()).collect(),
         // Who hands sockets over knows where they are, and our standard output may be that of a client; with a command
         // it is the command's.
         printed: places.given.is_empty() && process.run.is_none(),
@@ -91,13 +93,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let control = control_socket(&config, predecessor.as_mut())?;
     let verbs = control::exports(&reload, exports.bitmaps().verbs(Verbs::new()));
     let served = exports.clone();
-    let verbs = control::status_verbs(verbs, monitor.metrics(), move || served.map());
+    let verbs = control::status_verbs(verbs, monitor.metrics(), move || served.sizes());
     let setup = Setup {
         places,
         announcement,
         bitmaps: exports.bitmaps().clone(),
         verbs,
         reload,
+        monitor,
         in_memory: in_memory(&config),
         control,
         predecessor,
@@ -147,6 +150,8 @@ struct Setup<'a> {
     /// What can be asked for on the control socket, besides a take-over.
     verbs: Verbs,
     reload: Arc<Reload>,
+    /// What counts, and serves metrics.
+    monitor: Monitor,
     in_memory: Vec<String>,
     control: Option<Bound>,
     predecessor: Option<Predecessor>,
@@ -218,17 +223,19 @@ impl Setup<'_> {
 /// `--check`: what else can be found out without a change to anything.
 fn check(config: &Config) -> Result<(), Failure> {
     backend::inspect(config)?;
-    Security::of(config, server_config(config)).map(drop)
+    server_config(config).map(drop)
 }
 
-/// What the server is, besides its exports and TLS.
-fn server_config(config: &Config) -> ServerConfig {
+/// What the server is, besides its exports: access, TLS and limits.
+pub(super) fn server_config(config: &Config) -> Result<(ServerConfig, Security), Failure> {
     let server = &config.server;
-    ServerConfig::new()
+    let limits = ServerConfig::new()
+        .with_access(access::rules(&config.access, &config.source)?)
         .with_max_connections(server.max_connections)
         .with_drain_timeout(server.drain_timeout.0)
         .with_idle_timeout(server.idle_limit())
-        .with_stall_timeout(server.stall_timeout.duration().unwrap_or(Duration::MAX))
+        .with_stall_timeout(server.stall_timeout.duration().unwrap_or(Duration::MAX));
+    Security::of(config, limits)
 }
 
 /// Whether that is an orderly end.
@@ -290,6 +297,7 @@ macro_rules! serve {
         let server = if setup.places.oldstyle { server.oldstyle("") } else { server };
         let sockets = Sockets::default();
         let _ended_however_it_ends = sockets.guard();
+        setup.monitor.keep_in(&sockets).map_err(cannot_accept)?;
         // First of all: clients of sockets that were handed over may come, and ask for the end, at once.
         let end = {
             let (server, sockets) = (server.clone(), sockets.clone());
@@ -302,6 +310,8 @@ macro_rules! serve {
         };
         let (reload, supervisor) =
             (Arc::clone(&setup.reload), setup.readiness.supervisor.clone());
+        let reconfigured = server.clone();
+        reload.serving(move |config| reconfigured.reconfigure(config));
         let reload = move || supervisor.around_reload(|| reload.hang_up());
         signals::watch(end, reload).map_err(no_signals)?;
         let mut listening = Vec::new();

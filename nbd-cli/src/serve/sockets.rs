@@ -19,6 +19,8 @@ pub(super) enum Role {
     Clients,
     /// The control socket.
     Control,
+    /// Scrapers of metrics.
+    Metrics,
 }
 
 /// The file of a Unix socket, by device and inode.
@@ -172,13 +174,13 @@ impl Sockets {
         }
     }
 
-    /// The server ends: the paths of its clients' sockets are removed, and nothing keeps the sockets open any more. The
-    /// control socket stays until the end of the process.
+    /// The server ends: the paths of its clients' sockets are removed, and nothing keeps the sockets open any more. Those
+    /// for control and metrics stay until the end of the process.
     pub(super) fn end(&self) {
         let mut state = self.state();
         if state.phase == Phase::Open {
             state.phase = Phase::Ended;
-            state.open.retain(|open| open.role == Role::Control);
+            state.open.retain(|open| open.role != Role::Clients);
         }
     }
 

@@ -317,3 +317,31 @@ fn a_reader_that_closes_early_is_no_failure() {
     let ended = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
     assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(0), &b""[..]));
 }
+
+#[test]
+fn what_a_disk_contains_is_named_unless_nothing_is_to_be_read() {
+    let Some(peer) = peers::require("mke2fs") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::File::create(&path).unwrap().set_len(8 << 20).unwrap();
+    let label = "a\u{1b}[31m\" b";
+    let uuid = "01234567-89ab-cdef-0123-456789abcdef";
+    let arguments = ["-q", "-t", "ext4", "-L", label, "-U", uuid];
+    run(peer.command().args(arguments).arg(&path), LIMIT).success();
+    for sizes in ["1:4k:1M", "64k:64k:1M"] {
+        let server = ours().args(["--block-size", sizes, path.to_str().unwrap()]).start();
+        let uri = server.uri("");
+        let shown = told(["info", &uri]);
+        // A terminal obeys nothing of a label.
+        let line = format!(
+            "\tcontents:\n\t\text4 file system, label \"a\\u{{1b}}[31m\\\" b\", UUID {uuid}\n"
+        );
+        assert!(shown.ends_with(&line), "{shown}");
+        let contents = serde_json::json!({ "type": "ext4", "label": label, "uuid": uuid });
+        for words in [&["info", "--json", &uri][..], &["list", "--content", "--json", &uri]] {
+            let shown = json(&told(words.iter().copied()));
+            assert_eq!(shown["exports"][0]["contents"], contents, "{words:?}");
+        }
+        assert!(!told(["info", "--no-content", &uri]).contains("contents"));
+    }
+}

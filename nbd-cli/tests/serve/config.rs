@@ -9,7 +9,7 @@ use std::process::Command;
 
 use nbd_testkit::Endpoint;
 use nbd_testkit::process::{run, wait_until};
-use nbd_testkit::raw::{Errno, RawClient, Request};
+use nbd_testkit::raw::{Errno, RawClient, Rep, Request, Wire};
 
 use super::{LIMIT, RUNTIMES, Serving, refuses, serve};
 
@@ -252,11 +252,21 @@ fn a_file_that_is_read_again_changes_what_it_says_and_nothing_else() {
 
         // What takes a restart is said, and the rest is done.
         folder.write(
-            &after.replace("[server]", "[server]\nmax-connections = 5").replace("new", "newer"),
+            &after
+                .replace("[server]", "[server]\nlog = 'debug'\noldstyle = true")
+                .replace("new", "newer"),
         );
-        reload(&server, "read the configuration again");
-        let says = "another max-connections takes a restart";
+        reload(&server, "stay in force");
+        let says = "oldstyle clients get the one export";
         assert!(server.process.stderr().contains(says), "{}", server.process.stderr());
+        folder.write(
+            &after
+                .replace("[server]", "[server]\ncontrol = 'c'\nmetrics = 1")
+                .replace("new", "newer"),
+        );
+        let says = "control, metrics differ from what is in force, and take a restart of the server; all else in the \
+                    file is in force";
+        reload(&server, says);
         assert_eq!(names(&endpoint), ["stays", "changed", "newer"]);
         assert_eq!(stays.read(0, 512), [7; 512]);
         stays.finish();
@@ -325,4 +335,87 @@ fn exports_are_added_and_removed_by_the_control_socket() {
     let answer = ask(&control, "export-remove", r#"{"name":"first"}"#);
     assert!(answer.contains("nothing to serve"), "{answer}");
     server.stop();
+}
+
+/// The bounds on connections are those of the file that was read last.
+#[test]
+fn limits_that_are_read_again_are_in_force_for_clients_that_come_then() {
+    for runtime in RUNTIMES {
+        let text = |keys: &str| {
+            format!(
+                "[server]\nruntime = '{runtime}'\n{keys}[[listen]]\ntcp = '127.0.0.1:0'\n[[export]]\nmemory = '1M'\n"
+            )
+        };
+        let folder = Folder::new(&text("max-connections = 1\n"));
+        let server = folder.detached();
+        let endpoint = server.endpoint();
+        let mut first = entered(&endpoint, "");
+        let is_full = || Wire::connect(&endpoint).recv_or_gone(8, "the greeting").is_none();
+        assert!(is_full());
+        folder.write(&text("max-connections = 2\n"));
+        reload(&server, "read the configuration again");
+        let mut second = entered(&endpoint, "");
+        assert!(is_full());
+        // Fewer than there are: nobody loses the connection, and nobody gets one.
+        folder
+            .write(&text("max-connections = 1\nstall-timeout = 'never'\nidle-timeout = 'never'\n"));
+        reload(&server, "read the configuration again");
+        assert!(is_full());
+        assert_eq!((first.read(0, 512), second.read(0, 512)), (vec![0; 512], vec![0; 512]));
+        first.finish();
+        assert!(is_full());
+        second.finish();
+        wait_until("there is room", LIMIT, || !is_full());
+        server.process.terminate();
+        assert_eq!(server.end().0, Some(0));
+    }
+}
+
+/// TLS that is required by now is required of a client that began before, and of no client once it is off.
+#[test]
+#[cfg(feature = "tls")]
+fn tls_that_is_read_again_is_in_force_for_clients_that_have_no_export_yet() {
+    let head = "[[listen]]\nunix = 'socket'\n[[export]]\nname = 'disk'\nmemory = '1M'\n";
+    let folder = Folder::new(head);
+    let mut cert = Command::new(env!("CARGO_BIN_EXE_nbd"));
+    run(cert.args(["cert", "pki", "--name", "localhost"]).current_dir(folder.0.path()), LIMIT)
+        .success();
+    let server = folder.detached();
+    let endpoint = Endpoint::Unix(folder.path("socket"));
+    let mut inside = entered(&endpoint, "disk");
+    let mut choosing = RawClient::negotiate(&endpoint);
+    folder.write(&format!("{head}[tls]\nmode = 'require'\ncertificates = 'pki'\n"));
+    reload(&server, "read the configuration again");
+    // It keeps the protocol that it began with, in which there is no TLS: it has to connect again.
+    assert!(choosing.go("disk", &[]).is_err());
+    choosing.finish();
+    let mut late = RawClient::negotiate(&endpoint);
+    assert_eq!(late.go("disk", &[]).unwrap_err().code, Rep::ERR_TLS_REQD);
+    late.finish();
+    assert_eq!(inside.read(0, 512), [0; 512]);
+    inside.finish();
+    let uri = format!(
+        "nbds+unix:///disk?socket={}&tls-certificates={}&tls-hostname=localhost",
+        folder.path("socket").display(),
+        folder.path("pki").display()
+    );
+    let size = || {
+        let mut info = Command::new(env!("CARGO_BIN_EXE_nbd"));
+        run(info.args(["info", "--size", &uri]), LIMIT)
+    };
+    assert_eq!(size().success(), "1048576\n");
+    // Another list of clients, none of which this one is; and certificates that are not there.
+    folder.write(&format!(
+        "{head}[tls]\nmode = 'require'\ncertificates = 'pki'\nallow = ['other.example.org']\n"
+    ));
+    reload(&server, "read the configuration again");
+    size().failure();
+    folder.write(&format!("{head}[tls]\nmode = 'require'\ncertificates = 'none'\n"));
+    reload(&server, "stay in force");
+    size().failure();
+    folder.write(head);
+    reload(&server, "read the configuration again");
+    assert_eq!(entered(&endpoint, "disk").read(0, 512), [0; 512]);
+    server.process.terminate();
+    assert_eq!(server.end().0, Some(0));
 }

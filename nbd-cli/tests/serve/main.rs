@@ -5,6 +5,7 @@ mod activation;
 mod addresses;
 mod captive;
 mod config;
+mod directory;
 mod end;
 mod exports;
 mod limits;

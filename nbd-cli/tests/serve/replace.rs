@@ -315,3 +315,42 @@ fn a_read_only_and_an_oldstyle_server_can_be_replaced() {
     let second = site.replaced(first, &["--oldstyle"]);
     stop(site.replaced(second, &["--read-only"]));
 }
+
+/// What a scraper gets: a count of connections, or nothing.
+fn scraped(mut stream: impl std::io::Read + Write) -> Option<String> {
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    text.contains("nbd_connections_max").then_some(text)
+}
+
+#[test]
+fn scrapers_find_the_successor_at_the_same_address() {
+    for runtime in RUNTIMES {
+        let site = Site::new();
+        let unix = site.path("metrics");
+        let at_unix = format!("unix:{}", unix.display());
+        let scrape = || scraped(UnixStream::connect(&unix).unwrap());
+        let first = site.first(runtime, &["--metrics", &at_unix]);
+        assert!(scrape().is_some());
+        let second = site.replaced(first, &["--runtime", runtime, "--metrics", &at_unix]);
+        assert!(scrape().is_some());
+        // Another address, at which nobody listens yet, with its own port.
+        let third = site.replaced(second, &["--metrics", "0", "-v"]);
+        assert!(!unix.exists(), "the socket that nobody wanted is left behind");
+        let said = third.process.stderr();
+        let url = said.split("http://").nth(1).and_then(|rest| rest.split('/').next());
+        let address: SocketAddr = url.and_then(|url| url.parse().ok()).expect(&said);
+        let scrape = || scraped(TcpStream::connect(address).unwrap());
+        assert!(scrape().is_some());
+        let fourth = site.replaced(third, &["--metrics", &address.to_string()]);
+        assert!(scrape().is_some());
+        site.serves("nbd.sock");
+        // A successor that fails leaves them where they are.
+        let mut command = site.successor(&["--metrics", &address.to_string(), "x=./missing"]);
+        refuses(&mut command, 1, &["missing"]);
+        assert!(scrape().is_some());
+        stop(fourth);
+        TcpStream::connect(address).unwrap_err();
+    }
+}

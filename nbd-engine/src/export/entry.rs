@@ -56,6 +56,15 @@ impl ExportEntry {
         })
     }
 
+    /// The same under another name.
+    ///
+    /// # Errors
+    /// When the name can't go over the wire, see [`InvalidName`].
+    pub fn with_name(mut self, name: impl Into<String>) -> Result<Self, InvalidName> {
+        self.name = checked(name)?;
+        Ok(self)
+    }
+
     /// A text for people, in place of the export's own [description](super::Export::description).
     ///
     /// # Errors
@@ -276,6 +285,8 @@ mod tests {
             let disk = || Memory::new(1).unwrap();
             let entry = ExportEntry::new(text.clone(), disk());
             prop_assert_eq!(entry.is_ok(), valid);
+            let renamed = ExportEntry::new("", disk()).unwrap().with_name(text.clone());
+            prop_assert_eq!(renamed.map(|entry| entry.name().to_owned()).ok(), valid.then(|| text.clone()));
             let described = ExportEntry::new("", disk()).unwrap().with_description(text.clone());
             prop_assert_eq!(described.is_ok(), valid);
             prop_assert_eq!(ListedExport::new(text.clone(), "").is_ok(), valid);

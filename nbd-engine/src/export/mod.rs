@@ -53,7 +53,7 @@ pub use client::{ClientInfo, CloseReason, Peer, PeerAddr, TlsIdentity, UnixPeer}
 pub use contexts::{Contexts, no_such_context};
 pub use depth::{AllocationDepth, WithAllocationDepth};
 #[cfg(target_os = "linux")]
-pub use directory::Directory;
+pub use directory::{Directory, FileId};
 pub use entry::{ExportEntry, InvalidName, ListedExport};
 pub use error::{ExportError, Result};
 pub(crate) use exports::DynExports;
@@ -70,7 +70,7 @@ pub use overlay::{
     overlay_summary,
 };
 pub use overlay::{InMemory, Overlay, Store, TooManyBlocks};
-pub use partition::PartitionError;
+pub use partition::{Partition, PartitionError, PartitionKind, PartitionTable, PartitionTableKind};
 pub(crate) use pool::{Pool, allocate};
 pub use rate_limit::{RateLimit, RateLimited, Rates};
 pub use read_only::{NoWriting, ReadOnly};

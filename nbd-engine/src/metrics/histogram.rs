@@ -60,10 +60,11 @@ impl Default for Latencies {
 }
 
 impl Latencies {
+    /// Records that `count` requests took so long each.
     #[inline]
-    pub(crate) fn record(&self, nanoseconds: u64) {
-        self.sum.add(nanoseconds);
-        self.buckets[index(nanoseconds)].add(1);
+    pub(crate) fn record(&self, nanoseconds: u64, count: u64) {
+        self.sum.add(nanoseconds.wrapping_mul(count));
+        self.buckets[index(nanoseconds)].add(count);
     }
 
     /// How many times were recorded so far.
@@ -198,7 +199,7 @@ mod tests {
             let recorded = Latencies::default();
             for time in &times {
                 histogram.record(Duration::from_nanos(*time));
-                recorded.record(*time);
+                recorded.record(*time, 1);
             }
             let mut copy = LatencyHistogram::default();
             recorded.add_to(&mut copy);

@@ -323,6 +323,11 @@ impl ServerConfig {
         self.tls.as_ref()
     }
 
+    /// Whether all clients must upgrade to TLS.
+    pub(crate) fn requires_tls(&self) -> bool {
+        self.protocol.tls == nbd_proto::server::TlsMode::Required
+    }
+
     pub(crate) const fn protocol(&self) -> &Config {
         &self.protocol
     }

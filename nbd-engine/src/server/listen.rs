@@ -114,7 +114,7 @@ async fn accept_from<L: Listen, R: Runtime>(
                 continue;
             }
             Err(error) => {
-                if let Some(metrics) = state.config().metrics() {
+                if let Some(metrics) = state.metrics() {
                     metrics.accept_failed();
                 }
                 if let Some(times) = state.floods().accept.count() {

@@ -11,7 +11,7 @@ use super::dispatch::guarded;
 use super::state::ServerState;
 use super::status::Source;
 use super::visit::Visit;
-use super::{ConnectionError, dispatch};
+use super::{ConnectionError, ServerConfig, dispatch};
 use crate::export::{AnyExport, ClientInfo, CloseReason, ExportEntry, Kind, ListedExport, Refusal};
 
 /// A question of the client's that the exports have not answered yet.
@@ -29,11 +29,19 @@ pub(super) struct Negotiation {
     /// The export that the client looked at last, and that it uses once it entered.
     export: Option<ExportEntry>,
     visit: Option<Arc<Visit>>,
+    /// What the server was configured as when the connection began.
+    config: Arc<ServerConfig>,
 }
 
 impl Negotiation {
-    pub(super) const fn new(client: Arc<ClientInfo>) -> Self {
-        Self { client, question: None, export: None, visit: None }
+    pub(super) const fn new(client: Arc<ClientInfo>, config: Arc<ServerConfig>) -> Self {
+        Self { client, question: None, export: None, visit: None, config }
+    }
+
+    /// What the server was configured as when the connection began.
+    #[cfg(feature = "tls")]
+    pub(super) const fn config(&self) -> &Arc<ServerConfig> {
+        &self.config
     }
 
     /// The machine of a connection that was just accepted: an oldstyle client gets its export at once.
@@ -41,7 +49,7 @@ impl Negotiation {
         &mut self,
         state: &ServerState,
     ) -> Result<Connection, ConnectionError> {
-        let config = state.config();
+        let config = Arc::clone(&self.config);
         #[cfg(feature = "tls")]
         if let (Some(tls), Some(identity)) = (config.tls(), &self.client.tls)
             && !tls.admits(identity)
@@ -59,7 +67,7 @@ impl Negotiation {
         let found = state.exports().find(name.into(), Purpose::Enter, client).await;
         let refused = |refusal| ConnectionError::ExportRefused { name: name.into(), refusal };
         let entry = found.map_err(refused)?;
-        let info = dispatch::describe(&entry, config, core::iter::empty());
+        let info = dispatch::describe(&entry, &config, core::iter::empty());
         let connection = Connection::oldstyle(config.protocol().clone(), &info)?;
         self.export = Some(entry);
         Ok(connection)
@@ -104,9 +112,13 @@ impl Negotiation {
             Question::Find(answer) => {
                 let Poll::Ready(found) = answer.as_mut().poll(cx) else { return None };
                 let described = found.and_then(|entry| {
-                    let (config, queries) = (state.config(), connection.queries());
+                    let (config, queries) = (&*self.config, connection.queries());
                     match guarded(|| dispatch::describe(&entry, config, queries)) {
-                        Ok(info) => Ok((entry, info)),
+                        Ok(mut info) => {
+                            // The client may have begun before TLS was required.
+                            info.tls_required |= state.config().requires_tls();
+                            Ok((entry, info))
+                        }
                         Err(_) => Err(Refusal::Unknown),
                     }
                 });

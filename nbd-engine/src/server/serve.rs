@@ -62,7 +62,7 @@ where
         peer = %client.peer,
         export = field::Empty
     );
-    let mut registration = state.config().metrics().map(|metrics| metrics.register(&client));
+    let mut registration = state.metrics().map(|metrics| metrics.register(&client));
     let recorder = registration.as_ref().map(|it| it.recorder(&runtime));
     let mut task = pin!(run(&state, transport, &runtime, client, recorder));
     let result = poll_fn(|cx| span.in_scope(|| task.as_mut().poll(cx))).await;
@@ -275,7 +275,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionError> {
         if self.watch.is_none() && self.session.is_transmitting() {
-            let watch = Watch::new(self.state.config(), self.runtime.now());
+            let watch = Watch::new(&self.state.config(), self.runtime.now());
             self.set_timer(watch.period());
             self.watch = Some(watch);
             self.withdrawn = self.session.withdrawal().map(Withdrawn::new);

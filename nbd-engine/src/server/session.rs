@@ -47,11 +47,12 @@ impl<T: Transport> Session<T> {
         recorder: Option<Recorder>,
         runtime: &impl Runtime,
     ) -> Result<Self, ConnectionError> {
-        let mut negotiation = Negotiation::new(client);
+        let config = state.config();
+        let mut negotiation = Negotiation::new(client, Arc::clone(&config));
         let connection = negotiation.begin(&state).await?;
         let shares_thread = runtime.shares_threads();
         let busy_poll = if shares_thread { Duration::ZERO } else { BUSY_POLL };
-        let busy_poll = BusyPoll::new(state.config().busy_poll(busy_poll));
+        let busy_poll = BusyPoll::new(config.busy_poll(busy_poll));
         let clock = runtime.clone();
         let clock = Box::new(move || clock.now());
         let turn = Turn::new(shares_thread);
@@ -261,11 +262,12 @@ fn begin_tls<T: Transport>(
     cx: &mut Context<'_>,
 ) -> Result<bool, ConnectionError> {
     // The machine offers TLS only if there is a configuration of it.
-    let Some(tls) = requests.state.config().tls() else {
+    let config = Arc::clone(requests.negotiation.config());
+    let Some(tls) = config.tls() else {
         return Err(ConnectionError::Internal(nbd_proto::Misuse::WrongPhase));
     };
     let count = |succeeded| {
-        if let Some(metrics) = requests.state.config().metrics() {
+        if let Some(metrics) = requests.state.metrics() {
             metrics.tls_began(succeeded);
         }
     };

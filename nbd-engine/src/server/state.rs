@@ -3,12 +3,12 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use event_listener::{Event, EventListener};
 
 use super::budget::BufferBudget;
-use super::metrics::{Load, Loaded, WorkerMetrics};
+use super::metrics::{Load, Loaded, Metrics, WorkerMetrics};
 use super::outcome::{Counted, Floods};
 use super::workers::Workers;
 use super::{Outcome, ServerConfig};
@@ -24,7 +24,11 @@ pub struct ServerState {
 /// What is common to both faces of a server, [newstyle and oldstyle](ServerState::oldstyle).
 struct Common {
     exports: Arc<dyn DynExports>,
-    config: ServerConfig,
+    /// What connections that begin now get.
+    config: RwLock<Arc<ServerConfig>>,
+    max_workers: usize,
+    /// What the server counts by from its start to its end.
+    metrics: Option<Metrics>,
     workers: Workers,
     budget: Arc<BufferBudget>,
     connections: AtomicUsize,
@@ -43,13 +47,16 @@ struct Common {
 impl Loaded for Common {
     fn load(&self) -> Load {
         Load {
-            max_connections: self.config.max_connections() as u64,
+            max_connections: self.config().max_connections() as u64,
             max_buffer_bytes: self.budget.total() as u64,
-            workers: WorkerMetrics {
-                max: self.config.max_workers() as u64,
-                ..self.workers.metrics()
-            },
+            workers: WorkerMetrics { max: self.max_workers as u64, ..self.workers.metrics() },
         }
+    }
+}
+
+impl Common {
+    fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -60,7 +67,9 @@ impl ServerState {
             exports: Arc::new(exports),
             workers: Workers::new(config.max_workers()),
             budget: Arc::new(config.buffer_budget()),
-            config,
+            max_workers: config.max_workers(),
+            metrics: config.metrics().cloned(),
+            config: RwLock::new(Arc::new(config)),
             connections: AtomicUsize::new(0),
             next_connection: AtomicU64::new(0),
             departure: Event::new(),
@@ -71,7 +80,7 @@ impl ServerState {
             floods: Floods::default(),
         };
         let common = Arc::new(common);
-        if let Some(metrics) = common.config.metrics() {
+        if let Some(metrics) = &common.metrics {
             let server: Weak<Common> = Arc::downgrade(&common);
             metrics.add_server(server);
         }
@@ -107,10 +116,31 @@ impl ServerState {
         self.oldstyle.as_deref()
     }
 
-    /// The configuration of the server.
+    /// The configuration of the server, as it is now.
     #[must_use]
-    pub fn config(&self) -> &ServerConfig {
-        &self.common.config
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.common.config()
+    }
+
+    /// Gives the server another configuration: which peers may connect, TLS, the bounds on connections and their time.
+    ///
+    /// It is that of connections which begin from now on. Those that there are keep the protocol and the TLS that they
+    /// began with, and are not measured against other rules of access; a timeout that runs already runs on as it was. If
+    /// there are more connections than may be by now, none is ended, and no other one begins before enough have ended.
+    ///
+    /// The number of [workers](ServerConfig::with_max_workers), the
+    /// [memory](ServerConfig::with_max_buffer_memory) of buffers and the [metrics](ServerConfig::with_metrics) stay what
+    /// they were, and so does the [backlog](ServerConfig::with_backlog) of sockets that listen already.
+    pub fn reconfigure(&self, config: ServerConfig) {
+        let common = &self.common;
+        *common.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        // There may be room by now for connections that wait.
+        common.departure.notify(usize::MAX);
+    }
+
+    /// What the server counts by.
+    pub(crate) fn metrics(&self) -> Option<&Metrics> {
+        self.common.metrics.as_ref()
     }
 
     /// The buffers of all connections.
@@ -157,14 +187,14 @@ impl ServerState {
     /// So many requests of a connection will not be finished.
     pub(crate) fn cut_off(&self, requests: usize) {
         self.common.outcome.cut_off(requests);
-        if let Some(metrics) = self.config().metrics() {
+        if let Some(metrics) = self.metrics() {
             metrics.cut_off(requests);
         }
     }
 
     /// A connection was refused, since there are as many as may be.
     pub(crate) fn count_refused(&self) {
-        if let Some(metrics) = self.config().metrics() {
+        if let Some(metrics) = self.metrics() {
             metrics.refused();
         }
     }
@@ -183,8 +213,8 @@ impl ServerState {
 
     /// Waits for room for one more connection. `None` when the server shuts down.
     pub async fn admit(self: &Arc<Self>) -> Option<Permit> {
-        let max = self.config().max_connections();
         let admitted = || {
+            let max = self.config().max_connections();
             let add = |count| (count < max).then_some(count + 1);
             self.common.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
         };

@@ -2,6 +2,7 @@
 //! is found out when they are opened.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use nbd_engine::export::{Memory, Tracked};
 use nbd_engine::proto::wire::is_valid_string;
@@ -10,6 +11,9 @@ use super::source::Source;
 use super::{Address, Backend, Config, Export};
 use crate::exit::Failure;
 use crate::output::quoted;
+
+/// Bytes of a directory's name at most: the protocol's strings have 4096, names of files 255.
+const MAX_PREFIX: usize = 4096 - 256;
 
 /// Refuses what can't be, with all that is wrong.
 ///
@@ -48,6 +52,10 @@ impl Rules<'_> {
         }
         if !server.oldstyle {
             return;
+        }
+        if let Some(index) = config.exports.iter().position(Export::is_directory) {
+            let text = "oldstyle clients name no export: serve a file of the directory by itself";
+            self.broken(format!("export.{index}.directory"), text);
         }
         if config.exports.len() > 1 {
             let text = "oldstyle clients get the one export that there is: leave out the others";
@@ -112,7 +120,8 @@ impl Rules<'_> {
     fn exports(&mut self, config: &Config) {
         if config.exports.is_empty() {
             // A file that is still being written does not end what is served.
-            let text = "there is nothing to serve: add an [[export]] with file, memory or volume";
+            let text = "there is nothing to serve: add an [[export]] with file, memory, directory or \
+                        volume";
             self.broken("", text);
         }
         let mut names = HashMap::new();
@@ -127,12 +136,18 @@ impl Rules<'_> {
                     self.broken(key("file"), "give the path of a file or block device");
                 }
                 Ok(Backend::Volume(_)) => self.volume(index, export, config),
+                Ok(Backend::Directory(path)) => self.directory(index, path, export),
                 Ok(_) => {}
                 Err(text) => self.broken(format!("export.{index}"), text),
             }
-            if let Some(first) = names.insert(&*export.name, index) {
+            if let Some(first) = names.insert(export.label(), index) {
                 let remedy = self.another_name(export, first);
-                let text = format!("two exports are called '{}': {remedy}", export.name);
+                let text = match export.is_directory() {
+                    true if export.name.is_empty() => {
+                        format!("two directories have no name in front of their files: {remedy}")
+                    }
+                    _ => format!("two exports are called '{}': {remedy}", export.label()),
+                };
                 self.broken(key("name"), text);
             }
             if export.block_size_required && export.block_size.is_none() {
@@ -144,6 +159,38 @@ impl Rules<'_> {
                 self.broken(key("track"), text);
             }
             self.track(&key("track"), export);
+        }
+    }
+
+    /// What can't be said of all files of a directory at once.
+    fn directory(&mut self, index: usize, path: &Path, export: &Export) {
+        let key = |key: &str| format!("export.{index}.{key}");
+        if path.as_os_str().is_empty() {
+            self.broken(key("directory"), "give the path of a directory");
+        }
+        if export.name.len() > MAX_PREFIX {
+            let text = format!(
+                "the name of a directory has at most {MAX_PREFIX} bytes, so that those of its files fit behind it"
+            );
+            self.broken(key("name"), text);
+        }
+        if !export.track.is_empty() {
+            let track = self.source.word("--track", "track");
+            let text = format!(
+                "changes to files of a directory are not recorded, as a record would end with the last client of a \
+                 file: leave out {track}, or export the file by itself"
+            );
+            self.broken(key("track"), text);
+        }
+        for (layer, word) in export.layers.iter().enumerate() {
+            if let Some(file) = word.clone().path_mut() {
+                let text = format!(
+                    "the layer {word} would write what is of all files of the directory to {}: leave out its file, or \
+                     export a file by itself",
+                    quoted(file.as_os_str())
+                );
+                self.broken(key(&format!("layers.{layer}")), text);
+            }
         }
     }
 
@@ -159,6 +206,7 @@ impl Rules<'_> {
             Ok(Backend::File(path)) => path.display().to_string(),
             Ok(Backend::Memory(size)) => format!("memory:{}", super::Size(size)),
             Ok(Backend::Volume(url)) => format!("volume:{url}"),
+            Ok(Backend::Directory(path)) => format!("dir:{}", path.display()),
             Err(_) => "BACKEND".into(),
         };
         match self.source {

@@ -5,14 +5,15 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::model::{Config, Export, Listen, Server, Tls};
+use super::model::{Access, Config, Export, Listen, Server, Tls};
 
 /// The tables, and the keys of each. The outermost has no name.
-pub(super) fn tables() -> [(&'static str, &'static [&'static str]); 5] {
+pub(super) fn tables() -> [(&'static str, &'static [&'static str]); 6] {
     [
         ("", fields::<Config>()),
         ("server", fields::<Server>()),
         ("listen", fields::<Listen>()),
+        ("access", fields::<Access>()),
         ("tls", fields::<Tls>()),
         ("export", fields::<Export>()),
     ]

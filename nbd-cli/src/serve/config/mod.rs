@@ -17,7 +17,9 @@ mod tests;
 mod words;
 
 pub(crate) use check::check;
-pub(crate) use model::{Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server};
+pub(crate) use model::{
+    Access, Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server,
+};
 #[cfg(any(feature = "tls", test))]
 pub(crate) use model::{Tls, TlsMode};
 pub(crate) use print::print;
@@ -25,4 +27,4 @@ pub(crate) use read::load;
 pub(crate) use source::Source;
 #[cfg(target_os = "linux")]
 pub(crate) use words::VsockAddress;
-pub(crate) use words::{BlockSizes, Period, Size, TcpAddress};
+pub(crate) use words::{BlockSizes, Cidr, Period, Size, TcpAddress};

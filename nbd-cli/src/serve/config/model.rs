@@ -3,6 +3,7 @@
 //! The comment of each field is its entry in `docs/configuration.md`, which a test makes of them; `cli` is the option
 //! of the command line that does the same.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::super::sandbox;
 use super::source::Source;
 #[cfg(target_os = "linux")]
 use super::words::VsockAddress;
-use super::words::{BlockSizes, Period, Size, TcpAddress};
+use super::words::{BlockSizes, Cidr, Period, Size, TcpAddress};
 use crate::quantity::Timeout;
 use crate::serve::metrics::MetricsAddress;
 
@@ -29,6 +30,10 @@ pub(crate) struct Config {
     /// Where it listens. Without any, it takes the sockets that systemd hands over, else listens on 127.0.0.1:10809.
     #[serde(rename = "listen", skip_serializing_if = "Vec::is_empty")]
     pub(crate) listeners: Vec<Listen>,
+
+    /// Which clients may connect. Without any of these keys all may.
+    #[serde(skip_serializing_if = "Access::is_default")]
+    pub(crate) access: Access,
 
     /// Whether clients encrypt, and by what.
     #[serde(skip_serializing_if = "Tls::is_default")]
@@ -129,6 +134,35 @@ pub(crate) struct Listen {
     activation: bool,
 }
 
+/// Others are disconnected before they are sent a byte. Rules about addresses concern clients by TCP, and refuse clients of
+/// other kinds but Unix sockets, such as vsock; rules about users and groups concern clients of Unix sockets.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Access {
+    /// Addresses and networks, such as `10.0.0.0/8`, `fd00::/8` or `192.0.2.7`: clients of others are refused. IPv4 clients
+    /// of an IPv6 socket count as IPv4 clients.
+    #[cfg_attr(test, schemars(extend("cli" = "--allow")))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) allow: Vec<Cidr>,
+
+    /// Addresses and networks whose clients are refused, even if `allow` has them.
+    #[cfg_attr(test, schemars(extend("cli" = "--deny")))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) deny: Vec<Cidr>,
+
+    /// Users, by their name in `/etc/passwd` or their number: clients of Unix sockets that are of another one, and of none
+    /// of the groups of `allow-group`, are refused.
+    #[cfg_attr(test, schemars(extend("cli" = "--allow-user")))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) allow_user: Vec<String>,
+
+    /// The same by effective group, by its name in `/etc/group` or its number.
+    #[cfg_attr(test, schemars(extend("cli" = "--allow-group")))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) allow_group: Vec<String>,
+}
+
 /// Without `certificates` and `psk` the first of `~/.pki/nbd`, `~/.pki/nbdkit`, `/etc/pki/nbd` and others is taken
 /// that has a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -164,12 +198,13 @@ pub(crate) struct Tls {
     pub(crate) allow: Vec<String>,
 }
 
-/// An export has exactly one of `file`, `memory` and `volume`.
+/// An export has exactly one of `file`, `memory`, `directory` and `volume`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Export {
-    /// The name by which clients ask for it; no two exports have the same.
+    /// The name by which clients ask for it; no two exports have the same. That of a `directory` is a prefix: clients ask
+    /// for `NAME/FILE`, or, if it is empty, for `FILE`.
     #[cfg_attr(test, schemars(extend("cli" = "NAME=BACKEND, --export-name")))]
     pub(crate) name: String,
 
@@ -182,6 +217,13 @@ pub(crate) struct Export {
     #[cfg_attr(test, schemars(extend("cli" = "memory:SIZE")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Size>,
+
+    /// Path of a directory, each regular file in which is an export by its name, whenever clients ask: no links, devices,
+    /// directories or names that begin with a dot, and no file that has an `[[export]]` of its own. All other keys apply
+    /// to each file by itself.
+    #[cfg_attr(test, schemars(extend("cli" = "dir:PATH", "kind" = "path")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    directory: Option<PathBuf>,
 
     /// URL of a volume on object storage, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or
     /// `file:///DIRECTORY`; with `@SNAPSHOT` behind it, one of its snapshots, for reading. See [volumes](volumes.md).
@@ -294,6 +336,8 @@ pub(crate) enum Backend<'a> {
     Memory(u64),
     /// A volume on object storage: its URL, and `@SNAPSHOT` for a snapshot.
     Volume(&'a str),
+    /// Each file of a directory.
+    Directory(&'a Path),
 }
 
 /// Where a server listens.
@@ -393,6 +437,12 @@ impl Listen {
     }
 }
 
+impl Access {
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl Tls {
     pub(super) fn is_default(&self) -> bool {
         *self == Self::default()
@@ -407,6 +457,7 @@ impl Export {
             Backend::File(path) => export.file = Some(path.to_owned()),
             Backend::Memory(size) => export.memory = Some(Size(size)),
             Backend::Volume(url) => export.volume = Some(url.to_owned()),
+            Backend::Directory(path) => export.directory = Some(path.to_owned()),
         }
         export
     }
@@ -416,11 +467,27 @@ impl Export {
     /// # Errors
     /// A text that says so when it is not exactly one thing, as in a file that was not checked.
     pub(crate) fn backend(&self) -> Result<Backend<'_>, String> {
-        match (&self.file, self.memory, &self.volume) {
-            (Some(path), None, None) => Ok(Backend::File(path)),
-            (None, Some(size), None) => Ok(Backend::Memory(size.0)),
-            (None, None, Some(url)) => Ok(Backend::Volume(url)),
-            _ => Err("an export needs exactly one of file, memory and volume".into()),
+        let file = self.file.as_deref().map(Backend::File);
+        let memory = self.memory.map(|size| Backend::Memory(size.0));
+        let directory = self.directory.as_deref().map(Backend::Directory);
+        let volume = self.volume.as_deref().map(Backend::Volume);
+        let mut backends = [file, memory, directory, volume].into_iter().flatten();
+        match (backends.next(), backends.next()) {
+            (Some(backend), None) => Ok(backend),
+            _ => Err("an export needs exactly one of file, memory, directory and volume".into()),
+        }
+    }
+
+    /// Whether it is each file of a directory rather than one disk.
+    pub(crate) const fn is_directory(&self) -> bool {
+        self.directory.is_some()
+    }
+
+    /// What it is called among all exports: the name, with a `/` behind that of a directory, which is a prefix.
+    pub(crate) fn label(&self) -> Cow<'_, str> {
+        match self.is_directory() {
+            true => format!("{}/", self.name).into(),
+            false => Cow::Borrowed(&self.name),
         }
     }
 }
@@ -432,7 +499,7 @@ impl Config {
         let listeners = self.listeners.iter_mut().map(|listen| &mut listen.unix);
         let exports = self.exports.iter_mut().flat_map(|export| {
             let layers = export.layers.iter_mut().filter_map(Layer::path_mut);
-            export.file.iter_mut().chain(layers)
+            export.file.iter_mut().chain(&mut export.directory).chain(layers)
         });
         let metrics = self.server.metrics.as_mut().and_then(MetricsAddress::path_mut);
         single.into_iter().chain(listeners).flatten().chain(exports).chain(metrics)
@@ -459,9 +526,10 @@ impl Config {
         only || !self.tls.is_default() && self.tls != off
     }
 
-    /// Whether changes to that export can be recorded.
+    /// Whether changes to that export can be recorded. Those to files of a directory can't, as what is known of a file
+    /// ends with its last client.
     pub(crate) fn is_tracked(&self, export: &Export) -> bool {
-        !export.track.is_empty() || self.server.control.is_some()
+        !export.is_directory() && (!export.track.is_empty() || self.server.control.is_some())
     }
 }
 

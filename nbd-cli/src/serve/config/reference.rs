@@ -93,7 +93,10 @@ fn kind(schema: &Value, property: &Value) -> String {
     match kind.as_str() {
         Some("boolean") => "`true` or `false`".into(),
         Some("integer") => "number".into(),
-        Some("array") => "list of texts".into(),
+        Some("array") => match property["items"]["title"].as_str() {
+            Some(item) => format!("list: {item}"),
+            None => "list of texts".into(),
+        },
         Some("string") => "text".into(),
         _ => panic!("{property} is of no kind that the reference knows"),
     }

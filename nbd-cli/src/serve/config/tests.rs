@@ -41,6 +41,12 @@ activation = true
 [[listen]]
 vsock = "3:10809"
 
+[access]
+allow = ["10.0.0.0/8", "fd00::/8"]
+deny = ["10.9.0.1"]
+allow-user = ["root", "117"]
+allow-group = ["0"]
+
 [tls]
 mode = "on"
 certificates = "pki"
@@ -63,6 +69,9 @@ tls-only = true
 
 [[export]]
 memory = "1G"
+
+[[export]]
+directory = "disks"
 
 [[export]]
 name = "volume"
@@ -120,10 +129,32 @@ fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
     let disk = "[[export]]\nmemory = 1\n";
     for (text, expected) in [
         ("", "1:1: there is nothing to serve: add an [[export]]"),
-        ("[[export]]\n", "1:1: an export needs exactly one of file, memory and volume"),
+        ("[[export]]\n", "1:1: an export needs exactly one of file, memory, directory and volume"),
         (
             "[[export]]\nfile = 'a'\nmemory = 1",
-            "1:1: an export needs exactly one of file, memory and volume",
+            "1:1: an export needs exactly one of file, memory, directory and volume",
+        ),
+        ("[[export]]\ndirectory = ''", "2:13: give the path of a directory"),
+        ("[[export]]\ndirectory = 'a'\ntrack = ['t']", "3:9: changes to files of a directory"),
+        (
+            "[[export]]\ndirectory = 'a'\nlayers = ['read-only', 'overlay:x']",
+            "3:24: the layer overlay:x would write",
+        ),
+        (
+            &format!("[[export]]\ndirectory = 'a'\nname = '{}'", "x".repeat(3841)),
+            "3:8: the name of a directory has at most 3840 bytes",
+        ),
+        (
+            "[[export]]\ndirectory = 'a'\n[[export]]\ndirectory = 'b'",
+            "3:1: two directories have no name in front of their files",
+        ),
+        (
+            "[[export]]\nname = 'a'\ndirectory = 'a'\n[[export]]\nname = 'a/'\nmemory = 1",
+            "5:8: two exports are called 'a/'",
+        ),
+        (
+            "[[export]]\ndirectory = 'a'\n[server]\noldstyle = true",
+            "2:13: oldstyle clients name no export",
         ),
         ("[[export]]\nfile = ''", "2:8: give the path of a file or block device"),
         ("[[export]]\nmemory = '1X'", "2:10: '1X' is not a size"),
@@ -146,6 +177,10 @@ fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
         ("[server]\nmax-connections = -1", "2:19: invalid value: integer `-1`"),
         ("[server]\nstall-timeout = 0", "2:17: give at least 1ms, or never"),
         ("[server]\nlog = 1", "2:7: "),
+        ("[access]\nallow = ['10.0.0.1/8']", "2:10: '10.0.0.1/8': the address has bits"),
+        ("[access]\ndeny = ['::/0', 'host']", "2:17: 'host': give an IP address, or a network"),
+        ("[access]\nallow = '10.0.0.0/8'", "2:9: "),
+        ("[server]\nallow-user = ['a']", "it is a key of [access]"),
         ("[server]\ncontrol = ''\n[[export]]\nmemory = 1", "2:11: give the path of a socket"),
         ("server = 1", "1:10: server is a table: write [server]"),
         ("[[server]]\nlog = 'info'", "server is a table: write [server]"),
@@ -313,6 +348,26 @@ fn tls() -> impl Strategy<Value = Tls> {
     )
 }
 
+fn access() -> impl Strategy<Value = Access> {
+    let ip = prop_oneof![
+        any::<u32>().prop_map(|bits| std::net::IpAddr::from(bits.to_be_bytes())),
+        any::<u128>().prop_map(|bits| std::net::IpAddr::from(bits.to_be_bytes())),
+    ];
+    let network = (ip, 0..129u8).prop_filter_map("no network", |(ip, prefix)| {
+        match nbd_engine::net::Network::new(ip, prefix) {
+            Ok(network) | Err(nbd_engine::net::InvalidNetwork::Host(network)) => {
+                Some(Cidr(network))
+            }
+            Err(_) => None,
+        }
+    });
+    let networks = proptest::collection::vec(network, 0..3);
+    let names = || proptest::collection::vec("\\PC{0,5}", 0..3);
+    (networks.clone(), networks, names(), names()).prop_map(
+        |(allow, deny, allow_user, allow_group)| Access { allow, deny, allow_user, allow_group },
+    )
+}
+
 fn block_sizes() -> impl Strategy<Value = BlockSizes> {
     (0..17u32, 9..26u32, 9..32u32).prop_filter_map("rules", |(minimum, preferred, maximum)| {
         BlockSize::new(1 << minimum, 1 << preferred, 1 << maximum).ok().map(BlockSizes)
@@ -323,6 +378,7 @@ fn export() -> impl Strategy<Value = Export> {
     let text = "(\\PC|[\n\t\"\\\\'#]){0,9}";
     let backend = prop_oneof![
         path().prop_map(|path| Export::new("", Backend::File(&path))),
+        path().prop_map(|path| Export::new("", Backend::Directory(&path))),
         any::<u32>().prop_map(|size| Export::new("", Backend::Memory(size.into()))),
         (0..62u32).prop_map(|shift| Export::new("", Backend::Memory(1 << shift))),
     ];
@@ -354,13 +410,16 @@ fn export() -> impl Strategy<Value = Export> {
 fn config() -> impl Strategy<Value = Config> {
     let listeners = proptest::collection::vec(listen(), 0..3);
     let exports = proptest::collection::vec(export(), 0..4);
-    (server(), listeners, tls(), exports).prop_map(|(server, listeners, tls, exports)| Config {
-        server,
-        listeners,
-        tls,
-        exports,
-        source: Source::default(),
-    })
+    (server(), listeners, access(), tls(), exports).prop_map(
+        |(server, listeners, access, tls, exports)| Config {
+            server,
+            listeners,
+            access,
+            tls,
+            exports,
+            source: Source::default(),
+        },
+    )
 }
 
 /// A mistake of somebody who edits a file.

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use nbd_engine::export::BlockSize;
+use nbd_engine::net::Network;
 use nbd_engine::proto::wire::DEFAULT_PORT;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -25,6 +26,25 @@ pub(crate) struct Period(pub(crate) Duration);
 /// Size constraints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BlockSizes(pub(crate) BlockSize);
+
+/// A range of IP addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cidr(pub(crate) Network);
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Word for Cidr {
+    const EXPECTED: &'static str =
+        "an address or a network, such as \"192.0.2.7\" or \"10.0.0.0/8\"";
+    const NUMBER: bool = false;
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|error| format!("'{text}': {error}"))
+    }
+}
 
 /// A TCP address: one of IPv4 or IPv6, or a name that stands for all of its addresses, and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -270,6 +290,7 @@ words! {
     BlockSizes: "sizes",
     MetricsAddress: "address for metrics",
     TcpAddress: "TCP address",
+    Cidr: "address or network",
 }
 
 #[cfg(target_os = "linux")]

@@ -1,8 +1,5 @@
 //! The verbs of `nbd status` and `nbd disconnect`: what the server and its clients are doing.
 
-use std::sync::Arc;
-
-use nbd_engine::export::ExportMap;
 use nbd_engine::metrics::RequestKind;
 use nbd_engine::server::{ConnectionStatus, ExportMetrics, Metrics};
 use serde::{Deserialize, Serialize};
@@ -77,7 +74,7 @@ pub(crate) struct Traffic {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Export {
     pub(crate) name: String,
-    /// Bytes; `None` for an export that is no longer served.
+    /// Bytes; `None` for an export that is no longer served, or a file of a directory that no client uses.
     pub(crate) size: Option<u64>,
     pub(crate) clients: u64,
     pub(crate) in_flight: u64,
@@ -121,10 +118,10 @@ pub(crate) struct Client {
 pub(in crate::serve) fn verbs(
     verbs: Verbs,
     metrics: &Metrics,
-    exports: impl Fn() -> Arc<ExportMap> + Send + Sync + 'static,
+    sizes: impl Fn() -> Vec<(String, u64)> + Send + Sync + 'static,
 ) -> Verbs {
     let [watched, ended] = [(); 2].map(|()| metrics.clone());
-    verbs.with(STATUS, move |NoArguments {}| Ok(status(&watched, &exports()))).with(
+    verbs.with(STATUS, move |NoArguments {}| Ok(status(&watched, &sizes()))).with(
         DISCONNECT,
         move |Disconnect { client }| match ended.disconnect(client) {
             true => Ok(()),
@@ -133,16 +130,16 @@ pub(in crate::serve) fn verbs(
     )
 }
 
-fn status(metrics: &Metrics, exports: &ExportMap) -> Status {
+fn status(metrics: &Metrics, sizes: &[(String, u64)]) -> Status {
     let clients = metrics.connections();
     let snapshot = metrics.snapshot();
     let (connections, workers) = (&snapshot.connections, &snapshot.workers);
     let none = ExportMetrics::default();
-    let served = exports.entries().iter().map(|entry| {
-        let counted = snapshot.exports.get(entry.name()).unwrap_or(&none);
-        export(entry.name(), Some(entry.export().size()), counted)
+    let served = sizes.iter().map(|(name, size)| {
+        let counted = snapshot.exports.get(name).unwrap_or(&none);
+        export(name, Some(*size), counted)
     });
-    let is_served = |name: &str| exports.entries().iter().any(|entry| entry.name() == name);
+    let is_served = |name: &str| sizes.iter().any(|(served, _)| served == name);
     let gone = snapshot.exports.iter().filter(|(name, _)| !is_served(name));
     let gone = gone.map(|(name, counted)| export(name, None, counted));
     Status {

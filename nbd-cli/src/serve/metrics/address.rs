@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// A word of the command line: a port of the loopback address, an address with a port, or a Unix socket.
@@ -39,6 +39,14 @@ impl FromStr for MetricsAddress {
 
 impl MetricsAddress {
     /// The path of a Unix socket.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Unix(path) => Some(path),
+            Self::Tcp(..) => None,
+        }
+    }
+
+    /// The same, to change it.
     pub(crate) const fn path_mut(&mut self) -> Option<&mut PathBuf> {
         match self {
             Self::Unix(path) => Some(path),

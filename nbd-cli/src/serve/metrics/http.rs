@@ -6,8 +6,9 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::net::TcpListener as StdTcpListener;
-use std::os::unix::net::UnixListener as StdUnixListener;
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -18,7 +19,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nbd_engine::Throttle;
-use nbd_engine::net::{self, DEFAULT_BACKLOG, SocketPath};
+use nbd_engine::net::{self, DEFAULT_BACKLOG, LocalAddr};
 use nbd_engine::server::Metrics;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
@@ -26,7 +27,10 @@ use tokio::task::AbortHandle;
 
 use super::{MetricsAddress, exposition};
 use crate::exit::Failure;
-use crate::serve::places::cannot_listen_on_unix;
+use crate::serve::activation::Socket;
+use crate::serve::places::bind_unix;
+use crate::serve::predecessor::Predecessor;
+use crate::serve::sockets::{Accepting, Bound, Role};
 
 /// How long a connection may last.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,47 +44,52 @@ const MAX_HEADER: usize = 8 << 10;
 /// How long to wait after a failure to accept, which comes again and again without descriptors.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Begins to serve metrics, as long as the process lives. The path of a Unix socket goes when what is given back is
-/// dropped.
+/// Begins to serve metrics, as long as the process lives, or until a successor has the sockets.
 pub(super) fn listen(
     address: &MetricsAddress,
+    predecessor: Option<&mut Predecessor>,
     metrics: &Metrics,
-) -> Result<Option<SocketPath>, Failure> {
-    let (listeners, path) = bind(address)?;
+) -> Result<Vec<(Bound, Listening)>, Failure> {
+    let bound = bind(address, predecessor)?;
     let failed = |error: io::Error| {
         Failure::failed(format!("cannot serve metrics at {address} (--metrics): {error}"))
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let mut listening = Vec::with_capacity(bound.len());
     {
         let _entered = runtime.enter();
-        for listener in listeners {
-            runtime.spawn(accept_from(listener.into_tokio().map_err(failed)?, metrics.clone()));
+        for bound in bound {
+            let listener = bound.socket.try_clone().and_then(into_tokio).map_err(failed)?;
+            let (alive, stopped) = channel();
+            let metrics = metrics.clone();
+            let task = runtime.spawn(async move {
+                let _alive: Sender<()> = alive;
+                accept_from(listener, metrics).await;
+            });
+            let stopped = Mutex::new(stopped);
+            listening.push((bound, Listening { task: task.abort_handle(), stopped }));
         }
     }
     let run = move || runtime.block_on(core::future::pending::<()>());
     std::thread::Builder::new().name("nbd-metrics".into()).spawn(run).map_err(failed)?;
-    Ok(path)
+    Ok(listening)
 }
 
-/// A socket that listens, of the standard library.
-enum Bound {
-    Tcp(StdTcpListener),
-    Unix(StdUnixListener),
+/// What accepts scrapers from a socket.
+#[derive(Debug)]
+pub(super) struct Listening {
+    task: AbortHandle,
+    /// Is at its end once nothing accepts any more.
+    stopped: Mutex<Receiver<()>>,
 }
 
-impl Bound {
-    fn into_tokio(self) -> io::Result<Listener> {
-        match self {
-            Self::Tcp(listener) => {
-                listener.set_nonblocking(true)?;
-                TcpListener::from_std(listener).map(Listener::Tcp)
-            }
-            Self::Unix(listener) => {
-                listener.set_nonblocking(true)?;
-                UnixListener::from_std(listener).map(Listener::Unix)
-            }
-        }
+impl Accepting for Listening {
+    fn stop(&self) {
+        self.task.abort();
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        // It never says anything.
+        let _at_its_end = stopped.recv();
     }
 }
 
@@ -89,27 +98,51 @@ enum Listener {
     Unix(UnixListener),
 }
 
-fn bind(address: &MetricsAddress) -> Result<(Vec<Bound>, Option<SocketPath>), Failure> {
-    match address {
+fn into_tokio(socket: Socket) -> io::Result<Listener> {
+    socket.set_nonblocking()?;
+    match socket {
+        Socket::Tcp(listener) => TcpListener::from_std(listener).map(Listener::Tcp),
+        Socket::Unix(listener) => UnixListener::from_std(listener).map(Listener::Unix),
+    }
+}
+
+/// The sockets at an address: those of a predecessor, else new ones.
+fn bind(
+    address: &MetricsAddress,
+    mut predecessor: Option<&mut Predecessor>,
+) -> Result<Vec<Bound>, Failure> {
+    let bound = match address {
         MetricsAddress::Tcp(host, port) => {
             use std::net::ToSocketAddrs;
-            let found = (host.as_str(), *port).to_socket_addrs();
-            let bound = net::bind_resolved(found, DEFAULT_BACKLOG).map_err(|error| {
-                Failure::failed(format!("{error}; choose another address for --metrics"))
-            })?;
-            for listener in &bound {
-                if let Ok(address) = listener.local_addr() {
-                    tracing::info!(url = format!("http://{address}/metrics"), "serving metrics");
-                }
+            let found = (host.as_str(), *port).to_socket_addrs().map(Vec::from_iter);
+            let mut bound = Vec::new();
+            if let (Ok(found), Some(predecessor)) = (&found, &mut predecessor) {
+                let old = |address: &SocketAddr| predecessor.take_tcp(*address, Role::Metrics);
+                bound.extend(found.iter().filter_map(old));
             }
-            Ok((bound.into_iter().map(Bound::Tcp).collect(), None))
+            if bound.is_empty() {
+                let new = net::bind_resolved(found.map(Vec::into_iter), DEFAULT_BACKLOG);
+                let new = new.map_err(|error| {
+                    Failure::failed(format!("{error}; choose another address for --metrics"))
+                })?;
+                bound.extend(new.into_iter().map(|listener| Socket::Tcp(listener).into()));
+            }
+            bound
         }
         MetricsAddress::Unix(path) => {
-            let bound = net::bind_unix(path, DEFAULT_BACKLOG);
-            let (listener, path) = bound.map_err(|error| cannot_listen_on_unix(&error, path))?;
-            Ok((vec![Bound::Unix(listener)], Some(path)))
+            let old = predecessor.and_then(|one| one.take_unix(path, Role::Metrics));
+            match old {
+                Some(old) => vec![old],
+                None => vec![bind_unix(path)?],
+            }
+        }
+    };
+    for bound in &bound {
+        if let Ok(LocalAddr::Tcp(address)) = bound.socket.local_addr() {
+            tracing::info!(url = format!("http://{address}/metrics"), "serving metrics");
         }
     }
+    Ok(bound)
 }
 
 /// Accepts connections, and serves each as a task.

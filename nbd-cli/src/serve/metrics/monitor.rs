@@ -1,24 +1,30 @@
 //! What counts what the server does, and shows it.
 
-use nbd_engine::net::SocketPath;
 use nbd_engine::server::Metrics;
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 
-use super::{MetricsAddress, http, summary};
+use super::http::{self, Listening};
+use super::{MetricsAddress, summary};
 use crate::exit::Failure;
+use crate::serve::predecessor::Predecessor;
+use crate::serve::sockets::{Bound, Role, Sockets};
 
 /// The metrics of a server, which are shown as long as the process lives.
 #[derive(Debug)]
 pub(in crate::serve) struct Monitor {
     metrics: Metrics,
-    /// The socket that metrics are served on, if it has a path. It is removed when this is dropped.
-    _socket: Option<SocketPath>,
+    /// The sockets that metrics are served on. A path goes with its socket.
+    listening: Vec<(Bound, Listening)>,
 }
 
 impl Monitor {
-    /// Logs a summary at each SIGUSR1 from now on, and serves metrics if there is an address.
-    pub(in crate::serve) fn start(address: Option<&MetricsAddress>) -> Result<Self, Failure> {
+    /// Logs a summary at each SIGUSR1 from now on, and serves metrics if there is an address: on the socket that a
+    /// predecessor has there, or on a new one.
+    pub(in crate::serve) fn start(
+        address: Option<&MetricsAddress>,
+        predecessor: Option<&mut Predecessor>,
+    ) -> Result<Self, Failure> {
         let metrics = Metrics::new();
         let mut signals = Signals::new([SIGUSR1])
             .map_err(|error| Failure::failed(format!("cannot watch for SIGUSR1: {error}")))?;
@@ -28,11 +34,20 @@ impl Monitor {
         thread.spawn(report).map_err(|error| {
             Failure::failed(format!("cannot start the thread that reports metrics: {error}"))
         })?;
-        let socket = match address {
-            Some(address) => http::listen(address, &metrics)?,
-            None => None,
+        let listening = match address {
+            Some(address) => http::listen(address, predecessor, &metrics)?,
+            None => Vec::new(),
         };
-        Ok(Self { metrics, _socket: socket })
+        Ok(Self { metrics, listening })
+    }
+
+    /// Puts the sockets among those that a successor gets.
+    pub(in crate::serve) fn keep_in(&mut self, sockets: &Sockets) -> std::io::Result<()> {
+        for (bound, listening) in self.listening.drain(..) {
+            sockets.keep(Role::Metrics, bound)?;
+            sockets.accepting(Role::Metrics, listening);
+        }
+        Ok(())
     }
 
     /// What counts.

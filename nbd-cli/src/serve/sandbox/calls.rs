@@ -33,6 +33,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_syncfs,
     // Files.
     libc::SYS_openat,
+    libc::SYS_openat2,
     libc::SYS_close,
     libc::SYS_close_range,
     libc::SYS_fstat,

@@ -2,14 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::serve::config::{Address, Config};
+use crate::serve::access;
+use crate::serve::backend::is_only_read;
+use crate::serve::config::{Address, Backend, Config};
+use crate::serve::metrics::MetricsAddress;
 
 /// The files and folders that a server opens, makes or removes while it runs.
 #[derive(Debug, Default)]
 pub(in crate::serve) struct Needs {
     /// Files, and folders with all that is in them, that are read again: the configuration, certificates, keys.
     pub(super) read: Vec<PathBuf>,
-    /// Folders in which files are written, made and removed, and all that is in them: those of exports by folder.
+    /// Folders whose files are opened and written, and all that is in them: those of exports by directory.
     pub(super) write: Vec<PathBuf>,
     /// Folders in which sockets are made and removed.
     pub(super) sockets: Vec<PathBuf>,
@@ -24,11 +27,21 @@ impl Needs {
             needs.read_replaceable(file);
         }
         needs.read_for_tls(config);
+        // As long as they are not replaced: what is read of them is also given by number.
+        needs.read.extend(access::tables(&config.access).map(Path::to_owned));
+        for export in &config.exports {
+            if let Ok(Backend::Directory(path)) = export.backend() {
+                let files = if is_only_read(export) { &mut needs.read } else { &mut needs.write };
+                files.push(path.to_owned());
+            }
+        }
         let listening = config.listeners.iter().filter_map(|listen| match listen.address() {
             Ok(Address::Unix(path)) => Some(path),
             _ => None,
         });
-        listening.chain(config.server.control.as_deref()).for_each(|path| needs.socket(path));
+        let metrics = config.server.metrics.as_ref().and_then(MetricsAddress::path);
+        let others = config.server.control.as_deref().into_iter().chain(metrics);
+        listening.chain(others).for_each(|path| needs.socket(path));
         needs
     }
 

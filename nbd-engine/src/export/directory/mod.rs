@@ -6,16 +6,17 @@ mod open;
 mod tests;
 
 use core::fmt;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::{
     AnyExport, ClientInfo, Export, ExportEntry, Exports, File, ListedExport, Lookup, Refusal,
+    Withdrawal,
 };
 use crate::Throttle;
 use aside::{Aside, Busy};
@@ -30,6 +31,9 @@ use aside::{Aside, Busy};
 /// All clients of a file, by whichever of its hard links, share one [`File`], and the layers that
 /// [`with_layers`](Self::with_layers) puts around it, for as long as any of them uses it. A file that is replaced by
 /// another one of the same name stays with those that use it.
+///
+/// Files can be [left out](Self::leave_out), such as those that a program exports in another way, and all of them
+/// [withdrawn](Self::withdraw) from their clients.
 ///
 /// File systems are asked on threads of their own, of which there are 16 at most, so that one that hangs holds up
 /// neither a runtime nor other clients. The empty name names no file.
@@ -53,19 +57,42 @@ struct Inner {
     path: PathBuf,
     /// The file system that it is on.
     device: u64,
-    /// The files in use.
-    files: Mutex<HashMap<Identity, Weak<dyn Export>>>,
-    left_out: Throttle,
+    files: Mutex<Files>,
+    /// Of messages about names that are not UTF-8.
+    unfit: Throttle,
     busy: Busy,
+}
+
+/// Which files are open, and which must not be.
+#[derive(Default)]
+struct Files {
+    in_use: HashMap<FileId, InUse>,
+    left_out: HashSet<FileId>,
+    /// Whether no client may use any file.
+    withdrawn: bool,
+}
+
+/// A file that clients use, unless they are gone by now.
+struct InUse {
+    export: Weak<dyn Export>,
+    withdrawal: Withdrawal,
 }
 
 type Layers = dyn Fn(File, &str) -> Result<Arc<dyn Export>, String> + Send + Sync;
 
-/// A file, whatever its names.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Identity {
+/// A file of the system, whatever its names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
     device: u64,
     inode: u64,
+}
+
+impl FileId {
+    /// The file that the metadata are of.
+    #[must_use]
+    pub fn of(metadata: &fs::Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
 }
 
 /// Names in a list at most.
@@ -85,7 +112,7 @@ impl Directory {
             path: path.to_owned(),
             device,
             files: Mutex::default(),
-            left_out: Throttle::new(),
+            unfit: Throttle::new(),
             busy: Busy::default(),
         };
         Ok(Self { inner: Arc::new(inner), read_only: false, layers: None })
@@ -113,6 +140,27 @@ impl Directory {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.inner.path
+    }
+
+    /// Leaves these files out from now on, by whichever name, and no others: clients neither find them nor see them
+    /// listed, and those that use one are disconnected as by a [`Withdrawal`].
+    ///
+    /// Blocks while another thread opens a file of the directory.
+    pub fn leave_out(&self, files: impl IntoIterator<Item = FileId>) {
+        let mut known = self.inner.files();
+        known.left_out = files.into_iter().collect();
+        let Files { in_use, left_out, .. } = &*known;
+        let gone = in_use.iter().filter(|(file, _)| left_out.contains(file));
+        gone.for_each(|(_, one)| one.withdrawal.withdraw());
+    }
+
+    /// Has all clients of the files disconnected as by a [`Withdrawal`], and those that still find one.
+    ///
+    /// Blocks while another thread opens a file of the directory.
+    pub fn withdraw(&self) {
+        let mut known = self.inner.files();
+        known.withdrawn = true;
+        known.in_use.values().for_each(|one| one.withdrawal.withdraw());
     }
 }
 
@@ -150,13 +198,18 @@ impl Directory {
 }
 
 impl Inner {
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn list(&self) -> Result<Vec<ListedExport>, Refusal> {
-        let names = open::names(&self.folder, self.device).map_err(|error| {
+        let left_out = self.files().left_out.clone();
+        let names = open::names(&self.folder, self.device, &left_out).map_err(|error| {
             tracing::warn!(directory = %self.path.display(), %error, "cannot list a directory");
             Refusal::policy("the directory can't be read")
         })?;
         let (mut names, unfit) = names;
-        if unfit > 0 && self.left_out.count().is_some() {
+        if unfit > 0 && self.unfit.count().is_some() {
             let directory = self.path.display();
             tracing::warn!(%directory, files = unfit, "left out files whose names are not UTF-8");
         }
@@ -181,11 +234,13 @@ impl Inner {
             return Err(Refusal::Unknown);
         };
         let metadata = file.metadata().map_err(|error| self.refusal(name, &error))?;
-        let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = files.get(&identity).and_then(Weak::upgrade);
-        let export = match known {
-            Some(export) => export,
+        let id = FileId::of(&metadata);
+        let mut files = self.files();
+        if files.left_out.contains(&id) {
+            return Err(Refusal::Unknown);
+        }
+        let (export, withdrawal) = match files.known(id) {
+            Some(known) => known,
             None => {
                 let file =
                     File::from_std(file).map_err(|error| self.refusal(name, &error.into()))?;
@@ -196,12 +251,12 @@ impl Inner {
                     })?,
                     None => Arc::new(file),
                 };
-                files.retain(|_, export| export.strong_count() > 0);
-                files.insert(identity, Arc::downgrade(&export));
-                export
+                let withdrawal = files.add(id, &export);
+                (export, withdrawal)
             }
         };
-        Ok(ExportEntry::new(name, AnyExport::from_shared(export))?)
+        let entry = ExportEntry::new(name, AnyExport::from_shared(export))?;
+        Ok(entry.with_withdrawal(&withdrawal))
     }
 
     /// The client learns no more than that it can't have the file; the log has the rest.
@@ -216,5 +271,26 @@ impl Inner {
             }
             _ => Refusal::policy("the file can't be opened"),
         }
+    }
+}
+
+impl Files {
+    /// The file as clients use it already, unless it is being withdrawn from them.
+    fn known(&self, id: FileId) -> Option<(Arc<dyn Export>, Withdrawal)> {
+        let one = self.in_use.get(&id)?;
+        let export = one.export.upgrade().filter(|_| !one.withdrawal.is_withdrawn())?;
+        Some((export, one.withdrawal.clone()))
+    }
+
+    /// One more file in use; those that nobody uses any more go.
+    fn add(&mut self, id: FileId, export: &Arc<dyn Export>) -> Withdrawal {
+        let withdrawal = Withdrawal::new();
+        if self.withdrawn {
+            withdrawal.withdraw();
+        }
+        self.in_use.retain(|_, one| one.export.strong_count() > 0);
+        let one = InUse { export: Arc::downgrade(export), withdrawal: withdrawal.clone() };
+        self.in_use.insert(id, one);
+        withdrawal
     }
 }

@@ -1,5 +1,6 @@
 //! Opening a file of a directory and nothing else.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,6 +8,8 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+
+use super::FileId;
 
 /// Bytes of a file's name.
 const LONGEST_NAME: usize = 255;
@@ -35,7 +38,7 @@ pub(super) fn file(
     name: &str,
     read_only: bool,
 ) -> io::Result<Option<fs::File>> {
-    if !is_name(name) || !is_regular(folder, device, name)? {
+    if !is_name(name) || regular(folder, device, name)?.is_none() {
         return Ok(None);
     }
     // It may have become something else by now. What opens is looked at again; what has no effect but to be opened, a
@@ -83,20 +86,25 @@ const fn is_absent(errno: Errno) -> bool {
     )
 }
 
-/// Whether a name is a regular file, on the file system of the directory.
-fn is_regular(folder: impl AsFd, device: u64, name: &str) -> io::Result<bool> {
+/// The regular file of that name, if it is one, on the file system of the directory.
+fn regular(folder: impl AsFd, device: u64, name: &str) -> io::Result<Option<FileId>> {
     match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(status) => {
             let kind = FileType::from_raw_mode(status.st_mode);
-            Ok(kind == FileType::RegularFile && status.st_dev == device)
+            let fits = kind == FileType::RegularFile && status.st_dev == device;
+            Ok(fits.then_some(FileId { device, inode: status.st_ino }))
         }
-        Err(errno) if is_absent(errno) => Ok(false),
+        Err(errno) if is_absent(errno) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
 }
 
 /// The names of the files that can be exported, and how many files there are besides whose names can't be.
-pub(super) fn names(folder: &OwnedFd, device: u64) -> io::Result<(Vec<String>, usize)> {
+pub(super) fn names(
+    folder: &OwnedFd,
+    device: u64,
+    left_out: &HashSet<FileId>,
+) -> io::Result<(Vec<String>, usize)> {
     let (mut names, mut unfit) = (Vec::new(), 0);
     for entry in Dir::read_from(folder)? {
         let entry = entry?;
@@ -105,7 +113,8 @@ pub(super) fn names(folder: &OwnedFd, device: u64) -> io::Result<(Vec<String>, u
         }
         match entry.file_name().to_str() {
             Ok(name) if is_name(name) => {
-                if is_regular(folder, device, name)? {
+                let file = regular(folder, device, name)?;
+                if file.is_some_and(|file| !left_out.contains(&file)) {
                     names.push(name.to_owned());
                 }
             }

@@ -246,6 +246,52 @@ fn a_file_that_takes_anothers_name_is_another_export() {
     assert_eq!(byte, *b"N");
 }
 
+fn id(path: &Path) -> FileId {
+    FileId::of(&fs::metadata(path).unwrap())
+}
+
+fn is_withdrawn(entry: &ExportEntry) -> bool {
+    entry.withdrawal().unwrap().is_withdrawn()
+}
+
+#[test]
+fn what_is_left_out_is_neither_found_nor_listed_by_any_name_and_leaves_its_clients() {
+    let (_outer, disks) = folder();
+    for name in ["a", "b"] {
+        fs::write(disks.join(name), name).unwrap();
+    }
+    fs::hard_link(disks.join("a"), disks.join("c")).unwrap();
+    let files = Directory::open(&disks).unwrap();
+    let [a, b] = ["a", "b"].map(|name| find(&files, name).unwrap());
+    files.leave_out([id(&disks.join("a"))]);
+    assert_eq!((is_withdrawn(&a), is_withdrawn(&b)), (true, false));
+    assert_eq!(list(&files), ["b"]);
+    for name in ["a", "c"] {
+        assert_eq!(find(&files, name).unwrap_err(), Refusal::Unknown);
+    }
+    // It is back, and not what is being withdrawn from its clients.
+    files.leave_out([]);
+    assert_eq!(list(&files), ["a", "b", "c"]);
+    let again = find(&files, "a").unwrap();
+    assert!(!is_withdrawn(&again) && address(&again) != address(&a));
+    assert_eq!(address(&find(&files, "c").unwrap()), address(&again));
+    assert_eq!(address(&find(&files, "b").unwrap()), address(&b));
+}
+
+#[test]
+fn a_directory_that_is_withdrawn_leaves_all_clients_and_those_that_come_late() {
+    let (_outer, disks) = folder();
+    for name in ["a", "b"] {
+        fs::write(disks.join(name), name).unwrap();
+    }
+    let files = Directory::open(&disks).unwrap();
+    let a = find(&files, "a").unwrap();
+    assert!(!is_withdrawn(&a));
+    files.withdraw();
+    assert!(is_withdrawn(&a));
+    assert!(is_withdrawn(&find(&files, "b").unwrap()));
+}
+
 #[test]
 fn a_long_list_is_cut_and_sorted() {
     let (_outer, disks) = folder();

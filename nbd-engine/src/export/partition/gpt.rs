@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use super::{Disk, PartitionError, Stop, in_bytes, u32_at, u64_at};
+use super::{Disk, Partition, PartitionError, PartitionKind, Stop, in_bytes, u32_at, u64_at};
 use crate::export::crc32::crc32;
 
 const SIGNATURE: &[u8; 8] = b"EFI PART";
@@ -65,9 +65,26 @@ impl<'a> Table<'a> {
         let missing = PartitionError::NoSuchPartition(number);
         let index = number.checked_sub(1).ok_or_else(|| missing.clone())? as usize;
         let entry = self.entries.chunks_exact(self.entry_size).nth(index);
-        // The type of an entry that is not used is zero.
-        let entry =
-            entry.filter(|entry| entry[..16].iter().any(|byte| *byte != 0)).ok_or(missing)?;
+        self.range(entry.filter(|entry| is_used(entry)).ok_or(missing)?)
+    }
+
+    /// The partitions whose entries make sense.
+    pub(super) fn all(&self) -> Vec<Partition> {
+        let entries = (1..).zip(self.entries.chunks_exact(self.entry_size));
+        let used = entries.filter(|(_, entry)| is_used(entry));
+        let partitions = used.filter_map(|(number, entry)| {
+            let range = self.range(entry).ok()?;
+            let kind = PartitionKind::Guid(entry.get(..16)?.try_into().ok()?);
+            let units = entry.get(56..128)?.chunks_exact(2);
+            let units = units.map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
+            let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
+            Some(Partition { number, range, kind, name: String::from_utf16_lossy(&units) })
+        });
+        partitions.collect()
+    }
+
+    /// The range of an entry in bytes.
+    fn range(&self, entry: &[u8]) -> Result<Range<u64>, PartitionError> {
         let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
         let inside = first <= last && self.usable.contains(&first) && self.usable.contains(&last);
         if !inside {
@@ -75,6 +92,11 @@ impl<'a> Table<'a> {
         }
         in_bytes(first, last - first + 1, self.sector)
     }
+}
+
+/// The type of an entry that is not used is zero.
+fn is_used(entry: &[u8]) -> bool {
+    entry.iter().take(16).any(|byte| *byte != 0)
 }
 
 /// The checksum is computed with its own field as zero.

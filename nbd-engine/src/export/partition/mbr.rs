@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use super::{Disk, PartitionError, Stop, in_bytes, u32_at};
+use super::{Disk, Partition, PartitionError, PartitionKind, Stop, in_bytes, u32_at};
 
 /// Bytes of the record, whatever a sector has.
 pub(super) const SECTOR: usize = 512;
@@ -23,6 +23,7 @@ pub(super) struct Table {
 
 #[derive(Clone, Copy)]
 struct Entry {
+    status: u8,
     kind: u8,
     first: u32,
     count: u32,
@@ -47,7 +48,9 @@ impl Table {
         let entries = core::array::from_fn(|index| {
             let offset = ENTRIES + 16 * index;
             let kind = record.get(offset + 4).copied().unwrap_or(0);
-            Entry { kind, first: u32_at(record, offset + 8), count: u32_at(record, offset + 12) }
+            let status = record.get(offset).copied().unwrap_or(0);
+            let (first, count) = (u32_at(record, offset + 8), u32_at(record, offset + 12));
+            Entry { status, kind, first, count }
         });
         Some(Self { entries })
     }
@@ -57,10 +60,15 @@ impl Table {
         self.entries.iter().any(|entry| entry.kind == 0xee)
     }
 
+    /// Whether it looks like a table rather than like a boot program that ends with the same two bytes.
+    pub(super) fn is_plausible(&self) -> bool {
+        self.entries.iter().all(|entry| matches!(entry.status, 0 | 0x80))
+            && self.entries.iter().any(|entry| entry.is_used())
+    }
+
     /// The range of a partition in bytes.
     pub(super) fn find(&self, disk: &Disk, number: u32) -> Result<Range<u64>, Stop> {
-        // Sectors are of the size that the disk can be read in; tables don't say it.
-        let sector = u64::from(disk.block_size.minimum()).max(SECTOR as u64);
+        let sector = sector(disk);
         let index = number.checked_sub(1).ok_or(PartitionError::NoSuchPartition(number))?;
         if let Some(entry) = self.entries.get(index as usize) {
             if entry.is_extended() {
@@ -71,35 +79,105 @@ impl Table {
             }
             return Ok(in_bytes(entry.first.into(), entry.count.into(), sector)?);
         }
-        let extended = self.entries.iter().find(|entry| entry.is_extended());
-        let extended = extended.ok_or(PartitionError::NoSuchPartition(number))?;
-        logical(disk, *extended, sector, number)
+        let mut chain = self.chain(sector)?.ok_or(PartitionError::NoSuchPartition(number))?;
+        while let Some(logical) = chain.next(disk)? {
+            if logical.number == number {
+                return Ok(logical.range?);
+            }
+        }
+        Err(PartitionError::NoSuchPartition(number).into())
+    }
+
+    /// All partitions that have data, as far as the chain of the logical ones is sound.
+    pub(super) fn all(&self, disk: &Disk) -> Result<Vec<Partition>, Stop> {
+        let sector = sector(disk);
+        let partition = |number, range, kind| Partition {
+            number,
+            range,
+            kind: PartitionKind::Byte(kind),
+            name: String::new(),
+        };
+        let primary = (1..).zip(&self.entries);
+        let primary = primary.filter(|(_, entry)| entry.is_used() && !entry.is_extended());
+        let mut all: Vec<Partition> = primary
+            .filter_map(|(number, entry)| {
+                let range = in_bytes(entry.first.into(), entry.count.into(), sector).ok()?;
+                Some(partition(number, range, entry.kind))
+            })
+            .collect();
+        let Ok(Some(mut chain)) = self.chain(sector) else { return Ok(all) };
+        loop {
+            match chain.next(disk) {
+                Ok(Some(Logical { number, range: Ok(range), kind })) => {
+                    all.push(partition(number, range, kind));
+                }
+                Ok(Some(_)) => {}
+                Err(need @ Stop::Need { .. }) => return Err(need),
+                Ok(None) | Err(Stop::Fail(_)) => return Ok(all),
+            }
+        }
+    }
+
+    /// The logical partitions, if there is an extended one.
+    fn chain(&self, sector: u64) -> Result<Option<Chain>, PartitionError> {
+        let Some(extended) = self.entries.iter().find(|entry| entry.is_extended()) else {
+            return Ok(None);
+        };
+        let base = u64::from(extended.first);
+        let within = in_bytes(base, extended.count.into(), sector)?;
+        let next = Some(base);
+        Ok(Some(Chain { base, within, sector, next, number: FIRST_LOGICAL, left: MAX_LOGICAL }))
     }
 }
 
-/// A logical partition: each has a boot record of its own, which has the offset of the next.
-fn logical(disk: &Disk, extended: Entry, sector: u64, number: u32) -> Result<Range<u64>, Stop> {
-    let base = u64::from(extended.first);
-    let within = in_bytes(base, extended.count.into(), sector)?;
-    let mut record = base;
-    let mut next_number = FIRST_LOGICAL;
-    for _ in 0..MAX_LOGICAL {
-        let offset = record.checked_mul(sector).filter(|offset| within.contains(offset));
-        let bytes = offset.map_or(Ok(None), |offset| disk.bytes(offset, SECTOR))?;
-        let table = bytes.and_then(Table::parse).ok_or(PartitionError::Damaged)?;
-        let [data, next, ..] = table.entries;
-        if data.is_used() && !data.is_extended() {
-            if next_number == number {
-                let range = in_bytes(record + u64::from(data.first), data.count.into(), sector)?;
-                let inside = within.start <= range.start && range.end <= within.end;
-                return if inside { Ok(range) } else { Err(PartitionError::Damaged.into()) };
+/// Sectors are of the size that the disk can be read in; tables don't say it.
+fn sector(disk: &Disk) -> u64 {
+    u64::from(disk.block_size.minimum()).max(SECTOR as u64)
+}
+
+/// Logical partitions: each has a boot record of its own, which has the offset of the next.
+struct Chain {
+    /// The first sector of the extended partition.
+    base: u64,
+    /// The extended partition in bytes.
+    within: Range<u64>,
+    sector: u64,
+    /// The sector of the next record, unless the chain is over.
+    next: Option<u64>,
+    /// The number of the next partition.
+    number: u32,
+    /// How many records more are looked at.
+    left: usize,
+}
+
+struct Logical {
+    number: u32,
+    range: Result<Range<u64>, PartitionError>,
+    kind: u8,
+}
+
+impl Chain {
+    /// The next partition; `None` after the last one.
+    fn next(&mut self, disk: &Disk) -> Result<Option<Logical>, Stop> {
+        while let Some(record) = self.next {
+            self.left = self.left.checked_sub(1).ok_or(PartitionError::Damaged)?;
+            let offset = record.checked_mul(self.sector);
+            let offset = offset.filter(|offset| self.within.contains(offset));
+            let bytes = offset.map_or(Ok(None), |offset| disk.bytes(offset, SECTOR))?;
+            let table = bytes.and_then(Table::parse).ok_or(PartitionError::Damaged)?;
+            let [data, next, ..] = table.entries;
+            self.next = next.is_extended().then(|| self.base + u64::from(next.first));
+            if data.is_used() && !data.is_extended() {
+                let number = self.number;
+                self.number += 1;
+                let first = record + u64::from(data.first);
+                let range = in_bytes(first, data.count.into(), self.sector).and_then(|range| {
+                    let inside = self.within.start <= range.start && range.end <= self.within.end;
+                    if inside { Ok(range) } else { Err(PartitionError::Damaged) }
+                });
+                return Ok(Some(Logical { number, range, kind: data.kind }));
             }
-            next_number += 1;
         }
-        if !next.is_extended() {
-            return Err(PartitionError::NoSuchPartition(number).into());
-        }
-        record = base + u64::from(next.first);
+        Ok(None)
     }
-    Err(PartitionError::Damaged.into())
 }

@@ -6,6 +6,7 @@
 
 mod gpt;
 mod mbr;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,8 @@ use std::collections::BTreeMap;
 
 use super::slice::ByteRange;
 use super::{AsyncExport, BlockSize, Export, ExportError, Slice, SliceError};
+
+pub use table::{Partition, PartitionKind, PartitionTable, PartitionTableKind};
 
 impl<E: Export> Slice<E> {
     /// A partition, by its number from 1 on as the kernel counts: of a GUID partition table (GPT), or of a table in
@@ -96,7 +99,39 @@ impl From<PartitionError> for Stop {
     }
 }
 
+/// The table that a disk has.
+enum Found<'a> {
+    Mbr(mbr::Table),
+    Gpt(gpt::Table<'a>),
+}
+
 impl Disk {
+    const fn new(size: u64, block_size: BlockSize) -> Self {
+        Self { size, block_size, known: BTreeMap::new() }
+    }
+
+    fn learn(&mut self, offset: u64, bytes: Vec<u8>) {
+        self.known.insert(offset, bytes);
+    }
+
+    /// The table, as far as it shows from what is known.
+    fn table(&self) -> Result<Found<'_>, Stop> {
+        let Some(boot_record) = self.bytes(0, mbr::SECTOR)? else {
+            return Err(PartitionError::NoTable.into());
+        };
+        let primary = mbr::Table::parse(boot_record);
+        let damaged = match primary {
+            Some(table) if !table.is_protective() => return Ok(Found::Mbr(table)),
+            primary => primary.is_some(),
+        };
+        for sector in [512, 4096] {
+            if let Some(table) = gpt::Table::find(self, sector)? {
+                return Ok(Found::Gpt(table));
+            }
+        }
+        Err(if damaged { PartitionError::Damaged } else { PartitionError::NoTable }.into())
+    }
+
     /// Bytes of the disk, which are whole sectors. `None` if they don't lie inside.
     fn bytes(&self, offset: u64, length: usize) -> Result<Option<&[u8]>, Stop> {
         let block = u64::from(self.block_size.minimum());
@@ -119,30 +154,20 @@ impl Disk {
 
 impl Search {
     const fn new(size: u64, block_size: BlockSize, number: u32) -> Self {
-        Self { disk: Disk { size, block_size, known: BTreeMap::new() }, number }
+        Self { disk: Disk::new(size, block_size), number }
     }
 
     /// The range of the partition, as far as it shows from what is known.
     fn step(&self) -> Result<Range<u64>, Stop> {
         let Self { disk, number } = self;
-        let Some(boot_record) = disk.bytes(0, mbr::SECTOR)? else {
-            return Err(PartitionError::NoTable.into());
-        };
-        let primary = mbr::Table::parse(boot_record);
-        if let Some(primary) = primary.as_ref().filter(|table| !table.is_protective()) {
-            return primary.find(disk, *number);
+        match disk.table()? {
+            Found::Mbr(table) => table.find(disk, *number),
+            Found::Gpt(table) => Ok(table.partition(*number)?),
         }
-        for sector in [512, 4096] {
-            if let Some(table) = gpt::Table::find(disk, sector)? {
-                return Ok(table.partition(*number)?);
-            }
-        }
-        let damaged = primary.is_some();
-        Err(if damaged { PartitionError::Damaged } else { PartitionError::NoTable }.into())
     }
 
     fn learn(&mut self, offset: u64, bytes: Vec<u8>) {
-        self.disk.known.insert(offset, bytes);
+        self.disk.learn(offset, bytes);
     }
 
     fn checked(&self, range: Range<u64>) -> Result<ByteRange, PartitionError> {

@@ -100,6 +100,24 @@ fn find(disk: &[u8], number: u32) -> Result<Range<u64>, PartitionError> {
     found
 }
 
+/// The whole table; what it lists is what is found by number.
+#[track_caller]
+fn table(disk: &[u8], sizes: BlockSize) -> Result<PartitionTable, PartitionError> {
+    let mut bytes = 0;
+    let table = PartitionTable::read(disk.len() as u64, sizes, |buffer, offset| {
+        bytes += buffer.len();
+        buffer.copy_from_slice(&disk[offset as usize..][..buffer.len()]);
+        Ok(())
+    });
+    assert!(bytes <= 5 << 20, "{bytes}");
+    for Partition { number, range, .. } in table.iter().flat_map(|table| &table.partitions) {
+        if sizes == BlockSize::DEFAULT {
+            assert_eq!(find(disk, *number), Ok(range.clone()), "{number}");
+        }
+    }
+    table
+}
+
 /// The same without an export.
 fn search(disk: &[u8], number: u32) -> Result<ByteRange, PartitionError> {
     let mut search = Search::new(disk.len() as u64, BlockSize::DEFAULT, number);
@@ -154,6 +172,62 @@ fn a_damaged_primary_table_is_replaced_by_its_backup_and_two_damaged_ones_by_not
     let mut disk = sound;
     disk[..20 * 512].fill(0);
     assert_eq!(find(&disk, 1), Ok(40 * 512..100 * 512));
+}
+
+#[test]
+fn a_table_is_listed_with_what_its_entries_say() {
+    let mut disk = gpt(200, 512, &[(1, 40, 99), (2, 150, 10_000), (7, 100, 100)]);
+    for start in [2 * 512, 167 * 512] {
+        put(
+            &mut disk,
+            start + 56,
+            &"Größe".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>(),
+        );
+        put(&mut disk, start + 66, &[0, 0, 0x41, 0]);
+    }
+    seal(&mut disk, 512, 1);
+    let found = table(&disk, BlockSize::DEFAULT).unwrap();
+    assert_eq!(found.kind, PartitionTableKind::Gpt);
+    let partition = |number, range, name: &str| Partition {
+        number,
+        range,
+        kind: PartitionKind::Guid([0xaf; 16]),
+        name: name.to_owned(),
+    };
+    let expected =
+        [partition(1, 40 * 512..100 * 512, "Größe"), partition(7, 100 * 512..101 * 512, "")];
+    // The one that points outside of the disk is left out.
+    assert_eq!(found.partitions, expected);
+
+    let mut disk = mbr(1000, (10, 90), &[(101, 50), (200, 100), (400, 1)]);
+    put_entry(&mut disk, 0, 3, 0x07, 900, 200);
+    let found = table(&disk, BlockSize::DEFAULT).unwrap();
+    assert_eq!(found.kind, PartitionTableKind::Mbr);
+    let listed: Vec<_> =
+        found.partitions.iter().map(|one| (one.number, one.range.start / 512, one.kind)).collect();
+    let linux = PartitionKind::Byte(0x83);
+    assert_eq!(listed, [(1, 10, linux), (5, 101, linux), (6, 200, linux), (7, 400, linux)]);
+    // A boot program that ends with the same bytes as a table.
+    disk[446] = 0x33;
+    assert_eq!(table(&disk, BlockSize::DEFAULT), Err(PartitionError::NoTable));
+    assert_eq!(table(&[0; 4096], BlockSize::DEFAULT), Err(PartitionError::NoTable));
+}
+
+#[test]
+fn a_table_is_read_in_whole_blocks() {
+    let disk = gpt(256, 512, &[(1, 40, 103)]);
+    let sizes = BlockSize::new(65536, 65536, 1 << 20).unwrap();
+    let read = |buffer: &mut [u8], offset: u64| {
+        assert!(
+            buffer.len().is_multiple_of(65536) && offset.is_multiple_of(65536),
+            "{} {offset}",
+            buffer.len()
+        );
+        buffer.copy_from_slice(&disk[offset as usize..][..buffer.len()]);
+        Ok(())
+    };
+    let found = PartitionTable::read(disk.len() as u64, sizes, read).unwrap();
+    assert_eq!(found.partitions[0].range, 40 * 512..104 * 512);
 }
 
 #[test]
@@ -238,6 +312,7 @@ fn no_table_whatever_is_in_it_panics_or_points_outside() {
                 seal(&mut disk, 512, 1);
             }
         }
+        let _any = table(&disk, BlockSize::DEFAULT);
         for number in (0..8).chain([128, 132, u32::MAX]) {
             use crate::export::Layer;
             if let Ok(range) = search(&disk, number) {

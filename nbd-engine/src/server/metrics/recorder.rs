@@ -25,6 +25,16 @@ pub(in crate::server) struct Started {
     time: u64,
 }
 
+/// Requests of one kind that were received together: with many in flight, most of those that end together are.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    kind: RequestKind,
+    /// When they were received.
+    time: u64,
+    count: u64,
+    bytes: u64,
+}
+
 /// How far a connection is.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::server) struct Progress {
@@ -41,7 +51,8 @@ pub(in crate::server) struct Progress {
 /// Counts what a connection does.
 ///
 /// The clock is read once for all requests that come with one receive call, and once for all replies that leave with one
-/// send call.
+/// send call. Requests of one kind that come together, or end together, are added to the counters at once: what others see
+/// lags behind by a turn of the connection at most.
 pub(in crate::server) struct Recorder {
     metrics: Metrics,
     connection: Arc<ConnectionCounters>,
@@ -51,6 +62,10 @@ pub(in crate::server) struct Recorder {
     received: Option<u64>,
     /// When the latest bytes were sent, if that is known yet.
     sent: Option<u64>,
+    /// Requests that were given to the export and are not counted yet; their time is of no meaning.
+    starting: Option<Run>,
+    /// Requests that have ended by the latest bytes and are not counted yet.
+    ending: Option<Run>,
     /// How often the core has answered by itself, as far as that was counted, by entry of its list.
     self_answered: Vec<u64>,
 }
@@ -65,6 +80,8 @@ impl Recorder {
             epoch,
             received: None,
             sent: None,
+            starting: None,
+            ending: None,
             self_answered: Vec::new(),
         }
     }
@@ -107,12 +124,33 @@ impl Recorder {
     /// A request is complete and given to the export.
     #[inline]
     pub(in crate::server) fn started(&mut self, command: &Command) -> Option<Started> {
-        let table = self.connection.requests.get()?;
+        self.connection.requests.get()?;
         let kind = RequestKind::of(command);
-        table[kind.index()].started.add(1);
+        let time = match (&mut self.starting, self.received) {
+            (Some(run), Some(time)) if run.kind == kind => {
+                run.count += 1;
+                time
+            }
+            _ => self.begin_starting(kind),
+        };
+        Some(Started { kind, bytes: command.length(), time })
+    }
+
+    /// The first request of a kind, or since the latest bytes were received; gives the time of these.
+    #[inline(never)]
+    fn begin_starting(&mut self, kind: RequestKind) -> u64 {
+        self.count_starting();
         let (clock, epoch) = (&self.clock, self.epoch);
         let time = *self.received.get_or_insert_with(|| Self::now(clock, epoch));
-        Some(Started { kind, bytes: command.length(), time })
+        self.starting = Some(Run { kind, time, count: 1, bytes: 0 });
+        time
+    }
+
+    fn count_starting(&mut self) {
+        let Some(run) = self.starting.take() else { return };
+        if let Some(table) = self.connection.requests.get() {
+            table[run.kind.index()].started.add(run.count);
+        }
     }
 
     /// The request is answered with an error.
@@ -127,24 +165,46 @@ impl Recorder {
     /// The last byte of its reply was handed to the transport.
     #[inline]
     pub(in crate::server) fn finished(&mut self, started: Started) {
-        let (clock, epoch) = (&self.clock, self.epoch);
-        let now = *self.sent.get_or_insert_with(|| Self::now(clock, epoch));
-        if let Some(table) = self.connection.requests.get() {
-            let counters = &table[started.kind.index()];
-            counters.bytes.add(started.bytes);
-            counters.latencies.record(now.saturating_sub(started.time));
+        match &mut self.ending {
+            Some(run) if run.kind == started.kind && run.time == started.time => {
+                run.count += 1;
+                run.bytes += started.bytes;
+            }
+            _ => self.begin_ending(started),
         }
     }
 
-    /// Bytes were sent, and all requests that ended with them are counted.
+    #[inline(never)]
+    fn begin_ending(&mut self, Started { kind, bytes, time }: Started) {
+        self.count_ending();
+        self.ending = Some(Run { kind, time, count: 1, bytes });
+    }
+
+    /// Counts the requests that have ended, as of now.
+    fn count_ending(&mut self) {
+        let Some(run) = self.ending.take() else { return };
+        // None may seem to have ended that has not begun.
+        self.count_starting();
+        let (clock, epoch) = (&self.clock, self.epoch);
+        let now = *self.sent.get_or_insert_with(|| Self::now(clock, epoch));
+        if let Some(table) = self.connection.requests.get() {
+            let counters = &table[run.kind.index()];
+            counters.bytes.add(run.bytes);
+            counters.latencies.record(now.saturating_sub(run.time), run.count);
+        }
+    }
+
+    /// Bytes were sent, and all requests that ended with them are reported.
     #[inline]
-    pub(in crate::server) const fn sent(&mut self) {
+    pub(in crate::server) fn sent(&mut self) {
+        self.count_ending();
         self.sent = None;
     }
 
     /// Shows others how far the connection is: once in each turn.
     #[inline]
     pub(in crate::server) fn publish(&mut self, progress: &Progress, answered: &[SelfAnswered]) {
+        self.count_starting();
         self.connection.received.set(progress.received);
         self.connection.sent.set(progress.sent);
         self.connection.in_flight.set(progress.in_flight as u64);
@@ -170,5 +230,13 @@ impl Recorder {
                 counters.errors[ErrorKind::of(entry.error).index()].add(new);
             }
         }
+    }
+}
+
+/// What was given to the export and is not answered any more was received nevertheless.
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.count_ending();
+        self.count_starting();
     }
 }

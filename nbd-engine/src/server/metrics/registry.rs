@@ -303,6 +303,7 @@ mod tests {
         recorder.entered(export);
         let started = recorder.started(&nbd_proto::Command::read(0, 512)).unwrap();
         recorder.finished(started);
+        recorder.sent();
         registration
     }
 

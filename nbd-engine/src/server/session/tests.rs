@@ -357,7 +357,7 @@ mod inside_of_tls {
         fn verdict(&mut self) -> Verdict {
             let second = Duration::from_secs(1);
             let start = Instant::now();
-            let mut watch = Watch::new(self.session.requests.state.config(), start);
+            let mut watch = Watch::new(&self.session.requests.state.config(), start);
             watch.restart(start, &self.session.activity());
             for seconds in 1..100 {
                 assert!(self.session.poll(&mut cx()).is_pending());

@@ -1,0 +1,112 @@
+//! What an export contains: its partition table and file systems, by their magic numbers.
+//!
+//! The bytes come from the server, and may be anything. At most [`FIRST`] bytes of the export and of each partition are
+//! read, besides the tables; what is found is a word of ours, and labels are shown between quotes and escaped.
+
+mod bytes;
+mod partitions;
+mod report;
+mod signatures;
+
+#[cfg(test)]
+mod tests;
+
+use nbd_blocking::Client;
+use nbd_blocking::client::Error;
+use nbd_engine::export::ExportError;
+
+pub(super) use partitions::{Table, TableKind};
+pub(super) use report::{json, lines};
+
+/// How much is read of an export and of each partition: the last signature ends there.
+const FIRST: u64 = 68 << 10;
+
+/// Partitions that are looked into. Further ones are listed.
+const MAX_PARTITIONS: usize = 32;
+
+/// What an export contains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Contents {
+    /// What begins with the first byte, apart from a partition table.
+    pub(super) found: Option<Found>,
+    pub(super) table: Option<Table>,
+}
+
+/// What a disk or a partition begins with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    /// A word for programs, such as `ext4`.
+    pub(super) kind: &'static str,
+    /// The same for people, such as `ext4 file system`.
+    pub(super) words: &'static str,
+    /// The name that somebody gave it.
+    pub(super) label: Option<String>,
+    /// The identifier that it was given when it was made.
+    pub(super) uuid: Option<String>,
+}
+
+/// A disk, of which ranges can be read.
+trait Disk {
+    fn size(&self) -> u64;
+
+    fn block_size(&self) -> nbd_engine::export::BlockSize;
+
+    /// Fills the buffer, which is of whole blocks.
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error>;
+
+    /// The first bytes of a part of the disk, as many as there are up to [`FIRST`].
+    fn first(&self, start: u64, size: u64) -> Result<Vec<u8>, Error> {
+        let block = u64::from(self.block_size().minimum());
+        let from = start / block * block;
+        let end = start.saturating_add(size.min(FIRST)).min(self.size());
+        // The end of the disk may not be that of a block, which can't be read then.
+        let stop = end.checked_next_multiple_of(block).filter(|stop| *stop <= self.size());
+        let stop = stop.unwrap_or(self.size() / block * block);
+        let length = usize::try_from(stop.saturating_sub(from)).unwrap_or(0);
+        let mut bytes = vec![0; length];
+        if length > 0 {
+            self.read(&mut bytes, from)?;
+        }
+        bytes.truncate(usize::try_from(end.saturating_sub(from)).unwrap_or(0));
+        bytes.drain(..usize::try_from(start - from).unwrap_or(0).min(bytes.len()));
+        Ok(bytes)
+    }
+}
+
+impl Disk for Client {
+    fn size(&self) -> u64 {
+        self.size()
+    }
+
+    fn block_size(&self) -> nbd_engine::export::BlockSize {
+        self.export().block_size()
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        self.read_exact_at(buffer, offset)
+    }
+}
+
+/// Looks at what an export contains; `None` if nothing is known of it.
+///
+/// # Errors
+/// If its first bytes can't be read. A partition that can't be read is as one that nothing is known of.
+pub(crate) fn contents(client: &Client) -> Result<Option<Contents>, Error> {
+    look(client)
+}
+
+fn look(disk: &impl Disk) -> Result<Option<Contents>, Error> {
+    let found = signatures::find(&disk.first(0, disk.size())?);
+    let table = match &found {
+        // Their first sector ends with the same two bytes as a boot record.
+        Some(found) if matches!(found.kind, "vfat" | "exfat" | "ntfs") => None,
+        _ => partitions::table(disk),
+    };
+    let is_known = found.is_some() || table.is_some();
+    Ok(is_known.then_some(Contents { found, table }))
+}
+
+/// An error of a client as that of an export.
+fn of_export(error: Error) -> ExportError {
+    std::io::Error::from(error).into()
+}
