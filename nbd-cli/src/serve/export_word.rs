@@ -23,7 +23,7 @@ pub(crate) fn export_of(word: &OsStr) -> Result<Export, Failure> {
     let (path, is_directory) = match backend {
         Backend::File(path) => (path, false),
         Backend::Directory(path) => (path, true),
-        Backend::Memory(_) => return Ok(Export::new(name, backend)),
+        Backend::Memory(_) | Backend::Volume(_) => return Ok(Export::new(name, backend)),
     };
     let path = std::path::absolute(path).map_err(|error| {
         Failure::failed(format!("cannot find the folder of {}: {error}", path.display()))
