@@ -5,6 +5,7 @@
 //! with the feature `async-std`, for programs that still run on it. The features only add; both can be on at once.
 //!
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 #![cfg_attr(feature = "smol", doc = "```")]
 #![cfg_attr(not(feature = "smol"), doc = "```ignore")]
@@ -38,6 +39,9 @@
 //! Each connection is a task. Exports that never block are called on it; those that may block, on worker threads of the
 //! engine, so that no thread of the runtime is held up. Both runtimes wait for sockets and timers by
 //! [async-io](async_io), so both servers are the same code, and so are both clients. Unix platforms only.
+//!
+//! The [guide](crate::guide) goes on. An event loop of your own needs no runtime: [`proto`](crate::proto) is the protocol as a state
+//! machine, whose front page has the loop to write.
 
 #[cfg(feature = "async-std")]
 mod async_std;
@@ -66,6 +70,14 @@ pub use nbd_engine::proto::wire::DEFAULT_PORT;
 pub use nbd_engine::server::{ConnectionError, Listening, Outcome, ServerConfig, Stall};
 #[cfg(feature = "tls")]
 pub use nbd_engine::tls;
+
+/// A guide to both runtimes. It has no items.
+pub mod guide {
+    #![doc = include_str!("../doc/guide.md")]
+    #![cfg_attr(feature = "smol", doc = "```")]
+    #![cfg_attr(not(feature = "smol"), doc = "```ignore")]
+    #![doc = include_str!("../doc/guide_example.md")]
+}
 
 #[cfg(all(doctest, feature = "smol"))]
 #[doc = include_str!("../README.md")]

@@ -16,7 +16,11 @@
 //! which take their time run on worker threads beside it, and none holds up another. Unix platforms only.
 //!
 //! A [`Client`] has no thread of its own: those that wait for replies drive its connections.
+//!
+//! The [guide](crate::guide) goes on: exports of your own, limits, errors, reconnecting clients. An event loop of your own needs
+//! none of these threads: [`proto`](crate::proto) is the protocol as a state machine, whose front page has the loop to write.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 
 pub mod client;
@@ -41,6 +45,11 @@ pub use nbd_engine::server::{ConnectionError, Outcome, ServerConfig, Stall};
 #[cfg(feature = "tls")]
 pub use nbd_engine::tls;
 pub use server::{Listening, Server};
+
+/// A guide, from the first export to reconnecting clients. It has no items.
+pub mod guide {
+    #![doc = include_str!("../doc/guide.md")]
+}
 
 /// The examples of the README, which `cargo test` compiles, too.
 #[cfg(doctest)]

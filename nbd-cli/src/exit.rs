@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-use crate::{habits, log, output, stderr};
+use crate::{habits, introduction, log, output, stderr};
 
 /// The command line is not understood, as in `sysexits.h`.
 const USAGE: u8 = 64;
@@ -21,6 +21,25 @@ const CONFIG: u8 = 78;
 
 /// A fault of this program, as in `sysexits.h`.
 pub(crate) const FAULT: u8 = 70;
+
+/// The exit statuses, and what they mean, for the help and the manual pages.
+pub(crate) const CODES: &[(&str, &str)] = &[
+    (
+        "0",
+        "Success; the orderly end of a server; the answer yes of nbd info --can, --is and --has.",
+    ),
+    ("1", "Failure; for nbd bench also if a request failed."),
+    ("2", "The answer no of nbd info --can, --is and --has."),
+    ("3", "nbd serve: requests were cut off at the end of --drain-timeout."),
+    ("64", "The command line is at fault."),
+    ("70", "A fault of nbd itself."),
+    ("78", "nbd serve: the configuration file is at fault; a message shows where."),
+    ("any", "nbd serve --run: that of the command."),
+    (
+        "128 + N",
+        "Signal N ended the command; nbd serve ends in good order at the first signal, and so at the second.",
+    ),
+];
 
 /// Why the command failed.
 #[derive(Debug)]
@@ -85,12 +104,16 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
             let argument = std::env::args_os().skip(1).find(|argument| argument.to_str().is_none());
             report(Err(not_utf8(&argument.unwrap_or_default())))
         }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand if std::env::args_os().len() < 2 => {
+            introduction::show();
+            ExitCode::from(USAGE)
+        }
         _ => {
             // The exit status remains when the terminal is gone.
             let _printed = error.print();
             let subcommand = std::env::args_os().nth(1).unwrap_or_default();
             if let Some(hint) = habits::hint(&subcommand.to_string_lossy(), error) {
-                stderr::say(&hint);
+                stderr::say_error(&hint, &[]);
             }
             ExitCode::from(USAGE)
         }
@@ -118,13 +141,32 @@ pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
             return ExitCode::from(code);
         }
         Err(Failure::Config(faults)) => {
-            faults.iter().for_each(|fault| stderr::say_with(&fault.heading, &fault.excerpt));
+            faults.iter().for_each(|fault| stderr::say_error(&fault.heading, &fault.excerpt));
             return ExitCode::from(CONFIG);
         }
         Err(Failure::Usage(message)) => (message, ExitCode::from(USAGE)),
         Err(Failure::Failed(message)) => (message, ExitCode::FAILURE),
         Err(Failure::CutOff(message)) => (message, ExitCode::from(CUT_OFF)),
     };
-    stderr::say(&message);
+    stderr::say_error(&message, &[]);
     code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_status_is_in_the_table_and_the_page_has_the_same_one() {
+        for code in [NO, CUT_OFF, USAGE, FAULT, CONFIG, 0, 1] {
+            let text = code.to_string();
+            assert_eq!(CODES.iter().filter(|(code, _)| *code == text).count(), 1, "{text}");
+        }
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/exit-status.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+        let expected: Vec<String> =
+            CODES.iter().map(|(code, meaning)| format!("| {code} | {meaning} |")).collect();
+        assert_eq!(rows, expected);
+    }
 }

@@ -7,12 +7,13 @@ use std::panic::{self, PanicHookInfo};
 
 use nbd_engine::server::is_request_guarded;
 
+use crate::journal::Priority;
 use crate::{exit, log};
 
 /// From now on every panic is logged, and ends the process unless it fails a request only.
 pub(crate) fn end_on_panic() {
     panic::set_hook(Box::new(|info| {
-        log::line(&describe(info));
+        log::lines(Priority::Error, &describe(info));
         if !is_request_guarded() {
             log::flush();
             std::process::exit(i32::from(exit::FAULT));

@@ -61,6 +61,14 @@ const FLAGS: &[(&str, &[&str], &str)] = &[
         &["--cache", "--nocache", "--aio", "--discard", "--detect-zeroes"],
         "there is nothing to choose: leave it out",
     ),
+    ("bench", &["--iodepth"], "--depth N"),
+    ("bench", &["--runtime"], "--time T"),
+    ("bench", &["--numjobs"], "--connections N"),
+    ("bench", &["--blocksize"], "--bs N"),
+    ("bench", &["--size", "--filesize"], "--length N"),
+    ("bench", &["--rwmixread"], "--read-percent N"),
+    ("bench", &["--randseed"], "--seed N"),
+    ("bench", &["--output-format"], "--json"),
     ("copy", &["-f", "-O", "-n", "--target-is-zero"], "disks are copied as they are: leave it out"),
 ];
 
@@ -73,6 +81,11 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["server", "nbdkit", "qemu-nbd", "nbd-server", "daemon"], "nbd serve"),
     (&["hexdump", "xxd", "cat"], "nbd dump"),
     (&["ls"], "nbd list"),
+    (&["fio", "benchmark", "speed", "perf"], "nbd bench"),
+    (
+        &["compare", "cmp", "diff", "verify"],
+        "nbd copy --verify SRC DST compares what it has copied; qemu-img compare compares alone",
+    ),
 ];
 
 /// A hint for a command line that clap refused.

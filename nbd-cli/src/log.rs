@@ -9,7 +9,8 @@ use std::time::Duration;
 use tracing::Level;
 
 use crate::exit::Failure;
-use crate::stderr;
+use crate::journal::{self, Prioritized, Priority};
+use crate::{output, stderr};
 
 /// Bytes of lines that wait for a slow reader.
 const CAPACITY: usize = 256 << 10;
@@ -25,6 +26,21 @@ pub(crate) fn start(verbosity: u8) -> Result<(), Failure> {
     write()
 }
 
+/// The verbosity that NBD_LOG asks for, as many `-v` as it takes; `None` if it is not set, or empty.
+pub(crate) fn of_environment() -> Result<Option<u8>, Failure> {
+    let Some(word) = std::env::var_os("NBD_LOG").filter(|word| !word.is_empty()) else {
+        return Ok(None);
+    };
+    let verbosity = ["warn", "info", "debug", "trace"].iter().position(|level| word == *level);
+    match verbosity.and_then(|verbosity| u8::try_from(verbosity).ok()) {
+        None => Err(Failure::usage(format!(
+            "NBD_LOG is {}, which is no level: set it to warn, info, debug or trace",
+            output::quoted(&word)
+        ))),
+        verbosity => Ok(verbosity),
+    }
+}
+
 /// Has lines collected, for [`write()`] to write them. A server that is to be confined starts no thread before it is.
 pub(crate) fn collect(verbosity: u8) {
     let level = match verbosity {
@@ -33,14 +49,17 @@ pub(crate) fn collect(verbosity: u8) {
         2 => Level::DEBUG,
         _ => Level::TRACE,
     };
-    tracing_subscriber::fmt()
+    let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(|| Line)
         .with_target(false)
         .with_ansi(false)
         // It would complain on standard error, and panic when that fails.
-        .log_internal_errors(false)
-        .init();
+        .log_internal_errors(false);
+    match journal::is_stderr() {
+        true => subscriber.without_time().map_event_format(Prioritized).init(),
+        false => subscriber.init(),
+    }
 }
 
 /// Starts the thread that writes what was collected, and what is logged from now on.
@@ -52,9 +71,9 @@ pub(crate) fn write() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Logs a text as it is. Never waits.
-pub(crate) fn line(text: &str) {
-    QUEUE.push(text.as_bytes());
+/// Logs whole lines, which have no level and no time of their own. Never waits.
+pub(crate) fn lines(priority: Priority, text: &str) {
+    QUEUE.push(journal::lines(priority, text).as_bytes());
 }
 
 /// Waits until all has been written that was logged so far, but not for a reader that takes nothing.
@@ -146,11 +165,12 @@ impl Queue {
     /// Writes the next line, after how many are missing before it; waits until there is something to write.
     fn write_one_to(&self, write: &mut impl FnMut(&[u8]) -> io::Result<()>) {
         let entry = self.next();
-        let mut text = match entry.lost {
-            0 => Vec::new(),
-            1 => b"nbd: a line of the log was lost here\n".to_vec(),
-            lost => format!("nbd: {lost} lines of the log were lost here\n").into_bytes(),
+        let lost = match entry.lost {
+            0 => String::new(),
+            1 => "nbd: a line of the log was lost here\n".to_owned(),
+            lost => format!("nbd: {lost} lines of the log were lost here\n"),
         };
+        let mut text = journal::lines(Priority::Warning, &lost).into_bytes();
         text.extend_from_slice(&entry.line);
         let written = write(&text);
         let mut state = self.lock();

@@ -16,7 +16,10 @@ mod exit;
 mod export;
 mod fault;
 mod habits;
+mod help;
 mod info;
+mod introduction;
+mod journal;
 mod list;
 mod log;
 mod man;
@@ -46,13 +49,13 @@ mod waiting;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
 use rustix::process::Signal;
 
 /// What `--version` calls us, whatever the subcommand.
 const NAME: &str = "nbd";
 
-/// Network block devices: serve disks over NBD, look at those of others, copy and resize them.
+/// Network block devices: serve disks over NBD, and look at, copy, measure and resize those of any server.
 #[derive(Debug, Parser)]
 #[command(name = NAME, version, propagate_version = true, max_term_width = 100)]
 struct Cli {
@@ -114,15 +117,39 @@ enum Command {
     Man(man::Arguments),
 }
 
+impl Command {
+    /// Obeys NBD_LOG: raises the verbosity of commands that have one, and starts the log of others.
+    fn log(&mut self) -> Result<(), exit::Failure> {
+        let Some(verbosity) = log::of_environment()? else { return Ok(()) };
+        match self {
+            Self::Serve(arguments) => arguments.verbose = arguments.verbose.max(verbosity),
+            Self::Copy(arguments) => arguments.raise_verbosity(verbosity),
+            Self::Info(_)
+            | Self::List(_)
+            | Self::Map(_)
+            | Self::Dump(_)
+            | Self::Bench(_)
+            | Self::Resize(_) => log::start(verbosity)?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
 fn main() -> ExitCode {
     // A file that has reached the limit of its size fails the write that ran into it, rather than end the process. What
     // can't be registered changes nothing.
     let _ignored = signal_hook::flag::register(Signal::XFSZ.as_raw(), Arc::default());
-    let cli = match Cli::try_parse_from(target::arguments(std::env::args_os())) {
-        Ok(cli) => cli,
+    let words = target::arguments(std::env::args_os());
+    let parsed = help::command().try_get_matches_from(words);
+    let mut command = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli.command,
         Err(error) => return exit::usage(&error),
     };
-    let result = match cli.command {
+    if let Err(failure) = command.log() {
+        return exit::report(Err(failure));
+    }
+    let result = match command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
         Command::List(arguments) => list::run(&arguments),

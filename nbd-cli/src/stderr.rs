@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::stdio;
 
+use crate::journal::{self, Priority};
 use crate::{log, output};
 
 /// How long a message may wait for the reader.
@@ -15,23 +16,28 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes that a pipe takes without blocking once it is ready: `PIPE_BUF`, or the least that it may be.
 const PIECE: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
 
-/// Writes `nbd: ` and a message on a line of its own, after what was logged before. Control characters are escaped: a
-/// message may quote a server, which could forge further lines.
+/// Writes `nbd: ` and a message on a line of its own, after what was logged before: a warning, or a change that a person
+/// should know of. Control characters are escaped: a message may quote a server, which could forge further lines.
 ///
 /// Standard error that takes nothing (closed, full, not read for a second) is no failure: the exit status remains.
 pub(crate) fn say(message: &str) {
-    say_with(message, &[]);
+    put(Priority::Warning, message, &[]);
 }
 
-/// The same with lines below the message, which are fit to be shown.
-pub(crate) fn say_with(message: &str, details: &[String]) {
+/// The same for an error, with lines below the message that are fit to be shown.
+pub(crate) fn say_error(message: &str, details: &[String]) {
+    put(Priority::Error, message, details);
+}
+
+fn put(priority: Priority, message: &str, details: &[String]) {
     log::flush();
-    let mut line = format!("nbd: {}\n", output::printable(message));
+    let mut text = format!("nbd: {}\n", output::printable(message));
     for detail in details {
-        line.push_str(detail);
-        line.push('\n');
+        text.push_str(detail);
+        text.push('\n');
     }
-    let _lost = write(line.as_bytes(), Some(Instant::now() + PATIENCE));
+    let text = journal::lines(priority, &text);
+    let _lost = write(text.as_bytes(), Some(Instant::now() + PATIENCE));
 }
 
 /// Writes all of it, and waits for the reader until a point in time, or without end. Never panics.

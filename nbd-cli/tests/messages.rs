@@ -147,6 +147,9 @@ fn flags_and_commands_of_other_programs_get_the_name_of_ours() {
         (&["serve", "-k", "/tmp/socket"], "for '-k': --unix PATH"),
         (&["serve", "-f", "disk.img"], "for '-f': nbd serve stays in the foreground"),
         (&["nbdcopy", "a", "b"], "for 'nbdcopy': nbd copy"),
+        (&["bench", "--iodepth=4"], "for '--iodepth': --depth N"),
+        (&["fio"], "for 'fio': nbd bench"),
+        (&["compare", "a", "b"], "for 'compare': nbd copy --verify"),
     ] {
         refused(words, 64, says);
     }

@@ -2,6 +2,8 @@
 //! is, in `src/serve/sandbox/tests.rs`.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -226,15 +228,8 @@ fn a_confined_server_opens_files_of_its_directories_and_no_others() {
     wait_until("it is refused", LIMIT, || server.stderr().contains("stay in force"));
     assert!(server.stderr().contains("'/etc': Permission denied"), "{}", server.stderr());
     write("", "");
-    let metrics = || {
-        use std::io::{Read, Write};
-        let mut stream = std::os::unix::net::UnixStream::connect(path("metrics/socket")).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
-    };
-    assert!(metrics().contains("export=\"w/b\""), "{}", metrics());
+    let text = scraped(&path("metrics/socket"));
+    assert!(text.contains("export=\"w/b\""), "{text}");
     is_confined(server.id());
     server.terminate();
     assert!(server.wait_exit(LIMIT).is_some_and(|status| status.success()), "{}", server.stderr());
@@ -245,4 +240,61 @@ fn a_confined_server_opens_files_of_its_directories_and_no_others() {
     tries();
     server.terminate();
     assert!(server.wait_exit(LIMIT).is_some_and(|status| status.success()), "{}", server.stderr());
+}
+
+/// The metrics that are served at a Unix socket.
+#[track_caller]
+fn scraped(path: &str) -> String {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn a_confined_server_is_replaced_by_a_confined_one() {
+    if !landlock() {
+        return;
+    }
+    for runtime in ["tokio", "blocking"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        for name in ["disks", "control", "sockets", "metrics"] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        fs::write(path("disks/a"), vec![1; 1 << 20]).unwrap();
+        let (control, socket) = (path("control/socket"), path("sockets/socket"));
+        let metrics = path("metrics/socket");
+        let start = |more: &[&str]| {
+            let mut command = Command::new(nbd_binary());
+            command.args(["serve", "--sandbox", "--runtime", runtime, "--unix", &socket]);
+            command.args(["--metrics", &format!("unix:{metrics}")]).args(more);
+            let server = Background::spawn(command.arg(format!("dir:{}", path("disks")))).unwrap();
+            assert!(server.next_line(LIMIT).is_some(), "{}", server.stderr());
+            server
+        };
+        let uri = format!("nbd+unix:///a?socket={socket}");
+        let mut server = start(&["--control", &control]);
+        wait_until("it is controlled", LIMIT, || UnixStream::connect(&control).is_ok());
+        for _ in 0..2 {
+            let successor = start(&["--take-over", &control, "--control", &control]);
+            let status = server.wait_exit(LIMIT).expect("the first one ends");
+            assert!(status.success(), "{}", server.stderr());
+            server = successor;
+            is_confined(server.id());
+            assert_eq!(nbd(["info", "--size", &uri]), "1048576\n");
+            assert!(scraped(&metrics).contains("nbd_connections_max"));
+            assert!(nbd(["status", "--json", "--interval", "0", &control]).contains("\"pid\""));
+        }
+        server.terminate();
+        assert!(
+            server.wait_exit(LIMIT).is_some_and(|status| status.success()),
+            "{}",
+            server.stderr()
+        );
+        for left in [control, socket, metrics] {
+            assert!(!Path::new(&left).exists(), "{left} is left behind");
+        }
+    }
 }

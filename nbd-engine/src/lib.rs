@@ -3,7 +3,10 @@
 //! [`export`] has what is served: the traits to implement and the exports that come ready-made. [`server`] drives
 //! connections. The adapters (`nbd-blocking`, `nbd-tokio` and others) add sockets, threads or tasks, and timers, by
 //! the [`Runtime`] trait; most people use one of them.
+//!
+//! The [guide](crate::guide) shows how; it ends with the way to a loop of your own, without the engine.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 
 mod busy_poll;
@@ -27,6 +30,11 @@ pub use transport::{AnyTransport, Plain, Socket, Transport, is_socket_peer_gone}
 
 /// The protocol itself.
 pub use nbd_proto as proto;
+
+/// A guide, to exports, layers and adapters. It has no items.
+pub mod guide {
+    #![doc = include_str!("../doc/guide.md")]
+}
 
 /// The examples of the README, which `cargo test` compiles, too.
 #[cfg(doctest)]

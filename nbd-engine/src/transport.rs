@@ -12,6 +12,11 @@ use rustix::net::{RecvFlags, Shutdown};
 ///
 /// Any stream will do; sockets do better with [`try_read`](Self::try_read), and with `poll_read_vectored` and
 /// `poll_write_vectored` that really are vectored.
+///
+/// A stream may hold back what it was given until `poll_flush`, which the engine calls whenever it has nothing more to
+/// send, in the handshake of TLS, too. As long as that is pending, the peer counts as one that does not take its replies,
+/// and bytes that leave meanwhile are not seen: a server disconnects the client after
+/// [`stall_timeout`](crate::server::ServerConfig::with_stall_timeout). So what such a stream holds back should be little.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send {
     /// Reads what is there at this moment, without a promise to wake anybody later. The engine asks a few times before
     /// it goes to sleep, since the next request of a busy client is often there before a sleeper could be woken.

@@ -94,7 +94,7 @@
 //!   `epoll` report a hang-up unasked, again and again. If they report that writing can't succeed any more, drop the
 //!   connection instead.
 //!
-//! `examples/poll_loop.rs` is such a loop, with `poll(2)`.
+//! `examples/poll_loop.rs` is such a loop, with `poll(2)`. The [guide](crate::guide) has both machines in one program, and TLS.
 //!
 //! # Deadlines
 //!
@@ -118,6 +118,7 @@
 //! [`Limits`] every bound on what a peer can make them hold, [`Uri`] the way to an export. Terms are those of the NBD
 //! specification: export, option, request, command, cookie, chunk, extent, metadata context.
 #![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 #![cfg_attr(
     test,
@@ -137,6 +138,14 @@ extern crate alloc;
 extern crate std;
 
 pub mod client;
+/// A guide to embedding the core. It has no items.
+pub mod guide {
+    #![doc = include_str!("../doc/guide_server.md")]
+    #![doc = include_str!("../doc/server_loop.rs")]
+    #![doc = include_str!("../doc/guide_client.md")]
+    #![doc = include_str!("../doc/client_loop.rs")]
+    #![doc = include_str!("../doc/guide.md")]
+}
 mod command;
 mod coverage;
 mod error;

@@ -8,7 +8,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{self, cipher_suite::TLS13_AES_128_GCM_SHA256};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, Stream, StreamOwned};
 
 /// Bytes of one receive call: rustls asks for 4 KiB at a time.
 const RECEIVED: usize = 256 * 1024;
@@ -87,7 +87,8 @@ impl Write for Socket {
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match &mut self.0 {
             Kind::Plain(stream) => stream.write_vectored(slices),
-            Kind::Tls(tls) => tls.write_vectored(slices),
+            // `StreamOwned` has no gathered write of its own: it would send each slice as a record, by a call of its own.
+            Kind::Tls(tls) => Stream::new(&mut tls.conn, &mut tls.sock).write_vectored(slices),
         }
     }
 
@@ -132,5 +133,78 @@ impl Write for Received {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use rustls::{ServerConfig, ServerConnection};
+
+    use super::*;
+    use crate::vectored;
+
+    /// Keeps what was received as it was.
+    struct Tee {
+        stream: UnixStream,
+        received: Vec<u8>,
+    }
+
+    impl Read for Tee {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = self.stream.read(buffer)?;
+            self.received.extend_from_slice(&buffer[..count]);
+            Ok(count)
+        }
+    }
+
+    impl Write for Tee {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.stream.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Requests that are due together make as few records as their bytes allow, or the generator would cost more than
+    /// the servers that it measures.
+    #[test]
+    fn a_gathered_write_is_sent_as_full_records() {
+        const COUNT: usize = 32;
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a name");
+        let authority = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(authority.path(), made.cert.pem()).expect("it is ours");
+        let key = made.signing_key.serialize_der().try_into().expect("a key");
+        let server = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("those of the provider")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("they belong together");
+        let (near, far) = UnixStream::pair().expect("two ends");
+        let server = thread::spawn(move || {
+            let mut connection = ServerConnection::new(Arc::new(server)).expect("it is sound");
+            let mut tee = Tee { stream: far, received: Vec::new() };
+            let mut data = vec![0; COUNT * (28 + 4096)];
+            Stream::new(&mut connection, &mut tee).read_exact(&mut data).expect("all of it");
+            tee.received
+        });
+        let config = config(authority.path()).expect("it has a certificate");
+        let mut socket = Socket::tls(near, config).expect("a name");
+        let (header, payload) = ([1; 28], [2; 4096]);
+        let pair = [IoSlice::new(&header), IoSlice::new(&payload)];
+        vectored::write_all(&mut socket, &mut pair.repeat(COUNT)).expect("it is read");
+        let received = server.join().expect("it receives");
+        let (mut records, mut left) = (0, &received[..]);
+        while let [kind, _, _, high, low, rest @ ..] = left {
+            // The last message of the handshake looks like data.
+            records += usize::from(*kind == 23);
+            left = &rest[usize::from(u16::from_be_bytes([*high, *low]))..];
+        }
+        let full = (COUNT * (28 + 4096)).div_ceil(16 << 10);
+        assert!(records <= full + 1, "{records} records");
     }
 }

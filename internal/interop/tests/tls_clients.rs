@@ -10,7 +10,7 @@ use nbd_interop::gnutls::{VERSIONS, Versions};
 use nbd_testkit::Endpoint;
 use nbd_testkit::peers::{PeerServer, require};
 use nbd_testkit::process::{Finished, run};
-use nbd_testkit::server::{Runtime, Setup, Transport, nbd_binary};
+use nbd_testkit::server::{NbdServe, Runtime, Setup, Transport, nbd_binary};
 use rcgen::{ExtendedKeyUsagePurpose, date_time_ymd};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -229,13 +229,59 @@ fn servers_that_cannot_be_trusted_are_refused_with_the_reason() {
             fs::remove_file(copy.file(name)).expect("it was made");
         }
     });
-    // nbdkit closes without an alert, and its own log says why.
-    info(&uri(server.endpoint(), &nobody));
+    // nbdkit closes without an alert, when the client has finished its handshake already.
+    let told = info(&uri(server.endpoint(), &nobody));
+    assert!(
+        told.contains("client-cert.pem") && told.contains("right after the handshake"),
+        "{told}"
+    );
 
     let Some(server) = nbdkit(Versions::Obsolete, &["--tls=require", &folder(&good)]) else {
         return;
     };
     info(&uri(server.endpoint(), &good));
+}
+
+/// A server of ours that is reached as 127.0.0.1, or by other names of this machine.
+fn serve_by_tcp(certificates: &Certificates) -> NbdServe {
+    let setup = Setup { runtime: Runtime::Blocking, transport: Transport::Tcp };
+    setup.serve().args(["--tls-certificates", certificates.path(), "memory:1M"]).start()
+}
+
+/// C-TLS-23: an address is compared with the addresses of the certificate alone, and the override with its names.
+#[test]
+fn the_address_in_the_uri_has_to_be_in_the_certificate_unless_a_name_is_given() {
+    let certificates = Certificates::new();
+    let by_address = |server: &NbdServe, more: &str| {
+        let Endpoint::Tcp(address) = server.endpoint() else { panic!("it is TCP") };
+        format!("nbds://{address}/?tls-certificates={}{more}", certificates.path())
+    };
+    let server = serve_by_tcp(&certificates);
+    nbd(&["info", &by_address(&server, "")]).success();
+    drop(server);
+    // That one has the name of localhost, and no address.
+    certificates.reissue(Side::Server, |_| {});
+    let server = serve_by_tcp(&certificates);
+    let told = nbd(&["info", &by_address(&server, "")]).failure();
+    assert!(told.contains("127.0.0.1") && told.contains("which name to expect"), "{told}");
+    nbd(&["info", &by_address(&server, "&tls-hostname=localhost")]).success();
+}
+
+/// What OpenSSL's variable names stands for the system's store.
+#[test]
+fn the_authorities_of_the_system_are_trusted_where_none_is_named() {
+    let (certificates, other) = (Certificates::new(), Certificates::new());
+    let server = serve_by_tcp(&certificates);
+    let uri = server.endpoint().tls_uri(None, "", &[]);
+    let info = |store: &Certificates| {
+        let mut command = Command::new(nbd_binary());
+        // No folder of certificates of whoever runs the tests.
+        command.args(["info", &uri]).env("HOME", store.path());
+        run(command.env("SSL_CERT_FILE", store.file("ca-cert.pem")), PATIENCE)
+    };
+    info(&certificates).success();
+    let told = info(&other).failure();
+    assert!(told.contains("UnknownIssuer"), "{told}");
 }
 
 #[test]

@@ -94,6 +94,12 @@ fn a_request_that_timed_out_unsent_stays_unsent() {
     check(14);
 }
 
+/// A write with FUA that was carried out, whose flush was answered by the server's shutdown, and that was never sent again.
+#[test]
+fn a_request_that_a_shutdown_answered_may_have_been_carried_out() {
+    check(414_045);
+}
+
 /// Leaders of two connections that kept each other awake: while the server does not read, and while there is none.
 #[test]
 fn leaders_of_several_connections_do_not_keep_each_other_awake() {

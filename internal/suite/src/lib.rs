@@ -43,3 +43,10 @@ use core::time::Duration;
 
 /// The bound on everything that is sure to happen. Reaching it is a failure.
 pub const SOON: Duration = Duration::from_secs(10);
+
+/// The examples of a page that is about several adapters, which `cargo test` compiles, too.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../../../docs/migrate.md")]
+    struct Migrate;
+}

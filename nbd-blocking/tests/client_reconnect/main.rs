@@ -2,5 +2,7 @@
 
 mod chaos;
 mod fates;
+mod fragile;
 mod model;
 mod serial;
+mod table;

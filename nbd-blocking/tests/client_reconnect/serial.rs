@@ -10,16 +10,34 @@ use nbd_blocking::Server;
 use nbd_blocking::client::Reconnect;
 use nbd_blocking::export::{Export, ExportMap};
 
-/// Breaks the latest connection.
+/// Breaks connections.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Breaker(Arc<Mutex<Vec<UnixStream>>>);
+pub(crate) struct Breaker(Arc<Mutex<Streams>>);
+
+#[derive(Debug, Default)]
+struct Streams {
+    open: Vec<UnixStream>,
+    refused: bool,
+}
 
 impl Breaker {
     /// Breaks all connections: nothing more is sent on them.
     pub(crate) fn break_all(&self) {
-        for stream in self.0.lock().unwrap().drain(..) {
+        for stream in self.0.lock().unwrap().open.drain(..) {
             let _closed = stream.shutdown(Shutdown::Both);
         }
+    }
+
+    /// From now on each new connection is closed at once, as if there were no server.
+    pub(crate) fn refuse(&self) {
+        self.0.lock().unwrap().refused = true;
+    }
+
+    /// Whether a connection may go on.
+    fn admit(&self, stream: &UnixStream) -> bool {
+        let streams = &mut *self.0.lock().unwrap();
+        streams.open.push(stream.try_clone().unwrap());
+        !streams.refused
     }
 }
 
@@ -34,9 +52,12 @@ pub(crate) fn serve(export: impl Export, breaker: &Breaker) -> (String, tempfile
     thread::spawn(move || {
         for stream in listener.incoming() {
             let stream = stream.unwrap();
-            breaker.0.lock().unwrap().push(stream.try_clone().unwrap());
-            let server = server.clone();
-            thread::spawn(move || server.serve_unix(stream));
+            if breaker.admit(&stream) {
+                let server = server.clone();
+                thread::spawn(move || server.serve_unix(stream));
+            } else {
+                breaker.break_all();
+            }
         }
     });
     (format!("nbd+unix:///?socket={}", path.display()), folder)

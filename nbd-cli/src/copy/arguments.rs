@@ -122,3 +122,10 @@ fn request_size(text: &str) -> Result<u64, String> {
 fn descriptor(text: &str) -> Result<RawFd, String> {
     text.parse().map_err(|_| "give a descriptor's number, such as 3 with 3>FILE".into())
 }
+
+impl Arguments {
+    /// As if `-v` had been given that often at least.
+    pub(crate) fn raise_verbosity(&mut self, verbosity: u8) {
+        self.verbose = self.verbose.max(verbosity);
+    }
+}

@@ -1,4 +1,4 @@
-//! `nbd info`: what a server tells of an export.
+//! `nbd info`: what a server reports of an export, and what the export contains.
 
 mod content;
 mod contents;
@@ -23,7 +23,7 @@ pub(crate) use look::{greeting, look};
 pub(crate) use report::{Described, Report};
 pub(crate) use text::write as write_text;
 
-/// Tell what a server says of an export, and what the export contains.
+/// Show what a server reports of an export, and what the export contains.
 ///
 /// The line "contents" names partition tables, file systems and other formats that are known by their first bytes, with
 /// labels and UUIDs; for that, up to 68 KiB are read of the export and of each partition. Servers say nothing about contents.
@@ -47,7 +47,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     no_content: bool,
 
-    /// Tell of all exports of the server, as nbd list does
+    /// Show all exports of the server, as nbd list does
     #[arg(short = 'L', long, group = "what")]
     list: bool,
 

@@ -14,7 +14,7 @@ use crate::{output, stderr};
 
 /// List the exports of a server.
 ///
-/// Tells of each what nbd info does. The export that the URI names makes no difference.
+/// Shows of each what nbd info does. The export that the URI names makes no difference.
 #[derive(Debug, Args)]
 #[command(override_usage = "nbd list [OPTIONS] <URI | [ COMMAND ARGS ]>")]
 pub(crate) struct Arguments {
@@ -75,7 +75,7 @@ pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
                 report.exports.push(export);
             }
             Err(error @ Error::Refused { .. }) => {
-                stderr::say(&error.to_string());
+                stderr::say_error(&error.to_string(), &[]);
                 result = Err(Failure::failed(
                     "the server gives no information on some of the exports that it lists",
                 ));

@@ -10,6 +10,8 @@ use clap::{Args, CommandFactory};
 
 use crate::exit::Failure;
 
+pub(crate) use sections::examples;
+
 /// Write the manual pages: nbd.1, and one for each command.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:

@@ -1,5 +1,7 @@
 //! What the pages say beyond the help: exit statuses, the environment, examples, other pages.
 
+use crate::exit;
+
 /// A section that is the same on every page.
 pub(super) struct Section {
     pub(super) heading: &'static str,
@@ -8,27 +10,7 @@ pub(super) struct Section {
 }
 
 pub(super) const fn exit_status() -> Section {
-    Section {
-        heading: "EXIT STATUS",
-        entries: &[
-            (
-                "0",
-                "Success; the orderly end of a server; the answer yes of nbd info --can, --is and --has.",
-            ),
-            ("1", "Failure: a message on standard error says why."),
-            ("2", "The answer no of nbd info --can, --is and --has."),
-            ("3", "nbd serve: requests were cut off at the end of --drain-timeout."),
-            ("64", "The command line is at fault."),
-            ("70", "A fault of nbd itself, reported on standard error."),
-            ("78", "nbd serve: the configuration file is at fault."),
-            ("78", "nbd serve: the configuration file is at fault; a message shows where."),
-            ("any", "nbd serve --run: that of the command."),
-            (
-                "128 + N",
-                "Signal N ended the command. nbd serve ends in good order at the first one, and so at the second.",
-            ),
-        ],
-    }
+    Section { heading: "EXIT STATUS", entries: exit::CODES }
 }
 
 pub(super) const fn environment() -> Section {
@@ -46,6 +28,11 @@ pub(super) const fn environment() -> Section {
             (
                 "NOTIFY_SOCKET",
                 "Where nbd serve says that it is ready, reloads or ends, as systemd sets it; see sd_notify(3).",
+            ),
+            (
+                "NBD_LOG",
+                "What is logged on standard error: warn, info, debug or trace. nbd serve and nbd copy take the more verbose of this \
+                 and -v; nbd info, list, map, dump, bench and resize log nothing without it.",
             ),
             ("NBD_SSH", "The program that nbd+ssh:// URIs run in place of ssh."),
             (
@@ -68,7 +55,7 @@ pub(super) const SEE_ALSO: &[(&str, &str)] = &[
 ];
 
 /// What a command is used for, and the command lines for that. The name of the whole is `nbd`.
-pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)] {
+pub(crate) fn examples(command: &str) -> &'static [(&'static str, &'static str)] {
     match command {
         crate::NAME => &[
             ("Serve a file on this machine:", "nbd serve disk.img"),
@@ -80,6 +67,10 @@ pub(super) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
             (
                 "Serve two disks on a Unix socket, each under a name:",
                 "nbd serve --unix /run/nbd.sock system=disk.img scratch=memory:1G",
+            ),
+            (
+                "Serve each file of a directory for reading, by its name:",
+                "nbd serve --read-only dir:/srv/images",
             ),
             (
                 "Serve a block device to others for reading, encrypted:",

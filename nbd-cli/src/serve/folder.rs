@@ -45,17 +45,24 @@ impl Folder {
         Ok(Self { directory, in_use: Arc::default() })
     }
 
-    /// The files by the names that clients see. None if the directory can't be read, which the log has.
-    pub(super) async fn list(&self, export: &Export, client: &ClientInfo) -> Vec<ListedExport> {
+    /// The files by the names that clients see.
+    ///
+    /// # Errors
+    /// When the directory can't be read: a part of a list would pass for all of it.
+    pub(super) async fn list(
+        &self,
+        export: &Export,
+        client: &ClientInfo,
+    ) -> Result<Vec<ListedExport>, Refusal> {
         if export.tls_only && client.tls.is_none() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        let listed = self.directory.list(client).await.unwrap_or_default();
+        let listed = self.directory.list(client).await?;
         let description = export.description.as_deref().unwrap_or_default();
         let full = listed
             .iter()
             .filter_map(|file| ListedExport::new(full_name(export, file.name()), description).ok());
-        full.collect()
+        Ok(full.collect())
     }
 
     /// The file that a client asks for, if the name is one of a file of this directory.

@@ -344,7 +344,7 @@ impl Exports for Live {
         let mut listed = served.map.list(client).await?;
         for folder in &served.folders {
             let What::Files(files) = &folder.what else { continue };
-            let files = files.list(&folder.export, client).await;
+            let files = files.list(&folder.export, client).await?;
             listed.extend(files.into_iter().filter(|file| served.names(file.name()).is_none()));
         }
         Ok(listed)

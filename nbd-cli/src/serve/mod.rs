@@ -12,6 +12,7 @@ mod control;
 mod export_word;
 mod folder;
 mod layers;
+mod linger;
 mod live;
 mod metrics;
 mod places;

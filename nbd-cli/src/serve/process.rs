@@ -68,6 +68,12 @@ impl ProcessArguments {
                 "--stdio serves the one client on standard input and output: leave out listeners and the control socket",
             ));
         }
+        if self.stdio && !config.access.is_default() {
+            return Err(Failure::usage(
+                "rules of access are about clients that connect, and --stdio has one that the program which starts it let \
+                 in: leave out [access], --allow-user and --allow-group",
+            ));
+        }
         if config.server.sandbox != Mode::Off && (self.run.is_some() || self.pid_file.is_some()) {
             return Err(Failure::usage(
                 "a server in a sandbox runs no command and writes no --pid-file: leave out --run, and use --ready-fd or \

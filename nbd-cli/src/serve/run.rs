@@ -18,6 +18,7 @@ use super::captive::{self, Captive};
 use super::config::VsockAddress;
 use super::config::{self, Backend, Config, LogLevel, RuntimeName};
 use super::control::{self, Bitmaps, Replaceable, Verbs};
+use super::linger;
 use super::live::Live;
 use super::metrics::Monitor;
 use super::places::Places;
@@ -302,8 +303,15 @@ macro_rules! serve {
         let end = {
             let (server, sockets) = (server.clone(), sockets.clone());
             let supervisor = setup.readiness.supervisor.clone();
+            let keeps_sockets = supervisor.is_there() && !setup.places.given.is_empty();
             move || {
                 supervisor.stopping();
+                if keeps_sockets {
+                    let (counted, ended) = (server.clone(), server.clone());
+                    let (connections, shut_down) =
+                        (move || counted.connections(), move || ended.shut_down());
+                    return linger::end_with_sockets_kept(sockets.clone(), connections, shut_down);
+                }
                 sockets.end();
                 server.shut_down();
             }

@@ -184,6 +184,25 @@ impl Sockets {
         }
     }
 
+    /// The server is about to end, and the program that handed the sockets over keeps them open: returns once nothing
+    /// accepts from them any more. What waits in their queues stays there. Otherwise as [`end`](Self::end).
+    pub(super) fn stop_accepting(&self) {
+        let clients: Vec<Open> = {
+            let mut state = self.state();
+            if state.phase != Phase::Open {
+                return;
+            }
+            state.phase = Phase::Ended;
+            let all = core::mem::take(&mut state.open).into_iter();
+            let (control, clients) = all.partition(|open| open.role == Role::Control);
+            state.open = control;
+            clients
+        };
+        for accepting in clients.iter().filter_map(|open| open.accepting.as_ref()) {
+            accepting.stop();
+        }
+    }
+
     /// It listens on something besides that can't be handed over.
     pub(super) fn hold_back(&self, what: &'static str) {
         self.state().held_back = Some(what);

@@ -48,6 +48,11 @@ impl Supervisor {
         self.notify(&format!("READY=1\nMAINPID={}", std::process::id()));
     }
 
+    /// Whether there is one.
+    pub(super) fn is_there(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// The end begins.
     pub(super) fn stopping(&self) {
         self.notify("STOPPING=1");

@@ -269,7 +269,7 @@ fn serve(listener: &UnixListener, arguments: &[OsString]) {
                     drop(child.wait());
                 }
                 // The command keeps the stream open: at its end this process may be gone before it has said why.
-                Err(error) => crate::stderr::say(&format!("cannot run ssh: {error}")),
+                Err(error) => crate::stderr::say_error(&format!("cannot run ssh: {error}"), &[]),
             }
         };
         // Without a thread the connection is closed.

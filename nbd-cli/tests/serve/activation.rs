@@ -1,9 +1,9 @@
 //! Sockets that are handed over when it starts.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use std::time::Duration;
 use nbd_testkit::Endpoint;
 use nbd_testkit::peers;
 use nbd_testkit::process::{run, wait_until};
-use nbd_testkit::raw::{RawClient, Wire};
+use nbd_testkit::raw::{Opt, RawClient, Rep, Wire, info_data, option_bytes};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{LIMIT, RUNTIMES, refuses};
@@ -29,16 +29,35 @@ struct Activated(Child);
 
 impl Activated {
     fn start(arguments: &[&str], first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> Self {
+        Self::spawn(&mut Self::command(arguments, first, second))
+    }
+
+    fn command(
+        arguments: &[&str],
+        first: impl Into<OwnedFd>,
+        second: impl Into<OwnedFd>,
+    ) -> Command {
         let mut shell = Command::new("sh");
         shell.args(["-c", HAND_OVER, "sh", NBD, "serve"]).args(arguments).env("LISTEN_FDS", "2");
         shell.stdin(Stdio::from(first.into())).stdout(Stdio::from(second.into()));
-        Self(shell.stderr(Stdio::piped()).spawn().expect("there is a shell"))
+        shell.stderr(Stdio::piped());
+        shell
+    }
+
+    fn spawn(shell: &mut Command) -> Self {
+        Self(shell.spawn().expect("there is a shell"))
     }
 
     /// Asks it to end; gives the exit code, and what it wrote.
     #[track_caller]
-    fn terminate(mut self) -> (Option<i32>, String) {
+    fn terminate(self) -> (Option<i32>, String) {
         kill_process(Pid::from_child(&self.0), Signal::TERM).expect("it is not reaped yet");
+        self.terminated()
+    }
+
+    /// The exit code of a server that was asked to end, and what it wrote.
+    #[track_caller]
+    fn terminated(mut self) -> (Option<i32>, String) {
         let mut status = None;
         wait_until("the server ends", LIMIT, || {
             status = self.0.try_wait().expect("a child of ours");
@@ -85,6 +104,48 @@ fn every_socket_that_is_handed_over_is_served_and_left_alone() {
         assert_eq!(server.terminate(), (Some(0), String::new()), "{runtime}");
         assert!(path.exists(), "who made the socket removes it");
         assert!(Wire::try_connect(&Endpoint::Unix(path)).is_err(), "nobody listens any more");
+    }
+}
+
+/// Whether a client that had begun to negotiate when systemd restarted the server got its export all the same.
+fn is_served_while_the_server_ends(runtime: &str, folder: &Path) -> bool {
+    let path = folder.join("nbd.sock");
+    let unix = UnixListener::bind(&path).unwrap();
+    let notify = folder.join("notify");
+    let supervisor = UnixDatagram::bind(&notify).unwrap();
+    supervisor.set_read_timeout(Some(LIMIT)).unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = Activated::command(&["--runtime", runtime, "memory:1M"], unix, tcp);
+    let server = Activated::spawn(command.env("NOTIFY_SOCKET", &notify));
+    drop(command);
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    client.read_exact(&mut [0; 18]).unwrap();
+    kill_process(Pid::from_child(&server.0), Signal::TERM).unwrap();
+    let mut text = [0; 1024];
+    while !text.starts_with(b"STOPPING=1") {
+        assert_ne!(supervisor.recv(&mut text).unwrap(), 0);
+    }
+    let go = option_bytes(Opt::GO, &info_data("", &[]));
+    let mut asked = [&3_u32.to_be_bytes()[..], &go].concat();
+    // It disconnects without another word.
+    asked.extend(option_bytes(Opt::ABORT, &[]));
+    let mut reply = [0; 20];
+    let answered = client.write_all(&asked).and_then(|()| client.read_exact(&mut reply));
+    drop(client);
+    let (unix, notify) = (std::fs::remove_file(&path), std::fs::remove_file(&notify));
+    unix.and(notify).unwrap();
+    assert_eq!(server.terminated().0, Some(0), "{runtime}");
+    answered.is_ok() && reply[12..16] == Rep::INFO.0.to_be_bytes()
+}
+
+#[test]
+fn a_restart_lets_clients_finish_that_have_begun_to_negotiate() {
+    let folder = tempfile::tempdir().unwrap();
+    for runtime in RUNTIMES {
+        // The time that such clients have may pass on a machine that is busy.
+        let is_served = |_| is_served_while_the_server_ends(runtime, folder.path());
+        assert!((0..20).any(is_served), "{runtime}");
     }
 }
 

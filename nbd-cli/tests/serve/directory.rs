@@ -261,7 +261,7 @@ fn a_name_that_is_swapped_while_it_is_opened_never_leads_outside() {
         });
         let (mut found, mut missed) = (0, 0);
         let end = Instant::now() + LIMIT;
-        while (found < 20 || missed < 20) && Instant::now() < end {
+        while (found < 8 || missed < 8) && Instant::now() < end {
             match entered(&server, "disk") {
                 Ok(mut client) => {
                     assert_eq!(client.read(0, 512), [1; 512]);

@@ -82,3 +82,48 @@ fn a_log_that_cannot_be_written_changes_nothing() {
         }
     }
 }
+
+/// What the command writes to standard error that it takes for the journal's.
+fn in_the_journal(command: &mut Command, end: impl FnOnce(Background)) -> String {
+    let (mut reader, writer) = pipe().unwrap();
+    let stat = rustix::fs::fstat(&writer).unwrap();
+    command.env("JOURNAL_STREAM", format!("{}:{}", stat.st_dev, stat.st_ino));
+    let process = Background::spawn_with_stderr(command, Stdio::from(writer)).unwrap();
+    // It holds the other end of the pipe.
+    command.stderr(Stdio::null());
+    end(process);
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    log
+}
+
+#[test]
+fn in_the_journal_each_line_begins_with_its_priority_and_has_no_time() {
+    for runtime in RUNTIMES {
+        let mut command = serve(["--runtime", runtime, "-vv", "--port", "0", "memory:1M"]);
+        let log = in_the_journal(&mut command, |process| {
+            let uri = process.next_line(LIMIT).expect("it says where it listens");
+            let server = Serving { process, uri };
+            visit(&server, 1);
+            server.process.terminate();
+            assert_eq!(server.end().0, Some(0), "{runtime}");
+        });
+        assert!(log.lines().any(|line| line.starts_with("<7>DEBUG ")), "{log}");
+        for line in log.lines() {
+            assert!(["<4>", "<6>", "<7>"].iter().any(|prefix| line.starts_with(prefix)), "{log}");
+        }
+    }
+}
+
+#[test]
+fn in_the_journal_all_lines_of_an_error_have_its_priority() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nbd.toml");
+    std::fs::write(&path, "[[export]]\nmemroy = \"1G\"\n").unwrap();
+    let log = in_the_journal(serve(["--config"]).arg(&path), |mut process| {
+        assert_eq!(process.wait_exit(LIMIT).and_then(|status| status.code()), Some(78));
+    });
+    assert!(log.lines().count() > 3, "{log}");
+    assert!(log.lines().all(|line| line.starts_with("<3>")), "{log}");
+    assert!(log.starts_with("<3>nbd: "), "{log}");
+}

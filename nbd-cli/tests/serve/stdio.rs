@@ -122,8 +122,16 @@ fn what_makes_no_sense_for_one_client_is_refused() {
         &["--take-over", "control"],
         &["--run", "true"],
         &["--allow", "10.0.0.0/8"],
+        &["--allow-user", "0"],
+        &["--allow-group", "0"],
     ] {
         let mut command = serve(["--stdio", "memory:1M"]);
         refuses(command.args(arguments), 64, &["--stdio"]);
     }
+    // A file that has rules does not have them ignored.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("nbd.toml");
+    std::fs::write(&file, "[access]\ndeny = ['10.0.0.0/8']\n[[export]]\nmemory = '1M'\n").unwrap();
+    let mut command = serve(["--stdio", "--config"]);
+    refuses(command.arg(file), 64, &["--stdio", "leave out [access]"]);
 }

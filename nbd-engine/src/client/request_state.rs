@@ -29,8 +29,10 @@ pub(super) struct RequestState {
     pub(super) submitted: bool,
     /// Parts in flight.
     pub(super) in_flight: u32,
-    /// Whether any byte of any part is known to have been sent.
+    /// Whether any byte of any part is known to have been sent, on any connection so far: it may have been carried out.
     pub(super) sent: bool,
+    /// A part was sent that its server never answered, so that it may still carry it out.
+    pub(super) unanswered: bool,
     /// The connection ended without an answer to a part.
     pub(super) abandoned: bool,
     /// The first thing that went wrong.
@@ -73,6 +75,7 @@ impl RequestState {
             submitted: false,
             in_flight: 0,
             sent: false,
+            unanswered: false,
             abandoned: false,
             failure: None,
             internal: None,

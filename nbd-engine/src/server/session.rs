@@ -117,6 +117,8 @@ impl<T: Transport> Session<T> {
     pub(crate) fn activity(&self) -> Activity {
         let tls = self.pump.transport.in_transit();
         let InTransit { incomplete, has_unsent, sent } = tls.unwrap_or_default();
+        // A stream that holds back what it was given takes replies that the client has yet to take.
+        let has_unsent = has_unsent || self.pump.is_unflushed();
         Activity {
             // The machine has sent what TLS has taken, and knows of no other bytes than those that were decrypted.
             incomplete,

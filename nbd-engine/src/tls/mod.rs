@@ -35,7 +35,10 @@ mod files;
 #[cfg(test)]
 mod files_tests;
 mod framing;
+#[cfg(test)]
+mod hang_up_tests;
 mod identity;
+mod incoming;
 #[cfg(test)]
 mod long_tests;
 #[cfg(feature = "tls-psk")]
@@ -44,6 +47,7 @@ mod psk;
 mod psk_file;
 mod records;
 mod rustls_records;
+mod scatter;
 mod server;
 mod stream;
 #[cfg(test)]

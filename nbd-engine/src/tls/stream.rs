@@ -7,16 +7,12 @@ use std::io::{self, IoSlice, IoSliceMut};
 use futures_io::{AsyncRead, AsyncWrite};
 
 use super::framing::Framing;
+use super::incoming::Incoming;
 use super::records::{Ciphertext, MAX_PLAINTEXT, Records, Room};
+use super::scatter::Scatter;
 use crate::export::TlsIdentity;
 use crate::maybe_tls::InTransit;
 use crate::transport::Transport;
-
-/// Ciphertext that one call of the transport may bring: several records of a busy peer.
-const INCOMING: usize = 64 << 10;
-
-/// The least that holds any record.
-const SMALLEST_INCOMING: usize = MAX_PLAINTEXT + 2048;
 
 /// Receive calls of one read. A peer may send records without data for as long as it likes; others have to have their
 /// turn.
@@ -42,12 +38,16 @@ pub(crate) struct TlsStream<T: Transport> {
     framing: Framing,
     /// Records since the last one that had data.
     without_data: u64,
+    /// Whether any record had data.
+    has_received_data: bool,
     /// Decrypted bytes that nobody had room for, and how many of them were taken since.
     plaintext: Vec<u8>,
     taken: usize,
     outgoing: Ciphertext,
     /// Bytes of ciphertext that the transport has taken.
     sent: u64,
+    /// Whether the transport may hold back what it was given.
+    unflushed: bool,
     /// Small slices that together make a record.
     collected: Vec<u8>,
     /// The first error; everything fails with it from then on.
@@ -67,95 +67,10 @@ impl Failure {
     }
 }
 
-/// Ciphertext as it arrives. Records are decrypted in place.
-#[derive(Debug, Default)]
-struct Incoming {
-    buffer: Vec<u8>,
-    start: usize,
-    /// How far the records have been processed, or found to be incomplete.
-    seen: usize,
-    end: usize,
-}
-
-impl Incoming {
-    /// What has arrived.
-    fn all(&mut self) -> &mut [u8] {
-        &mut self.buffer[self.start..self.end]
-    }
-
-    /// The part of it that was processed before, and not consumed.
-    fn seen(&mut self) -> &mut [u8] {
-        &mut self.buffer[self.start..self.seen]
-    }
-
-    /// All was processed, and `count` bytes of it are consumed.
-    fn processed(&mut self, count: usize) {
-        (self.start, self.seen) = (self.start + count, self.end);
-        if self.start == self.end {
-            (self.start, self.seen, self.end) = (0, 0, 0);
-        }
-    }
-
-    /// Room for more. A part of a record that is there moves to the front, so that the whole one fits.
-    fn spare(&mut self) -> &mut [u8] {
-        if self.start > 0 {
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.seen -= self.start;
-            (self.start, self.end) = (0, self.end - self.start);
-        }
-        let filled = self.end == self.buffer.len();
-        if filled && self.buffer.len() < INCOMING {
-            let length = (self.buffer.len() * 2).clamp(SMALLEST_INCOMING, INCOMING);
-            self.buffer.reserve_exact(length - self.buffer.len());
-            self.buffer.resize(length, 0);
-        }
-        &mut self.buffer[self.end..]
-    }
-}
-
-/// Copies plaintext to slices, and what does not fit behind them to a vector.
-struct Scatter<'a, 'b> {
-    slices: &'a mut [IoSliceMut<'b>],
-    index: usize,
-    offset: usize,
-    copied: usize,
-}
-
-impl<'a, 'b> Scatter<'a, 'b> {
-    fn new(slices: &'a mut [IoSliceMut<'b>]) -> Self {
-        let mut scatter = Self { slices, index: 0, offset: 0, copied: 0 };
-        scatter.skip_full();
-        scatter
-    }
-
-    /// Whether every slice is full.
-    fn is_full(&self) -> bool {
-        self.index == self.slices.len()
-    }
-
-    /// Copies as much as fits; returns the rest.
-    fn put<'d>(&mut self, mut data: &'d [u8]) -> &'d [u8] {
-        while let Some(slice) = self.slices.get_mut(self.index)
-            && !data.is_empty()
-        {
-            let room = &mut slice[self.offset..];
-            let count = room.len().min(data.len());
-            room[..count].copy_from_slice(&data[..count]);
-            data = &data[count..];
-            self.offset += count;
-            self.copied += count;
-            self.skip_full();
-        }
-        data
-    }
-
-    fn skip_full(&mut self) {
-        while let Some(slice) = self.slices.get(self.index)
-            && self.offset == slice.len()
-        {
-            (self.index, self.offset) = (self.index + 1, 0);
-        }
-    }
+/// Whether a transport fails like this because the peer has closed it.
+fn is_hang_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
 }
 
 impl<T: Transport> TlsStream<T> {
@@ -166,10 +81,12 @@ impl<T: Transport> TlsStream<T> {
             incoming: Incoming::default(),
             framing: Framing::default(),
             without_data: 0,
+            has_received_data: false,
             plaintext: Vec::new(),
             taken: 0,
             outgoing: Ciphertext::default(),
             sent: 0,
+            unflushed: false,
             collected: Vec::new(),
             failure: None,
             close_notified: false,
@@ -186,7 +103,7 @@ impl<T: Transport> TlsStream<T> {
             if let Err(error) = self.process(&mut []) {
                 return Poll::Ready(Err(self.fail(cx, &error)));
             }
-            ready!(self.poll_send(cx))?;
+            ready!(self.poll_deliver(cx))?;
             if !self.records.is_handshaking() {
                 return Poll::Ready(Ok(()));
             }
@@ -212,16 +129,14 @@ impl<T: Transport> TlsStream<T> {
         if self.taken == self.plaintext.len() {
             (self.plaintext, self.taken) = (Vec::new(), 0);
         }
-        if self.incoming.start == self.incoming.end {
-            self.incoming = Incoming::default();
-        }
+        self.incoming.shrink();
     }
 
     /// What has arrived without a use yet, and what has not left.
     pub(crate) fn in_transit(&self) -> InTransit {
         InTransit {
             incomplete: self.framing.incomplete() as u64,
-            has_unsent: !self.outgoing.is_empty(),
+            has_unsent: self.unflushed || !self.outgoing.is_empty(),
             sent: self.sent,
         }
     }
@@ -232,6 +147,12 @@ impl<T: Transport> TlsStream<T> {
         self.close_notified = true;
         let _closed =
             Pin::new(&mut self.transport).poll_close(&mut Context::from_waker(Waker::noop()));
+    }
+
+    /// What carries the records.
+    #[cfg(test)]
+    pub(super) const fn transport(&mut self) -> &mut T {
+        &mut self.transport
     }
 
     /// Records of this data, which are not sent.
@@ -253,8 +174,8 @@ impl<T: Transport> TlsStream<T> {
     /// Bytes of all buffers.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
-        let vectors = [&self.incoming.buffer, &self.plaintext, &self.collected];
-        vectors.map(Vec::capacity).iter().sum::<usize>() + self.outgoing.held()
+        let vectors = [&self.plaintext, &self.collected].map(Vec::capacity);
+        vectors.iter().sum::<usize>() + self.incoming.held() + self.outgoing.held()
     }
 
     fn check(&self) -> io::Result<()> {
@@ -264,10 +185,68 @@ impl<T: Transport> TlsStream<T> {
     /// Remembers the error, and sends the alert that may be queued if that is possible at once.
     fn fail(&mut self, cx: &mut Context<'_>, error: &io::Error) -> io::Error {
         let failure = Failure { kind: error.kind(), text: format!("TLS: {error}") };
-        let _best_effort = self.poll_send(cx);
         let error = failure.error();
         self.failure = Some(failure);
+        let _best_effort = self.poll_deliver(cx);
         error
+    }
+
+    /// The peer closed or reset the transport, for the reason that it gave if it did.
+    fn hung_up(
+        &mut self,
+        cx: &mut Context<'_>,
+        closed: io::Error,
+        reason: Option<io::Error>,
+    ) -> io::Error {
+        match reason.or_else(|| self.likely_reason(&closed)) {
+            Some(reason) if self.failure.is_none() => self.fail(cx, &reason),
+            _ => closed,
+        }
+    }
+
+    /// What the peer sent before it stopped reading, if that is an alert. Data that comes before one is kept for the calls
+    /// that read it, and ends the search.
+    fn last_words(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {
+        if self.failure.is_some() {
+            return None;
+        }
+        for _ in 0..MAX_RECEIVES {
+            if !self.plaintext.is_empty() {
+                break;
+            }
+            if let Err(reason) = self.process(&mut []) {
+                return Some(reason);
+            }
+            match Pin::new(&mut self.transport).poll_read(cx, self.incoming.spare()) {
+                Poll::Ready(Ok(count)) if count > 0 => self.arrived(count),
+                _ => break,
+            }
+        }
+        None
+    }
+
+    /// Why a peer may have closed or reset the transport that did not say so.
+    fn likely_reason(&self, closed: &io::Error) -> Option<io::Error> {
+        let at_end = closed.kind() == io::ErrorKind::UnexpectedEof;
+        let verb = if at_end { "closed" } else { "reset" };
+        let text = if self.records.is_handshaking() {
+            format!(
+                "the peer {verb} the connection in the middle of the handshake without an alert; its log may say why; \
+                 with a pre-shared key, compare the user and the key, else certificates and versions"
+            )
+        } else if !self.has_received_data && !self.records.is_closed_by_peer() {
+            // With TLS 1.3 a client has finished the handshake before the server has seen its certificate.
+            format!(
+                "the peer {verb} the connection right after the handshake without an alert, as it may where it does not \
+                 accept this side's certificate or demands one; a client has it in client-cert.pem and client-key.pem; \
+                 the peer's log may say why"
+            )
+        } else if at_end {
+            "the peer cut the connection off without close_notify".into()
+        } else {
+            return None;
+        };
+        Some(io::Error::new(closed.kind(), text))
     }
 
     /// Plaintext that was decrypted earlier.
@@ -286,7 +265,7 @@ impl<T: Transport> TlsStream<T> {
     /// Decrypts what has arrived to `slices`; gives how many bytes that were.
     fn process(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let mut scatter = Scatter::new(slices);
-        let plaintext = &mut self.plaintext;
+        let Self { plaintext, has_received_data, .. } = self;
         let mut without_data = if self.records.is_handshaking() {
             self.framing.take_completed();
             0
@@ -296,6 +275,7 @@ impl<T: Transport> TlsStream<T> {
         let consumed =
             self.records.process(self.incoming.all(), &mut self.outgoing, &mut |data| {
                 without_data = 0;
+                *has_received_data |= !data.is_empty();
                 let rest = scatter.put(data);
                 plaintext.reserve_exact(rest.len());
                 plaintext.extend_from_slice(rest);
@@ -317,32 +297,53 @@ impl<T: Transport> TlsStream<T> {
             let error = io::Error::new(io::ErrorKind::InvalidData, "a record is too long");
             return Poll::Ready(Err(self.fail(cx, &error)));
         }
-        let count = ready!(Pin::new(&mut self.transport).poll_read(cx, spare))?;
-        if count == 0 {
-            let text = if self.records.is_handshaking() {
-                "the peer closed the connection in the middle of the handshake without an alert; its log may say why; \
-                 with a pre-shared key, compare the user and the key, else certificates and versions"
-            } else {
-                "the peer cut the connection off without close_notify"
-            };
-            let error = io::Error::new(io::ErrorKind::UnexpectedEof, text);
-            return Poll::Ready(Err(self.fail(cx, &error)));
+        match ready!(Pin::new(&mut self.transport).poll_read(cx, spare)) {
+            Ok(0) => {
+                let closed = io::ErrorKind::UnexpectedEof.into();
+                Poll::Ready(Err(self.hung_up(cx, closed, None)))
+            }
+            Ok(count) => {
+                self.arrived(count);
+                Poll::Ready(Ok(()))
+            }
+            Err(error) if is_hang_up(&error) => Poll::Ready(Err(self.hung_up(cx, error, None))),
+            Err(error) => Poll::Ready(Err(error)),
         }
-        self.framing.received(&spare[..count]);
-        self.incoming.end += count;
-        Poll::Ready(Ok(()))
     }
 
-    /// Sends ciphertext. Ready when all is sent.
+    /// The first `count` bytes of the spare room arrived.
+    fn arrived(&mut self, count: usize) {
+        self.framing.received(self.incoming.arrived(count));
+    }
+
+    /// Sends ciphertext. Ready when the transport has taken all of it.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.is_empty() {
             let slices = [IoSlice::new(self.outgoing.unsent())];
-            let count = ready!(Pin::new(&mut self.transport).poll_write_vectored(cx, &slices))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            match ready!(Pin::new(&mut self.transport).poll_write_vectored(cx, &slices)) {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Ok(count) => {
+                    self.outgoing.sent(count);
+                    self.sent += count as u64;
+                    self.unflushed = true;
+                }
+                Err(error) if is_hang_up(&error) => {
+                    let reason = self.last_words(cx);
+                    return Poll::Ready(Err(self.hung_up(cx, error, reason)));
+                }
+                Err(error) => return Poll::Ready(Err(error)),
             }
-            self.outgoing.sent(count);
-            self.sent += count as u64;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends ciphertext. Ready when the transport holds nothing of it back: for what the peer waits for, and nobody but
+    /// this stream knows of.
+    fn poll_deliver(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        if self.unflushed {
+            ready!(Pin::new(&mut self.transport).poll_flush(cx))?;
+            self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
@@ -406,7 +407,7 @@ impl<T: Transport> Drop for TlsStream<T> {
     fn drop(&mut self) {
         if !self.close_notified {
             self.queue_close_notify();
-            let _best_effort = self.poll_send(&mut Context::from_waker(Waker::noop()));
+            let _best_effort = self.poll_deliver(&mut Context::from_waker(Waker::noop()));
         }
     }
 }
@@ -429,23 +430,24 @@ impl<T: Transport> AsyncRead for TlsStream<T> {
         if slices.iter().all(|slice| slice.is_empty()) {
             return Poll::Ready(Ok(0));
         }
-        if let Some(copied) = this.take_plaintext(slices) {
-            return Poll::Ready(Ok(copied));
-        }
         for _ in 0..MAX_RECEIVES {
+            if let Some(copied) = this.take_plaintext(slices) {
+                return Poll::Ready(Ok(copied));
+            }
             this.check()?;
             let copied = match this.process(slices) {
                 Ok(copied) => copied,
                 Err(error) => return Poll::Ready(Err(this.fail(cx, &error))),
             };
-            // Answers of TLS itself. A transport that takes none of them is no reason not to read.
-            if let Poll::Ready(Err(error)) = this.poll_send(cx) {
-                return Poll::Ready(Err(error));
-            }
+            // Answers of TLS itself. A transport that does not take them is no reason not to read: what has arrived is
+            // there, and so is the end.
+            let _not_for_the_reader = this.poll_deliver(cx);
             if copied > 0 || this.records.is_closed_by_peer() {
                 return Poll::Ready(Ok(copied));
             }
-            ready!(this.poll_receive(cx))?;
+            if this.failure.is_none() && this.plaintext.is_empty() {
+                ready!(this.poll_receive(cx))?;
+            }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -482,9 +484,7 @@ impl<T: Transport> AsyncWrite for TlsStream<T> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_send(cx))?;
-        Pin::new(&mut this.transport).poll_flush(cx)
+        self.get_mut().poll_deliver(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -517,8 +517,7 @@ impl<T: Transport> Transport for TlsStream<T> {
                 break;
             }
             let count = self.transport.try_read(spare)?;
-            self.framing.received(&spare[..count]);
-            self.incoming.end += count;
+            self.arrived(count);
         }
         Err(io::ErrorKind::WouldBlock.into())
     }

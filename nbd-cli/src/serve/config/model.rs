@@ -438,7 +438,7 @@ impl Listen {
 }
 
 impl Access {
-    pub(super) fn is_default(&self) -> bool {
+    pub(crate) fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a successor waits for the end of another one, which may have died and is about to be noticed.
 const TURN: Duration = Duration::from_secs(1);
 
-/// How often a server that was replaced looks whether a client is left.
+/// How often a successor looks whether its turn has come.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Sockets that one message can carry: as many as Linux allows.
@@ -134,11 +134,7 @@ impl Replaceable {
 
     /// Gives clients so much time to end by themselves, then ends as at any other shutdown.
     fn drain(&self, linger: Duration) {
-        let end = Instant::now().checked_add(linger);
-        // No event says that the last client has gone, except to a server that shuts down.
-        while (self.connections)() > 0 && end.is_none_or(|end| Instant::now() < end) {
-            std::thread::sleep(LOOK);
-        }
+        super::super::linger::linger(linger, &self.connections);
         (self.shut_down)();
     }
 }

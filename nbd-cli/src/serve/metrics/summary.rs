@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use nbd_engine::server::{Metrics, MetricsSnapshot};
 
+use crate::journal::Priority;
 use crate::output::export_name;
-use crate::{log as lines, units};
+use crate::{log, units};
 
 /// Logs what the server has done so far, whatever else is logged.
 pub(super) fn log(metrics: &Metrics) {
     for line in summary(&metrics.snapshot()).lines() {
-        lines::line(&format!("nbd: {line}\n"));
+        log::lines(Priority::Info, &format!("nbd: {line}\n"));
     }
 }
 

@@ -49,8 +49,8 @@ pub(super) fn confine(needs: &Needs) -> Result<Confined, String> {
     match status.ruleset {
         RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => Ok(Confined(held)),
         RulesetStatus::NotEnforced => Err(
-            "the kernel has no landlock: it needs Linux 5.13 with CONFIG_SECURITY_LANDLOCK, and landlock among the \
-             names in /sys/kernel/security/lsm (boot parameter lsm=)"
+            "the kernel has no landlock, or a container's filter of system calls forbids it: it needs Linux 5.13 with \
+             CONFIG_SECURITY_LANDLOCK, and landlock among the names in /sys/kernel/security/lsm (boot parameter lsm=)"
                 .into(),
         ),
     }

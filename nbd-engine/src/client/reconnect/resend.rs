@@ -30,7 +30,8 @@ impl Resend {
         }
         let may_repeat = match request.command {
             Command::Resize { .. } => false,
-            command if command.is_write() => config.resent_writes(),
+            // A server that has answered, whatever it said, does nothing more about a write.
+            command if command.is_write() => config.resent_writes() || !request.unanswered,
             // These change nothing. What is not known is taken for a change.
             Command::Read { .. }
             | Command::BlockStatus { .. }

@@ -70,6 +70,7 @@ impl Requests {
                     request.in_flight -= 1;
                     request.abandoned = true;
                     request.sent |= sent;
+                    request.unanswered |= sent;
                 }
             }
             Event::Closed(result) => self.closed = Some(result),
@@ -81,15 +82,16 @@ impl Requests {
         let Some(part) = self.take_part(id) else { return };
         let Some(request) = &mut self.states[part.request] else { return };
         request.in_flight -= 1;
+        request.sent = true;
         if let (Err(error), Some(_)) = (&result, &self.durable)
             && error.code == ErrorCode::ESHUTDOWN
             && !matches!(request.command, Command::Resize { .. })
         {
-            // The server has not carried it out: its successor will.
+            // The server's successor carries it out. This one may have done so in part: a write with FUA, for example,
+            // whose flush failed.
             (request.submitted, request.abandoned) = (true, true);
             return;
         }
-        request.sent = true;
         if request.command.is_write() {
             self.handle.changed();
         }

@@ -178,7 +178,10 @@ impl Requests {
                     }
                     self.parts[slot] = Some(Part { request: index, start, has_error: false });
                 }
-                Err(error) => request.fail(|| refused(&self.handle, error)),
+                Err(error) => {
+                    let sent = request.sent || start > 0;
+                    request.fail(|| refused(&self.handle, error, sent));
+                }
             }
         }
         if request.submitted {
@@ -271,14 +274,14 @@ impl Requests {
     }
 }
 
-/// Why the core did not take a part of a request that had been found valid.
-fn refused(handle: &ConnectionHandle, error: SubmitError) -> Error {
+/// Why the core did not take a part of a request that had been found valid; `sent` says whether it took an earlier one.
+fn refused(handle: &ConnectionHandle, error: SubmitError, sent: bool) -> Error {
     let peer = Arc::clone(&handle.peer);
     match error {
         SubmitError::Invalid(invalid) => Error::Invalid(invalid),
         SubmitError::Disconnecting | SubmitError::NotTransmitting => Error::Disconnected { peer },
         SubmitError::ServerShuttingDown => {
-            Error::Lost { peer, sent: false, reason: LostReason::ShuttingDown }
+            Error::Lost { peer, sent, reason: LostReason::ShuttingDown }
         }
         error => Error::NotSubmitted(error),
     }

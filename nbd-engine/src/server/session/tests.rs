@@ -14,6 +14,7 @@ use crate::export::{CanWrite, CanWriteZeroes, Export, ExportMap, PeerAddr, Resul
 use crate::runtime::BoxFuture;
 use crate::server::ServerConfig;
 use crate::server::budget::Account;
+use crate::server::watch::{Verdict, Watch};
 
 /// A client that has sent all that it will ever send, and takes every reply.
 pub(super) struct Script {
@@ -21,11 +22,13 @@ pub(super) struct Script {
     position: usize,
     /// Bytes that one call receives at most.
     max: usize,
+    /// Whether what was sent is held back.
+    holds: bool,
 }
 
 impl Script {
     pub(super) const fn new(input: Vec<u8>) -> Self {
-        Self { input, position: 0, max: usize::MAX }
+        Self { input, position: 0, max: usize::MAX, holds: false }
     }
 }
 
@@ -75,7 +78,7 @@ impl AsyncWrite for Script {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        if self.holds { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -212,6 +215,41 @@ fn a_write_that_waits_for_memory_is_not_awaited_from_the_client() {
     assert!(session.activity().receiving, "a mebibyte is missing");
 }
 
+/// A stream that holds replies back has not sent them, whether or not anything else is to be sent.
+#[test]
+fn replies_that_a_stream_holds_back_are_awaited_by_the_client() {
+    let exports = ExportMap::new().with("", Counter::default()).unwrap();
+    let config = ServerConfig::new().with_stall_timeout(Duration::from_secs(30));
+    let state = ServerState::new(exports, config);
+    let client = state.client(PeerAddr::Unix(None));
+    let input = script(CommandType::READ, 4096, 3);
+    let transport = Script { holds: true, ..Script::new(input) };
+    let session = Session::new(Arc::clone(&state), transport, client, None, &Still);
+    let mut session = session.now_or_never().unwrap().unwrap();
+    let mut verdict = || {
+        let start = Instant::now();
+        let mut watch = Watch::new(&state.config(), start);
+        let mut cx = Context::from_waker(Waker::noop());
+        for seconds in 0..100 {
+            assert!(session.poll(&mut cx).is_pending());
+            let now = start + seconds * Duration::from_secs(1);
+            let activity = session.activity();
+            assert_eq!(activity.sending, !activity.idle);
+            match watch.look(now, Duration::ZERO, &activity) {
+                Verdict::LookAgain(_) => {}
+                verdict => {
+                    let MaybeTls::Plain(script) = &mut session.pump.transport else { panic!() };
+                    script.holds = false;
+                    return verdict;
+                }
+            }
+        }
+        panic!("nothing is noticed");
+    };
+    assert!(matches!(verdict(), Verdict::SendStalled(_)));
+    assert!(matches!(verdict(), Verdict::Idle(_)), "all replies have left by now");
+}
+
 /// A disk that counts how often it is asked for its size, and takes what is written.
 #[derive(Default)]
 struct Asked(AtomicUsize);
@@ -272,7 +310,6 @@ mod inside_of_tls {
     use rustls::version::TLS13;
 
     use super::*;
-    use crate::server::watch::{Verdict, Watch};
     use crate::tls::tests::{End, configurations, cx, noise, pair};
     use crate::tls::{ServerTlsMode, TlsClient, TlsServer, TlsStream};
 

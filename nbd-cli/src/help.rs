@@ -1,0 +1,40 @@
+//! The command line with what `--help` says beyond the declarations: examples, and exit statuses.
+
+use core::fmt::Write;
+
+use clap::{Command, CommandFactory};
+
+use crate::{exit, man};
+
+/// The command line as it is parsed. `-h` stays short.
+pub(crate) fn command() -> Command {
+    let command = crate::Cli::command();
+    let names: Vec<String> =
+        command.get_subcommands().map(|one| one.get_name().to_owned()).collect();
+    let command = names.into_iter().fold(command, |command, name| {
+        command.mut_subcommand(&name, |one| match one.get_after_help() {
+            // Its own examples.
+            Some(_) => one,
+            None => one.after_long_help(examples(&name)),
+        })
+    });
+    command.after_long_help(format!("{}\n\n{}", examples(crate::NAME), exit_statuses()))
+}
+
+fn examples(command: &str) -> String {
+    let mut text = String::from("Examples:");
+    for (does, line) in man::examples(command) {
+        // Writing to a string does not fail.
+        let _ = write!(text, "\n  # {}\n  {line}", does.trim_end_matches(':'));
+    }
+    text
+}
+
+fn exit_statuses() -> String {
+    let mut text = String::from("Exit status:");
+    let width = exit::CODES.iter().map(|(code, _)| code.len()).max().unwrap_or(0);
+    for (code, meaning) in exit::CODES {
+        let _ = write!(text, "\n  {code:<width$}  {meaning}");
+    }
+    text
+}

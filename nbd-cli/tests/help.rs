@@ -1,0 +1,81 @@
+//! The help of every command, as it stands in `help.txt`: a change of the command line shows as a change of that file.
+//!
+//! `NBD_WRITE_REFERENCE=1 cargo test -p nbd-cli --test help` writes it anew.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nbd_testkit::process::run;
+use nbd_testkit::server::nbd_binary;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// The help of a command, with one line for each paragraph and each option, whatever the width of the terminal.
+fn help(words: &[&str]) -> String {
+    let shown = run(Command::new(nbd_binary()).args(words).arg("--help"), SOON).success();
+    let mut text = String::new();
+    for line in shown.lines() {
+        let line = line.trim_end();
+        let starts = line.trim_start();
+        let begins = line.is_empty()
+            || text.ends_with("\n\n")
+            || text.is_empty()
+            || starts.starts_with('-')
+            || starts.starts_with('#')
+            || starts.starts_with("nbd ")
+            || starts.starts_with("[default")
+            || starts.starts_with("[possible")
+            || line.ends_with(':');
+        if !begins {
+            let end = text.trim_end_matches('\n').len();
+            text.truncate(end);
+            text.push(' ');
+        }
+        text.push_str(starts);
+        text.push('\n');
+    }
+    // It is there if the feature is.
+    text.replace(", async-std]", "]")
+}
+
+/// The commands of a command.
+fn commands(words: &[&str]) -> Vec<String> {
+    let shown = run(Command::new(nbd_binary()).args(words).arg("-h"), SOON).success();
+    let Some((_, list)) = shown.split_once("Commands:\n") else { return Vec::new() };
+    let list = list.split("\n\n").next().unwrap_or_default();
+    let names = list.lines().filter(|line| !line.starts_with("   "));
+    let names = names.filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
+#[test]
+fn the_help_of_every_command_is_the_one_that_was_agreed_on() {
+    let mut all = String::new();
+    let mut add = |words: &[&str]| {
+        let _a_string_takes_everything =
+            write!(all, "===== nbd {}\n\n{}\n", words.join(" "), help(words));
+    };
+    add(&[]);
+    for command in commands(&[]) {
+        add(&[&command]);
+        for action in commands(&[&command]) {
+            add(&[&command, &action]);
+        }
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/help.txt");
+    if std::env::var_os("NBD_WRITE_REFERENCE").is_some() {
+        std::fs::write(&path, &all).unwrap();
+    }
+    let agreed = std::fs::read_to_string(&path).unwrap_or_default();
+    for (number, (is, was)) in all.lines().zip(agreed.lines()).enumerate() {
+        assert_eq!(
+            is,
+            was,
+            "line {} of tests/help.txt, which this file says how to renew",
+            number + 1
+        );
+    }
+    assert_eq!(all.lines().count(), agreed.lines().count(), "tests/help.txt has other lines");
+}
