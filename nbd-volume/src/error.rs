@@ -85,6 +85,17 @@ pub enum Error {
         remedy: String,
     },
 
+    /// Clones read the volume's objects.
+    #[error(
+        "the volume at {url} has clones ({clones}), which read data that lies here: delete the clones first"
+    )]
+    Cloned {
+        /// The volume.
+        url: String,
+        /// How many there are at least.
+        clones: usize,
+    },
+
     /// Another server has opened the volume.
     #[error("another server has opened the volume at {url}")]
     Fenced {

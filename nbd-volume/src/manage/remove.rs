@@ -29,13 +29,9 @@ pub async fn delete(location: &Location) -> Result<(), Error> {
         // Snapshots have names, and readers' checkpoints expire.
         let of_clones =
             checkpoints.iter().filter(|one| one.name.is_none() && one.expire_time.is_none());
-        let count = of_clones.count();
-        if count > 0 {
-            return Err(Error::Busy {
-                url: location.url().to_owned(),
-                writer: format!("{count} {} of it", if count == 1 { "clone" } else { "clones" }),
-                remedy: "delete the clones first: they read data that lies here".into(),
-            });
+        let clones = of_clones.count();
+        if clones > 0 {
+            return Err(Error::Cloned { url: location.url().to_owned(), clones });
         }
     }
     // A volume whose creation was interrupted may have nothing of SlateDB's; then there is only the descriptor.
