@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use nbd_testkit::endpoint::Endpoint;
+use nbd_testkit::Endpoint;
 use nbd_testkit::process::{Background, Finished, run};
 use nbd_testkit::raw::{RawClient, Request};
 use nbd_testkit::server::{NbdServe, Runtime, Setup, Transport, nbd_binary};

@@ -84,6 +84,12 @@ impl Location {
         if matches!(scheme, "s3" | "s3a" | "gs" | "az" | "abfs" | "azure") && host.is_empty() {
             return Err(wrong("names no bucket"));
         }
+        if let Some(variable) = plain_endpoint(scheme) {
+            return Err(Error::Location(format!(
+                "the endpoint in AWS_ENDPOINT_URL is plain HTTP, by which anybody on the way can read and change volumes: give \
+                 one with https://, or set {variable}=true"
+            )));
+        }
         let store = match scheme {
             "file" if host.is_empty() || host == "localhost" => {
                 Arc::new(LocalFileSystem::new().with_fsync(true)) as Arc<dyn ObjectStore>
@@ -187,19 +193,27 @@ fn retries() -> RetryConfig {
     RetryConfig { max_retries: 2, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() }
 }
 
+/// The variable that has to be set for an endpoint without encryption, unless it is.
+fn plain_endpoint(scheme: &str) -> Option<&'static str> {
+    let is_plain = |name| std::env::var(name).is_ok_and(|url: String| url.starts_with("http://"));
+    let plain = is_plain("AWS_ENDPOINT_URL") || is_plain("AWS_ENDPOINT");
+    (matches!(scheme, "s3" | "s3a") && plain && !is_set("AWS_ALLOW_HTTP"))
+        .then_some("AWS_ALLOW_HTTP")
+}
+
+fn is_set(variable: &str) -> bool {
+    std::env::var(variable).is_ok_and(|value| value == "true" || value == "1")
+}
+
 /// HTTP as we want it: a request that hangs is given up, and there is no plain HTTP unless the environment asks for it.
 fn client(url: &str) -> ClientOptions {
     provide_cryptography();
-    let plain = ["AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP"];
-    let scheme = url.split("://").next().unwrap_or_default();
-    let allowed = plain.iter().any(|name| {
-        let is_this = name.to_ascii_lowercase().starts_with(match scheme {
-            "gs" => "google",
-            "s3" | "s3a" => "aws",
-            _ => "azure",
-        });
-        is_this && std::env::var(name).is_ok_and(|value| value == "true" || value == "1")
-    });
+    let variable = match url.split("://").next().unwrap_or_default() {
+        "gs" => "GOOGLE_ALLOW_HTTP",
+        "s3" | "s3a" => "AWS_ALLOW_HTTP",
+        _ => "AZURE_ALLOW_HTTP",
+    };
+    let allowed = is_set(variable);
     ClientOptions::new()
         .with_allow_http(allowed)
         .with_connect_timeout(Duration::from_secs(5))

@@ -520,6 +520,13 @@ pub(crate) async fn store_descriptor(
                 object_store::Error::NotImplemented { .. }
                 | object_store::Error::NotSupported { .. },
             ) => Ok(Err(Error::Unconditional { url: url() })),
+            // There is nothing else that could be missing.
+            Err(object_store::Error::NotFound { .. }) => Ok(Err(Error::Store {
+                url: url(),
+                doing: "write to",
+                reason: "there is no such bucket or container: make it by the store's own tools"
+                    .into(),
+            })),
             Err(error) => Err(error),
         }
     })

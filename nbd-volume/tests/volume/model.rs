@@ -29,7 +29,7 @@ impl Change {
             2 => Self::Write(vec![0; (end - start) as usize], start),
             _ => {
                 let seed = random.below(1 << 32);
-                let bytes = (0..end - start).map(|i| ((i + 1) * (seed | 1) >> 7) as u8);
+                let bytes = (0..end - start).map(|i| (((i + 1) * (seed | 1)) >> 7) as u8);
                 Self::Write(bytes.collect(), start)
             }
         }
