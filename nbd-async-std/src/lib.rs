@@ -40,7 +40,7 @@
 //! engine, so that no thread of the runtime is held up. Both runtimes wait for sockets and timers by
 //! [async-io](async_io), so both servers are the same code, and so are both clients. Unix platforms only.
 //!
-//! The [guide](crate::guide) goes on. An event loop of your own needs no runtime: [`proto`](crate::proto) is the protocol as a state
+//! [The guide](crate::guide) goes on. An event loop of your own needs no runtime: [`proto`] is the protocol as a state
 //! machine, whose front page has the loop to write.
 
 #[cfg(feature = "async-std")]

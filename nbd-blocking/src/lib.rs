@@ -17,8 +17,9 @@
 //!
 //! A [`Client`] has no thread of its own: those that wait for replies drive its connections.
 //!
-//! The [guide](crate::guide) goes on: exports of your own, limits, errors, reconnecting clients. An event loop of your own needs
-//! none of these threads: [`proto`](crate::proto) is the protocol as a state machine, whose front page has the loop to write.
+//! [The guide](crate::guide) goes on: exports of your own, limits, errors, reconnecting clients. An event loop of your
+//! own needs none of these threads: [`proto`] is the protocol as a state machine, whose front page has the loop to
+//! write.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]

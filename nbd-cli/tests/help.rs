@@ -22,6 +22,8 @@ fn help(words: &[&str]) -> String {
         let begins = line.is_empty()
             || text.ends_with("\n\n")
             || text.is_empty()
+            // A command, or an exit status.
+            || line.len() - starts.len() == 2
             || starts.starts_with('-')
             || starts.starts_with('#')
             || starts.starts_with("nbd ")
@@ -55,7 +57,7 @@ fn the_help_of_every_command_is_the_one_that_was_agreed_on() {
     let mut all = String::new();
     let mut add = |words: &[&str]| {
         let _a_string_takes_everything =
-            write!(all, "===== nbd {}\n\n{}\n", words.join(" "), help(words));
+            write!(all, "===== {}\n\n{}\n", [&["nbd"], words].concat().join(" "), help(words));
     };
     add(&[]);
     for command in commands(&[]) {

@@ -24,8 +24,8 @@ fn an_instance_is_the_service_of_another_configuration() {
     let one = unit("nbd-serve.service");
     let instance = unit("nbd-serve@.service");
     let (from, to) = (
-        ["nbd/nbd.toml", "NBD server", "=nbd\n", "run/nbd.", "lib/nbd."],
-        ["nbd/%i.toml", "NBD server %i", "=nbd-%i\n", "run/nbd-%i.", "lib/nbd-%i."],
+        ["nbd/nbd.toml", "NBD server", "=nbd\n", "run/nbd.", "run/nbd/", "lib/nbd."],
+        ["nbd/%i.toml", "NBD server %i", "=nbd-%i\n", "run/nbd-%i.", "run/nbd-%i/", "lib/nbd-%i."],
     );
     let renamed = from.iter().zip(to).fold(one, |text, (from, to)| text.replace(from, to));
     for (line, other) in renamed.lines().zip(instance.lines()) {

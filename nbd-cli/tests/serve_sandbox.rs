@@ -103,6 +103,25 @@ fn async_std_serves_confined() {
     serves_confined(Setup { runtime: Runtime::AsyncStd, transport: Transport::Tcp });
 }
 
+#[test]
+fn sockets_that_a_killed_server_left_behind_are_replaced_by_a_confined_one() {
+    if !landlock() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, control) = (folder.path().join("socket"), folder.path().join("control"));
+    for _ in 0..2 {
+        let mut command = Command::new(nbd_binary());
+        command.args(["serve", "--sandbox", "memory:1M", "--unix"]).arg(&socket);
+        let mut server = Background::spawn(command.arg("--control").arg(&control)).unwrap();
+        let uri = server.next_line(LIMIT).unwrap_or_else(|| panic!("{}", server.stderr()));
+        assert_eq!(nbd(["info", "--size", &uri]), "1048576\n");
+        server.kill();
+        server.wait_exit(LIMIT).expect("it is killed");
+        assert!(socket.exists() && control.exists());
+    }
+}
+
 /// A server on a configuration of its own, with TLS; gives its URI.
 #[cfg(feature = "tls")]
 #[test]

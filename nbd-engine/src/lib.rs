@@ -4,7 +4,7 @@
 //! connections. The adapters (`nbd-blocking`, `nbd-tokio` and others) add sockets, threads or tasks, and timers, by
 //! the [`Runtime`] trait; most people use one of them.
 //!
-//! The [guide](crate::guide) shows how; it ends with the way to a loop of your own, without the engine.
+//! [The guide](crate::guide) shows how; it ends with the way to a loop of your own, without the engine.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]

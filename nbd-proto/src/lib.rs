@@ -94,7 +94,8 @@
 //!   `epoll` report a hang-up unasked, again and again. If they report that writing can't succeed any more, drop the
 //!   connection instead.
 //!
-//! `examples/poll_loop.rs` is such a loop, with `poll(2)`. The [guide](crate::guide) has both machines in one program, and TLS.
+//! `examples/poll_loop.rs` is such a loop, with `poll(2)`. [The guide](crate::guide) has both machines in one program,
+//! and TLS.
 //!
 //! # Deadlines
 //!

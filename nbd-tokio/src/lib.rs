@@ -29,8 +29,8 @@
 //! Each connection is a task. Exports that never block are called on it; those that may block, on worker threads of the
 //! engine, so that no tokio worker is held up. Works on runtimes of either flavour, with time and I/O enabled.
 //!
-//! The [guide](crate::guide) goes on: exports of your own, limits, errors, reconnecting clients. An event loop of your own needs no
-//! runtime: [`proto`](crate::proto) is the protocol as a state machine, whose front page has the loop to write.
+//! [The guide](crate::guide) goes on: exports of your own, limits, errors, reconnecting clients. An event loop of your
+//! own needs no runtime: [`proto`] is the protocol as a state machine, whose front page has the loop to write.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
