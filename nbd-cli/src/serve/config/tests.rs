@@ -26,7 +26,7 @@ drain-timeout = 3
 control = "control.sock"
 metrics = "unix:metrics.sock"
 log = "info"
-sandbox = "try"
+sandbox = "off"
 oldstyle = false
 
 [[listen]]
