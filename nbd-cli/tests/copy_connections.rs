@@ -7,11 +7,16 @@ mod disk_server;
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
 mod support;
 
+use core::time::Duration;
+
 use disk_server::{Disk, DiskServer};
 use nbd_testkit::raw::{BlockSize, Mode};
 use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 use nbd_testkit::server::{Runtime, Setup, Transport};
 use support::{Folder, MIB, assert_same, copy, noise, read, refused, try_copy};
+
+/// How long a server waits for connections that have to come.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A server that never lets the second client in.
 fn full(script: Script) -> ScriptedServer {
@@ -95,11 +100,13 @@ fn several_connections_are_used_where_there_are_some() {
         status: None,
     };
     let server = DiskServer::start(disk(vec![0; bytes.len()]));
+    server.gather(3, LIMIT);
     copy(&["-C", "3", "-T", "3", "-R", "1", "--request-size", "16k", &source, &server.uri()]);
     let (connections, found) = server.finish();
     assert_eq!(connections, 3);
     assert_same(&found, &bytes);
     let servers = [disk(bytes.clone()), disk(vec![0; bytes.len()])].map(DiskServer::start);
+    servers[1].gather(3, LIMIT);
     let [from, to] = [&servers[0], &servers[1]].map(DiskServer::uri);
     copy(&["-C", "3", "-T", "3", "-R", "1", "--request-size", "16k", "--verify", &from, &to]);
     let [(from, _), (to, found)] = servers.map(DiskServer::finish);

@@ -6,6 +6,7 @@ mod disk_server;
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
 mod support;
 
+use core::time::Duration;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
@@ -18,6 +19,9 @@ use nbd_testkit::{Pattern, Random, assert_same_bytes, cases};
 use support::{Folder, read};
 
 const CASES: u64 = 500;
+
+/// How long a destination waits for further connections, so that there are copies over several.
+const COMPANY: Duration = Duration::from_millis(100);
 
 /// What a destination holds before, unless it is zero.
 const OLD: u8 = 0xaa;
@@ -202,6 +206,12 @@ fn options(random: &mut Random, kinds: [Kind; 2], old: u8) -> Vec<String> {
     options
 }
 
+/// How many connections a copy is asked to make, if it is. It may make fewer, where there is little to copy.
+fn connections(options: &[String]) -> Option<usize> {
+    let option = options.iter().position(|option| option == "--connections")?;
+    options[option + 1].parse().ok()
+}
+
 /// Runs a copy that succeeds; gives what came out of it.
 #[track_caller]
 fn copy(options: &[String], [from, to]: [&Side; 2], input: &[u8]) -> Vec<u8> {
@@ -239,6 +249,9 @@ fn sparse_disks_arrive_whole_by_every_route_and_option() {
         let from = source(random, kinds[0], &mut image, &folder);
         let (to, wanted) = destination(random, kinds[1], &image, old, &folder);
         let options = options(random, kinds, old);
+        if let (Side::Server(server), Some(wanted)) = (&to, connections(&options)) {
+            server.gather(wanted, COMPANY);
+        }
         let out = copy(&options, [&from, &to], &image.bytes);
         let mut found = Vec::new();
         match to {

@@ -19,6 +19,12 @@ fn help(words: &[&str]) -> String {
     for line in shown.lines() {
         let line = line.trim_end();
         let starts = line.trim_start();
+        // It is there if the feature is.
+        if starts.starts_with("- async-std:") {
+            continue;
+        }
+        // Columns are as wide as their longest word.
+        let words = starts.split_whitespace().collect::<Vec<_>>().join(" ");
         let begins = line.is_empty()
             || text.ends_with("\n\n")
             || text.is_empty()
@@ -35,11 +41,10 @@ fn help(words: &[&str]) -> String {
             text.truncate(end);
             text.push(' ');
         }
-        text.push_str(starts);
+        text.push_str(&words);
         text.push('\n');
     }
-    // It is there if the feature is.
-    text.replace(", async-std]", "]")
+    text
 }
 
 /// The commands of a command.

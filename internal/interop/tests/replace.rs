@@ -225,14 +225,22 @@ fn clients_that_connect_again_notice_a_pause_only_over_tls() {
     they_notice_a_pause_only(&["--port", "0"], Some(&certificates));
 }
 
-#[test]
-fn fio_verifies_through_nbdkit_while_the_server_is_replaced() {
+/// fio writes and verifies through nbdkit, whose filter connects again, while servers that `listen` there are replaced.
+fn fio_verifies(listen: &[&str], certificates: Option<&Certificates>) {
     let (Some(fio), Some(nbdkit)) = (require("fio"), require("nbdkit")) else { return };
-    let mut site = Site::new("tokio", &["-U", "nbd.sock"], None);
+    let mut site = Site::new("tokio", listen, certificates);
     let folder = site.folder.path().to_owned();
     let mut bridge = nbdkit.command();
     bridge.current_dir(&folder).args(["--foreground", "--unix", "bridge.sock"]);
-    bridge.args(["--filter=retry", "nbd", "socket=nbd.sock"]);
+    bridge.args(["--filter=retry", "nbd"]);
+    if let Some(certificates) = certificates {
+        // The certificate names the host.
+        let uri = site.uri.replace("127.0.0.1", "localhost");
+        bridge.arg(format!("uri={}", uri.split('?').next().expect("a URI")));
+        bridge.args(["tls=require", &format!("tls-certificates={}", certificates.path())]);
+    } else {
+        bridge.arg(format!("uri={}", site.uri));
+    }
     bridge.args(["retry-delay=1", "retry-exponential=no", "retries=60"]);
     let _bridge = Background::spawn(&mut bridge).expect("nbdkit starts");
     let socket = folder.join("bridge.sock");
@@ -262,4 +270,20 @@ fn fio_verifies_through_nbdkit_while_the_server_is_replaced() {
         }
     });
     site.end();
+}
+
+#[test]
+fn fio_verifies_through_nbdkit_while_the_server_is_replaced_over_tcp() {
+    fio_verifies(&["--port", "0"], None);
+}
+
+#[test]
+fn fio_verifies_through_nbdkit_while_the_server_is_replaced_over_a_unix_socket() {
+    fio_verifies(&["-U", "nbd.sock"], None);
+}
+
+#[test]
+fn fio_verifies_through_nbdkit_while_the_server_is_replaced_over_tls() {
+    let certificates = Certificates::new();
+    fio_verifies(&["--port", "0"], Some(&certificates));
 }

@@ -90,7 +90,8 @@ pub(crate) struct Arguments {
     pub(super) progress: Option<Option<RawFd>>,
 
     /// How long a server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit but
-    /// that of 30 s while connecting
+    /// that of 30 s while connecting. With --retries a server that owes an answer and sends nothing for so long is
+    /// connected to anew
     #[arg(long, value_name = "T", default_value = "0", value_parser = quantity::duration)]
     pub(super) timeout: Duration,
 

@@ -43,7 +43,8 @@ pub(crate) struct Arguments {
     #[arg(value_name = "URI | [ COMMAND ARGS ]", required = true, num_args = 1..)]
     words: Vec<OsString>,
 
-    /// How long the server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit
+    /// How long the server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit.
+    /// With --retries a server that owes an answer and sends nothing for so long is connected to anew
     #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
     timeout: Duration,
 

@@ -1,11 +1,12 @@
 //! A server in the test's own process that has a disk, keeps strictly to its minimum block, and answers block status
 //! requests in any legal way: one extent or several, cut anywhere, short, or reaching past what was asked about.
 
+use core::time::Duration;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 
 use nbd_testkit::raw::{
@@ -63,7 +64,20 @@ impl Disk {
 struct Shared {
     disk: Mutex<Disk>,
     over: AtomicBool,
-    accepted: AtomicUsize,
+    accepted: Mutex<usize>,
+    /// There is one more connection.
+    another: Condvar,
+    /// How many connections there are to be before one has a command answered, and how long one waits for them.
+    gathers: Mutex<(usize, Duration)>,
+}
+
+impl Shared {
+    /// Waits for connections that this one is to have company of.
+    fn gather(&self) {
+        let (wanted, limit) = *self.gathers.lock().unwrap();
+        let accepted = self.accepted.lock().unwrap();
+        drop(self.another.wait_timeout_while(accepted, limit, |accepted| *accepted < wanted));
+    }
 }
 
 /// The server; it goes when it is dropped.
@@ -82,7 +96,9 @@ impl DiskServer {
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         let (disk, over) = (Mutex::new(disk), AtomicBool::new(false));
-        let shared = Arc::new(Shared { disk, over, accepted: AtomicUsize::new(0) });
+        let (accepted, another) = (Mutex::new(0), Condvar::new());
+        let gathers = Mutex::new((0, Duration::ZERO));
+        let shared = Arc::new(Shared { disk, over, accepted, another, gathers });
         let ours = Arc::clone(&shared);
         let listening = thread::spawn(move || {
             let mut connections = Vec::new();
@@ -90,7 +106,8 @@ impl DiskServer {
                 if ours.over.load(Ordering::SeqCst) {
                     break;
                 }
-                ours.accepted.fetch_add(1, Ordering::SeqCst);
+                *ours.accepted.lock().unwrap() += 1;
+                ours.another.notify_all();
                 let shared = Arc::clone(&ours);
                 connections.push(thread::spawn(move || match serve(&shared, stream) {
                     Err(error) if !is_end(&error) => panic!("a client misbehaved: {error}"),
@@ -100,6 +117,12 @@ impl DiskServer {
             connections
         });
         Self { shared, path, listening: Some(listening), _dir: dir }
+    }
+
+    /// Has a connection answer no command before there are so many, or the time has passed: a copy begins with its first
+    /// one, and may be over before there is another.
+    pub(crate) fn gather(&self, connections: usize, limit: Duration) {
+        *self.shared.gathers.lock().unwrap() = (connections, limit);
     }
 
     pub(crate) fn uri(&self) -> String {
@@ -112,7 +135,7 @@ impl DiskServer {
             connection.join().expect("its clients kept to the rules");
         }
         let bytes = core::mem::take(&mut self.shared.disk.lock().unwrap().bytes);
-        (self.shared.accepted.load(Ordering::SeqCst), bytes)
+        (*self.shared.accepted.lock().unwrap(), bytes)
     }
 
     fn end(&mut self) -> Vec<JoinHandle<()>> {
@@ -197,6 +220,7 @@ fn serve(shared: &Shared, mut stream: UnixStream) -> io::Result<()> {
             break;
         }
     }
+    shared.gather();
     while transmit(shared, &mut stream, structured)? {}
     Ok(())
 }

@@ -58,10 +58,8 @@ enum Progress {
     Busy,
     /// Nothing is in flight.
     Drained,
-    /// It is lost, and there is no new one yet.
-    Down,
-    /// It is over.
-    Gone,
+    /// It has ended, and there is no new one yet, or never will be.
+    Ended,
 }
 
 /// An acknowledged change.
@@ -221,17 +219,10 @@ impl Kept {
         if succeeded { Tally::default() } else { forgotten }
     }
 
-    /// A connection is lost.
-    pub(in super::super) fn lost(&self, index: usize) {
+    /// A connection has ended: it is lost, or the client has disconnected.
+    pub(in super::super) fn ended(&self, index: usize) {
         let mut state = self.state();
-        state.end(index, Progress::Down);
-        self.changed(state);
-    }
-
-    /// A connection is over.
-    pub(in super::super) fn gone(&self, index: usize) {
-        let mut state = self.state();
-        state.end(index, Progress::Gone);
+        state.end(index);
         self.changed(state);
     }
 
@@ -315,8 +306,8 @@ impl State {
     }
 
     /// Nothing is in flight on a connection any more.
-    fn end(&mut self, index: usize, progress: Progress) {
-        self.connections[index] = progress;
+    fn end(&mut self, index: usize) {
+        self.connections[index] = Progress::Ended;
         self.replayer.take_if(|replayer| *replayer == index);
         self.flushing.take_if(|flushing| *flushing == index);
         // The connection that needs the flush asks again.

@@ -69,22 +69,21 @@ impl Durable {
         }
     }
 
-    /// The connection is lost; for good if it is `over`.
-    pub(super) fn lost(&mut self, over: bool) {
+    /// The connection is lost.
+    pub(super) fn lost(&mut self) {
         match &mut self.mode {
             Mode::Report { acknowledged, flushed } => {
                 self.doubts.add(acknowledged.since(*flushed));
                 *flushed = *acknowledged;
             }
-            Mode::Keep { kept, index } if over => kept.gone(*index),
-            Mode::Keep { kept, index } => kept.lost(*index),
+            Mode::Keep { kept, index } => kept.ended(*index),
         }
     }
 
     /// The client has disconnected.
     pub(super) fn disconnected(&self) {
         if let Mode::Keep { kept, index } = &self.mode {
-            kept.gone(*index);
+            kept.ended(*index);
         }
     }
 

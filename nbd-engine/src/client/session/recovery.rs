@@ -200,7 +200,7 @@ impl Requests {
         self.drop_own_requests();
         // Said before any waiter learns of it.
         if let Some(durable) = &mut self.durable {
-            durable.lost(false);
+            durable.lost();
         }
         self.handle.flushed(self.handle.changes());
         self.splitting = None;

@@ -260,7 +260,7 @@ impl Requests {
         // Said before any waiter learns of it.
         if let Some(durable) = &mut self.durable {
             match closed {
-                Closed::Lost(_) => durable.lost(true),
+                Closed::Lost(_) => durable.lost(),
                 Closed::Disconnected => durable.disconnected(),
             }
         }

@@ -78,7 +78,7 @@ proptest! {
                 carry_out(&mut durable, &command, &data);
             }
         }
-        kept.lost(0);
+        kept.ended(0);
         kept.connected(0);
         if let Next::Replay(pieces) = kept.next(0, true, SIZE) {
             let mut written = vec![false; SIZE as usize];
@@ -141,7 +141,7 @@ fn what_a_shrunk_export_lost_does_not_come_back() {
     kept.acknowledge(&Command::write(16, 32), data);
     kept.acknowledge(&Command::resize(32), Bytes::new);
     kept.acknowledge(&Command::resize(64), Bytes::new);
-    kept.lost(0);
+    kept.ended(0);
     kept.connected(0);
     let Next::Replay(pieces) = kept.next(0, true, 64) else { panic!("there is something") };
     assert_eq!(pieces, [(Command::write(16, 16), Bytes::from(vec![1; 16]))]);
@@ -151,17 +151,17 @@ fn what_a_shrunk_export_lost_does_not_come_back() {
 fn all_connections_are_drained_before_anything_is_written_again() {
     let kept = Kept::new(u64::MAX, 3);
     kept.acknowledge(&Command::trim(0, 1), Bytes::new);
-    kept.lost(0);
+    kept.ended(0);
     assert!(matches!(kept.next(1, false, 64), Next::Submit), "there is no new server yet");
     kept.connected(0);
     assert!(matches!(kept.next(0, true, 64), Next::Hold));
     assert!(matches!(kept.next(1, false, 64), Next::Hold));
-    kept.gone(2);
+    kept.ended(2);
     assert!(matches!(kept.next(0, true, 64), Next::Hold));
     let replays = |index| matches!(kept.next(index, true, 64), Next::Replay(_));
     assert!(replays(1));
     assert!(!replays(0), "another one does it");
-    kept.lost(1);
+    kept.ended(1);
     assert!(replays(0), "that one was lost, too");
     let lost = kept.recovered(false);
     assert_eq!((lost.requests, lost.bytes), (1, 1), "the flush failed");
@@ -172,7 +172,7 @@ fn all_connections_are_drained_before_anything_is_written_again() {
 #[test]
 fn every_new_connection_has_everything_written_again() {
     let kept = Kept::new(u64::MAX, 2);
-    (0..2).for_each(|index| kept.lost(index));
+    (0..2).for_each(|index| kept.ended(index));
     kept.connected(0);
     assert!(matches!(kept.next(0, true, 64), Next::Submit), "there is nothing to be written");
     kept.acknowledge(&Command::trim(0, 1), Bytes::new);
