@@ -10,7 +10,8 @@ use slatedb::WriteBatch;
 
 use crate::layout::{SIZE_KEY, Size, block_key};
 use crate::locks::Mode;
-use crate::volume::{Shared, encoded};
+use crate::records::encoded;
+use crate::shared::Shared;
 
 type Result<T> = core::result::Result<T, ExportError>;
 
@@ -179,7 +180,8 @@ impl Shared {
         Ok(if is_zero(&block) { Bytes::new() } else { block.freeze() })
     }
 
-    /// Makes a beginning of these bytes read as zeroes, and returns how long it is. Blocks that are not there cost nothing.
+    /// Makes a beginning of these bytes read as zeroes, and returns how long it is. Blocks that are not there cost
+    /// nothing.
     pub(crate) async fn zero_some(self: Arc<Self>, bytes: Range<u64>) -> Result<u64> {
         let blocks = self.blocks(&bytes);
         let _lock = self.locks.lock(Self::locked(&blocks), Mode::Exclusive).await;

@@ -19,8 +19,8 @@ use crate::{Location, Options};
 /// counts for SlateDB as well.
 const MANIFEST_POLL: Duration = Duration::from_secs(30);
 
-/// Bytes that the tables are read in. Larger than a block of the volume, as each such part has an entry in an index that is kept
-/// in memory, and a request to a distant store takes as long for 4 KiB.
+/// Bytes that the tables are read in. Larger than a block of the volume, as each such part has an entry in an index
+/// that is kept in memory, and a request to a distant store takes as long for 4 KiB.
 const PART: SstBlockSize = SstBlockSize::Block64Kib;
 
 /// The database of a volume, opened for writing or as it was once.
@@ -66,8 +66,8 @@ pub(crate) fn admin(location: &Location) -> Admin {
     Admin::builder(location.prefix().clone(), location.store()).with_system_clock(clock()).build()
 }
 
-/// The time of day as it was when this process first asked, and steadily on from there: SlateDB refuses to write when its clock was
-/// set back.
+/// The time of day as it was when this process first asked, and steadily on from there: SlateDB refuses to write when
+/// its clock was set back.
 pub(crate) fn clock() -> Arc<dyn SystemClock> {
     static CLOCK: OnceLock<Arc<DefaultSystemClock>> = OnceLock::new();
     let clock = CLOCK.get_or_init(|| Arc::new(DefaultSystemClock::new()));

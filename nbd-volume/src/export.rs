@@ -12,7 +12,7 @@ use nbd_engine::proto::BlockSize;
 
 use crate::Volume;
 use crate::blocks::Run;
-use crate::volume::Shared;
+use crate::shared::Shared;
 
 impl Volume {
     /// The blocks that hold these bytes, confirmed.

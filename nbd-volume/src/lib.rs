@@ -2,9 +2,9 @@
 //! [SlateDB](https://slatedb.io) in S3, Google Cloud Storage, Azure Blob Storage or a local directory.
 //!
 //! A [`Volume`] is an [`AsyncExport`](nbd_engine::export::AsyncExport) over one SlateDB database. SlateDB brings the
-//! write-ahead log, compaction, garbage collection, checkpoints, clones, and the fencing of an earlier writer; this crate
-//! brings what makes a disk of that: sparse blocks, writes of any length and offset, flushes, and errors that clients
-//! understand.
+//! write-ahead log, compaction, garbage collection, checkpoints, clones, and the fencing of an earlier writer; this
+//! crate brings what makes a disk of that: sparse blocks, writes of any length and offset, flushes, and errors that
+//! clients understand.
 //!
 //! # What is promised
 //!
@@ -45,9 +45,13 @@ mod location;
 mod locks;
 mod manage;
 mod options;
+mod patience;
+mod records;
+mod shared;
 mod store;
 mod streams;
 mod volume;
+mod watch;
 
 pub use error::Error;
 pub use location::Location;

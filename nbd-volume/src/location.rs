@@ -40,11 +40,12 @@ impl fmt::Display for Location {
 
 impl Location {
     /// The location that a URL names: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or
-    /// `file:///DIRECTORY`. What is not a letter, a digit or a common mark is written as `%` and two hexadecimal digits.
+    /// `file:///DIRECTORY`. What is not a letter, a digit or a common mark is written as `%` and two hexadecimal
+    /// digits.
     ///
     /// Credentials, endpoints and regions are taken from the environment, by the names that the stores' own tools use
-    /// (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`, ...). Nothing is asked of
-    /// the store yet.
+    /// (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`,
+    /// ...). Nothing is asked of the store yet.
     ///
     /// Files of a local directory, and the directories that hold them, are synced before a write counts as done.
     ///
@@ -187,8 +188,8 @@ impl Location {
     }
 }
 
-/// How often a request is repeated before its failure is known here. SlateDB goes on repeating, and what it repeats is what the
-/// error of a request that waited in vain names.
+/// How often a request is repeated before its failure is known here. SlateDB goes on repeating, and what it repeats
+/// is what the error of a request that waited in vain names.
 fn retries() -> RetryConfig {
     RetryConfig { max_retries: 2, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() }
 }

@@ -6,13 +6,13 @@ use core::time::Duration;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// Bytes of written data that may be in memory alone; writes wait when there are more. At least 8 MiB; the default is
-    /// 256 MiB. A quarter of it is the size of the tables that are uploaded.
+    /// Bytes of written data that may be in memory alone; writes wait when there are more. At least 8 MiB; the
+    /// default is 256 MiB. A quarter of it is the size of the tables that are uploaded.
     pub max_unflushed: usize,
     /// Bytes that the cache of read and written blocks takes at most. The default is 256 MiB.
     pub cache: u64,
-    /// Bytes that the cache of what is read of the store's objects takes at most: the indexes and filters of tables, and
-    /// parts of tables. The default is 128 MiB.
+    /// Bytes that the cache of what is read of the store's objects takes at most: the indexes and filters of tables,
+    /// and parts of tables. The default is 128 MiB.
     pub object_cache: u64,
     /// How long a request waits for a store that does not answer before it fails with `EIO`. The default is a minute.
     pub patience: Duration,

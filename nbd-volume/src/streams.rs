@@ -27,8 +27,8 @@ impl Streams {
     /// in any order.
     const SLACK: u64 = 2 << 20;
 
-    /// Reports a read of these bytes, and returns how many bytes beyond it should be read ahead: as many as were read in
-    /// sequence, up to a bound.
+    /// Reports a read of these bytes, and returns how many bytes beyond it should be read ahead: as many as were read
+    /// in sequence, up to a bound.
     pub(crate) fn read(&self, bytes: &Range<u64>) -> u64 {
         let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = streams.iter().map(|stream| stream.used).max().unwrap_or(0) + 1;

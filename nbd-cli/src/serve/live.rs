@@ -122,8 +122,7 @@ impl Live {
     pub(super) fn close_volumes(&self) -> Result<(), Failure> {
         let disks = self.0.disks.lock().unwrap_or_else(PoisonError::into_inner);
         let volumes = disks.iter().filter_map(|disk| disk.opened.volume.as_ref());
-        let closed: Vec<_> = volumes.map(volumes::Open::close).collect();
-        closed.into_iter().collect()
+        volumes::Open::close_all(volumes)
     }
 
     /// The bitmaps of all exports.

@@ -13,10 +13,10 @@ use crate::{output, quantity};
 
 /// Make, show, snapshot, clone, check and delete volumes on object storage.
 ///
-/// A URL is s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY. Credentials, regions and
-/// endpoints are taken from the environment, by the names that the stores' own tools use: AWS_ACCESS_KEY_ID,
-/// AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME and others. A volume is
-/// served by nbd serve volume:URL.
+/// A URL is s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY. Credentials, regions
+/// and endpoints are taken from the environment, by the names that the stores' own tools use: AWS_ACCESS_KEY_ID,
+/// AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME
+/// and others. A volume is served by nbd serve volume:URL.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]

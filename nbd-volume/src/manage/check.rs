@@ -6,7 +6,8 @@ use super::PATIENCE;
 use super::info::close;
 use crate::database::{self, Database};
 use crate::error::chain;
-use crate::volume::{descriptor, size, within};
+use crate::patience::within;
+use crate::records::{descriptor, size};
 use crate::{Error, Location, Options};
 
 /// What a check found.
@@ -32,8 +33,8 @@ pub struct Damage {
 /// What was found wrong is reported up to so many places.
 const MAX_DAMAGE: usize = 100;
 
-/// Reads all blocks of a volume, or of one of its snapshots, as they are in the store now, which verifies the checksums of what
-/// SlateDB stored. Reports each block read by its count. Disturbs no server. Cancel-safe.
+/// Reads all blocks of a volume, or of one of its snapshots, as they are in the store now, which verifies the
+/// checksums of what SlateDB stored. Reports each block read by its count. Disturbs no server. Cancel-safe.
 ///
 /// What can't be read is reported; the check then goes on a gigabyte further.
 ///

@@ -5,7 +5,8 @@ use slatedb::WriteBatch;
 use super::PATIENCE;
 use crate::database;
 use crate::layout::{DESCRIPTOR, Descriptor, FORMAT, SIZE_KEY, Size, is_block_size};
-use crate::volume::{encoded, store_descriptor, within};
+use crate::patience::within;
+use crate::records::{encoded, store_descriptor};
 use crate::{Error, Location, Options};
 
 /// What a new volume is to be.
@@ -14,14 +15,15 @@ use crate::{Error, Location, Options};
 pub struct NewVolume {
     /// Bytes: from 1 to 2^63 - 1. Nothing is reserved.
     pub size: u64,
-    /// Bytes of a block, a power of two from 4 KiB to 64 KiB, which stays as it is. A shorter write reads the rest of its
-    /// block first; a larger block takes fewer entries, and has larger volumes read and written faster in sequence.
+    /// Bytes of a block, a power of two from 4 KiB to 64 KiB, which stays as it is. A shorter write reads the rest of
+    /// its block first; a larger block takes fewer entries, and has larger volumes read and written faster in
+    /// sequence.
     pub block_size: u32,
 }
 
 impl NewVolume {
-    /// The block size unless another one is asked for: that of the file systems that volumes are made for, so that their
-    /// writes need not read.
+    /// The block size unless another one is asked for: that of the file systems that volumes are made for, so that
+    /// their writes need not read.
     pub const DEFAULT_BLOCK_SIZE: u32 = 4 << 10;
 
     /// A volume of that size with blocks of the default size.
@@ -57,12 +59,12 @@ impl NewVolume {
     }
 }
 
-/// Makes a volume, which reads as zeroes. Not cancel-safe: what is dropped may leave a volume without a size, which can be
-/// deleted.
+/// Makes a volume, which reads as zeroes. Not cancel-safe: what is dropped may leave a volume without a size, which
+/// can be deleted.
 ///
 /// # Errors
-/// When there is a volume, or the beginning of one; when size or block size make no sense; when the store fails, or does
-/// not honour conditional writes.
+/// When there is a volume, or the beginning of one; when size or block size make no sense; when the store fails, or
+/// does not honour conditional writes.
 pub async fn create(location: &Location, volume: &NewVolume) -> Result<(), Error> {
     volume.check()?;
     let descriptor = Descriptor { format: FORMAT, block_size: volume.block_size, id: new_id()? };
@@ -92,7 +94,7 @@ pub async fn create(location: &Location, volume: &NewVolume) -> Result<(), Error
 pub(super) async fn store_new(location: &Location, descriptor: &Descriptor) -> Result<(), Error> {
     match store_descriptor(location, descriptor, PATIENCE).await {
         // It may be this one, if the reply to the first attempt was lost.
-        Err(Error::Exists { url }) => match crate::volume::descriptor(location, PATIENCE).await {
+        Err(Error::Exists { url }) => match crate::records::descriptor(location, PATIENCE).await {
             Ok(there) if there.id == descriptor.id => Ok(()),
             _ => Err(Error::Exists { url }),
         },

@@ -6,7 +6,8 @@ use slatedb::DbReaderMode;
 use super::PATIENCE;
 use crate::database::{self, Database};
 use crate::layout::DESCRIPTOR;
-use crate::volume::{descriptor, size, too_late, within, writer};
+use crate::patience::{too_late, within};
+use crate::records::{descriptor, size, writer};
 use crate::{Error, Location, Options};
 
 /// What is known of a volume.
@@ -21,8 +22,8 @@ pub struct Info {
     pub block_size: u32,
     /// The format that it has in the store.
     pub format: u32,
-    /// Bytes of the objects below its prefix: of the data, of what was overwritten and is not collected yet, and of what
-    /// only snapshots have. What a clone shares with its origin counts there.
+    /// Bytes of the objects below its prefix: of the data, of what was overwritten and is not collected yet, and of
+    /// what only snapshots have. What a clone shares with its origin counts there.
     pub stored: u64,
     /// How many objects those are.
     pub objects: u64,

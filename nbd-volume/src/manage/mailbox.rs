@@ -1,8 +1,8 @@
-//! Asking the server that has a volume open to do something, by way of the store: whoever can reach that can ask, and no other
-//! way to the server need be known.
+//! Asking the server that has a volume open to do something, by way of the store: whoever can reach that can ask, and
+//! no other way to the server need be known.
 //!
-//! The request is an object that must not be there yet. The server looks for it whenever it looks whether it still is the writer,
-//! carries it out, and replaces it by the answer, which the asker removes.
+//! The request is an object that must not be there yet. The server looks for it whenever it looks whether it still is
+//! the writer, carries it out, and replaces it by the answer, which the asker removes.
 
 use core::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,7 +11,8 @@ use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::volume::{encoded, patiently};
+use crate::patience::patiently;
+use crate::records::encoded;
 use crate::{Error, Location, Volume};
 
 /// The request's name below the volume's prefix.

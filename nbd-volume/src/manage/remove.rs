@@ -5,7 +5,8 @@ use object_store::ObjectStoreExt;
 use super::{PATIENCE, info};
 use crate::database;
 use crate::layout::DESCRIPTOR;
-use crate::volume::{descriptor, patiently, within};
+use crate::patience::{patiently, within};
+use crate::records::descriptor;
 use crate::{Error, Location};
 
 /// Deletes a volume with all of its snapshots. Not cancel-safe, but it can be called again.

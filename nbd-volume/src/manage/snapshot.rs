@@ -9,7 +9,8 @@ use super::mailbox::{self, Request};
 use super::{PATIENCE, info};
 use crate::database;
 use crate::layout::{Descriptor, FORMAT};
-use crate::volume::{descriptor, within};
+use crate::patience::within;
+use crate::records::descriptor;
 use crate::{Error, Location, Options, Volume};
 
 /// The snapshot of that name.
@@ -69,30 +70,31 @@ async fn ask(location: &Location, request: Request) -> Result<(), Error> {
 /// answered. Not cancel-safe: one that is dropped may have made it.
 ///
 /// # Errors
-/// When there is no volume, there is a snapshot of that name, the server that has the volume open does not answer, or the
-/// store fails.
+/// When there is no volume, there is a snapshot of that name, the server that has the volume open does not answer, or
+/// the store fails.
 pub async fn snapshot(location: &Location, name: &str) -> Result<(), Error> {
     check_new_snapshot(location, name, PATIENCE).await?;
     ask(location, Request::Snapshot { name: name.to_owned() }).await
 }
 
-/// Changes the size of a volume. A server that has it open does it; its clients keep the size that they know unless they
-/// asked for `RESIZE`. Not cancel-safe.
+/// Changes the size of a volume. A server that has it open does it; its clients keep the size that they know unless
+/// they asked for `RESIZE`. Not cancel-safe.
 ///
 /// # Errors
-/// When there is no volume, the size makes no sense, the server that has the volume open does not answer, or the store fails.
+/// When there is no volume, the size makes no sense, the server that has the volume open does not answer, or the
+/// store fails.
 pub async fn resize(location: &Location, size: u64) -> Result<(), Error> {
     super::NewVolume::of_size(size).check()?;
     ask(location, Request::Resize { size }).await
 }
 
-/// Makes a new volume of what another one, or a snapshot of it, holds. Copies nothing but what was written lately: the new one
-/// reads the other one's objects, which can't be deleted before it. Not cancel-safe: one that is dropped may leave a part,
-/// which can be deleted.
+/// Makes a new volume of what another one, or a snapshot of it, holds. Copies nothing but what was written lately:
+/// the new one reads the other one's objects, which can't be deleted before it. Not cancel-safe: one that is dropped
+/// may leave a part, which can be deleted.
 ///
 /// # Errors
-/// When they are in different stores, there is no such volume or snapshot, there is a volume at `to`, the server that has the
-/// volume open does not answer, or the store fails.
+/// When they are in different stores, there is no such volume or snapshot, there is a volume at `to`, the server that
+/// has the volume open does not answer, or the store fails.
 pub async fn clone(from: &Location, snapshot: Option<&str>, to: &Location) -> Result<(), Error> {
     if !from.is_same_store(to) {
         return Err(Error::Invalid(format!(

@@ -1,5 +1,5 @@
-//! Crashes at any moment, over a store that delays, fails and loses replies: what is left is a prefix of what was done, and has
-//! all that was flushed.
+//! Crashes at any moment, over a store that delays, fails and loses replies: what is left is a prefix of what was
+//! done, and has all that was flushed.
 
 use core::time::Duration;
 use std::collections::HashSet;
@@ -17,7 +17,8 @@ use crate::{in_virtual_time, options};
 const SIZE: u64 = 24 * 4096 + 100;
 const BLOCK: usize = 4096;
 
-/// What a volume may hold: the states after each step since the last flush that was answered, and the changes between them.
+/// What a volume may hold: the states after each step since the last flush that was answered, and the changes between
+/// them.
 struct History {
     /// The first one is what was flushed.
     states: Vec<Vec<u8>>,
@@ -42,8 +43,8 @@ impl History {
         self.steps.clear();
     }
 
-    /// Whether that is a state, or one between two of them: each block with some of the changes in flight, in some order. Changes of
-    /// one step touch different bytes, so that their order is of no importance.
+    /// Whether that is a state, or one between two of them: each block with some of the changes in flight, in some
+    /// order. Changes of one step touch different bytes, so that their order is of no importance.
     fn allows(&self, found: &[u8]) -> bool {
         (0..self.states.len()).any(|index| {
             let changes = self.steps.get(index).map_or(&[][..], |step| step);

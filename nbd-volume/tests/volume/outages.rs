@@ -83,6 +83,31 @@ fn a_slow_store_slows_writers_down_instead_of_filling_memory() {
     });
 }
 
+#[test]
+fn closing_gives_up_a_store_that_stays_away_also_when_writes_wait_for_it() {
+    for writes_wait in [false, true] {
+        in_virtual_time(async {
+            let (way, volume) = volume(Faults::default()).await;
+            write(&volume, &[1; 4096], 0).await.unwrap();
+            flush(&volume).await.unwrap();
+            way.set_away(true);
+            let mut offset = 4096;
+            write(&volume, &[2; 4096], offset).await.unwrap();
+            // Until there is no memory, so that a write holds its lock for as long as the store is away.
+            while writes_wait && write(&volume, &[3; 1 << 18], offset).await.is_ok() {
+                offset += 1 << 18;
+            }
+            let closing = tokio::time::timeout(2 * options().patience, volume.close());
+            let error = closing.await.expect("it has a bound").unwrap_err();
+            assert!(error.to_string().contains("the store is away"), "{error}");
+            assert_eq!(read(&volume, 0..1).await.unwrap_err().code(), ErrorCode::ESHUTDOWN);
+            way.set_away(false);
+            let next = Volume::open(volume.location(), &options()).await.unwrap();
+            assert_eq!(read(&next, 0..4096).await.unwrap(), [1; 4096]);
+        });
+    }
+}
+
 /// A store that overwrites whatever it is asked.
 #[derive(Debug)]
 struct Careless(InMemory);
