@@ -139,12 +139,12 @@ pub(crate) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
         "devices" => &[("What is attached, for programs:", "nbd devices --json")],
         "volume" => &[
             (
-                "Make a volume of 10 GiB in a bucket, and serve it:",
-                "nbd volume create s3://bucket/volumes/mail --size 10G && nbd serve volume:s3://bucket/volumes/mail",
+                "Make a volume of 10 GiB in a bucket, to be served by nbd serve volume:s3://bucket/volumes/mail:",
+                "nbd volume create s3://bucket/volumes/mail --size 10G",
             ),
             (
-                "Keep what it holds now, while it is served, and look at that:",
-                "nbd volume snapshot s3://bucket/volumes/mail monday && nbd serve volume:s3://bucket/volumes/mail@monday",
+                "Keep what it holds now, to be served by nbd serve volume:s3://bucket/volumes/mail@monday:",
+                "nbd volume snapshot s3://bucket/volumes/mail monday",
             ),
         ],
         "overlay" => &[

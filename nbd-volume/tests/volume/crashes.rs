@@ -126,7 +126,7 @@ async fn one_life(store: &Arc<dyn ObjectStore>, random: &mut Random, history: &m
 
 #[test]
 fn what_is_left_after_a_crash_is_a_prefix_with_all_that_was_flushed() {
-    cases(60, |random| {
+    cases(40, |random| {
         in_virtual_time(async {
             let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
             let location = Location::over(Arc::clone(&store), "v");
