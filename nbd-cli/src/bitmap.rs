@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::control;
 use crate::exit::Failure;
+use crate::json;
 use crate::output;
 use crate::serve::{CLEAR, LIST, Named, START, STOP};
 
@@ -30,7 +31,11 @@ pub(crate) struct Arguments {
 enum Action {
     /// Write the names of the bitmaps, one a line
     #[command(display_name = crate::NAME)]
-    List,
+    List {
+        /// Write JSON: an array of bitmaps
+        #[arg(long)]
+        json: bool,
+    },
     /// Add a bitmap with nothing dirty, and record from now on
     #[command(display_name = crate::NAME)]
     Start {
@@ -55,10 +60,15 @@ enum Action {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let path = &arguments.control;
     let (word, verb, name) = match &arguments.action {
-        Action::List => {
+        Action::List { json } => {
             let names: Vec<String> = control::ask(path, LIST, &json!({}))?
                 .map_err(|text| Failure::failed(format!("cannot list the bitmaps: {text}")))?;
             return output::write(|out| {
+                if *json {
+                    let bitmaps: Vec<_> =
+                        names.iter().map(|name| json!({ "name": name })).collect();
+                    return Ok(json::write(out, &bitmaps)?);
+                }
                 for name in &names {
                     writeln!(out, "{}", output::printable(name))?;
                 }

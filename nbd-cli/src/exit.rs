@@ -13,6 +13,12 @@ const USAGE: u8 = 64;
 /// The answer is no, as nbdinfo says it.
 const NO: u8 = 2;
 
+/// Two disks differ, as cmp and qemu-img say it.
+const DIFFER: u8 = 1;
+
+/// Two disks could not be compared.
+const UNDECIDED: u8 = 2;
+
 /// A server ended before it had finished the requests in flight.
 const CUT_OFF: u8 = 3;
 
@@ -28,8 +34,8 @@ pub(crate) const CODES: &[(&str, &str)] = &[
         "0",
         "Success; the orderly end of a server; the answer yes of nbd info --can, --is and --has.",
     ),
-    ("1", "Failure; for nbd bench also if a request failed."),
-    ("2", "The answer no of nbd info --can, --is and --has."),
+    ("1", "Failure; for nbd bench also if a request failed. nbd compare: the disks differ."),
+    ("2", "The answer no of nbd info --can, --is and --has. nbd compare: failure."),
     ("3", "nbd serve: requests were cut off at the end of --drain-timeout."),
     ("64", "The command line is at fault."),
     ("70", "A fault of nbd itself."),
@@ -56,6 +62,10 @@ pub(crate) enum Failure {
     Status(u8),
     /// Nothing failed, but the answer to the question is no: exit code 2, without a message.
     No,
+    /// Two disks differ, which was written on standard output: exit code 1.
+    Differ,
+    /// It could not be found out whether they do: exit code 2.
+    Undecided(String),
 }
 
 /// What is wrong with a file.
@@ -83,12 +93,22 @@ impl Failure {
         Self::Failed(message.into())
     }
 
+    /// The same failure of a command whose exit code 1 is an answer.
+    pub(crate) fn undecided(self) -> Self {
+        match self {
+            Self::Failed(text) => Self::Undecided(text),
+            other => other,
+        }
+    }
+
     /// The message, or the first one; empty where there is none.
     pub(crate) fn text(&self) -> &str {
         match self {
-            Self::Usage(text) | Self::Failed(text) | Self::CutOff(text) => text,
+            Self::Usage(text) | Self::Failed(text) | Self::CutOff(text) | Self::Undecided(text) => {
+                text
+            }
             Self::Config(faults) => faults.first().map_or("", |fault| &fault.heading),
-            Self::Status(_) | Self::No => "",
+            Self::Status(_) | Self::No | Self::Differ => "",
         }
     }
 }
@@ -136,6 +156,7 @@ pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(Failure::No) => return ExitCode::from(NO),
+        Err(Failure::Differ) => return ExitCode::from(DIFFER),
         Err(Failure::Status(code)) => {
             log::flush();
             return ExitCode::from(code);
@@ -146,6 +167,7 @@ pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
         }
         Err(Failure::Usage(message)) => (message, ExitCode::from(USAGE)),
         Err(Failure::Failed(message)) => (message, ExitCode::FAILURE),
+        Err(Failure::Undecided(message)) => (message, ExitCode::from(UNDECIDED)),
         Err(Failure::CutOff(message)) => (message, ExitCode::from(CUT_OFF)),
     };
     stderr::say_error(&message, &[]);

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Map, json};
 
 use crate::control;
 use crate::exit::Failure;
+use crate::json;
 use crate::output;
 use crate::serve::{Changes, EXPORT_ADD, EXPORT_REMOVE, ExportName, RELOAD, export_of};
 
@@ -56,6 +57,10 @@ enum Action {
 /// Writes what has changed, one export a line. A file that is at fault changes nothing.
 #[derive(Debug, Args)]
 pub(crate) struct ReloadArguments {
+    /// Write JSON: an object with an array of names for each kind of change
+    #[arg(long)]
+    json: bool,
+
     /// The socket that the server was given with --control
     #[arg(value_name = "CONTROL")]
     control: PathBuf,
@@ -82,6 +87,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 pub(crate) fn reload(arguments: &ReloadArguments) -> Result<(), Failure> {
     let changes = change(&arguments.control, RELOAD, &json!({}), "read the configuration again")?;
     output::write(|out| {
+        if arguments.json {
+            let named = changes.named().map(|(what, names)| (what.to_owned(), json!(names)));
+            return Ok(json::write(out, &Map::from_iter(named))?);
+        }
         for (what, names) in changes.named() {
             for name in names {
                 writeln!(out, "{what} {}", output::export_name(name))?;

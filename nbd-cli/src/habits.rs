@@ -69,6 +69,16 @@ const FLAGS: &[(&str, &[&str], &str)] = &[
     ("bench", &["--rwmixread"], "--read-percent N"),
     ("bench", &["--randseed"], "--seed N"),
     ("bench", &["--output-format"], "--json"),
+    (
+        "compare",
+        &["-f", "-F", "-T", "-s"],
+        "disks are compared as they are, and by size, too: leave it out, or take --length N",
+    ),
+    (
+        "compare",
+        &["-b", "-l", "--print-bytes", "--verbose"],
+        "nbd dump shows the bytes at the offset where disks differ: leave it out",
+    ),
     ("copy", &["-f", "-O", "-n", "--target-is-zero"], "disks are copied as they are: leave it out"),
 ];
 
@@ -82,10 +92,7 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["hexdump", "xxd", "cat"], "nbd dump"),
     (&["ls"], "nbd list"),
     (&["fio", "benchmark", "speed", "perf"], "nbd bench"),
-    (
-        &["compare", "cmp", "diff", "verify"],
-        "nbd copy --verify SRC DST compares what it has copied; qemu-img compare compares alone",
-    ),
+    (&["cmp", "diff", "verify"], "nbd compare"),
 ];
 
 /// A hint for a command line that clap refused.

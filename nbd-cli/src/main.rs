@@ -20,6 +20,7 @@ mod help;
 mod info;
 mod introduction;
 mod journal;
+mod json;
 mod list;
 mod log;
 mod man;
@@ -78,6 +79,8 @@ enum Command {
     #[command(display_name = NAME)]
     Copy(copy::Arguments),
     #[command(display_name = NAME)]
+    Compare(copy::CompareArguments),
+    #[command(display_name = NAME)]
     Bench(bench::Arguments),
     #[command(display_name = NAME)]
     Resize(resize::Arguments),
@@ -128,6 +131,7 @@ impl Command {
             | Self::List(_)
             | Self::Map(_)
             | Self::Dump(_)
+            | Self::Compare(_)
             | Self::Bench(_)
             | Self::Resize(_) => log::start(verbosity)?,
             _ => {}
@@ -156,6 +160,7 @@ fn main() -> ExitCode {
         Command::Map(arguments) => map::run(&arguments),
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Copy(arguments) => copy::run(&arguments),
+        Command::Compare(arguments) => copy::compare(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Resize(arguments) => resize::run(&arguments),
         Command::Overlay(arguments) => overlay::run(&arguments),

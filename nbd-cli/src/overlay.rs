@@ -7,8 +7,10 @@ use clap::{Args, Subcommand};
 use nbd_engine::export::{
     Committed, OverlayError, commit_overlay, discard_overlay, overlay_summary,
 };
+use serde_json::json;
 
 use crate::exit::Failure;
+use crate::json;
 use crate::output;
 
 /// Commit, discard and look at the overlay files of nbd serve --layer overlay:FILE.
@@ -25,6 +27,10 @@ enum Action {
     /// Write the size of the disk, the size of a block, and the bytes of the blocks that the overlay has
     #[command(display_name = crate::NAME)]
     Info {
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
+
         /// The overlay file
         file: PathBuf,
     },
@@ -34,6 +40,10 @@ enum Action {
     /// changes.
     #[command(display_name = crate::NAME)]
     Commit {
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
+
         /// The overlay file
         file: PathBuf,
         /// The file or block device that the overlay was made for
@@ -51,9 +61,18 @@ enum Action {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let failed = |error: OverlayError| Failure::failed(error.to_string());
     match &arguments.action {
-        Action::Info { file } => {
+        Action::Info { json, file } => {
             let summary = overlay_summary(file).map_err(failed)?;
             output::write(|out| {
+                if *json {
+                    let document = json!({
+                        "size": summary.size,
+                        "block-size": summary.block,
+                        "present": summary.present,
+                        "committing": summary.is_committing,
+                    });
+                    return Ok(json::write(out, &document)?);
+                }
                 writeln!(out, "size     {}", summary.size)?;
                 writeln!(out, "block    {}", summary.block)?;
                 writeln!(out, "present  {}", summary.present)?;
@@ -63,9 +82,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 Ok(())
             })
         }
-        Action::Commit { file, base } => {
+        Action::Commit { json, file, base } => {
             let Committed { data, zeroes, .. } = commit_overlay(file, base).map_err(failed)?;
-            output::write(|out| Ok(writeln!(out, "{data} bytes written, {zeroes} bytes zeroed")?))
+            output::write(|out| match json {
+                true => Ok(json::write(out, &json!({ "written": data, "zeroed": zeroes }))?),
+                false => Ok(writeln!(out, "{data} bytes written, {zeroes} bytes zeroed")?),
+            })
         }
         Action::Discard { file } => discard_overlay(file).map_err(failed),
     }

@@ -5,11 +5,12 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::json;
 
 use crate::exit::Failure;
 use crate::target::{Place, Target};
 use crate::tls::TlsArguments;
-use crate::{output, quantity, target};
+use crate::{json, output, quantity, target};
 
 /// Change the size of an export, and write the new size in bytes.
 ///
@@ -25,6 +26,10 @@ pub(crate) struct Arguments {
     /// How long the server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit
     #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
     timeout: Duration,
+
+    /// Write JSON: the sizes before and after, in bytes
+    #[arg(long)]
+    json: bool,
 
     #[command(flatten)]
     tls: TlsArguments,
@@ -104,7 +109,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let result = check();
     client.disconnect();
     let size = result?;
-    output::write(|out| Ok(writeln!(out, "{size}")?))
+    output::write(|out| match arguments.json {
+        true => Ok(json::write(out, &json!({ "size": size, "previous-size": now }))?),
+        false => Ok(writeln!(out, "{size}")?),
+    })
 }
 
 #[cfg(test)]

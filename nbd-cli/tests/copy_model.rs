@@ -2,6 +2,8 @@
 
 #[path = "copy/disk_server.rs"]
 mod disk_server;
+#[path = "copy/image.rs"]
+mod image;
 #[path = "copy/support.rs"]
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
 mod support;
@@ -9,13 +11,13 @@ mod support;
 use core::time::Duration;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
 use disk_server::{Disk, DiskServer};
+use image::Image;
 use nbd_testkit::LoopDevice;
 use nbd_testkit::server::nbd_binary;
-use nbd_testkit::{Pattern, Random, assert_same_bytes, cases};
+use nbd_testkit::{Random, assert_same_bytes, cases};
 use support::{Folder, read};
 
 const CASES: u64 = 500;
@@ -33,61 +35,6 @@ enum Kind {
     Device,
     Server,
     Pipe,
-}
-
-/// What is copied, and where its runs of data and zeroes end.
-#[derive(Clone, Debug)]
-struct Image {
-    bytes: Vec<u8>,
-    runs: Vec<(u64, bool)>,
-}
-
-impl Image {
-    fn random(random: &mut Random) -> Self {
-        let grain = random.of(&[100, 512, 1000, 1024, 4096, 16384, 65536]);
-        let longest = 1 + random.below(12);
-        let limit = random.of(&[20_000, 200_000, 640_000]);
-        let limit = random.below(limit);
-        let mut image = Self { bytes: Vec::new(), runs: Vec::new() };
-        while image.size() < limit {
-            let start = image.size();
-            let end =
-                start + grain * (1 + random.below(longest)) + random.below(2) * random.below(600);
-            let zero = random.one_in(2);
-            let length = (end - start) as usize;
-            image.bytes.extend(if zero {
-                vec![0; length]
-            } else {
-                Pattern(1).bytes(start, length)
-            });
-            image.runs.push((end, zero));
-        }
-        image
-    }
-
-    fn size(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    /// Adds zeroes up to a multiple of a block.
-    fn pad(&mut self, block: u64) {
-        let size = self.size().next_multiple_of(block);
-        self.bytes.resize(size as usize, 0);
-        self.runs.push((size, true));
-    }
-
-    /// A file that has holes where the runs are zero.
-    fn write(&self, path: &str) {
-        let file = File::create(path).unwrap();
-        file.set_len(self.size()).unwrap();
-        let mut start = 0;
-        for &(end, zero) in &self.runs {
-            if !zero {
-                file.write_all_at(&self.bytes[start..end as usize], start as u64).unwrap();
-            }
-            start = end as usize;
-        }
-    }
 }
 
 /// One side, ready for the copy. What goes through a pipe is in the hands of the test.

@@ -129,6 +129,7 @@ fn the_usage_line_shows_how_many_arguments_there_are() {
         ("list", format!("[OPTIONS] {SERVER}")),
         ("map", format!("[OPTIONS] {SERVER}")),
         ("copy", "[OPTIONS] <SRC> <DST>".into()),
+        ("compare", "[OPTIONS] <A> <B>".into()),
         ("resize", format!("[OPTIONS] {SERVER} <SIZE>")),
         ("attach", format!("[OPTIONS] {SERVER} [DEVICE]")),
         ("detach", "[OPTIONS] <DEVICE>...".into()),
@@ -149,7 +150,7 @@ fn flags_and_commands_of_other_programs_get_the_name_of_ours() {
         (&["nbdcopy", "a", "b"], "for 'nbdcopy': nbd copy"),
         (&["bench", "--iodepth=4"], "for '--iodepth': --depth N"),
         (&["fio"], "for 'fio': nbd bench"),
-        (&["compare", "a", "b"], "for 'compare': nbd copy --verify"),
+        (&["cmp", "a", "b"], "for 'cmp': nbd compare"),
     ] {
         refused(words, 64, says);
     }

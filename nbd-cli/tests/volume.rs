@@ -24,6 +24,11 @@ fn end(mut server: NbdServe) {
     assert!(status.success(), "{status}: {}", server.stderr());
 }
 
+#[track_caller]
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).expect("it is JSON")
+}
+
 /// A new volume of 64 MiB in a directory.
 fn new_volume(folder: &Path) -> String {
     let url = format!("file://{}/volumes/mail", folder.display());
@@ -65,6 +70,18 @@ fn a_volume_keeps_what_was_written_over_servers_snapshots_and_clones() {
     assert!(nbd(&["volume", "check", &url]).success().contains("1 blocks are good"));
     let shown = nbd(&["volume", "info", &url]).success();
     assert!(shown.contains("67108864") && shown.contains("monday"), "{shown}");
+    let documents = [
+        nbd(&["volume", "info", "--json", &url]).success(),
+        nbd(&["volume", "check", "--json", &url]).success(),
+        nbd(&["volume", "list", "--json", &url]).success(),
+    ];
+    let [info, check, list] = documents.map(|text| json(&text));
+    assert_eq!(
+        (&info["size"], &info["snapshots"][0]["name"]),
+        (&(64 << 20).into(), &"monday".into())
+    );
+    assert_eq!((&check["blocks"], &check["damage"]), (&1.into(), &Vec::<u8>::new().into()));
+    assert_eq!(list[0]["url"], url);
     let refused = nbd(&["volume", "delete", "--yes", &url]).failure();
     assert!(refused.contains("delete the clones first"), "{refused}");
     let asked = nbd(&["volume", "delete", &copy]).failure();

@@ -57,6 +57,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(super) destroy_on_disconnect: bool,
 
+    /// Write JSON: the device
+    #[arg(long)]
+    pub(super) json: bool,
+
     #[command(flatten)]
     pub(super) tls: TlsArguments,
 }

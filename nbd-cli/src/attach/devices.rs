@@ -9,7 +9,7 @@ use super::device::{Device, Facts, Files};
 use super::explain;
 use super::netlink::State;
 use crate::exit::Failure;
-use crate::output;
+use crate::{json, output};
 
 /// List the NBD devices of this machine that are attached, with their size in bytes and what they were attached to.
 #[derive(Debug, Args)]
@@ -42,10 +42,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let entries: Vec<_> = entries.collect();
     output::write(|out| {
         if arguments.json {
-            let devices: Vec<_> = entries.iter().map(json).collect();
-            serde_json::to_writer_pretty(&mut *out, &Value::from(devices))
-                .map_err(std::io::Error::from)?;
-            return Ok(writeln!(out)?);
+            let devices: Vec<_> = entries.iter().map(object).collect();
+            return Ok(json::write(out, &devices)?);
         }
         for entry in entries.iter().filter(|entry| entry.state.connected) {
             writeln!(out, "{}", line(entry))?;
@@ -62,7 +60,7 @@ fn line(entry: &Entry) -> String {
     format!("{} {size} {access} {backend}", Device(entry.state.index))
 }
 
-fn json(entry: &Entry) -> Value {
+fn object(entry: &Entry) -> Value {
     let (facts, connected) = (&entry.facts, entry.state.connected);
     let mut map = Map::new();
     let mut put = |key: &str, value: Value| {
@@ -97,11 +95,11 @@ mod tests {
         let used = Some("/dev/nbd2 is mounted on /mnt".into());
         let entry = Entry { state: State { index: 2, connected: true }, facts, used };
         assert_eq!(line(&entry), "/dev/nbd2 1048576 ro nbd://h/\\u{1b}x");
-        let shown = json(&entry).to_string();
+        let shown = object(&entry).to_string();
         assert!(shown.starts_with(r#"{"device":"/dev/nbd2","attached":true,"size":1048576,"#));
         assert!(shown.contains(r#""pid":null,"use":"/dev/nbd2 is mounted on /mnt""#), "{shown}");
         let free = State { index: 3, connected: false };
         let entry = Entry { state: free, facts: Facts::default(), used: None };
-        assert_eq!(json(&entry).to_string(), r#"{"device":"/dev/nbd3","attached":false}"#);
+        assert_eq!(object(&entry).to_string(), r#"{"device":"/dev/nbd3","attached":false}"#);
     }
 }

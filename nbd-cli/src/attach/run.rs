@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::fd::BorrowedFd;
 
 use nbd_blocking::client::ClientConfig;
+use serde_json::json;
 
 use super::arguments::Arguments;
 use super::device::{Device, Files};
@@ -14,7 +15,7 @@ use super::plan::Plan;
 use super::{control, explain};
 use crate::exit::Failure;
 use crate::target::{self, Place, Target};
-use crate::{output, stderr};
+use crate::{json, output, stderr};
 
 /// `nbd attach`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -40,7 +41,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.tls.check_used(&[target.uri()])?;
     let attached = attach(nbd, &files, &target, arguments, device)?;
     let device = attached.device();
-    output::write(|out| Ok(writeln!(out, "{device}")?))?;
+    output::write(|out| match arguments.json {
+        true => Ok(json::write(out, &json!({ "device": device.to_string() }))?),
+        false => Ok(writeln!(out, "{device}")?),
+    })?;
     match attached.has_to_stay() {
         true => attached.keep(&wakers),
         false => Ok(()),

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::latencies::Summary;
 use super::run::{Outcomes, Run, Tally};
+use crate::json;
 use crate::output::printable;
 use crate::units::{bytes, latency, table};
 
@@ -25,10 +26,7 @@ pub(super) struct Report<'a> {
 impl Report<'_> {
     pub(super) fn write(&self, json: bool, out: &mut impl Write) -> io::Result<()> {
         match json {
-            true => {
-                serde_json::to_writer_pretty(&mut *out, &self.json())?;
-                writeln!(out)
-            }
+            true => json::write(out, &self.json()),
             false => out.write_all(self.text().as_bytes()),
         }
     }

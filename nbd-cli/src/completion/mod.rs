@@ -86,6 +86,7 @@ fn command() -> clap::Command {
         ("bench", "words", values::server),
         ("resize", "words", values::server),
         ("copy", "words", values::server_or_path),
+        ("compare", "words", values::server_or_path),
         #[cfg(target_os = "linux")]
         ("attach", "words", values::server),
         ("serve", "backends", values::backend),

@@ -120,7 +120,7 @@ fn request_size(text: &str) -> Result<u64, String> {
     }
 }
 
-fn descriptor(text: &str) -> Result<RawFd, String> {
+pub(super) fn descriptor(text: &str) -> Result<RawFd, String> {
     text.parse().map_err(|_| "give a descriptor's number, such as 3 with 3>FILE".into())
 }
 

@@ -1,4 +1,4 @@
-//! Why a copy failed, and where.
+//! Why a copy or a comparison failed, and where.
 
 use core::fmt;
 
@@ -9,11 +9,13 @@ use crate::exit::Failure;
 pub(super) struct CopyError {
     pub(super) offset: u64,
     text: String,
+    /// Nothing failed, but the two sides differ there.
+    differs: bool,
 }
 
 impl CopyError {
     pub(super) fn new(offset: u64, text: impl fmt::Display) -> Self {
-        Self { offset, text: format!("the copy failed at offset {offset}: {text}") }
+        Self { offset, text: text.to_string(), differs: false }
     }
 
     /// Something that could not be done, and what was said of it.
@@ -26,7 +28,21 @@ impl CopyError {
         let text = format!(
             "{destination} differs from {source}: the first difference is at offset {offset}"
         );
-        Self { offset, text }
+        Self { offset, text, differs: true }
+    }
+
+    /// Where the two sides differ, if that is what was found.
+    pub(super) fn difference(&self) -> Option<u64> {
+        self.differs.then_some(self.offset)
+    }
+
+    /// The failure of a task by its name, such as `copy`.
+    pub(super) fn of(self, task: &str) -> Failure {
+        let Self { offset, text, differs } = self;
+        match differs {
+            true => Failure::failed(text),
+            false => Failure::failed(format!("the {task} failed at offset {offset}: {text}")),
+        }
     }
 
     /// The one that is nearer to the beginning.
@@ -40,6 +56,6 @@ impl CopyError {
 
 impl From<CopyError> for Failure {
     fn from(error: CopyError) -> Self {
-        Self::failed(error.text)
+        error.of("copy")
     }
 }

@@ -1,4 +1,4 @@
-//! Where the source has zeroes: by block status from servers, by holes from files.
+//! Where zeroes are: by block status from servers, by holes from files.
 
 use core::fmt;
 use core::ops::Range;
@@ -95,6 +95,8 @@ pub(super) enum Oracle {
     Server(Box<Status>),
     /// The file system.
     Disk(Disk),
+    /// Two sides, of which both have to have zeroes.
+    Both(Box<[Extents; 2]>),
     /// A test: gives lengths, and whether they are zero, from an offset on.
     #[cfg(test)]
     Script(Box<Script>),
@@ -106,6 +108,7 @@ impl fmt::Debug for Oracle {
             Self::None => "None",
             Self::Server(_) => "Server",
             Self::Disk(_) => "Disk",
+            Self::Both(_) => "Both",
             #[cfg(test)]
             Self::Script(_) => "Script",
         })
@@ -127,6 +130,14 @@ impl Oracle {
                     Vec::new()
                 }
             },
+            Self::Both(sides) => {
+                let [one, other] = sides.each_mut().map(|side| {
+                    side.forget(offset);
+                    side.at(offset)
+                });
+                let range = offset..one.range.end.min(other.range.end).min(end);
+                vec![Run { range, zero: one.zero && other.zero }]
+            }
             #[cfg(test)]
             Self::Script(script) => runs(offset, script(offset, end)),
         }
@@ -207,5 +218,21 @@ mod tests {
         extents.forget(8);
         assert_eq!(extents.at(9), run(7..10, false), "what is in use is kept");
         assert_eq!(extents.at(19), run(10..20, true));
+    }
+
+    #[test]
+    fn two_sides_have_zeroes_where_both_have_them() {
+        let side = |lengths: &[(u64, bool)]| {
+            let mut answers = Some(lengths.to_vec());
+            let script = move |_, _| answers.take().unwrap_or_default();
+            Extents::new(Oracle::Script(Box::new(script)), 20)
+        };
+        let sides = [
+            side(&[(5, true), (5, false), (8, true), (2, false)]),
+            side(&[(7, true), (2, false), (3, true)]),
+        ];
+        let mut both = Extents::new(Oracle::Both(Box::new(sides)), 20);
+        let found: Vec<u64> = (0..20).filter(|offset| both.at(*offset).zero).collect();
+        assert_eq!(found, [0, 1, 2, 3, 4, 10, 11], "what one side does not know of is data");
     }
 }

@@ -1,7 +1,9 @@
-//! `nbd copy`: from one disk to another, sparse ones as sparse ones, with many requests in flight.
+//! `nbd copy`: from one disk to another, sparse ones as sparse ones, with many requests in flight; and `nbd compare`, which
+//! reads both in the same way.
 
 mod activity;
 mod arguments;
+mod compare;
 mod disk;
 mod error;
 mod extents;
@@ -21,4 +23,5 @@ mod worker;
 mod zeroes;
 
 pub(crate) use arguments::Arguments;
+pub(crate) use compare::{Arguments as CompareArguments, run as compare};
 pub(crate) use run::run;

@@ -12,7 +12,9 @@ use nbd_blocking::client::{ClientConfig, Uri};
 use nbd_engine::export::is_device_path;
 
 use super::disk::{Disk, size_of};
+use super::extents::{Oracle, Status};
 use super::team::Maker;
+use super::worker::{Destination, Source};
 use crate::descriptor;
 use crate::exit::Failure;
 use crate::map::ALLOCATION;
@@ -191,6 +193,36 @@ impl Side {
             }
             Kind::Disk { .. } | Kind::Null => wanted,
             Kind::Stream(_) => 1,
+        }
+    }
+
+    /// Where a thread reads by a connection of its own; `None` where there can be no such thread.
+    pub(super) fn read_by(&self, client: Option<&Client>) -> Option<Source> {
+        match (&self.kind, client) {
+            (Kind::Server { .. }, Some(client)) => Some(Source::Server(client.clone())),
+            (Kind::Disk { disk, .. }, None) => Some(Source::Disk(disk.clone())),
+            _ => None,
+        }
+    }
+
+    /// The same of one that writes, or reads what was written.
+    pub(super) fn written_by(&self, client: Option<&Client>) -> Option<Destination> {
+        match (&self.kind, client) {
+            (Kind::Server { .. }, Some(client)) => Some(Destination::Server(client.clone())),
+            (Kind::Disk { disk, .. }, None) => Some(Destination::Disk(disk.clone())),
+            (Kind::Null, None) => Some(Destination::Nowhere),
+            _ => None,
+        }
+    }
+
+    /// Who knows where its zeroes are.
+    pub(super) fn oracle(&self) -> Oracle {
+        match &self.kind {
+            Kind::Server { client, .. } if client.export().has_context(ALLOCATION) => {
+                Oracle::Server(Box::new(Status::new(client, client.size())))
+            }
+            Kind::Disk { disk, .. } => Oracle::Disk(disk.clone()),
+            _ => Oracle::None,
         }
     }
 

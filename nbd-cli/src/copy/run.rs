@@ -9,7 +9,7 @@ use nbd_blocking::Client;
 
 use super::arguments::Arguments;
 use super::disk::size_of;
-use super::extents::{Extents, Oracle, Status};
+use super::extents::{Extents, Oracle};
 use super::feed::Feed;
 use super::open::{Kind, Side, Wishes, cannot};
 use super::plan::{Cut, Plan};
@@ -24,7 +24,7 @@ use crate::exit::Failure;
 use crate::{log, stderr, target, waiting};
 
 /// As many connections as are worth while with most servers.
-const CONNECTIONS: usize = 4;
+pub(super) const CONNECTIONS: usize = 4;
 
 /// The longest run of zeroes that is asked for at once: more would hold up the progress bar.
 const ZEROES: u64 = 128 << 20;
@@ -319,16 +319,7 @@ impl<'a> Copy<'a> {
     }
 
     fn oracle(&self) -> Oracle {
-        if self.arguments.no_extents {
-            return Oracle::None;
-        }
-        match &self.source.kind {
-            Kind::Server { client, .. } if client.export().has_context(crate::map::ALLOCATION) => {
-                Oracle::Server(Box::new(Status::new(client, client.size())))
-            }
-            Kind::Disk { disk, .. } => Oracle::Disk(disk.clone()),
-            _ => Oracle::None,
-        }
+        if self.arguments.no_extents { Oracle::None } else { self.source.oracle() }
     }
 
     /// The two ends of the first thread.
@@ -353,18 +344,8 @@ impl<'a> Copy<'a> {
 
     /// The two ends of a further thread; `None` where there can be no such thread.
     fn further_ends(&self, pair: &Pair) -> Option<Ends> {
-        let source = match (&self.source.kind, &pair.source) {
-            (Kind::Server { .. }, Some(client)) => Source::Server(client.clone()),
-            (Kind::Disk { disk, .. }, None) => Source::Disk(disk.clone()),
-            _ => return None,
-        };
-        let destination = match (&self.destination.kind, &pair.destination) {
-            (Kind::Server { .. }, Some(client)) => Destination::Server(client.clone()),
-            (Kind::Disk { disk, .. }, None) => Destination::Disk(disk.clone()),
-            (Kind::Null, None) => Destination::Nowhere,
-            _ => return None,
-        };
-        Some((source, destination))
+        let source = self.source.read_by(pair.source.as_ref())?;
+        Some((source, self.destination.written_by(pair.destination.as_ref())?))
     }
 
     /// Sees to it that what was written stays, and that it is the destination that answers when it is read back.

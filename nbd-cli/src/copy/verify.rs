@@ -23,6 +23,8 @@ enum Half {
 struct InFlight {
     offset: u64,
     length: u64,
+    /// How much of that is compared: a server may be read in whole blocks only.
+    compared: usize,
     of_source: bool,
 }
 
@@ -97,23 +99,20 @@ impl<'a> Verifier<'a> {
 
     fn begin(&mut self) -> Result<bool, CopyError> {
         let Some(Job::Piece(piece)) = self.shared.feed.next(Vec::new)? else { return Ok(false) };
+        if piece.zero {
+            // Both sides say so.
+            self.shared.done(piece.offset, piece.length);
+            return Ok(true);
+        }
         let (offset, length) = (piece.offset, usize::try_from(piece.length).unwrap_or(usize::MAX));
-        // The destination may be larger than the source, and read in whole blocks only.
-        let whole = match &self.destination {
-            Destination::Server(client) => {
-                let minimum = usize::try_from(client.export().block_size().minimum()).unwrap_or(1);
-                length.next_multiple_of(minimum)
-            }
-            _ => length,
-        };
-        let buffer = self.buffer(length);
         match &self.source {
             Source::Server(client) => {
                 let client = client.clone();
-                self.submit(&client, offset, buffer, true);
+                self.submit(&client, offset, length, true);
             }
             Source::Disk(disk) => {
-                let mut buffer = buffer;
+                let disk = disk.clone();
+                let mut buffer = self.buffer(length);
                 let read = || disk.read(&mut buffer, offset);
                 let read = self.activity.during(Step::Read, (offset, piece.length), read);
                 read.map_err(|error| self.cannot_read(offset, true, &error))?;
@@ -121,14 +120,14 @@ impl<'a> Verifier<'a> {
             }
             Source::Stream => {}
         }
-        let buffer = self.buffer(whole);
         match &self.destination {
             Destination::Server(client) => {
                 let client = client.clone();
-                self.submit(&client, offset, buffer, false);
+                self.submit(&client, offset, length, false);
             }
             Destination::Disk(disk) => {
-                let mut buffer = buffer;
+                let disk = disk.clone();
+                let mut buffer = self.buffer(length);
                 let read = || disk.read(&mut buffer, offset);
                 let read = self.activity.during(Step::ReadBack, (offset, piece.length), read);
                 read.map_err(|error| self.cannot_read(offset, false, &error))?;
@@ -139,10 +138,13 @@ impl<'a> Verifier<'a> {
         Ok(true)
     }
 
-    fn submit(&mut self, client: &Client, offset: u64, buffer: Vec<u8>, of_source: bool) {
+    /// Reads so many bytes, in whole blocks: the side may have more bytes than are compared.
+    fn submit(&mut self, client: &Client, offset: u64, compared: usize, of_source: bool) {
+        let minimum = usize::try_from(client.export().block_size().minimum()).unwrap_or(1);
+        let buffer = self.buffer(compared.next_multiple_of(minimum));
         let length = buffer.len() as u64;
         self.pending.push(client.submit_read_into(offset, buffer, Flags::empty()));
-        self.in_flight.push(InFlight { offset, length, of_source });
+        self.in_flight.push(InFlight { offset, length, compared, of_source });
     }
 
     fn buffer(&mut self, length: usize) -> Vec<u8> {
@@ -152,9 +154,10 @@ impl<'a> Verifier<'a> {
     }
 
     fn landed(&mut self, at: usize) -> Result<(), CopyError> {
-        let InFlight { offset, of_source, .. } = self.in_flight.swap_remove(at);
-        let (buffer, result) = self.pending.swap_remove(at).wait();
+        let InFlight { offset, compared, of_source, .. } = self.in_flight.swap_remove(at);
+        let (mut buffer, result) = self.pending.swap_remove(at).wait();
         result.map_err(|error| self.cannot_read(offset, of_source, &error))?;
+        buffer.truncate(compared);
         let half = if of_source { Half::Source(buffer) } else { Half::Destination(buffer) };
         self.arrived(offset, half);
         Ok(())
@@ -169,13 +172,12 @@ impl<'a> Verifier<'a> {
                 return;
             }
         };
-        let length = source.len().min(destination.len());
-        if let Some(at) = first_difference(&source, &destination[..length]) {
+        if let Some(at) = first_difference(&source, &destination) {
             let found = offset + at as u64;
             self.found = Some(self.found.map_or(found, |before| before.min(found)));
             self.shared.feed.stop();
         }
-        self.shared.done(offset, length as u64);
+        self.shared.done(offset, source.len() as u64);
         self.spare.extend([source, destination]);
     }
 

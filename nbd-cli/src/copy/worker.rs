@@ -81,7 +81,7 @@ impl Shared {
         match self.count.load(Ordering::Relaxed) {
             count if count == size => Ok(()),
             count => Err(Failure::failed(format!(
-                "a fault in nbd copy: {count} bytes of {size} were copied; please report it"
+                "a fault of nbd: {count} bytes of {size} were dealt with; please report it"
             ))),
         }
     }

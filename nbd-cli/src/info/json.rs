@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::contents;
 use super::report::{Described, Report};
+use crate::json;
 
 /// Writes a report.
 pub(crate) fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
@@ -17,8 +18,7 @@ pub(crate) fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
         "extended": report.extended,
         "exports": exports,
     });
-    serde_json::to_writer_pretty(&mut *out, &document)?;
-    writeln!(out)
+    json::write(out, &document)
 }
 
 fn one(export: &Described) -> Value {

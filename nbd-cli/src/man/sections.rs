@@ -32,7 +32,7 @@ pub(super) const fn environment() -> Section {
             (
                 "NBD_LOG",
                 "What is logged on standard error: warn, info, debug or trace. nbd serve and nbd copy take the more verbose of this \
-                 and -v; nbd info, list, map, dump, bench and resize log nothing without it.",
+                 and -v; nbd info, list, map, dump, compare, bench and resize log nothing without it.",
             ),
             ("NBD_SSH", "The program that nbd+ssh:// URIs run in place of ssh."),
             (
@@ -110,6 +110,13 @@ pub(crate) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
             (
                 "Copy between servers, with a line of progress:",
                 "nbd copy --progress nbd://old/disk nbd://new/disk",
+            ),
+        ],
+        "compare" => &[
+            ("Compare a file with what a server has:", "nbd compare disk.img nbd://localhost/disk"),
+            (
+                "Compare a raw image with one of another format:",
+                "nbd compare disk.img [ qemu-nbd -r -f qcow2 disk.qcow2 ]",
             ),
         ],
         "bench" => &[

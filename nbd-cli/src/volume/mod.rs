@@ -44,6 +44,9 @@ enum Action {
     List {
         /// Where
         url: String,
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Show the size of a volume, the space that it takes, its snapshots, and the server that has it open
     #[command(display_name = crate::NAME)]
@@ -93,6 +96,9 @@ enum Action {
         /// The volume, or URL@SNAPSHOT
         #[arg(value_name = "URL[@SNAPSHOT]")]
         url: String,
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Delete a volume with all of its snapshots, or one snapshot
     ///
@@ -117,16 +123,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             let volume = NewVolume::of_size(*size).with_block_size(block_size);
             wait(nbd_volume::create(&location(url)?, &volume))
         }
-        Action::List { url } => {
+        Action::List { url, json } => {
             let found = wait(nbd_volume::list(&location(url)?))?;
-            output::write(|out| show::list(out, &found))
+            output::write(|out| show::list(out, &found, *json))
         }
         Action::Info { url, json } => {
             let about = wait(nbd_volume::info(&location(url)?))?;
-            output::write(|out| match json {
-                true => show::json(out, &about),
-                false => show::text(out, &about),
-            })
+            output::write(|out| show::info(out, &about, *json))
         }
         Action::Resize { url, size } => wait(nbd_volume::resize(&location(url)?, *size)),
         Action::Snapshot { url, name } => wait(nbd_volume::snapshot(&location(url)?, name)),
@@ -134,10 +137,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             let (from, snapshot) = split_snapshot(from);
             wait(clone(from, snapshot, to))
         }
-        Action::Check { url } => {
+        Action::Check { url, json } => {
             let (url, snapshot) = split_snapshot(url);
             let report = wait(nbd_volume::check(&location(url)?, snapshot, |_| ()))?;
-            output::write(|out| show::report(out, &report))?;
+            output::write(|out| show::report(out, &report, *json))?;
             match report.damage.len() {
                 0 => Ok(()),
                 _ => Err(Failure::failed(format!("the volume at {url} is damaged"))),

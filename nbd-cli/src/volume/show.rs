@@ -4,19 +4,26 @@ use std::io::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
 use nbd_volume::{Info, Location, Report};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::output::{Failed, Out, printable};
 
 /// The URLs, one a line.
-pub(super) fn list(out: &mut Out, found: &[Location]) -> Result<(), Failed> {
+pub(super) fn list(out: &mut Out, found: &[Location], json: bool) -> Result<(), Failed> {
+    if json {
+        let found: Vec<_> = found.iter().map(|one| json!({ "url": one.to_string() })).collect();
+        return Ok(crate::json::write(out, &found)?);
+    }
     for location in found {
         writeln!(out, "{}", printable(&location.to_string()))?;
     }
     Ok(())
 }
 
-pub(super) fn text(out: &mut Out, about: &Info) -> Result<(), Failed> {
+pub(super) fn info(out: &mut Out, about: &Info, json: bool) -> Result<(), Failed> {
+    if json {
+        return Ok(crate::json::write(out, &document(about))?);
+    }
     writeln!(out, "url         {}", printable(&about.url))?;
     writeln!(out, "size        {}", about.size)?;
     writeln!(out, "block size  {}", about.block_size)?;
@@ -37,7 +44,8 @@ pub(super) fn text(out: &mut Out, about: &Info) -> Result<(), Failed> {
     Ok(())
 }
 
-pub(super) fn json(out: &mut Out, about: &Info) -> Result<(), Failed> {
+/// What is known of a volume, for programs.
+fn document(about: &Info) -> Value {
     let snapshots =
         about.snapshots.iter().map(|one| json!({ "name": one.name, "created": one.created }));
     let writer = about.writer.as_ref().map(|writer| {
@@ -48,7 +56,7 @@ pub(super) fn json(out: &mut Out, about: &Info) -> Result<(), Failed> {
             "since": writer.since,
         })
     });
-    let value = json!({
+    json!({
         "url": about.url,
         "size": about.size,
         "block-size": about.block_size,
@@ -57,11 +65,16 @@ pub(super) fn json(out: &mut Out, about: &Info) -> Result<(), Failed> {
         "objects": about.objects,
         "snapshots": Vec::from_iter(snapshots),
         "writer": writer,
-    });
-    Ok(writeln!(out, "{value:#}")?)
+    })
 }
 
-pub(super) fn report(out: &mut Out, report: &Report) -> Result<(), Failed> {
+pub(super) fn report(out: &mut Out, report: &Report, json: bool) -> Result<(), Failed> {
+    if json {
+        let damage = report.damage.iter();
+        let damage = damage.map(|one| json!({ "offset": one.offset, "what": one.what }));
+        let document = json!({ "blocks": report.blocks, "damage": Vec::from_iter(damage) });
+        return Ok(crate::json::write(out, &document)?);
+    }
     for damage in &report.damage {
         writeln!(out, "offset {}: {}", damage.offset, printable(&damage.what))?;
     }
