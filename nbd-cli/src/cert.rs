@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use nbd_engine::tls::certificate_names;
+use nbd_engine::tls::CertificateInfo;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -26,12 +26,16 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// DIR gets ca-cert.pem, ca-key.pem, server-cert.pem, server-key.pem, client-cert.pem and client-key.pem, the names that
 /// nbdkit, libnbd and qemu use, too. The server needs ca-cert.pem and its own two files; a client ca-cert.pem, and its own
 /// two files where the server verifies clients. Keep ca-key.pem apart: its owner can make further certificates.
+///
+/// Each further client gets a certificate by --add-client. Keys are readable by their owner alone: a server that runs as
+/// another user, as packaged ones do, needs its key to be given to that user or group.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   nbd cert /etc/pki/nbd --name disks.example.org --name 192.0.2.7
   nbd serve --tls require --tls-certificates /etc/pki/nbd disk.img
   nbd info --tls-certificates /etc/pki/nbd nbds://disks.example.org/
-  nbd cert /etc/pki/nbd --renew")]
+  nbd cert /etc/pki/nbd --renew
+  nbd cert /etc/pki/nbd --add-client alice")]
 pub(crate) struct Arguments {
     /// The folder, which is made if need be
     #[arg(value_name = "DIR")]
@@ -52,9 +56,14 @@ pub(crate) struct Arguments {
     days: u32,
 
     /// Replace the server's and the client's files by new ones of the same authority, with the same owners and
-    /// permissions
+    /// permissions; with --add-client, those of that client. Certificates that have expired are renewed all the same
     #[arg(long)]
     renew: bool,
+
+    /// Make a certificate for one more client of the authority in DIR, and nothing else. The folder DIR/NAME gets the
+    /// three files that this client needs: ca-cert.pem, client-cert.pem and client-key.pem
+    #[arg(long, value_name = "NAME", value_parser = client_name, conflicts_with_all = ["names", "client"])]
+    add_client: Option<String>,
 
     /// Write JSON: the folder, and the names in the certificates
     #[arg(long)]
@@ -64,6 +73,9 @@ pub(crate) struct Arguments {
 /// `nbd cert`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = Folder { path: &arguments.directory, replace: arguments.renew };
+    if let Some(client) = &arguments.add_client {
+        return add_client(arguments, &folder, client);
+    }
     let names = match (arguments.names.is_empty(), arguments.renew) {
         (false, _) => arguments.names.clone(),
         (true, true) => folder.names_in("server-cert.pem")?,
@@ -79,28 +91,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let issuer = if arguments.renew {
         folder.authority()?
     } else {
-        folder.refuse_if_used()?;
-        let failed = |error| cannot("make the folder", folder.path, &error);
-        fs::create_dir_all(folder.path).map_err(failed)?;
+        folder.make()?;
         folder.make_authority(arguments.days.saturating_mul(10))?
     };
     folder.issue("server", &server, &issuer)?;
     folder.issue("client", &client, &issuer)?;
     output::write(|out| {
         if arguments.json {
-            // The files' names are the same everywhere; this way programs need not know them.
-            let shown = |file: &str| folder.path.join(file).to_string_lossy().into_owned();
-            let one = |name: &str, names: &[String]| {
-                json!({
-                    "names": names,
-                    "certificate": shown(&format!("{name}-cert.pem")),
-                    "key": shown(&format!("{name}-key.pem")),
-                })
-            };
             let document = json!({
-                "authority": shown("ca-cert.pem"),
-                "server": one("server", &names),
-                "client": one("client", &of_client),
+                "authority": folder.shown("ca-cert.pem"),
+                "server": folder.json("server", &names),
+                "client": folder.json("client", &of_client),
                 "days": arguments.days,
             });
             return Ok(json::write(out, &document)?);
@@ -111,6 +112,47 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         writeln!(out, "serve with: nbd serve --tls require --tls-certificates {shown} ...")?;
         Ok(())
     })
+}
+
+/// One more client of the authority in `folder`.
+fn add_client(arguments: &Arguments, folder: &Folder<'_>, name: &str) -> Result<(), Failure> {
+    let names = vec![name.to_owned()];
+    let client = params(names.clone(), arguments.days, ExtendedKeyUsagePurpose::ClientAuth)?;
+    let issuer = folder.authority()?;
+    let authority = folder.path.join("ca-cert.pem");
+    let authority =
+        fs::read_to_string(&authority).map_err(|error| cannot("read", &authority, &error))?;
+    let path = folder.path.join(name);
+    let own = Folder { path: &path, replace: arguments.renew };
+    if !arguments.renew {
+        own.make()?;
+    }
+    own.write("ca-cert.pem", &authority, 0o644)?.publish()?;
+    own.issue("client", &client, &issuer)?;
+    output::write(|out| {
+        if arguments.json {
+            let document = json!({
+                "authority": own.shown("ca-cert.pem"),
+                "client": own.json("client", &names),
+                "days": arguments.days,
+            });
+            return Ok(json::write(out, &document)?);
+        }
+        writeln!(out, "client certificate for {name}")?;
+        writeln!(out, "connect with: nbd info --tls-certificates {} nbds://...", path.display())?;
+        Ok(())
+    })
+}
+
+/// The name of a client, which is that of its folder.
+fn client_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.starts_with('.') || text.contains('/') || FILES.contains(&text) {
+        return Err(
+            "it is the name of a folder as well: choose one without '/' that begins with no dot"
+                .into(),
+        );
+    }
+    Ok(text.to_owned())
 }
 
 /// A host name, perhaps with a `*` for its first label, or an address.
@@ -191,6 +233,26 @@ const FILES: [&str; 6] = [
 ];
 
 impl Folder<'_> {
+    /// A file in it, for programs.
+    fn shown(&self, file: &str) -> String {
+        self.path.join(file).to_string_lossy().into_owned()
+    }
+
+    /// A certificate and its key, for programs. Their names are the same everywhere; this way nobody has to know them.
+    fn json(&self, name: &str, names: &[String]) -> serde_json::Value {
+        json!({
+            "names": names,
+            "certificate": self.shown(&format!("{name}-cert.pem")),
+            "key": self.shown(&format!("{name}-key.pem")),
+        })
+    }
+
+    /// Makes the folder, unless it is there without any of the files.
+    fn make(&self) -> Result<(), Failure> {
+        self.refuse_if_used()?;
+        fs::create_dir_all(self.path).map_err(|error| cannot("make the folder", self.path, &error))
+    }
+
     /// Before anything is written: no file of the same name is there.
     fn refuse_if_used(&self) -> Result<(), Failure> {
         for name in FILES {
@@ -225,7 +287,8 @@ impl Folder<'_> {
     /// The names in a certificate that is there.
     fn names_in(&self, file: &str) -> Result<Vec<String>, Failure> {
         let path = self.path.join(file);
-        let names = certificate_names(&path).map_err(|error| Failure::failed(error.to_string()))?;
+        let found = CertificateInfo::from_file(&path);
+        let names = found.map_err(|error| Failure::failed(error.to_string()))?.names;
         if names.is_empty() {
             let path = path.display();
             return Err(Failure::failed(format!(
@@ -246,6 +309,15 @@ impl Folder<'_> {
             })
         };
         let (certificate, key) = (read("ca-cert.pem")?, read("ca-key.pem")?);
+        let info = CertificateInfo::from_file(&self.path.join("ca-cert.pem"));
+        let info = info.map_err(|error| Failure::failed(error.to_string()))?;
+        if info.valid_until < SystemTime::now() {
+            return Err(Failure::failed(format!(
+                "the authority in {} has expired, so that nobody would accept its certificates: make a new one in another \
+                 folder, and give its ca-cert.pem to all clients",
+                self.path.display()
+            )));
+        }
         if key.contains("ENCRYPTED") {
             let path = self.path.join("ca-key.pem");
             let path = path.display();
@@ -354,7 +426,7 @@ mod tests {
         let before = fs::read(&key).unwrap();
         fs::set_permissions(&key, Permissions::from_mode(0o640)).unwrap();
         cert(&[shown, "--renew"]).unwrap();
-        let of = |file: &str| certificate_names(&path.join(file)).unwrap();
+        let of = |file: &str| CertificateInfo::from_file(&path.join(file)).unwrap().names;
         assert_eq!(of("server-cert.pem"), ["disks.example.org", "192.0.2.7"]);
         assert_eq!(of("client-cert.pem"), ["backup"]);
         assert_ne!(fs::read(&key).unwrap(), before);
@@ -367,6 +439,76 @@ mod tests {
         fs::remove_file(path.join("ca-key.pem")).unwrap();
         let error = cert(&[shown, "--renew"]).unwrap_err();
         assert!(error.contains("where the authority's certificate and key are"), "{error}");
+    }
+
+    /// Of the authority in a folder.
+    fn end(folder: &Path, name: &str, purpose: ExtendedKeyUsagePurpose) {
+        let folder = Folder { path: folder, replace: true };
+        let mut params = params(vec!["disks.example.org".into()], 1, purpose).unwrap();
+        params.not_after = (SystemTime::now() - DAY / 48).into();
+        folder.issue(name, &params, &folder.authority().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn certificates_that_have_expired_are_renewed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pki");
+        let shown = path.to_str().unwrap();
+        cert(&[shown]).unwrap();
+        end(&path, "server", ExtendedKeyUsagePurpose::ServerAuth);
+        end(&path, "client", ExtendedKeyUsagePurpose::ClientAuth);
+        let server = || TlsServer::from_directory(&path, ClientCertificates::Off);
+        assert!(server().unwrap_err().to_string().contains("expired"));
+        cert(&[shown, "--renew"]).unwrap();
+        server().unwrap();
+        let names = CertificateInfo::from_file(&path.join("server-cert.pem")).unwrap().names;
+        assert_eq!(names, ["disks.example.org"]);
+    }
+
+    #[test]
+    fn an_authority_that_has_expired_makes_no_certificates() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pki");
+        let shown = path.to_str().unwrap();
+        cert(&[shown]).unwrap();
+        let ca = Folder { path: &path, replace: true };
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.not_after = (SystemTime::now() - DAY / 48).into();
+        let certificate = params.self_signed(&key).unwrap();
+        ca.write("ca-key.pem", &key.serialize_pem(), 0o600).unwrap().publish().unwrap();
+        ca.write("ca-cert.pem", &certificate.pem(), 0o644).unwrap().publish().unwrap();
+        for words in [&["--renew"][..], &["--add-client", "alice"]] {
+            let error = cert(&[&[shown], words].concat()).unwrap_err();
+            assert!(error.contains("has expired"), "{error}");
+        }
+    }
+
+    #[test]
+    fn further_clients_have_folders_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pki");
+        let shown = path.to_str().unwrap();
+        cert(&[shown, "--add-client", "alice"]).unwrap_err();
+        cert(&[shown]).unwrap();
+        for name in ["alice", "bob"] {
+            cert(&[shown, "--add-client", name]).unwrap();
+            let own = path.join(name);
+            let names = CertificateInfo::from_file(&own.join("client-cert.pem")).unwrap().names;
+            assert_eq!(names, [name]);
+            TlsClient::builder().directory(&own).build().unwrap();
+            assert_eq!(fs::metadata(own.join("client-key.pem")).unwrap().mode() & 0o777, 0o600);
+        }
+        let key = path.join("alice/client-key.pem");
+        let before = fs::read(&key).unwrap();
+        let error = cert(&[shown, "--add-client", "alice"]).unwrap_err();
+        assert!(error.contains("there already"), "{error}");
+        assert_eq!(fs::read(&key).unwrap(), before);
+        cert(&[shown, "--add-client", "alice", "--renew"]).unwrap();
+        assert_ne!(fs::read(&key).unwrap(), before);
+        for name in ["", ".", "..", ".x", "a/b", "/etc", "ca-key.pem"] {
+            cert(&[shown, "--add-client", name]).unwrap_err();
+        }
     }
 
     /// Whenever a server reads them, and however often: it finds a certificate and its own key.

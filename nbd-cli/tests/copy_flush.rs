@@ -7,6 +7,7 @@ mod support;
 use std::process::Command;
 
 use nbd_testkit::LoopDevice;
+use nbd_testkit::peers::skip;
 use nbd_testkit::process::run;
 use nbd_testkit::raw::{Cmd, Errno, Mode};
 use nbd_testkit::scripted::{Answer, Export, Script, ScriptedServer};
@@ -25,7 +26,7 @@ impl SmallFileSystem {
         mount.args(["-t", "tmpfs", "-o", &options, "none"]).arg(folder.path(""));
         let finished = run(&mut mount, SOON);
         if !finished.status.success() {
-            eprintln!("SKIPPED: copies to a full device, as mounting failed: {}", finished.stderr);
+            skip(&format!("copies to a full device, as mounting failed: {}", finished.stderr));
             return None;
         }
         Some(Self(folder))

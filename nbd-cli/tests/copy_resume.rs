@@ -7,6 +7,7 @@ mod support;
 use std::fs;
 use std::process::Command;
 
+use nbd_testkit::LoopDevice;
 use nbd_testkit::process::Background;
 use nbd_testkit::raw::{Cmd, Mode};
 use nbd_testkit::scripted::{Export, Script, ScriptedServer};
@@ -21,8 +22,12 @@ const ONE_BY_ONE: [&str; 7] =
 
 /// A connection that answers so many reads, and breaks at the next.
 fn reads(count: usize) -> Script {
+    reads_of(SIZE, count)
+}
+
+fn reads_of(size: usize, count: usize) -> Script {
     let mut export = Export::new(Mode::Extended);
-    export.size = SIZE as u64;
+    export.size = size as u64;
     let script = Script::new(export).enter();
     (0..count).fold(script, |script, _| script.request(Cmd::READ).obey())
 }
@@ -53,6 +58,109 @@ fn an_interrupted_copy_goes_on_where_it_was() {
     copy(&[&ONE_BY_ONE[..], &[&uri, &whole]].concat());
     assert_same(&read(&to), &read(&whole));
     server.finish();
+}
+
+/// Before a copy to a block device goes on, so much of it is compared with the source, by a read each.
+const SAMPLES: usize = 16;
+
+/// The source of a copy to a block device, and the size of a request there.
+const SMALL: usize = MIB;
+const SMALL_STEP: usize = 64 << 10;
+const SMALL_ONE_BY_ONE: [&str; 7] =
+    ["--resume", "--synchronous", "--request-size", "64k", "-S", "0", "--no-extents"];
+
+#[test]
+fn an_interrupted_copy_onto_a_block_device_goes_on_where_it_was() {
+    if !LoopDevice::are_possible() {
+        return;
+    }
+    let folder = Folder::new();
+    let record = folder.text("record");
+    let device = LoopDevice::new(&vec![7; SMALL + SMALL_STEP]);
+    let all = SMALL / SMALL_STEP;
+    let server = ScriptedServer::unix([
+        reads_of(SMALL, 5).header(Cmd::READ),
+        reads_of(SMALL, SAMPLES + 4).header(Cmd::READ),
+        reads_of(SMALL, SAMPLES + all - 9).header(Cmd::DISC),
+        reads_of(SMALL, all).header(Cmd::DISC),
+    ]);
+    let uri = server.endpoint().uri("");
+    let words = [&SMALL_ONE_BY_ONE[..], &["--record", &record, &uri, &device.path]].concat();
+    for done in [5, 9] {
+        let said = refused(&words);
+        assert!(said.contains(&format!("at offset {}:", done * SMALL_STEP)), "{said}");
+        let recorded = fs::read_to_string(&record).unwrap();
+        assert!(recorded.contains(&format!("\"copied\": {}", done * SMALL_STEP)), "{recorded}");
+    }
+    copy(&words);
+    assert!(fs::metadata(&record).is_err(), "the copy is complete, which needs no record");
+    let whole = folder.text("whole");
+    copy(&[&SMALL_ONE_BY_ONE[..], &[&uri, &whole]].concat());
+    let copied = read(&device.path);
+    assert_same(&copied[..SMALL], &read(&whole));
+    assert!(copied[SMALL..].iter().all(|byte| *byte == 7), "what the source does not have stays");
+    server.finish();
+}
+
+#[test]
+fn a_copy_goes_on_to_the_same_disk_under_another_name_and_to_no_other_disk() {
+    if !LoopDevice::are_possible() {
+        return;
+    }
+    let folder = Folder::new();
+    let (record, disk) = (folder.text("record"), folder.file("disk", &vec![7; SMALL]));
+    let server = ScriptedServer::unix([
+        reads_of(SMALL, 3).header(Cmd::READ),
+        reads_of(SMALL, 0).header(Cmd::DISC),
+        reads_of(SMALL, SAMPLES).serve(),
+        reads_of(SMALL, SAMPLES + SMALL / SMALL_STEP - 3).header(Cmd::DISC),
+    ]);
+    let uri = server.endpoint().uri("");
+    let to = |device: &LoopDevice| {
+        try_copy(&[&SMALL_ONE_BY_ONE[..], &["--record", &record, &uri, &device.path]].concat())
+    };
+    let refused = |device: &LoopDevice| {
+        let finished = to(device);
+        assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
+        finished.stderr
+    };
+    let device = LoopDevice::on(disk.as_ref());
+    refused(&device);
+    // Another disk of that size takes the number.
+    drop(device);
+    let other = LoopDevice::new(&vec![7; SMALL]);
+    let said = refused(&other);
+    assert!(said.contains("the destination") && said.contains("is not the one"), "{said}");
+    let device = LoopDevice::on(disk.as_ref());
+    // It was written to.
+    let copied = read(&device.path);
+    fs::write(&device.path, vec![0; SMALL_STEP]).unwrap();
+    let said = refused(&device);
+    assert!(said.contains("was written to since") && said.contains(&record), "{said}");
+    fs::write(&device.path, &copied[..SMALL_STEP]).unwrap();
+    to(&device).success();
+    assert!(fs::metadata(&record).is_err(), "the copy is complete");
+    server.finish();
+}
+
+#[test]
+fn the_record_of_a_file_is_beside_it_and_that_of_a_block_device_where_it_is_said() {
+    let folder = Folder::new();
+    let (from, to) = (folder.file("from", &noise(MIB)), folder.text("to"));
+    let record = folder.text("record");
+    let usage = |words: &[&str], wanted: &str| {
+        let finished = try_copy(words);
+        assert_eq!(finished.status.code(), Some(64), "{words:?}: {}", finished.stderr);
+        assert!(finished.stderr.contains(wanted), "{words:?}: {}", finished.stderr);
+    };
+    usage(&["--resume", "--record", &record, &from, &to], "is beside it");
+    assert!(fs::metadata(&to).is_err());
+    usage(&["--record", &record, &from, &to], "--resume");
+    if LoopDevice::are_possible() {
+        let device = LoopDevice::new(&vec![7; MIB]);
+        usage(&["--resume", &from, &device.path], "--record FILE");
+        assert!(read(&device.path).iter().all(|byte| *byte == 7), "it was not written to");
+    }
 }
 
 #[test]

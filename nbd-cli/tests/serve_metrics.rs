@@ -126,6 +126,19 @@ fn a_scrape_is_well_formed_and_counts_what_a_client_saw() {
 }
 
 #[test]
+fn those_who_may_not_connect_are_counted() {
+    let serving = Serving::start(&["--allow-user", "4000000000", "memory:1M"]);
+    for _ in 0..3 {
+        let mut wire = UnixStream::connect(serving.path("nbd.sock")).unwrap();
+        assert_eq!(wire.read_to_end(&mut Vec::new()).unwrap_or(0), 0);
+    }
+    wait_until("three are counted", LIMIT, || {
+        serving.scrape()["nbd_connections_denied_total"].sum("", &[]) == 3.0
+    });
+    assert_eq!(serving.scrape()["nbd_connections_accepted_total"].sum("", &[]), 0.0);
+}
+
+#[test]
 fn only_metrics_are_there_and_only_to_be_read() {
     let serving = Serving::start(&["memory:1M"]);
     for (request, says) in [

@@ -105,6 +105,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::effort::config())]
+
         /// Any order of adding the pieces of a range gives the same answers as a map of bytes.
         #[test]
         fn agrees_with_a_map_of_bytes(pieces in prop::collection::vec((0u64..64, 1u64..16), 0..40)) {

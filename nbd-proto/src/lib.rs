@@ -149,6 +149,8 @@ pub mod guide {
 }
 mod command;
 mod coverage;
+#[cfg(test)]
+mod effort;
 mod error;
 mod export;
 mod in_flight;

@@ -3,7 +3,7 @@
 use nbd_endurance::kills::{Campaign, DiskKind, Server};
 use nbd_endurance::process::Runtime;
 use nbd_testkit::cases;
-use nbd_testkit::peers::require;
+use nbd_testkit::peers::{require, skip};
 use nbd_testkit::server::nbd_binary;
 
 /// Kills of each kind of disk, on each runtime.
@@ -12,12 +12,13 @@ const KILLS: u64 = 6;
 /// Kills within which a server that loses data has to be found. Any of them shows it, nearly.
 const MAX_KILLS: u64 = 30;
 
+#[track_caller]
 fn campaign(server: Server, kind: DiskKind) -> Option<Campaign> {
     match Campaign::new(server, kind) {
         Ok(campaign) => Some(campaign),
         Err(why) => {
             assert_eq!(kind, DiskKind::Loop, "a file can be made: {why}");
-            eprintln!("SKIPPED: no loop device can be made here: {why}");
+            skip(&format!("kills of block devices, as no loop device can be made: {why}"));
             None
         }
     }

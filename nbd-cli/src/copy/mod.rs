@@ -8,6 +8,7 @@ mod disk;
 mod error;
 mod extents;
 mod feed;
+mod identity;
 #[cfg(test)]
 mod model;
 mod open;
@@ -16,7 +17,9 @@ mod progress;
 mod record;
 mod run;
 mod same;
+mod samples;
 mod sink;
+mod sysfs;
 mod team;
 mod verify;
 mod worker;

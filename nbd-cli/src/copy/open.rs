@@ -59,6 +59,8 @@ pub(super) struct Wishes {
     pub(super) allocated: bool,
     /// What is written has to be read, too.
     pub(super) verify: bool,
+    /// What an earlier copy wrote to a block device has to be read.
+    pub(super) resume: bool,
     /// How long servers may take for an answer; zero for any time.
     pub(super) timeout: Duration,
     pub(super) retries: Retries,
@@ -134,7 +136,8 @@ impl Side {
                     let mut how = OpenOptions::new();
                     // A missing device must not become a file in the memory that /dev lies in.
                     let create = !is_device_path(path);
-                    how.write(true).create(create).truncate(false).read(wishes.verify);
+                    let reads = wishes.verify || wishes.resume && is_block_device(path);
+                    how.write(true).create(create).truncate(false).read(reads);
                     let file = open(path, &how, &name)?;
                     Kind::local(file, &name, wishes)?
                 }
@@ -260,6 +263,10 @@ impl Kind {
 /// they are empty.
 fn has_bytes(file: &File) -> bool {
     matches!(file.read_at(&mut [0], 0), Ok(1))
+}
+
+fn is_block_device(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
 /// The path of a side that is a file or device; `None` for a server.

@@ -1,4 +1,4 @@
-//! What an interrupted copy has got done: a small file beside the destination, which is there as long as that is not complete.
+//! What an interrupted copy has got done: a small file, which is there as long as the destination is not complete.
 
 use core::fmt;
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::disk::Disk;
 use super::open::{Kind, Side, cannot};
+use super::{identity, samples};
 use crate::exit::Failure;
 
 /// Bytes of the destination after which the record is brought up to date, by default. What was copied since is copied again.
@@ -63,11 +64,37 @@ impl fmt::Debug for Record {
     }
 }
 
-/// Where the record of a destination is.
+/// Where the record of a file is.
 pub(super) fn path_of(destination: &Path) -> PathBuf {
     let mut path = OsString::from(destination);
     path.push(".nbd-copy");
     path.into()
+}
+
+/// Where the record may be.
+#[derive(Debug)]
+pub(super) struct Paths {
+    /// Beside the destination, if that is local.
+    pub(super) beside: Option<PathBuf>,
+    /// Where the caller says.
+    pub(super) wanted: Option<PathBuf>,
+}
+
+impl Paths {
+    /// Beside a file, where every copy to it finds it; and where the caller says for a block device, since the folder of its
+    /// path is in memory, and gone after a restart.
+    fn of(self, name: &str, regular: bool) -> Result<PathBuf, Failure> {
+        match (self, regular) {
+            (Self { wanted: None, beside: Some(beside) }, true) => Ok(beside),
+            (_, true) => Err(Failure::usage(format!(
+                "--record: the record of {name} is beside it, where every copy to it finds it; leave the option out"
+            ))),
+            (Self { wanted: Some(wanted), .. }, false) => Ok(wanted),
+            (Self { wanted: None, .. }, false) => Err(Failure::usage(format!(
+                "--resume: no record stays beside {name}, a block device; say where to keep it by --record FILE"
+            ))),
+        }
+    }
 }
 
 impl Record {
@@ -75,18 +102,19 @@ impl Record {
     ///
     /// # Errors
     /// When it was a copy of something else.
-    pub(super) fn resume(path: PathBuf, source: &Side, to: &Side) -> Result<Self, Failure> {
-        let Kind::Disk { disk, regular: true, .. } = &to.kind else {
+    pub(super) fn resume(paths: Paths, source: &Side, to: &Side) -> Result<Self, Failure> {
+        let Kind::Disk { disk, regular, size: room } = &to.kind else {
             return Err(Failure::usage(format!(
-                "--resume: {} is no file, beside which a record could be kept",
+                "--resume: {} is no file and no block device, onto which a copy could go on",
                 to.name
             )));
         };
+        let path = paths.of(&to.name, *regular)?;
         let size = source.size().ok_or_else(|| {
             Failure::usage(format!("--resume: {} can't be read from the middle on", source.name))
         })?;
-        let inode = identity(&disk.file).map_err(|error| cannot("use", &to.name, &error))?;
-        let sides = json!({ "source": about(source)?, "destination": inode });
+        let this = identity::of(&disk.file).map_err(|error| cannot("use", &to.name, &error))?;
+        let sides = json!({ "source": about(source)?, "destination": this });
         let mut marks = Marks::default();
         if let Some(recorded) = read(&path)? {
             let differs = |what: &str, name: &str| {
@@ -96,15 +124,28 @@ impl Record {
                     path.display()
                 ))
             };
-            if recorded["source"] != sides["source"] {
+            let is_same = |side: &str| identity::is_same(&recorded[side], &sides[side]);
+            if !is_same("source") {
                 return Err(differs("the source", &source.name));
             }
             let copied = recorded["copied"].as_u64().filter(|copied| *copied <= size);
-            let whole = disk.file.metadata().is_ok_and(|metadata| metadata.len() == size);
-            match copied.filter(|_| recorded["destination"] == sides["destination"]) {
+            let whole = !regular || *room == size;
+            match copied.filter(|_| is_same("destination")) {
                 // It was interrupted before the destination had its size.
                 Some(0) => {}
-                Some(copied) if whole => (marks.reach, marks.recorded) = (copied, copied),
+                Some(copied) if whole => {
+                    // A file's record is removed by a copy of anything else.
+                    if !regular && !samples::agree(source, disk, &to.name, copied)? {
+                        return Err(Failure::failed(format!(
+                            "cannot go on with the copy: {} and {} differ in what was copied according to {}: one of \
+                             them was written to since; remove that file to begin anew",
+                            source.name,
+                            to.name,
+                            path.display()
+                        )));
+                    }
+                    (marks.reach, marks.recorded) = (copied, copied);
+                }
                 _ => return Err(differs("the destination", &to.name)),
             }
         }
@@ -242,22 +283,20 @@ fn read(path: &Path) -> Result<Option<Value>, Failure> {
     }
 }
 
-fn identity(file: &File) -> io::Result<Value> {
-    let metadata = file.metadata()?;
-    Ok(json!({ "device": metadata.dev(), "inode": metadata.ino() }))
-}
-
-/// What is known of the source, to be recognised later. A server's data may change without a trace.
+/// What is known of the source, to be recognised later. Data of a server or of a block device may change without a trace.
 fn about(source: &Side) -> Result<Value, Failure> {
     let known = match &source.kind {
-        Kind::Disk { disk, size, .. } => {
+        Kind::Disk { disk, size, regular } => {
             let about = || -> io::Result<Value> {
                 let metadata = disk.file.metadata()?;
-                let mut about = identity(&disk.file)?;
+                let mut about = identity::of(&disk.file)?;
                 about["size"] = (*size).into();
-                // The time of a change can't be set by programs, as that of a modification can.
-                about["changed"] =
-                    format!("{}.{:09}", metadata.ctime(), metadata.ctime_nsec()).into();
+                // The time of a change can't be set by programs, as that of a modification can. That of a block device is
+                // about its path, not about what is in it.
+                if *regular {
+                    about["changed"] =
+                        format!("{}.{:09}", metadata.ctime(), metadata.ctime_nsec()).into();
+                }
                 Ok(about)
             };
             about().map_err(|error| cannot("use", &source.name, &error))?

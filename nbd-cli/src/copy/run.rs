@@ -14,7 +14,7 @@ use super::feed::Feed;
 use super::open::{Kind, Side, Wishes, cannot};
 use super::plan::{Cut, Plan};
 use super::progress::{Phase, Progress, Wanted};
-use super::record::{self, Record};
+use super::record::{self, Paths, Record};
 use super::sink::InOrder;
 use super::team::{Ends, Pair, Team};
 use super::verify::Verifier;
@@ -46,6 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         extents: !arguments.no_extents,
         allocated: arguments.allocated,
         verify: arguments.verify,
+        resume: arguments.resume,
         timeout: arguments.timeout,
         retries: arguments.retries.clone(),
         tls: arguments.tls.clone(),
@@ -59,8 +60,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.tls.check_used(&uris)?;
     let mut copy = Copy::prepare(arguments, progress, source, destination)?;
     if arguments.resume {
-        let path = record_path.unwrap_or_default();
-        let record = Arc::new(Record::resume(path, &copy.source, &copy.destination)?);
+        let paths = Paths { beside: record_path, wanted: arguments.record.clone() };
+        let record = Arc::new(Record::resume(paths, &copy.source, &copy.destination)?);
         record_when_signalled(&record)?;
         copy.record = Some(record);
     } else if let Some(path) = record_path.filter(|_| copy.destination.is_regular()) {

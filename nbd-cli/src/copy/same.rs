@@ -2,11 +2,9 @@
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
-
-use rustix::fs::{major, minor};
 
 use super::open::{Kind, Side};
+use super::sysfs::Device;
 use crate::exit::Failure;
 use crate::target::OpenFile;
 
@@ -31,19 +29,11 @@ impl Store {
         if !kind.is_block_device() {
             return None;
         }
+        let device = Device::new(metadata.rdev());
         let mut chain = vec![Identity::Device(metadata.rdev())];
-        let number = |device: u64| format!("{}:{}", major(device), minor(device));
-        let folder = Path::new("/sys/dev/block").join(number(metadata.rdev()));
-        let disk = match folder.join("partition").exists() {
-            true => fs::canonicalize(&folder).ok().and_then(|path| Some(path.parent()?.to_owned())),
-            false => None,
-        };
-        if let Some(device) = disk.as_deref().and_then(device) {
-            chain.push(Identity::Device(device));
-        }
-        let backing = disk.as_ref().unwrap_or(&folder).join("loop/backing_file");
-        if let Ok(file) = fs::read_to_string(backing)
-            && let Ok(metadata) = fs::metadata(file.trim_end_matches('\n'))
+        chain.extend(device.whole().map(Identity::Device));
+        if let Some(file) = device.backing_file()
+            && let Ok(metadata) = fs::metadata(file)
             && let Some(Self(below)) = Self::new(&metadata)
         {
             chain.extend(below);
@@ -55,13 +45,6 @@ impl Store {
     fn overlaps(&self, other: &Self) -> bool {
         self.0.contains(&other.0[0]) || other.0.contains(&self.0[0])
     }
-}
-
-/// The number of the block device that a folder of sysfs is about.
-fn device(folder: &Path) -> Option<u64> {
-    let text = fs::read_to_string(folder.join("dev")).ok()?;
-    let (major, minor) = text.trim_end().split_once(':')?;
-    Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// Refuses a copy whose two sides are known to be the same, or to share a file.

@@ -14,6 +14,7 @@ use nbd_engine::export::{
 use rustix::fs::{Access, access};
 
 use super::config::{Backend, Config, Export, Size, Source};
+use super::denied;
 use super::folder::Folder;
 use super::layers::{Base, Layer, has_overlay, put_around};
 use crate::exit::Failure;
@@ -195,7 +196,7 @@ fn cannot_open(error: &OpenError) -> Failure {
         (None, Some(path)) if error.kind() == ErrorKind::IsADirectory => {
             format!(", or, to serve each file in it: dir:{}", shell_path(path))
         }
-        _ => String::new(),
+        _ => denied::why(error.kind()),
     };
     Failure::failed(format!("{error}{remedy}"))
 }

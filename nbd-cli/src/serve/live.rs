@@ -1,5 +1,6 @@
 //! The exports of a running server, which can be replaced by others.
 
+use core::fmt;
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -74,6 +75,19 @@ pub(crate) struct Changes {
     /// Those that were opened anew, and whose clients are disconnected.
     pub(super) replaced: Vec<String>,
     pub(super) removed: Vec<String>,
+}
+
+impl fmt::Display for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (verb, names) in self.named() {
+            if !names.is_empty() {
+                write!(f, "{separator}{verb} {names:?}")?;
+                separator = ", ";
+            }
+        }
+        if separator.is_empty() { f.write_str("no export has changed") } else { Ok(()) }
+    }
 }
 
 impl Changes {

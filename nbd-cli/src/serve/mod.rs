@@ -9,6 +9,7 @@ mod block_size;
 mod captive;
 mod config;
 mod control;
+mod denied;
 mod export_word;
 mod folder;
 mod layers;

@@ -211,7 +211,7 @@ fn addresses(word: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
 fn cannot_listen_on_tcp(error: &io::Error) -> Failure {
     let remedy = match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "; stop that server, or choose another place (--port 0 takes a free port)"
+            "; stop that server, or choose another address (--port 0 takes a free port)"
         }
         io::ErrorKind::PermissionDenied => "; choose a port above 1023",
         io::ErrorKind::AddrNotAvailable => "; choose an address of this machine",
@@ -227,7 +227,7 @@ pub(super) fn cannot_listen_on_unix(error: &io::Error, path: &Path) -> Failure {
     let folder = folder.unwrap_or(Path::new("."));
     let shown = folder.display();
     let remedy = match error.kind() {
-        Kind::AddrInUse => "; stop that server, or choose another place".into(),
+        Kind::AddrInUse => "; stop that server, or choose another path".into(),
         Kind::AlreadyExists => "; choose another path".into(),
         Kind::NotFound => format!("; make the folder first: mkdir -p {}", shell_path(folder)),
         Kind::NotADirectory => format!("; {shown} is no folder: choose a path in one"),

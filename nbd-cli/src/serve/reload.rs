@@ -108,7 +108,7 @@ impl Reload {
         };
         *self.security() = security;
         *config = next;
-        tracing::info!(?changes, "read the configuration again");
+        tracing::info!("read the configuration again: {changes}");
         if !stays.is_empty() {
             tracing::warn!(
                 "{}: {} differ from what is in force, and take a restart of the server; all else in the file is in force",

@@ -6,6 +6,7 @@ use clap::Args;
 use nbd_engine::tls::{ClientCertificates, ServerTlsMode, TlsServer, default_server_directory};
 
 use super::config::{Config, Tls, TlsMode};
+use super::denied;
 use crate::exit::Failure;
 
 /// Options of `nbd serve`.
@@ -132,7 +133,11 @@ fn open_unblamed(config: &Config) -> Result<Option<(ServerTlsMode, TlsServer)>, 
 }
 
 fn unusable(error: nbd_engine::tls::TlsError) -> Failure {
-    Failure::failed(error.to_string())
+    let why = match &error {
+        nbd_engine::tls::TlsError::Unreadable { source, .. } => denied::why(source.kind()),
+        _ => String::new(),
+    };
+    Failure::failed(format!("{error}{why}"))
 }
 
 #[cfg(feature = "tls-psk")]

@@ -136,7 +136,7 @@ fn a_live_servers_socket_is_left_to_it() {
         let live = Serving::start(arguments().chain(socket_argument(&path)));
         let mut second = serve(arguments().chain(socket_argument(&path)));
         let named = path.display().to_string();
-        refuses(&mut second, 1, &[&named, "another server", "choose another place"]);
+        refuses(&mut second, 1, &[&named, "another server", "choose another path"]);
         RawClient::go_simple(&live.endpoint()).finish();
         live.stop();
     }

@@ -26,6 +26,8 @@ fn a_full_server_refuses_clients_and_says_so_once() {
         for _ in 0..50 {
             Wire::connect(&server.endpoint()).drain_to_eof();
         }
+        let refused = run(&mut nbd(&["info", &server.uri]), LIMIT).failure();
+        assert!(refused.contains("it may have all connections that it can have"), "{refused}");
         only.read(0, 512);
         only.finish();
         server.process.terminate();
@@ -34,7 +36,7 @@ fn a_full_server_refuses_clients_and_says_so_once() {
         let lines: Vec<&str> = log.lines().collect();
         let [first, last] = lines[..] else { panic!("not two lines: {log}") };
         assert!(first.contains("the server is full") && first.contains("--max-connections"));
-        assert!(last.contains("times=49"), "{log}");
+        assert!(last.contains("times=50"), "{log}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{PipeReader, Read, pipe};
 use std::process::{Command, Stdio};
 
 use nbd_testkit::process::Background;
-use nbd_testkit::raw::RawClient;
+use nbd_testkit::raw::{Errno, RawClient, Request};
 
 use super::{LIMIT, RUNTIMES, Serving, serve};
 
@@ -63,6 +63,38 @@ fn a_slow_reader_of_the_log_learns_how_much_it_has_missed() {
     assert_eq!(server.end().0, Some(0));
     let log = slow.join().unwrap();
     assert!(log.contains(" lines of the log were lost here\n"), "{} bytes", log.len());
+}
+
+/// With what the log has by default, and once for each disk, however often clients try again.
+#[test]
+fn a_disk_that_fails_is_in_the_log_by_name_and_with_its_error() {
+    for runtime in RUNTIMES {
+        let words = ["bad=memory:1M", "worse=memory:1M", "--layer", "error:EIO,commands=write"];
+        let server = Serving::spawn(serve(["--runtime", runtime, "--port", "0"]).args(words));
+        for name in ["bad", "worse"] {
+            let mut client = RawClient::negotiate(&server.endpoint());
+            client.go(name, &[]).unwrap();
+            for _ in 0..100 {
+                client.call(&Request::write(4096, &[1; 512])).expect_error(Errno::EIO);
+            }
+            // What the client did wrong is not the disk's fault.
+            client.call(&Request::read(1 << 20, 1)).expect_error(Errno::EINVAL);
+            client.finish();
+        }
+        server.process.terminate();
+        let (status, log) = server.end();
+        assert_eq!(status, Some(0), "{runtime}");
+        for name in ["bad", "worse"] {
+            let export = format!("export=\"{name}\"");
+            let lines: Vec<_> = log.lines().filter(|line| line.contains(&export)).collect();
+            let [first, last] = lines[..] else { panic!("{runtime}: {log}") };
+            for part in ["WARN", "the disk failed a request", "4096", "EIO", "times=1", "peer="] {
+                assert!(first.contains(part), "{runtime}: {part}: {first}");
+            }
+            assert!(last.contains("the disk failed further requests") && last.contains("times=99"));
+        }
+        assert!(!log.contains("EINVAL"), "{log}");
+    }
 }
 
 #[test]

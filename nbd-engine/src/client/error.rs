@@ -225,7 +225,17 @@ impl fmt::Display for Error {
                 }
                 f.write_str(refusal_remedy(refusal, !text.is_empty()))
             }
-            Self::Protocol { peer, source } => write!(f, "no session with {peer}: {source}"),
+            Self::Protocol { peer, source } => {
+                write!(f, "no session with {peer}: {source}")?;
+                // Servers that refuse a connection have no way to say why.
+                f.write_str(match source {
+                    nbd_proto::Error::UnexpectedEnd("the greeting") => {
+                        "; it may have all connections that it can have, not serve this address, or be no NBD server: \
+                         its log may say why"
+                    }
+                    _ => "",
+                })
+            }
             Self::Command { peer, command, error } => {
                 write!(f, "{}", command.command_type())?;
                 match command.length() {

@@ -17,6 +17,9 @@ pub enum ConnectionError {
     /// TLS can't begin on this side.
     #[cfg(feature = "tls")]
     Tls(crate::tls::TlsError),
+    /// The TLS handshake failed, or the connection did during it.
+    #[cfg(feature = "tls")]
+    TlsHandshake(io::Error),
     /// The client proved to be none of those that are allowed; its names.
     #[cfg(feature = "tls")]
     NotAllowed(Vec<String>),
@@ -102,6 +105,8 @@ impl core::fmt::Display for ConnectionError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Transport(error) => write!(f, "the connection failed: {error}"),
+            #[cfg(feature = "tls")]
+            Self::TlsHandshake(error) => write!(f, "the connection failed: {error}"),
             Self::Protocol(error) => error.fmt(f),
             #[cfg(feature = "tls")]
             Self::Tls(error) => error.fmt(f),
@@ -154,6 +159,8 @@ impl core::error::Error for ConnectionError {
             Self::ExportRefused { refusal, .. } => Some(refusal),
             #[cfg(feature = "tls")]
             Self::Tls(error) => Some(error),
+            #[cfg(feature = "tls")]
+            Self::TlsHandshake(error) => Some(error),
             #[cfg(feature = "tls")]
             Self::NotAllowed(_) => None,
             Self::ServerFull { .. }

@@ -125,6 +125,9 @@ async fn accept_from<L: Listen, R: Runtime>(
             }
         };
         if !state.config().access().admits(&peer) {
+            if let Some(metrics) = state.metrics() {
+                metrics.denied();
+            }
             if let Some(times) = state.floods().denied.count() {
                 tracing::warn!(%peer, times, "refused a connection: its peer may not connect");
             }

@@ -4,6 +4,7 @@ mod budget;
 mod config;
 mod dispatch;
 mod error;
+mod failures;
 mod guard;
 mod listen;
 mod listening;

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::failures::Failures;
 use crate::throttle::Throttle;
 
 /// How a server ended.
@@ -51,6 +52,8 @@ pub(crate) struct Floods {
     pub(crate) full: Throttle,
     /// Connections that could not be served after all.
     pub(crate) unfit: Throttle,
+    /// Requests that exports fail.
+    pub(super) failures: Failures,
 }
 
 impl Floods {
@@ -67,5 +70,6 @@ impl Floods {
                 tracing::warn!(times, "{what}");
             }
         }
+        self.failures.report_rest();
     }
 }

@@ -464,7 +464,8 @@ impl Requests {
             connection.shut_down();
             self.ending = true;
         }
-        tracing::debug!(?command, %error, "a request failed");
+        let export = self.negotiation.export_name().unwrap_or_default();
+        self.state.floods().failures.report(export, command, error);
         let reply = connection.reply(id)?;
         self.count_failure(id, reply.allowed(error.code()));
         reply.error(error.code(), error.text());

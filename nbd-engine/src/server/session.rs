@@ -279,7 +279,7 @@ fn begin_tls<T: Transport>(
         Poll::Pending => return Ok(false),
         Poll::Ready(done) => {
             count(done.is_ok());
-            done?;
+            done.map_err(ConnectionError::TlsHandshake)?;
         }
     }
     let identity = stream.peer_identity().unwrap_or_default();

@@ -115,7 +115,9 @@ fn remedy(what: &str, path: &Path, error: &io::Error) -> String {
         io::ErrorKind::NotFound => {
             "; check the folder, or make certificates: nbd cert --help".into()
         }
-        io::ErrorKind::PermissionDenied => "; run this as the user who owns it".into(),
+        io::ErrorKind::PermissionDenied => {
+            "; let its reader read it, by its owner, group or mode".into()
+        }
         io::ErrorKind::NotADirectory => {
             "; certificates are in a folder, which is to be named rather than a file".into()
         }

@@ -6,13 +6,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use x509_parser::certificate::Validity;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::TlsError;
@@ -49,18 +50,34 @@ fn nothing_in(what: &'static str, path: &Path, content: &[u8]) -> TlsError {
     TlsError::Empty { what, path: path.to_owned() }
 }
 
-/// All certificates of a file, the first of which must be valid now.
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// All certificates of a file, of which there is one at least.
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let malformed =
         |reason: String| TlsError::Malformed { what: CERTIFICATE, path: path.to_owned(), reason };
     let pem = read(CERTIFICATE, path)?;
     let found = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| malformed(error.to_string()))?;
-    let first = found.first().ok_or_else(|| nothing_in(CERTIFICATE, path, &pem))?;
+    if found.is_empty() {
+        return Err(nothing_in(CERTIFICATE, path, &pem));
+    }
+    Ok(found)
+}
+
+/// When the first certificate of a file is valid.
+fn validity(path: &Path, found: &[CertificateDer<'_>]) -> Result<Validity, TlsError> {
+    let malformed =
+        |reason: String| TlsError::Malformed { what: CERTIFICATE, path: path.to_owned(), reason };
+    let first = found.first().ok_or_else(|| malformed("it is empty".into()))?;
     let (_, certificate) =
         X509Certificate::from_der(first).map_err(|error| malformed(error.to_string()))?;
-    let validity = certificate.validity();
+    Ok(certificate.validity().clone())
+}
+
+/// All certificates of a file, the first of which must be valid now.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found = read_certificates(path)?;
+    let validity = validity(path, &found)?;
     let now = x509_parser::time::ASN1Time::now();
     if now > validity.not_after {
         let end = validity.not_after.to_string();
@@ -73,13 +90,32 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     Ok(found)
 }
 
-/// The names in the first certificate of a PEM file: what a peer that shows it is known by. The subject's common name
-/// counts where there are no alternative names.
-///
-/// # Errors
-/// A file that can't be read, or holds no certificate.
-pub fn certificate_names(path: &Path) -> Result<Vec<String>, TlsError> {
-    certificates(path).map(|certificates| super::identity::identity(&certificates).names)
+/// What the first certificate of a PEM file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CertificateInfo {
+    /// What a peer that shows it is known by: the subject's alternative names, or its common name where there are none.
+    pub names: Vec<String>,
+    /// The end of its validity. It may be over.
+    pub valid_until: SystemTime,
+}
+
+impl CertificateInfo {
+    /// Reads a file. The certificate may have expired, or not be valid yet.
+    ///
+    /// # Errors
+    /// A file that can't be read, or holds no certificate.
+    pub fn from_file(path: &Path) -> Result<Self, TlsError> {
+        let found = read_certificates(path)?;
+        let end = validity(path, &found)?.not_after.timestamp();
+        let seconds = Duration::from_secs(end.unsigned_abs());
+        let valid_until =
+            if end < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
+        Ok(Self {
+            names: super::identity::identity(&found).names,
+            valid_until: valid_until.unwrap_or(UNIX_EPOCH),
+        })
+    }
 }
 
 /// A private key that not everybody can read.

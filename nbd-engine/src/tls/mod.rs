@@ -62,7 +62,7 @@ pub(crate) use stream::TlsStream;
 pub use client::{TlsClient, TlsClientBuilder};
 pub use directory::{default_client_directory, default_server_directory};
 pub use error::TlsError;
-pub use files::certificate_names;
+pub use files::CertificateInfo;
 pub use nbd_proto::client::TlsMode as ClientTlsMode;
 pub use nbd_proto::server::TlsMode as ServerTlsMode;
 pub use server::{ClientCertificates, TlsServer};

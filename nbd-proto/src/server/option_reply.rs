@@ -76,6 +76,7 @@ pub(super) fn displayable(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::effort::{config, up_to};
     use proptest::prelude::*;
 
     #[test]
@@ -88,10 +89,12 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(config())]
+
         #[test]
         fn a_text_becomes_a_valid_string(
-            text in prop::collection::vec(prop::sample::select(&['a', 'ü', '€', '😀'][..]), 0..3000),
-            nul in 0_usize..6000,
+            text in prop::collection::vec(prop::sample::select(&['a', 'ü', '€', '😀'][..]), 0..up_to(3000)),
+            nul in 0..up_to(6000),
         ) {
             let mut text: alloc::string::String = text.into_iter().collect();
             if text.is_char_boundary(nul) {

@@ -267,6 +267,8 @@ prop_compose! {
 }
 
 proptest! {
+    #![proptest_config(crate::effort::config())]
+
     #[test]
     fn a_printed_uri_parses_to_the_same(uri in any_uri()) {
         let printed = uri.to_string();

@@ -1,5 +1,5 @@
 //! Files and block devices that grow, can't be written, or lose what was written to them: by loop devices, which need
-//! root, and are skipped without.
+//! root. Without, the tests are skipped, and fail in CI.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -12,26 +12,30 @@ use nbd_engine::export::{
 };
 use nbd_proto::wire::ErrorCode;
 use nbd_suite::Served;
+use nbd_testkit::peers::skip;
 use nbd_testkit::raw::{Errno, RawClient, Request, cmd_flag};
 use tempfile::{NamedTempFile, TempDir};
 
 const MIB: u64 = 1 << 20;
 
-/// What a command printed, if it could do what it was asked for.
-fn run(program: &str, arguments: &[&str]) -> Option<String> {
-    let output = match Command::new(program).args(arguments).output() {
-        Ok(output) if output.status.success() => output,
+/// What a command printed.
+fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+    match Command::new(program).args(arguments).output() {
+        Ok(output) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        }
         Ok(output) => {
             let why = String::from_utf8_lossy(&output.stderr);
-            eprintln!("skipped: {program} {arguments:?} failed: {}", why.trim());
-            return None;
+            Err(format!("{program} {arguments:?} failed: {}", why.trim()))
         }
-        Err(error) => {
-            eprintln!("skipped: {program} can't be run: {error}");
-            return None;
-        }
-    };
-    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        Err(error) => Err(format!("{program} can't be run: {error}")),
+    }
+}
+
+/// The same of a command without which the test is skipped.
+#[track_caller]
+fn require(program: &str, arguments: &[&str]) -> Option<String> {
+    run(program, arguments).map_err(|why| skip(&why)).ok()
 }
 
 /// A block device that is a file.
@@ -41,7 +45,7 @@ impl Loop {
     fn attach(options: &[&str], file: &Path) -> Option<Self> {
         let file = file.to_str().expect("folders for tests have plain names");
         let arguments = [options, &["--find", "--show", file]].concat();
-        Some(Self(run("losetup", &arguments)?.into()))
+        Some(Self(require("losetup", &arguments)?.into()))
     }
 
     fn path(&self) -> &str {
@@ -51,7 +55,7 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        run("losetup", &["--detach", self.path()]);
+        let _detached = run("losetup", &["--detach", self.path()]);
     }
 }
 
@@ -62,7 +66,7 @@ impl Mounted {
     fn new(kind: &str, options: &str) -> Option<Self> {
         let folder = TempDir::new().unwrap();
         let path = folder.path().to_str().expect("folders for tests have plain names");
-        run("mount", &["-t", kind, "-o", options, kind, path])?;
+        require("mount", &["-t", kind, "-o", options, kind, path])?;
         Some(Self(folder))
     }
 
@@ -76,7 +80,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        run("umount", &["--lazy", self.0.path().to_str().unwrap_or_default()]);
+        let _unmounted = run("umount", &["--lazy", self.0.path().to_str().unwrap_or_default()]);
     }
 }
 

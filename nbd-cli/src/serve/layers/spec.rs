@@ -301,10 +301,13 @@ impl<'de> Visitor<'de> for LayerVisitor {
         let name = name.or(rate.then_some("rate")).map(str::to_owned);
         let name = name.ok_or_else(|| {
             let names: Vec<_> = LAYERS.iter().map(|(name, _)| *name).collect();
-            de::Error::custom(format!(
-                "no key is the name of a layer; there are {}",
-                names.join(", ")
-            ))
+            let keys: Vec<_> = values.iter().map(|(key, _)| format!("'{key}'")).collect();
+            let what = match keys.as_slice() {
+                [] => "a layer has no name".into(),
+                [one] => format!("{one} is no layer"),
+                several => format!("none of {} is a layer", several.join(", ")),
+            };
+            de::Error::custom(format!("{what}; there are {}", names.join(", ")))
         })?;
         // Of a layer without a value there is nothing but the name.
         if matches!(name.as_str(), "read-only" | "overlay" | "log") {

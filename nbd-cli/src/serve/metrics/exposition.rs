@@ -190,6 +190,12 @@ fn connections(snapshot: &MetricsSnapshot, text: &mut Text) {
         "Connections that were refused, since there were as many as may be.",
     );
     text.single(REFUSED, connections.refused);
+    const DENIED: Family = Family(
+        "nbd_connections_denied_total",
+        Counter,
+        "Connections of peers that may not connect, by their address, user or group.",
+    );
+    text.single(DENIED, connections.denied);
     const FAILURES: Family = Family(
         "nbd_accept_failures_total",
         Counter,

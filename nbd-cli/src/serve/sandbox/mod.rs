@@ -26,11 +26,21 @@ mod needs;
 #[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
 mod tests;
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use serde::{Deserialize, Serialize};
 
 pub(super) use needs::Needs;
 
 use crate::exit::Failure;
+
+/// Whether the process is confined to its files.
+static CONFINED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process can open none but its own files any more.
+pub(super) fn is_confined() -> bool {
+    CONFINED.load(Ordering::Relaxed)
+}
 
 /// Whether to be confined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize)]
@@ -76,7 +86,10 @@ impl Sandbox {
         }
         let confined = files::is_single_threaded().and_then(|()| files::confine(needs));
         let files = match confined {
-            Ok(confined) => Some(confined),
+            Ok(confined) => {
+                CONFINED.store(true, Ordering::Relaxed);
+                Some(confined)
+            }
             Err(reason) => {
                 excuse(mode, &reason)?;
                 None

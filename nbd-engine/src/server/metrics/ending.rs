@@ -19,7 +19,7 @@ kinds! {
         Transport = "transport";
         /// The client broke the protocol or exceeded a limit.
         Protocol = "protocol";
-        /// TLS could not begin.
+        /// TLS could not begin, or its handshake failed.
         Tls = "tls";
         /// The client is none of those that are allowed.
         NotAllowed = "not_allowed";
@@ -59,7 +59,7 @@ impl Ending {
             ConnectionError::Transport(_) => Self::Transport,
             ConnectionError::Protocol(_) => Self::Protocol,
             #[cfg(feature = "tls")]
-            ConnectionError::Tls(_) => Self::Tls,
+            ConnectionError::Tls(_) | ConnectionError::TlsHandshake(_) => Self::Tls,
             #[cfg(feature = "tls")]
             ConnectionError::NotAllowed(_) => Self::NotAllowed,
             ConnectionError::ServerFull { .. } | ConnectionError::ShuttingDown => Self::ShutDown,

@@ -40,6 +40,7 @@ struct Shared {
     epoch: Instant,
     registry: Mutex<Registry>,
     refused: AtomicU64,
+    denied: AtomicU64,
     accept_failures: AtomicU64,
     tls_handshakes: AtomicU64,
     tls_failures: AtomicU64,
@@ -89,6 +90,7 @@ impl Metrics {
             epoch: Instant::now(),
             registry: Mutex::default(),
             refused: AtomicU64::new(0),
+            denied: AtomicU64::new(0),
             accept_failures: AtomicU64::new(0),
             tls_handshakes: AtomicU64::new(0),
             tls_failures: AtomicU64::new(0),
@@ -123,6 +125,10 @@ impl Metrics {
 
     pub(in crate::server) fn refused(&self) {
         self.shared.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(in crate::server) fn denied(&self) {
+        self.shared.denied.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(in crate::server) fn accept_failed(&self) {
@@ -173,6 +179,7 @@ impl Metrics {
             max: 0,
             accepted: registry.accepted,
             refused: shared.refused.load(Ordering::Relaxed),
+            denied: shared.denied.load(Ordering::Relaxed),
             accept_failures: shared.accept_failures.load(Ordering::Relaxed),
             ended: Ending::ALL.iter().copied().zip(registry.ended).collect(),
         };

@@ -53,6 +53,8 @@ pub struct ConnectionMetrics {
     pub accepted: u64,
     /// Connections that were refused, since there were as many as may be.
     pub refused: u64,
+    /// Connections of peers that may not connect.
+    pub denied: u64,
     /// Failures to accept a connection, such as for want of file descriptors.
     pub accept_failures: u64,
     /// Connections that ended, by how they did: an entry for each way, those of which there were none included.

@@ -1,0 +1,122 @@
+//! Which file or block device something is, to be recognised by a later process.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use serde_json::{Value, json};
+
+use super::disk::size_of;
+use super::sysfs::Device;
+
+/// The member that has what is known of a block device.
+const DEVICE: &str = "block device";
+
+/// What disks say of themselves that stays when they are attached again, and is of no other disk.
+const NAMES: [&str; 5] = ["dm/uuid", "wwid", "device/wwid", "serial", "device/cid"];
+
+/// What identifies a file, or a block device with its size.
+///
+/// # Errors
+/// When the system does not say.
+pub(super) fn of(file: &File) -> io::Result<Value> {
+    let metadata = file.metadata()?;
+    if !metadata.file_type().is_block_device() {
+        return Ok(json!({ "device": metadata.dev(), "inode": metadata.ino() }));
+    }
+    let device = Device::new(metadata.rdev());
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    Ok(json!({
+        "size": size_of(file)?,
+        DEVICE: {
+            "name": name(&device),
+            "start": device.start(),
+            "boot": boot.map(|boot| boot.trim().to_owned()),
+            "number": device.number(),
+            "sequence": device.about_disk("diskseq"),
+        },
+    }))
+}
+
+/// What a disk is called wherever it is attached, if that is known.
+fn name(device: &Device) -> Option<String> {
+    if let Some(path) = device.backing_file() {
+        let metadata = fs::metadata(path).ok()?;
+        let begin = device.about_disk("loop/offset").unwrap_or_default();
+        return Some(format!("file {}:{} from {begin}", metadata.dev(), metadata.ino()));
+    }
+    let mut known = NAMES.iter().filter_map(|name| Some((name, device.about_disk(name)?)));
+    known.next().map(|(name, text)| format!("{name} {text}"))
+}
+
+/// Whether what was recorded of a file or block device is about the one that is there now. Numbers of devices go to
+/// others when those are attached first; so one is the same if its disk says so, or if no other has taken its number
+/// since, which the kernel says by its sequence.
+pub(super) fn is_same(recorded: &Value, now: &Value) -> bool {
+    let (was, is) = (&recorded[DEVICE], &now[DEVICE]);
+    if was.is_null() || is.is_null() {
+        return recorded == now;
+    }
+    let agrees = |key: &str| was[key] == is[key];
+    let is_known = |key: &str| agrees(key) && is[key].is_string();
+    let same_disk = match (was["name"].is_null(), is["name"].is_null()) {
+        (false, false) => agrees("name"),
+        (true, true) => ["boot", "number", "sequence"].into_iter().all(is_known),
+        _ => false,
+    };
+    same_disk && agrees("start") && recorded["size"] == now["size"]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(changes: &[(&str, Option<&str>)]) -> Value {
+        let mut device = json!({
+            "name": null, "start": "2048", "boot": "b1", "number": "8:1", "sequence": "7",
+        });
+        for (key, value) in changes {
+            device[*key] = json!(value);
+        }
+        json!({ "size": 1 << 20, DEVICE: device })
+    }
+
+    #[test]
+    fn a_disk_without_a_name_is_the_same_while_nothing_takes_its_number() {
+        assert!(is_same(&device(&[]), &device(&[])));
+        for key in ["start", "boot", "number", "sequence"] {
+            assert!(!is_same(&device(&[]), &device(&[(key, Some("9"))])), "{key}");
+            // A kernel that does not say it does not say that nothing has changed.
+            let unknown = device(&[(key, None)]);
+            assert_eq!(is_same(&unknown, &unknown), key == "start", "{key}");
+        }
+        let mut larger = device(&[]);
+        larger["size"] = json!(2 << 20);
+        assert!(!is_same(&device(&[]), &larger));
+    }
+
+    #[test]
+    fn a_disk_with_a_name_is_the_same_wherever_it_is_attached() {
+        let named = device(&[("name", Some("wwid 1"))]);
+        let elsewhere = [
+            ("name", Some("wwid 1")),
+            ("boot", Some("b2")),
+            ("number", Some("8:17")),
+            ("sequence", Some("9")),
+        ];
+        assert!(is_same(&named, &device(&elsewhere)));
+        assert!(!is_same(&named, &device(&[("name", Some("wwid 2"))])));
+        assert!(!is_same(&named, &device(&[("name", Some("wwid 1")), ("start", Some("0"))])));
+        assert!(!is_same(&named, &device(&[])));
+        assert!(!is_same(&device(&[]), &named));
+    }
+
+    #[test]
+    fn a_file_is_no_device_and_no_other_file() {
+        let (one, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let (one, other) = (of(&one).unwrap(), of(&other).unwrap());
+        assert!(is_same(&one, &one));
+        assert!(!is_same(&one, &other));
+        assert!(!is_same(&one, &device(&[])) && !is_same(&device(&[]), &one));
+    }
+}
