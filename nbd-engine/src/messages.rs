@@ -191,7 +191,11 @@ fn server_errors() -> Vec<ConnectionError> {
     let stall = |bytes| Stall { time: 60 * SECOND, bytes, min_rate: 16 << 10 };
     each_variant!(ConnectionError {
         ConnectionError::Transport(_) => {
-            ConnectionError::Transport(IoError::new(ErrorKind::Other, "(the platform's words)"))
+            ConnectionError::Transport(IoError::other("(the platform's words)"))
+        },
+        ConnectionError::TlsHandshake(_) => {
+            let text = "(the words of TLS)";
+            ConnectionError::TlsHandshake(IoError::new(ErrorKind::InvalidData, text))
         },
         ConnectionError::Protocol(_) => ConnectionError::Protocol(broken()),
         ConnectionError::Tls(_) => ConnectionError::Tls(TlsError::NoRoots),

@@ -112,6 +112,7 @@ fn compare(arguments: &Arguments) -> Result<(), Failure> {
         extents: !arguments.no_extents,
         allocated: false,
         verify: false,
+        resume: false,
         timeout: arguments.timeout,
         retries: arguments.retries.clone(),
         tls: arguments.tls.clone(),
