@@ -27,6 +27,9 @@ mod man;
 mod map;
 mod output;
 mod overlay;
+// Those that the tests of examples leave out.
+#[cfg(all(test, feature = "tls", target_os = "linux"))]
+mod pages;
 mod patient;
 #[cfg(feature = "tls")]
 mod psk;

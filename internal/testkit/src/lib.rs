@@ -16,6 +16,7 @@ pub mod process;
 pub mod raw;
 pub mod scripted;
 pub mod server;
+pub mod snapshot;
 
 mod endpoint;
 mod loop_device;

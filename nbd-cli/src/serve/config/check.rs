@@ -99,7 +99,10 @@ impl Rules<'_> {
                     self.broken(&key, "give the path of a socket");
                 }
                 Address::Unix(path) if config.server.control.as_deref() == Some(path) => {
-                    self.broken(&key, format!("{text} is the path of the control socket, too"));
+                    self.broken(
+                        &key,
+                        format!("{text} is the path of the control socket, too: choose another"),
+                    );
                 }
                 _ => {}
             }
