@@ -21,15 +21,34 @@ fn script() -> Script {
 
 /// Reads until all of this was said, and ends the copy.
 #[track_caller]
-fn says(mut child: Child, mut output: impl Read, wanted: &[&str]) {
+fn says(child: Child, output: impl Read, wanted: &[&str]) {
+    reads_until(child, output, |said| wanted.iter().all(|wanted| said.contains(wanted)));
+}
+
+/// Reads until what was said is enough, and ends the copy.
+#[track_caller]
+fn reads_until(mut child: Child, mut output: impl Read, is_enough: impl Fn(&str) -> bool) {
     let (mut said, mut piece) = (String::new(), [0; 4096]);
-    while !wanted.iter().all(|wanted| said.contains(wanted)) {
+    while !is_enough(&said) {
         let count = output.read(&mut piece).unwrap_or(0);
-        assert!(count > 0, "{wanted:?} is not in {said}");
+        assert!(count > 0, "it ended, and said no more than: {said}");
         said.push_str(&String::from_utf8_lossy(&piece[..count]));
     }
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Starts a copy whose standard error is a terminal, of which this is the other end.
+fn on_a_terminal(words: &[&str]) -> (Child, File) {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap();
+    let flags = OFlags::RDWR | OFlags::NOCTTY;
+    let stderr = rustix::fs::open(name, flags, rustix::fs::Mode::empty()).unwrap();
+    let mut command = Command::new(nbd_binary());
+    command.arg("copy").args(words).stdin(Stdio::null()).stderr(stderr);
+    (command.spawn().unwrap(), File::from(terminal))
 }
 
 /// A copy that says all of this with `-v`.
@@ -99,18 +118,10 @@ fn a_pipe_without_a_reader_is_named() {
 
 #[test]
 fn waits_are_reported_on_a_terminal_by_default() {
-    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&terminal).unwrap();
-    unlockpt(&terminal).unwrap();
-    let name = ptsname(&terminal, Vec::new()).unwrap();
-    let flags = OFlags::RDWR | OFlags::NOCTTY;
-    let stderr = rustix::fs::open(name, flags, rustix::fs::Mode::empty()).unwrap();
     let server = ScriptedServer::unix([script().enter().silence()]);
-    let mut command = Command::new(nbd_binary());
-    command.args(["copy", "--progress", "--no-extents", &server.endpoint().uri(""), "null:"]);
-    let child = command.stdin(Stdio::null()).stderr(stderr).spawn().unwrap();
-    drop(command);
-    says(child, File::from(terminal), &["waiting for", " s to a read of "]);
+    let uri = server.endpoint().uri("");
+    let (child, terminal) = on_a_terminal(&["--progress", "--no-extents", &uri, "null:"]);
+    says(child, terminal, &["waiting for", " s to a read of "]);
 }
 
 #[test]
@@ -121,4 +132,69 @@ fn waits_are_reported_nowhere_else_by_default() {
     assert_eq!(finished.status.code(), Some(1));
     assert!(finished.stderr.contains("longer than 3s"), "{}", finished.stderr);
     assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+}
+
+/// Whether a line has the number of a later attempt than the first one, such as
+/// `nbd: reconnecting to X, attempt 7 of 1000: the connection was lost 2 s ago`.
+fn counts_attempts(said: &str, max: u32) -> bool {
+    said.lines()
+        .filter_map(|line| line.split_once("reconnecting to ")?.1.split_once(", attempt "))
+        .any(|(_, numbers)| {
+            let (number, rest) = numbers.split_once(" of ").unwrap_or_default();
+            let wanted = format!("{max}: the connection was lost ");
+            let number = number.parse::<u32>();
+            rest.starts_with(&wanted) && number.is_ok_and(|number| (2..=max).contains(&number))
+        })
+}
+
+/// A server that is gone once it is asked for a second read.
+fn gone_in_the_middle(start: impl FnOnce(&str)) {
+    let script = script().enter().request(Cmd::READ).obey().header(Cmd::READ);
+    let server = ScriptedServer::unix([script]);
+    start(&server.endpoint().uri(""));
+    server.wait_for_requests(2);
+}
+
+#[test]
+fn a_lost_connection_is_reported_with_the_number_of_the_attempt() {
+    let words = ["--synchronous", "--no-extents", "--request-size=64k", "--retry-delay=10ms"];
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut copying = None;
+            gone_in_the_middle(|uri| {
+                let more = ["--progress", "--retries=1000", uri, "null:"];
+                copying = Some(on_a_terminal(&[&words[..], &more].concat()));
+            });
+            let (child, terminal) = copying.unwrap();
+            reads_until(child, terminal, |said| counts_attempts(said, 1000));
+        });
+        scope.spawn(|| {
+            let mut copying = None;
+            gone_in_the_middle(|uri| {
+                let mut command = Command::new(nbd_binary());
+                command.args(["copy", "-v", "--retries=900"]).args(words).args([uri, "null:"]);
+                let command = command.stdin(Stdio::null()).stderr(Stdio::piped());
+                copying = Some(command.spawn().unwrap());
+            });
+            let mut child = copying.unwrap();
+            let stderr = child.stderr.take().unwrap();
+            reads_until(child, stderr, |said| counts_attempts(said, 900));
+        });
+    });
+}
+
+/// Long enough for a report: the copy gives up after 2.5 to 5.1 seconds.
+#[test]
+fn attempts_are_reported_nowhere_else() {
+    let mut copying = None;
+    gone_in_the_middle(|uri| {
+        let mut command = Command::new(nbd_binary());
+        command.args(["copy", "--synchronous", "--no-extents", "--request-size=64k"]);
+        command.args(["--retries=2", "--retry-delay=1700ms", uri, "null:"]);
+        copying = Some(command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+    });
+    let output = copying.unwrap().wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(!said.contains("attempt ") && said.contains("lost"), "{said}");
 }
