@@ -303,7 +303,10 @@ fn a_file_that_grows_or_shrinks_meanwhile_ends_no_connection() {
         }
         client.finish();
         second.finish();
-        server.stop();
+        // What the file lacks by now is a failure of the disk, which is logged.
+        let said = server.stopped();
+        assert!(said.lines().all(|line| line.contains("the disk failed")), "{said}");
+        assert!(said.contains("it was cut off while in use"), "{said}");
     }
 }
 
