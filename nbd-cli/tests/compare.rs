@@ -73,7 +73,8 @@ fn disks_of_different_sizes_differ_where_the_smaller_one_ends() {
     let bytes = noise(10_000);
     let (long, short) = (folder.file("long", &bytes), folder.file("short", &bytes[..7000]));
     let text = format!(
-        "{long} and {short} differ: the first difference is at offset 7000; {long} has 10000 bytes, and {short} has 7000\n"
+        "{long} and {short} differ: the first difference is at offset 7000; {long} has 10000 bytes, and {short} \
+         has 7000\n"
     );
     assert_eq!(answer(&[&long, &short]), (1, text));
     assert_eq!(answer(&["--length", "7000", &long, &short]), (0, String::new()));

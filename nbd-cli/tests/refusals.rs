@@ -1,7 +1,8 @@
 //! Every refusal of a command line or a configuration, with its exit status: `refusals.txt` has what was agreed on.
 //!
-//! Each line is run by one shell in a folder with a few files. What `nbd` can refuse without a server, a kernel's client or
-//! another user is here; [`ELSEWHERE`] says which tests have the rest. A refusal that is in neither fails a test.
+//! Each line is run by one shell in a folder with a few files. What `nbd` can refuse without a server, a kernel's
+//! client or another user is here; [`ELSEWHERE`] says which tests have the rest. A refusal that is in neither fails a
+//! test.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -28,8 +28,9 @@ pub fn section(text: &mut String, name: &str, values: impl IntoIterator<Item = i
     text.push('\n');
 }
 
-/// A value of each variant of an enumeration, behind the variant's pattern. A variant that is missing is a compile error; a
-/// value that is another variant than its pattern says, a panic. `without` names variants that can't be made here.
+/// A value of each variant of an enumeration, behind the variant's pattern. A variant that is missing is a compile
+/// error; a value that is another variant than its pattern says, a panic. `without` names variants that can't be made
+/// here.
 #[macro_export]
 macro_rules! each_variant {
     (

@@ -38,13 +38,13 @@ const ZEROES: u64 = 1 << 30;
 
 /// Compare two disks byte by byte, and show where they differ first.
 ///
-/// Each of A and B is a file, a block device, a URI such as nbd://HOST/EXPORT, or a server's command between brackets, which
-/// is started on a private socket and stopped afterwards, such as [ qemu-nbd -r -f qcow2 disk.qcow2 ]. Where both sides report
-/// that a range reads as zeroes, it is not read. Neither may change meanwhile.
+/// Each of A and B is a file, a block device, a URI such as nbd://HOST/EXPORT, or a server's command between brackets,
+/// which is started on a private socket and stopped afterwards, such as [ qemu-nbd -r -f qcow2 disk.qcow2 ]. Where both
+/// sides report that a range reads as zeroes, it is not read. Neither may change meanwhile.
 ///
-/// Exit status, as that of cmp and qemu-img compare: 0 if the disks are the same, without output; 1 if they differ; 2 if they
-/// could not be compared. Disks of different sizes differ, where the smaller one ends at the latest; --length compares
-/// only what both have.
+/// Exit status, as that of cmp and qemu-img compare: 0 if the disks are the same, without output; 1 if they differ; 2
+/// if they could not be compared. Disks of different sizes differ, where the smaller one ends at the latest; --length
+/// compares only what both have.
 #[derive(Debug, Args)]
 #[command(override_usage = "nbd compare [OPTIONS] <A> <B>")]
 pub(crate) struct Arguments {
@@ -56,8 +56,8 @@ pub(crate) struct Arguments {
     #[arg(short = 'n', long, value_name = "N", value_parser = quantity::size)]
     length: Option<u64>,
 
-    /// At most so many connections to each side, if the servers allow for several [default: the smaller of 4 and the number of
-    /// processors]
+    /// At most so many connections to each side, if the servers allow for several [default: the smaller of 4 and the
+    /// number of processors]
     #[arg(short = 'C', long, value_name = "N", value_parser = quantity::positive)]
     connections: Option<usize>,
 
@@ -65,8 +65,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     no_extents: bool,
 
-    /// Show a progress bar with rate and time left, if standard error is a terminal; or write lines such as 42/100 to the
-    /// descriptor of that number, which the shell opens by 3>FILE
+    /// Show a progress bar with rate and time left, if standard error is a terminal; or write lines such as 42/100 to
+    /// the descriptor of that number, which the shell opens by 3>FILE
     #[arg(
         short,
         long,
@@ -77,8 +77,8 @@ pub(crate) struct Arguments {
     )]
     progress: Option<Option<RawFd>>,
 
-    /// How long a server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit. With
-    /// --retries a server that owes an answer and sends nothing for so long is connected to anew
+    /// How long a server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no
+    /// limit. With --retries a server that owes an answer and sends nothing for so long is connected to anew
     #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
     timeout: Duration,
 
