@@ -85,7 +85,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let refused = |why: String| Failure::failed(format!("cannot resize {}: {why}", target.name()));
     let check = || {
         if client.export().is_read_only() {
-            return Err(refused("it is read-only".into()));
+            return Err(refused("it is read-only, unless its server allows writes".into()));
         }
         if !client.export().can_resize() {
             let text =

@@ -50,8 +50,12 @@ pub(crate) struct DisconnectArguments {
     control: PathBuf,
 
     /// The number of the client, as nbd status shows it
-    #[arg(value_name = "CLIENT")]
+    #[arg(value_name = "CLIENT", value_parser = client)]
     client: u64,
+}
+
+fn client(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "give the number of a client, as nbd status shows it".into())
 }
 
 /// `nbd disconnect`.

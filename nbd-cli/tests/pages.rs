@@ -180,6 +180,11 @@ fn the_page_about_measuring_prints_what_it_says() {
 }
 
 #[test]
+fn the_page_about_tls_prints_what_it_says() {
+    check("docs/tls.md", &["nbdinfo", "ss"]);
+}
+
+#[test]
 fn the_page_about_layers_prints_what_it_says() {
     check("docs/layers.md", &["qemu-io"]);
 }

@@ -4,7 +4,8 @@
 //! connections. The adapters (`nbd-blocking`, `nbd-tokio` and others) add sockets, threads or tasks, and timers, by
 //! the [`Runtime`] trait; most people use one of them.
 //!
-//! [The guide](crate::guide) shows how; it ends with the way to a loop of your own, without the engine.
+//! [The guide](crate::guide) shows how; it ends with the way to a loop of your own, without the engine: [`proto`] is the
+//! protocol as a state machine, whose front page has the loop to write.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
@@ -14,6 +15,9 @@ pub mod client;
 pub mod export;
 mod maybe_tls;
 mod memory_limit;
+// Errors about TLS are among the others.
+#[cfg(all(test, feature = "tls"))]
+mod messages;
 pub mod metrics;
 pub mod net;
 mod pump;

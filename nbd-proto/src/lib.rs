@@ -156,6 +156,8 @@ mod export;
 mod in_flight;
 mod input;
 mod limits;
+#[cfg(test)]
+mod messages;
 mod outbound;
 mod recv_buffer;
 mod request_rules;

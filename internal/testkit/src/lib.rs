@@ -10,11 +10,13 @@
 
 pub mod cgroup;
 pub mod exposition;
+pub mod objects;
 pub mod peers;
 pub mod process;
 pub mod raw;
 pub mod scripted;
 pub mod server;
+pub mod snapshot;
 
 mod endpoint;
 mod loop_device;

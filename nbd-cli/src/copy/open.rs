@@ -18,6 +18,7 @@ use super::worker::{Destination, Source};
 use crate::descriptor;
 use crate::exit::Failure;
 use crate::map::ALLOCATION;
+use crate::output;
 use crate::retries::Retries;
 use crate::target::{self, Place, Target};
 use crate::tls::TlsArguments;
@@ -146,7 +147,9 @@ impl Side {
         if let Kind::Server { client, .. } = &kind
             && client.export().is_read_only()
         {
-            return Err(Failure::failed(format!("{name} is read-only: nothing can be written")));
+            return Err(Failure::failed(format!(
+                "{name} is read-only: nothing can be written, unless its server allows it"
+            )));
         }
         Ok(Self { name, kind })
     }
@@ -286,6 +289,19 @@ fn open(path: &Path, how: &OpenOptions, name: &str) -> Result<File, Failure> {
         io::ErrorKind::NotFound if is_device_path(path) => Failure::failed(format!(
             "cannot open {name}: no such device; attach it or set it up first"
         )),
+        io::ErrorKind::NotFound => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let remedy = match parent.filter(|parent| !parent.exists()) {
+                Some(parent) => {
+                    format!("make the folder first: mkdir -p {}", output::shell_path(parent))
+                }
+                None => "check the path".into(),
+            };
+            Failure::failed(format!("cannot open {name}: {error}; {remedy}"))
+        }
+        io::ErrorKind::IsADirectory => {
+            Failure::failed(format!("{name} is a folder: name a file in it"))
+        }
         _ => cannot("open", name, &error),
     })
 }

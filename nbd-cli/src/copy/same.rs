@@ -58,7 +58,7 @@ pub(super) fn check(source: &Side, destination: &Side) -> Result<(), Failure> {
     let found = match (store(source), store(destination)) {
         (Some(one), Some(other)) => one
             .overlaps(&other)
-            .then(|| format!("{from} and {to} are the same file, or one lies on the other")),
+            .then(|| format!("{from} and {to} are the same file, or one lies on the other: name another destination")),
         (None, Some(local)) => read(source, &local).map(|path| {
             format!("{to} is what {from} serves ({path}): it would be emptied before it is read")
         }),

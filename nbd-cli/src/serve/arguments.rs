@@ -200,12 +200,13 @@ pub(crate) struct Arguments {
     pub(crate) verbose: u8,
 
     /// What to serve: PATH or file:PATH for a file or block device, memory:SIZE for a disk in memory (512, 4k, 1M, 10G,
-    /// 1T), dir:PATH for each file of a directory. With NAME= in front it is exported under that name; clients that give
-    /// no name get the first
+    /// 1T), dir:PATH for each file of a directory, volume:URL[@SNAPSHOT] for a volume on object storage. With NAME= in front it
+    /// is exported under that name; clients that give no name get the first
     ///
-    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file:, memory: or dir:. A file
-    /// whose name has a = in it is ./a=b.img, or disk=a=b.img. The files of a directory are exported by their names, as
-    /// they come and go, with NAME= as NAME/FILE; links, devices, directories below and hidden files are not.
+    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file:, memory:, dir: or volume:. A
+    /// file whose name has a = in it is ./a=b.img, or disk=a=b.img. The files of a directory are exported by their names,
+    /// as they come and go, with NAME= as NAME/FILE; links, devices, directories below and hidden files are not. Volumes
+    /// take a program that was built with the feature volume; the last server that opens one takes it over.
     #[arg(value_name = "[NAME=]BACKEND", default_value = "memory:1G")]
     pub(crate) backends: Vec<OsString>,
 }

@@ -78,7 +78,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(stdio) = stdio {
         let oldstyle = config.server.oldstyle;
         let _sealed = sandbox.seal()?;
-        return judge(stdio.serve(exports, server, &reload, readiness, oldstyle)?, &config);
+        let served = exports.clone();
+        let outcome = stdio.serve(exports, server, &reload, readiness, oldstyle);
+        let closed = served.close_volumes();
+        return judge(outcome?, &config).and(closed);
     }
     let of_disks = config.exports.iter().filter(|export| !export.is_directory());
     let of_directories = config.exports.iter().filter(|export| export.is_directory());
@@ -108,15 +111,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         sandbox: Some(sandbox),
         command: process.run.clone(),
     };
+    let served = exports.clone();
     let outcome = match config.server.runtime {
         RuntimeName::Blocking => blocking(exports, server, setup),
         RuntimeName::Tokio => tokio(exports, server, setup),
         #[cfg(feature = "async-std")]
         RuntimeName::AsyncStd => async_std(exports, server, setup),
     };
+    // Whatever else failed, what clients wrote is to be in the store.
+    let closed = served.close_volumes();
     let (outcome, captive) = outcome?;
     captive.map_or(Ok(()), Captive::end)?;
-    judge(outcome, &config)
+    judge(outcome, &config).and(closed)
 }
 
 /// How the server ended, and the command that it ran for.

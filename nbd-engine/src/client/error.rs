@@ -173,7 +173,9 @@ impl fmt::Display for LostReason {
             }
             Self::Abandoned => f.write_str("its task was dropped, with its runtime as a rule"),
             Self::GaveUp(gave_up) => gave_up.fmt(f),
-            Self::Internal(misuse) => write!(f, "a fault in nbd-engine: {misuse}"),
+            Self::Internal(misuse) => {
+                write!(f, "a fault in nbd-engine, please report it: {misuse}")
+            }
         }
     }
 }
@@ -281,7 +283,9 @@ impl fmt::Display for Error {
             Self::Invalid(error) => error.fmt(f),
             Self::InvalidOption(error) => error.fmt(f),
             Self::NotSubmitted(error) => error.fmt(f),
-            Self::Disconnected { peer } => write!(f, "disconnected from {peer}"),
+            Self::Disconnected { peer } => {
+                write!(f, "this client has disconnected from {peer}: connect anew")
+            }
             Self::Entered { peer } => write!(
                 f,
                 "an export was entered by this connection to {peer}: begin another negotiation to ask more"
@@ -312,7 +316,15 @@ fn connect_remedy(kind: io::ErrorKind, address: &str) -> &'static str {
 }
 
 fn refusal_remedy(refusal: &Refusal, is_explained: bool) -> &'static str {
-    let Refusal::Option { code, reply } = refusal else { return "" };
+    let (code, reply) = match refusal {
+        Refusal::Option { code, reply } => (code, reply),
+        Refusal::ExportName => return "; check the name of the export",
+        Refusal::NoTls => return "; use a server that has TLS, and check that nobody is in between",
+        Refusal::Oldstyle => {
+            return "; allow it by ClientConfig::with_oldstyle, or use a newer server";
+        }
+        _ => return "",
+    };
     match (*reply, *code) {
         (_, OptionCode::STARTTLS) => {
             "; this client requires TLS: use a server that has it, and check that nobody is in between"

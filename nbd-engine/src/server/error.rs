@@ -142,7 +142,9 @@ impl core::fmt::Display for ConnectionError {
                 write!(f, "an oldstyle client can't have the export '{name}': {refusal}")
             }
             Self::Oldstyle(unfit) => unfit.fmt(f),
-            Self::Internal(misuse) => write!(f, "a fault in nbd-engine: {misuse}"),
+            Self::Internal(misuse) => {
+                write!(f, "a fault in nbd-engine, please report it: {misuse}")
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ pub enum TlsError {
         source: io::Error,
     },
     /// A file holds nothing that can be used.
-    #[error("{} holds no {what} in PEM format", .path.display())]
+    #[error("{} holds no {what} in PEM format: put one into it, or make them by nbd cert", .path.display())]
     Empty {
         /// What should be in it.
         what: &'static str,

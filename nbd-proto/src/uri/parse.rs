@@ -26,7 +26,7 @@ pub enum UriError {
     )]
     UnknownScheme(String),
     /// The scheme is followed by neither `//` nor `/`.
-    #[error("\"//\" is missing after the scheme")]
+    #[error("\"//\" is missing after the scheme, as in nbd://localhost")]
     NoSlashes,
     /// A character that must be percent-encoded.
     // C-URI-01
@@ -38,7 +38,9 @@ pub enum UriError {
         found: char,
     },
     /// A percent sign without two hexadecimal digits.
-    #[error("two hexadecimal digits are missing after the percent sign at {position}")]
+    #[error(
+        "two hexadecimal digits are missing after the percent sign at {position}: %25 stands for a percent sign"
+    )]
     BadPercent {
         /// Where.
         position: usize,
@@ -85,21 +87,25 @@ pub enum UriError {
     },
     /// A `unix` URI names a host or port.
     // C-URI-14
-    #[error("a Unix domain socket has no host or port")]
+    #[error("a Unix domain socket has no host or port: give nbd+unix:///EXPORT?socket=PATH")]
     HostOfUnixSocket,
     /// A `unix` URI has no `socket` parameter, or an empty one.
     // C-URI-04
-    #[error("the parameter \"socket\" is missing or empty")]
+    #[error(
+        "the parameter \"socket\" is missing or empty: give the socket's path, as in nbd+unix:///?socket=PATH"
+    )]
     MissingSocket,
     /// Another URI has one.
-    #[error("only a Unix domain socket has the parameter \"socket\"")]
+    #[error(
+        "only a Unix domain socket has the parameter \"socket\": begin with nbd+unix:// or nbds+unix://"
+    )]
     UnexpectedSocket,
     /// A query parameter that is not known.
     // C-URI-11
-    #[error("the parameter {0:?} is unknown")]
+    #[error("the parameter {0:?} is unknown: leave it out")]
     UnknownParameter(String),
     /// A query parameter that occurs twice.
-    #[error("the parameter {0:?} occurs twice")]
+    #[error("the parameter {0:?} occurs twice: give it once")]
     RepeatedParameter(&'static str),
     /// A query parameter with a value that it can't have.
     #[error("the parameter {name:?} must be {expected}")]
@@ -110,7 +116,7 @@ pub enum UriError {
         expected: &'static str,
     },
     /// A fragment, which NBD URIs have not.
-    #[error("the fragment at {position} means nothing in an NBD URI")]
+    #[error("the fragment at {position} means nothing in an NBD URI: %23 stands for a #")]
     Fragment {
         /// Where.
         position: usize,

@@ -4,6 +4,7 @@
 //! read, besides the tables; what is found is a word of ours, and labels are shown between quotes and escaped.
 
 mod bytes;
+mod labels;
 mod partitions;
 mod report;
 mod signatures;
@@ -56,9 +57,15 @@ trait Disk {
 
     /// The first bytes of a part of the disk, as many as there are up to [`FIRST`].
     fn first(&self, start: u64, size: u64) -> Result<Vec<u8>, Error> {
+        self.bytes(start, size.min(FIRST))
+    }
+
+    /// So many bytes of the disk, or as many as there are.
+    fn bytes(&self, start: u64, length: u64) -> Result<Vec<u8>, Error> {
         let block = u64::from(self.block_size().minimum());
+        let start = start.min(self.size());
         let from = start / block * block;
-        let end = start.saturating_add(size.min(FIRST)).min(self.size());
+        let end = start.saturating_add(length).min(self.size());
         // The end of the disk may not be that of a block, which can't be read then.
         let stop = end.checked_next_multiple_of(block).filter(|stop| *stop <= self.size());
         let stop = stop.unwrap_or(self.size() / block * block);
@@ -96,7 +103,7 @@ pub(crate) fn contents(client: &Client) -> Result<Option<Contents>, Error> {
 }
 
 fn look(disk: &impl Disk) -> Result<Option<Contents>, Error> {
-    let found = signatures::find(&disk.first(0, disk.size())?);
+    let found = find(disk, 0, disk.size())?;
     let table = match &found {
         // Their first sector ends with the same two bytes as a boot record.
         Some(found) if matches!(found.kind, "vfat" | "exfat" | "ntfs") => None,
@@ -104,6 +111,23 @@ fn look(disk: &impl Disk) -> Result<Option<Contents>, Error> {
     };
     let is_known = found.is_some() || table.is_some();
     Ok(is_known.then_some(Contents { found, table }))
+}
+
+/// What a part of a disk begins with.
+///
+/// # Errors
+/// If its first bytes can't be read. A label that can't be read is as none.
+fn find(disk: &impl Disk, start: u64, size: u64) -> Result<Option<Found>, Error> {
+    let first = disk.first(start, size)?;
+    let Some(mut found) = signatures::find(&first) else { return Ok(None) };
+    if let Some(labels::Place { range, find }) = labels::place(found.kind, &first)
+        && range.end <= size
+        && let Ok(bytes) = disk.bytes(start + range.start, range.end - range.start)
+        && let Some(label) = find(&bytes)
+    {
+        found.label = Some(label);
+    }
+    Ok(Some(found))
 }
 
 /// An error of a client as that of an export.

@@ -7,7 +7,7 @@ use nbd_engine::export::{
 };
 
 use super::bytes::guid;
-use super::{Disk, Found, MAX_PARTITIONS, of_export, signatures};
+use super::{Disk, Found, MAX_PARTITIONS, find, of_export};
 
 /// A partition table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,8 +59,8 @@ pub(super) fn table(disk: &impl Disk) -> Option<Table> {
             _ => (String::new(), None),
         };
         let size = range.end - range.start;
-        let first = (index < MAX_PARTITIONS).then(|| disk.first(range.start, size).ok()).flatten();
-        let found = first.and_then(|bytes| signatures::find(&bytes));
+        let looked = index < MAX_PARTITIONS;
+        let found = looked.then(|| find(disk, range.start, size).ok().flatten()).flatten();
         Partition { number, range, code, purpose, name, found }
     });
     Some(Table { kind, partitions: partitions.collect() })

@@ -96,7 +96,19 @@ fn iso(bytes: &[u8]) -> Option<Found> {
     const DESCRIPTOR: usize = 16 * 2048;
     let found = found("iso9660", "ISO 9660 file system");
     let label = text(bytes, DESCRIPTOR + 40, 32);
-    has(bytes, DESCRIPTOR, b"\x01CD001").then_some(Found { label, ..found })
+    // There is no identifier but the time of the last change, or else that of its making.
+    let uuid = [830, 813].into_iter().find_map(|offset| time(at(bytes, DESCRIPTOR + offset, 16)?));
+    has(bytes, DESCRIPTOR, b"\x01CD001").then_some(Found { label, uuid, ..found })
+}
+
+/// Sixteen digits, from the year to hundredths of a second, with signs between them as libblkid puts them; none if all
+/// are zero.
+fn time(digits: &[u8]) -> Option<String> {
+    let text = core::str::from_utf8(digits)
+        .ok()
+        .filter(|text| text.bytes().all(|b| b.is_ascii_digit()))?;
+    let fields = [0..4, 4..6, 6..8, 8..10, 10..12, 12..14, 14..16].map(|range| &text[range]);
+    text.bytes().any(|digit| digit != b'0').then(|| fields.join("-"))
 }
 
 fn squashfs(bytes: &[u8]) -> Option<Found> {

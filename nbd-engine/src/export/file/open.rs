@@ -259,6 +259,31 @@ impl OpenError {
     }
 }
 
+#[cfg(all(test, feature = "tls"))]
+impl OpenError {
+    /// One with each problem, and one of a file without a name.
+    pub(crate) fn each() -> Vec<Self> {
+        let problems = nbd_testkit::each_variant!(Problem {
+            Problem::Missing => Problem::Missing,
+            Problem::MissingDevice => Problem::MissingDevice,
+            Problem::MissingDirectory(_) => Problem::MissingDirectory("/srv/disks".into()),
+            Problem::Directory => Problem::Directory,
+            Problem::NoDisk(_) => Problem::NoDisk("a socket"),
+            Problem::NoMedium => Problem::NoMedium,
+            Problem::Denied => Problem::Denied,
+            Problem::DeniedWriting => Problem::DeniedWriting,
+            Problem::ReadOnlyFileSystem => Problem::ReadOnlyFileSystem,
+            Problem::NotReadable => Problem::NotReadable,
+            Problem::Mode(..) => Problem::Mode("O_APPEND", "what is written would go to its end"),
+            Problem::Other(_) => Problem::Other(ErrorKind::OutOfMemory.into()),
+        });
+        let named = problems
+            .into_iter()
+            .map(|problem| Self { path: Some("/srv/disks/disk.img".into()), problem });
+        named.chain([Self { path: None, problem: Problem::NotReadable }]).collect()
+    }
+}
+
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.path {

@@ -219,13 +219,15 @@ pub enum PartitionError {
 impl fmt::Display for PartitionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoTable => f.write_str("the disk has no partition table (neither GPT nor MBR)"),
+            Self::NoTable => f.write_str("the disk has no partition table (neither GPT nor MBR): serve it whole",
+            ),
             Self::Damaged => f.write_str(
                 "the partition table is damaged, and so is its backup if it has one: repair it first, with sgdisk or \
                  fdisk",
             ),
             Self::NoSuchPartition(number) => {
-                write!(f, "there is no partition {number} in the partition table")
+                write!(f, "there is no partition {number} in the partition table: nbd info shows which there are"
+                )
             }
             Self::Extended(number) => write!(
                 f,

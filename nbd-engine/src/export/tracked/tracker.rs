@@ -233,7 +233,9 @@ pub enum BitmapError {
 impl fmt::Display for BitmapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exists => f.write_str("there is a bitmap of that name"),
+            Self::Exists => {
+                f.write_str("there is a bitmap of that name: choose another, or stop that one")
+            }
             Self::InvalidName => {
                 let longest = Tracker::LONGEST_NAME;
                 write!(f, "a bitmap's name has 1 to {longest} bytes, and no NUL among them")

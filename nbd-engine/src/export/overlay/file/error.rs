@@ -68,6 +68,28 @@ impl OverlayError {
     }
 }
 
+#[cfg(all(test, feature = "tls"))]
+impl OverlayError {
+    /// One with each problem.
+    pub(crate) fn each() -> Vec<Self> {
+        let problems = nbd_testkit::each_variant!(Problem {
+            Problem::NoOverlay => Problem::NoOverlay,
+            Problem::Version(_) => Problem::Version(9),
+            Problem::Damaged(_) => Problem::Damaged("its header has a wrong checksum"),
+            Problem::InUse => Problem::InUse,
+            Problem::Committing => Problem::Committing,
+            Problem::TooLarge => Problem::TooLarge,
+            Problem::OtherSize { .. } => Problem::OtherSize { own: 1024, base: 2048 },
+            Problem::OtherBase(_) => Problem::OtherBase("the disk was written meanwhile"),
+            Problem::Base(_) => Problem::Base("cannot open the base".into()),
+            Problem::Export(_) => Problem::Export(ExportError::no_space()),
+            Problem::Io(_) => Problem::Io(io::ErrorKind::PermissionDenied.into()),
+        });
+        let overlay = Path::new("disk.overlay");
+        problems.into_iter().map(|problem| Self::new(overlay, problem)).collect()
+    }
+}
+
 impl fmt::Display for OverlayError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
@@ -80,7 +102,10 @@ impl fmt::Display for OverlayError {
                 f,
                 "the overlay '{path}' has version {version}, which this program does not know; use a newer one"
             ),
-            Problem::Damaged(what) => write!(f, "the overlay '{path}' is damaged: {what}"),
+            Problem::Damaged(what) => write!(
+                f,
+                "the overlay '{path}' is damaged: {what}; restore it from a copy, or remove the file to begin anew"
+            ),
             Problem::InUse => write!(
                 f,
                 "the overlay '{path}' is in use; end the server or command that uses it first"
@@ -105,7 +130,13 @@ impl fmt::Display for OverlayError {
             ),
             Problem::Base(error) => f.write_str(error),
             Problem::Export(error) => write!(f, "the overlay '{path}' failed: {error}"),
-            Problem::Io(error) => write!(f, "cannot use the overlay '{path}': {error}"),
+            Problem::Io(error) => {
+                write!(f, "cannot use the overlay '{path}': {error}")?;
+                match error.kind() {
+                    io::ErrorKind::NotFound => f.write_str("; check the path"),
+                    _ => Ok(()),
+                }
+            }
         }
     }
 }

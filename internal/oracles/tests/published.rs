@@ -1,0 +1,62 @@
+//! What the published crates show of themselves on a site for documentation, and where their examples are listed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The folders of the crates that are published.
+fn crates() -> Vec<PathBuf> {
+    let entries = fs::read_dir(root()).expect("the workspace is there");
+    let folders = entries.map(|entry| entry.expect("it can be read").path());
+    let published = |folder: &PathBuf| {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap_or_default();
+        name.starts_with("nbd-") && !manifest.contains("\npublish = false")
+    };
+    let crates: Vec<_> = folders.filter(published).collect();
+    assert!(crates.len() >= 6, "{crates:?}");
+    crates
+}
+
+#[test]
+fn every_crate_is_documented_with_all_features_and_their_labels() {
+    for folder in crates() {
+        let manifest = fs::read_to_string(folder.join("Cargo.toml")).expect("it is there");
+        let table = "[package.metadata.docs.rs]\nall-features = true\nrustdoc-args = [\"--cfg\", \"docsrs\"]\n";
+        assert!(manifest.contains(table), "{}", folder.display());
+        let Ok(front) = fs::read_to_string(folder.join("src/lib.rs")) else { continue };
+        let labels = "#![cfg_attr(docsrs, feature(doc_cfg))]";
+        assert!(front.contains(labels), "{}", folder.display());
+    }
+}
+
+/// A reader of any crate who has a loop of their own finds the one that is ready made.
+#[test]
+fn every_front_page_leads_to_the_core() {
+    for folder in crates() {
+        let Ok(front) = fs::read_to_string(folder.join("src/lib.rs")) else { continue };
+        let page: String = front.lines().filter(|line| line.starts_with("//!")).collect();
+        let leads = page.contains("poll_loop") || page.contains("guide") && page.contains("proto");
+        assert!(leads, "{}", folder.display());
+    }
+}
+
+#[test]
+fn every_example_is_in_the_index() {
+    let index = fs::read_to_string(root().join("docs/library.md")).expect("it is there");
+    let mut count = 0;
+    for folder in crates() {
+        let Ok(examples) = fs::read_dir(folder.join("examples")) else { continue };
+        for example in examples {
+            let path = example.expect("it can be read").path();
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let group = name.starts_with("async_std_") && index.contains("[`async_std_*`]");
+            assert!(group || index.contains(&format!("[`{name}`]")), "{}", path.display());
+            count += 1;
+        }
+    }
+    assert!(count > 10, "{count}");
+}
