@@ -40,6 +40,12 @@ enum Action {
         #[arg(long, value_name = "TEXT")]
         description: Option<String>,
 
+        /// Put a layer around it, as for nbd serve; can be given several times, the first one is nearest to the disk
+        ///
+        /// The path of an overlay or of a log is one of this folder, if it does not begin with /.
+        #[arg(long, value_name = "NAME[:...]")]
+        layer: Vec<String>,
+
         /// What to serve, as for nbd serve. The path of a file is one of this folder, if it does not begin with /
         #[arg(value_name = "[NAME=]BACKEND")]
         backend: OsString,
@@ -70,8 +76,8 @@ pub(crate) struct ReloadArguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let control = &arguments.control;
     match &arguments.action {
-        Action::Add { read_only, description, backend } => {
-            let mut export = export_of(backend)?;
+        Action::Add { read_only, description, layer, backend } => {
+            let mut export = export_of(backend, layer)?;
             export.read_only = *read_only;
             export.description.clone_from(description);
             change(control, EXPORT_ADD, &export, "add the export")

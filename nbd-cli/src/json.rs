@@ -29,6 +29,16 @@ mod tests {
         ("nbd detach", "no output"),
         #[cfg(feature = "tls")]
         ("nbd psk", "no output"),
+        #[cfg(feature = "volume")]
+        ("nbd volume create", "no output"),
+        #[cfg(feature = "volume")]
+        ("nbd volume resize", "no output"),
+        #[cfg(feature = "volume")]
+        ("nbd volume snapshot", "no output"),
+        #[cfg(feature = "volume")]
+        ("nbd volume clone", "no output"),
+        #[cfg(feature = "volume")]
+        ("nbd volume delete", "no output"),
         ("nbd completion", "a script for a shell"),
         ("nbd man", "pages for man(1)"),
     ];

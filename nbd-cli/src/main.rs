@@ -46,6 +46,8 @@ mod tls;
 #[path = "no_tls.rs"]
 mod tls;
 mod units;
+#[cfg(feature = "volume")]
+mod volume;
 mod waiting;
 
 use std::process::ExitCode;
@@ -112,6 +114,9 @@ enum Command {
     #[cfg(feature = "tls")]
     #[command(display_name = NAME)]
     Psk(psk::Arguments),
+    #[cfg(feature = "volume")]
+    #[command(display_name = NAME)]
+    Volume(volume::Arguments),
     #[command(display_name = NAME)]
     Completion(completion::Arguments),
     #[command(display_name = NAME)]
@@ -177,6 +182,8 @@ fn main() -> ExitCode {
         Command::Cert(arguments) => cert::run(&arguments),
         #[cfg(feature = "tls")]
         Command::Psk(arguments) => psk::run(&arguments),
+        #[cfg(feature = "volume")]
+        Command::Volume(arguments) => volume::run(&arguments),
         Command::Completion(arguments) => completion::run(arguments),
         Command::Man(arguments) => man::run(&arguments),
     };

@@ -1,6 +1,7 @@
-//! The help of every command, as it stands in `help.txt`: a change of the command line shows as a change of that file.
+//! The help of every command, as it stands in `help.txt`, and in `help-volume.txt` what the feature `volume` adds: a change
+//! of the command line shows as a change of these files.
 //!
-//! `NBD_WRITE_REFERENCE=1 cargo test -p nbd-cli --test help` writes it anew.
+//! `NBD_WRITE_REFERENCE=1 cargo test -p nbd-cli --test help` writes them anew, with `--features volume` the latter, too.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -19,8 +20,8 @@ fn help(words: &[&str]) -> String {
     for line in shown.lines() {
         let line = line.trim_end();
         let starts = line.trim_start();
-        // It is there if the feature is.
-        if starts.starts_with("- async-std:") {
+        // They are there if their features are.
+        if starts.starts_with("- async-std:") || line.starts_with("  volume ") {
             continue;
         }
         // Columns are as wide as their longest word.
@@ -57,12 +58,28 @@ fn commands(words: &[&str]) -> Vec<String> {
     names.filter(|name| *name != "help").map(str::to_owned).collect()
 }
 
+/// Compares what there is with what was agreed on, or writes it if that is asked for.
+#[track_caller]
+fn compare(name: &str, all: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name);
+    if std::env::var_os("NBD_WRITE_REFERENCE").is_some() {
+        std::fs::write(&path, all).unwrap();
+    }
+    let agreed = std::fs::read_to_string(&path).unwrap_or_default();
+    for (number, (is, was)) in all.lines().zip(agreed.lines()).enumerate() {
+        let line = number + 1;
+        assert_eq!(is, was, "line {line} of tests/{name}, which tests/help.rs says how to renew");
+    }
+    assert_eq!(all.lines().count(), agreed.lines().count(), "tests/{name} has other lines");
+}
+
 #[test]
 fn the_help_of_every_command_is_the_one_that_was_agreed_on() {
-    let mut all = String::new();
+    let (mut all, mut of_volumes) = (String::new(), String::new());
     let mut add = |words: &[&str]| {
+        let text = if words.first() == Some(&"volume") { &mut of_volumes } else { &mut all };
         let _a_string_takes_everything =
-            write!(all, "===== {}\n\n{}\n", [&["nbd"], words].concat().join(" "), help(words));
+            write!(text, "===== {}\n\n{}\n", [&["nbd"], words].concat().join(" "), help(words));
     };
     add(&[]);
     for command in commands(&[]) {
@@ -71,18 +88,9 @@ fn the_help_of_every_command_is_the_one_that_was_agreed_on() {
             add(&[&command, &action]);
         }
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/help.txt");
-    if std::env::var_os("NBD_WRITE_REFERENCE").is_some() {
-        std::fs::write(&path, &all).unwrap();
+    compare("help.txt", &all);
+    assert_eq!(of_volumes.is_empty(), !cfg!(feature = "volume"));
+    if cfg!(feature = "volume") {
+        compare("help-volume.txt", &of_volumes);
     }
-    let agreed = std::fs::read_to_string(&path).unwrap_or_default();
-    for (number, (is, was)) in all.lines().zip(agreed.lines()).enumerate() {
-        assert_eq!(
-            is,
-            was,
-            "line {} of tests/help.txt, which this file says how to renew",
-            number + 1
-        );
-    }
-    assert_eq!(all.lines().count(), agreed.lines().count(), "tests/help.txt has other lines");
 }

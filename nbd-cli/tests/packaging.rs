@@ -23,11 +23,17 @@ fn unit(name: &str) -> String {
 fn an_instance_is_the_service_of_another_configuration() {
     let one = unit("nbd-serve.service");
     let instance = unit("nbd-serve@.service");
-    let (from, to) = (
-        ["nbd/nbd.toml", "NBD server", "=nbd\n", "run/nbd.", "run/nbd/", "lib/nbd."],
-        ["nbd/%i.toml", "NBD server %i", "=nbd-%i\n", "run/nbd-%i.", "run/nbd-%i/", "lib/nbd-%i."],
-    );
-    let renamed = from.iter().zip(to).fold(one, |text, (from, to)| text.replace(from, to));
+    let changes = [
+        ("nbd/nbd.toml", "nbd/%i.toml"),
+        ("NBD server", "NBD server %i"),
+        // A tenant's server can't open what is another one's.
+        ("=_nbd\n", "=_nbd-%i\n"),
+        ("=nbd\n", "=nbd-%i\n"),
+        ("run/nbd.", "run/nbd-%i."),
+        ("run/nbd/", "run/nbd-%i/"),
+        ("lib/nbd.", "lib/nbd-%i."),
+    ];
+    let renamed = changes.iter().fold(one, |text, (from, to)| text.replace(from, to));
     for (line, other) in renamed.lines().zip(instance.lines()) {
         // Paths in comments end in other signs.
         if !line.starts_with('#') {

@@ -101,7 +101,10 @@ fn a_scrape_is_well_formed_and_counts_what_a_client_saw() {
     let mut other = RawClient::connect(&Endpoint::Unix(serving.path("nbd.sock")));
     other.set_mode(Mode::Simple);
     drop(other);
-    serving.wait_for_the_clients();
+    // It may not have been accepted yet.
+    wait_until("both connections have ended", LIMIT, || {
+        serving.scrape()["nbd_connections_ended_total"].sum("", &[]) == 2.0
+    });
     let metrics = serving.scrape();
     let reads = [("export", ""), ("command", "read")];
     assert_eq!(metrics["nbd_requests_total"].sum("", &reads), 8.0);
@@ -245,6 +248,34 @@ fn status_shows_clients_and_exports_and_a_client_can_be_disconnected() {
     assert!(refused.failure().contains("there is no client"));
 }
 
+#[cfg(feature = "tls")]
+#[test]
+fn status_shows_what_clients_have_proved_by_tls() {
+    let pki = tempfile::tempdir().unwrap();
+    let folder = pki.path().to_str().unwrap();
+    run(Command::new(nbd_binary()).args(["cert", "--client", "alice", folder]), LIMIT).success();
+    let serving = Serving::start(&[
+        "--tls=require",
+        "--tls-verify-peer",
+        "--tls-certificates",
+        folder,
+        "disk=memory:1M",
+    ]);
+    let uri = "nbds+unix:///disk?socket=nbd.sock";
+    let words = ["bench", "--time", "10m", "--depth", "1", "--tls-certificates", folder, uri];
+    let mut client = Background::spawn(&mut serving.nbd(&words)).unwrap();
+    let mut status = Value::Null;
+    wait_until("the client is shown with its export", LIMIT, || {
+        status = serving.status();
+        status["clients"][0]["export"] == "disk"
+    });
+    assert_eq!(status["clients"][0]["tls"], serde_json::json!(["alice"]), "{status}");
+    let text = run(&mut serving.nbd(&["status", "--interval", "0", "control.sock"]), LIMIT);
+    assert!(text.success().contains("alice"));
+    client.terminate();
+    client.wait_exit(LIMIT).expect("it ends");
+}
+
 #[test]
 fn status_goes_on_while_it_watches_and_ends_with_the_server() {
     let serving = Serving::start(&["memory:1M"]);
@@ -287,6 +318,42 @@ fn exports_are_added_and_removed_while_the_server_runs() {
     assert!(change(&["remove", "more"]).failure().contains("there is no export 'more'"));
     let reload = run(&mut serving.nbd(&["reload", "control.sock"]), LIMIT);
     assert!(reload.failure().contains("has no configuration file"));
+}
+
+/// Paths are those of the folder that the command runs in, which need not be the server's.
+#[test]
+fn an_export_is_added_with_layers_around_it() {
+    let serving = Serving::start(&["disk=memory:1M"]);
+    let folder = serving.path("folder");
+    std::fs::create_dir(&folder).unwrap();
+    for name in ["file.img", "other.img"] {
+        std::fs::write(folder.join(name), vec![7; 4096]).unwrap();
+    }
+    let add = |words: &[&str]| {
+        let control = serving.path("control.sock");
+        let mut command = Command::new(nbd_binary());
+        command.args(["export", control.to_str().unwrap(), "add"]).args(words);
+        run(command.current_dir(&folder), LIMIT)
+    };
+    let layers = ["--layer", "offset:1k", "--layer", "overlay:over", "--layer=log:requests"];
+    assert_eq!(add(&[&layers[..], &["more=file.img"]].concat()).success(), "");
+    let uri = "nbd+unix:///more?socket=nbd.sock";
+    let info = run(&mut serving.nbd(&["info", "--json", uri]), LIMIT).success();
+    let info: Value = serde_json::from_str(&info).unwrap();
+    assert_eq!(info["exports"][0]["export-size"], 3072, "{info}");
+    assert_eq!(info["exports"][0]["is_read_only"], false, "{info}");
+    assert!(folder.join("over").exists() && folder.join("requests").exists());
+    let again = add(&["--layer", "overlay:over", "again=other.img"]).failure();
+    assert!(again.contains("over' is in use"), "{again}");
+    let refused = add(&["--layer", "readonly", "x=other.img"]);
+    assert_eq!(refused.status.code(), Some(64));
+    assert!(
+        refused.stderr.contains("--layer 'readonly': 'readonly' is not a layer"),
+        "{}",
+        refused.stderr
+    );
+    let refused = add(&["--layer", "partition:1", "x=other.img"]).failure();
+    assert!(refused.contains("cannot add the export: layer partition:1: "), "{refused}");
 }
 
 #[test]

@@ -180,3 +180,26 @@ fn a_dependency_in_several_versions_has_a_reason() {
         "give a reason in deny.toml, or update what needs the older one (cargo tree -i NAME@VERSION): {unexplained:#?}"
     );
 }
+
+/// The packages that are built, each with its version and features, by way of these kinds of dependencies.
+fn with_features(kinds: &str) -> BTreeSet<String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["tree", "--workspace", "--all-features", "--locked", "--offline"]);
+    command.args(["--prefix", "none", "--no-dedupe", "--format", "{p} [{f}]", "--edges", kinds]);
+    let output = command.current_dir(root()).output().expect("cargo is there");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn what_tests_need_changes_no_features_of_what_is_built_without_them() {
+    let plain = with_features("normal,build");
+    let with_tests = with_features("normal,build,dev");
+    let others: Vec<_> = plain.difference(&with_tests).collect();
+    assert!(
+        others.is_empty(),
+        "built twice, with all that needs them, since a dev-dependency has a feature more: give the feature to a \
+         dependency of a package in internal/ as well: {others:#?}"
+    );
+}

@@ -10,6 +10,7 @@
 
 pub mod cgroup;
 pub mod exposition;
+pub mod objects;
 pub mod peers;
 pub mod process;
 pub mod raw;

@@ -144,6 +144,16 @@ pub(crate) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
         ],
         "detach" => &[("End that:", "nbd detach /dev/nbd0")],
         "devices" => &[("What is attached, for programs:", "nbd devices --json")],
+        "volume" => &[
+            (
+                "Make a volume of 10 GiB in a bucket, to be served by nbd serve volume:s3://bucket/volumes/mail:",
+                "nbd volume create s3://bucket/volumes/mail --size 10G",
+            ),
+            (
+                "Keep what it holds now, to be served by nbd serve volume:s3://bucket/volumes/mail@monday:",
+                "nbd volume snapshot s3://bucket/volumes/mail monday",
+            ),
+        ],
         "overlay" => &[
             ("Show how much an overlay has:", "nbd overlay info today.overlay"),
             ("Bring it into its disk:", "nbd overlay commit today.overlay disk.img"),
@@ -156,6 +166,11 @@ pub(crate) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
             (
                 "Serve one more file:",
                 "nbd export /run/nbd-control.sock add scratch=/srv/scratch.img",
+            ),
+            (
+                "Serve a part of a disk, at most 20 MiB a second of it:",
+                "nbd export /run/nbd-control.sock add --layer offset:1M,length=1G --layer rate:20M \
+                 part=/srv/disk.img",
             ),
             ("Serve it no longer:", "nbd export /run/nbd-control.sock remove scratch"),
         ],

@@ -14,7 +14,7 @@ use super::config::{
     self, BlockSizes, Config, Export, Listen, LogLevel, Period, RuntimeName, Server, Source,
     TcpAddress,
 };
-use super::layers::Layer;
+use super::layers;
 use super::metrics::MetricsAddress;
 use super::{block_size, export_word, sandbox};
 use crate::exit::Failure;
@@ -200,12 +200,13 @@ pub(crate) struct Arguments {
     pub(crate) verbose: u8,
 
     /// What to serve: PATH or file:PATH for a file or block device, memory:SIZE for a disk in memory (512, 4k, 1M, 10G,
-    /// 1T), dir:PATH for each file of a directory. With NAME= in front it is exported under that name; clients that give
-    /// no name get the first
+    /// 1T), dir:PATH for each file of a directory, volume:URL[@SNAPSHOT] for a volume on object storage. With NAME= in front it
+    /// is exported under that name; clients that give no name get the first
     ///
-    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file:, memory: or dir:. A file
-    /// whose name has a = in it is ./a=b.img, or disk=a=b.img. The files of a directory are exported by their names, as
-    /// they come and go, with NAME= as NAME/FILE; links, devices, directories below and hidden files are not.
+    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file:, memory:, dir: or volume:. A
+    /// file whose name has a = in it is ./a=b.img, or disk=a=b.img. The files of a directory are exported by their names,
+    /// as they come and go, with NAME= as NAME/FILE; links, devices, directories below and hidden files are not. Volumes
+    /// take a program that was built with the feature volume; the last server that opens one takes it over.
     #[arg(value_name = "[NAME=]BACKEND", default_value = "memory:1G")]
     pub(crate) backends: Vec<OsString>,
 }
@@ -282,7 +283,7 @@ impl Arguments {
             sandbox: self.sandbox,
             oldstyle: self.oldstyle,
         };
-        let layers = self.layers()?;
+        let layers = layers::of_words(&self.layer)?;
         let exports = self.backends.iter().map(|word| {
             let (name, backend) = export_word::parse(word)?;
             let name = name.or(self.export_name.as_deref()).unwrap_or_default();
@@ -303,13 +304,6 @@ impl Arguments {
         #[cfg(feature = "tls")]
         let config = self.tls.add_to(config)?;
         Ok(config)
-    }
-
-    fn layers(&self) -> Result<Vec<Layer>, Failure> {
-        let parse = |word: &String| {
-            word.parse().map_err(|error| Failure::usage(format!("--layer '{word}': {error}")))
-        };
-        self.layer.iter().map(parse).collect()
     }
 
     /// All exports have the same options.

@@ -17,6 +17,7 @@ use super::config::{Backend, Config, Export, Size, Source};
 use super::denied;
 use super::folder::Folder;
 use super::layers::{Base, Layer, has_overlay, put_around};
+use super::volumes;
 use crate::exit::Failure;
 use crate::output::{quoted, shell_path};
 
@@ -43,6 +44,8 @@ fn inspect_one<'a>(
         Backend::File(path) => path,
         Backend::Directory(path) => return Folder::open(path, export, config).map(drop),
         Backend::Memory(_) => return open(&for_reading, config).map(drop),
+        // Opening it would take it over.
+        Backend::Volume(url) => return volumes::inspect(url),
     };
     for_reading.read_only = true;
     open(&for_reading, config)?;
@@ -169,9 +172,13 @@ impl<'a> Files<'a> {
     }
 }
 
-/// Opens an export that is one disk, with the layers around it.
-pub(super) fn open(export: &Export, config: &Config) -> Result<Layers, Failure> {
+/// Opens an export that is one disk, with the layers around it. A volume is taken over from another server that has it open.
+pub(super) fn open(export: &Export, config: &Config) -> Result<Disk, Failure> {
     match export.backend().map_err(Failure::Usage)? {
+        Backend::Volume(url) => {
+            let (export, volume) = volumes::open(url, export.read_only)?;
+            Ok(Disk { export, tracker: None, volume: Some(volume) })
+        }
         Backend::Memory(size) => {
             let memory = Memory::new(size).map_err(|error| Failure::usage(error.to_string()))?;
             match export.read_only {
@@ -201,8 +208,21 @@ fn cannot_open(error: &OpenError) -> Failure {
     Failure::failed(format!("{error}{remedy}"))
 }
 
-/// An export with the layers around it, and that which records changes.
-pub(super) type Layers = (AnyExport, Option<Arc<Tracker>>);
+/// What clients get, and what is kept of it besides.
+pub(super) struct Disk {
+    /// The disk with the layers around it.
+    pub(super) export: AnyExport,
+    /// What records changes.
+    pub(super) tracker: Option<Arc<Tracker>>,
+    /// What has to be closed at the end.
+    pub(super) volume: Option<volumes::Open>,
+}
+
+impl Disk {
+    const fn new(export: AnyExport, tracker: Option<Arc<Tracker>>) -> Self {
+        Self { export, tracker, volume: None }
+    }
+}
 
 /// The disk with the layers around it that its configuration asks for.
 fn wrapped(
@@ -210,15 +230,16 @@ fn wrapped(
     base: Base,
     export: &Export,
     config: &Config,
-) -> Result<Layers, Failure> {
+) -> Result<Disk, Failure> {
     let tracked = config.is_tracked(export);
     let plain = export.layers.is_empty() && export.block_size.is_none();
     if !tracked && !export.allocation_depth && plain {
-        return Ok((AnyExport::new(disk), None));
+        return Ok(Disk::new(AnyExport::new(disk), None));
     }
     let word = match export.backend().map_err(Failure::Usage)? {
         Backend::File(path) | Backend::Directory(path) => path.display().to_string(),
         Backend::Memory(size) => format!("memory:{}", Size(size)),
+        Backend::Volume(url) => format!("volume:{url}"),
     };
     let mut disk = layered(disk, base, export, &config.source, &word)?;
     let mut tracker = None;
@@ -227,7 +248,7 @@ fn wrapped(
         tracker = Some(Arc::clone(layer.tracker()));
         disk = Box::new(layer);
     }
-    Ok((AnyExport::new(disk), tracker))
+    Ok(Disk::new(AnyExport::new(disk), tracker))
 }
 
 /// The disk with all layers but the one that records changes. Messages call it `word`.

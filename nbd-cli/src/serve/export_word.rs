@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::config::{Backend, Export};
+use super::layers::{self, Layer};
 use crate::exit::{Failure, not_utf8};
 use crate::output::quoted;
 use crate::quantity;
@@ -16,29 +17,37 @@ pub(super) fn parse(word: &OsStr) -> Result<(Option<&str>, Backend<'_>), Failure
     Ok((name, parse_backend(backend)?))
 }
 
-/// The export that a word names, for a server that runs elsewhere: the path of a file is made absolute.
-pub(crate) fn export_of(word: &OsStr) -> Result<Export, Failure> {
+/// The export that a word names, with layers around it, for a server that runs elsewhere: paths are made absolute.
+pub(crate) fn export_of(word: &OsStr, layers: &[String]) -> Result<Export, Failure> {
     let (name, backend) = parse(word)?;
     let name = name.unwrap_or_default();
-    let (path, is_directory) = match backend {
-        Backend::File(path) => (path, false),
-        Backend::Directory(path) => (path, true),
-        Backend::Memory(_) => return Ok(Export::new(name, backend)),
+    let mut export = match backend {
+        Backend::File(path) => Export::new(name, Backend::File(&absolute(path)?)),
+        Backend::Directory(path) => Export::new(name, Backend::Directory(&absolute(path)?)),
+        Backend::Memory(_) | Backend::Volume(_) => Export::new(name, backend),
     };
+    export.layers = layers::of_words(layers)?;
+    for path in export.layers.iter_mut().filter_map(Layer::path_mut) {
+        *path = absolute(path)?;
+    }
+    Ok(export)
+}
+
+/// The path as one that another process can use, and be sent.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     let path = std::path::absolute(path).map_err(|error| {
         Failure::failed(format!("cannot find the folder of {}: {error}", path.display()))
     })?;
     if path.to_str().is_none() {
         return Err(not_utf8(path.as_os_str()));
     }
-    let backend = if is_directory { Backend::Directory(&path) } else { Backend::File(&path) };
-    Ok(Export::new(name, backend))
+    Ok(path)
 }
 
 /// `NAME=` in front of a backend. What is clearly a backend by itself has no name, so that paths may hold a `=`.
 fn split_name(word: &OsStr) -> (Option<&OsStr>, &OsStr) {
     let bytes = word.as_bytes();
-    let is_backend = ["file:", "memory:", "dir:", "/", "./", "../"]
+    let is_backend = ["file:", "memory:", "dir:", "volume:", "/", "./", "../"]
         .iter()
         .any(|start| bytes.starts_with(start.as_bytes()));
     match bytes.iter().position(|byte| *byte == b'=') {
@@ -59,11 +68,14 @@ fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
             .map(Backend::Memory)
             .map_err(Failure::Usage);
     }
+    if let Some(url) = strip(word, "volume:") {
+        return url.to_str().map(Backend::Volume).ok_or_else(|| not_utf8(url));
+    }
     let directory = strip(word, "dir:");
     let path = directory.or_else(|| strip(word, "file:")).unwrap_or(word);
     if path.is_empty() {
         return Err(Failure::usage(format!(
-            "{} names nothing to serve: give a path, file:PATH, dir:PATH or memory:SIZE",
+            "{} names nothing to serve: give a path, file:PATH, dir:PATH, memory:SIZE or volume:URL",
             quoted(word)
         )));
     }
@@ -82,9 +94,14 @@ fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
             )));
         }
         if let Some((kind, _)) = text.split_once(':').filter(|(kind, _)| !kind.contains('/')) {
+            if matches!(kind, "s3" | "gs" | "az") {
+                return Err(Failure::usage(format!(
+                    "there is no file '{text}': for a volume give volume:{text}"
+                )));
+            }
             return Err(Failure::usage(format!(
-                "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH, dir:PATH or \
-                 memory:SIZE"
+                "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH, dir:PATH, \
+                 memory:SIZE or volume:URL"
             )));
         }
     }
@@ -105,6 +122,7 @@ mod tests {
         assert_eq!(split("a=memory:1G"), (Some("a"), "memory:1G"));
         assert_eq!(split("=disk.img"), (Some(""), "disk.img"));
         assert_eq!(split("memory:1G"), (None, "memory:1G"));
+        assert_eq!(split("volume:s3://b/a=b"), (None, "volume:s3://b/a=b"));
         assert_eq!(split("./a=b.img"), (None, "./a=b.img"));
         assert_eq!(split("file:a=b.img"), (None, "file:a=b.img"));
         assert_eq!(split("disk.img"), (None, "disk.img"));
@@ -119,6 +137,8 @@ mod tests {
         }
         assert_eq!(parse("memory:4k").unwrap(), Backend::Memory(4096));
         assert_eq!(parse("file:memory:4k").unwrap(), Backend::File(Path::new("memory:4k")));
+        assert_eq!(parse("volume:s3://b/v@x").unwrap(), Backend::Volume("s3://b/v@x"));
+        assert!(parse("s3://b/v").unwrap_err().text().contains("volume:s3://b/v"));
         assert_eq!(parse("x.img").unwrap(), Backend::File(Path::new("x.img")));
         assert_eq!(parse("dir:x").unwrap(), Backend::Directory(Path::new("x")));
         assert_eq!(parse("file:dir:x").unwrap(), Backend::File(Path::new("dir:x")));

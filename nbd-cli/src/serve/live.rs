@@ -15,6 +15,7 @@ use super::backend::{self, Files};
 use super::config::{Backend, Config, Export};
 use super::control::Bitmaps;
 use super::folder::Folder;
+use super::volumes;
 use crate::exit::Failure;
 
 /// What is served at the moment. Clones are the same.
@@ -63,6 +64,8 @@ struct Opened {
     tracker: Option<Arc<Tracker>>,
     /// Disconnects the clients.
     withdrawal: Withdrawal,
+    /// The volume, if it is one.
+    volume: Option<volumes::Open>,
 }
 
 /// What a change did, for the log.
@@ -123,6 +126,17 @@ impl Live {
         let live = Self(Arc::new(shared));
         live.prepare(config)?.commit();
         Ok(live)
+    }
+
+    /// Closes the volumes, so that what clients wrote is in the store, and the next server need not wait. To be called when
+    /// no client is left.
+    ///
+    /// # Errors
+    /// When a store does not take what was not flushed.
+    pub(super) fn close_volumes(&self) -> Result<(), Failure> {
+        let disks = self.0.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        let volumes = disks.iter().filter_map(|disk| disk.opened.volume.as_ref());
+        volumes::Open::close_all(volumes)
     }
 
     /// The bitmaps of all exports.
@@ -255,18 +269,23 @@ impl Changes {
 impl Disk {
     fn open(export: &Export, config: &Config) -> Result<Arc<Self>, Failure> {
         let withdrawal = Withdrawal::new();
+        let mut volume = None;
         let (what, tracker) = match export.backend() {
             Ok(Backend::Directory(path)) => {
                 (What::Files(Arc::new(Folder::open(path, export, config)?)), None)
             }
             _ => {
-                let (handle, tracker) = backend::open(export, config)?;
-                let entry = backend::entry(export, handle)?.with_withdrawal(&withdrawal);
-                (What::Entry(entry), tracker)
+                let disk = backend::open(export, config)?;
+                if let Some(opened) = &disk.volume {
+                    opened.withdraw_when_lost(&withdrawal);
+                }
+                volume = disk.volume;
+                let entry = backend::entry(export, disk.export)?.with_withdrawal(&withdrawal);
+                (What::Entry(entry), disk.tracker)
             }
         };
         let tracked = config.is_tracked(export);
-        let opened = Arc::new(Opened { tracked, tracker, withdrawal });
+        let opened = Arc::new(Opened { tracked, tracker, withdrawal, volume });
         Ok(Arc::new(Self { export: export.clone(), what, opened }))
     }
 

@@ -14,6 +14,7 @@ mod export_word;
 mod folder;
 mod layers;
 mod linger;
+mod listeners;
 mod live;
 mod metrics;
 mod places;
@@ -30,6 +31,11 @@ mod supervisor;
 mod timed;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(feature = "volume")]
+mod volumes;
+#[cfg(not(feature = "volume"))]
+#[path = "no_volumes.rs"]
+mod volumes;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use control::{

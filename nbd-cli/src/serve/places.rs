@@ -190,7 +190,7 @@ fn divide(
 }
 
 /// The addresses that a word stands for: it is one, or a name.
-fn addresses(word: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+pub(super) fn addresses(word: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
     if let Ok(address) = word.parse::<IpAddr>() {
         return Ok(vec![(address, port).into()]);
     }
@@ -208,7 +208,7 @@ fn addresses(word: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
 }
 
 /// The error names the address; this adds what to do about it.
-fn cannot_listen_on_tcp(error: &io::Error) -> Failure {
+pub(super) fn cannot_listen_on_tcp(error: &io::Error) -> Failure {
     let remedy = match error.kind() {
         io::ErrorKind::AddrInUse => {
             "; stop that server, or choose another address (--port 0 takes a free port)"

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use nbd_engine::server::ServerConfig;
 
 use super::config::{self, Config, Export, LogLevel, Server};
+use super::listeners::{Listeners, can_follow};
 use super::live::{Changes, Live};
 use super::run::server_config;
 use super::security::Security;
@@ -24,6 +25,8 @@ pub(super) struct Reload {
     security: Mutex<Security>,
     /// Gives the server another configuration, once it serves.
     reconfigure: OnceLock<Box<Reconfigure>>,
+    /// What it listens on, from then on.
+    listeners: OnceLock<Listeners>,
 }
 
 type Reconfigure = dyn Fn(ServerConfig) + Send + Sync;
@@ -43,12 +46,18 @@ impl Reload {
         security: Security,
     ) -> Self {
         let (config, security) = (Mutex::new(config), Mutex::new(security));
-        Self { file, log, config, live, security, reconfigure: OnceLock::new() }
+        let (reconfigure, listeners) = (OnceLock::new(), OnceLock::new());
+        Self { file, log, config, live, security, reconfigure, listeners }
     }
 
     /// What gives the server that serves from now on another configuration. The first one counts.
     pub(super) fn serving(&self, reconfigure: impl Fn(ServerConfig) + Send + Sync + 'static) {
         let _first = self.reconfigure.set(Box::new(reconfigure));
+    }
+
+    /// What the server listens on, once all of it is open. The first one counts.
+    pub(super) fn listening(&self, listeners: Listeners) {
+        let _first = self.listeners.set(listeners);
     }
 
     fn security(&self) -> MutexGuard<'_, Security> {
@@ -83,12 +92,16 @@ impl Reload {
         let mut read = config::load(file)?;
         read.server.log = read.server.log.max(self.log);
         let mut config = self.config();
-        let stays = need_restart(&config, &read);
-        let next = reloaded(&config, read);
+        let listeners = self.listeners.get().filter(|_| can_follow(&config, &read));
+        let stays = need_restart(&config, &read, listeners.is_some());
+        let next = reloaded(&config, read, listeners.is_some());
         // It may not fit what stays.
         config::check(&next)?;
         let (server, security) = server_config(&next)?;
         let prepared = self.live.prepare(&next)?;
+        let was_exposed = self.exposure(&self.security(), &config).is_some();
+        let listening =
+            listeners.map(|one| one.prepare(&config.listeners, &next.listeners)).transpose()?;
         let reconfigure = || {
             if let Some(reconfigure) = self.reconfigure.get() {
                 reconfigure(server);
@@ -106,6 +119,13 @@ impl Reload {
                 prepared.commit()
             }
         };
+        // Who may connect, and how, is in force by now.
+        if let Some(listening) = listening {
+            listening.commit();
+        }
+        if let Some(exposure) = self.exposure(&security, &next).filter(|_| !was_exposed) {
+            tracing::warn!("{exposure}");
+        }
         *self.security() = security;
         *config = next;
         tracing::info!("read the configuration again: {changes}");
@@ -117,6 +137,12 @@ impl Reload {
             );
         }
         Ok(changes)
+    }
+
+    /// See [`Security::exposure`].
+    fn exposure(&self, security: &Security, config: &Config) -> Option<String> {
+        let addresses = self.listeners.get().map(Listeners::tcp).unwrap_or_default();
+        security.exposure(addresses, config)
     }
 
     /// Serves one more export.
@@ -164,8 +190,9 @@ macro_rules! differing {
     }};
 }
 
-/// What is in force once a file was read again: all but the keys of [`need_restart`].
-fn reloaded(current: &Config, read: Config) -> Config {
+/// What is in force once a file was read again: all but the keys of [`need_restart`]. `listeners` says whether those can
+/// change.
+fn reloaded(current: &Config, read: Config, listeners: bool) -> Config {
     let server = Server {
         max_connections: read.server.max_connections,
         idle_timeout: read.server.idle_timeout,
@@ -173,12 +200,13 @@ fn reloaded(current: &Config, read: Config) -> Config {
         drain_timeout: read.server.drain_timeout,
         ..current.server.clone()
     };
-    Config { server, listeners: current.listeners.clone(), ..read }
+    let listeners = if listeners { &read.listeners } else { &current.listeners }.clone();
+    Config { server, listeners, ..read }
 }
 
 /// The keys that another value of comes into force only when the server starts.
-fn need_restart(current: &Config, read: &Config) -> Vec<String> {
-    let after = reloaded(current, read.clone());
+fn need_restart(current: &Config, read: &Config, listeners: bool) -> Vec<String> {
+    let after = reloaded(current, read.clone(), listeners);
     let server = differing!(
         Server {
             runtime,
@@ -224,7 +252,7 @@ mod tests {
     #[test]
     fn what_takes_a_restart_is_named_by_its_key() {
         let current = Config::default();
-        assert!(need_restart(&current, &current).is_empty());
+        assert!(need_restart(&current, &current, false).is_empty());
         let mut read = current.clone();
         // These are in force at once.
         read.server.max_connections += 1;
@@ -232,13 +260,15 @@ mod tests {
         read.access.allow_user.push("0".into());
         read.tls.verify_peer = true;
         read.exports.push(Export::default());
-        assert!(need_restart(&current, &read).is_empty());
+        assert!(need_restart(&current, &read, false).is_empty());
         read.server.log = LogLevel::Debug;
         read.server.oldstyle = true;
-        assert_eq!(need_restart(&current, &read), ["log", "oldstyle"]);
+        assert_eq!(need_restart(&current, &read, false), ["log", "oldstyle"]);
         let address = TcpAddress { host: "::1".into(), port: 1 };
         read = Config { listeners: vec![Listen::tcp(address)], ..current.clone() };
-        assert_eq!(need_restart(&current, &read), ["[[listen]]"]);
-        assert_eq!(reloaded(&current, read), current);
+        assert_eq!(need_restart(&current, &read, false), ["[[listen]]"]);
+        assert!(need_restart(&current, &read, true).is_empty());
+        assert_eq!(reloaded(&current, read.clone(), true), read);
+        assert_eq!(reloaded(&current, read, false), current);
     }
 }

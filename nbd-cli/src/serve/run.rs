@@ -19,6 +19,7 @@ use super::config::VsockAddress;
 use super::config::{self, Backend, Config, LogLevel, RuntimeName};
 use super::control::{self, Bitmaps, Replaceable, Verbs};
 use super::linger;
+use super::listeners::Listeners;
 use super::live::Live;
 use super::metrics::Monitor;
 use super::places::Places;
@@ -27,11 +28,11 @@ use super::reload::Reload;
 use super::sandbox::{Needs, Sandbox};
 use super::security::Security;
 use super::signals;
-use super::sockets::{Bound, Role, Sockets};
+use super::sockets::{Accepting, Bound, Role, Sockets};
 use super::stdio::Stdio;
 use super::supervisor::{self, Readiness};
 use crate::exit::Failure;
-use crate::{fault, log, output};
+use crate::{fault, log, output, stderr};
 
 /// `nbd serve`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -66,8 +67,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let monitor = Monitor::start(config.server.metrics.as_ref(), predecessor.as_mut())?;
     let server = server.with_metrics(monitor.metrics());
     let in_tls = security.is_required();
-    if stdio.is_none() {
-        security.warn(&places, &config);
+    let addresses = places.tcp.iter().flatten().copied();
+    if let Some(exposure) = security.exposure(addresses, &config).filter(|_| stdio.is_none()) {
+        stderr::say(&format!("warning: {exposure}"));
     }
     let log = LogLevel::of_verbosity(arguments.verbose);
     let file = arguments.config.clone();
@@ -76,7 +78,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(stdio) = stdio {
         let oldstyle = config.server.oldstyle;
         let _sealed = sandbox.seal()?;
-        return judge(stdio.serve(exports, server, &reload, readiness, oldstyle)?, &config);
+        let served = exports.clone();
+        let outcome = stdio.serve(exports, server, &reload, readiness, oldstyle);
+        let closed = served.close_volumes();
+        return judge(outcome?, &config).and(closed);
     }
     let of_disks = config.exports.iter().filter(|export| !export.is_directory());
     let of_directories = config.exports.iter().filter(|export| export.is_directory());
@@ -106,15 +111,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         sandbox: Some(sandbox),
         command: process.run.clone(),
     };
+    let served = exports.clone();
     let outcome = match config.server.runtime {
         RuntimeName::Blocking => blocking(exports, server, setup),
         RuntimeName::Tokio => tokio(exports, server, setup),
         #[cfg(feature = "async-std")]
         RuntimeName::AsyncStd => async_std(exports, server, setup),
     };
+    // Whatever else failed, what clients wrote is to be in the store.
+    let closed = served.close_volumes();
     let (outcome, captive) = outcome?;
     captive.map_or(Ok(()), Captive::end)?;
-    judge(outcome, &config)
+    judge(outcome, &config).and(closed)
 }
 
 /// How the server ended, and the command that it ran for.
@@ -287,7 +295,7 @@ fn lost_with(in_memory: &[String], bitmaps: &[String]) -> Vec<String> {
 /// Serves until a signal ends it. The servers of all adapters have the same methods, some with an `.await` behind them,
 /// and no trait that says so.
 macro_rules! serve {
-    ($server:expr, $setup:expr, $tcp:expr, $unix:expr, [$($wait:tt)*]) => {{
+    ($server:expr, $setup:expr, $tcp:expr, $unix:expr, [$($enter:tt)*], [$($wait:tt)*]) => {{
         let (server, mut setup): (_, Setup<'_>) = ($server, $setup);
         let server = if setup.places.oldstyle { server.oldstyle("") } else { server };
         let sockets = Sockets::default();
@@ -316,20 +324,30 @@ macro_rules! serve {
         reload.serving(move |config| reconfigured.reconfigure(config));
         let reload = move || supervisor.around_reload(|| reload.hang_up());
         signals::watch(end, reload).map_err(no_signals)?;
+        let accept = {
+            let server = server.clone();
+            move |socket| match socket {
+                Socket::Tcp(one) => $tcp(one).and_then(|one| server.accept_tcp(one)),
+                Socket::Unix(one) => $unix(one).and_then(|one| server.accept_unix(one)),
+            }
+        };
         let mut listening = Vec::new();
         for bound in setup.places.bind(setup.predecessor.as_mut())? {
             bound.socket.set_nonblocking().map_err(cannot_accept)?;
             let socket = sockets.keep(Role::Clients, bound).map_err(cannot_accept)?;
-            let accepting = match socket {
-                Socket::Tcp(one) => $tcp(one).and_then(|one| server.accept_tcp(one)),
-                Socket::Unix(one) => $unix(one).and_then(|one| server.accept_unix(one)),
-            };
-            let accepting = begun(accepting.map_err(cannot_accept), server.is_shutting_down())?;
+            let accepting = accept(socket).map_err(cannot_accept);
+            let accepting = begun(accepting, server.is_shutting_down())?;
             if let Some(accepting) = accepting {
                 sockets.accepting(Role::Clients, accepting.clone());
                 listening.push(accepting);
             }
         }
+        // Called on a thread of no runtime's.
+        let accept_later = move |socket| {
+            $($enter)*
+            accept(socket).map(|accepting| Box::new(accepting) as Box<dyn Accepting>)
+        };
+        setup.reload.listening(Listeners::new(sockets.clone(), accept_later));
         #[cfg(target_os = "linux")]
         for VsockAddress { cid, port } in core::mem::take(&mut setup.places.vsock) {
             sockets.hold_back("a vsock address");
@@ -361,7 +379,7 @@ macro_rules! serve {
 
 fn blocking(exports: Live, config: ServerConfig, setup: Setup<'_>) -> Result<Ended, Failure> {
     let server = nbd_blocking::Server::with_config(exports, config);
-    serve!(server, setup, io::Result::Ok, io::Result::Ok, [])
+    serve!(server, setup, io::Result::Ok, io::Result::Ok, [], [])
 }
 
 fn tokio(exports: Live, config: ServerConfig, setup: Setup<'_>) -> Result<Ended, Failure> {
@@ -371,7 +389,10 @@ fn tokio(exports: Live, config: ServerConfig, setup: Setup<'_>) -> Result<Ended,
         runtime.map_err(|error| Failure::failed(format!("cannot start tokio: {error}")))?;
     let server = nbd_tokio::Server::with_config(exports, config);
     let (tcp, unix) = (TcpListener::from_std, UnixListener::from_std);
-    runtime.block_on(async { serve!(server, setup, tcp, unix, [.await]) })
+    let handle = runtime.handle().clone();
+    runtime.block_on(async {
+        serve!(server, setup, tcp, unix, [let _entered = handle.enter();], [.await])
+    })
 }
 
 #[cfg(feature = "async-std")]
@@ -380,7 +401,7 @@ fn async_std(exports: Live, config: ServerConfig, setup: Setup<'_>) -> Result<En
     use ::async_std::os::unix::net::UnixListener;
     let server = nbd_async_std::Server::with_config(exports, config);
     let (tcp, unix) = (infallible::<_, TcpListener>, infallible::<_, UnixListener>);
-    ::async_std::task::block_on(async { serve!(server, setup, tcp, unix, [.await]) })
+    ::async_std::task::block_on(async { serve!(server, setup, tcp, unix, [], [.await]) })
 }
 
 #[cfg(feature = "async-std")]

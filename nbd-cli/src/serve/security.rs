@@ -7,9 +7,7 @@ use nbd_engine::server::ServerConfig;
 use nbd_engine::tls::{ServerTlsMode, TlsServer};
 
 use super::config::Config;
-use super::places::Places;
 use crate::exit::Failure;
-use crate::stderr;
 
 /// Whether clients encrypt, and by what.
 #[derive(Debug, Default)]
@@ -55,22 +53,23 @@ impl Security {
         required
     }
 
-    /// Warns of addresses that others reach where what travels can be in the clear.
-    pub(super) fn warn(&self, places: &Places<'_>, config: &Config) {
+    /// What to warn of: an address that others reach, where what travels can be in the clear.
+    pub(super) fn exposure(
+        &self,
+        addresses: impl IntoIterator<Item = SocketAddr>,
+        config: &Config,
+    ) -> Option<String> {
         if self.is_required() {
-            return;
+            return None;
         }
-        let addresses = places.tcp.iter().flatten();
-        let mut open = addresses.filter(|address: &&SocketAddr| !address.ip().is_loopback());
-        if let Some(address) = open.next() {
-            let read_only = config.exports.iter().all(|export| export.read_only);
-            let can = if read_only { "read" } else { "read and overwrite" };
-            let remedy = config.source.word("--tls require", "mode = \"require\" in [tls]");
-            stderr::say(&format!(
-                "warning: whoever reaches {address} can {can} the disks, and all of it travels in the clear; \
-                 encrypt by {remedy}, or listen on 127.0.0.1"
-            ));
-        }
+        let address = addresses.into_iter().find(|address| !address.ip().is_loopback())?;
+        let read_only = config.exports.iter().all(|export| export.read_only);
+        let can = if read_only { "read" } else { "read and overwrite" };
+        let remedy = config.source.word("--tls require", "mode = \"require\" in [tls]");
+        Some(format!(
+            "whoever reaches {address} can {can} the disks, and all of it travels in the clear; encrypt by {remedy}, or \
+             listen on 127.0.0.1"
+        ))
     }
 
     /// Reads certificates and keys again. Gives whether there are any.

@@ -68,6 +68,12 @@ impl Accepting for nbd_blocking::Listening {
     }
 }
 
+impl Accepting for Box<dyn Accepting> {
+    fn stop(&self) {
+        (**self).stop();
+    }
+}
+
 /// All sockets of a server. Clones are the same sockets.
 ///
 /// Each is kept open a second time, for a successor; so whatever ends the server has to [end](Self::end) these, too, as
@@ -171,6 +177,29 @@ impl Sockets {
         let waiting = |open: &&mut Open| open.role == role && open.accepting.is_none();
         if let Some(open) = state.open.iter_mut().find(waiting) {
             open.accepting = Some(Box::new(accepting));
+        }
+    }
+
+    /// Where the sockets of that role listen.
+    pub(super) fn addresses(&self, role: Role) -> Vec<LocalAddr> {
+        let state = self.state();
+        let open = state.open.iter().filter(|open| open.role == role);
+        open.filter_map(|open| open.socket.local_addr().ok()).collect()
+    }
+
+    /// Listens no longer for clients at these addresses: returns once nothing accepts from the sockets any more. What
+    /// waits in their queues is lost; connections stay.
+    pub(super) fn close(&self, is_one: impl Fn(&LocalAddr) -> bool) {
+        let closed: Vec<Open> = {
+            let mut state = self.state();
+            let is_one = |open: &mut Open| {
+                let address = open.socket.local_addr();
+                open.role == Role::Clients && address.is_ok_and(|address| is_one(&address))
+            };
+            state.open.extract_if(.., is_one).collect()
+        };
+        for accepting in closed.iter().filter_map(|open| open.accepting.as_ref()) {
+            accepting.stop();
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -274,6 +274,86 @@ fn a_file_that_is_read_again_changes_what_it_says_and_nothing_else() {
         server.process.terminate();
         assert_eq!(server.end().0, Some(0));
     }
+}
+
+/// Listeners come and go, and connections stay, those of a listener that is gone included.
+#[test]
+fn listeners_are_opened_and_closed_when_the_file_is_read_again() {
+    for runtime in RUNTIMES {
+        let export = "[[export]]\nname = 'disk'\nmemory = '1M'\n";
+        let text = |listeners: &[&str]| {
+            let listen: String =
+                listeners.iter().map(|one| format!("[[listen]]\n{one}\n")).collect();
+            format!("[server]\nruntime = '{runtime}'\n{listen}{export}")
+        };
+        let (first, second) = ("unix = 'first'", "unix = 'second'");
+        let folder = Folder::new(&text(&[first]));
+        let server = folder.detached();
+        let [on_first, on_second] =
+            ["first", "second"].map(|name| Endpoint::Unix(folder.path(name)));
+        let mut stays = entered(&on_first, "disk");
+        stays.write(0, &[7; 512]);
+        // A port that is free on another address of the loopback interface, as long as this one is held.
+        let held = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("127.77.0.1:{}", held.local_addr().unwrap().port());
+        let on_tcp = Endpoint::Tcp(address.parse().unwrap());
+        let tcp = format!("tcp = '{address}'");
+
+        folder.write(&text(&[&tcp, second]));
+        reload(&server, "read the configuration again");
+        // The old one is closed before that is logged.
+        assert!(!folder.path("first").exists());
+        for endpoint in [&on_tcp, &on_second] {
+            assert_eq!(entered(endpoint, "disk").read(0, 512), [7; 512]);
+        }
+        assert_eq!(stays.read(0, 512), [7; 512]);
+
+        // Where one of them can't be opened, nothing changes.
+        let missing = "unix = 'no/folder/socket'";
+        folder.write(&text(&[second, first, missing]));
+        reload(&server, "stay in force");
+        assert!(server.process.stderr().contains("no/folder"), "{}", server.process.stderr());
+        assert!(!folder.path("first").exists());
+        assert_eq!(names(&on_tcp), ["disk"]);
+        folder.write(&text(&[second, "tcp = '127.0.0.1:0'"]));
+        reload(&server, "[[listen]] differ from what is in force, and take a restart");
+        assert_eq!(names(&on_tcp), ["disk"]);
+
+        folder.write(&text(&[second, first]));
+        reload(&server, "read the configuration again");
+        assert!(TcpStream::connect(&address).is_err());
+        assert_eq!(names(&on_first), ["disk"]);
+        assert_eq!(names(&on_second), ["disk"]);
+        stays.finish();
+        server.process.terminate();
+        assert_eq!(server.end().0, Some(0));
+        assert!(!folder.path("first").exists() && !folder.path("second").exists());
+    }
+}
+
+#[test]
+fn a_confined_server_closes_listeners_and_opens_none() {
+    let text = |names: &[&str]| {
+        let listen: String =
+            names.iter().map(|name| format!("[[listen]]\nunix = 'sockets/{name}'\n")).collect();
+        format!("[server]\nsandbox = 'require'\n{listen}[[export]]\nmemory = '1M'\n")
+    };
+    let folder = Folder::new(&text(&["a", "b"]));
+    fs::create_dir(folder.path("sockets")).unwrap();
+    let server = folder.detached();
+    let endpoint = |name: &str| Endpoint::Unix(folder.path("sockets").join(name));
+    let mut stays = entered(&endpoint("b"), "");
+    folder.write(&text(&["a", "c"]));
+    reload(&server, "[[listen]] differ from what is in force, and take a restart");
+    folder.write(&text(&["a"]));
+    reload(&server, "listens no longer");
+    reload(&server, "read the configuration again");
+    assert!(!folder.path("sockets/b").exists());
+    assert_eq!(stays.read(0, 512), [0; 512]);
+    stays.finish();
+    drop(entered(&endpoint("a"), ""));
+    server.process.terminate();
+    assert_eq!(server.end().0, Some(0));
 }
 
 /// A request on the control socket, and its answer.

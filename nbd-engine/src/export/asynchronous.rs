@@ -9,6 +9,7 @@ use std::time::Instant;
 use nbd_proto::Command;
 
 use super::any::Facts;
+use super::forward::forward;
 use super::{
     Admit, Allocation, BlockSize, Body, ClientInfo, CloseReason, ContextInfo, Extent, Fua, Result,
     ZeroMode,
@@ -360,8 +361,9 @@ abilities! {
 
 /// An export that is shared is an export, so that one disk can be served in several ways.
 impl<E: AsyncExport> AsyncExport for Arc<E> {
-    fn size(&self) -> u64 {
-        (**self).size()
+    forward! { self, (**self);
+        size block_size block_size_required description rotational multi_conn
+        client_entered client_left admission
     }
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> impl Future<Output = Result<()>> + Send {
@@ -375,60 +377,6 @@ impl<E: AsyncExport> AsyncExport for Arc<E> {
         offset: u64,
     ) -> impl Future<Output = Result<()>> + Send {
         (**self).read_body(body, length, offset)
-    }
-
-    fn block_size(&self) -> BlockSize {
-        (**self).block_size()
-    }
-
-    fn block_size_required(&self) -> bool {
-        (**self).block_size_required()
-    }
-
-    fn description(&self) -> Option<String> {
-        (**self).description()
-    }
-
-    fn rotational(&self) -> bool {
-        (**self).rotational()
-    }
-
-    fn multi_conn(&self) -> bool {
-        (**self).multi_conn()
-    }
-
-    fn client_entered(&self, client: &ClientInfo) {
-        (**self).client_entered(client);
-    }
-
-    fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
-        (**self).client_left(client, reason);
-    }
-
-    fn admits(&self) -> bool {
-        (**self).admits()
-    }
-
-    fn admit(&self, client: &ClientInfo, command: &Command) -> Admit {
-        (**self).admit(client, command)
-    }
-
-    fn pace(&self, client: &ClientInfo, command: &Command, now: Instant) -> Duration {
-        (**self).pace(client, command, now)
-    }
-
-    fn begun(&self, client: &ClientInfo, command: &Command, now: Instant) {
-        (**self).begun(client, command, now);
-    }
-
-    fn finished(
-        &self,
-        client: &ClientInfo,
-        command: &Command,
-        result: &Result<()>,
-        took: Duration,
-    ) {
-        (**self).finished(client, command, result, took);
     }
 
     fn can_write(&self) -> Option<impl AsyncCanWrite> {

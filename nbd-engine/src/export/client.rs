@@ -7,6 +7,8 @@ use std::os::fd::AsFd;
 
 use rustix::net::AddressFamily;
 
+use super::rate_limit::Shares;
+
 /// A client: where it connects from, and what is known of its identity.
 ///
 /// Handed to [`Exports`](super::Exports) with each question, and to [`Export`](super::Export) when the client enters
@@ -21,13 +23,14 @@ pub struct ClientInfo {
     /// What the client proved of itself by TLS; `None` without TLS. Of a TLS stream that the embedder brought it is what
     /// the embedder said of the [`Peer`].
     pub tls: Option<TlsIdentity>,
+    pub(super) shares: Shares,
 }
 
 impl ClientInfo {
     /// A client without TLS. The engine makes one for each connection; others are for tests.
     #[must_use]
     pub const fn new(connection: u64, peer: PeerAddr) -> Self {
-        Self { connection, peer, tls: None }
+        Self { connection, peer, tls: None, shares: Shares::new() }
     }
 }
 

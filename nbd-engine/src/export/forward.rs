@@ -11,7 +11,8 @@ use super::{
     CanWriteZeroes, ClientInfo, CloseReason, Contexts, Export, Result,
 };
 
-/// Methods of [`Export`] that do what those of the inner export do: `forward!(self, self.inner; size read ...)`.
+/// Methods of [`Export`] that do what those of the inner export do: `forward!(self, self.inner; size read ...)`. Those
+/// that neither read nor change data are the same for an [`AsyncExport`](super::AsyncExport).
 macro_rules! forward {
     ($self:ident, $inner:expr; $($method:ident)*) => {
         $( forward! { @$method $self, $inner } )*

@@ -4,6 +4,7 @@
 //! [`AsyncExport`](super::AsyncExport) (`layer/asynchronous.rs`).
 
 mod admit;
+mod alike;
 mod asynchronous;
 mod blocking;
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 mod abilities;
 mod any;
+#[cfg(target_os = "linux")]
+mod aside;
 mod asynchronous;
 mod blocking;
 mod body;
@@ -64,12 +66,12 @@ pub use injection::{Injected, Injection};
 pub use layer::{Admit, Layer, Layered, Source};
 pub use map::ExportMap;
 pub use memory::{Memory, Page, TooLarge};
+pub use overlay::{AsyncStore, InMemory, Overlay, Store, TooManyBlocks};
 #[cfg(target_os = "linux")]
 pub use overlay::{
     BaseStamp, Committed, InFile, OverlayError, OverlaySummary, commit_overlay, discard_overlay,
     overlay_summary,
 };
-pub use overlay::{InMemory, Overlay, Store, TooManyBlocks};
 pub use partition::{Partition, PartitionError, PartitionKind, PartitionTable, PartitionTableKind};
 pub(crate) use pool::{Pool, allocate};
 pub use rate_limit::{RateLimit, RateLimited, Rates};

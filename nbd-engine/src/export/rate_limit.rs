@@ -1,6 +1,9 @@
 //! An export that lets so many bytes and requests through in a second.
 
+mod buckets;
+
 use core::num::NonZeroU64;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,6 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use nbd_proto::Command;
+
+use buckets::Buckets;
+pub(super) use buckets::Shares;
 
 use super::layer::{Layer, Layered};
 use super::{ClientInfo, CloseReason, PeerAddr};
@@ -88,14 +94,11 @@ pub struct RateLimit {
     burst: Duration,
     export: Option<Buckets>,
     for_each_client: Option<Rates>,
-    clients: Mutex<Clients>,
-}
-
-#[derive(Debug, Default)]
-struct Clients {
-    known: HashMap<ClientKey, Client>,
-    /// Those without a connection, which are kept for their debt.
-    gone: usize,
+    clients: Mutex<HashMap<ClientKey, Client>>,
+    /// Clients without a connection, which are kept for their debt. Changes under the lock of the clients alone.
+    gone: AtomicUsize,
+    /// Tells this limit from others in the [`Shares`] of a client.
+    identity: Arc<()>,
 }
 
 /// A client with the number of its connections.
@@ -118,7 +121,14 @@ impl RateLimit {
     /// No limit yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { burst: Self::BURST, export: None, for_each_client: None, clients: Mutex::default() }
+        Self {
+            burst: Self::BURST,
+            export: None,
+            for_each_client: None,
+            clients: Mutex::default(),
+            gone: AtomicUsize::new(0),
+            identity: Arc::default(),
+        }
     }
 
     /// What all clients together may do.
@@ -144,17 +154,19 @@ impl RateLimit {
     }
 
     // A panic leaves numbers in some state between before and after.
-    fn clients(&self) -> MutexGuard<'_, Clients> {
+    fn clients(&self) -> MutexGuard<'_, HashMap<ClientKey, Client>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets clients that are gone and have paid their debt.
+    /// Forgets clients that are gone and have paid their debt, once there are many.
     fn forget_gone(&self, now: Instant) {
-        let mut clients = self.clients();
-        if clients.gone > MAX_GONE {
-            clients.known.retain(|_, client| client.connections > 0 || client.buckets.owe(now));
-            clients.gone = clients.known.values().filter(|client| client.connections == 0).count();
+        if self.gone.load(Ordering::Relaxed) <= MAX_GONE {
+            return;
         }
+        let mut clients = self.clients();
+        clients.retain(|_, client| client.connections > 0 || client.buckets.owe(now));
+        let gone = clients.values().filter(|client| client.connections == 0).count();
+        self.gone.store(gone, Ordering::Relaxed);
     }
 
     /// Calls `act` with all that the client's request counts in.
@@ -163,15 +175,13 @@ impl RateLimit {
             act(export);
         }
         if self.for_each_client.is_some() {
-            let buckets = self
-                .clients()
-                .known
-                .get(&ClientKey::of(client))
-                .map(|one| Arc::clone(&one.buckets));
-            if let Some(buckets) = buckets {
-                act(&buckets);
-            }
+            client.shares.with(&self.identity, || self.buckets_of(client), act);
         }
+    }
+
+    /// What the requests of a client count in, with all of its connections.
+    fn buckets_of(&self, client: &ClientInfo) -> Option<Arc<Buckets>> {
+        self.clients().get(&ClientKey::of(client)).map(|known| Arc::clone(&known.buckets))
     }
 }
 
@@ -180,14 +190,12 @@ impl Layer for RateLimit {
 
     fn client_entered(&self, client: &ClientInfo) {
         let Some(rates) = self.for_each_client else { return };
-        let mut clients = self.clients();
-        let Clients { known, gone } = &mut *clients;
-        match known.entry(ClientKey::of(client)) {
+        match self.clients().entry(ClientKey::of(client)) {
             Entry::Occupied(client) => {
                 let client = client.into_mut();
                 client.connections += 1;
                 if client.connections == 1 {
-                    *gone -= 1;
+                    self.gone.fetch_sub(1, Ordering::Relaxed);
                 }
             }
             Entry::Vacant(room) => {
@@ -198,18 +206,19 @@ impl Layer for RateLimit {
 
     /// A client that reconnects still owes what it owed.
     fn client_left(&self, client: &ClientInfo, _reason: &CloseReason) {
+        client.shares.forget(&self.identity);
         let mut clients = self.clients();
-        let Some(entry) = clients.known.get_mut(&ClientKey::of(client)) else { return };
+        let Some(entry) = clients.get_mut(&ClientKey::of(client)) else { return };
         entry.connections -= 1;
         if entry.connections == 0 {
-            clients.gone += 1;
+            self.gone.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn pace(&self, client: &ClientInfo, _command: &Command, now: Instant) -> Duration {
         let mut wait = Duration::ZERO;
-        self.each(client, |buckets| wait = wait.max(buckets.wait(now, self.burst)));
-        wait
+        self.each(client, |buckets| wait = wait.max(buckets.wait(now)));
+        wait.saturating_sub(self.burst)
     }
 
     fn begun(&self, client: &ClientInfo, command: &Command, now: Instant) {
@@ -238,61 +247,6 @@ impl ClientKey {
             _ => Self::Connection(client.connection),
         }
     }
-}
-
-/// What was used of each bounded rate.
-#[derive(Debug)]
-struct Buckets {
-    rates: Rates,
-    used: Mutex<Used>,
-}
-
-/// When what was carried out so far is paid for.
-#[derive(Clone, Copy, Debug, Default)]
-struct Used {
-    bytes: Option<Instant>,
-    requests: Option<Instant>,
-}
-
-impl Buckets {
-    fn new(rates: Rates) -> Self {
-        Self { rates, used: Mutex::default() }
-    }
-
-    fn used(&self) -> MutexGuard<'_, Used> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether there is a debt.
-    fn owe(&self, now: Instant) -> bool {
-        let Used { bytes, requests } = *self.used();
-        bytes.max(requests).is_some_and(|paid| paid > now)
-    }
-
-    /// How long until nothing is owed but the burst.
-    fn wait(&self, now: Instant, burst: Duration) -> Duration {
-        let Used { bytes, requests } = *self.used();
-        let paid = bytes.max(requests).unwrap_or(now);
-        paid.saturating_duration_since(now).saturating_sub(burst)
-    }
-
-    /// Takes what the request needs.
-    fn take(&self, command: &Command, now: Instant) {
-        let Rates { bytes, requests } = self.rates;
-        let mut used = self.used();
-        pay(&mut used.bytes, bytes, command.buffer_length(), now);
-        pay(&mut used.requests, requests, 1, now);
-    }
-}
-
-/// Puts off the moment when everything is paid for by the price of so many units.
-fn pay(paid: &mut Option<Instant>, rate: Option<NonZeroU64>, units: u64, now: Instant) {
-    let Some(rate) = rate else { return };
-    let nanoseconds = (u128::from(units) * 1_000_000_000).div_ceil(u128::from(rate.get()));
-    let price = Duration::from_nanos(nanoseconds.try_into().unwrap_or(u64::MAX));
-    // What was not used before is lost, but for the burst.
-    let from = paid.unwrap_or(now).max(now);
-    *paid = from.checked_add(price).or(*paid);
 }
 
 #[cfg(test)]
@@ -406,6 +360,33 @@ mod tests {
         );
     }
 
+    /// What a client's connection has looked up is not looked up again, of whichever of several limits.
+    #[test]
+    fn limits_around_each_other_and_other_connections_do_not_take_each_others_share() {
+        let limits = [1000, 10]
+            .map(|rate| RateLimit::new().for_each_client(Rates::new().requests_per_second(rate)));
+        let (one, same, other) = (tcp(0, "10.0.0.1:1"), tcp(1, "10.0.0.1:2"), tcp(2, "10.0.0.2:1"));
+        let now = Instant::now();
+        let command = Command::flush();
+        let wait = |limit: &RateLimit, client: &ClientInfo| limit.pace(client, &command, now);
+        for limit in &limits {
+            [&one, &same, &other].into_iter().for_each(|client| limit.client_entered(client));
+            (0..1000).for_each(|_| limit.begun(&one, &command, now));
+        }
+        for (limit, seconds) in limits.iter().zip([1, 100]) {
+            let expected = Duration::from_secs(seconds) - RateLimit::BURST;
+            // A copy of what is known of a client is that client.
+            for client in [&one, &one.clone(), &same, &same] {
+                assert_eq!(wait(limit, client), expected);
+            }
+            assert_eq!(wait(limit, &other), Duration::ZERO);
+            limit.client_left(&one, &CloseReason::Vanished);
+            assert_eq!(wait(limit, &same), expected);
+        }
+        // A client that never entered is none of its business.
+        assert_eq!(wait(&limits[1], &tcp(3, "10.0.0.3:1")), Duration::ZERO);
+    }
+
     #[test]
     fn a_client_is_known_by_identity_address_user_or_connection() {
         let with_tls = |connection, name: &str| {
@@ -453,6 +434,6 @@ mod tests {
             limit.begun(&other, &command, now + Duration::from_secs(200 * number));
             leave(&other);
         }
-        assert!(limit.clients().known.len() <= MAX_GONE + 2);
+        assert!(limit.clients().len() <= MAX_GONE + 2);
     }
 }

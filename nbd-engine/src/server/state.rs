@@ -104,7 +104,9 @@ impl ServerState {
     pub(crate) fn client(&self, peer: impl Into<Peer>) -> Arc<ClientInfo> {
         let number = self.common.next_connection.fetch_add(1, Ordering::Relaxed);
         let Peer { address, tls } = peer.into();
-        Arc::new(ClientInfo { tls, ..ClientInfo::new(number, address) })
+        let mut client = ClientInfo::new(number, address);
+        client.tls = tls;
+        Arc::new(client)
     }
 
     pub(crate) fn workers(&self) -> &Workers {

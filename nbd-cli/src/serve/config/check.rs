@@ -123,8 +123,8 @@ impl Rules<'_> {
     fn exports(&mut self, config: &Config) {
         if config.exports.is_empty() {
             // A file that is still being written does not end what is served.
-            let text =
-                "there is nothing to serve: add an [[export]] with file, memory or directory";
+            let text = "there is nothing to serve: add an [[export]] with file, memory, directory or \
+                        volume";
             self.broken("", text);
         }
         let mut names = HashMap::new();
@@ -138,6 +138,7 @@ impl Rules<'_> {
                 Ok(Backend::File(path)) if path.as_os_str().is_empty() => {
                     self.broken(key("file"), "give the path of a file or block device");
                 }
+                Ok(Backend::Volume(_)) => self.volume(index, export, config),
                 Ok(Backend::Directory(path)) => self.directory(index, path, export),
                 Ok(_) => {}
                 Err(text) => self.broken(format!("export.{index}"), text),
@@ -207,6 +208,7 @@ impl Rules<'_> {
         let backend = match export.backend() {
             Ok(Backend::File(path)) => path.display().to_string(),
             Ok(Backend::Memory(size)) => format!("memory:{}", super::Size(size)),
+            Ok(Backend::Volume(url)) => format!("volume:{url}"),
             Ok(Backend::Directory(path)) => format!("dir:{}", path.display()),
             Err(_) => "BACKEND".into(),
         };
@@ -220,6 +222,27 @@ impl Rules<'_> {
                 let first = first.heading.trim_end_matches(": ");
                 format!("give each its own name; the first is at {first}")
             }
+        }
+    }
+
+    /// What goes with the others does not go with a volume.
+    fn volume(&mut self, index: usize, export: &Export, config: &Config) {
+        for (given, key, option) in [
+            (!export.layers.is_empty(), "layers", "--layer"),
+            (!export.track.is_empty(), "track", "--track"),
+            (export.allocation_depth, "allocation-depth", "--allocation-depth"),
+            (export.block_size.is_some(), "block-size", "--block-size"),
+        ] {
+            if given {
+                let word = self.source.word(option, key);
+                let text = format!("{word} does not go with a volume: leave it out");
+                self.broken(format!("export.{index}.{key}"), text);
+            }
+        }
+        if !config.server.sandbox.is_off() {
+            let word = self.source.word("--sandbox", "sandbox");
+            let text = format!("a volume needs the network, which {word} takes away: leave it out");
+            self.broken("server.sandbox", text);
         }
     }
 

@@ -198,7 +198,7 @@ pub(crate) struct Tls {
     pub(crate) allow: Vec<String>,
 }
 
-/// An export has exactly one of `file`, `memory` and `directory`.
+/// An export has exactly one of `file`, `memory`, `directory` and `volume`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -224,6 +224,12 @@ pub(crate) struct Export {
     #[cfg_attr(test, schemars(extend("cli" = "dir:PATH", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     directory: Option<PathBuf>,
+
+    /// URL of a volume on object storage, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or
+    /// `file:///DIRECTORY`; with `@SNAPSHOT` behind it, one of its snapshots, for reading. See [volumes](volumes.md).
+    #[cfg_attr(test, schemars(extend("cli" = "volume:URL")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    volume: Option<String>,
 
     /// Text for people who list the exports.
     #[cfg_attr(test, schemars(extend("cli" = "--description")))]
@@ -328,6 +334,8 @@ pub(crate) enum Backend<'a> {
     File(&'a Path),
     /// A disk in memory of so many bytes.
     Memory(u64),
+    /// A volume on object storage: its URL, and `@SNAPSHOT` for a snapshot.
+    Volume(&'a str),
     /// Each file of a directory.
     Directory(&'a Path),
 }
@@ -448,6 +456,7 @@ impl Export {
         match backend {
             Backend::File(path) => export.file = Some(path.to_owned()),
             Backend::Memory(size) => export.memory = Some(Size(size)),
+            Backend::Volume(url) => export.volume = Some(url.to_owned()),
             Backend::Directory(path) => export.directory = Some(path.to_owned()),
         }
         export
@@ -461,10 +470,11 @@ impl Export {
         let file = self.file.as_deref().map(Backend::File);
         let memory = self.memory.map(|size| Backend::Memory(size.0));
         let directory = self.directory.as_deref().map(Backend::Directory);
-        let mut backends = [file, memory, directory].into_iter().flatten();
+        let volume = self.volume.as_deref().map(Backend::Volume);
+        let mut backends = [file, memory, directory, volume].into_iter().flatten();
         match (backends.next(), backends.next()) {
             (Some(backend), None) => Ok(backend),
-            _ => Err("an export needs exactly one of file, memory and directory".into()),
+            _ => Err("an export needs exactly one of file, memory, directory and volume".into()),
         }
     }
 

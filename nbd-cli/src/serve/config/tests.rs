@@ -26,7 +26,7 @@ drain-timeout = 3
 control = "control.sock"
 metrics = "unix:metrics.sock"
 log = "info"
-sandbox = "try"
+sandbox = "off"
 oldstyle = false
 
 [[listen]]
@@ -72,6 +72,10 @@ memory = "1G"
 
 [[export]]
 directory = "disks"
+
+[[export]]
+name = "volume"
+volume = "s3://bucket/volumes/mail@monday"
 "#;
 
 fn read(text: &str) -> Result<Config, Vec<Fault>> {
@@ -125,10 +129,10 @@ fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
     let disk = "[[export]]\nmemory = 1\n";
     for (text, expected) in [
         ("", "1:1: there is nothing to serve: add an [[export]]"),
-        ("[[export]]\n", "1:1: an export needs exactly one of file, memory and directory"),
+        ("[[export]]\n", "1:1: an export needs exactly one of file, memory, directory and volume"),
         (
             "[[export]]\nfile = 'a'\nmemory = 1",
-            "1:1: an export needs exactly one of file, memory and directory",
+            "1:1: an export needs exactly one of file, memory, directory and volume",
         ),
         ("[[export]]\ndirectory = ''", "2:13: give the path of a directory"),
         ("[[export]]\ndirectory = 'a'\ntrack = ['t']", "3:9: changes to files of a directory"),

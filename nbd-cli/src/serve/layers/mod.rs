@@ -6,3 +6,13 @@ mod words;
 
 pub(crate) use spec::Layer;
 pub(super) use stack::{Base, has_overlay, put_around};
+
+use crate::exit::Failure;
+
+/// What `--layer` was given, in that order.
+pub(super) fn of_words(words: &[String]) -> Result<Vec<Layer>, Failure> {
+    let parse = |word: &String| {
+        word.parse().map_err(|error| Failure::usage(format!("--layer '{word}': {error}")))
+    };
+    words.iter().map(parse).collect()
+}

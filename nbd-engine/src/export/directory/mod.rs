@@ -1,6 +1,5 @@
 //! The files of a directory as exports.
 
-mod aside;
 mod open;
 #[cfg(test)]
 mod tests;
@@ -14,12 +13,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use super::aside::Aside;
 use super::{
     AnyExport, ClientInfo, Export, ExportEntry, Exports, File, ListedExport, Lookup, Refusal,
     Withdrawal,
 };
 use crate::Throttle;
-use aside::{Aside, Busy};
 
 /// Each file of a directory as an export by its name; what is there counts at the moment that a client asks.
 ///
@@ -60,7 +59,7 @@ struct Inner {
     files: Mutex<Files>,
     /// Of messages about names that are not UTF-8.
     unfit: Throttle,
-    busy: Busy,
+    aside: Aside,
 }
 
 /// Which files are open, and which must not be.
@@ -95,6 +94,9 @@ impl FileId {
     }
 }
 
+/// Threads that ask the file system at a time.
+const MAX_LOOKUPS: usize = 16;
+
 /// Names in a list at most.
 const MAX_LISTED: usize = 10_000;
 
@@ -113,7 +115,7 @@ impl Directory {
             device,
             files: Mutex::default(),
             unfit: Throttle::new(),
-            busy: Busy::default(),
+            aside: Aside::new("nbd-lookup", MAX_LOOKUPS),
         };
         Ok(Self { inner: Arc::new(inner), read_only: false, layers: None })
     }
@@ -192,8 +194,9 @@ impl Directory {
         &self,
         question: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
-        let aside = Aside::start(&self.inner.busy, question);
-        aside.ok_or(Refusal::Policy("the file system is busy: try again later".into()))?.await
+        let answer = self.inner.aside.try_run(question);
+        let answer = answer.ok_or(Refusal::policy("the file system is busy: try again later"))?;
+        answer.await.unwrap_or(Err(Refusal::Unknown))
     }
 }
 

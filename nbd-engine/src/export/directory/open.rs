@@ -105,6 +105,10 @@ pub(super) fn names(
     device: u64,
     left_out: &HashSet<FileId>,
 ) -> io::Result<(Vec<String>, usize)> {
+    // One that was removed would look empty.
+    if rustix::fs::fstat(folder)?.st_nlink == 0 {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     let (mut names, mut unfit) = (Vec::new(), 0);
     for entry in Dir::read_from(folder)? {
         let entry = entry?;

@@ -5,33 +5,15 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, symlink};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nbd_testkit::cases;
 use rustix::fs::Mode;
 
 use super::*;
+use crate::export::layer::later::wait;
 use crate::export::{CanWrite, Kind, PeerAddr, Purpose, Tracked};
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn wait<T>(future: impl Future<Output = T>) -> T {
-    let mut future = core::pin::pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park(),
-        }
-    }
-}
 
 fn client() -> ClientInfo {
     ClientInfo::new(0, PeerAddr::Unix(None))
@@ -182,8 +164,8 @@ fn a_name_that_is_swapped_all_the_time_never_leads_to_another_file() {
             swaps
         });
         let (mut found, mut missed) = (0, 0);
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        while (found < 100 || missed < 100) && std::time::Instant::now() < end {
+        let end = Instant::now() + Duration::from_secs(60);
+        while (found < 100 || missed < 100) && Instant::now() < end {
             match find(&files, "disk") {
                 Ok(entry) => {
                     assert_eq!(content(&entry), b"public");
@@ -315,25 +297,42 @@ fn what_is_no_directory_is_an_error() {
 }
 
 #[test]
-fn only_so_many_look_ups_run_at_a_time() {
-    let busy = Busy::default();
+fn only_so_many_look_ups_run_at_a_time_and_more_are_refused() {
+    let (_outer, disks) = folder();
+    fs::write(disks.join("one"), "1").unwrap();
+    let directory = Directory::open(&disks).unwrap();
     let gate = Arc::new(Mutex::new(()));
     let held = gate.lock().unwrap();
-    let work = || {
+    let hang = || {
         let gate = Arc::clone(&gate);
-        move || {
-            drop(gate.lock());
-            Ok(7)
-        }
+        directory.inner.aside.try_run(move || drop(gate.lock()))
     };
-    let running: Vec<_> = (0..16).map(|_| Aside::start(&busy, work()).unwrap()).collect();
-    assert!(Aside::start(&busy, work()).is_none());
+    let running: Vec<_> = (0..MAX_LOOKUPS).map(|_| hang().unwrap()).collect();
+    let refused = wait(directory.list(&client())).unwrap_err();
+    assert_eq!(refused, Refusal::policy("the file system is busy: try again later"));
     drop(held);
-    for one in running {
-        assert_eq!(wait(one).unwrap(), 7);
+    running.into_iter().for_each(|one| wait(one).unwrap());
+    // A thread is free a moment after its answer.
+    let end = Instant::now() + Duration::from_secs(60);
+    while let Err(refused) = wait(directory.list(&client())) {
+        assert!(Instant::now() < end, "{refused:?}");
+        thread::yield_now();
     }
-    let panics = Aside::<()>::start(&busy, || panic!("a bad look-up"));
-    if let Some(panics) = panics {
-        assert_eq!(wait(panics).unwrap_err(), Refusal::Unknown);
-    }
+}
+
+#[test]
+fn a_directory_that_cant_be_read_refuses_lists_with_words() {
+    let (outer, disks) = folder();
+    let refused = |directory: &Directory| {
+        let refused = wait(directory.list(&client())).unwrap_err();
+        assert_eq!(refused, Refusal::policy("the directory can't be read"));
+    };
+    let mut directory = Directory::open(&disks).unwrap();
+    assert!(list(&directory).is_empty());
+    fs::remove_dir(&disks).unwrap();
+    refused(&directory);
+    // What the system does not read, whoever asks.
+    let inner = Arc::get_mut(&mut directory.inner).unwrap();
+    inner.folder = fs::File::open(outer.path().join("secret")).unwrap().into();
+    refused(&directory);
 }

@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use nbd_proto::{Command, ContextInfo, Extent};
 
+use super::alike::around;
 use super::{Admit, For, Layer, Layered, Source, cut, gone, range, resized};
 use crate::export::contexts::no_such_context;
+use crate::export::forward::forward;
 use crate::export::{
     Allocation, AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanResize, AsyncCanTrim,
     AsyncCanWrite, AsyncCanWriteZeroes, AsyncContexts, AsyncExport, BlockSize, Body, ClientInfo,
@@ -15,9 +17,8 @@ use crate::export::{
 };
 
 impl<E: AsyncExport, L: Layer> AsyncExport for Layered<E, L> {
-    fn size(&self) -> u64 {
-        self.layer.size(self.inner.size())
-    }
+    forward! { self, self.inner; description rotational multi_conn }
+    around! { self }
 
     async fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         let offset = self.moved(|| self.inner.size(), offset, buffer.len() as u64, For::Reading)?;
@@ -27,66 +28,6 @@ impl<E: AsyncExport, L: Layer> AsyncExport for Layered<E, L> {
     async fn read_body(&self, body: &mut Body, length: usize, offset: u64) -> Result<()> {
         let offset = self.moved(|| self.inner.size(), offset, length as u64, For::Reading)?;
         self.inner.read_body(body, length, offset).await
-    }
-
-    fn block_size(&self) -> BlockSize {
-        self.layer.block_size(self.inner.block_size())
-    }
-
-    fn block_size_required(&self) -> bool {
-        self.layer.block_size_required(self.inner.block_size_required())
-    }
-
-    fn description(&self) -> Option<String> {
-        self.inner.description()
-    }
-
-    fn rotational(&self) -> bool {
-        self.inner.rotational()
-    }
-
-    fn multi_conn(&self) -> bool {
-        self.inner.multi_conn()
-    }
-
-    fn client_entered(&self, client: &ClientInfo) {
-        self.inner.client_entered(client);
-        self.layer.client_entered(client);
-    }
-
-    fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
-        self.layer.client_left(client, reason);
-        self.inner.client_left(client, reason);
-    }
-
-    fn admits(&self) -> bool {
-        L::ADMITS || self.inner.admits()
-    }
-
-    fn admit(&self, client: &ClientInfo, command: &Command) -> Admit {
-        let own = self.layer.admit(client, command);
-        own.then(|| self.inner.admit(client, &self.moved_command(command)))
-    }
-
-    fn pace(&self, client: &ClientInfo, command: &Command, now: Instant) -> Duration {
-        let own = self.layer.pace(client, command, now);
-        own.max(self.inner.pace(client, &self.moved_command(command), now))
-    }
-
-    fn begun(&self, client: &ClientInfo, command: &Command, now: Instant) {
-        self.layer.begun(client, command, now);
-        self.inner.begun(client, &self.moved_command(command), now);
-    }
-
-    fn finished(
-        &self,
-        client: &ClientInfo,
-        command: &Command,
-        result: &Result<()>,
-        took: Duration,
-    ) {
-        self.inner.finished(client, &self.moved_command(command), result, took);
-        self.layer.finished(client, command, result, took);
     }
 
     fn can_write(&self) -> Option<impl AsyncCanWrite> {

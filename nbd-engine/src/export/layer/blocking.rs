@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use nbd_proto::{Command, ContextInfo, Extent};
 
+use super::alike::around;
 use super::{Admit, For, Layer, Layered, Source, cut, gone, range, resized};
 use crate::export::contexts::no_such_context;
 use crate::export::forward::forward;
@@ -18,6 +19,7 @@ use crate::export::{
 
 impl<E: Export, L: Layer> Export for Layered<E, L> {
     forward! { self, self.inner; refresh never_blocks description rotational multi_conn can_flush }
+    around! { self }
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         let offset = self.moved(|| self.inner.size(), offset, buffer.len() as u64, For::Reading)?;
@@ -36,16 +38,6 @@ impl<E: Export, L: Layer> Export for Layered<E, L> {
         }
     }
 
-    fn client_entered(&self, client: &ClientInfo) {
-        self.inner.client_entered(client);
-        self.layer.client_entered(client);
-    }
-
-    fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
-        self.layer.client_left(client, reason);
-        self.inner.client_left(client, reason);
-    }
-
     fn can_cache(&self) -> Option<&dyn CanCache> {
         let inner = self.inner.can_cache()?;
         Some(if L::MOVES { self } else { inner })
@@ -54,48 +46,6 @@ impl<E: Export, L: Layer> Export for Layered<E, L> {
     fn can_extents(&self) -> Option<&dyn CanExtents> {
         let inner = self.inner.can_extents()?;
         Some(if L::MOVES { self } else { inner })
-    }
-
-    fn admits(&self) -> bool {
-        L::ADMITS || self.inner.admits()
-    }
-
-    fn admit(&self, client: &ClientInfo, command: &Command) -> Admit {
-        let own = self.layer.admit(client, command);
-        own.then(|| self.inner.admit(client, &self.moved_command(command)))
-    }
-
-    fn pace(&self, client: &ClientInfo, command: &Command, now: Instant) -> Duration {
-        let own = self.layer.pace(client, command, now);
-        own.max(self.inner.pace(client, &self.moved_command(command), now))
-    }
-
-    fn begun(&self, client: &ClientInfo, command: &Command, now: Instant) {
-        self.layer.begun(client, command, now);
-        self.inner.begun(client, &self.moved_command(command), now);
-    }
-
-    fn finished(
-        &self,
-        client: &ClientInfo,
-        command: &Command,
-        result: &Result<()>,
-        took: Duration,
-    ) {
-        self.inner.finished(client, &self.moved_command(command), result, took);
-        self.layer.finished(client, command, result, took);
-    }
-
-    fn size(&self) -> u64 {
-        self.layer.size(self.inner.size())
-    }
-
-    fn block_size(&self) -> BlockSize {
-        self.layer.block_size(self.inner.block_size())
-    }
-
-    fn block_size_required(&self) -> bool {
-        self.layer.block_size_required(self.inner.block_size_required())
     }
 
     fn can_write(&self) -> Option<&dyn CanWrite> {

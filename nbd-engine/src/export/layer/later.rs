@@ -1,9 +1,12 @@
-//! Exports as those of the other kind, for tests: everything is ready at once.
+//! Exports as those of the other kind, for tests.
 
 use core::future::Future;
 use core::ops::ControlFlow;
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::Wake;
+use std::thread::{self, Thread};
 
 use super::Allocation;
 use crate::export::contexts::no_such_context;
@@ -146,7 +149,27 @@ pub(in crate::export) fn now<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// An export whose work is a future that never waits, as one that may block.
+/// Waits for a future.
+pub(in crate::export) fn wait<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        thread::park();
+    }
+}
+
+/// An export whose work is a future, as one that may block.
 #[derive(Debug)]
 pub(in crate::export) struct Sooner<E>(pub(in crate::export) E);
 
@@ -155,10 +178,10 @@ impl<E: AsyncExport> Export for Sooner<E> {
         self.0.size()
     }
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        now(self.0.read(buffer, offset))
+        wait(self.0.read(buffer, offset))
     }
     fn read_body(&self, body: &mut Body, length: usize, offset: u64) -> Result<()> {
-        now(self.0.read_body(body, length, offset))
+        wait(self.0.read_body(body, length, offset))
     }
     fn block_size(&self) -> BlockSize {
         self.0.block_size()
@@ -191,7 +214,7 @@ impl<E: AsyncExport> Export for Sooner<E> {
 
 impl<E: AsyncExport> CanWrite for Sooner<E> {
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()> {
-        now(ability!(self.0, can_write).write(data, offset, fua))
+        wait(ability!(self.0, can_write).write(data, offset, fua))
     }
     fn fua(&self) -> Fua {
         ability!(self.0, can_write).fua()
@@ -200,19 +223,19 @@ impl<E: AsyncExport> CanWrite for Sooner<E> {
 
 impl<E: AsyncExport> CanFlush for Sooner<E> {
     fn flush(&self) -> Result<()> {
-        now(ability!(self.0, can_flush).flush())
+        wait(ability!(self.0, can_flush).flush())
     }
 }
 
 impl<E: AsyncExport> CanTrim for Sooner<E> {
     fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()> {
-        now(ability!(self.0, can_trim).trim(offset, length, fua))
+        wait(ability!(self.0, can_trim).trim(offset, length, fua))
     }
 }
 
 impl<E: AsyncExport> CanWriteZeroes for Sooner<E> {
     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
-        now(ability!(self.0, can_write_zeroes).write_zeroes(offset, length, mode))
+        wait(ability!(self.0, can_write_zeroes).write_zeroes(offset, length, mode))
     }
     fn can_fast_zero(&self) -> bool {
         ability!(self.0, can_write_zeroes).can_fast_zero()
@@ -221,7 +244,7 @@ impl<E: AsyncExport> CanWriteZeroes for Sooner<E> {
 
 impl<E: AsyncExport> CanCache for Sooner<E> {
     fn cache(&self, offset: u64, length: u64) -> Result<()> {
-        now(ability!(self.0, can_cache).cache(offset, length))
+        wait(ability!(self.0, can_cache).cache(offset, length))
     }
 }
 
@@ -238,7 +261,7 @@ impl<E: AsyncExport> CanExtents for Sooner<E> {
             runs.push(run);
             ControlFlow::Continue(())
         };
-        now(ability!(self.0, can_extents).extents(offset, length, &mut collect))?;
+        wait(ability!(self.0, can_extents).extents(offset, length, &mut collect))?;
         let _broken_off = runs.into_iter().try_for_each(visit);
         Ok(())
     }
@@ -264,7 +287,7 @@ impl<E: AsyncExport> Contexts for Sooner<E> {
             ControlFlow::Continue(())
         };
         let contexts = self.0.contexts().ok_or_else(no_such_context)?;
-        now(contexts.status(context, offset, length, &mut collect))?;
+        wait(contexts.status(context, offset, length, &mut collect))?;
         let _broken_off = runs.into_iter().try_for_each(visit);
         Ok(())
     }
@@ -275,6 +298,6 @@ impl<E: AsyncExport> Contexts for Sooner<E> {
 
 impl<E: AsyncExport> CanResize for Sooner<E> {
     fn resize(&self, size: u64) -> Result<()> {
-        now(ability!(self.0, can_resize).resize(size))
+        wait(ability!(self.0, can_resize).resize(size))
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nbd_proto::wire::ErrorCode;
 use nbd_testkit::{Random, cases};
 
-use super::later::{Later, Sooner};
+use super::later::{Later, Sooner, wait};
 use crate::export::model::read;
 use crate::export::{
     Allocation, BaseStamp, BlockSize, Export, Injected, Injection, Logged, Memory, Overlay,
@@ -144,14 +144,20 @@ impl Stack {
             Kind::OverlayInMemory | Kind::OverlayInFile => {
                 (self.writable, self.resizable, self.through) = (true, false, false);
                 self.trackers.clear();
-                if kind == Kind::OverlayInFile && !asynchronous {
-                    let path = self._folder.path().join(format!("{}", Arc::as_ptr(&inner).addr()));
-                    let stamp = BaseStamp::new(&inner, None).unwrap();
-                    Arc::new(Overlay::in_file(inner, &stamp, path).unwrap())
-                } else if asynchronous {
-                    Arc::new(Sooner(Overlay::in_memory_async(Later(inner)).unwrap()))
-                } else {
-                    Arc::new(Overlay::in_memory(inner).unwrap())
+                let path = self._folder.path().join(format!("{}", Arc::as_ptr(&inner).addr()));
+                match (kind, asynchronous) {
+                    (Kind::OverlayInFile, false) => {
+                        let stamp = BaseStamp::new(&inner, None).unwrap();
+                        Arc::new(Overlay::in_file(inner, &stamp, path).unwrap())
+                    }
+                    (Kind::OverlayInFile, true) => {
+                        let inner = Later(inner);
+                        let stamp = wait(BaseStamp::new_async(&inner, None)).unwrap();
+                        let overlay = wait(Overlay::in_file_async(inner, &stamp, path));
+                        Arc::new(Sooner(overlay.unwrap()))
+                    }
+                    (_, false) => Arc::new(Overlay::in_memory(inner).unwrap()),
+                    (_, true) => Arc::new(Sooner(Overlay::in_memory_async(Later(inner)).unwrap())),
                 }
             }
             Kind::RateLimit => wrapped!(|inner| RateLimited::new(inner, RateLimit::new())),

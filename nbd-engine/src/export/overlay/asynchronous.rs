@@ -1,23 +1,23 @@
-//! An overlay in memory over an export whose work is a future.
+//! An overlay over an export whose work is a future.
 
 use core::time::Duration;
 use std::time::Instant;
 
 use nbd_proto::{Command, ContextInfo, Extent};
 
-use super::sealed::Sealed;
 use super::{
-    BASE_DEPTH, Changes, Cut, DEPTH, InMemory, Kind, Overlay, Part, Store, below, block_buffer,
+    AsyncStore, BASE_DEPTH, Changes, Cut, DEPTH, Kind, Overlay, Part, Store, below, block_buffer,
     check_base, check_context, data, deepest_first, depth_context, extent,
 };
 use crate::export::bounds::{inside, inside_for_writing};
+use crate::export::forward::forward;
 use crate::export::{
     Admit, Allocation, AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanTrim, AsyncCanWrite,
-    AsyncCanWriteZeroes, AsyncContexts, AsyncExport, BlockSize, Body, CanExtents, ClientInfo,
-    CloseReason, Export, Result, Visitor, ZeroMode,
+    AsyncCanWriteZeroes, AsyncContexts, AsyncExport, BlockSize, Body, ClientInfo, CloseReason,
+    Result, Visitor, ZeroMode,
 };
 
-impl<E: AsyncExport> Overlay<E, InMemory> {
+impl<E: AsyncExport, S: AsyncStore> Overlay<E, S> {
     async fn read_base_async(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         check_base(self.store.blocks().size(), self.base.size())?;
         self.base.read(buffer, offset).await
@@ -43,11 +43,16 @@ impl<E: AsyncExport> Overlay<E, InMemory> {
         let block = self.store.blocks().bytes_of(offset);
         let mut copy = block_buffer(block.end - block.start)?;
         self.read_base_async(&mut copy, block.start).await?;
-        self.store.put_patched(&mut copy, data, offset)
+        let put = move |held: &S::Held, data: &[u8]| held.put_patched(&mut copy, data, offset);
+        self.store.run(data, put).await
     }
 }
 
-impl<E: AsyncExport> AsyncExport for Overlay<E, InMemory> {
+impl<E: AsyncExport, S: AsyncStore> AsyncExport for Overlay<E, S> {
+    forward! { self, self.base;
+        block_size_required description rotational client_entered client_left admission
+    }
+
     fn size(&self) -> u64 {
         self.store.blocks().size()
     }
@@ -59,7 +64,7 @@ impl<E: AsyncExport> AsyncExport for Overlay<E, InMemory> {
             let within = (part.offset - offset) as usize;
             let buffer = &mut buffer[within..within + part.length as usize];
             match part.kind {
-                Kind::Present => self.store.data().read(buffer, part.offset)?,
+                Kind::Present => self.store.read(buffer, part.offset).await?,
                 _ => self.read_base_async(buffer, part.offset).await?,
             }
         }
@@ -70,7 +75,7 @@ impl<E: AsyncExport> AsyncExport for Overlay<E, InMemory> {
         inside(offset, length as u64, self.store.blocks().size())?;
         for Part { offset, length, kind } in self.store.blocks().parts(offset, length as u64) {
             match kind {
-                Kind::Present => self.store.data().read_body(body, length as usize, offset)?,
+                Kind::Present => self.store.read_body(body, length as usize, offset).await?,
                 _ => {
                     check_base(self.store.blocks().size(), self.base.size())?;
                     self.base.read_body(body, length as usize, offset).await?;
@@ -82,52 +87,6 @@ impl<E: AsyncExport> AsyncExport for Overlay<E, InMemory> {
 
     fn block_size(&self) -> BlockSize {
         super::block_size(self.base.block_size(), self.store.blocks().block())
-    }
-
-    fn block_size_required(&self) -> bool {
-        self.base.block_size_required()
-    }
-
-    fn description(&self) -> Option<String> {
-        self.base.description()
-    }
-
-    fn rotational(&self) -> bool {
-        self.base.rotational()
-    }
-
-    fn client_entered(&self, client: &ClientInfo) {
-        self.base.client_entered(client);
-    }
-
-    fn client_left(&self, client: &ClientInfo, reason: &CloseReason) {
-        self.base.client_left(client, reason);
-    }
-
-    fn admits(&self) -> bool {
-        self.base.admits()
-    }
-
-    fn admit(&self, client: &ClientInfo, command: &Command) -> Admit {
-        self.base.admit(client, command)
-    }
-
-    fn pace(&self, client: &ClientInfo, command: &Command, now: Instant) -> Duration {
-        self.base.pace(client, command, now)
-    }
-
-    fn begun(&self, client: &ClientInfo, command: &Command, now: Instant) {
-        self.base.begun(client, command, now);
-    }
-
-    fn finished(
-        &self,
-        client: &ClientInfo,
-        command: &Command,
-        result: &Result<()>,
-        took: Duration,
-    ) {
-        self.base.finished(client, command, result, took);
     }
 
     fn can_write(&self) -> Option<impl AsyncCanWrite> {
@@ -159,15 +118,18 @@ impl<E: AsyncExport> AsyncExport for Overlay<E, InMemory> {
     }
 }
 
-impl<E: AsyncExport> AsyncCanWrite for Overlay<E, InMemory> {
+impl<E: AsyncExport, S: AsyncStore> AsyncCanWrite for Overlay<E, S> {
     async fn write(&self, data: &[u8], offset: u64, _fua: bool) -> Result<()> {
         inside_for_writing(offset, data.len() as u64, self.store.blocks().size())?;
         for part in self.store.blocks().parts(offset, data.len() as u64) {
             let within = (part.offset - offset) as usize;
             let data = &data[within..within + part.length as usize];
             match part.kind {
-                Kind::Present => self.store.patch(data, part.offset)?,
-                Kind::Absent => self.store.put(data, part.offset)?,
+                Kind::Present => self.store.patch_async(data, part.offset).await?,
+                Kind::Absent => {
+                    let put = move |held: &S::Held, data: &[u8]| held.put(data, part.offset);
+                    self.store.run(data, put).await?;
+                }
                 Kind::PartOfAbsent => self.put_part(data, part.offset).await?,
             }
         }
@@ -175,29 +137,36 @@ impl<E: AsyncExport> AsyncCanWrite for Overlay<E, InMemory> {
     }
 }
 
-impl<E: AsyncExport> AsyncCanFlush for Overlay<E, InMemory> {
+impl<E: AsyncExport, S: AsyncStore> AsyncCanFlush for Overlay<E, S> {
     async fn flush(&self) -> Result<()> {
+        self.store.run(&[], |held, _| held.flush()).await
+    }
+}
+
+impl<E: AsyncExport, S: AsyncStore> AsyncCanTrim for Overlay<E, S> {
+    async fn trim(&self, offset: u64, length: u64, _fua: bool) -> Result<()> {
+        inside(offset, length, self.store.blocks().size())?;
+        for part in self.store.blocks().parts(offset, length) {
+            self.store.run(&[], move |held, _| held.trim_part(part)).await?;
+        }
         Ok(())
     }
 }
 
-impl<E: AsyncExport> AsyncCanTrim for Overlay<E, InMemory> {
-    async fn trim(&self, offset: u64, length: u64, _fua: bool) -> Result<()> {
-        inside(offset, length, self.store.blocks().size())?;
-        let mut parts = self.store.blocks().parts(offset, length);
-        parts.try_for_each(|part| self.store.trim_part(part))
-    }
-}
-
-impl<E: AsyncExport> AsyncCanWriteZeroes for Overlay<E, InMemory> {
+impl<E: AsyncExport, S: AsyncStore> AsyncCanWriteZeroes for Overlay<E, S> {
     async fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
         inside_for_writing(offset, length, self.store.blocks().size())?;
         self.store.check_fast(offset, length, mode)?;
         let mode = ZeroMode { fua: false, ..mode };
         for Part { offset, length, kind } in self.store.blocks().parts(offset, length) {
             match kind {
-                Kind::Present => self.store.zero(offset, length, mode)?,
-                Kind::Absent => self.store.put_zeroes(offset, length, mode)?,
+                Kind::Present => {
+                    self.store.run(&[], move |held, _| held.zero(offset, length, mode)).await?;
+                }
+                Kind::Absent => {
+                    let put = move |held: &S::Held, _: &[u8]| held.put_zeroes(offset, length, mode);
+                    self.store.run(&[], put).await?;
+                }
                 Kind::PartOfAbsent => self.put_part(&block_buffer(length)?, offset).await?,
             }
         }
@@ -205,19 +174,27 @@ impl<E: AsyncExport> AsyncCanWriteZeroes for Overlay<E, InMemory> {
     }
 }
 
-impl<E: AsyncExport> AsyncCanCache for Overlay<E, InMemory> {
+impl<E: AsyncExport, S: AsyncStore> AsyncCanCache for Overlay<E, S> {
     async fn cache(&self, offset: u64, length: u64) -> Result<()> {
         inside(offset, length, self.store.blocks().size())?;
         for Part { offset, length, kind } in self.store.blocks().parts(offset, length) {
-            if let Some(ability) = self.base.can_cache().filter(|_| kind != Kind::Present) {
-                ability.cache(offset, length).await?;
+            match kind {
+                Kind::Present => {
+                    let cache = move |held: &S::Held, _: &[u8]| held.prefetch(offset, length);
+                    self.store.run(&[], cache).await?;
+                }
+                _ => {
+                    if let Some(ability) = self.base.can_cache() {
+                        ability.cache(offset, length).await?;
+                    }
+                }
             }
         }
         Ok(())
     }
 }
 
-impl<E: AsyncExport> AsyncCanExtents for Overlay<E, InMemory> {
+impl<E: AsyncExport, S: AsyncStore> AsyncCanExtents for Overlay<E, S> {
     async fn extents(
         &self,
         offset: u64,
@@ -233,7 +210,7 @@ impl<E: AsyncExport> AsyncCanExtents for Overlay<E, InMemory> {
                 cut.run(run.length, |visit, length| visit(Allocation { length, ..run }))
             };
             if present {
-                self.store.data().extents(at, end - at, &mut pass)?;
+                self.store.extents(at, end - at, &mut pass).await?;
             } else {
                 self.base_extents_async(at, end - at, &mut pass).await?;
             }
@@ -246,7 +223,7 @@ impl<E: AsyncExport> AsyncCanExtents for Overlay<E, InMemory> {
     }
 }
 
-impl<E: AsyncExport> AsyncContexts for Overlay<E, InMemory> {
+impl<E: AsyncExport, S: AsyncStore> AsyncContexts for Overlay<E, S> {
     fn list(&self) -> Vec<ContextInfo> {
         depth_context()
     }

@@ -204,11 +204,11 @@ impl<E: Export, S: Store> CanCache for Overlay<E, S> {
     fn cache(&self, offset: u64, length: u64) -> Result<()> {
         inside(offset, length, self.size())?;
         for Part { offset, length, kind } in self.store.blocks().parts(offset, length) {
-            let ability = match kind {
-                Kind::Present => self.store.data().can_cache(),
-                _ => self.base.can_cache(),
-            };
-            ability.map_or(Ok(()), |ability| ability.cache(offset, length))?;
+            match (kind, self.base.can_cache()) {
+                (Kind::Present, _) => self.store.prefetch(offset, length)?,
+                (_, Some(ability)) => ability.cache(offset, length)?,
+                (_, None) => {}
+            }
         }
         Ok(())
     }

@@ -3,8 +3,8 @@
 use core::fmt;
 
 use super::blocks::Blocks;
-use super::{Overlay, Store, TooManyBlocks, sealed};
-use crate::export::{AsyncExport, Export, Memory, Result};
+use super::{AsyncStore, Overlay, Store, TooManyBlocks, sealed};
+use crate::export::{Allocation, AsyncExport, Body, CanExtents, Export, Memory, Result, Visitor};
 
 /// An overlay in memory, gone with the process. Its blocks are those of a disk in [`Memory`], which is sparse and takes
 /// at most what that may; in addition it takes a bit for each block of the base.
@@ -53,6 +53,35 @@ impl Store for InMemory {
 
     fn flush(&self) -> Result<()> {
         Ok(())
+    }
+}
+
+impl AsyncStore for InMemory {
+    type Held = Self;
+
+    async fn run<T: Send + 'static>(
+        &self,
+        data: &[u8],
+        work: impl FnOnce(&Self, &[u8]) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        work(self, data)
+    }
+
+    async fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.data.read(buffer, offset)
+    }
+
+    async fn read_body(&self, body: &mut Body, length: usize, offset: u64) -> Result<()> {
+        self.data.read_body(body, length, offset)
+    }
+
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        visit: &mut Visitor<'_, Allocation>,
+    ) -> Result<()> {
+        self.data.extents(offset, length, visit)
     }
 }
 

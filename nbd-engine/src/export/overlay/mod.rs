@@ -14,7 +14,9 @@ use core::ops::ControlFlow;
 
 use nbd_proto::{ContextInfo, Extent};
 
-use super::{Allocation, BlockSize, ErrorCode, Export, ExportError, Result, ZeroMode};
+use super::{
+    Allocation, BlockSize, Body, ErrorCode, Export, ExportError, Result, Visitor, ZeroMode,
+};
 use blocks::{Blocks, Kind, Part};
 #[cfg(target_os = "linux")]
 pub use file::{
@@ -26,8 +28,7 @@ pub use memory::InMemory;
 /// Another export with a copy-on-write overlay: what clients write, zero and trim goes to the overlay, and the export
 /// inside, the *base*, is only read.
 ///
-/// The overlay is [in memory](InMemory), around an export of either kind, or [in a file](InFile), around one that may
-/// block. It is kept in blocks, of 64 KiB by default: the first write to a part of a block copies the rest from the
+/// The overlay is [in memory](InMemory) or [in a file](InFile), around an export of either kind. It is kept in blocks, of 64 KiB by default: the first write to a part of a block copies the rest from the
 /// base. Size and minimum block size are the base's; the size stays what it was when the overlay was opened.
 ///
 /// While it is served, the base must not be changed by others: what they change would show through.
@@ -111,6 +112,42 @@ pub trait Store: sealed::Sealed + Send + Sync + 'static {
     fn flush(&self) -> Result<()>;
 }
 
+/// A store for overlays over exports whose work is a future.
+pub trait AsyncStore: Store {
+    /// What [`run`](Self::run) lends to the work.
+    #[doc(hidden)]
+    type Held: Store;
+    /// Does something with the store, on another thread if it may block. That gets a copy of `data`.
+    #[doc(hidden)]
+    fn run<T: Send + 'static>(
+        &self,
+        data: &[u8],
+        work: impl FnOnce(&Self::Held, &[u8]) -> Result<T> + Send + 'static,
+    ) -> impl Future<Output = Result<T>> + Send;
+    /// Writes where the overlay has all.
+    #[doc(hidden)]
+    fn patch_async(&self, data: &[u8], offset: u64) -> impl Future<Output = Result<()>> + Send {
+        self.run(data, move |held, data| held.patch(data, offset))
+    }
+    #[doc(hidden)]
+    fn read(&self, buffer: &mut [u8], offset: u64) -> impl Future<Output = Result<()>> + Send;
+    #[doc(hidden)]
+    fn read_body(
+        &self,
+        body: &mut Body,
+        length: usize,
+        offset: u64,
+    ) -> impl Future<Output = Result<()>> + Send;
+    /// Allocation of the data.
+    #[doc(hidden)]
+    fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        visit: &mut Visitor<'_, Allocation>,
+    ) -> impl Future<Output = Result<()>> + Send;
+}
+
 pub(super) mod sealed {
     /// Keeps what others could not implement soundly.
     pub trait Sealed {
@@ -159,6 +196,11 @@ trait Changes: Store {
             Kind::Absent => self.put_zeroes(offset, length, ZeroMode::default()),
             Kind::PartOfAbsent => Ok(()),
         }
+    }
+
+    /// Prepares for reads where the overlay has all.
+    fn prefetch(&self, offset: u64, length: u64) -> Result<()> {
+        self.data().can_cache().map_or(Ok(()), |ability| ability.cache(offset, length))
     }
 
     /// Whether zeroes can be fast: by one call, without a copy from the base.

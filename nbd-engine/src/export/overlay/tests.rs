@@ -5,12 +5,17 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 use nbd_testkit::{Random, cases};
 use tempfile::TempDir;
 
 use super::*;
-use crate::export::{CanExtents, CanFlush, CanWrite, CanWriteZeroes, Contexts, File, Memory};
+use crate::export::layer::later::{Later, Sooner, wait};
+use crate::export::{
+    AsyncCanFlush, AsyncCanWrite, AsyncExport, CanExtents, CanFlush, CanWrite, CanWriteZeroes,
+    Contexts, File, Memory,
+};
 
 const SIZE: u64 = 10 * InFile::BLOCK + 777;
 
@@ -57,17 +62,18 @@ fn content(disk: &dyn Export) -> Vec<u8> {
 }
 
 /// Changes the disk and the array alike.
-fn change(disk: &Overlay<File, InFile>, model: &mut [u8], random: &mut Random) {
+fn change(disk: &dyn Export, model: &mut [u8], random: &mut Random) {
     let offset = random.below(SIZE);
     let longest = random.of(&[600, 70_000, 300_000]);
     let length = 1 + random.below(longest.min(SIZE - offset));
     let part = &mut model[offset as usize..(offset + length) as usize];
     if random.one_in(3) {
         part.fill(0);
-        CanWriteZeroes::write_zeroes(disk, offset, length, ZeroMode::default()).unwrap();
+        let zeroes = disk.can_write_zeroes().unwrap();
+        zeroes.write_zeroes(offset, length, ZeroMode::default()).unwrap();
     } else {
         part.fill(random.below(256) as u8);
-        CanWrite::write(disk, part, offset, false).unwrap();
+        disk.can_write().unwrap().write(part, offset, false).unwrap();
     }
 }
 
@@ -139,6 +145,90 @@ fn the_map_is_written_only_after_a_sync_of_the_data() {
     assert_eq!(map(&files), 0, "written before the data is durable");
     CanFlush::flush(&disk).unwrap();
     assert_eq!(map(&files), 0b1001);
+}
+
+/// An overlay is the same file over an export of either kind, in turn, and a flush by either is durable.
+#[test]
+fn an_overlay_over_futures_survives_restarts_and_crashes_and_changes_kinds() {
+    cases(8, |random| {
+        let files = Files::new(random);
+        let mut model = files.content.clone();
+        let mut flushed = model.clone();
+        for number in 0..4 {
+            let base = File::options().read_only(true).open(&files.base).unwrap();
+            let modified = fs::metadata(&files.base).unwrap().modified().ok();
+            let stamp = files.stamp(&base);
+            let base = Later(base);
+            assert_eq!(wait(BaseStamp::new_async(&base, modified)).unwrap(), stamp);
+            let overlay = Overlay::in_file_async(base, &stamp, &files.overlay);
+            let disk = Sooner(wait(overlay).unwrap());
+            assert!(content(&disk) == model);
+            for _ in 0..4 {
+                change(&disk, &mut model, random);
+                assert!(content(&disk) == model);
+            }
+            if random.one_in(2) {
+                CanFlush::flush(&disk).unwrap();
+                flushed.copy_from_slice(&model);
+            }
+            let after = files.open_as(&crashed(&files, &format!("crash{number}"))).unwrap();
+            let found = content(&after);
+            let block = InFile::BLOCK as usize;
+            let blocks = found.chunks(block).zip(flushed.chunks(block).zip(model.chunks(block)));
+            for (found, (old, new)) in blocks {
+                assert!(found == old || found == new);
+            }
+            drop(disk);
+            flushed.copy_from_slice(&model);
+            let disk = files.open();
+            assert!(content(&disk) == model);
+            change(&disk, &mut model, random);
+            CanFlush::flush(&disk).unwrap();
+            flushed.copy_from_slice(&model);
+        }
+        assert!(fs::read(&files.base).unwrap() == files.content);
+    });
+}
+
+#[test]
+fn what_is_wrong_with_the_file_is_said_over_futures_too() {
+    let files = Files::new(&mut Random::new(2));
+    let disk = files.open();
+    let stamp = files.stamp(disk.base());
+    let over = || {
+        let base = Later(File::options().read_only(true).open(&files.base).unwrap());
+        wait(Overlay::in_file_async(base, &stamp, &files.overlay))
+    };
+    assert!(over().unwrap_err().is_in_use());
+    drop(disk);
+    drop(over().unwrap());
+    fs::write(&files.overlay, "my thesis").unwrap();
+    assert!(over().unwrap_err().to_string().contains("not an overlay"));
+}
+
+/// A request that is cancelled leaves the file in order, and its buffers to the thread.
+#[test]
+fn a_request_over_futures_that_is_cancelled_is_carried_out_or_not() {
+    let files = Files::new(&mut Random::new(3));
+    let base = Later(File::options().read_only(true).open(&files.base).unwrap());
+    let stamp = files.stamp(&base.0);
+    let disk = wait(Overlay::in_file_async(base, &stamp, &files.overlay)).unwrap();
+    for number in 0..40_u8 {
+        let data = vec![number; 100_000];
+        let offset = u64::from(number) * 9_000;
+        let mut write = Box::pin(AsyncCanWrite::write(&disk, &data, offset, false));
+        let _never_waited = write.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        drop(write);
+        let mut body = Body::default();
+        let mut read = Box::pin(AsyncExport::read_body(&disk, &mut body, 100_000, offset));
+        let _never_waited = read.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        drop(read);
+        let mut bytes = vec![0; 100_000];
+        wait(AsyncExport::read(&disk, &mut bytes, offset)).unwrap();
+    }
+    wait(AsyncCanFlush::flush(&disk)).unwrap();
+    let after = content(&Sooner(disk));
+    assert!(after.len() as u64 == SIZE);
 }
 
 #[test]

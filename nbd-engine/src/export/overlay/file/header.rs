@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::Problem;
 use crate::export::crc32::{self, crc32};
 use crate::export::overlay::blocks::{Blocks, PAGE};
-use crate::export::{Export, Result};
+use crate::export::{AsyncExport, BlockSize, Export, Result};
 
 /// What tells a base from others, and from itself after it was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,32 +31,76 @@ impl BaseStamp {
     /// # Errors
     /// Those of reading the base.
     pub fn new(base: &impl Export, modified: Option<SystemTime>) -> Result<Self> {
-        let size = base.size();
-        let block = u64::from(base.block_size().minimum());
-        let length = SAMPLE.max(block);
-        let mut buffer = vec![0; length as usize];
-        let mut samples = 0;
-        let mut next = 0;
-        for index in 0..SAMPLES {
-            // Small disks are looked at as a whole.
-            let last = size.saturating_sub(length);
-            let offset = (u128::from(last) * u128::from(index) / u128::from(SAMPLES - 1)) as u64;
-            let offset = (offset - offset % block).max(next);
-            let count = length.min(size.saturating_sub(offset)) as usize;
-            if count == 0 {
-                break;
-            }
-            base.read(&mut buffer[..count], offset)?;
-            samples = crc32::extend(samples, &buffer[..count]);
-            next = offset + count as u64;
+        let mut samples = Samples::new(base.size(), base.block_size());
+        while let Some((buffer, offset)) = samples.next() {
+            base.read(buffer, offset)?;
         }
+        Ok(samples.stamp(modified))
+    }
+
+    /// [`new`](Self::new) for an export whose work is a future.
+    ///
+    /// # Errors
+    /// Those of reading the base.
+    pub async fn new_async(base: &impl AsyncExport, modified: Option<SystemTime>) -> Result<Self> {
+        let mut samples = Samples::new(base.size(), base.block_size());
+        while let Some((buffer, offset)) = samples.next() {
+            base.read(buffer, offset).await?;
+        }
+        Ok(samples.stamp(modified))
+    }
+}
+
+/// The samples of a base, one after the other.
+struct Samples {
+    size: u64,
+    block: u64,
+    index: u64,
+    /// Where the sample before ended.
+    end: u64,
+    buffer: Vec<u8>,
+    /// Bytes of the buffer that are to be counted.
+    filled: usize,
+    sum: u32,
+}
+
+impl Samples {
+    fn new(size: u64, block_size: BlockSize) -> Self {
+        let block = u64::from(block_size.minimum());
+        let buffer = vec![0; SAMPLE.max(block) as usize];
+        Self { size, block, index: 0, end: 0, buffer, filled: 0, sum: 0 }
+    }
+
+    /// Counts the sample before, and gives where the next one is to be read to, and its offset.
+    fn next(&mut self) -> Option<(&mut [u8], u64)> {
+        self.sum = crc32::extend(self.sum, &self.buffer[..self.filled]);
+        self.filled = 0;
+        if self.index == SAMPLES {
+            return None;
+        }
+        let length = self.buffer.len() as u64;
+        let last = u128::from(self.size.saturating_sub(length));
+        let offset = (last * u128::from(self.index) / u128::from(SAMPLES - 1)) as u64;
+        // Small disks are looked at as a whole.
+        let offset = (offset - offset % self.block).max(self.end);
+        self.filled = length.min(self.size.saturating_sub(offset)) as usize;
+        if self.filled == 0 {
+            return None;
+        }
+        self.index += 1;
+        self.end = offset + self.filled as u64;
+        Some((&mut self.buffer[..self.filled], offset))
+    }
+
+    fn stamp(&self, modified: Option<SystemTime>) -> BaseStamp {
         let since_epoch = |time: SystemTime| match time.duration_since(UNIX_EPOCH) {
             Ok(after) => (after.as_secs() as i64, after.subsec_nanos()),
             Err(before) => {
                 (-(before.duration().as_secs() as i64), before.duration().subsec_nanos())
             }
         };
-        Ok(Self { size, modified: modified.map_or((0, 0), since_epoch), samples })
+        let modified = modified.map_or((0, 0), since_epoch);
+        BaseStamp { size: self.size, modified, samples: self.sum }
     }
 }
 

@@ -4,6 +4,7 @@
 //! map was before that, then makes the map durable. So whatever moment a crash comes at, a block is either wholly the
 //! base's or has been written by clients. In between, the map is in memory alone.
 
+mod asynchronous;
 mod error;
 mod header;
 mod offline;
@@ -19,7 +20,9 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::blocks::{Blocks, PAGE};
 use super::{Overlay, Store, sealed};
-use crate::export::{CanFlush, CanWrite, Export, File, Result, Slice};
+use crate::export::aside::Aside;
+use crate::export::{AsyncExport, CanFlush, CanWrite, Export, File, Result, Slice};
+use asynchronous::no_answer;
 pub use error::OverlayError;
 use error::Problem;
 pub use header::BaseStamp;
@@ -34,7 +37,20 @@ pub use offline::{Committed, OverlaySummary, commit_overlay, discard_overlay, ov
 ///
 /// What was written before a flush is in the overlay once that is acknowledged, whatever happens afterwards. What was
 /// written since may be lost in a crash, block by block: then the base shows. An orderly end flushes.
+///
+/// Over an export whose work is a future, what is not in the page cache is read on threads of the overlay's own, of which
+/// there are at most 4, and so is all that changes the file.
 pub struct InFile {
+    held: Arc<Held>,
+    aside: Aside,
+}
+
+/// Threads of an overlay that read and write its file for futures, at a time.
+const THREADS: usize = 4;
+
+/// An overlay file in use.
+#[doc(hidden)]
+pub struct Held {
     /// The whole file, which is locked.
     file: Arc<File>,
     data: Slice<Arc<File>>,
@@ -47,7 +63,7 @@ pub struct InFile {
 impl fmt::Debug for InFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InFile")
-            .field("present", &self.blocks.present_bytes())
+            .field("present", &self.held.blocks.present_bytes())
             .finish_non_exhaustive()
     }
 }
@@ -110,7 +126,27 @@ impl InFile {
         let file = Arc::new(file);
         let data = Slice::new(Arc::clone(&file), offset, Some(opened.header.size));
         let data = data.map_err(|_| Problem::Damaged("its data lies outside of the file"))?;
-        Ok(Self { file, data, blocks, map_offset: Header::MAP_OFFSET, flushing: Mutex::default() })
+        let (map_offset, flushing) = (Header::MAP_OFFSET, Mutex::default());
+        let held = Arc::new(Held { file, data, blocks, map_offset, flushing });
+        Ok(Self { held, aside: Aside::new("nbd-overlay", THREADS) })
+    }
+
+    /// Opens the overlay file over a base; makes a new one if there is none.
+    fn open(path: &Path, stamp: &BaseStamp) -> core::result::Result<Self, OverlayError> {
+        let open = || -> core::result::Result<Self, Problem> {
+            if !path.try_exists()? {
+                let header = Header::new(stamp, Self::BLOCK.trailing_zeros());
+                header.check_size()?;
+                offline::create(path, &header)?;
+            }
+            let opened = Opened::open(path)?;
+            if opened.header.state == State::Committing {
+                return Err(Problem::Committing);
+            }
+            opened.header.check_base(stamp)?;
+            Self::new(opened)
+        };
+        open().map_err(|problem| OverlayError::new(path, problem))
     }
 }
 
@@ -127,33 +163,59 @@ impl<E: Export> Overlay<E, InFile> {
         stamp: &BaseStamp,
         path: impl AsRef<Path>,
     ) -> core::result::Result<Self, OverlayError> {
-        let path = path.as_ref();
-        let open = || -> core::result::Result<InFile, Problem> {
-            if !path.try_exists()? {
-                let header = Header::new(stamp, InFile::BLOCK.trailing_zeros());
-                header.check_size()?;
-                offline::create(path, &header)?;
-            }
-            let opened = Opened::open(path)?;
-            if opened.header.state == State::Committing {
-                return Err(Problem::Committing);
-            }
-            opened.header.check_base(stamp)?;
-            InFile::new(opened)
-        };
-        let store = open().map_err(|problem| OverlayError::new(path, problem))?;
-        Ok(Self { base, store })
+        Ok(Self { base, store: InFile::open(path.as_ref(), stamp)? })
     }
 }
 
-impl sealed::Sealed for InFile {
+impl<E: AsyncExport> Overlay<E, InFile> {
+    /// [`in_file`](Self::in_file) for an export whose work is a future; [`BaseStamp::new_async`] makes the stamp.
+    ///
+    /// Drop the overlay where a thread may block: its end [flushes](InFile). Cancel-safe, but a file that was not there
+    /// may have been made.
+    ///
+    /// # Errors
+    /// Those of [`in_file`](Self::in_file).
+    pub async fn in_file_async(
+        base: E,
+        stamp: &BaseStamp,
+        path: impl AsRef<Path>,
+    ) -> core::result::Result<Self, OverlayError> {
+        let (path, stamp) = (path.as_ref().to_owned(), *stamp);
+        let name = path.clone();
+        let opened = Aside::new("nbd-overlay", 1).run(move || InFile::open(&path, &stamp)).await;
+        let failed = || OverlayError::new(&name, Problem::Export(no_answer()));
+        Ok(Self { base, store: opened.ok_or_else(failed)?? })
+    }
+}
+
+impl sealed::Sealed for Held {
     #[allow(private_interfaces, reason = "only for this module")]
     fn blocks(&self) -> &Blocks {
         &self.blocks
     }
 }
 
+impl sealed::Sealed for InFile {
+    #[allow(private_interfaces, reason = "only for this module")]
+    fn blocks(&self) -> &Blocks {
+        &self.held.blocks
+    }
+}
+
 impl Store for InFile {
+    const NEVER_BLOCKS: bool = false;
+    type Data = Slice<Arc<File>>;
+
+    fn data(&self) -> &Self::Data {
+        &self.held.data
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.held.flush()
+    }
+}
+
+impl Store for Held {
     const NEVER_BLOCKS: bool = false;
     type Data = Slice<Arc<File>>;
 
@@ -178,7 +240,7 @@ impl Store for InFile {
     }
 }
 
-impl InFile {
+impl Held {
     fn bring_in_map(&self, parts: &[(usize, Vec<u8>)]) -> Result<()> {
         CanFlush::flush(&*self.file)?;
         for (page, bytes) in parts {
@@ -190,7 +252,7 @@ impl InFile {
 }
 
 /// An orderly end loses nothing.
-impl Drop for InFile {
+impl Drop for Held {
     fn drop(&mut self) {
         if let Err(error) = self.flush() {
             tracing::error!(%error, "the overlay can't be flushed at its end: what was written last is lost");

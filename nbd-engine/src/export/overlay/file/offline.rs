@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::super::sealed::Sealed;
-use super::super::{Kind, Part};
+use super::super::{Kind, Part, Store};
 use super::{BaseStamp, Header, InFile, Opened, OverlayError, Problem, State};
 use crate::export::{CanExtents, CanFlush, CanWrite, CanWriteZeroes, Export, File, ZeroMode};
 
@@ -166,7 +166,7 @@ fn copy(store: &InFile, base: &File, part: Part, committed: &mut Committed) -> R
     let mut buffer = vec![0; CHUNK.min(part.length) as usize];
     while at < end {
         let mut run = None;
-        store.data.extents(at, end - at, &mut |first| {
+        store.data().extents(at, end - at, &mut |first| {
             run = Some(first);
             ControlFlow::Break(())
         })?;
@@ -178,7 +178,7 @@ fn copy(store: &InFile, base: &File, part: Part, committed: &mut Committed) -> R
             committed.zeroes += length;
         } else {
             let buffer = &mut buffer[..length as usize];
-            store.data.read(buffer, at)?;
+            store.data().read(buffer, at)?;
             CanWrite::write(base, buffer, at, false)?;
             committed.data += length;
         }

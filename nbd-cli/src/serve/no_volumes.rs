@@ -1,0 +1,33 @@
+//! Without the feature `volume` there are none.
+
+use nbd_engine::export::{AnyExport, Withdrawal};
+
+use crate::exit::Failure;
+
+/// None.
+#[derive(Debug)]
+pub(super) enum Open {}
+
+pub(super) fn inspect(_: &str) -> Result<(), Failure> {
+    Err(missing())
+}
+
+pub(super) fn open(_: &str, _: bool) -> Result<(AnyExport, Open), Failure> {
+    Err(missing())
+}
+
+fn missing() -> Failure {
+    Failure::usage(
+        "this program was built without volumes: build it with cargo install nbd-cli --features volume",
+    )
+}
+
+impl Open {
+    pub(super) fn withdraw_when_lost(&self, _: &Withdrawal) {
+        match *self {}
+    }
+
+    pub(super) fn close_all<'a>(mut open: impl Iterator<Item = &'a Self>) -> Result<(), Failure> {
+        open.next().map_or(Ok(()), |open| match *open {})
+    }
+}

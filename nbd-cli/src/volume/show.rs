@@ -1,0 +1,99 @@
+//! What is written about volumes.
+
+use std::io::Write;
+use std::time::{Duration, UNIX_EPOCH};
+
+use nbd_volume::{Info, Location, Report};
+use serde_json::{Value, json};
+
+use crate::output::{Failed, Out, printable};
+
+/// The URLs, one a line.
+pub(super) fn list(out: &mut Out, found: &[Location], json: bool) -> Result<(), Failed> {
+    if json {
+        let found: Vec<_> = found.iter().map(|one| json!({ "url": one.to_string() })).collect();
+        return Ok(crate::json::write(out, &found)?);
+    }
+    for location in found {
+        writeln!(out, "{}", printable(&location.to_string()))?;
+    }
+    Ok(())
+}
+
+pub(super) fn info(out: &mut Out, about: &Info, json: bool) -> Result<(), Failed> {
+    if json {
+        return Ok(crate::json::write(out, &document(about))?);
+    }
+    writeln!(out, "url         {}", printable(&about.url))?;
+    writeln!(out, "size        {}", about.size)?;
+    writeln!(out, "block size  {}", about.block_size)?;
+    writeln!(out, "stored      {} bytes in {} objects", about.stored, about.objects)?;
+    match &about.writer {
+        None => writeln!(out, "server      none yet")?,
+        Some(writer) => {
+            let host = printable(&writer.host);
+            let state = if writer.open { "open since" } else { "closed" };
+            let since = ago(writer.since);
+            writeln!(out, "server      process {} on {host}, {state} {since} ago", writer.process)?;
+        }
+    }
+    for snapshot in &about.snapshots {
+        let since = ago(u64::try_from(snapshot.created).unwrap_or(0));
+        writeln!(out, "snapshot    {} (made {since} ago)", printable(&snapshot.name))?;
+    }
+    Ok(())
+}
+
+/// What is known of a volume, for programs.
+fn document(about: &Info) -> Value {
+    let snapshots =
+        about.snapshots.iter().map(|one| json!({ "name": one.name, "created": one.created }));
+    let writer = about.writer.as_ref().map(|writer| {
+        json!({
+            "host": writer.host,
+            "process": writer.process,
+            "open": writer.open,
+            "since": writer.since,
+        })
+    });
+    json!({
+        "url": about.url,
+        "size": about.size,
+        "block-size": about.block_size,
+        "format": about.format,
+        "stored": about.stored,
+        "objects": about.objects,
+        "snapshots": Vec::from_iter(snapshots),
+        "writer": writer,
+    })
+}
+
+pub(super) fn report(out: &mut Out, report: &Report, json: bool) -> Result<(), Failed> {
+    if json {
+        let damage = report.damage.iter();
+        let damage = damage.map(|one| json!({ "offset": one.offset, "what": one.what }));
+        let document = json!({ "blocks": report.blocks, "damage": Vec::from_iter(damage) });
+        return Ok(crate::json::write(out, &document)?);
+    }
+    for damage in &report.damage {
+        writeln!(out, "offset {}: {}", damage.offset, printable(&damage.what))?;
+    }
+    Ok(writeln!(
+        out,
+        "{} blocks are good, {} places are damaged",
+        report.blocks,
+        report.damage.len()
+    )?)
+}
+
+/// How long ago those seconds since 1970 are, in the largest unit of which there is one.
+fn ago(seconds: u64) -> String {
+    let then = UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH);
+    let seconds = then.elapsed().unwrap_or_default().as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}

@@ -1,0 +1,132 @@
+//! `nbd volume`, and `nbd serve volume:URL`, on a local directory.
+#![cfg(feature = "volume")]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nbd_testkit::Endpoint;
+use nbd_testkit::process::{Background, Finished, run};
+use nbd_testkit::raw::{RawClient, Request};
+use nbd_testkit::server::{NbdServe, Runtime, Setup, Transport, nbd_binary};
+
+const LIMIT: Duration = Duration::from_secs(100);
+
+#[track_caller]
+fn nbd(args: &[&str]) -> Finished {
+    run(Command::new(nbd_binary()).args(args), LIMIT)
+}
+
+/// Ends a server in order, so that the next one need not wait.
+fn end(mut server: NbdServe) {
+    server.terminate();
+    let status = server.wait_exit(LIMIT).expect("it ends");
+    assert!(status.success(), "{status}: {}", server.stderr());
+}
+
+#[track_caller]
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).expect("it is JSON")
+}
+
+/// A new volume of 64 MiB in a directory.
+fn new_volume(folder: &Path) -> String {
+    let url = format!("file://{}/volumes/mail", folder.display());
+    nbd(&["volume", "create", &url, "--size", "64M"]).success();
+    url
+}
+
+fn serving(setup: Setup, backend: &str) -> NbdServe {
+    setup.serve().arg(backend).start()
+}
+
+#[test]
+fn a_volume_keeps_what_was_written_over_servers_snapshots_and_clones() {
+    let setup = Setup { runtime: Runtime::Tokio, transport: Transport::Unix };
+    let folder = tempfile::tempdir().unwrap();
+    let url = new_volume(folder.path());
+    let copy = format!("file://{}/volumes/copy", folder.path().display());
+    let server = serving(setup, &format!("volume:{url}"));
+    let mut client = RawClient::go_simple(server.endpoint());
+    client.write(1000, b"first");
+    // By the server, by way of the store.
+    nbd(&["volume", "snapshot", &url, "monday"]).success();
+    client.write(1000, b"later");
+    client.finish();
+    nbd(&["volume", "clone", &format!("{url}@monday"), &copy]).success();
+    // The end of a server closes its volumes: what was not flushed is there.
+    end(server);
+    for (backend, expected) in [
+        (format!("volume:{url}"), b"later"),
+        (format!("volume:{url}@monday"), b"first"),
+        (format!("volume:{copy}"), b"first"),
+    ] {
+        let server = serving(setup, &backend);
+        let mut client = RawClient::go_simple(server.endpoint());
+        assert_eq!(client.read(1000, 5), expected, "{backend}");
+        client.finish();
+        end(server);
+    }
+    assert!(nbd(&["volume", "check", &url]).success().contains("1 blocks are good"));
+    let shown = nbd(&["volume", "info", &url]).success();
+    assert!(shown.contains("67108864") && shown.contains("monday"), "{shown}");
+    let documents = [
+        nbd(&["volume", "info", "--json", &url]).success(),
+        nbd(&["volume", "check", "--json", &url]).success(),
+        nbd(&["volume", "list", "--json", &url]).success(),
+    ];
+    let [info, check, list] = documents.map(|text| json(&text));
+    assert_eq!(
+        (&info["size"], &info["snapshots"][0]["name"]),
+        (&(64 << 20).into(), &"monday".into())
+    );
+    assert_eq!((&check["blocks"], &check["damage"]), (&1.into(), &Vec::<u8>::new().into()));
+    assert_eq!(list[0]["url"], url);
+    let refused = nbd(&["volume", "delete", "--yes", &url]).failure();
+    assert!(refused.contains("delete the clones first"), "{refused}");
+    let asked = nbd(&["volume", "delete", &copy]).failure();
+    assert!(asked.contains("--yes"), "{asked}");
+    nbd(&["volume", "delete", "--yes", &copy]).success();
+    nbd(&["volume", "delete", "--yes", &url]).success();
+}
+
+#[test]
+fn a_second_server_takes_over_and_clients_of_the_first_are_disconnected() {
+    let setup = Setup { runtime: Runtime::Blocking, transport: Transport::Unix };
+    let folder = tempfile::tempdir().unwrap();
+    let url = new_volume(folder.path());
+    let first = serving(setup, &format!("volume:{url}"));
+    let mut client = RawClient::go_simple(first.endpoint());
+    client.write(0, b"flushed");
+    client.call(&Request::flush()).ok();
+    // It waits until the first one can't answer any more.
+    let second = setup.serve().arg(format!("volume:{url}"));
+    let process = Background::spawn(&mut second.command()).unwrap();
+    let line = process.next_line(LIMIT).expect("it listens");
+    let mut late = RawClient::go_simple(&Endpoint::parse(&line).unwrap());
+    assert_eq!(late.read(0, 7), b"flushed");
+    late.finish();
+    client.wire().set_timeout(LIMIT);
+    client.wire().drain_to_eof();
+}
+
+#[test]
+fn what_can_not_be_is_refused_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = new_volume(folder.path());
+    let missing = format!("volume:file://{}/none", folder.path().display());
+    let served = format!("volume:{url}");
+    for (args, expected) in [
+        (vec!["volume", "create", &url, "--size", "1G"], "choose another URL"),
+        (vec!["volume", "create", &url, "--size", "0"], "such as 10G"),
+        (vec!["volume", "create", "s3://user:secret@b/v", "--size", "1G"], "environment"),
+        (vec!["serve", &missing], "nbd volume create"),
+        (vec!["serve", "--sandbox", &served], "--sandbox"),
+        (vec!["serve", "--read-only", &served], "nbd volume snapshot"),
+        (vec!["serve", "--layer", "read-only", &served], "--layer"),
+        (vec!["serve", "--check", &format!("{served}@none")], "no snapshot 'none'"),
+    ] {
+        let text = nbd(&args).failure();
+        assert!(text.contains(expected) && !text.contains("secret"), "{args:?}: {text}");
+    }
+}

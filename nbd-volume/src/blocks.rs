@@ -1,0 +1,345 @@
+//! Reading and changing blocks: what every request comes down to.
+
+use core::ops::{Range, RangeInclusive};
+use core::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use nbd_engine::export::{Allocation, ExportError, Visitor};
+use slatedb::WriteBatch;
+
+use crate::layout::{SIZE_KEY, Size, block_key};
+use crate::locks::Mode;
+use crate::records::encoded;
+use crate::shared::Shared;
+
+type Result<T> = core::result::Result<T, ExportError>;
+
+/// Blocks in one batch at most. A batch is in the store as a whole or not at all.
+const BATCH: usize = 256;
+
+/// Bytes of a read or write up to which its blocks are kept in the cache: longer ones are not likely to be read again
+/// soon, and would drive out what is.
+const MAX_CACHED: u64 = 256 << 10;
+
+/// Bytes that are read to find holes, at most, for one answer.
+const MAX_SCANNED: u64 = 32 << 20;
+
+/// Consecutive blocks, without gaps: an empty one is a hole.
+pub(crate) type Run = Vec<Bytes>;
+
+/// Bytes of one block.
+struct Part {
+    index: u64,
+    /// Within the block.
+    bytes: Range<usize>,
+}
+
+impl Shared {
+    /// The blocks that hold these bytes, of which there is at least one.
+    fn blocks(&self, bytes: &Range<u64>) -> RangeInclusive<u64> {
+        bytes.start / self.block_size()..=(bytes.end - 1) / self.block_size()
+    }
+
+    /// The same for a lock.
+    fn locked(blocks: &RangeInclusive<u64>) -> Range<u64> {
+        *blocks.start()..blocks.end() + 1
+    }
+
+    /// The part of a block that lies in these bytes.
+    fn part(&self, index: u64, bytes: &Range<u64>) -> Part {
+        let start = index * self.block_size();
+        let within = |offset: u64| {
+            usize::try_from(offset.saturating_sub(start).min(self.block_size())).unwrap_or(0)
+        };
+        Part { index, bytes: within(bytes.start)..within(bytes.end) }
+    }
+
+    /// Whether the part is all of the block that lies inside of the volume.
+    fn is_whole(&self, part: &Part) -> bool {
+        let inside = self.size().saturating_sub(part.index * self.block_size());
+        let inside = inside.min(self.block_size());
+        part.bytes.start == 0 && part.bytes.end as u64 >= inside
+    }
+
+    /// What a request beyond the end gets: the volume may have shrunk since it was checked.
+    fn check_range(&self, bytes: &Range<u64>) -> Result<()> {
+        match bytes.end <= self.size() {
+            true => Ok(()),
+            false => Err(ExportError::invalid("the volume has become smaller than that")),
+        }
+    }
+
+    /// The blocks that hold these bytes if all of them are in the cache.
+    pub(crate) fn cached(&self, bytes: &Range<u64>) -> Option<Run> {
+        if bytes.end - bytes.start > MAX_CACHED {
+            return None;
+        }
+        self.blocks(bytes).map(|index| self.cache.get(index)).collect()
+    }
+
+    /// The blocks that hold these bytes. What lies in this many bytes behind them will be read soon.
+    pub(crate) async fn read(self: Arc<Self>, bytes: Range<u64>, ahead: u64) -> Result<Run> {
+        let blocks = self.blocks(&bytes);
+        let _lock = self.locks.lock(Self::locked(&blocks), Mode::Shared).await;
+        let kept = bytes.end - bytes.start <= MAX_CACHED;
+        if blocks.start() == blocks.end() && ahead == 0 {
+            return Ok(vec![self.block(*blocks.start()).await?]);
+        }
+        let ahead = usize::try_from(ahead).unwrap_or(usize::MAX);
+        let length = usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX);
+        let found = self.database.blocks(blocks.clone(), length.saturating_add(ahead)).await;
+        let mut found = found.map_err(|error| self.failed(&error))?;
+        let mut run = Run::new();
+        let mut next = *blocks.start();
+        while let Some((index, block)) = found.next().await.map_err(|error| self.failed(&error))? {
+            let block = self.checked(index, block)?;
+            while next < index {
+                run.push(Bytes::new());
+                next += 1;
+            }
+            run.push(block);
+            next += 1;
+        }
+        while next <= *blocks.end() {
+            run.push(Bytes::new());
+            next += 1;
+        }
+        if kept {
+            for (index, block) in blocks.zip(&run) {
+                // A copy: what was read is a slice of something larger.
+                self.cache.insert(index, Bytes::copy_from_slice(block));
+            }
+        }
+        Ok(run)
+    }
+
+    /// A block, by way of the cache. To be called with a lock of it.
+    async fn block(&self, index: u64) -> Result<Bytes> {
+        if let Some(block) = self.cache.get(index) {
+            return Ok(block);
+        }
+        let found = self.database.get(&block_key(index)).await;
+        let found = found.map_err(|error| self.failed(&error))?;
+        let block = match found {
+            None => Bytes::new(),
+            Some(block) => Bytes::copy_from_slice(&self.checked(index, block)?),
+        };
+        self.cache.insert(index, block.clone());
+        Ok(block)
+    }
+
+    /// A block as it was stored, if it can be one.
+    fn checked(&self, index: u64, block: Bytes) -> Result<Bytes> {
+        match block.len() as u64 == self.block_size() {
+            true => Ok(block),
+            false => Err(ExportError::io(format!(
+                "{} is damaged: block {index} has {} bytes instead of {}",
+                self.location,
+                block.len(),
+                self.block_size()
+            ))),
+        }
+    }
+
+    /// Writes these bytes at an offset.
+    pub(crate) async fn write(self: Arc<Self>, data: Bytes, offset: u64) -> Result<()> {
+        let bytes = offset..offset + data.len() as u64;
+        let blocks = self.blocks(&bytes);
+        let _lock = self.locks.lock(Self::locked(&blocks), Mode::Exclusive).await;
+        self.check_range(&bytes)?;
+        let kept = bytes.end - bytes.start <= MAX_CACHED;
+        let mut changes = Changes::new(&self, kept);
+        for index in blocks {
+            let part = self.part(index, &bytes);
+            let start =
+                usize::try_from((index * self.block_size()).saturating_sub(offset)).unwrap_or(0);
+            let new = data.slice(start..start + part.bytes.len());
+            changes.set(index, self.merged(&part, new).await?).await?;
+        }
+        changes.finish().await
+    }
+
+    /// The block with this part of it replaced; empty if it is all zeroes.
+    async fn merged(&self, part: &Part, new: Bytes) -> Result<Bytes> {
+        if new.len() as u64 == self.block_size() {
+            return Ok(if is_zero(&new) { Bytes::new() } else { new });
+        }
+        let old = match self.is_whole(part) {
+            true => Bytes::new(),
+            false => self.block(part.index).await?,
+        };
+        if old.is_empty() && is_zero(&new) {
+            return Ok(old);
+        }
+        let mut block = BytesMut::zeroed(self.descriptor.block_size as usize);
+        if !old.is_empty() {
+            block.copy_from_slice(&old);
+        }
+        block[part.bytes.clone()].copy_from_slice(&new);
+        Ok(if is_zero(&block) { Bytes::new() } else { block.freeze() })
+    }
+
+    /// Makes a beginning of these bytes read as zeroes, and returns how long it is. Blocks that are not there cost
+    /// nothing.
+    pub(crate) async fn zero_some(self: Arc<Self>, bytes: Range<u64>) -> Result<u64> {
+        let blocks = self.blocks(&bytes);
+        let _lock = self.locks.lock(Self::locked(&blocks), Mode::Exclusive).await;
+        self.check_range(&bytes)?;
+        self.zero_locked(&bytes).await
+    }
+
+    /// The same for the holder of a lock.
+    async fn zero_locked(self: &Arc<Self>, bytes: &Range<u64>) -> Result<u64> {
+        let blocks = self.blocks(bytes);
+        let mut changes = Changes::new(self, false);
+        let (first, last) = (*blocks.start(), *blocks.end());
+        let mut edges = vec![first];
+        edges.extend((last != first).then_some(last));
+        // Blocks of which something is left.
+        edges.retain(|index| !self.is_whole(&self.part(*index, bytes)));
+        for index in &edges {
+            let part = self.part(*index, bytes);
+            if !self.block(*index).await?.is_empty() {
+                let zeroes = Bytes::from(vec![0; part.bytes.len()]);
+                changes.set(*index, self.merged(&part, zeroes).await?).await?;
+            }
+        }
+        let found = self.database.blocks(blocks, 0).await;
+        let mut found = found.map_err(|error| self.failed(&error))?;
+        let mut removed = 0;
+        while let Some((index, _)) = found.next().await.map_err(|error| self.failed(&error))? {
+            if edges.contains(&index) {
+                continue;
+            }
+            if removed == 4 * BATCH {
+                changes.finish().await?;
+                return Ok(index * self.block_size() - bytes.start);
+            }
+            changes.set(index, Bytes::new()).await?;
+            removed += 1;
+        }
+        changes.finish().await?;
+        Ok(bytes.end - bytes.start)
+    }
+
+    /// Reports what is there from `offset` on, up to a bound of work.
+    pub(crate) async fn allocations(self: Arc<Self>, bytes: Range<u64>) -> Result<Vec<Allocation>> {
+        let blocks = self.blocks(&bytes);
+        let found = self.database.blocks(blocks, 0).await;
+        let mut found = found.map_err(|error| self.failed(&error))?;
+        let mut runs: Vec<Allocation> = Vec::new();
+        let mut offset = bytes.start;
+        let mut scanned = 0;
+        let mut push = |length: u64, hole: bool| match runs.last_mut() {
+            Some(last) if last.hole == hole => last.length += length,
+            _ if length > 0 => runs.push(Allocation { length, hole, zero: hole }),
+            _ => (),
+        };
+        while let Some((index, _)) = found.next().await.map_err(|error| self.failed(&error))? {
+            let start = (index * self.block_size()).max(bytes.start);
+            let end = ((index + 1) * self.block_size()).min(bytes.end);
+            push(start - offset, true);
+            push(end - start, false);
+            offset = end;
+            scanned += self.block_size();
+            if scanned >= MAX_SCANNED {
+                return Ok(runs);
+            }
+        }
+        push(bytes.end - offset, true);
+        Ok(runs)
+    }
+
+    /// Changes the size. What was cut off reads as zeroes if the volume grows again.
+    pub(crate) async fn resize(self: Arc<Self>, size: u64) -> Result<()> {
+        let _all = self.locks.lock(0..u64::MAX, Mode::Exclusive).await;
+        let old = self.size();
+        if size > old {
+            // What an earlier cut may have left behind when it was interrupted.
+            self.zero_beyond(old).await?;
+        }
+        let mut batch = WriteBatch::new();
+        batch.put(SIZE_KEY, encoded(&Size { size }));
+        self.put(batch).await.map_err(|error| self.failed(&error))?;
+        self.size.store(size, Ordering::Release);
+        if size < old {
+            self.zero_beyond(size).await?;
+        }
+        self.upload().await.map_err(|error| self.failed(&error))
+    }
+
+    /// Removes everything from this offset on.
+    async fn zero_beyond(self: &Arc<Self>, offset: u64) -> Result<()> {
+        let end = i64::MAX as u64;
+        let mut next = offset;
+        while next < end {
+            next += self.zero_locked(&(next..end)).await?;
+        }
+        Ok(())
+    }
+
+    /// Reports runs to a visitor, from which the engine takes what it needs.
+    pub(crate) fn visit(runs: Vec<Allocation>, visit: &mut Visitor<'_, Allocation>) {
+        for run in runs {
+            if visit(run).is_break() {
+                return;
+            }
+        }
+    }
+}
+
+/// Blocks that get another content, in batches, and the cache with them.
+struct Changes<'a> {
+    shared: &'a Arc<Shared>,
+    batch: WriteBatch,
+    blocks: Vec<(u64, Bytes)>,
+    /// Whether the cache learns of them, or forgets them.
+    kept: bool,
+}
+
+impl<'a> Changes<'a> {
+    fn new(shared: &'a Arc<Shared>, kept: bool) -> Self {
+        Self { shared, batch: WriteBatch::new(), blocks: Vec::new(), kept }
+    }
+
+    /// The block has this content; an empty one is a hole.
+    async fn set(&mut self, index: u64, block: Bytes) -> Result<()> {
+        match block.is_empty() {
+            true => self.batch.delete(block_key(index)),
+            false => self.batch.put_bytes(block_key(index), block.clone()),
+        }
+        self.blocks.push((index, block));
+        match self.blocks.len() {
+            BATCH.. => self.write().await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn write(&mut self) -> Result<()> {
+        if self.blocks.is_empty() {
+            return Ok(());
+        }
+        let cache = &self.shared.cache;
+        let batch = core::mem::take(&mut self.batch);
+        let written = self.shared.put(batch).await;
+        for (index, block) in self.blocks.drain(..) {
+            match self.kept && written.is_ok() {
+                true => cache.insert(index, block),
+                // Also when it failed: it may have been written or not.
+                false => cache.remove(index),
+            }
+        }
+        written.map_err(|error| self.shared.failed(&error))
+    }
+
+    async fn finish(mut self) -> Result<()> {
+        self.write().await
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // Eight at a time, which the compiler makes more of.
+    let (words, rest) = bytes.as_chunks::<8>();
+    words.iter().all(|word| u64::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+}

@@ -1,0 +1,131 @@
+//! SlateDB as volumes use it.
+
+use core::ops::RangeInclusive;
+use core::time::Duration;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use slatedb::admin::Admin;
+use slatedb::config::{DbReaderOptions, ReadOptions, ScanOptions, Settings};
+use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
+use slatedb::db_cache::{DbCache, SplitCache};
+use slatedb::{Db, DbIterator, DbReader, DbReaderMode, SstBlockSize};
+use slatedb_common::clock::{DefaultSystemClock, SystemClock};
+
+use crate::layout::{block_index, block_key};
+use crate::{Location, Options};
+
+/// How often SlateDB looks for what its compactor has done. [`Lease`](crate::lease::Lease) looks more often, and that
+/// counts for SlateDB as well.
+const MANIFEST_POLL: Duration = Duration::from_secs(30);
+
+/// Bytes that the tables are read in. Larger than a block of the volume, as each such part has an entry in an index
+/// that is kept in memory, and a request to a distant store takes as long for 4 KiB.
+const PART: SstBlockSize = SstBlockSize::Block64Kib;
+
+/// The database of a volume, opened for writing or as it was once.
+#[derive(Clone)]
+pub(crate) enum Database {
+    Writer(Db),
+    Reader(Arc<DbReader>),
+}
+
+/// Opens a database for writing, and fences an earlier writer. Makes one where there is none.
+pub(crate) async fn open(location: &Location, options: &Options) -> Result<Db, slatedb::Error> {
+    let settings = Settings {
+        flush_interval: Some(options.upload_interval),
+        manifest_poll_interval: MANIFEST_POLL,
+        max_unflushed_bytes: options.unflushed(),
+        l0_sst_size_bytes: options.unflushed() / 4,
+        ..Settings::default()
+    };
+    let builder = Db::builder(location.prefix().clone(), location.store())
+        .with_settings(settings)
+        .with_sst_block_size(PART)
+        .with_system_clock(clock())
+        .with_db_cache(cache(options), 0);
+    builder.build().await
+}
+
+/// Opens a database as it is in the store, or as it was at a checkpoint.
+pub(crate) async fn read(
+    location: &Location,
+    mode: DbReaderMode,
+    options: &Options,
+) -> Result<DbReader, slatedb::Error> {
+    let builder = DbReader::builder(location.prefix().clone(), location.store())
+        .with_reader_mode(mode)
+        .with_options(DbReaderOptions::default())
+        .with_system_clock(clock())
+        .with_db_cache(cache(options), 0);
+    builder.build().await
+}
+
+/// What can be done with a database without opening it.
+pub(crate) fn admin(location: &Location) -> Admin {
+    Admin::builder(location.prefix().clone(), location.store()).with_system_clock(clock()).build()
+}
+
+/// The time of day as it was when this process first asked, and steadily on from there: SlateDB refuses to write when
+/// its clock was set back.
+pub(crate) fn clock() -> Arc<dyn SystemClock> {
+    static CLOCK: OnceLock<Arc<DefaultSystemClock>> = OnceLock::new();
+    let clock = CLOCK.get_or_init(|| Arc::new(DefaultSystemClock::new()));
+    Arc::clone(clock) as Arc<dyn SystemClock>
+}
+
+/// A cache for parts of tables, and one for their indexes and filters, which would be driven out by the former.
+fn cache(options: &Options) -> Arc<dyn DbCache> {
+    let half = |max_capacity| {
+        let options = MokaCacheOptions { max_capacity, ..MokaCacheOptions::default() };
+        Some(Arc::new(MokaCache::new_with_opts(options)) as Arc<dyn DbCache>)
+    };
+    let bytes = options.object_cache;
+    let cache =
+        SplitCache::new().with_block_cache(half(bytes / 2)).with_meta_cache(half(bytes / 2));
+    Arc::new(cache.build())
+}
+
+impl Database {
+    /// The value of a key.
+    pub(crate) async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, slatedb::Error> {
+        let options = ReadOptions::default();
+        match self {
+            Self::Writer(db) => db.get_with_options(key, &options).await,
+            Self::Reader(db) => db.get_with_options(key, &options).await,
+        }
+    }
+
+    /// The blocks among these that are there, in their order.
+    pub(crate) async fn blocks(
+        &self,
+        blocks: RangeInclusive<u64>,
+        read_ahead: usize,
+    ) -> Result<Blocks, slatedb::Error> {
+        let keys = block_key(*blocks.start())..=block_key(*blocks.end());
+        let options = ScanOptions::default()
+            .with_read_ahead_bytes(read_ahead.max(PART.as_bytes()))
+            .with_max_fetch_tasks(4)
+            .with_cache_blocks(true);
+        let iterator = match self {
+            Self::Writer(db) => db.scan_with_options(keys, &options).await?,
+            Self::Reader(db) => db.scan_with_options(keys, &options).await?,
+        };
+        Ok(Blocks(iterator))
+    }
+}
+
+/// A walk over the blocks that are there.
+pub(crate) struct Blocks(DbIterator);
+
+impl Blocks {
+    /// The next block.
+    pub(crate) async fn next(&mut self) -> Result<Option<(u64, Bytes)>, slatedb::Error> {
+        while let Some(entry) = self.0.next().await? {
+            if let Some(index) = block_index(&entry.key) {
+                return Ok(Some((index, entry.value)));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,183 @@
+//! Why a volume can't be opened or managed.
+
+use slatedb::object_store;
+
+/// Why something could not be done with a volume. Each text names the volume's URL and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The URL does not name a place for volumes.
+    #[error("{0}")]
+    Location(String),
+
+    /// An argument makes no sense, such as a size of 0.
+    #[error("{0}")]
+    Invalid(String),
+
+    /// There is no volume.
+    #[error(
+        "there is no volume at {url}: nbd volume list shows which there are, nbd volume create makes one"
+    )]
+    NotFound {
+        /// Where it was looked for.
+        url: String,
+    },
+
+    /// There is a volume already, or something else.
+    #[error(
+        "there is a volume at {url} already: choose another URL, or delete it with nbd volume delete"
+    )]
+    Exists {
+        /// Where.
+        url: String,
+    },
+
+    /// There is no snapshot of that name.
+    #[error("the volume at {url} has no snapshot '{name}'; nbd volume info lists them")]
+    NoSnapshot {
+        /// The volume.
+        url: String,
+        /// The name that was asked for.
+        name: String,
+    },
+
+    /// The volume was written by a later version of this crate.
+    #[error(
+        "the volume at {url} has format {found}, and this program knows formats up to {known}: use the version that \
+         wrote it, or a later one"
+    )]
+    Format {
+        /// The volume.
+        url: String,
+        /// The format that it has.
+        found: u32,
+        /// The latest format that is understood.
+        known: u32,
+    },
+
+    /// The volume's own records make no sense.
+    #[error("the volume at {url} is damaged: {what}")]
+    Damaged {
+        /// The volume.
+        url: String,
+        /// What is wrong.
+        what: String,
+    },
+
+    /// The store overwrites objects although it was asked not to.
+    #[error(
+        "the store of {url} does not honour conditional writes (If-None-Match), so that two servers could damage a volume: \
+         use a store that does, such as Amazon S3, Google Cloud Storage, Azure, or a recent MinIO"
+    )]
+    Unconditional {
+        /// The volume.
+        url: String,
+    },
+
+    /// A server has the volume open.
+    #[error("the volume at {url} is open: {writer} has it; {remedy}")]
+    Busy {
+        /// The volume.
+        url: String,
+        /// The host and process of the server.
+        writer: String,
+        /// What to do.
+        remedy: String,
+    },
+
+    /// Clones read the volume's objects.
+    #[error(
+        "the volume at {url} has clones ({clones}), which read data that lies here: delete the clones first"
+    )]
+    Cloned {
+        /// The volume.
+        url: String,
+        /// How many there are at least.
+        clones: usize,
+    },
+
+    /// Another server has opened the volume.
+    #[error("another server has opened the volume at {url}")]
+    Fenced {
+        /// The volume.
+        url: String,
+    },
+
+    /// The store failed, or did not answer in time.
+    #[error("cannot {doing} {url}: {reason}")]
+    Store {
+        /// The volume.
+        url: String,
+        /// What was being done, such as "open".
+        doing: &'static str,
+        /// What the store said.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// A failure of SlateDB's while doing something.
+    pub(crate) fn database(url: &str, doing: &'static str, error: &slatedb::Error) -> Self {
+        use slatedb::{CloseReason, ErrorKind};
+        if error.kind() == ErrorKind::Closed(CloseReason::Fenced) {
+            return Self::Fenced { url: url.to_owned() };
+        }
+        Self::Store { url: url.to_owned(), doing, reason: chain(error) }
+    }
+
+    /// A failure of the store's while doing something.
+    pub(crate) fn store(url: &str, doing: &'static str, error: &object_store::Error) -> Self {
+        Self::Store { url: url.to_owned(), doing, reason: chain(error) }
+    }
+}
+
+/// An error with those below it, without the repetitions that libraries make, on one line.
+pub(crate) fn chain(error: &(dyn core::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(error) = below {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        below = error.source();
+    }
+    one_line(&text)
+}
+
+/// The text without line breaks, of at most 600 characters: some stores answer with a page of HTML.
+fn one_line(text: &str) -> String {
+    const MAX: usize = 600;
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        if line.len() + word.len() > MAX {
+            line.push_str(" ...");
+            break;
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_one_short_line() {
+        assert_eq!(one_line("a\n b\r\n\tc"), "a b c");
+        let long = one_line(&"word ".repeat(1000));
+        assert!(long.len() < 610 && long.ends_with(" ..."), "{long}");
+    }
+
+    #[test]
+    fn a_chain_repeats_nothing() {
+        let inner = std::io::Error::other("the disk is on fire");
+        let outer = object_store::Error::Generic { store: "S3", source: Box::new(inner) };
+        assert_eq!(chain(&outer), "Generic S3 error: the disk is on fire");
+    }
+}

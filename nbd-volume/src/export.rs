@@ -1,0 +1,244 @@
+//! A volume as an export.
+
+use core::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use nbd_engine::export::{
+    Allocation, AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanResize, AsyncCanTrim,
+    AsyncCanWrite, AsyncCanWriteZeroes, AsyncExport, Body, ExportError, Result, Visitor, ZeroMode,
+};
+use nbd_engine::proto::BlockSize;
+
+use crate::Volume;
+use crate::blocks::Run;
+use crate::shared::Shared;
+
+impl Volume {
+    /// The blocks that hold these bytes, confirmed.
+    async fn run_of(&self, bytes: &Range<u64>) -> Result<Run> {
+        let shared = &self.0;
+        let ahead = shared.streams.read(bytes);
+        let run = match shared.cached(bytes) {
+            Some(run) => run,
+            None => {
+                let reading = Arc::clone(shared).read(bytes.clone(), ahead);
+                shared.run(false, reading).await?
+            }
+        };
+        shared.confirm().await?;
+        Ok(run)
+    }
+
+    /// The parts of a run's blocks that lie in these bytes, with their lengths; empty ones are holes.
+    fn parts<'a>(
+        &self,
+        run: &'a [Bytes],
+        bytes: &Range<u64>,
+    ) -> impl Iterator<Item = (Bytes, usize)> + use<'a> {
+        let block_size = self.0.block_size();
+        let bytes = bytes.clone();
+        let mut offset = bytes.start;
+        run.iter().map(move |block| {
+            let start = offset % block_size;
+            let length = (block_size - start).min(bytes.end - offset);
+            offset += length;
+            let (start, length) = (start as usize, length as usize);
+            match block.is_empty() {
+                true => (Bytes::new(), length),
+                false => (block.slice(start..start + length), length),
+            }
+        })
+    }
+
+    /// Makes a range read as zeroes.
+    async fn zero(&self, offset: u64, length: u64) -> Result<()> {
+        let shared = &self.0;
+        let (mut next, end) = (offset, offset + length);
+        while next < end {
+            let step = Arc::clone(shared).zero_some(next..end);
+            next += shared.run(true, step).await?;
+        }
+        shared.confirm().await
+    }
+}
+
+impl AsyncExport for Volume {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    async fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let bytes = offset..offset + buffer.len() as u64;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let run = self.run_of(&bytes).await?;
+        let mut rest = buffer;
+        for (block, length) in self.parts(&run, &bytes) {
+            let (piece, behind) = rest.split_at_mut(length);
+            match block.is_empty() {
+                true => piece.fill(0),
+                false => piece.copy_from_slice(&block),
+            }
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    async fn read_body(&self, body: &mut Body, length: usize, offset: u64) -> Result<()> {
+        let bytes = offset..offset + length as u64;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let run = self.run_of(&bytes).await?;
+        let mut hole = 0;
+        for (block, length) in self.parts(&run, &bytes) {
+            if block.is_empty() {
+                hole += length;
+                continue;
+            }
+            if hole > 0 {
+                body.hole(core::mem::take(&mut hole));
+            }
+            body.share_bytes(block);
+        }
+        if hole > 0 {
+            body.hole(hole);
+        }
+        Ok(())
+    }
+
+    fn block_size(&self) -> BlockSize {
+        BlockSize::new(1, self.0.descriptor.block_size, 1 << 25).unwrap_or(BlockSize::DEFAULT)
+    }
+
+    fn description(&self) -> Option<String> {
+        Some(format!("volume on object storage: {}", self.0.location))
+    }
+
+    fn can_write(&self) -> Option<impl AsyncCanWrite> {
+        self.0.is_writable().then_some(self)
+    }
+
+    fn can_flush(&self) -> Option<impl AsyncCanFlush> {
+        self.0.is_writable().then_some(self)
+    }
+
+    fn can_trim(&self) -> Option<impl AsyncCanTrim> {
+        self.0.is_writable().then_some(self)
+    }
+
+    fn can_write_zeroes(&self) -> Option<impl AsyncCanWriteZeroes> {
+        self.0.is_writable().then_some(self)
+    }
+
+    fn can_cache(&self) -> Option<impl AsyncCanCache> {
+        Some(self)
+    }
+
+    fn can_extents(&self) -> Option<impl AsyncCanExtents> {
+        Some(self)
+    }
+
+    fn can_resize(&self) -> Option<impl AsyncCanResize> {
+        self.0.is_writable().then_some(self)
+    }
+}
+
+impl AsyncCanWrite for Volume {
+    // FUA is a write and a flush, as the engine does it: uploads are shared with those of other clients.
+    async fn write(&self, data: &[u8], offset: u64, _fua: bool) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.0);
+        let length = u32::try_from(data.len()).map_err(|_| ExportError::too_large())?;
+        // Memory for the copy is bounded even when SlateDB takes nothing.
+        let room = shared.room_for(length).await?;
+        let data = Bytes::copy_from_slice(data);
+        let writing = {
+            let shared = Arc::clone(&shared);
+            async move {
+                let _room = room;
+                shared.write(data, offset).await
+            }
+        };
+        shared.run(true, writing).await?;
+        shared.confirm().await
+    }
+}
+
+impl AsyncCanFlush for Volume {
+    async fn flush(&self) -> Result<()> {
+        let shared = Arc::clone(&self.0);
+        let uploading = {
+            let shared = Arc::clone(&shared);
+            async move { shared.upload().await.map_err(|error| shared.failed(&error)) }
+        };
+        shared.run(true, uploading).await?;
+        shared.confirm().await
+    }
+}
+
+impl AsyncCanTrim for Volume {
+    async fn trim(&self, offset: u64, length: u64, _fua: bool) -> Result<()> {
+        self.zero(offset, length).await
+    }
+}
+
+impl AsyncCanWriteZeroes for Volume {
+    // Nothing is ever reserved, so that there is nothing to leave allocated either.
+    async fn write_zeroes(&self, offset: u64, length: u64, _mode: ZeroMode) -> Result<()> {
+        self.zero(offset, length).await
+    }
+}
+
+impl AsyncCanCache for Volume {
+    async fn cache(&self, offset: u64, length: u64) -> Result<()> {
+        /// Bytes that are prepared at a time.
+        const STEP: u64 = 256 << 10;
+        /// Bytes that one request prepares at most: more would drive itself out of the cache.
+        const MAX: u64 = 16 << 20;
+        let shared: &Arc<Shared> = &self.0;
+        let (mut next, end) = (offset, offset + length.min(MAX));
+        while next < end {
+            let step = next..(next + STEP).min(end);
+            if shared.cached(&step).is_none() {
+                shared.run(false, Arc::clone(shared).read(step.clone(), STEP)).await?;
+            }
+            next = step.end;
+        }
+        shared.confirm().await
+    }
+}
+
+impl AsyncCanExtents for Volume {
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        visit: &mut Visitor<'_, Allocation>,
+    ) -> Result<()> {
+        if length == 0 {
+            return Ok(());
+        }
+        let shared = &self.0;
+        let reading = Arc::clone(shared).allocations(offset..offset + length);
+        let runs = shared.run(false, reading).await?;
+        shared.confirm().await?;
+        Shared::visit(runs, visit);
+        Ok(())
+    }
+}
+
+impl AsyncCanResize for Volume {
+    async fn resize(&self, size: u64) -> Result<()> {
+        if size == 0 || i64::try_from(size).is_err() {
+            return Err(ExportError::invalid("a volume has a size from 1 byte to 2^63 - 1"));
+        }
+        let shared = &self.0;
+        shared.run(true, Arc::clone(shared).resize(size)).await?;
+        shared.confirm().await
+    }
+}

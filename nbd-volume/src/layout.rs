@@ -1,0 +1,125 @@
+//! What a volume consists of: the keys and values in its database, and the object beside it.
+//!
+//! ```text
+//! PREFIX/nbd-volume.json     what it is: format, block size, identity (Descriptor); never changes
+//! PREFIX/nbd-request.json    what the server that has it open is asked to do (see the mailbox)
+//! PREFIX/manifest/ wal/ compacted/ ...    SlateDB's
+//!
+//! in the database:
+//!   s                        the size (Size)
+//!   w                        who writes (WriterRecord)
+//!   b + index (8 bytes, big-endian)    a block; one that is missing reads as zeroes
+//! ```
+//!
+//! One database a volume, rather than one for several with prefixes of keys: a checkpoint, a clone and the fencing of a
+//! writer are of a whole database, so that volumes of one database could only be cut, copied and moved to another host
+//! together.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+/// The format that is written, and the latest that is understood.
+pub(crate) const FORMAT: u32 = 1;
+
+/// The descriptor's name below the volume's prefix.
+pub(crate) const DESCRIPTOR: &str = "nbd-volume.json";
+
+/// The key of [`Size`].
+pub(crate) const SIZE_KEY: &[u8] = b"s";
+
+/// The key of [`WriterRecord`].
+pub(crate) const WRITER_KEY: &[u8] = b"w";
+
+/// What begins the key of a block.
+const BLOCK: u8 = b'b';
+
+/// Bytes of a block's key.
+const BLOCK_KEY_LENGTH: usize = 9;
+
+/// What a volume is, from its creation to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Descriptor {
+    /// The version of all that is described here.
+    pub(crate) format: u32,
+    /// Bytes of a block: a power of two.
+    pub(crate) block_size: u32,
+    /// Tells this volume from others, clones included.
+    pub(crate) id: String,
+}
+
+/// The only part of a descriptor that later formats must have as well.
+#[derive(Debug, Deserialize)]
+pub(crate) struct FormatOnly {
+    pub(crate) format: u32,
+}
+
+/// The size of the volume. In the database, so that snapshots have the size that it had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Size {
+    /// Bytes.
+    pub(crate) size: u64,
+}
+
+/// The server that writes, or wrote last. In the database, so that one that is fenced can't change it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WriterRecord {
+    /// The volume's identity, as clones have their origin's record.
+    pub(crate) volume: String,
+    /// The name of the machine.
+    pub(crate) host: String,
+    /// The process there.
+    pub(crate) pid: u32,
+    /// Whether it has the volume open, as far as it could tell.
+    pub(crate) open: bool,
+    /// Milliseconds for which it may answer requests after it was fenced.
+    pub(crate) lease: u64,
+    /// Seconds since 1970 in which it opened or closed the volume.
+    pub(crate) since: u64,
+}
+
+/// The key of a block.
+pub(crate) fn block_key(index: u64) -> Bytes {
+    let mut key = BytesMut::with_capacity(BLOCK_KEY_LENGTH);
+    key.put_u8(BLOCK);
+    key.put_u64(index);
+    key.freeze()
+}
+
+/// The index of the block that has this key. None for keys of other things.
+pub(crate) fn block_index(key: &[u8]) -> Option<u64> {
+    let (first, index) = key.split_first()?;
+    (*first == BLOCK).then(|| index.try_into().ok().map(u64::from_be_bytes))?
+}
+
+/// Whether that is a block size: a power of two from 4 KiB to 64 KiB.
+pub(crate) const fn is_block_size(size: u32) -> bool {
+    size.is_power_of_two() && size >= 4 << 10 && size <= 64 << 10
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_ordered_as_blocks_are() {
+        let indexes = [0, 1, 255, 256, 1 << 32, (1 << 51) - 1, u64::MAX];
+        let keys: Vec<Bytes> = indexes.iter().map(|index| block_key(*index)).collect();
+        assert!(keys.is_sorted());
+        for (index, key) in indexes.iter().zip(&keys) {
+            assert_eq!(block_index(key), Some(*index));
+        }
+    }
+
+    #[test]
+    fn other_keys_are_no_blocks() {
+        for key in [SIZE_KEY, WRITER_KEY, b"", b"b", b"b1234567", b"b123456789"] {
+            assert_eq!(block_index(key), None, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn block_sizes_are_powers_of_two() {
+        let sizes: Vec<u32> = (0..=1 << 17).filter(|size| is_block_size(*size)).collect();
+        assert_eq!(sizes, [4096, 8192, 16384, 32768, 65536]);
+    }
+}

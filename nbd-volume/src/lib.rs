@@ -1,0 +1,64 @@
+//! Volumes on object storage: disks of an NBD server that outlive the machine, kept by
+//! [SlateDB](https://slatedb.io) in S3, Google Cloud Storage, Azure Blob Storage or a local directory.
+//!
+//! A [`Volume`] is an [`AsyncExport`](nbd_engine::export::AsyncExport) over one SlateDB database. SlateDB brings the
+//! write-ahead log, compaction, garbage collection, checkpoints, clones, and the fencing of an earlier writer; this
+//! crate brings what makes a disk of that: sparse blocks, writes of any length and offset, flushes, and errors that
+//! clients understand.
+//!
+//! # What is promised
+//!
+//! - A reply to a write says that the data is visible to every client, not that it is durable. A reply to a flush says
+//!   that everything answered before it, on any connection, is in the object store. A crash at any moment leaves a
+//!   prefix of the writes that contains all that was flushed. A write is atomic by block of the volume.
+//! - Data that is not in the object store yet takes a bounded amount of memory
+//!   ([`Options::max_unflushed`]): a slow store slows clients down.
+//! - While the store can't be reached requests wait, and SlateDB tries again. What waits for longer than
+//!   [`Options::patience`] fails with `EIO` and the store's last error; the volume goes on when the store is back.
+//! - One writer. Opening a volume fences the server that had it open: that one fails flushes at once, and every request
+//!   at the latest when its [lease](Options::lease) is over, with `ESHUTDOWN`. A new writer that follows one that
+//!   did not close the volume waits for that long before it serves.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use nbd_volume::{Location, NewVolume, Options, Volume, create};
+//!
+//! # async fn example() -> Result<(), nbd_volume::Error> {
+//! let location = Location::parse("s3://bucket/volumes/mail")?;
+//! create(&location, &NewVolume::of_size(10 << 30)).await?;
+//! let volume = Volume::open(&location, &Options::default()).await?;
+//! // Serve it: nbd_engine::export::ExportEntry::new("mail", volume.clone()).
+//! volume.close().await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod blocks;
+mod cache;
+mod database;
+mod error;
+mod export;
+mod layout;
+mod lease;
+mod location;
+mod locks;
+mod manage;
+mod options;
+mod patience;
+mod records;
+mod shared;
+mod store;
+mod streams;
+mod volume;
+mod watch;
+
+pub use error::Error;
+pub use location::Location;
+pub use manage::{
+    Damage, Info, NewVolume, Report, Snapshot, Writer, check, clone, create, delete,
+    delete_snapshot, info, list, resize, snapshot,
+};
+pub use options::Options;
+pub use store::Traffic;
+pub use volume::Volume;

@@ -1,0 +1,311 @@
+//! Where a volume lies.
+
+use core::time::Duration;
+use std::fmt;
+use std::sync::Arc;
+
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ClientOptions, ObjectStore, RetryConfig};
+
+use crate::Error;
+use crate::error::chain;
+use crate::store::{Traffic, Watched};
+
+/// An object store and a prefix in it: that of one volume, or one under which volumes lie. Clones share the store.
+#[derive(Clone)]
+pub struct Location {
+    url: String,
+    store: Arc<Watched>,
+    prefix: Path,
+    /// What tells stores apart: volumes can be cloned within one.
+    origin: String,
+}
+
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Location({})", self.url)
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+impl Location {
+    /// The location that a URL names: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or
+    /// `file:///DIRECTORY`. What is not a letter, a digit or a common mark is written as `%` and two hexadecimal
+    /// digits.
+    ///
+    /// Credentials, endpoints and regions are taken from the environment, by the names that the stores' own tools use
+    /// (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`,
+    /// ...). Nothing is asked of the store yet.
+    ///
+    /// Files of a local directory, and the directories that hold them, are synced before a write counts as done.
+    ///
+    /// # Errors
+    /// [`Error::Location`] for a URL of another kind, without a prefix, with a password or a query in it, or when the
+    /// environment lacks what the store needs.
+    pub fn parse(url: &str) -> Result<Self, Error> {
+        let wrong = |why: &str| {
+            Error::Location(format!(
+                "'{}' {why}: give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY",
+                without_secrets(url)
+            ))
+        };
+        let Some((scheme, rest)) = url.split_once("://") else {
+            return Err(match url.split_once(':') {
+                Some(("memory", _)) => Error::Location(
+                    "a volume in memory ends with its process: serve a disk in memory with memory:SIZE instead"
+                        .to_owned(),
+                ),
+                _ => wrong("is not the URL of a volume"),
+            });
+        };
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        if host.contains('@') {
+            return Err(wrong("has a user or a password in it, which belong in the environment"));
+        }
+        if rest.contains(['?', '#']) {
+            return Err(wrong(
+                "has a query; what the store needs to know belongs in the environment",
+            ));
+        }
+        let prefix = Path::from_url_path(path)
+            .map_err(|error| wrong(&format!("has a path that stores do not take ({error})")))?;
+        if prefix.as_ref().is_empty() {
+            return Err(wrong("names no directory or prefix for a volume"));
+        }
+        if matches!(scheme, "s3" | "s3a" | "gs" | "az" | "abfs" | "azure") && host.is_empty() {
+            return Err(wrong("names no bucket"));
+        }
+        if let Some(variable) = plain_endpoint(scheme) {
+            return Err(Error::Location(format!(
+                "the endpoint in AWS_ENDPOINT_URL is plain HTTP, by which anybody on the way can read and change volumes: give \
+                 one with https://, or set {variable}=true"
+            )));
+        }
+        let store = match scheme {
+            "file" if host.is_empty() || host == "localhost" => {
+                Arc::new(LocalFileSystem::new().with_fsync(true)) as Arc<dyn ObjectStore>
+            }
+            "file" => return Err(wrong("names a file of another host")),
+            "s3" | "s3a" => {
+                let builder = AmazonS3Builder::from_env().with_url(url);
+                built(url, builder.with_retry(retries()).with_client_options(client(url)).build())?
+            }
+            "gs" => {
+                let builder = GoogleCloudStorageBuilder::from_env().with_url(url);
+                built(url, builder.with_retry(retries()).with_client_options(client(url)).build())?
+            }
+            "az" | "abfs" | "azure" => {
+                let builder = MicrosoftAzureBuilder::from_env().with_url(url);
+                built(url, builder.with_retry(retries()).with_client_options(client(url)).build())?
+            }
+            _ => return Err(wrong("is of an unknown kind")),
+        };
+        Ok(Self {
+            url: url.trim_end_matches('/').to_owned(),
+            store: Arc::new(Watched::new(store)),
+            prefix,
+            origin: format!("{scheme}://{host}"),
+        })
+    }
+
+    /// A new store in memory, and a prefix in it: for tests, and for what need not outlive the process.
+    #[must_use]
+    pub fn in_memory(prefix: &str) -> Self {
+        Self::over(Arc::new(InMemory::new()), prefix)
+    }
+
+    /// A prefix in a store that the caller brings.
+    #[must_use]
+    pub fn over(store: Arc<dyn ObjectStore>, prefix: &str) -> Self {
+        let origin = format!("store-{:p}:", Arc::as_ptr(&store));
+        Self {
+            url: format!("memory:{prefix}"),
+            store: Arc::new(Watched::new(store)),
+            prefix: Path::from(prefix),
+            origin,
+        }
+    }
+
+    /// Another prefix of the same store.
+    #[must_use]
+    pub fn sibling(&self, prefix: &str) -> Self {
+        Self { url: format!("memory:{prefix}"), prefix: Path::from(prefix), ..self.clone() }
+    }
+
+    /// What the store was asked for by way of this location and its clones.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.store.traffic()
+    }
+
+    /// The URL, without a slash at its end.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn prefix(&self) -> &Path {
+        &self.prefix
+    }
+
+    /// The path of an object of ours below the prefix.
+    pub(crate) fn object(&self, name: &str) -> Path {
+        self.prefix.clone().join(name)
+    }
+
+    pub(crate) fn store(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.store) as Arc<dyn ObjectStore>
+    }
+
+    pub(crate) fn watched(&self) -> &Watched {
+        &self.store
+    }
+
+    /// Whether both are in one store, so that the one can be cloned to the other.
+    pub(crate) fn is_same_store(&self, other: &Self) -> bool {
+        self.origin == other.origin
+    }
+
+    /// The location below this one that has that path in the store.
+    pub(crate) fn at(&self, path: &Path) -> Self {
+        let below = path
+            .prefix_match(&self.prefix)
+            .map(|parts| parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"));
+        let url = match below.as_deref() {
+            None | Some("") => self.url.clone(),
+            Some(below) => format!("{}/{below}", self.url),
+        };
+        Self { url, prefix: path.clone(), ..self.clone() }
+    }
+}
+
+/// How often a request is repeated before its failure is known here. SlateDB goes on repeating, and what it repeats
+/// is what the error of a request that waited in vain names.
+fn retries() -> RetryConfig {
+    RetryConfig { max_retries: 2, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() }
+}
+
+/// The variable that has to be set for an endpoint without encryption, unless it is.
+fn plain_endpoint(scheme: &str) -> Option<&'static str> {
+    let is_plain = |name| std::env::var(name).is_ok_and(|url: String| url.starts_with("http://"));
+    let plain = is_plain("AWS_ENDPOINT_URL") || is_plain("AWS_ENDPOINT");
+    (matches!(scheme, "s3" | "s3a") && plain && !is_set("AWS_ALLOW_HTTP"))
+        .then_some("AWS_ALLOW_HTTP")
+}
+
+fn is_set(variable: &str) -> bool {
+    std::env::var(variable).is_ok_and(|value| value == "true" || value == "1")
+}
+
+/// HTTP as we want it: a request that hangs is given up, and there is no plain HTTP unless the environment asks for it.
+fn client(url: &str) -> ClientOptions {
+    provide_cryptography();
+    let variable = match url.split("://").next().unwrap_or_default() {
+        "gs" => "GOOGLE_ALLOW_HTTP",
+        "s3" | "s3a" => "AWS_ALLOW_HTTP",
+        _ => "AZURE_ALLOW_HTTP",
+    };
+    let allowed = is_set(variable);
+    ClientOptions::new()
+        .with_allow_http(allowed)
+        .with_connect_timeout(Duration::from_secs(5))
+        .with_timeout(Duration::from_secs(30))
+}
+
+/// The HTTP client takes the process's provider, and has none of its own.
+fn provide_cryptography() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Fails only if another thread was faster.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+    }
+}
+
+fn built<S: ObjectStore>(
+    url: &str,
+    store: Result<S, object_store::Error>,
+) -> Result<Arc<dyn ObjectStore>, Error> {
+    let store = store.map_err(|error| {
+        Error::Location(format!(
+            "cannot use the store of {}: {}; the environment has to have what it needs",
+            without_secrets(url),
+            chain(&error)
+        ))
+    })?;
+    Ok(Arc::new(store))
+}
+
+/// The URL as it may be shown: what stands before an `@`, or behind a `?`, may be a secret.
+fn without_secrets(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (host, path) = rest.split_once('/').map_or((rest, None), |(h, p)| (h, Some(p)));
+            let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+            match path {
+                Some(path) => format!("{scheme}://{host}/{path}"),
+                None => format!("{scheme}://{host}"),
+            }
+        }
+        None => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_location_is_refused_with_what_to_give() {
+        for url in [
+            "",
+            "disk.img",
+            "file:",
+            "file://",
+            "file:///",
+            "file://host/dir",
+            "ftp://host/dir",
+            "nbd://host/x",
+            "s3://",
+            "s3://bucket",
+            "s3://bucket/",
+            "s3:///prefix",
+            "gs://bucket",
+            "s3://bucket/a?key=secret",
+            "s3://user:secret@bucket/a",
+            "file:///a/../b",
+            "memory:",
+            "memory:1G",
+        ] {
+            let error = Location::parse(url).unwrap_err().to_string();
+            assert!(!error.contains("secret"), "{error}");
+            assert!(error.contains("give") || error.contains("memory:SIZE"), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn directories_are_locations() {
+        let location = Location::parse("file:///srv/volumes/caf%C3%A9%20x/").unwrap();
+        assert_eq!(location.to_string(), "file:///srv/volumes/caf%C3%A9%20x");
+        assert_eq!(location.prefix().as_ref(), "srv/volumes/café x");
+        let below = location.at(&location.object("mail"));
+        assert!(below.to_string().ends_with("/mail") && below.is_same_store(&location));
+    }
+
+    #[test]
+    fn buckets_are_locations_and_stores_differ_by_them() {
+        let one = Location::parse("s3://bucket/a/b").unwrap();
+        let other = Location::parse("s3://other/a/b").unwrap();
+        assert_eq!(one.prefix().as_ref(), "a/b");
+        assert!(!one.is_same_store(&other));
+        assert!(one.is_same_store(&Location::parse("s3://bucket/c").unwrap()));
+    }
+}

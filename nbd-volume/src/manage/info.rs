@@ -1,0 +1,143 @@
+//! Looking at volumes.
+
+use futures_util::TryStreamExt;
+use slatedb::DbReaderMode;
+
+use super::PATIENCE;
+use crate::database::{self, Database};
+use crate::layout::DESCRIPTOR;
+use crate::patience::{too_late, within};
+use crate::records::{descriptor, size, writer};
+use crate::{Error, Location, Options};
+
+/// What is known of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Info {
+    /// Where it lies.
+    pub url: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// The format that it has in the store.
+    pub format: u32,
+    /// Bytes of the objects below its prefix: of the data, of what was overwritten and is not collected yet, and of
+    /// what only snapshots have. What a clone shares with its origin counts there.
+    pub stored: u64,
+    /// How many objects those are.
+    pub objects: u64,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// Who has it open, or had it open last. None if nobody ever had.
+    pub writer: Option<Writer>,
+}
+
+/// A snapshot of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Its name.
+    pub name: String,
+    /// Seconds since 1970 in which it was made.
+    pub created: i64,
+}
+
+/// A server that has a volume open, or had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Writer {
+    /// The name of its machine.
+    pub host: String,
+    /// The process there.
+    pub process: u32,
+    /// Whether it has not closed the volume: it runs, or it crashed.
+    pub open: bool,
+    /// Seconds since 1970 in which it opened or closed the volume.
+    pub since: u64,
+}
+
+/// What is known of a volume. Disturbs no server. Cancel-safe.
+///
+/// # Errors
+/// When there is no volume or it can't be read.
+pub async fn info(location: &Location) -> Result<Info, Error> {
+    let descriptor = descriptor(location, PATIENCE).await?;
+    let database = latest(location).await?;
+    let size = size(location, &database, PATIENCE).await?;
+    let writer = writer(location, &database, PATIENCE).await?;
+    let writer = writer.filter(|writer| writer.volume == descriptor.id || writer.volume.is_empty());
+    close(database).await;
+    let checkpoints = database::admin(location);
+    let checkpoints = checkpoints.list_checkpoints(None);
+    let checkpoints = within(location, "read", PATIENCE, checkpoints).await?;
+    let named = checkpoints.into_iter().filter_map(|checkpoint| {
+        let created = checkpoint.create_time.timestamp();
+        checkpoint.name.map(|name| Snapshot { name, created })
+    });
+    let mut snapshots: Vec<Snapshot> = named.collect();
+    snapshots.sort_by_key(|snapshot| snapshot.created);
+    let store = location.store();
+    let listing = store
+        .list(Some(location.prefix()))
+        .try_fold((0, 0), async |(bytes, count), object| Ok((bytes + object.size, count + 1)));
+    let listed = tokio::time::timeout(PATIENCE, listing);
+    let listed = listed.await.map_err(|_| too_late(location, "list", PATIENCE))?;
+    let (stored, objects) = listed.map_err(|error| Error::store(location.url(), "list", &error))?;
+    Ok(Info {
+        url: location.url().to_owned(),
+        size,
+        block_size: descriptor.block_size,
+        format: descriptor.format,
+        stored,
+        objects,
+        snapshots,
+        writer: writer.map(|writer| Writer {
+            host: writer.host,
+            process: writer.pid,
+            open: writer.open,
+            since: writer.since,
+        }),
+    })
+}
+
+/// The database as it is in the store now.
+pub(super) async fn latest(location: &Location) -> Result<Database, Error> {
+    let options = Options { object_cache: 8 << 20, ..Options::default() };
+    let opening = database::read(location, DbReaderMode::FollowLatest, &options);
+    let reader = within(location, "read", PATIENCE, opening).await?;
+    Ok(Database::Reader(reader.into()))
+}
+
+pub(super) async fn close(database: Database) {
+    if let Database::Reader(reader) = database
+        && let Err(error) = reader.close().await
+    {
+        tracing::debug!(%error, "a reader was not closed");
+    }
+}
+
+/// The volumes at a location and below. Cancel-safe.
+///
+/// # Errors
+/// When the store can't be listed.
+pub async fn list(location: &Location) -> Result<Vec<Location>, Error> {
+    let store = location.store();
+    let mut found = Vec::new();
+    let mut folders = vec![location.prefix().clone()];
+    while let Some(folder) = folders.pop() {
+        let listing = store.list_with_delimiter(Some(&folder));
+        let listed = tokio::time::timeout(PATIENCE, listing);
+        let listed = listed.await.map_err(|_| too_late(location, "list", PATIENCE))?;
+        let listed = listed.map_err(|error| Error::store(location.url(), "list", &error))?;
+        let is_volume =
+            |object: &object_store::ObjectMeta| object.location.filename() == Some(DESCRIPTOR);
+        match listed.objects.iter().any(is_volume) {
+            // Volumes don't contain others.
+            true => found.push(location.at(&folder)),
+            false => folders.extend(listed.common_prefixes),
+        }
+    }
+    found.sort_by(|a, b| a.url().cmp(b.url()));
+    Ok(found)
+}

@@ -1,0 +1,20 @@
+//! What people do with volumes besides serving them.
+
+mod check;
+mod create;
+mod info;
+pub(crate) mod mailbox;
+mod remove;
+mod snapshot;
+
+pub use check::{Damage, Report, check};
+pub use create::{NewVolume, create};
+pub use info::{Info, Snapshot, Writer, info, list};
+pub use remove::{delete, delete_snapshot};
+pub(crate) use snapshot::{check_new_snapshot, find_snapshot};
+pub use snapshot::{clone, resize, snapshot};
+
+use core::time::Duration;
+
+/// How long the store may take for a step.
+const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,57 @@
+//! Removing volumes and snapshots.
+
+use object_store::ObjectStoreExt;
+
+use super::{PATIENCE, info};
+use crate::database;
+use crate::layout::DESCRIPTOR;
+use crate::patience::{patiently, within};
+use crate::records::descriptor;
+use crate::{Error, Location};
+
+/// Deletes a volume with all of its snapshots. Not cancel-safe, but it can be called again.
+///
+/// # Errors
+/// When there is no volume, a server has it open, clones of it use its data, or the store fails.
+pub async fn delete(location: &Location) -> Result<(), Error> {
+    descriptor(location, PATIENCE).await?;
+    // A volume whose creation was interrupted has no size and nobody who writes.
+    if let Ok(info) = info(location).await
+        && let Some(writer) = info.writer.filter(|writer| writer.open)
+    {
+        return Err(Error::Busy {
+            url: location.url().to_owned(),
+            writer: format!("process {} on {}", writer.process, writer.host),
+            remedy: "end that server first; if it crashed, serve the volume once and end that server in order".into(),
+        });
+    }
+    let admin = database::admin(location);
+    if let Ok(checkpoints) = admin.list_checkpoints(None).await {
+        // Snapshots have names, and readers' checkpoints expire.
+        let of_clones =
+            checkpoints.iter().filter(|one| one.name.is_none() && one.expire_time.is_none());
+        let clones = of_clones.count();
+        if clones > 0 {
+            return Err(Error::Cloned { url: location.url().to_owned(), clones });
+        }
+    }
+    // A volume whose creation was interrupted may have nothing of SlateDB's; then there is only the descriptor.
+    within(location, "delete", PATIENCE * 10, admin.delete_db(true)).await?;
+    let (store, path) = (location.store(), location.object(DESCRIPTOR));
+    patiently(location, "delete", PATIENCE, async || match store.delete(&path).await {
+        Err(object_store::Error::NotFound { .. }) => Ok(()),
+        result => result,
+    })
+    .await
+}
+
+/// Deletes a snapshot. Servers that serve it fail once its data is collected. Not cancel-safe.
+///
+/// # Errors
+/// When there is no such snapshot, or the store fails.
+pub async fn delete_snapshot(location: &Location, name: &str) -> Result<(), Error> {
+    descriptor(location, PATIENCE).await?;
+    let checkpoint = super::find_snapshot(location, name, PATIENCE).await?;
+    let admin = database::admin(location);
+    within(location, "delete a snapshot of", PATIENCE, admin.delete_checkpoint(checkpoint.id)).await
+}

@@ -1,0 +1,137 @@
+//! Snapshots, clones and sizes of volumes that a server may have open.
+
+use core::time::Duration;
+
+use slatedb::Checkpoint;
+use slatedb::CloneSourceSpec;
+
+use super::mailbox::{self, Request};
+use super::{PATIENCE, info};
+use crate::database;
+use crate::layout::{Descriptor, FORMAT};
+use crate::patience::within;
+use crate::records::descriptor;
+use crate::{Error, Location, Options, Volume};
+
+/// The snapshot of that name.
+pub(crate) async fn find_snapshot(
+    location: &Location,
+    name: &str,
+    patience: Duration,
+) -> Result<Checkpoint, Error> {
+    let admin = database::admin(location);
+    let found = within(location, "read", patience, admin.list_checkpoints(Some(name))).await?;
+    found
+        .into_iter()
+        .find(|one| one.name.as_deref() == Some(name))
+        .ok_or_else(|| Error::NoSnapshot { url: location.url().to_owned(), name: name.to_owned() })
+}
+
+/// Whether a snapshot may have that name.
+pub(crate) async fn check_new_snapshot(
+    location: &Location,
+    name: &str,
+    patience: Duration,
+) -> Result<(), Error> {
+    if name.is_empty()
+        || name.len() > 200
+        || name.contains(['@', '/'])
+        || name.contains(char::is_control)
+    {
+        return Err(Error::Invalid(format!(
+            "'{}' can't be the name of a snapshot: give 1 to 200 bytes without '@', '/' and control characters",
+            name.escape_debug()
+        )));
+    }
+    match find_snapshot(location, name, patience).await {
+        Err(Error::NoSnapshot { .. }) => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Err(Error::Invalid(format!(
+            "the volume at {location} has a snapshot '{name}' already: choose another name, or delete it"
+        ))),
+    }
+}
+
+/// Does something to a volume: by the server that has it open, or by opening it for a moment.
+async fn ask(location: &Location, request: Request) -> Result<(), Error> {
+    let info = info(location).await?;
+    if let Some(writer) = info.writer.filter(|writer| writer.open) {
+        let who = format!("process {} on {}", writer.process, writer.host);
+        return mailbox::ask(location, request, &who).await;
+    }
+    let options = Options { object_cache: 8 << 20, cache: 1 << 20, ..Options::default() };
+    let volume = Volume::open(location, &options).await?;
+    let done = request.carry_out(&volume).await;
+    let closed = volume.close().await;
+    done.and(closed)
+}
+
+/// Makes a snapshot of a volume. A server that has it open makes it, after it has uploaded everything that it had
+/// answered. Not cancel-safe: one that is dropped may have made it.
+///
+/// # Errors
+/// When there is no volume, there is a snapshot of that name, the server that has the volume open does not answer, or
+/// the store fails.
+pub async fn snapshot(location: &Location, name: &str) -> Result<(), Error> {
+    check_new_snapshot(location, name, PATIENCE).await?;
+    ask(location, Request::Snapshot { name: name.to_owned() }).await
+}
+
+/// Changes the size of a volume. A server that has it open does it; its clients keep the size that they know unless
+/// they asked for `RESIZE`. Not cancel-safe.
+///
+/// # Errors
+/// When there is no volume, the size makes no sense, the server that has the volume open does not answer, or the
+/// store fails.
+pub async fn resize(location: &Location, size: u64) -> Result<(), Error> {
+    super::NewVolume::of_size(size).check()?;
+    ask(location, Request::Resize { size }).await
+}
+
+/// Makes a new volume of what another one, or a snapshot of it, holds. Copies nothing but what was written lately:
+/// the new one reads the other one's objects, which can't be deleted before it. Not cancel-safe: one that is dropped
+/// may leave a part, which can be deleted.
+///
+/// # Errors
+/// When they are in different stores, there is no such volume or snapshot, there is a volume at `to`, the server that
+/// has the volume open does not answer, or the store fails.
+pub async fn clone(from: &Location, snapshot: Option<&str>, to: &Location) -> Result<(), Error> {
+    if !from.is_same_store(to) {
+        return Err(Error::Invalid(format!(
+            "{to} is in another store than {from}, and a clone shares its origin's objects: choose a URL in the same one, or \
+             copy the volume with nbd copy"
+        )));
+    }
+    let origin = descriptor(from, PATIENCE).await?;
+    let id = super::create::new_id()?;
+    // A server's latest data is in its log, which is not part of what a clone sees: a snapshot is.
+    let passing = format!("clone-{id}");
+    let name = match snapshot {
+        Some(name) => name,
+        None => {
+            ask(from, Request::Snapshot { name: passing.clone() }).await?;
+            &passing
+        }
+    };
+    let made = clone_snapshot(from, name, to, Descriptor { format: FORMAT, id, ..origin }).await;
+    if snapshot.is_none() {
+        let removed = super::delete_snapshot(from, &passing).await;
+        return made.and(removed);
+    }
+    made
+}
+
+async fn clone_snapshot(
+    from: &Location,
+    name: &str,
+    to: &Location,
+    descriptor: Descriptor,
+) -> Result<(), Error> {
+    let checkpoint = find_snapshot(from, name, PATIENCE).await?;
+    super::create::store_new(to, &descriptor).await?;
+    let admin = database::admin(to);
+    let source = CloneSourceSpec::with_checkpoint(from.prefix().clone(), checkpoint.id);
+    let cloning =
+        admin.create_clone_builder_from_source(source).with_system_clock(database::clock()).build();
+    within(to, "make a clone at", PATIENCE, cloning).await
+}

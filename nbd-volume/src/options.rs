@@ -1,0 +1,52 @@
+//! How a volume is opened.
+
+use core::time::Duration;
+
+/// How a [`Volume`](crate::Volume) is opened: bounds of memory and of time.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// Bytes of written data that may be in memory alone; writes wait when there are more. At least 8 MiB; the
+    /// default is 256 MiB. A quarter of it is the size of the tables that are uploaded.
+    pub max_unflushed: usize,
+    /// Bytes that the cache of read and written blocks takes at most. The default is 256 MiB.
+    pub cache: u64,
+    /// Bytes that the cache of what is read of the store's objects takes at most: the indexes and filters of tables,
+    /// and parts of tables. The default is 128 MiB.
+    pub object_cache: u64,
+    /// How long a request waits for a store that does not answer before it fails with `EIO`. The default is a minute.
+    pub patience: Duration,
+    /// How long requests are answered with success without looking whether another server has opened the volume. The
+    /// default is ten seconds; the store is asked about five times as often.
+    pub lease: Duration,
+    /// How often written data is uploaded when no client flushes. The default is a second.
+    pub upload_interval: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_unflushed: 256 << 20,
+            cache: 256 << 20,
+            object_cache: 128 << 20,
+            patience: Duration::from_secs(60),
+            lease: Duration::from_secs(10),
+            upload_interval: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Options {
+    /// The smallest value of [`max_unflushed`](Self::max_unflushed).
+    const MIN_UNFLUSHED: usize = 8 << 20;
+
+    /// Bytes of unflushed data that SlateDB is given.
+    pub(crate) fn unflushed(&self) -> usize {
+        self.max_unflushed.max(Self::MIN_UNFLUSHED)
+    }
+
+    /// How often the store is asked whether another server has opened the volume.
+    pub(crate) fn poll_interval(&self) -> Duration {
+        (self.lease / 5).max(Duration::from_millis(10))
+    }
+}

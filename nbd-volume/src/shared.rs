@@ -1,0 +1,197 @@
+//! What all handles of an open volume share, and how its requests wait.
+
+use core::future::Future;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
+use std::sync::Arc;
+
+use nbd_engine::export::{ErrorCode, ExportError};
+use slatedb::config::WriteOptions;
+use slatedb::{CloseReason, ErrorKind, WriteBatch};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use crate::Location;
+use crate::cache::BlockCache;
+use crate::database::Database;
+use crate::error::chain;
+use crate::layout::Descriptor;
+use crate::lease::{Lease, Lost};
+use crate::locks::RangeLocks;
+use crate::streams::Streams;
+
+/// A volume that is open, as its handles, its requests and its [watch](crate::watch) have it.
+pub(crate) struct Shared {
+    pub(crate) location: Location,
+    pub(crate) descriptor: Descriptor,
+    pub(crate) database: Database,
+    pub(crate) size: AtomicU64,
+    pub(crate) runtime: Handle,
+    pub(crate) locks: Arc<RangeLocks>,
+    pub(crate) cache: BlockCache,
+    pub(crate) streams: Streams,
+    /// Bytes of writes that are being carried out.
+    pub(crate) writing: Arc<Semaphore>,
+    /// How many at most.
+    pub(crate) max_writing: u32,
+    pub(crate) lease: Lease,
+    pub(crate) patience: Duration,
+    /// The latest write that SlateDB has taken.
+    pub(crate) written: AtomicU64,
+    /// The latest write that is known to be in the store.
+    pub(crate) durable: AtomicU64,
+    /// Held by the flush that is uploading.
+    pub(crate) flushing: tokio::sync::Mutex<()>,
+    /// Requests are not begun any more.
+    pub(crate) closing: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn block_size(&self) -> u64 {
+        u64::from(self.descriptor.block_size)
+    }
+
+    pub(crate) fn is_writable(&self) -> bool {
+        matches!(self.database, Database::Writer(_))
+    }
+
+    /// Hands a batch to SlateDB, which may make it wait for memory.
+    pub(crate) async fn put(&self, batch: WriteBatch) -> Result<(), slatedb::Error> {
+        let Database::Writer(db) = &self.database else { return Ok(()) };
+        let handle = db.write_with_options(batch, &WriteOptions::default()).await?;
+        self.written.fetch_max(handle.seqnum(), Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Has everything uploaded that was written until now. One upload serves all that came before it began.
+    pub(crate) async fn upload(&self) -> Result<(), slatedb::Error> {
+        let Database::Writer(db) = &self.database else { return Ok(()) };
+        let wanted = self.written.load(Ordering::Acquire);
+        let is_durable =
+            || self.durable.load(Ordering::Acquire).max(db.status().durable_seq) >= wanted;
+        if is_durable() {
+            return Ok(());
+        }
+        let _turn = self.flushing.lock().await;
+        if is_durable() {
+            return Ok(());
+        }
+        let uploading = self.written.load(Ordering::Acquire);
+        db.flush().await?;
+        self.durable.fetch_max(uploading, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Runs work on the volume's runtime and waits for it, at most as long as requests may wait. Work that is given
+    /// up, or whose request is dropped, goes on if it changes something.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        changes: bool,
+        work: impl Future<Output = Result<T, ExportError>> + Send + 'static,
+    ) -> Result<T, ExportError> {
+        self.check_open()?;
+        let mut task = Task { task: self.runtime.spawn(work), changes };
+        let waited = {
+            let _context = self.runtime.enter();
+            timeout(self.patience, &mut task.task)
+        };
+        match waited.await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => {
+                Err(ExportError::io(format!("the request was not carried out: {error}")))
+            }
+            Err(_) => Err(self.gave_up()),
+        }
+    }
+
+    /// Room for the data of a write, which waits while other writes take all of it.
+    pub(crate) async fn room_for(&self, length: u32) -> Result<OwnedSemaphorePermit, ExportError> {
+        let permits = length.min(self.max_writing);
+        let waited = {
+            let _context = self.runtime.enter();
+            timeout(self.patience, Arc::clone(&self.writing).acquire_many_owned(permits))
+        };
+        match waited.await {
+            Ok(Ok(room)) => Ok(room),
+            Ok(Err(_)) => Err(self.lost(&Lost::Closed)),
+            Err(_) => Err(self.gave_up()),
+        }
+    }
+
+    /// Whether a request may be answered with success; waits for a look at the store if need be.
+    pub(crate) async fn confirm(&self) -> Result<(), ExportError> {
+        if let Some(answer) = self.lease.allows() {
+            return answer.map_err(|lost| self.lost(lost));
+        }
+        let waited = {
+            let _context = self.runtime.enter();
+            timeout(self.patience, self.lease.confirm())
+        };
+        match waited.await {
+            Ok(answer) => answer.map_err(|lost| self.lost(lost)),
+            Err(_) => Err(self.gave_up()),
+        }
+    }
+
+    fn check_open(&self) -> Result<(), ExportError> {
+        if let Some(lost) = self.lease.lost() {
+            return Err(self.lost(lost));
+        }
+        if self.closing.load(Ordering::Acquire) {
+            return Err(self.lost(&Lost::Closed));
+        }
+        Ok(())
+    }
+
+    fn lost(&self, lost: &Lost) -> ExportError {
+        ExportError::shutting_down(self.lost_text(lost))
+    }
+
+    pub(crate) fn lost_text(&self, lost: &Lost) -> String {
+        let volume = &self.location;
+        match lost {
+            Lost::Fenced => format!("another server has opened the volume {volume}"),
+            Lost::Closed => format!("the volume {volume} is closed"),
+            Lost::Failed(reason) => format!("the volume {volume} failed: {reason}"),
+        }
+    }
+
+    /// The error of a request that waited in vain.
+    fn gave_up(&self) -> ExportError {
+        let (volume, patience) = (&self.location, self.patience);
+        let reason = self.location.watched().failure();
+        let reason = reason.as_deref().unwrap_or("it does not answer, or is too slow");
+        ExportError::io(format!(
+            "gave up after {patience:?} waiting for the store of {volume}: {reason}"
+        ))
+    }
+
+    /// An error of SlateDB's as clients get it.
+    pub(crate) fn failed(&self, error: &slatedb::Error) -> ExportError {
+        match error.kind() {
+            ErrorKind::Closed(CloseReason::Fenced) => self.lost(&Lost::Fenced),
+            ErrorKind::Closed(CloseReason::Clean) => self.lost(&Lost::Closed),
+            ErrorKind::Closed(CloseReason::Panic) => self.lost(&Lost::Failed(chain(error))),
+            _ => ExportError::new(ErrorCode::EIO, format!("{}: {}", self.location, chain(error))),
+        }
+    }
+}
+
+/// Work that ends with its request if it changes nothing.
+struct Task<T> {
+    task: tokio::task::JoinHandle<T>,
+    changes: bool,
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        if !self.changes {
+            self.task.abort();
+        }
+    }
+}

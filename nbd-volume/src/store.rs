@@ -1,0 +1,223 @@
+//! The object store, with an account of what it was asked for and of its failures.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+    UploadPart,
+};
+
+use crate::error::chain;
+
+/// What a store was asked for. What the client library repeats by itself counts once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Requests that write an object or a part of one.
+    pub puts: u64,
+    /// Bytes of those.
+    pub put_bytes: u64,
+    /// Requests that read an object, a part of one, or its metadata.
+    pub gets: u64,
+    /// Bytes of those, as far as they were asked for.
+    pub get_bytes: u64,
+    /// Requests that list objects.
+    pub lists: u64,
+    /// Requests that delete an object.
+    pub deletes: u64,
+}
+
+/// A store that remembers its failures.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    inner: Arc<dyn ObjectStore>,
+    record: Arc<Record>,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    puts: AtomicU64,
+    put_bytes: AtomicU64,
+    gets: AtomicU64,
+    get_bytes: AtomicU64,
+    lists: AtomicU64,
+    deletes: AtomicU64,
+    /// The latest failure, until something succeeds again.
+    failure: Mutex<Option<String>>,
+}
+
+impl Watched {
+    pub(crate) fn new(inner: Arc<dyn ObjectStore>) -> Self {
+        Self { inner, record: Arc::default() }
+    }
+
+    /// What the store was asked for.
+    pub(crate) fn traffic(&self) -> Traffic {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let record = &self.record;
+        Traffic {
+            puts: get(&record.puts),
+            put_bytes: get(&record.put_bytes),
+            gets: get(&record.gets),
+            get_bytes: get(&record.get_bytes),
+            lists: get(&record.lists),
+            deletes: get(&record.deletes),
+        }
+    }
+
+    /// The store's latest failure, unless something succeeded since.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.record.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Record {
+    /// Notes how a request ended. That an object is there already, is not there, or was not changed is no failure.
+    fn note<T>(&self, result: Result<T>) -> Result<T> {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        match &result {
+            Ok(_)
+            | Err(
+                Error::NotFound { .. }
+                | Error::AlreadyExists { .. }
+                | Error::Precondition { .. }
+                | Error::NotModified { .. },
+            ) => *failure = None,
+            Err(error) => *failure = Some(chain(error)),
+        }
+        result
+    }
+
+    fn count(counter: &AtomicU64, amount: u64) {
+        counter.fetch_add(amount, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.inner, f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Watched {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
+        Record::count(&self.record.puts, 1);
+        Record::count(&self.record.put_bytes, payload.content_length() as u64);
+        self.record.note(self.inner.put_opts(location, payload, options).await)
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        Record::count(&self.record.puts, 1);
+        let upload = self.record.note(self.inner.put_multipart_opts(location, options).await)?;
+        Ok(Box::new(WatchedUpload { inner: upload, record: Arc::clone(&self.record) }))
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        Record::count(&self.record.gets, 1);
+        let head = options.head;
+        let result = self.record.note(self.inner.get_opts(location, options).await)?;
+        if !head {
+            Record::count(&self.record.get_bytes, result.range.end - result.range.start);
+        }
+        Ok(result)
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        Record::count(&self.record.gets, 1);
+        let bytes = ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+        Record::count(&self.record.get_bytes, bytes);
+        self.record.note(self.inner.get_ranges(location, ranges).await)
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
+        let record = Arc::clone(&self.record);
+        let deleted = self.inner.delete_stream(locations);
+        deleted
+            .map(move |result| {
+                Record::count(&record.deletes, 1);
+                record.note(result)
+            })
+            .boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        Record::count(&self.record.lists, 1);
+        let record = Arc::clone(&self.record);
+        self.inner.list(prefix).map(move |result| record.note(result)).boxed()
+    }
+
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        Record::count(&self.record.lists, 1);
+        let record = Arc::clone(&self.record);
+        let listed = self.inner.list_with_offset(prefix, offset);
+        listed.map(move |result| record.note(result)).boxed()
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        Record::count(&self.record.lists, 1);
+        self.record.note(self.inner.list_with_delimiter(prefix).await)
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        Record::count(&self.record.puts, 1);
+        self.record.note(self.inner.copy_opts(from, to, options).await)
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        Record::count(&self.record.puts, 1);
+        self.record.note(self.inner.rename_opts(from, to, options).await)
+    }
+}
+
+/// An upload whose parts count.
+#[derive(Debug)]
+struct WatchedUpload {
+    inner: Box<dyn MultipartUpload>,
+    record: Arc<Record>,
+}
+
+#[async_trait]
+impl MultipartUpload for WatchedUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        Record::count(&self.record.puts, 1);
+        Record::count(&self.record.put_bytes, data.content_length() as u64);
+        let record = Arc::clone(&self.record);
+        let part = self.inner.put_part(data);
+        Box::pin(async move { record.note(part.await) })
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        Record::count(&self.record.puts, 1);
+        self.record.note(self.inner.complete().await)
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.inner.abort().await
+    }
+}

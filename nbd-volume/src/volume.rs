@@ -1,0 +1,219 @@
+//! A volume that is open.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use slatedb::config::{CheckpointOptions, CheckpointScope};
+use slatedb::{DbReaderMode, WriteBatch};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use crate::cache::BlockCache;
+use crate::database::{self, Database};
+use crate::layout::{Descriptor, WRITER_KEY, WriterRecord};
+use crate::lease::{Lease, Lost};
+use crate::locks::Mode;
+use crate::patience::{too_late, within};
+use crate::records::{check_conditional_writes, descriptor, encoded, size, writer};
+use crate::shared::Shared;
+use crate::streams::Streams;
+use crate::watch::watch;
+use crate::{Error, Location, Options};
+
+/// A volume that is open: for writing, or as one of its snapshots. Clones are the same volume.
+///
+/// It is an [`AsyncExport`](nbd_engine::export::AsyncExport). The futures of its requests can be driven by any
+/// runtime; what waits for the store runs on the tokio runtime in which the volume was opened, so that this has to
+/// last. A request whose future is dropped is carried out all the same if it had begun to write.
+///
+/// One that is dropped without [`close`](Self::close) is as a server that crashed: what was flushed is safe, and the
+/// next one that opens it waits until the [lease](Options::lease) is over.
+#[derive(Clone)]
+pub struct Volume(pub(crate) Arc<Shared>);
+
+impl fmt::Debug for Volume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Volume({}, {} bytes)", self.0.location, self.0.size())
+    }
+}
+
+impl Volume {
+    /// Opens a volume for reading and writing. Another server that has it open is fenced: it answers no request with
+    /// success any more. If it did not close the volume, this waits until its lease is over.
+    ///
+    /// Has to be called in a tokio runtime. Not cancel-safe: one that is dropped may have fenced the other server
+    /// already.
+    ///
+    /// # Errors
+    /// When there is no volume or it can't be read, when the store does not answer within
+    /// [`patience`](Options::patience), or does not honour conditional writes.
+    pub async fn open(location: &Location, options: &Options) -> Result<Self, Error> {
+        let descriptor = descriptor(location, options.patience).await?;
+        check_conditional_writes(location, &descriptor, options.patience).await?;
+        let db =
+            within(location, "open", options.patience, database::open(location, options)).await?;
+        let database = Database::Writer(db.clone());
+        let size = size(location, &database, options.patience).await?;
+        let volume = Self::new(location, options, descriptor, database, size);
+        // The look at the store begins now, and not when it was opened: another server may have come meanwhile.
+        tokio::spawn(watch(Arc::downgrade(&volume.0), db, options.poll_interval()));
+        volume.take_over(options).await?;
+        Ok(volume)
+    }
+
+    /// Opens a snapshot of a volume, for reading. Any number of servers can do so, and nobody is fenced.
+    ///
+    /// Has to be called in a tokio runtime. Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and [`Error::NoSnapshot`].
+    pub async fn open_snapshot(
+        location: &Location,
+        name: &str,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        let descriptor = descriptor(location, options.patience).await?;
+        let checkpoint = crate::manage::find_snapshot(location, name, options.patience).await?;
+        let mode = DbReaderMode::Checkpoint(checkpoint.id);
+        let opening = database::read(location, mode, options);
+        let reader = within(location, "open a snapshot of", options.patience, opening).await?;
+        let database = Database::Reader(Arc::new(reader));
+        let size = size(location, &database, options.patience).await?;
+        let options = Options { lease: Duration::MAX, ..options.clone() };
+        let volume = Self::new(location, &options, descriptor, database, size);
+        volume.0.lease.renew(volume.0.lease.look());
+        Ok(volume)
+    }
+
+    fn new(
+        location: &Location,
+        options: &Options,
+        descriptor: Descriptor,
+        database: Database,
+        size: u64,
+    ) -> Self {
+        // As much as is kept unflushed, since it is counted only when SlateDB has taken it.
+        let writing = u32::try_from(options.unflushed() / 4).unwrap_or(u32::MAX);
+        Self(Arc::new(Shared {
+            location: location.clone(),
+            descriptor,
+            database,
+            size: AtomicU64::new(size),
+            runtime: Handle::current(),
+            locks: Arc::default(),
+            cache: BlockCache::new(options.cache),
+            streams: Streams::default(),
+            writing: Arc::new(Semaphore::new(writing as usize)),
+            max_writing: writing,
+            lease: Lease::new(options.lease),
+            patience: options.patience,
+            written: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            flushing: tokio::sync::Mutex::new(()),
+            closing: AtomicBool::new(false),
+        }))
+    }
+
+    /// Waits until the writer before this one can't answer any more, and leaves a record of this one.
+    async fn take_over(&self, options: &Options) -> Result<(), Error> {
+        let shared = &self.0;
+        let location = &shared.location;
+        if let Some(earlier) = writer(location, &shared.database, options.patience).await?
+            && earlier.open
+            && earlier.volume == shared.descriptor.id
+        {
+            let lease = Duration::from_millis(earlier.lease);
+            tracing::warn!(
+                volume = %location, host = earlier.host, process = earlier.pid, ?lease,
+                "another server had opened the volume and did not close it: waiting until its lease is over"
+            );
+            tokio::time::sleep(lease).await;
+        }
+        self.record_writer(true, options.lease).await
+    }
+
+    /// Stores who writes.
+    async fn record_writer(&self, open: bool, lease: Duration) -> Result<(), Error> {
+        let shared = &self.0;
+        let record = WriterRecord {
+            volume: shared.descriptor.id.clone(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            pid: std::process::id(),
+            open,
+            lease: u64::try_from(lease.as_millis()).unwrap_or(u64::MAX),
+            since: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        };
+        let mut batch = WriteBatch::new();
+        batch.put(WRITER_KEY, encoded(&record));
+        let Database::Writer(db) = &shared.database else { return Ok(()) };
+        let stored = async {
+            db.write(batch).await?;
+            db.flush().await
+        };
+        within(&shared.location, "open", shared.patience, stored).await
+    }
+
+    /// Flushes, and closes the volume, so that the next server need not wait. Requests that come later fail with
+    /// `ESHUTDOWN`. Does nothing the second time, or when the volume is [lost](Self::until_lost).
+    ///
+    /// Takes at most [`patience`](Options::patience), also when requests wait for a store that is away: then the
+    /// volume is left as by a crash. Not cancel-safe: one that is dropped leaves it so as well.
+    ///
+    /// # Errors
+    /// When the store does not take what was not flushed yet.
+    pub async fn close(&self) -> Result<(), Error> {
+        let shared = &self.0;
+        if shared.closing.swap(true, Ordering::AcqRel) || shared.lease.lost().is_some() {
+            return Ok(());
+        }
+        let closed = timeout(shared.patience, self.close_database()).await;
+        shared.lease.lose(Lost::Closed);
+        shared.cache.clear();
+        closed.unwrap_or_else(|_| Err(too_late(&shared.location, "close", shared.patience)))
+    }
+
+    async fn close_database(&self) -> Result<(), Error> {
+        let shared = &self.0;
+        // Everything that has begun to write is over.
+        let _all = shared.locks.lock(0..u64::MAX, Mode::Exclusive).await;
+        // The record lets a successor answer at once: from here on nothing is answered with success.
+        shared.lease.lose(Lost::Closed);
+        let Database::Writer(db) = &shared.database else { return Ok(()) };
+        let recorded = self.record_writer(false, Duration::ZERO).await;
+        let closed = within(&shared.location, "close", shared.patience, db.close()).await;
+        recorded.and(closed)
+    }
+
+    /// Waits until the volume can't be used any more: since another server has opened it, it was closed, or SlateDB
+    /// failed. Returns the reason, for a log. Cancel-safe.
+    pub async fn until_lost(&self) -> String {
+        self.0.lost_text(self.0.lease.until_lost().await)
+    }
+
+    /// Makes a snapshot of what the volume holds now. Not cancel-safe: one that is dropped may have made it.
+    ///
+    /// # Errors
+    /// When there is one of that name, the name is empty, or the store fails.
+    pub async fn snapshot(&self, name: &str) -> Result<(), Error> {
+        let shared = &self.0;
+        let location = &shared.location;
+        let Database::Writer(db) = &shared.database else {
+            return Err(Error::Invalid("a snapshot can't be made of a snapshot".to_owned()));
+        };
+        crate::manage::check_new_snapshot(location, name, shared.patience).await?;
+        let options =
+            CheckpointOptions { name: Some(name.to_owned()), ..CheckpointOptions::default() };
+        let made = db.create_checkpoint(CheckpointScope::All, &options);
+        within(location, "make a snapshot of", shared.patience, made).await.map(drop)
+    }
+
+    /// The volume's URL.
+    #[must_use]
+    pub fn location(&self) -> &Location {
+        &self.0.location
+    }
+}

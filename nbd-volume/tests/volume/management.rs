@@ -1,0 +1,220 @@
+//! What people do with volumes.
+
+use std::sync::Arc;
+
+use nbd_engine::export::AsyncExport as _;
+use nbd_volume::{
+    Error, Location, NewVolume, Volume, check, clone, create, delete, delete_snapshot, info, list,
+    resize, snapshot,
+};
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+
+use crate::model::{read, write};
+use crate::{in_virtual_time, options};
+
+async fn new_volume() -> Location {
+    let location = Location::in_memory("disks/one");
+    create(&location, &NewVolume::of_size(1 << 20)).await.unwrap();
+    location
+}
+
+#[test]
+fn volumes_are_made_found_described_and_deleted() {
+    in_virtual_time(async {
+        let location = new_volume().await;
+        let other = location.sibling("disks/deep/two");
+        create(&other, &NewVolume::of_size(10 << 40).with_block_size(65536)).await.unwrap();
+        let found = list(&location.sibling("disks")).await.unwrap();
+        assert_eq!(found.len(), 2);
+        let about = info(&other).await.unwrap();
+        assert_eq!((about.size, about.block_size), (10 << 40, 65536));
+        assert!(about.writer.is_none() && about.snapshots.is_empty() && about.objects > 0);
+        let error = create(&location, &NewVolume::of_size(1)).await.unwrap_err();
+        assert!(matches!(error, Error::Exists { .. }), "{error}");
+        delete(&other).await.unwrap();
+        assert_eq!(list(&location.sibling("disks")).await.unwrap().len(), 1);
+        assert!(matches!(info(&other).await, Err(Error::NotFound { .. })));
+        assert!(matches!(delete(&other).await, Err(Error::NotFound { .. })));
+        // Its name is free again.
+        create(&other, &NewVolume::of_size(1)).await.unwrap();
+    });
+}
+
+#[test]
+fn sizes_that_make_no_sense_are_refused_with_what_to_give() {
+    in_virtual_time(async {
+        let location = Location::in_memory("v");
+        for (volume, expected) in [
+            (NewVolume::of_size(0), "such as 10G"),
+            (NewVolume::of_size(1 << 63), "2^63 - 1"),
+            (NewVolume::of_size(1).with_block_size(512), "4k, 8k"),
+            (NewVolume::of_size(1).with_block_size(5000), "4k, 8k"),
+        ] {
+            let error = create(&location, &volume).await.unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(list(&location).await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_snapshot_keeps_what_was_there_whether_a_server_has_the_volume_open_or_not() {
+    in_virtual_time(async {
+        let location = new_volume().await;
+        let volume = Volume::open(&location, &options()).await.unwrap();
+        write(&volume, b"one", 0).await.unwrap();
+        // By the server, which has not flushed.
+        snapshot(&location, "first").await.unwrap();
+        write(&volume, b"two", 0).await.unwrap();
+        volume.close().await.unwrap();
+        snapshot(&location, "second").await.unwrap();
+        let volume = Volume::open(&location, &options()).await.unwrap();
+        write(&volume, b"now", 0).await.unwrap();
+        for (name, expected) in [("first", b"one"), ("second", b"two")] {
+            let old = Volume::open_snapshot(&location, name, &options()).await.unwrap();
+            assert_eq!(read(&old, 0..3).await.unwrap(), expected);
+            assert!(old.can_write().is_none() && old.can_resize().is_none());
+            let report = check(&location, Some(name), |_| ()).await.unwrap();
+            assert_eq!((report.blocks, report.damage.len()), (1, 0));
+        }
+        assert_eq!(read(&volume, 0..3).await.unwrap(), b"now");
+        let names = info(&location).await.unwrap().snapshots;
+        assert_eq!(names.iter().map(|one| &*one.name).collect::<Vec<_>>(), ["first", "second"]);
+        let error = snapshot(&location, "first").await.unwrap_err().to_string();
+        assert!(error.contains("another name"), "{error}");
+        for name in ["", "a@b", "a/b", "a\nb"] {
+            assert!(matches!(snapshot(&location, name).await, Err(Error::Invalid(_))), "{name}");
+        }
+        delete_snapshot(&location, "first").await.unwrap();
+        let gone = Volume::open_snapshot(&location, "first", &options()).await.unwrap_err();
+        assert!(matches!(gone, Error::NoSnapshot { .. }), "{gone}");
+    });
+}
+
+#[test]
+fn a_clone_has_the_content_and_then_its_own() {
+    in_virtual_time(async {
+        let location = new_volume().await;
+        let volume = Volume::open(&location, &options()).await.unwrap();
+        write(&volume, b"shared", 0).await.unwrap();
+        let copy = location.sibling("disks/copy");
+        // Under load, and not flushed.
+        clone(&location, None, &copy).await.unwrap();
+        assert!(info(&location).await.unwrap().snapshots.is_empty());
+        write(&volume, b"origin", 4096).await.unwrap();
+        let cloned = Volume::open(&copy, &options()).await.unwrap();
+        assert_eq!(read(&cloned, 0..6).await.unwrap(), b"shared");
+        write(&cloned, b"clone", 4096).await.unwrap();
+        assert_eq!(read(&cloned, 4096..4102).await.unwrap(), b"clone\0");
+        assert_eq!(read(&volume, 4096..4102).await.unwrap(), b"origin");
+        volume.close().await.unwrap();
+        cloned.close().await.unwrap();
+        let error = delete(&location).await.unwrap_err();
+        assert!(error.to_string().contains("delete the clones first"), "{error}");
+        let cloned = Volume::open(&copy, &options()).await.unwrap();
+        assert_eq!(read(&cloned, 0..6).await.unwrap(), b"shared");
+        cloned.close().await.unwrap();
+        delete(&copy).await.unwrap();
+        delete(&location).await.unwrap();
+    });
+}
+
+#[test]
+fn a_clone_elsewhere_or_of_what_is_not_there_is_refused() {
+    in_virtual_time(async {
+        let location = new_volume().await;
+        let elsewhere = Location::in_memory("copy");
+        let error = clone(&location, None, &elsewhere).await.unwrap_err().to_string();
+        assert!(error.contains("nbd copy"), "{error}");
+        let copy = location.sibling("copy");
+        let missing = clone(&location, Some("no"), &copy).await.unwrap_err();
+        assert!(matches!(missing, Error::NoSnapshot { .. }), "{missing}");
+        create(&copy, &NewVolume::of_size(1)).await.unwrap();
+        let there = clone(&location, None, &copy).await.unwrap_err();
+        assert!(matches!(there, Error::Exists { .. }), "{there}");
+    });
+}
+
+#[test]
+fn a_volume_is_resized_whether_a_server_has_it_open_or_not() {
+    in_virtual_time(async {
+        let location = new_volume().await;
+        resize(&location, 2 << 20).await.unwrap();
+        let volume = Volume::open(&location, &options()).await.unwrap();
+        assert_eq!(volume.size(), 2 << 20);
+        resize(&location, 3 << 20).await.unwrap();
+        assert_eq!(volume.size(), 3 << 20);
+        assert_eq!(info(&location).await.unwrap().size, 3 << 20);
+        assert!(matches!(resize(&location, 0).await, Err(Error::Invalid(_))));
+    });
+}
+
+#[test]
+fn a_volume_that_a_server_has_open_is_not_deleted() {
+    in_virtual_time(async {
+        let location = new_volume().await;
+        let volume = Volume::open(&location, &options()).await.unwrap();
+        let error = delete(&location).await.unwrap_err();
+        assert!(matches!(error, Error::Busy { .. }), "{error}");
+        volume.close().await.unwrap();
+        delete(&location).await.unwrap();
+    });
+}
+
+#[test]
+fn volumes_of_later_formats_and_damaged_ones_are_refused() {
+    in_virtual_time(async {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let location = Location::over(Arc::clone(&store), "v");
+        create(&location, &NewVolume::of_size(1 << 20)).await.unwrap();
+        let path = Path::from("v/nbd-volume.json");
+        for (text, expected) in [
+            (r#"{"format":2,"something":"else"}"#, "format 2"),
+            (r#"{"format":0,"block_size":4096,"id":"x"}"#, "format 0"),
+            (r#"{"format":1,"block_size":1000,"id":"x"}"#, "block size"),
+            (r#"{"format":1}"#, "not understood"),
+            ("", "not understood"),
+        ] {
+            store.put(&path, text.to_owned().into()).await.unwrap();
+            let error = Volume::open(&location, &options()).await.unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(error.contains("memory:v"), "{error}");
+        }
+        let missing = Volume::open(&location.sibling("w"), &options()).await.unwrap_err();
+        assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
+    });
+}
+
+#[test]
+fn a_check_finds_what_was_changed_in_the_store() {
+    in_virtual_time(async {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let location = Location::over(Arc::clone(&store), "v");
+        create(&location, &NewVolume::of_size(1 << 20)).await.unwrap();
+        let volume = Volume::open(&location, &options()).await.unwrap();
+        for block in 0..100u64 {
+            write(&volume, &[block as u8 + 1; 4096], block * 4096).await.unwrap();
+        }
+        volume.close().await.unwrap();
+        let report = check(&location, None, |_| ()).await.unwrap();
+        assert_eq!((report.blocks, report.damage.len()), (100, 0));
+        let tables: Vec<Path> = {
+            use futures_util::TryStreamExt;
+            let listed = store.list(Some(&Path::from("v/compacted")));
+            listed.map_ok(|object| object.location).try_collect().await.unwrap()
+        };
+        assert!(!tables.is_empty());
+        for path in tables {
+            let bytes = store.get(&path).await.unwrap().bytes().await.unwrap();
+            let mut bytes = bytes.to_vec();
+            if bytes.len() > 100_000 {
+                bytes[50_000] ^= 1;
+            }
+            store.put(&path, bytes.into()).await.unwrap();
+        }
+        let report = check(&location, None, |_| ()).await.unwrap();
+        assert!(!report.damage.is_empty() && report.blocks < 100, "{report:?}");
+    });
+}
