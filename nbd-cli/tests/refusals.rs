@@ -46,6 +46,7 @@ const LINES: &[&str] = &[
     "nbd serve memory",
     "nbd serve 10M",
     "nbd serve ram:10M",
+    "nbd serve s3://bucket/disk",
     "nbd serve missing.img",
     "nbd serve missing/disk.img",
     "nbd serve /dev/no-such-disk",
@@ -282,6 +283,7 @@ const CONFIGURATIONS: &[&str] = &[
     "[tls]\nmode = 'require'\ncertificates = 'missing'\n[[export]]\nmemory = '1M'",
     "[tls]\npsk = 'keys.psk'\ncertificates = 'folder'\n[[export]]\nmemory = '1M'",
     "[server]\noldstyle = true\n[tls]\nmode = 'on'\ncertificates = 'folder'\n[[export]]\nmemory = '1M'",
+    "[[export]]\nvolume = 's3://bucket/disk'\nfile = 'disk.img'",
     "[[export]]\nfile = 'disk.img'\n[[export]",
 ];
 
@@ -299,6 +301,9 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("no pre-shared keys: build it with", "another build"),
     ("to change export '", "tests/serve/exports.rs and the engine's reload"),
     (", a block device; say where to keep it by --record FILE", "tests/copy_resume.rs"),
+    ("this program was built without volumes", "another build"),
+    ("to serve a volume is to take it over", "tests/volume.rs"),
+    ("without being asked, give --yes", "the same"),
     ("give a URI, or [ COMMAND ARGS ]", "clap asks for a word before"),
     ("--tls-psk takes the place of certificates", "clap says so before; the file's words are here"),
     ("an option for TLS can't be used", "a NUL or 4096 bytes: src/tls.rs"),
