@@ -14,6 +14,8 @@ use crate::mode::Mode;
 use crate::modes::ModesArgs;
 use crate::servers::{Server, catalogue};
 use crate::tls::TlsArgs;
+#[cfg(feature = "volume")]
+use crate::volumes::VolumeArgs;
 use crate::workload::{SEED, WORKLOADS};
 use crate::yardstick::Tuning;
 
@@ -39,6 +41,9 @@ pub enum Command {
     Modes(ModesArgs),
     /// Hold our servers against others with TLS 1.3 and AES-128-GCM, and against the cipher alone.
     Tls(TlsArgs),
+    /// Hold volumes on object storage against SlateDB alone.
+    #[cfg(feature = "volume")]
+    Volume(VolumeArgs),
     /// Load a server that runs already.
     Load(LoadArgs),
     /// Load a server that runs already by one of our clients.

@@ -31,6 +31,8 @@ pub mod stats;
 pub mod table;
 pub mod tls;
 pub mod vectored;
+#[cfg(feature = "volume")]
+pub mod volumes;
 pub mod wire;
 pub mod workload;
 pub mod yardstick;

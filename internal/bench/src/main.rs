@@ -19,6 +19,8 @@ use nbd_bench::modes::{self, ModesArgs};
 use nbd_bench::report;
 use nbd_bench::socket;
 use nbd_bench::tls::{self, TlsArgs};
+#[cfg(feature = "volume")]
+use nbd_bench::volumes::{self, VolumeArgs};
 use nbd_bench::yardstick::Yardstick;
 
 fn main() -> ExitCode {
@@ -29,6 +31,8 @@ fn main() -> ExitCode {
         Command::Modes(args) => run_modes(&args),
         Command::Drive(args) => run_drive(&args).map(|()| ExitCode::SUCCESS),
         Command::Tls(args) => run_tls(&args),
+        #[cfg(feature = "volume")]
+        Command::Volume(args) => run_volume(&args),
         Command::Load(args) => run_load(&args).map(|()| ExitCode::SUCCESS),
         Command::Yardstick(args) => run_yardstick(&args).map(|()| ExitCode::SUCCESS),
     };
@@ -114,6 +118,21 @@ fn run_tls(args: &TlsArgs) -> Result<ExitCode, Box<dyn Error>> {
         print!("{}", tls::text(&plan, &standing));
     }
     Ok(verdict(standing.is_complete()))
+}
+
+/// Fails only when something could not be measured: the tables say which bars are missed.
+#[cfg(feature = "volume")]
+fn run_volume(args: &VolumeArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let plan = args.plan(&std::env::current_exe()?)?;
+    // Widened: as errors go, it may cross threads.
+    let standing = volumes::run(&plan, &*interruption()?);
+    let standing = standing.map_err(|error| -> Box<dyn Error> { error })?;
+    if args.json {
+        println!("{:#}", volumes::json(&plan, &standing));
+    } else {
+        print!("{}", volumes::text(&plan, &standing));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_drive(args: &DriveArgs) -> Result<(), Box<dyn Error>> {

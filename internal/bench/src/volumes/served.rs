@@ -1,0 +1,104 @@
+//! `nbd serve`, as its clients see it.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nbd_testkit::process::Background;
+use tempfile::TempDir;
+
+use super::run::Problem;
+use super::stores::Store;
+use crate::load::{Connection, Direction, Load, Order};
+use crate::mode::Mode;
+use crate::workload::SEED;
+
+/// How long a server may take to begin or to end: it may have to upload what was written.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A server that runs.
+#[derive(Debug)]
+pub(super) struct Served {
+    server: Background,
+    connection: Connection,
+    _folder: TempDir,
+}
+
+impl Served {
+    /// Serves a volume of a store.
+    pub(super) fn volume(nbd: &Path, store: &Store, name: &str) -> Result<Self, Problem> {
+        Self::start(nbd, &format!("volume:{}", store.url(name)), store.environment())
+    }
+
+    /// Serves a new file of that size, whose blocks are all there.
+    pub(super) fn file(nbd: &Path, folder: &Path, size: u64) -> Result<(TempDir, Self), Problem> {
+        let private = tempfile::Builder::new().prefix("nbd-bench").tempdir_in(folder)?;
+        let path = private.path().join("disk");
+        File::create(&path)?.set_len(size)?;
+        let mut served = Self::start(nbd, &format!("file:{}", path.display()), Vec::new())?;
+        served.fill(size)?;
+        Ok((private, served))
+    }
+
+    fn start(
+        nbd: &Path,
+        backend: &str,
+        environment: Vec<(&'static str, String)>,
+    ) -> Result<Self, Problem> {
+        let folder = tempfile::Builder::new().prefix("nbd-bench").tempdir()?;
+        let socket = folder.path().join("socket");
+        let mut command = Command::new(nbd);
+        command.args(["serve", "--unix"]).arg(&socket).arg(backend).envs(environment);
+        let server = Background::spawn(&mut command)?;
+        if server.next_line(LIMIT).is_none() {
+            return Err(format!("{backend} is not served: {}", server.stderr().trim()).into());
+        }
+        let connection = Connection::negotiate(UnixStream::connect(&socket)?, "", Mode::Simple)?;
+        Ok(Self { server, connection, _folder: folder })
+    }
+
+    /// Writes everything once. Returns requests a second.
+    pub(super) fn fill(&mut self, size: u64) -> Result<f64, Problem> {
+        self.run(Direction::Write, Order::Sequential, 128 << 10, 8, Err(size >> 17))
+    }
+
+    /// Requests a second, for so long or so many.
+    pub(super) fn run(
+        &mut self,
+        direction: Direction,
+        order: Order,
+        block: u32,
+        depth: usize,
+        end: Result<Duration, u64>,
+    ) -> Result<f64, Problem> {
+        let load = Load {
+            direction,
+            order,
+            block,
+            depth,
+            duration: end.ok(),
+            requests: end.err(),
+            seed: SEED,
+            verify: None,
+        };
+        Ok(self.connection.run(&load)?.rate())
+    }
+
+    /// The most memory that it had, in bytes.
+    pub(super) fn peak(&self) -> u64 {
+        self.server.peak_resident()
+    }
+
+    /// Ends it in order, so that the next one need not wait for it.
+    pub(super) fn end(self) -> Result<(), Problem> {
+        let Self { mut server, connection, .. } = self;
+        connection.disconnect()?;
+        server.terminate();
+        match server.wait_exit(LIMIT) {
+            Some(status) if status.success() => Ok(()),
+            other => Err(format!("a server ended by {other:?}: {}", server.stderr().trim()).into()),
+        }
+    }
+}
