@@ -33,6 +33,11 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [The guide of the server](nbd_engine::guide) says how exports are served; an event loop of your own can be built on
+//! [`nbd_engine::proto`].
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod blocks;
 mod cache;
