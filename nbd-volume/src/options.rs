@@ -37,6 +37,23 @@ impl Default for Options {
 }
 
 impl Options {
+    /// The smallest bound of memory that makes sense, in bytes: see [`with_memory`](Self::with_memory).
+    pub const MIN_MEMORY: u64 = 32 << 20;
+
+    /// The same with a bound for the memory of a volume: [`max_unflushed`](Self::max_unflushed), [`cache`](Self::cache) and
+    /// [`object_cache`](Self::object_cache) have two, two and one fifth of these bytes, at least of
+    /// [`MIN_MEMORY`](Self::MIN_MEMORY). What is being encoded, sent and received comes on top, about as much as is unflushed.
+    #[must_use]
+    pub fn with_memory(self, bytes: u64) -> Self {
+        let fifth = bytes.max(Self::MIN_MEMORY) / 5;
+        Self {
+            max_unflushed: usize::try_from(2 * fifth).unwrap_or(usize::MAX),
+            cache: 2 * fifth,
+            object_cache: fifth,
+            ..self
+        }
+    }
+
     /// The smallest value of [`max_unflushed`](Self::max_unflushed).
     const MIN_UNFLUSHED: usize = 8 << 20;
 
@@ -48,5 +65,26 @@ impl Options {
     /// How often the store is asked whether another server has opened the volume.
     pub(crate) fn poll_interval(&self) -> Duration {
         (self.lease / 5).max(Duration::from_millis(10))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_divided_and_has_a_least_size() {
+        for (bytes, expected) in [
+            (0, Options::MIN_MEMORY),
+            (Options::MIN_MEMORY, Options::MIN_MEMORY),
+            (1 << 30, 1 << 30),
+            (u64::MAX, u64::MAX),
+        ] {
+            let options = Options::default().with_memory(bytes);
+            let parts = [options.max_unflushed as u64, options.cache, options.object_cache];
+            let all: u64 = parts.iter().sum();
+            assert!(all <= expected && expected - all < 5, "{bytes}: {parts:?}");
+            assert!(options.max_unflushed >= Options::MIN_UNFLUSHED);
+        }
     }
 }

@@ -11,7 +11,7 @@ use nbd_engine::proto::wire::DEFAULT_PORT;
 #[cfg(target_os = "linux")]
 use super::config::VsockAddress;
 use super::config::{
-    self, BlockSizes, Config, Export, Listen, LogLevel, Period, RuntimeName, Server, Source,
+    self, BlockSizes, Config, Export, Listen, LogLevel, Period, RuntimeName, Server, Size, Source,
     TcpAddress,
 };
 use super::layers;
@@ -131,6 +131,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "MIN[:PREFERRED[:MAX]]", value_parser = block_size::parse)]
     pub(crate) block_size: Option<BlockSize>,
 
+    /// How much memory each volume may take for its caches and for what is not uploaded yet, at least 32M [default: 640M]
+    ///
+    /// What is being sent and received comes on top.
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
+    pub(crate) volume_memory: Option<u64>,
+
     /// Refuse clients that do not ask for the size constraints
     #[arg(long, requires = "block_size")]
     pub(crate) block_size_required: bool,
@@ -228,6 +234,7 @@ const BESIDE_A_FILE: &[&str] = &[
     "allocation_depth",
     "block_size",
     "block_size_required",
+    "volume_memory",
     "oldstyle",
     "runtime",
     "max_connections",
@@ -315,6 +322,7 @@ impl Arguments {
         export.allocation_depth = self.allocation_depth;
         export.block_size = self.block_size.map(BlockSizes);
         export.block_size_required = self.block_size_required;
+        export.volume_memory = self.volume_memory.map(Size);
         export
     }
 

@@ -7,8 +7,12 @@ use nbd_engine::export::{AnyExport, Withdrawal};
 use nbd_volume::{Options, Volume, info};
 use tokio::runtime::{Builder, Runtime};
 
+use super::config::{MIN_VOLUME_MEMORY, Size};
 use crate::exit::Failure;
 use crate::volume::{location, split_snapshot};
+
+// Checked without the library, too.
+const _: () = assert!(MIN_VOLUME_MEMORY == Options::MIN_MEMORY);
 
 /// What waits for the stores, whatever runtime the connections are on. There is none unless a volume is served.
 static RUNTIME: LazyLock<std::io::Result<Runtime>> =
@@ -41,10 +45,17 @@ pub(super) fn inspect(word: &str) -> Result<(), Failure> {
 }
 
 /// Opens a volume, which takes it over from another server, or a snapshot.
-pub(super) fn open(word: &str, read_only: bool) -> Result<(AnyExport, Open), Failure> {
+pub(super) fn open(
+    word: &str,
+    read_only: bool,
+    memory: Option<Size>,
+) -> Result<(AnyExport, Open), Failure> {
     let (url, snapshot) = split_snapshot(word);
     let location = location(url)?;
-    let options = Options::default();
+    let mut options = Options::default();
+    if let Some(Size(bytes)) = memory {
+        options = options.with_memory(bytes);
+    }
     let opened = match snapshot {
         None if read_only => {
             return Err(Failure::usage(format!(

@@ -8,12 +8,15 @@ use nbd_engine::export::{Memory, Tracked};
 use nbd_engine::proto::wire::is_valid_string;
 
 use super::source::Source;
-use super::{Address, Backend, Config, Export};
+use super::{Address, Backend, Config, Export, Size};
 use crate::exit::Failure;
 use crate::output::quoted;
 
 /// Bytes of a directory's name at most: the protocol's strings have 4096, names of files 255.
 const MAX_PREFIX: usize = 4096 - 256;
+
+/// The least bytes of memory that a volume is given.
+pub(crate) const MIN_VOLUME_MEMORY: u64 = 32 << 20;
 
 /// Refuses what can't be, with all that is wrong.
 ///
@@ -134,6 +137,7 @@ impl Rules<'_> {
             if let Some(description) = &export.description {
                 self.text(key("description"), "description", description);
             }
+            self.volume_memory(index, export);
             match export.backend() {
                 Ok(Backend::File(path)) if path.as_os_str().is_empty() => {
                     self.broken(key("file"), "give the path of a file or block device");
@@ -207,7 +211,7 @@ impl Rules<'_> {
     fn another_name(&self, export: &Export, first: usize) -> String {
         let backend = match export.backend() {
             Ok(Backend::File(path)) => path.display().to_string(),
-            Ok(Backend::Memory(size)) => format!("memory:{}", super::Size(size)),
+            Ok(Backend::Memory(size)) => format!("memory:{}", Size(size)),
             Ok(Backend::Volume(url)) => format!("volume:{url}"),
             Ok(Backend::Directory(path)) => format!("dir:{}", path.display()),
             Err(_) => "BACKEND".into(),
@@ -222,6 +226,21 @@ impl Rules<'_> {
                 let first = first.heading.trim_end_matches(": ");
                 format!("give each its own name; the first is at {first}")
             }
+        }
+    }
+
+    /// The memory of a volume.
+    fn volume_memory(&mut self, index: usize, export: &Export) {
+        let Some(Size(memory)) = export.volume_memory else { return };
+        let word = self.source.word("--volume-memory", "volume-memory");
+        let key = format!("export.{index}.volume-memory");
+        if !matches!(export.backend(), Ok(Backend::Volume(_))) {
+            self.broken(key, format!("{word} is for volumes alone: leave it out"));
+        } else if memory < MIN_VOLUME_MEMORY {
+            self.broken(
+                key,
+                format!("{word} {memory} is too little for a volume: give at least 32M"),
+            );
         }
     }
 

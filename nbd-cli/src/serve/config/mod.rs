@@ -16,6 +16,8 @@ mod source;
 mod tests;
 mod words;
 
+#[cfg(feature = "volume")]
+pub(crate) use check::MIN_VOLUME_MEMORY;
 pub(crate) use check::check;
 pub(crate) use model::{
     Access, Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server,

@@ -231,6 +231,12 @@ pub(crate) struct Export {
     #[serde(skip_serializing_if = "Option::is_none")]
     volume: Option<String>,
 
+    /// How much memory a volume may take for its caches and for what is not uploaded yet, at least `32M`; `640M` if it is
+    /// missing. What is being sent and received comes on top.
+    #[cfg_attr(test, schemars(extend("cli" = "--volume-memory")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) volume_memory: Option<Size>,
+
     /// Text for people who list the exports.
     #[cfg_attr(test, schemars(extend("cli" = "--description")))]
     #[serde(skip_serializing_if = "Option::is_none")]
