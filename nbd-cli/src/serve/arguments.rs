@@ -206,8 +206,8 @@ pub(crate) struct Arguments {
     pub(crate) verbose: u8,
 
     /// What to serve: PATH or file:PATH for a file or block device, memory:SIZE for a disk in memory (512, 4k, 1M, 10G,
-    /// 1T), dir:PATH for each file of a directory, volume:URL[@SNAPSHOT] for a volume on object storage. With NAME= in front it
-    /// is exported under that name; clients that give no name get the first
+    /// 1T), dir:PATH for each file of a directory, volume:URL or volume:URL@SNAPSHOT for a volume on object storage. With
+    /// NAME= in front it is exported under that name; clients that give no name get the first
     ///
     /// What comes before the first = is a name, unless the word begins with /, ./, ../, file:, memory:, dir: or volume:. A
     /// file whose name has a = in it is ./a=b.img, or disk=a=b.img. The files of a directory are exported by their names,
