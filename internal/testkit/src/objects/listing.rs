@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::dates;
 use super::http::{Request, Response};
 use super::store::Store;
 
@@ -41,7 +40,7 @@ pub(super) fn list(store: &Store, bucket: &str, request: &Request) -> Response {
                     "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>{}</ETag>\
                      <Size>{}</Size></Contents>",
                     escaped(key),
-                    dates::iso(object.modified),
+                    humantime::format_rfc3339_millis(object.modified),
                     escaped(&object.etag),
                     object.bytes.len()
                 );

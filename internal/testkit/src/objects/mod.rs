@@ -2,7 +2,6 @@
 //!
 //! Objects are `/BUCKET/KEY`. Any web client can read them, with ranges and conditions. Nothing is authenticated.
 
-mod dates;
 mod http;
 mod listing;
 mod store;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::dates;
 use super::http::{Request, Response};
 use super::listing::{elements, list};
 
@@ -72,7 +71,7 @@ impl Store {
         let described = |response: Response| {
             response
                 .with("etag", &object.etag)
-                .with("last-modified", dates::http(object.modified))
+                .with("last-modified", httpdate::fmt_http_date(object.modified))
                 .with("accept-ranges", "bytes")
         };
         match request.range(length) {
