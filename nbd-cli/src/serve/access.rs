@@ -6,6 +6,7 @@ use std::path::Path;
 use clap::Args;
 use nbd_engine::net::{self, Network};
 
+use super::accounts::{self, GROUPS, USERS};
 use super::config::{Access, Cidr, Source};
 use crate::exit::Failure;
 
@@ -46,10 +47,6 @@ impl AccessArguments {
         }
     }
 }
-
-/// Where the system has the numbers of users and of groups.
-const USERS: &str = "/etc/passwd";
-const GROUPS: &str = "/etc/group";
 
 /// The files in which names are looked up, if there are any.
 pub(super) fn tables(access: &Access) -> impl Iterator<Item = &'static Path> {
@@ -99,13 +96,7 @@ fn number(name: &str, table: impl FnOnce() -> io::Result<String>) -> Result<u32,
         return name.parse().map_err(|_| "this number is too large, and is no name in".into());
     }
     let table = table().map_err(|error| format!("{error}: cannot look the name up in"))?;
-    let number = table.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let found = fields.next()? == name && !name.is_empty();
-        // The second one is the password.
-        found.then(|| fields.nth(1)?.parse().ok()).flatten()
-    });
-    number.ok_or_else(|| "there is no such name in".into())
+    accounts::number(name, &table).ok_or_else(|| "there is no such name in".into())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `nbd serve`: exports disks until a signal stops it.
 
 mod access;
+mod accounts;
 mod activation;
 mod announce;
 mod arguments;
