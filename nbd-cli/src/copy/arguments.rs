@@ -1,12 +1,12 @@
 //! The command line of `nbd copy`.
 
 use std::ffi::OsString;
-use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::progress;
 use crate::quantity;
 use crate::retries::Retries;
 use crate::tls::TlsArguments;
@@ -83,17 +83,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(super) verify: bool,
 
-    /// Show a progress bar with rate and time left, if standard error is a terminal; or write lines such as 42/100 to the
-    /// descriptor of that number, which the shell opens by 3>FILE
-    #[arg(
-        short,
-        long,
-        value_name = "FD",
-        num_args = 0..=1,
-        require_equals = true,
-        value_parser = descriptor
-    )]
-    pub(super) progress: Option<Option<RawFd>>,
+    #[command(flatten)]
+    pub(super) progress: progress::Argument,
 
     /// How long a server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit but
     /// that of 30 s while connecting. With --retries a server that owes an answer and sends nothing for so long is
@@ -124,10 +115,6 @@ fn request_size(text: &str) -> Result<u64, String> {
         size if size > LONGEST_REQUEST => Err("give a size of at most 64M".into()),
         size => Ok(size),
     }
-}
-
-pub(super) fn descriptor(text: &str) -> Result<RawFd, String> {
-    text.parse().map_err(|_| "give a descriptor's number, such as 3 with 3>FILE".into())
 }
 
 impl Arguments {

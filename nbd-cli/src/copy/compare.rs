@@ -3,26 +3,22 @@
 use core::sync::atomic::AtomicU64;
 use std::ffi::OsString;
 use std::io::Write;
-use std::os::fd::RawFd;
 use std::thread;
-use std::time::Duration;
 
 use clap::Args;
 use nbd_blocking::Client;
 use serde_json::json;
 
-use super::arguments::descriptor;
 use super::extents::{Extents, Oracle};
 use super::feed::Feed;
 use super::open::{Side, Wishes};
 use super::plan::{Cut, Plan};
-use super::progress::{Phase, Progress, Wanted};
+use super::progress::{self, Phase, Progress, Wanted};
 use super::run::CONNECTIONS;
 use super::team::{Ends, Team};
 use super::verify::Verifier;
 use super::worker::Shared;
 use crate::exit::Failure;
-use crate::retries::Retries;
 use crate::target::Place;
 use crate::tls::TlsArguments;
 use crate::{json, output, quantity, target, waiting};
@@ -65,25 +61,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     no_extents: bool,
 
-    /// Show a progress bar with rate and time left, if standard error is a terminal; or write lines such as 42/100 to
-    /// the descriptor of that number, which the shell opens by 3>FILE
-    #[arg(
-        short,
-        long,
-        value_name = "FD",
-        num_args = 0..=1,
-        require_equals = true,
-        value_parser = descriptor
-    )]
-    progress: Option<Option<RawFd>>,
-
-    /// How long a server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no
-    /// limit. With --retries a server that owes an answer and sends nothing for so long is connected to anew
-    #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
-    timeout: Duration,
+    #[command(flatten)]
+    progress: progress::Argument,
 
     #[command(flatten)]
-    retries: Retries,
+    patience: target::Patience,
 
     #[command(flatten)]
     tls: TlsArguments,
@@ -99,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn compare(arguments: &Arguments) -> Result<(), Failure> {
-    let progress = Wanted::new(arguments.progress)?;
+    let progress = Wanted::new(&arguments.progress)?;
     waiting::start(false);
     let places = target::places(&arguments.words)?;
     let [one, other] = &places[..] else {
@@ -113,8 +95,8 @@ fn compare(arguments: &Arguments) -> Result<(), Failure> {
         allocated: false,
         verify: false,
         resume: false,
-        timeout: arguments.timeout,
-        retries: arguments.retries.clone(),
+        timeout: arguments.patience.timeout,
+        retries: arguments.patience.retries.clone(),
         tls: arguments.tls.clone(),
     };
     let sides = [Side::source(one, &wishes)?, Side::source(other, &wishes)?];

@@ -18,6 +18,27 @@ const KNOWN: &str = "{prefix} {bar:30} {percent:>3}% {binary_bytes}/{binary_tota
 /// The end of a stream is not known before it comes.
 const UNKNOWN: &str = "{prefix} {binary_bytes} {binary_bytes_per_sec}";
 
+/// How far it is, as it is asked for on the command line.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Argument {
+    /// Show a progress bar with rate and time left, if standard error is a terminal; or write lines such as 42/100 to the
+    /// descriptor of that number, which the shell opens by 3>FILE
+    #[arg(
+        short,
+        long,
+        value_name = "FD",
+        num_args = 0..=1,
+        require_equals = true,
+        value_parser = number
+    )]
+    progress: Option<Option<RawFd>>,
+}
+
+fn number(text: &str) -> Result<RawFd, String> {
+    text.parse().map_err(|_| "give a descriptor's number, such as 3 with 3>FILE".into())
+}
+
 /// What is asked for.
 #[derive(Debug)]
 pub(super) enum Wanted {
@@ -28,8 +49,8 @@ pub(super) enum Wanted {
 
 impl Wanted {
     /// From `--progress` or `--progress=FD`. To be called before anything is opened.
-    pub(super) fn new(argument: Option<Option<RawFd>>) -> Result<Self, Failure> {
-        let number = match argument {
+    pub(super) fn new(argument: &Argument) -> Result<Self, Failure> {
+        let number = match argument.progress {
             None => return Ok(Self::Nothing),
             Some(None) => return Ok(Self::Bar),
             Some(Some(number)) => number,

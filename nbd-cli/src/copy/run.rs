@@ -31,7 +31,7 @@ const ZEROES: u64 = 128 << 20;
 
 /// `nbd copy`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let progress = Wanted::new(arguments.progress)?;
+    let progress = Wanted::new(&arguments.progress)?;
     log::start(arguments.verbose)?;
     waiting::start(arguments.verbose > 0);
     let places = target::places(&arguments.words)?;

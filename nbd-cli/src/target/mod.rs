@@ -33,6 +33,19 @@ pub(crate) use ending::before_a_signal_ends_this;
 pub(crate) use holders::OpenFile;
 pub(crate) use words::{Place, arguments, is_uri, places};
 
+/// For how long, and how often, a server is asked.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(crate) struct Patience {
+    /// How long a server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit.
+    /// With --retries a server that owes an answer and sends nothing for so long is connected to anew
+    #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
+    pub(crate) timeout: Duration,
+
+    #[command(flatten)]
+    pub(crate) retries: Retries,
+}
+
 /// The one server that a subcommand is about.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
@@ -43,13 +56,8 @@ pub(crate) struct Arguments {
     #[arg(value_name = "URI | [ COMMAND ARGS ]", required = true, num_args = 1..)]
     words: Vec<OsString>,
 
-    /// How long the server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit.
-    /// With --retries a server that owes an answer and sends nothing for so long is connected to anew
-    #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
-    timeout: Duration,
-
     #[command(flatten)]
-    retries: Retries,
+    patience: Patience,
 
     #[command(flatten)]
     tls: TlsArguments,
@@ -71,8 +79,8 @@ impl Arguments {
         if let Some(surplus) = rest.get(words.len()) {
             return Err(Failure::usage(format!("one server at a time; leave out {surplus}")));
         }
-        let mut target = Target::open(place, self.timeout, &self.tls)?;
-        target.retry(&self.retries, true);
+        let mut target = Target::open(place, self.patience.timeout, &self.tls)?;
+        target.retry(&self.patience.retries, true);
         self.tls.check_used(&[target.uri()])?;
         Ok((target, words))
     }

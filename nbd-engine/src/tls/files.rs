@@ -26,10 +26,14 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(unreadable)
 }
 
+fn malformed(what: &'static str, path: &Path, reason: String) -> TlsError {
+    TlsError::Malformed { what, path: path.to_owned(), reason }
+}
+
 /// What is wrong with a file that has none of `what`.
 fn nothing_in(what: &'static str, path: &Path, content: &[u8]) -> TlsError {
     let text = String::from_utf8_lossy(content);
-    let malformed = |reason: String| TlsError::Malformed { what, path: path.to_owned(), reason };
+    let malformed = |reason: String| malformed(what, path, reason);
     let is_key = |line: &str| {
         let digits = line.trim_end().split_once(':').map(|(_, digits)| digits);
         digits.is_some_and(|digits| {
@@ -52,8 +56,7 @@ fn nothing_in(what: &'static str, path: &Path, content: &[u8]) -> TlsError {
 
 /// All certificates of a file, of which there is one at least.
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let malformed =
-        |reason: String| TlsError::Malformed { what: CERTIFICATE, path: path.to_owned(), reason };
+    let malformed = |reason: String| malformed(CERTIFICATE, path, reason);
     let pem = read(CERTIFICATE, path)?;
     let found = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
@@ -66,8 +69,7 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErr
 
 /// When the first certificate of a file is valid.
 fn validity(path: &Path, found: &[CertificateDer<'_>]) -> Result<Validity, TlsError> {
-    let malformed =
-        |reason: String| TlsError::Malformed { what: CERTIFICATE, path: path.to_owned(), reason };
+    let malformed = |reason: String| malformed(CERTIFICATE, path, reason);
     let first = found.first().ok_or_else(|| malformed("it is empty".into()))?;
     let (_, certificate) =
         X509Certificate::from_der(first).map_err(|error| malformed(error.to_string()))?;
@@ -134,9 +136,7 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     }
     PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
         rustls::pki_types::pem::Error::NoItemsFound => nothing_in(KEY, path, &pem),
-        error => {
-            TlsError::Malformed { what: KEY, path: path.to_owned(), reason: error.to_string() }
-        }
+        error => malformed(KEY, path, error.to_string()),
     })
 }
 
