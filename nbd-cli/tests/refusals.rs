@@ -284,6 +284,8 @@ const CONFIGURATIONS: &[&str] = &[
     "[tls]\npsk = 'keys.psk'\ncertificates = 'folder'\n[[export]]\nmemory = '1M'",
     "[server]\noldstyle = true\n[tls]\nmode = 'on'\ncertificates = 'folder'\n[[export]]\nmemory = '1M'",
     "[[export]]\nvolume = 's3://bucket/disk'\nfile = 'disk.img'",
+    "[[export]]\nvolume = 's3://bucket/disk'\nvolume-memory = '31M'",
+    "[[export]]\nmemory = '1M'\nvolume-memory = '1G'",
     "[[export]]\nfile = 'disk.img'\n[[export]",
 ];
 
@@ -422,7 +424,7 @@ fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
             sources(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = std::fs::read_to_string(&path).unwrap();
-            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+            let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
             found.push((path.display().to_string(), code.to_owned()));
         }
     }
