@@ -1,7 +1,7 @@
 //! What a supervisor learns of the server: `READY=1` and its like for systemd (see `sd_notify(3)`), the line of
 //! `--ready-fd`, and the file of `--pid-file`.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -10,6 +10,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nbd_engine::net::{FOLDER_LOCK_TIMEOUT, folder_of, lock_folder, remove_file_of};
 use tempfile::NamedTempFile;
 
 use super::activation;
@@ -128,10 +129,9 @@ impl PidFile {
         if path.is_dir() {
             return Err(failed(io::ErrorKind::IsADirectory.into()));
         }
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let mut file = tempfile::Builder::new()
             .permissions(Permissions::from_mode(0o644))
-            .tempfile_in(folder.unwrap_or(Path::new(".")))
+            .tempfile_in(folder_of(path))
             .map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
         Ok(Self { path: path.to_owned(), state: PidState::Prepared(file) })
@@ -142,6 +142,8 @@ impl PidFile {
         let PidState::Prepared(file) = core::mem::replace(&mut self.state, PidState::Lost) else {
             return;
         };
+        // Its predecessor may be about to remove its own file. Without the lock there is none to wait for.
+        let _lock = lock_folder(folder_of(&self.path), FOLDER_LOCK_TIMEOUT);
         let published = file.persist(&self.path).map_err(|error| error.error);
         match published.and_then(|file: File| file.metadata()) {
             Ok(metadata) => self.state = PidState::Published(metadata.dev(), metadata.ino()),
@@ -157,12 +159,7 @@ impl Drop for PidFile {
     /// Removes it, unless it is that of another process by now, such as a successor.
     fn drop(&mut self) {
         let PidState::Published(device, inode) = self.state else { return };
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (device, inode));
-        if ours {
-            // It is stale then, as after a crash.
-            let _removed = fs::remove_file(&self.path);
-        }
+        remove_file_of(&self.path, (device, inode));
     }
 }
 
@@ -219,6 +216,8 @@ pub(super) fn take_ready_fd(arguments: &ProcessArguments) -> Result<Option<Owned
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

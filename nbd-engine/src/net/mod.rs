@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 
 mod access;
 mod addresses;
+mod folder;
 mod local_addr;
 mod takeover;
 mod tcp;
@@ -13,6 +14,7 @@ mod unix;
 mod vsock;
 
 pub use access::{Access, InvalidNetwork, Network};
+pub use folder::{FOLDER_LOCK_TIMEOUT, folder_of, lock_folder, remove_file_of};
 pub use local_addr::LocalAddr;
 pub use tcp::{bind_resolved, bind_tcp, tune_tcp};
 pub use unix::{SocketPath, bind_unix, check_socket_path, tune_unix};

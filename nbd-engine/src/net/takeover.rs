@@ -9,27 +9,24 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-/// How long another server may hold the folder's lock. It holds it for a few system calls.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+use super::{FOLDER_LOCK_TIMEOUT, folder_of, lock_folder};
 
 /// Times that a path may change under us before we give up.
 const ATTEMPTS: usize = 8;
 
 /// Binds and listens, non-blocking.
 pub(super) fn bind(path: &Path, backlog: u32) -> io::Result<UnixListener> {
-    bind_within(path, backlog, LOCK_TIMEOUT)
+    bind_within(path, backlog, FOLDER_LOCK_TIMEOUT)
 }
 
 fn bind_within(path: &Path, backlog: u32, timeout: Duration) -> io::Result<UnixListener> {
     // A path where nothing is needs no lock: `bind` creates the file or fails.
-    let lock = lock(folder(path), timeout);
+    let lock = lock_folder(folder_of(path), timeout);
     for _ in 0..ATTEMPTS {
         match listen(path, backlog) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
@@ -64,28 +61,6 @@ fn listen(path: &Path, backlog: u32) -> io::Result<UnixListener> {
 fn socket() -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-}
-
-fn folder(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Takes the folder's lock, which other servers take before they replace a socket in it; released when dropped.
-fn lock(folder: &Path, timeout: Duration) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = rustix::fs::open(folder, flags, Mode::empty())?;
-    let start = Instant::now();
-    loop {
-        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(folder),
-            Err(Errno::WOULDBLOCK) if start.elapsed() >= timeout => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "another program locks it"));
-            }
-            Err(Errno::WOULDBLOCK) => thread::sleep(Duration::from_millis(2)),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 /// What is at a path that could not be bound, if it may be replaced.
@@ -172,6 +147,8 @@ mod tests {
 
     use tempfile::TempDir;
 
+    use std::thread;
+
     use super::*;
 
     fn path() -> (TempDir, PathBuf) {
@@ -257,7 +234,7 @@ mod tests {
     #[test]
     fn a_stale_socket_is_only_replaced_under_the_lock() {
         let (folder, path) = stale();
-        let held = lock(folder.path(), LOCK_TIMEOUT).unwrap();
+        let held = lock_folder(folder.path(), FOLDER_LOCK_TIMEOUT).unwrap();
         let error = bind_within(&path, 16, Duration::ZERO).unwrap_err();
         assert!(error.to_string().contains("cannot be locked"), "{error}");
         assert!(path.exists());
@@ -270,7 +247,7 @@ mod tests {
             assert_eq!(second.join().unwrap().unwrap_err().kind(), io::ErrorKind::AddrInUse);
         });
         // A path where nothing is does not need it.
-        let _held = lock(folder.path(), LOCK_TIMEOUT).unwrap();
+        let _held = lock_folder(folder.path(), FOLDER_LOCK_TIMEOUT).unwrap();
         bind_within(&folder.path().join("other"), 16, Duration::ZERO).unwrap();
     }
 

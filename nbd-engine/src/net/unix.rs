@@ -2,12 +2,12 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::net::sockopt;
 
+use super::folder::{identity, remove_file_of};
 use super::takeover;
 
 /// Listens on a Unix socket path, non-blocking. A socket that a dead server left there is taken over; of several servers
@@ -104,18 +104,10 @@ impl SocketPath {
     }
 }
 
-/// The device and the inode of what is at a path.
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = std::fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
-}
-
 impl Drop for SocketPath {
     fn drop(&mut self) {
-        let ours = !self.left && identity(&self.path).is_ok_and(|found| found == self.identity);
-        if ours {
-            // Nothing depends on it: the next server takes over a socket that stays.
-            let _removed = std::fs::remove_file(&self.path);
+        if !self.left {
+            remove_file_of(&self.path, self.identity);
         }
     }
 }
