@@ -19,6 +19,8 @@
 //!   at the latest when its [lease](Options::lease) is over, with `ESHUTDOWN`. A new writer that follows one that
 //!   did not close the volume waits for that long before it serves.
 //!
+//! An [`Object`] is something else: an object of a store, or a file of a web server, that is a disk as it is, for reading.
+//!
 //! # Example
 //!
 //! ```no_run
@@ -49,6 +51,7 @@ mod lease;
 mod location;
 mod locks;
 mod manage;
+mod object;
 mod options;
 mod patience;
 mod records;
@@ -64,6 +67,7 @@ pub use manage::{
     Damage, Info, NewVolume, Report, Snapshot, Writer, check, clone, create, delete,
     delete_snapshot, info, list, resize, snapshot,
 };
+pub use object::{Object, ObjectOptions};
 pub use options::Options;
 pub use store::Traffic;
 pub use volume::Volume;

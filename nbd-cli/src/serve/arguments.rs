@@ -131,7 +131,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "MIN[:PREFERRED[:MAX]]", value_parser = block_size::parse)]
     pub(crate) block_size: Option<BlockSize>,
 
-    /// How much memory each volume may take for its caches and for what is not uploaded yet, at least 32M [default: 640M]
+    /// How much memory each volume may take for its caches and for what is not uploaded yet, and each object for what was
+    /// read, at least 32M [default: 640M for a volume, 256M for an object]
     ///
     /// What is being sent and received comes on top.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
@@ -206,13 +207,14 @@ pub(crate) struct Arguments {
     pub(crate) verbose: u8,
 
     /// What to serve: PATH or file:PATH for a file or block device, memory:SIZE for a disk in memory (512, 4k, 1M, 10G,
-    /// 1T), dir:PATH for each file of a directory, volume:URL or volume:URL@SNAPSHOT for a volume on object storage. With
-    /// NAME= in front it is exported under that name; clients that give no name get the first
+    /// 1T), dir:PATH for each file of a directory, volume:URL or volume:URL@SNAPSHOT for a volume on object storage,
+    /// s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY or https://HOST/PATH for an object that is a disk, for reading.
+    /// With NAME= in front it is exported under that name; clients that give no name get the first
     ///
-    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file:, memory:, dir: or volume:. A
-    /// file whose name has a = in it is ./a=b.img, or disk=a=b.img. The files of a directory are exported by their names,
+    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file:, memory:, dir:, volume: or a
+    /// URL. A file whose name has a = in it is ./a=b.img, or disk=a=b.img. The files of a directory are exported by their names,
     /// as they come and go, with NAME= as NAME/FILE; links, devices, directories below and hidden files are not. Volumes
-    /// take a program that was built with the feature volume; the last server that opens one takes it over.
+    /// and objects take a program that was built with the feature volume; the last server that opens a volume takes it over.
     #[arg(value_name = "[NAME=]BACKEND", default_value = "memory:1G")]
     pub(crate) backends: Vec<OsString>,
 }

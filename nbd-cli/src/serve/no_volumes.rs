@@ -17,9 +17,13 @@ pub(super) fn open(_: &str, _: bool, _: Option<Size>) -> Result<(AnyExport, Open
     Err(missing())
 }
 
+pub(super) fn open_object(_: &str, _: Option<Size>) -> Result<AnyExport, Failure> {
+    Err(missing())
+}
+
 fn missing() -> Failure {
     Failure::usage(
-        "this program was built without volumes: build it with cargo install nbd-cli --features volume",
+        "this program was built without volumes and objects: build it with cargo install nbd-cli --features volume",
     )
 }
 

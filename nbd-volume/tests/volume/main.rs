@@ -1,10 +1,12 @@
-//! Volumes over stores in memory, in virtual time: what they hold, whatever the store does.
+//! Volumes and objects over stores in memory, in virtual time: what they hold, whatever the store does. Objects also by
+//! HTTP.
 
 mod crashes;
 mod disk;
 mod faulty;
 mod management;
 mod model;
+mod objects;
 mod outages;
 mod writers;
 

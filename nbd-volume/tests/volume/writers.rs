@@ -91,7 +91,12 @@ fn nothing_that_was_flushed_is_lost_when_servers_take_over_from_each_other() {
             let mut flushed = 0u8;
             let mut servers = Vec::new();
             for _ in 0..4 {
-                let faults = Faults { fails: 30, loses_reply: 30, delay: random.below(40) };
+                let faults = Faults {
+                    fails: 30,
+                    loses_reply: 30,
+                    delay: random.below(40),
+                    ..Faults::default()
+                };
                 let way = Faulty::new(&store, Random::new(random.below(u64::MAX)), faults);
                 let location = Location::over(Arc::clone(&way) as Arc<dyn ObjectStore>, "v");
                 let server = Volume::open(&location, &options()).await.unwrap();

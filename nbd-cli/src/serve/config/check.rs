@@ -15,7 +15,7 @@ use crate::output::quoted;
 /// Bytes of a directory's name at most: the protocol's strings have 4096, names of files 255.
 const MAX_PREFIX: usize = 4096 - 256;
 
-/// The least bytes of memory that a volume is given.
+/// The least bytes of memory that a volume or an object is given.
 pub(crate) const MIN_VOLUME_MEMORY: u64 = 32 << 20;
 
 /// Refuses what can't be, with all that is wrong.
@@ -126,8 +126,8 @@ impl Rules<'_> {
     fn exports(&mut self, config: &Config) {
         if config.exports.is_empty() {
             // A file that is still being written does not end what is served.
-            let text = "there is nothing to serve: add an [[export]] with file, memory, directory or \
-                        volume";
+            let text = "there is nothing to serve: add an [[export]] with file, memory, directory, volume \
+                        or object";
             self.broken("", text);
         }
         let mut names = HashMap::new();
@@ -142,7 +142,8 @@ impl Rules<'_> {
                 Ok(Backend::File(path)) if path.as_os_str().is_empty() => {
                     self.broken(key("file"), "give the path of a file or block device");
                 }
-                Ok(Backend::Volume(_)) => self.volume(index, export, config),
+                Ok(Backend::Volume(_)) => self.in_a_store(index, "a volume", export, config),
+                Ok(Backend::Object(_)) => self.in_a_store(index, "an object", export, config),
                 Ok(Backend::Directory(path)) => self.directory(index, path, export),
                 Ok(_) => {}
                 Err(text) => self.broken(format!("export.{index}"), text),
@@ -213,6 +214,7 @@ impl Rules<'_> {
             Ok(Backend::File(path)) => path.display().to_string(),
             Ok(Backend::Memory(size)) => format!("memory:{}", Size(size)),
             Ok(Backend::Volume(url)) => format!("volume:{url}"),
+            Ok(Backend::Object(url)) => url.to_owned(),
             Ok(Backend::Directory(path)) => format!("dir:{}", path.display()),
             Err(_) => "BACKEND".into(),
         };
@@ -229,23 +231,20 @@ impl Rules<'_> {
         }
     }
 
-    /// The memory of a volume.
+    /// The memory of a volume or an object.
     fn volume_memory(&mut self, index: usize, export: &Export) {
         let Some(Size(memory)) = export.volume_memory else { return };
         let word = self.source.word("--volume-memory", "volume-memory");
         let key = format!("export.{index}.volume-memory");
-        if !matches!(export.backend(), Ok(Backend::Volume(_))) {
-            self.broken(key, format!("{word} is for volumes alone: leave it out"));
+        if !matches!(export.backend(), Ok(Backend::Volume(_) | Backend::Object(_))) {
+            self.broken(key, format!("{word} is for volumes and objects alone: leave it out"));
         } else if memory < MIN_VOLUME_MEMORY {
-            self.broken(
-                key,
-                format!("{word} {memory} is too little for a volume: give at least 32M"),
-            );
+            self.broken(key, format!("{word} {memory} is too little: give at least 32M"));
         }
     }
 
-    /// What goes with the others does not go with a volume.
-    fn volume(&mut self, index: usize, export: &Export, config: &Config) {
+    /// What goes with the others does not go with a volume or an object, which `what` says.
+    fn in_a_store(&mut self, index: usize, what: &str, export: &Export, config: &Config) {
         for (given, key, option) in [
             (!export.layers.is_empty(), "layers", "--layer"),
             (!export.track.is_empty(), "track", "--track"),
@@ -254,13 +253,13 @@ impl Rules<'_> {
         ] {
             if given {
                 let word = self.source.word(option, key);
-                let text = format!("{word} does not go with a volume: leave it out");
+                let text = format!("{word} does not go with {what}: leave it out");
                 self.broken(format!("export.{index}.{key}"), text);
             }
         }
         if !config.server.sandbox.is_off() {
             let word = self.source.word("--sandbox", "sandbox");
-            let text = format!("a volume needs the network, which {word} takes away: leave it out");
+            let text = format!("{what} needs the network, which {word} takes away: leave it out");
             self.broken("server.sandbox", text);
         }
     }
