@@ -47,6 +47,7 @@ const LINES: &[&str] = &[
     "nbd serve 10M",
     "nbd serve ram:10M",
     "nbd serve s3:bucket/disk",
+    "nbd serve curl url=https://host/disk.img",
     "nbd serve missing.img",
     "nbd serve missing/disk.img",
     "nbd serve /dev/no-such-disk",
@@ -289,6 +290,8 @@ const CONFIGURATIONS: &[&str] = &[
     "[server]\nsandbox = 'try'\n[[export]]\nobject = 's3://bucket/disk'",
     "[[export]]\nvolume = 's3://bucket/disk'\nvolume-memory = '31M'",
     "[[export]]\nmemory = '1M'\nvolume-memory = '1G'",
+    "[[export]]\nmemory = '1M'\nvolume-exclusive = true",
+    "[[export]]\nvolume = 's3://bucket/disk'\nvolume-lease = '999ms'",
     "[[export]]\nfile = 'disk.img'\n[[export]",
 ];
 

@@ -101,6 +101,10 @@ fn a_second_server_takes_over_and_clients_of_the_first_are_disconnected() {
     let mut client = RawClient::go_simple(first.endpoint());
     client.write(0, b"flushed");
     client.call(&Request::flush()).ok();
+    // Unless it was told not to.
+    let refused = nbd(&["serve", "--volume-exclusive", &format!("volume:{url}")]).failure();
+    assert!(refused.contains("is open: process") && refused.contains("10s"), "{refused}");
+    client.write(0, b"flushed");
     // It waits until the first one can't answer any more.
     let second = setup.serve().arg(format!("volume:{url}"));
     let process = Background::spawn(&mut second.command()).unwrap();
@@ -135,7 +139,7 @@ fn what_can_not_be_is_refused_with_what_to_do() {
 
 /// An object of some MiB that is no repetition, by two URLs: of the web and of S3.
 fn an_object(server: &ObjectServer) -> (Vec<u8>, [String; 2]) {
-    let bytes: Vec<u8> = (0..3 << 20 | 123).map(|i: u32| (i * 7919 >> 8) as u8).collect();
+    let bytes: Vec<u8> = (0..3 << 20 | 123).map(|i: u64| (i * 7919 >> 8) as u8).collect();
     server.put("bucket/disk.img", bytes.clone());
     (bytes, [format!("{}/bucket/disk.img", server.url()), "s3://bucket/disk.img".into()])
 }
@@ -151,10 +155,8 @@ fn an_object_is_a_disk_that_is_only_read() {
     for (url, setup) in urls.iter().zip(setups) {
         let mut command = setup.serve().arg(url);
         command = command.args(["--volume-memory", "32M"]);
-        for (name, value) in store.environment() {
-            command = command.prepared_by(&format!("export {name}={value}"));
-        }
-        let server = command.start();
+        let variables = store.environment().map(|(name, value)| format!("export {name}={value}"));
+        let server = command.prepared_by(&variables.join("; ")).start();
         let mut client = RawClient::go_simple(server.endpoint());
         assert!(client.has_flag(flag::READ_ONLY) && client.has_flag(flag::CAN_MULTI_CONN));
         assert!(client.has_flag(flag::SEND_CACHE));
@@ -175,15 +177,17 @@ fn an_object_that_changes_or_can_not_be_read_is_an_error_with_words() {
     let store = ObjectServer::start();
     let (_, [url, _]) = an_object(&store);
     let setup = Setup { runtime: Runtime::Tokio, transport: Transport::Unix };
-    let server = serving(setup, &format!("{url}?signature=secret"));
+    let mut server = serving(setup, &format!("{url}?signature=secret"));
     let mut client = RawClient::go_simple(server.endpoint());
     store.put("bucket/disk.img", vec![1; 3 << 20 | 123]);
     client.call(&Request::read(1 << 20, 4096)).expect_error(Errno::EIO);
     client.call(&Request::read(0, 4096)).expect_error(Errno::EIO);
     client.finish();
-    assert_eq!(server.stderr().matches("was changed").count(), 1, "{}", server.stderr());
-    assert!(!server.stderr().contains("secret"), "{}", server.stderr());
-    end(server);
+    server.terminate();
+    assert!(server.wait_exit(LIMIT).expect("it ends").success());
+    let log = server.stderr();
+    assert_eq!(log.matches("its requests fail from now on").count(), 1, "{log}");
+    assert!(!log.contains("secret"), "{log}");
     let missing = nbd(&["serve", "--check", &format!("{}/bucket/none", store.url())]).failure();
     assert!(missing.contains("there is no object"), "{missing}");
     store.set_manners(Manners { no_ranges: true, ..Manners::default() });

@@ -138,6 +138,17 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) volume_memory: Option<u64>,
 
+    /// Refuse to start when another server has a volume open and is alive, instead of taking the volume over
+    #[arg(long)]
+    pub(crate) volume_exclusive: bool,
+
+    /// For how long a volume is served without a look at who writes it, from 1s to 10m [default: 10s]
+    ///
+    /// A server that takes it over from one that crashed waits for as long. The store is asked five times as often: a short
+    /// one costs requests.
+    #[arg(long, value_name = "T", value_parser = quantity::duration)]
+    pub(crate) volume_lease: Option<Duration>,
+
     /// Refuse clients that do not ask for the size constraints
     #[arg(long, requires = "block_size")]
     pub(crate) block_size_required: bool,
@@ -237,6 +248,8 @@ const BESIDE_A_FILE: &[&str] = &[
     "block_size",
     "block_size_required",
     "volume_memory",
+    "volume_exclusive",
+    "volume_lease",
     "oldstyle",
     "runtime",
     "max_connections",
@@ -325,6 +338,8 @@ impl Arguments {
         export.block_size = self.block_size.map(BlockSizes);
         export.block_size_required = self.block_size_required;
         export.volume_memory = self.volume_memory.map(Size);
+        export.volume_exclusive = self.volume_exclusive;
+        export.volume_lease = self.volume_lease.map(Period);
         export
     }
 

@@ -101,6 +101,11 @@ fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
                 "there is no file '{text}': for a disk in memory give memory:{size}"
             )));
         }
+        if matches!(text, "curl" | "s3") {
+            return Err(Failure::usage(format!(
+                "there is no file '{text}': an object is served by its URL alone, such as https://HOST/PATH or s3://BUCKET/KEY"
+            )));
+        }
         if let Some((kind, _)) = text.split_once(':').filter(|(kind, _)| !kind.contains('/')) {
             if matches!(kind, "s3" | "gs" | "az") {
                 return Err(Failure::usage(format!(
@@ -155,9 +160,18 @@ mod tests {
         assert_eq!(parse("x.img").unwrap(), Backend::File(Path::new("x.img")));
         assert_eq!(parse("dir:x").unwrap(), Backend::Directory(Path::new("x")));
         assert_eq!(parse("file:dir:x").unwrap(), Backend::File(Path::new("dir:x")));
-        for text in
-            ["dir:", "memory:", "memory:big", "file:", "", "memory", "10G", "null:", "nbd://a/b"]
-        {
+        for text in [
+            "dir:",
+            "memory:",
+            "memory:big",
+            "file:",
+            "",
+            "memory",
+            "curl",
+            "10G",
+            "null:",
+            "nbd://a/b",
+        ] {
             assert!(matches!(parse(text), Err(Failure::Usage(_))), "{text}");
         }
     }

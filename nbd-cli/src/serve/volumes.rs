@@ -7,7 +7,7 @@ use nbd_engine::export::{AnyExport, Withdrawal};
 use nbd_volume::{Location, Object, ObjectOptions, Options, Volume, info};
 use tokio::runtime::{Builder, Runtime};
 
-use super::config::{MIN_VOLUME_MEMORY, Size};
+use super::config::{Export, MIN_VOLUME_MEMORY, Period, Size};
 use crate::exit::Failure;
 use crate::volume::{failure, location, split_snapshot};
 
@@ -45,19 +45,19 @@ pub(super) fn inspect(word: &str) -> Result<(), Failure> {
 }
 
 /// Opens a volume, which takes it over from another server, or a snapshot.
-pub(super) fn open(
-    word: &str,
-    read_only: bool,
-    memory: Option<Size>,
-) -> Result<(AnyExport, Open), Failure> {
+pub(super) fn open(word: &str, export: &Export) -> Result<(AnyExport, Open), Failure> {
     let (url, snapshot) = split_snapshot(word);
     let location = location(url)?;
     let mut options = Options::default();
-    if let Some(Size(bytes)) = memory {
+    if let Some(Size(bytes)) = export.volume_memory {
         options = options.with_memory(bytes);
     }
+    if let Some(Period(lease)) = export.volume_lease {
+        options.lease = lease;
+    }
+    options.exclusive = export.volume_exclusive;
     let opened = match snapshot {
-        None if read_only => {
+        None if export.read_only => {
             return Err(Failure::usage(format!(
                 "to serve a volume is to take it over, for reading, too: make a snapshot (nbd volume snapshot {url} NAME), and \
                  serve volume:{url}@NAME"

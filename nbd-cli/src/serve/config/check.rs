@@ -1,6 +1,8 @@
 //! The rules that a configuration keeps to, whatever it comes from. They need nothing but itself: what files are there
 //! is found out when they are opened.
 
+use core::ops::RangeInclusive;
+use core::time::Duration;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -17,6 +19,10 @@ const MAX_PREFIX: usize = 4096 - 256;
 
 /// The least bytes of memory that a volume or an object is given.
 pub(crate) const MIN_VOLUME_MEMORY: u64 = 32 << 20;
+
+/// The leases that a volume is given: a shorter one may be over before a slow store has answered, and a longer one keeps
+/// a successor waiting.
+const VOLUME_LEASES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 
 /// Refuses what can't be, with all that is wrong.
 ///
@@ -138,6 +144,7 @@ impl Rules<'_> {
                 self.text(key("description"), "description", description);
             }
             self.volume_memory(index, export);
+            self.volume_alone(index, export);
             match export.backend() {
                 Ok(Backend::File(path)) if path.as_os_str().is_empty() => {
                     self.broken(key("file"), "give the path of a file or block device");
@@ -240,6 +247,29 @@ impl Rules<'_> {
             self.broken(key, format!("{word} is for volumes and objects alone: leave it out"));
         } else if memory < MIN_VOLUME_MEMORY {
             self.broken(key, format!("{word} {memory} is too little: give at least 32M"));
+        }
+    }
+
+    /// What is for volumes that are written.
+    fn volume_alone(&mut self, index: usize, export: &Export) {
+        let is_volume = matches!(export.backend(), Ok(Backend::Volume(_)));
+        for (given, key, option) in [
+            (export.volume_exclusive, "volume-exclusive", "--volume-exclusive"),
+            (export.volume_lease.is_some(), "volume-lease", "--volume-lease"),
+        ] {
+            if given && !is_volume {
+                let word = self.source.word(option, key);
+                let text = format!("{word} is for volumes alone: leave it out");
+                self.broken(format!("export.{index}.{key}"), text);
+            }
+        }
+        if let Some(lease) = &export.volume_lease
+            && is_volume
+            && !VOLUME_LEASES.contains(&lease.0)
+        {
+            let word = self.source.word("--volume-lease", "volume-lease");
+            let text = format!("{word} {lease} is not from 1s to 10m");
+            self.broken(format!("export.{index}.volume-lease"), text);
         }
     }
 

@@ -244,6 +244,18 @@ pub(crate) struct Export {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) volume_memory: Option<Size>,
 
+    /// Refuse to start when another server has the volume open and is alive, instead of taking the volume over.
+    #[cfg_attr(test, schemars(extend("cli" = "--volume-exclusive")))]
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) volume_exclusive: bool,
+
+    /// For how long a volume is served without a look at who writes it, from `1s` to `10m`; `10s` if it is missing. A server
+    /// that takes it over from one that crashed waits for as long. The store is asked five times as often: a short one
+    /// costs requests.
+    #[cfg_attr(test, schemars(extend("cli" = "--volume-lease")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) volume_lease: Option<Period>,
+
     /// Text for people who list the exports.
     #[cfg_attr(test, schemars(extend("cli" = "--description")))]
     #[serde(skip_serializing_if = "Option::is_none")]
