@@ -139,7 +139,7 @@ fn what_can_not_be_is_refused_with_what_to_do() {
 
 /// An object of some MiB that is no repetition, by two URLs: of the web and of S3.
 fn an_object(server: &ObjectServer) -> (Vec<u8>, [String; 2]) {
-    let bytes: Vec<u8> = (0..3 << 20 | 123).map(|i: u64| (i * 7919 >> 8) as u8).collect();
+    let bytes: Vec<u8> = (0..3 << 20 | 123).map(|i: u64| ((i * 7919) >> 8) as u8).collect();
     server.put("bucket/disk.img", bytes.clone());
     (bytes, [format!("{}/bucket/disk.img", server.url()), "s3://bucket/disk.img".into()])
 }

@@ -175,7 +175,7 @@ impl Campaign {
         let mut client = RawClient::go_simple(&endpoint);
         let mut bytes = Vec::new();
         for sector in (0..SECTORS).step_by(READ as usize) {
-            bytes.extend(client.read(sector * SECTOR as u64, READ as u32 * SECTOR as u32));
+            bytes.extend(client.read(sector * SECTOR as u64, READ * SECTOR as u64));
         }
         process.kill();
         process.wait_exit(SOON).expect("SIGKILL ends it");
