@@ -27,6 +27,11 @@ impl BlockCache {
         self.0.get(&index)
     }
 
+    /// Whether the block is known. Does not count as a use.
+    pub(crate) fn has(&self, index: u64) -> bool {
+        self.0.contains_key(&index)
+    }
+
     /// The block has this content now; an empty one is a hole.
     pub(crate) fn insert(&self, index: u64, block: Bytes) {
         self.0.insert(index, block);

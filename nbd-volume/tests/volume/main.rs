@@ -6,6 +6,7 @@ mod faulty;
 mod management;
 mod model;
 mod outages;
+mod sequences;
 mod writers;
 
 use core::future::Future;
