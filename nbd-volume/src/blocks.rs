@@ -67,19 +67,30 @@ impl Shared {
         }
     }
 
-    /// Writes these bytes at an offset.
-    pub(crate) async fn write(self: Arc<Self>, data: Bytes, offset: u64) -> Result<()> {
-        let bytes = offset..offset + data.len() as u64;
+    /// A copy of what is written at an offset, by block. Each has memory of its own: what the cache or the database keeps
+    /// of a long write would otherwise keep all of it in memory.
+    pub(crate) fn pieces(&self, data: &[u8], offset: u64) -> Vec<Bytes> {
+        let in_first = self.block_size() - offset % self.block_size();
+        let first = usize::try_from(in_first).unwrap_or(usize::MAX).min(data.len());
+        let (first, rest) = data.split_at(first);
+        let rest = rest.chunks(self.descriptor.block_size as usize);
+        core::iter::once(first).chain(rest).map(Bytes::copy_from_slice).collect()
+    }
+
+    /// Writes these [pieces](Self::pieces) at an offset, of so many bytes.
+    pub(crate) async fn write(
+        self: Arc<Self>,
+        pieces: Vec<Bytes>,
+        offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        let bytes = offset..offset + length;
         let blocks = self.blocks(&bytes);
         let _lock = self.locks.lock(Self::locked(&blocks), Mode::Exclusive).await;
         self.check_range(&bytes)?;
-        let kept = bytes.end - bytes.start <= MAX_CACHED;
-        let mut changes = Changes::new(&self, kept);
-        for index in blocks {
+        let mut changes = Changes::new(&self, length <= MAX_CACHED);
+        for (index, new) in blocks.zip(pieces) {
             let part = self.part(index, &bytes);
-            let start =
-                usize::try_from((index * self.block_size()).saturating_sub(offset)).unwrap_or(0);
-            let new = data.slice(start..start + part.bytes.len());
             changes.set(index, self.merged(&part, new).await?).await?;
         }
         changes.finish().await

@@ -160,12 +160,12 @@ impl AsyncCanWrite for Volume {
         let length = u32::try_from(data.len()).map_err(|_| ExportError::too_large())?;
         // Memory for the copy is bounded even when SlateDB takes nothing.
         let room = shared.room_for(length).await?;
-        let data = Bytes::copy_from_slice(data);
+        let pieces = shared.pieces(data, offset);
         let writing = {
             let shared = Arc::clone(&shared);
             async move {
                 let _room = room;
-                shared.write(data, offset).await
+                shared.write(pieces, offset, u64::from(length)).await
             }
         };
         shared.run(true, writing).await?;
