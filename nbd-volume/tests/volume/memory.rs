@@ -30,7 +30,7 @@ fn one_block_that_is_kept_of_a_long_write_does_not_keep_the_write_in_memory() {
         let volume = Volume::open(&location, &options).await.unwrap();
         let before = thread_held() - stored(&store).await;
         let mut random = Random::new(1);
-        for number in 0..160 {
+        for number in 0..144 {
             let start = number * (256 << 10);
             let hot = start + random.below(64) * 4096;
             for _ in 0..4 {
