@@ -39,6 +39,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod ahead;
 mod blocks;
 mod cache;
 mod database;
@@ -51,6 +52,7 @@ mod locks;
 mod manage;
 mod options;
 mod patience;
+mod reads;
 mod records;
 mod shared;
 mod store;
