@@ -42,6 +42,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod ahead;
 mod blocks;
 mod cache;
 mod database;
@@ -56,6 +57,7 @@ mod manage;
 mod object;
 mod options;
 mod patience;
+mod reads;
 mod records;
 mod shared;
 mod store;

@@ -43,7 +43,7 @@ impl Shared {
             runtime,
             parts: Parts::new(options.cache),
             schedule: Mutex::new(Schedule::new(options.requests, max_parts)),
-            streams: Streams::default(),
+            streams: Streams::new(options.read_ahead),
             changed: OnceLock::new(),
         }
     }
@@ -75,11 +75,11 @@ impl Shared {
     /// The parts that hold these bytes, of which there is at least one, each whole.
     pub(super) async fn read(self: &Arc<Self>, bytes: &Range<u64>) -> Result<Vec<Bytes>> {
         self.check_unchanged()?;
-        let ahead = self.streams.read(bytes);
+        let ahead = self.streams.read(bytes, self.identity.size()).ahead;
         let mut found: Vec<Option<Bytes>> =
             parts_of(bytes).map(|part| self.parts.get(part)).collect();
-        if ahead > 0 || found.iter().any(Option::is_none) {
-            let arrivals = self.ask(bytes, &mut found, ahead);
+        if !ahead.is_empty() || found.iter().any(Option::is_none) {
+            let arrivals = self.ask(bytes, &mut found, &ahead);
             self.receive(arrivals, &mut found).await?;
         }
         self.check_unchanged()?;
@@ -91,7 +91,7 @@ impl Shared {
         self: &Arc<Self>,
         bytes: &Range<u64>,
         found: &mut [Option<Bytes>],
-        ahead: u64,
+        ahead: &[Range<u64>],
     ) -> Vec<(usize, Arrival)> {
         let mut arrivals = Vec::new();
         let mut schedule = self.schedule();
@@ -104,12 +104,9 @@ impl Shared {
                 arrivals.push((index, schedule.want(part)));
             }
         }
-        let end = bytes.end.saturating_add(ahead).min(self.identity.size());
-        if end > bytes.end {
-            for part in parts_of(&(bytes.end..end)) {
-                if !self.parts.contains(part) {
-                    schedule.prepare(part);
-                }
+        for part in ahead.iter().flat_map(parts_of) {
+            if !self.parts.contains(part) {
+                schedule.prepare(part);
             }
         }
         drop(schedule);

@@ -73,6 +73,7 @@ fn what_is_read_is_the_object_whatever_the_store_does() {
             };
             let mut options = ObjectOptions::default();
             options.cache = random.below(30 * PART as u64);
+            options.read_ahead = random.below(20 * PART as u64);
             options.requests = random.below(5) as usize;
             options.max_request = random.below(9) * PART as u64;
             options.patience = Duration::from_secs(3600);
