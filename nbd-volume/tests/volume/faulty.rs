@@ -147,7 +147,7 @@ impl ObjectStore for Faulty {
         let random = self.random.lock().unwrap().below(2 * bytes.len() as u64 + 1);
         bytes.truncate(random as usize / 2);
         // With an error, or without one.
-        let broken = (random % 2 == 0).then(|| Err(failure("the reply broke off")));
+        let broken = random.is_multiple_of(2).then(|| Err(failure("the reply broke off")));
         let stream = futures_util::stream::iter([Ok(bytes)].into_iter().chain(broken));
         let payload = object_store::GetResultPayload::Stream(stream.boxed());
         Ok(GetResult { payload, meta, range, attributes, extensions })
