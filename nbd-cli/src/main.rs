@@ -30,8 +30,10 @@ mod overlay;
 // Those that the tests of examples leave out.
 #[cfg(all(test, feature = "tls", target_os = "linux"))]
 mod pages;
+mod path_error;
 mod patient;
 #[cfg(feature = "tls")]
+mod private_folder;
 mod psk;
 mod quantity;
 mod resize;
