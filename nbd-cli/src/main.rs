@@ -32,8 +32,8 @@ mod overlay;
 mod pages;
 mod path_error;
 mod patient;
-#[cfg(feature = "tls")]
 mod private_folder;
+#[cfg(feature = "tls")]
 mod psk;
 mod quantity;
 mod resize;
