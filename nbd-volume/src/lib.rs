@@ -41,6 +41,8 @@
 //! [`nbd_engine::proto`].
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Rustdoc has a section for each Result that is public.
+#![warn(clippy::missing_errors_doc)]
 
 mod ahead;
 mod blocks;
