@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use crate::ahead::Ahead;
 use crate::cache::BlockCache;
 use crate::database::{self, Database};
+use crate::exclusive::refuse_if_open;
 use crate::layout::{Descriptor, WRITER_KEY, WriterRecord};
 use crate::lease::{Lease, Lost};
 use crate::locks::Mode;
@@ -44,7 +45,8 @@ impl fmt::Debug for Volume {
 
 impl Volume {
     /// Opens a volume for reading and writing. Another server that has it open is fenced: it answers no request with
-    /// success any more. If it did not close the volume, this waits until its lease is over.
+    /// success any more. If it did not close the volume, this waits until its lease is over. With
+    /// [`exclusive`](Options::exclusive) this fails with [`Error::Busy`] if the other server is alive.
     ///
     /// Has to be called in a tokio runtime. Not cancel-safe: one that is dropped may have fenced the other server
     /// already.
@@ -55,6 +57,9 @@ impl Volume {
     pub async fn open(location: &Location, options: &Options) -> Result<Self, Error> {
         let descriptor = descriptor(location, options.patience).await?;
         check_conditional_writes(location, &descriptor, options.patience).await?;
+        if options.exclusive {
+            refuse_if_open(location, &descriptor, options).await?;
+        }
         let db =
             within(location, "open", options.patience, database::open(location, options)).await?;
         let database = Database::Writer(db.clone());

@@ -1,15 +1,15 @@
-//! Volumes on object storage as exports.
+//! Volumes on object storage, and objects, as exports.
 
 use std::fmt;
 use std::sync::LazyLock;
 
 use nbd_engine::export::{AnyExport, Withdrawal};
-use nbd_volume::{Options, Volume, info};
+use nbd_volume::{Location, Object, ObjectOptions, Options, Volume, info};
 use tokio::runtime::{Builder, Runtime};
 
-use super::config::{MIN_VOLUME_MEMORY, Size};
+use super::config::{Export, MIN_VOLUME_MEMORY, Period, Size};
 use crate::exit::Failure;
-use crate::volume::{location, split_snapshot};
+use crate::volume::{failure, location, split_snapshot};
 
 // Checked without the library, too.
 const _: () = assert!(MIN_VOLUME_MEMORY == Options::MIN_MEMORY);
@@ -45,19 +45,19 @@ pub(super) fn inspect(word: &str) -> Result<(), Failure> {
 }
 
 /// Opens a volume, which takes it over from another server, or a snapshot.
-pub(super) fn open(
-    word: &str,
-    read_only: bool,
-    memory: Option<Size>,
-) -> Result<(AnyExport, Open), Failure> {
+pub(super) fn open(word: &str, export: &Export) -> Result<(AnyExport, Open), Failure> {
     let (url, snapshot) = split_snapshot(word);
     let location = location(url)?;
     let mut options = Options::default();
-    if let Some(Size(bytes)) = memory {
+    if let Some(Size(bytes)) = export.volume_memory {
         options = options.with_memory(bytes);
     }
+    if let Some(Period(lease)) = export.volume_lease {
+        options.lease = lease;
+    }
+    options.exclusive = export.volume_exclusive;
     let opened = match snapshot {
-        None if read_only => {
+        None if export.read_only => {
             return Err(Failure::usage(format!(
                 "to serve a volume is to take it over, for reading, too: make a snapshot (nbd volume snapshot {url} NAME), and \
                  serve volume:{url}@NAME"
@@ -68,6 +68,17 @@ pub(super) fn open(
     };
     let volume = opened.map_err(|error| Failure::failed(error.to_string()))?;
     Ok((AnyExport::new(volume.clone()), Open(volume)))
+}
+
+/// Opens an object, for reading.
+pub(super) fn open_object(url: &str, memory: Option<Size>) -> Result<AnyExport, Failure> {
+    let location = Location::of_object(url).map_err(failure)?;
+    let mut options = ObjectOptions::default();
+    if let Some(Size(bytes)) = memory {
+        options = options.with_memory(bytes);
+    }
+    let object = runtime()?.block_on(Object::open(&location, &options)).map_err(failure)?;
+    Ok(AnyExport::new(object))
 }
 
 impl Open {

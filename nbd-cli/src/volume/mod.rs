@@ -175,7 +175,7 @@ fn wait<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
     runtime.block_on(work).map_err(failure)
 }
 
-fn failure(error: Error) -> Failure {
+pub(crate) fn failure(error: Error) -> Failure {
     match error {
         Error::Location(text) | Error::Invalid(text) => Failure::Usage(text),
         error => Failure::failed(error.to_string()),

@@ -41,7 +41,8 @@ const LINES: &[&str] = &[
     "nbd serve memory",
     "nbd serve 10M",
     "nbd serve ram:10M",
-    "nbd serve s3://bucket/disk",
+    "nbd serve s3:bucket/disk",
+    "nbd serve curl url=https://host/disk.img",
     "nbd serve missing.img",
     "nbd serve missing/disk.img",
     "nbd serve /dev/no-such-disk",
@@ -279,8 +280,13 @@ const CONFIGURATIONS: &[&str] = &[
     "[tls]\npsk = 'keys.psk'\ncertificates = 'folder'\n[[export]]\nmemory = '1M'",
     "[server]\noldstyle = true\n[tls]\nmode = 'on'\ncertificates = 'folder'\n[[export]]\nmemory = '1M'",
     "[[export]]\nvolume = 's3://bucket/disk'\nfile = 'disk.img'",
+    "[[export]]\nvolume = 's3://bucket/disk'\nobject = 's3://bucket/disk'",
+    "[[export]]\nobject = 's3://bucket/disk'\nlayers = ['read-only']",
+    "[server]\nsandbox = 'try'\n[[export]]\nobject = 's3://bucket/disk'",
     "[[export]]\nvolume = 's3://bucket/disk'\nvolume-memory = '31M'",
     "[[export]]\nmemory = '1M'\nvolume-memory = '1G'",
+    "[[export]]\nmemory = '1M'\nvolume-exclusive = true",
+    "[[export]]\nvolume = 's3://bucket/disk'\nvolume-lease = '999ms'",
     "[[export]]\nfile = 'disk.img'\n[[export]",
 ];
 

@@ -102,14 +102,14 @@ pub async fn info(location: &Location) -> Result<Info, Error> {
 }
 
 /// The database as it is in the store now.
-pub(super) async fn latest(location: &Location) -> Result<Database, Error> {
+pub(crate) async fn latest(location: &Location) -> Result<Database, Error> {
     let options = Options { object_cache: 8 << 20, ..Options::default() };
     let opening = database::read(location, DbReaderMode::FollowLatest, &options);
     let reader = within(location, "read", PATIENCE, opening).await?;
     Ok(Database::Reader(reader.into()))
 }
 
-pub(super) async fn close(database: Database) {
+pub(crate) async fn close(database: Database) {
     if let Database::Reader(reader) = database
         && let Err(error) = reader.close().await
     {
