@@ -230,6 +230,7 @@ const LINES: &[&str] = &[
     "nbd psk keys.psk alice",
     "nbd psk keys.psk a:b",
     "nbd psk folder bob",
+    "nbd completion",
     "nbd completion tcsh",
     "nbd man --dir disk.img",
 ];
