@@ -231,6 +231,7 @@ const LINES: &[&str] = &[
     "nbd psk keys.psk alice",
     "nbd psk keys.psk a:b",
     "nbd psk folder bob",
+    "nbd completion",
     "nbd completion tcsh",
     "nbd man --dir disk.img",
 ];
