@@ -19,7 +19,9 @@ static RUNTIME: LazyLock<std::io::Result<Runtime>> =
     LazyLock::new(|| Builder::new_multi_thread().thread_name("volume").enable_all().build());
 
 fn runtime() -> Result<&'static Runtime, Failure> {
-    RUNTIME.as_ref().map_err(|error| Failure::failed(format!("cannot start a runtime: {error}")))
+    RUNTIME.as_ref().map_err(|error| {
+        Failure::failed(format!("cannot start a runtime: {error}; raise ulimit -u and -n"))
+    })
 }
 
 /// A volume that is served.
