@@ -1,4 +1,4 @@
-//! Reading and changing blocks: what every request comes down to.
+//! Changing blocks, and finding out which there are.
 
 use core::ops::{Range, RangeInclusive};
 use core::sync::atomic::Ordering;
@@ -10,23 +10,20 @@ use slatedb::WriteBatch;
 
 use crate::layout::{SIZE_KEY, Size, block_key};
 use crate::locks::Mode;
+use crate::reads::MAX_CACHED;
 use crate::records::encoded;
 use crate::shared::Shared;
 
-type Result<T> = core::result::Result<T, ExportError>;
+pub(crate) type Result<T> = core::result::Result<T, ExportError>;
 
 /// Blocks in one batch at most. A batch is in the store as a whole or not at all.
 const BATCH: usize = 256;
 
-/// Bytes of a read or write up to which its blocks are kept in the cache: longer ones are not likely to be read again
-/// soon, and would drive out what is.
-const MAX_CACHED: u64 = 256 << 10;
-
 /// Bytes that are read to find holes, at most, for one answer.
 const MAX_SCANNED: u64 = 32 << 20;
 
-/// Consecutive blocks, without gaps: an empty one is a hole.
-pub(crate) type Run = Vec<Bytes>;
+/// Bytes that are fetched at a time to find out which blocks there are. The database has them beside the keys.
+const SCANNED_AT_A_TIME: usize = 1 << 20;
 
 /// Bytes of one block.
 struct Part {
@@ -37,12 +34,12 @@ struct Part {
 
 impl Shared {
     /// The blocks that hold these bytes, of which there is at least one.
-    fn blocks(&self, bytes: &Range<u64>) -> RangeInclusive<u64> {
+    pub(crate) fn blocks(&self, bytes: &Range<u64>) -> RangeInclusive<u64> {
         bytes.start / self.block_size()..=(bytes.end - 1) / self.block_size()
     }
 
     /// The same for a lock.
-    fn locked(blocks: &RangeInclusive<u64>) -> Range<u64> {
+    pub(crate) fn locked(blocks: &RangeInclusive<u64>) -> Range<u64> {
         *blocks.start()..blocks.end() + 1
     }
 
@@ -70,91 +67,30 @@ impl Shared {
         }
     }
 
-    /// The blocks that hold these bytes if all of them are in the cache.
-    pub(crate) fn cached(&self, bytes: &Range<u64>) -> Option<Run> {
-        if bytes.end - bytes.start > MAX_CACHED {
-            return None;
-        }
-        self.blocks(bytes).map(|index| self.cache.get(index)).collect()
+    /// A copy of what is written at an offset, by block. Each has memory of its own: what the cache or the database keeps
+    /// of a long write would otherwise keep all of it in memory.
+    pub(crate) fn pieces(&self, data: &[u8], offset: u64) -> Vec<Bytes> {
+        let in_first = self.block_size() - offset % self.block_size();
+        let first = usize::try_from(in_first).unwrap_or(usize::MAX).min(data.len());
+        let (first, rest) = data.split_at(first);
+        let rest = rest.chunks(self.descriptor.block_size as usize);
+        core::iter::once(first).chain(rest).map(Bytes::copy_from_slice).collect()
     }
 
-    /// The blocks that hold these bytes. What lies in this many bytes behind them will be read soon.
-    pub(crate) async fn read(self: Arc<Self>, bytes: Range<u64>, ahead: u64) -> Result<Run> {
-        let blocks = self.blocks(&bytes);
-        let _lock = self.locks.lock(Self::locked(&blocks), Mode::Shared).await;
-        let kept = bytes.end - bytes.start <= MAX_CACHED;
-        if blocks.start() == blocks.end() && ahead == 0 {
-            return Ok(vec![self.block(*blocks.start()).await?]);
-        }
-        let ahead = usize::try_from(ahead).unwrap_or(usize::MAX);
-        let length = usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX);
-        let found = self.database.blocks(blocks.clone(), length.saturating_add(ahead)).await;
-        let mut found = found.map_err(|error| self.failed(&error))?;
-        let mut run = Run::new();
-        let mut next = *blocks.start();
-        while let Some((index, block)) = found.next().await.map_err(|error| self.failed(&error))? {
-            let block = self.checked(index, block)?;
-            while next < index {
-                run.push(Bytes::new());
-                next += 1;
-            }
-            run.push(block);
-            next += 1;
-        }
-        while next <= *blocks.end() {
-            run.push(Bytes::new());
-            next += 1;
-        }
-        if kept {
-            for (index, block) in blocks.zip(&run) {
-                // A copy: what was read is a slice of something larger.
-                self.cache.insert(index, Bytes::copy_from_slice(block));
-            }
-        }
-        Ok(run)
-    }
-
-    /// A block, by way of the cache. To be called with a lock of it.
-    async fn block(&self, index: u64) -> Result<Bytes> {
-        if let Some(block) = self.cache.get(index) {
-            return Ok(block);
-        }
-        let found = self.database.get(&block_key(index)).await;
-        let found = found.map_err(|error| self.failed(&error))?;
-        let block = match found {
-            None => Bytes::new(),
-            Some(block) => Bytes::copy_from_slice(&self.checked(index, block)?),
-        };
-        self.cache.insert(index, block.clone());
-        Ok(block)
-    }
-
-    /// A block as it was stored, if it can be one.
-    fn checked(&self, index: u64, block: Bytes) -> Result<Bytes> {
-        match block.len() as u64 == self.block_size() {
-            true => Ok(block),
-            false => Err(ExportError::io(format!(
-                "{} is damaged: block {index} has {} bytes instead of {}",
-                self.location,
-                block.len(),
-                self.block_size()
-            ))),
-        }
-    }
-
-    /// Writes these bytes at an offset.
-    pub(crate) async fn write(self: Arc<Self>, data: Bytes, offset: u64) -> Result<()> {
-        let bytes = offset..offset + data.len() as u64;
+    /// Writes these [pieces](Self::pieces) at an offset, of so many bytes.
+    pub(crate) async fn write(
+        self: Arc<Self>,
+        pieces: Vec<Bytes>,
+        offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        let bytes = offset..offset + length;
         let blocks = self.blocks(&bytes);
         let _lock = self.locks.lock(Self::locked(&blocks), Mode::Exclusive).await;
         self.check_range(&bytes)?;
-        let kept = bytes.end - bytes.start <= MAX_CACHED;
-        let mut changes = Changes::new(&self, kept);
-        for index in blocks {
+        let mut changes = Changes::new(&self, length <= MAX_CACHED);
+        for (index, new) in blocks.zip(pieces) {
             let part = self.part(index, &bytes);
-            let start =
-                usize::try_from((index * self.block_size()).saturating_sub(offset)).unwrap_or(0);
-            let new = data.slice(start..start + part.bytes.len());
             changes.set(index, self.merged(&part, new).await?).await?;
         }
         changes.finish().await
@@ -205,7 +141,7 @@ impl Shared {
                 changes.set(*index, self.merged(&part, zeroes).await?).await?;
             }
         }
-        let found = self.database.blocks(blocks, 0).await;
+        let found = self.database.blocks(blocks, SCANNED_AT_A_TIME, true).await;
         let mut found = found.map_err(|error| self.failed(&error))?;
         let mut removed = 0;
         while let Some((index, _)) = found.next().await.map_err(|error| self.failed(&error))? {
@@ -226,7 +162,7 @@ impl Shared {
     /// Reports what is there from `offset` on, up to a bound of work.
     pub(crate) async fn allocations(self: Arc<Self>, bytes: Range<u64>) -> Result<Vec<Allocation>> {
         let blocks = self.blocks(&bytes);
-        let found = self.database.blocks(blocks, 0).await;
+        let found = self.database.blocks(blocks, SCANNED_AT_A_TIME, true).await;
         let mut found = found.map_err(|error| self.failed(&error))?;
         let mut runs: Vec<Allocation> = Vec::new();
         let mut offset = bytes.start;
@@ -289,7 +225,7 @@ impl Shared {
     }
 }
 
-/// Blocks that get another content, in batches, and the cache with them.
+/// Blocks that get another content, in batches, and what is known of them with that. To be used with a lock of them.
 struct Changes<'a> {
     shared: &'a Arc<Shared>,
     batch: WriteBatch,
@@ -320,21 +256,34 @@ impl<'a> Changes<'a> {
         if self.blocks.is_empty() {
             return Ok(());
         }
-        let cache = &self.shared.cache;
         let batch = core::mem::take(&mut self.batch);
         let written = self.shared.put(batch).await;
+        self.forget();
         for (index, block) in self.blocks.drain(..) {
-            match self.kept && written.is_ok() {
-                true => cache.insert(index, block),
-                // Also when it failed: it may have been written or not.
-                false => cache.remove(index),
+            if self.kept && written.is_ok() {
+                self.shared.cache.insert(index, block);
             }
         }
         written.map_err(|error| self.shared.failed(&error))
     }
 
+    /// What was known of the blocks does not count any more.
+    fn forget(&self) {
+        for (index, _) in &self.blocks {
+            self.shared.cache.remove(*index);
+        }
+        self.shared.ahead.forget(self.blocks.iter().map(|(index, _)| *index));
+    }
+
     async fn finish(mut self) -> Result<()> {
         self.write().await
+    }
+}
+
+impl Drop for Changes<'_> {
+    /// Also when the write was given up: it may have been carried out or not.
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 

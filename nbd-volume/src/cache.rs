@@ -27,7 +27,13 @@ impl BlockCache {
         self.0.get(&index)
     }
 
-    /// The block has this content now; an empty one is a hole.
+    /// Whether the block is known. Does not count as a use.
+    pub(crate) fn has(&self, index: u64) -> bool {
+        self.0.contains_key(&index)
+    }
+
+    /// The block has this content now; an empty one is a hole. It has memory of its own, which is what counts: a slice of
+    /// something longer would keep that.
     pub(crate) fn insert(&self, index: u64, block: Bytes) {
         self.0.insert(index, block);
     }

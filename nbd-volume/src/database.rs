@@ -23,6 +23,9 @@ const MANIFEST_POLL: Duration = Duration::from_secs(30);
 /// that is kept in memory, and a request to a distant store takes as long for 4 KiB.
 const PART: SstBlockSize = SstBlockSize::Block64Kib;
 
+/// The same in bytes.
+pub(crate) const PART_SIZE: usize = 64 << 10;
+
 /// The database of a volume, opened for writing or as it was once.
 #[derive(Clone)]
 pub(crate) enum Database {
@@ -96,17 +99,19 @@ impl Database {
         }
     }
 
-    /// The blocks among these that are there, in their order.
+    /// The blocks among these that are there, in their order. So many bytes are fetched by one request to the store,
+    /// and go into the cache of parts if they are `cached`.
     pub(crate) async fn blocks(
         &self,
         blocks: RangeInclusive<u64>,
-        read_ahead: usize,
+        at_a_time: usize,
+        cached: bool,
     ) -> Result<Blocks, slatedb::Error> {
         let keys = block_key(*blocks.start())..=block_key(*blocks.end());
         let options = ScanOptions::default()
-            .with_read_ahead_bytes(read_ahead.max(PART.as_bytes()))
+            .with_read_ahead_bytes(at_a_time.max(PART_SIZE))
             .with_max_fetch_tasks(4)
-            .with_cache_blocks(true);
+            .with_cache_blocks(cached);
         let iterator = match self {
             Self::Writer(db) => db.scan_with_options(keys, &options).await?,
             Self::Reader(db) => db.scan_with_options(keys, &options).await?,

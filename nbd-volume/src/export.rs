@@ -11,19 +11,23 @@ use nbd_engine::export::{
 use nbd_engine::proto::BlockSize;
 
 use crate::Volume;
-use crate::blocks::Run;
+use crate::reads::{Run, is_kept};
 use crate::shared::Shared;
+use crate::streams::Streams;
 
 impl Volume {
     /// The blocks that hold these bytes, confirmed.
     async fn run_of(&self, bytes: &Range<u64>) -> Result<Run> {
         let shared = &self.0;
-        let ahead = shared.streams.read(bytes);
-        let run = match shared.cached(bytes) {
+        let plan = shared.streams.read(bytes, shared.size());
+        for piece in &plan.ahead {
+            shared.fetch_ahead(piece, plan.length);
+        }
+        let run = match shared.at_hand(bytes) {
             Some(run) => run,
             None => {
-                let reading = Arc::clone(shared).read(bytes.clone(), ahead);
-                shared.run(false, reading).await?
+                let kept = is_kept(bytes, plan.length);
+                shared.run(false, Arc::clone(shared).read(bytes.clone(), kept)).await?
             }
         };
         shared.confirm().await?;
@@ -156,12 +160,12 @@ impl AsyncCanWrite for Volume {
         let length = u32::try_from(data.len()).map_err(|_| ExportError::too_large())?;
         // Memory for the copy is bounded even when SlateDB takes nothing.
         let room = shared.room_for(length).await?;
-        let data = Bytes::copy_from_slice(data);
+        let pieces = shared.pieces(data, offset);
         let writing = {
             let shared = Arc::clone(&shared);
             async move {
                 let _room = room;
-                shared.write(data, offset).await
+                shared.write(pieces, offset, u64::from(length)).await
             }
         };
         shared.run(true, writing).await?;
@@ -202,11 +206,15 @@ impl AsyncCanCache for Volume {
         const MAX: u64 = 16 << 20;
         let shared: &Arc<Shared> = &self.0;
         let (mut next, end) = (offset, offset + length.min(MAX));
+        let mut piece = next;
         while next < end {
-            let step = next..(next + STEP).min(end);
-            if shared.cached(&step).is_none() {
-                shared.run(false, Arc::clone(shared).read(step.clone(), STEP)).await?;
+            // What is fetched at a time is longer than what is kept at a time.
+            if piece <= next {
+                piece = (next + Streams::MAX_PIECE).min(end);
+                shared.fetch_ahead(&(next..piece), 0);
             }
+            let step = next..(next + STEP).min(end);
+            shared.run(false, Arc::clone(shared).read(step.clone(), true)).await?;
             next = step.end;
         }
         shared.confirm().await

@@ -38,7 +38,10 @@
 //! [`nbd_engine::proto`].
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Rustdoc has a section for each Result that is public.
+#![warn(clippy::missing_errors_doc)]
 
+mod ahead;
 mod blocks;
 mod cache;
 mod database;
@@ -51,6 +54,7 @@ mod locks;
 mod manage;
 mod options;
 mod patience;
+mod reads;
 mod records;
 mod shared;
 mod store;

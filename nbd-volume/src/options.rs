@@ -9,8 +9,11 @@ pub struct Options {
     /// Bytes of written data that may be in memory alone; writes wait when there are more. At least 8 MiB; the
     /// default is 256 MiB. A quarter of it is the size of the tables that are uploaded.
     pub max_unflushed: usize,
-    /// Bytes that the cache of read and written blocks takes at most. The default is 256 MiB.
+    /// Bytes that the cache of read and written blocks takes at most. The default is 192 MiB.
     pub cache: u64,
+    /// Bytes that are fetched before they are asked for, at most, for all clients that read in sequence. A distant
+    /// store needs as much as it sends within its latency. The default is 64 MiB; 0 has nothing read ahead.
+    pub read_ahead: u64,
     /// Bytes that the cache of what is read of the store's objects takes at most: the indexes and filters of tables,
     /// and parts of tables. The default is 128 MiB.
     pub object_cache: u64,
@@ -27,7 +30,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             max_unflushed: 256 << 20,
-            cache: 256 << 20,
+            cache: 192 << 20,
+            read_ahead: 64 << 20,
             object_cache: 128 << 20,
             patience: Duration::from_secs(60),
             lease: Duration::from_secs(10),
@@ -40,16 +44,18 @@ impl Options {
     /// The smallest bound of memory that makes sense, in bytes: see [`with_memory`](Self::with_memory).
     pub const MIN_MEMORY: u64 = 32 << 20;
 
-    /// The same with a bound for the memory of a volume: [`max_unflushed`](Self::max_unflushed), [`cache`](Self::cache) and
-    /// [`object_cache`](Self::object_cache) have two, two and one fifth of these bytes, at least of
-    /// [`MIN_MEMORY`](Self::MIN_MEMORY). What is being encoded, sent and received comes on top, about as much as is unflushed.
+    /// The same with a bound for the memory of a volume: [`max_unflushed`](Self::max_unflushed), [`cache`](Self::cache),
+    /// [`object_cache`](Self::object_cache) and [`read_ahead`](Self::read_ahead) have four, three, two and one tenth of
+    /// these bytes, at least of [`MIN_MEMORY`](Self::MIN_MEMORY). What is being encoded, sent and received comes on top,
+    /// about as much as is unflushed.
     #[must_use]
     pub fn with_memory(self, bytes: u64) -> Self {
-        let fifth = bytes.max(Self::MIN_MEMORY) / 5;
+        let tenth = bytes.max(Self::MIN_MEMORY) / 10;
         Self {
-            max_unflushed: usize::try_from(2 * fifth).unwrap_or(usize::MAX),
-            cache: 2 * fifth,
-            object_cache: fifth,
+            max_unflushed: usize::try_from(4 * tenth).unwrap_or(usize::MAX),
+            cache: 3 * tenth,
+            object_cache: 2 * tenth,
+            read_ahead: tenth,
             ..self
         }
     }
@@ -81,9 +87,14 @@ mod tests {
             (u64::MAX, u64::MAX),
         ] {
             let options = Options::default().with_memory(bytes);
-            let parts = [options.max_unflushed as u64, options.cache, options.object_cache];
+            let parts = [
+                options.max_unflushed as u64,
+                options.cache,
+                options.object_cache,
+                options.read_ahead,
+            ];
             let all: u64 = parts.iter().sum();
-            assert!(all <= expected && expected - all < 5, "{bytes}: {parts:?}");
+            assert!(all <= expected && expected - all < 10, "{bytes}: {parts:?}");
             assert!(options.max_unflushed >= Options::MIN_UNFLUSHED);
         }
     }

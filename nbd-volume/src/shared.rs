@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::Location;
+use crate::ahead::Ahead;
 use crate::cache::BlockCache;
 use crate::database::Database;
 use crate::error::chain;
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) locks: Arc<RangeLocks>,
     pub(crate) cache: BlockCache,
     pub(crate) streams: Streams,
+    pub(crate) ahead: Arc<Ahead>,
     /// Bytes of writes that are being carried out.
     pub(crate) writing: Arc<Semaphore>,
     /// How many at most.
@@ -58,6 +60,12 @@ impl Shared {
 
     pub(crate) fn is_writable(&self) -> bool {
         matches!(self.database, Database::Writer(_))
+    }
+
+    /// Drops what is known of blocks, when the volume can't be used any more.
+    pub(crate) fn forget_all(&self) {
+        self.cache.clear();
+        self.ahead.clear();
     }
 
     /// Hands a batch to SlateDB, which may make it wait for memory.
@@ -138,7 +146,7 @@ impl Shared {
         }
     }
 
-    fn check_open(&self) -> Result<(), ExportError> {
+    pub(crate) fn check_open(&self) -> Result<(), ExportError> {
         if let Some(lost) = self.lease.lost() {
             return Err(self.lost(lost));
         }

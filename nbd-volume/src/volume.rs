@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::ahead::Ahead;
 use crate::cache::BlockCache;
 use crate::database::{self, Database};
 use crate::layout::{Descriptor, WRITER_KEY, WriterRecord};
@@ -98,6 +99,7 @@ impl Volume {
     ) -> Self {
         // As much as is kept unflushed, since it is counted only when SlateDB has taken it.
         let writing = u32::try_from(options.unflushed() / 4).unwrap_or(u32::MAX);
+        let ahead = Arc::new(Ahead::new(descriptor.block_size, options.read_ahead));
         Self(Arc::new(Shared {
             location: location.clone(),
             descriptor,
@@ -106,7 +108,9 @@ impl Volume {
             runtime: Handle::current(),
             locks: Arc::default(),
             cache: BlockCache::new(options.cache),
-            streams: Streams::default(),
+            // Half: the other one was fetched and is being read.
+            streams: Streams::new(options.read_ahead / 2),
+            ahead,
             writing: Arc::new(Semaphore::new(writing as usize)),
             max_writing: writing,
             lease: Lease::new(options.lease),
@@ -172,7 +176,7 @@ impl Volume {
         }
         let closed = timeout(shared.patience, self.close_database()).await;
         shared.lease.lose(Lost::Closed);
-        shared.cache.clear();
+        shared.forget_all();
         closed.unwrap_or_else(|_| Err(too_late(&shared.location, "close", shared.patience)))
     }
 

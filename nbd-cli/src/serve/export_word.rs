@@ -36,7 +36,10 @@ pub(crate) fn export_of(word: &OsStr, layers: &[String]) -> Result<Export, Failu
 /// The path as one that another process can use, and be sent.
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     let path = std::path::absolute(path).map_err(|error| {
-        Failure::failed(format!("cannot find the folder of {}: {error}", path.display()))
+        Failure::failed(format!(
+            "cannot find the current folder, which the path {} begins at: {error}; change to one that is there",
+            path.display()
+        ))
     })?;
     if path.to_str().is_none() {
         return Err(not_utf8(path.as_os_str()));

@@ -65,7 +65,7 @@ pub async fn check(
         let mut damage = |index: u64, what: String| {
             report.damage.push(Damage { offset: index.saturating_mul(block_size), what });
         };
-        let mut blocks = match database.blocks(next..=u64::MAX, 4 << 20).await {
+        let mut blocks = match database.blocks(next..=u64::MAX, 4 << 20, false).await {
             Ok(blocks) => blocks,
             Err(error) => {
                 damage(next, chain(&error));

@@ -4,14 +4,20 @@ mod crashes;
 mod disk;
 mod faulty;
 mod management;
+mod memory;
 mod model;
 mod outages;
+mod sequences;
 mod writers;
 
 use core::future::Future;
 use core::time::Duration;
 
+use nbd_support::counting::Counting;
 use nbd_volume::Options;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Runs a test in virtual time, which passes as soon as everything waits.
 fn in_virtual_time<T>(test: impl Future<Output = T>) -> T {

@@ -1,0 +1,390 @@
+//! What is being fetched from the database, and what was fetched before it is asked for.
+
+use core::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+/// Segments: runs of blocks that one scan of the database fetches. They don't overlap, so that no block is fetched by
+/// two at the same time; those that were fetched ahead are kept until they were read, or others need their room.
+///
+/// A segment is registered before its scan begins, and whoever changes a block has it [forgotten](Self::forget) after
+/// that and before its lock is released. So the scan either begins after the change, or what it finds is not used: what
+/// a segment gives out is what the database has.
+#[derive(Debug)]
+pub(crate) struct Ahead {
+    segments: Mutex<Segments>,
+    block_size: u64,
+    /// What those that are kept may take, in bytes.
+    max_kept: u64,
+}
+
+#[derive(Debug, Default)]
+struct Segments {
+    /// By their first block.
+    by_start: BTreeMap<u64, Arc<Segment>>,
+    /// Bytes of those that are kept.
+    kept: u64,
+    /// Counts uses.
+    now: u64,
+}
+
+/// A run of blocks.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    blocks: Range<u64>,
+    /// Whether it stays when it was fetched.
+    kept: bool,
+    state: Mutex<State>,
+    /// Closed when the fetch has ended, however.
+    ended: watch::Receiver<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Blocks that were changed while the segment was fetched.
+    changed: BTreeSet<u64>,
+    /// What was fetched, an empty block being a hole. None for a block that was changed since.
+    fetched: Option<Vec<Option<Bytes>>>,
+    /// Bytes that were read of it.
+    read: u64,
+    /// The count of uses at the latest one.
+    used: u64,
+}
+
+/// A segment that is to be fetched. When this is dropped before it [is](Self::finish), others fetch the blocks by
+/// themselves.
+#[derive(Debug)]
+pub(crate) struct Fetch {
+    ahead: Arc<Ahead>,
+    segment: Arc<Segment>,
+    _ends: watch::Sender<()>,
+}
+
+impl Ahead {
+    /// Keeps at most so many bytes.
+    pub(crate) fn new(block_size: u32, max_kept: u64) -> Self {
+        Self { segments: Mutex::default(), block_size: u64::from(block_size), max_kept }
+    }
+
+    /// Registers segments for those of the blocks that are in none, to be fetched and dropped by those who wait for
+    /// them.
+    pub(crate) fn fetch(self: &Arc<Self>, blocks: &Range<u64>) -> Vec<Fetch> {
+        self.register(&mut self.segments(), blocks, false)
+    }
+
+    /// The same for blocks that nobody waits for: they are kept. Returns nothing if there is no room for them, or if
+    /// they are in segments already.
+    pub(crate) fn fetch_ahead(self: &Arc<Self>, blocks: &Range<u64>) -> Vec<Fetch> {
+        let mut segments = self.segments();
+        let bytes = (blocks.end - blocks.start).saturating_mul(self.block_size);
+        match segments.make_room(bytes, self.max_kept, self.block_size) {
+            true => self.register(&mut segments, blocks, true),
+            false => Vec::new(),
+        }
+    }
+
+    fn register(
+        self: &Arc<Self>,
+        segments: &mut Segments,
+        blocks: &Range<u64>,
+        kept: bool,
+    ) -> Vec<Fetch> {
+        let gaps = segments.gaps(blocks);
+        let fetches = gaps.into_iter().map(|blocks| {
+            let (ends, ended) = watch::channel(());
+            if kept {
+                segments.kept += (blocks.end - blocks.start) * self.block_size;
+            }
+            segments.now += 1;
+            let state = State { used: segments.now, ..State::default() };
+            let start = blocks.start;
+            let segment = Arc::new(Segment { blocks, kept, state: Mutex::new(state), ended });
+            segments.by_start.insert(start, Arc::clone(&segment));
+            Fetch { ahead: Arc::clone(self), segment, _ends: ends }
+        });
+        fetches.collect()
+    }
+
+    /// The segments that hold any of these blocks, in their order.
+    pub(crate) fn covering(&self, blocks: &Range<u64>) -> Vec<Arc<Segment>> {
+        self.segments().covering(blocks).cloned().collect()
+    }
+
+    /// A block, if it was fetched.
+    pub(crate) fn get(&self, index: u64) -> Option<Bytes> {
+        self.segments().covering(&(index..index + 1)).find_map(|segment| segment.get(index))
+    }
+
+    /// Reports that these bytes were read: a segment that was read as a whole is dropped.
+    pub(crate) fn read(&self, bytes: &Range<u64>) {
+        let segments = &mut *self.segments();
+        let blocks = bytes.start / self.block_size..bytes.end.div_ceil(self.block_size);
+        segments.now += 1;
+        let now = segments.now;
+        let mut over = Vec::new();
+        for segment in segments.covering(&blocks) {
+            let span = segment.blocks.start.saturating_mul(self.block_size)
+                ..segment.blocks.end.saturating_mul(self.block_size);
+            let mut state = segment.state();
+            state.read += bytes.end.min(span.end) - bytes.start.max(span.start);
+            state.used = now;
+            if state.fetched.is_some() && state.read >= span.end - span.start {
+                over.push(segment.blocks.start);
+            }
+        }
+        for start in over {
+            segments.remove(start, self.block_size);
+        }
+    }
+
+    /// The blocks were changed, or may have been.
+    pub(crate) fn forget(&self, blocks: impl Iterator<Item = u64>) {
+        let segments = self.segments();
+        if segments.by_start.is_empty() {
+            return;
+        }
+        for index in blocks {
+            for segment in segments.covering(&(index..index + 1)) {
+                segment.forget(index);
+            }
+        }
+    }
+
+    /// Nothing is known any more.
+    pub(crate) fn clear(&self) {
+        let mut segments = self.segments();
+        segments.by_start.clear();
+        segments.kept = 0;
+    }
+
+    fn segments(&self) -> MutexGuard<'_, Segments> {
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Segments {
+    fn covering(&self, blocks: &Range<u64>) -> impl Iterator<Item = &Arc<Segment>> + use<'_> {
+        let before = self.by_start.range(..=blocks.start).next_back();
+        let first = before.map_or(blocks.start, |(start, _)| *start).min(blocks.end);
+        let start = blocks.start;
+        let found = self.by_start.range(first..blocks.end).map(|(_, segment)| segment);
+        found.filter(move |segment| segment.blocks.end > start)
+    }
+
+    /// What of the blocks is in no segment.
+    fn gaps(&self, blocks: &Range<u64>) -> Vec<Range<u64>> {
+        let mut gaps = Vec::new();
+        let mut next = blocks.start;
+        for segment in self.covering(blocks) {
+            if next < segment.blocks.start {
+                gaps.push(next..segment.blocks.start);
+            }
+            next = segment.blocks.end;
+        }
+        if next < blocks.end {
+            gaps.push(next..blocks.end);
+        }
+        gaps
+    }
+
+    /// Drops what was not used for longest until there is room. Returns whether there is.
+    fn make_room(&mut self, bytes: u64, max: u64, block_size: u64) -> bool {
+        while self.kept.saturating_add(bytes) > max {
+            let idle = self.by_start.values().filter_map(|segment| {
+                let state = segment.state();
+                (segment.kept && state.fetched.is_some())
+                    .then_some((state.used, segment.blocks.start))
+            });
+            match idle.min() {
+                Some((_, start)) => self.remove(start, block_size),
+                None => return false,
+            }
+        }
+        true
+    }
+
+    fn remove(&mut self, start: u64, block_size: u64) {
+        if let Some(segment) = self.by_start.remove(&start)
+            && segment.kept
+        {
+            self.kept -= (segment.blocks.end - segment.blocks.start) * block_size;
+        }
+    }
+}
+
+impl Segment {
+    /// Waits until it was fetched, or that failed. Cancel-safe.
+    pub(crate) async fn ended(&self) {
+        // Nothing is ever sent: it ends when the sender is dropped.
+        let _closed = self.ended.clone().changed().await;
+    }
+
+    /// A block, if it was fetched and not changed since.
+    pub(crate) fn get(&self, index: u64) -> Option<Bytes> {
+        let position = usize::try_from(index.checked_sub(self.blocks.start)?).ok()?;
+        self.state().fetched.as_ref()?.get(position)?.clone()
+    }
+
+    fn forget(&self, index: u64) {
+        let mut state = self.state();
+        let position = usize::try_from(index - self.blocks.start).unwrap_or(usize::MAX);
+        match &mut state.fetched {
+            Some(fetched) => {
+                if let Some(block) = fetched.get_mut(position) {
+                    *block = None;
+                }
+            }
+            None => {
+                state.changed.insert(index);
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Fetch {
+    /// What is to be fetched.
+    pub(crate) fn blocks(&self) -> Range<u64> {
+        self.segment.blocks.clone()
+    }
+
+    /// The blocks were found to be these, by a scan that began after the segment was registered.
+    pub(crate) fn finish(self, blocks: Vec<Bytes>) {
+        let mut state = self.segment.state();
+        let changed = core::mem::take(&mut state.changed);
+        let indexes = self.segment.blocks.clone();
+        let known = indexes.zip(blocks).map(|(index, block)| {
+            let is_known = !changed.contains(&index);
+            is_known.then_some(block)
+        });
+        state.fetched = Some(known.collect());
+    }
+}
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        let mut segments = self.ahead.segments();
+        let start = self.segment.blocks.start;
+        let is_there =
+            segments.by_start.get(&start).is_some_and(|one| Arc::ptr_eq(one, &self.segment));
+        let stays = self.segment.kept && self.segment.state().fetched.is_some();
+        if is_there && !stays {
+            segments.remove(start, self.ahead.block_size);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nbd_testkit::cases;
+
+    use super::*;
+
+    const BLOCK: u64 = 4096;
+
+    fn bytes(version: u64) -> Bytes {
+        Bytes::copy_from_slice(&version.to_le_bytes())
+    }
+
+    /// Fetches that begin, end and fail in any order, with changes in between: nothing that was changed since is given
+    /// out, no block is fetched by two at the same time, and what is kept stays below its bound.
+    #[test]
+    fn what_is_given_out_is_never_older_than_the_latest_change() {
+        cases(200, |random| {
+            const BLOCKS: u64 = 64;
+            let max = 16 * BLOCK;
+            let ahead = Arc::new(Ahead::new(4096, max));
+            let mut disk: Vec<u64> = vec![0; BLOCKS as usize];
+            // With what their scans see, once they have begun.
+            let mut fetches: Vec<(Fetch, Option<Vec<Bytes>>)> = Vec::new();
+            for version in 1..200 {
+                let start = random.below(BLOCKS);
+                let range = start..(start + 1 + random.below(12)).min(BLOCKS);
+                match random.below(8) {
+                    0 => fetches.extend(ahead.fetch(&range).into_iter().map(|one| (one, None))),
+                    1 | 2 => {
+                        let begun = ahead.fetch_ahead(&range);
+                        fetches.extend(begun.into_iter().map(|one| (one, None)));
+                    }
+                    3 if !fetches.is_empty() => {
+                        let one = random.below(fetches.len() as u64) as usize;
+                        let (fetch, seen) = &mut fetches[one];
+                        let blocks = fetch.blocks();
+                        let now = blocks.map(|index| bytes(disk[index as usize])).collect();
+                        seen.get_or_insert(now);
+                    }
+                    4 | 5 if !fetches.is_empty() => {
+                        let one = random.below(fetches.len() as u64) as usize;
+                        if let (fetch, Some(seen)) = fetches.remove(one) {
+                            fetch.finish(seen);
+                        }
+                    }
+                    6 => ahead.read(&(range.start * BLOCK + 1..range.end * BLOCK)),
+                    _ => {
+                        range.clone().for_each(|index| disk[index as usize] = version);
+                        ahead.forget(range);
+                    }
+                }
+                for (index, version) in disk.iter().enumerate() {
+                    let got = ahead.get(index as u64);
+                    assert!(got.is_none_or(|block| block == bytes(*version)), "block {index}");
+                }
+                let segments = ahead.segments();
+                let mut end = 0;
+                let mut kept = 0;
+                for segment in segments.by_start.values() {
+                    assert!(end <= segment.blocks.start, "segments overlap");
+                    end = segment.blocks.end;
+                    kept += if segment.kept { end - segment.blocks.start } else { 0 };
+                }
+                assert_eq!(segments.kept, kept * BLOCK);
+                assert!(segments.kept <= max);
+            }
+            drop(fetches);
+            assert!(ahead.segments().by_start.values().all(|segment| segment.kept));
+        });
+    }
+
+    #[test]
+    fn a_segment_is_dropped_when_it_was_read() {
+        let ahead = Arc::new(Ahead::new(4096, 1 << 20));
+        for fetch in ahead.fetch_ahead(&(0..4)) {
+            fetch.finish(vec![bytes(1); 4]);
+        }
+        ahead.read(&(0..3 * BLOCK));
+        assert!(ahead.get(3).is_some());
+        ahead.read(&(3 * BLOCK..4 * BLOCK));
+        assert!(ahead.get(3).is_none());
+        assert_eq!(ahead.segments().kept, 0);
+    }
+
+    #[test]
+    fn those_who_wait_are_woken_however_a_fetch_ends() {
+        use core::future::Future;
+        use core::pin::pin;
+        use core::task::{Context, Poll, Waker};
+
+        let ahead = Arc::new(Ahead::new(4096, 1 << 20));
+        for finished in [true, false] {
+            let mut fetches = ahead.fetch(&(0..4));
+            let segment = ahead.covering(&(2..3)).remove(0);
+            let mut waiting = pin!(segment.ended());
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(waiting.as_mut().poll(&mut context).is_pending());
+            let fetch = fetches.remove(0);
+            match finished {
+                true => fetch.finish(vec![bytes(1); 4]),
+                false => drop(fetch),
+            }
+            assert_eq!(waiting.as_mut().poll(&mut context), Poll::Ready(()));
+            assert_eq!(segment.get(2).is_some(), finished);
+            assert!(ahead.covering(&(0..4)).is_empty());
+        }
+    }
+}
