@@ -193,7 +193,7 @@ fn a_copy_onto_a_server_goes_on_after_it_or_the_server_was_killed() {
         assert!(fs::metadata(&record).is_err(), "the copy is complete, which needs no record");
         let whole = folder.text("whole");
         copy(&[&SMALL_ONE_BY_ONE[..], &[&from, &whole]].concat());
-        let copied = read(&folder.text("disk"));
+        let copied = read(folder.text("disk"));
         assert_same(&copied[..SMALL], &read(&whole));
         assert!(copied[SMALL..].iter().all(|byte| *byte == 7));
         source.finish();
