@@ -9,7 +9,7 @@ use std::process::Command;
 
 use nbd_testkit::LoopDevice;
 use nbd_testkit::process::Background;
-use nbd_testkit::raw::{Cmd, Mode};
+use nbd_testkit::raw::{Cmd, Mode, flag};
 use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 use nbd_testkit::server::nbd_binary;
 use support::{Folder, MIB, SOON, assert_same, copy, noise, read, refused, try_copy};
@@ -143,8 +143,91 @@ fn a_copy_goes_on_to_the_same_disk_under_another_name_and_to_no_other_disk() {
     server.finish();
 }
 
+/// A server for a file, and its URI.
+fn serve(folder: &Folder, file: &str) -> (Background, String) {
+    let socket = folder.text(&format!("{file}.sock"));
+    let mut command = Command::new(nbd_binary());
+    command.args(["serve", "-U", &socket, &folder.text(file)]);
+    let server = Background::spawn(&mut command).unwrap();
+    assert!(server.next_line(SOON).is_some(), "{}", server.stderr());
+    (server, format!("nbd+unix:///?socket={socket}"))
+}
+
+/// Something is killed, by SIGKILL, when four more requests than recorded are copied.
 #[test]
-fn the_record_of_a_file_is_beside_it_and_that_of_a_block_device_where_it_is_said() {
+fn a_copy_onto_a_server_goes_on_after_it_or_the_server_was_killed() {
+    let all = SMALL / SMALL_STEP;
+    for the_server in [true, false] {
+        let folder = Folder::new();
+        let record = folder.text("record");
+        folder.file("disk", &vec![7; SMALL + SMALL_STEP]);
+        let source = ScriptedServer::unix([
+            reads_of(SMALL, 5).header(Cmd::READ),
+            reads_of(SMALL, SAMPLES + 4).header(Cmd::READ).silence(),
+            reads_of(SMALL, SAMPLES + all - 5).header(Cmd::DISC),
+            reads_of(SMALL, all).header(Cmd::DISC),
+        ]);
+        let (mut server, to) = serve(&folder, "disk");
+        let from = source.endpoint().uri("");
+        let words = [&SMALL_ONE_BY_ONE[..], &["--record", &record, &from, &to]].concat();
+        let five = format!("\"copied\": {}", 5 * SMALL_STEP);
+        refused(&words);
+        assert!(fs::read_to_string(&record).unwrap().contains(&five));
+        let mut command = Command::new(nbd_binary());
+        let mut copying = Background::spawn(command.arg("copy").args(&words)).unwrap();
+        source.wait_for_requests(6 + SAMPLES + 5);
+        if the_server {
+            server.kill();
+            assert!(server.wait_exit(SOON).is_some());
+            // What was copied since is not known to be durable, and is not recorded.
+            copying.interrupt();
+        } else {
+            copying.kill();
+        }
+        assert!(copying.wait_exit(SOON).is_some());
+        assert!(fs::read_to_string(&record).unwrap().contains(&five));
+        if the_server {
+            server = serve(&folder, "disk").0;
+        }
+        copy(&words);
+        assert!(fs::metadata(&record).is_err(), "the copy is complete, which needs no record");
+        let whole = folder.text("whole");
+        copy(&[&SMALL_ONE_BY_ONE[..], &[&from, &whole]].concat());
+        let copied = read(folder.text("disk"));
+        assert_same(&copied[..SMALL], &read(&whole));
+        assert!(copied[SMALL..].iter().all(|byte| *byte == 7));
+        source.finish();
+        drop(server);
+    }
+}
+
+#[test]
+fn a_copy_does_not_go_on_onto_another_export_or_one_that_was_written_to() {
+    let folder = Folder::new();
+    let record = folder.text("record");
+    let disk = folder.file("disk", &vec![7; SMALL]);
+    folder.file("other", &vec![7; SMALL + 1]);
+    let source = ScriptedServer::unix([
+        reads_of(SMALL, 3).header(Cmd::READ),
+        reads_of(SMALL, 0).header(Cmd::DISC),
+        reads_of(SMALL, SAMPLES).serve(),
+    ]);
+    let from = source.endpoint().uri("");
+    let (_server, to) = serve(&folder, "disk");
+    let onto =
+        |to: &str| refused(&[&SMALL_ONE_BY_ONE[..], &["--record", &record, &from, to]].concat());
+    onto(&to);
+    let (_server, other) = serve(&folder, "other");
+    let said = onto(&other);
+    assert!(said.contains("the destination") && said.contains("is not the one"), "{said}");
+    fs::write(&disk, vec![0; SMALL]).unwrap();
+    let said = onto(&to);
+    assert!(said.contains("was written to since") && said.contains(&record), "{said}");
+    assert_eq!(read(&disk), vec![0; SMALL], "nothing was written");
+}
+
+#[test]
+fn the_record_of_a_file_is_beside_it_and_that_of_anything_else_where_it_is_said() {
     let folder = Folder::new();
     let (from, to) = (folder.file("from", &noise(MIB)), folder.text("to"));
     let record = folder.text("record");
@@ -156,6 +239,14 @@ fn the_record_of_a_file_is_beside_it_and_that_of_a_block_device_where_it_is_said
     usage(&["--resume", "--record", &record, &from, &to], "is beside it");
     assert!(fs::metadata(&to).is_err());
     usage(&["--record", &record, &from, &to], "--resume");
+    let mut export = Export::new(Mode::Extended);
+    export.size = MIB as u64;
+    let flushed = Script::new(export.clone()).enter();
+    export.flags &= !flag::SEND_FLUSH;
+    let server = ScriptedServer::unix([flushed.serve(), Script::new(export).enter().serve()]);
+    let uri = server.endpoint().uri("");
+    usage(&["--resume", &from, &uri], ", a server; say where to keep it by --record FILE");
+    usage(&["--resume", "--record", &record, &from, &uri], "can't be flushed");
     if LoopDevice::are_possible() {
         let device = LoopDevice::new(&vec![7; MIB]);
         usage(&["--resume", &from, &device.path], "--record FILE");

@@ -65,13 +65,14 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(super) flush: bool,
 
-    /// Go on with a copy onto a file or block device that was interrupted. What is copied is recorded until all is there and
-    /// durable: beside a file, in DST.nbd-copy, and for a block device where --record says; there is nothing else to be given
-    /// the first time. The source must not have changed
+    /// Go on with a copy onto a file, a block device or a server that was interrupted. What is copied is recorded until all
+    /// is there and durable: beside a file, in DST.nbd-copy, and for the others where --record says; there is nothing else to
+    /// be given the first time. The source must not have changed
     #[arg(long)]
     pub(super) resume: bool,
 
-    /// Where --resume records what is copied to a block device: a file on a disk that stays when the machine is restarted
+    /// Where --resume records what is copied to a block device or a server: a file on a disk that stays when the machine is
+    /// restarted
     #[arg(long, value_name = "FILE", requires = "resume")]
     pub(super) record: Option<PathBuf>,
 

@@ -5,6 +5,7 @@ mod activity;
 mod arguments;
 mod compare;
 mod disk;
+mod durable;
 mod error;
 mod extents;
 mod feed;

@@ -9,9 +9,10 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nbd_blocking::Client;
 use serde_json::{Value, json};
 
-use super::disk::Disk;
+use super::durable::Durable;
 use super::open::{Kind, Side, cannot};
 use super::{identity, samples};
 use crate::exit::Failure;
@@ -27,7 +28,7 @@ pub(super) struct Record {
     path: PathBuf,
     /// What the copy is from and to.
     sides: Value,
-    destination: Disk,
+    destination: Durable,
     marks: Mutex<Marks>,
 }
 
@@ -81,18 +82,22 @@ pub(super) struct Paths {
 }
 
 impl Paths {
-    /// Beside a file, where every copy to it finds it; and where the caller says for a block device, since the folder of its
-    /// path is in memory, and gone after a restart.
-    fn of(self, name: &str, regular: bool) -> Result<PathBuf, Failure> {
-        match (self, regular) {
+    /// Beside a file, where every copy to it finds it; and where the caller says for a server, beside which there is nothing,
+    /// and for a block device, since the folder of its path is in memory, and gone after a restart.
+    fn of(self, to: &Side) -> Result<PathBuf, Failure> {
+        let name = &to.name;
+        match (self, to.is_regular()) {
             (Self { wanted: None, beside: Some(beside) }, true) => Ok(beside),
             (_, true) => Err(Failure::usage(format!(
                 "--record: the record of {name} is beside it, where every copy to it finds it; leave the option out"
             ))),
             (Self { wanted: Some(wanted), .. }, false) => Ok(wanted),
-            (Self { wanted: None, .. }, false) => Err(Failure::usage(format!(
-                "--resume: no record stays beside {name}, a block device; say where to keep it by --record FILE"
-            ))),
+            (Self { wanted: None, .. }, false) => {
+                let what = if to.client().is_some() { "a server" } else { "a block device" };
+                Err(Failure::usage(format!(
+                    "--resume: no record stays beside {name}, {what}; say where to keep it by --record FILE"
+                )))
+            }
         }
     }
 }
@@ -103,17 +108,18 @@ impl Record {
     /// # Errors
     /// When it was a copy of something else.
     pub(super) fn resume(paths: Paths, source: &Side, to: &Side) -> Result<Self, Failure> {
-        let Kind::Disk { disk, regular, size: room } = &to.kind else {
-            return Err(Failure::usage(format!(
-                "--resume: {} is no file and no block device, onto which a copy could go on",
-                to.name
-            )));
-        };
-        let path = paths.of(&to.name, *regular)?;
+        let destination = Durable::of(to)?;
+        let path = paths.of(to)?;
         let size = source.size().ok_or_else(|| {
             Failure::usage(format!("--resume: {} can't be read from the middle on", source.name))
         })?;
-        let this = identity::of(&disk.file).map_err(|error| cannot("use", &to.name, &error))?;
+        let this = match &to.kind {
+            // A file's size is that of the source later on.
+            Kind::Disk { disk, .. } => {
+                identity::of(&disk.file).map_err(|error| cannot("use", &to.name, &error))?
+            }
+            _ => about(to)?,
+        };
         let sides = json!({ "source": about(source)?, "destination": this });
         let mut marks = Marks::default();
         if let Some(recorded) = read(&path)? {
@@ -129,13 +135,13 @@ impl Record {
                 return Err(differs("the source", &source.name));
             }
             let copied = recorded["copied"].as_u64().filter(|copied| *copied <= size);
-            let whole = !regular || *room == size;
+            let whole = !to.is_regular() || to.size() == Some(size);
             match copied.filter(|_| is_same("destination")) {
                 // It was interrupted before the destination had its size.
                 Some(0) => {}
                 Some(copied) if whole => {
                     // A file's record is removed by a copy of anything else.
-                    if !regular && !samples::agree(source, disk, &to.name, copied)? {
+                    if !to.is_regular() && !samples::agree(source, to, copied)? {
                         return Err(Failure::failed(format!(
                             "cannot go on with the copy: {} and {} differ in what was copied according to {}: one of \
                              them was written to since; remove that file to begin anew",
@@ -149,7 +155,6 @@ impl Record {
                 _ => return Err(differs("the destination", &to.name)),
             }
         }
-        let destination = disk.clone();
         let record = Self { path, sides, destination, marks: Mutex::new(marks) };
         record.write(record.marks().reach)?;
         Ok(record)
@@ -157,6 +162,11 @@ impl Record {
 
     fn marks(&self) -> MutexGuard<'_, Marks> {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more connection to a server is about to write.
+    pub(super) fn joins(&self, client: &Client) {
+        self.destination.joins(client);
     }
 
     /// Where the copy goes on: everything before is durable.
@@ -317,13 +327,14 @@ mod tests {
     use nbd_testkit::cases;
 
     use super::*;
+    use crate::copy::disk::Disk;
 
     /// A record beside a file that can be flushed, or of a device that can't.
     fn record(folder: &Path, destination: &str) -> Record {
         let file =
             File::options().write(true).create(true).truncate(true).open(destination).unwrap();
         let marks = Mutex::new(Marks::default());
-        let destination = Disk::new(file, false).unwrap();
+        let destination = Durable::Disk(Disk::new(file, false).unwrap());
         Record { path: folder.join("to.nbd-copy"), sides: json!({}), destination, marks }
     }
 
@@ -343,7 +354,7 @@ mod tests {
         assert_eq!(recorded(&record), 7);
         // The system has reported it, and would not do so again.
         let file = File::create(folder.path().join("to")).unwrap();
-        record.destination = Disk::new(file, false).unwrap();
+        record.destination = Durable::Disk(Disk::new(file, false).unwrap());
         record.flush().unwrap_err();
         record.interrupted().unwrap_err();
         assert_eq!(recorded(&record), 7);

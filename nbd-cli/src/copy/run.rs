@@ -351,7 +351,11 @@ impl<'a> Copy<'a> {
     /// The two ends of a further thread; `None` where there can be no such thread.
     fn further_ends(&self, pair: &Pair) -> Option<Ends> {
         let source = self.source.read_by(pair.source.as_ref())?;
-        Some((source, self.destination.written_by(pair.destination.as_ref())?))
+        let destination = self.destination.written_by(pair.destination.as_ref())?;
+        if let (Some(record), Some(client)) = (&self.record, &pair.destination) {
+            record.joins(client);
+        }
+        Some((source, destination))
     }
 
     /// Sees to it that what was written stays, and that it is the destination that answers when it is read back.
@@ -390,7 +394,9 @@ impl<'a> Copy<'a> {
                          what was written before; copy again"
                     )));
                 }
-                if flushes && client.export().can_flush() {
+                if let Some(record) = &self.record {
+                    record.flush()?;
+                } else if flushes && client.export().can_flush() {
                     // A flush covers all connections. But each knows alone what its server may have lost.
                     let further = self.pairs.iter().filter_map(|pair| pair.destination.as_ref());
                     for client in further.filter(|_| retries).chain([client]) {

@@ -2,7 +2,6 @@
 
 use nbd_blocking::client::Flags;
 
-use super::disk::Disk;
 use super::open::{Kind, Side, cannot};
 use crate::exit::Failure;
 
@@ -12,16 +11,14 @@ const COUNT: u64 = 16;
 /// Bytes of such a range. A server reads blocks of so many bytes at most.
 const LENGTH: u64 = 64 << 10;
 
-/// Whether the beginning of a disk, which was copied, is what the source has there as far as samples show. Somebody may
-/// have written to the disk since, or the source may be another one by now.
+/// Whether the beginning of a destination, which was copied, is what the source has there as far as samples show. Somebody
+/// may have written to it since, or one of the two may be another disk by now.
 ///
 /// # Errors
 /// When one of them can't be read.
-pub(super) fn agree(source: &Side, disk: &Disk, name: &str, copied: u64) -> Result<bool, Failure> {
-    for (offset, length) in ranges(copied, source.unit()) {
-        let mut ours = vec![0; length];
-        disk.read(&mut ours, offset).map_err(|error| cannot("read", name, &error))?;
-        if theirs(source, offset, length)? != ours {
+pub(super) fn agree(source: &Side, destination: &Side, copied: u64) -> Result<bool, Failure> {
+    for (offset, length) in ranges(copied, source.unit().max(destination.unit())) {
+        if read(source, offset, length)? != read(destination, offset, length)? {
             tracing::info!(offset, "what was copied is not there any more");
             return Ok(false);
         }
@@ -29,8 +26,8 @@ pub(super) fn agree(source: &Side, disk: &Disk, name: &str, copied: u64) -> Resu
     Ok(true)
 }
 
-fn theirs(source: &Side, offset: u64, length: usize) -> Result<Vec<u8>, Failure> {
-    match &source.kind {
+fn read(side: &Side, offset: u64, length: usize) -> Result<Vec<u8>, Failure> {
+    match &side.kind {
         Kind::Server { target, client, .. } => {
             let read = client.read(offset, length, Flags::empty());
             read.map(Vec::from).map_err(|error| target.explain(&error))
@@ -38,9 +35,9 @@ fn theirs(source: &Side, offset: u64, length: usize) -> Result<Vec<u8>, Failure>
         Kind::Disk { disk, .. } => {
             let mut buffer = vec![0; length];
             let read = disk.read(&mut buffer, offset);
-            read.map(|()| buffer).map_err(|error| cannot("read", &source.name, &error))
+            read.map(|()| buffer).map_err(|error| cannot("read", &side.name, &error))
         }
-        // Nothing was copied from there that a record is about.
+        // No record is about these.
         Kind::Stream(_) | Kind::Null => Ok(Vec::new()),
     }
 }

@@ -151,3 +151,44 @@ impl Team {
 fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
+
+#[cfg(test)]
+mod tests {
+    use nbd_testkit::raw::{BlockSize as Sizes, Mode, flag};
+    use nbd_testkit::scripted::{Export, Script, ScriptedServer};
+
+    use super::*;
+
+    #[test]
+    fn a_further_connection_is_one_to_the_same_export_or_none() {
+        let export = Export::new(Mode::Extended);
+        let change = |change: fn(&mut Export)| {
+            let mut other = export.clone();
+            change(&mut other);
+            other
+        };
+        let others = [
+            (export.clone(), true),
+            (change(|other| other.size /= 2), false),
+            (change(|other| other.flags &= !flag::SEND_TRIM), false),
+            (
+                change(|other| {
+                    let sizes = Sizes { minimum: 512, preferred: 4096, maximum: 1 << 20 };
+                    other.block_size = Some(sizes);
+                }),
+                false,
+            ),
+        ];
+        for (other, is_same) in others {
+            let server = ScriptedServer::unix(
+                [export.clone(), other].map(|export| Script::new(export).enter().serve()),
+            );
+            let uri: Uri = server.endpoint().uri("").parse().unwrap();
+            let first = Client::connect_with(&uri, &ClientConfig::new()).unwrap();
+            let further = Maker::new(uri, ClientConfig::new(), &first).connect().unwrap();
+            assert_eq!(further.is_some(), is_same);
+            drop((first, further));
+            server.finish();
+        }
+    }
+}
