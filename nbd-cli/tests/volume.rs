@@ -8,9 +8,10 @@ use std::time::Duration;
 use nbd_testkit::Endpoint;
 use nbd_testkit::objects::{Manners, ObjectServer};
 use nbd_testkit::peers::require;
-use nbd_testkit::process::{Background, Finished, run};
+use nbd_testkit::process::{Background, Finished, run, wait_until};
 use nbd_testkit::raw::{Errno, RawClient, Request, flag};
 use nbd_testkit::server::{NbdServe, Runtime, Setup, Transport, nbd_binary};
+use rustix::process::{Pid, Signal, kill_process};
 
 const LIMIT: Duration = Duration::from_secs(100);
 
@@ -117,6 +118,46 @@ fn a_second_server_takes_over_and_clients_of_the_first_are_disconnected() {
 }
 
 #[test]
+fn a_server_that_was_stopped_over_a_take_over_acknowledges_nothing_afterwards() {
+    let setup = Setup { runtime: Runtime::Tokio, transport: Transport::Unix };
+    let folder = tempfile::tempdir().unwrap();
+    let backend = format!("volume:{}", new_volume(folder.path()));
+    let start = || setup.serve().args(["--volume-lease", "1s", &backend]).start();
+    let first = start();
+    let mut client = RawClient::go_simple(first.endpoint());
+    client.write(0, b"flushed");
+    client.call(&Request::flush()).ok();
+    let signal = |signal| {
+        let first = Pid::from_raw(first.id() as i32).expect("it runs");
+        kill_process(first, signal).expect("it is there");
+    };
+    signal(Signal::STOP);
+    let threads = format!("/proc/{}/task", first.id());
+    wait_until("all of its threads are stopped", LIMIT, || {
+        let tasks = std::fs::read_dir(&threads).expect("it is there");
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        })
+    });
+    // It waits in the socket until the server goes on.
+    client.send(&Request::write(0, b"late"));
+    let second = start();
+    let mut other = RawClient::go_simple(second.endpoint());
+    assert_eq!(other.read(0, 7), b"flushed");
+    other.write(0, b"newer..");
+    other.call(&Request::flush()).ok();
+    signal(Signal::CONT);
+    client.wire().set_timeout(LIMIT);
+    if let Some(reply) = client.wire().recv_or_gone(16, "a reply") {
+        assert_ne!(reply[4..8], [0; 4], "it was acknowledged");
+        client.wire().drain_to_eof();
+    }
+    assert_eq!(other.read(0, 7), b"newer..");
+    other.finish();
+}
+
+#[test]
 fn what_can_not_be_is_refused_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let url = new_volume(folder.path());
@@ -134,6 +175,26 @@ fn what_can_not_be_is_refused_with_what_to_do() {
     ] {
         let text = nbd(&args).failure();
         assert!(text.contains(expected) && !text.contains("secret"), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn a_store_that_refuses_a_client_is_reported_with_the_names_of_the_credentials() {
+    let store = ObjectServer::start();
+    for status in [401, 403] {
+        store.set_manners(Manners { status: Some(status), ..Manners::default() });
+        for args in [
+            &["volume", "info", "s3://bucket/v"][..],
+            &["volume", "create", "s3://bucket/v", "--size", "1G"],
+            &["volume", "list", "s3://bucket/v"],
+            &["serve", "volume:s3://bucket/v"],
+            &["serve", "s3://bucket/v"],
+        ] {
+            let mut command = Command::new(nbd_binary());
+            let text = run(command.args(args).envs(store.environment()), LIMIT).failure();
+            assert!(text.contains("refuses access"), "{args:?}: {text}");
+            assert!(text.contains("AWS_ACCESS_KEY_ID"), "{args:?}: {text}");
+        }
     }
 }
 

@@ -32,10 +32,10 @@ pub enum Error {
         url: String,
     },
 
-    /// The store does not give the object to this client.
-    #[error("the store refuses to give {url}: {reason}; {remedy}")]
+    /// The store refuses this client.
+    #[error("the store refuses access to {url}: {reason}; {remedy}")]
     Refused {
-        /// The object.
+        /// The volume or object.
         url: String,
         /// What the store said.
         reason: String,
@@ -156,7 +156,28 @@ impl Error {
 
     /// A failure of the store's while doing something.
     pub(crate) fn store(url: &str, doing: &'static str, error: &object_store::Error) -> Self {
-        Self::Store { url: url.to_owned(), doing, reason: chain(error) }
+        use object_store::Error as Kind;
+        let reason = chain(error);
+        // Those of listings have no kind of their own.
+        let is_refused =
+            matches!(error, Kind::PermissionDenied { .. } | Kind::Unauthenticated { .. })
+                || ["status code: 401", "status code: 403"]
+                    .iter()
+                    .any(|text| reason.contains(text));
+        let url = url.to_owned();
+        if is_refused {
+            let remedy = match url.starts_with("http") {
+                true => {
+                    "no credentials are sent to web servers: give a URL that is signed, or the bucket's, such as s3://BUCKET/KEY"
+                }
+                false => {
+                    "credentials are taken from the environment, such as AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS or \
+                     AZURE_STORAGE_ACCOUNT_KEY"
+                }
+            };
+            return Self::Refused { url, reason, remedy };
+        }
+        Self::Store { url, doing, reason }
     }
 }
 

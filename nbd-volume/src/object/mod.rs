@@ -96,23 +96,10 @@ impl Object {
 fn cannot_open(location: &Location, error: &object_store::Error) -> Error {
     use object_store::Error as Kind;
     let url = location.url().to_owned();
-    let reason = chain(error);
     match error {
         Kind::NotFound { .. } => Error::NoObject { url },
-        Kind::PermissionDenied { .. } | Kind::Unauthenticated { .. } => {
-            let remedy = match url.starts_with("http") {
-                true => {
-                    "no credentials are sent to web servers: give a URL that is signed, or the bucket's, such as s3://BUCKET/KEY"
-                }
-                false => {
-                    "credentials are taken from the environment, such as AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS or \
-                     AZURE_STORAGE_ACCOUNT_KEY"
-                }
-            };
-            Error::Refused { url, reason, remedy }
-        }
         Kind::NotSupported { .. } => Error::NoRanges { url },
-        _ if reason.contains("non-partial response") => Error::NoRanges { url },
-        _ => Error::Store { url, doing: "open", reason },
+        _ if chain(error).contains("non-partial response") => Error::NoRanges { url },
+        _ => Error::store(&url, "open", error),
     }
 }
