@@ -286,6 +286,9 @@ const CONFIGURATIONS: &[&str] = &[
     "[[export]]\nvolume = 's3://bucket/disk'\nfile = 'disk.img'",
     "[[export]]\nvolume = 's3://bucket/disk'\nvolume-memory = '31M'",
     "[[export]]\nmemory = '1M'\nvolume-memory = '1G'",
+    "[[export]]\nvolume = 's3://bucket/disk'\nvolume-cache = 'folder:1M'",
+    "[[export]]\nvolume = 's3://bucket/disk'\nvolume-cache = 'folder'",
+    "[[export]]\nmemory = '1M'\nvolume-cache = 'folder:1G'",
     "[[export]]\nfile = 'disk.img'\n[[export]",
 ];
 

@@ -12,6 +12,7 @@ use slatedb::db_cache::{DbCache, SplitCache};
 use slatedb::{Db, DbIterator, DbReader, DbReaderMode, SstBlockSize};
 use slatedb_common::clock::{DefaultSystemClock, SystemClock};
 
+use crate::disk_cache::Used;
 use crate::layout::{block_index, block_key};
 use crate::{Location, Options};
 
@@ -34,8 +35,13 @@ pub(crate) enum Database {
 }
 
 /// Opens a database for writing, and fences an earlier writer. Makes one where there is none.
-pub(crate) async fn open(location: &Location, options: &Options) -> Result<Db, slatedb::Error> {
+pub(crate) async fn open(
+    location: &Location,
+    options: &Options,
+    disk_cache: Option<&Used>,
+) -> Result<Db, slatedb::Error> {
     let settings = Settings {
+        object_store_cache_options: Used::settings(disk_cache),
         flush_interval: Some(options.upload_interval),
         manifest_poll_interval: MANIFEST_POLL,
         max_unflushed_bytes: options.unflushed(),
@@ -55,10 +61,14 @@ pub(crate) async fn read(
     location: &Location,
     mode: DbReaderMode,
     options: &Options,
+    disk_cache: Option<&Used>,
 ) -> Result<DbReader, slatedb::Error> {
     let builder = DbReader::builder(location.prefix().clone(), location.store())
         .with_reader_mode(mode)
-        .with_options(DbReaderOptions::default())
+        .with_options(DbReaderOptions {
+            object_store_cache_options: Used::settings(disk_cache),
+            ..DbReaderOptions::default()
+        })
         .with_system_clock(clock())
         .with_db_cache(cache(options), 0);
     builder.build().await

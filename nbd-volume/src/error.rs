@@ -74,6 +74,18 @@ pub enum Error {
         url: String,
     },
 
+    /// The directory of the cache on disk can't be used.
+    #[error(
+        "{} can't be a cache of volumes: {reason}; give a directory on a local disk that this user can write, or none",
+        directory.display()
+    )]
+    Cache {
+        /// The directory.
+        directory: std::path::PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
     /// A server has the volume open.
     #[error("the volume at {url} is open: {writer} has it; {remedy}")]
     Busy {

@@ -43,6 +43,7 @@ mod ahead;
 mod blocks;
 mod cache;
 mod database;
+mod disk_cache;
 mod error;
 mod export;
 mod layout;
@@ -60,6 +61,7 @@ mod streams;
 mod volume;
 mod watch;
 
+pub use disk_cache::DiskCache;
 pub use error::Error;
 pub use location::Location;
 pub use manage::{

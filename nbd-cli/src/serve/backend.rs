@@ -176,7 +176,7 @@ impl<'a> Files<'a> {
 pub(super) fn open(export: &Export, config: &Config) -> Result<Disk, Failure> {
     match export.backend().map_err(Failure::Usage)? {
         Backend::Volume(url) => {
-            let (export, volume) = volumes::open(url, export.read_only, export.volume_memory)?;
+            let (export, volume) = volumes::open(url, export)?;
             Ok(Disk { export, tracker: None, volume: Some(volume) })
         }
         Backend::Memory(size) => {

@@ -2,7 +2,7 @@
 
 use nbd_engine::export::{AnyExport, Withdrawal};
 
-use super::config::Size;
+use super::config::Export;
 use crate::exit::Failure;
 
 /// None.
@@ -13,7 +13,7 @@ pub(super) fn inspect(_: &str) -> Result<(), Failure> {
     Err(missing())
 }
 
-pub(super) fn open(_: &str, _: bool, _: Option<Size>) -> Result<(AnyExport, Open), Failure> {
+pub(super) fn open(_: &str, _: &Export) -> Result<(AnyExport, Open), Failure> {
     Err(missing())
 }
 

@@ -4,15 +4,16 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use nbd_engine::export::{AnyExport, Withdrawal};
-use nbd_volume::{Options, Volume, info};
+use nbd_volume::{DiskCache, Options, Volume, info};
 use tokio::runtime::{Builder, Runtime};
 
-use super::config::{MIN_VOLUME_MEMORY, Size};
+use super::config::{Export, MIN_VOLUME_CACHE, MIN_VOLUME_MEMORY, Size, VolumeCache};
 use crate::exit::Failure;
 use crate::volume::{location, split_snapshot};
 
 // Checked without the library, too.
 const _: () = assert!(MIN_VOLUME_MEMORY == Options::MIN_MEMORY);
+const _: () = assert!(MIN_VOLUME_CACHE == DiskCache::MIN_BYTES);
 
 /// What waits for the stores, whatever runtime the connections are on. There is none unless a volume is served.
 static RUNTIME: LazyLock<std::io::Result<Runtime>> =
@@ -45,19 +46,18 @@ pub(super) fn inspect(word: &str) -> Result<(), Failure> {
 }
 
 /// Opens a volume, which takes it over from another server, or a snapshot.
-pub(super) fn open(
-    word: &str,
-    read_only: bool,
-    memory: Option<Size>,
-) -> Result<(AnyExport, Open), Failure> {
+pub(super) fn open(word: &str, export: &Export) -> Result<(AnyExport, Open), Failure> {
     let (url, snapshot) = split_snapshot(word);
     let location = location(url)?;
     let mut options = Options::default();
-    if let Some(Size(bytes)) = memory {
+    if let Some(Size(bytes)) = export.volume_memory {
         options = options.with_memory(bytes);
     }
+    if let Some(VolumeCache { directory, size: Size(bytes) }) = export.volume_cache.clone() {
+        options.disk_cache = Some(DiskCache::new(directory, bytes));
+    }
     let opened = match snapshot {
-        None if read_only => {
+        None if export.read_only => {
             return Err(Failure::usage(format!(
                 "to serve a volume is to take it over, for reading, too: make a snapshot (nbd volume snapshot {url} NAME), and \
                  serve volume:{url}@NAME"

@@ -55,7 +55,7 @@ pub async fn check(
     };
     let options = Options { object_cache: 32 << 20, ..Options::default() };
     let reader =
-        within(location, "read", PATIENCE, database::read(location, mode, &options)).await?;
+        within(location, "read", PATIENCE, database::read(location, mode, &options, None)).await?;
     let database = Database::Reader(reader.into());
     let size = size(location, &database, PATIENCE).await?;
     let block_size = u64::from(descriptor.block_size);

@@ -81,7 +81,7 @@ pub async fn create(location: &Location, volume: &NewVolume) -> Result<(), Error
     }
     let options = Options { object_cache: 1 << 20, ..Options::default() };
     let made = async {
-        let db = database::open(location, &options).await?;
+        let db = database::open(location, &options, None).await?;
         let mut batch = WriteBatch::new();
         batch.put(SIZE_KEY, encoded(&Size { size: volume.size }));
         db.write(batch).await?;

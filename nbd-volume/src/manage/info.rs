@@ -104,7 +104,7 @@ pub async fn info(location: &Location) -> Result<Info, Error> {
 /// The database as it is in the store now.
 pub(super) async fn latest(location: &Location) -> Result<Database, Error> {
     let options = Options { object_cache: 8 << 20, ..Options::default() };
-    let opening = database::read(location, DbReaderMode::FollowLatest, &options);
+    let opening = database::read(location, DbReaderMode::FollowLatest, &options, None);
     let reader = within(location, "read", PATIENCE, opening).await?;
     Ok(Database::Reader(reader.into()))
 }

@@ -2,6 +2,7 @@
 
 mod crashes;
 mod disk;
+mod disk_cache;
 mod faulty;
 mod management;
 mod memory;
