@@ -9,7 +9,7 @@ use slatedb::admin::Admin;
 use slatedb::config::{DbReaderOptions, ReadOptions, ScanOptions, Settings};
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
 use slatedb::db_cache::{DbCache, SplitCache};
-use slatedb::{Db, DbIterator, DbReader, DbReaderMode, SstBlockSize};
+use slatedb::{BlockTransformer, Db, DbIterator, DbReader, DbReaderMode, SstBlockSize};
 use slatedb_common::clock::{DefaultSystemClock, SystemClock};
 
 use crate::disk_cache::Used;
@@ -39,6 +39,7 @@ pub(crate) async fn open(
     location: &Location,
     options: &Options,
     disk_cache: Option<&Used>,
+    cipher: Option<Arc<dyn BlockTransformer>>,
 ) -> Result<Db, slatedb::Error> {
     let settings = Settings {
         object_store_cache_options: Used::settings(disk_cache),
@@ -48,11 +49,14 @@ pub(crate) async fn open(
         l0_sst_size_bytes: options.unflushed() / 4,
         ..Settings::default()
     };
-    let builder = Db::builder(location.prefix().clone(), location.store())
+    let mut builder = Db::builder(location.prefix().clone(), location.store())
         .with_settings(settings)
         .with_sst_block_size(PART)
         .with_system_clock(clock())
         .with_db_cache(cache(options), 0);
+    if let Some(cipher) = cipher {
+        builder = builder.with_block_transformer(cipher);
+    }
     builder.build().await
 }
 
@@ -62,8 +66,9 @@ pub(crate) async fn read(
     mode: DbReaderMode,
     options: &Options,
     disk_cache: Option<&Used>,
+    cipher: Option<Arc<dyn BlockTransformer>>,
 ) -> Result<DbReader, slatedb::Error> {
-    let builder = DbReader::builder(location.prefix().clone(), location.store())
+    let mut builder = DbReader::builder(location.prefix().clone(), location.store())
         .with_reader_mode(mode)
         .with_options(DbReaderOptions {
             object_store_cache_options: Used::settings(disk_cache),
@@ -71,6 +76,9 @@ pub(crate) async fn read(
         })
         .with_system_clock(clock())
         .with_db_cache(cache(options), 0);
+    if let Some(cipher) = cipher {
+        builder = builder.with_block_transformer(cipher);
+    }
     builder.build().await
 }
 

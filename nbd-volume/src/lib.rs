@@ -44,8 +44,10 @@ mod blocks;
 mod cache;
 mod database;
 mod disk_cache;
+mod encryption;
 mod error;
 mod export;
+mod key;
 mod layout;
 mod lease;
 mod location;
@@ -63,6 +65,7 @@ mod watch;
 
 pub use disk_cache::DiskCache;
 pub use error::Error;
+pub use key::Key;
 pub use location::Location;
 pub use manage::{
     Damage, Info, NewVolume, Report, Snapshot, Writer, check, clone, create, delete,

@@ -16,6 +16,7 @@ use crate::ahead::Ahead;
 use crate::cache::BlockCache;
 use crate::database::{self, Database};
 use crate::disk_cache::Used;
+use crate::encryption;
 use crate::layout::{Descriptor, WRITER_KEY, WriterRecord};
 use crate::lease::{Lease, Lost};
 use crate::locks::Mode;
@@ -71,9 +72,10 @@ impl Volume {
     /// [`patience`](Options::patience), or does not honour conditional writes.
     pub async fn open(location: &Location, options: &Options) -> Result<Self, Error> {
         let descriptor = descriptor(location, options.patience).await?;
+        let cipher = encryption::of(location, &descriptor)?;
         check_conditional_writes(location, &descriptor, options.patience).await?;
         let cache = disk_cache(location, options, descriptor.id.clone()).await?;
-        let opening = database::open(location, options, cache.as_ref());
+        let opening = database::open(location, options, cache.as_ref(), cipher);
         let db = within(location, "open", options.patience, opening).await?;
         let database = Database::Writer(db.clone());
         let size = size(location, &database, options.patience).await?;
@@ -96,11 +98,12 @@ impl Volume {
         options: &Options,
     ) -> Result<Self, Error> {
         let descriptor = descriptor(location, options.patience).await?;
+        let cipher = encryption::of(location, &descriptor)?;
         let checkpoint = crate::manage::find_snapshot(location, name, options.patience).await?;
         let mode = DbReaderMode::Checkpoint(checkpoint.id);
         let cache =
             disk_cache(location, options, format!("{}-{}", descriptor.id, checkpoint.id)).await?;
-        let opening = database::read(location, mode, options, cache.as_ref());
+        let opening = database::read(location, mode, options, cache.as_ref(), cipher);
         let reader = within(location, "open a snapshot of", options.patience, opening).await?;
         let database = Database::Reader(Arc::new(reader));
         let size = size(location, &database, options.patience).await?;

@@ -3,6 +3,7 @@
 mod crashes;
 mod disk;
 mod disk_cache;
+mod encryption;
 mod faulty;
 mod management;
 mod memory;
