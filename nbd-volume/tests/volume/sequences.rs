@@ -54,7 +54,7 @@ fn a_sequential_read_takes_a_request_for_several_mebibytes_at_any_depth() {
             });
             let mut reads = stream::iter(reads).buffer_unordered(depth);
             while let Some((i, bytes)) = reads.next().await {
-                assert!(bytes == vec![(i * REQUEST >> 20) as u8 + 1; REQUEST as usize], "{i}");
+                assert!(bytes == vec![((i * REQUEST) >> 20) as u8 + 1; REQUEST as usize], "{i}");
             }
             let after = volume.location().traffic();
             let (gets, fetched) = (after.gets - before.gets, after.get_bytes - before.get_bytes);
