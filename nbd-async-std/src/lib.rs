@@ -6,6 +6,8 @@
 //!
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Rustdoc has a section for each Result that is public.
+#![warn(clippy::missing_errors_doc)]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 #![cfg_attr(feature = "smol", doc = "```")]
 #![cfg_attr(not(feature = "smol"), doc = "```ignore")]

@@ -22,6 +22,8 @@
 //! write.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Rustdoc has a section for each Result that is public.
+#![warn(clippy::missing_errors_doc)]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 
 pub mod client;

@@ -30,7 +30,9 @@ mod overlay;
 // Those that the tests of examples leave out.
 #[cfg(all(test, feature = "tls", target_os = "linux"))]
 mod pages;
+mod path_error;
 mod patient;
+mod private_folder;
 #[cfg(feature = "tls")]
 mod psk;
 mod quantity;

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use crate::target;
 
@@ -71,6 +72,60 @@ fn words(line: &str) -> Option<Vec<OsString>> {
         words.pop();
     }
     (quote.is_none()).then(|| words.into_iter().map(OsString::from).collect())
+}
+
+/// The commands in the text of a page, such as `nbd serve --config FILE`.
+fn inline(page: &str) -> Vec<String> {
+    let text: String = page.split("```").step_by(2).collect();
+    let spans = text.split('`').skip(1).step_by(2).map(|span| span.replace('\n', " "));
+    let is_command = |span: &str| {
+        let word = span.strip_prefix("nbd ").unwrap_or_default().trim_start();
+        word.starts_with(|c: char| c.is_ascii_lowercase()) && !span.contains("...")
+    };
+    spans.filter(|span| is_command(span)).collect()
+}
+
+/// What a word that stands for others may stand for.
+fn example(word: &str) -> &str {
+    match word {
+        "URI" => "nbd://host/disk",
+        "PORT" | "N" | "CLIENT" => "1",
+        "T" => "1s",
+        "SIZE" => "1M",
+        "ADDR" => "127.0.0.1:9809",
+        word => word,
+    }
+}
+
+/// Text may leave out what a command needs besides, but has no option, command or value that there is not.
+#[test]
+fn every_command_in_the_text_of_the_pages_is_understood() {
+    let (mut count, mut faults) = (0, Vec::new());
+    for path in pages() {
+        for span in inline(&std::fs::read_to_string(&path).unwrap()) {
+            if span.starts_with("nbd volume") && cfg!(not(feature = "volume")) {
+                continue;
+            }
+            let line = span.split(' ').map(example).collect::<Vec<_>>().join(" ");
+            let words = words(&line).unwrap_or_default();
+            count += 1;
+            match crate::Cli::try_parse_from(target::arguments(words)) {
+                Ok(_) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::MissingRequiredArgument
+                            | ErrorKind::MissingSubcommand
+                            | ErrorKind::DisplayHelp
+                            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+                    ) => {}
+                Err(error) if error.to_string().contains("none was supplied") => {}
+                Err(error) => faults.push(format!("{}: {span}\n{error}", path.display())),
+            }
+        }
+    }
+    assert!(count > 100, "{count}");
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 #[test]

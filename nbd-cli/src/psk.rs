@@ -10,6 +10,7 @@ use clap::Args;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::exit::Failure;
+use crate::path_error;
 
 /// Bytes of a key, as psktool makes them.
 const KEY_LENGTH: usize = 32;
@@ -38,7 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(Failure::usage(format!("'{user}' {text}")));
     }
     let cannot = |what: &str, error: &io::Error| {
-        Failure::failed(format!("cannot {what} {}: {error}", path.display()))
+        Failure::failed(format!("cannot {what} {}: {}", path.display(), path_error::why(error)))
     };
     let before = match fs::read(path) {
         Ok(before) => before,

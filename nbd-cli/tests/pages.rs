@@ -13,15 +13,18 @@ use nbd_testkit::peers;
 use nbd_testkit::process::run;
 use nbd_testkit::server::nbd_binary;
 
+#[path = "pages/typed.rs"]
+mod typed;
+
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A command of a page, and what it prints.
-struct Step {
-    command: String,
-    prints: Vec<String>,
+pub(crate) struct Step {
+    pub(crate) command: String,
+    pub(crate) prints: Vec<String>,
 }
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").to_owned()
 }
 
@@ -115,6 +118,12 @@ fn check(page: &str, needs: &[&str]) {
     let text = std::fs::read_to_string(root().join(page)).unwrap();
     let steps = steps(&text);
     assert!(!steps.is_empty(), "{page} has commands");
+    check_steps(page, &steps);
+}
+
+/// Runs steps of a page.
+#[track_caller]
+pub(crate) fn check_steps(page: &str, steps: &[Step]) {
     let dir = tempfile::tempdir().unwrap();
     let mut path = vec![nbd_binary().parent().expect("it is in a folder").to_owned()];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
@@ -124,9 +133,9 @@ fn check(page: &str, needs: &[&str]) {
         "--map-root-user",
         "sh",
         "-c",
-        "ip link set lo up && exec bash -c \"$0\"",
+        "ip link set lo up && ip addr add 192.0.2.1 dev lo && exec bash -c \"$0\"",
     ]);
-    command.arg(script(&steps)).current_dir(dir.path());
+    command.arg(script(steps)).current_dir(dir.path());
     command.env("PATH", std::env::join_paths(path).expect("plain names"));
     let finished = run(&mut command, LIMIT);
     let mut rest = finished.stdout.as_str();

@@ -1,4 +1,4 @@
-//! `nbd volume`, and `nbd serve volume:URL`, on a local directory.
+//! `nbd volume`, `nbd serve volume:URL` on a local directory, and `nbd serve URL` by HTTP on loopback.
 #![cfg(feature = "volume")]
 
 use std::path::Path;
@@ -6,8 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use nbd_testkit::Endpoint;
+use nbd_testkit::objects::{Manners, ObjectServer};
+use nbd_testkit::peers::require;
 use nbd_testkit::process::{Background, Finished, run};
-use nbd_testkit::raw::{RawClient, Request};
+use nbd_testkit::raw::{Errno, RawClient, Request, flag};
 use nbd_testkit::server::{NbdServe, Runtime, Setup, Transport, nbd_binary};
 
 const LIMIT: Duration = Duration::from_secs(100);
@@ -99,6 +101,10 @@ fn a_second_server_takes_over_and_clients_of_the_first_are_disconnected() {
     let mut client = RawClient::go_simple(first.endpoint());
     client.write(0, b"flushed");
     client.call(&Request::flush()).ok();
+    // Unless it was told not to.
+    let refused = nbd(&["serve", "--volume-exclusive", &format!("volume:{url}")]).failure();
+    assert!(refused.contains("is open: process") && refused.contains("10s"), "{refused}");
+    client.write(0, b"flushed");
     // It waits until the first one can't answer any more.
     let second = setup.serve().arg(format!("volume:{url}"));
     let process = Background::spawn(&mut second.command()).unwrap();
@@ -129,4 +135,62 @@ fn what_can_not_be_is_refused_with_what_to_do() {
         let text = nbd(&args).failure();
         assert!(text.contains(expected) && !text.contains("secret"), "{args:?}: {text}");
     }
+}
+
+/// An object of some MiB that is no repetition, by two URLs: of the web and of S3.
+fn an_object(server: &ObjectServer) -> (Vec<u8>, [String; 2]) {
+    let bytes: Vec<u8> = (0..3 << 20 | 123).map(|i: u64| ((i * 7919) >> 8) as u8).collect();
+    server.put("bucket/disk.img", bytes.clone());
+    (bytes, [format!("{}/bucket/disk.img", server.url()), "s3://bucket/disk.img".into()])
+}
+
+#[test]
+fn an_object_is_a_disk_that_is_only_read() {
+    let store = ObjectServer::start();
+    let (bytes, urls) = an_object(&store);
+    let setups = [
+        Setup { runtime: Runtime::Tokio, transport: Transport::Tcp },
+        Setup { runtime: Runtime::Blocking, transport: Transport::Unix },
+    ];
+    for (url, setup) in urls.iter().zip(setups) {
+        let mut command = setup.serve().arg(url);
+        command = command.args(["--volume-memory", "32M"]);
+        let variables = store.environment().map(|(name, value)| format!("export {name}={value}"));
+        let server = command.prepared_by(&variables.join("; ")).start();
+        let mut client = RawClient::go_simple(server.endpoint());
+        assert!(client.has_flag(flag::READ_ONLY) && client.has_flag(flag::CAN_MULTI_CONN));
+        assert!(client.has_flag(flag::SEND_CACHE));
+        assert_eq!(client.read(70_000, 200_000), &bytes[70_000..270_000]);
+        client.finish();
+        // By another implementation, from end to end, by several connections.
+        if let Some(nbdcopy) = require("nbdcopy") {
+            let copy = server.dir().join("copy");
+            run(nbdcopy.command().arg(server.uri("")).arg(&copy), LIMIT).success();
+            assert!(std::fs::read(copy).unwrap() == bytes);
+        }
+        end(server);
+    }
+}
+
+#[test]
+fn an_object_that_changes_or_can_not_be_read_is_an_error_with_words() {
+    let store = ObjectServer::start();
+    let (_, [url, _]) = an_object(&store);
+    let setup = Setup { runtime: Runtime::Tokio, transport: Transport::Unix };
+    let mut server = serving(setup, &format!("{url}?signature=secret"));
+    let mut client = RawClient::go_simple(server.endpoint());
+    store.put("bucket/disk.img", vec![1; 3 << 20 | 123]);
+    client.call(&Request::read(1 << 20, 4096)).expect_error(Errno::EIO);
+    client.call(&Request::read(0, 4096)).expect_error(Errno::EIO);
+    client.finish();
+    server.terminate();
+    assert!(server.wait_exit(LIMIT).expect("it ends").success());
+    let log = server.stderr();
+    assert_eq!(log.matches("its requests fail from now on").count(), 1, "{log}");
+    assert!(!log.contains("secret"), "{log}");
+    let missing = nbd(&["serve", "--check", &format!("{}/bucket/none", store.url())]).failure();
+    assert!(missing.contains("there is no object"), "{missing}");
+    store.set_manners(Manners { no_ranges: true, ..Manners::default() });
+    let whole = nbd(&["serve", "--check", &url]).failure();
+    assert!(whole.contains("download it"), "{whole}");
 }

@@ -8,6 +8,8 @@
 //! protocol as a state machine, whose front page has the loop to write.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Rustdoc has a section for each Result that is public.
+#![warn(clippy::missing_errors_doc)]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 
 mod busy_poll;

@@ -107,6 +107,13 @@ fn more_client_errors() -> Vec<Error> {
         connect("/run/nbd.sock", ErrorKind::NotFound),
         connect("/run/nbd.sock", ErrorKind::PermissionDenied),
         connect("192.0.2.1:10809", ErrorKind::TimedOut),
+        Error::Protocol {
+            peer: peer(),
+            source: nbd_proto::Error::Malformed(DecodeError::BadMagic {
+                expected: "NBDMAGIC",
+                found: u64::from_be_bytes(*b"HTTP/1.1"),
+            }),
+        },
         refused(option(go, OptionReplyType::ERR_TLS_REQD), Some(""), ""),
         refused(option(go, OptionReplyType::ERR_POLICY), Some("disk"), ""),
         refused(option(go, OptionReplyType::ERR_SHUTDOWN), None, ""),

@@ -7,6 +7,8 @@
 //! It serves a disk in memory, of 64 MiB or as many as are asked for, and prints its URI; try `nbdinfo URI`,
 //! `qemu-io -f raw URI` or `nbdcopy FILE URI`.
 //!
+//! In a project of its own it needs `nbd-proto` and `rustix = { version = "1", features = ["event", "net"] }`.
+//!
 //! The disk is one array, so that payload is never copied from buffer to buffer: what is written goes from the socket
 //! straight to the disk, and what is read goes from there to the socket, many replies in one gathered
 //! write. An export that takes its time would keep a buffer for each request in flight instead, and call

@@ -18,8 +18,11 @@ impl BlockSize {
     // S-SZ-06
     pub const DEFAULT: Self = Self { minimum: 1, preferred: 4096, maximum_payload: 1 << 25 };
 
-    /// Fails unless `minimum` is a power of two up to 65536, `preferred` a power of two of at least 512 and at least
-    /// `minimum`, and `maximum_payload` at least `preferred`.
+    /// Size constraints in bytes (section "Block size constraints").
+    ///
+    /// # Errors
+    /// [`InvalidBlockSize`] unless `minimum` is a power of two up to 65536, `preferred` a power of two of at least 512 and
+    /// at least `minimum`, and `maximum_payload` at least `preferred`.
     ///
     /// ```
     /// use nbd_proto::BlockSize;

@@ -120,6 +120,8 @@
 //! specification: export, option, request, command, cookie, chunk, extent, metadata context.
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Rustdoc has a section for each Result that is public.
+#![warn(clippy::missing_errors_doc)]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 #![cfg_attr(
     test,

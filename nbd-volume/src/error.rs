@@ -1,5 +1,7 @@
 //! Why a volume can't be opened or managed.
 
+use std::borrow::Cow;
+
 use slatedb::object_store;
 
 /// Why something could not be done with a volume. Each text names the volume's URL and what to do.
@@ -20,6 +22,33 @@ pub enum Error {
     )]
     NotFound {
         /// Where it was looked for.
+        url: String,
+    },
+
+    /// There is no object.
+    #[error("there is no object at {url}; nbd serve volume:URL serves a volume")]
+    NoObject {
+        /// Where it was looked for.
+        url: String,
+    },
+
+    /// The store does not give the object to this client.
+    #[error("the store refuses to give {url}: {reason}; {remedy}")]
+    Refused {
+        /// The object.
+        url: String,
+        /// What the store said.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+
+    /// The server gives the object only as a whole.
+    #[error(
+        "the server of {url} does not give parts of it (Range and 206): download it, and serve the file"
+    )]
+    NoRanges {
+        /// The object.
         url: String,
     },
 
@@ -198,14 +227,33 @@ fn one_line(text: &str) -> String {
         if !line.is_empty() {
             line.push(' ');
         }
-        line.push_str(word);
+        line.push_str(&without_query(word));
     }
     line
+}
+
+/// The word, if it is a URL, without its query, which may be a secret: a URL that is signed can be used by anybody.
+fn without_query(word: &str) -> Cow<'_, str> {
+    match word.find("://").and_then(|start| word[start..].find('?').map(|query| start + query)) {
+        Some(query) => {
+            let end = word.trim_end_matches([')', ',', ':', ';', '\'', '"', '>']);
+            Cow::Owned(format!("{}?...{}", &word[..query], &word[end.len().max(query)..]))
+        }
+        None => Cow::Borrowed(word),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_query_is_shown_nowhere() {
+        assert_eq!(
+            one_line("for url (https://host/disk?key=secret&x=//?): 403, see http://a/b c?d"),
+            "for url (https://host/disk?...): 403, see http://a/b c?d"
+        );
+    }
 
     #[test]
     fn a_text_is_one_short_line() {

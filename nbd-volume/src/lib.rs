@@ -17,7 +17,10 @@
 //!   [`Options::patience`] fails with `EIO` and the store's last error; the volume goes on when the store is back.
 //! - One writer. Opening a volume fences the server that had it open: that one fails flushes at once, and every request
 //!   at the latest when its [lease](Options::lease) is over, with `ESHUTDOWN`. A new writer that follows one that
-//!   did not close the volume waits for that long before it serves.
+//!   did not close the volume waits for that long before it serves. With [`Options::exclusive`] opening fails instead
+//!   if the other server is alive.
+//!
+//! An [`Object`] is something else: an object of a store, or a file of a web server, that is a disk as it is, for reading.
 //!
 //! # Example
 //!
@@ -38,6 +41,8 @@
 //! [`nbd_engine::proto`].
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Rustdoc has a section for each Result that is public.
+#![warn(clippy::missing_errors_doc)]
 
 mod ahead;
 mod blocks;
@@ -46,6 +51,7 @@ mod database;
 mod disk_cache;
 mod encryption;
 mod error;
+mod exclusive;
 mod export;
 mod key;
 mod layout;
@@ -53,6 +59,7 @@ mod lease;
 mod location;
 mod locks;
 mod manage;
+mod object;
 mod options;
 mod patience;
 mod reads;
@@ -71,6 +78,7 @@ pub use manage::{
     Damage, Info, NewVolume, Report, Snapshot, Writer, check, clone, create, delete,
     delete_snapshot, info, list, resize, snapshot,
 };
+pub use object::{Object, ObjectOptions};
 pub use options::Options;
 pub use store::Traffic;
 pub use volume::Volume;

@@ -1,4 +1,4 @@
-//! Where a volume lies.
+//! Where a volume or an object lies.
 
 use core::time::Duration;
 use std::fmt;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::http::HttpBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -16,7 +17,8 @@ use crate::error::chain;
 use crate::store::{Traffic, Watched};
 use crate::{Error, Key};
 
-/// An object store and a prefix in it: that of one volume, or one under which volumes lie. Clones share the store.
+/// An object store and a prefix in it: that of one volume, one under which volumes lie, or the name of an object. Clones
+/// share the store.
 #[derive(Clone)]
 pub struct Location {
     url: String,
@@ -55,19 +57,35 @@ impl Location {
     /// [`Error::Location`] for a URL of another kind, without a prefix, with a password or a query in it, or when the
     /// environment lacks what the store needs.
     pub fn parse(url: &str) -> Result<Self, Error> {
+        Self::parsed(url, Purpose::Volume)
+    }
+
+    /// The location of an object that is a disk by itself (see [`Object`](crate::Object)): `s3://BUCKET/KEY`,
+    /// `gs://BUCKET/KEY`, `az://CONTAINER/KEY`, as in [`parse`](Self::parse), or the URL of a file on a web server,
+    /// `https://HOST/PATH` or `http://HOST/PATH`, with a query if need be. A query may be a secret, such as a signature,
+    /// and is shown nowhere.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn of_object(url: &str) -> Result<Self, Error> {
+        match url.split_once("://") {
+            Some(("http" | "https", _)) => Self::on_the_web(url),
+            _ => Self::parsed(url, Purpose::Object),
+        }
+    }
+
+    fn parsed(url: &str, purpose: Purpose) -> Result<Self, Error> {
         let wrong = |why: &str| {
-            Error::Location(format!(
-                "'{}' {why}: give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY",
-                without_secrets(url)
-            ))
+            Error::Location(format!("'{}' {why}: give {}", without_secrets(url), purpose.forms()))
         };
         let Some((scheme, rest)) = url.split_once("://") else {
-            return Err(match url.split_once(':') {
-                Some(("memory", _)) => Error::Location(
+            return Err(match (url.split_once(':'), purpose) {
+                (Some(("memory", _)), Purpose::Volume) => Error::Location(
                     "a volume in memory ends with its process: serve a disk in memory with memory:SIZE instead"
                         .to_owned(),
                 ),
-                _ => wrong("is not the URL of a volume"),
+                (_, Purpose::Volume) => wrong("is not the URL of a volume"),
+                (_, Purpose::Object) => wrong("is not the URL of an object"),
             });
         };
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -82,7 +100,10 @@ impl Location {
         let prefix = Path::from_url_path(path)
             .map_err(|error| wrong(&format!("has a path that stores do not take ({error})")))?;
         if prefix.as_ref().is_empty() {
-            return Err(wrong("names no directory or prefix for a volume"));
+            return Err(wrong(match purpose {
+                Purpose::Volume => "names no directory or prefix for a volume",
+                Purpose::Object => "names no object",
+            }));
         }
         if matches!(scheme, "s3" | "s3a" | "gs" | "az" | "abfs" | "azure") && host.is_empty() {
             return Err(wrong("names no bucket"));
@@ -94,6 +115,9 @@ impl Location {
             )));
         }
         let store = match scheme {
+            "file" if purpose == Purpose::Object => {
+                return Err(wrong("is a file, which is served by its path"));
+            }
             "file" if host.is_empty() || host == "localhost" => {
                 Arc::new(LocalFileSystem::new().with_fsync(true)) as Arc<dyn ObjectStore>
             }
@@ -116,6 +140,37 @@ impl Location {
             url: url.trim_end_matches('/').to_owned(),
             store: Arc::new(Watched::new(store)),
             prefix,
+            origin: format!("{scheme}://{host}"),
+            key: None,
+        })
+    }
+
+    /// A file of a web server, which is a store with one object that has no name.
+    fn on_the_web(url: &str) -> Result<Self, Error> {
+        let wrong = |why: &str| {
+            Error::Location(format!("'{}' {why}: give https://HOST/PATH", without_secrets(url)))
+        };
+        let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+        let rest = rest.split('#').next().unwrap_or_default();
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        if host.contains('@') {
+            return Err(wrong(
+                "has a user or a password in it, which other users of the machine could read",
+            ));
+        }
+        if host.is_empty() || host.starts_with(':') {
+            return Err(wrong("names no host"));
+        }
+        if path.is_empty() || path.starts_with('?') {
+            return Err(wrong("names no file"));
+        }
+        let builder = HttpBuilder::new().with_url(format!("{scheme}://{rest}"));
+        let client = client(url).with_allow_http(scheme == "http");
+        let store = builder.with_retry(retries()).with_client_options(client).build();
+        Ok(Self {
+            url: without_secrets(url),
+            store: Arc::new(Watched::new(built(url, store)?)),
+            prefix: Path::default(),
             origin: format!("{scheme}://{host}"),
             key: None,
         })
@@ -199,6 +254,27 @@ impl Location {
             Some(below) => format!("{}/{below}", self.url),
         };
         Self { url, prefix: path.clone(), ..self.clone() }
+    }
+}
+
+/// What a URL is to name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Volume,
+    Object,
+}
+
+impl Purpose {
+    /// What to give instead of what is no such URL.
+    const fn forms(self) -> &'static str {
+        match self {
+            Self::Volume => {
+                "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY"
+            }
+            Self::Object => {
+                "s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY or https://HOST/PATH"
+            }
+        }
     }
 }
 
@@ -303,6 +379,36 @@ mod tests {
             assert!(!error.contains("secret"), "{error}");
             assert!(error.contains("give") || error.contains("memory:SIZE"), "{url}: {error}");
         }
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused_with_what_to_give_and_secrets_are_shown_nowhere() {
+        for url in [
+            "",
+            "disk.img",
+            "file:///srv/disk.img",
+            "memory:1G",
+            "ftp://host/disk.img",
+            "s3://",
+            "s3://bucket",
+            "s3://bucket/",
+            "s3://bucket/disk?versionId=secret",
+            "s3://user:secret@bucket/disk",
+            "http://",
+            "https://host",
+            "https://host/",
+            "https://host/?secret",
+            "https:///disk.img",
+            "https://user:secret@host/disk.img",
+        ] {
+            let error = Location::of_object(url).unwrap_err().to_string();
+            assert!(!error.contains("secret") && error.contains("give"), "{url}: {error}");
+        }
+        let signed =
+            Location::of_object("https://host/a//disk%20.img?signature=secret#top").unwrap();
+        assert_eq!(signed.to_string(), "https://host/a//disk%20.img");
+        let object = Location::of_object("s3://bucket/images/caf%C3%A9.img").unwrap();
+        assert_eq!(object.prefix().as_ref(), "images/café.img");
     }
 
     #[test]

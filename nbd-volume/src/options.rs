@@ -26,6 +26,9 @@ pub struct Options {
     /// How long requests are answered with success without looking whether another server has opened the volume. The
     /// default is ten seconds; the store is asked about five times as often.
     pub lease: Duration,
+    /// Whether opening a volume fails if another server has it open and is alive, rather than taking it over. Of two
+    /// servers that open it at the same moment the later one may still take it over. The default is false.
+    pub exclusive: bool,
     /// How often written data is uploaded when no client flushes. The default is a second.
     pub upload_interval: Duration,
 }
@@ -40,6 +43,7 @@ impl Default for Options {
             disk_cache: None,
             patience: Duration::from_secs(60),
             lease: Duration::from_secs(10),
+            exclusive: false,
             upload_interval: Duration::from_secs(1),
         }
     }

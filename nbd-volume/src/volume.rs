@@ -17,6 +17,7 @@ use crate::cache::BlockCache;
 use crate::database::{self, Database};
 use crate::disk_cache::Used;
 use crate::encryption;
+use crate::exclusive::refuse_if_open;
 use crate::layout::{Descriptor, WRITER_KEY, WriterRecord};
 use crate::lease::{Lease, Lost};
 use crate::locks::Mode;
@@ -62,7 +63,8 @@ impl fmt::Debug for Volume {
 
 impl Volume {
     /// Opens a volume for reading and writing. Another server that has it open is fenced: it answers no request with
-    /// success any more. If it did not close the volume, this waits until its lease is over.
+    /// success any more. If it did not close the volume, this waits until its lease is over. With
+    /// [`exclusive`](Options::exclusive) this fails with [`Error::Busy`] if the other server is alive.
     ///
     /// Has to be called in a tokio runtime. Not cancel-safe: one that is dropped may have fenced the other server
     /// already.
@@ -74,6 +76,9 @@ impl Volume {
         let descriptor = descriptor(location, options.patience).await?;
         let cipher = encryption::of(location, &descriptor)?;
         check_conditional_writes(location, &descriptor, options.patience).await?;
+        if options.exclusive {
+            refuse_if_open(location, &descriptor, options).await?;
+        }
         let cache = disk_cache(location, options, descriptor.id.clone()).await?;
         let opening = database::open(location, options, cache.as_ref(), cipher);
         let db = within(location, "open", options.patience, opening).await?;

@@ -34,7 +34,7 @@ struct Kills {
     /// What runs the servers' connections; can be given several times [default: all]
     #[arg(long)]
     runtime: Vec<Runtime>,
-    /// What is served; can be given several times [default: both]
+    /// What is served; can be given several times [default: file and loop]
     #[arg(long)]
     disk: Vec<DiskName>,
 }
@@ -43,6 +43,8 @@ struct Kills {
 enum DiskName {
     File,
     Loop,
+    /// Of the feature volume of nbd
+    Volume,
 }
 
 #[derive(Args)]
@@ -92,6 +94,7 @@ impl Kills {
                 .map(|disk| match disk {
                     DiskName::File => DiskKind::File,
                     DiskName::Loop => DiskKind::Loop,
+                    DiskName::Volume => DiskKind::Volume,
                 })
                 .collect(),
         };

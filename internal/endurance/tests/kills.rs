@@ -50,6 +50,16 @@ survives! {
     flushed_writes_are_behind_a_devices_cache_after_kills_on_async_std: AsyncStd, Loop;
 }
 
+/// Kills of a volume's servers, each of which waits for the lease of the one before.
+#[cfg(feature = "volume")]
+#[test]
+fn flushed_writes_to_a_volume_survive_kills() {
+    let server = Server::Nbd(nbd_binary(), Runtime::Tokio);
+    let mut campaign = Campaign::new(server, DiskKind::Volume).unwrap();
+    cases(2, |random| campaign.round(random.next()).unwrap());
+    assert!(campaign.summary().kills > 0);
+}
+
 fn other(name: &str, arguments: &[&str]) -> Option<Server> {
     let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     Some(Server::Other(require(name)?.path, arguments))

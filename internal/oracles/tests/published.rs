@@ -60,3 +60,34 @@ fn every_example_is_in_the_index() {
     }
     assert!(count > 10, "{count}");
 }
+
+/// The entries of a manifest's table of features: their names, and what they turn on.
+fn features(folder: &Path) -> Vec<(String, String)> {
+    let manifest = fs::read_to_string(folder.join("Cargo.toml")).expect("it is there");
+    let Some((_, table)) = manifest.split_once("\n[features]\n") else { return Vec::new() };
+    let (table, _) = table.split_once("\n[").unwrap_or((table, ""));
+    let entries = table.lines().filter(|line| !line.starts_with('#'));
+    let entries = entries.filter_map(|line| line.split_once(" = "));
+    entries.map(|(name, on)| (name.to_owned(), on.to_owned())).collect()
+}
+
+/// `./test` checks features of the same name together: then one that doesn't reach the engine would not be noticed.
+#[test]
+fn features_reach_the_engine() {
+    let engine = features(&root().join("nbd-engine"));
+    assert!(engine.len() >= 3, "{engine:?}");
+    let mut count = 0;
+    for folder in crates() {
+        if folder.ends_with("nbd-engine") {
+            continue;
+        }
+        for (name, on) in features(&folder) {
+            if engine.iter().any(|(other, _)| *other == name) {
+                let expected = format!("\"nbd-engine/{name}\"");
+                assert!(on.contains(&expected), "{}: {name} = {on}", folder.display());
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 12, "{count}");
+}

@@ -5,6 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The variable that has [`cases`] run a single case again.
 const SEED: &str = "NBD_SEED";
 
+/// The variable that has [`cases`] run so many cases, for long runs.
+const CASES: &str = "NBD_CASES";
+
 /// Reproducible pseudo-random numbers (SplitMix64).
 #[derive(Clone, Debug)]
 pub struct Random(u64);
@@ -43,12 +46,15 @@ impl Random {
 }
 
 /// Runs `count` random cases, other ones each time. A case that panics has its seed printed: with `NBD_SEED=SEED` in
-/// the environment that case alone is run.
+/// the environment that case alone is run, and with `NBD_CASES=N` so many instead of `count`.
 pub fn cases(count: u64, mut case: impl FnMut(&mut Random)) {
     let (first, count) = match std::env::var(SEED) {
         Ok(seed) => (seed.parse().expect("NBD_SEED is a number"), 1),
         Err(_) => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
+            let count = std::env::var(CASES)
+                .ok()
+                .map_or(count, |count| count.parse().expect("NBD_CASES is a number"));
             (Random::new(now.as_nanos() as u64).next() >> 16, count)
         }
     };
@@ -83,6 +89,7 @@ mod tests {
         assert_ne!(numbers(5), numbers(6));
         let mut run = 0;
         cases(7, |_| run += 1);
-        assert!(run == 7 || run == 1 && std::env::var(SEED).is_ok());
+        let is_set = [SEED, CASES].iter().any(|name| std::env::var(name).is_ok());
+        assert!(run == 7 || is_set);
     }
 }

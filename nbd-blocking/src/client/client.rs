@@ -191,27 +191,42 @@ impl Client {
 impl Client {
     /// Reads up to `buffer.len()` bytes; fewer only at the end of the export, none past it. Gives how many. The data is
     /// copied once; [`read_into`](Self::read_into) does without.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
         wait(self.0.read_at(buffer, offset))
     }
 
     /// Reads `buffer.len()` bytes. The data is copied once; [`read_into`](Self::read_into) does without.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         wait(self.0.read_exact_at(buffer, offset))
     }
 
     /// Writes up to `data.len()` bytes; fewer only at the end of the export, none past it. Gives how many. The data is
     /// copied once; [`write`](Self::write) does without.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, Error> {
         wait(self.0.write_at(data, offset))
     }
 
     /// Writes all of `data`. It is copied once; [`write`](Self::write) does without.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn write_all_at(&self, data: &[u8], offset: u64) -> Result<(), Error> {
         wait(self.0.write_all_at(data, offset))
     }
 
     /// Reads `length` bytes.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn read(&self, offset: u64, length: usize, flags: Flags) -> Result<Bytes, Error> {
         self.submit_read(offset, length, flags).wait()
     }
@@ -227,6 +242,9 @@ impl Client {
     /// [structured replies](ExportDetails::is_structured) there is one chunk of data, or several for a long read. With
     /// [`Flags::DF`] the server sends one chunk of data, or none. Fails as [`read`](Self::read) does if nothing of it
     /// could be read.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn read_chunks(
         &self,
         offset: u64,
@@ -237,6 +255,9 @@ impl Client {
     }
 
     /// Writes all of `data`, uncopied. With [`Flags::FUA`] the data is durable before this returns.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn write(&self, offset: u64, data: impl Into<Bytes>, flags: Flags) -> Result<(), Error> {
         self.submit_write(offset, data, flags).wait()
     }
@@ -251,22 +272,34 @@ impl Client {
     /// to do so on any of the connections that wrote since their last successful flush; what was written since then has
     /// to be taken for lost. With [`Error::InDoubt`] when a connection was [replaced](super::Reconnect) that had acknowledged
     /// changes; this is reported once by each clone of the client.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn flush(&self) -> Result<(), Error> {
         self.submit_flush().wait()
     }
 
     /// Tells the server that a range is no longer needed: what it reads as afterwards is up to the server.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn trim(&self, offset: u64, length: u64, flags: Flags) -> Result<(), Error> {
         self.submit_trim(offset, length, flags).wait()
     }
 
     /// Writes zeroes without sending them. [`Flags::NO_HOLE`] leaves the range allocated, [`Flags::FAST_ZERO`] has it
     /// fail with `NBD_ENOTSUP` unless that is faster than a write.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn write_zeroes(&self, offset: u64, length: u64, flags: Flags) -> Result<(), Error> {
         self.submit_write_zeroes(offset, length, flags).wait()
     }
 
     /// Tells the server that a range will be read soon.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn cache(&self, offset: u64, length: u64) -> Result<(), Error> {
         self.submit_cache(offset, length).wait()
     }
@@ -274,6 +307,9 @@ impl Client {
     /// What the selected metadata contexts say of a range, in the order of [`ExportDetails::contexts`]. The extents may
     /// fall short of the range, or reach past it; [`block_status_range`](Self::block_status_range) asks again from where
     /// they end. [`Flags::REQ_ONE`] asks for a single extent of each context, which does not reach past.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn block_status(
         &self,
         offset: u64,
@@ -315,6 +351,9 @@ impl Client {
     }
 
     /// Changes the size of the export to `size` bytes. Requests about the part that comes or goes must not be in flight.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn resize(&self, size: u64) -> Result<(), Error> {
         wait(self.0.resize(size))
     }

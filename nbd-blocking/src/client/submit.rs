@@ -8,6 +8,9 @@ use super::{BufResult, Bytes, Chunk, Client, ContextExtents, Error, Flags, Pendi
 /// once any thread waits for any request of this client, or by [`send_submitted`](Self::send_submitted).
 impl Client {
     /// Submits what [`read`](Self::read) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_read(
         &self,
         offset: u64,
@@ -56,6 +59,9 @@ impl Client {
     }
 
     /// Submits what [`read_chunks`](Self::read_chunks) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_read_chunks(
         &self,
         offset: u64,
@@ -66,6 +72,9 @@ impl Client {
     }
 
     /// Submits what [`write`](Self::write) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_write(
         &self,
         offset: u64,
@@ -86,11 +95,17 @@ impl Client {
     }
 
     /// Submits what [`flush`](Self::flush) does. Writes that are still pending are not covered.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_flush(&self) -> Pending<Result<(), Error>> {
         Pending(self.0.submit_flush())
     }
 
     /// Submits what [`trim`](Self::trim) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_trim(
         &self,
         offset: u64,
@@ -101,6 +116,9 @@ impl Client {
     }
 
     /// Submits what [`write_zeroes`](Self::write_zeroes) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_write_zeroes(
         &self,
         offset: u64,
@@ -111,11 +129,17 @@ impl Client {
     }
 
     /// Submits what [`cache`](Self::cache) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_cache(&self, offset: u64, length: u64) -> Pending<Result<(), Error>> {
         Pending(self.0.submit_cache(offset, length))
     }
 
     /// Submits what [`block_status`](Self::block_status) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_block_status(
         &self,
         offset: u64,

@@ -203,7 +203,9 @@ pub(super) fn measure(
             let name = format!("nbd-bench-{thread}");
             if let Err(error) = thread::Builder::new().name(name).spawn_scoped(scope, body) {
                 run.stop();
-                return Err(Failure::failed(format!("cannot start thread {thread}: {error}")));
+                return Err(Failure::failed(format!(
+                    "cannot start thread {thread}: {error}; raise ulimit -u, or give fewer --connections"
+                )));
             }
         }
         drop(sender);

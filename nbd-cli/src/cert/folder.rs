@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::set_validity;
 use crate::exit::Failure;
+use crate::path_error;
 
 /// Where the files go.
 pub(super) struct Folder<'a> {
@@ -129,7 +130,10 @@ impl Folder<'_> {
         let issuer = key.and_then(|key| Issuer::from_ca_cert_pem(&certificate, key));
         issuer.map_err(|error| {
             let path = self.path.display();
-            Failure::failed(format!("cannot use the authority in {path}: {error}"))
+            Failure::failed(format!(
+                "cannot use the authority in {path}: {error}; restore its ca-cert.pem and ca-key.pem, or make a new one \
+                 in another folder"
+            ))
         })
     }
 
@@ -198,7 +202,7 @@ fn not_made(error: rcgen::Error) -> Failure {
 }
 
 pub(super) fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {
-    Failure::failed(format!("cannot {what} {}: {error}", path.display()))
+    Failure::failed(format!("cannot {what} {}: {}", path.display(), path_error::why(error)))
 }
 
 fn random_number() -> io::Result<u32> {

@@ -65,6 +65,12 @@ pub(super) fn backend(current: &OsStr) -> Vec<CompletionCandidate> {
             ("memory:", "a disk in memory"),
             ("file:", "a file or block device"),
             ("dir:", "each file of a directory"),
+            #[cfg(feature = "volume")]
+            ("volume:", "a volume on object storage"),
+            #[cfg(feature = "volume")]
+            ("https://", "a file of a web server, for reading"),
+            #[cfg(feature = "volume")]
+            ("s3://", "an object in a bucket, for reading"),
         ];
         let kinds = kinds.into_iter().filter(|(word, _)| word.as_bytes().starts_with(rest));
         let kinds =

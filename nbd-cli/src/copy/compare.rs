@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::extents::{Extents, Oracle};
 use super::feed::Feed;
-use super::open::{Side, Wishes};
+use super::open::{self, Side, Wishes};
 use super::plan::{Cut, Plan};
 use super::progress::{self, Phase, Progress, Wanted};
 use super::run::CONNECTIONS;
@@ -112,7 +112,9 @@ fn compare(arguments: &Arguments) -> Result<(), Failure> {
             one.name, sizes[0], other.name, sizes[1]
         )));
     }
-    let found = Comparison { arguments, progress, sides: &sides, length }.carry_out()?;
+    let found = Comparison { arguments, progress, sides: &sides, length }
+        .carry_out()
+        .map_err(|failure| open::named(failure, [&sides[0], &sides[1]]))?;
     let ends = arguments.length.is_none() && sizes[0] != sizes[1];
     let difference = found.or(ends.then_some(common));
     let names = [word(one), word(other)];

@@ -10,6 +10,7 @@ use nbd_blocking::client::{AllocationFlags, BlockStatusRange, Error};
 use super::disk::Disk;
 use crate::map::ALLOCATION;
 use crate::output;
+use crate::target::Names;
 
 /// How much a server is asked about at a time: enough that few questions are asked, and little enough that the answers
 /// stay small and the first one comes soon.
@@ -158,17 +159,21 @@ fn runs(offset: u64, lengths: impl IntoIterator<Item = (u64, bool)>) -> Vec<Run>
 
 /// A server that is asked ahead: while one answer is used, the next is on its way.
 #[derive(Debug)]
-pub(super) struct Status(Box<BlockStatusRange>);
+pub(super) struct Status {
+    range: Box<BlockStatusRange>,
+    names: Names,
+}
 
 impl Status {
     /// What the server says of the bytes up to `end`.
-    pub(super) fn new(client: &Client, end: u64) -> Self {
-        Self(Box::new(client.block_status_range(ALLOCATION, 0, end).with_window(WINDOW)))
+    pub(super) fn new(client: &Client, end: u64, names: Names) -> Self {
+        let range = client.block_status_range(ALLOCATION, 0, end).with_window(WINDOW);
+        Self { range: Box::new(range), names }
     }
 
     fn ask(&mut self, offset: u64) -> Vec<Run> {
         loop {
-            match self.0.next() {
+            match self.range.next() {
                 Some(Ok(run)) if run.range().end <= offset => {}
                 Some(Ok(run)) => {
                     let state = AllocationFlags::from_bits_retain(run.status as u32);
@@ -182,7 +187,7 @@ impl Status {
                 }
                 Some(Err(error)) => {
                     // Without it the copy is slower, and as good.
-                    let error = output::printable(&error.to_string());
+                    let error = output::printable(&self.names.put(&error.to_string()));
                     tracing::warn!(
                         offset,
                         error,

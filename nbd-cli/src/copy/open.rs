@@ -19,6 +19,7 @@ use crate::descriptor;
 use crate::exit::Failure;
 use crate::map::ALLOCATION;
 use crate::output;
+use crate::path_error;
 use crate::retries::Retries;
 use crate::target::{self, Place, Target};
 use crate::tls::TlsArguments;
@@ -84,6 +85,15 @@ fn connect(place: &Place, wishes: &Wishes, extents: bool) -> Result<Kind, Failur
     let config = wishes.config(&target, extents);
     let client = target.connect(&config)?;
     Ok(Kind::Server { target, client, config: Box::new(config) })
+}
+
+/// A failure about two sides, in which each server has its name.
+pub(super) fn named(failure: Failure, sides: [&Side; 2]) -> Failure {
+    let Failure::Failed(text) = failure else { return failure };
+    Failure::Failed(sides.iter().fold(text, |text, side| match &side.kind {
+        Kind::Server { target, .. } => target.names().put(&text),
+        _ => text,
+    }))
 }
 
 impl Side {
@@ -224,8 +234,8 @@ impl Side {
     /// Who knows where its zeroes are.
     pub(super) fn oracle(&self) -> Oracle {
         match &self.kind {
-            Kind::Server { client, .. } if client.export().has_context(ALLOCATION) => {
-                Oracle::Server(Box::new(Status::new(client, client.size())))
+            Kind::Server { client, target, .. } if client.export().has_context(ALLOCATION) => {
+                Oracle::Server(Box::new(Status::new(client, client.size(), target.names())))
             }
             Kind::Disk { disk, .. } => Oracle::Disk(disk.clone()),
             _ => Oracle::None,
@@ -307,5 +317,5 @@ fn open(path: &Path, how: &OpenOptions, name: &str) -> Result<File, Failure> {
 }
 
 pub(super) fn cannot(what: &str, name: &str, error: &io::Error) -> Failure {
-    Failure::failed(format!("cannot {what} {name}: {error}"))
+    Failure::failed(format!("cannot {what} {name}: {}", path_error::why(error)))
 }

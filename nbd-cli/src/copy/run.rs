@@ -202,6 +202,11 @@ impl<'a> Copy<'a> {
     }
 
     fn carry_out(mut self) -> Result<(), Failure> {
+        self.copy_and_check()
+            .map_err(|failure| open::named(failure, [&self.source, &self.destination]))
+    }
+
+    fn copy_and_check(&mut self) -> Result<(), Failure> {
         self.make_room()?;
         let streamed = self.copy()?;
         if let Some(record) = &self.record {

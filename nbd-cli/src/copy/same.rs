@@ -60,12 +60,12 @@ pub(super) fn check(source: &Side, destination: &Side) -> Result<(), Failure> {
             .overlaps(&other)
             .then(|| format!("{from} and {to} are the same file, or one lies on the other: name another destination")),
         (None, Some(local)) => read(source, &local).map(|path| {
-            format!("{to} is what {from} serves ({path}): it would be emptied before it is read")
+            format!("{to} is what {from} serves ({path}), and would be emptied before it is read: name another destination")
         }),
         (Some(local), None) => written(destination, &local)
-            .map(|path| format!("{from} is what {to} serves and writes to ({path})")),
+            .map(|path| format!("{from} is what {to} serves and writes to ({path}): name another destination")),
         (None, None) => {
-            shared(source, destination).map(|path| format!("{from} and {to} both serve {path}"))
+            shared(source, destination).map(|path| format!("{from} and {to} both serve {path}: name another destination"))
         }
     };
     found.map_or(Ok(()), |text| Err(Failure::failed(text)))

@@ -76,9 +76,10 @@ pub(crate) fn show(target: &Target, format: Format) -> Result<(), Failure> {
             }
             Err(error @ Error::Refused { .. }) => {
                 stderr::say_error(&error.to_string(), &[]);
-                result = Err(Failure::failed(
-                    "the server gives no information on some of the exports that it lists",
-                ));
+                result = Err(Failure::failed(format!(
+                    "{} lists exports on which it gives no information, reported above",
+                    target.name()
+                )));
             }
             Err(error) => {
                 let Failure::Failed(text) = target.explain(&error) else { continue };

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory};
 
 use crate::exit::Failure;
+use crate::path_error;
 
 pub(crate) use sections::examples;
 
@@ -25,13 +26,13 @@ pub(crate) struct Arguments {
 
 /// `nbd man`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let cannot = |what: &std::path::Path, error| {
-        Failure::failed(format!("cannot write {}: {error}", what.display()))
+    let cannot = |what: &std::path::Path, error: &std::io::Error| {
+        Failure::failed(format!("cannot write {}: {}", what.display(), path_error::why(error)))
     };
-    fs::create_dir_all(&arguments.dir).map_err(|error| cannot(&arguments.dir, error))?;
+    fs::create_dir_all(&arguments.dir).map_err(|error| cannot(&arguments.dir, &error))?;
     for (name, text) in page::all(crate::Cli::command()) {
         let path = arguments.dir.join(name);
-        fs::write(&path, text).map_err(|error| cannot(&path, error))?;
+        fs::write(&path, text).map_err(|error| cannot(&path, &error))?;
     }
     Ok(())
 }

@@ -72,6 +72,11 @@ pub(crate) fn examples(command: &str) -> &'static [(&'static str, &'static str)]
                 "Serve each file of a directory for reading, by its name:",
                 "nbd serve --read-only dir:/srv/images",
             ),
+            #[cfg(feature = "volume")]
+            (
+                "Serve an image that lies on a web server or in a bucket, for reading:",
+                "nbd serve https://cloud.example.org/images/debian.raw",
+            ),
             (
                 "Serve a block device to others for reading, encrypted:",
                 "nbd serve --read-only --ip-addr :: --tls require --tls-certificates /etc/pki/nbd /dev/vg/disk",

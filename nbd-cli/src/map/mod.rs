@@ -133,7 +133,7 @@ pub(crate) fn show(target: &Target, question: Question<'_>) -> Result<(), Failur
     });
     match form {
         Form::Runs => output::write(|out| format.runs(runs, out)),
-        Form::Totals => output::write(|out| format.totals(length, runs, out)),
+        Form::Totals => output::write(|out| format.totals(&target.name(), length, runs, out)),
         Form::Picture(path) => {
             let runs = runs.map(|run| run.map(|run| (run.range(), run.status)));
             picture::draw(&target.name(), context, range, runs)

@@ -9,6 +9,7 @@ use std::path::Path;
 use super::names::{ground, name};
 use crate::exit::Failure;
 use crate::output::{printable, quoted};
+use crate::path_error;
 
 /// Cells of a row, and rows at most.
 const COLUMNS: u64 = 128;
@@ -23,6 +24,8 @@ const TOP: u64 = 60;
 
 /// Types that have a colour and a line in the legend of their own: further ones share the last.
 const TYPES: usize = 8;
+/// Types that are counted at most: those beyond the colours share the last one.
+const MAX_TYPES: usize = 1024;
 
 /// Colours of the types that stand out, in the order of their numbers, and of the one that is the ground.
 const COLOURS: [&str; TYPES] =
@@ -48,8 +51,10 @@ pub(super) fn draw(
         for (index, length) in grid.parts(run) {
             *cells[index].entry(status).or_default() += length;
         }
-        if totals.len() > 1024 {
-            return Err(Failure::failed("there are too many types to draw a picture of them"));
+        if totals.len() > MAX_TYPES {
+            return Err(Failure::failed(format!(
+                "{server} reports more than {MAX_TYPES} types of '{context}', too many for a picture: leave out --svg"
+            )));
         }
     }
     // What is written, or dirty, is drawn over what is not.
@@ -132,7 +137,8 @@ pub(super) fn save(picture: &str, path: &Path) -> Result<(), Failure> {
         file.persist(path).map_err(|error| error.error)
     };
     save().map(drop).map_err(|error| {
-        Failure::failed(format!("cannot write {}: {error}", quoted(path.as_os_str())))
+        let (path, error) = (quoted(path.as_os_str()), path_error::why(&error));
+        Failure::failed(format!("cannot write {path}: {error}"))
     })
 }
 

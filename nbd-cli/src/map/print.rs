@@ -41,9 +41,10 @@ impl Format<'_> {
         lines.end()
     }
 
-    /// Writes the sums of the runs of each type, of `whole` bytes.
+    /// Writes the sums of the runs of each type that a server reports, of `whole` bytes.
     pub(super) fn totals(
         self,
+        server: &str,
         whole: u64,
         runs: impl Iterator<Item = Result<StatusRun, Failure>>,
         out: &mut impl Write,
@@ -53,7 +54,10 @@ impl Format<'_> {
             let run = run?;
             *totals.entry(run.status).or_default() += run.length;
             if totals.len() > MAX_TYPES {
-                let text = format!("there are more than {MAX_TYPES} types");
+                let text = format!(
+                    "{server} reports more than {MAX_TYPES} types of '{}', too many to add up: leave out --totals",
+                    self.context
+                );
                 return Err(Failure::failed(text).into());
             }
         }

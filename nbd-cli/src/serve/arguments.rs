@@ -131,7 +131,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "MIN[:PREFERRED[:MAX]]", value_parser = block_size::parse)]
     pub(crate) block_size: Option<BlockSize>,
 
-    /// How much memory each volume may take for its caches and for what is not uploaded yet, at least 32M [default: 640M]
+    /// How much memory each volume may take for its caches and for what is not uploaded yet, and each object for what was
+    /// read, at least 32M [default: 640M for a volume, 256M for an object]
     ///
     /// What is being sent and received comes on top.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
@@ -141,6 +142,17 @@ pub(crate) struct Arguments {
     /// take, at least 64M, such as /var/cache/nbd:20G
     #[arg(long, value_name = "DIR:SIZE", value_parser = VolumeCache::parse)]
     pub(crate) volume_cache: Option<VolumeCache>,
+
+    /// Refuse to start when another server has a volume open and is alive, instead of taking the volume over
+    #[arg(long)]
+    pub(crate) volume_exclusive: bool,
+
+    /// For how long a volume is served without a look at who writes it, from 1s to 10m [default: 10s]
+    ///
+    /// A server that takes it over from one that crashed waits for as long. The store is asked five times as often: a short
+    /// one costs requests.
+    #[arg(long, value_name = "T", value_parser = quantity::duration)]
+    pub(crate) volume_lease: Option<Duration>,
 
     /// Refuse clients that do not ask for the size constraints
     #[arg(long, requires = "block_size")]
@@ -211,13 +223,14 @@ pub(crate) struct Arguments {
     pub(crate) verbose: u8,
 
     /// What to serve: PATH or file:PATH for a file or block device, memory:SIZE for a disk in memory (512, 4k, 1M, 10G,
-    /// 1T), dir:PATH for each file of a directory, volume:URL or volume:URL@SNAPSHOT for a volume on object storage. With
-    /// NAME= in front it is exported under that name; clients that give no name get the first
+    /// 1T), dir:PATH for each file of a directory, volume:URL or volume:URL@SNAPSHOT for a volume on object storage,
+    /// s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY or https://HOST/PATH for an object that is a disk, for reading.
+    /// With NAME= in front it is exported under that name; clients that give no name get the first
     ///
-    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file:, memory:, dir: or volume:. A
-    /// file whose name has a = in it is ./a=b.img, or disk=a=b.img. The files of a directory are exported by their names,
+    /// What comes before the first = is a name, unless the word begins with /, ./, ../, file:, memory:, dir:, volume: or a
+    /// URL. A file whose name has a = in it is ./a=b.img, or disk=a=b.img. The files of a directory are exported by their names,
     /// as they come and go, with NAME= as NAME/FILE; links, devices, directories below and hidden files are not. Volumes
-    /// take a program that was built with the feature volume; the last server that opens one takes it over.
+    /// and objects take a program that was built with the feature volume; the last server that opens a volume takes it over.
     #[arg(value_name = "[NAME=]BACKEND", default_value = "memory:1G")]
     pub(crate) backends: Vec<OsString>,
 }
@@ -241,6 +254,8 @@ const BESIDE_A_FILE: &[&str] = &[
     "block_size_required",
     "volume_memory",
     "volume_cache",
+    "volume_exclusive",
+    "volume_lease",
     "oldstyle",
     "runtime",
     "max_connections",
@@ -330,6 +345,8 @@ impl Arguments {
         export.block_size_required = self.block_size_required;
         export.volume_memory = self.volume_memory.map(Size);
         export.volume_cache = self.volume_cache.clone();
+        export.volume_exclusive = self.volume_exclusive;
+        export.volume_lease = self.volume_lease.map(Period);
         export
     }
 

@@ -46,6 +46,7 @@ fn inspect_one<'a>(
         Backend::Memory(_) => return open(&for_reading, config).map(drop),
         // Opening it would take it over.
         Backend::Volume(url) => return volumes::inspect(url),
+        Backend::Object(_) => return open(&for_reading, config).map(drop),
     };
     for_reading.read_only = true;
     open(&for_reading, config)?;
@@ -179,6 +180,10 @@ pub(super) fn open(export: &Export, config: &Config) -> Result<Disk, Failure> {
             let (export, volume) = volumes::open(url, export)?;
             Ok(Disk { export, tracker: None, volume: Some(volume) })
         }
+        Backend::Object(url) => {
+            let export = volumes::open_object(url, export.volume_memory)?;
+            Ok(Disk { export, tracker: None, volume: None })
+        }
         Backend::Memory(size) => {
             let memory = Memory::new(size).map_err(|error| Failure::usage(error.to_string()))?;
             match export.read_only {
@@ -240,6 +245,7 @@ fn wrapped(
         Backend::File(path) | Backend::Directory(path) => path.display().to_string(),
         Backend::Memory(size) => format!("memory:{}", Size(size)),
         Backend::Volume(url) => format!("volume:{url}"),
+        Backend::Object(url) => url.to_owned(),
     };
     let mut disk = layered(disk, base, export, &config.source, &word)?;
     let mut tracker = None;

@@ -16,6 +16,9 @@ pub(super) fn why(kind: ErrorKind) -> String {
         ErrorKind::ReadOnlyFilesystem if std::env::var_os("INVOCATION_ID").is_some() => {
             "; a systemd unit makes a folder writable by ReadWritePaths=".into()
         }
+        ErrorKind::ExecutableFileBusy => {
+            "; it is a program that is running: stop it first, or serve it read-only".into()
+        }
         _ => String::new(),
     }
 }

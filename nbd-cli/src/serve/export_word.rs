@@ -24,7 +24,7 @@ pub(crate) fn export_of(word: &OsStr, layers: &[String]) -> Result<Export, Failu
     let mut export = match backend {
         Backend::File(path) => Export::new(name, Backend::File(&absolute(path)?)),
         Backend::Directory(path) => Export::new(name, Backend::Directory(&absolute(path)?)),
-        Backend::Memory(_) | Backend::Volume(_) => Export::new(name, backend),
+        Backend::Memory(_) | Backend::Volume(_) | Backend::Object(_) => Export::new(name, backend),
     };
     export.layers = layers::of_words(layers)?;
     for path in export.layers.iter_mut().filter_map(Layer::path_mut) {
@@ -36,7 +36,10 @@ pub(crate) fn export_of(word: &OsStr, layers: &[String]) -> Result<Export, Failu
 /// The path as one that another process can use, and be sent.
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     let path = std::path::absolute(path).map_err(|error| {
-        Failure::failed(format!("cannot find the folder of {}: {error}", path.display()))
+        Failure::failed(format!(
+            "cannot find the current folder, which the path {} begins at: {error}; change to one that is there",
+            path.display()
+        ))
     })?;
     if path.to_str().is_none() {
         return Err(not_utf8(path.as_os_str()));
@@ -44,11 +47,16 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
+/// How URLs of objects begin.
+const OBJECTS: [&str; 8] =
+    ["s3://", "s3a://", "gs://", "az://", "abfs://", "azure://", "https://", "http://"];
+
 /// `NAME=` in front of a backend. What is clearly a backend by itself has no name, so that paths may hold a `=`.
 fn split_name(word: &OsStr) -> (Option<&OsStr>, &OsStr) {
     let bytes = word.as_bytes();
     let is_backend = ["file:", "memory:", "dir:", "volume:", "/", "./", "../"]
         .iter()
+        .chain(&OBJECTS)
         .any(|start| bytes.starts_with(start.as_bytes()));
     match bytes.iter().position(|byte| *byte == b'=') {
         Some(index) if !is_backend => {
@@ -71,11 +79,14 @@ fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
     if let Some(url) = strip(word, "volume:") {
         return url.to_str().map(Backend::Volume).ok_or_else(|| not_utf8(url));
     }
+    if OBJECTS.iter().any(|start| word.as_bytes().starts_with(start.as_bytes())) {
+        return word.to_str().map(Backend::Object).ok_or_else(|| not_utf8(word));
+    }
     let directory = strip(word, "dir:");
     let path = directory.or_else(|| strip(word, "file:")).unwrap_or(word);
     if path.is_empty() {
         return Err(Failure::usage(format!(
-            "{} names nothing to serve: give a path, file:PATH, dir:PATH, memory:SIZE or volume:URL",
+            "{} names nothing to serve: give a path, file:PATH, dir:PATH, memory:SIZE, volume:URL or the URL of an object",
             quoted(word)
         )));
     }
@@ -93,15 +104,21 @@ fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
                 "there is no file '{text}': for a disk in memory give memory:{size}"
             )));
         }
+        if matches!(text, "curl" | "s3") {
+            return Err(Failure::usage(format!(
+                "there is no file '{text}': an object is served by its URL alone, such as https://HOST/PATH or s3://BUCKET/KEY"
+            )));
+        }
         if let Some((kind, _)) = text.split_once(':').filter(|(kind, _)| !kind.contains('/')) {
             if matches!(kind, "s3" | "gs" | "az") {
                 return Err(Failure::usage(format!(
-                    "there is no file '{text}': for a volume give volume:{text}"
+                    "there is no file '{text}': for an object give {kind}://BUCKET/KEY, for a volume \
+                     volume:{kind}://BUCKET/PREFIX"
                 )));
             }
             return Err(Failure::usage(format!(
                 "'{kind}:' is not a kind of disk that can be served: give a path, file:PATH, dir:PATH, \
-                 memory:SIZE or volume:URL"
+                 memory:SIZE, volume:URL or the URL of an object"
             )));
         }
     }
@@ -123,6 +140,8 @@ mod tests {
         assert_eq!(split("=disk.img"), (Some(""), "disk.img"));
         assert_eq!(split("memory:1G"), (None, "memory:1G"));
         assert_eq!(split("volume:s3://b/a=b"), (None, "volume:s3://b/a=b"));
+        assert_eq!(split("https://host/a?b=c"), (None, "https://host/a?b=c"));
+        assert_eq!(split("x=https://host/a?b=c"), (Some("x"), "https://host/a?b=c"));
         assert_eq!(split("./a=b.img"), (None, "./a=b.img"));
         assert_eq!(split("file:a=b.img"), (None, "file:a=b.img"));
         assert_eq!(split("disk.img"), (None, "disk.img"));
@@ -138,13 +157,24 @@ mod tests {
         assert_eq!(parse("memory:4k").unwrap(), Backend::Memory(4096));
         assert_eq!(parse("file:memory:4k").unwrap(), Backend::File(Path::new("memory:4k")));
         assert_eq!(parse("volume:s3://b/v@x").unwrap(), Backend::Volume("s3://b/v@x"));
-        assert!(parse("s3://b/v").unwrap_err().text().contains("volume:s3://b/v"));
+        assert_eq!(parse("s3://b/v").unwrap(), Backend::Object("s3://b/v"));
+        assert_eq!(parse("http://h/d?a").unwrap(), Backend::Object("http://h/d?a"));
+        assert!(parse("s3:b/v").unwrap_err().text().contains("volume:s3://BUCKET"));
         assert_eq!(parse("x.img").unwrap(), Backend::File(Path::new("x.img")));
         assert_eq!(parse("dir:x").unwrap(), Backend::Directory(Path::new("x")));
         assert_eq!(parse("file:dir:x").unwrap(), Backend::File(Path::new("dir:x")));
-        for text in
-            ["dir:", "memory:", "memory:big", "file:", "", "memory", "10G", "null:", "nbd://a/b"]
-        {
+        for text in [
+            "dir:",
+            "memory:",
+            "memory:big",
+            "file:",
+            "",
+            "memory",
+            "curl",
+            "10G",
+            "null:",
+            "nbd://a/b",
+        ] {
             assert!(matches!(parse(text), Err(Failure::Usage(_))), "{text}");
         }
     }

@@ -2,7 +2,7 @@
 
 use nbd_engine::export::{AnyExport, Withdrawal};
 
-use super::config::Export;
+use super::config::{Export, Size};
 use crate::exit::Failure;
 
 /// None.
@@ -17,9 +17,13 @@ pub(super) fn open(_: &str, _: &Export) -> Result<(AnyExport, Open), Failure> {
     Err(missing())
 }
 
+pub(super) fn open_object(_: &str, _: Option<Size>) -> Result<AnyExport, Failure> {
+    Err(missing())
+}
+
 fn missing() -> Failure {
     Failure::usage(
-        "this program was built without volumes: build it with cargo install nbd-cli --features volume",
+        "this program was built without volumes and objects: build it with cargo install nbd-cli --features volume",
     )
 }
 

@@ -18,6 +18,7 @@ use super::process::ProcessArguments;
 use super::sockets::{Bound, Role, SocketFile};
 use crate::exit::Failure;
 use crate::output::shell_path;
+use crate::private_folder::private_folder;
 
 /// Where to listen, and how to speak there.
 #[derive(Debug)]
@@ -67,7 +68,8 @@ impl<'a> Places<'a> {
                 #[cfg(target_os = "linux")]
                 Address::Vsock(address) => places.vsock.push(address),
                 Address::Activation if given.is_none() => {
-                    let text = "no sockets are handed over by socket activation (LISTEN_FDS)";
+                    let text = "no sockets are handed over by socket activation (LISTEN_FDS): start it by a \
+                                systemd.socket unit, or listen on tcp or unix";
                     return Err(blame(Failure::failed(text)));
                 }
                 Address::Activation => takes_given = true,
@@ -145,17 +147,6 @@ impl<'a> Places<'a> {
         }
         Ok(bound)
     }
-}
-
-/// A folder that only this user can reach.
-fn private_folder() -> Result<TempDir, Failure> {
-    tempfile::Builder::new().prefix("nbd-").tempdir().map_err(|error| {
-        let folder = std::env::temp_dir();
-        let shown = folder.display();
-        Failure::failed(format!(
-            "cannot make a folder for a private socket in {shown}: {error}; set TMPDIR to another folder"
-        ))
-    })
 }
 
 pub(super) fn bind_unix(path: &Path) -> Result<Bound, Failure> {

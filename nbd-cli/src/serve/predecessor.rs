@@ -74,7 +74,9 @@ impl Predecessor {
             Err(_) => None,
         };
         let offers = offers.filter(|offers| offers.len() == sockets.len());
-        let offers = offers.ok_or_else(|| this.failed("it gave an unexpected answer"))?;
+        let offers = offers.ok_or_else(|| this.failed(
+                "it is not the control socket of nbd serve, or of another version: it gave an unexpected answer",
+            ))?;
         let offered = offers.into_iter().zip(sockets).map(offered).collect::<Result<_, _>>();
         let offered = offered.map_err(|text| this.failed(text))?;
         Ok(Self { offered, ..this })

@@ -87,7 +87,9 @@ impl Reload {
     /// What is wrong with the file, or with what it names; or that there is none.
     pub(super) fn read_again(&self) -> Result<Changes, Failure> {
         let Some(file) = &self.file else {
-            return Err(Failure::failed("the server has no configuration file (--config)"));
+            return Err(Failure::failed(
+                "the server has no configuration file to read: it was started without --config",
+            ));
         };
         let mut read = config::load(file)?;
         read.server.log = read.server.log.max(self.log);
@@ -159,7 +161,9 @@ impl Reload {
     /// When there is none of that name, or no other one.
     pub(super) fn remove(&self, name: &str) -> Result<Changes, Failure> {
         if self.config().exports.iter().all(|export| export.label() != name) {
-            return Err(Failure::failed(format!("there is no export '{name}'")));
+            return Err(Failure::failed(format!(
+                "there is no export '{name}': see which there are with nbd list"
+            )));
         }
         self.change(|exports| exports.retain(|export| export.label() != name))
     }

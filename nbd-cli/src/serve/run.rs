@@ -385,8 +385,9 @@ fn blocking(exports: Live, config: ServerConfig, setup: Setup<'_>) -> Result<End
 fn tokio(exports: Live, config: ServerConfig, setup: Setup<'_>) -> Result<Ended, Failure> {
     use ::tokio::net::{TcpListener, UnixListener};
     let runtime = ::tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime =
-        runtime.map_err(|error| Failure::failed(format!("cannot start tokio: {error}")))?;
+    let runtime = runtime.map_err(|error| {
+        Failure::failed(format!("cannot start tokio: {error}; raise ulimit -u and -n"))
+    })?;
     let server = nbd_tokio::Server::with_config(exports, config);
     let (tcp, unix) = (TcpListener::from_std, UnixListener::from_std);
     let handle = runtime.handle().clone();

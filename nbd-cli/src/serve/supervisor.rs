@@ -16,7 +16,7 @@ use tempfile::NamedTempFile;
 use super::activation;
 use super::process::ProcessArguments;
 use crate::exit::Failure;
-use crate::{descriptor, stderr};
+use crate::{descriptor, path_error, stderr};
 
 /// The variable in which systemd gives its socket.
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
@@ -121,9 +121,9 @@ impl PidFile {
     /// Writes the file beside its path, which shows whether that is possible.
     fn prepare(path: &Path) -> Result<Self, Failure> {
         let failed = |error: io::Error| {
+            let (path, error) = (path.display(), path_error::cause(&error));
             Failure::failed(format!(
-                "cannot write the process id to {}: {error}; choose another path for --pid-file",
-                path.display()
+                "cannot write the process id to {path}: {error}; choose another path for --pid-file"
             ))
         };
         if path.is_dir() {

@@ -1,15 +1,15 @@
-//! Volumes on object storage as exports.
+//! Volumes on object storage, and objects, as exports.
 
 use std::fmt;
 use std::sync::LazyLock;
 
 use nbd_engine::export::{AnyExport, Withdrawal};
-use nbd_volume::{DiskCache, Options, Volume, info};
+use nbd_volume::{DiskCache, Location, Object, ObjectOptions, Options, Volume, info};
 use tokio::runtime::{Builder, Runtime};
 
-use super::config::{Export, MIN_VOLUME_CACHE, MIN_VOLUME_MEMORY, Size, VolumeCache};
+use super::config::{Export, MIN_VOLUME_CACHE, MIN_VOLUME_MEMORY, Period, Size, VolumeCache};
 use crate::exit::Failure;
-use crate::volume::{location, split_snapshot};
+use crate::volume::{failure, location, split_snapshot};
 
 // Checked without the library, too.
 const _: () = assert!(MIN_VOLUME_MEMORY == Options::MIN_MEMORY);
@@ -20,7 +20,9 @@ static RUNTIME: LazyLock<std::io::Result<Runtime>> =
     LazyLock::new(|| Builder::new_multi_thread().thread_name("volume").enable_all().build());
 
 fn runtime() -> Result<&'static Runtime, Failure> {
-    RUNTIME.as_ref().map_err(|error| Failure::failed(format!("cannot start a runtime: {error}")))
+    RUNTIME.as_ref().map_err(|error| {
+        Failure::failed(format!("cannot start a runtime: {error}; raise ulimit -u and -n"))
+    })
 }
 
 /// A volume that is served.
@@ -56,6 +58,10 @@ pub(super) fn open(word: &str, export: &Export) -> Result<(AnyExport, Open), Fai
     if let Some(VolumeCache { directory, size: Size(bytes) }) = export.volume_cache.clone() {
         options.disk_cache = Some(DiskCache::new(directory, bytes));
     }
+    if let Some(Period(lease)) = export.volume_lease {
+        options.lease = lease;
+    }
+    options.exclusive = export.volume_exclusive;
     let opened = match snapshot {
         None if export.read_only => {
             return Err(Failure::usage(format!(
@@ -68,6 +74,17 @@ pub(super) fn open(word: &str, export: &Export) -> Result<(AnyExport, Open), Fai
     };
     let volume = opened.map_err(|error| Failure::failed(error.to_string()))?;
     Ok((AnyExport::new(volume.clone()), Open(volume)))
+}
+
+/// Opens an object, for reading.
+pub(super) fn open_object(url: &str, memory: Option<Size>) -> Result<AnyExport, Failure> {
+    let location = Location::of_object(url).map_err(failure)?;
+    let mut options = ObjectOptions::default();
+    if let Some(Size(bytes)) = memory {
+        options = options.with_memory(bytes);
+    }
+    let object = runtime()?.block_on(Object::open(&location, &options)).map_err(failure)?;
+    Ok(AnyExport::new(object))
 }
 
 impl Open {

@@ -306,12 +306,14 @@ impl Target {
             matches!(error, Error::Connect { .. } | Error::Protocol { .. } | Error::Lost { .. });
         match self.server.as_ref().filter(|_| about_the_connection).and_then(Subprocess::end) {
             Some(end) => Failure::failed(end),
-            // The path of the private socket means nothing to a user.
-            None => {
-                let text = error.to_string().replace(&self.uri.to_string(), &self.name());
-                Failure::failed(text.replace(&self.uri_of("").to_string(), &self.name()))
-            }
+            None => Failure::failed(self.names().put(&error.to_string())),
         }
+    }
+
+    /// What messages call this server.
+    pub(crate) fn names(&self) -> Names {
+        let uris = [self.uri.to_string(), self.uri_of("").to_string()];
+        Names { uris, name: self.name() }
     }
 
     /// What there is to say if the server does not have the export.
@@ -339,5 +341,20 @@ impl Target {
         Some(format!(
             "there is no {what} on {server}{words}; see which there are with nbd list {list}"
         ))
+    }
+}
+
+/// What messages call a server: the path of a private socket means nothing to a user.
+#[derive(Clone, Debug)]
+pub(crate) struct Names {
+    /// Of the export, and of the server.
+    uris: [String; 2],
+    name: String,
+}
+
+impl Names {
+    /// A message in which the server has its name.
+    pub(crate) fn put(&self, text: &str) -> String {
+        self.uris.iter().fold(text.to_owned(), |text, uri| text.replace(uri, &self.name))
     }
 }

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 use crate::exit::Failure;
 use crate::output;
+use crate::private_folder::private_folder;
 
 /// The variable that names another program than `ssh`.
 const PROGRAM: &str = "NBD_SSH";
@@ -164,8 +165,7 @@ impl Bridge {
         let failed = |what: &str, error: io::Error| {
             Failure::failed(format!("cannot {what} for {shown}: {error}"))
         };
-        let folder = tempfile::Builder::new().prefix("nbd-").tempdir();
-        let folder = folder.map_err(|error| failed("make a folder for a socket", error))?;
+        let folder = private_folder()?;
         let path = folder.path().join("socket");
         let export = remote.export.clone();
         let mut forwarding = None;
@@ -183,9 +183,10 @@ impl Bridge {
             }
             How::Socket(there) => {
                 if socket(path.as_os_str().as_bytes()).is_err() {
-                    let folder = output::quoted(path.as_os_str());
+                    let folder = std::env::temp_dir();
+                    let folder = output::quoted(folder.as_os_str());
                     return Err(Failure::failed(format!(
-                        "cannot have ssh forward {folder}: set TMPDIR to a folder without a colon or a backslash"
+                        "cannot have ssh forward a socket in {folder}: set TMPDIR to a folder without a colon or a backslash"
                     )));
                 }
                 let sockets = [path.as_os_str().as_bytes(), there].join(&b':');

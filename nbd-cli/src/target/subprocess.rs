@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use super::ending::{self, Running};
 use super::sockets;
 use crate::exit::Failure;
+use crate::private_folder::private_folder;
 
 /// How long to wait for the end of a server that has closed its socket.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -46,8 +47,7 @@ impl Subprocess {
         ending::watch_signals().map_err(|error| failed("watch for signals", error))?;
         // A signal waits for this, so that nothing is left over.
         let mut servers = ending::servers();
-        let dir = tempfile::Builder::new().prefix("nbd-").tempdir();
-        let dir = dir.map_err(|error| failed("make a folder for a socket", error))?;
+        let dir = private_folder()?;
         let bound = listen(&dir).map_err(|error| {
             let folder = std::env::temp_dir();
             failed(&format!("make a socket in {}", folder.display()), error)

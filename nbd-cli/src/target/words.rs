@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 
 use crate::exit::Failure;
+use crate::output;
 
 /// A word of the command line, or a command between brackets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +32,7 @@ impl fmt::Display for Place {
             Self::Command(words) => {
                 f.write_str("[ ")?;
                 for word in words {
-                    write!(f, "{} ", word.to_string_lossy())?;
+                    write!(f, "{} ", output::shell_word(word))?;
                 }
                 f.write_str("]")
             }

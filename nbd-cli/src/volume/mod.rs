@@ -177,12 +177,13 @@ async fn clone(from: &str, snapshot: Option<&str>, to: &str) -> Result<(), Error
 fn wait<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime =
-        runtime.map_err(|error| Failure::failed(format!("cannot start a runtime: {error}")))?;
+    let runtime = runtime.map_err(|error| {
+        Failure::failed(format!("cannot start a runtime: {error}; raise ulimit -u and -n"))
+    })?;
     runtime.block_on(work).map_err(failure)
 }
 
-fn failure(error: Error) -> Failure {
+pub(crate) fn failure(error: Error) -> Failure {
     match error {
         Error::Location(text) | Error::Invalid(text) => Failure::Usage(text),
         error => Failure::failed(error.to_string()),

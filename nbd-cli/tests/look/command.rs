@@ -61,7 +61,11 @@ fn a_command_that_ends_too_early_is_to_blame() {
         (&["./no/such/command"], "no such command"),
     ] {
         let stderr = nbd(["info", "["].iter().chain(words).chain([&"]"])).failure();
-        let named = format!("[ {} ]", words.join(" "));
+        let quoted = |word: &&str| match word.contains(' ') {
+            true => format!("'{word}'"),
+            false => (*word).to_owned(),
+        };
+        let named = format!("[ {} ]", words.iter().map(quoted).collect::<Vec<_>>().join(" "));
         assert!(stderr.contains(&named), "{named} is not in: {stderr}");
         assert!(stderr.contains(says), "{says:?} is not in: {stderr}");
     }

@@ -157,6 +157,9 @@ impl<C> Client<C> {
     }
 
     /// Submits what [`read_chunks`](Self::read_chunks) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_read_chunks(
         &self,
         offset: u64,

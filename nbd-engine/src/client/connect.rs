@@ -82,6 +82,8 @@ impl<C: CurrentRuntime> Client<C> {
 impl<C: Connector> Client<C> {
     /// [`connect_with`](Self::connect_with) by a given connector.
     ///
+    /// Cancel-safe: dropping the future closes the connection.
+    ///
     /// # Errors
     /// See there.
     pub async fn connect_by(connector: C, uri: &Uri, config: &ClientConfig) -> Result<Self, Error> {
@@ -95,6 +97,8 @@ impl<C: Connector> Client<C> {
     }
 
     /// [`over`](Self::over) by a given connector. `peer` names the server in errors.
+    ///
+    /// Cancel-safe: dropping the future closes the connection.
     ///
     /// # Errors
     /// See there.

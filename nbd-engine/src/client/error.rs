@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use nbd_proto::client::{CommandError, OptionError, SubmitError};
-use nbd_proto::wire::{ErrorCode, OptionCode, OptionReplyType};
+use nbd_proto::wire::{DecodeError, ErrorCode, OptionCode, OptionReplyType};
 use nbd_proto::{Command, InvalidRequest, Misuse, Refusal, UriError};
 
 use super::GaveUp;
@@ -232,6 +232,9 @@ impl fmt::Display for Error {
                     nbd_proto::Error::UnexpectedEnd("the greeting") => {
                         "; it may have all connections that it can have, not serve this address, or be no NBD server: \
                          its log may say why"
+                    }
+                    nbd_proto::Error::Malformed(DecodeError::BadMagic { expected: "NBDMAGIC", .. }) => {
+                        "; it is no NBD server: check the address"
                     }
                     _ => "",
                 })

@@ -71,6 +71,8 @@ mod entered;
 mod error;
 mod free_list;
 mod leader_follower;
+#[cfg(test)]
+mod manual;
 mod negotiation;
 mod pending;
 mod ready;

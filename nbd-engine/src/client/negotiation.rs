@@ -66,6 +66,8 @@ impl<C: CurrentRuntime> Negotiation<C> {
     /// Connects to a server without entering an export; that of the URI is ignored. Receives the greeting and negotiates
     /// headers.
     ///
+    /// Cancel-safe: dropping the future closes the connection.
+    ///
     /// # Errors
     /// [`Error::Connect`] when the server can't be reached, [`Error::Protocol`] when it is not an NBD server,
     /// [`Error::Refused`] when it is not one that the configuration accepts, [`Error::TimedOut`], and
@@ -78,6 +80,8 @@ impl<C: CurrentRuntime> Negotiation<C> {
     }
 
     /// The same over a byte stream of yours. Set `TCP_NODELAY` on TCP streams.
+    ///
+    /// Cancel-safe: dropping the future closes the connection.
     ///
     /// # Errors
     /// See [`connect`](Self::connect).
@@ -98,6 +102,8 @@ impl<C: CurrentRuntime> Negotiation<C> {
 impl<C: Connector> Negotiation<C> {
     /// [`connect`](Self::connect) by a given connector.
     ///
+    /// Cancel-safe: dropping the future closes the connection.
+    ///
     /// # Errors
     /// See there.
     pub async fn connect_by(connector: C, uri: &Uri, config: &ClientConfig) -> Result<Self, Error> {
@@ -110,6 +116,8 @@ impl<C: Connector> Negotiation<C> {
     }
 
     /// [`over`](Self::over) by a given connector. `peer` names the server in errors.
+    ///
+    /// Cancel-safe: dropping the future closes the connection.
     ///
     /// # Errors
     /// See there.
@@ -197,6 +205,8 @@ impl<C> Negotiation<C> {
     }
 
     /// Ends the negotiation politely, by `NBD_OPT_ABORT`.
+    ///
+    /// Not cancel-safe: see [`Negotiation`].
     ///
     /// # Errors
     /// When the server does not take note in time. There is nothing to be done about it.

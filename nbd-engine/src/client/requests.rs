@@ -36,6 +36,9 @@ impl<C> Client<C> {
     /// copied once; [`read_into`](Self::read_into) does without.
     ///
     /// Cancel-safe.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub async fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
         let count = self.up_to_the_end(buffer.len(), offset);
         self.read_exact_at(&mut buffer[..count], offset).await?;
@@ -45,6 +48,9 @@ impl<C> Client<C> {
     /// Reads `buffer.len()` bytes. The data is copied once; [`read_into`](Self::read_into) does without.
     ///
     /// Cancel-safe.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub async fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         if buffer.is_empty() {
             return Ok(());
@@ -63,6 +69,9 @@ impl<C> Client<C> {
     /// copied once; [`write`](Self::write) does without.
     ///
     /// The write may have been done, or not, or in part, when the future is dropped.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub async fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, Error> {
         let count = self.up_to_the_end(data.len(), offset);
         if count == 0 && !data.is_empty() {
@@ -75,6 +84,9 @@ impl<C> Client<C> {
     /// Writes all of `data`. It is copied once; [`write`](Self::write) does without.
     ///
     /// The write may have been done, or not, or in part, when the future is dropped.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub async fn write_all_at(&self, data: &[u8], offset: u64) -> Result<(), Error> {
         self.submit_copied(data, offset).await
     }
@@ -82,6 +94,9 @@ impl<C> Client<C> {
     /// Reads `length` bytes.
     ///
     /// Cancel-safe.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub async fn read(&self, offset: u64, length: usize, flags: Flags) -> Result<Bytes, Error> {
         self.submit_read(offset, length, flags).await
     }
@@ -98,6 +113,9 @@ impl<C> Client<C> {
     /// Writes all of `data`, uncopied. With [`Flags::FUA`] the data is durable before this is ready.
     ///
     /// The write may have been done, or not, or in part, when the future is dropped.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub async fn write(
         &self,
         offset: u64,
@@ -121,6 +139,9 @@ impl<C> Client<C> {
     /// changes; this is reported once by each clone of the client.
     ///
     /// Cancel-safe.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub async fn flush(&self) -> Result<(), Error> {
         self.submit_flush().await
     }
@@ -128,6 +149,9 @@ impl<C> Client<C> {
     /// Tells the server that a range is no longer needed: what it reads as afterwards is up to the server.
     ///
     /// The range may have been trimmed, or not, or in part, when the future is dropped.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub async fn trim(&self, offset: u64, length: u64, flags: Flags) -> Result<(), Error> {
         self.submit_trim(offset, length, flags).await
     }
@@ -136,6 +160,9 @@ impl<C> Client<C> {
     /// fail with `NBD_ENOTSUP` unless that is faster than a write.
     ///
     /// The zeroes may have been written, or not, or in part, when the future is dropped.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub async fn write_zeroes(&self, offset: u64, length: u64, flags: Flags) -> Result<(), Error> {
         self.submit_write_zeroes(offset, length, flags).await
     }
@@ -143,6 +170,9 @@ impl<C> Client<C> {
     /// Tells the server that a range will be read soon.
     ///
     /// Cancel-safe.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub async fn cache(&self, offset: u64, length: u64) -> Result<(), Error> {
         self.submit_cache(offset, length).await
     }

@@ -7,6 +7,8 @@ mod recovery;
 mod replies;
 mod silence;
 mod submission;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::pin::Pin;
@@ -154,10 +156,9 @@ impl Session {
             return false;
         }
         self.requests.take(&mut self.pump.machine);
-        // An error shows again to the leader. So does a deadline that nobody watches yet.
+        // An error shows again to the leader. So does a deadline that nobody watches yet. (Silence is watched by each leader.)
         let written = self.send(cx).is_ok() && self.requests.output_failed.is_none();
-        let watched = self.recovery.as_ref().is_none_or(|recovery| recovery.watches());
-        written && self.is_silent() && self.deadlines.are_watched() && watched
+        written && self.is_silent() && self.deadlines.are_watched()
     }
 
     /// Fails what is not answered, and completes every waiter.

@@ -34,6 +34,9 @@ impl<C> Client<C> {
     /// single extent of each context, which does not reach past.
     ///
     /// Cancel-safe.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub async fn block_status(
         &self,
         offset: u64,
@@ -44,6 +47,9 @@ impl<C> Client<C> {
     }
 
     /// Submits what [`block_status`](Self::block_status) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_block_status(
         &self,
         offset: u64,

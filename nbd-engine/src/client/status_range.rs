@@ -115,6 +115,9 @@ impl<C> BlockStatusRange<C> {
     /// The next run; `None` at the end of the range.
     ///
     /// Cancel-safe: nothing is lost.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub async fn next(&mut self) -> Option<Result<StatusRun, Error>> {
         poll_fn(|cx| self.poll_run(cx)).await
     }

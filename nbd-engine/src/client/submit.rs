@@ -15,6 +15,9 @@ use super::{Error, Flags, split};
 /// Each of these does what the method without `submit_` does.
 impl<C> Client<C> {
     /// Submits what [`read`](Self::read) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_read(
         &self,
         offset: u64,
@@ -40,6 +43,9 @@ impl<C> Client<C> {
     }
 
     /// Submits what [`write`](Self::write) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_write(
         &self,
         offset: u64,
@@ -63,11 +69,17 @@ impl<C> Client<C> {
     }
 
     /// Submits what [`flush`](Self::flush) does. Writes that are still pending are not covered.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_flush(&self) -> Pending<Result<(), Error>> {
         self.submit_flushes(into_result)
     }
 
     /// Submits what [`trim`](Self::trim) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_trim(
         &self,
         offset: u64,
@@ -78,6 +90,9 @@ impl<C> Client<C> {
     }
 
     /// Submits what [`write_zeroes`](Self::write_zeroes) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_write_zeroes(
         &self,
         offset: u64,
@@ -88,6 +103,9 @@ impl<C> Client<C> {
     }
 
     /// Submits what [`cache`](Self::cache) does.
+    ///
+    /// # Errors
+    /// Those of all [requests](#requests).
     pub fn submit_cache(&self, offset: u64, length: u64) -> Pending<Result<(), Error>> {
         self.submit_range(Command::cache(offset, length), Flags::empty())
     }

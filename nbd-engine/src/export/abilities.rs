@@ -54,6 +54,9 @@ pub trait CanWrite: Send + Sync {
     /// Writes `data` at `offset`. With `fua` the data is durable before this returns. That is asked for only when
     /// [`fua`](Self::fua) says [`Fua::Native`]; by default it is false even for a client's FUA writes, and
     /// [`CanFlush::flush`] is called after them.
+    ///
+    /// # Errors
+    /// The client gets it as the reply, and takes the range for written in part.
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()>;
 
     /// Writes if that can be done at once; `None` if it might block, with nothing done. Only consulted for exports
@@ -110,6 +113,9 @@ pub trait TakesPages: Send + Sync {
 
     /// Writes a page at `offset`, which is a multiple of the page size, and gives back a page that is no longer needed,
     /// if there is one, to be received into again. The page may be of any origin.
+    ///
+    /// # Errors
+    /// The client gets it as the reply, and takes the range for written in part. The page is dropped.
     fn write_page(&self, page: Page, offset: u64) -> Result<Option<Page>>;
 }
 
@@ -143,6 +149,9 @@ pub trait TakesPages: Send + Sync {
 /// ```
 pub trait CanFlush: Send + Sync {
     /// Makes durable whatever was written before this was called.
+    ///
+    /// # Errors
+    /// The client gets it as the reply: anything written since the last good flush may be lost.
     fn flush(&self) -> Result<()>;
 }
 
@@ -176,6 +185,9 @@ pub trait CanFlush: Send + Sync {
 /// ```
 pub trait CanTrim: Send + Sync {
     /// Drops the range or any part of it; what it reads as later is up to the export. Nothing outside may change.
+    ///
+    /// # Errors
+    /// The client gets it as the reply.
     fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<()>;
 }
 
@@ -225,6 +237,9 @@ pub struct ZeroMode {
 /// ```
 pub trait CanWriteZeroes: Send + Sync {
     /// Makes the range read as zeroes.
+    ///
+    /// # Errors
+    /// The client gets it as the reply: [`not_fast`](super::ExportError::not_fast) for a fast zero that would be slow.
     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()>;
 
     /// Whether clients are offered to ask for a [fast](ZeroMode::fast) zero. An export that knows no fast way may offer
@@ -264,6 +279,9 @@ pub trait CanWriteZeroes: Send + Sync {
 /// ```
 pub trait CanCache: Send + Sync {
     /// Prepares for reads of the range.
+    ///
+    /// # Errors
+    /// The client gets it as the reply.
     fn cache(&self, offset: u64, length: u64) -> Result<()>;
 }
 
@@ -313,6 +331,9 @@ pub trait CanExtents: Send + Sync {
     ///
     /// Runs need not be aligned: clients get whole blocks, of the minimum block size or 512 bytes, which are data where
     /// some of them is. `offset` need not be aligned after a run that was not.
+    ///
+    /// # Errors
+    /// The client gets it as the reply, whatever runs were reported before.
     fn extents(
         &self,
         offset: u64,
@@ -376,7 +397,9 @@ impl From<Allocation> for Extent {
 /// }
 /// ```
 pub trait CanResize: Send + Sync {
-    /// Makes [`Export::size`](super::Export::size) be `size` bytes. Fails with `ENOSPC` where there is no space for
-    /// that many, and leaves the size as it was when it fails.
+    /// Makes [`Export::size`](super::Export::size) be `size` bytes.
+    ///
+    /// # Errors
+    /// `ENOSPC` where there is no space for that many. The size stays as it was, whatever the error.
     fn resize(&self, size: u64) -> Result<()>;
 }

@@ -69,6 +69,9 @@ pub trait Export: Send + Sync + 'static {
     fn refresh(&self) {}
 
     /// Fills `buffer` with the bytes at `offset`. What stands in it before is arbitrary.
+    ///
+    /// # Errors
+    /// The client gets it as the reply; the buffer is dropped.
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
 
     /// Whether every method returns at once, so that the connection's own thread or task can call it. When `false`,
@@ -79,6 +82,9 @@ pub trait Export: Send + Sync + 'static {
 
     /// Reads `length` bytes into a reply body: the same as [`read`](Self::read), for exports that have holes or bytes
     /// to share, or that heed the read's [flags](Body::flags). A body of another length fails the request with `EIO`.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
     fn read_body(&self, body: &mut Body, length: usize, offset: u64) -> Result<()> {
         self.read(body.fill(length)?, offset)
     }

@@ -75,6 +75,9 @@ pub trait Contexts: Send + Sync {
     /// Reports runs of one status in the context of that name, from `offset` on, without a gap, until `length` bytes
     /// are covered or the visitor breaks off. The last run may reach further. Reporting less is fine as long as it is
     /// something. Runs need not be aligned, nor `offset` after one that was not.
+    ///
+    /// # Errors
+    /// The client gets it as the reply, whatever runs were reported before.
     fn status(
         &self,
         context: &str,

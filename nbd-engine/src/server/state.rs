@@ -170,12 +170,12 @@ impl ServerState {
         self.common.shutting_down.load(Ordering::Acquire)
     }
 
-    /// Is ready once [`shut_down`](Self::shut_down) was called.
+    /// Is ready once [`shut_down`](Self::shut_down) was called. Cancel-safe.
     pub async fn shutdown_begun(&self) {
         self.until(&self.common.shutdown, || self.is_shutting_down()).await;
     }
 
-    /// Is ready once no connection is left.
+    /// Is ready once no connection is left. Cancel-safe.
     pub async fn drained(&self) {
         self.until(&self.common.departure, || self.connections() == 0).await;
     }
@@ -213,7 +213,8 @@ impl ServerState {
         &self.common.floods
     }
 
-    /// Waits for room for one more connection. `None` when the server shuts down.
+    /// Waits for room for one more connection. `None` when the server shuts down. Cancel-safe: without the permit no
+    /// slot is taken.
     pub async fn admit(self: &Arc<Self>) -> Option<Permit> {
         let admitted = || {
             let max = self.config().max_connections();

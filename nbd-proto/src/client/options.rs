@@ -18,6 +18,9 @@ impl Connection {
     /// Goes on by itself: negotiates what the configuration wants and was not negotiated yet, then enters the export.
     /// [`Event::Ready`](super::Event::Ready) follows, or [`Event::OptionFailed`](super::Event::OptionFailed) and it is
     /// your turn again.
+    ///
+    /// # Errors
+    /// The rule that the option breaks. Nothing is sent then.
     pub fn enter(&mut self, export: impl Into<String>) -> Result<(), OptionError> {
         let export = export.into();
         // If TLS is required, then STARTTLS is what it will send first.
@@ -31,11 +34,17 @@ impl Connection {
     }
 
     /// `NBD_OPT_LIST`: [`Event::Listed`](super::Event::Listed) for each export.
+    ///
+    /// # Errors
+    /// The rule that the option breaks. Nothing is sent then.
     pub fn list(&mut self) -> Result<(), OptionError> {
         self.fixed_turn(OptionCode::LIST)?.send(Question::List)
     }
 
     /// `NBD_OPT_INFO`: [`Event::Info`](super::Event::Info) for each item that the server sends, asked for or not.
+    ///
+    /// # Errors
+    /// The rule that the option breaks. Nothing is sent then.
     pub fn info(
         &mut self,
         export: impl Into<String>,
@@ -46,6 +55,9 @@ impl Connection {
 
     /// `NBD_OPT_GO`: as [`info`](Self::info), and then [`Event::Ready`](super::Event::Ready) instead of
     /// [`Event::OptionDone`](super::Event::OptionDone). If the server refuses, it is your turn again.
+    ///
+    /// # Errors
+    /// The rule that the option breaks. Nothing is sent then.
     pub fn go(&mut self, export: impl Into<String>, items: &[InfoType]) -> Result<(), OptionError> {
         self.info_or_go(OptionCode::GO, export.into(), items)
     }
@@ -64,6 +76,9 @@ impl Connection {
     }
 
     /// `NBD_OPT_EXPORT_NAME`: [`Event::Ready`](super::Event::Ready), or the server hangs up.
+    ///
+    /// # Errors
+    /// The rule that the option breaks. Nothing is sent then.
     pub fn export_name(&mut self, export: impl Into<String>) -> Result<(), OptionError> {
         let export = export.into();
         let turn = self.turn(OptionCode::EXPORT_NAME)?;
@@ -77,6 +92,9 @@ impl Connection {
 
     /// `NBD_OPT_LIST_META_CONTEXT`: [`Event::MetaContext`](super::Event::MetaContext) for each context of the export
     /// that a query matches; for each there is, without a query.
+    ///
+    /// # Errors
+    /// The rule that the option breaks. Nothing is sent then.
     pub fn list_meta_context(
         &mut self,
         export: impl Into<String>,
@@ -90,6 +108,9 @@ impl Connection {
 
     /// `NBD_OPT_SET_META_CONTEXT`: [`Event::MetaContext`](super::Event::MetaContext) for each context that is selected
     /// now, in place of all that were before. The selection holds if that same export is entered.
+    ///
+    /// # Errors
+    /// The rule that the option breaks. Nothing is sent then.
     pub fn set_meta_context(
         &mut self,
         export: impl Into<String>,
@@ -118,6 +139,9 @@ impl Connection {
     }
 
     /// `NBD_OPT_STRUCTURED_REPLY`.
+    ///
+    /// # Errors
+    /// The rule that the option breaks. Nothing is sent then.
     pub fn structured_reply(&mut self) -> Result<(), OptionError> {
         let Turn { negotiation, out, .. } =
             self.fixed_turn(OptionCode::STRUCTURED_REPLY)?.checked(|negotiation| {
@@ -128,6 +152,9 @@ impl Connection {
     }
 
     /// `NBD_OPT_EXTENDED_HEADERS`.
+    ///
+    /// # Errors
+    /// The rule that the option breaks. Nothing is sent then.
     pub fn extended_headers(&mut self) -> Result<(), OptionError> {
         let Turn { negotiation, out, .. } =
             self.fixed_turn(OptionCode::EXTENDED_HEADERS)?.checked(|negotiation| {
@@ -138,6 +165,9 @@ impl Connection {
 
     /// `NBD_OPT_STARTTLS`: [`Event::StartTls`](super::Event::StartTls). After
     /// [`tls_established`](Self::tls_established) it is your turn again, and nothing is agreed any more.
+    ///
+    /// # Errors
+    /// The rule that the option breaks. Nothing is sent then.
     pub fn start_tls(&mut self) -> Result<(), OptionError> {
         let Turn { negotiation, out, .. } =
             self.fixed_turn(OptionCode::STARTTLS)?.checked(|negotiation| {
@@ -149,6 +179,9 @@ impl Connection {
 
     /// `NBD_OPT_ABORT`: the connection [closes](super::Event::Closed). See also [`disconnect`](Self::disconnect), which
     /// waits for your turn.
+    ///
+    /// # Errors
+    /// The rule that the option breaks. Nothing is sent then.
     pub fn abort(&mut self) -> Result<(), OptionError> {
         self.fixed_turn(OptionCode::ABORT)?.send(Question::Abort { because: None })
     }
@@ -157,6 +190,9 @@ impl Connection {
     /// [`Event::OptionReply`](super::Event::OptionReply).
     ///
     /// Known options have their own methods; tests that switched strictness off can send them with any data, too.
+    ///
+    /// # Errors
+    /// The rule that the option breaks. Nothing is sent then.
     pub fn option(&mut self, code: OptionCode, data: &[u8]) -> Result<(), OptionError> {
         let known = code.name().is_some() && code != OptionCode::PEEK_EXPORT;
         let Turn { negotiation, out, .. } = self

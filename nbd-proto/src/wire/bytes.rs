@@ -72,6 +72,9 @@ impl<'a> Reader<'a> {
     }
 
     /// The next `N` bytes; `field` names them in the error.
+    ///
+    /// # Errors
+    /// [`DecodeError::TooShort`] when fewer bytes are left.
     pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
         let (head, rest) = self.rest.split_first_chunk().ok_or(DecodeError::TooShort(field))?;
         self.rest = rest;
@@ -79,21 +82,33 @@ impl<'a> Reader<'a> {
     }
 
     /// The next 16-bit integer.
+    ///
+    /// # Errors
+    /// [`DecodeError::TooShort`] when fewer bytes are left.
     pub fn u16(&mut self, field: &'static str) -> Result<u16, DecodeError> {
         self.array(field).map(u16::from_be_bytes)
     }
 
     /// The next 32-bit integer.
+    ///
+    /// # Errors
+    /// [`DecodeError::TooShort`] when fewer bytes are left.
     pub fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
         self.array(field).map(u32::from_be_bytes)
     }
 
     /// The next 64-bit integer.
+    ///
+    /// # Errors
+    /// [`DecodeError::TooShort`] when fewer bytes are left.
     pub fn u64(&mut self, field: &'static str) -> Result<u64, DecodeError> {
         self.array(field).map(u64::from_be_bytes)
     }
 
     /// The next `length` bytes.
+    ///
+    /// # Errors
+    /// [`DecodeError::TooShort`] when fewer bytes are left.
     pub fn bytes(&mut self, length: u32, field: &'static str) -> Result<&'a [u8], DecodeError> {
         let split = usize::try_from(length).ok().and_then(|n| self.rest.split_at_checked(n));
         let (head, rest) = split.ok_or(DecodeError::TooShort(field))?;
@@ -102,6 +117,9 @@ impl<'a> Reader<'a> {
     }
 
     /// The next `length` bytes as a string, by the rules of section "Conventions".
+    ///
+    /// # Errors
+    /// [`DecodeError::TooShort`] when fewer bytes are left, [`DecodeError::BadString`] when they are no valid string.
     pub fn string(&mut self, length: u32, field: &'static str) -> Result<&'a str, DecodeError> {
         valid_string(self.bytes(length, field)?).ok_or(DecodeError::BadString(field))
     }
@@ -112,12 +130,18 @@ impl<'a> Reader<'a> {
     }
 
     /// All that is left, as a string.
+    ///
+    /// # Errors
+    /// [`DecodeError::BadString`] when they are no valid string.
     pub fn rest_as_string(&mut self, field: &'static str) -> Result<&'a str, DecodeError> {
         let length = u32::try_from(self.rest.len()).map_err(|_| DecodeError::BadString(field))?;
         self.string(length, field)
     }
 
     /// Insists that nothing is left.
+    ///
+    /// # Errors
+    /// [`DecodeError::LeftOver`] when there are bytes left.
     pub const fn finish(self) -> Result<(), DecodeError> {
         match self.rest.len() {
             0 => Ok(()),

@@ -65,6 +65,9 @@ impl Greeting {
     pub const SIZE: usize = 16;
 
     /// Finds out from both magics what is being spoken.
+    ///
+    /// # Errors
+    /// [`DecodeError::BadMagic`] when one of them is unknown.
     // C-HS-17
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
@@ -82,6 +85,9 @@ impl Greeting {
     }
 
     /// Decodes what follows the magics of an oldstyle greeting.
+    ///
+    /// # Errors
+    /// None: any bytes of this length are a greeting.
     pub fn decode_oldstyle(rest: &[u8; 136]) -> Result<OldstyleGreeting, DecodeError> {
         let mut reader = Reader::new(rest);
         let size = reader.u64("size")?;

@@ -43,7 +43,10 @@ impl<'a> Iterator for Queries<'a> {
 }
 
 impl<'a> MetaContextRequest<'a> {
-    /// Fails when anything reaches past the end or is left over.
+    /// Decodes the data of the option.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when anything reaches past the end or is left over.
     // S-OPT-LM-02, S-OPT-LM-14
     pub fn decode(data: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(data);
@@ -94,7 +97,10 @@ pub struct MetaContextReply<'a> {
 }
 
 impl<'a> MetaContextReply<'a> {
-    /// Fails when the data is too short or the name breaks the rules for strings.
+    /// Decodes the data of the reply.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when the data is too short, or the name breaks the rules for strings.
     pub fn decode(data: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(data);
         let id = reader.u32("context id")?;

@@ -108,7 +108,10 @@ impl OptionHeader {
         ArrayWriter::new().u64(magic::IHAVEOPT).u32(self.code.0).u32(self.length).done()
     }
 
-    /// Fails on a wrong magic.
+    /// Decodes the header.
+    ///
+    /// # Errors
+    /// [`DecodeError::BadMagic`] when the magic is another one.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
         let found = reader.u64("magic")?;
@@ -147,7 +150,10 @@ impl OptionReplyHeader {
             .done()
     }
 
-    /// Fails on a wrong magic.
+    /// Decodes the header.
+    ///
+    /// # Errors
+    /// [`DecodeError::BadMagic`] when the magic is another one.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
         let found = reader.u64("magic")?;
@@ -171,7 +177,10 @@ pub struct InfoRequest<'a> {
 }
 
 impl<'a> InfoRequest<'a> {
-    /// Fails when the name or the list does not fill the data exactly.
+    /// Decodes the data of the option.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when the name and the list do not fill the data exactly.
     // S-OPT-GO-09
     pub fn decode(data: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(data);
@@ -216,7 +225,10 @@ pub struct ServerReply<'a> {
 }
 
 impl<'a> ServerReply<'a> {
-    /// Fails when the name reaches past the end or a string breaks the rules.
+    /// Decodes the data of the reply.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when the name reaches past the end or a string breaks the rules.
     // C-OPT-LS-07
     pub fn decode(data: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(data);
@@ -267,6 +279,9 @@ impl ExportNameReply {
     }
 
     /// Decodes the answer to `NBD_OPT_EXPORT_NAME`.
+    ///
+    /// # Errors
+    /// None: any bytes of this length are an answer.
     pub fn decode_export_name(bytes: &[u8; Self::EXPORT_NAME_SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
         let size = reader.u64("size")?;
@@ -320,7 +335,10 @@ pub enum InfoReply<'a> {
 }
 
 impl<'a> InfoReply<'a> {
-    /// Fails when a known item has the wrong length or a broken string.
+    /// Decodes the data of the reply.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when a known item has the wrong length or a broken string.
     // S-OPT-GO-02, S-OPT-GO-12
     pub fn decode(data: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(data);

@@ -77,7 +77,10 @@ impl SimpleReplyHeader {
         ArrayWriter::new().u32(magic::SIMPLE_REPLY).u32(self.error.0).u64(self.cookie).done()
     }
 
-    /// Fails on a wrong magic.
+    /// Decodes the header.
+    ///
+    /// # Errors
+    /// [`DecodeError::BadMagic`] when the magic is another one.
     #[inline]
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
@@ -118,7 +121,10 @@ impl StructuredReplyHeader {
             .done()
     }
 
-    /// Fails on a wrong magic.
+    /// Decodes the header.
+    ///
+    /// # Errors
+    /// [`DecodeError::BadMagic`] when the magic is another one.
     #[inline]
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
@@ -165,7 +171,10 @@ impl ExtendedReplyHeader {
             .done()
     }
 
-    /// Fails on a wrong magic.
+    /// Decodes the header.
+    ///
+    /// # Errors
+    /// [`DecodeError::BadMagic`] when the magic is another one.
     #[inline]
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
@@ -195,7 +204,8 @@ impl<'a> ErrorChunk<'a> {
     /// Decodes the payload of an error chunk of type `reply`. What follows the fields that are known is ignored: the
     /// specification gives these chunks a least length only.
     ///
-    /// Fails when a field does not fit, the message is too long, or the error is zero.
+    /// # Errors
+    /// [`DecodeError`] when a field does not fit, the message is too long, or the error is zero.
     // C-REP-STRUCT-02
     pub fn decode(reply: ReplyType, payload: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(payload);
@@ -255,7 +265,10 @@ impl BlockStatusDescriptor {
     /// Bytes on the wire in a `BLOCK_STATUS_EXT` chunk.
     pub const EXTENDED_SIZE: usize = 16;
 
-    /// Decodes a descriptor of a `BLOCK_STATUS` chunk. Fails on a zero length.
+    /// Decodes a descriptor of a `BLOCK_STATUS` chunk.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when the length is zero.
     pub fn decode_compact(bytes: &[u8; Self::COMPACT_SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
         let length = u64::from(reader.u32("extent length")?);
@@ -263,7 +276,10 @@ impl BlockStatusDescriptor {
         Self { length, status }.checked()
     }
 
-    /// Decodes a descriptor of a `BLOCK_STATUS_EXT` chunk. Fails on a zero length.
+    /// Decodes a descriptor of a `BLOCK_STATUS_EXT` chunk.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when the length is zero.
     pub fn decode_extended(bytes: &[u8; Self::EXTENDED_SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
         let length = reader.u64("extent length")?;

@@ -58,7 +58,10 @@ impl CompactRequest {
             .done()
     }
 
-    /// Fails on a wrong magic, a historic one included.
+    /// Decodes the header.
+    ///
+    /// # Errors
+    /// [`DecodeError::BadMagic`] when the magic is another one, a historic one included.
     // S-REQ-02
     #[inline]
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, DecodeError> {
@@ -106,7 +109,10 @@ impl ExtendedRequest {
             .done()
     }
 
-    /// Fails on a wrong magic.
+    /// Decodes the header.
+    ///
+    /// # Errors
+    /// [`DecodeError::BadMagic`] when the magic is another one.
     #[inline]
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);

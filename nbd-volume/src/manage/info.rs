@@ -106,7 +106,10 @@ pub async fn info(location: &Location) -> Result<Info, Error> {
 }
 
 /// The database as it is in the store now.
-async fn latest(location: &Location, descriptor: &Descriptor) -> Result<Database, Error> {
+pub(crate) async fn latest(
+    location: &Location,
+    descriptor: &Descriptor,
+) -> Result<Database, Error> {
     let cipher = encryption::of(location, descriptor)?;
     let options = Options { object_cache: 8 << 20, ..Options::default() };
     let opening = database::read(location, DbReaderMode::FollowLatest, &options, None, cipher);
@@ -114,7 +117,7 @@ async fn latest(location: &Location, descriptor: &Descriptor) -> Result<Database
     Ok(Database::Reader(reader.into()))
 }
 
-pub(super) async fn close(database: Database) {
+pub(crate) async fn close(database: Database) {
     if let Database::Reader(reader) = database
         && let Err(error) = reader.close().await
     {

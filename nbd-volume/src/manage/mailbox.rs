@@ -31,8 +31,14 @@ const STALE: Duration = PATIENCE.saturating_mul(2);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub(crate) enum Request {
-    Snapshot { name: String },
-    Resize { size: u64 },
+    /// To show that it is alive.
+    Ping,
+    Snapshot {
+        name: String,
+    },
+    Resize {
+        size: u64,
+    },
 }
 
 /// What lies in the store.
@@ -60,6 +66,7 @@ impl Request {
     pub(crate) async fn carry_out(&self, volume: &Volume) -> Result<(), Error> {
         use nbd_engine::export::{AsyncCanResize as _, AsyncExport as _};
         match self {
+            Self::Ping => Ok(()),
             Self::Snapshot { name } => volume.snapshot(name).await,
             Self::Resize { size } => {
                 let Some(resize) = volume.can_resize() else { return Ok(()) };
@@ -76,16 +83,47 @@ impl Request {
 
 /// Has the server that has the volume open do something.
 pub(super) async fn ask(location: &Location, request: Request, server: &str) -> Result<(), Error> {
-    let url = || location.url().to_owned();
+    match exchange(location, request, server, PATIENCE).await? {
+        Outcome::Answer(Answer::Done) => Ok(()),
+        Outcome::Answer(Answer::Failed(reason)) => {
+            Err(Error::Invalid(format!("the server of {location} ({server}) says: {reason}")))
+        }
+        Outcome::Silence => Err(busy(
+            location,
+            server,
+            "it does not answer. If it crashed, serve the volume, which takes it over, and try again",
+        )),
+    }
+}
+
+/// Whether the server that has the volume open answers within that time.
+pub(crate) async fn is_alive(
+    location: &Location,
+    server: &str,
+    patience: Duration,
+) -> Result<bool, Error> {
+    let outcome = exchange(location, Request::Ping, server, patience).await?;
+    Ok(matches!(outcome, Outcome::Answer(_)))
+}
+
+/// What became of a request that was in the store.
+enum Outcome {
+    Answer(Answer),
+    Silence,
+}
+
+/// Puts a request into the store, and waits for the answer. Both together take so long at most.
+async fn exchange(
+    location: &Location,
+    request: Request,
+    server: &str,
+    patience: Duration,
+) -> Result<Outcome, Error> {
     let path = location.object(REQUEST);
     let id = super::create::new_id()?;
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let letter = Letter { id: id.clone(), since, request, answer: None };
-    let busy = |remedy: &str| Error::Busy {
-        url: url(),
-        writer: server.to_owned(),
-        remedy: remedy.to_owned(),
-    };
+    let mut was_asked = false;
     let asking = async {
         while !put_new(location, &path, &letter).await? {
             if let Some(other) = read(location, &path).await?
@@ -95,32 +133,41 @@ pub(super) async fn ask(location: &Location, request: Request, server: &str) -> 
             }
             tokio::time::sleep(LOOK).await;
         }
+        was_asked = true;
         loop {
             tokio::time::sleep(LOOK).await;
             match read(location, &path).await? {
                 Some(Letter { id: this, answer: Some(answer), .. }) if this == id => {
-                    break Ok(answer);
+                    break Ok(Outcome::Answer(answer));
                 }
                 Some(Letter { id: this, .. }) if this == id => (),
-                _ => break Err(busy("another request took the place of this one: try again")),
+                _ => {
+                    let remedy = "another request took the place of this one: try again";
+                    break Err(busy(location, server, remedy));
+                }
             }
         }
     };
-    let answer = match tokio::time::timeout(PATIENCE, asking).await {
-        Ok(answer) => answer?,
-        Err(_) => {
+    let answered = tokio::time::timeout(patience, asking).await;
+    match answered {
+        Ok(answered) => {
+            let outcome = answered?;
+            remove(location, &path).await?;
+            Ok(outcome)
+        }
+        Err(_) if was_asked => {
             let _removed = remove(location, &path).await;
-            return Err(busy(
-                "it does not answer. If it crashed, serve the volume, which takes it over, and try again",
-            ));
+            Ok(Outcome::Silence)
         }
-    };
-    remove(location, &path).await?;
-    match answer {
-        Answer::Done => Ok(()),
-        Answer::Failed(reason) => {
-            Err(Error::Invalid(format!("the server of {location} ({server}) says: {reason}")))
-        }
+        Err(_) => Err(busy(location, server, "another request waits for it: try again")),
+    }
+}
+
+fn busy(location: &Location, server: &str, remedy: &str) -> Error {
+    Error::Busy {
+        url: location.url().to_owned(),
+        writer: server.to_owned(),
+        remedy: remedy.to_owned(),
     }
 }
 

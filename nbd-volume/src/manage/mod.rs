@@ -10,6 +10,7 @@ mod snapshot;
 pub use check::{Damage, Report, check};
 pub use create::{NewVolume, create};
 pub use info::{Info, Snapshot, Writer, info, list};
+pub(crate) use info::{close, latest};
 pub use remove::{delete, delete_snapshot};
 pub(crate) use snapshot::{check_new_snapshot, find_snapshot};
 pub use snapshot::{clone, resize, snapshot};

@@ -86,6 +86,7 @@ async fn one_life(store: &Arc<dyn ObjectStore>, random: &mut Random, history: &m
         fails: [0, 40, 12][random.below(3) as usize],
         loses_reply: [0, 40, 12][random.below(3) as usize],
         delay: random.below(30),
+        ..Faults::default()
     };
     let way = Faulty::new(store, Random::new(random.below(u64::MAX)), faults);
     let location = Location::over(Arc::clone(&way) as Arc<dyn ObjectStore>, "v");

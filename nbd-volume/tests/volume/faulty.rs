@@ -38,6 +38,8 @@ pub(crate) struct Faults {
     pub(crate) loses_reply: u64,
     /// Milliseconds that a request or its reply takes at most.
     pub(crate) delay: u64,
+    /// The body of a reply breaks off.
+    pub(crate) cuts: u64,
 }
 
 impl Faulty {
@@ -134,7 +136,21 @@ impl ObjectStore for Faulty {
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
         self.before().await?;
         let result = self.inner.get_opts(path, options).await;
-        self.after(result).await
+        let result = self.after(result).await?;
+        if !self.one_in(self.faults.cuts) {
+            return Ok(result);
+        }
+        let (meta, range, attributes) =
+            (result.meta.clone(), result.range.clone(), result.attributes.clone());
+        let extensions = result.extensions.clone();
+        let mut bytes = result.bytes().await?;
+        let random = self.random.lock().unwrap().below(2 * bytes.len() as u64 + 1);
+        bytes.truncate(random as usize / 2);
+        // With an error, or without one.
+        let broken = random.is_multiple_of(2).then(|| Err(failure("the reply broke off")));
+        let stream = futures_util::stream::iter([Ok(bytes)].into_iter().chain(broken));
+        let payload = object_store::GetResultPayload::Stream(stream.boxed());
+        Ok(GetResult { payload, meta, range, attributes, extensions })
     }
 
     async fn get_ranges(&self, path: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {

@@ -1,4 +1,5 @@
-//! Volumes over stores in memory, in virtual time: what they hold, whatever the store does.
+//! Volumes and objects over stores in memory, in virtual time: what they hold, whatever the store does. Objects also by
+//! HTTP.
 
 mod crashes;
 mod disk;
@@ -8,6 +9,7 @@ mod faulty;
 mod management;
 mod memory;
 mod model;
+mod objects;
 mod outages;
 mod sequences;
 mod writers;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nbd_engine::export::{AsyncExport as _, ErrorCode};
 use nbd_testkit::{Random, cases};
-use nbd_volume::{Location, NewVolume, Volume, create};
+use nbd_volume::{Error, Location, NewVolume, Volume, create};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 
@@ -64,6 +64,44 @@ fn a_server_that_can_not_be_reached_is_waited_for_as_long_as_it_may_answer() {
 }
 
 #[test]
+fn an_exclusive_server_is_refused_while_another_one_is_alive_and_takes_over_a_dead_one() {
+    in_virtual_time(async {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let location = Location::over(Arc::clone(&store), "v");
+        create(&location, &NewVolume::of_size(1 << 20)).await.unwrap();
+        let way = Faulty::new(&store, Random::new(1), Faults { delay: 400, ..Faults::default() });
+        let own_way = Location::over(Arc::clone(&way) as Arc<dyn ObjectStore>, "v");
+        let mut exclusive = options();
+        exclusive.exclusive = true;
+        exclusive.lease = Duration::from_secs(3);
+        // Nobody has it.
+        let old = Volume::open(&own_way, &exclusive).await.unwrap();
+        for _ in 0..3 {
+            let error = Volume::open(&location, &exclusive).await.unwrap_err();
+            assert!(matches!(error, Error::Busy { .. }), "{error}");
+            assert!(error.to_string().contains("a lease of 3s"), "{error}");
+            // And was not disturbed.
+            write(&old, b"mine", 0).await.unwrap();
+            flush(&old).await.unwrap();
+        }
+        // Others may ask it for something at the same time.
+        let (snapshot, refused) = tokio::join!(
+            nbd_volume::snapshot(&location, "monday"),
+            Volume::open(&location, &exclusive)
+        );
+        snapshot.unwrap();
+        refused.unwrap_err();
+        way.cut();
+        let new = Volume::open(&location, &exclusive).await.unwrap();
+        assert_eq!(read(&new, 0..4).await.unwrap(), b"mine");
+        // One that was closed is not even asked.
+        new.close().await.unwrap();
+        let last = Volume::open(&location, &exclusive).await.unwrap();
+        last.close().await.unwrap();
+    });
+}
+
+#[test]
 fn a_server_whose_lease_is_over_asks_the_store_before_it_answers() {
     in_virtual_time(async {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
@@ -91,7 +129,12 @@ fn nothing_that_was_flushed_is_lost_when_servers_take_over_from_each_other() {
             let mut flushed = 0u8;
             let mut servers = Vec::new();
             for _ in 0..4 {
-                let faults = Faults { fails: 30, loses_reply: 30, delay: random.below(40) };
+                let faults = Faults {
+                    fails: 30,
+                    loses_reply: 30,
+                    delay: random.below(40),
+                    ..Faults::default()
+                };
                 let way = Faulty::new(&store, Random::new(random.below(u64::MAX)), faults);
                 let location = Location::over(Arc::clone(&way) as Arc<dyn ObjectStore>, "v");
                 let server = Volume::open(&location, &options()).await.unwrap();

@@ -16,10 +16,15 @@ use tempfile::TempDir;
 use super::disk::{Disk, DiskKind};
 use super::load::{Seen, Shared, run};
 use super::model::{Landed, Model, Violation};
+use super::stamp::SECTOR;
+use super::volume::Volume;
 use crate::process::{Runtime, serve};
 
 /// Sectors of the disk, of 2 MiB: small, so that requests meet.
 const SECTORS: u64 = 4096;
+
+/// Sectors that are read at a time to compare a volume.
+const READ: u64 = 1024;
 
 /// How long a server may take to start or to be gone.
 const SOON: Duration = Duration::from_secs(60);
@@ -48,11 +53,18 @@ pub struct Summary {
     pub landed: Landed,
 }
 
+/// What is served.
+#[derive(Debug)]
+enum Served {
+    Disk(Disk),
+    Volume(Volume),
+}
+
 /// A disk whose servers are killed.
 #[derive(Debug)]
 pub struct Campaign {
     server: Server,
-    disk: Disk,
+    disk: Served,
     folder: TempDir,
     model: Model,
     summary: Summary,
@@ -65,7 +77,16 @@ impl Campaign {
     /// When the disk can't be made, for people.
     pub fn new(server: Server, kind: DiskKind) -> Result<Self, String> {
         let folder = TempDir::new().map_err(|error| error.to_string())?;
-        let disk = Disk::new(kind, folder.path(), SECTORS).map_err(|error| error.to_string())?;
+        let disk = match (kind, &server) {
+            (DiskKind::Volume, Server::Nbd(program, _)) => {
+                Served::Volume(Volume::new(program, folder.path(), SECTORS)?)
+            }
+            (DiskKind::Volume, Server::Other(..)) => return Err("only nbd has volumes".to_owned()),
+            _ => {
+                let disk = Disk::new(kind, folder.path(), SECTORS);
+                Served::Disk(disk.map_err(|error| error.to_string())?)
+            }
+        };
         let (model, summary) = (Model::new(SECTORS), Summary::default());
         Ok(Self { server, disk, folder, model, summary })
     }
@@ -123,9 +144,19 @@ impl Campaign {
     }
 
     fn compare(&mut self) -> Result<(), Violation> {
-        let medium = self.disk.stored().expect("the disk's file can be read");
-        let cache = self.disk.cached().expect("the disk can be read");
-        self.model.check_cache(&cache)?;
+        let (cache, medium) = match &self.disk {
+            Served::Disk(disk) => {
+                let medium = disk.stored().expect("the disk's file can be read");
+                let cache = disk.cached().expect("the disk can be read");
+                self.model.check_cache(&cache)?;
+                (cache, medium)
+            }
+            // What is in the memory of a server goes with it.
+            Served::Volume(_) => {
+                let found = self.read_by_a_server();
+                (found.clone(), Some(found))
+            }
+        };
         if let Some(medium) = &medium {
             self.model.check_medium(medium)?;
         }
@@ -138,18 +169,37 @@ impl Campaign {
         Ok(())
     }
 
+    /// All of the disk, by the next server, which is killed as well.
+    fn read_by_a_server(&self) -> Vec<u8> {
+        let (mut process, endpoint) = self.start();
+        let mut client = RawClient::go_simple(&endpoint);
+        let mut bytes = Vec::new();
+        for sector in (0..SECTORS).step_by(READ as usize) {
+            bytes.extend(client.read(sector * SECTOR as u64, READ * SECTOR as u64));
+        }
+        process.kill();
+        process.wait_exit(SOON).expect("SIGKILL ends it");
+        bytes
+    }
+
     fn start(&self) -> (Background, Endpoint) {
         let socket = self.folder.path().join("nbd.sock");
-        let (program, arguments) = match &self.server {
-            Server::Nbd(program, runtime) => {
-                let backend = self.disk.path().display().to_string();
+        let (program, arguments, disk) = match (&self.server, &self.disk) {
+            (Server::Nbd(program, runtime), Served::Disk(disk)) => {
+                let backend = disk.path().display().to_string();
                 return serve(program, *runtime, &socket, &[&backend]);
             }
-            Server::Other(program, arguments) => (program, arguments),
+            (Server::Nbd(program, runtime), Served::Volume(volume)) => {
+                return serve(program, *runtime, &socket, &volume.arguments());
+            }
+            (Server::Other(program, arguments), Served::Disk(disk)) => {
+                (program, arguments, disk.path())
+            }
+            (Server::Other(..), Served::Volume(_)) => unreachable!("refused when it was made"),
         };
         // The one that was killed has left it behind.
         let _gone = fs::remove_file(&socket);
-        let paths = [("SOCKET", &*socket), ("DISK", self.disk.path())];
+        let paths = [("SOCKET", &*socket), ("DISK", disk)];
         let mut command = Command::new(program);
         for argument in arguments {
             let mut argument = argument.clone();

@@ -1,4 +1,4 @@
-//! What is served: a file, or a block device that lies on one.
+//! What is served: a file, a block device that lies on one, or a volume in a directory.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -19,6 +19,8 @@ pub enum DiskKind {
     File,
     /// A loop device on a file: what is in the device's cache can be told from what is on its medium.
     Loop,
+    /// A volume in a local directory, which has what was flushed, and perhaps more.
+    Volume,
 }
 
 impl DiskKind {
@@ -27,6 +29,7 @@ impl DiskKind {
         match self {
             Self::File => "file",
             Self::Loop => "loop device",
+            Self::Volume => "volume",
         }
     }
 }

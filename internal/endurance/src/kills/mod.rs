@@ -9,6 +9,7 @@ mod disk;
 mod load;
 pub mod model;
 pub mod stamp;
+mod volume;
 
 pub use campaign::{Campaign, Server, Summary};
 pub use disk::{Disk, DiskKind};

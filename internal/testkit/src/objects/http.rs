@@ -59,6 +59,10 @@ impl Request {
         self.headers.get(name).map_or("", String::as_str)
     }
 
+    pub(super) fn remove_header(&mut self, name: &str) {
+        self.headers.remove(name);
+    }
+
     /// The range of bytes that is asked for, from an object of that length. None for all of it.
     pub(super) fn range(&self, length: usize) -> Option<core::ops::Range<usize>> {
         let (start, end) = self.header("range").strip_prefix("bytes=")?.split_once('-')?;
@@ -113,8 +117,13 @@ impl Response {
         self
     }
 
-    /// Sends it, without its body if only its headers were asked for.
-    pub(super) fn write(&self, output: &mut impl Write, headers_only: bool) -> io::Result<()> {
+    /// Sends it, without its body if only its headers were asked for. Fails behind so many bytes of a body.
+    pub(super) fn write(
+        &self,
+        output: &mut impl Write,
+        headers_only: bool,
+        cut_after: Option<usize>,
+    ) -> io::Result<()> {
         let mut head = format!("HTTP/1.1 {} -\r\n", self.status);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -125,7 +134,11 @@ impl Response {
         head.push_str("\r\n");
         output.write_all(head.as_bytes())?;
         if !headers_only && !matches!(self.status, 204 | 304) {
-            output.write_all(&self.body)?;
+            let sent = cut_after.map_or(self.body.len(), |cut| cut.min(self.body.len()));
+            output.write_all(&self.body[..sent])?;
+            if sent < self.body.len() {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
         }
         output.flush()
     }

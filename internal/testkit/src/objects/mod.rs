@@ -4,6 +4,7 @@
 
 mod http;
 mod listing;
+mod manners;
 mod store;
 
 use std::io::BufReader;
@@ -14,6 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use http::{Request, Response};
+pub use manners::Manners;
 use store::Store;
 
 /// A store that lasts until this is dropped.
@@ -30,6 +32,7 @@ struct Shared {
     delay: AtomicU64,
     /// Every request fails.
     down: AtomicBool,
+    manners: Mutex<Manners>,
     stopped: AtomicBool,
     requests: AtomicU64,
     sent: AtomicU64,
@@ -91,6 +94,11 @@ impl ObjectServer {
         self.shared.down.store(down, Ordering::Release);
     }
 
+    /// Has requests answered in another way from now on.
+    pub fn set_manners(&self, manners: Manners) {
+        *self.shared.manners.lock().unwrap_or_else(PoisonError::into_inner) = manners;
+    }
+
     /// How many requests came, and how many bytes of objects were sent.
     #[must_use]
     pub fn traffic(&self) -> (u64, u64) {
@@ -123,18 +131,26 @@ impl Shared {
         let _small_answers_go_at_once = stream.set_nodelay(true);
         let Ok(mut answers) = stream.try_clone() else { return };
         let mut requests = BufReader::new(stream);
-        while let Ok(Some(request)) = Request::read(&mut requests) {
+        while let Ok(Some(mut request)) = Request::read(&mut requests) {
             if self.stopped.load(Ordering::Acquire) {
                 return;
             }
-            let response = self.answer(&request);
-            if response.write(&mut answers, request.method == "HEAD").is_err() {
+            let manners = self.manners.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            manners.ignore(&mut request);
+            let mut response = match manners.answer(&request) {
+                Some(response) => self.counted(&request, |_| response),
+                None => self.counted(&request, |store| store.answer(&request)),
+            };
+            manners.change(&mut response);
+            let headers_only = request.method == "HEAD";
+            if response.write(&mut answers, headers_only, manners.cut_after).is_err() {
                 return;
             }
         }
     }
 
-    fn answer(&self, request: &Request) -> Response {
+    /// The answer that something gives, counted, written down, and held back.
+    fn counted(&self, request: &Request, answer: impl FnOnce(&mut Store) -> Response) -> Response {
         self.requests.fetch_add(1, Ordering::AcqRel);
         let line = format!("{} {} {}", request.method, request.target, request.header("range"));
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,7 +163,7 @@ impl Shared {
         if self.down.load(Ordering::Acquire) {
             return Response::new(503, "the store is down");
         }
-        let response = self.store().answer(request);
+        let response = answer(&mut self.store());
         if request.method == "GET" {
             self.sent.fetch_add(response.body.len() as u64, Ordering::AcqRel);
         }

@@ -33,6 +33,16 @@ pub(super) fn text(bytes: &[u8], offset: usize, length: usize) -> Option<String>
     (!text.is_empty()).then_some(text)
 }
 
+/// Text in UTF-16 by little-endian units, up to its first NUL, without blanks around; none if it is empty.
+pub(super) fn utf16_le(bytes: &[u8]) -> Option<String> {
+    let units = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+    let text: String = char::decode_utf16(units.take_while(|unit| *unit != 0))
+        .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect();
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
 /// A UUID whose bytes stand in order; none if all are zero.
 pub(super) fn uuid(bytes: &[u8], offset: usize) -> Option<String> {
     let field = at(bytes, offset, 16)?;

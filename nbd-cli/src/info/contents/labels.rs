@@ -1,8 +1,9 @@
-//! Labels that are kept among a file system's files, and not in its first sectors: those of FAT, exFAT and NTFS.
+//! Labels that are kept among a file system's files, or far behind its first sectors: those of FAT, exFAT, NTFS and UDF.
 
 use core::ops::Range;
 
-use super::bytes::{at, u16_le, u32_le, u64_le};
+use super::bytes::{at, u16_le, u32_le, u64_le, utf16_le};
+use super::udf;
 
 /// How much is read for a label, at most.
 const MAX: u64 = 64 << 10;
@@ -11,7 +12,18 @@ const MAX: u64 = 64 << 10;
 pub(super) struct Place {
     /// Bytes of the file system.
     pub(super) range: Range<u64>,
-    pub(super) find: fn(&[u8]) -> Option<String>,
+    pub(super) find: Find,
+}
+
+/// What is made of the bytes of a place.
+pub(super) type Find = fn(&[u8]) -> Option<Next>;
+
+/// What stands there.
+pub(super) enum Next {
+    /// The label, the identifier, or both.
+    Names { label: Option<String>, uuid: Option<String> },
+    /// Where to look further.
+    Place(Place),
 }
 
 /// Where to look for the label of a file system of that kind with these first bytes; `None` if it is not kept so.
@@ -20,11 +32,12 @@ pub(super) fn place(kind: &str, first: &[u8]) -> Option<Place> {
         "vfat" => fat(first),
         "exfat" => exfat(first),
         "ntfs" => ntfs(first),
+        "udf" => udf::place(),
         _ => None,
     }
 }
 
-fn place_at(start: u64, length: u64, find: fn(&[u8]) -> Option<String>) -> Option<Place> {
+pub(super) fn place_at(start: u64, length: u64, find: Find) -> Option<Place> {
     let range = start..start.checked_add(length.min(MAX))?;
     Some(Place { range, find })
 }
@@ -46,7 +59,7 @@ fn fat(first: &[u8]) -> Option<Place> {
     place_at(start.checked_add(root.checked_mul(cluster)?)?, cluster, of_fat_directory)
 }
 
-fn of_fat_directory(bytes: &[u8]) -> Option<String> {
+fn of_fat_directory(bytes: &[u8]) -> Option<Next> {
     const DELETED: u8 = 0xe5;
     const LABEL: u8 = 0x08;
     const LONG_NAME: u8 = 0x0f;
@@ -54,7 +67,9 @@ fn of_fat_directory(bytes: &[u8]) -> Option<String> {
     let entry = entries.find(|entry| {
         entry[0] != DELETED && entry[11] & LONG_NAME != LONG_NAME && entry[11] & LABEL != 0
     })?;
-    shown(&String::from_utf8_lossy(&entry[..11]))
+    let label = String::from_utf8_lossy(&entry[..11]);
+    let label = label.trim_matches(['\0', ' ']);
+    (!label.is_empty()).then(|| named(label.to_owned()))
 }
 
 /// The first cluster of the root directory.
@@ -66,12 +81,12 @@ fn exfat(first: &[u8]) -> Option<Place> {
     place_at(heap.checked_add(root)?, 1 << cluster_shift, of_exfat_directory)
 }
 
-fn of_exfat_directory(bytes: &[u8]) -> Option<String> {
+fn of_exfat_directory(bytes: &[u8]) -> Option<Next> {
     const LABEL: u8 = 0x83;
     let mut entries = bytes.chunks_exact(32).take_while(|entry| entry[0] != 0);
     let entry = entries.find(|entry| entry[0] == LABEL)?;
     let length = usize::from(entry[1].min(11));
-    shown(&utf16(entry.get(2..2 + 2 * length)?))
+    utf16_le(entry.get(2..2 + 2 * length)?).map(named)
 }
 
 /// The file record of index 3 in the master file table is that of the volume.
@@ -93,7 +108,7 @@ fn ntfs(first: &[u8]) -> Option<Place> {
     place_at(table.checked_add(VOLUME * record)?, record, of_ntfs_record)
 }
 
-fn of_ntfs_record(bytes: &[u8]) -> Option<String> {
+fn of_ntfs_record(bytes: &[u8]) -> Option<Next> {
     const VOLUME_NAME: u32 = 0x60;
     const END: u32 = 0xffff_ffff;
     let mut bytes = bytes.strip_prefix(b"FILE").map(|_| bytes.to_vec())?;
@@ -109,20 +124,13 @@ fn of_ntfs_record(bytes: &[u8]) -> Option<String> {
         if kind == VOLUME_NAME {
             let length = usize::try_from(u32_le(&bytes, offset + 16)?).ok()?;
             let start = usize::from(u16_le(&bytes, offset + 20)?);
-            return shown(&utf16(at(&bytes, offset.checked_add(start)?, length)?));
+            return utf16_le(at(&bytes, offset.checked_add(start)?, length)?).map(named);
         }
         let length = usize::try_from(u32_le(&bytes, offset + 4)?).ok()?;
         offset = offset.checked_add(length).filter(|_| length > 0)?;
     }
 }
 
-fn utf16(bytes: &[u8]) -> String {
-    let units = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
-    char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
-}
-
-/// Without blanks around; none if it is empty.
-fn shown(label: &str) -> Option<String> {
-    let label = label.trim_matches(['\0', ' ']);
-    (!label.is_empty()).then(|| label.to_owned())
+const fn named(label: String) -> Next {
+    Next::Names { label: Some(label), uuid: None }
 }

@@ -8,6 +8,7 @@ mod labels;
 mod partitions;
 mod report;
 mod signatures;
+mod udf;
 
 #[cfg(test)]
 mod tests;
@@ -120,12 +121,20 @@ fn look(disk: &impl Disk) -> Result<Option<Contents>, Error> {
 fn find(disk: &impl Disk, start: u64, size: u64) -> Result<Option<Found>, Error> {
     let first = disk.first(start, size)?;
     let Some(mut found) = signatures::find(&first) else { return Ok(None) };
-    if let Some(labels::Place { range, find }) = labels::place(found.kind, &first)
+    let mut place = labels::place(found.kind, &first);
+    // Each leads further on, to others.
+    while let Some(labels::Place { range, find }) = place.take()
         && range.end <= size
         && let Ok(bytes) = disk.bytes(start + range.start, range.end - range.start)
-        && let Some(label) = find(&bytes)
     {
-        found.label = Some(label);
+        match find(&bytes) {
+            Some(labels::Next::Place(next)) => place = Some(next),
+            Some(labels::Next::Names { label, uuid }) => {
+                found.label = label.or(found.label);
+                found.uuid = uuid.or(found.uuid);
+            }
+            None => {}
+        }
     }
     Ok(Some(found))
 }

@@ -2,15 +2,16 @@
 //!
 //! Offsets are those of the formats' own documentation; libblkid and file(1) look at the same bytes.
 
-use super::Found;
-use super::bytes::{at, guid, has, text, u16_le, u32_be, u32_le, u64_le, uuid};
+use super::bytes::{at, guid, has, text, u16_le, u32_be, u32_le, u64_le, utf16_le, uuid};
+use super::{FIRST, Found};
 
 /// Looks for one format.
 type Finder = fn(&[u8]) -> Option<Found>;
 
 /// All formats, those first whose signatures are longest: a boot sector may have a part of another format's.
 const FINDERS: &[Finder] = &[
-    luks, lvm, raid, zfs, btrfs, xfs, ext, swap, squashfs, exfat, ntfs, fat, iso, image, compressed,
+    luks, lvm, raid, zfs, btrfs, xfs, ext, f2fs, swap, squashfs, exfat, ntfs, fat, udf, iso, image,
+    compressed,
 ];
 
 /// What begins with these bytes; the first 68 KiB are enough.
@@ -42,6 +43,17 @@ fn ext(bytes: &[u8]) -> Option<Found> {
     };
     let (label, uuid) = (text(bytes, SUPERBLOCK + 0x78, 16), uuid(bytes, SUPERBLOCK + 0x68));
     Some(Found { kind, words, label, uuid })
+}
+
+/// The superblock begins at 1024.
+fn f2fs(bytes: &[u8]) -> Option<Found> {
+    const SUPERBLOCK: usize = 1024;
+    if u32_le(bytes, SUPERBLOCK)? != 0xf2f5_2010 {
+        return None;
+    }
+    let label = at(bytes, SUPERBLOCK + 0x7c, 1024).and_then(utf16_le);
+    let uuid = uuid(bytes, SUPERBLOCK + 0x6c);
+    Some(Found { label, uuid, ..found("f2fs", "F2FS file system") })
 }
 
 fn xfs(bytes: &[u8]) -> Option<Found> {
@@ -89,6 +101,14 @@ fn ntfs(bytes: &[u8]) -> Option<Found> {
     let uuid = u64_le(bytes, 72).map(|serial| format!("{serial:016X}"));
     let found = Found { uuid, ..found("ntfs", "NTFS file system") };
     has(bytes, 3, b"NTFS    ").then_some(found)
+}
+
+/// One of the descriptors from 32 KiB on, behind those of ISO 9660 if there are any, says so.
+fn udf(bytes: &[u8]) -> Option<Found> {
+    let mut descriptors = (32 << 10..FIRST as usize).step_by(2048);
+    descriptors
+        .any(|offset| has(bytes, offset + 1, b"NSR02") || has(bytes, offset + 1, b"NSR03"))
+        .then(|| found("udf", "UDF file system"))
 }
 
 /// The primary volume descriptor stands in the sector of 2048 bytes of index 16.

@@ -1,6 +1,8 @@
 //! The rules that a configuration keeps to, whatever it comes from. They need nothing but itself: what files are there
 //! is found out when they are opened.
 
+use core::ops::RangeInclusive;
+use core::time::Duration;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -15,11 +17,15 @@ use crate::output::quoted;
 /// Bytes of a directory's name at most: the protocol's strings have 4096, names of files 255.
 const MAX_PREFIX: usize = 4096 - 256;
 
-/// The least bytes of memory that a volume is given.
+/// The least bytes of memory that a volume or an object is given.
 pub(crate) const MIN_VOLUME_MEMORY: u64 = 32 << 20;
 
 /// The least size of a volume's cache on disk, in bytes.
 pub(crate) const MIN_VOLUME_CACHE: u64 = 64 << 20;
+
+/// The leases that a volume is given: a shorter one may be over before a slow store has answered, and a longer one keeps
+/// a successor waiting.
+const VOLUME_LEASES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 
 /// Refuses what can't be, with all that is wrong.
 ///
@@ -129,8 +135,8 @@ impl Rules<'_> {
     fn exports(&mut self, config: &Config) {
         if config.exports.is_empty() {
             // A file that is still being written does not end what is served.
-            let text = "there is nothing to serve: add an [[export]] with file, memory, directory or \
-                        volume";
+            let text = "there is nothing to serve: add an [[export]] with file, memory, directory, volume \
+                        or object";
             self.broken("", text);
         }
         let mut names = HashMap::new();
@@ -142,11 +148,13 @@ impl Rules<'_> {
             }
             self.volume_memory(index, export);
             self.volume_cache(index, export);
+            self.volume_alone(index, export);
             match export.backend() {
                 Ok(Backend::File(path)) if path.as_os_str().is_empty() => {
                     self.broken(key("file"), "give the path of a file or block device");
                 }
-                Ok(Backend::Volume(_)) => self.volume(index, export, config),
+                Ok(Backend::Volume(_)) => self.in_a_store(index, "a volume", export, config),
+                Ok(Backend::Object(_)) => self.in_a_store(index, "an object", export, config),
                 Ok(Backend::Directory(path)) => self.directory(index, path, export),
                 Ok(_) => {}
                 Err(text) => self.broken(format!("export.{index}"), text),
@@ -217,6 +225,7 @@ impl Rules<'_> {
             Ok(Backend::File(path)) => path.display().to_string(),
             Ok(Backend::Memory(size)) => format!("memory:{}", Size(size)),
             Ok(Backend::Volume(url)) => format!("volume:{url}"),
+            Ok(Backend::Object(url)) => url.to_owned(),
             Ok(Backend::Directory(path)) => format!("dir:{}", path.display()),
             Err(_) => "BACKEND".into(),
         };
@@ -233,18 +242,15 @@ impl Rules<'_> {
         }
     }
 
-    /// The memory of a volume.
+    /// The memory of a volume or an object.
     fn volume_memory(&mut self, index: usize, export: &Export) {
         let Some(Size(memory)) = export.volume_memory else { return };
         let word = self.source.word("--volume-memory", "volume-memory");
         let key = format!("export.{index}.volume-memory");
-        if !matches!(export.backend(), Ok(Backend::Volume(_))) {
-            self.broken(key, format!("{word} is for volumes alone: leave it out"));
+        if !matches!(export.backend(), Ok(Backend::Volume(_) | Backend::Object(_))) {
+            self.broken(key, format!("{word} is for volumes and objects alone: leave it out"));
         } else if memory < MIN_VOLUME_MEMORY {
-            self.broken(
-                key,
-                format!("{word} {memory} is too little for a volume: give at least 32M"),
-            );
+            self.broken(key, format!("{word} {memory} is too little: give at least 32M"));
         }
     }
 
@@ -263,8 +269,31 @@ impl Rules<'_> {
         }
     }
 
-    /// What goes with the others does not go with a volume.
-    fn volume(&mut self, index: usize, export: &Export, config: &Config) {
+    /// What is for volumes that are written.
+    fn volume_alone(&mut self, index: usize, export: &Export) {
+        let is_volume = matches!(export.backend(), Ok(Backend::Volume(_)));
+        for (given, key, option) in [
+            (export.volume_exclusive, "volume-exclusive", "--volume-exclusive"),
+            (export.volume_lease.is_some(), "volume-lease", "--volume-lease"),
+        ] {
+            if given && !is_volume {
+                let word = self.source.word(option, key);
+                let text = format!("{word} is for volumes alone: leave it out");
+                self.broken(format!("export.{index}.{key}"), text);
+            }
+        }
+        if let Some(lease) = &export.volume_lease
+            && is_volume
+            && !VOLUME_LEASES.contains(&lease.0)
+        {
+            let word = self.source.word("--volume-lease", "volume-lease");
+            let text = format!("{word} {lease} is not from 1s to 10m");
+            self.broken(format!("export.{index}.volume-lease"), text);
+        }
+    }
+
+    /// What goes with the others does not go with a volume or an object, which `what` says.
+    fn in_a_store(&mut self, index: usize, what: &str, export: &Export, config: &Config) {
         for (given, key, option) in [
             (!export.layers.is_empty(), "layers", "--layer"),
             (!export.track.is_empty(), "track", "--track"),
@@ -273,13 +302,13 @@ impl Rules<'_> {
         ] {
             if given {
                 let word = self.source.word(option, key);
-                let text = format!("{word} does not go with a volume: leave it out");
+                let text = format!("{word} does not go with {what}: leave it out");
                 self.broken(format!("export.{index}.{key}"), text);
             }
         }
         if !config.server.sandbox.is_off() {
             let word = self.source.word("--sandbox", "sandbox");
-            let text = format!("a volume needs the network, which {word} takes away: leave it out");
+            let text = format!("{what} needs the network, which {word} takes away: leave it out");
             self.broken("server.sandbox", text);
         }
     }

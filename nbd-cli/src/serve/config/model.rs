@@ -198,7 +198,7 @@ pub(crate) struct Tls {
     pub(crate) allow: Vec<String>,
 }
 
-/// An export has exactly one of `file`, `memory`, `directory` and `volume`.
+/// An export has exactly one of `file`, `memory`, `directory`, `volume` and `object`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -231,8 +231,15 @@ pub(crate) struct Export {
     #[serde(skip_serializing_if = "Option::is_none")]
     volume: Option<String>,
 
-    /// How much memory a volume may take for its caches and for what is not uploaded yet, at least `32M`; `640M` if it is
-    /// missing. What is being sent and received comes on top.
+    /// URL of an object that is a disk by itself, for reading: `s3://BUCKET/KEY`, `gs://BUCKET/KEY`, `az://CONTAINER/KEY`,
+    /// `https://HOST/PATH` or `http://HOST/PATH`. See [volumes](volumes.md#an-object-as-a-disk).
+    #[cfg_attr(test, schemars(extend("cli" = "URL")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object: Option<String>,
+
+    /// How much memory a volume may take for its caches and for what is not uploaded yet, or an object for what was read,
+    /// at least `32M`. If it is missing, `640M` for a volume and `256M` for an object. What is being sent and received comes
+    /// on top.
     #[cfg_attr(test, schemars(extend("cli" = "--volume-memory")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) volume_memory: Option<Size>,
@@ -242,6 +249,18 @@ pub(crate) struct Export {
     #[cfg_attr(test, schemars(extend("cli" = "--volume-cache")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) volume_cache: Option<VolumeCache>,
+
+    /// Refuse to start when another server has the volume open and is alive, instead of taking the volume over.
+    #[cfg_attr(test, schemars(extend("cli" = "--volume-exclusive")))]
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) volume_exclusive: bool,
+
+    /// For how long a volume is served without a look at who writes it, from `1s` to `10m`; `10s` if it is missing. A server
+    /// that takes it over from one that crashed waits for as long. The store is asked five times as often: a short one
+    /// costs requests.
+    #[cfg_attr(test, schemars(extend("cli" = "--volume-lease")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) volume_lease: Option<Period>,
 
     /// Text for people who list the exports.
     #[cfg_attr(test, schemars(extend("cli" = "--description")))]
@@ -348,6 +367,8 @@ pub(crate) enum Backend<'a> {
     Memory(u64),
     /// A volume on object storage: its URL, and `@SNAPSHOT` for a snapshot.
     Volume(&'a str),
+    /// An object that is a disk by itself: its URL.
+    Object(&'a str),
     /// Each file of a directory.
     Directory(&'a Path),
 }
@@ -469,6 +490,7 @@ impl Export {
             Backend::File(path) => export.file = Some(path.to_owned()),
             Backend::Memory(size) => export.memory = Some(Size(size)),
             Backend::Volume(url) => export.volume = Some(url.to_owned()),
+            Backend::Object(url) => export.object = Some(url.to_owned()),
             Backend::Directory(path) => export.directory = Some(path.to_owned()),
         }
         export
@@ -483,10 +505,14 @@ impl Export {
         let memory = self.memory.map(|size| Backend::Memory(size.0));
         let directory = self.directory.as_deref().map(Backend::Directory);
         let volume = self.volume.as_deref().map(Backend::Volume);
-        let mut backends = [file, memory, directory, volume].into_iter().flatten();
+        let object = self.object.as_deref().map(Backend::Object);
+        let mut backends = [file, memory, directory, volume, object].into_iter().flatten();
         match (backends.next(), backends.next()) {
             (Some(backend), None) => Ok(backend),
-            _ => Err("an export needs exactly one of file, memory, directory and volume".into()),
+            _ => {
+                Err("an export needs exactly one of file, memory, directory, volume and object"
+                    .into())
+            }
         }
     }
 

@@ -12,7 +12,9 @@ use crate::output::quoted;
 /// When a path can't be written in TOML, since it is not UTF-8.
 pub(crate) fn print(config: &Config) -> Result<String, Failure> {
     let here = absolute(Path::new(".")).map_err(|error| {
-        Failure::failed(format!("cannot find the current folder, which paths begin at: {error}"))
+        Failure::failed(format!(
+            "cannot find the current folder, which paths begin at: {error}; change to one that is there"
+        ))
     })?;
     let mut config = config.clone();
     config.resolve(&here);

@@ -78,6 +78,12 @@ name = "volume"
 volume = "s3://bucket/volumes/mail@monday"
 volume-memory = "1G"
 volume-cache = "/var/cache/nbd:20G"
+volume-exclusive = true
+volume-lease = "3s"
+
+[[export]]
+name = "object"
+object = "https://host/disk.img"
 "#;
 
 fn read(text: &str) -> Result<Config, Vec<Fault>> {
@@ -131,18 +137,29 @@ fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
     let disk = "[[export]]\nmemory = 1\n";
     for (text, expected) in [
         ("", "1:1: there is nothing to serve: add an [[export]]"),
-        ("[[export]]\n", "1:1: an export needs exactly one of file, memory, directory and volume"),
+        (
+            "[[export]]\n",
+            "1:1: an export needs exactly one of file, memory, directory, volume and object",
+        ),
         (
             "[[export]]\nfile = 'a'\nmemory = 1",
-            "1:1: an export needs exactly one of file, memory, directory and volume",
+            "1:1: an export needs exactly one of file, memory, directory, volume and object",
         ),
         (
             "[[export]]\nvolume = 's3://b/v'\nvolume-memory = '1M'",
-            "3:17: volume-memory 1048576 is too little for a volume: give at least 32M",
+            "3:17: volume-memory 1048576 is too little: give at least 32M",
         ),
         (
             "[[export]]\nmemory = 1\nvolume-memory = '1G'",
-            "3:17: volume-memory is for volumes alone: leave it out",
+            "3:17: volume-memory is for volumes and objects alone: leave it out",
+        ),
+        (
+            "[[export]]\nmemory = 1\nvolume-exclusive = true",
+            "3:20: volume-exclusive is for volumes alone: leave it out",
+        ),
+        (
+            "[[export]]\nvolume = 's3://b/v'\nvolume-lease = '11m'",
+            "3:16: volume-lease 11m is not from 1s to 10m",
         ),
         (
             "[[export]]\nvolume = 's3://b/v'\nvolume-cache = '/c:1M'",

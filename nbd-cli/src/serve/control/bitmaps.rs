@@ -84,7 +84,13 @@ impl Bitmaps {
 
     fn each(&self, name: &str, act: impl Fn(&Tracker, &str) -> bool) -> Result<(), String> {
         let known = self.trackers().iter().filter(|tracker| act(tracker, name)).count();
-        if known > 0 { Ok(()) } else { Err(format!("'{name}': there is no such bitmap")) }
+        if known > 0 {
+            Ok(())
+        } else {
+            Err(format!(
+                "'{name}': there is no such bitmap: see which there are with nbd bitmap CONTROL list"
+            ))
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use nbd_engine::export::{
 use super::Layer;
 use crate::exit::Failure;
 use crate::output::quoted;
+use crate::path_error;
 
 /// What an overlay has to know of the disk below all layers.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,7 +81,7 @@ fn put(disk: Box<dyn Export>, layer: &Layer, base: Base) -> Result<Box<dyn Expor
         Layer::Log(None) => Box::new(Logged::new(disk, RequestLog::new())),
         Layer::Log(Some(path)) => {
             let log = RequestLog::to_file(path).map_err(|error| {
-                let path = quoted(path.as_os_str());
+                let (path, error) = (quoted(path.as_os_str()), path_error::why(&error));
                 Failure::failed(format!("cannot write the request log {path}: {error}"))
             })?;
             Box::new(Logged::new(disk, log))

@@ -20,6 +20,8 @@ impl<C: Connector> Negotiation<C> {
     /// Where the server allows it, makes as many [connections](super::super::ClientConfig::with_connections) as are
     /// configured, each in the same way as this one.
     ///
+    /// Not cancel-safe: see [`Negotiation`].
+    ///
     /// # Errors
     /// [`Error::Refused`] when the server does not let this client into the export. (On `NBD_OPT_EXPORT_NAME` it can only
     /// do so by closing the connection.) [`Error::Unsupported`] when further connections find another export.
@@ -70,6 +72,8 @@ impl<C: Connector> Negotiation<C> {
     /// `NBD_OPT_GO` that asks for these items, each at most once. No metadata contexts are selected but those that were
     /// selected by hand, and there is this connection only.
     ///
+    /// Not cancel-safe: see [`Negotiation`].
+    ///
     /// # Errors
     /// [`Error::Refused`] when the server does not let this client into the export, or does not know the option.
     pub async fn go(&mut self, export: &str, items: &[InfoType]) -> Result<Client<C>, Error> {
@@ -86,6 +90,8 @@ impl<C: Connector> Negotiation<C> {
     /// `NBD_OPT_EXPORT_NAME`. No metadata contexts are selected but those that were selected by hand, and there is this
     /// connection only.
     ///
+    /// Not cancel-safe: see [`Negotiation`].
+    ///
     /// # Errors
     /// [`Error::Refused`] when the server closes the connection, which is how it refuses an export here: the negotiation
     /// is over then. [`Error::InvalidOption`] once extended headers are agreed on.
@@ -101,6 +107,8 @@ impl<C: Connector> Negotiation<C> {
     }
 
     /// Enters an export as [`enter`](Self::enter) does, by this connection only, and hands over the connection.
+    ///
+    /// Not cancel-safe: see [`Negotiation`].
     ///
     /// # Errors
     /// As for [`enter`](Self::enter), and [`Error::Unsupported`] when the server sends something that nobody asked for.

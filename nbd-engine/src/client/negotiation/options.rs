@@ -21,6 +21,8 @@ const MAX_ANSWER: u64 = 128 << 20;
 impl<C> Negotiation<C> {
     /// `NBD_OPT_LIST`: the exports that the server lists; there may be others.
     ///
+    /// Not cancel-safe: see [`Negotiation`].
+    ///
     /// # Errors
     /// [`Error::Refused`] when the server does not list its exports, [`Error::Protocol`] when the list takes more than
     /// 128 MiB.
@@ -42,6 +44,8 @@ impl<C> Negotiation<C> {
     /// `NBD_OPT_INFO`: what the server says of an export without entering it. On a server with the oldstyle handshake,
     /// what it said of its one export.
     ///
+    /// Not cancel-safe: see [`Negotiation`].
+    ///
     /// # Errors
     /// [`Error::Refused`] when there is no such export, or the server describes it only on entering.
     pub async fn info(&mut self, export: &str) -> Result<ExportDetails, Error> {
@@ -50,6 +54,8 @@ impl<C> Negotiation<C> {
 
     /// `NBD_OPT_INFO` that asks for these items, each at most once. The size and the flags come in any case; others may
     /// come, too.
+    ///
+    /// Not cancel-safe: see [`Negotiation`].
     ///
     /// # Errors
     /// As for [`info`](Self::info).
@@ -77,6 +83,8 @@ impl<C> Negotiation<C> {
 
     /// `NBD_OPT_STRUCTURED_REPLY`.
     ///
+    /// Not cancel-safe: see [`Negotiation`].
+    ///
     /// # Errors
     /// [`Error::Refused`] when the server does not have them, [`Error::InvalidOption`] when they are agreed on already.
     pub async fn structured_replies(&mut self) -> Result<(), Error> {
@@ -88,6 +96,8 @@ impl<C> Negotiation<C> {
     }
 
     /// `NBD_OPT_EXTENDED_HEADERS`.
+    ///
+    /// Not cancel-safe: see [`Negotiation`].
     ///
     /// # Errors
     /// [`Error::Refused`] when the server does not have them, [`Error::InvalidOption`] when they are agreed on already.
@@ -101,6 +111,8 @@ impl<C> Negotiation<C> {
 
     /// `NBD_OPT_LIST_META_CONTEXT`: the metadata contexts of an export that match any of the queries; all that there
     /// are, without queries. (Some servers list none without queries.)
+    ///
+    /// Not cancel-safe: see [`Negotiation`].
     ///
     /// # Errors
     /// [`Error::Refused`] when there is no such export, [`Error::InvalidOption`] without structured replies or extended
@@ -120,6 +132,8 @@ impl<C> Negotiation<C> {
     /// `NBD_OPT_SET_META_CONTEXT`: selects the metadata contexts of an export that match any of the queries, in place of
     /// all that were selected before, and gives them. They hold if that same export is entered, in place of those of the
     /// [configuration](super::super::ClientConfig::with_contexts).
+    ///
+    /// Not cancel-safe: see [`Negotiation`].
     ///
     /// # Errors
     /// [`Error::Refused`] when there is no such export, [`Error::InvalidOption`] without structured replies or extended

@@ -155,3 +155,62 @@ fn is_hopeless(error: &Error) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::time::Duration;
+
+    use nbd_proto::InvalidRequest;
+    use nbd_proto::client::OptionError;
+
+    use super::*;
+    use crate::client::manual::{Called, SECOND, Said};
+    use crate::runtime::Runtime;
+
+    #[test]
+    fn what_no_server_can_mend_is_not_tried_again() {
+        let (address, peer) = ("nbd://host/".to_owned(), Arc::<str>::from("nbd://host/"));
+        let refused = std::io::ErrorKind::ConnectionRefused;
+        let errors = [
+            (Error::Unsupported { address: address.clone(), what: "it is not built in" }, true),
+            (Error::InvalidOption(OptionError::NeedsFixedNewstyle), true),
+            (Error::Invalid(InvalidRequest::NoContexts), true),
+            #[cfg(feature = "tls")]
+            (Error::TlsSetup(Arc::new(crate::tls::TlsError::NoRoots)), true),
+            (Error::Connect { address, source: Arc::new(refused.into()) }, false),
+            (Error::Disconnected { peer: Arc::clone(&peer) }, false),
+            (
+                Error::TimedOut { peer: Arc::clone(&peer), what: "x", limit: SECOND, sent: true },
+                false,
+            ),
+        ];
+        for (error, is_hopeless) in errors {
+            let net = Called::new(Said::default());
+            let expected = net.connect(&ClientConfig::new()).export().clone();
+            let fails = error.clone();
+            let connect = move || -> BoxFuture<Result<ReadyConnection, Error>> {
+                let error = fails.clone();
+                Box::pin(async move { Err(error) })
+            };
+            let config = net.reconnect().with_max_attempts(Some(3));
+            let backoff = Backoff::new(&config, 0);
+            let (peer, timer) = (Arc::clone(&peer), Timer::new(net.clone()));
+            let reconnector =
+                Arc::new(Reconnector { connect: Box::new(connect), config, expected, peer, timer });
+            let since = Runtime::now(&net);
+            let outage = Box::pin(reconnector.reconnect(0, since, None, backoff));
+            match net.wait(outage, Duration::from_millis(500)).0 {
+                Err(GaveUp::Hopeless { error: found }) => {
+                    assert!(is_hopeless, "{found}");
+                    assert_eq!(found.to_string(), error.to_string());
+                }
+                Err(GaveUp::Attempts { attempts: 3, last: Some(last) }) => {
+                    assert!(!is_hopeless, "{last}");
+                    assert_eq!(last.to_string(), error.to_string());
+                }
+                Err(gave_up) => panic!("{gave_up}"),
+                Ok(_) => panic!("there is no server"),
+            }
+        }
+    }
+}

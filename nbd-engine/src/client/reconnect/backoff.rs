@@ -84,6 +84,16 @@ mod tests {
         }
     }
 
+    /// The numbers that others publish for splitmix64 from the seed 0 on.
+    #[test]
+    fn random_delays_are_those_of_splitmix64() {
+        let mut backoff = Backoff::new(&Reconnect::new().with_seed(0), 0);
+        for word in [0xE220_A839_7B1D_CDAF_u64, 0x6E78_9E6A_A1B9_65F4, 0x06C4_5D18_8009_454F] {
+            let expected = (word >> 11) as f64 / (1u64 << 53) as f64;
+            assert_eq!(backoff.fraction().to_bits(), expected.to_bits());
+        }
+    }
+
     #[test]
     fn connections_of_one_client_come_back_at_different_times() {
         let config = Reconnect::new().with_seed(1);

@@ -138,7 +138,8 @@ impl Kept {
 
     /// Releases the state, and has every connection look again.
     fn changed(&self, state: MutexGuard<'_, State>) {
-        let waiting = state.recovering || state.starved || state.flushing.is_some();
+        // A connection that needs a flush of another one asks again now, and is starved then.
+        let waiting = state.recovering || state.starved;
         self.waiting.store(waiting, Ordering::Release);
         drop(state);
         for handle in self.handles.get().into_iter().flatten() {
@@ -229,9 +230,7 @@ impl Kept {
     /// A lost connection is replaced. From now on no connection submits anything before everything is written again.
     pub(in super::super) fn connected(&self, index: usize) {
         let mut state = self.state();
-        if !core::mem::replace(&mut state.recovering, true) {
-            state.refill();
-        }
+        state.recovering = true;
         state.connections[index] = Progress::Drained;
         self.changed(state);
     }
@@ -292,17 +291,13 @@ impl State {
         self.recovering = false;
         self.replayer = None;
         self.starved = false;
-        self.refill();
-        self.forget(self.acknowledged)
-    }
-
-    /// What is drained may have something in flight again.
-    fn refill(&mut self) {
+        // What is drained may have something in flight again. So none is drained until the next recovery.
         for connection in &mut self.connections {
             if *connection == Progress::Drained {
                 *connection = Progress::Busy;
             }
         }
+        self.forget(self.acknowledged)
     }
 
     /// Nothing is in flight on a connection any more.

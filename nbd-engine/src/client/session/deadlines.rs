@@ -89,9 +89,8 @@ impl Requests {
             if let Some(request) = &mut self.states[index]
                 && due(request)
             {
-                // The core can't take back what was submitted to it, so that it will be sent.
-                let sent = request.sent || request.in_flight > 0;
-                let error = timed_out(&self.handle, request, limit, sent);
+                // The core has a part of it at least, and can't take that back.
+                let error = timed_out(&self.handle, request, limit, true);
                 self.handle.time_out(request, error);
                 if self.splitting == Some(index) {
                     self.splitting = None;

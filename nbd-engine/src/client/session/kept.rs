@@ -36,9 +36,6 @@ impl Requests {
         if let Some(own) = self.own.pop_front() {
             return Some(own);
         }
-        if self.replaying > 0 {
-            return None;
-        }
         let idle = machine.requests_in_flight() == 0;
         match kept.next(index, idle, self.size.load(Ordering::Acquire)) {
             Next::Submit => {}
@@ -116,11 +113,6 @@ impl Requests {
         if let Some(durable) = &self.durable {
             durable.doubts.add(in_doubt);
         }
-    }
-
-    /// Whether requests of the client's own have to be carried out before it disconnects.
-    pub(super) fn has_own_requests(&self) -> bool {
-        !self.own.is_empty() || self.replaying > 0
     }
 
     /// The connection is lost: requests of the client's own are begun anew, on this one or another.

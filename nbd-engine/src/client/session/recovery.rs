@@ -75,11 +75,6 @@ impl Recovery {
         }
     }
 
-    /// Whether a server that owes replies is watched, if that is asked for.
-    pub(super) fn watches(&self) -> bool {
-        self.silence.as_ref().is_none_or(Silence::is_watched)
-    }
-
     fn begin(&mut self, resized: Option<u64>) {
         let now = self.reconnector.now();
         let mut backoff = self.backoff.take();
@@ -232,7 +227,7 @@ impl Requests {
     /// There is a new connection.
     fn reconnected(&mut self, ready: &ReadyConnection) {
         self.rules = ready.rules;
-        self.name_contexts(&ready.pump.machine, &ready.details);
+        self.name_contexts(&ready.pump.machine);
         self.stopped = false;
         if let Some(durable) = &self.durable {
             durable.connected();

@@ -67,7 +67,6 @@ impl Requests {
                 if let Some(part) = self.take_part(id)
                     && let Some(request) = &mut self.states[part.request]
                 {
-                    request.in_flight -= 1;
                     request.abandoned = true;
                     request.sent |= sent;
                     request.unanswered |= sent;

@@ -39,10 +39,6 @@ impl Silence {
         (self.alarm, self.quiet) = (None, None);
     }
 
-    pub(super) const fn is_watched(&self) -> bool {
-        self.alarm.is_some()
-    }
-
     /// How long until the next look.
     fn period(&self, owes: bool) -> Duration {
         let period = self.limit / LOOKS;

@@ -94,20 +94,15 @@ impl Requests {
             replaying: 0,
             stopped: false,
         };
-        requests.name_contexts(machine, details);
+        requests.name_contexts(machine);
         requests
     }
 
     /// Learns the numbers of the selected metadata contexts on a connection.
-    pub(super) fn name_contexts(&mut self, machine: &Connection, details: &ExportDetails) {
+    pub(super) fn name_contexts(&mut self, machine: &Connection) {
         let selected = machine.export().map_or(&[][..], |export| export.contexts);
-        // A connection has the contexts of the first one, under numbers of its own.
-        let named = |name: &str| details.contexts().iter().find(|context| ***context == *name);
-        let contexts = selected.iter().map(|selected| {
-            let name = named(&selected.name).cloned();
-            (selected.id, name.unwrap_or_else(|| selected.name.as_str().into()))
-        });
-        self.contexts = contexts.collect();
+        self.contexts =
+            selected.iter().map(|selected| (selected.id, selected.name.as_str().into())).collect();
     }
 
     /// Takes over what was queued, and submits as much of it as may be in flight.
@@ -130,8 +125,9 @@ impl Requests {
             };
             self.submit_next_part(machine, index);
         }
-        let all_submitted =
-            self.backlog.is_empty() && self.splitting.is_none() && !self.has_own_requests();
+        // Kept changes are not being written again then: nothing else is in flight meanwhile, so that a caller waits for
+        // something in the backlog, or for nothing any more.
+        let all_submitted = self.backlog.is_empty() && self.splitting.is_none();
         if self.disconnect != Disconnect::No && all_submitted {
             machine.disconnect();
         }
@@ -178,10 +174,7 @@ impl Requests {
                     }
                     self.parts[slot] = Some(Part { request: index, start, has_error: false });
                 }
-                Err(error) => {
-                    let sent = request.sent || start > 0;
-                    request.fail(|| refused(&self.handle, error, sent));
-                }
+                Err(error) => request.fail(|| refused(&self.handle, error)),
             }
         }
         if request.submitted {
@@ -247,8 +240,8 @@ impl Requests {
         if let Some(index) = self.splitting.take()
             && let Some(request) = &mut self.states[index]
         {
-            let sent = request.submitted_up_to > 0;
-            request.fail(|| closed.error(&self.handle.peer, sent));
+            // The core has a part of it, and can't take that back.
+            request.fail(|| closed.error(&self.handle.peer, true));
             self.finish_if_done(index);
         }
         machine.disconnect();
@@ -274,14 +267,15 @@ impl Requests {
     }
 }
 
-/// Why the core did not take a part of a request that had been found valid; `sent` says whether it took an earlier one.
-fn refused(handle: &ConnectionHandle, error: SubmitError, sent: bool) -> Error {
+/// Why the core did not take a part of a request that had been found valid.
+fn refused(handle: &ConnectionHandle, error: SubmitError) -> Error {
     let peer = Arc::clone(&handle.peer);
     match error {
         SubmitError::Invalid(invalid) => Error::Invalid(invalid),
         SubmitError::Disconnecting | SubmitError::NotTransmitting => Error::Disconnected { peer },
+        // The session knows that before it submits anything. If it did not, an earlier part might have been sent.
         SubmitError::ServerShuttingDown => {
-            Error::Lost { peer, sent, reason: LostReason::ShuttingDown }
+            Error::Lost { peer, sent: true, reason: LostReason::ShuttingDown }
         }
         error => Error::NotSubmitted(error),
     }

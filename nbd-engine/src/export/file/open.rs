@@ -36,6 +36,9 @@ impl FileOptions {
     }
 
     /// Opens a regular file or a block device that exists.
+    ///
+    /// # Errors
+    /// [`OpenError`], which names the path and the reason: there is none, it is no disk, or permission is denied.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<File, OpenError> {
         let path = path.as_ref();
         self.open_path(path).map_err(|problem| OpenError { path: Some(path.to_owned()), problem })
@@ -77,12 +80,18 @@ impl File {
     }
 
     /// Opens a regular file or a block device that exists, for reading and writing.
+    ///
+    /// # Errors
+    /// [`OpenError`], which names the path and the reason: there is none, it is no disk, or permission is denied.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         Self::options().open(path)
     }
 
     /// Serves a file that is open already: read-only, when it was opened that way. It must be readable, and not opened
     /// with `O_APPEND` or `O_DIRECT`. Its position moves, but does not matter.
+    ///
+    /// # Errors
+    /// [`OpenError`], which names the path and the reason: there is none, it is no disk, or permission is denied.
     pub fn from_std(file: fs::File) -> Result<Self, OpenError> {
         let opened = Self::new(Box::new(file), "(opened by the program)".into());
         opened.map_err(|problem| OpenError { path: None, problem })

@@ -128,6 +128,11 @@ proptest! {
                 },
             }
             let state = kept.state();
+            let held = |change: &Change| match &change.what {
+                What::Data(data) => OVERHEAD + data.len() as u64,
+                _ => OVERHEAD,
+            };
+            prop_assert_eq!(state.bytes, state.log.iter().map(held).sum::<u64>());
             let one = OVERHEAD + SIZE;
             prop_assert!(state.bytes + state.reserved <= max_bytes.max(one), "{state:?}");
         }

@@ -40,6 +40,8 @@ impl BaseStamp {
 
     /// [`new`](Self::new) for an export whose work is a future.
     ///
+    /// Cancel-safe: it only reads.
+    ///
     /// # Errors
     /// Those of reading the base.
     pub async fn new_async(base: &impl AsyncExport, modified: Option<SystemTime>) -> Result<Self> {

@@ -1,20 +1,15 @@
-//! Every refusal of a command line or a configuration, with its exit status: `refusals.txt` has what was agreed on.
+//! Every refusal of a command line or a configuration, with its exit status: `usage.txt` has what was agreed on.
 //!
 //! Each line is run by one shell in a folder with a few files. What `nbd` can refuse without a server, a kernel's
 //! client or another user is here; [`ELSEWHERE`] says which tests have the rest. A refusal that is in neither fails a
 //! test.
 
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
-
-use nbd_testkit::process::run;
-use nbd_testkit::server::nbd_binary;
+#[cfg(feature = "tls")]
 use nbd_testkit::snapshot::check;
 
-const LIMIT: Duration = Duration::from_secs(120);
+use crate::sources::{assert_all_shown, read};
+#[cfg(feature = "tls")]
+use crate::transcript::{Step, transcript};
 
 /// Files of the folder: their names, and what they hold.
 const FILES: &[(&str, &str)] = &[
@@ -46,7 +41,8 @@ const LINES: &[&str] = &[
     "nbd serve memory",
     "nbd serve 10M",
     "nbd serve ram:10M",
-    "nbd serve s3://bucket/disk",
+    "nbd serve s3:bucket/disk",
+    "nbd serve curl url=https://host/disk.img",
     "nbd serve missing.img",
     "nbd serve missing/disk.img",
     "nbd serve /dev/no-such-disk",
@@ -235,6 +231,7 @@ const LINES: &[&str] = &[
     "nbd psk keys.psk alice",
     "nbd psk keys.psk a:b",
     "nbd psk folder bob",
+    "nbd completion",
     "nbd completion tcsh",
     "nbd man --dir disk.img",
 ];
@@ -284,11 +281,16 @@ const CONFIGURATIONS: &[&str] = &[
     "[tls]\npsk = 'keys.psk'\ncertificates = 'folder'\n[[export]]\nmemory = '1M'",
     "[server]\noldstyle = true\n[tls]\nmode = 'on'\ncertificates = 'folder'\n[[export]]\nmemory = '1M'",
     "[[export]]\nvolume = 's3://bucket/disk'\nfile = 'disk.img'",
+    "[[export]]\nvolume = 's3://bucket/disk'\nobject = 's3://bucket/disk'",
+    "[[export]]\nobject = 's3://bucket/disk'\nlayers = ['read-only']",
+    "[server]\nsandbox = 'try'\n[[export]]\nobject = 's3://bucket/disk'",
     "[[export]]\nvolume = 's3://bucket/disk'\nvolume-memory = '31M'",
     "[[export]]\nmemory = '1M'\nvolume-memory = '1G'",
     "[[export]]\nvolume = 's3://bucket/disk'\nvolume-cache = 'folder:1M'",
     "[[export]]\nvolume = 's3://bucket/disk'\nvolume-cache = 'folder'",
     "[[export]]\nmemory = '1M'\nvolume-cache = 'folder:1G'",
+    "[[export]]\nmemory = '1M'\nvolume-exclusive = true",
+    "[[export]]\nvolume = 's3://bucket/disk'\nvolume-lease = '999ms'",
     "[[export]]\nfile = 'disk.img'\n[[export]",
 ];
 
@@ -304,6 +306,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("--stdio serves the one client on standard input", "tests/serve/stdio.rs"),
     ("rules of access are about clients that connect", "the same"),
     ("no pre-shared keys: build it with", "another build"),
+    ("this nbd has no TLS: build it with", "another build"),
     ("to change export '", "tests/serve/exports.rs and the engine's reload"),
     (", a block device; say where to keep it by --record FILE", "tests/copy_resume.rs"),
     ("this program was built without volumes", "another build"),
@@ -318,14 +321,14 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ),
 ];
 
-/// The steps of the script: what is shown of them, and what is run.
-fn steps() -> Vec<(String, String)> {
-    let lines = LINES.iter().map(|line| ((*line).to_owned(), (*line).to_owned()));
+/// The steps of the transcript.
+fn steps() -> Vec<Step> {
+    let lines = LINES.iter().map(|line| Step::new(*line, *line));
     let configurations = CONFIGURATIONS.iter().map(|text| {
-        let shown = format!("nbd serve --check --config nbd.toml <<END\n{text}\nEND");
-        let run =
-            format!("cat > nbd.toml <<'END'\n{text}\nEND\nnbd serve --check --config nbd.toml");
-        (shown, run)
+        Step::new(
+            format!("nbd serve --check --config nbd.toml <<END\n{text}\nEND"),
+            format!("cat > nbd.toml <<'END'\n{text}\nEND\nnbd serve --check --config nbd.toml"),
+        )
     });
     lines.chain(configurations).collect()
 }
@@ -338,142 +341,18 @@ fn refusals() -> String {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     }
-    let steps = steps();
-    let mut script = String::from("exec 2>&1 </dev/null\n");
-    for (index, (_, line)) in steps.iter().enumerate() {
-        // What is not refused would serve for ever.
-        let line = match line.as_str() {
-            "nbd" => "nbd".into(),
-            line => line.replacen("nbd ", "timeout 20 nbd ", 1),
-        };
-        let _a_string_takes_everything =
-            write!(script, "echo '--- {index}'\n{line}\necho \"exit status $?\"\n");
-    }
-    let mut path = vec![nbd_binary().parent().expect("it is in a folder").to_owned()];
-    path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    let mut command = Command::new("sh");
-    command.args(["-c", &script]).current_dir(folder.path());
-    command.env("PATH", std::env::join_paths(path).expect("plain names"));
-    for variable in ["NBD_LOG", "LISTEN_PID", "LISTEN_FDS", "NOTIFY_SOCKET", "HOME"] {
-        command.env_remove(variable);
-    }
-    let finished = run(command.env("NO_COLOR", "1"), LIMIT);
-    let mut rest = finished.stdout.as_str();
-    let mut text = String::new();
-    for (index, (shown, _)) in steps.iter().enumerate() {
-        let (_, after) = rest.split_once(&format!("--- {index}\n")).expect("each line is reached");
-        let said =
-            after.split_once(&format!("--- {}\n", index + 1)).map_or(after, |(said, _)| said);
-        let said = said.replace(&folder.path().display().to_string(), "FOLDER");
-        let said: Vec<&str> = said.lines().map(str::trim_end).collect();
-        let _a_string_takes_everything = writeln!(text, "$ {shown}\n{}\n", said.join("\n"));
-        rest = after;
-    }
-    text
-}
-
-/// String literals of an expression in source text, with their escapes undone as far as texts for people need.
-fn literals(source: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut characters = source.chars().peekable();
-    while let Some(c) = characters.next() {
-        if c != '"' {
-            continue;
-        }
-        let mut text = String::new();
-        while let Some(c) = characters.next() {
-            match c {
-                '"' => break,
-                '\\' => match characters.next() {
-                    Some('\n') => while characters.next_if(|c| c.is_whitespace()).is_some() {},
-                    Some(escaped) => text.push(escaped),
-                    None => {}
-                },
-                c => text.push(c),
-            }
-        }
-        found.push(text);
-    }
-    found
-}
-
-/// The arguments of a call that begins there.
-fn arguments(source: &str) -> &str {
-    let (mut depth, mut quoted, mut escaped) = (0_u32, false, false);
-    for (index, c) in source.char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' if quoted => escaped = true,
-            '"' => quoted = !quoted,
-            '(' if !quoted => depth += 1,
-            ')' if !quoted && depth == 0 => return &source[..index],
-            ')' if !quoted => depth -= 1,
-            _ => {}
-        }
-    }
-    source
-}
-
-/// The longest part of a text that no value stands in.
-fn longest(text: &str) -> &str {
-    let parts = text.split('}').filter_map(|part| part.split('{').next());
-    parts.max_by_key(|part| part.len()).unwrap_or_default().trim()
-}
-
-fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = std::fs::read_to_string(&path).unwrap();
-            let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-            found.push((path.display().to_string(), code.to_owned()));
-        }
-    }
+    transcript(folder.path(), "", &steps())
 }
 
 #[test]
 #[cfg(feature = "tls")]
 fn every_refusal_has_the_text_that_was_agreed_on() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/refusals.txt");
-    check(file, &refusals());
+    check(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/refusals/usage.txt"), &refusals());
 }
 
 /// A new refusal needs a line here, so that its text is looked at.
 #[test]
 fn every_refusal_in_the_sources_is_shown() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let shown = std::fs::read_to_string(folder.join("tests/refusals.txt")).unwrap();
-    let mut files = Vec::new();
-    sources(&folder.join("src"), &mut files);
-    let (mut missing, mut used, mut count) = (Vec::new(), BTreeSet::new(), 0);
-    for (path, code) in &files {
-        for call in ["Failure::usage(", "self.broken("] {
-            for (start, _) in code.match_indices(call) {
-                let own = arguments(&code[start + call.len()..]);
-                for text in literals(own) {
-                    let part = longest(&text);
-                    if part.len() < 20 {
-                        continue;
-                    }
-                    count += 1;
-                    let elsewhere = ELSEWHERE.iter().position(|(known, _)| text.contains(known));
-                    used.extend(elsewhere);
-                    if elsewhere.is_none() && !shown.contains(part) {
-                        missing.push(format!("{path}: {part}"));
-                    }
-                }
-            }
-        }
-    }
-    assert!(count > 40, "{count}");
-    assert!(
-        missing.is_empty(),
-        "add a line to LINES, or say in ELSEWHERE where they are:\n{}",
-        missing.join("\n")
-    );
-    let unused = (0..ELSEWHERE.len()).filter(|index| !used.contains(index));
-    let unused: Vec<_> = unused.map(|index| ELSEWHERE[index].0).collect();
-    assert!(unused.is_empty(), "no source has these any more: {unused:?}");
+    let shown = read("usage.txt");
+    assert_all_shown(&["Failure::usage(", "self.broken("], &shown, ELSEWHERE, 40);
 }

@@ -1,0 +1,8 @@
+//! Sessions step by step: clients against a server in memory, with a clock that the tests set.
+
+mod deadlines;
+mod disconnects;
+mod outages;
+mod replies;
+mod shutdown;
+mod silence;

@@ -1,0 +1,118 @@
+//! Objects that are disks by themselves, such as an image in a bucket or on a web server, for reading.
+//!
+//! An object is read by [requests for ranges](fetch) of parts of 64 KiB. Parts that somebody waits for, and those that
+//! will soon be read in sequence, are [scheduled](schedule): neighbours come by one request. What came is kept in a
+//! bounded [cache](parts). Each reply is compared with [what the object was](identity) when it was opened.
+
+mod export;
+mod fetch;
+mod identity;
+mod options;
+mod parts;
+mod read;
+mod schedule;
+
+use std::fmt;
+use std::sync::Arc;
+
+use object_store::{GetOptions, GetRange, ObjectStoreExt as _};
+use tokio::runtime::Handle;
+
+use crate::error::chain;
+use crate::{Error, Location};
+use identity::Identity;
+pub use options::ObjectOptions;
+use parts::PART;
+use read::Shared;
+
+/// An object of a store, or a file of a web server, as a disk that can only be read. Clones are the same disk.
+///
+/// It is an [`AsyncExport`](nbd_engine::export::AsyncExport). The futures of its requests can be driven by any
+/// runtime; what waits for the store runs on the tokio runtime in which the object was opened, so that this has to last.
+///
+/// An object that changes while it is open is no disk any more: every reply is compared with the ETag, the time of
+/// the last change and the size that the object had when it was opened, as far as the store reports them. When they
+/// differ all requests fail with `EIO`, from then on.
+#[derive(Clone)]
+pub struct Object(Arc<Shared>);
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Object({}, {} bytes)", self.0.location, self.0.identity.size())
+    }
+}
+
+impl Object {
+    /// Opens an object, by a request for its first part.
+    ///
+    /// Has to be called in a tokio runtime. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::NoObject`], [`Error::Refused`] and [`Error::NoRanges`], and [`Error::Store`] when the store does not
+    /// answer. A request that failed is repeated twice, not for as long as later ones.
+    pub async fn open(location: &Location, options: &ObjectOptions) -> Result<Self, Error> {
+        let store = location.store();
+        let first = GetOptions { range: Some(GetRange::Bounded(0..PART)), ..GetOptions::default() };
+        let first = async {
+            let result = store.get_opts(location.prefix(), first).await?;
+            let identity = Identity::of(&result.meta);
+            Ok((identity, result.bytes().await?))
+        };
+        let (identity, bytes) = match first.await {
+            Ok(opened) => opened,
+            // There is no range of an object without bytes, and stores have different words for that.
+            Err(error) => match store.head(location.prefix()).await {
+                Ok(meta) if meta.size == 0 => (Identity::of(&meta), bytes::Bytes::new()),
+                _ => return Err(cannot_open(location, &error)),
+            },
+        };
+        let expected = PART.min(identity.size());
+        if bytes.len() as u64 != expected {
+            return Err(Error::Store {
+                url: location.url().to_owned(),
+                doing: "open",
+                reason: format!("{} bytes came where {expected} were asked for", bytes.len()),
+            });
+        }
+        if !identity.tells_changes() {
+            tracing::warn!(
+                object = %location,
+                "the server reports neither an ETag nor the time of the last change: a change of the object may go unnoticed"
+            );
+        }
+        let shared = Shared::new(location, identity, options, Handle::current());
+        shared.parts.insert(0, bytes);
+        Ok(Self(Arc::new(shared)))
+    }
+
+    /// The object's URL.
+    #[must_use]
+    pub fn location(&self) -> &Location {
+        &self.0.location
+    }
+}
+
+/// What keeps an object from being opened, in words.
+fn cannot_open(location: &Location, error: &object_store::Error) -> Error {
+    use object_store::Error as Kind;
+    let url = location.url().to_owned();
+    let reason = chain(error);
+    match error {
+        Kind::NotFound { .. } => Error::NoObject { url },
+        Kind::PermissionDenied { .. } | Kind::Unauthenticated { .. } => {
+            let remedy = match url.starts_with("http") {
+                true => {
+                    "no credentials are sent to web servers: give a URL that is signed, or the bucket's, such as s3://BUCKET/KEY"
+                }
+                false => {
+                    "credentials are taken from the environment, such as AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS or \
+                     AZURE_STORAGE_ACCOUNT_KEY"
+                }
+            };
+            Error::Refused { url, reason, remedy }
+        }
+        Kind::NotSupported { .. } => Error::NoRanges { url },
+        _ if reason.contains("non-partial response") => Error::NoRanges { url },
+        _ => Error::Store { url, doing: "open", reason },
+    }
+}
