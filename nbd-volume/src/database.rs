@@ -9,9 +9,10 @@ use slatedb::admin::Admin;
 use slatedb::config::{DbReaderOptions, ReadOptions, ScanOptions, Settings};
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
 use slatedb::db_cache::{DbCache, SplitCache};
-use slatedb::{Db, DbIterator, DbReader, DbReaderMode, SstBlockSize};
+use slatedb::{BlockTransformer, Db, DbIterator, DbReader, DbReaderMode, SstBlockSize};
 use slatedb_common::clock::{DefaultSystemClock, SystemClock};
 
+use crate::disk_cache::Used;
 use crate::layout::{block_index, block_key};
 use crate::{Location, Options};
 
@@ -34,19 +35,28 @@ pub(crate) enum Database {
 }
 
 /// Opens a database for writing, and fences an earlier writer. Makes one where there is none.
-pub(crate) async fn open(location: &Location, options: &Options) -> Result<Db, slatedb::Error> {
+pub(crate) async fn open(
+    location: &Location,
+    options: &Options,
+    disk_cache: Option<&Used>,
+    cipher: Option<Arc<dyn BlockTransformer>>,
+) -> Result<Db, slatedb::Error> {
     let settings = Settings {
+        object_store_cache_options: Used::settings(disk_cache),
         flush_interval: Some(options.upload_interval),
         manifest_poll_interval: MANIFEST_POLL,
         max_unflushed_bytes: options.unflushed(),
         l0_sst_size_bytes: options.unflushed() / 4,
         ..Settings::default()
     };
-    let builder = Db::builder(location.prefix().clone(), location.store())
+    let mut builder = Db::builder(location.prefix().clone(), location.store())
         .with_settings(settings)
         .with_sst_block_size(PART)
         .with_system_clock(clock())
         .with_db_cache(cache(options), 0);
+    if let Some(cipher) = cipher {
+        builder = builder.with_block_transformer(cipher);
+    }
     builder.build().await
 }
 
@@ -55,12 +65,20 @@ pub(crate) async fn read(
     location: &Location,
     mode: DbReaderMode,
     options: &Options,
+    disk_cache: Option<&Used>,
+    cipher: Option<Arc<dyn BlockTransformer>>,
 ) -> Result<DbReader, slatedb::Error> {
-    let builder = DbReader::builder(location.prefix().clone(), location.store())
+    let mut builder = DbReader::builder(location.prefix().clone(), location.store())
         .with_reader_mode(mode)
-        .with_options(DbReaderOptions::default())
+        .with_options(DbReaderOptions {
+            object_store_cache_options: Used::settings(disk_cache),
+            ..DbReaderOptions::default()
+        })
         .with_system_clock(clock())
         .with_db_cache(cache(options), 0);
+    if let Some(cipher) = cipher {
+        builder = builder.with_block_transformer(cipher);
+    }
     builder.build().await
 }
 

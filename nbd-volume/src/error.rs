@@ -103,6 +103,46 @@ pub enum Error {
         url: String,
     },
 
+    /// The volume is encrypted, and there is no key.
+    #[error(
+        "the volume at {url} is encrypted, and there is no key: name the file that holds it in NBD_VOLUME_KEY_FILE"
+    )]
+    NoKey {
+        /// The volume.
+        url: String,
+    },
+
+    /// The volume is encrypted with another key.
+    #[error(
+        "the volume at {url} is encrypted with another key than that of the file in NBD_VOLUME_KEY_FILE: name the file that \
+         holds its key"
+    )]
+    WrongKey {
+        /// The volume.
+        url: String,
+    },
+
+    /// The file of a key can't be used.
+    #[error("{} can't be the key of a volume: {reason}", path.display())]
+    KeyFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+
+    /// The directory of the cache on disk can't be used.
+    #[error(
+        "{} can't be a cache of volumes: {reason}; give a directory on a local disk that this user can write, or none",
+        directory.display()
+    )]
+    Cache {
+        /// The directory.
+        directory: std::path::PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
     /// A server has the volume open.
     #[error("the volume at {url} is open: {writer} has it; {remedy}")]
     Busy {

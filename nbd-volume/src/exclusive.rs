@@ -18,7 +18,7 @@ pub(crate) async fn refuse_if_open(
     descriptor: &Descriptor,
     options: &Options,
 ) -> Result<(), Error> {
-    let database = latest(location).await?;
+    let database = latest(location, descriptor).await?;
     let found = writer(location, &database, options.patience).await;
     close(database).await;
     // One without a volume is of a later version.

@@ -18,8 +18,14 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-/// The format that is written, and the latest that is understood.
-pub(crate) const FORMAT: u32 = 1;
+/// The latest format that is understood.
+pub(crate) const FORMAT: u32 = ENCRYPTED;
+
+/// The format of volumes that are not encrypted.
+const PLAIN: u32 = 1;
+
+/// The same with [`Encryption`].
+const ENCRYPTED: u32 = 2;
 
 /// The descriptor's name below the volume's prefix.
 pub(crate) const DESCRIPTOR: &str = "nbd-volume.json";
@@ -45,6 +51,29 @@ pub(crate) struct Descriptor {
     pub(crate) block_size: u32,
     /// Tells this volume from others, clones included.
     pub(crate) id: String,
+    /// How its data is encrypted, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) encryption: Option<Encryption>,
+}
+
+impl Descriptor {
+    /// That of a new volume, in the earliest format that has all of it.
+    pub(crate) fn new(block_size: u32, id: String, encryption: Option<Encryption>) -> Self {
+        let format = if encryption.is_some() { ENCRYPTED } else { PLAIN };
+        Self { format, block_size, id, encryption }
+    }
+}
+
+/// How the data of a volume and of its clones is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Encryption {
+    /// The name of the cipher.
+    pub(crate) cipher: String,
+    /// What clones have in common, as they have data in common: the identity of the first of them.
+    pub(crate) family: String,
+    /// Tells whether a key is the right one.
+    pub(crate) check: String,
 }
 
 /// The only part of a descriptor that later formats must have as well.

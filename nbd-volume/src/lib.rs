@@ -48,9 +48,12 @@ mod ahead;
 mod blocks;
 mod cache;
 mod database;
+mod disk_cache;
+mod encryption;
 mod error;
 mod exclusive;
 mod export;
+mod key;
 mod layout;
 mod lease;
 mod location;
@@ -67,7 +70,9 @@ mod streams;
 mod volume;
 mod watch;
 
+pub use disk_cache::DiskCache;
 pub use error::Error;
+pub use key::Key;
 pub use location::Location;
 pub use manage::{
     Damage, Info, NewVolume, Report, Snapshot, Writer, check, clone, create, delete,

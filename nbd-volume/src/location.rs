@@ -13,9 +13,9 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
-use crate::Error;
 use crate::error::chain;
 use crate::store::{Traffic, Watched};
+use crate::{Error, Key};
 
 /// An object store and a prefix in it: that of one volume, one under which volumes lie, or the name of an object. Clones
 /// share the store.
@@ -26,6 +26,8 @@ pub struct Location {
     prefix: Path,
     /// What tells stores apart: volumes can be cloned within one.
     origin: String,
+    /// For volumes that are encrypted.
+    key: Option<Key>,
 }
 
 impl fmt::Debug for Location {
@@ -139,6 +141,7 @@ impl Location {
             store: Arc::new(Watched::new(store)),
             prefix,
             origin: format!("{scheme}://{host}"),
+            key: None,
         })
     }
 
@@ -169,6 +172,7 @@ impl Location {
             store: Arc::new(Watched::new(built(url, store)?)),
             prefix: Path::default(),
             origin: format!("{scheme}://{host}"),
+            key: None,
         })
     }
 
@@ -187,7 +191,18 @@ impl Location {
             store: Arc::new(Watched::new(store)),
             prefix: Path::from(prefix),
             origin,
+            key: None,
         }
+    }
+
+    /// The same with a key for the encrypted volumes there.
+    #[must_use]
+    pub fn with_key(self, key: Key) -> Self {
+        Self { key: Some(key), ..self }
+    }
+
+    pub(crate) fn key(&self) -> Option<&Key> {
+        self.key.as_ref()
     }
 
     /// Another prefix of the same store.

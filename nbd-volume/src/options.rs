@@ -2,6 +2,8 @@
 
 use core::time::Duration;
 
+use crate::DiskCache;
+
 /// How a [`Volume`](crate::Volume) is opened: bounds of memory and of time.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -17,6 +19,8 @@ pub struct Options {
     /// Bytes that the cache of what is read of the store's objects takes at most: the indexes and filters of tables,
     /// and parts of tables. The default is 128 MiB.
     pub object_cache: u64,
+    /// A cache on a local disk, for what does not fit into memory. There is none by default.
+    pub disk_cache: Option<DiskCache>,
     /// How long a request waits for a store that does not answer before it fails with `EIO`. The default is a minute.
     pub patience: Duration,
     /// How long requests are answered with success without looking whether another server has opened the volume. The
@@ -36,6 +40,7 @@ impl Default for Options {
             cache: 192 << 20,
             read_ahead: 64 << 20,
             object_cache: 128 << 20,
+            disk_cache: None,
             patience: Duration::from_secs(60),
             lease: Duration::from_secs(10),
             exclusive: false,

@@ -130,6 +130,17 @@ pub(crate) async fn writer(
     }))
 }
 
+/// Bytes as digits.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    use core::fmt::Write as _;
+    let mut digits = String::new();
+    for byte in bytes {
+        // Writing to a string does not fail.
+        let _written = write!(digits, "{byte:02x}");
+    }
+    digits
+}
+
 /// A record as it is stored.
 pub(crate) fn encoded(record: &impl serde::Serialize) -> Bytes {
     // Records of texts and numbers can't fail to be written.

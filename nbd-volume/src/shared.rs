@@ -3,7 +3,7 @@
 use core::future::Future;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nbd_engine::export::{ErrorCode, ExportError};
 use slatedb::config::WriteOptions;
@@ -16,6 +16,7 @@ use crate::Location;
 use crate::ahead::Ahead;
 use crate::cache::BlockCache;
 use crate::database::Database;
+use crate::disk_cache::Used;
 use crate::error::chain;
 use crate::layout::Descriptor;
 use crate::lease::{Lease, Lost};
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) cache: BlockCache,
     pub(crate) streams: Streams,
     pub(crate) ahead: Arc<Ahead>,
+    /// The cache on disk, until the volume is lost.
+    pub(crate) disk_cache: Mutex<Option<Used>>,
     /// Bytes of writes that are being carried out.
     pub(crate) writing: Arc<Semaphore>,
     /// How many at most.
@@ -62,10 +65,11 @@ impl Shared {
         matches!(self.database, Database::Writer(_))
     }
 
-    /// Drops what is known of blocks, when the volume can't be used any more.
-    pub(crate) fn forget_all(&self) {
+    /// Drops what is known of blocks, and lets others use the cache on disk: the volume can't be used any more.
+    pub(crate) fn release(&self) {
         self.cache.clear();
         self.ahead.clear();
+        drop(self.disk_cache.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Hands a batch to SlateDB, which may make it wait for memory.

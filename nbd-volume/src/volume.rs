@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use slatedb::config::{CheckpointOptions, CheckpointScope};
@@ -15,11 +15,13 @@ use tokio::time::timeout;
 use crate::ahead::Ahead;
 use crate::cache::BlockCache;
 use crate::database::{self, Database};
+use crate::disk_cache::Used;
+use crate::encryption;
 use crate::exclusive::refuse_if_open;
 use crate::layout::{Descriptor, WRITER_KEY, WriterRecord};
 use crate::lease::{Lease, Lost};
 use crate::locks::Mode;
-use crate::patience::{too_late, within};
+use crate::patience::{patiently, too_late, within};
 use crate::records::{check_conditional_writes, descriptor, encoded, size, writer};
 use crate::shared::Shared;
 use crate::streams::Streams;
@@ -36,6 +38,22 @@ use crate::{Error, Location, Options};
 /// next one that opens it waits until the [lease](Options::lease) is over.
 #[derive(Clone)]
 pub struct Volume(pub(crate) Arc<Shared>);
+
+/// The folder of that name in the cache on disk, if there is to be one.
+async fn disk_cache(
+    location: &Location,
+    options: &Options,
+    name: String,
+) -> Result<Option<Used>, Error> {
+    let Some(cache) = options.disk_cache.clone() else { return Ok(None) };
+    let failed = |error: tokio::task::JoinError| Error::Invalid(error.to_string());
+    let used = tokio::task::spawn_blocking(move || cache.use_folder(&name));
+    let used = used.await.map_err(failed)??;
+    if let Some(used) = &used {
+        patiently(location, "list", options.patience, async || used.verify(location).await).await?;
+    }
+    Ok(used)
+}
 
 impl fmt::Debug for Volume {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,15 +74,17 @@ impl Volume {
     /// [`patience`](Options::patience), or does not honour conditional writes.
     pub async fn open(location: &Location, options: &Options) -> Result<Self, Error> {
         let descriptor = descriptor(location, options.patience).await?;
+        let cipher = encryption::of(location, &descriptor)?;
         check_conditional_writes(location, &descriptor, options.patience).await?;
         if options.exclusive {
             refuse_if_open(location, &descriptor, options).await?;
         }
-        let db =
-            within(location, "open", options.patience, database::open(location, options)).await?;
+        let cache = disk_cache(location, options, descriptor.id.clone()).await?;
+        let opening = database::open(location, options, cache.as_ref(), cipher);
+        let db = within(location, "open", options.patience, opening).await?;
         let database = Database::Writer(db.clone());
         let size = size(location, &database, options.patience).await?;
-        let volume = Self::new(location, options, descriptor, database, size);
+        let volume = Self::new(location, options, descriptor, database, size, cache);
         // The look at the store begins now, and not when it was opened: another server may have come meanwhile.
         tokio::spawn(watch(Arc::downgrade(&volume.0), db, options.poll_interval()));
         volume.take_over(options).await?;
@@ -83,14 +103,17 @@ impl Volume {
         options: &Options,
     ) -> Result<Self, Error> {
         let descriptor = descriptor(location, options.patience).await?;
+        let cipher = encryption::of(location, &descriptor)?;
         let checkpoint = crate::manage::find_snapshot(location, name, options.patience).await?;
         let mode = DbReaderMode::Checkpoint(checkpoint.id);
-        let opening = database::read(location, mode, options);
+        let cache =
+            disk_cache(location, options, format!("{}-{}", descriptor.id, checkpoint.id)).await?;
+        let opening = database::read(location, mode, options, cache.as_ref(), cipher);
         let reader = within(location, "open a snapshot of", options.patience, opening).await?;
         let database = Database::Reader(Arc::new(reader));
         let size = size(location, &database, options.patience).await?;
         let options = Options { lease: Duration::MAX, ..options.clone() };
-        let volume = Self::new(location, &options, descriptor, database, size);
+        let volume = Self::new(location, &options, descriptor, database, size, cache);
         volume.0.lease.renew(volume.0.lease.look());
         Ok(volume)
     }
@@ -101,6 +124,7 @@ impl Volume {
         descriptor: Descriptor,
         database: Database,
         size: u64,
+        disk_cache: Option<Used>,
     ) -> Self {
         // As much as is kept unflushed, since it is counted only when SlateDB has taken it.
         let writing = u32::try_from(options.unflushed() / 4).unwrap_or(u32::MAX);
@@ -116,6 +140,7 @@ impl Volume {
             // Half: the other one was fetched and is being read.
             streams: Streams::new(options.read_ahead / 2),
             ahead,
+            disk_cache: Mutex::new(disk_cache),
             writing: Arc::new(Semaphore::new(writing as usize)),
             max_writing: writing,
             lease: Lease::new(options.lease),
@@ -181,7 +206,7 @@ impl Volume {
         }
         let closed = timeout(shared.patience, self.close_database()).await;
         shared.lease.lose(Lost::Closed);
-        shared.forget_all();
+        shared.release();
         closed.unwrap_or_else(|_| Err(too_late(&shared.location, "close", shared.patience)))
     }
 

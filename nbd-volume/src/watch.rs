@@ -40,7 +40,7 @@ pub(crate) async fn watch(shared: Weak<Shared>, db: Db, interval: Duration) {
             }
         };
         if let Some(lost) = lost {
-            volume.forget_all();
+            volume.release();
             if volume.lease.lose(lost.clone()) && lost != Lost::Closed {
                 tracing::error!("{}: its clients are disconnected", volume.lost_text(&lost));
             }

@@ -12,7 +12,7 @@ use nbd_engine::proto::wire::DEFAULT_PORT;
 use super::config::VsockAddress;
 use super::config::{
     self, BlockSizes, Config, Export, Listen, LogLevel, Period, RuntimeName, Server, Size, Source,
-    TcpAddress,
+    TcpAddress, VolumeCache,
 };
 use super::layers;
 use super::metrics::MetricsAddress;
@@ -138,6 +138,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) volume_memory: Option<u64>,
 
+    /// A directory on a local disk in which parts of each volume are kept for reading, and how much those of one volume may
+    /// take, at least 64M, such as /var/cache/nbd:20G
+    #[arg(long, value_name = "DIR:SIZE", value_parser = VolumeCache::parse)]
+    pub(crate) volume_cache: Option<VolumeCache>,
+
     /// Refuse to start when another server has a volume open and is alive, instead of taking the volume over
     #[arg(long)]
     pub(crate) volume_exclusive: bool,
@@ -248,6 +253,7 @@ const BESIDE_A_FILE: &[&str] = &[
     "block_size",
     "block_size_required",
     "volume_memory",
+    "volume_cache",
     "volume_exclusive",
     "volume_lease",
     "oldstyle",
@@ -338,6 +344,7 @@ impl Arguments {
         export.block_size = self.block_size.map(BlockSizes);
         export.block_size_required = self.block_size_required;
         export.volume_memory = self.volume_memory.map(Size);
+        export.volume_cache = self.volume_cache.clone();
         export.volume_exclusive = self.volume_exclusive;
         export.volume_lease = self.volume_lease.map(Period);
         export

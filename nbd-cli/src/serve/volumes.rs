@@ -4,15 +4,16 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use nbd_engine::export::{AnyExport, Withdrawal};
-use nbd_volume::{Location, Object, ObjectOptions, Options, Volume, info};
+use nbd_volume::{DiskCache, Location, Object, ObjectOptions, Options, Volume, info};
 use tokio::runtime::{Builder, Runtime};
 
-use super::config::{Export, MIN_VOLUME_MEMORY, Period, Size};
+use super::config::{Export, MIN_VOLUME_CACHE, MIN_VOLUME_MEMORY, Period, Size, VolumeCache};
 use crate::exit::Failure;
 use crate::volume::{failure, location, split_snapshot};
 
 // Checked without the library, too.
 const _: () = assert!(MIN_VOLUME_MEMORY == Options::MIN_MEMORY);
+const _: () = assert!(MIN_VOLUME_CACHE == DiskCache::MIN_BYTES);
 
 /// What waits for the stores, whatever runtime the connections are on. There is none unless a volume is served.
 static RUNTIME: LazyLock<std::io::Result<Runtime>> =
@@ -53,6 +54,9 @@ pub(super) fn open(word: &str, export: &Export) -> Result<(AnyExport, Open), Fai
     let mut options = Options::default();
     if let Some(Size(bytes)) = export.volume_memory {
         options = options.with_memory(bytes);
+    }
+    if let Some(VolumeCache { directory, size: Size(bytes) }) = export.volume_cache.clone() {
+        options.disk_cache = Some(DiskCache::new(directory, bytes));
     }
     if let Some(Period(lease)) = export.volume_lease {
         options.lease = lease;

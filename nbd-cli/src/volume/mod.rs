@@ -4,9 +4,11 @@ mod ask;
 mod show;
 
 use core::future::Future;
+use std::env;
+use std::path::Path;
 
 use clap::{Args, Subcommand};
-use nbd_volume::{Error, Location, NewVolume};
+use nbd_volume::{Error, Key, Location, NewVolume};
 
 use crate::exit::Failure;
 use crate::{output, quantity};
@@ -16,7 +18,8 @@ use crate::{output, quantity};
 /// A URL is s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY. Credentials, regions
 /// and endpoints are taken from the environment, by the names that the stores' own tools use: AWS_ACCESS_KEY_ID,
 /// AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME
-/// and others. A volume is served by nbd serve volume:URL.
+/// and others. A volume is served by nbd serve volume:URL. NBD_VOLUME_KEY_FILE names the file with the key of volumes that
+/// are encrypted: 32 bytes, or 64 hexadecimal digits, as openssl rand -hex 32 writes them.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -38,6 +41,9 @@ enum Action {
         /// Shorter writes read their block first. Larger blocks are read and written faster in sequence.
         #[arg(long, value_name = "N", default_value = "4k", value_parser = quantity::size)]
         block_size: u64,
+        /// Encrypt its data, with the key in the file that NBD_VOLUME_KEY_FILE names
+        #[arg(long)]
+        encrypt: bool,
     },
     /// Write the URLs of the volumes at a URL and below
     #[command(display_name = crate::NAME)]
@@ -118,9 +124,10 @@ enum Action {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     crate::log::start(0)?;
     match &arguments.action {
-        Action::Create { url, size, block_size } => {
+        Action::Create { url, size, block_size, encrypt } => {
             let block_size = u32::try_from(*block_size).unwrap_or(u32::MAX);
             let volume = NewVolume::of_size(*size).with_block_size(block_size);
+            let volume = if *encrypt { volume.with_encryption() } else { volume };
             wait(nbd_volume::create(&location(url)?, &volume))
         }
         Action::List { url, json } => {
@@ -163,7 +170,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// Both URLs by one store, so that they are compared as what they are.
 async fn clone(from: &str, snapshot: Option<&str>, to: &str) -> Result<(), Error> {
-    nbd_volume::clone(&Location::parse(from)?, snapshot, &Location::parse(to)?).await
+    nbd_volume::clone(&keyed(from)?, snapshot, &keyed(to)?).await
 }
 
 /// Runs a command to its end.
@@ -185,7 +192,16 @@ pub(crate) fn failure(error: Error) -> Failure {
 
 /// The location that a URL of the command line names.
 pub(crate) fn location(url: &str) -> Result<Location, Failure> {
-    Location::parse(url).map_err(failure)
+    keyed(url).map_err(failure)
+}
+
+/// The same, with the key that the environment names.
+fn keyed(url: &str) -> Result<Location, Error> {
+    let location = Location::parse(url)?;
+    Ok(match env::var_os("NBD_VOLUME_KEY_FILE").filter(|path| !path.is_empty()) {
+        Some(path) => location.with_key(Key::read(Path::new(&path))?),
+        None => location,
+    })
 }
 
 /// `URL@SNAPSHOT`: what stands behind the last `@` of the last part of the path.

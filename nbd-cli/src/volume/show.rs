@@ -27,6 +27,9 @@ pub(super) fn info(out: &mut Out, about: &Info, json: bool) -> Result<(), Failed
     writeln!(out, "url         {}", printable(&about.url))?;
     writeln!(out, "size        {}", about.size)?;
     writeln!(out, "block size  {}", about.block_size)?;
+    if about.encrypted {
+        writeln!(out, "encrypted   yes")?;
+    }
     writeln!(out, "stored      {} bytes in {} objects", about.stored, about.objects)?;
     match &about.writer {
         None => writeln!(out, "server      none yet")?,
@@ -61,6 +64,7 @@ fn document(about: &Info) -> Value {
         "size": about.size,
         "block-size": about.block_size,
         "format": about.format,
+        "encrypted": about.encrypted,
         "stored": about.stored,
         "objects": about.objects,
         "snapshots": Vec::from_iter(snapshots),

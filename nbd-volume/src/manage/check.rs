@@ -5,6 +5,7 @@ use slatedb::DbReaderMode;
 use super::PATIENCE;
 use super::info::close;
 use crate::database::{self, Database};
+use crate::encryption;
 use crate::error::chain;
 use crate::patience::within;
 use crate::records::{descriptor, size};
@@ -53,9 +54,11 @@ pub async fn check(
         // Protects what is read from being collected meanwhile.
         None => DbReaderMode::ManagedCheckpoint,
     };
+    let cipher = encryption::of(location, &descriptor)?;
     let options = Options { object_cache: 32 << 20, ..Options::default() };
     let reader =
-        within(location, "read", PATIENCE, database::read(location, mode, &options)).await?;
+        within(location, "read", PATIENCE, database::read(location, mode, &options, None, cipher))
+            .await?;
     let database = Database::Reader(reader.into());
     let size = size(location, &database, PATIENCE).await?;
     let block_size = u64::from(descriptor.block_size);

@@ -4,9 +4,10 @@ use slatedb::WriteBatch;
 
 use super::PATIENCE;
 use crate::database;
-use crate::layout::{DESCRIPTOR, Descriptor, FORMAT, SIZE_KEY, Size, is_block_size};
+use crate::encryption;
+use crate::layout::{DESCRIPTOR, Descriptor, SIZE_KEY, Size, is_block_size};
 use crate::patience::within;
-use crate::records::{encoded, store_descriptor};
+use crate::records::{encoded, hexadecimal, store_descriptor};
 use crate::{Error, Location, Options};
 
 /// What a new volume is to be.
@@ -19,6 +20,8 @@ pub struct NewVolume {
     /// its block first; a larger block takes fewer entries, and has larger volumes read and written faster in
     /// sequence.
     pub block_size: u32,
+    /// Whether its data is encrypted, with the [key](Location::with_key) of its location.
+    pub encrypted: bool,
 }
 
 impl NewVolume {
@@ -29,7 +32,7 @@ impl NewVolume {
     /// A volume of that size with blocks of the default size.
     #[must_use]
     pub const fn of_size(size: u64) -> Self {
-        Self { size, block_size: Self::DEFAULT_BLOCK_SIZE }
+        Self { size, block_size: Self::DEFAULT_BLOCK_SIZE, encrypted: false }
     }
 
     /// The same with blocks of another size.
@@ -38,8 +41,14 @@ impl NewVolume {
         Self { block_size, ..self }
     }
 
+    /// The same, encrypted.
+    #[must_use]
+    pub const fn with_encryption(self) -> Self {
+        Self { encrypted: true, ..self }
+    }
+
     pub(super) fn check(&self) -> Result<(), Error> {
-        let Self { size, block_size } = self;
+        let Self { size, block_size, .. } = self;
         if *size == 0 {
             return Err(Error::Invalid(
                 "a volume of 0 bytes can't be used: give it a size, such as 10G; it takes no space before it is written".into(),
@@ -67,7 +76,13 @@ impl NewVolume {
 /// does not honour conditional writes.
 pub async fn create(location: &Location, volume: &NewVolume) -> Result<(), Error> {
     volume.check()?;
-    let descriptor = Descriptor { format: FORMAT, block_size: volume.block_size, id: new_id()? };
+    let id = new_id()?;
+    let encryption = match (volume.encrypted, location.key()) {
+        (false, _) => None,
+        (true, Some(key)) => Some(encryption::new(key, id.clone())),
+        (true, None) => return Err(Error::NoKey { url: location.url().to_owned() }),
+    };
+    let descriptor = Descriptor::new(volume.block_size, id, encryption);
     store_new(location, &descriptor).await?;
     // A store that can't be relied on is found here rather than when there is data.
     match store_descriptor(location, &descriptor, PATIENCE).await {
@@ -80,8 +95,9 @@ pub async fn create(location: &Location, volume: &NewVolume) -> Result<(), Error
         }
     }
     let options = Options { object_cache: 1 << 20, ..Options::default() };
+    let cipher = encryption::of(location, &descriptor)?;
     let made = async {
-        let db = database::open(location, &options).await?;
+        let db = database::open(location, &options, None, cipher).await?;
         let mut batch = WriteBatch::new();
         batch.put(SIZE_KEY, encoded(&Size { size: volume.size }));
         db.write(batch).await?;
@@ -104,13 +120,8 @@ pub(super) async fn store_new(location: &Location, descriptor: &Descriptor) -> R
 
 /// An identity that no other volume has.
 pub(super) fn new_id() -> Result<String, Error> {
-    use core::fmt::Write as _;
     let mut random = [0; 16];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| Error::Invalid(format!("the system has no random numbers: {error}")))?;
-    let mut id = String::new();
-    for byte in random {
-        let _written = write!(id, "{byte:02x}");
-    }
-    Ok(id)
+    Ok(hexadecimal(&random))
 }

@@ -5,7 +5,8 @@ use slatedb::DbReaderMode;
 
 use super::PATIENCE;
 use crate::database::{self, Database};
-use crate::layout::DESCRIPTOR;
+use crate::encryption;
+use crate::layout::{DESCRIPTOR, Descriptor};
 use crate::patience::{too_late, within};
 use crate::records::{descriptor, size, writer};
 use crate::{Error, Location, Options};
@@ -22,6 +23,8 @@ pub struct Info {
     pub block_size: u32,
     /// The format that it has in the store.
     pub format: u32,
+    /// Whether its data is encrypted by this crate.
+    pub encrypted: bool,
     /// Bytes of the objects below its prefix: of the data, of what was overwritten and is not collected yet, and of
     /// what only snapshots have. What a clone shares with its origin counts there.
     pub stored: u64,
@@ -63,7 +66,7 @@ pub struct Writer {
 /// When there is no volume or it can't be read.
 pub async fn info(location: &Location) -> Result<Info, Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
-    let database = latest(location).await?;
+    let database = latest(location, &descriptor).await?;
     let size = size(location, &database, PATIENCE).await?;
     let writer = writer(location, &database, PATIENCE).await?;
     let writer = writer.filter(|writer| writer.volume == descriptor.id || writer.volume.is_empty());
@@ -89,6 +92,7 @@ pub async fn info(location: &Location) -> Result<Info, Error> {
         size,
         block_size: descriptor.block_size,
         format: descriptor.format,
+        encrypted: descriptor.encryption.is_some(),
         stored,
         objects,
         snapshots,
@@ -102,9 +106,13 @@ pub async fn info(location: &Location) -> Result<Info, Error> {
 }
 
 /// The database as it is in the store now.
-pub(crate) async fn latest(location: &Location) -> Result<Database, Error> {
+pub(crate) async fn latest(
+    location: &Location,
+    descriptor: &Descriptor,
+) -> Result<Database, Error> {
+    let cipher = encryption::of(location, descriptor)?;
     let options = Options { object_cache: 8 << 20, ..Options::default() };
-    let opening = database::read(location, DbReaderMode::FollowLatest, &options);
+    let opening = database::read(location, DbReaderMode::FollowLatest, &options, None, cipher);
     let reader = within(location, "read", PATIENCE, opening).await?;
     Ok(Database::Reader(reader.into()))
 }

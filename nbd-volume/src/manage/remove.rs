@@ -15,10 +15,14 @@ use crate::{Error, Location};
 /// When there is no volume, a server has it open, clones of it use its data, or the store fails.
 pub async fn delete(location: &Location) -> Result<(), Error> {
     descriptor(location, PATIENCE).await?;
-    // A volume whose creation was interrupted has no size and nobody who writes.
-    if let Ok(info) = info(location).await
-        && let Some(writer) = info.writer.filter(|writer| writer.open)
-    {
+    let writer = match info(location).await {
+        Ok(info) => info.writer.filter(|writer| writer.open),
+        // Whether a server has it open can't be found out without the key.
+        Err(error @ (Error::NoKey { .. } | Error::WrongKey { .. })) => return Err(error),
+        // A volume whose creation was interrupted has no size and nobody who writes.
+        Err(_) => None,
+    };
+    if let Some(writer) = writer {
         return Err(Error::Busy {
             url: location.url().to_owned(),
             writer: format!("process {} on {}", writer.process, writer.host),

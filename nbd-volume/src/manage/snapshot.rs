@@ -8,7 +8,7 @@ use slatedb::CloneSourceSpec;
 use super::mailbox::{self, Request};
 use super::{PATIENCE, info};
 use crate::database;
-use crate::layout::{Descriptor, FORMAT};
+use crate::layout::Descriptor;
 use crate::patience::within;
 use crate::records::descriptor;
 use crate::{Error, Location, Options, Volume};
@@ -113,7 +113,7 @@ pub async fn clone(from: &Location, snapshot: Option<&str>, to: &Location) -> Re
             &passing
         }
     };
-    let made = clone_snapshot(from, name, to, Descriptor { format: FORMAT, id, ..origin }).await;
+    let made = clone_snapshot(from, name, to, Descriptor { id, ..origin }).await;
     if snapshot.is_none() {
         let removed = super::delete_snapshot(from, &passing).await;
         return made.and(removed);

@@ -3,6 +3,8 @@
 
 mod crashes;
 mod disk;
+mod disk_cache;
+mod encryption;
 mod faulty;
 mod management;
 mod memory;

@@ -171,7 +171,7 @@ fn volumes_of_later_formats_and_damaged_ones_are_refused() {
         create(&location, &NewVolume::of_size(1 << 20)).await.unwrap();
         let path = Path::from("v/nbd-volume.json");
         for (text, expected) in [
-            (r#"{"format":2,"something":"else"}"#, "format 2"),
+            (r#"{"format":3,"something":"else"}"#, "format 3"),
             (r#"{"format":0,"block_size":4096,"id":"x"}"#, "format 0"),
             (r#"{"format":1,"block_size":1000,"id":"x"}"#, "block size"),
             (r#"{"format":1}"#, "not understood"),

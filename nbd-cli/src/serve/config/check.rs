@@ -10,7 +10,7 @@ use nbd_engine::export::{Memory, Tracked};
 use nbd_engine::proto::wire::is_valid_string;
 
 use super::source::Source;
-use super::{Address, Backend, Config, Export, Size};
+use super::{Address, Backend, Config, Export, Size, VolumeCache};
 use crate::exit::Failure;
 use crate::output::quoted;
 
@@ -19,6 +19,9 @@ const MAX_PREFIX: usize = 4096 - 256;
 
 /// The least bytes of memory that a volume or an object is given.
 pub(crate) const MIN_VOLUME_MEMORY: u64 = 32 << 20;
+
+/// The least size of a volume's cache on disk, in bytes.
+pub(crate) const MIN_VOLUME_CACHE: u64 = 64 << 20;
 
 /// The leases that a volume is given: a shorter one may be over before a slow store has answered, and a longer one keeps
 /// a successor waiting.
@@ -144,6 +147,7 @@ impl Rules<'_> {
                 self.text(key("description"), "description", description);
             }
             self.volume_memory(index, export);
+            self.volume_cache(index, export);
             self.volume_alone(index, export);
             match export.backend() {
                 Ok(Backend::File(path)) if path.as_os_str().is_empty() => {
@@ -247,6 +251,21 @@ impl Rules<'_> {
             self.broken(key, format!("{word} is for volumes and objects alone: leave it out"));
         } else if memory < MIN_VOLUME_MEMORY {
             self.broken(key, format!("{word} {memory} is too little: give at least 32M"));
+        }
+    }
+
+    /// The cache of a volume on disk.
+    fn volume_cache(&mut self, index: usize, export: &Export) {
+        let Some(VolumeCache { size: Size(bytes), .. }) = export.volume_cache else { return };
+        let word = self.source.word("--volume-cache", "volume-cache");
+        let key = format!("export.{index}.volume-cache");
+        if !matches!(export.backend(), Ok(Backend::Volume(_))) {
+            self.broken(key, format!("{word} is for volumes alone: leave it out"));
+        } else if bytes < MIN_VOLUME_CACHE {
+            self.broken(
+                key,
+                format!("{word} of {bytes} bytes is too little for a volume: give at least 64M"),
+            );
         }
     }
 

@@ -16,9 +16,9 @@ mod source;
 mod tests;
 mod words;
 
-#[cfg(feature = "volume")]
-pub(crate) use check::MIN_VOLUME_MEMORY;
 pub(crate) use check::check;
+#[cfg(feature = "volume")]
+pub(crate) use check::{MIN_VOLUME_CACHE, MIN_VOLUME_MEMORY};
 pub(crate) use model::{
     Access, Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server,
 };
@@ -29,4 +29,4 @@ pub(crate) use read::load;
 pub(crate) use source::Source;
 #[cfg(target_os = "linux")]
 pub(crate) use words::VsockAddress;
-pub(crate) use words::{BlockSizes, Cidr, Period, Size, TcpAddress};
+pub(crate) use words::{BlockSizes, Cidr, Period, Size, TcpAddress, VolumeCache};

@@ -15,7 +15,7 @@ use super::super::sandbox;
 use super::source::Source;
 #[cfg(target_os = "linux")]
 use super::words::VsockAddress;
-use super::words::{BlockSizes, Cidr, Period, Size, TcpAddress};
+use super::words::{BlockSizes, Cidr, Period, Size, TcpAddress, VolumeCache};
 use crate::quantity::Timeout;
 use crate::serve::metrics::MetricsAddress;
 
@@ -243,6 +243,12 @@ pub(crate) struct Export {
     #[cfg_attr(test, schemars(extend("cli" = "--volume-memory")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) volume_memory: Option<Size>,
+
+    /// A directory on a local disk in which parts of a volume are kept for reading, and how much they may take, at least `64M`:
+    /// `DIR:SIZE`. They outlive the server.
+    #[cfg_attr(test, schemars(extend("cli" = "--volume-cache")))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) volume_cache: Option<VolumeCache>,
 
     /// Refuse to start when another server has the volume open and is alive, instead of taking the volume over.
     #[cfg_attr(test, schemars(extend("cli" = "--volume-exclusive")))]

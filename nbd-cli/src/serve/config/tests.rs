@@ -77,6 +77,7 @@ directory = "disks"
 name = "volume"
 volume = "s3://bucket/volumes/mail@monday"
 volume-memory = "1G"
+volume-cache = "/var/cache/nbd:20G"
 volume-exclusive = true
 volume-lease = "3s"
 
@@ -160,6 +161,15 @@ fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
             "[[export]]\nvolume = 's3://b/v'\nvolume-lease = '11m'",
             "3:16: volume-lease 11m is not from 1s to 10m",
         ),
+        (
+            "[[export]]\nvolume = 's3://b/v'\nvolume-cache = '/c:1M'",
+            "3:16: volume-cache of 1048576 bytes is too little for a volume: give at least 64M",
+        ),
+        (
+            "[[export]]\nmemory = 1\nvolume-cache = '/c:1G'",
+            "3:16: volume-cache is for volumes alone: leave it out",
+        ),
+        ("[[export]]\nvolume = 's3://b/v'\nvolume-cache = '/c'", "3:16: '/c' is no cache"),
         ("[[export]]\ndirectory = ''", "2:13: give the path of a directory"),
         ("[[export]]\ndirectory = 'a'\ntrack = ['t']", "3:9: changes to files of a directory"),
         (

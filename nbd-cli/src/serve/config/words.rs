@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nbd_engine::export::BlockSize;
@@ -26,6 +27,40 @@ pub(crate) struct Period(pub(crate) Duration);
 /// Size constraints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BlockSizes(pub(crate) BlockSize);
+
+/// A directory on a local disk with what a cache may take there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VolumeCache {
+    pub(crate) directory: PathBuf,
+    pub(crate) size: Size,
+}
+
+impl VolumeCache {
+    /// `DIR:SIZE`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        match text.rsplit_once(':') {
+            Some((directory, size)) if !directory.is_empty() => Ok(Self {
+                directory: directory.into(),
+                size: Size(quantity::size(size).map_err(|error| format!("'{text}': {error}"))?),
+            }),
+            _ => Err(format!("'{text}' is no cache: give DIR:SIZE, such as /var/cache/nbd:20G")),
+        }
+    }
+}
+
+impl fmt::Display for VolumeCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.directory.display(), self.size)
+    }
+}
+
+impl Word for VolumeCache {
+    const EXPECTED: &'static str = "a directory and a size, such as \"/var/cache/nbd:20G\"";
+    const NUMBER: bool = false;
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+}
 
 /// A range of IP addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,6 +323,7 @@ words! {
     Period: "duration",
     Timeout: "duration or never",
     BlockSizes: "sizes",
+    VolumeCache: "directory and size",
     MetricsAddress: "address for metrics",
     TcpAddress: "TCP address",
     Cidr: "address or network",
