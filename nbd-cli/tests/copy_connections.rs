@@ -8,9 +8,10 @@ mod disk_server;
 mod support;
 
 use core::time::Duration;
+use std::thread;
 
 use disk_server::{Disk, DiskServer};
-use nbd_testkit::raw::{BlockSize, Mode};
+use nbd_testkit::raw::{BlockSize, Cmd, Mode};
 use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 use nbd_testkit::server::{Runtime, Setup, Transport};
 use support::{Folder, MIB, assert_same, copy, noise, read, refused, try_copy};
@@ -73,15 +74,22 @@ fn a_further_connection_to_something_else_is_not_used() {
     let folder = Folder::new();
     let mut export = Export::new(Mode::Extended);
     export.size = 8 << 20;
-    let first = Script::new(export.clone()).enter().serve();
+    // Nothing is copied before the second one was looked at.
+    let first = Script::new(export.clone()).enter().hold().serve();
     let (mut smaller, mut other) = (export.clone(), export);
     smaller.size = 1 << 20;
     other.block_size = Some(BlockSize { minimum: 65536, preferred: 65536, maximum: 1 << 20 });
     for export in [smaller, other] {
-        // It gets no request.
-        let second = Script::new(export).enter().silence();
+        let second = Script::new(export).enter().request(Cmd::DISC);
         let server = ScriptedServer::unix([first.clone(), second]);
-        copy(&["-C", "2", "-T", "2", &server.endpoint().uri(""), &folder.text("to")]);
+        let (uri, to) = (server.endpoint().uri(""), folder.text("to"));
+        thread::scope(|scope| {
+            let copying = scope.spawn(|| copy(&["-C", "2", "-T", "2", &uri, &to]));
+            server.wait_for_requests(1);
+            server.release();
+            copying.join().expect("it is copied");
+        });
+        server.finish();
         assert_same(&read(folder.path("to")), &Export::CONTENT.bytes(0, 8 * MIB));
     }
 }
