@@ -43,7 +43,7 @@ pub(crate) async fn open(
 ) -> Result<Db, slatedb::Error> {
     let settings = Settings {
         object_store_cache_options: Used::settings(disk_cache),
-        flush_interval: Some(options.upload_interval),
+        flush_interval: Some(options.upload_interval()),
         manifest_poll_interval: MANIFEST_POLL,
         max_unflushed_bytes: options.unflushed(),
         l0_sst_size_bytes: options.unflushed() / 4,

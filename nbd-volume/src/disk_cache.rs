@@ -21,14 +21,15 @@ use slatedb::config::ObjectStoreCacheOptions;
 use crate::{Error, Location};
 
 /// A directory in which parts of a volume's objects are kept for reading. It outlives the server; it may be deleted
-/// whenever no server uses it.
+/// whenever no server uses it. A server that opens a volume whose folder another one uses goes without, and logs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DiskCache {
     /// The directory, which is made if it is missing. Each volume has a folder of its own in it.
     pub directory: PathBuf,
     /// Bytes that the parts of one volume may take. SlateDB removes others when it has added some, so that it may be
-    /// somewhat more for a moment. At least [`MIN_BYTES`](Self::MIN_BYTES).
+    /// somewhat more for a moment. Opening a volume with less than [`MIN_BYTES`](Self::MIN_BYTES) fails with
+    /// [`Error::Cache`].
     pub max_bytes: u64,
 }
 
@@ -41,7 +42,7 @@ pub(crate) struct Used {
 }
 
 impl DiskCache {
-    /// The least size that makes sense, in bytes.
+    /// The smallest size that is accepted, in bytes.
     pub const MIN_BYTES: u64 = 64 << 20;
 
     /// Bytes that are fetched and kept as one. SlateDB fetches the parts of a request one after the other, and all of a
@@ -51,7 +52,7 @@ impl DiskCache {
     /// How long an earlier opening of the volume may take to release the folder.
     const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
-    /// A cache of so many bytes in a directory.
+    /// A cache of so many bytes for each volume in a directory. Nothing is checked before a volume is opened.
     #[must_use]
     pub const fn new(directory: PathBuf, max_bytes: u64) -> Self {
         Self { directory, max_bytes }

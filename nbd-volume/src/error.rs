@@ -8,11 +8,12 @@ use slatedb::object_store;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The URL does not name a place for volumes.
+    /// The URL names no volume or object, or the environment lacks what its store needs.
     #[error("{0}")]
     Location(String),
 
-    /// An argument makes no sense, such as a size of 0.
+    /// An argument is out of range, such as a size of 0, or a name is taken; or the server that was asked by way of the
+    /// store failed.
     #[error("{0}")]
     Invalid(String),
 
@@ -21,18 +22,18 @@ pub enum Error {
         "there is no volume at {url}: nbd volume list shows which there are, nbd volume create makes one"
     )]
     NotFound {
-        /// Where it was looked for.
+        /// The URL that has none.
         url: String,
     },
 
     /// There is no object.
     #[error("there is no object at {url}; nbd serve volume:URL serves a volume")]
     NoObject {
-        /// Where it was looked for.
+        /// The URL that has none.
         url: String,
     },
 
-    /// The store refuses this client.
+    /// The store does not accept the credentials, or they may not do what was asked.
     #[error("the store refuses access to {url}: {reason}; {remedy}")]
     Refused {
         /// The volume or object.
@@ -43,7 +44,7 @@ pub enum Error {
         remedy: &'static str,
     },
 
-    /// The server gives the object only as a whole.
+    /// The web server sends the object only as a whole.
     #[error(
         "the server of {url} does not give parts of it (Range and 206): download it, and serve the file"
     )]
@@ -52,12 +53,12 @@ pub enum Error {
         url: String,
     },
 
-    /// There is a volume already, or something else.
+    /// There is a volume already, or the beginning of one.
     #[error(
         "there is a volume at {url} already: choose another URL, or delete it with nbd volume delete"
     )]
     Exists {
-        /// Where.
+        /// The volume.
         url: String,
     },
 
@@ -143,7 +144,7 @@ pub enum Error {
         reason: String,
     },
 
-    /// A server has the volume open.
+    /// A server has the volume open, or does not answer what it was asked by way of the store.
     #[error("the volume at {url} is open: {writer} has it; {remedy}")]
     Busy {
         /// The volume.
@@ -165,7 +166,7 @@ pub enum Error {
         clones: usize,
     },
 
-    /// Another server has opened the volume.
+    /// Another server has opened the volume meanwhile.
     #[error("another server has opened the volume at {url}")]
     Fenced {
         /// The volume.

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use crate::Error;
 
-/// A key for encrypted volumes: 32 random bytes. Whoever loses it loses the volumes.
+/// A key for encrypted volumes: 32 random bytes. Without it their data is lost. It is shown nowhere, `Debug` included;
+/// its memory is not wiped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key([u8; Self::LENGTH]);
 
@@ -28,7 +29,8 @@ impl Key {
         Self(bytes)
     }
 
-    /// Reads a key from a file: 32 bytes, or 64 hexadecimal digits with or without a line break.
+    /// Reads a key from a file: 32 bytes, or 64 hexadecimal digits with or without white space behind them. Blocks
+    /// while the file is read.
     ///
     /// # Errors
     /// [`Error::KeyFile`] when the file can't be read, all users may read it, or it holds something else.

@@ -20,7 +20,8 @@
 //!   did not close the volume waits for that long before it serves. With [`Options::exclusive`] opening fails instead
 //!   if the other server is alive.
 //!
-//! An [`Object`] is something else: an object of a store, or a file of a web server, that is a disk as it is, for reading.
+//! An [`Object`] is something else: an object of a store, or a file of a web server, that is a disk as it is, for
+//! reading.
 //!
 //! # Example
 //!
@@ -37,8 +38,16 @@
 //! # }
 //! ```
 //!
-//! [The guide of the server](nbd_engine::guide) says how exports are served; an event loop of your own can be built on
+//! [The guide](crate::guide) goes on: serving a volume beside other exports, objects as disks, options, snapshots and
+//! clones, what a program does with each error, other runtimes than tokio. An event loop of your own can be built on
 //! [`nbd_engine::proto`].
+//!
+//! # Runtimes
+//!
+//! What waits for a store needs tokio. Futures of this crate have to be awaited in a tokio runtime with time and I/O
+//! enabled, and panic elsewhere, except for two kinds that any executor can drive: those of the requests of an open
+//! [`Volume`] or [`Object`], and [`Volume::until_lost`]. The runtime in which a volume or an object was opened has to
+//! last as long: once it is shut down, requests fail with `EIO`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Rustdoc has a section for each Result that is public.
@@ -82,3 +91,8 @@ pub use object::{Object, ObjectOptions};
 pub use options::Options;
 pub use store::Traffic;
 pub use volume::Volume;
+
+/// A guide: volumes and objects in a program, from the first one to each error. It has no items.
+pub mod guide {
+    #![doc = include_str!("../doc/guide.md")]
+}

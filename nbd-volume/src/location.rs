@@ -49,7 +49,9 @@ impl Location {
     ///
     /// Credentials, endpoints and regions are taken from the environment, by the names that the stores' own tools use
     /// (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`,
-    /// ...). Nothing is asked of the store yet.
+    /// ...). Nothing is asked of the store yet. Requests go by TLS, with the authorities that the system trusts;
+    /// plain HTTP takes a variable that allows it (`AWS_ALLOW_HTTP`, `GOOGLE_ALLOW_HTTP`, `AZURE_ALLOW_HTTP`). A
+    /// process that has not installed a provider of cryptography for `rustls` gets `ring` as its default.
     ///
     /// Files of a local directory, and the directories that hold them, are synced before a write counts as done.
     ///
@@ -63,10 +65,10 @@ impl Location {
     /// The location of an object that is a disk by itself (see [`Object`](crate::Object)): `s3://BUCKET/KEY`,
     /// `gs://BUCKET/KEY`, `az://CONTAINER/KEY`, as in [`parse`](Self::parse), or the URL of a file on a web server,
     /// `https://HOST/PATH` or `http://HOST/PATH`, with a query if need be. A query may be a secret, such as a signature,
-    /// and is shown nowhere.
+    /// and is shown nowhere. No credentials are sent to a web server.
     ///
     /// # Errors
-    /// As [`parse`](Self::parse).
+    /// [`Error::Location`], as [`parse`](Self::parse), for a URL of a local file, too: that is served by its path.
     pub fn of_object(url: &str) -> Result<Self, Error> {
         match url.split_once("://") {
             Some(("http" | "https", _)) => Self::on_the_web(url),
@@ -182,7 +184,9 @@ impl Location {
         Self::over(Arc::new(InMemory::new()), prefix)
     }
 
-    /// A prefix in a store that the caller brings.
+    /// A prefix in a store that the caller brings. Volumes need one that honours
+    /// [`PutMode::Create`](object_store::PutMode::Create), and lists and reads what it has answered to hold. It is
+    /// shown as `memory:PREFIX`, whatever it is; a volume can be cloned to locations over the same `Arc` alone.
     #[must_use]
     pub fn over(store: Arc<dyn ObjectStore>, prefix: &str) -> Self {
         let origin = format!("store-{:p}:", Arc::as_ptr(&store));
@@ -195,7 +199,7 @@ impl Location {
         }
     }
 
-    /// The same with a key for the encrypted volumes there.
+    /// The same with a key for the encrypted volumes there. Volumes that are not encrypted don't use it.
     #[must_use]
     pub fn with_key(self, key: Key) -> Self {
         Self { key: Some(key), ..self }
@@ -205,13 +209,15 @@ impl Location {
         self.key.as_ref()
     }
 
-    /// Another prefix of the same store.
+    /// Another prefix of the same store, with the same key. For stores of [`in_memory`](Self::in_memory) and
+    /// [`over`](Self::over): another prefix of a bucket or directory is a URL of its own, and would be shown wrongly.
     #[must_use]
     pub fn sibling(&self, prefix: &str) -> Self {
         Self { url: format!("memory:{prefix}"), prefix: Path::from(prefix), ..self.clone() }
     }
 
-    /// What the store was asked for by way of this location and its clones.
+    /// What the store was asked for by way of this location, its clones and its [siblings](Self::sibling), and the
+    /// volumes and objects that were opened there. The counts only grow.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         self.store.traffic()

@@ -8,10 +8,10 @@ use crate::DiskCache;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// Bytes of written data that may be in memory alone; writes wait when there are more. At least 8 MiB; the
-    /// default is 256 MiB. A quarter of it is the size of the tables that are uploaded.
+    /// Bytes of written data that may be in memory alone; writes wait when there are more. Less than 8 MiB counts as
+    /// 8 MiB; the default is 256 MiB. A quarter of it is the size of the tables that are uploaded.
     pub max_unflushed: usize,
-    /// Bytes that the cache of read and written blocks takes at most. The default is 192 MiB.
+    /// Bytes that the cache of read and written blocks takes at most. The default is 192 MiB; 0 keeps none.
     pub cache: u64,
     /// Bytes that are fetched before they are asked for, at most, for all clients that read in sequence. A distant
     /// store needs as much as it sends within its latency. The default is 64 MiB; 0 has nothing read ahead.
@@ -21,15 +21,19 @@ pub struct Options {
     pub object_cache: u64,
     /// A cache on a local disk, for what does not fit into memory. There is none by default.
     pub disk_cache: Option<DiskCache>,
-    /// How long a request waits for a store that does not answer before it fails with `EIO`. The default is a minute.
+    /// How long a request waits for a store that does not answer before it fails with `EIO`, and how long each step of
+    /// opening and closing may take. The default is a minute. It has to be longer than the store takes for an answer.
     pub patience: Duration,
     /// How long requests are answered with success without looking whether another server has opened the volume. The
-    /// default is ten seconds; the store is asked about five times as often.
+    /// default is ten seconds; the store is asked about five times as often. A second to ten minutes make sense: one
+    /// that is shorter than an answer of the store has all requests fail after [`patience`](Self::patience), and a
+    /// server that follows one that crashed waits for all of a long one, whatever its own is.
     pub lease: Duration,
     /// Whether opening a volume fails if another server has it open and is alive, rather than taking it over. Of two
     /// servers that open it at the same moment the later one may still take it over. The default is false.
     pub exclusive: bool,
-    /// How often written data is uploaded when no client flushes. The default is a second.
+    /// How often written data is uploaded when no client flushes. The default is a second; less than 10 ms counts as
+    /// 10 ms.
     pub upload_interval: Duration,
 }
 
@@ -77,15 +81,31 @@ impl Options {
         self.max_unflushed.max(Self::MIN_UNFLUSHED)
     }
 
+    /// The smallest interval of anything that is done again and again: none would take all of a processor.
+    const MIN_INTERVAL: Duration = Duration::from_millis(10);
+
     /// How often the store is asked whether another server has opened the volume.
     pub(crate) fn poll_interval(&self) -> Duration {
-        (self.lease / 5).max(Duration::from_millis(10))
+        (self.lease / 5).max(Self::MIN_INTERVAL)
+    }
+
+    /// How often SlateDB uploads what was written.
+    pub(crate) fn upload_interval(&self) -> Duration {
+        self.upload_interval.max(Self::MIN_INTERVAL)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_done_again_without_a_pause() {
+        let mut options = Options::default();
+        (options.lease, options.upload_interval) = (Duration::ZERO, Duration::ZERO);
+        assert_eq!(options.poll_interval(), Options::MIN_INTERVAL);
+        assert_eq!(options.upload_interval(), Options::MIN_INTERVAL);
+    }
 
     #[test]
     fn memory_is_divided_and_has_a_least_size() {

@@ -36,6 +36,9 @@ use crate::{Error, Location, Options};
 ///
 /// One that is dropped without [`close`](Self::close) is as a server that crashed: what was flushed is safe, and the
 /// next one that opens it waits until the [lease](Options::lease) is over.
+///
+/// A server checks the range of a request before it calls the export. Whoever calls it without a server has to keep
+/// reads within its size; changes beyond the end are refused with `EINVAL`.
 #[derive(Clone)]
 pub struct Volume(pub(crate) Arc<Shared>);
 
@@ -66,12 +69,18 @@ impl Volume {
     /// success any more. If it did not close the volume, this waits until its lease is over. With
     /// [`exclusive`](Options::exclusive) this fails with [`Error::Busy`] if the other server is alive.
     ///
-    /// Has to be called in a tokio runtime. Not cancel-safe: one that is dropped may have fenced the other server
+    /// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may have fenced the other server
     /// already.
     ///
     /// # Errors
-    /// When there is no volume or it can't be read, when the store does not answer within
-    /// [`patience`](Options::patience), or does not honour conditional writes.
+    /// - [`Error::NotFound`], [`Error::Format`] and [`Error::Damaged`] when there is no volume that can be read.
+    /// - [`Error::NoKey`] and [`Error::WrongKey`] for one that is encrypted.
+    /// - [`Error::Refused`] when the store does not accept the credentials, [`Error::Unconditional`] when it does not
+    ///   honour conditional writes, [`Error::Store`] when it fails, or a step takes longer than
+    ///   [`patience`](Options::patience).
+    /// - [`Error::Cache`] when the [disk cache](Options::disk_cache) can't be used.
+    /// - [`Error::Busy`] with [`exclusive`](Options::exclusive), [`Error::Fenced`] when another server opens the volume
+    ///   at the same time.
     pub async fn open(location: &Location, options: &Options) -> Result<Self, Error> {
         let descriptor = descriptor(location, options.patience).await?;
         let cipher = encryption::of(location, &descriptor)?;
@@ -91,12 +100,13 @@ impl Volume {
         Ok(volume)
     }
 
-    /// Opens a snapshot of a volume, for reading. Any number of servers can do so, and nobody is fenced.
+    /// Opens a snapshot of a volume, for reading. Any number of servers can do so, and none is fenced. Of the options
+    /// the caches, [`read_ahead`](Options::read_ahead) and [`patience`](Options::patience) count.
     ///
-    /// Has to be called in a tokio runtime. Cancel-safe.
+    /// Has to be awaited in a tokio runtime. Cancel-safe.
     ///
     /// # Errors
-    /// As [`open`](Self::open), and [`Error::NoSnapshot`].
+    /// As [`open`](Self::open) without the last item, and [`Error::NoSnapshot`].
     pub async fn open_snapshot(
         location: &Location,
         name: &str,
@@ -195,10 +205,12 @@ impl Volume {
     /// `ESHUTDOWN`. Does nothing the second time, or when the volume is [lost](Self::until_lost).
     ///
     /// Takes at most [`patience`](Options::patience), also when requests wait for a store that is away: then the
-    /// volume is left as by a crash. Not cancel-safe: one that is dropped leaves it so as well.
+    /// volume is left as by a crash. Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped
+    /// leaves it so as well.
     ///
     /// # Errors
-    /// When the store does not take what was not flushed yet.
+    /// [`Error::Store`] when the store does not take what was not flushed yet, which is lost then; [`Error::Fenced`]
+    /// when another server has opened the volume.
     pub async fn close(&self) -> Result<(), Error> {
         let shared = &self.0;
         if shared.closing.swap(true, Ordering::AcqRel) || shared.lease.lost().is_some() {
@@ -223,15 +235,20 @@ impl Volume {
     }
 
     /// Waits until the volume can't be used any more: since another server has opened it, it was closed, or SlateDB
-    /// failed. Returns the reason, for a log. Cancel-safe.
+    /// failed. Returns the reason, for a log; each handle and each call gets it. Cancel-safe. Any executor can drive
+    /// it.
     pub async fn until_lost(&self) -> String {
         self.0.lost_text(self.0.lease.until_lost().await)
     }
 
-    /// Makes a snapshot of what the volume holds now. Not cancel-safe: one that is dropped may have made it.
+    /// Makes a snapshot of what the volume holds now: of all writes that were answered, flushed or not, which are
+    /// uploaded first. Its name has 1 to 200 bytes without `@`, `/` and control characters.
+    ///
+    /// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may have made it.
     ///
     /// # Errors
-    /// When there is one of that name, the name is empty, or the store fails.
+    /// [`Error::Invalid`] when there is one of that name, for a name of another form, and when this is a snapshot
+    /// itself; [`Error::Store`] or [`Error::Fenced`] when it can't be stored.
     pub async fn snapshot(&self, name: &str) -> Result<(), Error> {
         let shared = &self.0;
         let location = &shared.location;
@@ -245,7 +262,7 @@ impl Volume {
         within(location, "make a snapshot of", shared.patience, made).await.map(drop)
     }
 
-    /// The volume's URL.
+    /// Where the volume lies: as it was given to [`open`](Self::open). A snapshot's is that of its volume.
     #[must_use]
     pub fn location(&self) -> &Location {
         &self.0.location

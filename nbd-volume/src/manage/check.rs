@@ -31,16 +31,19 @@ pub struct Damage {
     pub what: String,
 }
 
-/// What was found wrong is reported up to so many places.
+/// What was found wrong is reported up to so many times.
 const MAX_DAMAGE: usize = 100;
 
 /// Reads all blocks of a volume, or of one of its snapshots, as they are in the store now, which verifies the
-/// checksums of what SlateDB stored. Reports each block read by its count. Disturbs no server. Cancel-safe.
+/// checksums of what SlateDB stored. `progress` gets how many blocks were read, after each: it should return soon.
+/// Disturbs no server. Holes cost nothing.
 ///
-/// What can't be read is reported; the check then goes on a gigabyte further.
+/// What can't be read is reported; the check then goes on 1 GiB further, and ends after 100 reports.
+///
+/// Has to be awaited in a tokio runtime. Cancel-safe.
 ///
 /// # Errors
-/// When there is no volume or snapshot, or the volume can't be opened at all.
+/// As [`info`](super::info()) when the volume can't be opened at all, and [`Error::NoSnapshot`].
 pub async fn check(
     location: &Location,
     snapshot: Option<&str>,

@@ -10,7 +10,7 @@ use crate::patience::within;
 use crate::records::{encoded, hexadecimal, store_descriptor};
 use crate::{Error, Location, Options};
 
-/// What a new volume is to be.
+/// What a new volume is to be. [`create`] refuses sizes that are out of range.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct NewVolume {
@@ -20,7 +20,8 @@ pub struct NewVolume {
     /// its block first; a larger block takes fewer entries, and has larger volumes read and written faster in
     /// sequence.
     pub block_size: u32,
-    /// Whether its data is encrypted, with the [key](Location::with_key) of its location.
+    /// Whether its data is encrypted, with the [key](Location::with_key) of its location. Neither that nor the key can
+    /// be changed later.
     pub encrypted: bool,
 }
 
@@ -35,13 +36,13 @@ impl NewVolume {
         Self { size, block_size: Self::DEFAULT_BLOCK_SIZE, encrypted: false }
     }
 
-    /// The same with blocks of another size.
+    /// The same with blocks of another size, in bytes: 4, 8, 16, 32 or 64 KiB.
     #[must_use]
     pub const fn with_block_size(self, block_size: u32) -> Self {
         Self { block_size, ..self }
     }
 
-    /// The same, encrypted.
+    /// The same, encrypted with the [key](Location::with_key) of the location in which it is made.
     #[must_use]
     pub const fn with_encryption(self) -> Self {
         Self { encrypted: true, ..self }
@@ -68,12 +69,15 @@ impl NewVolume {
     }
 }
 
-/// Makes a volume, which reads as zeroes. Not cancel-safe: what is dropped may leave a volume without a size, which
+/// Makes a volume, which reads as zeroes. A local directory is made, too; a bucket has to be there.
+///
+/// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may leave a volume without a size, which
 /// can be deleted.
 ///
 /// # Errors
-/// When there is a volume, or the beginning of one; when size or block size make no sense; when the store fails, or
-/// does not honour conditional writes.
+/// [`Error::Exists`] when there is a volume, or the beginning of one; [`Error::Invalid`] when size or block size are
+/// out of range; [`Error::NoKey`] when it is to be encrypted by a location without a key; [`Error::Refused`],
+/// [`Error::Store`] after a minute without an answer, or [`Error::Unconditional`] when the store can't be used.
 pub async fn create(location: &Location, volume: &NewVolume) -> Result<(), Error> {
     volume.check()?;
     let id = new_id()?;

@@ -17,7 +17,7 @@ use crate::{Error, Location, Options};
 pub struct Info {
     /// Where it lies.
     pub url: String,
-    /// Its size in bytes.
+    /// Its size in bytes, as clients see it.
     pub size: u64,
     /// Bytes of a block.
     pub block_size: u32,
@@ -42,7 +42,7 @@ pub struct Info {
 pub struct Snapshot {
     /// Its name.
     pub name: String,
-    /// Seconds since 1970 in which it was made.
+    /// When it was made, in seconds since 1970 by the clock of the server that made it.
     pub created: i64,
 }
 
@@ -56,14 +56,18 @@ pub struct Writer {
     pub process: u32,
     /// Whether it has not closed the volume: it runs, or it crashed.
     pub open: bool,
-    /// Seconds since 1970 in which it opened or closed the volume.
+    /// When it opened or closed the volume, in seconds since 1970 by its clock.
     pub since: u64,
 }
 
-/// What is known of a volume. Disturbs no server. Cancel-safe.
+/// What is known of a volume. Lists all of its objects, which takes a request for each 1000, and disturbs no server.
+///
+/// Has to be awaited in a tokio runtime. Cancel-safe.
 ///
 /// # Errors
-/// When there is no volume or it can't be read.
+/// [`Error::NotFound`], [`Error::Format`] and [`Error::Damaged`] when there is no volume that can be read,
+/// [`Error::NoKey`] and [`Error::WrongKey`] for one that is encrypted, [`Error::Refused`] or [`Error::Store`] when the
+/// store does not answer, a minute for each step.
 pub async fn info(location: &Location) -> Result<Info, Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
     let database = latest(location, &descriptor).await?;
@@ -125,10 +129,13 @@ pub(crate) async fn close(database: Database) {
     }
 }
 
-/// The volumes at a location and below. Cancel-safe.
+/// The volumes at a location and below, in the order of their URLs; none where there is nothing. A request for each
+/// folder on the way to them.
+///
+/// Has to be awaited in a tokio runtime. Cancel-safe.
 ///
 /// # Errors
-/// When the store can't be listed.
+/// [`Error::Refused`] or [`Error::Store`] when the store can't be listed, or does not answer for a minute.
 pub async fn list(location: &Location) -> Result<Vec<Location>, Error> {
     let store = location.store();
     let mut found = Vec::new();

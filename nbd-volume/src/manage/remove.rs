@@ -9,10 +9,14 @@ use crate::patience::{patiently, within};
 use crate::records::descriptor;
 use crate::{Error, Location};
 
-/// Deletes a volume with all of its snapshots. Not cancel-safe, but it can be called again.
+/// Deletes a volume with all of its snapshots, or the beginning of one.
+///
+/// Has to be awaited in a tokio runtime. Not cancel-safe, but it can be called again.
 ///
 /// # Errors
-/// When there is no volume, a server has it open, clones of it use its data, or the store fails.
+/// [`Error::NotFound`]; [`Error::Busy`] when a server has it open, or crashed: its volume has to be opened and closed
+/// once; [`Error::Cloned`] when clones use its data; [`Error::NoKey`] and [`Error::WrongKey`]; [`Error::Refused`] or
+/// [`Error::Store`] when the store does not answer, ten minutes for all of its objects.
 pub async fn delete(location: &Location) -> Result<(), Error> {
     descriptor(location, PATIENCE).await?;
     let writer = match info(location).await {
@@ -49,10 +53,13 @@ pub async fn delete(location: &Location) -> Result<(), Error> {
     .await
 }
 
-/// Deletes a snapshot. Servers that serve it fail once its data is collected. Not cancel-safe.
+/// Deletes a snapshot. Servers that serve it fail once its data is collected; clones of it don't.
+///
+/// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may have deleted it.
 ///
 /// # Errors
-/// When there is no such snapshot, or the store fails.
+/// [`Error::NotFound`] and [`Error::NoSnapshot`] when there is none, [`Error::Refused`] or [`Error::Store`] when the
+/// store does not answer, a minute for each step.
 pub async fn delete_snapshot(location: &Location, name: &str) -> Result<(), Error> {
     descriptor(location, PATIENCE).await?;
     let checkpoint = super::find_snapshot(location, name, PATIENCE).await?;

@@ -67,34 +67,43 @@ async fn ask(location: &Location, request: Request) -> Result<(), Error> {
 }
 
 /// Makes a snapshot of a volume. A server that has it open makes it, after it has uploaded everything that it had
-/// answered. Not cancel-safe: one that is dropped may have made it.
+/// answered; it looks for such requests once in a fifth of its [lease](Options::lease). The name is one of
+/// [`Volume::snapshot`].
+///
+/// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may have made it.
 ///
 /// # Errors
-/// When there is no volume, there is a snapshot of that name, the server that has the volume open does not answer, or
-/// the store fails.
+/// As [`info`](super::info()); [`Error::Invalid`] when there is a snapshot of that name, or it can't be one, or the
+/// server can't make it; [`Error::Busy`] when the server that has the volume open does not answer for two minutes.
 pub async fn snapshot(location: &Location, name: &str) -> Result<(), Error> {
     check_new_snapshot(location, name, PATIENCE).await?;
     ask(location, Request::Snapshot { name: name.to_owned() }).await
 }
 
-/// Changes the size of a volume. A server that has it open does it; its clients keep the size that they know unless
-/// they asked for `RESIZE`. Not cancel-safe.
+/// Changes the size of a volume, from 1 to 2^63 - 1 bytes. What is cut off is gone, and reads as zeroes if the volume
+/// grows again. A server that has it open does it; its clients keep the size that they know unless they asked for
+/// `RESIZE`.
+///
+/// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may have changed the size, or begun to.
 ///
 /// # Errors
-/// When there is no volume, the size makes no sense, the server that has the volume open does not answer, or the
-/// store fails.
+/// As [`info`](super::info()); [`Error::Invalid`] when the size is out of range, or the server fails; [`Error::Busy`]
+/// when the server that has the volume open does not answer for two minutes.
 pub async fn resize(location: &Location, size: u64) -> Result<(), Error> {
     super::NewVolume::of_size(size).check()?;
     ask(location, Request::Resize { size }).await
 }
 
 /// Makes a new volume of what another one, or a snapshot of it, holds. Copies nothing but what was written lately:
-/// the new one reads the other one's objects, which can't be deleted before it. Not cancel-safe: one that is dropped
-/// may leave a part, which can be deleted.
+/// the new one reads the other one's objects, which can't be deleted before it. It has the other one's block size and
+/// key.
+///
+/// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may leave a part, which can be deleted,
+/// and a snapshot `clone-...` of the other one.
 ///
 /// # Errors
-/// When they are in different stores, there is no such volume or snapshot, there is a volume at `to`, the server that
-/// has the volume open does not answer, or the store fails.
+/// [`Error::Invalid`] when they are in different stores, [`Error::Exists`] when there is a volume at `to`,
+/// [`Error::NoSnapshot`]; the rest as [`snapshot`].
 pub async fn clone(from: &Location, snapshot: Option<&str>, to: &Location) -> Result<(), Error> {
     if !from.is_same_store(to) {
         return Err(Error::Invalid(format!(

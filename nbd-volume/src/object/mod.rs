@@ -32,7 +32,10 @@ use read::Shared;
 ///
 /// An object that changes while it is open is no disk any more: every reply is compared with the ETag, the time of
 /// the last change and the size that the object had when it was opened, as far as the store reports them. When they
-/// differ all requests fail with `EIO`, from then on.
+/// differ all requests fail with `EIO`, from then on. An object of 0 bytes is a disk of 0 bytes.
+///
+/// A read that is dropped leaves nothing undone: what it asked the store for goes to the cache. Nothing has to be
+/// closed.
 #[derive(Clone)]
 pub struct Object(Arc<Shared>);
 
@@ -43,9 +46,10 @@ impl fmt::Debug for Object {
 }
 
 impl Object {
-    /// Opens an object, by a request for its first part.
+    /// Opens an object, by a request for its first 64 KiB. The location is one of
+    /// [`Location::of_object`], or has the name of an object as its prefix.
     ///
-    /// Has to be called in a tokio runtime. Cancel-safe.
+    /// Has to be awaited in a tokio runtime. Cancel-safe.
     ///
     /// # Errors
     /// [`Error::NoObject`], [`Error::Refused`] and [`Error::NoRanges`], and [`Error::Store`] when the store does not
@@ -85,7 +89,7 @@ impl Object {
         Ok(Self(Arc::new(shared)))
     }
 
-    /// The object's URL.
+    /// Where the object lies: as it was given to [`open`](Self::open).
     #[must_use]
     pub fn location(&self) -> &Location {
         &self.0.location

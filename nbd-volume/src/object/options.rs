@@ -8,17 +8,19 @@ use super::parts::PART;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ObjectOptions {
-    /// Bytes that the cache of what was read takes at most. The default is 224 MiB.
+    /// Bytes that the cache of what was read takes at most. The default is 224 MiB. One that does not hold what is
+    /// [read ahead](Self::read_ahead) has it fetched twice.
     pub cache: u64,
     /// Bytes that are fetched before they are asked for, at most, for all clients that read in sequence; they go to the
     /// cache. The default is 28 MiB; 0 has nothing read ahead.
     pub read_ahead: u64,
-    /// Requests to the store at the same time, at least one. The default is 8.
+    /// Requests to the store at the same time, at most. The default is 8; 0 counts as 1.
     pub requests: usize,
-    /// Bytes that one request asks for at most, at least 64 KiB. The default is 4 MiB.
+    /// Bytes that one request asks for at most, in whole parts of 64 KiB. The default is 4 MiB; less than one part
+    /// counts as one.
     pub max_request: u64,
     /// How long a request of a client waits for a store that does not answer before it fails with `EIO`. The default is
-    /// a minute.
+    /// a minute. It has to be longer than the store takes for an answer.
     pub patience: Duration,
 }
 
@@ -46,7 +48,7 @@ impl ObjectOptions {
         let bytes = bytes.max(Self::MIN_MEMORY);
         let requests = self.requests.max(1) as u64;
         let max_request = (bytes / 8 / requests).clamp(PART, Self::default().max_request);
-        let cache = bytes.saturating_sub(requests * max_request);
+        let cache = bytes.saturating_sub(requests.saturating_mul(max_request));
         let read_ahead = self.read_ahead.min(cache / 8);
         Self { cache, read_ahead, max_request, ..self }
     }
@@ -64,6 +66,8 @@ mod tests {
             assert_eq!(options.cache + receiving, expected);
             assert!(receiving <= expected / 8, "{options:?}");
         }
+        let many = ObjectOptions { requests: usize::MAX, ..ObjectOptions::default() };
+        assert_eq!(many.with_memory(1 << 30).cache, 0);
         let options = ObjectOptions::default();
         let same = options.clone().with_memory(256 << 20);
         assert_eq!((options.cache, options.read_ahead), (same.cache, same.read_ahead));

@@ -67,7 +67,7 @@ impl Schedule {
 
     /// The part will soon be waited for. Does nothing when more wait already than all requests together would ask for.
     pub(super) fn prepare(&mut self, part: u64) {
-        let enough = self.waiting.len() >= self.max_requests * self.max_parts;
+        let enough = self.waiting.len() >= self.max_requests.saturating_mul(self.max_parts);
         if enough || self.in_flight.contains_key(&part) || self.waiting.contains_key(&part) {
             return;
         }
