@@ -211,16 +211,21 @@ impl Error {
                 true => {
                     "no credentials are sent to web servers: give a URL that is signed, or the bucket's, such as s3://BUCKET/KEY"
                 }
-                false => {
-                    "credentials are taken from the environment, such as AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS or \
-                     AZURE_STORAGE_ACCOUNT_KEY"
-                }
+                false => CREDENTIALS,
             };
             return Self::Refused { url, reason, remedy };
         }
         Self::Store { url, doing, reason }
     }
 }
+
+/// Where credentials of buckets come from.
+const CREDENTIALS: &str = "credentials are taken from the environment, such as AWS_ACCESS_KEY_ID, \
+    GOOGLE_APPLICATION_CREDENTIALS or AZURE_STORAGE_ACCOUNT_KEY";
+
+/// The services that clouds have for their instances' credentials. The clients of the stores ask them when there are none in
+/// the environment, so that nobody who is no such instance knows what it is about.
+const INSTANCE_SERVICES: [&str; 2] = ["//169.254.169.254/", "//metadata.google.internal/"];
 
 /// An error with those below it, without the repetitions that libraries make, on one line.
 pub(crate) fn chain(error: &(dyn core::error::Error + 'static)) -> String {
@@ -234,7 +239,11 @@ pub(crate) fn chain(error: &(dyn core::error::Error + 'static)) -> String {
         }
         below = error.source();
     }
-    one_line(&text)
+    let line = one_line(&text);
+    match INSTANCE_SERVICES.iter().any(|service| line.contains(service)) {
+        true => format!("{line}; this machine is given no credentials: {CREDENTIALS}"),
+        false => line,
+    }
 }
 
 /// The text without line breaks, of at most 600 characters: some stores answer with a page of HTML.
@@ -282,6 +291,14 @@ mod tests {
         assert_eq!(one_line("a\n b\r\n\tc"), "a b c");
         let long = one_line(&"word ".repeat(1000));
         assert!(long.len() < 610 && long.ends_with(" ..."), "{long}");
+    }
+
+    #[test]
+    fn who_has_no_credentials_is_told_where_they_come_from() {
+        let asked = "error sending request for url (http://169.254.169.254/latest/api/token)";
+        let outer =
+            object_store::Error::Generic { store: "S3", source: Box::from(asked.to_owned()) };
+        assert!(chain(&outer).contains("AWS_ACCESS_KEY_ID"), "{}", chain(&outer));
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Subprocess {
         Some(match status.success() {
             true => format!(
                 "the server {command} ended ({status}): it has to support systemd's socket activation, as nbdkit and \
-                 qemu-nbd do"
+                 qemu-nbd do, and not to be told to serve elsewhere, such as by --stdio"
             ),
             false => format!("the server {command} ended ({status})"),
         })

@@ -11,7 +11,12 @@ pub(super) fn confirm(about: &Info, snapshot: Option<&str>) -> Result<(), Failur
     let what = match snapshot {
         Some(name) => format!("the snapshot '{}' of {}", name.escape_debug(), about.url),
         None => {
-            format!("{}, {} bytes with {} snapshots", about.url, about.size, about.snapshots.len())
+            let snapshots = match about.snapshots.len() {
+                0 => "no snapshots".to_owned(),
+                1 => "1 snapshot".to_owned(),
+                count => format!("{count} snapshots"),
+            };
+            format!("{}, {} bytes with {snapshots}", about.url, about.size)
         }
     };
     if !io::stdin().is_terminal() {

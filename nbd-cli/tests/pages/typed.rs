@@ -18,6 +18,7 @@ use How::{Ends, Not, Serves};
 const ATTACH: &str = "takes root and the kernel's client: internal/guest/scenarios/attach.sh";
 const BACKUP: &str = "tests/serve_track.rs";
 const REPLACE: &str = "tests/serve/replace_page.rs";
+const OBJECTS: &str = "takes a store that others run: tests/volume.rs";
 const TENANTS: &str = "takes root and systemd: internal/release/tenants-trial";
 
 /// The commands of each page, in order, as they stand there.
@@ -41,6 +42,13 @@ const TYPED: &[(&str, &[(&str, How)])] = &[
             ("nbd bitmap nbd.control start \"$new\"", Not(BACKUP)),
             ("nbd map -c \"qemu:dirty-bitmap:$old\" \"$uri\" >\"$new.map\"", Not(BACKUP)),
             ("nbd bitmap nbd.control stop \"$old\"", Not(BACKUP)),
+        ],
+    ),
+    (
+        "docs/migrate.md",
+        &[
+            ("nbd volume create s3://BUCKET/VOLUME --size 50G", Not(OBJECTS)),
+            ("nbd copy nbd://OLD-SERVER/ [ nbd serve volume:s3://BUCKET/VOLUME ]", Not(OBJECTS)),
         ],
     ),
     (
@@ -89,6 +97,12 @@ const VOLUMES: &[(&str, How)] = &[
     ("nbd volume clone s3://bucket/volumes/mail@monday s3://bucket/volumes/test", Ends),
     ("nbd volume check s3://bucket/volumes/mail", Ends),
     ("nbd volume delete s3://bucket/volumes/mail@monday", Ends),
+    ("nbd volume create s3://bucket/volumes/secret --size 100G --encrypt", Ends),
+    ("nbd serve volume:s3://bucket/volumes/secret", Serves),
+    ("nbd serve --volume-cache /var/cache/nbd:20G volume:s3://bucket/volumes/test", Serves),
+    ("nbd serve https://cloud.example.org/images/debian.raw", Not(OBJECTS)),
+    ("nbd serve s3://bucket/images/disk.img", Not(OBJECTS)),
+    ("nbd copy [ nbd serve s3://bucket/images/disk.img ] disk.img", Not(OBJECTS)),
 ];
 
 /// The commands outside of what the `console` blocks run.
@@ -120,22 +134,28 @@ fn here(command: &str) -> String {
     let mut command = command.to_owned();
     for (there, here) in [
         (" /etc/", " etc/"),
+        (" /var/", " var/"),
         ("//disks.example.org", "//127.0.0.1"),
         ("s3://bucket", "file://$PWD/bucket"),
         // Two servers of one machine.
         ("nbd serve volume:", "nbd serve --port 0 volume:"),
+        ("nbd serve --volume-cache", "nbd serve --port 0 --volume-cache"),
         ("nbd volume delete", "nbd volume delete --yes"),
     ] {
         command = command.replace(there, here);
     }
-    command
+    match command.contains("/secret") {
+        true => format!("NBD_VOLUME_KEY_FILE=$PWD/mail.key {command}"),
+        false => command,
+    }
 }
 
 #[track_caller]
 fn run_typed(page: &str) {
     let (_, rows) = TYPED.iter().find(|(name, _)| *name == page).expect("it has rows");
     let step = |command: String| Step { command, prints: vec!["...".into()] };
-    let mut steps = vec![step("truncate -s 1M disk.img; mkdir bucket".into())];
+    let key = "( umask 077; openssl rand -hex 32 >mail.key )";
+    let mut steps = vec![step(format!("truncate -s 1M disk.img; mkdir bucket; {key}"))];
     for (command, how) in *rows {
         let command = here(command);
         match how {

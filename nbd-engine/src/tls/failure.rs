@@ -143,7 +143,9 @@ const fn remedy(reason: &CertificateError) -> Option<&'static str> {
     match reason {
         // The latter for another authority of the same name.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            Some("name the file with the certificate of the authority that issued it")
+            Some(
+                "name a folder (tls-certificates) whose ca-cert.pem is that of the authority that issued it",
+            )
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             Some("reach the peer by a name that its certificate has, or say which name to expect")
