@@ -142,11 +142,9 @@ pub(super) fn of_rustls(error: &Error, handshaking: bool) -> io::Error {
 const fn remedy(reason: &CertificateError) -> Option<&'static str> {
     match reason {
         // The latter for another authority of the same name.
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            Some(
-                "name a folder (tls-certificates) whose ca-cert.pem is that of the authority that issued it",
-            )
-        }
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => Some(
+            "name a folder (tls-certificates) whose ca-cert.pem is that of the authority that issued it",
+        ),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             Some("reach the peer by a name that its certificate has, or say which name to expect")
         }
