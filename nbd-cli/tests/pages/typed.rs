@@ -18,6 +18,7 @@ use How::{Ends, Not, Serves};
 const ATTACH: &str = "takes root and the kernel's client: internal/guest/scenarios/attach.sh";
 const BACKUP: &str = "tests/serve_track.rs";
 const REPLACE: &str = "tests/serve/replace_page.rs";
+const OBJECTS: &str = "tests/volume.rs";
 const TENANTS: &str = "takes root and systemd: internal/release/tenants-trial";
 
 /// The commands of each page, in order, as they stand there.
@@ -89,6 +90,12 @@ const VOLUMES: &[(&str, How)] = &[
     ("nbd volume clone s3://bucket/volumes/mail@monday s3://bucket/volumes/test", Ends),
     ("nbd volume check s3://bucket/volumes/mail", Ends),
     ("nbd volume delete s3://bucket/volumes/mail@monday", Ends),
+    ("nbd volume create s3://bucket/volumes/secret --size 100G --encrypt", Ends),
+    ("nbd serve volume:s3://bucket/volumes/secret", Serves),
+    ("nbd serve --volume-cache /var/cache/nbd:20G volume:s3://bucket/volumes/test", Serves),
+    ("nbd serve https://cloud.example.org/images/debian.raw", Not(OBJECTS)),
+    ("nbd serve s3://bucket/images/disk.img", Not(OBJECTS)),
+    ("nbd copy [ nbd serve --stdio s3://bucket/images/disk.img ] disk.img", Not(OBJECTS)),
 ];
 
 /// The commands outside of what the `console` blocks run.
@@ -124,6 +131,7 @@ fn here(command: &str) -> String {
         ("s3://bucket", "file://$PWD/bucket"),
         // Two servers of one machine.
         ("nbd serve volume:", "nbd serve --port 0 volume:"),
+        ("nbd serve --volume-cache /var/cache", "nbd serve --port 0 --volume-cache $PWD"),
         ("nbd volume delete", "nbd volume delete --yes"),
     ] {
         command = command.replace(there, here);
@@ -135,7 +143,11 @@ fn here(command: &str) -> String {
 fn run_typed(page: &str) {
     let (_, rows) = TYPED.iter().find(|(name, _)| *name == page).expect("it has rows");
     let step = |command: String| Step { command, prints: vec!["...".into()] };
-    let mut steps = vec![step("truncate -s 1M disk.img; mkdir bucket".into())];
+    let mut steps = vec![
+        step("truncate -s 1M disk.img; mkdir bucket".into()),
+        step("( umask 077; head -c 32 /dev/urandom >volume.key )".into()),
+        step("export NBD_VOLUME_KEY_FILE=$PWD/volume.key".into()),
+    ];
     for (command, how) in *rows {
         let command = here(command);
         match how {
