@@ -228,6 +228,11 @@ impl Volume {
         self.0.lost_text(self.0.lease.until_lost().await)
     }
 
+    /// Whether the volume can't be used any more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.0.lease.lost().is_some()
+    }
+
     /// Makes a snapshot of what the volume holds now. Not cancel-safe: one that is dropped may have made it.
     ///
     /// # Errors
