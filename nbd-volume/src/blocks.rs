@@ -189,7 +189,7 @@ impl Shared {
 
     /// Changes the size. What was cut off reads as zeroes if the volume grows again.
     pub(crate) async fn resize(self: Arc<Self>, size: u64) -> Result<()> {
-        let _all = self.locks.lock(0..u64::MAX, Mode::Exclusive).await;
+        let all = self.locks.lock(0..u64::MAX, Mode::Exclusive).await;
         let old = self.size();
         if size > old {
             // What an earlier cut may have left behind when it was interrupted.
@@ -202,6 +202,8 @@ impl Shared {
         if size < old {
             self.zero_beyond(size).await?;
         }
+        // Other requests need not wait for the store.
+        drop(all);
         self.upload().await.map_err(|error| self.failed(&error))
     }
 

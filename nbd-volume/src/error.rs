@@ -53,6 +53,18 @@ pub enum Error {
         url: String,
     },
 
+    /// What the server gives is compressed.
+    #[error(
+        "{url} is compressed on its server (Content-Encoding: {encoding}), and is no disk as it is: download it, decompress \
+         it, and serve the file"
+    )]
+    Compressed {
+        /// The object.
+        url: String,
+        /// What the server calls the compression.
+        encoding: String,
+    },
+
     /// There is a volume already, or the beginning of one.
     #[error(
         "there is a volume at {url} already: choose another URL, or delete it with nbd volume delete"
@@ -192,6 +204,9 @@ impl Error {
         if error.kind() == ErrorKind::Closed(CloseReason::Fenced) {
             return Self::Fenced { url: url.to_owned() };
         }
+        if error.kind() == ErrorKind::Data {
+            return Self::Damaged { url: url.to_owned(), what: chain(error) };
+        }
         Self::Store { url: url.to_owned(), doing, reason: chain(error) }
     }
 
@@ -215,6 +230,10 @@ impl Error {
             };
             return Self::Refused { url, reason, remedy };
         }
+        let reason = match is_of_another_region(&reason) && !url.starts_with("http") {
+            true => format!("{reason}; set AWS_REGION to the region of the bucket"),
+            false => reason,
+        };
         Self::Store { url, doing, reason }
     }
 }
@@ -223,9 +242,46 @@ impl Error {
 const CREDENTIALS: &str = "credentials are taken from the environment, such as AWS_ACCESS_KEY_ID, \
     GOOGLE_APPLICATION_CREDENTIALS or AZURE_STORAGE_ACCOUNT_KEY";
 
-/// The services that clouds have for their instances' credentials. The clients of the stores ask them when there are none in
-/// the environment, so that nobody who is no such instance knows what it is about.
+/// The services that clouds have for their instances' credentials. The clients of the stores ask them when there are none
+/// in the environment, and an error of theirs says nothing to people whose machine is no such instance.
 const INSTANCE_SERVICES: [&str; 2] = ["//169.254.169.254/", "//metadata.google.internal/"];
+
+/// Whether a request that failed in this way would fail in the same way again.
+pub(crate) fn is_lasting(error: &object_store::Error) -> bool {
+    use object_store::Error as Kind;
+    match error {
+        Kind::NotFound { .. }
+        | Kind::AlreadyExists { .. }
+        | Kind::Precondition { .. }
+        | Kind::InvalidPath { .. }
+        | Kind::NotSupported { .. }
+        | Kind::NotImplemented { .. }
+        | Kind::PermissionDenied { .. }
+        | Kind::Unauthenticated { .. }
+        | Kind::UnknownConfigurationKey { .. } => true,
+        // The rest has no kind of its own.
+        _ => {
+            let reason = chain(error);
+            is_of_another_region(&reason) || is_refused_for_good(&reason)
+        }
+    }
+}
+
+/// Whether a store of S3 has redirected to its bucket's region without saying where that is.
+fn is_of_another_region(reason: &str) -> bool {
+    reason.contains("redirect without LOCATION")
+}
+
+/// Whether a server has answered that the request is wrong, and not that it came at a wrong time.
+fn is_refused_for_good(reason: &str) -> bool {
+    const STATUS: &str = "status code: ";
+    let Some(start) = reason.find(STATUS) else { return false };
+    let status = reason[start + STATUS.len()..].split_whitespace().next().unwrap_or_default();
+    let is_passing = ["408", "425", "429"].contains(&status)
+        // What S3 says of a connection that was too slow, with status 400.
+        || reason.contains("RequestTimeout");
+    status.len() == 3 && status.starts_with('4') && !is_passing
+}
 
 /// An error with those below it, without the repetitions that libraries make, on one line.
 pub(crate) fn chain(error: &(dyn core::error::Error + 'static)) -> String {
@@ -258,20 +314,32 @@ fn one_line(text: &str) -> String {
         if !line.is_empty() {
             line.push(' ');
         }
-        line.push_str(&without_query(word));
+        // What a server sends may be meant for a terminal.
+        let word = without_secrets(word);
+        line.extend(
+            word.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }),
+        );
     }
     line
 }
 
-/// The word, if it is a URL, without its query, which may be a secret: a URL that is signed can be used by anybody.
-fn without_query(word: &str) -> Cow<'_, str> {
-    match word.find("://").and_then(|start| word[start..].find('?').map(|query| start + query)) {
-        Some(query) => {
-            let end = word.trim_end_matches([')', ',', ':', ';', '\'', '"', '>']);
-            Cow::Owned(format!("{}?...{}", &word[..query], &word[end.len().max(query)..]))
-        }
-        None => Cow::Borrowed(word),
+/// The word, if it is a URL, without its query and its user, which may be secrets: a URL that is signed can be used by
+/// anybody.
+fn without_secrets(word: &str) -> Cow<'_, str> {
+    let Some(authority) = word.find("://").map(|start| start + "://".len()) else {
+        return Cow::Borrowed(word);
+    };
+    let (before, rest) = word.split_at(authority);
+    let query = rest.find('?').unwrap_or(rest.len());
+    let (path, query) = rest.split_at(query);
+    let host_end = path.find('/').unwrap_or(path.len());
+    let host = path[..host_end].rfind('@').map_or(0, |at| at + 1);
+    if query.is_empty() && host == 0 {
+        return Cow::Borrowed(word);
     }
+    let end = query.trim_end_matches([')', ',', ':', ';', '\'', '"', '>']).len();
+    let mark = if end == 0 { "" } else { "?..." };
+    Cow::Owned(format!("{before}{}{mark}{}", &path[host..], &query[end..]))
 }
 
 #[cfg(test)]
@@ -279,16 +347,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_shown_nowhere() {
+    fn secrets_of_urls_are_shown_nowhere() {
         assert_eq!(
             one_line("for url (https://host/disk?key=secret&x=//?): 403, see http://a/b c?d"),
             "for url (https://host/disk?...): 403, see http://a/b c?d"
+        );
+        assert_eq!(
+            one_line("to (https://user:secret@host/a@b), https://secret@h?secret, ftp://secret@h"),
+            "to (https://host/a@b), https://h?..., ftp://h"
         );
     }
 
     #[test]
     fn a_text_is_one_short_line() {
         assert_eq!(one_line("a\n b\r\n\tc"), "a b c");
+        assert_eq!(one_line("\u{1b}[2J\u{9b}x"), "\u{fffd}[2J\u{fffd}x");
         let long = one_line(&"word ".repeat(1000));
         assert!(long.len() < 610 && long.ends_with(" ..."), "{long}");
     }

@@ -1,7 +1,7 @@
 //! The key of encrypted volumes.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -36,24 +36,27 @@ impl Key {
     /// [`Error::KeyFile`] when the file can't be read, all users may read it, or it holds something else.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let wrong = |reason: String| Error::KeyFile { path: path.to_owned(), reason };
-        let mode = fs::metadata(path).map_err(|error| wrong(error.to_string()))?;
+        let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
+        let mode = file.metadata().map_err(|error| wrong(error.to_string()))?;
         if mode.permissions().mode() & 0o004 != 0 {
             return Err(wrong("all users may read it: chmod 600 it".to_owned()));
         }
         let mut content = Vec::new();
         // No more than a key may have: it may be a device.
-        let read = File::open(path).and_then(|file| file.take(100).read_to_end(&mut content));
+        let read = file.take(100).read_to_end(&mut content);
         read.map_err(|error| wrong(error.to_string()))?;
         Self::parse(&content).ok_or_else(|| {
             wrong(
-                "it holds neither 32 bytes nor 64 hexadecimal digits: make a key with openssl rand -hex 32"
+                "it holds neither 32 random bytes nor 64 hexadecimal digits: make a key with openssl rand -hex 32"
                     .to_owned(),
             )
         })
     }
 
     fn parse(content: &[u8]) -> Option<Self> {
-        if let Ok(bytes) = content.try_into() {
+        // Random bytes are not all of them printable, but for one key in 2^45: that is a passphrase.
+        let is_text = content.iter().all(|byte| (b' '..=b'~').contains(byte));
+        if !is_text && let Ok(bytes) = content.try_into() {
             return Some(Self(bytes));
         }
         let digits = content.trim_ascii_end();
@@ -75,6 +78,8 @@ impl Key {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -84,6 +89,8 @@ mod tests {
         assert_eq!(Key::parse("ab".repeat(32).as_bytes()), Some(key.clone()));
         assert_eq!(Key::parse(format!("{}\n", "aB".repeat(32)).as_bytes()), Some(key));
         for wrong in ["", "ab", &"a".repeat(63), &"g".repeat(64), &"ab".repeat(33), &"é".repeat(32)]
+            .into_iter()
+            .chain(["correct horse battery staple 123", &"ab".repeat(16)])
         {
             assert_eq!(Key::parse(wrong.as_bytes()), None, "{wrong}");
         }

@@ -125,6 +125,11 @@ pub(crate) const fn is_block_size(size: u32) -> bool {
     size.is_power_of_two() && size >= 4 << 10 && size <= 64 << 10
 }
 
+/// Whether that is an identity: 32 hexadecimal digits. Names of folders are made of it, so that it must not be anything else.
+pub(crate) fn is_identity(id: &str) -> bool {
+    id.len() == 32 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,7 @@ use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use crate::error::chain;
+use crate::http::Bounded;
 use crate::store::{Traffic, Watched};
 use crate::{Error, Key};
 
@@ -125,15 +126,19 @@ impl Location {
             }
             "file" => return Err(wrong("names a file of another host")),
             "s3" | "s3a" => {
-                let builder = AmazonS3Builder::from_env().with_url(url);
+                let builder =
+                    AmazonS3Builder::from_env().with_url(url).with_http_connector(Bounded);
                 built(url, builder.with_retry(retries()).with_client_options(client(url)).build())?
             }
             "gs" => {
-                let builder = GoogleCloudStorageBuilder::from_env().with_url(url);
+                let builder = GoogleCloudStorageBuilder::from_env()
+                    .with_url(url)
+                    .with_http_connector(Bounded);
                 built(url, builder.with_retry(retries()).with_client_options(client(url)).build())?
             }
             "az" | "abfs" | "azure" => {
-                let builder = MicrosoftAzureBuilder::from_env().with_url(url);
+                let builder =
+                    MicrosoftAzureBuilder::from_env().with_url(url).with_http_connector(Bounded);
                 built(url, builder.with_retry(retries()).with_client_options(client(url)).build())?
             }
             _ => return Err(wrong("is of an unknown kind")),
@@ -167,6 +172,7 @@ impl Location {
             return Err(wrong("names no file"));
         }
         let builder = HttpBuilder::new().with_url(format!("{scheme}://{rest}"));
+        let builder = builder.with_http_connector(Bounded);
         let client = client(url).with_allow_http(scheme == "http");
         let store = builder.with_retry(retries()).with_client_options(client).build();
         Ok(Self {

@@ -3,9 +3,9 @@
 use core::future::Future;
 use core::time::Duration;
 
-use object_store::Error as Kind;
 use tokio::time::timeout;
 
+use crate::error::{chain, is_lasting};
 use crate::{Error, Location};
 
 /// Awaits something that SlateDB does, for so long at most.
@@ -48,19 +48,12 @@ pub(crate) async fn patiently<T>(
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            if let Kind::NotFound { .. }
-            | Kind::AlreadyExists { .. }
-            | Kind::Precondition { .. }
-            | Kind::InvalidPath { .. }
-            | Kind::NotSupported { .. }
-            | Kind::NotImplemented { .. }
-            | Kind::PermissionDenied { .. }
-            | Kind::Unauthenticated { .. }
-            | Kind::UnknownConfigurationKey { .. } = error
-            {
+            if is_lasting(&error) {
                 return Err(Error::store(location.url(), doing, &error));
             }
-            tracing::info!(volume = %location, %error, "cannot {doing} the volume, trying again");
+            // Not the error as it is: it may have a URL with a secret in it.
+            let error = chain(&error);
+            tracing::info!(volume = %location, error, "cannot {doing} the volume, trying again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST);
         }
@@ -68,5 +61,43 @@ pub(crate) async fn patiently<T>(
     match timeout(patience, repeating).await {
         Ok(result) => result,
         Err(_) => Err(too_late(location, doing, patience)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(text: &str) -> object_store::Error {
+        object_store::Error::Generic { store: "S3", source: text.into() }
+    }
+
+    #[test]
+    fn what_would_fail_again_is_not_repeated() {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let location = Location::in_memory("v");
+            for (text, repeated, expected) in [
+                ("Received redirect without LOCATION, this", false, "AWS_REGION"),
+                ("non-2xx status code: 400 Bad Request: <Code>ExpiredToken", false, "ExpiredToken"),
+                ("non-2xx status code: 403 Forbidden: no", false, "credentials"),
+                ("non-2xx status code: 400 Bad Request: <Code>RequestTimeout", true, "gave up"),
+                ("non-2xx status code: 408 Request Timeout: ", true, "gave up"),
+                ("non-2xx status code: 429 Too Many Requests: ", true, "gave up"),
+                ("non-2xx status code: 503 Service Unavailable: ", true, "gave up"),
+                ("connection refused", true, "gave up"),
+            ] {
+                let mut requests = 0;
+                let patience = Duration::from_secs(60);
+                let outcome = patiently(&location, "open", patience, async || {
+                    requests += 1;
+                    Err::<(), _>(failure(text))
+                });
+                let error = outcome.await.unwrap_err().to_string();
+                assert_eq!(requests > 1, repeated, "{text}: {requests} requests");
+                assert!(error.contains(expected), "{text}: {error}");
+            }
+        });
     }
 }

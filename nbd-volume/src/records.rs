@@ -3,14 +3,15 @@
 use core::time::Duration;
 
 use bytes::Bytes;
-use object_store::{ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectStore as _, PutMode, PutOptions};
 
 use crate::database::Database;
 use crate::layout::{
     DESCRIPTOR, Descriptor, FORMAT, FormatOnly, SIZE_KEY, Size, WRITER_KEY, WriterRecord,
-    is_block_size,
+    is_block_size, is_identity,
 };
 use crate::patience::{patiently, within};
+use crate::replies::record;
 use crate::{Error, Location};
 
 /// What the volume is.
@@ -21,13 +22,8 @@ pub(crate) async fn descriptor(
     let url = location.url();
     let damaged = |what: String| Error::Damaged { url: url.to_owned(), what };
     let (store, path) = (location.store(), location.object(DESCRIPTOR));
-    let read = patiently(location, "open", patience, async || match store.get(&path).await {
-        Ok(found) => found.bytes().await.map(Some),
-        Err(object_store::Error::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error),
-    })
-    .await?;
-    let bytes = read.ok_or_else(|| Error::NotFound { url: url.to_owned() })?;
+    let read = patiently(location, "open", patience, async || record(&*store, &path).await).await?;
+    let (bytes, _) = read.ok_or_else(|| Error::NotFound { url: url.to_owned() })?;
     let format: FormatOnly = serde_json::from_slice(&bytes)
         .map_err(|error| damaged(format!("{DESCRIPTOR} is not understood: {error}")))?;
     if format.format == 0 || format.format > FORMAT {
@@ -38,6 +34,10 @@ pub(crate) async fn descriptor(
         .map_err(|error| damaged(format!("{DESCRIPTOR} is not understood: {error}")))?;
     if !is_block_size(descriptor.block_size) {
         return Err(damaged(format!("a block size of {} bytes", descriptor.block_size)));
+    }
+    if !is_identity(&descriptor.id) {
+        let id = descriptor.id.escape_debug();
+        return Err(damaged(format!("{DESCRIPTOR} has the identity '{id:.80}'")));
     }
     Ok(descriptor)
 }

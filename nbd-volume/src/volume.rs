@@ -241,6 +241,11 @@ impl Volume {
         self.0.lost_text(self.0.lease.until_lost().await)
     }
 
+    /// Whether the volume can't be used any more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.0.lease.lost().is_some()
+    }
+
     /// Makes a snapshot of what the volume holds now: of all writes that were answered, flushed or not, which are
     /// uploaded first. Its name has 1 to 200 bytes without `@`, `/` and control characters.
     ///

@@ -4,6 +4,7 @@ use core::time::Duration;
 use std::sync::{Arc, Weak};
 
 use slatedb::{CloseReason, Db};
+use tokio::task::JoinHandle;
 
 use crate::Volume;
 use crate::error::chain;
@@ -14,6 +15,8 @@ use crate::shared::Shared;
 /// Renews the lease, notices that the volume is lost, and answers what is asked by way of the store.
 pub(crate) async fn watch(shared: Weak<Shared>, db: Db, interval: Duration) {
     let mut status = db.subscribe();
+    // One request at a time.
+    let mut answering: Option<JoinHandle<()>> = None;
     loop {
         let Some(volume) = shared.upgrade() else { return };
         let look = volume.lease.look();
@@ -35,7 +38,8 @@ pub(crate) async fn watch(shared: Weak<Shared>, db: Db, interval: Duration) {
                 None
             }
             (None, Err(error)) => {
-                tracing::debug!(volume = %volume.location, %error, "cannot look who writes");
+                let error = chain(&error);
+                tracing::debug!(volume = %volume.location, error, "cannot look who writes");
                 None
             }
         };
@@ -46,7 +50,9 @@ pub(crate) async fn watch(shared: Weak<Shared>, db: Db, interval: Duration) {
             }
             return;
         }
-        mailbox::answer(&Volume(Arc::clone(&volume))).await;
+        if answering.as_ref().is_none_or(JoinHandle::is_finished) {
+            answering = Some(tokio::spawn(mailbox::answer(Volume(Arc::clone(&volume)))));
+        }
         let asked = volume.lease.asked();
         tokio::select! {
             () = tokio::time::sleep(interval) => (),

@@ -413,7 +413,11 @@ mod tests {
             (Some(long), _) => format!("--{long}"),
         };
         let possible = argument.get_possible_values();
-        let default = if flag == "--allow" || flag == "--deny" { "::1" } else { "1" };
+        let default = match &*flag {
+            "--allow" | "--deny" => "::1",
+            "--volume-cache" => "d:1G",
+            _ => "1",
+        };
         let word = possible.first().map_or(default, |value| value.get_name());
         vec![format!("{flag}={word}")]
     }

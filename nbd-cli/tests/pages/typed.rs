@@ -134,28 +134,28 @@ fn here(command: &str) -> String {
     let mut command = command.to_owned();
     for (there, here) in [
         (" /etc/", " etc/"),
-        (" /var/", " var/"),
         ("//disks.example.org", "//127.0.0.1"),
         ("s3://bucket", "file://$PWD/bucket"),
         // Two servers of one machine.
         ("nbd serve volume:", "nbd serve --port 0 volume:"),
-        ("nbd serve --volume-cache", "nbd serve --port 0 --volume-cache"),
+        ("nbd serve --volume-cache /var/cache", "nbd serve --port 0 --volume-cache $PWD"),
         ("nbd volume delete", "nbd volume delete --yes"),
     ] {
         command = command.replace(there, here);
     }
-    match command.contains("/secret") {
-        true => format!("NBD_VOLUME_KEY_FILE=$PWD/mail.key {command}"),
-        false => command,
-    }
+    // A key that is not needed is warned of.
+    let key = if command.contains("/secret") { "NBD_VOLUME_KEY_FILE=$PWD/volume.key " } else { "" };
+    format!("{key}{command}")
 }
 
 #[track_caller]
 fn run_typed(page: &str) {
     let (_, rows) = TYPED.iter().find(|(name, _)| *name == page).expect("it has rows");
     let step = |command: String| Step { command, prints: vec!["...".into()] };
-    let key = "( umask 077; openssl rand -hex 32 >mail.key )";
-    let mut steps = vec![step(format!("truncate -s 1M disk.img; mkdir bucket; {key}"))];
+    let mut steps = vec![
+        step("truncate -s 1M disk.img; mkdir bucket".into()),
+        step("( umask 077; head -c 32 /dev/urandom >volume.key )".into()),
+    ];
     for (command, how) in *rows {
         let command = here(command);
         match how {

@@ -125,7 +125,7 @@ pub(crate) async fn close(database: Database) {
     if let Database::Reader(reader) = database
         && let Err(error) = reader.close().await
     {
-        tracing::debug!(%error, "a reader was not closed");
+        tracing::debug!(error = crate::error::chain(&error), "a reader was not closed");
     }
 }
 

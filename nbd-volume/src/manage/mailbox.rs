@@ -3,16 +3,24 @@
 //!
 //! The request is an object that must not be there yet. The server looks for it whenever it looks whether it still is
 //! the writer, carries it out, and replaces it by the answer, which the asker removes.
+//!
+//! Either may be gone or late. A request whose asker waits no longer is not carried out: nobody expects that any more, and
+//! the volume may have become something else. An answer that nobody takes is removed by the next asker. An answer
+//! replaces nothing but its own request.
 
 use core::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, UpdateVersion};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
+use crate::error::chain;
 use crate::patience::patiently;
 use crate::records::encoded;
+use crate::replies::record;
 use crate::{Error, Location, Volume};
 
 /// The request's name below the volume's prefix.
@@ -24,8 +32,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How often the asker looks for the answer.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// How old a request is that its asker has given up, and that another one replaces.
-const STALE: Duration = PATIENCE.saturating_mul(2);
+/// How old a request is that its asker has given up: another one replaces it. More than [`PATIENCE`], as clocks differ.
+const STALE: Duration = PATIENCE.saturating_add(Duration::from_secs(30));
+
+/// How long an answer lies there that its asker does not take: many times [`LOOK`].
+const UNCLAIMED: Duration = Duration::from_secs(10);
+
+/// How long something lies there that is no request: more than a later version, whose request it may be, takes for one.
+const NOT_UNDERSTOOD: Duration = Duration::from_secs(60);
 
 /// What a server is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +73,21 @@ struct Letter {
 enum Answer {
     Done,
     Failed(String),
+}
+
+impl Letter {
+    fn of(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+
+    /// How old it is by the clock here, or how far ahead.
+    fn age(&self) -> Duration {
+        Duration::from_secs(seconds_since_1970().abs_diff(self.since))
+    }
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 impl Request {
@@ -121,22 +150,15 @@ async fn exchange(
 ) -> Result<Outcome, Error> {
     let path = location.object(REQUEST);
     let id = super::create::new_id()?;
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let since = seconds_since_1970();
     let letter = Letter { id: id.clone(), since, request, answer: None };
     let mut was_asked = false;
     let asking = async {
-        while !put_new(location, &path, &letter).await? {
-            if let Some(other) = read(location, &path).await?
-                && since.saturating_sub(other.since) > STALE.as_secs()
-            {
-                remove(location, &path).await?;
-            }
-            tokio::time::sleep(LOOK).await;
-        }
+        deliver(location, &path, &letter).await?;
         was_asked = true;
         loop {
             tokio::time::sleep(LOOK).await;
-            match read(location, &path).await? {
+            match read(location, &path).await?.as_deref().and_then(Letter::of) {
                 Some(Letter { id: this, answer: Some(answer), .. }) if this == id => {
                     break Ok(Outcome::Answer(answer));
                 }
@@ -163,6 +185,38 @@ async fn exchange(
     }
 }
 
+/// Puts a request into the store, as soon as the one that is there is gone, or was given up.
+async fn deliver(location: &Location, path: &Path, letter: &Letter) -> Result<(), Error> {
+    let mut seen: Option<(Bytes, Instant)> = None;
+    loop {
+        if put_new(location, path, letter).await? {
+            return Ok(());
+        }
+        if let Some(there) = read(location, path).await? {
+            let other = Letter::of(&there);
+            if other.as_ref().is_some_and(|other| other.id == letter.id) {
+                // The reply to an attempt was lost.
+                return Ok(());
+            }
+            let first = match &seen {
+                Some((bytes, first)) if *bytes == there => *first,
+                _ => Instant::now(),
+            };
+            let is_given_up = match other {
+                Some(Letter { answer: Some(_), .. }) => first.elapsed() > UNCLAIMED,
+                Some(other) => other.age() > STALE,
+                None => first.elapsed() > NOT_UNDERSTOOD,
+            };
+            if is_given_up {
+                remove(location, path).await?;
+                continue;
+            }
+            seen = Some((there, first));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 fn busy(location: &Location, server: &str, remedy: &str) -> Error {
     Error::Busy {
         url: location.url().to_owned(),
@@ -172,39 +226,78 @@ fn busy(location: &Location, server: &str, remedy: &str) -> Error {
 }
 
 /// Carries out what the server is asked for, if anything is.
-pub(crate) async fn answer(volume: &Volume) {
+///
+/// Takes as long as that does, so that the look at who writes must not wait for it: without the lease nothing that is to
+/// be carried out would be confirmed.
+pub(crate) async fn answer(volume: Volume) {
     let location = volume.location();
-    let path = location.object(REQUEST);
-    // Once only: it is looked for again soon, and this must not hold up the look at who writes.
-    let Ok(found) = location.store().get(&path).await else { return };
-    let Ok(bytes) = found.bytes().await else { return };
-    let Ok(letter) = serde_json::from_slice::<Letter>(&bytes) else { return };
-    if letter.answer.is_some() {
+    let (store, path) = (location.store(), location.object(REQUEST));
+    // Once only: it is looked for again soon.
+    let Ok(Some((bytes, version))) = record(&*store, &path).await else { return };
+    let Some(letter) = Letter::of(&bytes).filter(|letter| letter.answer.is_none()) else { return };
+    tracing::info!(volume = %location, request = ?letter.request, "asked by way of the store");
+    let age = letter.age();
+    let answer = if age > PATIENCE {
+        let request = &letter.request;
+        tracing::warn!(volume = %location, ?request, ?age, "a request was given up by its asker: not carrying it out");
+        Answer::Failed(format!(
+            "by its clock the request is off by {age:?}, and is not carried out: try again, and synchronise the clocks"
+        ))
+    } else {
+        match letter.request.carry_out(&volume).await {
+            Ok(()) => Answer::Done,
+            Err(error) => Answer::Failed(error.to_string()),
+        }
+    };
+    if volume.is_lost() {
+        // It is for the server that has taken over to answer.
         return;
     }
-    tracing::info!(volume = %location, request = ?letter.request, "asked by way of the store");
-    let answer = match letter.request.carry_out(volume).await {
-        Ok(()) => Answer::Done,
-        Err(error) => Answer::Failed(error.to_string()),
-    };
-    let letter = Letter { answer: Some(answer), ..letter };
-    if let Err(error) = location.store().put(&path, encoded(&letter).into()).await {
-        tracing::warn!(volume = %location, %error, "cannot answer a request");
+    let answered = encoded(&Letter { answer: Some(answer), ..letter });
+    if let Err(error) = replace(&*store, &path, (bytes, version), answered).await {
+        tracing::warn!(volume = %location, error = chain(&error), "cannot answer a request");
     }
 }
 
 /// How long the store may take for a step.
 const STEP: Duration = super::PATIENCE;
 
-/// The letter that lies there. One that is not understood is as none.
-async fn read(location: &Location, path: &Path) -> Result<Option<Letter>, Error> {
+/// Puts an answer in place of its request, unless that is gone. A store that fails is asked a few times: a request that is
+/// not answered is carried out again.
+async fn replace(
+    store: &dyn ObjectStore,
+    path: &Path,
+    (request, version): (Bytes, UpdateVersion),
+    answered: Bytes,
+) -> object_store::Result<()> {
+    let options = PutOptions { mode: PutMode::Update(version), ..PutOptions::default() };
+    let mut outcome = store.put_opts(path, answered.clone().into(), options).await.map(drop);
+    for seconds in [0, 1, 2, 4, 8] {
+        match outcome {
+            Ok(())
+            | Err(
+                object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. },
+            ) => return Ok(()),
+            Err(_) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+        }
+        // Not every store has conditions for that. What comes between the look and the answer is lost, which its asker
+        // notices.
+        outcome = match record(store, path).await {
+            Ok(Some((there, _))) if there == request => {
+                store.put(path, answered.clone().into()).await.map(drop)
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+    }
+    outcome
+}
+
+/// What lies there.
+async fn read(location: &Location, path: &Path) -> Result<Option<Bytes>, Error> {
     let store = location.store();
-    let found = patiently(location, "read", STEP, async || match store.get(path).await {
-        Ok(found) => found.bytes().await.map(Some),
-        Err(object_store::Error::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error),
-    });
-    Ok(found.await?.and_then(|found| serde_json::from_slice(&found).ok()))
+    let found = patiently(location, "read", STEP, async || record(&*store, path).await);
+    Ok(found.await?.map(|(bytes, _)| bytes))
 }
 
 /// Stores a letter unless there is one; returns whether it did.
@@ -221,8 +314,7 @@ async fn put_new(location: &Location, path: &Path, letter: &Letter) -> Result<bo
             Err(error) => Err(error),
         }
     });
-    // It may be this one, if the reply to the first attempt was lost.
-    Ok(stored.await? || read(location, path).await?.is_some_and(|there| there.id == letter.id))
+    stored.await
 }
 
 async fn remove(location: &Location, path: &Path) -> Result<(), Error> {

@@ -21,10 +21,10 @@ pub async fn delete(location: &Location) -> Result<(), Error> {
     descriptor(location, PATIENCE).await?;
     let writer = match info(location).await {
         Ok(info) => info.writer.filter(|writer| writer.open),
-        // Whether a server has it open can't be found out without the key.
-        Err(error @ (Error::NoKey { .. } | Error::WrongKey { .. })) => return Err(error),
         // A volume whose creation was interrupted has no size and nobody who writes.
-        Err(_) => None,
+        Err(Error::Damaged { .. }) => None,
+        // Whether a server has it open can't be found out, for want of the key, or since the store fails.
+        Err(error) => return Err(error),
     };
     if let Some(writer) = writer {
         return Err(Error::Busy {
@@ -34,7 +34,9 @@ pub async fn delete(location: &Location) -> Result<(), Error> {
         });
     }
     let admin = database::admin(location);
-    if let Ok(checkpoints) = admin.list_checkpoints(None).await {
+    let checkpoints = within(location, "read", PATIENCE, admin.list_checkpoints(None)).await;
+    if !matches!(checkpoints, Err(Error::Damaged { .. })) {
+        let checkpoints = checkpoints?;
         // Snapshots have names, and readers' checkpoints expire.
         let of_clones =
             checkpoints.iter().filter(|one| one.name.is_none() && one.expire_time.is_none());

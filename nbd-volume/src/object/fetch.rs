@@ -105,8 +105,14 @@ impl Shared {
         if let Some(difference) = self.identity.difference(&result.meta) {
             return Err(Trouble::Changed(difference));
         }
+        if self.identity.is_lost_in(&result.meta) {
+            return Err(Trouble::Changed("it had an ETag, and has none".to_owned()));
+        }
         let mut stream = result.into_stream();
-        while let Some(chunk) = stream.next().await {
+        // Not to the end: a body may be longer than what was asked for, or have no end.
+        while !run.is_empty()
+            && let Some(chunk) = stream.next().await
+        {
             let mut chunk = chunk.map_err(|error| Trouble::of(&error))?;
             while !chunk.is_empty() && !run.is_empty() {
                 if let Some((part, arrived, bytes)) = run.take(&mut chunk, size) {

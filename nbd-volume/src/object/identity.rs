@@ -37,6 +37,12 @@ impl Identity {
         GetOptions { if_match: strong, ..GetOptions::default() }
     }
 
+    /// Whether a reply lacks the ETag that the first one had: whether it is of the same object can't be told. A reply to
+    /// a request for metadata may lack it.
+    pub(super) const fn is_lost_in(&self, meta: &ObjectMeta) -> bool {
+        self.etag.is_some() && meta.e_tag.is_none()
+    }
+
     /// What differs in what the store reports now, in words. The time counts only where there is no ETag: servers behind
     /// one name may have copies of different age.
     pub(super) fn difference(&self, meta: &ObjectMeta) -> Option<String> {

@@ -15,10 +15,11 @@ mod schedule;
 use std::fmt;
 use std::sync::Arc;
 
-use object_store::{GetOptions, GetRange, ObjectStoreExt as _};
+use object_store::{Attribute, GetOptions, GetRange, GetResult, ObjectStoreExt as _};
 use tokio::runtime::Handle;
 
 use crate::error::chain;
+use crate::replies::body;
 use crate::{Error, Location};
 use identity::Identity;
 pub use options::ObjectOptions;
@@ -52,31 +53,43 @@ impl Object {
     /// Has to be awaited in a tokio runtime. Cancel-safe.
     ///
     /// # Errors
-    /// [`Error::NoObject`], [`Error::Refused`] and [`Error::NoRanges`], and [`Error::Store`] when the store does not
-    /// answer. A request that failed is repeated twice, not for as long as later ones.
+    /// [`Error::NoObject`], [`Error::Refused`], [`Error::NoRanges`] and [`Error::Compressed`], and [`Error::Store`] when
+    /// the store does not answer. A request that failed is repeated twice, not for as long as later ones.
     pub async fn open(location: &Location, options: &ObjectOptions) -> Result<Self, Error> {
         let store = location.store();
         let first = GetOptions { range: Some(GetRange::Bounded(0..PART)), ..GetOptions::default() };
         let first = async {
             let result = store.get_opts(location.prefix(), first).await?;
-            let identity = Identity::of(&result.meta);
-            Ok((identity, result.bytes().await?))
+            let (identity, encoding) = (Identity::of(&result.meta), compression(&result));
+            Ok((identity, encoding, body(result, PART).await?))
         };
-        let (identity, bytes) = match first.await {
+        let (identity, encoding, bytes) = match first.await {
             Ok(opened) => opened,
             // There is no range of an object without bytes, and stores have different words for that.
             Err(error) => match store.head(location.prefix()).await {
-                Ok(meta) if meta.size == 0 => (Identity::of(&meta), bytes::Bytes::new()),
+                Ok(meta) if meta.size == 0 => (Identity::of(&meta), None, bytes::Bytes::new()),
                 _ => return Err(cannot_open(location, &error)),
             },
         };
+        let url = || location.url().to_owned();
+        if let Some(encoding) = encoding {
+            return Err(Error::Compressed { url: url(), encoding });
+        }
+        if i64::try_from(identity.size()).is_err() {
+            let reason = format!(
+                "the server says that it has {} bytes, which are more than a disk can have, 2^63 - 1",
+                identity.size()
+            );
+            return Err(Error::Store { url: url(), doing: "open", reason });
+        }
         let expected = PART.min(identity.size());
         if bytes.len() as u64 != expected {
-            return Err(Error::Store {
-                url: location.url().to_owned(),
-                doing: "open",
-                reason: format!("{} bytes came where {expected} were asked for", bytes.len()),
-            });
+            let came = match bytes.len() as u64 > PART {
+                true => "more bytes".to_owned(),
+                false => format!("{} bytes", bytes.len()),
+            };
+            let reason = format!("{came} came where {expected} were asked for");
+            return Err(Error::Store { url: url(), doing: "open", reason });
         }
         if !identity.tells_changes() {
             tracing::warn!(
@@ -94,6 +107,17 @@ impl Object {
     pub fn location(&self) -> &Location {
         &self.0.location
     }
+}
+
+/// How the bytes of a reply are compressed, if they are: ranges are then of what is compressed.
+fn compression(reply: &GetResult) -> Option<String> {
+    let encoding = reply.attributes.get(&Attribute::ContentEncoding)?;
+    let mut encodings = encoding.split(',').map(str::trim);
+    // Clients of S3 that sign what they send in pieces leave "aws-chunked" behind, which says nothing of the object.
+    let is_compressed = |encoding: &str| {
+        !["", "identity", "aws-chunked"].iter().any(|plain| encoding.eq_ignore_ascii_case(plain))
+    };
+    encodings.find(|one| is_compressed(one)).map(|one| one.escape_debug().to_string())
 }
 
 /// What keeps an object from being opened, in words.

@@ -14,7 +14,8 @@ use nbd_testkit::Random;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions,
+    Result,
 };
 
 /// The way of one server to a store that several may share: it can be cut, as by a crash of that server.
@@ -27,6 +28,10 @@ pub(crate) struct Faulty {
     cut: AtomicBool,
     /// Every request fails.
     away: AtomicBool,
+    /// Milliseconds that each put takes.
+    pub(crate) slow_puts: AtomicU64,
+    /// An object can't be replaced by a condition.
+    pub(crate) no_updates: AtomicBool,
     /// Requests that write which got through.
     pub(crate) puts: AtomicU64,
 }
@@ -50,6 +55,8 @@ impl Faulty {
             faults,
             cut: AtomicBool::new(false),
             away: AtomicBool::new(false),
+            slow_puts: AtomicU64::new(0),
+            no_updates: AtomicBool::new(false),
             puts: AtomicU64::new(0),
         })
     }
@@ -118,6 +125,16 @@ impl ObjectStore for Faulty {
         options: PutOptions,
     ) -> Result<PutResult> {
         self.before().await?;
+        if matches!(options.mode, PutMode::Update(_)) && self.no_updates.load(Ordering::Acquire) {
+            return Err(Error::NotImplemented {
+                operation: "put_opts".into(),
+                implementer: "faulty".into(),
+            });
+        }
+        let slow = Duration::from_millis(self.slow_puts.load(Ordering::Acquire));
+        if !slow.is_zero() {
+            tokio::time::sleep(slow).await;
+        }
         self.puts.fetch_add(1, Ordering::Relaxed);
         let result = self.inner.put_opts(path, payload, options).await;
         self.after(result).await

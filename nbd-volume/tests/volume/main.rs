@@ -11,6 +11,7 @@ mod memory;
 mod model;
 mod objects;
 mod outages;
+mod requests;
 mod sequences;
 mod writers;
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use nbd_engine::export::AsyncExport as _;
+use nbd_testkit::{Random, cases};
 use nbd_volume::{
     Error, Location, NewVolume, Volume, check, clone, create, delete, delete_snapshot, info, list,
     resize, snapshot,
@@ -11,6 +12,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
+use crate::faulty::{Faults, Faulty};
 use crate::model::{read, write};
 use crate::{in_virtual_time, options};
 
@@ -163,6 +165,27 @@ fn a_volume_that_a_server_has_open_is_not_deleted() {
     });
 }
 
+/// Whether a server has a volume open is found out over the store, which may fail then.
+#[test]
+fn a_volume_is_not_deleted_when_it_is_unknown_whether_a_server_has_it_open() {
+    cases(20, |random| {
+        in_virtual_time(async {
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let location = Location::over(Arc::clone(&store), "v");
+            create(&location, &NewVolume::of_size(1 << 20)).await.unwrap();
+            let volume = Volume::open(&location, &options()).await.unwrap();
+            write(&volume, b"kept", 0).await.unwrap();
+            let faults = Faults { fails: 1 + random.below(4), ..Faults::default() };
+            let way = Faulty::new(&store, Random::new(random.below(1 << 32)), faults);
+            let error = delete(&Location::over(way, "v")).await.unwrap_err();
+            assert!(matches!(error, Error::Busy { .. } | Error::Store { .. }), "{error}");
+            volume.close().await.unwrap();
+            let volume = Volume::open(&location, &options()).await.unwrap();
+            assert_eq!(read(&volume, 0..4).await.unwrap(), b"kept");
+        });
+    });
+}
+
 #[test]
 fn volumes_of_later_formats_and_damaged_ones_are_refused() {
     in_virtual_time(async {
@@ -170,11 +193,19 @@ fn volumes_of_later_formats_and_damaged_ones_are_refused() {
         let location = Location::over(Arc::clone(&store), "v");
         create(&location, &NewVolume::of_size(1 << 20)).await.unwrap();
         let path = Path::from("v/nbd-volume.json");
+        let there = store.get(&path).await.unwrap().bytes().await.unwrap();
+        let long = " ".repeat(1 << 20) + std::str::from_utf8(&there).unwrap();
         for (text, expected) in [
             (r#"{"format":3,"something":"else"}"#, "format 3"),
             (r#"{"format":0,"block_size":4096,"id":"x"}"#, "format 0"),
             (r#"{"format":1,"block_size":1000,"id":"x"}"#, "block size"),
             (r#"{"format":1}"#, "not understood"),
+            // Folders are named after identities.
+            (r#"{"format":1,"block_size":4096,"id":"../../../home"}"#, "identity"),
+            (r#"{"format":1,"block_size":4096,"id":"/home"}"#, "identity"),
+            (r#"{"format":1,"block_size":4096,"id":""}"#, "identity"),
+            // One that is far too long is not received.
+            (&long, "not understood"),
             ("", "not understood"),
         ] {
             store.put(&path, text.to_owned().into()).await.unwrap();

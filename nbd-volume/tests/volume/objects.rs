@@ -217,6 +217,20 @@ fn an_object_that_was_changed_fails_from_then_on() {
 }
 
 #[test]
+fn a_reply_that_does_not_tell_whether_it_is_of_the_same_object_is_not_taken() {
+    by_http(async {
+        let server = ObjectServer::start();
+        server.put("b/disk", pattern(4 * PART, 1));
+        let object = open(&format!("{}/b/disk", server.url())).await.unwrap();
+        let no_etags = Manners { no_etags: true, no_conditions: true, ..Manners::default() };
+        server.set_manners(Manners { no_times: true, ..no_etags });
+        server.put("b/disk", pattern(4 * PART, 2));
+        let error = read(&object, 2 * PART..3 * PART).await.unwrap_err();
+        assert!(error.text().contains("has none"), "{error}");
+    });
+}
+
+#[test]
 fn replies_that_break_off_go_on_where_they_were() {
     by_http(async {
         let server = ObjectServer::start();
@@ -226,6 +240,26 @@ fn replies_that_break_off_go_on_where_they_were() {
         // Less than a part comes each time.
         server.set_manners(Manners { cut_after: Some(50_000), ..Manners::default() });
         assert!(read(&object, 0..bytes.len()).await.unwrap() == bytes);
+    });
+}
+
+#[test]
+fn a_reply_without_end_is_read_as_far_as_it_was_asked_for() {
+    by_http(async {
+        let server = ObjectServer::start();
+        let bytes = pattern(5 * PART + 1234, 3);
+        server.put("b/disk", bytes.clone());
+        let location = Location::of_object(&format!("{}/b/disk", server.url())).unwrap();
+        let mut options = ObjectOptions::default();
+        (options.requests, options.read_ahead) = (1, 0);
+        options.patience = Duration::from_secs(20);
+        let object = Object::open(&location, &options).await.unwrap();
+        server.set_manners(Manners { endless: true, ..Manners::default() });
+        // Each takes the turn of the one before it.
+        for part in [4, 2, 1] {
+            let range = part * PART..(part + 1) * PART;
+            assert!(read(&object, range.clone()).await.unwrap() == bytes[range]);
+        }
     });
 }
 
@@ -245,6 +279,12 @@ fn servers_of_many_kinds_are_read() {
                 let object = open(&url).await.unwrap();
                 assert!(read(&object, 3..bytes.len()).await.unwrap() == bytes[3..], "{url}");
                 assert!(!format!("{object:?} {:?}", object.description()).contains("secret"));
+            }
+            // What clients of S3 leave behind, and what says nothing.
+            for encoding in ["aws-chunked", "identity", ""] {
+                let headers = vec![("content-encoding", encoding.to_owned())];
+                server.set_manners(Manners { headers, ..Manners::default() });
+                assert_eq!(open(&url).await.unwrap().size(), bytes.len() as u64);
             }
             server.set_manners(Manners::default());
             let empty = open(&format!("{base}/b/empty")).await.unwrap();
@@ -275,6 +315,21 @@ fn what_can_not_be_opened_is_refused_with_what_to_do() {
         with(&status(401), "signed").await;
         with(&status(400), "400").await;
         with(&Manners { no_ranges: true, ..Manners::default() }, "download it").await;
+        let header = |name, value: &str| Manners {
+            headers: vec![(name, value.to_owned())],
+            ..Manners::default()
+        };
+        for encoding in ["gzip", "GZIP", "identity, br", "aws-chunked,zstd"] {
+            with(&header("content-encoding", encoding), "decompress it").await;
+        }
+        for size in [1 << 63, u64::MAX] {
+            let range = format!("bytes 0-{}/{size}", PART - 1);
+            with(&header("content-range", &range), "2^63 - 1").await;
+        }
+        // A text without end is not waited for.
+        with(&Manners { endless: true, ..status(403) }, "signed").await;
+        with(&Manners { endless: true, ..status(400) }, "400").await;
+        with(&Manners { endless: true, ..Manners::default() }, "more bytes came").await;
         let to_itself = Manners { redirect: Some(server.url()), ..Manners::default() };
         with(&to_itself, "redirect").await;
         drop(server);

@@ -117,6 +117,29 @@ impl Response {
         self
     }
 
+    /// Sends it with a body that goes on until the client closes the connection, and fails then.
+    pub(super) fn write_endless(&self, output: &mut impl Write) -> io::Result<()> {
+        /// So much that no test receives all of it.
+        const LENGTH: u64 = 1 << 40;
+        self.write_head(output, LENGTH)?;
+        output.write_all(&self.body)?;
+        loop {
+            output.write_all(&[b'x'; 1 << 16])?;
+        }
+    }
+
+    fn write_head(&self, output: &mut impl Write, length: u64) -> io::Result<()> {
+        let mut head = format!("HTTP/1.1 {} -\r\n", self.status);
+        for (name, value) in &self.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if !matches!(self.status, 204 | 304) {
+            head.push_str(&format!("content-length: {length}\r\n"));
+        }
+        head.push_str("\r\n");
+        output.write_all(head.as_bytes())
+    }
+
     /// Sends it, without its body if only its headers were asked for. Fails behind so many bytes of a body.
     pub(super) fn write(
         &self,
@@ -124,15 +147,7 @@ impl Response {
         headers_only: bool,
         cut_after: Option<usize>,
     ) -> io::Result<()> {
-        let mut head = format!("HTTP/1.1 {} -\r\n", self.status);
-        for (name, value) in &self.headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-        if !matches!(self.status, 204 | 304) {
-            head.push_str(&format!("content-length: {}\r\n", self.body.len()));
-        }
-        head.push_str("\r\n");
-        output.write_all(head.as_bytes())?;
+        self.write_head(output, self.body.len() as u64)?;
         if !headers_only && !matches!(self.status, 204 | 304) {
             let sent = cut_after.map_or(self.body.len(), |cut| cut.min(self.body.len()));
             output.write_all(&self.body[..sent])?;

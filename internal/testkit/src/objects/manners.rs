@@ -19,6 +19,10 @@ pub struct Manners {
     pub no_head: bool,
     /// The connection is closed behind so many bytes of a body.
     pub cut_after: Option<usize>,
+    /// Bodies have no end.
+    pub endless: bool,
+    /// Headers that answers have, or that replace those that they have.
+    pub headers: Vec<(&'static str, String)>,
     /// Every request is answered with this status.
     pub status: Option<u16>,
     /// Every request is sent to this URL, with the path and the query that it has.
@@ -57,6 +61,10 @@ impl Manners {
             "last-modified" => !self.no_times,
             _ => true,
         });
+        for (name, value) in &self.headers {
+            response.headers.retain(|(other, _)| other != name);
+            response.headers.push((name, value.clone()));
+        }
         if self.weak_etags {
             for (_, etag) in response.headers.iter_mut().filter(|(name, _)| *name == "etag") {
                 *etag = format!("W/{etag}");

@@ -143,7 +143,11 @@ impl Shared {
             };
             manners.change(&mut response);
             let headers_only = request.method == "HEAD";
-            if response.write(&mut answers, headers_only, manners.cut_after).is_err() {
+            let written = match manners.endless && !headers_only {
+                true => response.write_endless(&mut answers),
+                false => response.write(&mut answers, headers_only, manners.cut_after),
+            };
+            if written.is_err() {
                 return;
             }
         }
