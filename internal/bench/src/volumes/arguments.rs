@@ -26,6 +26,9 @@ pub struct VolumeArgs {
     /// Seconds of each run that has no other end.
     #[arg(long, default_value = "3", value_parser = parse_seconds)]
     pub seconds: Duration,
+    /// The memory that volumes get, as `nbd serve --volume-memory` has it [default: that of `nbd serve`].
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub volume_memory: Option<usize>,
     /// A folder for the local directory, and for the file that `nbd serve` has.
     #[arg(long, value_name = "FOLDER", default_value = "/tmp")]
     pub folder: PathBuf,
@@ -45,6 +48,8 @@ pub struct VolumePlan {
     pub block_sizes: Vec<u32>,
     /// Bytes of each volume.
     pub size: u64,
+    /// Bytes of memory for each volume.
+    pub memory: Option<u64>,
     /// How long runs last.
     pub duration: Duration,
     /// For files.
@@ -70,6 +75,7 @@ impl VolumeArgs {
             places,
             block_sizes: sizes.collect::<Result<_, _>>()?,
             size: self.size as u64,
+            memory: self.volume_memory.map(|bytes| bytes as u64),
             duration: self.seconds,
             folder: self.folder.clone(),
         })

@@ -138,22 +138,26 @@ impl Case<'_> {
             standing.figures.push(Figure { place, block_size, what, unit, other, ours, bar });
         };
         self.create(runtime, &store, "small", plan.size)?;
-        let mut served = Served::volume(&plan.nbd, &store, "small")?;
+        let mut served = Served::volume(plan, &store, "small")?;
         let ours = served.run(Direction::Write, Order::Random, 4096, 32, time)?;
         add("write 4k, 32 in flight", "/s", slate.write_small, ours, Some(BAR));
         let peak = served.peak();
         served.end()?;
 
         self.create(runtime, &store, "long", plan.size)?;
-        let mut served = Served::volume(&plan.nbd, &store, "long")?;
+        let mut served = Served::volume(plan, &store, "long")?;
         let ours = served.fill(plan.size)? * mib;
         add("write 128k in sequence, 8 in flight", "MiB/s", slate.write_long, ours, Some(BAR));
         let peak = peak.max(served.peak());
         served.end()?;
-        let mut served = Served::volume(&plan.nbd, &store, "long")?;
+        let mut served = Served::volume(plan, &store, "long")?;
         let all = Err(plan.size / u64::from(LONG));
         let ours = served.run(Direction::Read, Order::Sequential, LONG, 8, all)? * mib;
         add("read 128k in sequence, 8 in flight", "MiB/s", slate.read_long, ours, Some(BAR));
+        served.end()?;
+        let mut served = Served::volume(plan, &store, "long")?;
+        let ours = served.run(Direction::Read, Order::Sequential, LONG, 1, all)? * mib;
+        add("read 128k in sequence, 1 in flight", "MiB/s", slate.read_long, ours, None);
         served.end()?;
 
         let volume = runtime.block_on(account::open_new(&store, "flush", HOT, block_size))?;
@@ -168,7 +172,7 @@ impl Case<'_> {
         runtime.block_on(volume.close())?;
 
         self.create(runtime, &store, "hot", HOT)?;
-        let mut served = Served::volume(&plan.nbd, &store, "hot")?;
+        let mut served = Served::volume(plan, &store, "hot")?;
         served.fill(HOT)?;
         let hot = |served: &mut Served| served.run(Direction::Read, Order::Random, 4096, 32, time);
         hot(&mut served)?;

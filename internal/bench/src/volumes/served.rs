@@ -9,6 +9,7 @@ use std::time::Duration;
 use nbd_testkit::process::Background;
 use tempfile::TempDir;
 
+use super::arguments::VolumePlan;
 use super::run::Problem;
 use super::stores::Store;
 use crate::load::{Connection, Direction, Load, Order};
@@ -28,8 +29,12 @@ pub(super) struct Served {
 
 impl Served {
     /// Serves a volume of a store.
-    pub(super) fn volume(nbd: &Path, store: &Store, name: &str) -> Result<Self, Problem> {
-        Self::start(nbd, &format!("volume:{}", store.url(name)), store.environment())
+    pub(super) fn volume(plan: &VolumePlan, store: &Store, name: &str) -> Result<Self, Problem> {
+        let mut arguments = vec![format!("volume:{}", store.url(name))];
+        if let Some(bytes) = plan.memory {
+            arguments.push(format!("--volume-memory={bytes}"));
+        }
+        Self::start(&plan.nbd, &arguments, store.environment())
     }
 
     /// Serves a new file of that size, whose blocks are all there.
@@ -37,23 +42,25 @@ impl Served {
         let private = tempfile::Builder::new().prefix("nbd-bench").tempdir_in(folder)?;
         let path = private.path().join("disk");
         File::create(&path)?.set_len(size)?;
-        let mut served = Self::start(nbd, &format!("file:{}", path.display()), Vec::new())?;
+        let arguments = [format!("file:{}", path.display())];
+        let mut served = Self::start(nbd, &arguments, Vec::new())?;
         served.fill(size)?;
         Ok((private, served))
     }
 
     fn start(
         nbd: &Path,
-        backend: &str,
+        arguments: &[String],
         environment: Vec<(&'static str, String)>,
     ) -> Result<Self, Problem> {
         let folder = tempfile::Builder::new().prefix("nbd-bench").tempdir()?;
         let socket = folder.path().join("socket");
         let mut command = Command::new(nbd);
-        command.args(["serve", "--unix"]).arg(&socket).arg(backend).envs(environment);
+        command.args(["serve", "--unix"]).arg(&socket).args(arguments).envs(environment);
         let server = Background::spawn(&mut command)?;
         if server.next_line(LIMIT).is_none() {
-            return Err(format!("{backend} is not served: {}", server.stderr().trim()).into());
+            let (what, why) = (arguments.join(" "), server.stderr());
+            return Err(format!("{what} is not served: {}", why.trim()).into());
         }
         let connection = Connection::negotiate(UnixStream::connect(&socket)?, "", Mode::Simple)?;
         Ok(Self { server, connection, _folder: folder })
