@@ -3,7 +3,6 @@
 use core::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use nbd_engine::export::{
     Allocation, AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanResize, AsyncCanTrim,
     AsyncCanWrite, AsyncCanWriteZeroes, AsyncExport, Body, ExportError, Result, Visitor, ZeroMode,
@@ -11,6 +10,7 @@ use nbd_engine::export::{
 use nbd_engine::proto::BlockSize;
 
 use crate::Volume;
+use crate::pieces::{cut, fill, share};
 use crate::reads::{Run, is_kept};
 use crate::shared::Shared;
 use crate::streams::Streams;
@@ -32,27 +32,6 @@ impl Volume {
         };
         shared.confirm().await?;
         Ok(run)
-    }
-
-    /// The parts of a run's blocks that lie in these bytes, with their lengths; empty ones are holes.
-    fn parts<'a>(
-        &self,
-        run: &'a [Bytes],
-        bytes: &Range<u64>,
-    ) -> impl Iterator<Item = (Bytes, usize)> + use<'a> {
-        let block_size = self.0.block_size();
-        let bytes = bytes.clone();
-        let mut offset = bytes.start;
-        run.iter().map(move |block| {
-            let start = offset % block_size;
-            let length = (block_size - start).min(bytes.end - offset);
-            offset += length;
-            let (start, length) = (start as usize, length as usize);
-            match block.is_empty() {
-                true => (Bytes::new(), length),
-                false => (block.slice(start..start + length), length),
-            }
-        })
     }
 
     /// Makes a range read as zeroes.
@@ -78,15 +57,7 @@ impl AsyncExport for Volume {
             return Ok(());
         }
         let run = self.run_of(&bytes).await?;
-        let mut rest = buffer;
-        for (block, length) in self.parts(&run, &bytes) {
-            let (piece, behind) = rest.split_at_mut(length);
-            match block.is_empty() {
-                true => piece.fill(0),
-                false => piece.copy_from_slice(&block),
-            }
-            rest = behind;
-        }
+        fill(buffer, cut(run, self.0.block_size(), &bytes));
         Ok(())
     }
 
@@ -96,20 +67,7 @@ impl AsyncExport for Volume {
             return Ok(());
         }
         let run = self.run_of(&bytes).await?;
-        let mut hole = 0;
-        for (block, length) in self.parts(&run, &bytes) {
-            if block.is_empty() {
-                hole += length;
-                continue;
-            }
-            if hole > 0 {
-                body.hole(core::mem::take(&mut hole));
-            }
-            body.share_bytes(block);
-        }
-        if hole > 0 {
-            body.hole(hole);
-        }
+        share(body, cut(run, self.0.block_size(), &bytes));
         Ok(())
     }
 

@@ -72,6 +72,7 @@ mod manage;
 mod object;
 mod options;
 mod patience;
+mod pieces;
 mod reads;
 mod records;
 mod replies;

@@ -1,24 +1,11 @@
 //! An object as an export.
 
-use core::ops::Range;
-
-use bytes::Bytes;
 use nbd_engine::export::{AsyncCanCache, AsyncExport, Body, Result};
 use nbd_engine::proto::BlockSize;
 
 use super::Object;
 use super::parts::PART;
-
-/// The pieces of parts that lie in these bytes.
-fn pieces(parts: Vec<Bytes>, bytes: &Range<u64>) -> impl Iterator<Item = Bytes> + use<> {
-    let (mut offset, end) = (bytes.start, bytes.end);
-    parts.into_iter().map(move |part| {
-        let start = offset % PART;
-        let length = (PART - start).min(end - offset);
-        offset += length;
-        part.slice(start as usize..(start + length) as usize)
-    })
-}
+use crate::pieces::{cut, fill, share};
 
 impl AsyncExport for Object {
     fn size(&self) -> u64 {
@@ -30,12 +17,7 @@ impl AsyncExport for Object {
         if bytes.is_empty() {
             return Ok(());
         }
-        let mut rest = buffer;
-        for piece in pieces(self.0.read(&bytes).await?, &bytes) {
-            let (filled, behind) = rest.split_at_mut(piece.len());
-            filled.copy_from_slice(&piece);
-            rest = behind;
-        }
+        fill(buffer, cut(self.0.read(&bytes).await?, PART, &bytes));
         Ok(())
     }
 
@@ -44,7 +26,7 @@ impl AsyncExport for Object {
         if bytes.is_empty() {
             return Ok(());
         }
-        pieces(self.0.read(&bytes).await?, &bytes).for_each(|piece| body.share_bytes(piece));
+        share(body, cut(self.0.read(&bytes).await?, PART, &bytes));
         Ok(())
     }
 
