@@ -147,7 +147,6 @@ impl Rules<'_> {
                 self.text(key("description"), "description", description);
             }
             self.volume_memory(index, export);
-            self.volume_cache(index, export);
             self.volume_alone(index, export);
             match export.backend() {
                 Ok(Backend::File(path)) if path.as_os_str().is_empty() => {
@@ -254,25 +253,11 @@ impl Rules<'_> {
         }
     }
 
-    /// The cache of a volume on disk.
-    fn volume_cache(&mut self, index: usize, export: &Export) {
-        let Some(VolumeCache { size: Size(bytes), .. }) = export.volume_cache else { return };
-        let word = self.source.word("--volume-cache", "volume-cache");
-        let key = format!("export.{index}.volume-cache");
-        if !matches!(export.backend(), Ok(Backend::Volume(_))) {
-            self.broken(key, format!("{word} is for volumes alone: leave it out"));
-        } else if bytes < MIN_VOLUME_CACHE {
-            self.broken(
-                key,
-                format!("{word} of {bytes} bytes is too little for a volume: give at least 64M"),
-            );
-        }
-    }
-
-    /// What is for volumes that are written.
+    /// What is for volumes alone.
     fn volume_alone(&mut self, index: usize, export: &Export) {
         let is_volume = matches!(export.backend(), Ok(Backend::Volume(_)));
         for (given, key, option) in [
+            (export.volume_cache.is_some(), "volume-cache", "--volume-cache"),
             (export.volume_exclusive, "volume-exclusive", "--volume-exclusive"),
             (export.volume_lease.is_some(), "volume-lease", "--volume-lease"),
         ] {
@@ -282,8 +267,18 @@ impl Rules<'_> {
                 self.broken(format!("export.{index}.{key}"), text);
             }
         }
+        if !is_volume {
+            return;
+        }
+        if let Some(VolumeCache { size: Size(bytes), .. }) = export.volume_cache
+            && bytes < MIN_VOLUME_CACHE
+        {
+            let word = self.source.word("--volume-cache", "volume-cache");
+            let text =
+                format!("{word} of {bytes} bytes is too little for a volume: give at least 64M");
+            self.broken(format!("export.{index}.volume-cache"), text);
+        }
         if let Some(lease) = &export.volume_lease
-            && is_volume
             && !VOLUME_LEASES.contains(&lease.0)
         {
             let word = self.source.word("--volume-lease", "volume-lease");
