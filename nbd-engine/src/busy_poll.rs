@@ -69,7 +69,7 @@ impl BusyPoll {
     /// Something arrived after a sleep: if that was soon, the next poll is worth while.
     pub(crate) fn on_wakeup(&mut self) {
         if let Some(since) = self.asleep_since.take()
-            && since.elapsed() < self.limit * 2
+            && since.elapsed() < self.limit.saturating_mul(2)
         {
             self.misses = 0;
         }
@@ -106,7 +106,7 @@ mod tests {
             None::<u8>
         });
         assert!(!tried);
-        poll.limit = Duration::from_secs(1000);
+        poll.limit = Duration::MAX;
         poll.on_wakeup();
         assert_eq!(poll.misses, 0);
     }

@@ -14,7 +14,7 @@ pub struct BlockSize {
 }
 
 impl BlockSize {
-    /// What holds when nothing is said: byte granularity, 4 KiB preferred, 32 MiB of payload.
+    /// What holds when nothing is said: a minimum of 1 byte, 4 KiB preferred, 32 MiB of payload.
     // S-SZ-06
     pub const DEFAULT: Self = Self { minimum: 1, preferred: 4096, maximum_payload: 1 << 25 };
 
@@ -48,19 +48,19 @@ impl BlockSize {
         Ok(Self { minimum, preferred, maximum_payload })
     }
 
-    /// The smallest unit of offset and length: a power of two from 1 to 65536.
+    /// The smallest unit of offset and length in bytes: a power of two from 1 to 65536.
     #[must_use]
     pub const fn minimum(&self) -> u32 {
         self.minimum
     }
 
-    /// The smallest unit that is served efficiently: a power of two, 512 or more.
+    /// The smallest unit that is served efficiently, in bytes: a power of two, 512 or more.
     #[must_use]
     pub const fn preferred(&self) -> u32 {
         self.preferred
     }
 
-    /// The longest payload of a request or of a content chunk.
+    /// The longest payload of a request or of a content chunk, in bytes: at least the preferred size.
     #[must_use]
     pub const fn maximum_payload(&self) -> u32 {
         self.maximum_payload
@@ -190,28 +190,31 @@ impl ContextInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExportInfo {
-    /// The size in bytes, at most 2^63 - 1 for the sake of clients with signed offsets.
+    /// The size in bytes. Of a larger export than 2^63 - 1 bytes clients see that many, for the sake of those with
+    /// signed offsets.
     pub size: u64,
     /// What the export can do. The core adds `HAS_FLAGS` and what depends on negotiation (`SEND_DF`,
     /// `BLOCK_STATUS_PAYLOAD`), drops what contradicts (writing flags on a read-only export, `FAST_ZERO` without
     /// `WRITE_ZEROES`) and bits that the specification does not define.
     pub flags: TransmissionFlags,
-    /// Size constraints; the maximum payload is lowered to the connection's limit.
+    /// Size constraints; the maximum payload is lowered to [`Limits::max_payload`](crate::Limits::max_payload), but not
+    /// below the preferred size.
     pub block_size: BlockSize,
     /// Refuse clients that do not ask for size constraints.
     pub block_size_required: bool,
     /// Refuse clients that do not use TLS.
     pub tls_required: bool,
-    /// The canonical name, for clients that ask; at most [`MAX_STRING`] bytes.
+    /// The canonical name, for clients that ask. One of more than [`MAX_STRING`] bytes, or with a NUL, is left out.
     pub name: Option<String>,
-    /// A text for people; at most [`MAX_STRING`] bytes.
+    /// A text for people, for clients that ask. One of more than [`MAX_STRING`] bytes, or with a NUL, is left out.
     pub description: Option<String>,
-    /// The metadata contexts that can be selected.
+    /// The metadata contexts that can be selected; of several of one name the first.
     pub contexts: Vec<ContextInfo>,
 }
 
 impl ExportInfo {
-    /// An export of `size` bytes that can be read and nothing else.
+    /// An export of `size` bytes that can be read and nothing else, with default size constraints, no name and no
+    /// contexts.
     #[must_use]
     pub const fn new(size: u64) -> Self {
         Self {
@@ -226,6 +229,9 @@ impl ExportInfo {
         }
     }
 }
+
+/// The largest size of an export that is announced, in bytes.
+pub(crate) const MAX_SIZE: u64 = i64::MAX as u64;
 
 /// A run of bytes with one status (section "Metadata querying").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

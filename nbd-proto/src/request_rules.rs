@@ -1,5 +1,6 @@
 //! The rules that a request must obey: one table for the client that sends it and the server that receives it.
 
+use crate::export::MAX_SIZE;
 use crate::wire::{CommandType, ErrorCode, TransmissionFlags};
 use crate::{BlockSize, Command};
 
@@ -84,7 +85,7 @@ impl RequestRules {
         match *command {
             Command::Flush => Ok(()),
             // The new size is not a range of the export as it is.
-            Command::Resize { size } if size > i64::MAX as u64 => Err(InvalidRequest::SizeTooLarge),
+            Command::Resize { size } if size > MAX_SIZE => Err(InvalidRequest::SizeTooLarge),
             Command::Resize { size } if !self.block_size.is_aligned(size, 0) => {
                 Err(InvalidRequest::Misaligned(self.block_size.minimum()))
             }

@@ -8,7 +8,7 @@ use core::time::Duration;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::runtime::{BoxFuture, Runtime};
+use crate::runtime::{BoxFuture, Runtime, moment_after};
 
 /// A runtime's clock without the runtime's type.
 #[derive(Clone)]
@@ -46,7 +46,8 @@ impl Timer {
     /// Goes off after `wait`, where something may take `limit` as a whole.
     pub(crate) fn alarm(&self, wait: Duration, limit: Duration) -> Alarm {
         let slack = (limit / 2).clamp(MIN_SLACK, MAX_SLACK);
-        Alarm { sleep: self.sleep(wait), due: self.now() + wait, slack, timer: self.clone() }
+        let due = moment_after(self.now(), wait);
+        Alarm { sleep: self.sleep(wait), due, slack, timer: self.clone() }
     }
 
     /// The future's output, unless `limit` passes first. A time in which this process did not run does not count.
@@ -137,7 +138,7 @@ pub(in crate::client) mod tests {
 
     impl Runtime for Manual {
         fn sleep(&self, duration: Duration) -> BoxFuture {
-            let (clock, due) = (self.clone(), Runtime::now(self) + duration);
+            let (clock, due) = (self.clone(), moment_after(Runtime::now(self), duration));
             Box::pin(poll_fn(move |_| match Runtime::now(&clock) >= due {
                 true => Poll::Ready(()),
                 false => Poll::Pending,
@@ -166,6 +167,19 @@ pub(in crate::client) mod tests {
             clock.advance(Duration::from_millis(1 + past_due));
             assert_eq!(alarm.poll(cx), Poll::Ready(expected), "{past_due} ms late");
         }
+    }
+
+    #[test]
+    fn a_limit_that_no_clock_reaches_is_no_limit() {
+        let clock = Manual::default();
+        let timer = clock.timer();
+        let mut within = pin!(timer.within(Duration::MAX, core::future::pending::<()>()));
+        let cx = &mut Context::from_waker(Waker::noop());
+        for _ in 0..3 {
+            assert!(within.as_mut().poll(cx).is_pending());
+            clock.advance(Duration::from_secs(1 << 30));
+        }
+        assert!(within.as_mut().poll(cx).is_pending());
     }
 
     #[test]

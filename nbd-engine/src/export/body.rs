@@ -181,7 +181,8 @@ impl Body {
         Ok(&mut self.buffer[start..end])
     }
 
-    /// Appends bytes that the export shares instead of copying them. They must not change while they are shared.
+    /// Appends bytes that the export shares instead of copying them. They must not change while they are shared, which
+    /// is until the reply is sent.
     pub fn share_bytes(&mut self, bytes: impl Into<Bytes>) {
         self.share(Shared::Bytes(bytes.into()));
     }
@@ -231,7 +232,7 @@ impl Body {
         self.push(Piece::Hole(length));
     }
 
-    /// Takes back the latest piece, for an attempt that did not succeed.
+    /// Takes back the latest piece, for an attempt that did not succeed; does nothing without one.
     pub fn take_back(&mut self) {
         if let Some(piece) = self.pieces.pop() {
             self.length -= piece.len();
@@ -242,11 +243,12 @@ impl Body {
     }
 
     fn push(&mut self, piece: Piece) {
-        self.length += piece.len();
+        // An export may say what it likes; the length is compared with what was asked for.
+        self.length = self.length.saturating_add(piece.len());
         self.pieces.push(piece);
     }
 
-    /// Bytes of the export in all.
+    /// Bytes of all pieces, holes included.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.length

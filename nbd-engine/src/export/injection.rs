@@ -9,6 +9,7 @@ use nbd_proto::wire::{CommandType, ErrorCode};
 
 use super::layer::{Admit, Layer, Layered};
 use super::{ClientInfo, ExportError};
+use crate::runtime::share_of;
 
 /// Another export, of either kind, some of whose requests are delayed or fail by chance.
 ///
@@ -71,7 +72,7 @@ impl Injection {
         }
     }
 
-    /// Chooses among requests of these types alone.
+    /// Chooses among requests of these types alone. By default among all.
     #[must_use]
     pub fn commands(mut self, commands: impl IntoIterator<Item = CommandType>) -> Self {
         self.commands = Some(commands.into_iter().collect());
@@ -88,14 +89,15 @@ impl Injection {
     }
 
     /// Delays the chosen requests by a time that is evenly distributed over this range. Those that fail are delayed,
-    /// too.
+    /// too. A range that ends before it begins counts as its beginning. By default nothing is delayed.
     #[must_use]
     pub const fn delay(mut self, delay: RangeInclusive<Duration>) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Has the chosen requests fail with this error; they are not carried out.
+    /// Has the chosen requests fail with this error, as [`ExportError::new`] has it reach clients; they are not carried
+    /// out. By default none fails.
     #[must_use]
     pub const fn error(mut self, error: ErrorCode) -> Self {
         self.error = Some(error);
@@ -111,7 +113,7 @@ impl Injection {
         let (shortest, longest) = (*self.delay.start(), *self.delay.end());
         let span = longest.saturating_sub(shortest);
         let fraction = mixed(self.seed ^ mixed(2 * number + 1)) as f64 / 2.0_f64.powi(64);
-        let delay = shortest.saturating_add(span.mul_f64(fraction));
+        let delay = shortest.saturating_add(share_of(span, fraction));
         match self.error {
             Some(code) => {
                 Admit::refuse(ExportError::new(code, "an error was injected")).delayed(delay)
@@ -183,6 +185,8 @@ mod tests {
         assert!(delays.iter().min().unwrap() < &milliseconds(11));
         assert!(delays.iter().max().unwrap() > &milliseconds(29));
         assert_eq!(outcomes(&injection, Command::write(0, 1), 3), vec![Admit::NOW; 3]);
+        let vast = Injection::new(1).delay(Duration::MAX..=Duration::MAX);
+        assert_eq!(outcomes(&vast, Command::flush(), 1), [Admit::after(Duration::MAX)]);
         // A range that is none is its beginning.
         let fixed = Injection::new(1).delay(milliseconds(7)..=milliseconds(3));
         assert_eq!(outcomes(&fixed, Command::flush(), 1), [Admit::after(milliseconds(7))]);

@@ -16,7 +16,7 @@ use super::session::{End, Session};
 use super::watch::{self, Verdict, Watch};
 use super::{ConnectionError, Permit, ServerState};
 use crate::export::{ClientInfo, Peer, Withdrawal};
-use crate::runtime::{BoxFuture, Runtime};
+use crate::runtime::{BoxFuture, Runtime, moment_after};
 use crate::transport::Transport;
 
 /// How long an idle client is still answered after the shutdown began, so that a request that was under way gets its
@@ -33,8 +33,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Serves one client over a byte stream of any kind until it disconnects, breaks the protocol, misses a deadline, or
 /// the server shuts down.
 ///
-/// `peer` is what exports and the log learn of the client: its address, or a whole [`Peer`]. Dropping the future ends the connection at once;
-/// writes that were under way may or may not have been done, as after a power cut before their reply.
+/// `peer` is what exports and the log learn of the client: its address, or a whole [`Peer`]. Dropping the future ends
+/// the connection at once; writes that were under way may or may not have been done, as after a power cut before their
+/// reply.
 ///
 /// `Ok` says that the connection ended in order, whoever ended it: the client disconnected, gave up the negotiation
 /// (after its export was refused, for instance), or hung up between two requests; or the server, or the export, shut
@@ -380,11 +381,6 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
         }
         Poll::Pending
     }
-}
-
-/// The moment that is `time` after `now`; one that is out of reach is never too late.
-fn moment_after(now: Instant, time: Duration) -> Instant {
-    now.checked_add(time).unwrap_or_else(|| now + Duration::from_secs(1 << 32))
 }
 
 /// Learns of the shutdown, or that this connection is to end, without a look at what all connections share each time the

@@ -115,7 +115,7 @@ impl Connection {
     /// A connection without options, with this export, after an oldstyle greeting.
     pub(super) fn entered(config: Config, info: &ExportInfo) -> Self {
         let entered = Handshake::default().enter(&config, info, "");
-        let greeting = OldstyleGreeting { size: info.size, flags: entered.rules.flags };
+        let greeting = OldstyleGreeting { size: entered.rules.size, flags: entered.rules.flags };
         let transmission = Transmission::new(entered, &config);
         Self::greeting(config, &greeting.encode(), Phase::Transmission(transmission))
     }
@@ -350,7 +350,8 @@ impl Connection {
         self.shutting_down = true;
     }
 
-    /// The export in use has a new size in bytes, by a resize on this connection or another one, or by itself.
+    /// The export in use has a new size in bytes, by a resize on this connection or another one, or by itself. More
+    /// than 2^63 - 1 counts as that.
     ///
     /// It counts for all requests that are raised from now on, those included that were received before: what lies
     /// beyond is refused, a write once its payload has arrived. (Until then [`Wants::Payload`] goes on, so that what is
@@ -520,7 +521,12 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::Segment;
+    use crate::effort::config;
+    use crate::wire::{OptionCode, OptionHeader, TransmissionFlags};
 
     #[test]
     fn a_fault_of_the_core_ends_the_connection_and_names_itself() {
@@ -534,6 +540,45 @@ mod tests {
         assert_eq!(input.len(), 40);
         assert!(connection.segments().next().is_none(), "nothing that may be wrong is sent");
         assert_eq!((connection.next_event(&mut input), connection.wants()), (None, Wants::Closed));
+    }
+
+    proptest! {
+        #![proptest_config(config())]
+
+        #[test]
+        fn no_client_sees_an_export_of_more_than_2_to_the_63_bytes(shift in 0..64u32, low: u64) {
+            let size = low >> shift;
+            let shown = size.min(i64::MAX as u64);
+            let mut info = ExportInfo::new(size);
+            info.flags = TransmissionFlags::SEND_RESIZE;
+            let sent = |connection: &Connection| {
+                connection.segments().flat_map(|segment| match segment {
+                    Segment::Control(bytes) => bytes.to_vec(),
+                    Segment::Body { .. } => Vec::new(),
+                }).collect::<Vec<_>>()
+            };
+            let option = |code, data: &[u8]| {
+                let length = u32::try_from(data.len()).unwrap();
+                [&[0, 0, 0, 3][..], &OptionHeader { code, length }.encode(), data].concat()
+            };
+            // Where the size is, after the greeting of 18 bytes: behind a reply's header and the type, or at once.
+            let ways = [(OptionCode::GO, &[0; 6][..], 18 + 20 + 2), (OptionCode::EXPORT_NAME, &[], 18)];
+            let newstyle = ways.map(|(code, data, offset)| {
+                let mut connection = Connection::new(Config::default());
+                let event = connection.next_event(&mut &option(code, data)[..]);
+                assert!(matches!(event, Some(Event::Lookup(_))), "{event:?}");
+                connection.answer_lookup(Ok(&info)).unwrap();
+                (connection, offset)
+            });
+            let oldstyle = (Connection::oldstyle(Config::default(), &info).unwrap(), 16);
+            for (mut connection, offset) in newstyle.into_iter().chain([oldstyle]) {
+                let sent = sent(&connection);
+                assert_eq!(sent[offset..offset + 8], shown.to_be_bytes());
+                assert_eq!(connection.export().unwrap().size, shown);
+                connection.set_size(low).unwrap();
+                assert_eq!(connection.export().unwrap().size, low.min(i64::MAX as u64));
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::handshake::{Handshake, Shared, State, Step};
 use super::question::{InfoQuestion, NoQuestion, Question, valid_name};
 use super::transmission::Entered;
 use super::{Config, TlsMode};
+use crate::export::MAX_SIZE;
 use crate::outbound::Tail;
 use crate::wire::{
     BlockSizeInfo, ClientFlags, EXPORT_NAME_PADDING, ExportInfoReply, InfoType, OptionCode,
@@ -28,7 +29,7 @@ pub struct Listing<'a> {
     pub description: &'a str,
 }
 
-/// Why a client can't have an export. Clients see the text.
+/// Why a client can't have an export. Clients see the text up to its first NUL, at most 4096 bytes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LookupRefusal<'a> {
@@ -313,7 +314,7 @@ impl Handshake {
             }
         };
         let entered = self.enter(shared.config, info, name);
-        let reply = ExportInfoReply { size: info.size, flags: entered.rules.flags };
+        let reply = ExportInfoReply { size: entered.rules.size, flags: entered.rules.flags };
         shared.out.put(&reply.encode_export_name());
         if !self.agreed.client_flags.contains(ClientFlags::NO_ZEROES) {
             shared.out.put(&[0; EXPORT_NAME_PADDING]);
@@ -351,7 +352,7 @@ impl Handshake {
             return Answered::Negotiating;
         }
         let flags = self.transmission_flags(info, &question.name);
-        let export = ExportInfoReply { size: info.size, flags };
+        let export = ExportInfoReply { size: info.size.min(MAX_SIZE), flags };
         shared.out.option_reply(code, Rep::INFO, &[&export.encode()]);
         let shown = |wanted: bool, text: &Option<alloc::string::String>| {
             text.clone().filter(|text| wanted && is_valid_string(text.as_bytes()))
@@ -414,7 +415,7 @@ impl Handshake {
             Default::default()
         };
         let block_size = block_size(config, info);
-        Entered::new(info.size, flags, block_size, &self.agreed, selection)
+        Entered::new(info.size.min(MAX_SIZE), flags, block_size, &self.agreed, selection)
     }
 }
 

@@ -10,6 +10,7 @@ use super::reply::{Answer, Style};
 use super::self_answered::SelfAnswers;
 use super::status::StatusExtents;
 use super::{Config, Event};
+use crate::export::MAX_SIZE;
 use crate::in_flight::InFlight;
 use crate::outbound::Outbound;
 use crate::scratch::Scratch;
@@ -56,7 +57,7 @@ impl Entered {
     /// The export has a new size. A client that can't know of it keeps the announced size at most.
     pub(super) fn set_size(&mut self, size: u64) {
         let knows = self.rules.flags.contains(TransmissionFlags::SEND_RESIZE);
-        self.rules.size = if knows { size } else { size.min(self.announced) };
+        self.rules.size = size.min(if knows { MAX_SIZE } else { self.announced });
     }
 
     pub(super) fn new(

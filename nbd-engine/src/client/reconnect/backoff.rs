@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use super::Reconnect;
+use crate::runtime::share_of;
 
 /// The delays of one connection: each twice as long as the one before, with a random share.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ impl Backoff {
         let factor = 1u32.checked_shl(self.attempts).unwrap_or(u32::MAX);
         self.attempts = self.attempts.saturating_add(1);
         let delay = self.min.saturating_mul(factor).min(self.max);
-        delay.mul_f64(1.0 - self.jitter * self.fraction())
+        share_of(delay, 1.0 - self.jitter * self.fraction())
     }
 
     /// From 0 to 1, by splitmix64.
@@ -107,5 +108,8 @@ mod tests {
         let config = Reconnect::new().with_delays(long, short).with_jitter(f64::NAN);
         assert_eq!((config.max_delay(), config.jitter()), (long, 0.0));
         assert_eq!(Reconnect::new().with_jitter(7.0).jitter(), 1.0);
+
+        let config = Reconnect::new().with_delays(Duration::MAX, short).with_jitter(0.0);
+        assert_eq!(Backoff::new(&config, 0).next(), Duration::MAX);
     }
 }

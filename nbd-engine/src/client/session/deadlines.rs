@@ -11,7 +11,7 @@ use super::super::request_state::RequestState;
 use super::super::timer::{Alarm, Ring, Timer};
 use super::Session;
 use super::submission::Requests;
-use crate::runtime::BoxFuture;
+use crate::runtime::{BoxFuture, moment_after};
 
 /// The clock of a connection.
 pub(super) struct Deadlines {
@@ -55,7 +55,7 @@ impl Session {
             self.deadlines.alarm = None;
             let now = self.deadlines.timer.now();
             if ring == Ring::Late {
-                self.requests.extend_deadlines(now + limit);
+                self.requests.extend_deadlines(moment_after(now, limit));
                 // What arrived meanwhile comes first.
                 cx.waker().wake_by_ref();
                 continue;

@@ -67,10 +67,11 @@ impl FileHoles {
 
     /// Makes a range read as zeroes: as a hole, or with `allocated` with space set aside, by whatever way the system
     /// offers; where there is none, zeroes are written. The file does not become longer unless they have to be written
-    /// behind its end. Blocks while the system works. When it fails, a part of the range may be zero.
+    /// behind its end. Blocks while the system works. When it fails, a part of the range may be zero. The range is in
+    /// bytes; one that is empty, or ends before it begins, changes nothing.
     ///
     /// # Errors
-    /// Those of the system.
+    /// Those of the system, such as [`io::ErrorKind::InvalidInput`] above 2^63 - 1.
     pub fn zero(&self, file: &fs::File, range: Range<u64>, allocated: bool) -> io::Result<()> {
         let whole = self.whole_sectors(range.clone());
         // A device that turns out to be unable may have lost what was cached of the range, which is written next.
@@ -91,11 +92,19 @@ impl FileHoles {
     /// is where the file ended when it was looked at last. All is data for a file system that does not know holes; so
     /// is what another process has cut off meanwhile, since to read it must fail.
     ///
-    /// Moves the position of the file.
+    /// Moves the position of the file. Blocks while the system looks.
     ///
     /// # Errors
-    /// Those of the system.
+    /// [`io::ErrorKind::InvalidInput`] unless `offset` lies before `end`, and that is 2^63 - 1 at most; otherwise those
+    /// of the system.
     pub fn run(&self, file: &fs::File, offset: u64, end: u64) -> io::Result<(bool, u64)> {
+        // The system would take an offset that it can't express for a negative one, as if it knew no holes.
+        if offset >= end || i64::try_from(end).is_err() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "there is no such range of a file",
+            ));
+        }
         Ok(self.find(file, offset, end)?)
     }
 
@@ -104,7 +113,8 @@ impl FileHoles {
         match self.kind {
             Kind::Regular => range,
             Kind::Block { sector } => {
-                range.start.next_multiple_of(sector)..range.end / sector * sector
+                range.start.checked_next_multiple_of(sector).unwrap_or(u64::MAX)
+                    ..range.end / sector * sector
             }
         }
     }
@@ -236,6 +246,29 @@ mod tests {
             }
             prop_assert_eq!(file.metadata().unwrap().len(), SIZE as u64);
         }
+    }
+
+    #[test]
+    fn a_range_that_no_file_has_is_an_error_and_nothing_is_learnt_from_it() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 4096], 0).unwrap();
+        let mut holes = FileHoles::of(&file).unwrap();
+        let before = holes.run(&file, 0, 4096).unwrap();
+        for (offset, end) in [(0, 0), (9, 4), (0, 1 << 63), (1 << 63, u64::MAX)] {
+            let error = holes.run(&file, offset, end).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{offset} {end}");
+        }
+        assert_eq!(holes.run(&file, 0, 4096).unwrap(), before);
+        for kind in [Kind::Regular, Kind::Block { sector: 512 }] {
+            holes.kind = kind;
+            holes.zero(&file, 9..9, false).unwrap();
+            #[expect(clippy::reversed_empty_ranges, reason = "a caller may compute one")]
+            holes.zero(&file, 4096..9, false).unwrap();
+            assert!(holes.zero(&file, u64::MAX - 9..u64::MAX, false).is_err());
+        }
+        let mut found = [0; 4096];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert_eq!(found, [7; 4096]);
     }
 
     #[test]

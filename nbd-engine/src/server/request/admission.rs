@@ -15,6 +15,7 @@ use nbd_proto::{Command, RequestId};
 
 use super::Requests;
 use crate::export::{Admit, ExportError};
+use crate::runtime::moment_after;
 use crate::server::dispatch;
 use crate::server::payload::Destination;
 
@@ -129,7 +130,7 @@ impl Requests {
         let Admit { delay, result } =
             dispatch::guarded(|| export.admit(client, &command)).unwrap_or_else(Admit::refuse);
         if delay > Duration::ZERO {
-            let due = now.checked_add(delay).unwrap_or(now);
+            let due = moment_after(now, delay);
             admission.delay(due, id, command, result.err());
             self.keep_payload(id, command, staged);
             return false;
@@ -157,7 +158,7 @@ impl Requests {
         // A layer that panics holds nobody up.
         let wait = dispatch::guarded(|| export.pace(client, &command, now)).unwrap_or_default();
         if wait > Duration::ZERO {
-            admission.retry = now.checked_add(wait);
+            admission.retry = Some(moment_after(now, wait));
             return false;
         }
         let _panicked = dispatch::guarded(|| export.begun(client, &command, now));

@@ -191,6 +191,27 @@ fn no_more_payload_waits_than_the_bound_and_a_request() {
 }
 
 #[test]
+fn a_wait_that_no_clock_reaches_has_no_end() {
+    struct Never;
+    impl Layer for Never {
+        const ADMITS: bool = true;
+        fn pace(&self, _: &ClientInfo, _: &Command, _: Instant) -> Duration {
+            Duration::MAX
+        }
+    }
+    let vast = Injection::new(1).delay(Duration::MAX..=Duration::MAX);
+    let delayed = Injected::new(Memory::new(1 << 20).unwrap(), vast);
+    let paced = Layered::with(Memory::new(1 << 20).unwrap(), Never);
+    let input = || script(CommandType::READ, 4096, 3);
+    for mut case in [Case::new(delayed, input()), Case::new(paced, input())] {
+        case.poll();
+        assert_eq!((case.finished(), case.session.requests_in_flight()), (0, 3));
+        let wait = case.session.due().unwrap() - case.begun;
+        assert!(wait > Duration::from_secs(100 * 365 * 24 * 60 * 60), "{wait:?}");
+    }
+}
+
+#[test]
 fn an_injected_error_is_answered_and_nothing_is_carried_out() {
     for delay in [Duration::ZERO, SECOND] {
         let memory = Arc::new(Memory::new(1 << 20).unwrap());
