@@ -60,7 +60,7 @@ impl RequestLog {
     /// 1764187200.000123 connection=7 write offset=4096 length=512 fua result=ok microseconds=81
     /// ```
     ///
-    /// The thread begins with the first line.
+    /// The thread begins with the first line. Dropping the log waits for the lines that it was given.
     ///
     /// # Errors
     /// When the file can't be opened for writing.

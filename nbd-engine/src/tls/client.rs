@@ -100,7 +100,7 @@ impl TlsClientBuilder {
         self
     }
 
-    /// Reads the files.
+    /// Reads the files, and blocks meanwhile.
     ///
     /// # Errors
     /// When a file is missing, can't be read or parsed, is not valid now or does not fit; the text names the file and

@@ -176,7 +176,7 @@ impl TlsServer {
     }
 
     /// The certificate and key of these PEM files. `authority` has the certificates that clients' are checked against; it
-    /// is needed unless `clients` is [`Off`](ClientCertificates::Off).
+    /// is needed unless `clients` is [`Off`](ClientCertificates::Off). Blocks while the files are read.
     ///
     /// # Errors
     /// When a file is missing, can't be read or parsed, when the certificate is not valid now or belongs to another key,
@@ -234,7 +234,8 @@ impl TlsServer {
         Ok(Self::new(Source::Keys(path.to_owned(), Arc::clone(&allowed)), current, allowed))
     }
 
-    /// Reads the files again, for handshakes that begin from now on. Connections that are there stay.
+    /// Reads the files again, for handshakes that begin from now on, and blocks meanwhile. Connections that are there
+    /// stay.
     ///
     /// # Errors
     /// As for [`from_files`](Self::from_files); what was read before stays in force then.

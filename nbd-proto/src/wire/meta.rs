@@ -10,7 +10,7 @@ use super::{DecodeError, Reader};
 pub struct MetaContextRequest<'a> {
     /// The export asked about; empty for the default one.
     pub name: &'a [u8],
-    /// How many queries there are.
+    /// How many queries there are: as many as [`queries`](Self::queries) gives.
     pub count: u32,
     queries: Queries<'a>,
 }
@@ -72,7 +72,7 @@ impl<'a> MetaContextRequest<'a> {
         self.queries
     }
 
-    /// Appends the data of a request to `out`.
+    /// Appends the data of a request to `out`. The strings are not checked.
     pub fn encode<'q>(
         name: &str,
         queries: impl ExactSizeIterator<Item = &'q str>,

@@ -197,7 +197,8 @@ impl<'a> InfoRequest<'a> {
         self.items.as_chunks().0.iter().map(|pair| InfoType(u16::from_be_bytes(*pair)))
     }
 
-    /// Appends the data of a request for `name` and `items` to `out`.
+    /// Appends the data of a request for `name` and `items` to `out`, as they are; items beyond the 65535th are left
+    /// out.
     pub fn encode(name: &str, items: &[InfoType], out: &mut Vec<u8>) {
         put_string(name, out);
         let count = u16::try_from(items.len()).unwrap_or(u16::MAX);

@@ -50,8 +50,9 @@ pub enum PartitionKind {
 }
 
 impl PartitionTable {
-    /// Reads the table of a disk of `size` bytes, of which whole blocks of `block_size` are read: the buffer that `read`
-    /// is given is to be filled from an offset on. That are a few KiB, and at most 5 MiB whatever the table says.
+    /// Reads the table of a disk of `size` bytes, of which whole blocks of `block_size` are read: the buffer that
+    /// `read` is given is to be filled from an offset on, in bytes. That are a few KiB, and at most 5 MiB whatever the
+    /// table says.
     ///
     /// # Errors
     /// [`PartitionError::NoTable`] if there is none, [`PartitionError::Damaged`] if there is one whose checksums are not
