@@ -33,6 +33,16 @@ pub const OPTIONS_PER_EXPORT: u32 = 8;
 ///
 /// and the data that it reads and writes lies in buffers that its embedder sized. A [`RecvBuffer`](crate::RecvBuffer)
 /// adds 64 KiB at most to either.
+///
+/// ```
+/// use nbd_proto::server::{Config, Connection};
+///
+/// let mut config = Config::default();
+/// config.limits.max_in_flight = 16;
+/// config.limits.max_payload = 1 << 20;
+/// let connection = Connection::new(config);
+/// # drop(connection);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {

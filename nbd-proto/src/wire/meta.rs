@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use super::option::put_string;
 use super::{DecodeError, Reader};
 
-/// The data of `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`, checked for shape only: strings are as sent.
+/// The data of `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT` (section "Option types"), checked for shape
+/// only: strings are as sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetaContextRequest<'a> {
     /// The export asked about; empty for the default one.
@@ -87,7 +88,7 @@ impl<'a> MetaContextRequest<'a> {
     }
 }
 
-/// The data of an `NBD_REP_META_CONTEXT` reply.
+/// The data of an `NBD_REP_META_CONTEXT` reply (section "Option reply types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MetaContextReply<'a> {
     /// The number that stands for the context in block status chunks; 0 in answers to LIST.

@@ -57,6 +57,18 @@ impl PartitionTable {
     /// # Errors
     /// [`PartitionError::NoTable`] if there is none, [`PartitionError::Damaged`] if there is one whose checksums are not
     /// right, and [`PartitionError::Unreadable`] if `read` fails.
+    ///
+    /// ```
+    /// use nbd_engine::export::{BlockSize, PartitionError, PartitionTable};
+    ///
+    /// let disk = vec![0_u8; 1 << 20];
+    /// let table = PartitionTable::read(1 << 20, BlockSize::DEFAULT, |buffer, offset| {
+    ///     let offset = offset as usize;
+    ///     buffer.copy_from_slice(&disk[offset..offset + buffer.len()]);
+    ///     Ok(())
+    /// });
+    /// assert_eq!(table, Err(PartitionError::NoTable));
+    /// ```
     pub fn read(
         size: u64,
         block_size: BlockSize,

@@ -40,6 +40,17 @@ pub use offline::{Committed, OverlaySummary, commit_overlay, discard_overlay, ov
 ///
 /// Over an export whose work is a future, what is not in the page cache is read on threads of the overlay's own, of which
 /// there are at most 4, and so is all that changes the file.
+///
+/// ```no_run
+/// use nbd_engine::export::{BaseStamp, File, Overlay};
+///
+/// let base = File::options().read_only(true).open("base.img")?;
+/// let modified = std::fs::metadata("base.img")?.modified()?;
+/// let stamp = BaseStamp::new(&base, Some(modified))?;
+/// let disk = Overlay::in_file(base, &stamp, "changes.overlay")?;
+/// println!("{} bytes differ from the base", disk.present_bytes());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct InFile {
     held: Arc<Held>,
     aside: Aside,
