@@ -59,8 +59,9 @@ pub trait CanWrite: Send + Sync {
     /// The client gets it as the reply, and takes the range for written in part.
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()>;
 
-    /// Writes if that can be done at once; `None` if it might block, with nothing done. Only consulted for exports
-    /// that may block.
+    /// Writes if that can be done at once. With `None`, if it might block, [`write`](Self::write) is called next with
+    /// the same data, of which a part may be written by then. Only consulted for exports that may block. The default is
+    /// `None`.
     fn try_write(&self, data: &[u8], offset: u64, fua: bool) -> Option<Result<()>> {
         let _ = (data, offset, fua);
         None

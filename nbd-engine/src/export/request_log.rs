@@ -51,7 +51,8 @@ impl RequestLog {
     }
 
     /// Lines are appended to a file, which is created if it is not there. A thread of its own writes them, so that a
-    /// full or slow disk holds up no request: lines that it can't take are left out, and the next one says how many.
+    /// full or slow disk holds up no request: while 4096 lines wait, further ones are left out, and the next one says
+    /// how many.
     ///
     /// Each line has the seconds since 1970, the number of the connection, the command with its flags, and `key=value`
     /// pairs:

@@ -92,8 +92,9 @@ impl TlsClientBuilder {
         self
     }
 
-    /// A key that this client shares with the server, instead of certificates: `user`'s in a file with lines of the form
-    /// `user:hexkey`, as psktool of GnuTLS writes it. [`build`](Self::build) refuses it together with certificates.
+    /// A key that this client shares with the server, instead of certificates: `user`'s in a file with lines of the
+    /// form `user:hexkey`, as psktool of GnuTLS writes it. A key has at most 512 bytes, and a user 256.
+    /// [`build`](Self::build) refuses it together with certificates.
     #[cfg(feature = "tls-psk")]
     pub fn pre_shared_key(mut self, user: impl Into<String>, file: impl Into<PathBuf>) -> Self {
         self.key = Some((user.into(), file.into()));

@@ -221,8 +221,9 @@ impl TlsServer {
         Self::new(Source::Given, Current::Certificates(config), Arc::default())
     }
 
-    /// Keys that the server shares with its clients instead of certificates: a file with lines of the form `user:hexkey`,
-    /// as psktool of GnuTLS writes it. TLS 1.2 and 1.3, with forward secrecy where the client can.
+    /// Keys that the server shares with its clients instead of certificates: a file with lines of the form
+    /// `user:hexkey`, as psktool of GnuTLS writes it. A key has at most 512 bytes, and a user 256. TLS 1.2 and 1.3,
+    /// with forward secrecy where the client can. Blocks while the file is read.
     ///
     /// # Errors
     /// When the file is missing, can't be read or parsed, has no key, or when everybody can read it.

@@ -243,6 +243,7 @@ impl<'a> Reply<'a> {
     /// A part of the request failed at `offset` in the export, in bytes. To be followed by more content, or
     /// [`finish`](Self::finish). Where the protocol can't express offsets the whole request will fail, with the first
     /// of the codes and without a text. Code and text are treated as by [`error`](Self::error).
+    /// Content that was given before may hold the offset; what is given later must not.
     ///
     /// # Errors
     /// [`Misuse::BadContent`] when the offset lies outside of the request or was reported before;
