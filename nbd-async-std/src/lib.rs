@@ -43,7 +43,12 @@
 //! [async-io](async_io), so both servers are the same code, and so are both clients. Unix platforms only.
 //!
 //! [The guide](crate::guide) goes on. An event loop of your own needs no runtime: [`proto`] is the protocol as a state
-//! machine, whose front page has the loop to write.
+//! machine, whose front page has the loop to write, and [one that does not block](proto#in-an-event-loop).
+//!
+//! # Features
+//!
+//! `smol` is on by default, `async-std` is not. `tls` is TLS by rustls with `ring`, `tls-aws-lc-rs` the same with
+//! `aws-lc-rs`, and `tls-psk` adds pre-shared keys, by OpenSSL, whose headers it needs to build: see the module `tls`.
 
 #[cfg(feature = "async-std")]
 mod async_std;

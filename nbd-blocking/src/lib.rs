@@ -19,7 +19,12 @@
 //!
 //! [The guide](crate::guide) goes on: exports of your own, limits, errors, reconnecting clients. An event loop of your
 //! own needs none of these threads: [`proto`] is the protocol as a state machine, whose front page has the loop to
-//! write.
+//! write, and [one that does not block](proto#in-an-event-loop).
+//!
+//! # Features
+//!
+//! None is on by default. `tls` is TLS by rustls with `ring`, `tls-aws-lc-rs` the same with
+//! `aws-lc-rs`, and `tls-psk` adds pre-shared keys, by OpenSSL, whose headers it needs to build: see the module `tls`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Rustdoc has a section for each Result that is public.

@@ -70,7 +70,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server of these exports with default config.
+    /// A server of these exports with the default configuration.
     pub fn new(exports: impl Exports) -> Self {
         Self::with_config(exports, ServerConfig::default())
     }
@@ -106,8 +106,9 @@ impl Server {
         self.start(listeners.into_iter().map(tcp).collect::<io::Result<Vec<_>>>()?)
     }
 
-    /// Listens on a Unix socket path. A socket that a dead server left is taken over; the path is removed when this
-    /// socket is [closed](Listening::close) or the server shuts down. Serving begins at once.
+    /// Listens on a Unix socket path, of at most 107 bytes on Linux. A socket that a dead server left is taken over;
+    /// the path is removed when this socket is [closed](Listening::close) or the server shuts down. Serving begins at
+    /// once. May block for up to two seconds while other servers start in the same folder.
     ///
     /// # Errors
     /// When a live server listens there, or the path can't be used, with the path in the text; or when the server shuts
@@ -231,8 +232,8 @@ impl Server {
     /// When this returns, the stream is flushed and open: if its protocol has an end of its own, such as TLS's
     /// `close_notify`, send that, then close the socket.
     ///
-    /// The stream is taken for plain by the protocol, even if it runs inside of TLS: of that,
-    /// [`serve_duplex_in_tls`](Self::serve_duplex_in_tls) is told.
+    /// The stream counts as plain, even if it runs inside of TLS: [`serve_duplex_in_tls`](Self::serve_duplex_in_tls)
+    /// serves one as what it is.
     ///
     /// ```no_run
     /// use std::os::fd::AsFd;
@@ -286,7 +287,7 @@ impl Server {
         block_on(admit_and_serve(&self.service, transport, Threads, peer))?
     }
 
-    /// Connections at the moment.
+    /// Connections at the moment, those that wait for room not among them.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.service.connections()
@@ -311,7 +312,7 @@ impl Server {
         self.service.is_shutting_down()
     }
 
-    /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.
+    /// Blocks until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.
     pub fn wait(&self) -> Outcome {
         park_on(async {
             self.service.shutdown_begun().await;
@@ -355,12 +356,12 @@ impl Listening {
     /// that the server bound is removed, unless another socket has taken its place. A client that was not admitted yet,
     /// since the server is full, is disconnected.
     ///
-    /// Returns when the sockets are closed, so that the addresses can be bound again; at once if they are already.
+    /// Blocks until the sockets are closed, so that the addresses can be bound again; not at all if they are already.
     pub fn close(&self) {
         park_on(self.0.close());
     }
 
-    /// Waits until the sockets are closed: by [`close`](Self::close), or since the server shuts down.
+    /// Blocks until the sockets are closed: by [`close`](Self::close), or since the server shuts down.
     pub fn join(&self) {
         park_on(self.0.join());
     }

@@ -4,8 +4,13 @@
 //! connections. The adapters (`nbd-blocking`, `nbd-tokio` and others) add sockets, threads or tasks, and timers, by
 //! the [`Runtime`] trait; most people use one of them.
 //!
-//! [The guide](crate::guide) shows how; it ends with the way to a loop of your own, without the engine: [`proto`] is the
-//! protocol as a state machine, whose front page has the loop to write.
+//! [The guide](crate::guide) shows how. Without the engine, [`proto`] is the protocol as a state machine, whose front
+//! page has the loop to write, and [one that does not block](proto#in-an-event-loop).
+//!
+//! # Features
+//!
+//! None is on by default. `tls` is TLS by rustls with `ring`, `tls-aws-lc-rs` the same with `aws-lc-rs`, and `tls-psk`
+//! adds pre-shared keys, by OpenSSL, whose headers it needs to build: see the module `tls`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Rustdoc has a section for each Result that is public.

@@ -34,8 +34,8 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send {
         false
     }
 
-    /// The connected socket that carries exactly the bytes of this stream, for those that take over the connection; `None`
-    /// where there is none, as inside of TLS, which is all that the default says.
+    /// The connected socket, in non-blocking mode, that carries exactly the bytes of this stream, for those that take
+    /// over the connection; `None` where there is none, as inside of TLS, which is all that the default says.
     fn socket(&self) -> Option<BorrowedFd<'_>> {
         None
     }

@@ -85,7 +85,7 @@ pub enum Command {
     /// `NBD_CMD_RESIZE` (resize extension).
     #[non_exhaustive]
     Resize {
-        /// The new size of the export.
+        /// The new size of the export in bytes.
         size: u64,
     },
 }

@@ -18,7 +18,7 @@ impl BlockSize {
     // S-SZ-06
     pub const DEFAULT: Self = Self { minimum: 1, preferred: 4096, maximum_payload: 1 << 25 };
 
-    /// Size constraints in bytes (section "Block size constraints").
+    /// Size constraints in bytes (section "Size constraints").
     ///
     /// # Errors
     /// [`InvalidBlockSize`] unless `minimum` is a power of two up to 65536, `preferred` a power of two of at least 512 and

@@ -94,8 +94,8 @@
 //!   `epoll` report a hang-up unasked, again and again. If they report that writing can't succeed any more, drop the
 //!   connection instead.
 //!
-//! `examples/poll_loop.rs` is such a loop, with `poll(2)`. [The guide](crate::guide) has both machines in one program,
-//! and TLS.
+//! `examples/poll_loop.rs` in the repository is such a loop, with `poll(2)`, for any number of clients.
+//! [The guide](crate::guide) has both machines in one program, and TLS.
 //!
 //! # Deadlines
 //!

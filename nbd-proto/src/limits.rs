@@ -8,7 +8,8 @@ pub const OPTIONS_PER_EXPORT: u32 = 8;
 ///
 /// No length from the wire sizes an allocation before it was compared with one of these.
 ///
-/// Each bound says its default, the reason for it, and what the peer sees beyond it.
+/// Each bound says its default, the reason for it, and what the peer sees beyond it. Any number is allowed; where the
+/// bound has a range of its own the nearest number in it counts, and elsewhere 0 allows nothing.
 ///
 /// The worst case for a server connection's own memory is about
 ///
@@ -32,12 +33,23 @@ pub const OPTIONS_PER_EXPORT: u32 = 8;
 ///
 /// and the data that it reads and writes lies in buffers that its embedder sized. A [`RecvBuffer`](crate::RecvBuffer)
 /// adds 64 KiB at most to either.
+///
+/// ```
+/// use nbd_proto::server::{Config, Connection};
+///
+/// let mut config = Config::default();
+/// config.limits.max_in_flight = 16;
+/// config.limits.max_payload = 1 << 20;
+/// let connection = Connection::new(config);
+/// # drop(connection);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
     /// Requests in flight: on a server those that are received and whose reply is not yet wholly transmitted, on a
     /// client those that are submitted and not completed.
     ///
+    /// - Range: from 1.
     /// - Default: 128, twice what the keenest common client (nbdcopy, 64) keeps in flight.
     /// - Beyond it: nothing is read until replies have been sent; a client refuses to submit.
     pub max_in_flight: u32,
@@ -49,8 +61,9 @@ pub struct Limits {
     /// - Beyond it: nothing is read until replies have been sent.
     pub max_in_flight_bytes: u64,
     /// The longest payload of a read or write, in bytes; lowers what exports advertise, on a server to its clients, on
-    /// a client to its embedder. A server never advertises more than 2^31.
+    /// a client to its embedder.
     ///
+    /// - Range: from the preferred block size of the export in question, on a server to 2^31.
     /// - Default: 32 MiB, which the specification asks servers to support.
     /// - Beyond it: a read fails with `EOVERFLOW`, a write with `EINVAL`; beyond [`max_discard`](Self::max_discard) a
     ///   write is a hard disconnect.
@@ -63,6 +76,7 @@ pub struct Limits {
     pub max_option_data: u32,
     /// On a server: the longest option data that is skipped, in bytes.
     ///
+    /// - Range: from [`max_option_data`](Self::max_option_data).
     /// - Default: 16 MiB; nothing that is defined comes near it.
     /// - Beyond it: a hard disconnect.
     // S-OPT-05
@@ -79,9 +93,10 @@ pub struct Limits {
     /// - Default: 16; a handful is common.
     /// - Beyond it: a server answers `NBD_REP_ERR_TOO_BIG`; a client that is given more than it asked for disconnects.
     pub max_contexts: u32,
-    /// On a server: extents in one block status chunk.
+    /// On a server: extents in one block status chunk, which is also no longer than the maximum payload.
     ///
-    /// - Default: 4096, at most 2^20.
+    /// - Range: from 1 to 2^20.
+    /// - Default: 4096.
     /// - Beyond it: a shorter reply, and the client asks again for the rest.
     // S-CMD-BS-07
     pub max_extents: u32,

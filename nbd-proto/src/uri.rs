@@ -126,7 +126,7 @@ impl Uri {
     /// The default export of a TCP server. An IPv6 address has no brackets; see [`Address::Tcp`].
     ///
     /// # Errors
-    /// [`UriError::BadHost`] when that is neither a name nor an address.
+    /// [`UriError::BadHost`] when that is neither a name nor an address, [`UriError::BadPort`] for port 0.
     pub fn tcp(host: &str, port: u16) -> Result<Self, UriError> {
         let host = parse::host(host, 0)?;
         let port = if port == 0 { return Err(parse::bad_tcp_port("0", 0)) } else { port };
@@ -142,7 +142,8 @@ impl Uri {
         Ok(Self::new(Address::Unix { socket }))
     }
 
-    /// The default export of a server on a virtual machine socket.
+    /// The default export of a server on a virtual machine socket: a context identifier, of which 2 is the host, and a
+    /// port.
     #[must_use]
     pub fn vsock(cid: u32, port: u32) -> Self {
         Self::new(Address::Vsock { cid, port })
@@ -178,7 +179,8 @@ impl Uri {
     /// The same, but with these TLS parameters.
     ///
     /// # Errors
-    /// [`UriError::Nul`] or [`UriError::TooLong`] when one of them can't be what it is.
+    /// [`UriError::Nul`] when a path or the host name contains NUL, [`UriError::TooLong`] for a host name of more than
+    /// 4096 bytes.
     pub fn with_tls(mut self, tls: TlsParameters) -> Result<Self, UriError> {
         for path in [&tls.certificates, &tls.psk_file].into_iter().flatten() {
             parse::no_nul(path, "path")?;

@@ -127,7 +127,7 @@ impl Cursor {
         self.inner.client()
     }
 
-    /// Where the next byte is read or written.
+    /// Where the next byte is read or written, in bytes from the beginning of the export.
     #[must_use]
     pub const fn position(&self) -> u64 {
         self.inner.position()

@@ -61,7 +61,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server of these exports with default config.
+    /// A server of these exports with the default configuration.
     pub fn new(exports: impl Exports) -> Self {
         Self::with_config(exports, ServerConfig::default())
     }
@@ -101,8 +101,9 @@ impl Server {
         self.start(sockets.collect::<io::Result<Vec<_>>>()?)
     }
 
-    /// Listens on a Unix socket path. A socket that a dead server left is taken over; the path is removed when this
-    /// socket is [closed](Listening::close) or the server shuts down. Serving begins at once, on this runtime.
+    /// Listens on a Unix socket path, of at most 107 bytes on Linux. A socket that a dead server left is taken over;
+    /// the path is removed when this socket is [closed](Listening::close) or the server shuts down. Serving begins at
+    /// once, on this runtime. May block for up to two seconds while other servers start in the same folder.
     ///
     /// # Errors
     /// When a live server listens there, or the path can't be used, with the path in the text; or when the server shuts
@@ -205,8 +206,8 @@ impl Server {
     /// served by the methods named after them: of the peer of a stream nothing is known. Dropping the future ends the
     /// connection; writes that were under way may or may not have been done.
     ///
-    /// The stream is taken for plain by the protocol, even if it runs inside of TLS: of that,
-    /// [`serve_stream_of`](Self::serve_stream_of) is told.
+    /// The stream counts as plain, even if it runs inside of TLS: [`serve_stream_of`](Self::serve_stream_of) serves one
+    /// as what it is.
     ///
     /// # Errors
     /// When the connection did not end in order, or did not begin, since the server is full or shuts down: see
@@ -249,7 +250,7 @@ impl Server {
         admit_and_serve(&self.service, transport, Tokio(Handle::current()), peer).await
     }
 
-    /// Connections at the moment.
+    /// Connections at the moment, those that wait for room not among them.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.service.connections()

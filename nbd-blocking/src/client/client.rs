@@ -45,7 +45,7 @@ impl Client {
     /// Connects to the export that a URI names, with the default configuration.
     ///
     /// # Errors
-    /// See [`connect_with`](Self::connect_with).
+    /// [`Error::Uri`] when the text is no NBD URI; otherwise those of [`connect_with`](Self::connect_with).
     pub fn connect(uri: &str) -> Result<Self, Error> {
         wait(engine::Client::connect(uri)).map(Self)
     }
@@ -54,7 +54,9 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Connect`] when the server can't be reached, [`Error::Refused`] when it does not have the export,
-    /// [`Error::TimedOut`] after [`ClientConfig::connect_timeout`], [`Error::Unsupported`] for what this build can't do.
+    /// [`Error::Protocol`] when it breaks the protocol or speaks another one, [`Error::TimedOut`] after
+    /// [`ClientConfig::connect_timeout`], [`Error::Unsupported`] for what this build can't do, [`Error::Local`] when
+    /// the thread gets no event descriptor, and for TLS `Error::Tls` and `Error::TlsSetup`.
     pub fn connect_with(uri: &Uri, config: &ClientConfig) -> Result<Self, Error> {
         wait(engine::Client::connect_with(uri, config)).map(Self)
     }
@@ -123,7 +125,8 @@ impl Client {
 /// # The export and the connections
 impl Client {
     /// What this client has done so far, its clones included. `None` unless it was asked for by
-    /// [`ClientConfig::with_statistics`](crate::client::ClientConfig::with_statistics). A flush counts once for each connection that it is sent on.
+    /// [`ClientConfig::with_statistics`](crate::client::ClientConfig::with_statistics). A flush counts once for each
+    /// connection that it is sent on.
     #[must_use]
     pub fn statistics(&self) -> Option<engine::ClientStatistics> {
         self.0.statistics()
@@ -154,13 +157,14 @@ impl Client {
     }
 
     /// Whether requests are taken: not after a [disconnect](Self::disconnect), nor once the last connection was lost, as
-    /// far as is known.
+    /// far as is known. One that is being [replaced](super::Reconnect) takes requests, which wait for the new one.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.0.is_connected()
     }
 
-    /// Whether a command makes sense for this export, without asking the server. It may be of any length.
+    /// Whether a command makes sense for this export, without asking the server. It may be of any length, none
+    /// included.
     ///
     /// # Errors
     /// The rule that it breaks.
@@ -168,7 +172,8 @@ impl Client {
         self.0.check(command)
     }
 
-    /// Disconnects softly: takes no more requests, waits for those in flight, then sends `NBD_CMD_DISC`.
+    /// Disconnects softly: takes no more requests, waits for those in flight, then sends `NBD_CMD_DISC`. How long it
+    /// blocks is up to the requests in flight, and to their [deadline](ClientConfig::with_request_timeout).
     pub fn disconnect(&self) {
         // Without an event descriptor, dropping the client has to do.
         let _disconnected = block_on(self.0.disconnect());
@@ -179,6 +184,8 @@ impl Client {
 ///
 /// Offsets and lengths are in bytes, and have to be multiples of the export's minimum block size
 /// ([`ExportDetails::block_size`]), which is 1 for most exports. What is longer than the server takes at once is split.
+/// What is about no bytes succeeds without being sent. [Flags](Flags) that mean nothing to a request are an
+/// [`Error::Invalid`]. Each method blocks until the server has answered.
 ///
 /// The methods on slices have the names and the order of arguments of [`FileExt`](std::os::unix::fs::FileExt). Those on
 /// buffers that the client owns meanwhile neither copy nor allocate; their offset comes first, their flags last.
@@ -223,7 +230,7 @@ impl Client {
         wait(self.0.write_all_at(data, offset))
     }
 
-    /// Reads `length` bytes.
+    /// Reads `length` bytes, which are held in memory at once.
     ///
     /// # Errors
     /// Those of all [requests](#requests).
@@ -353,7 +360,10 @@ impl Client {
     /// Changes the size of the export to `size` bytes. Requests about the part that comes or goes must not be in flight.
     ///
     /// # Errors
-    /// Those of all [requests](#requests).
+    /// [`Error::Unsupported`] when the client has several connections, of which the others would not learn the new
+    /// size; [`Error::Invalid`] when the server does not offer it, for more than 2^63 - 1 bytes, or for a size that is
+    /// no multiple of the minimum block size; [`Error::NotSubmitted`] when other requests are in the way; otherwise
+    /// those of all [requests](#requests).
     pub fn resize(&self, size: u64) -> Result<(), Error> {
         wait(self.0.resize(size))
     }

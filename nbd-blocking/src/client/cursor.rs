@@ -23,7 +23,7 @@ impl Cursor {
         Self { client, position: 0 }
     }
 
-    /// Where the next byte is read or written.
+    /// Where the next byte is read or written, in bytes from the beginning of the export.
     #[must_use]
     pub const fn position(&self) -> u64 {
         self.position

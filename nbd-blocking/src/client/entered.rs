@@ -72,8 +72,9 @@ impl Entered {
         self.0.socket()
     }
 
-    /// Carries bytes between the connection and a socket, whose other end speaks the transmission phase, until either of
-    /// them ends. Then both are closed. For connections without a [`socket`](Self::socket) of their own.
+    /// Carries bytes between the connection and a socket, whose other end speaks the transmission phase, until either
+    /// of them ends, and blocks meanwhile. Then both are closed. For connections without a [`socket`](Self::socket) of
+    /// their own.
     ///
     /// With simple replies the end may come from a reply as well: when the server answers a request by `NBD_ESHUTDOWN`, that
     /// reply does not pass, and both are closed in its place. The kernel's client takes that error for a fault of the disk,

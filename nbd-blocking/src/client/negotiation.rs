@@ -18,7 +18,7 @@ use crate::reactor::Threads;
 /// It answers what there is to know without entering: any number of questions, then [`enter`](Self::enter) or
 /// [`abort`](Self::abort). What the server refuses, with [`Error::Refused`], or what can't be asked, with
 /// [`Error::InvalidOption`], leaves it as it was: ask again, or for something else. After any other error it is of no use
-/// any more. Each question is bounded by [`ClientConfig::connect_timeout`].
+/// any more. Each question blocks until it is answered, for at most [`ClientConfig::connect_timeout`].
 ///
 /// ```
 /// use nbd_blocking::client::{ClientConfig, Error};
@@ -87,10 +87,11 @@ impl Negotiation {
     /// [`Server::serve_duplex`](crate::Server::serve_duplex) for what is required of it; `socket` gives the socket below
     /// it.
     ///
-    /// Nobody calls what ends the stream's own protocol, such as TLS's `close_notify`: the stream is flushed and dropped
-    /// in the end, with the negotiation or the last clone of the client that it gave. Without `close_notify` the server may take the end for a cut, so
-    /// wrap the stream in a type of yours whose `Drop` sends it (of rustls: `conn.send_close_notify()`, then
-    /// `conn.write_tls(&mut sock)`). Say by [`with_stream_in_tls`](ClientConfig::with_stream_in_tls) that it is TLS.
+    /// Nobody calls what ends the stream's own protocol, such as TLS's `close_notify`: the stream is flushed and
+    /// dropped in the end, with the negotiation or the last clone of the client that it gave. Without `close_notify`
+    /// the server may take the end for a cut, so wrap the stream in a type of yours whose `Drop` sends it (of rustls:
+    /// `conn.send_close_notify()`, then `conn.write_tls(&mut sock)`). Say by
+    /// [`with_stream_in_tls`](ClientConfig::with_stream_in_tls) that it is TLS.
     ///
     /// # Errors
     /// See [`connect`](Self::connect).
@@ -155,7 +156,8 @@ impl Negotiation {
     /// `NBD_OPT_LIST`: the exports that the server lists; there may be others.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the server does not list its exports.
+    /// [`Error::Refused`] when the server does not list its exports, [`Error::Protocol`] when the list takes more than
+    /// 128 MiB.
     pub fn list(&mut self) -> Result<Vec<Listing>, Error> {
         wait(self.0.list())
     }
@@ -236,7 +238,9 @@ impl Negotiation {
     ///
     /// # Errors
     /// [`Error::Refused`] when the server does not let this client into the export. (On `NBD_OPT_EXPORT_NAME` it can only
-    /// do so by closing the connection.) [`Error::Unsupported`] when further connections find another export.
+    /// do so by closing the connection.) When this connection has entered the export and a further one fails,
+    /// [`Error::Unsupported`] if it finds another export, otherwise an error of [connecting](Client::connect_with); the
+    /// negotiation is over then.
     pub fn enter(&mut self, export: &str) -> Result<Client, Error> {
         wait(self.0.enter(export)).map(Client)
     }

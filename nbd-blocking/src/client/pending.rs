@@ -14,7 +14,7 @@ use crate::reactor::block_on;
 pub struct Pending<R>(pub(super) engine::Pending<R>);
 
 impl<R: Outcome> Pending<R> {
-    /// Waits for the outcome. Costs no system call when the answer is there already.
+    /// Blocks until the outcome is there. Costs no system call when it is already.
     #[must_use = "it says how the request went"]
     pub fn wait(self) -> R {
         self.0.try_take().unwrap_or_else(|pending| {
@@ -22,8 +22,9 @@ impl<R: Outcome> Pending<R> {
         })
     }
 
-    /// Waits until some of these is done, and gives which: waiting for that one costs nothing then. Servers may answer in
-    /// any order, so that this keeps more requests in flight than to wait for the oldest. `None` when there are none.
+    /// Blocks until some of these is done, and gives its index: waiting for that one costs nothing then. Servers may
+    /// answer in any order, so that this keeps more requests in flight than to wait for the oldest. `None` when there
+    /// are none.
     ///
     /// ```
     /// # use nbd_blocking::export::{ExportMap, Memory};

@@ -23,8 +23,8 @@ impl BlockStatusRange {
         Self { inner, over: false }
     }
 
-    /// Asks about `bytes` at a time, at most. Answers stay small then, and the first one comes soon. By default a request
-    /// is as long as the headers allow.
+    /// Asks about `bytes` at a time, at most, rounded up to whole blocks of the minimum size; 0 means one block.
+    /// Answers stay small then, and the first one comes soon. By default a request is as long as the headers allow.
     pub fn with_window(mut self, bytes: u64) -> Self {
         self.inner = self.inner.with_window(bytes);
         self
@@ -37,7 +37,7 @@ impl BlockStatusRange {
         self
     }
 
-    /// Where the next run begins.
+    /// Where the next run begins in the export, in bytes.
     #[must_use]
     pub fn position(&self) -> u64 {
         self.inner.position()

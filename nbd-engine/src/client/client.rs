@@ -170,7 +170,8 @@ impl<C> Client<C> {
         self.shared.connections.iter().any(|connection| connection.handle.is_open())
     }
 
-    /// Whether a command makes sense for this export, without asking the server. It may be of any length.
+    /// Whether a command makes sense for this export, without asking the server. It may be of any length, none
+    /// included.
     ///
     /// # Errors
     /// The rule that it breaks.
@@ -244,7 +245,8 @@ impl<C> Client<C> {
     }
 
     /// Disconnects softly: takes no more requests, waits for those in flight, then sends `NBD_CMD_DISC`. Requests of
-    /// clones fail with [`Error::Disconnected`](super::Error::Disconnected) from now on.
+    /// clones fail with [`Error::Disconnected`](super::Error::Disconnected) from now on. How long it takes is up to the
+    /// requests in flight, and to their [deadline](super::ClientConfig::with_request_timeout).
     ///
     /// Cancel-safe: when dropped, the client disconnects all the same, as soon as requests in flight are answered.
     pub async fn disconnect(&self) {

@@ -69,8 +69,10 @@ impl ClientConfig {
         Self::default()
     }
 
-    /// The metadata contexts to select, for [`Client::block_status`](super::Client::block_status). Those that the server
-    /// does not have are missing from [`ExportDetails::contexts`](super::ExportDetails::contexts). Default none.
+    /// The metadata contexts to select, for [`Client::block_status`](super::Client::block_status). Those that the
+    /// server does not have are missing from [`ExportDetails::contexts`](super::ExportDetails::contexts). Default none.
+    /// One that is no namespace, colon and leaf of at most 4096 bytes without NUL has connecting fail with
+    /// [`Error::InvalidOption`](super::Error::InvalidOption).
     #[must_use]
     pub fn with_contexts(mut self, contexts: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.contexts = contexts.into_iter().map(Into::into).collect();
@@ -109,14 +111,16 @@ impl ClientConfig {
     }
 
     /// How long it may take to connect and enter an export, and how long each question of a
-    /// [negotiation](super::Negotiation) by hand may take. Default 30 seconds.
+    /// [negotiation](super::Negotiation) by hand may take. Default 30 seconds; [`Duration::MAX`] waits without end.
     #[must_use]
     pub const fn with_connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
     }
 
-    /// How long the reply to a request may take. Default `None`: a disk may take its time.
+    /// How long a request may take from its submission to its reply, the time that it waits for a slot or for a new
+    /// connection included; then it fails with [`Error::TimedOut`](super::Error::TimedOut). Default `None`, as long as
+    /// it takes: a disk may take its time.
     #[must_use]
     pub const fn with_request_timeout(mut self, limit: Option<Duration>) -> Self {
         self.request_timeout = limit;
@@ -125,8 +129,8 @@ impl ClientConfig {
 
     /// How long a connection whose server is quick polls for the next reply before it sleeps, which spares both sides the
     /// cost of waking it; zero turns it off. It never happens on a single processor, nor on more connections at a time
-    /// than half of the processors. Default 30 microseconds with `nbd-blocking`, and zero on runtimes whose tasks share
-    /// threads.
+    /// than half of the processors. The thread is occupied meanwhile: choose microseconds. Default 30 microseconds with
+    /// `nbd-blocking`, and zero on runtimes whose tasks share threads.
     #[must_use]
     pub const fn with_busy_poll(mut self, limit: Duration) -> Self {
         self.busy_poll = Some(limit);
@@ -185,8 +189,8 @@ impl ClientConfig {
         self
     }
 
-    /// Requests in flight on one connection; those beyond wait on this side. Sets
-    /// [`Limits::max_in_flight`]; zero means 1.
+    /// Requests in flight on one connection; those beyond wait on this side. Sets [`Limits::max_in_flight`], which is
+    /// 128 by default; zero means 1.
     #[must_use]
     pub const fn with_max_in_flight(mut self, requests: u32) -> Self {
         self.limits.max_in_flight = if requests == 0 { 1 } else { requests };

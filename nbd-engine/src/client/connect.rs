@@ -36,7 +36,7 @@ impl<C: CurrentRuntime> Client<C> {
     /// Cancel-safe: when dropped, there is no connection.
     ///
     /// # Errors
-    /// See [`connect_with`](Self::connect_with).
+    /// [`Error::Uri`] when the text is no NBD URI; otherwise those of [`connect_with`](Self::connect_with).
     ///
     /// # Panics
     /// Without a runtime, on those that are not global.
@@ -50,7 +50,9 @@ impl<C: CurrentRuntime> Client<C> {
     ///
     /// # Errors
     /// [`Error::Connect`] when the server can't be reached, [`Error::Refused`] when it does not have the export,
-    /// [`Error::TimedOut`] after [`ClientConfig::connect_timeout`], [`Error::Unsupported`] for what this build can't do.
+    /// [`Error::Protocol`] when it breaks the protocol or speaks another one, [`Error::TimedOut`] after
+    /// [`ClientConfig::connect_timeout`], [`Error::Unsupported`] for what this build can't do, and for TLS
+    /// `Error::Tls` and `Error::TlsSetup`.
     ///
     /// # Panics
     /// Without a runtime, on those that are not global.

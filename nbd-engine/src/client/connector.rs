@@ -29,14 +29,15 @@ pub trait Connector: Clone + Send + Sync + 'static {
     /// Its time and tasks.
     fn runtime(&self) -> Self::Runtime;
 
-    /// Connects to a TCP address and turns Nagle's algorithm off.
+    /// Connects to a TCP address and turns Nagle's algorithm off, as [`tune_tcp`](crate::net::tune_tcp) does. The
+    /// future is dropped when the client gives up, and has to drop the socket then.
     // B-CONV-05
     fn connect_tcp(
         &self,
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<AnyTransport>> + Send;
 
-    /// Takes over a Unix socket that is connected and non-blocking.
+    /// Takes over a Unix socket that is connected and non-blocking; one of vsock comes as such, too.
     ///
     /// # Errors
     /// When the platform does not let it.

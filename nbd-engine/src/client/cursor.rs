@@ -18,7 +18,10 @@ const MAX_LENGTH: usize = 1 << 20;
 ///
 /// A write is sent at once and waited for by the next call; flushing waits for it, and then has the server make
 /// everything durable if it [can](super::ExportDetails::can_flush). Writes at the end of the export fail with
-/// [`io::ErrorKind::StorageFull`].
+/// [`io::ErrorKind::StorageFull`]. A call moves at most 1 MiB.
+///
+/// Reading, writing and flushing are cancel-safe: a read that is given up moves nothing, and a write that was given up
+/// before it was ready was not begun. The error of a write that was sent is reported by the next call.
 #[derive(Debug)]
 pub struct Cursor<C> {
     client: Client<C>,
@@ -44,7 +47,7 @@ impl<C> Cursor<C> {
         &self.client
     }
 
-    /// Where the next byte is read or written.
+    /// Where the next byte is read or written, in bytes from the beginning of the export.
     #[must_use]
     pub const fn position(&self) -> u64 {
         self.position
@@ -74,7 +77,7 @@ impl<C> Cursor<C> {
     /// The position that a seek leads to.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] before the beginning. Past the end is fine, as for files.
+    /// [`io::ErrorKind::InvalidInput`] before the beginning, or above 2^64 - 1. Past the end is fine, as for files.
     pub fn seek_to(&mut self, target: SeekFrom) -> io::Result<u64> {
         let position = match target {
             SeekFrom::Start(position) => Some(position),

@@ -29,8 +29,8 @@ impl Entered {
         &self.details
     }
 
-    /// The socket, which may be duplicated and handed on; `None` if the bytes on it are not those of the protocol, as with
-    /// TLS, or if the stream is no socket.
+    /// The socket, which may be duplicated and handed on, and is in non-blocking mode; `None` if the bytes on it are
+    /// not those of the protocol, as with TLS, or if the stream is no socket.
     #[must_use]
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.transport.socket()

@@ -29,9 +29,9 @@ pub enum Error {
     },
     /// Something is needed that this client, or this server, does not have.
     Unsupported {
-        /// Where.
+        /// The address or the URI that it is about.
         address: String,
-        /// What.
+        /// What is needed, and what to do about it.
         what: &'static str,
     },
     /// The server does not want this client, or does not have what it asked for.
@@ -79,7 +79,7 @@ pub enum Error {
         peer: Arc<str>,
         /// The metadata context.
         context: Arc<str>,
-        /// The first of the bytes.
+        /// The offset of the first of these bytes in the export.
         offset: u64,
         /// Whether the context was selected for this export.
         selected: bool,

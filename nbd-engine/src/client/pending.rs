@@ -138,7 +138,7 @@ impl<R> Pending<R> {
         Self { state: State::Known(result), convert, seen: None }
     }
 
-    /// Whether the outcome is there: then neither polling nor [`try_take`](Self::try_take) will wait.
+    /// Whether the outcome is there, without waiting: then neither polling nor [`try_take`](Self::try_take) will wait.
     #[must_use]
     pub fn is_done(&self) -> bool {
         match &self.state {

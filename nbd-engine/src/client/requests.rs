@@ -14,8 +14,9 @@ pub type BufResult = (Vec<u8>, Result<(), Error>);
 /// # Requests
 ///
 /// Offsets and lengths are in bytes, and have to be multiples of the export's minimum block size
-/// ([`ExportDetails::block_size`](super::ExportDetails::block_size)), which is 1 for most exports. What is longer than the
-/// server takes at once is split, with all parts in flight at the same time.
+/// ([`ExportDetails::block_size`](super::ExportDetails::block_size)), which is 1 for most exports. What is longer than
+/// the server takes at once is split, with all parts in flight at the same time. What is about no bytes succeeds
+/// without being sent. [Flags](Flags) that mean nothing to a request are an [`Error::Invalid`].
 ///
 /// The methods on slices have the names and the order of arguments of [`FileExt`](std::os::unix::fs::FileExt). Those on
 /// buffers that the client owns meanwhile neither copy nor allocate; their offset comes first, their flags last. Each
@@ -91,7 +92,7 @@ impl<C> Client<C> {
         self.submit_copied(data, offset).await
     }
 
-    /// Reads `length` bytes.
+    /// Reads `length` bytes, which are held in memory at once.
     ///
     /// Cancel-safe.
     ///
@@ -183,7 +184,10 @@ impl<C> Client<C> {
     /// answered.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when the client has several connections, of which the others would not learn the new size.
+    /// [`Error::Unsupported`] when the client has several connections, of which the others would not learn the new
+    /// size; [`Error::Invalid`] when the server does not offer it, for more than 2^63 - 1 bytes, or for a size that is
+    /// no multiple of the minimum block size; [`Error::NotSubmitted`] when other requests are in the way; otherwise
+    /// those of all [requests](#requests).
     pub async fn resize(&self, size: u64) -> Result<(), Error> {
         if self.connections() > 1 {
             let what = "only a client of one connection can resize the export";

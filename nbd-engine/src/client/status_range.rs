@@ -19,7 +19,7 @@ use super::{ContextExtents, Error, Flags};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StatusRun {
-    /// Where it begins in the export.
+    /// Where it begins in the export, in bytes.
     pub offset: u64,
     /// Bytes; never zero.
     pub length: u64,
@@ -92,8 +92,8 @@ impl<C> Client<C> {
 }
 
 impl<C> BlockStatusRange<C> {
-    /// Asks about `bytes` at a time, at most. Answers stay small then, and the first one comes soon. By default a request
-    /// is as long as the headers allow.
+    /// Asks about `bytes` at a time, at most, rounded up to whole blocks of the minimum size; 0 means one block.
+    /// Answers stay small then, and the first one comes soon. By default a request is as long as the headers allow.
     pub fn with_window(mut self, bytes: u64) -> Self {
         self.walk.limit(bytes);
         self
@@ -106,7 +106,7 @@ impl<C> BlockStatusRange<C> {
         self
     }
 
-    /// Where the next run begins.
+    /// Where the next run begins in the export, in bytes.
     #[must_use]
     pub const fn position(&self) -> u64 {
         self.walk.position()
@@ -117,7 +117,7 @@ impl<C> BlockStatusRange<C> {
     /// Cancel-safe: nothing is lost.
     ///
     /// # Errors
-    /// Those of all [requests](#requests).
+    /// Those that [`Client::block_status_range`] names. After an error there is nothing more.
     pub async fn next(&mut self) -> Option<Result<StatusRun, Error>> {
         poll_fn(|cx| self.poll_run(cx)).await
     }

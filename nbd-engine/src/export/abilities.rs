@@ -51,16 +51,17 @@ pub enum Fua {
 /// }
 /// ```
 pub trait CanWrite: Send + Sync {
-    /// Writes `data` at `offset`. With `fua` the data is durable before this returns. That is asked for only when
-    /// [`fua`](Self::fua) says [`Fua::Native`]; by default it is false even for a client's FUA writes, and
-    /// [`CanFlush::flush`] is called after them.
+    /// Writes `data`, of at most the maximum payload, at `offset` in bytes. With `fua` the data is durable before this
+    /// returns. That is asked for only when [`fua`](Self::fua) says [`Fua::Native`]; by default it is false even for a
+    /// client's FUA writes, and [`CanFlush::flush`] is called after them.
     ///
     /// # Errors
     /// The client gets it as the reply, and takes the range for written in part.
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> Result<()>;
 
-    /// Writes if that can be done at once; `None` if it might block, with nothing done. Only consulted for exports
-    /// that may block.
+    /// Writes if that can be done at once. With `None`, if it might block, [`write`](Self::write) is called next with
+    /// the same data, of which a part may be written by then. Only consulted for exports that may block. The default is
+    /// `None`.
     fn try_write(&self, data: &[u8], offset: u64, fua: bool) -> Option<Result<()>> {
         let _ = (data, offset, fua);
         None
@@ -103,7 +104,7 @@ pub trait CanWrite: Send + Sync {
 /// }
 /// ```
 pub trait TakesPages: Send + Sync {
-    /// Bytes of a page: a power of two.
+    /// Bytes of a page: a power of two, the same at each call.
     fn page_size(&self) -> usize;
 
     /// A page of the export's own memory, of that size, to be received into; its content is arbitrary, so that every
@@ -184,7 +185,8 @@ pub trait CanFlush: Send + Sync {
 /// }
 /// ```
 pub trait CanTrim: Send + Sync {
-    /// Drops the range or any part of it; what it reads as later is up to the export. Nothing outside may change.
+    /// Drops the range, in bytes, or any part of it; what it reads as later is up to the export. Nothing outside may
+    /// change. `fua` is as for [`CanWrite::write`].
     ///
     /// # Errors
     /// The client gets it as the reply.
@@ -236,7 +238,7 @@ pub struct ZeroMode {
 /// }
 /// ```
 pub trait CanWriteZeroes: Send + Sync {
-    /// Makes the range read as zeroes.
+    /// Makes the range, in bytes, read as zeroes.
     ///
     /// # Errors
     /// The client gets it as the reply: [`not_fast`](super::ExportError::not_fast) for a fast zero that would be slow.
@@ -278,7 +280,7 @@ pub trait CanWriteZeroes: Send + Sync {
 /// }
 /// ```
 pub trait CanCache: Send + Sync {
-    /// Prepares for reads of the range.
+    /// Prepares for reads of the range, in bytes. Doing nothing is fine.
     ///
     /// # Errors
     /// The client gets it as the reply.
@@ -346,7 +348,7 @@ pub trait CanExtents: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "exports make them; the context has two flags")]
 pub struct Allocation {
-    /// Bytes.
+    /// Bytes. A run of none says nothing.
     pub length: u64,
     /// No space is taken: a write may find none.
     pub hole: bool,

@@ -62,10 +62,11 @@ pub trait AsyncExport: Send + Sync + 'static {
     /// See [`Export::size`](super::Export::size).
     fn size(&self) -> u64;
 
-    /// Fills `buffer` with the bytes at `offset`.
+    /// Fills `buffer` with the bytes at `offset`. See [`Export::read`](super::Export::read).
     fn read(&self, buffer: &mut [u8], offset: u64) -> impl Future<Output = Result<()>> + Send;
 
-    /// Reads into a reply body: the same as [`read`](Self::read), for exports that have holes or bytes to share.
+    /// Reads into a reply body: the same as [`read`](Self::read), for exports that have holes or bytes to share. A body
+    /// of another length fails the request with `EIO`.
     fn read_body(
         &self,
         body: &mut Body,
@@ -189,7 +190,7 @@ pub trait AsyncExport: Send + Sync + 'static {
 /// See [`CanWrite`](super::CanWrite).
 pub trait AsyncCanWrite: Send + Sync {
     /// Writes `data` at `offset`. `fua` is set with [`Fua::Native`] alone, and then the data is durable before this is
-    /// ready; otherwise the engine flushes afterwards.
+    /// ready; otherwise the engine flushes afterwards. A write whose future is dropped may be done in part.
     fn write(&self, data: &[u8], offset: u64, fua: bool)
     -> impl Future<Output = Result<()>> + Send;
 
@@ -304,7 +305,7 @@ pub trait AsyncContexts: Send + Sync {
 
 /// See [`CanResize`](super::CanResize).
 pub trait AsyncCanResize: Send + Sync {
-    /// Makes [`AsyncExport::size`] be `size`.
+    /// Makes [`AsyncExport::size`] be `size` bytes. The size stays as it was if this fails.
     fn resize(&self, size: u64) -> impl Future<Output = Result<()>> + Send;
 }
 

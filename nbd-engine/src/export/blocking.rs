@@ -59,8 +59,9 @@ use super::{
 /// }
 /// ```
 pub trait Export: Send + Sync + 'static {
-    /// The size in bytes, at most 2^63 - 1. It may change, by [`CanResize`] or otherwise; every connection asks for it
-    /// before it looks at new requests, so this must be quick. A request may have been checked against an earlier size.
+    /// The size in bytes; what lies above 2^63 - 1 is not served. It may change, by [`CanResize`] or otherwise; every
+    /// connection asks for it before it looks at new requests, so this must be quick. A request may have been checked
+    /// against an earlier size.
     fn size(&self) -> u64;
 
     /// Called before the size is reported to a client that enters the export or asks about it: the moment to look
@@ -68,7 +69,8 @@ pub trait Export: Send + Sync + 'static {
     /// not block. The default does nothing, which is right for exports that know their size at any time.
     fn refresh(&self) {}
 
-    /// Fills `buffer` with the bytes at `offset`. What stands in it before is arbitrary.
+    /// Fills `buffer`, of at most the maximum payload, with the bytes at `offset`. What stands in it before is
+    /// arbitrary.
     ///
     /// # Errors
     /// The client gets it as the reply; the buffer is dropped.
@@ -95,22 +97,25 @@ pub trait Export: Send + Sync + 'static {
         self.never_blocks().then(|| self.read_body(body, length, offset))
     }
 
-    /// Size constraints. The default is no constraint: bytes, 4 KiB preferred, 32 MiB of payload.
+    /// Size constraints. The default is no constraint: [`BlockSize::DEFAULT`]. Asked for each time that a client asks
+    /// about the export or enters it, and binding for that client from then on.
     fn block_size(&self) -> BlockSize {
         BlockSize::DEFAULT
     }
 
-    /// Whether clients that don't ask for the size constraints are refused.
+    /// Whether clients that don't ask for the size constraints are refused, unless the minimum is one byte. Default
+    /// `false`.
     fn block_size_required(&self) -> bool {
         false
     }
 
-    /// A text for people who list the exports. Clients get no description without one.
+    /// A text for people who list the exports. Clients get no description without one, nor one of more than 4096 bytes
+    /// or with a NUL. The default is `None`.
     fn description(&self) -> Option<String> {
         None
     }
 
-    /// Whether the medium rotates, so that clients order their requests for it.
+    /// Whether the medium rotates, so that clients order their requests for it. Default `false`.
     fn rotational(&self) -> bool {
         false
     }

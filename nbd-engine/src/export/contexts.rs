@@ -86,8 +86,8 @@ pub trait Contexts: Send + Sync {
         visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
     ) -> Result<()>;
 
-    /// The status of a block that has parts of both: blocks are as large as the minimum block size and 512 bytes, and a
-    /// clients get whole ones only. The default has the bits of either, which suits marks such as "dirty".
+    /// The status of a block that has parts of both: blocks are as large as the minimum block size, and 512 bytes at
+    /// least, and clients get whole ones only. The default has the bits of either, which suits marks such as "dirty".
     fn join(&self, context: &str, one: u64, other: u64) -> u64 {
         let _ = context;
         one | other

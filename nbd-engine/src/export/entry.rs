@@ -74,10 +74,11 @@ impl ExportEntry {
         Ok(self)
     }
 
-    /// Refuses the export to clients that have not upgraded to TLS, and leaves it out of their lists.
+    /// Refuses the export to clients outside of TLS. An [`ExportMap`](super::ExportMap) also leaves it out of their
+    /// lists.
     ///
-    /// Only the upgrade by `NBD_OPT_STARTTLS` counts. The server can't be told that a stream which is handed to
-    /// `serve_stream` or `serve_duplex` runs inside of TLS already: this export is refused there, too.
+    /// Inside are those that have upgraded by `NBD_OPT_STARTTLS`, and those on a stream of which the embedder
+    /// [says so](super::Peer::with_tls).
     #[must_use]
     pub const fn with_tls_required(mut self) -> Self {
         self.tls_required = true;

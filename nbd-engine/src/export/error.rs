@@ -12,8 +12,8 @@ pub type Result<T, E = ExportError> = core::result::Result<T, E>;
 /// A failure of an export: the protocol's error value and a text for people, which clients get where the protocol has
 /// room for one.
 ///
-/// An [`io::Error`] converts into it: out of space and quota become `ENOSPC`, lack of permission `EPERM`, a bad
-/// argument `EINVAL`, everything else `EIO`.
+/// An [`io::Error`] converts into it: out of space, out of quota and too large a file become `ENOSPC`, lack of
+/// permission and a read-only file system `EPERM`, a bad argument `EINVAL`, everything else `EIO`.
 ///
 /// ```
 /// use nbd_engine::export::{ErrorCode, ExportError};

@@ -93,7 +93,7 @@ pub trait Layer: Send + Sync + 'static {
     /// anything.
     const ADMITS: bool = false;
 
-    /// The size in bytes, given that of the export inside.
+    /// The size in bytes, given that of the export inside, which it must not exceed.
     fn size(&self, inner: u64) -> u64 {
         inner
     }
@@ -132,10 +132,10 @@ pub trait Layer: Send + Sync + 'static {
     }
 
     /// Reports the status in a context whose source is [`Source::Layer`]. See
-    /// [`Contexts::status`](super::Contexts::status).
+    /// [`Contexts::status`](super::Contexts::status). The default knows no context.
     ///
     /// # Errors
-    /// When the context is not there (any more).
+    /// When the context is not there (any more), with [`no_such_context`](super::no_such_context).
     fn status(
         &self,
         context: &str,

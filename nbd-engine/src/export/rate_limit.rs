@@ -131,14 +131,14 @@ impl RateLimit {
         }
     }
 
-    /// What all clients together may do.
+    /// What all clients together may do. Default no bounds.
     #[must_use]
     pub fn for_export(mut self, rates: Rates) -> Self {
         self.export = rates.is_bounded().then(|| Buckets::new(rates));
         self
     }
 
-    /// What each client may do, with all of its connections to this export.
+    /// What each client may do, with all of its connections to this export. Default no bounds.
     #[must_use]
     pub const fn for_each_client(mut self, rates: Rates) -> Self {
         self.for_each_client = if rates.is_bounded() { Some(rates) } else { None };
@@ -146,7 +146,7 @@ impl RateLimit {
     }
 
     /// What was not used of the rate in so long a time before may be used at once. The default is
-    /// [`BURST`](Self::BURST).
+    /// [`BURST`](Self::BURST); with zero there are no bursts.
     #[must_use]
     pub const fn burst(mut self, time: Duration) -> Self {
         self.burst = time;

@@ -51,7 +51,8 @@ impl RequestLog {
     }
 
     /// Lines are appended to a file, which is created if it is not there. A thread of its own writes them, so that a
-    /// full or slow disk holds up no request: lines that it can't take are left out, and the next one says how many.
+    /// full or slow disk holds up no request: while 4096 lines wait, further ones are left out, and the next one says
+    /// how many.
     ///
     /// Each line has the seconds since 1970, the number of the connection, the command with its flags, and `key=value`
     /// pairs:
@@ -60,7 +61,7 @@ impl RequestLog {
     /// 1764187200.000123 connection=7 write offset=4096 length=512 fua result=ok microseconds=81
     /// ```
     ///
-    /// The thread begins with the first line.
+    /// The thread begins with the first line. Dropping the log waits for the lines that it was given.
     ///
     /// # Errors
     /// When the file can't be opened for writing.

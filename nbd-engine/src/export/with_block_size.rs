@@ -52,7 +52,8 @@ impl<E: Export> WithBlockSize<E> {
 }
 
 impl<E> WithBlockSize<E> {
-    /// Gives `inner` these constraints in place of its own. Its minimum should divide the new one.
+    /// Gives `inner` these constraints in place of its own. The new minimum should be a multiple of that of `inner`,
+    /// which otherwise gets requests that are not aligned for it.
     pub const fn new(inner: E, block_size: BlockSize) -> Self {
         Self { inner, layer: Constraints { block_size, required: false } }
     }

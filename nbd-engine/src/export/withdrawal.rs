@@ -14,6 +14,18 @@ use event_listener::{Event, EventListener};
 /// [`ServerConfig::with_drain_timeout`](crate::server::ServerConfig::with_drain_timeout) to finish, later ones are
 /// answered with `ESHUTDOWN`, and the connection is closed. It does not keep clients from entering: look-ups that
 /// still give the entry have their clients disconnected at once.
+///
+/// ```
+/// use nbd_engine::export::{ExportEntry, ExportMap, Memory, Withdrawal};
+///
+/// let withdrawal = Withdrawal::new();
+/// let entry = ExportEntry::new("disk", Memory::new(1 << 20)?)?.with_withdrawal(&withdrawal);
+/// let exports = ExportMap::new().with_entry(entry);
+/// // While it is served, from any thread:
+/// withdrawal.withdraw();
+/// # drop(exports);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Withdrawal(Arc<Shared>);
 

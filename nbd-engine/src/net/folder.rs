@@ -13,7 +13,7 @@ use rustix::io::Errno;
 /// How long another process may hold a folder's lock. It holds it for a few system calls.
 pub const FOLDER_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The folder that a path is in.
+/// The folder that a path is in: `.` for a name alone.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -48,7 +48,8 @@ pub(super) fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 /// Removes what is at a path if it is still the file of that device and inode, and not that of another process, which may
-/// replace it meanwhile: so this happens under the folder's [lock](lock_folder), as far as that can be taken.
+/// replace it meanwhile: so this happens under the folder's [lock](lock_folder), as far as that can be taken within
+/// [`FOLDER_LOCK_TIMEOUT`], for which it may block. What can't be removed stays.
 pub fn remove_file_of(path: &Path, file: (u64, u64)) {
     let _lock = lock_folder(folder_of(path), FOLDER_LOCK_TIMEOUT);
     if identity(path).is_ok_and(|found| found == file) {

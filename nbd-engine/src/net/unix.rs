@@ -53,8 +53,9 @@ pub fn check_socket_path(path: &Path) -> io::Result<()> {
 
 /// The path of a Unix socket, removed when dropped, unless another socket has taken its place.
 ///
-/// Drop it before the listener, as a pair of both does, which [listens](crate::server::Listen), too: as long as that is
-/// open no other server takes the path over, and no other file can have its identity.
+/// Dropping it may block for up to [two seconds](super::FOLDER_LOCK_TIMEOUT) while other servers start in the same
+/// folder. Drop it before the listener, as a pair of both does, which [listens](crate::server::Listen), too: as long as
+/// that is open no other server takes the path over, and no other file can have its identity.
 #[derive(Debug)]
 pub struct SocketPath {
     path: PathBuf,
@@ -115,7 +116,7 @@ impl Drop for SocketPath {
 /// The send buffer of Unix streams, in bytes: a large payload then takes fewer turns of both sides.
 const UNIX_SEND_BUFFER: usize = 1 << 20;
 
-/// Sets up a Unix stream.
+/// Sets up a Unix stream of a server or a client: its send buffer has 1 MiB where the system allows it.
 pub fn tune_unix(stream: impl AsFd) {
     // The platform may allow less, which only costs time.
     let _smaller = sockopt::set_socket_send_buffer_size(&stream, UNIX_SEND_BUFFER);

@@ -150,7 +150,7 @@ impl ServerConfig {
         self
     }
 
-    /// Connections at a time. Default 1024, at least 1. With 1, no export is announced as one for several connections
+    /// Connections at a time. Default 1024; 0 means 1. With 1, no export is announced as one for several connections
     /// of a client (`CAN_MULTI_CONN`).
     #[must_use]
     pub const fn with_max_connections(mut self, count: usize) -> Self {
@@ -160,7 +160,7 @@ impl ServerConfig {
 
     /// How long listeners let connections above [the bound](Self::with_max_connections) wait for others to end, counted
     /// from when the server became full; then they are closed at once, so that a client sees that it is refused.
-    /// Default 1 second.
+    /// Default 1 second; zero refuses at once, [`Duration::MAX`] waits without end.
     #[must_use]
     pub const fn with_admission_timeout(mut self, timeout: Duration) -> Self {
         self.admission_timeout = timeout;
@@ -168,14 +168,16 @@ impl ServerConfig {
     }
 
     /// How long a client may take from connecting to choosing an export, besides a second for each export that was
-    /// listed to it. Default 30 seconds.
+    /// listed to it. Default 30 seconds; [`Duration::MAX`] waits without end.
     #[must_use]
     pub const fn with_handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;
         self
     }
 
-    /// How long requests in flight may take once the server shuts down. Default 10 seconds.
+    /// How long requests in flight may take once the server shuts down, or the export is
+    /// [withdrawn](crate::export::Withdrawal); then their connections are closed. Default 10 seconds; [`Duration::MAX`]
+    /// waits without end.
     #[must_use]
     pub const fn with_drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
@@ -193,7 +195,8 @@ impl ServerConfig {
 
     /// What replaces the [stall timeout](Self::with_stall_timeout) for a client that holds buffers while others wait
     /// for some, and for one that has said that it sends no more requests, or closed its side; a client that holds
-    /// buffers while others wait and moves not a single byte has a fifth of it. Default 10 seconds.
+    /// buffers while others wait and moves not a single byte has a fifth of it. Default 10 seconds; no longer than the
+    /// stall timeout in any case.
     #[must_use]
     pub const fn with_crowded_timeout(mut self, timeout: Duration) -> Self {
         self.crowded_timeout = timeout;
@@ -216,7 +219,7 @@ impl ServerConfig {
     }
 
     /// Threads that exports which may block compete for, started when needed. One connection occupies at most three
-    /// quarters of them; besides, each export gets two when all are occupied by others. Default 16, at least 1.
+    /// quarters of them; besides, each export gets two when all are occupied by others. Default 16; 0 means 1.
     #[must_use]
     pub const fn with_max_workers(mut self, count: usize) -> Self {
         self.max_workers = if count == 0 { 1 } else { count };
@@ -246,8 +249,9 @@ impl ServerConfig {
 
     /// How long a connection whose client is quick asks for the next request before it goes to sleep, which spares both
     /// sides the cost of waking it. It never happens on a single processor, nor for more connections at a time than
-    /// half of the processors. `None`, the default, stands for 30 microseconds where a connection has a thread of its
-    /// own, and for not at all where it shares one with other tasks.
+    /// half of the processors. The thread is occupied meanwhile: choose microseconds; zero turns it off. `None`, the
+    /// default, stands for 30 microseconds where a connection has a thread of its own, and for not at all where it
+    /// shares one with other tasks.
     #[must_use]
     pub const fn with_busy_poll(mut self, limit: Option<Duration>) -> Self {
         self.busy_poll = limit;
@@ -270,49 +274,49 @@ impl ServerConfig {
         self
     }
 
-    /// Bounds on what one client can make its connection hold.
+    /// See [`with_limits`](Self::with_limits).
     #[must_use]
     pub const fn limits(&self) -> &Limits {
         &self.protocol.limits
     }
 
-    /// Connections at a time.
+    /// See [`with_max_connections`](Self::with_max_connections).
     #[must_use]
     pub const fn max_connections(&self) -> usize {
         self.max_connections
     }
 
-    /// How long connections above the bound wait.
+    /// See [`with_admission_timeout`](Self::with_admission_timeout).
     #[must_use]
     pub const fn admission_timeout(&self) -> Duration {
         self.admission_timeout
     }
 
-    /// How long a client may take to choose an export.
+    /// See [`with_handshake_timeout`](Self::with_handshake_timeout).
     #[must_use]
     pub const fn handshake_timeout(&self) -> Duration {
         self.handshake_timeout
     }
 
-    /// Which peers may connect.
+    /// See [`with_access`](Self::with_access).
     #[must_use]
     pub const fn access(&self) -> &Access {
         &self.access
     }
 
-    /// How long requests in flight may take once the server shuts down.
+    /// See [`with_drain_timeout`](Self::with_drain_timeout).
     #[must_use]
     pub const fn drain_timeout(&self) -> Duration {
         self.drain_timeout
     }
 
-    /// Connections to a socket that the system holds until the server accepts them.
+    /// See [`with_backlog`](Self::with_backlog).
     #[must_use]
     pub const fn backlog(&self) -> u32 {
         self.backlog
     }
 
-    /// Where the server counts.
+    /// See [`with_metrics`](Self::with_metrics).
     #[must_use]
     pub const fn metrics(&self) -> Option<&Metrics> {
         self.metrics.as_ref()

@@ -40,7 +40,12 @@ pub trait Listen: Send {
     /// The streams that it gives.
     type Transport: Transport + 'static;
 
-    /// Waits for the next connection.
+    /// Waits for the next connection. The future is dropped when the socket is closed, and not before it is ready
+    /// otherwise.
+    ///
+    /// # Errors
+    /// The engine logs them, and calls again after a tenth of a second, or at once when only one connection is lost by
+    /// it ([`io::ErrorKind::ConnectionAborted`], for example).
     fn accept(&mut self) -> impl Future<Output = io::Result<Accepted<Self::Transport>>> + Send;
 }
 

@@ -150,7 +150,7 @@ impl ServerState {
         &self.common.budget
     }
 
-    /// Connections at the moment.
+    /// Connections at the moment, those that wait for room not among them.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.common.connections.load(Ordering::Acquire)

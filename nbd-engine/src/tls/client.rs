@@ -92,15 +92,16 @@ impl TlsClientBuilder {
         self
     }
 
-    /// A key that this client shares with the server, instead of certificates: `user`'s in a file with lines of the form
-    /// `user:hexkey`, as psktool of GnuTLS writes it. [`build`](Self::build) refuses it together with certificates.
+    /// A key that this client shares with the server, instead of certificates: `user`'s in a file with lines of the
+    /// form `user:hexkey`, as psktool of GnuTLS writes it. A key has at most 512 bytes, and a user 256.
+    /// [`build`](Self::build) refuses it together with certificates.
     #[cfg(feature = "tls-psk")]
     pub fn pre_shared_key(mut self, user: impl Into<String>, file: impl Into<PathBuf>) -> Self {
         self.key = Some((user.into(), file.into()));
         self
     }
 
-    /// Reads the files.
+    /// Reads the files, and blocks meanwhile.
     ///
     /// # Errors
     /// When a file is missing, can't be read or parsed, is not valid now or does not fit; the text names the file and

@@ -103,7 +103,7 @@ pub struct CertificateInfo {
 }
 
 impl CertificateInfo {
-    /// Reads a file. The certificate may have expired, or not be valid yet.
+    /// Reads a file, and blocks meanwhile. The certificate may have expired, or not be valid yet.
     ///
     /// # Errors
     /// A file that can't be read, or holds no certificate.

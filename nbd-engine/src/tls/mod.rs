@@ -10,8 +10,8 @@
 //! The upgrade itself is the engine's: a client asks for it by `NBD_OPT_STARTTLS`, and everything that was negotiated
 //! before is forgotten on both sides. It is done once per connection, over any transport, and is the same for all
 //! adapters. Streams that are handed to `serve_stream` or `over` are upgraded in the same way: they are to be plain. Where
-//! a stream runs inside of TLS already, say so by
-//! [`with_stream_in_tls`](crate::client::ClientConfig::with_stream_in_tls), and leave TLS off here.
+//! a stream runs inside of TLS already, say so, by [`Peer::with_tls`](crate::export::Peer::with_tls) on a server and by
+//! [`with_stream_in_tls`](crate::client::ClientConfig::with_stream_in_tls) on a client.
 //!
 //! # Cryptography
 //!

@@ -176,7 +176,7 @@ impl TlsServer {
     }
 
     /// The certificate and key of these PEM files. `authority` has the certificates that clients' are checked against; it
-    /// is needed unless `clients` is [`Off`](ClientCertificates::Off).
+    /// is needed unless `clients` is [`Off`](ClientCertificates::Off). Blocks while the files are read.
     ///
     /// # Errors
     /// When a file is missing, can't be read or parsed, when the certificate is not valid now or belongs to another key,
@@ -221,8 +221,9 @@ impl TlsServer {
         Self::new(Source::Given, Current::Certificates(config), Arc::default())
     }
 
-    /// Keys that the server shares with its clients instead of certificates: a file with lines of the form `user:hexkey`,
-    /// as psktool of GnuTLS writes it. TLS 1.2 and 1.3, with forward secrecy where the client can.
+    /// Keys that the server shares with its clients instead of certificates: a file with lines of the form
+    /// `user:hexkey`, as psktool of GnuTLS writes it. A key has at most 512 bytes, and a user 256. TLS 1.2 and 1.3,
+    /// with forward secrecy where the client can. Blocks while the file is read.
     ///
     /// # Errors
     /// When the file is missing, can't be read or parsed, has no key, or when everybody can read it.
@@ -234,7 +235,8 @@ impl TlsServer {
         Ok(Self::new(Source::Keys(path.to_owned(), Arc::clone(&allowed)), current, allowed))
     }
 
-    /// Reads the files again, for handshakes that begin from now on. Connections that are there stay.
+    /// Reads the files again, for handshakes that begin from now on, and blocks meanwhile. Connections that are there
+    /// stay.
     ///
     /// # Errors
     /// As for [`from_files`](Self::from_files); what was read before stays in force then.

@@ -39,32 +39,36 @@ pub enum Goal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Bounds on what the peer can make the connection hold.
+    /// Bounds on what the peer can make the connection hold. Default [`Limits::DEFAULT`].
     pub limits: Limits,
-    /// How far the machine negotiates by itself.
+    /// How far the machine negotiates by itself. Default [`Goal::Enter`].
     pub goal: Goal,
-    /// The export to enter; empty for the default one. Oldstyle servers have one export and no name for it.
+    /// The export to enter: at most 4096 bytes without NUL, of which none, the default, name the default export.
+    /// Oldstyle servers have one export and no name for it.
     pub export: String,
-    /// Whether TLS is wanted. With anything but [`TlsMode::Off`] the embedder does the TLS handshake when
-    /// [`Wants::Tls`](crate::Wants::Tls) asks for it.
+    /// Whether TLS is wanted. Default [`TlsMode::Off`]. With anything but [`TlsMode::Off`] the embedder does the TLS
+    /// handshake when [`Wants::Tls`](crate::Wants::Tls) asks for it.
     pub tls: TlsMode,
-    /// Ask for extended headers, and go on without them where they are refused.
+    /// Ask for extended headers, and go on without them where they are refused. Default `true`.
     pub extended_headers: bool,
     /// Ask for structured replies unless extended headers were agreed, and go on without them where they are refused.
+    /// Default `true`.
     pub structured_replies: bool,
-    /// The metadata contexts to select. Those that the server does not have are missing from
-    /// [`ExportView::contexts`](crate::ExportView::contexts).
+    /// The metadata contexts to select (section "Metadata querying"): each a namespace, a colon and a leaf, at most
+    /// 4096 bytes without NUL. Those that the server does not have are missing from
+    /// [`ExportView::contexts`](crate::ExportView::contexts). Default none.
     pub contexts: Vec<String>,
-    /// What to ask about the export on entering. Size constraints by default, which this client obeys.
+    /// What to ask about the export on entering, each item at most once. Size constraints by default, which this client
+    /// obeys.
     pub info: Vec<InfoType>,
-    /// Whether to offer fixed newstyle, without which there is `NBD_OPT_EXPORT_NAME` only.
+    /// Whether to offer fixed newstyle, without which there is `NBD_OPT_EXPORT_NAME` only. Default `true`.
     pub fixed_newstyle: bool,
-    /// Whether to leave out the 124 zero bytes after `NBD_OPT_EXPORT_NAME`.
+    /// Whether to leave out the 124 zero bytes after `NBD_OPT_EXPORT_NAME`. Default `true`.
     pub no_zeroes: bool,
     /// Whether to accept a server with the oldstyle handshake. Such a handshake leads to
-    /// [`Event::Ready`](super::Event::Ready) whatever the goal, since it has no options.
+    /// [`Event::Ready`](super::Event::Ready) whatever the goal, since it has no options. Default `true`.
     pub oldstyle: bool,
-    /// Refuse to send what breaks the protocol. Only tests of servers switch this off.
+    /// Refuse to send what breaks the protocol. Only tests of servers switch this off. Default `true`.
     pub strict: bool,
 }
 

@@ -68,7 +68,9 @@ impl Connection {
     /// A connection that was just established. Nothing is sent before the server's greeting.
     ///
     /// # Errors
-    /// When the configuration holds a name, a query or a list that must not be sent.
+    /// When the configuration holds what must not be sent: [`OptionError::BadString`] for a name or a context,
+    /// [`OptionError::BadQuery`] for a context without a namespace and a colon, [`OptionError::RepeatedItem`] for an
+    /// information item, [`OptionError::TooLong`] for all contexts together.
     pub fn new(config: Config) -> Result<Self, OptionError> {
         config.check()?;
         Ok(Self {
@@ -240,7 +242,10 @@ impl Connection {
     /// [`Event::Completed`] follows, in any order, or [`Event::Abandoned`] when the connection ends before.
     ///
     /// # Errors
-    /// When the request breaks a rule of the protocol or exceeds what the server offered, or when there is no room.
+    /// [`SubmitError::Invalid`] when the request breaks a rule of the protocol or exceeds what the server offered,
+    /// [`SubmitError::TooManyRequests`] when as many are in flight as
+    /// [`Limits::max_in_flight`](crate::Limits::max_in_flight) allows; the others say why the connection takes no
+    /// request, or not this one now. Nothing is queued then.
     #[inline]
     pub fn submit(&mut self, command: Command) -> Result<RequestId, SubmitError> {
         self.submit_any(command, None)
@@ -251,7 +256,9 @@ impl Connection {
     ///
     /// # Errors
     /// As for [`submit`](Self::submit), and [`InvalidRequest::NotOffered`](crate::InvalidRequest::NotOffered) unless
-    /// the server [takes such a list](crate::wire::TransmissionFlags::BLOCK_STATUS_PAYLOAD).
+    /// the server [takes such a list](crate::wire::TransmissionFlags::BLOCK_STATUS_PAYLOAD),
+    /// [`InvalidRequest::NoContexts`](crate::InvalidRequest::NoContexts) for an empty one, and
+    /// [`SubmitError::BadContext`] for a context that was not selected or occurs twice.
     pub fn submit_block_status(
         &mut self,
         offset: u64,

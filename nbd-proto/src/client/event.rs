@@ -12,7 +12,10 @@ use crate::{CloseReason, Error, Extent, RequestId};
 ///
 /// Offsets in [`Hole`](Self::Hole) count from the request's own offset, as in
 /// [`Wants::Payload`](crate::Wants::Payload): they are offsets into your buffer. Offsets of errors are offsets into the
-/// export.
+/// export. All are in bytes.
+///
+/// Names are valid strings, of at most 4096 bytes without NUL. Texts for people are cut to 4096 bytes, and whatever is
+/// no UTF-8, or a control character other than a line feed, is replaced in them by U+FFFD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -46,7 +49,7 @@ pub enum Event {
         code: OptionCode,
         /// The reply's type, neither an acknowledgement nor an error.
         reply: OptionReplyType,
-        /// The reply's data.
+        /// The reply's data, of at most [`Limits::max_option_reply`](crate::Limits::max_option_reply) bytes.
         data: Vec<u8>,
     },
     /// An option that you sent succeeded. It is your turn again.

@@ -8,7 +8,7 @@ use crate::wire::{CommandType, CompactRequest, DecodeError, ErrorCode, SimpleRep
 const MAX_READS: usize = if cfg!(miri) { 1 << 6 } else { 1 << 16 };
 
 /// Looks at the transmission phase of a client that is another program, while its bytes are carried: compact requests in
-/// one direction, simple replies in the other.
+/// one direction, simple replies in the other (sections "Request message" and "Simple reply message").
 ///
 /// For clients, such as the kernel's, that take `NBD_ESHUTDOWN` for a fault of the disk. They cope with the end of a
 /// connection, and send again elsewhere what was not answered. So whoever carries the bytes passes on what came before such
@@ -48,10 +48,11 @@ impl Passage {
         Self::default()
     }
 
-    /// Bytes of the client.
+    /// Bytes of the client; returns how many of them may be passed on.
     ///
     /// # Errors
-    /// When it does not send compact requests, or has too many in flight.
+    /// [`DecodeError::BadMagic`] when it does not send compact requests, [`DecodeError::BadValue`] when it has more
+    /// than 65536 reads in flight. The session can't be followed any further then.
     pub fn requests(&mut self, bytes: &[u8]) -> Result<usize, DecodeError> {
         let mut rest = skip(bytes, &mut self.payload);
         while let Some((header, after)) = rest.split_first_chunk::<{ CompactRequest::SIZE }>() {
@@ -69,10 +70,10 @@ impl Passage {
         Ok(bytes.len().saturating_sub(rest.len()))
     }
 
-    /// Bytes of the server.
+    /// Bytes of the server; returns how many of them may be passed on.
     ///
     /// # Errors
-    /// When it does not send simple replies.
+    /// [`DecodeError::BadMagic`] when it does not send simple replies. The session can't be followed any further then.
     pub fn replies(&mut self, bytes: &[u8]) -> Result<usize, DecodeError> {
         let mut rest = skip(bytes, &mut self.data);
         while let Some((header, after)) = rest.split_first_chunk::<{ SimpleReplyHeader::SIZE }>() {

@@ -19,16 +19,16 @@ pub enum TlsMode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Bounds on what the peer can make the connection hold.
+    /// Bounds on what the peer can make the connection hold. Default [`Limits::DEFAULT`].
     pub limits: Limits,
-    /// Whether TLS is offered. With anything but [`TlsMode::Off`] the embedder does the TLS handshake when
-    /// [`Wants::Tls`](crate::Wants::Tls) asks for it.
+    /// Whether TLS is offered. Default [`TlsMode::Off`]. With anything but [`TlsMode::Off`] the embedder does the TLS
+    /// handshake when [`Wants::Tls`](crate::Wants::Tls) asks for it.
     pub tls: TlsMode,
-    /// Whether the 124 zero bytes after EXPORT_NAME may be left out.
+    /// Whether the 124 zero bytes after EXPORT_NAME may be left out. Default `true`.
     pub no_zeroes: bool,
-    /// Whether structured replies, and with them metadata contexts, are offered.
+    /// Whether structured replies, and with them metadata contexts, are offered. Default `true`.
     pub structured_replies: bool,
-    /// Whether extended headers are offered.
+    /// Whether extended headers are offered. Default `true`.
     pub extended_headers: bool,
     /// Whether a write under extended headers is refused when it lacks `NBD_CMD_FLAG_PAYLOAD_LEN`, as the
     /// specification would have it. Default `false`: qemu 10 does not set the flag, yet sends the payload, so

@@ -41,7 +41,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lookup {
-    /// The name as the client gave it; empty for the default export. A valid string.
+    /// The name as the client gave it, of at most 4096 bytes without NUL; empty for the default export.
     pub name: String,
     /// What for.
     pub purpose: Purpose,

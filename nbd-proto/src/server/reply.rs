@@ -231,16 +231,19 @@ impl<'a> Reply<'a> {
         self.answer.pending.command
     }
 
-    /// The request failed. Clients see `text` where the protocol has room for it. An error value that the specification
-    /// does not allow here is replaced by one that it does.
+    /// The request failed. Clients see `text` where the protocol has room for it, which is at most 4096 bytes, up to
+    /// the first NUL. An error value that the specification does not [allow](Self::allowed) here is replaced by one
+    /// that it does.
     // S-ERR-01 to S-ERR-05
     pub fn error(mut self, code: ErrorCode, text: &str) {
         let code = self.allowed(code);
         self.answer.fail(code, text);
     }
 
-    /// A part of the request failed at `offset` in the export. To be followed by more content, or
-    /// [`finish`](Self::finish). Where the protocol can't express offsets the whole request will fail.
+    /// A part of the request failed at `offset` in the export, in bytes. To be followed by more content, or
+    /// [`finish`](Self::finish). Where the protocol can't express offsets the whole request will fail, with the first
+    /// of the codes and without a text. Code and text are treated as by [`error`](Self::error).
+    /// Content that was given before may hold the offset; what is given later must not.
     ///
     /// # Errors
     /// [`Misuse::BadContent`] when the offset lies outside of the request or was reported before;

@@ -27,7 +27,7 @@ pub struct StatusQuery {
 }
 
 impl StatusQuery {
-    /// Where the client's range begins.
+    /// Where the client's range begins in the export, in bytes.
     #[must_use]
     pub const fn offset(&self) -> u64 {
         self.offset
@@ -107,7 +107,8 @@ impl StatusExtents {
     }
 
     /// The next run, which begins where the last one ended; the first at the query's offset. After
-    /// [`ControlFlow::Break`] there is enough, and more is ignored.
+    /// [`ControlFlow::Break`] there is enough, and more is ignored. A run of no bytes says nothing. At most 64 runs are
+    /// looked at for each extent that may be sent, so that a disk in small pieces is answered in part.
     pub fn push(&mut self, run: Extent) -> ControlFlow<()> {
         let all = self.query.all;
         self.push_with(run, |one, other| if all { one & other } else { one | other })

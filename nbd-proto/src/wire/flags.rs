@@ -81,7 +81,7 @@ bitflags! {
         const _ = !0;
     }
 
-    /// Status flags of the `base:allocation` metadata context.
+    /// Status flags of the metadata context `base:allocation` (section "`base:allocation` metadata context").
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct AllocationFlags: u32 {
         /// Not allocated: a write there may find no space.

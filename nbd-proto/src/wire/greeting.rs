@@ -2,7 +2,7 @@
 
 use super::{ArrayWriter, DecodeError, HandshakeFlags, Reader, TransmissionFlags, magic};
 
-/// The 18 bytes that open newstyle negotiation, in both its plain and its fixed form.
+/// The 18 bytes that open newstyle negotiation, in both its plain and its fixed form (section "Newstyle negotiation").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewstyleGreeting {
     /// What the server offers.
@@ -20,7 +20,7 @@ impl NewstyleGreeting {
     }
 }
 
-/// The 152 bytes that are all there is of an oldstyle handshake.
+/// The 152 bytes that are all there is of an oldstyle handshake (section "Oldstyle negotiation").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OldstyleGreeting {
     /// The size of the export in bytes.

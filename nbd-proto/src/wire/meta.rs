@@ -5,12 +5,13 @@ use alloc::vec::Vec;
 use super::option::put_string;
 use super::{DecodeError, Reader};
 
-/// The data of `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`, checked for shape only: strings are as sent.
+/// The data of `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT` (section "Option types"), checked for shape
+/// only: strings are as sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetaContextRequest<'a> {
     /// The export asked about; empty for the default one.
     pub name: &'a [u8],
-    /// How many queries there are.
+    /// How many queries there are: as many as [`queries`](Self::queries) gives.
     pub count: u32,
     queries: Queries<'a>,
 }
@@ -72,7 +73,7 @@ impl<'a> MetaContextRequest<'a> {
         self.queries
     }
 
-    /// Appends the data of a request to `out`.
+    /// Appends the data of a request to `out`. The strings are not checked.
     pub fn encode<'q>(
         name: &str,
         queries: impl ExactSizeIterator<Item = &'q str>,
@@ -87,7 +88,7 @@ impl<'a> MetaContextRequest<'a> {
     }
 }
 
-/// The data of an `NBD_REP_META_CONTEXT` reply.
+/// The data of an `NBD_REP_META_CONTEXT` reply (section "Option reply types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MetaContextReply<'a> {
     /// The number that stands for the context in block status chunks; 0 in answers to LIST.

@@ -89,7 +89,7 @@ open_numbers! {
     }
 }
 
-/// The head of an option, 16 bytes; the data follows.
+/// The head of an option, 16 bytes; the data follows (section "Newstyle negotiation").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptionHeader {
     /// Which option.
@@ -124,7 +124,7 @@ impl OptionHeader {
     }
 }
 
-/// The head of an option reply, 20 bytes; the data follows.
+/// The head of an option reply, 20 bytes; the data follows (section "Fixed newstyle negotiation").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptionReplyHeader {
     /// The option this answers.
@@ -167,7 +167,8 @@ impl OptionReplyHeader {
     }
 }
 
-/// The data of `NBD_OPT_INFO` and `NBD_OPT_GO`. The name is as sent: it may break the rules for strings.
+/// The data of `NBD_OPT_INFO` and `NBD_OPT_GO` (section "Option types"). The name is as sent: it may break the rules
+/// for strings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InfoRequest<'a> {
     /// The export asked for; empty for the default one.
@@ -197,7 +198,8 @@ impl<'a> InfoRequest<'a> {
         self.items.as_chunks().0.iter().map(|pair| InfoType(u16::from_be_bytes(*pair)))
     }
 
-    /// Appends the data of a request for `name` and `items` to `out`.
+    /// Appends the data of a request for `name` and `items` to `out`, as they are; items beyond the 65535th are left
+    /// out.
     pub fn encode(name: &str, items: &[InfoType], out: &mut Vec<u8>) {
         put_string(name, out);
         let count = u16::try_from(items.len()).unwrap_or(u16::MAX);
@@ -215,7 +217,7 @@ pub(super) fn put_string(string: &str, out: &mut Vec<u8>) {
     out.extend(string.bytes().take(length as usize));
 }
 
-/// The data of an `NBD_REP_SERVER` reply: an export's name and, maybe, text for people.
+/// The data of an `NBD_REP_SERVER` reply: an export's name and, maybe, text for people (section "Option reply types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerReply<'a> {
     /// The name to use in `NBD_OPT_GO`.
@@ -245,7 +247,7 @@ impl<'a> ServerReply<'a> {
     }
 }
 
-/// `NBD_INFO_EXPORT`: what every successful INFO or GO reports.
+/// `NBD_INFO_EXPORT`: what every successful INFO or GO reports (section "Option reply types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExportInfoReply {
     /// The size of the export in bytes.
@@ -290,7 +292,8 @@ impl ExportNameReply {
     }
 }
 
-/// `NBD_INFO_BLOCK_SIZE`: size constraints as they are on the wire, in bytes, not yet checked for sense.
+/// `NBD_INFO_BLOCK_SIZE`: size constraints as they are on the wire, in bytes, not yet checked for sense (section "Size
+/// constraints").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockSizeInfo {
     /// The smallest unit of offset and length.
@@ -317,7 +320,7 @@ impl BlockSizeInfo {
     }
 }
 
-/// The data of an `NBD_REP_INFO` reply.
+/// The data of an `NBD_REP_INFO` reply (section "Option reply types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InfoReply<'a> {

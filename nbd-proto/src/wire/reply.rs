@@ -57,7 +57,7 @@ impl ReplyType {
     }
 }
 
-/// A simple reply's 16 bytes; the data of a successful READ follows.
+/// A simple reply's 16 bytes; the data of a successful READ follows (section "Simple reply message").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SimpleReplyHeader {
     /// [`ErrorCode::OK`] or what went wrong.
@@ -91,7 +91,7 @@ impl SimpleReplyHeader {
     }
 }
 
-/// The 20-byte head of a structured reply chunk.
+/// The 20-byte head of a structured reply chunk (section "Structured reply chunk message").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StructuredReplyHeader {
     /// Reply flags.
@@ -138,7 +138,7 @@ impl StructuredReplyHeader {
     }
 }
 
-/// The 32-byte head of an extended reply chunk.
+/// The 32-byte head of an extended reply chunk (section "Extended reply chunk message").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtendedReplyHeader {
     /// Reply flags.
@@ -189,7 +189,8 @@ impl ExtendedReplyHeader {
     }
 }
 
-/// The payload of an error chunk, `NBD_REPLY_TYPE_ERROR` or `NBD_REPLY_TYPE_ERROR_OFFSET`.
+/// The payload of an error chunk, `NBD_REPLY_TYPE_ERROR` or `NBD_REPLY_TYPE_ERROR_OFFSET` (section "Structured reply
+/// types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ErrorChunk<'a> {
     /// What went wrong; never [`ErrorCode::OK`].
@@ -250,7 +251,7 @@ impl<'a> ErrorChunk<'a> {
     }
 }
 
-/// One extent of a block status chunk.
+/// One extent of a block status chunk (section "Structured reply types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockStatusDescriptor {
     /// Bytes that the status holds for; never zero.

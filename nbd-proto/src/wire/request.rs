@@ -26,7 +26,7 @@ open_numbers! {
     }
 }
 
-/// A request of 28 bytes, used unless extended headers were agreed.
+/// A request of 28 bytes, used unless extended headers were agreed (section "Request message").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompactRequest {
     /// Command flags.
@@ -77,7 +77,7 @@ impl CompactRequest {
     }
 }
 
-/// A request of 32 bytes, used once extended headers were agreed.
+/// A request of 32 bytes, used once extended headers were agreed (section "Request message").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtendedRequest {
     /// Command flags.

@@ -24,7 +24,9 @@ impl<C: Connector> Negotiation<C> {
     ///
     /// # Errors
     /// [`Error::Refused`] when the server does not let this client into the export. (On `NBD_OPT_EXPORT_NAME` it can only
-    /// do so by closing the connection.) [`Error::Unsupported`] when further connections find another export.
+    /// do so by closing the connection.) When this connection has entered the export and a further one fails,
+    /// [`Error::Unsupported`] if it finds another export, otherwise an error of
+    /// [connecting](super::super::Client::connect_by); the negotiation is over then.
     pub async fn enter(&mut self, export: &str) -> Result<Client<C>, Error> {
         let first = self.enter_ready(export).await?;
         let target = self.target(&first);

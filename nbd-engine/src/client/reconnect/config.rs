@@ -86,8 +86,9 @@ impl Reconnect {
         Self::default()
     }
 
-    /// How long to wait before the first attempt to reconnect, and before any at most: the delay doubles with each attempt.
-    /// Default 100 milliseconds and 5 seconds. A maximum below the minimum means the minimum.
+    /// How long to wait before the first attempt to reconnect, and before any at most: the delay doubles with each
+    /// attempt. Default 100 milliseconds and 5 seconds. A maximum below the minimum means the minimum. Zero tries again
+    /// at once, as often as attempts fail.
     #[must_use]
     pub const fn with_delays(mut self, min: Duration, max: Duration) -> Self {
         self.min_delay = min;
@@ -95,8 +96,9 @@ impl Reconnect {
         self
     }
 
-    /// The share of each delay that is random, from 0 to 1: with 0.5 a delay is between half of its length and all of it, so
-    /// that the clients of a server do not come back all at once. Default 0.5; what is out of range means the nearer end.
+    /// The share of each delay that is random, from 0 to 1: with 0.5 a delay is between half of its length and all of
+    /// it, so that the clients of a server do not come back all at once. Default 0.5; what is out of range means the
+    /// nearer end, and what is no number 0.
     #[must_use]
     pub const fn with_jitter(mut self, share: f64) -> Self {
         // NaN means no jitter.
@@ -117,7 +119,8 @@ impl Reconnect {
         self
     }
 
-    /// Attempts in a row that may fail; `None` for any number. Default `None`.
+    /// Attempts in a row that may fail; `None` for any number. With 0 there is none, and the client gives up at once.
+    /// Default `None`.
     #[must_use]
     pub const fn with_max_attempts(mut self, attempts: Option<u32>) -> Self {
         self.max_attempts = attempts;
@@ -134,7 +137,8 @@ impl Reconnect {
         self
     }
 
-    /// How many times a request may be sent again, so that one that kills the server does not do so for ever. Default 8.
+    /// How many times a request may be sent again, so that one that kills the server does not do so for ever; then it
+    /// fails with [`Error::Lost`](super::super::Error::Lost). Default 8.
     #[must_use]
     pub const fn with_max_resends(mut self, resends: u32) -> Self {
         self.max_resends = resends;
@@ -175,7 +179,8 @@ impl Reconnect {
     /// server fails.
     ///
     /// `max_bytes` bounds the memory of each client: what was acknowledged, and the writes in flight. When it is used up, the
-    /// client flushes by itself; meanwhile further writes wait. A single write may exceed it.
+    /// client flushes by itself; meanwhile further writes wait. A single write may exceed it, so that 0 has each write
+    /// flushed.
     ///
     /// It has no effect on exports that can't be [flushed](super::super::ExportDetails::can_flush), which promise nothing.
     /// Default: nothing is kept, and [`Error::InDoubt`](super::super::Error::InDoubt) reports what may be lost.

@@ -25,7 +25,8 @@ use crate::Throttle;
 /// Regular files directly in the directory are exported, and nothing else: no links, no devices, pipes or sockets,
 /// nothing in directories below or of other file systems that are mounted there, and no file whose name begins with a
 /// dot. A name that is a link, or becomes one at whatever moment, leads to no other file. Files whose names are not
-/// UTF-8 can't be exported, and are left out of the list with a message in the log.
+/// UTF-8 can't be exported, and are left out of the list with a message in the log. The list has the first 10,000 names
+/// in order; the other files are found by their names.
 ///
 /// All clients of a file, by whichever of its hard links, share one [`File`], and the layers that
 /// [`with_layers`](Self::with_layers) puts around it, for as long as any of them uses it. A file that is replaced by
@@ -101,7 +102,7 @@ const MAX_LOOKUPS: usize = 16;
 const MAX_LISTED: usize = 10_000;
 
 impl Directory {
-    /// The files of the directory at that path.
+    /// The files of the directory at that path. Blocks while the system opens it.
     ///
     /// # Errors
     /// When there is no directory at the path, or it can't be read.

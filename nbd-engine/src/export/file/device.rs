@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 /// Whether a path belongs to a device node: it lies in `/dev` and not in `/dev/shm`, once symbolic links and relative
-/// names are resolved. A regular file must not be created there: a mistyped device would become a file in memory.
+/// names are resolved. A regular file must not be created there: a mistyped device would become a file in memory. Asks
+/// the file system; a path that can't be resolved is taken as it is written.
 #[must_use]
 pub fn is_device_path(path: &Path) -> bool {
     /// As many links as the kernel follows.

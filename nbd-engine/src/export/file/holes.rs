@@ -30,6 +30,20 @@ pub(super) enum Kind {
 /// files by themselves.
 ///
 /// The methods take the file with each call. It must be the one that this was made for.
+///
+/// ```no_run
+/// use nbd_engine::export::FileHoles;
+///
+/// let file = std::fs::File::open("disk.img")?;
+/// let (holes, end) = (FileHoles::of(&file)?, file.metadata()?.len());
+/// let mut offset = 0;
+/// while offset < end {
+///     let (is_hole, next) = holes.run(&file, offset, end)?;
+///     println!("{offset}..{next} {}", if is_hole { "hole" } else { "data" });
+///     offset = next;
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct FileHoles {
     pub(super) kind: Kind,

@@ -40,7 +40,7 @@ use system::System;
 /// - Any byte can be read and written, on block devices too.
 /// - Reads of what is cached are done at once, and writes that need not wait, where the file system can tell
 ///   (`RWF_NOWAIT`); everything else is left to a worker thread. Files in memory (tmpfs, ramfs) are read and written at
-///   once always. Requests of more than 1 MiB go to a worker in any case.
+///   once always. Requests of more than 128 KiB go to a worker in any case.
 /// - A flush is `fdatasync`, and a request with FUA is followed by one: every file system honours that, whereas some
 ///   ignore `RWF_DSYNC`. Flushes that come while one runs share the next.
 /// - Trimming punches holes; writing zeroes does too, or asks for zeroes in place when no hole is wanted.

@@ -28,14 +28,14 @@ pub struct FileOptions {
 }
 
 impl FileOptions {
-    /// The file is opened for reading alone, and the export can't be written.
+    /// Whether the file is opened for reading alone, so that the export can't be written. Default `false`.
     #[must_use]
     pub const fn read_only(mut self, yes: bool) -> Self {
         self.read_only = yes;
         self
     }
 
-    /// Opens a regular file or a block device that exists.
+    /// Opens a regular file or a block device that exists. Blocks while the system does.
     ///
     /// # Errors
     /// [`OpenError`], which names the path and the reason: there is none, it is no disk, or permission is denied.
@@ -79,7 +79,7 @@ impl File {
         FileOptions::default()
     }
 
-    /// Opens a regular file or a block device that exists, for reading and writing.
+    /// Opens a regular file or a block device that exists, for reading and writing. Blocks while the system does.
     ///
     /// # Errors
     /// [`OpenError`], which names the path and the reason: there is none, it is no disk, or permission is denied.

@@ -8,7 +8,8 @@ use crate::export::{ExportError, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Admit {
-    /// How long the request is kept before it is carried out or refused.
+    /// How long the request is kept before it is carried out or refused; [`Duration::MAX`] keeps it until its
+    /// connection ends.
     pub delay: Duration,
     /// The error that it is refused with after that.
     pub result: Result<()>,

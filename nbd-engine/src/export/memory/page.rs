@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::frames::Frames;
 use super::slab::Frame;
 
-/// Bytes that can be received into and written while they have one owner, and read while they are shared: to clone a
-/// page copies nothing.
+/// A page of bytes that can be received into and written while they have one owner, and read while they are shared: to
+/// clone a page copies nothing.
 ///
 /// Pages that a [`Memory`](super::Memory) gave out go back to it when their last owner drops them, on whatever thread;
 /// they keep the memory of their disk alive, not the disk. Others are made from a vector.

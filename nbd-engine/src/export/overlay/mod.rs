@@ -28,8 +28,9 @@ pub use memory::InMemory;
 /// Another export with a copy-on-write overlay: what clients write, zero and trim goes to the overlay, and the export
 /// inside, the *base*, is only read.
 ///
-/// The overlay is [in memory](InMemory) or [in a file](InFile), around an export of either kind. It is kept in blocks, of 64 KiB by default: the first write to a part of a block copies the rest from the
-/// base. Size and minimum block size are the base's; the size stays what it was when the overlay was opened.
+/// The overlay is [in memory](InMemory) or [in a file](InFile), around an export of either kind. It is kept in blocks,
+/// of 64 KiB in a file and mostly 16 KiB in memory: the first write to a part of a block copies the rest from the base.
+/// Size and minimum block size are the base's; the size stays what it was when the overlay was opened.
 ///
 /// While it is served, the base must not be changed by others: what they change would show through.
 ///

@@ -24,7 +24,8 @@ impl<E: Export> Slice<E> {
     /// the master boot record (MBR), whose logical partitions begin with 5.
     ///
     /// The headers and entries of a GPT are checked by their checksums; when those of the primary one fail, the backup
-    /// at the end of the disk is taken. The table is read once: what becomes of it later does not matter.
+    /// at the end of the disk is taken. The table is read once: what becomes of it later does not matter. Blocks as
+    /// long as reading `inner` does.
     ///
     /// # Errors
     /// When there is no table or no such partition, the table is damaged or points outside of the disk, or `inner`

@@ -50,12 +50,25 @@ pub enum PartitionKind {
 }
 
 impl PartitionTable {
-    /// Reads the table of a disk of `size` bytes, of which whole blocks of `block_size` are read: the buffer that `read`
-    /// is given is to be filled from an offset on. That are a few KiB, and at most 5 MiB whatever the table says.
+    /// Reads the table of a disk of `size` bytes, of which whole blocks of `block_size` are read: the buffer that
+    /// `read` is given is to be filled from an offset on, in bytes. That are a few KiB, and at most 5 MiB whatever the
+    /// table says.
     ///
     /// # Errors
     /// [`PartitionError::NoTable`] if there is none, [`PartitionError::Damaged`] if there is one whose checksums are not
     /// right, and [`PartitionError::Unreadable`] if `read` fails.
+    ///
+    /// ```
+    /// use nbd_engine::export::{BlockSize, PartitionError, PartitionTable};
+    ///
+    /// let disk = vec![0_u8; 1 << 20];
+    /// let table = PartitionTable::read(1 << 20, BlockSize::DEFAULT, |buffer, offset| {
+    ///     let offset = offset as usize;
+    ///     buffer.copy_from_slice(&disk[offset..offset + buffer.len()]);
+    ///     Ok(())
+    /// });
+    /// assert_eq!(table, Err(PartitionError::NoTable));
+    /// ```
     pub fn read(
         size: u64,
         block_size: BlockSize,

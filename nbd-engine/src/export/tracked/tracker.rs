@@ -119,7 +119,7 @@ impl Tracker {
     }
 
     /// The ranges of bytes that are dirty within `range`, in order, neither touching nor overlapping; `None` when there
-    /// is no bitmap of that name.
+    /// is no bitmap of that name. They are cut to `range`; nothing is dirty past the end of the export.
     #[must_use]
     pub fn dirty(&self, name: &str, range: Range<u64>) -> Option<Vec<Range<u64>>> {
         let bitmaps = self.read();

@@ -148,7 +148,8 @@ impl Metrics {
 
     // What is asked.
 
-    /// What was counted so far.
+    /// What was counted so far. Takes a lock for as long as it sums, which connections take when they begin and end,
+    /// and not for requests.
     #[must_use]
     pub fn snapshot(&self) -> MetricsSnapshot {
         let shared = &self.shared;

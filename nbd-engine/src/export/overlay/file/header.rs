@@ -24,7 +24,8 @@ const SAMPLE: u64 = 4096;
 
 impl BaseStamp {
     /// The stamp of a base: its size, when its file was modified last, if it is a file, and a checksum of 64 samples of
-    /// 4 KiB that are spread over it, the first and last bytes among them. Reads these.
+    /// 4 KiB that are spread over it, the first and last bytes among them. Reads these, and blocks as long as the base
+    /// does.
     ///
     /// A change that leaves the time of modification as it was and hits no sample is not noticed.
     ///

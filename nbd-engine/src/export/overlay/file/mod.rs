@@ -40,6 +40,17 @@ pub use offline::{Committed, OverlaySummary, commit_overlay, discard_overlay, ov
 ///
 /// Over an export whose work is a future, what is not in the page cache is read on threads of the overlay's own, of which
 /// there are at most 4, and so is all that changes the file.
+///
+/// ```no_run
+/// use nbd_engine::export::{BaseStamp, File, Overlay};
+///
+/// let base = File::options().read_only(true).open("base.img")?;
+/// let modified = std::fs::metadata("base.img")?.modified()?;
+/// let stamp = BaseStamp::new(&base, Some(modified))?;
+/// let disk = Overlay::in_file(base, &stamp, "changes.overlay")?;
+/// println!("{} bytes differ from the base", disk.present_bytes());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct InFile {
     held: Arc<Held>,
     aside: Aside,
@@ -113,7 +124,7 @@ impl Opened {
 }
 
 impl InFile {
-    /// Bytes of a block by default.
+    /// Bytes of a block of a new file: 64 KiB.
     pub const BLOCK: u64 = 64 << 10;
 
     fn new(opened: Opened) -> core::result::Result<Self, Problem> {
@@ -153,11 +164,13 @@ impl InFile {
 impl<E: Export> Overlay<E, InFile> {
     /// Opens the overlay in the file of that path over `base`; makes a new, empty one if there is no such file.
     ///
-    /// `base` must be what the overlay was made for: [`BaseStamp::new`] says what is compared.
+    /// `base` must be what the overlay was made for: [`BaseStamp::new`] says what is compared. Blocks while the file is
+    /// made or read.
     ///
     /// # Errors
     /// When the file is no overlay, is damaged, of another version, in use, or made for another base or another state of
-    /// it; when the base has too many blocks; when a file can't be read or written.
+    /// it; when a commit of it was interrupted; when the base has too many blocks, as one above 16 TiB has; when a file
+    /// can't be read or written.
     pub fn in_file(
         base: E,
         stamp: &BaseStamp,

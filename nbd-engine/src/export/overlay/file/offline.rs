@@ -79,7 +79,7 @@ pub struct OverlaySummary {
     pub is_committing: bool,
 }
 
-/// What an overlay file says of itself.
+/// What an overlay file says of itself. Blocks while it is read.
 ///
 /// # Errors
 /// When the file is no overlay, is damaged or in use, or can't be read.
@@ -111,10 +111,11 @@ pub struct Committed {
 /// Writes what an overlay file has to its base, a file or block device, and empties the overlay.
 ///
 /// A commit that is interrupted, at whatever moment, is finished by running it again; until then the overlay is not
-/// served. It is refused while the overlay is in use; nobody else may use the base.
+/// served. It is refused while the overlay is in use; nobody else may use the base. Blocks until all is written and
+/// durable.
 ///
 /// # Errors
-/// When the overlay is in use, damaged, or does not belong to the base; when a file can't be read or written.
+/// When the overlay is in use, damaged, or does not belong to the base as it is; when a file can't be read or written.
 pub fn commit_overlay(
     overlay: impl AsRef<Path>,
     base: impl AsRef<Path>,
@@ -187,7 +188,7 @@ fn copy(store: &InFile, base: &File, part: Part, committed: &mut Committed) -> R
     Ok(())
 }
 
-/// Forgets what an overlay file has: the base shows again, as it was.
+/// Forgets what an overlay file has: the base shows again, as it was. Blocks while the file is replaced.
 ///
 /// # Errors
 /// When the overlay is in use or damaged, when a commit of it was interrupted, or when a file can't be written.
