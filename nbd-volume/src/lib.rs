@@ -56,6 +56,7 @@
 mod ahead;
 mod blocks;
 mod cache;
+mod commits;
 mod database;
 mod disk_cache;
 mod encryption;
