@@ -77,6 +77,7 @@ mod pieces;
 mod reads;
 mod records;
 mod replies;
+mod settings;
 mod shared;
 mod store;
 mod streams;
