@@ -55,7 +55,12 @@ fn our_own_server_at_its_limit_is_copied_from_and_to() {
     let folder = Folder::new();
     let bytes = noise(4 * MIB);
     let source = folder.file("source", &bytes);
-    for runtime in [Runtime::Tokio, Runtime::AsyncStd, Runtime::Blocking] {
+    for runtime in [
+        Runtime::Tokio,
+        #[cfg(feature = "async-std")]
+        Runtime::AsyncStd,
+        Runtime::Blocking,
+    ] {
         let setup = Setup { runtime, transport: Transport::Unix };
         let server = setup.serve().args(["--max-connections", "1", "memory:4M"]).start();
         let uri = server.uri("");

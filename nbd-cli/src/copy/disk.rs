@@ -120,6 +120,44 @@ mod tests {
     use super::*;
 
     #[test]
+    fn reads_at_offsets_are_whole_or_say_what_is_missing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, [1, 2, 3, 4, 5, 6]).unwrap();
+        let disk = Disk::new(file.reopen().unwrap(), false).unwrap();
+        let mut buffer = [0; 3];
+        disk.read(&mut buffer, 2).unwrap();
+        assert_eq!(buffer, [3, 4, 5]);
+        let error = disk.read(&mut buffer, 4).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        let said = "it became shorter: it has 6 bytes now, and 7 were expected";
+        assert_eq!(error.to_string(), said);
+        assert_eq!(size_of(&disk.file).unwrap(), 6);
+        // Not tried again and again.
+        let file = File::options().write(true).open(file.path()).unwrap();
+        let disk = Disk::new(file, false).unwrap();
+        assert_eq!(disk.read(&mut buffer, 0).unwrap_err().raw_os_error(), Some(9), "EBADF");
+    }
+
+    #[test]
+    fn a_file_gets_as_much_space_as_it_is_given_if_its_file_system_can_do_that() {
+        let file = tempfile::tempfile().unwrap();
+        let disk = Disk::new(file.try_clone().unwrap(), true).unwrap();
+        let allocated = disk.allocate(1 << 16).unwrap();
+        let expected = if allocated { 1 << 16 } else { 0 };
+        assert_eq!(file.metadata().unwrap().len(), expected);
+    }
+
+    #[test]
+    fn a_difference_is_found_at_its_first_byte() {
+        assert_eq!(first_difference(&[1; 100], &[1; 100]), None);
+        for at in [0, 1, 50, 99] {
+            let (one, mut other) = ([1; 100], [1; 100]);
+            other[at..].fill(2);
+            assert_eq!(first_difference(&one, &other), Some(at));
+        }
+    }
+
+    #[test]
     #[cfg(target_os = "linux")]
     fn flushed_data_leaves_the_cache() {
         use std::time::Duration;
