@@ -199,7 +199,10 @@ mod tests {
     use std::io::ErrorKind;
 
     use nbd_blocking::client::{LostReason, OptionCode};
+    use nbd_blocking::export::{ExportMap, Memory};
+    use nbd_blocking::{Client, Server};
     use nbd_engine::proto::Error as ProtocolError;
+    use nbd_testkit::process::wait_until;
 
     use super::*;
 
@@ -253,6 +256,59 @@ mod tests {
             assert_eq!((reconnect.max_silence(), reconnect.max_outage()), (timeout, None));
             assert_eq!(reconnect.kept_writes(), Some(67_108_864));
         }
+    }
+
+    #[test]
+    fn retries_for_another_server_know_nothing_of_the_outages_of_the_first() {
+        let wanted =
+            Retries { retries: 3, retry_delay: Duration::from_secs(7), ..Retries::default() };
+        let other = wanted.for_another();
+        assert_eq!((other.retries, other.retry_delay), (3, wanted.retry_delay));
+        wanted.lost.store(true, Ordering::Relaxed);
+        assert!(wanted.have_replaced() && !other.have_replaced());
+        assert!(wanted.clone().have_replaced(), "these are of the same server");
+        assert!(!Arc::ptr_eq(&wanted.outages, &other.outages));
+    }
+
+    #[test]
+    fn an_outage_lasts_until_there_is_another_connection() {
+        const LIMIT: Duration = Duration::from_secs(60);
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let serve = || {
+            let server = Server::new(ExportMap::new().with("", Memory::new(512).unwrap()).unwrap());
+            server.listen_unix(&socket).unwrap();
+            server
+        };
+        let stop = |server: Server| {
+            server.shut_down();
+            server.wait();
+        };
+        let retry_delay = Duration::from_millis(1);
+        let wanted = Retries { retries: u32::MAX, retry_delay, ..Retries::default() };
+        let config = wanted.apply(ClientConfig::new(), false, None);
+        let uri = format!("nbd+unix:///?socket={}", socket.display()).parse().unwrap();
+        let server = serve();
+        let client = Client::connect_with(&uri, &config).unwrap();
+        assert!(!wanted.have_replaced());
+        stop(server);
+        let reading = thread::spawn({
+            let client = client.clone();
+            move || client.read_exact_at(&mut [0; 512], 0)
+        });
+        let failed_attempts = || {
+            let outages = wanted.outages.lock().unwrap();
+            outages.get(&0).map(|outage| outage.failed_attempts.load(Ordering::Relaxed))
+        };
+        wait_until("some attempts fail", LIMIT, || {
+            failed_attempts().is_some_and(|count| count > 2)
+        });
+        assert!(wanted.have_replaced());
+        let server = serve();
+        reading.join().unwrap().unwrap();
+        wait_until("the outage is over", LIMIT, || failed_attempts().is_none());
+        client.disconnect();
+        stop(server);
     }
 
     #[test]

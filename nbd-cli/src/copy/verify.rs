@@ -79,15 +79,17 @@ impl<'a> Verifier<'a> {
     fn compare(&mut self) -> Result<(), CopyError> {
         let mut over = false;
         loop {
-            while !over && self.pending.len() + self.halves.len() < self.shared.requests {
+            while !over && self.in_flight() < self.shared.requests {
                 over = !self.begin()?;
             }
-            match self.wait() {
-                Some(at) => self.landed(at)?,
-                None if over => return Ok(()),
-                None => {}
-            }
+            // A half waits for its other one, which is asked for: without a request in flight all is over.
+            let Some(at) = self.wait() else { return Ok(()) };
+            self.landed(at)?;
         }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.pending.len() + self.halves.len()
     }
 
     fn wait(&self) -> Option<usize> {
@@ -189,5 +191,30 @@ impl<'a> Verifier<'a> {
     ) -> CopyError {
         let name = if of_source { &self.shared.source } else { &self.shared.destination };
         CopyError::at(offset, format_args!("cannot read {name}"), error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::copy::disk::Disk;
+    use crate::copy::worker::tests::{Zeroes, shared};
+
+    #[test]
+    fn bytes_that_wait_for_those_of_the_other_side_count_as_in_flight() {
+        let zeroes = Zeroes::serve();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(20).unwrap();
+        let disk = Destination::Disk(Disk::new(file, false).unwrap());
+        let shared = shared(20);
+        let mut verifier = Verifier::new(&shared, (Source::Server(zeroes.client.clone()), disk));
+        for in_flight in [2, 4] {
+            assert!(verifier.begin().unwrap(), "a piece");
+            assert_eq!(verifier.in_flight(), in_flight);
+        }
+        assert!(!verifier.begin().unwrap(), "all was begun with");
+        verifier.compare().unwrap();
+        assert_eq!((verifier.in_flight(), verifier.found), (0, None));
+        shared.check(20).unwrap();
     }
 }

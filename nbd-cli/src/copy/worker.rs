@@ -479,4 +479,4 @@ impl<'a> Worker<'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
