@@ -1,13 +1,15 @@
 //! A local file or block device, read and written at offsets.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use nbd_engine::export::FileHoles;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
+
+use super::feed::fill;
 
 /// A file that is open.
 #[derive(Clone, Debug)]
@@ -25,24 +27,13 @@ impl Disk {
     }
 
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => {
-                    let (end, wanted) = (offset + filled as u64, offset + buffer.len() as u64);
-                    let size = size_of(&self.file)?;
-                    return Err(if size < wanted {
-                        shorter(size, wanted)
-                    } else {
-                        ends(end, size)
-                    });
-                }
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        let filled = fill(&mut At { file: &self.file, offset }, buffer)?;
+        if filled == buffer.len() {
+            return Ok(());
         }
-        Ok(())
+        let (end, wanted) = (offset + filled as u64, offset + buffer.len() as u64);
+        let size = size_of(&self.file)?;
+        Err(if size < wanted { shorter(size, wanted) } else { ends(end, size) })
     }
 
     pub(super) fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
@@ -82,6 +73,20 @@ impl Disk {
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// A file from an offset on.
+struct At<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl Read for At<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
     }
 }
 

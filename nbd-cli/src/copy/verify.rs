@@ -39,6 +39,8 @@ pub(super) struct Verifier<'a> {
     in_flight: Vec<InFlight>,
     halves: HashMap<u64, Half>,
     spare: Vec<Vec<u8>>,
+    /// Every piece was begun with.
+    over: bool,
     /// The first difference.
     found: Option<u64>,
 }
@@ -56,6 +58,7 @@ impl<'a> Verifier<'a> {
             in_flight: Vec::new(),
             halves: HashMap::new(),
             spare: Vec::new(),
+            over: false,
             found: None,
         }
     }
@@ -77,15 +80,20 @@ impl<'a> Verifier<'a> {
     }
 
     fn compare(&mut self) -> Result<(), CopyError> {
-        let mut over = false;
         loop {
-            while !over && self.in_flight() < self.shared.requests {
-                over = !self.begin()?;
-            }
+            self.fill()?;
             // A half waits for its other one, which is asked for: without a request in flight all is over.
             let Some(at) = self.wait() else { return Ok(()) };
             self.landed(at)?;
         }
+    }
+
+    /// Begins with as many pieces as may be in flight.
+    fn fill(&mut self) -> Result<(), CopyError> {
+        while !self.over && self.in_flight() < self.shared.requests {
+            self.over = !self.begin()?;
+        }
+        Ok(())
     }
 
     fn in_flight(&self) -> usize {
@@ -206,12 +214,13 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(20).unwrap();
         let disk = Destination::Disk(Disk::new(file, false).unwrap());
-        let shared = shared(20);
+        let mut shared = shared(20);
+        shared.requests = 2;
         let mut verifier = Verifier::new(&shared, (Source::Server(zeroes.client.clone()), disk));
-        for in_flight in [2, 4] {
-            assert!(verifier.begin().unwrap(), "a piece");
-            assert_eq!(verifier.in_flight(), in_flight);
-        }
+        verifier.fill().unwrap();
+        assert_eq!((verifier.in_flight(), verifier.over), (2, false), "both halves of one piece");
+        assert!(verifier.begin().unwrap(), "another piece");
+        assert_eq!(verifier.in_flight(), 4);
         assert!(!verifier.begin().unwrap(), "all was begun with");
         verifier.compare().unwrap();
         assert_eq!((verifier.in_flight(), verifier.found), (0, None));
