@@ -146,16 +146,25 @@ impl Retries {
         &self,
         mut attempt: impl FnMut() -> Result<R, Error>,
     ) -> Result<R, Error> {
-        let mut delay = self.retry_delay;
-        for _ in 0..self.retries {
+        for delay in self.delays() {
             match attempt() {
                 Err(error) if may_pass(&error) => tracing::warn!("{error}; trying again"),
                 result => return result,
             }
             thread::sleep(delay);
-            delay = (delay * 2).min(MAX_DELAY.max(self.retry_delay));
         }
         attempt()
+    }
+
+    /// How long to wait before each further attempt.
+    fn delays(&self) -> impl Iterator<Item = Duration> {
+        let max = MAX_DELAY.max(self.retry_delay);
+        let mut next = self.retry_delay;
+        (0..self.retries).map(move |_| {
+            let delay = next;
+            next = delay.saturating_mul(2).min(max);
+            delay
+        })
     }
 }
 
@@ -187,6 +196,14 @@ pub(crate) fn may_pass(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
+    use nbd_blocking::client::{LostReason, OptionCode};
+    use nbd_blocking::export::{ExportMap, Memory};
+    use nbd_blocking::{Client, Server};
+    use nbd_engine::proto::Error as ProtocolError;
+    use nbd_testkit::process::wait_until;
+
     use super::*;
 
     #[test]
@@ -201,6 +218,138 @@ mod tests {
             });
             assert!(result.is_err());
             assert_eq!(attempts, retries + 1);
+        }
+    }
+
+    #[test]
+    fn delays_double_up_to_a_minute_or_the_first_one() {
+        let delays = |first, retries| -> Vec<u64> {
+            let retry_delay = Duration::from_secs(first);
+            let wanted = Retries { retries, retry_delay, ..Retries::default() };
+            wanted.delays().map(|delay| delay.as_secs()).collect()
+        };
+        assert_eq!(delays(1, 0), [0; 0]);
+        assert_eq!(delays(1, 9), [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(delays(90, 3), [90, 90, 90]);
+        assert_eq!(delays(u64::MAX, 2), [u64::MAX; 2]);
+    }
+
+    #[test]
+    fn a_request_outlives_the_reconnection_that_may_help_it() {
+        let timeout = Some(Duration::from_secs(5));
+        let configured = |retries, first| {
+            let retry_delay = Duration::from_secs(first);
+            let wanted = Retries { retries, retry_delay, ..Retries::default() };
+            assert_eq!(wanted.are_wanted(), retries > 0);
+            wanted.apply(ClientConfig::new(), false, timeout)
+        };
+        let config = configured(0, 1);
+        assert_eq!((config.request_timeout(), config.reconnect().is_some()), (timeout, false));
+        // Twice the timeout for the silence, and for each attempt a timeout and the longest delay.
+        for (first, max, patience) in [(1, 60, 10 + 3 * 65), (90, 90, 10 + 3 * 95)] {
+            let config = configured(3, first);
+            assert_eq!(config.request_timeout(), Some(Duration::from_secs(patience)));
+            let reconnect = config.reconnect().unwrap();
+            assert_eq!(reconnect.max_attempts(), Some(3));
+            assert_eq!(reconnect.min_delay(), Duration::from_secs(first));
+            assert_eq!(reconnect.max_delay().as_secs(), max);
+            assert_eq!((reconnect.max_silence(), reconnect.max_outage()), (timeout, None));
+            assert_eq!(reconnect.kept_writes(), Some(67_108_864));
+        }
+    }
+
+    #[test]
+    fn retries_for_another_server_know_nothing_of_the_outages_of_the_first() {
+        let wanted =
+            Retries { retries: 3, retry_delay: Duration::from_secs(7), ..Retries::default() };
+        let other = wanted.for_another();
+        assert_eq!((other.retries, other.retry_delay), (3, wanted.retry_delay));
+        wanted.lost.store(true, Ordering::Relaxed);
+        assert!(wanted.have_replaced() && !other.have_replaced());
+        assert!(wanted.clone().have_replaced(), "these are of the same server");
+        assert!(!Arc::ptr_eq(&wanted.outages, &other.outages));
+    }
+
+    #[test]
+    fn an_outage_lasts_until_there_is_another_connection() {
+        const LIMIT: Duration = Duration::from_secs(60);
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let serve = || {
+            let server = Server::new(ExportMap::new().with("", Memory::new(512).unwrap()).unwrap());
+            server.listen_unix(&socket).unwrap();
+            server
+        };
+        let stop = |server: Server| {
+            server.shut_down();
+            server.wait();
+        };
+        let retry_delay = Duration::from_millis(1);
+        let wanted = Retries { retries: u32::MAX, retry_delay, ..Retries::default() };
+        let config = wanted.apply(ClientConfig::new(), false, None);
+        let uri = format!("nbd+unix:///?socket={}", socket.display()).parse().unwrap();
+        let server = serve();
+        let client = Client::connect_with(&uri, &config).unwrap();
+        assert!(!wanted.have_replaced());
+        stop(server);
+        let reading = thread::spawn({
+            let client = client.clone();
+            move || client.read_exact_at(&mut [0; 512], 0)
+        });
+        let failed_attempts = || {
+            let outages = wanted.outages.lock().unwrap();
+            outages.get(&0).map(|outage| outage.failed_attempts.load(Ordering::Relaxed))
+        };
+        wait_until("some attempts fail", LIMIT, || {
+            failed_attempts().is_some_and(|count| count > 2)
+        });
+        assert!(wanted.have_replaced());
+        let server = serve();
+        reading.join().unwrap().unwrap();
+        wait_until("the outage is over", LIMIT, || failed_attempts().is_none());
+        client.disconnect();
+        stop(server);
+    }
+
+    #[test]
+    fn a_broken_stream_may_pass_and_a_server_that_refuses_does_not() {
+        let peer: Arc<str> = "peer".into();
+        let source = |kind: ErrorKind| Arc::new(std::io::Error::from(kind));
+        let connect = |kind| Error::Connect { address: "here".into(), source: source(kind) };
+        let protocol = |source| Error::Protocol { peer: Arc::clone(&peer), source };
+        let refused = |reply| Error::Refused {
+            peer: Arc::clone(&peer),
+            export: None,
+            refusal: Refusal::Option { code: OptionCode::GO, reply },
+            text: String::new(),
+        };
+        let limit = Duration::from_secs(1);
+        let timed_out = Error::TimedOut { peer: Arc::clone(&peer), what: "it", limit, sent: true };
+        let lost = LostReason::ShuttingDown;
+        let mut cases = vec![
+            (connect(ErrorKind::ConnectionRefused), true),
+            (timed_out, true),
+            (Error::Lost { peer: Arc::clone(&peer), sent: false, reason: lost }, true),
+            (Error::Disconnected { peer: Arc::clone(&peer) }, true),
+            (protocol(ProtocolError::UnexpectedEnd("the handshake")), true),
+            (protocol(ProtocolError::Internal("a fault")), false),
+            (refused(OptionReplyType::ERR_SHUTDOWN), true),
+            (refused(OptionReplyType::ERR_POLICY), false),
+            (Error::Entered { peer: Arc::clone(&peer) }, false),
+        ];
+        #[cfg(feature = "tls")]
+        for (kind, may_pass) in [
+            (ErrorKind::UnexpectedEof, true),
+            (ErrorKind::ConnectionReset, true),
+            (ErrorKind::ConnectionAborted, true),
+            (ErrorKind::BrokenPipe, true),
+            (ErrorKind::InvalidData, false),
+        ] {
+            let error = Error::Tls { peer: Arc::clone(&peer), source: source(kind) };
+            cases.push((error, may_pass));
+        }
+        for (error, expected) in cases {
+            assert_eq!(may_pass(&error), expected, "{error}");
         }
     }
 

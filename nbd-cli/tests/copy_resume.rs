@@ -60,6 +60,24 @@ fn an_interrupted_copy_goes_on_where_it_was() {
     server.finish();
 }
 
+/// It was interrupted before the file had its size, or as it got it.
+#[test]
+fn a_file_of_which_nothing_is_copied_may_have_any_size() {
+    let folder = Folder::new();
+    let to = folder.text("to");
+    let all = SIZE / STEP;
+    let server = ScriptedServer::unix([reads(0).header(Cmd::READ), reads(all).header(Cmd::DISC)]);
+    let uri = server.endpoint().uri("");
+    let words = [&ONE_BY_ONE[..], &[&uri, &to]].concat();
+    refused(&words);
+    let recorded = fs::read_to_string(folder.text("to.nbd-copy")).unwrap();
+    assert!(recorded.contains("\"copied\": 0"), "{recorded}");
+    fs::File::options().write(true).open(&to).unwrap().set_len(5).unwrap();
+    copy(&words);
+    assert_eq!(fs::metadata(&to).unwrap().len(), SIZE as u64);
+    server.finish();
+}
+
 /// Before a copy to a block device goes on, so much of it is compared with the source, by a read each.
 const SAMPLES: usize = 16;
 

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use nbd_blocking::Client;
 use nbd_blocking::client::Flags;
 
-use crate::plan::{BATCH, Write};
+use crate::plan::{BATCH, Write, flush_before};
 
 /// Writes until the machine ends. Each line says what is durable: `FUA N` the write of that number, `FLUSH N` all writes up
 /// to that number.
@@ -29,8 +29,8 @@ pub(crate) fn run(uri: &str, seed: u64) -> Result<(), Box<dyn Error>> {
             }
         }
         first += BATCH;
-        // Not after each batch: what is not flushed may be lost, and shall be.
-        if first.is_multiple_of(4 * BATCH) {
+        // What is not flushed may be lost, and shall be.
+        if flush_before(seed, first) {
             client.flush()?;
             say(&format!("FLUSH {}", first - 1))?;
         }

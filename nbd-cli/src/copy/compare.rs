@@ -182,7 +182,7 @@ impl Comparison<'_> {
         let [one, other] = self.sides;
         let unit = one.unit().max(other.unit());
         let max = one.payload().min(other.payload());
-        let data = (REQUEST_SIZE.min(max) & !(unit - 1)).max(unit);
+        let data = Cut::longest_data(REQUEST_SIZE, max, unit);
         let cut = Cut { unit, data, zero: ZEROES.max(unit) };
         let phase = Phase { what: "compare", from: 0, to: 100 };
         let shared = Shared {

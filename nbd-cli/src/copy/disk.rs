@@ -1,13 +1,15 @@
 //! A local file or block device, read and written at offsets.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use nbd_engine::export::FileHoles;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
+
+use super::feed::fill;
 
 /// A file that is open.
 #[derive(Clone, Debug)]
@@ -25,24 +27,13 @@ impl Disk {
     }
 
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => {
-                    let (end, wanted) = (offset + filled as u64, offset + buffer.len() as u64);
-                    let size = size_of(&self.file)?;
-                    return Err(if size < wanted {
-                        shorter(size, wanted)
-                    } else {
-                        ends(end, size)
-                    });
-                }
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        let filled = fill(&mut At { file: &self.file, offset }, buffer)?;
+        if filled == buffer.len() {
+            return Ok(());
         }
-        Ok(())
+        let (end, wanted) = (offset + filled as u64, offset + buffer.len() as u64);
+        let size = size_of(&self.file)?;
+        Err(if size < wanted { shorter(size, wanted) } else { ends(end, size) })
     }
 
     pub(super) fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
@@ -85,6 +76,20 @@ impl Disk {
     }
 }
 
+/// A file from an offset on.
+struct At<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl Read for At<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
 /// How many bytes a file or a block device has now.
 pub(super) fn size_of(mut file: &File) -> io::Result<u64> {
     let metadata = file.metadata()?;
@@ -118,6 +123,44 @@ pub(super) fn first_difference(one: &[u8], other: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_at_offsets_are_whole_or_say_what_is_missing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, [1, 2, 3, 4, 5, 6]).unwrap();
+        let disk = Disk::new(file.reopen().unwrap(), false).unwrap();
+        let mut buffer = [0; 3];
+        disk.read(&mut buffer, 2).unwrap();
+        assert_eq!(buffer, [3, 4, 5]);
+        let error = disk.read(&mut buffer, 4).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        let said = "it became shorter: it has 6 bytes now, and 7 were expected";
+        assert_eq!(error.to_string(), said);
+        assert_eq!(size_of(&disk.file).unwrap(), 6);
+        // Not tried again and again.
+        let file = File::options().write(true).open(file.path()).unwrap();
+        let disk = Disk::new(file, false).unwrap();
+        assert_eq!(disk.read(&mut buffer, 0).unwrap_err().raw_os_error(), Some(9), "EBADF");
+    }
+
+    #[test]
+    fn a_file_gets_as_much_space_as_it_is_given_if_its_file_system_can_do_that() {
+        let file = tempfile::tempfile().unwrap();
+        let disk = Disk::new(file.try_clone().unwrap(), true).unwrap();
+        let allocated = disk.allocate(1 << 16).unwrap();
+        let expected = if allocated { 1 << 16 } else { 0 };
+        assert_eq!(file.metadata().unwrap().len(), expected);
+    }
+
+    #[test]
+    fn a_difference_is_found_at_its_first_byte() {
+        assert_eq!(first_difference(&[1; 100], &[1; 100]), None);
+        for at in [0, 1, 50, 99] {
+            let (one, mut other) = ([1; 100], [1; 100]);
+            other[at..].fill(2);
+            assert_eq!(first_difference(&one, &other), Some(at));
+        }
+    }
 
     #[test]
     #[cfg(target_os = "linux")]

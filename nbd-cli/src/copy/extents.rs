@@ -221,6 +221,7 @@ mod tests {
         assert_eq!(extents.at(7), run(7..10, false));
         assert_eq!(extents.at(10), run(10..20, true));
         extents.forget(8);
+        assert_eq!(extents.known.len(), 2, "what was passed is forgotten");
         assert_eq!(extents.at(9), run(7..10, false), "what is in use is kept");
         assert_eq!(extents.at(19), run(10..20, true));
     }

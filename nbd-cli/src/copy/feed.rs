@@ -109,7 +109,7 @@ impl Stream {
 }
 
 /// Reads until the buffer is full or the stream ends.
-fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+pub(super) fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read(&mut buffer[filled..]) {
@@ -120,4 +120,86 @@ fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, Write};
+
+    use nbd_testkit::cases;
+
+    use super::*;
+
+    #[test]
+    fn a_stream_is_handed_out_in_order_up_to_its_end_or_that_of_the_room() {
+        cases(300, |random| {
+            let length = random.below(40) as usize;
+            let bytes: Vec<u8> = (1..=length as u8).collect();
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&bytes).unwrap();
+            file.rewind().unwrap();
+            let any = random.below(50);
+            let limit = random.of(&[None, Some(0), Some(length as u64), Some(any)]);
+            let feed = Feed::stream(file, "it".into(), limit);
+            assert!(feed.is_stream());
+            let size = 1 + random.below(12) as usize;
+            let stop = random.one_in(4).then(|| random.below(5));
+            let (mut found, mut jobs) = (Vec::new(), 0);
+            let failure = loop {
+                if stop == Some(jobs) {
+                    feed.stop();
+                }
+                jobs += 1;
+                match feed.next(|| vec![0; size]) {
+                    Err(error) => break Some(error.offset),
+                    Ok(None) => break None,
+                    Ok(Some(Job::Loaded { offset, buffer })) => {
+                        assert_eq!(offset, found.len() as u64);
+                        assert!(!buffer.is_empty(), "a job is about some bytes");
+                        found.extend(buffer);
+                    }
+                    Ok(Some(Job::Piece(piece))) => panic!("a stream has no {piece:?}"),
+                }
+            };
+            assert_eq!(feed.streamed(), found.len() as u64);
+            assert_eq!(found, bytes[..found.len()]);
+            match failure {
+                Some(offset) => {
+                    assert_eq!(Some(offset), limit);
+                    assert!(offset < length as u64 && found.len() as u64 <= offset);
+                }
+                None if stop.is_some_and(|stop| stop < jobs) => {}
+                None => assert!(
+                    found.len() == length && limit.is_none_or(|limit| limit >= length as u64)
+                ),
+            }
+            assert!(failure.is_some() || feed.next(Vec::new).unwrap().is_none(), "it is over");
+        });
+    }
+
+    #[test]
+    fn a_read_that_is_interrupted_is_tried_again_and_one_that_fails_is_not() {
+        /// Gives these, one after the other, and then its end.
+        struct Reads(Vec<Result<u8, ErrorKind>>);
+
+        impl Read for Reads {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                if self.0.is_empty() {
+                    return Ok(0);
+                }
+                buffer[0] = self.0.remove(0)?;
+                Ok(1)
+            }
+        }
+
+        let mut buffer = [0; 4];
+        let interrupted = Err(ErrorKind::Interrupted);
+        let mut reads = Reads(vec![Ok(1), interrupted, interrupted, Ok(2)]);
+        assert_eq!(fill(&mut reads, &mut buffer).unwrap(), 2);
+        assert_eq!(buffer, [1, 2, 0, 0]);
+        let mut reads = Reads(vec![Ok(1), Err(ErrorKind::BrokenPipe), Ok(2)]);
+        assert_eq!(fill(&mut reads, &mut buffer).unwrap_err().kind(), ErrorKind::BrokenPipe);
+        let mut reads = Reads(vec![Ok(1); 5]);
+        assert_eq!(fill(&mut reads, &mut buffer).unwrap(), 4, "it is full");
+    }
 }

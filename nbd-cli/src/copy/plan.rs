@@ -25,6 +25,14 @@ pub(super) struct Cut {
     pub(super) zero: u64,
 }
 
+impl Cut {
+    /// The longest piece of data: `wanted` bytes, if the sides take requests of `max`; a multiple of `unit`, and one at
+    /// least.
+    pub(super) fn longest_data(wanted: u64, max: u64, unit: u64) -> u64 {
+        (wanted.min(max) & !(unit - 1)).max(unit)
+    }
+}
+
 /// Hands out the pieces of a disk, in order. What is known of its zeroes is asked for as it goes.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -98,8 +106,26 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use nbd_testkit::cases;
+
     use super::*;
     use crate::copy::extents::Oracle;
+
+    #[test]
+    fn the_longest_piece_of_data_fits_both_sides_and_has_whole_units() {
+        cases(2000, |random| {
+            let unit = 1 << random.below(17);
+            let [wanted, max] = [(); 2].map(|()| {
+                let bits = random.below(27);
+                1 + random.below(1 << bits)
+            });
+            let longest = Cut::longest_data(wanted, max, unit);
+            let limit = wanted.min(max);
+            assert!(longest > 0 && longest.is_multiple_of(unit), "{longest} {unit}");
+            assert!(longest == unit || longest <= limit, "{longest} {limit} {unit}");
+            assert!(longest + unit > limit, "{longest} {limit} {unit}");
+        });
+    }
 
     /// The pieces of a source that reports these lengths, at once.
     fn pieces(size: u64, unit: u64, runs: &[(u64, bool)]) -> Vec<(u64, u64, bool)> {

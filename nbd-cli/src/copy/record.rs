@@ -237,10 +237,6 @@ impl Record {
             record.extend(sides.clone());
         }
         let written = || -> io::Result<()> {
-            let folder = match self.path.parent() {
-                Some(parent) if parent != Path::new("") => parent,
-                _ => Path::new("."),
-            };
             // Of a copy that was killed, as it wrote it.
             let new = new_path_of(&self.path);
             remove_if_there(&new)?;
@@ -249,7 +245,7 @@ impl Record {
             writeln!(file, "{record:#}")?;
             file.sync_all()?;
             fs::rename(&new, &self.path)?;
-            File::open(folder)?.sync_all()
+            File::open(folder_of(&self.path))?.sync_all()
         };
         written().map_err(|error| cannot("write", &self.path.display().to_string(), &error))
     }
@@ -269,6 +265,14 @@ fn new_path_of(record: &Path) -> PathBuf {
     let mut path = OsString::from(record);
     path.push(".new");
     path.into()
+}
+
+/// The folder that a file is in: for a name alone, that of this process.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
@@ -328,6 +332,7 @@ mod tests {
 
     use super::*;
     use crate::copy::disk::Disk;
+    use crate::copy::worker::tests::Zeroes;
 
     /// A record beside a file that can be flushed, or of a device that can't.
     fn record(folder: &Path, destination: &str) -> Record {
@@ -358,6 +363,50 @@ mod tests {
         record.flush().unwrap_err();
         record.interrupted().unwrap_err();
         assert_eq!(recorded(&record), 7);
+    }
+
+    #[test]
+    fn a_file_without_a_folder_is_in_that_of_the_process() {
+        for (path, folder) in [("to", "."), ("a/to", "a"), ("/to", "/"), ("../to", "..")] {
+            assert_eq!(folder_of(Path::new(path)), Path::new(folder));
+        }
+    }
+
+    #[test]
+    fn a_record_is_written_when_a_step_was_copied_since() {
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("to");
+        let record = record(folder.path(), to.to_str().unwrap());
+        record.done(0, STEP);
+        assert_eq!(recorded(&record), STEP);
+        record.done(STEP, STEP - 1);
+        assert_eq!(recorded(&record), STEP);
+        record.done(2 * STEP - 1, 1);
+        assert_eq!(recorded(&record), 2 * STEP);
+    }
+
+    #[test]
+    fn what_is_not_there_needs_no_removal_and_is_no_record_and_anything_else_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        remove_if_there(&missing).unwrap();
+        assert_eq!(read(&missing).unwrap(), None);
+        remove_if_there(folder.path()).unwrap_err();
+        assert!(read(folder.path()).unwrap_err().text().contains("cannot read"));
+    }
+
+    /// Each connection knows alone what its server may have lost.
+    #[test]
+    fn every_connection_that_wrote_is_flushed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut record = record(folder.path(), "/dev/null");
+        let [first, further] = [(); 2].map(|()| Zeroes::serve());
+        record.destination = Durable::Server(Mutex::new(vec![first.client.clone()]));
+        record.flush().unwrap();
+        record.joins(&further.client);
+        record.flush().unwrap();
+        further.client.disconnect();
+        assert!(record.flush().unwrap_err().text().contains("cannot flush"));
     }
 
     #[test]

@@ -160,7 +160,7 @@ impl<'a> Copy<'a> {
         }
         let unit = source.unit().max(destination.unit());
         let max = source.payload().min(destination.payload());
-        let data = (arguments.request_size.min(max) & !(unit - 1)).max(unit);
+        let data = Cut::longest_data(arguments.request_size, max, unit);
         let sends_zeroes =
             destination.client().is_some_and(|client| !client.export().can_write_zeroes());
         let cut = Cut { unit, data, zero: if sends_zeroes { data } else { ZEROES.max(unit) } };

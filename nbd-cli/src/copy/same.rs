@@ -136,3 +136,37 @@ fn shared(source: &Side, destination: &Side) -> Option<String> {
     let mut files = from.open_files().into_iter().filter(is_served);
     files.find(|file| written.iter().any(|one| is_or_lies_on(file, one))).map(|file| shown(&file))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_may_leave_out_less_than_a_block_of_its_file() {
+        let file = tempfile::tempfile().unwrap();
+        let size = 1 << 20;
+        for (length, is) in [
+            (0, false),
+            (size - 1, false),
+            (size, true),
+            (size + 1, true),
+            (size + 65_535, true),
+            (size + 65_536, false),
+            (1 << 30, false),
+        ] {
+            file.set_len(length).unwrap();
+            assert_eq!(is_as_large(&file.metadata().unwrap(), size), is, "{length}");
+        }
+    }
+
+    #[test]
+    fn one_store_overlaps_another_if_either_lies_on_the_other() {
+        let store =
+            |numbers: &[u64]| Store(numbers.iter().map(|id| Identity::Device(*id)).collect());
+        let (disk, part, other) = (store(&[1]), store(&[2, 1]), store(&[3, 1]));
+        assert!(disk.overlaps(&disk) && part.overlaps(&disk) && disk.overlaps(&part));
+        // Two parts of one disk are apart.
+        assert!(!part.overlaps(&other) && !disk.overlaps(&store(&[4])));
+        assert_ne!(Identity::Device(1), Identity::File(1, 1));
+    }
+}

@@ -86,3 +86,54 @@ impl InOrder {
         Ok(drained)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek};
+
+    use nbd_testkit::{assert_same_bytes, cases};
+
+    use super::*;
+
+    /// Pieces in any order: what is written is always all that there is without a gap.
+    #[test]
+    fn pieces_are_written_in_order_whenever_they_come() {
+        cases(60, |random| {
+            let mut file = tempfile::tempfile().unwrap();
+            let mut sink = InOrder::new(file.try_clone().unwrap());
+            let (mut pieces, mut expected) = (Vec::new(), Vec::new());
+            for _ in 0..random.below(12) {
+                let zero = random.one_in(2);
+                let longest = if zero { 200_000 } else { 1000 };
+                let length = 1 + random.below(longest) as usize;
+                let data = vec![if zero { 0 } else { 1 + random.below(255) as u8 }; length];
+                pieces.push((expected.len(), zero, length));
+                expected.extend(data);
+            }
+            let (mut done, mut lent) = (vec![false; expected.len()], 0);
+            while !pieces.is_empty() {
+                let index = random.below(pieces.len() as u64) as usize;
+                let (offset, zero, length) = pieces.swap_remove(index);
+                let range = offset..offset + length;
+                let before = sink.position();
+                let drained = match zero {
+                    true => sink.zeroes(offset as u64, length as u64),
+                    false => sink.data(offset as u64, expected[range.clone()].to_vec()),
+                };
+                let Drained { bytes, buffers } = drained.unwrap();
+                done[range].fill(true);
+                lent += usize::from(!zero);
+                lent -= buffers.len();
+                let gap = done.iter().position(|done| !done).unwrap_or(done.len());
+                assert_eq!((sink.position(), bytes), (gap as u64, gap as u64 - before));
+                assert!(lent <= sink.held(), "{lent} buffers of {} pieces", sink.held());
+                assert_eq!(sink.held() == 0, done[gap..].iter().all(|done| !done));
+            }
+            assert_eq!((lent, sink.held()), (0, 0));
+            let mut found = Vec::new();
+            file.rewind().unwrap();
+            file.read_to_end(&mut found).unwrap();
+            assert_same_bytes(&found, &expected, "what was written");
+        });
+    }
+}

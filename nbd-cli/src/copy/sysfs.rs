@@ -17,8 +17,12 @@ pub(super) struct Device {
 
 impl Device {
     pub(super) fn new(number: u64) -> Self {
+        Self::under(Path::new("/sys/dev/block"), number)
+    }
+
+    fn under(devices: &Path, number: u64) -> Self {
         let name = format!("{}:{}", major(number), minor(number));
-        let folder = Path::new("/sys/dev/block").join(name);
+        let folder = devices.join(name);
         let whole = match folder.join("partition").exists() {
             true => fs::canonicalize(&folder).ok().and_then(|path| Some(path.parent()?.to_owned())),
             false => None,
@@ -62,4 +66,74 @@ impl Device {
 fn text(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     Some(text.trim()).filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Files as the kernel has them: a disk with a part, and a loop device with one.
+    fn tree() -> tempfile::TempDir {
+        let tree = tempfile::tempdir().unwrap();
+        for (path, text) in [
+            ("disk/dev", "8:16\n"),
+            ("disk/serial", " S3R14L \n"),
+            ("disk/wwid", "\n"),
+            ("disk/part/dev", "8:17\n"),
+            ("disk/part/partition", "1\n"),
+            ("disk/part/start", "2048\n"),
+            ("loop/dev", "7:300\n"),
+            ("loop/loop/backing_file", "/images/a disk \n"),
+            ("loop/part/dev", "259:1\n"),
+            ("loop/part/partition", "2\n"),
+            ("loop/part/start", "4096\n"),
+        ] {
+            let path = tree.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let (disk, device) = (tree.path().join("disk"), tree.path().join("loop"));
+        for (number, folder) in [
+            ("8:16", &disk),
+            ("8:17", &disk.join("part")),
+            ("7:300", &device),
+            ("259:1", &device.join("part")),
+        ] {
+            symlink(folder, tree.path().join(number)).unwrap();
+        }
+        tree
+    }
+
+    #[test]
+    fn a_disk_and_its_part_are_told_apart_and_know_the_same_of_the_disk() {
+        let tree = tree();
+        let device = |major, minor| Device::under(tree.path(), makedev(major, minor));
+        let (disk, part) = (device(8, 16), device(8, 17));
+        assert_eq!((disk.number(), part.number()), ("8:16".into(), "8:17".into()));
+        assert_eq!((disk.whole(), part.whole()), (None, Some(makedev(8, 16))));
+        assert_eq!((disk.start(), part.start()), (None, Some("2048".into())));
+        for device in [&disk, &part] {
+            assert_eq!(device.about_disk("serial").as_deref(), Some("S3R14L"));
+            assert_eq!(device.about_disk("wwid"), None, "it says nothing");
+            assert_eq!(device.about_disk("model"), None, "there is no such file");
+            assert_eq!(device.backing_file(), None);
+        }
+        let unknown = device(1, 2);
+        assert_eq!(
+            (unknown.whole(), unknown.start(), unknown.about_disk("dev")),
+            (None, None, None)
+        );
+    }
+
+    #[test]
+    fn a_loop_device_and_its_part_lie_on_the_same_file() {
+        let tree = tree();
+        for (major, minor, whole) in [(7, 300, None), (259, 1, Some(makedev(7, 300)))] {
+            let device = Device::under(tree.path(), makedev(major, minor));
+            assert_eq!(device.whole(), whole);
+            assert_eq!(device.backing_file(), Some("/images/a disk ".into()));
+        }
+    }
 }

@@ -70,6 +70,15 @@ enum News {
     Over,
 }
 
+/// Has no further threads join once it is dropped: a fault of ours that unwinds must end the copy, too.
+struct Over<'a>(&'a Sender<News>);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        let _told = self.0.send(News::Over);
+    }
+}
+
 /// Where further threads come from.
 pub(super) struct Team {
     sender: Sender<News>,
@@ -138,8 +147,9 @@ impl Team {
                 let ended = threads.into_iter().map(joined).collect::<Vec<_>>();
                 (pairs, ended)
             });
+            let over = Over(&sender);
             let own = work(first);
-            let _told = sender.send(News::Over);
+            drop(over);
             let (pairs, ended) = joined(others);
             let errors = std::iter::once(own).chain(ended).filter_map(Result::err);
             let first = errors.reduce(|one, other| one.first(Some(other)));
@@ -154,10 +164,28 @@ fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
 
 #[cfg(test)]
 mod tests {
+    use core::time::Duration;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use nbd_testkit::raw::{BlockSize as Sizes, Mode, flag};
     use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 
     use super::*;
+
+    /// It would wait for further threads for ever.
+    #[test]
+    fn a_fault_in_the_first_thread_ends_the_copy() {
+        const LIMIT: Duration = Duration::from_secs(60);
+        let (sender, ended) = mpsc::channel();
+        thread::spawn(move || {
+            let team = Team::of([Pair::NONE]);
+            let work = |_| -> Result<(), CopyError> { panic!("a fault, made by a test") };
+            let first = (Source::Stream, Destination::Nowhere);
+            let working = AssertUnwindSafe(|| team.work(first, |_| None, work));
+            let _received = sender.send(catch_unwind(working).is_err());
+        });
+        assert_eq!(ended.recv_timeout(LIMIT), Ok(true), "it unwinds");
+    }
 
     #[test]
     fn a_further_connection_is_one_to_the_same_export_or_none() {

@@ -39,6 +39,8 @@ pub(super) struct Verifier<'a> {
     in_flight: Vec<InFlight>,
     halves: HashMap<u64, Half>,
     spare: Vec<Vec<u8>>,
+    /// Every piece was begun with.
+    over: bool,
     /// The first difference.
     found: Option<u64>,
 }
@@ -56,6 +58,7 @@ impl<'a> Verifier<'a> {
             in_flight: Vec::new(),
             halves: HashMap::new(),
             spare: Vec::new(),
+            over: false,
             found: None,
         }
     }
@@ -77,17 +80,24 @@ impl<'a> Verifier<'a> {
     }
 
     fn compare(&mut self) -> Result<(), CopyError> {
-        let mut over = false;
         loop {
-            while !over && self.pending.len() + self.halves.len() < self.shared.requests {
-                over = !self.begin()?;
-            }
-            match self.wait() {
-                Some(at) => self.landed(at)?,
-                None if over => return Ok(()),
-                None => {}
-            }
+            self.fill()?;
+            // A half waits for its other one, which is asked for: without a request in flight all is over.
+            let Some(at) = self.wait() else { return Ok(()) };
+            self.landed(at)?;
         }
+    }
+
+    /// Begins with as many pieces as may be in flight.
+    fn fill(&mut self) -> Result<(), CopyError> {
+        while !self.over && self.in_flight() < self.shared.requests {
+            self.over = !self.begin()?;
+        }
+        Ok(())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.pending.len() + self.halves.len()
     }
 
     fn wait(&self) -> Option<usize> {
@@ -189,5 +199,31 @@ impl<'a> Verifier<'a> {
     ) -> CopyError {
         let name = if of_source { &self.shared.source } else { &self.shared.destination };
         CopyError::at(offset, format_args!("cannot read {name}"), error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::copy::disk::Disk;
+    use crate::copy::worker::tests::{Zeroes, shared};
+
+    #[test]
+    fn bytes_that_wait_for_those_of_the_other_side_count_as_in_flight() {
+        let zeroes = Zeroes::serve();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(20).unwrap();
+        let disk = Destination::Disk(Disk::new(file, false).unwrap());
+        let mut shared = shared(20);
+        shared.requests = 2;
+        let mut verifier = Verifier::new(&shared, (Source::Server(zeroes.client.clone()), disk));
+        verifier.fill().unwrap();
+        assert_eq!((verifier.in_flight(), verifier.over), (2, false), "both halves of one piece");
+        assert!(verifier.begin().unwrap(), "another piece");
+        assert_eq!(verifier.in_flight(), 4);
+        assert!(!verifier.begin().unwrap(), "all was begun with");
+        verifier.compare().unwrap();
+        assert_eq!((verifier.in_flight(), verifier.found), (0, None));
+        shared.check(20).unwrap();
     }
 }

@@ -477,3 +477,6 @@ impl<'a> Worker<'a> {
         CopyError::at(offset, format_args!("cannot write {}", self.shared.destination), error)
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

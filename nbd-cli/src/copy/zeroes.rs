@@ -28,7 +28,47 @@ pub(super) fn runs(bytes: &[u8], block: usize) -> Vec<(Range<usize>, bool)> {
 
 #[cfg(test)]
 mod tests {
+    use nbd_testkit::cases;
+
     use super::*;
+
+    /// Few bytes, of which some are the same: none hides another one.
+    #[test]
+    fn bytes_are_zero_if_each_of_them_is() {
+        cases(500, |random| {
+            let mut bytes = vec![0; random.below(200) as usize];
+            if !bytes.is_empty() {
+                for _ in 0..random.below(4) {
+                    let index = random.below(bytes.len() as u64) as usize;
+                    bytes[index] = random.of(&[0, 1, 1, 3, 0x80]);
+                }
+            }
+            assert_eq!(is_zero(&bytes), bytes.iter().all(|byte| *byte == 0), "{bytes:?}");
+        });
+    }
+
+    #[test]
+    fn runs_are_all_bytes_in_order_and_say_of_each_block_what_it_is() {
+        cases(500, |random| {
+            let block = 1 + random.below(20) as usize;
+            let mut bytes = vec![0; random.below(120) as usize];
+            for part in bytes.chunks_mut(7) {
+                part.fill(u8::from(random.one_in(3)));
+            }
+            let runs = runs(&bytes, block);
+            let mut end = 0;
+            for (range, zero) in &runs {
+                assert_eq!((range.start, range.is_empty()), (end, false), "{runs:?}");
+                end = range.end;
+                for part in bytes[range.clone()].chunks(block) {
+                    let is = part.len() == block && part.iter().all(|byte| *byte == 0);
+                    assert_eq!(is, *zero, "{runs:?}");
+                }
+            }
+            assert_eq!(end, bytes.len());
+            assert!(runs.windows(2).all(|pair| pair[0].1 != pair[1].1), "{runs:?}");
+        });
+    }
 
     #[test]
     fn a_single_bit_makes_it_data() {

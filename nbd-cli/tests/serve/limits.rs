@@ -54,7 +54,12 @@ fn a_copy_from_a_server_of_one_connection_does_with_one() {
 
 #[test]
 fn descriptors_that_run_out_are_reported_once_with_a_remedy() {
-    for runtime in [Runtime::Tokio, Runtime::AsyncStd, Runtime::Blocking] {
+    for runtime in [
+        Runtime::Tokio,
+        #[cfg(feature = "async-std")]
+        Runtime::AsyncStd,
+        Runtime::Blocking,
+    ] {
         let setup = Setup { runtime, transport: Transport::Unix };
         let mut server = setup.serve().prepared_by("ulimit -n 32").arg("memory:1M").start();
         let files = server.open_files();

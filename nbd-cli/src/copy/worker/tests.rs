@@ -1,0 +1,89 @@
+//! What a copy counts.
+
+use nbd_blocking::Server;
+use nbd_blocking::export::{ExportMap, Memory};
+
+use super::*;
+use crate::copy::extents::{Extents, Oracle};
+use crate::copy::plan::{Cut, Plan};
+
+/// What the threads of a copy of `size` bytes share, in pieces of 10 bytes.
+pub(in crate::copy) fn shared(size: u64) -> Shared {
+    let cut = Cut { unit: 1, data: 10, zero: 10 };
+    Shared {
+        feed: Feed::plan(Plan::new(size, cut, Extents::new(Oracle::None, size))),
+        progress: Progress::Silent,
+        source: "source".into(),
+        destination: "destination".into(),
+        requests: 1,
+        request_size: 10,
+        sparse: 0,
+        skip_zeroes: false,
+        allocated: false,
+        count: AtomicU64::new(0),
+        record: None,
+    }
+}
+
+#[test]
+fn a_byte_that_was_left_out_or_dealt_with_twice_is_a_fault_of_ours() {
+    let shared = shared(0);
+    for (bytes, total) in [(0, 0), (3, 3), (4, 7)] {
+        shared.done(total - bytes, bytes);
+        shared.check(total).unwrap();
+        for size in [total + 1, total.wrapping_sub(1)] {
+            let said = shared.check(size).unwrap_err();
+            assert!(said.text().contains(&format!("{total} bytes of {size} were dealt with")));
+        }
+    }
+}
+
+/// A server of 4096 zeroes, which ends when this is dropped, and its first client.
+pub(in crate::copy) struct Zeroes {
+    server: Server,
+    pub(in crate::copy) client: Client,
+    _folder: tempfile::TempDir,
+}
+
+impl Zeroes {
+    pub(in crate::copy) fn serve() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let exports = ExportMap::new().with("", Memory::new(4096).unwrap()).unwrap();
+        let server = Server::new(exports);
+        server.listen_unix(&socket).unwrap();
+        let uri = format!("nbd+unix:///?socket={}", socket.display());
+        let client = Client::connect(&uri).unwrap();
+        Self { server, client, _folder: folder }
+    }
+}
+
+impl Drop for Zeroes {
+    fn drop(&mut self) {
+        self.client.disconnect();
+        self.server.shut_down();
+        self.server.wait();
+    }
+}
+
+#[test]
+fn what_waits_for_its_turn_in_a_pipe_counts_as_in_flight() {
+    let zeroes = Zeroes::serve();
+    let source = Source::Server(zeroes.client.clone());
+    let file = tempfile::tempfile().unwrap();
+    let pipe = Destination::Stream(InOrder::new(file.try_clone().unwrap()));
+    let shared = shared(0);
+    let mut worker = Worker::new(&shared, (source, pipe));
+    let read = Piece { offset: 0, length: 10, zero: false };
+    worker.store(20, vec![1; 10]).unwrap();
+    worker.zero(30, 10).unwrap();
+    assert_eq!(worker.in_flight(), 2, "the bytes before are missing");
+    worker.load(read).unwrap();
+    assert_eq!(worker.in_flight(), 3);
+    worker.store(10, vec![1; 10]).unwrap();
+    assert_eq!(worker.in_flight(), 4);
+    // What was read comes first: then all can go.
+    worker.landed(0).unwrap();
+    assert_eq!((worker.in_flight(), file.metadata().unwrap().len()), (0, 40));
+    shared.check(40).unwrap();
+}

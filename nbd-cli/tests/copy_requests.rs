@@ -1,0 +1,63 @@
+//! How options of `nbd copy` become connections, requests in flight and the longest request, as `-v` reports them.
+
+#[path = "copy/support.rs"]
+#[allow(dead_code, reason = "it is shared with the other tests of copies")]
+mod support;
+
+use support::{Folder, MIB, noise, try_copy};
+
+/// Connections, requests on each of them, and bytes of the longest request.
+#[track_caller]
+fn of(options: &str, from: &str) -> (usize, usize, usize) {
+    let options = options.split_whitespace();
+    let words: Vec<&str> = ["-v"].into_iter().chain(options).chain([from, "null:"]).collect();
+    let finished = try_copy(&words);
+    assert_eq!(finished.status.code(), Some(0), "{words:?}: {}", finished.stderr);
+    let number = |name: &str| -> usize {
+        let (_, rest) = finished.stderr.split_once(name).expect("it is reported");
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        rest[..end].parse().expect("a number")
+    };
+    (number("connections="), number(" requests="), number("request_size="))
+}
+
+#[test]
+fn a_thread_has_a_connection_and_no_more_than_the_disk_has_pieces() {
+    let folder = Folder::new();
+    let (from, empty) = (folder.file("from", &noise(MIB)), folder.file("empty", b""));
+    for (options, connections) in [
+        ("-T 9", 4),
+        ("-T 3", 3),
+        ("-T 1", 1),
+        ("-C 3", 3),
+        ("-C 2 -T 5", 2),
+        ("-C 3 -T 2", 2),
+        ("-C 8 -T 8", 4),
+        ("-C 8 -T 8 --request-size 300k", 4),
+        ("-C 8 -T 8 --request-size 512k", 2),
+        ("-C 8 -T 8 --request-size 1M", 1),
+        ("-C 8 -T 8 --request-size 128k", 8),
+        ("-C 8 -T 8 --synchronous", 1),
+    ] {
+        assert_eq!(of(options, &from).0, connections, "{options}");
+    }
+    assert_eq!(of("-C 8 -T 8", &empty).0, 1);
+}
+
+#[test]
+fn the_queue_has_room_for_whole_requests_and_for_one_at_least() {
+    let folder = Folder::new();
+    let from = folder.file("from", &noise(MIB));
+    for (options, requests, request_size) in [
+        ("", 64, 262_144),
+        ("-R 7", 7, 262_144),
+        ("-R 7 --queue-size 1M", 4, 262_144),
+        ("-R 3 --queue-size 1M", 3, 262_144),
+        ("--request-size 100k --queue-size 350k", 3, 102_400),
+        ("--queue-size 1", 1, 262_144),
+        ("-R 7 --synchronous", 1, 262_144),
+    ] {
+        let (_, found, size) = of(options, &from);
+        assert_eq!((found, size), (requests, request_size), "{options:?}");
+    }
+}
