@@ -215,7 +215,7 @@ fn an_object_is_a_disk_that_is_only_read() {
     ];
     for (url, setup) in urls.iter().zip(setups) {
         let mut command = setup.serve().arg(url);
-        command = command.args(["--volume-memory", "32M"]);
+        command = command.args(["--volume-memory", "128M"]);
         let variables = store.environment().map(|(name, value)| format!("export {name}={value}"));
         let server = command.prepared_by(&variables.join("; ")).start();
         let mut client = RawClient::go_simple(server.endpoint());

@@ -8,7 +8,8 @@ use bytes::{Bytes, BytesMut};
 use nbd_engine::export::{Allocation, ExportError, Visitor};
 use slatedb::WriteBatch;
 
-use crate::layout::{SIZE_KEY, Size, block_key};
+use crate::commits::Change;
+use crate::layout::{SIZE_KEY, Size};
 use crate::locks::Mode;
 use crate::reads::MAX_CACHED;
 use crate::records::encoded;
@@ -230,51 +231,49 @@ impl Shared {
 /// Blocks that get another content, in batches, and what is known of them with that. To be used with a lock of them.
 struct Changes<'a> {
     shared: &'a Arc<Shared>,
-    batch: WriteBatch,
-    blocks: Vec<(u64, Bytes)>,
+    /// What is not written yet, or not known to be.
+    changes: Vec<Change>,
     /// Whether the cache learns of them, or forgets them.
     kept: bool,
 }
 
 impl<'a> Changes<'a> {
     fn new(shared: &'a Arc<Shared>, kept: bool) -> Self {
-        Self { shared, batch: WriteBatch::new(), blocks: Vec::new(), kept }
+        Self { shared, changes: Vec::new(), kept }
     }
 
     /// The block has this content; an empty one is a hole.
     async fn set(&mut self, index: u64, block: Bytes) -> Result<()> {
-        match block.is_empty() {
-            true => self.batch.delete(block_key(index)),
-            false => self.batch.put_bytes(block_key(index), block.clone()),
-        }
-        self.blocks.push((index, block));
-        match self.blocks.len() {
+        self.changes.push((index, block));
+        match self.changes.len() {
             BATCH.. => self.write().await,
             _ => Ok(()),
         }
     }
 
     async fn write(&mut self) -> Result<()> {
-        if self.blocks.is_empty() {
+        if self.changes.is_empty() {
             return Ok(());
         }
-        let batch = core::mem::take(&mut self.batch);
-        let written = self.shared.put(batch).await;
-        self.forget();
-        for (index, block) in self.blocks.drain(..) {
-            if self.kept && written.is_ok() {
+        self.shared.commit(self.changes.clone()).await?;
+        if self.kept {
+            self.shared.ahead.forget(self.changes.iter().map(|(index, _)| *index));
+            for (index, block) in self.changes.drain(..) {
                 self.shared.cache.insert(index, block);
             }
+        } else {
+            self.forget();
+            self.changes.clear();
         }
-        written.map_err(|error| self.shared.failed(&error))
+        Ok(())
     }
 
     /// What was known of the blocks does not count any more.
     fn forget(&self) {
-        for (index, _) in &self.blocks {
+        for (index, _) in &self.changes {
             self.shared.cache.remove(*index);
         }
-        self.shared.ahead.forget(self.blocks.iter().map(|(index, _)| *index));
+        self.shared.ahead.forget(self.changes.iter().map(|(index, _)| *index));
     }
 
     async fn finish(mut self) -> Result<()> {
@@ -283,7 +282,7 @@ impl<'a> Changes<'a> {
 }
 
 impl Drop for Changes<'_> {
-    /// Also when the write was given up: it may have been carried out or not.
+    /// What is left failed or was given up: it may have been carried out or not.
     fn drop(&mut self) {
         self.forget();
     }

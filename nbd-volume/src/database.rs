@@ -1,12 +1,11 @@
 //! SlateDB as volumes use it.
 
 use core::ops::RangeInclusive;
-use core::time::Duration;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use slatedb::admin::Admin;
-use slatedb::config::{DbReaderOptions, ReadOptions, ScanOptions, Settings};
+use slatedb::config::{DbReaderOptions, ReadOptions, ScanOptions};
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
 use slatedb::db_cache::{DbCache, SplitCache};
 use slatedb::{BlockTransformer, Db, DbIterator, DbReader, DbReaderMode, SstBlockSize};
@@ -14,11 +13,8 @@ use slatedb_common::clock::{DefaultSystemClock, SystemClock};
 
 use crate::disk_cache::Used;
 use crate::layout::{block_index, block_key};
+use crate::settings::settings;
 use crate::{Location, Options};
-
-/// How often SlateDB looks for what its compactor has done. [`Lease`](crate::lease::Lease) looks more often, and that
-/// counts for SlateDB as well.
-const MANIFEST_POLL: Duration = Duration::from_secs(30);
 
 /// Bytes that the tables are read in. Larger than a block of the volume, as each such part has an entry in an index
 /// that is kept in memory, and a request to a distant store takes as long for 4 KiB.
@@ -41,16 +37,8 @@ pub(crate) async fn open(
     disk_cache: Option<&Used>,
     cipher: Option<Arc<dyn BlockTransformer>>,
 ) -> Result<Db, slatedb::Error> {
-    let settings = Settings {
-        object_store_cache_options: Used::settings(disk_cache),
-        flush_interval: Some(options.upload_interval()),
-        manifest_poll_interval: MANIFEST_POLL,
-        max_unflushed_bytes: options.unflushed(),
-        l0_sst_size_bytes: options.unflushed() / 4,
-        ..Settings::default()
-    };
     let mut builder = Db::builder(location.prefix().clone(), location.store())
-        .with_settings(settings)
+        .with_settings(settings(options, disk_cache))
         .with_sst_block_size(PART)
         .with_system_clock(clock())
         .with_db_cache(cache(options), 0);

@@ -56,6 +56,7 @@
 mod ahead;
 mod blocks;
 mod cache;
+mod commits;
 mod database;
 mod disk_cache;
 mod encryption;
@@ -76,6 +77,7 @@ mod pieces;
 mod reads;
 mod records;
 mod replies;
+mod settings;
 mod shared;
 mod store;
 mod streams;

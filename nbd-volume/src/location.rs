@@ -308,7 +308,8 @@ fn is_set(variable: &str) -> bool {
     std::env::var(variable).is_ok_and(|value| value == "true" || value == "1")
 }
 
-/// HTTP as we want it: a request that hangs is given up, and there is no plain HTTP unless the environment asks for it.
+/// HTTP as we want it: there is no plain one unless the environment asks for it. How long a request may take depends on its
+/// length: see [`http`](crate::http).
 fn client(url: &str) -> ClientOptions {
     provide_cryptography();
     let variable = match url.split("://").next().unwrap_or_default() {
@@ -320,7 +321,7 @@ fn client(url: &str) -> ClientOptions {
     ClientOptions::new()
         .with_allow_http(allowed)
         .with_connect_timeout(Duration::from_secs(5))
-        .with_timeout(Duration::from_secs(30))
+        .with_timeout_disabled()
 }
 
 /// The HTTP client takes the process's provider, and has none of its own.

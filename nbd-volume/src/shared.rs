@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use crate::Location;
 use crate::ahead::Ahead;
 use crate::cache::BlockCache;
+use crate::commits::Commits;
 use crate::database::Database;
 use crate::disk_cache::Used;
 use crate::error::chain;
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) size: AtomicU64,
     pub(crate) runtime: Handle,
     pub(crate) locks: Arc<RangeLocks>,
+    pub(crate) commits: Commits,
     pub(crate) cache: BlockCache,
     pub(crate) streams: Streams,
     pub(crate) ahead: Arc<Ahead>,
@@ -130,7 +132,7 @@ impl Shared {
         };
         match waited.await {
             Ok(Ok(room)) => Ok(room),
-            Ok(Err(_)) => Err(self.lost(&Lost::Closed)),
+            Ok(Err(_)) => Err(self.closed()),
             Err(_) => Err(self.gave_up()),
         }
     }
@@ -155,13 +157,17 @@ impl Shared {
             return Err(self.lost(lost));
         }
         if self.closing.load(Ordering::Acquire) {
-            return Err(self.lost(&Lost::Closed));
+            return Err(self.closed());
         }
         Ok(())
     }
 
     fn lost(&self, lost: &Lost) -> ExportError {
         ExportError::shutting_down(self.lost_text(lost))
+    }
+
+    pub(crate) fn closed(&self) -> ExportError {
+        self.lost(&Lost::Closed)
     }
 
     pub(crate) fn lost_text(&self, lost: &Lost) -> String {
@@ -187,7 +193,7 @@ impl Shared {
     pub(crate) fn failed(&self, error: &slatedb::Error) -> ExportError {
         match error.kind() {
             ErrorKind::Closed(CloseReason::Fenced) => self.lost(&Lost::Fenced),
-            ErrorKind::Closed(CloseReason::Clean) => self.lost(&Lost::Closed),
+            ErrorKind::Closed(CloseReason::Clean) => self.closed(),
             ErrorKind::Closed(CloseReason::Panic) => self.lost(&Lost::Failed(chain(error))),
             _ => ExportError::new(ErrorCode::EIO, format!("{}: {}", self.location, chain(error))),
         }

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use crate::ahead::Ahead;
 use crate::cache::BlockCache;
+use crate::commits::Commits;
 use crate::database::{self, Database};
 use crate::disk_cache::Used;
 use crate::encryption;
@@ -146,6 +147,7 @@ impl Volume {
             size: AtomicU64::new(size),
             runtime: Handle::current(),
             locks: Arc::default(),
+            commits: Commits::default(),
             cache: BlockCache::new(options.cache),
             // Half: the other one was fetched and is being read.
             streams: Streams::new(options.read_ahead / 2),

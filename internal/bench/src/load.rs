@@ -147,6 +147,30 @@ impl Connection {
         Ok(Outcome { requests, bytes: requests * u64::from(load.block), elapsed })
     }
 
+    /// Has what was written stored, and returns how long that took.
+    pub fn flush(&mut self) -> io::Result<Duration> {
+        let start = Instant::now();
+        let mut header = Vec::with_capacity(EXTENDED_REQUEST_LEN);
+        let request = Request { command: Cmd::FLUSH, cookie: 0, offset: 0, length: 0 };
+        self.mode.encode(&request, &mut header);
+        vectored::write_all(&mut self.stream, &mut [IoSlice::new(&header)])?;
+        let mut reply = Vec::new();
+        loop {
+            let mut byte = [0];
+            self.stream.read_exact(&mut byte)?;
+            reply.push(byte[0]);
+            match self.mode.decode(&reply)?.map(|(reply, _)| reply.content) {
+                Some(Content::Error(error)) => {
+                    return Err(invalid(format!(
+                        "the server replied to a flush with error {error}"
+                    )));
+                }
+                Some(_) => return Ok(start.elapsed()),
+                None => {}
+            }
+        }
+    }
+
     /// Soft disconnect.
     pub fn disconnect(mut self) -> io::Result<()> {
         let mut header = Vec::with_capacity(EXTENDED_REQUEST_LEN);

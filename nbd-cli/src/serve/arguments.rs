@@ -131,10 +131,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "MIN[:PREFERRED[:MAX]]", value_parser = block_size::parse)]
     pub(crate) block_size: Option<BlockSize>,
 
-    /// How much memory each volume may take for its caches and for what is not uploaded yet, and each object for what was
-    /// read, at least 32M [default: 640M for a volume, 256M for an object]
+    /// How much memory each volume may take, at least 128M, and the cache of each object, at least 32M [default: 640M for
+    /// a volume, 256M for an object]
     ///
-    /// What is being sent and received comes on top.
+    /// For a volume that is all that a server of it takes. What clients send and receive comes on top.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) volume_memory: Option<u64>,
 

@@ -7,12 +7,15 @@ use nbd_engine::export::{AnyExport, Withdrawal};
 use nbd_volume::{DiskCache, Location, Object, ObjectOptions, Options, Volume, info};
 use tokio::runtime::{Builder, Runtime};
 
-use super::config::{Export, MIN_VOLUME_CACHE, MIN_VOLUME_MEMORY, Period, Size, VolumeCache};
+use super::config::{
+    Export, MIN_OBJECT_MEMORY, MIN_VOLUME_CACHE, MIN_VOLUME_MEMORY, Period, Size, VolumeCache,
+};
 use crate::exit::Failure;
 use crate::volume::{failure, location, split_snapshot};
 
 // Checked without the library, too.
 const _: () = assert!(MIN_VOLUME_MEMORY == Options::MIN_MEMORY);
+const _: () = assert!(MIN_OBJECT_MEMORY == ObjectOptions::MIN_MEMORY);
 const _: () = assert!(MIN_VOLUME_CACHE == DiskCache::MIN_BYTES);
 
 /// What waits for the stores, whatever runtime the connections are on. There is none unless a volume is served.

@@ -38,7 +38,7 @@ impl Default for ObjectOptions {
 
 impl ObjectOptions {
     /// The smallest bound of memory that makes sense, in bytes: see [`with_memory`](Self::with_memory).
-    pub const MIN_MEMORY: u64 = crate::Options::MIN_MEMORY;
+    pub const MIN_MEMORY: u64 = 32 << 20;
 
     /// The same with a bound for the memory of an object, of at least [`MIN_MEMORY`](Self::MIN_MEMORY): an eighth of it
     /// at most is for what is being received, and the rest for the cache, of which [`read_ahead`](Self::read_ahead) has an

@@ -71,7 +71,7 @@ impl Served {
         self.run(Direction::Write, Order::Sequential, 128 << 10, 8, Err(size >> 17))
     }
 
-    /// Requests a second, for so long or so many.
+    /// Requests a second, for so long or so many. What is written counts when it is in the store.
     pub(super) fn run(
         &mut self,
         direction: Direction,
@@ -90,7 +90,11 @@ impl Served {
             seed: SEED,
             verify: None,
         };
-        Ok(self.connection.run(&load)?.rate())
+        let mut outcome = self.connection.run(&load)?;
+        if direction == Direction::Write {
+            outcome.elapsed += self.connection.flush()?;
+        }
+        Ok(outcome.rate())
     }
 
     /// The most memory that it had, in bytes.

@@ -39,7 +39,8 @@ impl Slate {
         Ok(self.db.close().await?)
     }
 
-    /// Writes, with so many tasks, for some time or until everything was written once. Returns values a second.
+    /// Writes, with so many tasks, for some time or until everything was written once, and flushes. Returns values a
+    /// second.
     pub(super) async fn write(
         &self,
         order: Order,
@@ -71,6 +72,7 @@ impl Slate {
         for task in Vec::from_iter(tasks) {
             task.await??;
         }
+        self.db.flush().await?;
         let written = next.load(Ordering::Relaxed).saturating_sub(depth);
         Ok(written as f64 / began.elapsed().as_secs_f64())
     }

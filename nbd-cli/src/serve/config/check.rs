@@ -18,7 +18,10 @@ use crate::output::quoted;
 const MAX_PREFIX: usize = 4096 - 256;
 
 /// The least bytes of memory that a volume or an object is given.
-pub(crate) const MIN_VOLUME_MEMORY: u64 = 32 << 20;
+pub(crate) const MIN_VOLUME_MEMORY: u64 = 128 << 20;
+
+/// The same for an object that is a disk.
+pub(crate) const MIN_OBJECT_MEMORY: u64 = 32 << 20;
 
 /// The least size of a volume's cache on disk, in bytes.
 pub(crate) const MIN_VOLUME_CACHE: u64 = 64 << 20;
@@ -246,10 +249,17 @@ impl Rules<'_> {
         let Some(Size(memory)) = export.volume_memory else { return };
         let word = self.source.word("--volume-memory", "volume-memory");
         let key = format!("export.{index}.volume-memory");
-        if !matches!(export.backend(), Ok(Backend::Volume(_) | Backend::Object(_))) {
-            self.broken(key, format!("{word} is for volumes and objects alone: leave it out"));
-        } else if memory < MIN_VOLUME_MEMORY {
-            self.broken(key, format!("{word} {memory} is too little: give at least 32M"));
+        let min = match export.backend() {
+            Ok(Backend::Volume(_)) => MIN_VOLUME_MEMORY,
+            Ok(Backend::Object(_)) => MIN_OBJECT_MEMORY,
+            _ => {
+                let text = format!("{word} is for volumes and objects alone: leave it out");
+                return self.broken(key, text);
+            }
+        };
+        if memory < min {
+            let text = format!("{word} {memory} is too little: give at least {}M", min >> 20);
+            self.broken(key, text);
         }
     }
 

@@ -18,7 +18,7 @@ mod words;
 
 pub(crate) use check::check;
 #[cfg(feature = "volume")]
-pub(crate) use check::{MIN_VOLUME_CACHE, MIN_VOLUME_MEMORY};
+pub(crate) use check::{MIN_OBJECT_MEMORY, MIN_VOLUME_CACHE, MIN_VOLUME_MEMORY};
 pub(crate) use model::{
     Access, Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server,
 };

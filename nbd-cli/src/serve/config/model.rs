@@ -237,9 +237,9 @@ pub(crate) struct Export {
     #[serde(skip_serializing_if = "Option::is_none")]
     object: Option<String>,
 
-    /// How much memory a volume may take for its caches and for what is not uploaded yet, or an object for what was read,
-    /// at least `32M`. If it is missing, `640M` for a volume and `256M` for an object. What is being sent and received comes
-    /// on top.
+    /// How much memory a server of one volume takes: its caches, what is not uploaded yet, what is being merged and the
+    /// program. At least `128M`; `640M` if it is missing. Each further volume takes as much again. For an object, its cache
+    /// of what was read: at least `32M`; `256M` if it is missing. What clients send and receive comes on top.
     #[cfg_attr(test, schemars(extend("cli" = "--volume-memory")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) volume_memory: Option<Size>,
