@@ -11,7 +11,7 @@ use crate::units::{age, bytes, table};
 pub(super) fn of(status: &Status) -> String {
     let Status { connections, buffers, workers, traffic, .. } = status;
     let mut text = String::new();
-    let up = age(Duration::from_secs_f64(status.uptime_seconds.max(0.0)));
+    let up = age_of(status.uptime_seconds);
     // Writing to a string does not fail.
     let _ = writeln!(text, "nbd {}, pid {}, up {up}", printable(&status.version), status.pid);
     let _ = writeln!(
@@ -117,7 +117,7 @@ fn clients(clients: &[Client]) -> String {
             printable(&client.peer),
             tls,
             client.export.as_deref().map_or("-".into(), export_name),
-            age(Duration::from_secs_f64(client.age_seconds.max(0.0))),
+            age_of(client.age_seconds),
             client.in_flight.to_string(),
             client.requests.to_string(),
             client.errors.to_string(),
@@ -128,4 +128,28 @@ fn clients(clients: &[Client]) -> String {
         ]);
     }
     table(&rows, &[0, 4, 5, 6, 7, 8, 9, 10, 11])
+}
+
+/// An age as the server reports it, which can be any number: one that is no time is 0, and one too long the longest.
+fn age_of(seconds: f64) -> String {
+    age(Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_age_that_a_server_reports_can_be_shown() {
+        let longest = age(Duration::MAX);
+        for (seconds, expected) in [
+            (-1.0, "0s"),
+            (f64::NAN, "0s"),
+            (61.5, "1m 1s"),
+            (1e300, &*longest),
+            (f64::INFINITY, &*longest),
+        ] {
+            assert_eq!(age_of(seconds), expected, "{seconds}");
+        }
+    }
 }
