@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 use std::sync::Arc;
 
 use nbd_engine::export::{
@@ -205,12 +206,21 @@ fn cannot_open(error: &OpenError) -> Failure {
     let remedy = match (error.missing(), error.path()) {
         (Some(Missing::File), Some(path)) => format!(": truncate -s 1G {}", shell_path(path)),
         (Some(Missing::Directory(path)), _) => format!(": mkdir -p {}", shell_path(path)),
-        (None, Some(path)) if error.kind() == ErrorKind::IsADirectory => {
-            format!(", or, to serve each file in it: dir:{}", shell_path(path))
-        }
+        (None, Some(path)) if error.kind() == ErrorKind::IsADirectory => of_directory(path),
         _ => denied::why(error.kind()),
     };
     Failure::failed(format!("{error}{remedy}"))
+}
+
+/// What to give for a directory.
+fn of_directory(path: &Path) -> String {
+    // As `nbd_volume` names it.
+    match (path.join("nbd-volume.json").exists(), std::path::absolute(path)) {
+        (true, Ok(path)) => {
+            format!(", or, for the volume in it: volume:file://{}", shell_path(&path))
+        }
+        _ => format!(", or, to serve each file in it: dir:{}", shell_path(path)),
+    }
 }
 
 /// What clients get, and what is kept of it besides.

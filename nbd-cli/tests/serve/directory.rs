@@ -315,6 +315,9 @@ fn what_can_not_be_said_of_a_directory_is_refused_with_words() {
     let folder = Folder::new();
     folder.write("disk", 1);
     let disks = folder.word("");
+    // Not in a folder that is served: that would be a disk.
+    let volume = Folder::new();
+    volume.write("nbd-volume.json", 1);
     for (words, code, says) in [
         (&["--track", "a", &*disks][..], 64, "leave out --track, or export the file by itself"),
         (&["--layer", "overlay:/x", &disks], 64, "leave out its file"),
@@ -326,6 +329,7 @@ fn what_can_not_be_said_of_a_directory_is_refused_with_words() {
         (&["dir:/no/such"], 1, "cannot open the directory '/no/such': No such file"),
         (&["dir:/etc/passwd"], 1, "Not a directory"),
         (&[folder.path("disks").to_str().unwrap()], 1, "to serve each file in it: dir:"),
+        (&[volume.path("disks").to_str().unwrap()], 1, "for the volume in it: volume:file:///"),
     ] {
         if says.is_empty() {
             continue;
