@@ -15,6 +15,7 @@ mod dump;
 mod exit;
 mod export;
 mod fault;
+mod feature;
 mod habits;
 mod help;
 mod info;
@@ -199,5 +200,37 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();
+    }
+
+    /// A word, and numbers that fit no type, as the value of each option: what is wrong is said in words for people.
+    #[test]
+    fn no_option_answers_with_the_words_of_a_parser_for_programs() {
+        let cli = super::Cli::command();
+        let mut asked = 0;
+        for subcommand in cli.get_subcommands() {
+            for argument in subcommand.get_arguments() {
+                let Some(long) = argument.get_long() else { continue };
+                if !argument.get_action().takes_values() {
+                    continue;
+                }
+                for value in ["x", "", "-1", "1.5", "99999999999999999999999999999"] {
+                    let word = format!("--{long}={value}");
+                    let line = ["nbd", subcommand.get_name(), &word, "nbd://h"];
+                    let Err(error) = cli.clone().try_get_matches_from(line) else { continue };
+                    let text = error.to_string();
+                    for words in [
+                        "invalid digit",
+                        "invalid float",
+                        "too large to fit",
+                        "cannot parse",
+                        "is not in ",
+                    ] {
+                        assert!(!text.contains(words), "{line:?}: {text}");
+                    }
+                    asked += 1;
+                }
+            }
+        }
+        assert!(asked > 100, "{asked}");
     }
 }

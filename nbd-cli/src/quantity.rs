@@ -1,11 +1,28 @@
 //! Numbers, sizes and durations as people write them.
 
 use std::ops::Range;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// A number, of connections for example.
 pub(crate) fn number(text: &str) -> Result<usize, String> {
-    text.parse().map_err(|_| "give a number".into())
+    number_of(text)
+}
+
+/// A number of another type, of at most its maximum.
+pub(crate) fn number_of<T: FromStr>(text: &str) -> Result<T, String> {
+    let is_number = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
+    let error = if is_number { "give a smaller number" } else { "give a number" };
+    text.parse().map_err(|_| error.into())
+}
+
+/// A number of days that a certificate may be valid.
+#[cfg(feature = "tls")]
+pub(crate) fn days(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|days| (1..=36_500).contains(days))
+        .ok_or_else(|| "give a number of days from 1 to 36500".into())
 }
 
 /// A number that is not 0.
