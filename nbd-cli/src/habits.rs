@@ -112,12 +112,12 @@ const FORMATS: [&str; 13] = [
     "dmg",
 ];
 
-/// Whether a flag of one letter has the name of an image format behind it, in the same word or as the next.
-fn has_format(flag: &str, words: &[OsString]) -> bool {
+/// Whether `-f` has the name of an image format behind it, in the same word or as the next.
+fn has_format(words: &[OsString]) -> bool {
     let is_format = |text: &str| FORMATS.contains(&text);
     let mut words = words.iter().map(|word| word.to_string_lossy());
     while let Some(word) = words.next() {
-        match word.strip_prefix(flag) {
+        match word.strip_prefix("-f") {
             Some("") => return words.next().is_some_and(|next| is_format(&next)),
             Some(rest) if is_format(rest.trim_start_matches('=')) => return true,
             _ => {}
@@ -157,7 +157,7 @@ pub(crate) fn hint(subcommand: &str, words: &[OsString], error: &clap::Error) ->
                 |entry: &&(&str, &[&str], &str)| entry.0 == subcommand && entry.1.contains(&flag);
             let (_, _, text) = FLAGS.iter().find(known)?;
             let text = match *text {
-                FOREGROUND if has_format(flag, words) => AS_THEY_ARE,
+                FOREGROUND if flag == "-f" && has_format(words) => AS_THEY_ARE,
                 text => text,
             };
             Some(format!("for '{flag}': {text}"))

@@ -1,6 +1,7 @@
 //! Numbers, sizes and durations as people write them.
 
-use std::ops::Range;
+use std::fmt;
+use std::ops::{Range, RangeInclusive};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -16,13 +17,13 @@ pub(crate) fn number_of<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| error.into())
 }
 
-/// A number of days that a certificate may be valid.
-#[cfg(feature = "tls")]
-pub(crate) fn days(text: &str) -> Result<u32, String> {
-    text.parse()
-        .ok()
-        .filter(|days| (1..=36_500).contains(days))
-        .ok_or_else(|| "give a number of days from 1 to 36500".into())
+/// A number of a range.
+pub(crate) fn within<T: FromStr + PartialOrd + fmt::Display>(
+    text: &str,
+    range: RangeInclusive<T>,
+) -> Result<T, String> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("give a number from {} to {}", range.start(), range.end()))
 }
 
 /// A number that is not 0.

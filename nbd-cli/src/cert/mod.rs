@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
     client: Option<String>,
 
     /// How many days the server's and the client's certificate are valid; the authority's is valid ten times as long
-    #[arg(long, value_name = "N", default_value_t = 365, value_parser = quantity::days)]
+    #[arg(long, value_name = "N", default_value_t = 365, value_parser = |text: &str| quantity::within(text, 1..=36_500_u32))]
     days: u32,
 
     /// Replace the server's and the client's files by new ones of the same authority, with the same owners and
