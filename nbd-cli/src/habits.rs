@@ -223,6 +223,17 @@ mod tests {
     }
 
     #[test]
+    fn a_command_that_this_build_lacks_is_answered_with_its_feature() {
+        let cli = Cli::command();
+        for (names, missing) in FEATURES {
+            for name in names.iter().filter(|name| cli.find_subcommand(name).is_none()) {
+                let error = cli.clone().try_get_matches_from(["nbd", name, "x"]).unwrap_err();
+                assert_eq!(hint(name, &[], &error), Some(missing.text()));
+            }
+        }
+    }
+
+    #[test]
     fn hints_name_what_there_is_and_no_flag_of_ours_has_one() {
         let cli = Cli::command();
         let all: Vec<_> = cli.get_subcommands().flat_map(flags).collect();
