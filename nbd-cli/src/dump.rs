@@ -27,6 +27,7 @@ const DEFAULT_LENGTH: u64 = 512;
 /// one before. The last line is the offset of the end.
 ///
 /// OFFSET and LENGTH are numbers of bytes, such as 512, 4k, 10M, 1G or 0x7c00; without them the first 512 bytes are shown.
+/// They can be given as options, too.
 #[derive(Debug, Args)]
 #[command(override_usage = "nbd dump [OPTIONS] <URI | [ COMMAND ARGS ]> [OFFSET [LENGTH]]")]
 pub(crate) struct Arguments {
@@ -37,6 +38,14 @@ pub(crate) struct Arguments {
     /// Write JSON: offset, length, and the bytes in hexadecimal
     #[arg(long)]
     json: bool,
+
+    /// Where to begin, in place of OFFSET
+    #[arg(long, value_name = "N", value_parser = quantity::size)]
+    offset: Option<u64>,
+
+    /// How much to show, in place of LENGTH
+    #[arg(long, value_name = "N", value_parser = quantity::size)]
+    length: Option<u64>,
 
     #[command(flatten)]
     colour: colour::Arguments,
@@ -52,9 +61,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .iter()
         .map(|word| quantity::size(&word.to_string_lossy()).map_err(Failure::Usage))
         .collect::<Result<_, _>>()?;
+    let asked = [arguments.offset, arguments.length];
+    if !numbers.is_empty() && asked.iter().any(Option::is_some) {
+        return Err(Failure::usage(
+            "OFFSET and LENGTH go behind the server, or into --offset and --length: leave one of the two out",
+        ));
+    }
+    let [offset, length] = [0, 1].map(|index| asked[index].or(numbers.get(index).copied()));
     let client = target.connect(&target.config())?;
-    let (size, offset) = (client.size(), numbers.first().copied().unwrap_or(0));
-    let length = numbers.get(1).copied();
+    let (size, offset) = (client.size(), offset.unwrap_or(0));
     let length = length.unwrap_or(DEFAULT_LENGTH.min(size.saturating_sub(offset)));
     let range = quantity::range(size, offset, length).map_err(Failure::Failed)?;
     let pieces = Pieces { target: &target, client: &client, rest: range.clone() };

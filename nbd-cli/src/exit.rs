@@ -131,8 +131,10 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         _ => {
             // The exit status remains when the terminal is gone.
             let _printed = error.print();
-            let subcommand = std::env::args_os().nth(1).unwrap_or_default();
-            if let Some(hint) = habits::hint(&subcommand.to_string_lossy(), error) {
+            let mut words = std::env::args_os().skip(1);
+            let subcommand = words.next().unwrap_or_default();
+            let words: Vec<_> = words.collect();
+            if let Some(hint) = habits::hint(&subcommand.to_string_lossy(), &words, error) {
                 stderr::say_error(&hint, &[]);
             }
             ExitCode::from(USAGE)

@@ -1,15 +1,15 @@
 //! Hints for those whose hands know nbdkit, qemu-nbd, nbd-server, nbd-client or nbdinfo.
 
+use std::ffi::OsString;
+
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use crate::feature;
 
 /// What stands for a flag of another program: the subcommands in which it may be typed, the flag, what to do.
 const FLAGS: &[(&str, &[&str], &str)] = &[
-    ("serve", &["-f", "--foreground"], "nbd serve stays in the foreground: leave it out"),
-    (
-        "serve",
-        &["--format", "--image-opts", "-l", "--load-snapshot"],
-        "disks are served as they are, without image formats: leave it out for raw ones, and take qemu-nbd for others",
-    ),
+    ("serve", &["-f", "--foreground"], FOREGROUND),
+    ("serve", &["--format", "--image-opts", "-l", "--load-snapshot"], AS_THEY_ARE),
     (
         "serve",
         &["--fork", "-b", "-d"],
@@ -79,8 +79,56 @@ const FLAGS: &[(&str, &[&str], &str)] = &[
         &["-b", "-l", "--print-bytes", "--verbose"],
         "nbd dump shows the bytes at the offset where disks differ: leave it out",
     ),
-    ("copy", &["-f", "-O", "-n", "--target-is-zero"], "disks are copied as they are: leave it out"),
+    (
+        "copy",
+        &["-f", "-O"],
+        "disks are copied as they are: leave it out, with the format, for raw ones, and put [ qemu-nbd -f FORMAT FILE ] in \
+         the place of others",
+    ),
+    ("copy", &["-n", "--target-is-zero"], "disks are copied as they are: leave it out"),
 ];
+
+/// For nbdkit's and nbd-server's `-f`.
+const FOREGROUND: &str = "nbd serve stays in the foreground: leave it out";
+
+/// For qemu-nbd's `-f FORMAT`, and what belongs to it.
+const AS_THEY_ARE: &str = "disks are served as they are, without image formats: leave it out, with the format, for raw ones; \
+                           for qcow2 and others take qemu-nbd, or convert them as in docs/migrate.md";
+
+/// The image formats of qemu.
+const FORMATS: [&str; 13] = [
+    "raw",
+    "qcow2",
+    "qcow",
+    "qed",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+    "luks",
+    "parallels",
+    "bochs",
+    "cloop",
+    "dmg",
+];
+
+/// Whether `-f` has the name of an image format behind it, in the same word or as the next.
+fn has_format(words: &[OsString]) -> bool {
+    let is_format = |text: &str| FORMATS.contains(&text);
+    let mut words = words.iter().map(|word| word.to_string_lossy());
+    while let Some(word) = words.next() {
+        match word.strip_prefix("-f") {
+            Some("") => return words.next().is_some_and(|next| is_format(&next)),
+            Some(rest) if is_format(rest.trim_start_matches('=')) => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Commands that some builds don't have.
+const FEATURES: &[(&[&str], feature::Missing)] =
+    &[(&["volume"], feature::VOLUMES), (&["cert", "psk"], feature::TLS)];
 
 /// What stands for a command of another program.
 const COMMANDS: &[(&[&str], &str)] = &[
@@ -95,8 +143,8 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["cmp", "diff", "verify"], "nbd compare"),
 ];
 
-/// A hint for a command line that clap refused.
-pub(crate) fn hint(subcommand: &str, error: &clap::Error) -> Option<String> {
+/// A hint for a command line that clap refused; `words` are those behind the subcommand.
+pub(crate) fn hint(subcommand: &str, words: &[OsString], error: &clap::Error) -> Option<String> {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
@@ -107,10 +155,18 @@ pub(crate) fn hint(subcommand: &str, error: &clap::Error) -> Option<String> {
             let flag = given.split_once('=').map_or(given, |(flag, _)| flag);
             let known =
                 |entry: &&(&str, &[&str], &str)| entry.0 == subcommand && entry.1.contains(&flag);
-            FLAGS.iter().find(known).map(|(_, _, text)| format!("for '{flag}': {text}"))
+            let (_, _, text) = FLAGS.iter().find(known)?;
+            let text = match *text {
+                FOREGROUND if flag == "-f" && has_format(words) => AS_THEY_ARE,
+                text => text,
+            };
+            Some(format!("for '{flag}': {text}"))
         }
         ErrorKind::InvalidSubcommand => {
             let given = context(ContextKind::InvalidSubcommand)?;
+            if let Some((_, missing)) = FEATURES.iter().find(|(names, _)| names.contains(&given)) {
+                return Some(missing.text());
+            }
             let known = COMMANDS.iter().find(|(names, _)| names.contains(&given));
             known.map(|(_, command)| format!("for '{given}': {command}"))
         }
@@ -136,6 +192,48 @@ mod tests {
     }
 
     #[test]
+    fn a_format_behind_the_flag_for_the_foreground_is_meant_for_qemu() {
+        let hint = |line: &[&str]| {
+            let words: Vec<OsString> = line.iter().map(OsString::from).collect();
+            let given = ["nbd", "serve"].into_iter().chain(line.iter().copied());
+            let error = Cli::command().try_get_matches_from(given).unwrap_err();
+            hint("serve", &words, &error).unwrap()
+        };
+        for line in [
+            &["-f", "disk"][..],
+            &["-f"],
+            &["disk", "-f"],
+            &["-f", "./raw"],
+            &["--foreground", "raw"],
+        ] {
+            assert_eq!(hint(line).split_once(": ").unwrap().1, FOREGROUND, "{line:?}");
+        }
+        for format in FORMATS {
+            for line in [
+                &["-f", format, "disk"][..],
+                &["disk", "-f", format],
+                &[&format!("-f{format}"), "disk"],
+                &[&format!("-f={format}"), "disk"],
+                &["--format", format, "disk"],
+                &[&format!("--format={format}"), "disk"],
+            ] {
+                assert_eq!(hint(line).split_once(": ").unwrap().1, AS_THEY_ARE, "{line:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_command_that_this_build_lacks_is_answered_with_its_feature() {
+        let cli = Cli::command();
+        for (names, missing) in FEATURES {
+            for name in names.iter().filter(|name| cli.find_subcommand(name).is_none()) {
+                let error = cli.clone().try_get_matches_from(["nbd", name, "x"]).unwrap_err();
+                assert_eq!(hint(name, &[], &error), Some(missing.text()));
+            }
+        }
+    }
+
+    #[test]
     fn hints_name_what_there_is_and_no_flag_of_ours_has_one() {
         let cli = Cli::command();
         let all: Vec<_> = cli.get_subcommands().flat_map(flags).collect();
@@ -155,6 +253,16 @@ mod tests {
         for text in named {
             let command = text.split(' ').nth(1).unwrap();
             assert!(cli.find_subcommand(command).is_some(), "there is no nbd {command}");
+        }
+        for (names, missing) in FEATURES {
+            let built = match missing.feature {
+                "volume" => cfg!(feature = "volume"),
+                "tls" => cfg!(feature = "tls"),
+                other => panic!("{other}"),
+            };
+            for name in *names {
+                assert_eq!(cli.find_subcommand(name).is_some(), built, "{name}");
+            }
         }
         for name in COMMANDS.iter().flat_map(|(names, _)| *names) {
             assert!(cli.find_subcommand(name).is_none(), "nbd {name} exists");

@@ -15,6 +15,7 @@ mod dump;
 mod exit;
 mod export;
 mod fault;
+mod feature;
 mod habits;
 mod help;
 mod info;
@@ -199,5 +200,53 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_readme_begins_with_all_commands() {
+        let page = include_str!("../README.md");
+        let list = page.split("\n\n").find(|part| part.starts_with("The `nbd` command:")).unwrap();
+        let listed: Vec<_> = list.split('`').skip(1).step_by(2).collect();
+        let cli = super::Cli::command();
+        for subcommand in cli.get_subcommands() {
+            let name = subcommand.get_name();
+            assert!(listed.contains(&name), "{name} is not in {list}");
+        }
+        // In a build that has all.
+        if cfg!(all(feature = "tls", target_os = "linux")) {
+            for name in listed.iter().filter(|name| !["nbd", "volume"].contains(*name)) {
+                assert!(cli.find_subcommand(name).is_some(), "there is no nbd {name}");
+            }
+        }
+    }
+
+    /// Gives each option of a command, and of those below it, values that may be none.
+    fn ask(command: &clap::Command, line: &[&str], asked: &mut usize) {
+        for subcommand in command.get_subcommands() {
+            ask(subcommand, &[line, &[subcommand.get_name()]].concat(), asked);
+        }
+        for argument in command.get_arguments().filter(|known| known.get_action().takes_values()) {
+            let Some(long) = argument.get_long() else { continue };
+            for value in ["x", "", "-1", "1.5", "99999999999999999999999999999"] {
+                let word = format!("--{long}={value}");
+                let line = [line, &[&word, "nbd://h"]].concat();
+                let parsed = super::Cli::command().try_get_matches_from(&line);
+                let text = parsed.map_or_else(|error| error.to_string(), |_| String::new());
+                for words in
+                    ["invalid digit", "invalid float", "to fit", "cannot parse", "is not in "]
+                {
+                    assert!(!text.contains(words), "{line:?}: {text}");
+                }
+                *asked += 1;
+            }
+        }
+    }
+
+    /// A word, and numbers that fit no type, as the value of each option: what is wrong is said in words for people.
+    #[test]
+    fn no_option_answers_with_the_words_of_a_parser_for_programs() {
+        let mut asked = 0;
+        ask(&super::Cli::command(), &["nbd"], &mut asked);
+        assert!(asked > 100, "{asked}");
     }
 }

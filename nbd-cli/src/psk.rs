@@ -10,7 +10,7 @@ use clap::Args;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::exit::Failure;
-use crate::path_error;
+use crate::{feature, path_error, stderr};
 
 /// Bytes of a key, as psktool makes them.
 const KEY_LENGTH: usize = 32;
@@ -18,7 +18,8 @@ const KEY_LENGTH: usize = 32;
 /// Add a user with a new random key to a file of pre-shared keys, for TLS without certificates.
 ///
 /// The file has a line of the form USER:HEXKEY for each user, as psktool of GnuTLS writes it, for nbdkit, libnbd and qemu
-/// as well. Copy it to both sides, by a way that no other can read.
+/// as well. Copy it to both sides, by a way that no other can read. nbd itself uses such files if it was built with the
+/// feature tls-psk.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The file, which is made if need be, readable by its owner alone
@@ -77,7 +78,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         file.write_all(line.as_bytes())?;
         file.sync_all()
     })();
-    written.map_err(|error| cannot("write", &error))
+    written.map_err(|error| cannot("write", &error))?;
+    if cfg!(not(feature = "tls-psk")) {
+        let (path, missing) = (path.display(), feature::PSK.text());
+        stderr::say(&format!(
+            "{path} has the key of {user}, which other programs can use; {missing}"
+        ));
+    }
+    Ok(())
 }
 
 fn random_key() -> io::Result<[u8; KEY_LENGTH]> {

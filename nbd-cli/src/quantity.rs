@@ -1,11 +1,29 @@
 //! Numbers, sizes and durations as people write them.
 
-use std::ops::Range;
+use std::fmt;
+use std::ops::{Range, RangeInclusive};
+use std::str::FromStr;
 use std::time::Duration;
 
 /// A number, of connections for example.
 pub(crate) fn number(text: &str) -> Result<usize, String> {
-    text.parse().map_err(|_| "give a number".into())
+    number_of(text)
+}
+
+/// A number of another type, of at most its maximum.
+pub(crate) fn number_of<T: FromStr>(text: &str) -> Result<T, String> {
+    let is_number = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
+    let error = if is_number { "give a smaller number" } else { "give a number" };
+    text.parse().map_err(|_| error.into())
+}
+
+/// A number of a range.
+pub(crate) fn within<T: FromStr + PartialOrd + fmt::Display>(
+    text: &str,
+    range: RangeInclusive<T>,
+) -> Result<T, String> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("give a number from {} to {}", range.start(), range.end()))
 }
 
 /// A number that is not 0.

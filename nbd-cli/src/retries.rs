@@ -25,7 +25,13 @@ const KEPT: u64 = 64 << 20;
 pub(crate) struct Retries {
     /// How many attempts in a row may fail to reach the server, at first and when a connection to it is lost: then what was in
     /// flight is sent again [default: none]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        value_parser = quantity::number_of::<u32>
+    )]
     retries: u32,
 
     /// How long to wait before such an attempt: seconds, or a number with a suffix such as 500ms; twice as long before each

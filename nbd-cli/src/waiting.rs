@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 
-use crate::output;
+use crate::{output, stderr};
 
 /// When the first report is due. Each further one is due after as long again.
 const FIRST: Duration = Duration::from_secs(2);
@@ -60,6 +60,15 @@ pub(crate) fn start(verbose: bool) {
 /// A bar on the terminal, or none any more, which reports must not get into.
 pub(crate) fn beside(bar: Option<ProgressBar>) {
     board().bar = bar;
+}
+
+/// A message as by [`stderr::say`], without getting into the bar.
+pub(crate) fn say(message: &str) {
+    let bar = board().bar.clone();
+    match bar {
+        Some(bar) => bar.suspend(|| stderr::say(message)),
+        None => stderr::say(message),
+    }
 }
 
 /// Something that may wait, until it is dropped.

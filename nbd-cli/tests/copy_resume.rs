@@ -45,13 +45,24 @@ fn an_interrupted_copy_goes_on_where_it_was() {
     ]);
     let uri = server.endpoint().uri("");
     let words = [&ONE_BY_ONE[..], &[&uri, &to]].concat();
-    for done in [5, 9] {
+    let going_on = |done: usize| {
+        format!("nbd: going on with the interrupted copy after {done}.0 MiB of 16.0 MiB\n")
+    };
+    for (done, before) in [(5, None), (9, Some(5))] {
         let said = refused(&words);
+        assert!(
+            said.contains(&format!("; the same command goes on after {done}.0 MiB of 16.0 MiB\n")),
+            "{said}"
+        );
+        assert_eq!(said.contains("going on"), before.is_some(), "{said}");
+        assert!(before.is_none_or(|before| said.starts_with(&going_on(before))), "{said}");
         assert!(said.contains(&format!("at offset {}:", done * STEP)), "{said}");
         let recorded = fs::read_to_string(&record).unwrap();
         assert!(recorded.contains(&format!("\"copied\": {}", done * STEP)), "{recorded}");
     }
-    copy(&words);
+    let finished = try_copy(&words);
+    assert_eq!(finished.stderr, going_on(9));
+    finished.success();
     assert!(fs::metadata(&record).is_err(), "the copy is complete, which needs no record");
     // Another copy of the same, which has no record, has everything from the beginning.
     let whole = folder.text("whole");
@@ -238,6 +249,7 @@ fn a_copy_does_not_go_on_onto_another_export_or_one_that_was_written_to() {
     let (_server, other) = serve(&folder, "other");
     let said = onto(&other);
     assert!(said.contains("the destination") && said.contains("is not the one"), "{said}");
+    assert!(said.contains(&format!("it has {} bytes instead of {SMALL}", SMALL + 1)), "{said}");
     fs::write(&disk, vec![0; SMALL]).unwrap();
     let said = onto(&to);
     assert!(said.contains("was written to since") && said.contains(&record), "{said}");
@@ -323,13 +335,14 @@ fn a_source_or_a_destination_that_was_changed_is_noticed() {
     let file = fs::OpenOptions::new().write(true).open(&to).unwrap();
     file.set_len(5).unwrap();
     let said = refused(&words);
-    assert!(said.contains("the destination"), "{said}");
+    let differs = format!("it has 5 bytes instead of {SIZE}; remove that file");
+    assert!(said.contains("the destination") && said.contains(&differs), "{said}");
     // Another file of that name.
     fs::remove_file(&to).unwrap();
     fs::write(folder.path("new"), vec![0; SIZE]).unwrap();
     fs::rename(folder.path("new"), &to).unwrap();
     let said = refused(&words);
-    assert!(said.contains("the destination") || said.contains("is not the one"), "{said}");
+    assert!(said.contains("the destination") && said.contains("it is another file;"), "{said}");
     assert!(record.exists());
 }
 
@@ -376,11 +389,30 @@ fn a_signal_has_what_is_done_recorded() {
     copying.interrupt();
     let status = copying.wait_exit(SOON).expect("it ends");
     assert_eq!(status.code(), Some(130));
+    let said = copying.stderr();
+    assert_eq!(said, "nbd: interrupted; the same command goes on after 3.0 MiB of 16.0 MiB\n");
     let recorded = fs::read_to_string(&record).unwrap();
     assert!(recorded.contains(&format!("\"copied\": {}", 3 * STEP)), "{recorded}");
     copy(&words);
     assert!(!record.exists());
     server.finish();
+}
+
+#[test]
+fn a_copy_without_a_record_says_nothing_of_going_on() {
+    let folder = Folder::new();
+    let server =
+        ScriptedServer::unix([reads(2).header(Cmd::READ), reads(2).header(Cmd::READ).silence()]);
+    let (uri, to) = (server.endpoint().uri(""), folder.text("to"));
+    let words = [&ONE_BY_ONE[1..], &[&uri, &to]].concat();
+    let said = refused(&words);
+    assert!(!said.contains("the same command"), "{said}");
+    let mut command = Command::new(nbd_binary());
+    let mut copying = Background::spawn(command.arg("copy").args(&words)).unwrap();
+    server.wait_for_requests(6);
+    copying.interrupt();
+    assert!(copying.wait_exit(SOON).is_some());
+    assert_eq!(copying.stderr(), "");
 }
 
 #[test]

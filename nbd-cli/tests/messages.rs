@@ -155,3 +155,24 @@ fn flags_and_commands_of_other_programs_get_the_name_of_ours() {
         refused(words, 64, says);
     }
 }
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_key_that_this_build_cannot_use_is_made_with_a_note_which_feature_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.psk");
+    let finished = run(Command::new(nbd_binary()).arg("psk").arg(&path).arg("alice"), SOON);
+    let noted = finished.stderr.contains("built without pre-shared keys")
+        && finished.stderr.contains("cargo install --path nbd-cli --features tls-psk");
+    assert_eq!(noted, cfg!(not(feature = "tls-psk")), "{}", finished.stderr);
+    finished.success();
+    assert!(std::fs::read_to_string(&path).unwrap().starts_with("alice:"));
+}
+
+#[cfg(not(feature = "volume"))]
+#[test]
+fn volumes_of_a_build_without_them_name_the_feature() {
+    let says = "without volumes and objects: build it, in its source tree, with cargo install --path nbd-cli --features volume";
+    refused(&["volume", "list"], 64, says);
+    refused(&["serve", "volume:s3://bucket/disk"], 64, says);
+}

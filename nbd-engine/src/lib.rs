@@ -19,6 +19,7 @@
 
 mod busy_poll;
 pub mod client;
+mod command_text;
 pub mod export;
 mod maybe_tls;
 mod memory_limit;

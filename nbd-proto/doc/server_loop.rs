@@ -53,7 +53,7 @@ fn carry_out(mut reply: Reply<'_>, buffer: &mut Vec<u8>, disk: &mut [u8]) -> Res
         Command::Write { offset, .. } => {
             disk[offset as usize..][..buffer.len()].copy_from_slice(buffer);
         }
-        _ => {} // Nothing else was advertised but flushes, and memory has nothing to flush.
+        _ => {} // Nothing else was advertised, so that nothing else arrives.
     }
     reply.finish()
 }

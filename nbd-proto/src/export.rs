@@ -213,8 +213,18 @@ pub struct ExportInfo {
 }
 
 impl ExportInfo {
-    /// An export of `size` bytes that can be read and nothing else, with default size constraints, no name and no
-    /// contexts.
+    /// An export of `size` bytes that can be read and written, with default size constraints, no name and no contexts.
+    ///
+    /// The flags are empty: of the commands only `NBD_CMD_READ` and `NBD_CMD_WRITE` arrive, without FUA, and all others are
+    /// refused. Each further command needs its flag in [`flags`](Self::flags), flushes included;
+    /// [`READ_ONLY`](TransmissionFlags::READ_ONLY) has writes refused, too.
+    ///
+    /// ```
+    /// use nbd_proto::ExportInfo;
+    /// use nbd_proto::wire::TransmissionFlags;
+    /// let mut read_only = ExportInfo::new(1 << 20);
+    /// read_only.flags |= TransmissionFlags::READ_ONLY;
+    /// ```
     #[must_use]
     pub const fn new(size: u64) -> Self {
         Self {

@@ -60,11 +60,11 @@ pub(crate) struct Arguments {
     time: Duration,
 
     /// Send at most so many requests
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = |text: &str| quantity::within(text, 1..=u64::MAX))]
     requests: Option<u64>,
 
     /// With --rw mixed: how many in 100 requests are reads, from 0 to 100 [default: 70]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(..=100))]
+    #[arg(long, value_name = "N", value_parser = |text: &str| quantity::within(text, 0..=100_u8))]
     read_percent: Option<u8>,
 
     /// Where in the export to begin, such as 0, 4k or 1G
@@ -77,7 +77,7 @@ pub(crate) struct Arguments {
 
     /// The number that decides which blocks are used and what is written: the same one gives the same requests
     /// [default: a random one, which is shown]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = quantity::number_of::<u64>)]
     seed: Option<u64>,
 
     /// Overwrite what the export has, as the patterns that write do

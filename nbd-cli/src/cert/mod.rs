@@ -16,7 +16,7 @@ use serde_json::json;
 
 use self::folder::{FILES, Folder, cannot};
 use crate::exit::Failure;
-use crate::{json, output};
+use crate::{json, output, quantity};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
     client: Option<String>,
 
     /// How many days the server's and the client's certificate are valid; the authority's is valid ten times as long
-    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36500))]
+    #[arg(long, value_name = "N", default_value_t = 365, value_parser = |text: &str| quantity::within(text, 1..=36_500_u32))]
     days: u32,
 
     /// Replace the server's and the client's files by new ones of the same authority, with the same owners and

@@ -90,6 +90,9 @@ fn command() -> clap::Command {
         #[cfg(target_os = "linux")]
         ("attach", "words", values::server),
         ("serve", "backends", values::backend),
+        ("serve", "layer", values::layer),
+        ("info", "can", values::feature),
+        ("info", "cannot", values::feature),
     ];
     let known = crate::Cli::command();
     DYNAMIC.iter().fold(known, |command, (subcommand, argument, values)| {
@@ -145,6 +148,34 @@ mod tests {
                 assert!(options.contains(&format!("--{long}")), "{name} --{long}: {options:?}");
             }
         }
+    }
+
+    #[test]
+    fn features_and_layers_are_offered_and_can_be_used() {
+        let typed = |words: [&str; 3]| complete(&words);
+        for flag in ["--can", "--is", "--has", "--cannot"] {
+            let features = typed(["info", flag, ""]);
+            assert!(features.len() > 15 && features.contains(&"read-only".into()), "{features:?}");
+            for feature in features {
+                let line = ["nbd", "info", flag, &feature, "nbd://h"];
+                command().try_get_matches_from(line).unwrap();
+            }
+        }
+        assert_eq!(typed(["info", "--can", "fu"]), ["fua"]);
+        assert_eq!(complete(&["info", "--can=fu"]), ["--can=fua"]);
+        let layers = typed(["serve", "--layer", ""]);
+        assert!(
+            layers.contains(&"overlay".into()) && layers.contains(&"rate:".into()),
+            "{layers:?}"
+        );
+        for layer in layers {
+            // One with a colon needs a value.
+            let parsed = layer.parse::<crate::serve::Layer>();
+            assert_eq!(parsed.is_err(), layer.ends_with(':'), "{layer}: {parsed:?}");
+        }
+        assert_eq!(typed(["serve", "--layer", "ov"]), ["overlay"]);
+        // Behind the name are a path and numbers.
+        assert_eq!(typed(["serve", "--layer", "rate:1"]), [""; 0]);
     }
 
     #[test]

@@ -81,6 +81,29 @@ pub(super) fn backend(current: &OsStr) -> Vec<CompletionCandidate> {
     candidates.into_iter().map(|candidate| candidate.add_prefix(prefix)).collect()
 }
 
+/// What `nbd info` can be asked for.
+pub(super) fn feature(current: &OsStr) -> Vec<CompletionCandidate> {
+    among(current, crate::info::features().map(|name| (name.to_owned(), "")))
+}
+
+/// The layers of `nbd serve`, with a colon behind those that need a value.
+pub(super) fn layer(current: &OsStr) -> Vec<CompletionCandidate> {
+    among(current, crate::serve::layers())
+}
+
+/// Those of some words that begin as what was typed.
+fn among(
+    current: &OsStr,
+    words: impl Iterator<Item = (String, &'static str)>,
+) -> Vec<CompletionCandidate> {
+    let words = words.filter(|(word, _)| word.as_bytes().starts_with(current.as_bytes()));
+    words
+        .map(|(word, help)| {
+            CompletionCandidate::new(word).help((!help.is_empty()).then(|| help.into()))
+        })
+        .collect()
+}
+
 fn paths(current: &OsStr) -> Vec<CompletionCandidate> {
     PathCompleter::any().complete(current)
 }

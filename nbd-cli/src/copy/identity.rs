@@ -67,9 +67,65 @@ pub(super) fn is_same(recorded: &Value, now: &Value) -> bool {
     same_disk && agrees("start") && recorded["size"] == now["size"]
 }
 
+/// The first thing that differs of what was recorded and what is known now, in words that follow "it".
+pub(super) fn difference(recorded: &Value, now: &Value) -> String {
+    if let (Some(was), Some(is)) = (recorded["size"].as_u64(), now["size"].as_u64())
+        && was != is
+    {
+        return sizes(was, is);
+    }
+    let differs = |key: &str| recorded[key] != now[key];
+    let texts = |key: &str| Some((recorded[key].as_str()?, now[key].as_str()?));
+    for (key, what) in [("server", "server"), ("name", "name"), ("description", "description")] {
+        if let Some((was, is)) = texts(key)
+            && was != is
+        {
+            return format!("its {what} is '{is}' instead of '{was}'");
+        }
+    }
+    if differs("device") || differs("inode") {
+        "it is another file".into()
+    } else if differs("changed") {
+        "it was written to, or its attributes were changed, since".into()
+    } else {
+        "it is another disk, or cannot be recognised after it was attached again".into()
+    }
+}
+
+/// The difference between two sizes.
+pub(super) fn sizes(was: u64, is: u64) -> String {
+    format!("it has {is} bytes instead of {was}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_differs_is_named() {
+        let file = |changes: Value| {
+            let mut file = json!({ "device": 1, "inode": 2, "size": 4096, "changed": "1.0" });
+            for (key, value) in changes.as_object().unwrap() {
+                file[key] = value.clone();
+            }
+            file
+        };
+        let server =
+            |name: &str| json!({ "server": name, "size": 1, "name": "", "description": "d" });
+        for (was, is, text) in [
+            (file(json!({})), file(json!({ "size": 5 })), "it has 5 bytes instead of 4096"),
+            (file(json!({})), file(json!({ "inode": 3 })), "it is another file"),
+            (file(json!({})), file(json!({ "changed": "2.0" })), "it was written to"),
+            (file(json!({})), device(&[]), "it has 1048576 bytes instead of 4096"),
+            (device(&[]), device(&[("number", Some("9"))]), "it is another disk"),
+            (server("nbd://a"), server("nbd://b"), "its server is 'nbd://b' instead of 'nbd://a'"),
+            (server("nbd://a"), file(json!({ "size": 1 })), "it is another file"),
+        ] {
+            assert!(!is_same(&was, &is));
+            let difference = difference(&was, &is);
+            assert!(difference.starts_with(text), "{difference}");
+        }
+    }
 
     fn device(changes: &[(&str, Option<&str>)]) -> Value {
         let mut device = json!({

@@ -1,11 +1,12 @@
 //! How far the copy is: a bar on a terminal's standard error, or lines for a program.
 
+use core::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use rustix::fs::{OFlags, fcntl_getfl};
 
 use crate::exit::Failure;
@@ -13,10 +14,11 @@ use crate::patient::Patient;
 use crate::{descriptor, waiting};
 
 /// With the rate and the time left.
-const KNOWN: &str = "{prefix} {bar:30} {percent:>3}% {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left";
+const KNOWN: &str =
+    "{prefix} {bar:30} {percent:>3}% {binary_bytes}/{binary_total_bytes} {rate} {eta} left";
 
 /// The end of a stream is not known before it comes.
-const UNKNOWN: &str = "{prefix} {binary_bytes} {binary_bytes_per_sec}";
+const UNKNOWN: &str = "{prefix} {binary_bytes} {rate}";
 
 /// How far it is, as it is asked for on the command line.
 #[derive(Debug, clap::Args)]
@@ -93,13 +95,24 @@ impl Progress {
             }
             Wanted::Bar => ProgressBar::with_draw_target(size, ProgressDrawTarget::stderr()),
         };
-        let template = if size.is_some() { KNOWN } else { UNKNOWN };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
         bar.set_prefix(phase.what);
+        set_style(&bar, 0);
         waiting::beside(Some(bar.clone()));
         Self::Bar(bar)
+    }
+
+    /// So many bytes are where they belong since before this run: they count as done, but not for the rate.
+    pub(super) fn begins_at(&self, bytes: u64) {
+        match self {
+            Self::Bar(bar) if bytes > 0 => {
+                set_style(bar, bytes);
+                bar.set_position(bytes);
+                // The bytes go into the estimate before that is cleared, which keeps their number as the one to go on from.
+                bar.tick();
+                bar.reset_eta();
+            }
+            _ => self.add(bytes),
+        }
     }
 
     /// So many bytes more are where they belong.
@@ -117,6 +130,22 @@ impl Progress {
             waiting::beside(None);
             bar.abandon();
         }
+    }
+}
+
+/// How a bar looks whose first bytes were copied before this run.
+fn set_style(bar: &ProgressBar, earlier: u64) {
+    let template = if bar.length().is_some() { KNOWN } else { UNKNOWN };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        let rate = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let rate = match state.is_finished() {
+                true => state.pos().saturating_sub(earlier) as f64 / state.elapsed().as_secs_f64(),
+                false => state.per_sec(),
+            };
+            // Without a line the bar has none.
+            let _written = write!(out, "{}/s", BinaryBytes(rate as u64));
+        };
+        bar.set_style(style.with_key("rate", rate).progress_chars("=> "));
     }
 }
 
@@ -178,11 +207,15 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use indicatif::TermLike;
+
     use super::*;
 
     /// What a copy in these steps writes.
     fn written(size: Option<u64>, steps: &[u64], verify: bool, done: bool) -> String {
-        let (mut reader, writer) = std::io::pipe().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
         let wanted = Wanted::Lines(Arc::new(Mutex::new(Lines::new(writer.into()))));
         let middle = if verify { 50 } else { 100 };
         let first = Phase { what: "copy", from: 0, to: middle };
@@ -197,8 +230,79 @@ mod tests {
         }
         drop(wanted);
         let mut text = String::new();
-        std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        io::Read::read_to_string(&mut reader, &mut text).unwrap();
         text.replace('\n', " ")
+    }
+
+    /// A wide terminal that keeps all that was ever written.
+    #[derive(Clone, Debug, Default)]
+    struct Terminal(Arc<Mutex<String>>);
+
+    impl TermLike for Terminal {
+        fn width(&self) -> u16 {
+            200
+        }
+
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(text)
+        }
+
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.0.lock().unwrap().push_str(text);
+            Ok(())
+        }
+
+        fn clear_line(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// So much at once would be a rate that no disk has.
+    const EARLIER: u64 = 1 << 60;
+
+    #[test]
+    fn bytes_of_an_earlier_run_are_done_and_in_no_rate() {
+        let bar = ProgressBar::hidden();
+        bar.set_length(EARLIER + 2);
+        let progress = Progress::Bar(bar.clone());
+        progress.begins_at(EARLIER);
+        assert_eq!((bar.position(), bar.per_sec() as u64), (EARLIER, 0));
+        progress.add(1);
+        bar.tick();
+        // A byte, in however short a time.
+        assert!(bar.per_sec() <= 1e9, "{}", bar.per_sec());
+    }
+
+    #[test]
+    fn the_rate_that_stays_is_that_of_this_run() {
+        let terminal = Terminal::default();
+        let target = ProgressDrawTarget::term_like(Box::new(terminal.clone()));
+        let bar = ProgressBar::with_draw_target(Some(EARLIER), target);
+        let progress = Progress::Bar(bar);
+        progress.begins_at(EARLIER);
+        progress.end();
+        let shown = terminal.0.lock().unwrap().clone();
+        assert!(shown.contains("100% 1.00 EiB/1.00 EiB 0 B/s"), "{shown}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::durable::Durable;
 use super::open::{Kind, Side, cannot};
 use super::{identity, samples};
 use crate::exit::Failure;
+use crate::units;
 
 /// Bytes of the destination after which the record is brought up to date, by default. What was copied since is copied again.
 const STEP: u64 = 256 << 20;
@@ -28,6 +29,8 @@ pub(super) struct Record {
     path: PathBuf,
     /// What the copy is from and to.
     sides: Value,
+    /// Bytes of the source.
+    size: u64,
     destination: Durable,
     marks: Mutex<Marks>,
 }
@@ -123,20 +126,24 @@ impl Record {
         let sides = json!({ "source": about(source)?, "destination": this });
         let mut marks = Marks::default();
         if let Some(recorded) = read(&path)? {
-            let differs = |what: &str, name: &str| {
+            let differs = |side: &str, name: &str, difference: &str| {
                 Failure::failed(format!(
-                    "cannot go on with the copy: {what} {name} is not the one that {} is about; remove that file to begin \
-                     anew",
+                    "cannot go on with the copy: the {side} {name} is not the one that {} is about: {difference}; remove \
+                     that file to begin anew",
                     path.display()
                 ))
             };
             let is_same = |side: &str| identity::is_same(&recorded[side], &sides[side]);
+            let difference = |side: &str| identity::difference(&recorded[side], &sides[side]);
             if !is_same("source") {
-                return Err(differs("the source", &source.name));
+                return Err(differs("source", &source.name, &difference("source")));
             }
             let copied = recorded["copied"].as_u64().filter(|copied| *copied <= size);
+            if !is_same("destination") {
+                return Err(differs("destination", &to.name, &difference("destination")));
+            }
             let whole = !to.is_regular() || to.size() == Some(size);
-            match copied.filter(|_| is_same("destination")) {
+            match copied {
                 // It was interrupted before the destination had its size.
                 Some(0) => {}
                 Some(copied) if whole => {
@@ -152,10 +159,17 @@ impl Record {
                     }
                     (marks.reach, marks.recorded) = (copied, copied);
                 }
-                _ => return Err(differs("the destination", &to.name)),
+                Some(_) => {
+                    let difference = identity::sizes(size, to.size().unwrap_or(0));
+                    return Err(differs("destination", &to.name, &difference));
+                }
+                None => {
+                    let difference = format!("it records no number of up to {size} copied bytes");
+                    return Err(differs("destination", &to.name, &difference));
+                }
             }
         }
-        let record = Self { path, sides, destination, marks: Mutex::new(marks) };
+        let record = Self { path, sides, size, destination, marks: Mutex::new(marks) };
         record.write(record.marks().reach)?;
         Ok(record)
     }
@@ -217,7 +231,28 @@ impl Record {
     pub(super) fn interrupted(&self) -> Result<(), Failure> {
         let reach = self.reach();
         self.flush()?;
-        self.write(reach)
+        self.write(reach)?;
+        self.marks().recorded = reach;
+        Ok(())
+    }
+
+    /// Where a copy begins that goes on after an earlier one: the message for its user.
+    pub(super) fn continues(&self) -> Option<String> {
+        let after = self.after(self.reach())?;
+        Some(format!("going on with the interrupted copy after {after}"))
+    }
+
+    /// What becomes of a copy that has failed, or that a signal ends, if its command is given again; `None` if it begins
+    /// anew.
+    pub(super) fn hint(&self) -> Option<String> {
+        let after = self.after(self.marks().recorded)?;
+        Some(format!("the same command goes on after {after}"))
+    }
+
+    /// So many bytes of all, unless there are none.
+    fn after(&self, bytes: u64) -> Option<String> {
+        let (done, all) = (units::bytes(bytes), units::bytes(self.size));
+        (bytes > 0).then(|| format!("{done} of {all}"))
     }
 
     /// What was copied is not what it should be: the next copy begins anew.
@@ -340,7 +375,8 @@ mod tests {
             File::options().write(true).create(true).truncate(true).open(destination).unwrap();
         let marks = Mutex::new(Marks::default());
         let destination = Durable::Disk(Disk::new(file, false).unwrap());
-        Record { path: folder.join("to.nbd-copy"), sides: json!({}), destination, marks }
+        let path = folder.join("to.nbd-copy");
+        Record { path, sides: json!({}), size: 2 * STEP, destination, marks }
     }
 
     fn recorded(record: &Record) -> u64 {
@@ -363,6 +399,8 @@ mod tests {
         record.flush().unwrap_err();
         record.interrupted().unwrap_err();
         assert_eq!(recorded(&record), 7);
+        // What is not known to be durable is copied again.
+        assert_eq!(record.hint(), None);
     }
 
     #[test]
@@ -418,7 +456,9 @@ mod tests {
         record.done(9, 5);
         record.interrupted().unwrap();
         assert_eq!(recorded(&record), 5);
+        assert_eq!(record.hint().unwrap(), "the same command goes on after 5 B of 512.0 MiB");
         record.restart().unwrap();
+        assert_eq!((record.hint(), record.continues()), (None, None));
         assert_eq!((recorded(&record), record.reach()), (0, 0));
         record.complete().unwrap();
         assert!(read(&record.path).unwrap().is_none());

@@ -63,6 +63,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let paths = Paths { beside: record_path, wanted: arguments.record.clone() };
         let record = Arc::new(Record::resume(paths, &copy.source, &copy.destination)?);
         record_when_signalled(&record)?;
+        if let Some(text) = record.continues() {
+            stderr::say(&text);
+        }
         copy.record = Some(record);
     } else if let Some(path) = record_path.filter(|_| copy.destination.is_regular()) {
         record::remove(&path)?;
@@ -75,9 +78,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(record) => {
             // The failure of the copy is the one to be reported.
             let _best_effort = record.interrupted();
-            result
+            result.map_err(|failure| with_hint(failure, record.hint()))
         }
         None => result,
+    }
+}
+
+/// A failure, and what the user can do about it.
+fn with_hint(failure: Failure, hint: Option<String>) -> Failure {
+    match (failure, hint) {
+        (Failure::Failed(text), Some(hint)) => Failure::Failed(format!("{text}; {hint}")),
+        (failure, _) => failure,
     }
 }
 
@@ -111,6 +122,9 @@ fn record_when_signalled(record: &Arc<Record>) -> Result<(), Failure> {
     let interrupted = move || {
         if let Some(record) = record.upgrade() {
             let _best_effort = record.interrupted();
+            if let Some(hint) = record.hint() {
+                waiting::say(&format!("interrupted; {hint}"));
+            }
         }
     };
     target::before_a_signal_ends_this(interrupted)
@@ -300,7 +314,7 @@ impl<'a> Copy<'a> {
         };
         let to = if self.arguments.verify { 50 } else { 100 };
         let mut shared = self.shared(feed, Phase { what: "copy", from: 0, to });
-        shared.done(0, self.begin());
+        shared.begins_at(self.begin());
         shared.record = self.record.clone();
         let makers = (self.source.maker(), self.destination.maker());
         let team = Team::to_be_made(self.wanted - 1, makers);

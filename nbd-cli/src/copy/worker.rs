@@ -73,6 +73,12 @@ impl Shared {
         }
     }
 
+    /// The bytes before an offset were copied earlier.
+    pub(super) fn begins_at(&self, offset: u64) {
+        self.count.fetch_add(offset, Ordering::Relaxed);
+        self.progress.begins_at(offset);
+    }
+
     /// Whether each byte was dealt with once.
     ///
     /// # Errors

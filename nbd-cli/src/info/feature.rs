@@ -41,6 +41,11 @@ const NAMES: [(&str, Feature); 18] = [
     ("zero", Feature::Flag(Flags::SEND_WRITE_ZEROES)),
 ];
 
+/// The names of all.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    NAMES.iter().map(|(name, _)| *name)
+}
+
 impl FromStr for Feature {
     type Err = String;
 

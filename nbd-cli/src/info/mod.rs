@@ -18,6 +18,7 @@ use feature::Feature;
 
 pub(crate) use content::content;
 pub(crate) use contents::contents;
+pub(crate) use feature::names as features;
 pub(crate) use json::write as write_json;
 pub(crate) use look::{greeting, look};
 pub(crate) use report::{Described, Report};

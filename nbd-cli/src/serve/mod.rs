@@ -44,6 +44,9 @@ pub(crate) use control::{
     LIST, MAX_ANSWER, Named, RELOAD, Request, START, STATUS, STOP, Status, receive, send,
 };
 pub(crate) use export_word::export_of;
+#[cfg(test)]
+pub(crate) use layers::Layer;
+pub(crate) use layers::beginnings as layers;
 pub(crate) use live::Changes;
 pub(crate) use run::run;
 pub(crate) use timed::Timed;

@@ -4,6 +4,7 @@ use nbd_engine::export::{AnyExport, Withdrawal};
 
 use super::config::{Export, Size};
 use crate::exit::Failure;
+use crate::feature;
 
 /// None.
 #[derive(Debug)]
@@ -22,9 +23,7 @@ pub(super) fn open_object(_: &str, _: Option<Size>) -> Result<AnyExport, Failure
 }
 
 fn missing() -> Failure {
-    Failure::usage(
-        "this program was built without volumes and objects: build it with cargo install nbd-cli --features volume",
-    )
+    feature::VOLUMES.failure()
 }
 
 impl Open {

@@ -39,7 +39,7 @@ pub(crate) struct ProcessArguments {
     pub(super) pid_file: Option<PathBuf>,
 
     /// Write a line to that descriptor once the server is ready, and close it
-    #[arg(long, value_name = "N", help_heading = "Process")]
+    #[arg(long, value_name = "N", value_parser = quantity::number_of::<u32>, help_heading = "Process")]
     pub(super) ready_fd: Option<u32>,
 
     /// Run a command of the shell while serving, and end with it and its exit status; it finds the server by $uri,

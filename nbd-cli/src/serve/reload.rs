@@ -179,7 +179,7 @@ impl Reload {
         self.security().read_again()?;
         *config = next;
         let changes = prepared.commit();
-        tracing::info!(?changes, "changed the exports");
+        tracing::info!("changed the exports: {changes}");
         Ok(changes)
     }
 }

@@ -38,8 +38,7 @@ impl Security {
         server: ServerConfig,
     ) -> Result<(ServerConfig, Self), Failure> {
         if config.asks_for_tls() {
-            let text = "this nbd has no TLS: build it with --features tls";
-            return Err(config.source.blame("tls", Failure::usage(text)));
+            return Err(config.source.blame("tls", crate::feature::TLS.failure()));
         }
         Ok((server, Self::default()))
     }

@@ -148,7 +148,5 @@ fn by_keys(_: &Config, file: &Path) -> Result<TlsServer, Failure> {
 #[cfg(not(feature = "tls-psk"))]
 fn by_keys(config: &Config, _: &Path) -> Result<TlsServer, Failure> {
     let instead = config.source.word("--tls-certificates", "certificates");
-    Err(Failure::usage(format!(
-        "this nbd has no pre-shared keys: build it with --features tls-psk, or use {instead}"
-    )))
+    Err(Failure::usage(format!("{}, or use {instead}", crate::feature::PSK.text())))
 }

@@ -143,7 +143,7 @@ impl Target {
             }
             Place::Word(word) => {
                 let parsed = word.to_str().ok_or("it is not UTF-8".to_owned());
-                let parsed = parsed.and_then(|text| text.parse().map_err(|e| format!("{e}")));
+                let parsed = parsed.and_then(|text| text.parse().map_err(words::uri_error));
                 let uri = parsed.map_err(|error| {
                     if let Some(meant) = words::meant_uri(word) {
                         let uri = output::shell_word(meant.as_ref());
@@ -306,7 +306,14 @@ impl Target {
             matches!(error, Error::Connect { .. } | Error::Protocol { .. } | Error::Lost { .. });
         match self.server.as_ref().filter(|_| about_the_connection).and_then(Subprocess::end) {
             Some(end) => Failure::failed(end),
-            None => Failure::failed(self.names().put(&error.to_string())),
+            None => {
+                // The library knows the parameter of URIs; the command has an option for it.
+                let text = error.to_string().replace(
+                    "name a folder (tls-certificates) whose",
+                    "give --tls-certificates DIR, a folder whose",
+                );
+                Failure::failed(self.names().put(&text))
+            }
         }
     }
 

@@ -3,6 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 
+use nbd_blocking::client::UriError;
+
 use crate::exit::Failure;
 use crate::output;
 
@@ -105,6 +107,14 @@ pub(super) fn meant_uri(word: &OsStr) -> Option<String> {
         None => host.starts_with(|c: char| c.is_ascii_alphanumeric()) && host.chars().all(is_name),
     };
     (is_port && is_host).then(|| format!("{protocol}://{address}"))
+}
+
+/// What is wrong with a URI, with the scheme that the command has besides those of the protocol's library.
+pub(super) fn uri_error(error: UriError) -> String {
+    match error {
+        UriError::UnknownScheme(_) => format!("{error}, nor nbd+ssh"),
+        _ => error.to_string(),
+    }
 }
 
 /// Tells words from commands.

@@ -23,6 +23,17 @@ fn lines_are_those_of_hexdump() {
     (disk[48], disk[255]) = (7, 1);
     let (server, _dir) = server(&disk, &[]);
     let shown = told(["dump", &server.uri(""), "0", "0x100"]);
+    let by_options = ["dump", "--offset", "0", "--length=0x100", &server.uri("")];
+    assert_eq!(told(by_options), shown);
+    let by_length = told(["dump", &server.uri(""), "--length", "1"]);
+    assert_eq!(by_length, told(["dump", &server.uri(""), "0", "1"]));
+    let by_offset = told(["dump", &server.uri(""), "--offset", "37"]);
+    assert_eq!(by_offset, told(["dump", &server.uri(""), "37"]));
+    for option in ["--offset=1", "--length=1"] {
+        let refused = nbd(["dump", option, &server.uri(""), "1"]);
+        assert_eq!(refused.status.code(), Some(64), "{}", refused.stderr);
+        assert!(refused.stderr.contains("leave one of the two out"), "{}", refused.stderr);
+    }
     let lines = "\
 00000000  30 31 32 33 34 35 36 37  38 39 61 62 63 64 65 66  |0123456789abcdef|
 00000010  45 46 49 20 50 41 52 54  7e 7f 80 00 00 00 00 00  |EFI PART~.......|

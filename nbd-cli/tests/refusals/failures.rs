@@ -168,6 +168,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     (" s: try again when the server is less busy", "takes a minute: src/control.rs"),
     (" has expired, so that nobody would accept", "src/cert/tests.rs"),
     (" has no names: give them by", "takes a certificate that is not ours"),
+    ("name a folder (tls-certificates) whose", "the library's text"),
+    ("give --tls-certificates DIR, a folder whose", "internal/interop/tests/tls_clients.rs"),
     (": one of them was written to since;", "takes a block device: tests/copy_resume.rs"),
     (
         " has changed its size during the copy",

@@ -159,7 +159,8 @@ impl ClientConfig {
     }
 
     /// Replaces connections that are lost, and sends requests again where that is safe. It has no effect on a client over a
-    /// stream of yours, which can't be made anew. Default: it does not, and what is in flight on a connection fails with it.
+    /// stream of yours, which can't be made anew, nor on the first connection of a client: that fails at once, and the
+    /// caller decides whether to connect again. Default: it does not, and what is in flight on a connection fails with it.
     #[must_use]
     pub fn with_reconnect(mut self, reconnect: Reconnect) -> Self {
         self.reconnect = Some(reconnect);

@@ -10,6 +10,7 @@ use nbd_proto::wire::{DecodeError, ErrorCode, OptionCode, OptionReplyType};
 use nbd_proto::{Command, InvalidRequest, Misuse, Refusal, UriError};
 
 use super::GaveUp;
+use crate::command_text::CommandText;
 
 /// Why a client failed. Cheap to clone: when a connection is lost, each of its requests gets the reason.
 ///
@@ -240,12 +241,7 @@ impl fmt::Display for Error {
                 })
             }
             Self::Command { peer, command, error } => {
-                write!(f, "{}", command.command_type())?;
-                match command.length() {
-                    0 => {}
-                    length => write!(f, " of {length} bytes at {}", command.offset())?,
-                }
-                write!(f, " failed on {peer}: {error}")
+                write!(f, "{} failed on {peer}: {error}", CommandText(*command))
             }
             Self::NoStatus { peer, context, selected: false, .. } => write!(
                 f,

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use nbd_proto::Command;
 use nbd_proto::wire::ErrorCode;
 
+use crate::command_text::CommandText;
 use crate::export::ExportError;
 use crate::throttle::Throttle;
 
@@ -24,12 +25,16 @@ impl Failures {
     /// A request to an export failed: logs that if it is time to. The span says whose request it was.
     pub(super) fn report(&self, export: &str, command: Command, error: &ExportError) {
         if !matches!(error.code(), ErrorCode::EIO | ErrorCode::ENOSPC | ErrorCode::ENOMEM) {
-            tracing::debug!(?command, %error, "a request failed");
+            tracing::debug!(command = %CommandText(command), %error, "a request failed");
             return;
         }
         match self.count(export) {
-            Some(times) => tracing::warn!(?command, %error, times, "the disk failed a request"),
-            None => tracing::debug!(?command, %error, "the disk failed a request"),
+            Some(times) => {
+                tracing::warn!(command = %CommandText(command), %error, times, "the disk failed a request");
+            }
+            None => {
+                tracing::debug!(command = %CommandText(command), %error, "the disk failed a request")
+            }
         }
     }
 

@@ -30,6 +30,7 @@ use super::status::Source;
 use super::turn::Turn;
 use super::watch::Activity;
 use super::workers::{Completion, Completions, Job, Lane};
+use crate::command_text::CommandText;
 use crate::export::{Body, ExportError, Kind, Result as ExportResult};
 use crate::pump::{Handler, Incoming, Reception};
 use admission::Admission;
@@ -435,7 +436,7 @@ impl Requests {
         };
         if let Err(misuse) = answered {
             // Only an export that gives too little gets here.
-            tracing::warn!(?command, %misuse, "an export's answer makes no sense");
+            tracing::warn!(command = %CommandText(command), %misuse, "an export's answer makes no sense");
             if let Ok(reply) = connection.reply(id) {
                 reply.error(ErrorCode::EIO, "the export's answer makes no sense");
                 self.count_failure(id, ErrorCode::EIO);

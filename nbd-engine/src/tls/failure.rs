@@ -131,11 +131,50 @@ pub(super) fn of_rustls(error: &Error, handshaking: bool) -> io::Error {
             "the peer showed no certificate, and has to; a client has it in client-cert.pem and client-key.pem".into()
         }
         Error::InvalidCertificate(reason) => {
-            format!("{error}{}", remedy(reason).map(|text| format!("; {text}")).unwrap_or_default())
+            let remedy = remedy(reason).map(|text| format!("; {text}")).unwrap_or_default();
+            format!("{}{remedy}", certificate(reason))
         }
         _ => error.to_string(),
     };
     io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+/// What is wrong with a peer's certificate.
+fn certificate(reason: &CertificateError) -> String {
+    let text = match reason {
+        CertificateError::UnknownIssuer => {
+            "the peer's certificate was issued by an authority that is not trusted here"
+        }
+        CertificateError::BadSignature => {
+            "the peer's certificate has a signature that its authority did not make"
+        }
+        CertificateError::BadEncoding => "the peer's certificate is malformed",
+        CertificateError::Expired => "the peer's certificate has expired",
+        CertificateError::NotValidYet => "the peer's certificate is not valid yet",
+        CertificateError::Revoked => "the peer's certificate was revoked",
+        CertificateError::UnhandledCriticalExtension => {
+            "the peer's certificate has a critical extension that is unknown here"
+        }
+        CertificateError::NotValidForName => "the peer's certificate is for another name",
+        CertificateError::InvalidPurpose => {
+            "the peer's certificate is for another purpose: its extended key usage does not allow this one"
+        }
+        CertificateError::ApplicationVerificationFailure => "the peer's certificate is refused",
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            let names: Vec<_> = presented.iter().map(|name| plain(name)).collect();
+            let names = if names.is_empty() { "no name".into() } else { names.join(", ") };
+            return format!("the peer's certificate is for {names}, not for {}", expected.to_str());
+        }
+        _ => return Error::InvalidCertificate(reason.clone()).to_string(),
+    };
+    text.into()
+}
+
+/// A name as people write it, of one such as `DnsName("localhost")`.
+fn plain(name: &str) -> &str {
+    let inner = ["DnsName(", "IpAddress("].iter().find_map(|kind| name.strip_prefix(kind));
+    let inner = inner.and_then(|rest| rest.strip_suffix(')'));
+    inner.map_or(name, |inner| inner.trim_matches('"'))
 }
 
 /// What to do about a peer's certificate.
@@ -164,6 +203,32 @@ const fn remedy(reason: &CertificateError) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_certificate_has_words() {
+        let expected = rustls::pki_types::ServerName::try_from("disks.example").unwrap();
+        let presented = vec!["DnsName(\"localhost\")".into(), "IpAddress(127.0.0.1)".into()];
+        let for_others = CertificateError::NotValidForNameContext { expected, presented };
+        let text = of_rustls(&Error::InvalidCertificate(for_others), true).to_string();
+        let names = "the peer's certificate is for localhost, 127.0.0.1, not for disks.example; ";
+        assert!(text.starts_with(names), "{text}");
+        for reason in [
+            CertificateError::UnknownIssuer,
+            CertificateError::BadSignature,
+            CertificateError::BadEncoding,
+            CertificateError::Expired,
+            CertificateError::NotValidYet,
+            CertificateError::Revoked,
+            CertificateError::UnhandledCriticalExtension,
+            CertificateError::NotValidForName,
+            CertificateError::InvalidPurpose,
+            CertificateError::ApplicationVerificationFailure,
+        ] {
+            let text = of_rustls(&Error::InvalidCertificate(reason.clone()), true).to_string();
+            assert!(text.starts_with("the peer's certificate "), "{text}");
+            assert!(!text.contains(&format!("{reason:?}")), "{text}");
+        }
+    }
 
     /// Each says something of its own, in one line that has no full stop, with the name by which others know the alert.
     #[test]

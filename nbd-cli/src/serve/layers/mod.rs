@@ -4,7 +4,7 @@ mod spec;
 mod stack;
 mod words;
 
-pub(crate) use spec::Layer;
+pub(crate) use spec::{Layer, beginnings};
 pub(super) use stack::{Base, has_overlay, put_around};
 
 use crate::exit::Failure;

@@ -39,6 +39,24 @@ const LAYERS: [(&str, &[&str]); 8] = [
     ("log", &[]),
 ];
 
+/// What a command line can begin a layer with, and what the layer does.
+pub(crate) fn beginnings() -> impl Iterator<Item = (String, &'static str)> {
+    LAYERS.iter().map(|(name, _)| {
+        let needs_value = matches!(*name, "offset" | "partition" | "rate" | "delay");
+        let help = match *name {
+            "read-only" => "refuses writes",
+            "offset" => "a part of the disk: offset:OFFSET,length=LENGTH",
+            "partition" => "a partition of the disk: partition:N",
+            "overlay" => "keeps what is written in memory, or in a file: overlay:FILE",
+            "rate" => "bounds what is carried out in a second: rate:BYTES,requests=N",
+            "delay" => "delays requests: delay:TIME or delay:TIME-TIME",
+            "error" => "fails requests, by EIO or another error: error:ERRNO",
+            _ => "a line for each request, in the log or in a file: log:FILE",
+        };
+        (format!("{name}{}", if needs_value { ":" } else { "" }), help)
+    })
+}
+
 /// The values of a layer by key; that of the layer's own name comes first.
 #[derive(Debug, Default)]
 struct Values(Vec<(String, String)>);

@@ -14,6 +14,11 @@ use super::event::ConnectionEvent;
 /// same export: with the same size, block sizes, metadata contexts, canonical name and description, at least the same
 /// abilities, and the same protection by TLS. If it leads to another one, the client gives up at once.
 ///
+/// The first connections are not covered: connecting a client fails at once if the server is not there. A program that
+/// may start before its server connects again after a delay while the error is
+/// [`Error::Connect`](super::super::Error::Connect), [`Error::TimedOut`](super::super::Error::TimedOut) or
+/// [`Error::Lost`](super::super::Error::Lost).
+///
 /// Requests wait meanwhile, each within its own
 /// [deadline](super::super::ClientConfig::with_request_timeout). Then they are sent again:
 ///
