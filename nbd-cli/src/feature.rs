@@ -1,7 +1,5 @@
 //! What a build without a feature says: which feature is missing, and the command that builds nbd with it.
 
-use crate::exit::Failure;
-
 /// Something that this build lacks.
 #[derive(Debug)]
 pub(crate) struct Missing {
@@ -27,8 +25,9 @@ impl Missing {
     }
 
     /// A command line that needs it.
-    pub(crate) fn failure(&self) -> Failure {
-        Failure::usage(self.text())
+    #[cfg(not(all(feature = "tls", feature = "volume")))]
+    pub(crate) fn failure(&self) -> crate::exit::Failure {
+        crate::exit::Failure::usage(self.text())
     }
 }
 
