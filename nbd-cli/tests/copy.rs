@@ -197,6 +197,10 @@ fn files_take_the_size_of_the_source() {
     folder.file("source", b"");
     copy(&[&source, &to]);
     assert_eq!(read(&to), b"");
+    // A file that was not there stays, even if nothing is in it.
+    let made = folder.text("made");
+    copy(&[&source, &made]);
+    assert_eq!(read(&made), b"");
 }
 
 #[test]

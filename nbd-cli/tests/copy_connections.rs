@@ -82,7 +82,7 @@ fn our_own_server_at_its_limit_is_copied_from_and_to() {
 fn a_further_connection_to_something_else_is_not_used() {
     let folder = Folder::new();
     let mut export = Export::new(Mode::Extended);
-    export.size = 8 << 20;
+    export.size = 2 << 20;
     // Nothing is copied before the second one was looked at.
     let first = Script::new(export.clone()).enter().hold().serve();
     let (mut smaller, mut other) = (export.clone(), export);
@@ -99,14 +99,14 @@ fn a_further_connection_to_something_else_is_not_used() {
             copying.join().expect("it is copied");
         });
         server.finish();
-        assert_same(&read(folder.path("to")), &Export::CONTENT.bytes(0, 8 * MIB));
+        assert_same(&read(folder.path("to")), &Export::CONTENT.bytes(0, 2 * MIB));
     }
 }
 
 #[test]
 fn several_connections_are_used_where_there_are_some() {
     let folder = Folder::new();
-    let bytes = noise(32 * MIB);
+    let bytes = noise(2 * MIB);
     let source = folder.file("source", &bytes);
     let disk = |bytes| Disk {
         bytes,

@@ -482,3 +482,33 @@ impl<'a> Copy<'a> {
         further.flatten().chain(first.into_iter().flatten()).for_each(Client::disconnect);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_a_refused_copy_made_goes_unless_something_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("to");
+        for (bytes, stays, is_left) in
+            [("", false, false), ("", true, true), ("x", false, true), ("x", true, true)]
+        {
+            let mut made = Made::unless_there(Some(&path));
+            fs::write(&path, bytes).unwrap();
+            if stays {
+                made.stays();
+            }
+            drop(made);
+            assert_eq!(path.exists(), is_left, "{bytes:?} {stays}");
+            // What was there before is none of it.
+            fs::write(&path, "").unwrap();
+            drop(Made::unless_there(Some(&path)));
+            fs::remove_file(&path).unwrap();
+        }
+        drop(Made::unless_there(Some(folder.path())));
+        assert!(folder.path().exists());
+    }
+}
