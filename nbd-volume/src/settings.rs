@@ -14,7 +14,7 @@ const MANIFEST_POLL: Duration = Duration::from_secs(30);
 
 /// Tables that may wait to be merged. SlateDB takes no more writes when there are so many, and merging begins up to ten
 /// seconds after they came: their size divided by that is what can be written for long.
-const MAX_TABLES: usize = 128;
+const MAX_TABLES: usize = 256;
 
 /// Bytes of them, at most: there is no need for more, and what is read is searched for in each of them.
 const MAX_UNMERGED: usize = 2 << 30;
