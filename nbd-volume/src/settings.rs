@@ -13,7 +13,7 @@ use crate::disk_cache::Used;
 const MANIFEST_POLL: Duration = Duration::from_secs(30);
 
 /// Tables that may wait to be merged. SlateDB takes no more writes when there are so many, and merging begins up to ten
-/// seconds after they came: their size divided by that is what can be written for long.
+/// seconds after they came. Writes that go on for longer are as fast as [so many](MERGED) at a time are merged.
 const MAX_TABLES: usize = 256;
 
 /// Bytes of them, at most: there is no need for more, and what is read is searched for in each of them.
@@ -31,7 +31,7 @@ const FETCHES: usize = 2;
 /// SlateDB's settings for a volume that is opened with these options.
 pub(crate) fn settings(options: &Options, disk_cache: Option<&Used>) -> Settings {
     let table = options.table_size();
-    let tables = (MAX_UNMERGED / table).clamp(8, MAX_TABLES);
+    let tables = (MAX_UNMERGED / table).min(MAX_TABLES);
     Settings {
         object_store_cache_options: Used::settings(disk_cache),
         flush_interval: Some(options.upload_interval()),
@@ -59,8 +59,8 @@ pub(crate) fn settings(options: &Options, disk_cache: Option<&Used>) -> Settings
     }
 }
 
-/// Bytes that are fetched at a time of each table that is merged, so that all merges have about half as much in memory
-/// as is unflushed.
+/// Bytes that are fetched at a time of each table that is merged, so that all merges have half as much in memory as
+/// is unflushed, as far as the requests are of a sensible length.
 fn fetched(unflushed: usize) -> usize {
     (unflushed / 2 / (MERGES * MERGED * FETCHES)).clamp(128 << 10, 2 << 20)
 }
