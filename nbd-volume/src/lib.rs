@@ -81,6 +81,7 @@ mod settings;
 mod shared;
 mod store;
 mod streams;
+mod uploads;
 mod volume;
 mod watch;
 

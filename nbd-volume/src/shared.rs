@@ -6,8 +6,7 @@ use core::time::Duration;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nbd_engine::export::{ErrorCode, ExportError};
-use slatedb::config::WriteOptions;
-use slatedb::{CloseReason, ErrorKind, WriteBatch};
+use slatedb::{CloseReason, ErrorKind};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -23,6 +22,7 @@ use crate::layout::Descriptor;
 use crate::lease::{Lease, Lost};
 use crate::locks::RangeLocks;
 use crate::streams::Streams;
+use crate::uploads::Uploads;
 
 /// A volume that is open, as its handles, its requests and its [watch](crate::watch) have it.
 pub(crate) struct Shared {
@@ -44,12 +44,7 @@ pub(crate) struct Shared {
     pub(crate) max_writing: u32,
     pub(crate) lease: Lease,
     pub(crate) patience: Duration,
-    /// The latest write that SlateDB has taken.
-    pub(crate) written: AtomicU64,
-    /// The latest write that is known to be in the store.
-    pub(crate) durable: AtomicU64,
-    /// Held by the flush that is uploading.
-    pub(crate) flushing: tokio::sync::Mutex<()>,
+    pub(crate) uploads: Uploads,
     /// Requests are not begun any more.
     pub(crate) closing: AtomicBool,
 }
@@ -72,33 +67,6 @@ impl Shared {
         self.cache.clear();
         self.ahead.clear();
         drop(self.disk_cache.lock().unwrap_or_else(PoisonError::into_inner).take());
-    }
-
-    /// Hands a batch to SlateDB, which may make it wait for memory.
-    pub(crate) async fn put(&self, batch: WriteBatch) -> Result<(), slatedb::Error> {
-        let Database::Writer(db) = &self.database else { return Ok(()) };
-        let handle = db.write_with_options(batch, &WriteOptions::default()).await?;
-        self.written.fetch_max(handle.seqnum(), Ordering::AcqRel);
-        Ok(())
-    }
-
-    /// Has everything uploaded that was written until now. One upload serves all that came before it began.
-    pub(crate) async fn upload(&self) -> Result<(), slatedb::Error> {
-        let Database::Writer(db) = &self.database else { return Ok(()) };
-        let wanted = self.written.load(Ordering::Acquire);
-        let is_durable =
-            || self.durable.load(Ordering::Acquire).max(db.status().durable_seq) >= wanted;
-        if is_durable() {
-            return Ok(());
-        }
-        let _turn = self.flushing.lock().await;
-        if is_durable() {
-            return Ok(());
-        }
-        let uploading = self.written.load(Ordering::Acquire);
-        db.flush().await?;
-        self.durable.fetch_max(uploading, Ordering::AcqRel);
-        Ok(())
     }
 
     /// Runs work on the volume's runtime and waits for it, at most as long as requests may wait. Work that is given

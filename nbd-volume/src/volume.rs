@@ -26,6 +26,7 @@ use crate::patience::{patiently, too_late, within};
 use crate::records::{check_conditional_writes, descriptor, encoded, size, writer};
 use crate::shared::Shared;
 use crate::streams::Streams;
+use crate::uploads::Uploads;
 use crate::watch::watch;
 use crate::{Error, Location, Options};
 
@@ -157,9 +158,7 @@ impl Volume {
             max_writing: writing,
             lease: Lease::new(options.lease),
             patience: options.patience,
-            written: AtomicU64::new(0),
-            durable: AtomicU64::new(0),
-            flushing: tokio::sync::Mutex::new(()),
+            uploads: Uploads::default(),
             closing: AtomicBool::new(false),
         }))
     }

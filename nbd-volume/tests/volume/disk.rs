@@ -1,9 +1,18 @@
 //! What clients see of a volume.
 
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+use std::sync::Arc;
+
+use futures_util::future::join_all;
 use nbd_engine::export::AsyncExport as _;
 use nbd_testkit::{Random, cases};
 use nbd_volume::{Location, NewVolume, Volume, create};
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use tokio::time::sleep;
 
+use crate::faulty::{Faults, Faulty};
 use crate::model::{Change, compare, extents, flush, read, resize, write};
 use crate::{in_virtual_time, options};
 
@@ -79,7 +88,7 @@ fn writes_that_share_blocks_lose_nothing_of_each_other() {
                     start = end;
                 }
                 let done = changes.iter().map(|change| change.carry_out(&volume));
-                for outcome in futures_util::future::join_all(done).await {
+                for outcome in join_all(done).await {
                     outcome.unwrap();
                 }
                 changes.iter().for_each(|change| change.apply(&mut disk));
@@ -163,13 +172,52 @@ fn flushes_at_the_same_time_share_uploads() {
                 flush(&volume).await.unwrap();
             }
         });
-        futures_util::future::join_all(flushes).await;
+        join_all(flushes).await;
         let puts = volume.location().traffic().puts - before;
         assert!((1..=8).contains(&puts), "{puts} uploads for 64 flushes");
         // And one that has nothing to upload asks for nothing.
         let before = volume.location().traffic().puts;
         flush(&volume).await.unwrap();
         assert_eq!(volume.location().traffic().puts, before);
+    });
+}
+
+/// Each waits for one upload of its own, whenever it began, and not for those of the others as well.
+#[test]
+fn clients_that_write_and_flush_in_turn_come_to_share_each_upload() {
+    cases(20, |random| {
+        in_virtual_time(async {
+            const ROUNDS: u64 = 40;
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            create(&Location::over(Arc::clone(&store), "v"), &NewVolume::of_size(1 << 20))
+                .await
+                .unwrap();
+            let slow = Faulty::new(&store, Random::new(1), Faults::default());
+            let location = Location::over(Arc::clone(&slow) as Arc<dyn ObjectStore>, "v");
+            let volume = Volume::open(&location, &options()).await.unwrap();
+            let put = 10 + random.below(90);
+            slow.slow_puts.store(put, Ordering::Release);
+            let before = slow.puts.load(Ordering::Acquire);
+            let clients: Vec<_> = (0..2 + random.below(16))
+                .map(|client| (client, Duration::from_millis(random.below(put * 2))))
+                .collect();
+            let flushes = clients.iter().map(|(client, delay)| {
+                let volume = volume.clone();
+                async move {
+                    sleep(*delay).await;
+                    for round in 0..ROUNDS {
+                        write(&volume, &[round as u8 + 1; 512], client * 8192).await.unwrap();
+                        flush(&volume).await.unwrap();
+                    }
+                }
+            });
+            join_all(flushes).await;
+            // Those of the first and the last rounds, in which not all take part, and those that SlateDB makes unasked.
+            let uploads = slow.puts.load(Ordering::Acquire) - before;
+            let most = ROUNDS + ROUNDS / 4;
+            assert!(uploads <= most, "{uploads} uploads of {put} ms for {clients:?}");
+            volume.close().await.unwrap();
+        });
     });
 }
 
