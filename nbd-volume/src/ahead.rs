@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use crate::reads::Known;
+
 /// Segments: runs of blocks that one scan of the database fetches. They don't overlap, so that no block is fetched by
 /// two at the same time; those that were fetched ahead are kept until they were read, or others need their room.
 ///
@@ -118,6 +120,13 @@ impl Ahead {
         self.segments().covering(&(index..index + 1)).find_map(|segment| segment.get(index))
     }
 
+    /// Fills in those of these blocks that are not known and were fetched.
+    pub(crate) fn fill(&self, known: &mut Known, blocks: &Range<u64>) {
+        for segment in self.segments().covering(blocks) {
+            segment.fill(known, blocks);
+        }
+    }
+
     /// Reports that these bytes were read: a segment that was read as a whole is dropped.
     pub(crate) fn read(&self, bytes: &Range<u64>) {
         let segments = &mut *self.segments();
@@ -226,6 +235,25 @@ impl Segment {
     pub(crate) fn get(&self, index: u64) -> Option<Bytes> {
         let position = usize::try_from(index.checked_sub(self.blocks.start)?).ok()?;
         self.state().fetched.as_ref()?.get(position)?.clone()
+    }
+
+    /// Fills in those of these blocks that are not known, if they were fetched and not changed since.
+    pub(crate) fn fill(&self, known: &mut Known, blocks: &Range<u64>) {
+        let state = self.state();
+        let Some(fetched) = &state.fetched else { return };
+        let common = blocks.start.max(self.blocks.start)..blocks.end.min(self.blocks.end);
+        let within = |all: &Range<u64>| {
+            let position = |index: u64| usize::try_from(index - all.start).unwrap_or(usize::MAX);
+            position(common.start)..position(common.end)
+        };
+        if common.is_empty() {
+            return;
+        }
+        for (slot, block) in known[within(blocks)].iter_mut().zip(&fetched[within(&self.blocks)]) {
+            if slot.is_none() {
+                slot.clone_from(block);
+            }
+        }
     }
 
     fn forget(&self, index: u64) {

@@ -1,5 +1,6 @@
 //! Changing blocks, and finding out which there are.
 
+use core::mem::take;
 use core::ops::{Range, RangeInclusive};
 use core::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -7,8 +8,9 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use nbd_engine::export::{Allocation, ExportError, Visitor};
 use slatedb::WriteBatch;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::commits::Change;
+use crate::commits::{Change, Outcome};
 use crate::layout::{SIZE_KEY, Size};
 use crate::locks::Mode;
 use crate::reads::MAX_CACHED;
@@ -60,6 +62,11 @@ impl Shared {
         part.bytes.start == 0 && part.bytes.end as u64 >= inside
     }
 
+    /// Whether blocks of such a write are worth to be kept.
+    fn is_short(bytes: &Range<u64>) -> bool {
+        bytes.end - bytes.start <= MAX_CACHED
+    }
+
     /// What a request beyond the end gets: the volume may have shrunk since it was checked.
     fn check_range(&self, bytes: &Range<u64>) -> Result<()> {
         match bytes.end <= self.size() {
@@ -78,18 +85,37 @@ impl Shared {
         core::iter::once(first).chain(rest).map(Bytes::copy_from_slice).collect()
     }
 
-    /// Writes these [pieces](Self::pieces) at an offset, of so many bytes.
+    /// Has these [pieces](Self::pieces) written if that takes nothing but handing them over: if they are whole blocks,
+    /// and no other request has any of them. Otherwise gives them back, and the room that they have.
+    pub(crate) fn write_at_once(
+        self: &Arc<Self>,
+        pieces: Vec<Bytes>,
+        bytes: &Range<u64>,
+        room: OwnedSemaphorePermit,
+    ) -> core::result::Result<oneshot::Receiver<Outcome>, (Vec<Bytes>, OwnedSemaphorePermit)> {
+        let is_whole = |piece: &Bytes| piece.len() as u64 == self.block_size();
+        if pieces.len() > BATCH || !pieces.iter().all(is_whole) {
+            return Err((pieces, room));
+        }
+        let blocks = self.blocks(bytes);
+        let lock = self.locks.try_lock(Self::locked(&blocks), Mode::Exclusive);
+        let Some(lock) = lock.filter(|_| self.check_range(bytes).is_ok()) else {
+            return Err((pieces, room));
+        };
+        let changes = blocks.zip(pieces.into_iter().map(stored)).collect();
+        Ok(self.commit(changes, Self::is_short(bytes), Some((lock, room))))
+    }
+
+    /// Writes these [pieces](Self::pieces).
     pub(crate) async fn write(
         self: Arc<Self>,
         pieces: Vec<Bytes>,
-        offset: u64,
-        length: u64,
+        bytes: Range<u64>,
     ) -> Result<()> {
-        let bytes = offset..offset + length;
         let blocks = self.blocks(&bytes);
         let _lock = self.locks.lock(Self::locked(&blocks), Mode::Exclusive).await;
         self.check_range(&bytes)?;
-        let mut changes = Changes::new(&self, length <= MAX_CACHED);
+        let mut changes = Changes::new(&self, Self::is_short(&bytes));
         for (index, new) in blocks.zip(pieces) {
             let part = self.part(index, &bytes);
             changes.set(index, self.merged(&part, new).await?).await?;
@@ -100,7 +126,7 @@ impl Shared {
     /// The block with this part of it replaced; empty if it is all zeroes.
     async fn merged(&self, part: &Part, new: Bytes) -> Result<Bytes> {
         if new.len() as u64 == self.block_size() {
-            return Ok(if is_zero(&new) { Bytes::new() } else { new });
+            return Ok(stored(new));
         }
         let old = match self.is_whole(part) {
             true => Bytes::new(),
@@ -114,7 +140,7 @@ impl Shared {
             block.copy_from_slice(&old);
         }
         block[part.bytes.clone()].copy_from_slice(&new);
-        Ok(if is_zero(&block) { Bytes::new() } else { block.freeze() })
+        Ok(stored(block.freeze()))
     }
 
     /// Makes a beginning of these bytes read as zeroes, and returns how long it is. Blocks that are not there cost
@@ -228,10 +254,10 @@ impl Shared {
     }
 }
 
-/// Blocks that get another content, in batches, and what is known of them with that. To be used with a lock of them.
+/// Blocks that get another content, in batches. To be used with a lock of them.
 struct Changes<'a> {
     shared: &'a Arc<Shared>,
-    /// What is not written yet, or not known to be.
+    /// What is not handed over yet.
     changes: Vec<Change>,
     /// Whether the cache learns of them, or forgets them.
     kept: bool,
@@ -255,25 +281,8 @@ impl<'a> Changes<'a> {
         if self.changes.is_empty() {
             return Ok(());
         }
-        self.shared.commit(self.changes.clone()).await?;
-        if self.kept {
-            self.shared.ahead.forget(self.changes.iter().map(|(index, _)| *index));
-            for (index, block) in self.changes.drain(..) {
-                self.shared.cache.insert(index, block);
-            }
-        } else {
-            self.forget();
-            self.changes.clear();
-        }
-        Ok(())
-    }
-
-    /// What was known of the blocks does not count any more.
-    fn forget(&self) {
-        for (index, _) in &self.changes {
-            self.shared.cache.remove(*index);
-        }
-        self.shared.ahead.forget(self.changes.iter().map(|(index, _)| *index));
+        let outcome = self.shared.commit(take(&mut self.changes), self.kept, None);
+        self.shared.committed(outcome).await
     }
 
     async fn finish(mut self) -> Result<()> {
@@ -281,11 +290,9 @@ impl<'a> Changes<'a> {
     }
 }
 
-impl Drop for Changes<'_> {
-    /// What is left failed or was given up: it may have been carried out or not.
-    fn drop(&mut self) {
-        self.forget();
-    }
+/// A block as it is stored: empty if it is all zeroes.
+fn stored(block: Bytes) -> Bytes {
+    if is_zero(&block) { Bytes::new() } else { block }
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

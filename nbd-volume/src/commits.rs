@@ -1,21 +1,27 @@
 //! Handing changes of blocks to SlateDB: those of requests that come at the same time go in one batch, which costs little
 //! more than one of them.
 
+use core::mem::{replace, take};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use nbd_engine::export::ExportError;
 use slatedb::WriteBatch;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::blocks::Result;
 use crate::layout::block_key;
+use crate::locks::RangeLock;
 use crate::shared::Shared;
 
 /// A block's index and its new content; an empty one is a hole.
 pub(crate) type Change = (u64, Bytes);
 
+/// What a request has until its changes are carried out: its blocks, and room for their data.
+pub(crate) type Held = (RangeLock, OwnedSemaphorePermit);
+
 /// How changes ended. All that went in one batch end in the same way.
-type Outcome = core::result::Result<(), Arc<slatedb::Error>>;
+pub(crate) type Outcome = core::result::Result<(), Arc<slatedb::Error>>;
 
 /// Bytes of one batch, beyond which no more requests join it. A batch is in the store as a whole or not at all.
 const MAX_BATCH: usize = 4 << 20;
@@ -34,6 +40,10 @@ struct State {
 #[derive(Debug)]
 struct Waiting {
     changes: Vec<Change>,
+    /// Whether the cache learns of them, or forgets them.
+    kept: bool,
+    /// None if the request itself waits with what it has.
+    _held: Option<Held>,
     done: oneshot::Sender<Outcome>,
 }
 
@@ -42,14 +52,15 @@ impl Commits {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds changes to those that wait. Returns whether it is for the caller to hand them over.
+    /// Adds changes to those that wait. Returns whether it is for the caller to have them handed over.
     fn add(&self, waiting: Waiting) -> bool {
         let mut state = self.state();
         state.waiting.push(waiting);
-        !core::mem::replace(&mut state.busy, true)
+        !replace(&mut state.busy, true)
     }
 
-    /// What goes in the next batch. With nothing left it is for the next one that [adds](Self::add) to hand it over.
+    /// What goes in the next batch. With nothing left it is for the next one that [adds](Self::add) to have it handed
+    /// over.
     fn next(&self) -> Option<Vec<Waiting>> {
         let mut state = self.state();
         let mut bytes = 0;
@@ -67,7 +78,10 @@ impl Commits {
     fn give_up(&self) {
         let mut state = self.state();
         state.busy = false;
-        state.waiting.clear();
+        // What they hold is released without this lock.
+        let waiting = take(&mut state.waiting);
+        drop(state);
+        drop(waiting);
     }
 }
 
@@ -84,39 +98,14 @@ struct Turn {
 }
 
 impl Turn {
-    fn next(&mut self) -> Option<Vec<Waiting>> {
-        let next = self.shared.commits.next();
-        self.ended = next.is_none();
-        next
-    }
-
-    /// Hands over a batch.
-    async fn hand_over(&self, waiting: Vec<Waiting>) {
-        let mut batch = WriteBatch::new();
-        let mut requests = Vec::with_capacity(waiting.len());
-        for Waiting { changes, done } in waiting {
-            for (index, block) in changes {
-                match block.is_empty() {
-                    true => batch.delete(block_key(index)),
-                    false => batch.put_bytes(block_key(index), block),
-                }
-            }
-            requests.push(done);
+    /// Hands over all that waits and all that comes meanwhile.
+    async fn go_on(mut self) {
+        while let Some(waiting) = self.shared.commits.next() {
+            let batch = Batch { shared: &self.shared, waiting };
+            let outcome = self.shared.put(batch.to_write()).await;
+            batch.end(&outcome.map_err(Arc::new));
         }
-        let outcome = self.shared.put(batch).await.map_err(Arc::new);
-        for done in requests {
-            // Fails if the request was given up.
-            let _given_up = done.send(outcome.clone());
-        }
-    }
-
-    /// Hands over this batch and all that come meanwhile.
-    async fn go_on(mut self, mut waiting: Vec<Waiting>) {
-        loop {
-            self.hand_over(waiting).await;
-            let Some(next) = self.next() else { return };
-            waiting = next;
-        }
+        self.ended = true;
     }
 }
 
@@ -128,25 +117,89 @@ impl Drop for Turn {
     }
 }
 
-impl Shared {
-    /// Hands changes to SlateDB, which may make them wait for memory. With a lock of the blocks, so that no two changes
-    /// of a block are in a batch.
-    pub(crate) async fn commit(self: &Arc<Self>, changes: Vec<Change>) -> Result<()> {
-        let (done, outcome) = oneshot::channel();
-        if self.commits.add(Waiting { changes, done }) {
-            let mut turn = Turn { shared: Arc::clone(self), ended: false };
-            if let Some(own) = turn.next() {
-                turn.hand_over(own).await;
-            }
-            // What came meanwhile is not for this request to wait for.
-            if let Some(others) = turn.next() {
-                self.runtime.spawn(turn.go_on(others));
+/// Changes that are handed over together. What is known of their blocks is set right before their locks are released,
+/// also when this is dropped: then they may have been carried out or not.
+struct Batch<'a> {
+    shared: &'a Shared,
+    waiting: Vec<Waiting>,
+}
+
+impl Batch<'_> {
+    fn to_write(&self) -> WriteBatch {
+        let mut batch = WriteBatch::new();
+        for (index, block) in self.waiting.iter().flat_map(|waiting| &waiting.changes) {
+            match block.is_empty() {
+                true => batch.delete(block_key(*index)),
+                false => batch.put_bytes(block_key(*index), block.clone()),
             }
         }
+        batch
+    }
+
+    fn end(mut self, outcome: &Outcome) {
+        let shared = self.shared;
+        if outcome.is_err() {
+            self.forget();
+        } else {
+            let changes = self.waiting.iter().flat_map(|waiting| &waiting.changes);
+            shared.ahead.forget(changes.map(|(index, _)| *index));
+        }
+        for mut waiting in take(&mut self.waiting) {
+            if outcome.is_ok() {
+                for (index, block) in take(&mut waiting.changes) {
+                    match waiting.kept {
+                        true => shared.cache.insert(index, block),
+                        false => shared.cache.remove(index),
+                    }
+                }
+            }
+            let Waiting { _held: held, done, .. } = waiting;
+            drop(held);
+            // Fails if the request was given up.
+            let _given_up = done.send(outcome.clone());
+        }
+    }
+
+    /// What was known of the blocks does not count any more.
+    fn forget(&self) {
+        let indexes = || {
+            let changes = self.waiting.iter().flat_map(|waiting| &waiting.changes);
+            changes.map(|(index, _)| *index)
+        };
+        indexes().for_each(|index| self.shared.cache.remove(index));
+        self.shared.ahead.forget(indexes());
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+impl Shared {
+    /// Has changes handed to SlateDB, which may make them wait for memory, and reported to the caches. Their blocks have
+    /// to be locked until then: by what is `held`, or by the caller. Once this has returned they are carried out, whether
+    /// somebody waits for the outcome or not.
+    pub(crate) fn commit(
+        self: &Arc<Self>,
+        changes: Vec<Change>,
+        kept: bool,
+        held: Option<Held>,
+    ) -> oneshot::Receiver<Outcome> {
+        let (done, outcome) = oneshot::channel();
+        if self.commits.add(Waiting { changes, kept, _held: held, done }) {
+            self.runtime.spawn(Turn { shared: Arc::clone(self), ended: false }.go_on());
+        }
+        outcome
+    }
+
+    /// Waits for what became of [changes](Self::commit).
+    pub(crate) async fn committed(&self, outcome: oneshot::Receiver<Outcome>) -> Result<()> {
         match outcome.await {
             Ok(outcome) => outcome.map_err(|error| self.failed(&error)),
-            // The runtime ends, with all that it had to do.
-            Err(_) => Err(self.closed()),
+            // With all that it had to do.
+            Err(_) => Err(ExportError::io("the runtime of the volume has ended")),
         }
     }
 }
@@ -159,7 +212,8 @@ mod tests {
 
     fn waiting(number: u64, bytes: usize) -> (Waiting, oneshot::Receiver<Outcome>) {
         let (done, outcome) = oneshot::channel();
-        (Waiting { changes: vec![(number, Bytes::from(vec![1; bytes]))], done }, outcome)
+        let changes = vec![(number, Bytes::from(vec![1; bytes]))];
+        (Waiting { changes, kept: false, _held: None, done }, outcome)
     }
 
     #[test]

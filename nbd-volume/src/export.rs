@@ -23,7 +23,7 @@ impl Volume {
         for piece in &plan.ahead {
             shared.fetch_ahead(piece, plan.length);
         }
-        let run = match shared.at_hand(bytes) {
+        let run = match shared.at_hand(bytes, plan.length > 0) {
             Some(run) => run,
             None => {
                 let kept = is_kept(bytes, plan.length);
@@ -114,19 +114,26 @@ impl AsyncCanWrite for Volume {
         if data.is_empty() {
             return Ok(());
         }
-        let shared = Arc::clone(&self.0);
+        let shared = &self.0;
         let length = u32::try_from(data.len()).map_err(|_| ExportError::too_large())?;
         // Memory for the copy is bounded even when SlateDB takes nothing.
         let room = shared.room_for(length).await?;
         let pieces = shared.pieces(data, offset);
-        let writing = {
-            let shared = Arc::clone(&shared);
-            async move {
-                let _room = room;
-                shared.write(pieces, offset, u64::from(length)).await
+        let bytes = offset..offset + u64::from(length);
+        shared.check_open()?;
+        match shared.write_at_once(pieces, &bytes, room) {
+            Ok(outcome) => shared.patiently(shared.committed(outcome)).await?,
+            Err((pieces, room)) => {
+                let writing = {
+                    let shared = Arc::clone(shared);
+                    async move {
+                        let _room = room;
+                        shared.write(pieces, bytes).await
+                    }
+                };
+                shared.run(true, writing).await?;
             }
-        };
-        shared.run(true, writing).await?;
+        }
         shared.confirm().await
     }
 }

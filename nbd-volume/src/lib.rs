@@ -54,6 +54,7 @@
 #![warn(clippy::missing_errors_doc)]
 
 mod ahead;
+mod allocator;
 mod blocks;
 mod cache;
 mod commits;
@@ -85,6 +86,7 @@ mod uploads;
 mod volume;
 mod watch;
 
+pub use allocator::reuse_large_buffers;
 pub use disk_cache::DiskCache;
 pub use error::Error;
 pub use key::Key;

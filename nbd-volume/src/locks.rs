@@ -45,6 +45,13 @@ impl Request {
 }
 
 impl Requests {
+    fn add(&mut self, request: Request) -> u64 {
+        let order = self.next;
+        self.next += 1;
+        self.by_order.insert(order, request);
+        order
+    }
+
     /// Whether nothing that came before it stands in the way of a request.
     fn is_free(&self, order: u64) -> bool {
         let Some(request) = self.by_order.get(&order) else { return true };
@@ -53,15 +60,20 @@ impl Requests {
 }
 
 impl RangeLocks {
+    /// The blocks, if they are free and no earlier request waits for any of them.
+    pub(crate) fn try_lock(self: &Arc<Self>, blocks: Range<u64>, mode: Mode) -> Option<RangeLock> {
+        let request = Request { blocks, mode };
+        let mut requests = self.requests();
+        if requests.by_order.values().any(|earlier| earlier.conflicts(&request)) {
+            return None;
+        }
+        let order = requests.add(request);
+        Some(RangeLock { locks: Arc::clone(self), order })
+    }
+
     /// Waits until the blocks are free. Cancel-safe: what is dropped while it waits leaves nothing behind.
     pub(crate) async fn lock(self: &Arc<Self>, blocks: Range<u64>, mode: Mode) -> RangeLock {
-        let order = {
-            let mut requests = self.requests();
-            let order = requests.next;
-            requests.next += 1;
-            requests.by_order.insert(order, Request { blocks, mode });
-            order
-        };
+        let order = self.requests().add(Request { blocks, mode });
         let lock = RangeLock { locks: Arc::clone(self), order };
         loop {
             let released = self.released.notified();
@@ -130,6 +142,22 @@ mod tests {
         assert!(poll(&mut writer).is_none());
         drop(second);
         assert!(poll(&mut writer).is_some());
+    }
+
+    #[test]
+    fn what_does_not_wait_gets_what_nobody_has_or_waits_for() {
+        let locks = Arc::new(RangeLocks::default());
+        let first = locks.try_lock(0..4, Mode::Exclusive).unwrap();
+        assert!(locks.try_lock(3..5, Mode::Exclusive).is_none());
+        let mut waiting = request(&locks, 3..8, Mode::Shared);
+        assert!(poll(&mut waiting).is_none());
+        assert!(locks.try_lock(7..9, Mode::Exclusive).is_none());
+        let _elsewhere = locks.try_lock(8..9, Mode::Exclusive).unwrap();
+        drop(first);
+        let waited = poll(&mut waiting).unwrap();
+        assert!(locks.try_lock(7..8, Mode::Exclusive).is_none());
+        drop(waited);
+        assert!(locks.try_lock(7..8, Mode::Exclusive).is_some());
     }
 
     #[test]

@@ -25,7 +25,7 @@ const MAX_CACHED_SEQUENCE: u64 = 16 << 20;
 pub(crate) type Run = Vec<Bytes>;
 
 /// Consecutive blocks as far as they are known.
-type Known = Vec<Option<Bytes>>;
+pub(crate) type Known = Vec<Option<Bytes>>;
 
 /// How long a range is that is read in sequence: whether its blocks are worth to be kept.
 pub(crate) fn is_kept(bytes: &Range<u64>, sequence: u64) -> bool {
@@ -44,18 +44,25 @@ impl Shared {
         }
     }
 
-    /// The blocks that hold these bytes if all of them are known without asking the database.
+    /// The blocks that hold these bytes if all of them are known without asking the database. Those that are read in
+    /// sequence are looked for among what was fetched ahead first, the others in the cache.
     ///
     /// No lock is needed: a change is reported to the cache after everything else, and before its request is answered.
-    pub(crate) fn at_hand(&self, bytes: &Range<u64>) -> Option<Run> {
+    pub(crate) fn at_hand(&self, bytes: &Range<u64>, in_sequence: bool) -> Option<Run> {
         let is_short = bytes.end - bytes.start <= MAX_CACHED;
-        let known = self.blocks(bytes).map(|index| {
-            let cached = if is_short { self.cache.get(index) } else { None };
-            cached.or_else(|| self.ahead.get(index))
-        });
-        let run = known.collect::<Option<Run>>()?;
+        let blocks = Self::locked(&self.blocks(bytes));
+        let mut known = unknown(&blocks);
+        if in_sequence {
+            self.ahead.fill(&mut known, &blocks);
+        }
+        for (slot, index) in known.iter_mut().zip(blocks.clone()) {
+            if slot.is_none() {
+                let cached = if is_short { self.cache.get(index) } else { None };
+                *slot = Some(cached.or_else(|| self.ahead.get(index))?);
+            }
+        }
         self.ahead.read(bytes);
-        Some(run)
+        known.into_iter().collect()
     }
 
     /// The blocks that hold these bytes. Those that are `kept` get into the cache.
@@ -64,7 +71,7 @@ impl Shared {
         let _lock = self.locks.lock(blocks.clone(), Mode::Shared).await;
         let mut known: Known = match kept {
             true => blocks.clone().map(|index| self.cache.get(index)).collect(),
-            false => vec![None; usize::try_from(blocks.end - blocks.start).unwrap_or(0)],
+            false => unknown(&blocks),
         };
         if let Some(missing) = missing(&blocks, &known) {
             self.fill(&mut known, &blocks, &missing).await;
@@ -97,12 +104,7 @@ impl Shared {
         // Before the wait: they leave when they were fetched.
         for segment in self.ahead.covering(missing) {
             segment.ended().await;
-            for index in missing.clone() {
-                let slot = &mut known[position(blocks, index)];
-                if slot.is_none() {
-                    *slot = segment.get(index);
-                }
-            }
+            segment.fill(known, blocks);
         }
     }
 
@@ -172,6 +174,10 @@ impl Shared {
             ))),
         }
     }
+}
+
+fn unknown(blocks: &Range<u64>) -> Known {
+    vec![None; usize::try_from(blocks.end - blocks.start).unwrap_or(0)]
 }
 
 /// The position of a block among others that it is one of.

@@ -9,6 +9,7 @@ use nbd_engine::export::{ErrorCode, ExportError};
 use slatedb::{CloseReason, ErrorKind};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinError;
 use tokio::time::timeout;
 
 use crate::Location;
@@ -78,31 +79,34 @@ impl Shared {
     ) -> Result<T, ExportError> {
         self.check_open()?;
         let mut task = Task { task: self.runtime.spawn(work), changes };
+        let not_carried_out = |error: JoinError| {
+            Err(ExportError::io(format!("the request was not carried out: {error}")))
+        };
+        let ended = async { (&mut task.task).await.unwrap_or_else(not_carried_out) };
+        self.patiently(ended).await
+    }
+
+    /// Waits at most as long as requests may wait.
+    pub(crate) async fn patiently<T>(
+        &self,
+        work: impl Future<Output = Result<T, ExportError>>,
+    ) -> Result<T, ExportError> {
         let waited = {
             let _context = self.runtime.enter();
-            timeout(self.patience, &mut task.task)
+            timeout(self.patience, work)
         };
-        match waited.await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => {
-                Err(ExportError::io(format!("the request was not carried out: {error}")))
-            }
-            Err(_) => Err(self.gave_up()),
-        }
+        waited.await.unwrap_or_else(|_| Err(self.gave_up()))
     }
 
     /// Room for the data of a write, which waits while other writes take all of it.
     pub(crate) async fn room_for(&self, length: u32) -> Result<OwnedSemaphorePermit, ExportError> {
         let permits = length.min(self.max_writing);
-        let waited = {
-            let _context = self.runtime.enter();
-            timeout(self.patience, Arc::clone(&self.writing).acquire_many_owned(permits))
-        };
-        match waited.await {
-            Ok(Ok(room)) => Ok(room),
-            Ok(Err(_)) => Err(self.closed()),
-            Err(_) => Err(self.gave_up()),
+        let room = Arc::clone(&self.writing);
+        if let Ok(room) = Arc::clone(&room).try_acquire_many_owned(permits) {
+            return Ok(room);
         }
+        let waited = async { room.acquire_many_owned(permits).await.map_err(|_| self.closed()) };
+        self.patiently(waited).await
     }
 
     /// Whether a request may be answered with success; waits for a look at the store if need be.
@@ -110,14 +114,7 @@ impl Shared {
         if let Some(answer) = self.lease.allows() {
             return answer.map_err(|lost| self.lost(lost));
         }
-        let waited = {
-            let _context = self.runtime.enter();
-            timeout(self.patience, self.lease.confirm())
-        };
-        match waited.await {
-            Ok(answer) => answer.map_err(|lost| self.lost(lost)),
-            Err(_) => Err(self.gave_up()),
-        }
+        self.patiently(async { self.lease.confirm().await.map_err(|lost| self.lost(lost)) }).await
     }
 
     pub(crate) fn check_open(&self) -> Result<(), ExportError> {

@@ -19,8 +19,10 @@ const _: () = assert!(MIN_OBJECT_MEMORY == ObjectOptions::MIN_MEMORY);
 const _: () = assert!(MIN_VOLUME_CACHE == DiskCache::MIN_BYTES);
 
 /// What waits for the stores, whatever runtime the connections are on. There is none unless a volume is served.
-static RUNTIME: LazyLock<std::io::Result<Runtime>> =
-    LazyLock::new(|| Builder::new_multi_thread().thread_name("volume").enable_all().build());
+static RUNTIME: LazyLock<std::io::Result<Runtime>> = LazyLock::new(|| {
+    nbd_volume::reuse_large_buffers();
+    Builder::new_multi_thread().thread_name("volume").enable_all().build()
+});
 
 fn runtime() -> Result<&'static Runtime, Failure> {
     RUNTIME.as_ref().map_err(|error| {

@@ -58,6 +58,8 @@ pub struct Standing {
 /// # Errors
 /// When something can't be measured, such as an `nbd` that was built without volumes, or when it is interrupted.
 pub fn run(plan: &VolumePlan, interrupted: &AtomicBool) -> Result<Standing, Problem> {
+    // For SlateDB alone, too: what is compared is the way of a request.
+    nbd_volume::reuse_large_buffers();
     let runtime = Runtime::new()?;
     let mut standing = Standing::default();
     let (_file, mut file) = Served::file(&plan.nbd, &plan.folder, HOT)?;
