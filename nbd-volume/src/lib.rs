@@ -73,6 +73,7 @@ mod locks;
 mod manage;
 mod object;
 mod options;
+mod outage;
 mod patience;
 mod pieces;
 mod reads;

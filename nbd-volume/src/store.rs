@@ -3,7 +3,7 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,8 +15,10 @@ use object_store::{
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
     UploadPart,
 };
+use tokio::time::Instant;
 
 use crate::error::chain;
+use crate::outage::Outage;
 
 /// What a store was asked for. What the client library repeats by itself counts once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,19 +47,22 @@ pub(crate) struct Watched {
 
 #[derive(Debug, Default)]
 struct Record {
+    /// Which store that is.
+    store: String,
     puts: AtomicU64,
     put_bytes: AtomicU64,
     gets: AtomicU64,
     get_bytes: AtomicU64,
     lists: AtomicU64,
     deletes: AtomicU64,
-    /// The latest failure, until something succeeds again.
-    failure: Mutex<Option<String>>,
+    /// The failures since something succeeded.
+    outage: Mutex<Outage>,
 }
 
 impl Watched {
     pub(crate) fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, record: Arc::default() }
+        let record = Record { store: inner.to_string(), ..Record::default() };
+        Self { inner, record: Arc::new(record) }
     }
 
     /// What the store was asked for.
@@ -76,14 +81,18 @@ impl Watched {
 
     /// The store's latest failure, unless something succeeded since.
     pub(crate) fn failure(&self) -> Option<String> {
-        self.record.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.record.outage().failure()
     }
 }
 
 impl Record {
+    fn outage(&self) -> MutexGuard<'_, Outage> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Notes how a request ended. That an object is there already, is not there, or was not changed is no failure.
     fn note<T>(&self, result: Result<T>) -> Result<T> {
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let store = &self.store;
         match &result {
             Ok(_)
             | Err(
@@ -91,8 +100,19 @@ impl Record {
                 | Error::AlreadyExists { .. }
                 | Error::Precondition { .. }
                 | Error::NotModified { .. },
-            ) => *failure = None,
-            Err(error) => *failure = Some(chain(error)),
+            ) => {
+                let lasted = self.outage().ended(Instant::now());
+                if let Some(lasted) = lasted {
+                    tracing::warn!("{store} answers again, after {} s", lasted.as_secs());
+                }
+            }
+            Err(error) => {
+                let reason = chain(error);
+                let is_news = self.outage().goes_on(Instant::now(), &reason);
+                if is_news {
+                    tracing::warn!("requests to {store} fail, and are repeated: {reason}");
+                }
+            }
         }
         result
     }

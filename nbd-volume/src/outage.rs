@@ -1,0 +1,76 @@
+//! For how long a store has failed, and when somebody is to be told.
+
+use core::time::Duration;
+
+use tokio::time::Instant;
+
+/// The failures of a store since something succeeded.
+#[derive(Debug, Default)]
+pub(crate) struct Outage(Option<Failures>);
+
+#[derive(Debug)]
+struct Failures {
+    since: Instant,
+    latest: String,
+    told: bool,
+}
+
+impl Outage {
+    /// A store that fails for less is not worth a word: requests are repeated.
+    const WORTH_A_WORD: Duration = Duration::from_secs(5);
+
+    /// The latest failure, unless something succeeded since.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.0.as_ref().map(|failures| failures.latest.clone())
+    }
+
+    /// A request failed. Returns whether that is to be told, which is so once for each outage.
+    pub(crate) fn goes_on(&mut self, now: Instant, reason: &str) -> bool {
+        let failures = self.0.get_or_insert_with(|| Failures {
+            since: now,
+            latest: String::new(),
+            told: false,
+        });
+        reason.clone_into(&mut failures.latest);
+        let is_news = !failures.told && now - failures.since >= Self::WORTH_A_WORD;
+        failures.told |= is_news;
+        is_news
+    }
+
+    /// A request succeeded. Returns how long the outage was if it was told.
+    pub(crate) fn ended(&mut self, now: Instant) -> Option<Duration> {
+        let failures = self.0.take()?;
+        failures.told.then(|| now - failures.since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nbd_testkit::cases;
+
+    use super::*;
+
+    #[test]
+    fn a_long_outage_is_told_once_and_so_is_its_end() {
+        cases(200, |random| {
+            let mut outage = Outage::default();
+            let mut now = Instant::now();
+            // When the present outage began, and whether it was told.
+            let mut present: Option<(Instant, bool)> = None;
+            for number in 0..100 {
+                now += Duration::from_millis(random.below(4000));
+                if random.below(4) == 0 {
+                    let told = present.take().filter(|(_, told)| *told);
+                    assert_eq!(outage.ended(now), told.map(|(since, _)| now - since));
+                    assert_eq!(outage.failure(), None);
+                } else {
+                    let (since, told) = present.get_or_insert((now, false));
+                    let is_due = !*told && now - *since >= Outage::WORTH_A_WORD;
+                    assert_eq!(outage.goes_on(now, &number.to_string()), is_due);
+                    *told |= is_due;
+                    assert_eq!(outage.failure(), Some(number.to_string()));
+                }
+            }
+        });
+    }
+}
