@@ -13,6 +13,7 @@ mod objects;
 mod outages;
 mod requests;
 mod sequences;
+mod snapshots;
 mod writers;
 
 use core::future::Future;
