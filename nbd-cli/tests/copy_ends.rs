@@ -206,3 +206,16 @@ fn a_limit_on_the_size_of_files_is_an_error_and_leaves_nothing_behind() {
         assert!(is_empty(&scene.temporary.path("")), "{what}");
     }
 }
+
+#[test]
+fn a_stream_that_takes_no_more_is_named_with_the_offset_where_it_ends() {
+    let folder = Folder::new();
+    let (source, to) = (folder.file("source", &noise(3 * MIB)), folder.text("to"));
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"ulimit -f 1024; exec "$@" >"$TO""#, "sh"]).arg(nbd_binary());
+    let finished = run(command.args(["copy", &source, "-"]).env("TO", &to), SOON);
+    // Whatever the shell's blocks are, so many of them are a multiple of what is written at once.
+    let end = std::fs::metadata(&to).unwrap().len();
+    assert!(end > 0);
+    failed(&finished, &format!("failed at offset {end}: cannot write standard output"));
+}

@@ -4,7 +4,10 @@
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
 mod support;
 
-use support::{Folder, MIB, noise, try_copy};
+use nbd_testkit::raw::{Cmd, Mode, flag};
+use nbd_testkit::scripted::{Export, Script, ScriptedServer};
+use nbd_testkit::server::{Runtime, Setup, Transport};
+use support::{Folder, MIB, copy, noise, try_copy};
 
 /// Connections, requests on each of them, and bytes of the longest request.
 #[track_caller]
@@ -59,5 +62,22 @@ fn the_queue_has_room_for_whole_requests_and_for_one_at_least() {
     ] {
         let (_, found, size) = of(options, &from);
         assert_eq!((found, size), (requests, request_size), "{options:?}");
+    }
+}
+
+#[test]
+fn zeroes_are_written_by_one_request_or_sent_in_those_of_the_usual_size() {
+    let from = Setup { runtime: Runtime::Blocking, transport: Transport::Unix };
+    let from = from.serving("memory:4M");
+    let mut export = Export::new(Mode::Extended);
+    export.size = 4 << 20;
+    let written = Script::new(export.clone()).enter().request(Cmd::WRITE_ZEROES).obey();
+    export.flags &= !(flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO);
+    let sent = Script::new(export).enter();
+    let sent = (0..4).fold(sent, |script, _| script.request(Cmd::WRITE).obey());
+    for script in [written, sent] {
+        let to = ScriptedServer::unix([script.header(Cmd::DISC)]);
+        copy(&["-C", "1", "--request-size", "1M", &from.uri(""), &to.endpoint().uri("")]);
+        to.finish();
     }
 }

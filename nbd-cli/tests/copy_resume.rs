@@ -9,7 +9,7 @@ use std::process::Command;
 
 use nbd_testkit::LoopDevice;
 use nbd_testkit::process::Background;
-use nbd_testkit::raw::{Cmd, Mode, flag};
+use nbd_testkit::raw::{BlockSize, Cmd, Mode, flag};
 use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 use nbd_testkit::server::nbd_binary;
 use support::{Folder, MIB, SOON, assert_same, copy, noise, read, refused, try_copy};
@@ -86,6 +86,30 @@ fn a_file_of_which_nothing_is_copied_may_have_any_size() {
     fs::File::options().write(true).open(&to).unwrap().set_len(5).unwrap();
     copy(&words);
     assert_eq!(fs::metadata(&to).unwrap().len(), SIZE as u64);
+    server.finish();
+}
+
+/// The server may have come back with larger blocks than those in which the copy was interrupted.
+#[test]
+fn a_copy_goes_on_at_the_beginning_of_a_block() {
+    let folder = Folder::new();
+    let to = folder.text("to");
+    let mut export = Export::new(Mode::Extended);
+    export.size = MIB as u64;
+    let whole = Export::CONTENT.bytes(0, MIB);
+    export.block_size = Some(BlockSize { minimum: 4096, preferred: 4096, maximum: 1 << 20 });
+    let server = ScriptedServer::unix([
+        reads_of(MIB, 5).header(Cmd::READ),
+        Script::new(export).enter().serve(),
+    ]);
+    let uri = server.endpoint().uri("");
+    let words = ["--resume", "--synchronous", "--request-size", "1000", "-S", "0", "--no-extents"];
+    let words = [&words[..], &[&uri, &to]].concat();
+    refused(&words);
+    let recorded = fs::read_to_string(folder.text("to.nbd-copy")).unwrap();
+    assert!(recorded.contains("\"copied\": 5000"), "{recorded}");
+    copy(&words);
+    assert_same(&read(&to), &whole);
     server.finish();
 }
 

@@ -122,6 +122,10 @@ pub(super) fn first_difference(one: &[u8], other: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use nbd_testkit::{LoopDevice, assert_same_bytes};
+
     use super::*;
 
     #[test]
@@ -141,6 +145,66 @@ mod tests {
         let file = File::options().write(true).open(file.path()).unwrap();
         let disk = Disk::new(file, false).unwrap();
         assert_eq!(disk.read(&mut buffer, 0).unwrap_err().raw_os_error(), Some(9), "EBADF");
+    }
+
+    /// Bytes that are not zero, as many as a few pages have.
+    const FULL: [u8; 1 << 18] = [7; 1 << 18];
+
+    /// Zeroes ranges that begin and end within sectors and pages, or don't, one after the other.
+    #[track_caller]
+    fn check_zeroes(disk: &Disk) {
+        let mut wanted = FULL;
+        disk.write(&wanted, 0).unwrap();
+        for range in [0..1, 100..200, 4096..8192, 10_001..30_000, 65_536..200_000, 262_100..262_144]
+        {
+            let length = range.end - range.start;
+            disk.zero(range.start as u64, length as u64).unwrap();
+            wanted[range.clone()].fill(0);
+            let mut found = vec![0; FULL.len()];
+            disk.read(&mut found, 0).unwrap();
+            assert_same_bytes(&found, &wanted, &format!("{range:?} of {disk:?}"));
+            assert_eq!(size_of(&disk.file).unwrap(), FULL.len() as u64);
+        }
+    }
+
+    #[test]
+    fn what_is_zeroed_of_a_file_gives_its_space_back_unless_it_is_to_be_kept() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(FULL.len() as u64).unwrap();
+        let punched = fallocate(
+            &file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            0,
+            FULL.len() as u64,
+        );
+        for allocated in [false, true] {
+            let disk = Disk::new(file.try_clone().unwrap(), allocated).unwrap();
+            disk.write(&FULL, 0).unwrap();
+            disk.flush().unwrap();
+            let blocks = || disk.file.metadata().unwrap().blocks();
+            let full = blocks();
+            disk.zero(0, 1 << 17).unwrap();
+            disk.flush().unwrap();
+            if allocated {
+                assert!(blocks() >= full, "{} of {full} blocks", blocks());
+            } else if punched.is_ok() {
+                assert_eq!(blocks(), full - (1 << 17) / 512);
+                assert_eq!(disk.run(0, 1 << 18).unwrap(), (true, 1 << 17));
+            }
+            check_zeroes(&disk);
+        }
+    }
+
+    #[test]
+    fn zeroing_a_part_of_a_block_device_changes_nothing_else() {
+        if !LoopDevice::are_possible() {
+            return;
+        }
+        for allocated in [false, true] {
+            let device = LoopDevice::new(&FULL);
+            let file = File::options().read(true).write(true).open(&device.path).unwrap();
+            check_zeroes(&Disk::new(file, allocated).unwrap());
+        }
     }
 
     #[test]

@@ -1,7 +1,12 @@
 //! What a copy counts.
 
+use core::time::Duration;
+
 use nbd_blocking::Server;
 use nbd_blocking::export::{ExportMap, Memory};
+use nbd_testkit::process::wait_until;
+use nbd_testkit::raw::Mode;
+use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 
 use super::*;
 use crate::copy::extents::{Extents, Oracle};
@@ -86,4 +91,47 @@ fn what_waits_for_its_turn_in_a_pipe_counts_as_in_flight() {
     worker.landed(0).unwrap();
     assert_eq!((worker.in_flight(), file.metadata().unwrap().len()), (0, 40));
     shared.check(40).unwrap();
+}
+
+#[test]
+fn answers_that_are_there_are_taken_and_no_other_is_waited_for() {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let zeroes = Zeroes::serve();
+    let silent = Script::new(Export::new(Mode::Extended)).enter().silence();
+    let silent = ScriptedServer::unix([silent]);
+    let unanswered = Client::connect(&silent.endpoint().uri("")).unwrap();
+    let shared = shared(0);
+    let destination = Destination::Server(zeroes.client.clone());
+    let mut worker = Worker::new(&shared, (Source::Stream, destination));
+    worker.zero(0, 10).unwrap();
+    worker.plain.push(unanswered.submit_write_zeroes(10, 10, Flags::empty()));
+    worker.ranges.push((10, 10));
+    worker.zero(20, 10).unwrap();
+    worker.zero(30, 10).unwrap();
+    wait_until("the zeroes are written", LIMIT, || {
+        // Answers are received while something is waited for.
+        zeroes.client.flush().unwrap();
+        [0, 2, 3].into_iter().all(|index| worker.plain[index].is_done())
+    });
+    worker.collect().unwrap();
+    assert_eq!(worker.ranges, [(10, 10)]);
+    shared.check(30).unwrap();
+}
+
+#[test]
+fn zeroes_are_written_to_a_disk_unless_they_are_there() {
+    for is_zero in [false, true] {
+        let file = tempfile::tempfile().unwrap();
+        let disk = Disk::new(file, false).unwrap();
+        disk.write(&[7; 30], 0).unwrap();
+        let mut shared = shared(0);
+        shared.skip_zeroes = is_zero;
+        let ends = (Source::Stream, Destination::Disk(disk.clone()));
+        Worker::new(&shared, ends).zero(10, 10).unwrap();
+        let mut found = [1; 30];
+        disk.read(&mut found, 0).unwrap();
+        let between = if is_zero { 7 } else { 0 };
+        assert_eq!(found, [[7; 10], [between; 10], [7; 10]].concat()[..]);
+        shared.check(10).unwrap();
+    }
 }
