@@ -173,7 +173,8 @@ fn many_clients_read_an_object(setup: Setup) {
     store.put("bucket/disk.img", bytes.clone());
     // So long that others ask for what is asked for already.
     store.set_delay(Duration::from_millis(5));
-    let serve = setup.serve().args(["--max-connections", "20000"]);
+    let most = if setup.runtime == Runtime::Blocking { "3000" } else { "20000" };
+    let serve = setup.serve().args(["--max-connections", most]);
     let server = serve.arg(format!("{}/bucket/disk.img", store.url())).start();
     let mut clients = Vec::new();
     cases(500, |random| {

@@ -198,7 +198,8 @@ macro_rules! differing {
 /// change.
 fn reloaded(current: &Config, read: Config, listeners: bool) -> Config {
     let server = Server {
-        max_connections: read.server.max_connections,
+        // The file may name another runtime, which takes more of them, but not before the server starts.
+        max_connections: read.server.max_connections.min(current.server.runtime.max_connections()),
         idle_timeout: read.server.idle_timeout,
         stall_timeout: read.server.stall_timeout,
         drain_timeout: read.server.drain_timeout,
@@ -250,7 +251,7 @@ fn log(failure: &Failure) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::config::{Listen, TcpAddress};
+    use super::super::config::{Listen, RuntimeName, TcpAddress};
     use super::*;
 
     #[test]
@@ -274,5 +275,17 @@ mod tests {
         assert!(need_restart(&current, &read, true).is_empty());
         assert_eq!(reloaded(&current, read.clone(), true), read);
         assert_eq!(reloaded(&current, read, false), current);
+    }
+
+    #[test]
+    fn connections_for_another_runtime_wait_for_it() {
+        let mut current = Config::default();
+        current.server.runtime = RuntimeName::Blocking;
+        let mut read = Config::default();
+        read.server.max_connections = 5000;
+        let after = reloaded(&current, read.clone(), false).server;
+        let most = RuntimeName::Blocking.max_connections();
+        assert_eq!((after.runtime, after.max_connections), (RuntimeName::Blocking, most));
+        assert_eq!(need_restart(&current, &read, false), ["runtime", "max-connections"]);
     }
 }

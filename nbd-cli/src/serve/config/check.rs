@@ -65,6 +65,14 @@ impl Rules<'_> {
         if server.control.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
             self.broken("server.control", "give the path of a socket");
         }
+        let most = server.runtime.max_connections();
+        if server.max_connections > most {
+            let text = format!(
+                "with a thread for each connection there can be {most}: give at most that, or let tasks run them \
+                 (--runtime tokio)"
+            );
+            self.broken("server.max-connections", text);
+        }
         if !server.oldstyle {
             return;
         }

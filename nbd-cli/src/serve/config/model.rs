@@ -329,6 +329,19 @@ pub(crate) enum RuntimeName {
     Blocking,
 }
 
+impl RuntimeName {
+    /// Bound on the connections at a time. What writes the log has room for 4096 threads, and panics in one more: the
+    /// server would end. Others than those of connections, and those that are just ending, need some.
+    pub(crate) const fn max_connections(self) -> usize {
+        match self {
+            Self::Blocking => 3000,
+            Self::Tokio => usize::MAX,
+            #[cfg(feature = "async-std")]
+            Self::AsyncStd => usize::MAX,
+        }
+    }
+}
+
 /// What is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
