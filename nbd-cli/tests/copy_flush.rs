@@ -62,6 +62,15 @@ fn a_device_that_could_not_keep_everything_is_found_out() {
 }
 
 #[test]
+fn space_is_set_aside_before_anything_is_written() {
+    let Some(small) = SmallFileSystem::mount(4) else { return };
+    let folder = Folder::new();
+    let source = folder.file("source", &noise(8 * MIB));
+    let said = refused(&["--allocated", &source, &small.0.text("to")]);
+    assert!(said.contains("cannot make room in"), "{said}");
+}
+
+#[test]
 fn a_server_is_flushed_before_it_is_read_back() {
     let folder = Folder::new();
     let source = folder.file("source", &noise(MIB));
