@@ -63,6 +63,8 @@ fn sparse_files_stay_sparse() {
     copy(&[&source, &folder.text("to")]);
     assert_same(&read(&to), &bytes);
     assert!(allocated(&to) < 8 * MIB as u64, "{} bytes", allocated(&to));
+    copy(&["--sparse=0", &source, &folder.text("to")]);
+    assert!(allocated(&to) < 8 * MIB as u64, "{} bytes", allocated(&to));
     copy(&["--allocated", &source, &folder.text("to")]);
     assert_same(&read(&to), &bytes);
     assert!(allocated(&to) >= 32 * MIB as u64, "{} bytes", allocated(&to));

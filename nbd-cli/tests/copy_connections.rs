@@ -130,3 +130,30 @@ fn several_connections_are_used_where_there_are_some() {
     assert_eq!([from, to], [3, 3]);
     assert_same(&found, &bytes);
 }
+
+/// The first connection has no answer to its first request before all the rest is done by another one.
+#[test]
+fn a_further_thread_works_whatever_the_other_side_is() {
+    let folder = Folder::new();
+    let (file, to) = (folder.file("from", &noise(FOUR_PIECES)), folder.text("to"));
+    let words = ["-C", "2", "-T", "2", "-R", "1", "--no-extents"];
+    for (command, [from, to]) in [
+        (Cmd::READ, [None, Some(&to)]),
+        (Cmd::READ, [None, Some(&"null:".to_owned())]),
+        (Cmd::WRITE, [Some(&file), None]),
+    ] {
+        let export = Export::new(Mode::Extended);
+        let script = Script::new(export).enter();
+        let first = script.clone().request(command).hold().obey().serve();
+        let server = ScriptedServer::unix([first, script.serve()]);
+        let uri = server.endpoint().uri("");
+        let sides = [from.unwrap_or(&uri), to.unwrap_or(&uri)].map(String::as_str);
+        thread::scope(|scope| {
+            let copying = scope.spawn(|| copy(&[&words[..], &sides].concat()));
+            server.wait_for_requests(4);
+            server.release();
+            copying.join().expect("it is copied");
+        });
+        server.finish();
+    }
+}

@@ -12,7 +12,7 @@ use nbd_testkit::process::run;
 use nbd_testkit::raw::{Cmd, Errno, Mode};
 use nbd_testkit::scripted::{Answer, Export, Script, ScriptedServer};
 use nbd_testkit::server::{Runtime, Setup, Transport};
-use support::{Folder, MIB, SOON, noise, refused, try_copy};
+use support::{Folder, MIB, SOON, copy, noise, refused, try_copy};
 
 /// A file system in memory that has little room; it goes when this is dropped.
 struct SmallFileSystem(Folder);
@@ -62,6 +62,15 @@ fn a_device_that_could_not_keep_everything_is_found_out() {
 }
 
 #[test]
+fn space_is_set_aside_before_anything_is_written() {
+    let Some(small) = SmallFileSystem::mount(4) else { return };
+    let folder = Folder::new();
+    let source = folder.file("source", &noise(8 * MIB));
+    let said = refused(&["--allocated", &source, &small.0.text("to")]);
+    assert!(said.contains("cannot make room in"), "{said}");
+}
+
+#[test]
 fn a_server_is_flushed_before_it_is_read_back() {
     let folder = Folder::new();
     let source = folder.file("source", &noise(MIB));
@@ -85,6 +94,21 @@ fn a_server_is_flushed_before_it_is_read_back() {
         let finished = try_copy(&[&words[..], &[&server.endpoint().uri("")]].concat());
         assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
         assert!(finished.stderr.contains("differs"), "{}", finished.stderr);
+        server.finish();
+    }
+}
+
+/// What a server has lost with its connection comes to light by a flush alone.
+#[test]
+fn a_copy_that_may_reconnect_ends_with_a_flush_and_others_do_if_they_are_asked_to() {
+    let folder = Folder::new();
+    let source = folder.file("source", &noise(1000));
+    for (more, flushes) in [(&["--retries=1"][..], true), (&["--flush"], true), (&[], false)] {
+        let script = Script::new(Export::new(Mode::Extended)).enter();
+        let script = script.request(Cmd::WRITE).obey();
+        let script = if flushes { script.request(Cmd::FLUSH).obey() } else { script };
+        let server = ScriptedServer::unix([script.header(Cmd::DISC)]);
+        copy(&[more, &["-C", "1", &source, &server.endpoint().uri("")]].concat());
         server.finish();
     }
 }

@@ -1,19 +1,24 @@
 //! How options of `nbd copy` become connections, requests in flight and the longest request, as `-v` reports them.
 
+#[path = "copy/disk_server.rs"]
+#[allow(dead_code, reason = "it is shared with the other tests of copies")]
+mod disk_server;
 #[path = "copy/support.rs"]
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
 mod support;
 
+use disk_server::{Disk, DiskServer};
 use nbd_testkit::raw::{Cmd, Mode, flag};
 use nbd_testkit::scripted::{Export, Script, ScriptedServer};
-use nbd_testkit::server::{Runtime, Setup, Transport};
+use nbd_testkit::server::{Runtime, Setup, Transport, nbd_binary};
 use support::{Folder, MIB, copy, noise, try_copy};
 
 /// Connections, requests on each of them, and bytes of the longest request.
 #[track_caller]
 fn of(options: &str, from: &str) -> (usize, usize, usize) {
     let options = options.split_whitespace();
-    let words: Vec<&str> = ["-v"].into_iter().chain(options).chain([from, "null:"]).collect();
+    let from = from.split_whitespace();
+    let words: Vec<&str> = ["-v"].into_iter().chain(options).chain(from).chain(["null:"]).collect();
     let finished = try_copy(&words);
     assert_eq!(finished.status.code(), Some(0), "{words:?}: {}", finished.stderr);
     let number = |name: &str| -> usize {
@@ -78,6 +83,48 @@ fn zeroes_are_written_by_one_request_or_sent_in_those_of_the_usual_size() {
     for script in [written, sent] {
         let to = ScriptedServer::unix([script.header(Cmd::DISC)]);
         copy(&["-C", "1", "--request-size", "1M", &from.uri(""), &to.endpoint().uri("")]);
+        to.finish();
+    }
+}
+
+/// A server that says nothing of several connections may show each of them something else, and a command is ours alone.
+#[test]
+fn several_connections_are_for_servers_that_say_so_and_are_no_commands() {
+    let server = |multi_conn| {
+        DiskServer::start(Disk {
+            bytes: noise(MIB),
+            runs: Vec::new(),
+            minimum: 1,
+            write_zeroes: true,
+            multi_conn,
+            status: None,
+        })
+    };
+    for (multi_conn, connections) in [(true, 3), (false, 1)] {
+        let server = server(multi_conn);
+        assert_eq!(of("-C 3 -T 3", &server.uri()).0, connections);
+        server.finish();
+    }
+    let command = format!("[ {} serve memory:1M ]", nbd_binary().display());
+    assert_eq!(of("-C 3 -T 3", &command).0, 1);
+}
+
+/// Zeroes among the data are cut out of a request only where something is gained by it: not where they would be sent as
+/// data as well, and not where they are to take up space.
+#[test]
+fn zeroes_among_data_are_sent_with_it_where_they_have_to_be_data() {
+    let folder = Folder::new();
+    let mut bytes = noise(MIB);
+    bytes[400_000..600_000].fill(0);
+    let from = folder.file("from", &bytes);
+    let mut export = Export::new(Mode::Extended);
+    let able = export.clone();
+    export.flags &= !(flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO);
+    let all = ["-C", "1", "--no-extents", "--request-size", "1M"];
+    for (export, more) in [(export, &[][..]), (able, &["--allocated", "--destination-is-zero"])] {
+        let script = Script::new(export).enter().request(Cmd::WRITE).obey().header(Cmd::DISC);
+        let to = ScriptedServer::unix([script]);
+        copy(&[&all[..], more, &[&from, &to.endpoint().uri("")]].concat());
         to.finish();
     }
 }
