@@ -70,6 +70,7 @@ mod lease;
 mod location;
 mod locks;
 mod manage;
+mod names;
 mod object;
 mod options;
 mod patience;
