@@ -37,7 +37,7 @@ pub(crate) async fn open(
     disk_cache: Option<&Used>,
     cipher: Option<Arc<dyn BlockTransformer>>,
 ) -> Result<Db, slatedb::Error> {
-    let mut builder = Db::builder(location.prefix().clone(), location.store())
+    let mut builder = Db::builder(location.database(), location.database_store())
         .with_settings(settings(options, disk_cache))
         .with_sst_block_size(PART)
         .with_system_clock(clock())
@@ -56,7 +56,7 @@ pub(crate) async fn read(
     disk_cache: Option<&Used>,
     cipher: Option<Arc<dyn BlockTransformer>>,
 ) -> Result<DbReader, slatedb::Error> {
-    let mut builder = DbReader::builder(location.prefix().clone(), location.store())
+    let mut builder = DbReader::builder(location.database(), location.database_store())
         .with_reader_mode(mode)
         .with_options(DbReaderOptions {
             object_store_cache_options: Used::settings(disk_cache),
@@ -72,7 +72,9 @@ pub(crate) async fn read(
 
 /// What can be done with a database without opening it.
 pub(crate) fn admin(location: &Location) -> Admin {
-    Admin::builder(location.prefix().clone(), location.store()).with_system_clock(clock()).build()
+    Admin::builder(location.database(), location.database_store())
+        .with_system_clock(clock())
+        .build()
 }
 
 /// The time of day as it was when this process first asked, and steadily on from there: SlateDB refuses to write when

@@ -96,7 +96,7 @@ impl DiskCache {
 
 /// What is kept of an object.
 struct Entry {
-    /// Its path in the store.
+    /// Its path, as SlateDB knows it.
     object: String,
     /// Its length, as it is kept. None if that makes no sense.
     length: Option<u64>,
@@ -144,7 +144,7 @@ impl Used {
         let folder = self.folder.clone();
         let entries = tokio::task::spawn_blocking(move || entries(&folder));
         let entries = entries.await.unwrap_or_default();
-        let store = location.store();
+        let store = location.database_store();
         let folders: BTreeSet<&str> =
             entries.iter().filter_map(|entry| Some(entry.object.rsplit_once('/')?.0)).collect();
         let mut lengths = HashMap::new();

@@ -12,8 +12,7 @@ pub enum Error {
     #[error("{0}")]
     Location(String),
 
-    /// An argument is out of range, such as a size of 0, or a name is taken; or the server that was asked by way of the
-    /// store failed.
+    /// An argument is out of range, such as a size of 0.
     #[error("{0}")]
     Invalid(String),
 
@@ -81,6 +80,28 @@ pub enum Error {
         url: String,
         /// The name that was asked for.
         name: String,
+    },
+
+    /// There is a snapshot of that name already.
+    #[error(
+        "the volume at {url} has a snapshot '{name}' already: choose another name, or delete it"
+    )]
+    SnapshotExists {
+        /// The volume.
+        url: String,
+        /// The name of the snapshot.
+        name: String,
+    },
+
+    /// The server that has the volume open was asked by way of the store, and failed.
+    #[error("the server of {url} ({server}) says: {reason}")]
+    Server {
+        /// The volume.
+        url: String,
+        /// The host and process of the server.
+        server: String,
+        /// What it said.
+        reason: String,
     },
 
     /// The volume was written by a later version of this crate.

@@ -71,6 +71,7 @@ mod lease;
 mod location;
 mod locks;
 mod manage;
+mod names;
 mod object;
 mod options;
 mod outage;

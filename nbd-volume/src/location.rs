@@ -15,6 +15,7 @@ use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use crate::error::chain;
 use crate::http::Bounded;
+use crate::names::{self, Translated};
 use crate::store::{Traffic, Watched};
 use crate::{Error, Key};
 
@@ -95,10 +96,16 @@ impl Location {
         if host.contains('@') {
             return Err(wrong("has a user or a password in it, which belong in the environment"));
         }
-        if rest.contains(['?', '#']) {
+        if rest.contains('?') {
             return Err(wrong(
-                "has a query; what the store needs to know belongs in the environment",
+                "has a query (write %3F for a '?' in a name); what the store needs to know belongs in the environment",
             ));
+        }
+        if rest.contains('#') {
+            return Err(Error::Location(format!(
+                "'{}' has a fragment, which names nothing in a store: write %23 for a '#' in a name",
+                url.replace(char::is_control, "\u{fffd}")
+            )));
         }
         let prefix = Path::from_url_path(path)
             .map_err(|error| wrong(&format!("has a path that stores do not take ({error})")))?;
@@ -192,14 +199,15 @@ impl Location {
 
     /// A prefix in a store that the caller brings. Volumes need one that honours
     /// [`PutMode::Create`](object_store::PutMode::Create), and lists and reads what it has answered to hold. It is
-    /// shown as `memory:PREFIX`, whatever it is; a volume can be cloned to locations over the same `Arc` alone.
+    /// shown as `memory:PREFIX`, whatever it is; a volume can be cloned to locations over the same `Arc` alone. A prefix
+    /// that is no [`Path`] as it is, with empty parts or control characters, is taken as [`Path::from`] makes one of it.
     #[must_use]
     pub fn over(store: Arc<dyn ObjectStore>, prefix: &str) -> Self {
         let origin = format!("store-{:p}:", Arc::as_ptr(&store));
         Self {
             url: format!("memory:{prefix}"),
             store: Arc::new(Watched::new(store)),
-            prefix: Path::from(prefix),
+            prefix: prefix_of(prefix),
             origin,
             key: None,
         }
@@ -219,7 +227,7 @@ impl Location {
     /// [`over`](Self::over): another prefix of a bucket or directory is a URL of its own, and would be shown wrongly.
     #[must_use]
     pub fn sibling(&self, prefix: &str) -> Self {
-        Self { url: format!("memory:{prefix}"), prefix: Path::from(prefix), ..self.clone() }
+        Self { url: format!("memory:{prefix}"), prefix: prefix_of(prefix), ..self.clone() }
     }
 
     /// What the store was asked for by way of this location, its clones and its [siblings](Self::sibling), and the
@@ -247,6 +255,21 @@ impl Location {
         Arc::clone(&self.store) as Arc<dyn ObjectStore>
     }
 
+    /// The directory, if it is a local one.
+    pub(crate) fn folder(&self) -> Option<std::path::PathBuf> {
+        let is_local = self.url.starts_with("file:");
+        is_local.then(|| std::path::Path::new("/").join(self.prefix.as_ref()))
+    }
+
+    /// The path of the database, and the store as SlateDB is to see it: see [`names`].
+    pub(crate) fn database(&self) -> Path {
+        names::safe(&self.prefix)
+    }
+
+    pub(crate) fn database_store(&self) -> Arc<dyn ObjectStore> {
+        Arc::new(Translated::new(Arc::clone(&self.store)))
+    }
+
     pub(crate) fn watched(&self) -> &Watched {
         &self.store
     }
@@ -256,17 +279,34 @@ impl Location {
         self.origin == other.origin
     }
 
-    /// The location below this one that has that path in the store.
+    /// The location that has that path in the store, with a URL that can be given to any command.
     pub(crate) fn at(&self, path: &Path) -> Self {
-        let below = path
-            .prefix_match(&self.prefix)
-            .map(|parts| parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"));
-        let url = match below.as_deref() {
-            None | Some("") => self.url.clone(),
-            Some(below) => format!("{}/{below}", self.url),
+        let url = match self.url.starts_with("memory:") {
+            true => format!("memory:{path}"),
+            false => format!("{}/{}", self.origin, url_path(path)),
         };
         Self { url, prefix: path.clone(), ..self.clone() }
     }
+}
+
+/// The prefix that a caller names.
+fn prefix_of(text: &str) -> Path {
+    Path::parse(text).unwrap_or_else(|_| Path::from(text))
+}
+
+/// The path as it is written in a URL: what has a meaning there, in commands or for terminals is encoded.
+fn url_path(path: &Path) -> String {
+    let mut encoded = String::new();
+    for byte in path.as_ref().bytes() {
+        match byte {
+            b'-' | b'.' | b'_' | b'~' | b'=' | b'+' | b',' | b':' | b'/' => {
+                encoded.push(char::from(byte));
+            }
+            _ if byte.is_ascii_alphanumeric() => encoded.push(char::from(byte)),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
 }
 
 /// What a URL is to name.

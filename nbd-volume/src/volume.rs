@@ -253,8 +253,8 @@ impl Volume {
     /// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may have made it.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when there is one of that name, for a name of another form, and when this is a snapshot
-    /// itself; [`Error::Store`] or [`Error::Fenced`] when it can't be stored.
+    /// [`Error::SnapshotExists`] when there is one of that name; [`Error::Invalid`] for a name of another form, and when
+    /// this is a snapshot itself; [`Error::Store`] or [`Error::Fenced`] when it can't be stored.
     pub async fn snapshot(&self, name: &str) -> Result<(), Error> {
         let shared = &self.0;
         let location = &shared.location;

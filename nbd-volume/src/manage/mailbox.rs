@@ -115,7 +115,8 @@ pub(super) async fn ask(location: &Location, request: Request, server: &str) -> 
     match exchange(location, request, server, PATIENCE).await? {
         Outcome::Answer(Answer::Done) => Ok(()),
         Outcome::Answer(Answer::Failed(reason)) => {
-            Err(Error::Invalid(format!("the server of {location} ({server}) says: {reason}")))
+            let (url, server) = (location.url().to_owned(), server.to_owned());
+            Err(Error::Server { url, server, reason })
         }
         Outcome::Silence => Err(busy(
             location,

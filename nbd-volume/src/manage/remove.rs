@@ -9,7 +9,8 @@ use crate::patience::{patiently, within};
 use crate::records::descriptor;
 use crate::{Error, Location};
 
-/// Deletes a volume with all of its snapshots, or the beginning of one.
+/// Deletes a volume with all of its snapshots, or the beginning of one. In a local directory its folders are removed, too,
+/// as far as nothing else is in them.
 ///
 /// Has to be awaited in a tokio runtime. Not cancel-safe, but it can be called again.
 ///
@@ -52,7 +53,22 @@ pub async fn delete(location: &Location) -> Result<(), Error> {
         Err(object_store::Error::NotFound { .. }) => Ok(()),
         result => result,
     })
-    .await
+    .await?;
+    if let Some(folder) = location.folder() {
+        remove_folders(&folder);
+    }
+    Ok(())
+}
+
+/// Removes the folders of a volume, as far as they are empty: somebody else's files may lie there.
+fn remove_folders(folder: &std::path::Path) {
+    /// Those that SlateDB makes.
+    const FOLDERS: [&str; 5] = ["manifest", "wal", "compacted", "compactions", "gc"];
+    for name in FOLDERS {
+        // What is not there, or is not empty, stays as it is.
+        let _removed = std::fs::remove_dir(folder.join(name));
+    }
+    let _removed = std::fs::remove_dir(folder);
 }
 
 /// Deletes a snapshot. Servers that serve it fail once its data is collected; clones of it don't.

@@ -46,9 +46,9 @@ pub(crate) async fn check_new_snapshot(
     match find_snapshot(location, name, patience).await {
         Err(Error::NoSnapshot { .. }) => Ok(()),
         Err(error) => Err(error),
-        Ok(_) => Err(Error::Invalid(format!(
-            "the volume at {location} has a snapshot '{name}' already: choose another name, or delete it"
-        ))),
+        Ok(_) => {
+            Err(Error::SnapshotExists { url: location.url().to_owned(), name: name.to_owned() })
+        }
     }
 }
 
@@ -73,9 +73,10 @@ async fn ask(location: &Location, request: Request) -> Result<(), Error> {
 /// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may have made it.
 ///
 /// # Errors
-/// As [`info`](super::info()); [`Error::Invalid`] when there is a snapshot of that name, or it can't be one, or the
-/// server can't make it; [`Error::Busy`] when the server that has the volume open does not answer for two minutes.
+/// As [`info`](super::info()); [`Error::SnapshotExists`]; [`Error::Invalid`] when the name can't be one of a snapshot;
+/// [`Error::Server`] when the server can't make it; [`Error::Busy`] when the server that has the volume open does not answer for two minutes.
 pub async fn snapshot(location: &Location, name: &str) -> Result<(), Error> {
+    descriptor(location, PATIENCE).await?;
     check_new_snapshot(location, name, PATIENCE).await?;
     ask(location, Request::Snapshot { name: name.to_owned() }).await
 }
@@ -87,8 +88,8 @@ pub async fn snapshot(location: &Location, name: &str) -> Result<(), Error> {
 /// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may have changed the size, or begun to.
 ///
 /// # Errors
-/// As [`info`](super::info()); [`Error::Invalid`] when the size is out of range, or the server fails; [`Error::Busy`]
-/// when the server that has the volume open does not answer for two minutes.
+/// As [`info`](super::info()); [`Error::Invalid`] when the size is out of range; [`Error::Server`] when the server
+/// fails; [`Error::Busy`] when the server that has the volume open does not answer for two minutes.
 pub async fn resize(location: &Location, size: u64) -> Result<(), Error> {
     super::NewVolume::of_size(size).check()?;
     ask(location, Request::Resize { size }).await
@@ -139,7 +140,7 @@ async fn clone_snapshot(
     let checkpoint = find_snapshot(from, name, PATIENCE).await?;
     super::create::store_new(to, &descriptor).await?;
     let admin = database::admin(to);
-    let source = CloneSourceSpec::with_checkpoint(from.prefix().clone(), checkpoint.id);
+    let source = CloneSourceSpec::with_checkpoint(from.database(), checkpoint.id);
     let cloning =
         admin.create_clone_builder_from_source(source).with_system_clock(database::clock()).build();
     within(to, "make a clone at", PATIENCE, cloning).await

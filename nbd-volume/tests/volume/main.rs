@@ -9,6 +9,7 @@ mod faulty;
 mod management;
 mod memory;
 mod model;
+mod names;
 mod objects;
 mod outages;
 mod requests;
