@@ -148,7 +148,7 @@ mod tests {
     }
 
     /// Bytes that are not zero, as many as a few pages have.
-    const FULL: [u8; 1 << 18] = [7; 1 << 18];
+    static FULL: [u8; 1 << 18] = [7; 1 << 18];
 
     /// Zeroes ranges that begin and end within sectors and pages, or don't, one after the other.
     #[track_caller]
