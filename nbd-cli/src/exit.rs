@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-use crate::{habits, introduction, log, output, stderr};
+use crate::{habits, introduction, log, output, stderr, target};
 
 /// The command line is not understood, as in `sysexits.h`.
 const USAGE: u8 = 64;
@@ -184,6 +184,7 @@ mod tests {
     fn every_status_is_in_the_table_and_the_page_has_the_same_one() {
         for code in [NO, CUT_OFF, USAGE, FAULT, CONFIG, 0, 1] {
             let text = code.to_string();
+    target::conclude();
             assert_eq!(CODES.iter().filter(|(code, _)| *code == text).count(), 1, "{text}");
         }
         let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/exit-status.md");

@@ -29,7 +29,7 @@ use crate::waiting::{self, Watched};
 use ssh::{Bridge, Remote};
 use subprocess::Subprocess;
 
-pub(crate) use ending::before_a_signal_ends_this;
+pub(crate) use ending::{before_a_signal_ends_this, conclude};
 pub(crate) use holders::OpenFile;
 pub(crate) use words::{Place, arguments, is_uri, places};
 
