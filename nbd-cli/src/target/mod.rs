@@ -365,3 +365,47 @@ impl Names {
         self.uris.iter().fold(text.to_owned(), |text, uri| text.replace(uri, &self.name))
     }
 }
+        // A server that is called by its URI has its name, of which the URI without an export may be the beginning.
+        if self.uris.contains(&self.name) {
+            return text.to_owned();
+        }
+
+#[cfg(test)]
+mod tests {
+    use nbd_testkit::cases;
+
+    use super::*;
+
+    /// The URI of the server alone is the beginning of that of an export.
+    #[test]
+    fn a_server_has_its_name_once_whatever_its_export_is_called() {
+        const SERVERS: [&str; 6] = [
+            "nbd://127.0.0.1:10810",
+            "nbd://[::1]",
+            "nbds://host:1",
+            "nbd+unix:///?socket=/run/a",
+            "nbds+unix:///?socket=b",
+            "nbd+unix:///?socket=@c",
+        ];
+        cases(200, |random| {
+            let length = random.below(4);
+            let of = ['e', '/', ':', '1', ' ', '?', '\u{e9}', '%'];
+            let export: String = (0..length).map(|_| random.of(&of)).collect();
+            let uri: Uri = random.of(&SERVERS).parse().unwrap();
+            let uri = uri.with_export(&export).unwrap();
+            let command = "[ nbd serve disk ]".to_owned();
+            let target = Target::new(uri, None, Duration::ZERO);
+            let mut names = target.names();
+            for shown in names.uris.clone() {
+                let text = format!("the connection to {shown} was lost");
+                assert_eq!(names.put(&text), text);
+                assert_eq!(names.put(&names.put(&text)), text);
+            }
+            // A private socket is not shown, whichever of the two is meant.
+            names.name.clone_from(&command);
+            let [uri, server] = names.uris.clone();
+            let text = format!("{uri} or {server}:");
+            assert_eq!(names.put(&text), format!("{command} or {command}:"));
+        });
+    }
+}
