@@ -24,6 +24,7 @@ use crate::exit::Failure;
 use crate::output::{self, printable};
 use crate::quantity;
 use crate::retries::{Retries, may_pass};
+use crate::serve;
 use crate::tls::TlsArguments;
 use crate::waiting::{self, Watched};
 use ssh::{Bridge, Remote};
@@ -96,6 +97,9 @@ pub(crate) fn path(word: &OsStr) -> Result<Option<&Path>, Failure> {
     if is_uri && full {
         return Ok(None);
     }
+    if let Some(hint) = served_by(word) {
+        return Err(Failure::usage(format!("'{}' is no file: {hint}", path.display())));
+    }
     // A link that leads nowhere counts as well.
     if !is_uri && (meant.is_none() || path.symlink_metadata().is_ok()) {
         return Ok(Some(path));
@@ -107,6 +111,13 @@ pub(crate) fn path(word: &OsStr) -> Result<Option<&Path>, Failure> {
         output::shell_word(meant.as_ref()),
         output::shell_word(Path::new(".").join(path).as_ref()),
     )))
+}
+
+/// What to give for a word that means a disk to `nbd serve` alone, such as `memory:1G`; `None` if there is such a file.
+fn served_by(word: &OsStr) -> Option<String> {
+    let is_file = Path::new(word).symlink_metadata().is_ok();
+    let shown = output::shell_word(word);
+    (!is_file && serve::is_disk(word)).then(|| format!("give [ nbd serve {shown} ] in its place"))
 }
 
 /// A server, and the export on it. A command that was started for it is stopped when this is dropped.
@@ -148,6 +159,11 @@ impl Target {
                     if let Some(meant) = words::meant_uri(word) {
                         let uri = output::shell_word(meant.as_ref());
                         return Failure::usage(format!("{place} is not an NBD URI: give {uri}"));
+                    }
+                    // Of a server on the web no more is known than that it is none of ours.
+                    let is_web = word.as_encoded_bytes().starts_with(b"http");
+                    if let Some(hint) = served_by(word).filter(|_| !is_web) {
+                        return Failure::usage(format!("{place} is not an NBD URI: {hint}"));
                     }
                     if !is_uri(word) && Path::new(word).is_file() {
                         let shown = output::shell_path(Path::new(word));
@@ -362,13 +378,13 @@ pub(crate) struct Names {
 impl Names {
     /// A message in which the server has its name.
     pub(crate) fn put(&self, text: &str) -> String {
-        self.uris.iter().fold(text.to_owned(), |text, uri| text.replace(uri, &self.name))
-    }
-}
         // A server that is called by its URI has its name, of which the URI without an export may be the beginning.
         if self.uris.contains(&self.name) {
             return text.to_owned();
         }
+        self.uris.iter().fold(text.to_owned(), |text, uri| text.replace(uri, &self.name))
+    }
+}
 
 #[cfg(test)]
 mod tests {
