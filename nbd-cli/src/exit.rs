@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-use crate::{habits, introduction, log, output, stderr};
+use crate::{habits, introduction, log, output, stderr, target};
 
 /// The command line is not understood, as in `sysexits.h`.
 const USAGE: u8 = 64;
@@ -43,7 +43,7 @@ pub(crate) const CODES: &[(&str, &str)] = &[
     ("any", "nbd serve --run: that of the command."),
     (
         "128 + N",
-        "Signal N ended the command; nbd serve ends in good order at the first signal, and so at the second.",
+        "Signal N ended the command. nbd serve: a second signal, which ends it at once; the first one is an orderly end, with 0 or 3.",
     ),
 ];
 
@@ -56,6 +56,8 @@ pub(crate) enum Failure {
     Config(Vec<Fault>),
     /// Something else is: exit code 1.
     Failed(String),
+    /// Several things are, each with a message: exit code 1.
+    AllFailed(Vec<String>),
     /// Requests in flight were not finished in time: exit code 3.
     CutOff(String),
     /// A command that was run for the user failed with this exit code, which becomes ours; it has said why.
@@ -93,6 +95,34 @@ impl Failure {
         Self::Failed(message.into())
     }
 
+    /// All of them at once: the command line or the file is at fault if one of them says so.
+    ///
+    /// # Errors
+    /// If there is one.
+    pub(crate) fn all(failures: Vec<Self>) -> Result<(), Self> {
+        let usage = failures.iter().position(|failure| matches!(failure, Self::Usage(_)));
+        if let Some(index) = usage {
+            return Err(failures.into_iter().nth(index).unwrap_or(Self::No));
+        }
+        let is_fault = failures.iter().any(|failure| matches!(failure, Self::Config(_)));
+        let faults: Vec<Fault> = failures.into_iter().flat_map(Self::faults).collect();
+        match faults.len() {
+            0 => Ok(()),
+            _ if is_fault => Err(Self::Config(faults)),
+            1 => Err(Self::Failed(faults.into_iter().map(|fault| fault.heading).collect())),
+            _ => Err(Self::AllFailed(faults.into_iter().map(|fault| fault.heading).collect())),
+        }
+    }
+
+    /// What is wrong, each by itself.
+    fn faults(self) -> Vec<Fault> {
+        match self {
+            Self::Config(faults) => faults,
+            Self::AllFailed(texts) => texts.iter().map(|text| Fault::of_text(text)).collect(),
+            other => vec![Fault::of_text(other.text())],
+        }
+    }
+
     /// The same failure of a command whose exit code 1 is an answer.
     pub(crate) fn undecided(self) -> Self {
         match self {
@@ -108,13 +138,14 @@ impl Failure {
                 text
             }
             Self::Config(faults) => faults.first().map_or("", |fault| &fault.heading),
+            Self::AllFailed(texts) => texts.first().map_or("", String::as_str),
             Self::Status(_) | Self::No | Self::Differ => "",
         }
     }
 }
 
 /// Reports what clap found: help and version are no errors.
-pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+pub(crate) fn usage(error: clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             report(output::write(|_| Ok(error.print()?)))
@@ -130,11 +161,12 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         }
         _ => {
             // The exit status remains when the terminal is gone.
+            let error = habits::without_misleading_tip(error);
             let _printed = error.print();
             let mut words = std::env::args_os().skip(1);
             let subcommand = words.next().unwrap_or_default();
             let words: Vec<_> = words.collect();
-            if let Some(hint) = habits::hint(&subcommand.to_string_lossy(), &words, error) {
+            if let Some(hint) = habits::hint(&subcommand.to_string_lossy(), &words, &error) {
                 stderr::say_error(&hint, &[]);
             }
             ExitCode::from(USAGE)
@@ -150,8 +182,9 @@ pub(crate) fn not_utf8(text: &OsStr) -> Failure {
     ))
 }
 
-/// Reports a failure, if there is one, after what was logged.
+/// Reports a failure, if there is one, after what was logged. Never returns if a signal ends this process.
 pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
+    target::conclude();
     let (message, code) = match result {
         Ok(()) => {
             log::flush();
@@ -166,6 +199,10 @@ pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
         Err(Failure::Config(faults)) => {
             faults.iter().for_each(|fault| stderr::say_error(&fault.heading, &fault.excerpt));
             return ExitCode::from(CONFIG);
+        }
+        Err(Failure::AllFailed(messages)) => {
+            messages.iter().for_each(|message| stderr::say_error(message, &[]));
+            return ExitCode::FAILURE;
         }
         Err(Failure::Usage(message)) => (message, ExitCode::from(USAGE)),
         Err(Failure::Failed(message)) => (message, ExitCode::FAILURE),

@@ -143,6 +143,19 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["cmp", "diff", "verify"], "nbd compare"),
 ];
 
+/// The error of an option that there is not, without the tip to give it behind `--`, as if it were the name of a file.
+pub(crate) fn without_misleading_tip(mut error: clap::Error) -> clap::Error {
+    let is_misleading = |tip: &clap::builder::StyledStr| tip.to_string().contains("as a value");
+    let Some(ContextValue::StyledStrs(tips)) = error.remove(ContextKind::Suggested) else {
+        return error;
+    };
+    let tips: Vec<_> = tips.into_iter().filter(|tip| !is_misleading(tip)).collect();
+    if !tips.is_empty() {
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+    }
+    error
+}
+
 /// A hint for a command line that clap refused; `words` are those behind the subcommand.
 pub(crate) fn hint(subcommand: &str, words: &[OsString], error: &clap::Error) -> Option<String> {
     let context = |kind| match error.get(kind) {
@@ -220,6 +233,23 @@ mod tests {
                 assert_eq!(hint(line).split_once(": ").unwrap().1, AS_THEY_ARE, "{line:?}");
             }
         }
+    }
+
+    #[test]
+    fn an_unknown_option_is_not_taken_for_the_name_of_a_file() {
+        for (subcommand, flags, _) in FLAGS {
+            for flag in *flags {
+                let parsed = Cli::command().try_get_matches_from(["nbd", subcommand, flag, "x"]);
+                // Some are taken without being shown.
+                let Err(error) = parsed else { continue };
+                let text = without_misleading_tip(error).to_string();
+                assert!(!text.contains("as a value"), "nbd {subcommand} {flag}: {text}");
+            }
+        }
+        // A tip that helps stays.
+        let error = Cli::command().try_get_matches_from(["nbd", "serve", "--prot", "1"]);
+        let text = without_misleading_tip(error.unwrap_err()).to_string();
+        assert!(text.contains("'--port'"), "{text}");
     }
 
     #[test]

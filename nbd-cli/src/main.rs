@@ -154,7 +154,7 @@ fn main() -> ExitCode {
     let parsed = help::command().try_get_matches_from(words);
     let mut command = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli.command,
-        Err(error) => return exit::usage(&error),
+        Err(error) => return exit::usage(error),
     };
     if let Err(failure) = command.log() {
         return exit::report(Err(failure));

@@ -49,7 +49,7 @@ enum Action {
         /// The file or block device that the overlay was made for
         base: PathBuf,
     },
-    /// Throw away what the overlay has
+    /// Empty the overlay: the disk that it was made for shows again, and the file stays
     #[command(display_name = crate::NAME)]
     Discard {
         /// The overlay file

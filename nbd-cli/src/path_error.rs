@@ -13,6 +13,8 @@ pub(crate) fn why(error: &io::Error) -> String {
     let remedy = match error.kind() {
         ErrorKind::NotFound => "; make its folder first",
         ErrorKind::NotADirectory => "; a part of the path is a file: choose another path",
+        ErrorKind::AlreadyExists => "; a file is in the way: choose another path",
+        ErrorKind::IsADirectory => "; it is a folder: name a file in it",
         ErrorKind::PermissionDenied => "; choose a path that this user may use",
         ErrorKind::ReadOnlyFilesystem => "; choose a path on a file system that can be written",
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; make room there",

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nbd_testkit::peers;
 use nbd_testkit::process::{Finished, run, wait_until};
+use nbd_testkit::raw;
+use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 use nbd_testkit::server::nbd_binary;
+use nbd_testkit::{cases, peers};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -246,6 +248,32 @@ fn a_signal_shows_what_was_measured_so_far() {
             assert!(text.lines().any(|line| line.starts_with("reads ")), "{text}");
         }
     }
+}
+
+#[test]
+fn a_bench_that_a_signal_comes_upon_shows_one_report_that_is_whole_or_interrupted() {
+    const REQUESTS: u64 = 40;
+    cases(20, |random| {
+        let mut export = Export::new(raw::Mode::Extended);
+        export.size = 1 << 20;
+        let server = ScriptedServer::unix([Script::new(export).enter().serve()]);
+        let mut command = Command::new(nbd_binary());
+        command.args(["bench", "--json", "--depth=1", "--requests", &REQUESTS.to_string()]);
+        command.args(["--time=1h", &server.endpoint().uri("")]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // The end is what is special.
+        let requests = if random.one_in(2) { REQUESTS } else { 1 + random.below(REQUESTS) };
+        server.wait_for_requests(requests as usize);
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let report = parsed(&String::from_utf8(output.stdout).unwrap());
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+        let interrupted = report["interrupted"] == true;
+        assert_eq!(output.status.code(), Some(if interrupted { 130 } else { 0 }), "{report}");
+        if !interrupted {
+            assert_eq!(report["reads"]["requests"], REQUESTS);
+        }
+    });
 }
 
 /// A text in which `N` stands for each number and `U` for its unit, with one space between words.

@@ -8,8 +8,7 @@ mod run;
 mod worker;
 
 use core::time::Duration;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::Arc;
 
 use clap::Args;
 use nbd_blocking::Client;
@@ -115,8 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let clients = connect(&target, &config, first, connections)?;
     let limits = (arguments.time, arguments.requests);
     let run = Arc::new(Run::new(plan, target.name(), (connections, depth), limits));
-    let reported = Arc::new(Mutex::new(false));
-    interruptible(&run, &reported, (connections, json))?;
+    interruptible(&run, (connections, json))?;
 
     let measured = run::measure(&run, clients, |error| target.explain(error));
     let elapsed = run.elapsed();
@@ -129,7 +127,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let duration = flush.as_ref().ok().copied().flatten();
     let report =
         Report { run: &run, connections, tally, elapsed, flush: duration, interrupted: false };
-    once(&reported, || output::write(|out| Ok(report.write(json, out)?)))?;
+    // A signal that came before has shown a report.
+    target::conclude();
+    output::write(|out| Ok(report.write(json, out)?))?;
     for client in measured? {
         client.disconnect();
     }
@@ -220,19 +220,10 @@ fn connect(
 }
 
 /// Has a signal show what was measured so far, before it ends this process.
-fn interruptible(
-    run: &Arc<Run>,
-    reported: &Arc<Mutex<bool>>,
-    (connections, json): (usize, bool),
-) -> Result<(), Failure> {
-    let (run, reported) = (Arc::clone(run), Arc::clone(reported));
+fn interruptible(run: &Arc<Run>, (connections, json): (usize, bool)) -> Result<(), Failure> {
+    let run = Arc::clone(run);
     let act = move || {
         run.stop();
-        let mut reported = reported.lock().unwrap_or_else(PoisonError::into_inner);
-        if *reported {
-            return;
-        }
-        *reported = true;
         let (tally, elapsed) = (run.total(), run.elapsed());
         let report =
             Report { run: &run, connections, tally, elapsed, flush: None, interrupted: true };
@@ -241,17 +232,4 @@ fn interruptible(
     };
     target::before_a_signal_ends_this(act)
         .map_err(|error| Failure::failed(format!("cannot wait for signals: {error}")))
-}
-
-/// Shows the result, unless a signal has shown it, which then ends this process.
-fn once(reported: &Mutex<bool>, show: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    let mut reported = reported.lock().unwrap_or_else(PoisonError::into_inner);
-    if *reported {
-        drop(reported);
-        loop {
-            thread::park();
-        }
-    }
-    *reported = true;
-    show()
 }

@@ -124,19 +124,28 @@ pub(super) fn block(wanted: Option<u64>, sizes: BlockSize) -> Result<usize, Stri
 /// If there is none, or if the server would refuse all of them.
 pub(super) fn range(
     size: u64,
-    (offset, length): (u64, Option<u64>),
+    (offset, given): (u64, Option<u64>),
     block: usize,
     minimum: u64,
 ) -> Result<Range<u64>, String> {
-    let length = length.unwrap_or_else(|| size.saturating_sub(offset));
+    let length = given.unwrap_or_else(|| size.saturating_sub(offset));
     let range = crate::quantity::range(size, offset, length)?;
     if !offset.is_multiple_of(minimum) {
         return Err(format!("--offset {offset}: the server takes multiples of {minimum} only"));
     }
-    match length - length % block as u64 {
-        0 => Err(format!(
-            "there are {length} bytes, which is less than one block of {block}: choose a smaller --bs"
-        )),
+    let block = block as u64;
+    match length - length % block {
+        0 => {
+            // Of what was given, what is in the way of a block.
+            let option = match () {
+                () if given.is_some() && block <= size.saturating_sub(offset) => "larger --length",
+                () if block <= size => "smaller --offset",
+                () => "smaller --bs",
+            };
+            Err(format!(
+                "there are {length} bytes from offset {offset} on, which is less than one block of {block}: choose a {option}"
+            ))
+        }
         whole => Ok(range.start..range.start + whole),
     }
 }
@@ -225,12 +234,18 @@ mod tests {
         assert_eq!(range(10_000, (0, None), 4096, 1), Ok(0..8192));
         assert_eq!(range(10_000, (512, Some(9000)), 4096, 512), Ok(512..8704));
         for (part, says) in [
-            ((0, Some(4095)), "less than one block of 4096"),
+            ((0, Some(4095)), "less than one block of 4096: choose a larger --length"),
+            ((512, Some(0)), "there are 0 bytes from offset 512 on"),
+            ((10_000 - 16, None), "multiples of 512 only"),
+            ((9728, None), "less than one block of 4096: choose a smaller --offset"),
+            ((9728, Some(272)), "less than one block of 4096: choose a smaller --offset"),
             ((10_001, None), "the export has 10000 bytes"),
             ((0, Some(10_001)), "the export has 10000 bytes"),
             ((256, None), "multiples of 512 only"),
         ] {
             assert!(range(10_000, part, 4096, 512).unwrap_err().contains(says), "{part:?}");
         }
+        let small = range(4095, (0, None), 4096, 512).unwrap_err();
+        assert!(small.contains("choose a smaller --bs"), "{small}");
     }
 }

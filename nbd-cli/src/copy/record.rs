@@ -1,13 +1,14 @@
 //! What an interrupted copy has got done: a small file, which is there as long as the destination is not complete.
 
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use nbd_blocking::Client;
 use serde_json::{Value, json};
@@ -33,6 +34,18 @@ pub(super) struct Record {
     size: u64,
     destination: Durable,
     marks: Mutex<Marks>,
+    /// Held by whoever brings the record up to date, so that a later one has more.
+    writing: Mutex<Writing>,
+    /// Nothing more is begun.
+    ends: AtomicBool,
+}
+
+/// Whether the record may be written.
+#[derive(Debug, PartialEq, Eq)]
+enum Writing {
+    Open,
+    /// A signal has had it written, and said what is in it.
+    Closed,
 }
 
 /// What of the destination is complete.
@@ -44,8 +57,6 @@ struct Marks {
     beyond: BTreeMap<u64, u64>,
     /// What the record says.
     recorded: u64,
-    /// The record is being written.
-    busy: bool,
     /// Why the destination could not be flushed. A system reports that once, so that no later flush says anything about
     /// what was written before.
     flush_failure: Option<String>,
@@ -169,7 +180,9 @@ impl Record {
                 }
             }
         }
-        let record = Self { path, sides, size, destination, marks: Mutex::new(marks) };
+        let marks = Mutex::new(marks);
+        let (writing, ends) = (Mutex::new(Writing::Open), AtomicBool::new(false));
+        let record = Self { path, sides, size, destination, marks, writing, ends };
         record.write(record.marks().reach)?;
         Ok(record)
     }
@@ -192,23 +205,41 @@ impl Record {
     pub(super) fn done(&self, offset: u64, length: u64) {
         let mut marks = self.marks();
         marks.add(offset, length);
-        let due = marks.reach - marks.recorded >= STEP;
-        if !due || core::mem::replace(&mut marks.busy, true) {
+        let is_due = |marks: &Marks| marks.reach - marks.recorded >= STEP;
+        let due = is_due(&marks);
+        drop(marks);
+        if !due {
             return;
         }
-        let reach = marks.reach;
-        drop(marks);
-        let recorded = match self.flush().and_then(|()| self.write(reach)) {
-            Ok(()) => Some(reach),
-            // A failed flush ends the copy by `check`. Without the record it begins earlier, which is no reason to fail.
-            Err(error) => {
-                tracing::warn!("{}", error.text());
-                None
-            }
+        // No thread waits for another one that is about to write it.
+        let mut writing = match self.writing.try_lock() {
+            Ok(writing) => writing,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
         };
-        let mut marks = self.marks();
-        marks.recorded = recorded.unwrap_or(marks.recorded);
-        marks.busy = false;
+        if !is_due(&self.marks()) {
+            return;
+        }
+        // A failed flush ends the copy by `check`. Without the record it begins earlier, which is no reason to fail.
+        if let Err(error) = self.update(&mut writing) {
+            tracing::warn!("{}", error.text());
+        }
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Writing> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes durable what is done, and records it.
+    fn update(&self, writing: &mut Writing) -> Result<(), Failure> {
+        if *writing == Writing::Closed {
+            return Ok(());
+        }
+        let reach = self.reach();
+        self.flush()?;
+        self.write(reach)?;
+        self.marks().recorded = reach;
+        Ok(())
     }
 
     /// Fails if the destination could not be flushed at any time.
@@ -229,11 +260,23 @@ impl Record {
     /// The copy has failed: records what is done and durable. After a flush that failed nothing more is known of that than
     /// what was recorded before.
     pub(super) fn interrupted(&self) -> Result<(), Failure> {
-        let reach = self.reach();
-        self.flush()?;
-        self.write(reach)?;
-        self.marks().recorded = reach;
-        Ok(())
+        self.update(&mut self.writing())
+    }
+
+    /// The same when a signal ends the copy, at whatever moment. From now on nothing is begun; and afterwards the record
+    /// stays as it is, so that what is said of it remains true.
+    pub(super) fn ends(&self) -> Result<(), Failure> {
+        self.ends.store(true, Ordering::Relaxed);
+        let mut writing = self.writing();
+        // What is in flight is finished by then, and is made durable by the second flush.
+        let result = self.flush().and_then(|()| self.update(&mut writing));
+        *writing = Writing::Closed;
+        result
+    }
+
+    /// Whether a signal ends the copy, so that nothing more is to be begun.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ends.load(Ordering::Relaxed)
     }
 
     /// Where a copy begins that goes on after an earlier one: the message for its user.
@@ -257,6 +300,10 @@ impl Record {
 
     /// What was copied is not what it should be: the next copy begins anew.
     pub(super) fn restart(&self) -> Result<(), Failure> {
+        let writing = self.writing();
+        if *writing == Writing::Closed {
+            return Ok(());
+        }
         *self.marks() = Marks::default();
         self.write(0)
     }
@@ -376,7 +423,8 @@ mod tests {
         let marks = Mutex::new(Marks::default());
         let destination = Durable::Disk(Disk::new(file, false).unwrap());
         let path = folder.join("to.nbd-copy");
-        Record { path, sides: json!({}), size: 2 * STEP, destination, marks }
+        let (writing, ends) = (Mutex::new(Writing::Open), AtomicBool::new(false));
+        Record { path, sides: json!({}), size: 2 * STEP, destination, marks, writing, ends }
     }
 
     fn recorded(record: &Record) -> u64 {
@@ -462,6 +510,23 @@ mod tests {
         assert_eq!((recorded(&record), record.reach()), (0, 0));
         record.complete().unwrap();
         assert!(read(&record.path).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_record_of_a_copy_that_a_signal_ends_stays_as_it_was_said_to_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("to");
+        let record = record(folder.path(), to.to_str().unwrap());
+        record.done(0, 5);
+        assert!(!record.is_ending());
+        record.ends().unwrap();
+        assert!(record.is_ending());
+        // Threads that are not through go on until the process ends.
+        record.done(5, STEP);
+        record.interrupted().unwrap();
+        record.restart().unwrap();
+        assert_eq!(recorded(&record), 5);
+        assert_eq!(record.hint().unwrap(), "the same command goes on after 5 B of 512.0 MiB");
     }
 
     #[test]

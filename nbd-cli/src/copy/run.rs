@@ -2,7 +2,7 @@
 
 use core::sync::atomic::AtomicU64;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 
 use nbd_blocking::Client;
@@ -51,6 +51,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         retries: arguments.retries.clone(),
         tls: arguments.tls.clone(),
     };
+    let recorded = Arc::new(OnceLock::new());
+    if arguments.resume {
+        record_when_signalled(&recorded)?;
+    }
     let source = Side::source(source, &wishes)?;
     if arguments.verify && source.is_stream() {
         return Err(Failure::usage(format!("--verify: {} can't be read twice", source.name)));
@@ -62,7 +66,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.resume {
         let paths = Paths { beside: record_path, wanted: arguments.record.clone() };
         let record = Arc::new(Record::resume(paths, &copy.source, &copy.destination)?);
-        record_when_signalled(&record)?;
+        // It is the only one to be set.
+        let _set = recorded.set(Arc::downgrade(&record));
         if let Some(text) = record.continues() {
             stderr::say(&text);
         }
@@ -74,13 +79,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     made.stays();
     let result = copy.carry_out();
     match record {
-        Some(record) if result.is_ok() => record.complete(),
-        Some(record) => {
+        Some(record) if result.is_err() => {
             // The failure of the copy is the one to be reported.
             let _best_effort = record.interrupted();
+            target::conclude();
             result.map_err(|failure| with_hint(failure, record.hint()))
         }
-        None => result,
+        _ => result,
     }
 }
 
@@ -116,16 +121,20 @@ impl Drop for Made<'_> {
     }
 }
 
-/// A signal that ends the copy has what is done recorded first.
-fn record_when_signalled(record: &Arc<Record>) -> Result<(), Failure> {
-    let record = Arc::downgrade(record);
+/// A signal that ends the copy has what is done recorded first, once there is a record.
+fn record_when_signalled(record: &Arc<OnceLock<Weak<Record>>>) -> Result<(), Failure> {
+    let record = Arc::clone(record);
     let interrupted = move || {
-        if let Some(record) = record.upgrade() {
-            let _best_effort = record.interrupted();
-            if let Some(hint) = record.hint() {
-                waiting::say(&format!("interrupted; {hint}"));
-            }
-        }
+        let Some(record) = record.get().and_then(Weak::upgrade) else {
+            return waiting::say("interrupted before the copy began");
+        };
+        waiting::say("interrupted: finishing what is in flight; a second signal ends this at once");
+        let failure = match record.ends() {
+            Ok(()) => String::new(),
+            Err(failure) => format!("{}; ", failure.text()),
+        };
+        let hint = record.hint().unwrap_or("the same command begins anew".into());
+        waiting::say(&format!("interrupted; {failure}{hint}"));
     };
     target::before_a_signal_ends_this(interrupted)
         .map_err(|error| Failure::failed(format!("cannot watch for signals: {error}")))
@@ -234,6 +243,11 @@ impl<'a> Copy<'a> {
                 record.restart()?;
             }
             verified?;
+        }
+        if let Some(record) = &self.record {
+            // Everything is durable. Once the connections are gone a signal could not have that recorded any more.
+            target::conclude();
+            record.complete()?;
         }
         self.disconnect();
         self.progress.done();

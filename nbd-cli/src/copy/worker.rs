@@ -204,6 +204,9 @@ impl<'a> Worker<'a> {
     /// Begins with the next job; `false` if there is none.
     fn begin(&mut self) -> Result<bool, CopyError> {
         let shared = self.shared;
+        if shared.record.as_ref().is_some_and(|record| record.is_ending()) {
+            return Ok(false);
+        }
         if shared.feed.is_stream() {
             // Reading may take its time.
             self.send();

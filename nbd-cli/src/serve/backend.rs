@@ -22,14 +22,14 @@ use super::volumes;
 use crate::exit::Failure;
 use crate::output::{quoted, shell_path};
 
-/// Finds out whether everything can be opened, without opening it for writing.
-pub(super) fn inspect(config: &Config) -> Result<(), Failure> {
+/// Finds out whether everything can be opened, without opening it for writing. Gives what is wrong.
+pub(super) fn inspect(config: &Config) -> Vec<Failure> {
     let mut files = Files::default();
-    for (index, export) in config.exports.iter().enumerate() {
-        let blame = |failure| config.source.blame(&format!("export.{index}"), failure);
-        inspect_one(config, export, &mut files).map_err(blame)?;
-    }
-    Ok(())
+    let inspect = |(index, export)| {
+        let failure = inspect_one(config, export, &mut files).err()?;
+        Some(config.source.blame(&format!("export.{index}"), failure))
+    };
+    config.exports.iter().enumerate().filter_map(inspect).collect()
 }
 
 fn inspect_one<'a>(
@@ -49,11 +49,13 @@ fn inspect_one<'a>(
         Backend::Volume(url) => return volumes::inspect(url),
         Backend::Object(_) => return open(&for_reading, config).map(drop),
     };
+    if is_only_read(export) {
+        return open(&for_reading, config).map(drop);
+    }
+    // One that is missing may be made, unlike one that is only read.
+    File::options().read_only(true).open(path).map_err(|error| cannot_open(&error))?;
     for_reading.read_only = true;
     open(&for_reading, config)?;
-    if is_only_read(export) {
-        return Ok(());
-    }
     access(path, Access::WRITE_OK).map_err(|error| {
         let shown = quoted(path.as_os_str());
         let remedy = config.source.word("--read-only", "read-only = true");
@@ -194,7 +196,14 @@ pub(super) fn open(export: &Export, config: &Config) -> Result<Disk, Failure> {
         }
         Backend::File(path) => {
             let file = File::options().read_only(is_only_read(export)).open(path);
-            let file = file.map_err(|error| cannot_open(&error))?;
+            let file = file.map_err(|error| match error.missing() {
+                // An empty one is not what is to be read.
+                Some(Missing::File) if is_only_read(export) => {
+                    let shown = quoted(path.as_os_str());
+                    Failure::failed(format!("cannot open {shown}: no such file; check the path"))
+                }
+                _ => cannot_open(&error),
+            })?;
             wrapped(file, Base::of(path), export, config)
         }
         Backend::Directory(_) => Err(Failure::failed("a directory is no disk")),

@@ -51,6 +51,12 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 const OBJECTS: [&str; 8] =
     ["s3://", "s3a://", "gs://", "az://", "abfs://", "azure://", "https://", "http://"];
 
+/// Whether a word means one disk that is no file.
+pub(crate) fn is_disk(word: &OsStr) -> bool {
+    let kinds = ["memory:", "volume:"];
+    kinds.iter().chain(&OBJECTS).any(|start| word.as_bytes().starts_with(start.as_bytes()))
+}
+
 /// `NAME=` in front of a backend. What is clearly a backend by itself has no name, so that paths may hold a `=`.
 fn split_name(word: &OsStr) -> (Option<&OsStr>, &OsStr) {
     let bytes = word.as_bytes();

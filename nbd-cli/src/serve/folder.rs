@@ -1,6 +1,7 @@
 //! The files of a directory as exports.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,9 +12,10 @@ use nbd_engine::export::{
 
 use super::backend;
 use super::config::{Config, Export};
+use super::denied;
 use super::layers::Base;
 use crate::exit::Failure;
-use crate::output::quoted;
+use crate::output::{quoted, shell_path};
 
 /// A directory that is open. Its files are opened as clients ask for them.
 #[derive(Debug)]
@@ -31,7 +33,12 @@ impl Folder {
     pub(super) fn open(path: &Path, export: &Export, config: &Config) -> Result<Self, Failure> {
         let directory = Directory::open(path).map_err(|error| {
             let shown = quoted(path.as_os_str());
-            Failure::failed(format!("cannot open the directory {shown}: {error}"))
+            let remedy = match error.kind() {
+                ErrorKind::NotFound => format!("; create it first: mkdir -p {}", shell_path(path)),
+                ErrorKind::NotADirectory => "; leave out dir: to serve a file".into(),
+                kind => denied::why(kind),
+            };
+            Failure::failed(format!("cannot open the directory {shown}: {error}{remedy}"))
         })?;
         let (export, source) = (export.clone(), config.source.clone());
         let folder = path.to_owned();

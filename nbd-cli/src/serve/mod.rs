@@ -43,7 +43,7 @@ pub(crate) use control::{
     Answer, CLEAR, Client, DISCONNECT, Disconnect, EXPORT_ADD, EXPORT_REMOVE, Export, ExportName,
     LIST, MAX_ANSWER, Named, RELOAD, Request, START, STATUS, STOP, Status, receive, send,
 };
-pub(crate) use export_word::export_of;
+pub(crate) use export_word::{export_of, is_disk};
 #[cfg(test)]
 pub(crate) use layers::Layer;
 pub(crate) use layers::beginnings as layers;

@@ -225,8 +225,10 @@ impl Setup<'_> {
 
 /// `--check`: what else can be found out without a change to anything.
 fn check(config: &Config) -> Result<(), Failure> {
-    backend::inspect(config)?;
-    server_config(config).map(drop)
+    let mut failures = backend::inspect(config);
+    failures.extend(server_config(config).err());
+    failures.truncate(config::MAX_FAULTS);
+    Failure::all(failures)
 }
 
 /// What the server is, besides its exports: access, TLS and limits.

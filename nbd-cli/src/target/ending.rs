@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Child, ExitStatus};
 use std::sync::mpsc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,21 @@ static RUNNING: Mutex<Option<Vec<Running>>> = Mutex::new(None);
 
 /// What is to be done before a signal ends this process.
 static LAST_ACT: Mutex<Option<Box<dyn FnOnce() + Send>>> = Mutex::new(None);
+
+/// What this process ends with, once that is decided.
+static END: OnceLock<End> = OnceLock::new();
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// What the command has come to.
+    Result,
+    Signal,
+}
+
+/// Whether this process ends that way: whichever is wanted first is it, and the other one does nothing any more.
+fn is_end(end: End) -> bool {
+    *END.get_or_init(|| end) == end
+}
 
 /// Whether a signal wants this process to end.
 static SIGNALLED: AtomicBool = AtomicBool::new(false);
@@ -137,8 +152,22 @@ pub(super) fn wait(
     }
 }
 
-/// Has something done before a signal ends this process, in place of what was to be done before. A second signal ends it
-/// without waiting for that.
+/// The command has its result, and this process is about to end with it. A signal that comes from now on has nothing done
+/// any more. After one that came before this never returns: it is the signal that ends this process.
+///
+/// Called before anything that only one of the two may do, such as to say that the command is complete. Further calls
+/// change nothing.
+pub(crate) fn conclude() {
+    if is_end(End::Result) {
+        return;
+    }
+    loop {
+        thread::park();
+    }
+}
+
+/// Has something done before a signal ends this process, in place of what was to be done before; nothing once the
+/// command [has its result](conclude). A second signal ends it without waiting for that.
 pub(crate) fn before_a_signal_ends_this(act: impl FnOnce() + Send + 'static) -> io::Result<()> {
     *LAST_ACT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(act));
     watch_signals()
@@ -162,13 +191,18 @@ pub(super) fn watch_signals() -> io::Result<()> {
     }
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])?;
     let run = move || {
-        if let Some(signal) = signals.forever().next() {
-            SIGNALLED.store(true, Ordering::Relaxed);
+        let Some(signal) = signals.forever().next() else { return };
+        SIGNALLED.store(true, Ordering::Relaxed);
+        if is_end(End::Signal) {
             last_act(|| signals.pending().next().is_some());
             // Held to the end: a thread that wants to start or stop a server now waits for the end of all.
             let mut servers = self::servers();
             let running = servers.take().unwrap_or_default();
             stop(running, || signals.pending().next().is_some());
+            std::process::exit(128 + signal);
+        }
+        // The command ends this process, unless something keeps it from that.
+        if let Some(signal) = signals.forever().next() {
             std::process::exit(128 + signal);
         }
     };

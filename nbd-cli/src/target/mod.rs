@@ -24,12 +24,13 @@ use crate::exit::Failure;
 use crate::output::{self, printable};
 use crate::quantity;
 use crate::retries::{Retries, may_pass};
+use crate::serve;
 use crate::tls::TlsArguments;
 use crate::waiting::{self, Watched};
 use ssh::{Bridge, Remote};
 use subprocess::Subprocess;
 
-pub(crate) use ending::before_a_signal_ends_this;
+pub(crate) use ending::{before_a_signal_ends_this, conclude};
 pub(crate) use holders::OpenFile;
 pub(crate) use words::{Place, arguments, is_uri, places};
 
@@ -96,6 +97,9 @@ pub(crate) fn path(word: &OsStr) -> Result<Option<&Path>, Failure> {
     if is_uri && full {
         return Ok(None);
     }
+    if let Some(hint) = served_by(word) {
+        return Err(Failure::usage(format!("'{}' is no file: {hint}", path.display())));
+    }
     // A link that leads nowhere counts as well.
     if !is_uri && (meant.is_none() || path.symlink_metadata().is_ok()) {
         return Ok(Some(path));
@@ -107,6 +111,13 @@ pub(crate) fn path(word: &OsStr) -> Result<Option<&Path>, Failure> {
         output::shell_word(meant.as_ref()),
         output::shell_word(Path::new(".").join(path).as_ref()),
     )))
+}
+
+/// What to give for a word that means a disk to `nbd serve` alone, such as `memory:1G`; `None` if there is such a file.
+fn served_by(word: &OsStr) -> Option<String> {
+    let is_file = Path::new(word).symlink_metadata().is_ok();
+    let shown = output::shell_word(word);
+    (!is_file && serve::is_disk(word)).then(|| format!("give [ nbd serve {shown} ] in its place"))
 }
 
 /// A server, and the export on it. A command that was started for it is stopped when this is dropped.
@@ -148,6 +159,11 @@ impl Target {
                     if let Some(meant) = words::meant_uri(word) {
                         let uri = output::shell_word(meant.as_ref());
                         return Failure::usage(format!("{place} is not an NBD URI: give {uri}"));
+                    }
+                    // Of a server on the web no more is known than that it is none of ours.
+                    let is_web = word.as_encoded_bytes().starts_with(b"http");
+                    if let Some(hint) = served_by(word).filter(|_| !is_web) {
+                        return Failure::usage(format!("{place} is not an NBD URI: {hint}"));
                     }
                     if !is_uri(word) && Path::new(word).is_file() {
                         let shown = output::shell_path(Path::new(word));
@@ -362,6 +378,50 @@ pub(crate) struct Names {
 impl Names {
     /// A message in which the server has its name.
     pub(crate) fn put(&self, text: &str) -> String {
+        // A server that is called by its URI has its name, of which the URI without an export may be the beginning.
+        if self.uris.contains(&self.name) {
+            return text.to_owned();
+        }
         self.uris.iter().fold(text.to_owned(), |text, uri| text.replace(uri, &self.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nbd_testkit::cases;
+
+    use super::*;
+
+    /// The URI of the server alone is the beginning of that of an export.
+    #[test]
+    fn a_server_has_its_name_once_whatever_its_export_is_called() {
+        const SERVERS: [&str; 6] = [
+            "nbd://127.0.0.1:10810",
+            "nbd://[::1]",
+            "nbds://host:1",
+            "nbd+unix:///?socket=/run/a",
+            "nbds+unix:///?socket=b",
+            "nbd+unix:///?socket=@c",
+        ];
+        cases(200, |random| {
+            let length = random.below(4);
+            let of = ['e', '/', ':', '1', ' ', '?', '\u{e9}', '%'];
+            let export: String = (0..length).map(|_| random.of(&of)).collect();
+            let uri: Uri = random.of(&SERVERS).parse().unwrap();
+            let uri = uri.with_export(&export).unwrap();
+            let command = "[ nbd serve disk ]".to_owned();
+            let target = Target::new(uri, None, Duration::ZERO);
+            let mut names = target.names();
+            for shown in names.uris.clone() {
+                let text = format!("the connection to {shown} was lost");
+                assert_eq!(names.put(&text), text);
+                assert_eq!(names.put(&names.put(&text)), text);
+            }
+            // A private socket is not shown, whichever of the two is meant.
+            names.name.clone_from(&command);
+            let [uri, server] = names.uris.clone();
+            let text = format!("{uri} or {server}:");
+            assert_eq!(names.put(&text), format!("{command} or {command}:"));
+        });
     }
 }

@@ -44,6 +44,8 @@ const LINES: &[&str] = &[
     "nbd serve s3:bucket/disk",
     "nbd serve curl url=https://host/disk.img",
     "nbd serve missing.img",
+    "nbd serve -r missing.img",
+    "nbd serve --check a=missing.img b=gone.img",
     "nbd serve missing/disk.img",
     "nbd serve /dev/no-such-disk",
     "nbd serve folder",
@@ -111,6 +113,7 @@ const LINES: &[&str] = &[
     "nbd serve --sandbox require --pid-file pid",
     "nbd serve --take-over control --track b disk.img",
     "nbd serve --config missing.toml",
+    "nbd serve --config folder",
     "nbd serve --config nbd.toml disk.img",
     "nbd serve --config nbd.toml --port 1",
     "nbd serve --take-over control --config tracked.toml",
@@ -160,6 +163,9 @@ const LINES: &[&str] = &[
     "nbd copy disk.img",
     "nbd copy disk.img disk.img",
     "nbd copy null: copy.img",
+    "nbd copy memory:5M copy.img",
+    "nbd copy disk.img memory:5M",
+    "nbd info memory:5M",
     "nbd copy missing.img copy.img",
     "nbd copy folder copy.img",
     "nbd copy disk.img folder",
@@ -192,6 +198,8 @@ const LINES: &[&str] = &[
     "nbd bench --rw write --destructive [ nbd serve -r memory:1M ]",
     "nbd bench --bs 1M --depth 65536 --connections 64 [ nbd serve memory:4M ]",
     "nbd bench --bs 1M [ nbd serve disk.img ]",
+    "nbd bench --offset 1M [ nbd serve memory:1M ]",
+    "nbd bench --length 3 [ nbd serve memory:1M ]",
     "nbd bench --bs 3 [ nbd serve --block-size 512 memory:1M ]",
     "nbd bench --time 0 nbd://localhost",
     "nbd resize nbd://localhost",
@@ -241,6 +249,7 @@ const LINES: &[&str] = &[
     "nbd copy -O qcow2 disk.img copy.img",
     "nbd dump --offset 1 nbd://127.0.0.1:1 1",
     "nbd info --retries x nbd://127.0.0.1:1",
+    "nbd info --retries -1 nbd://127.0.0.1:1",
     "nbd info --retries 4294967296 nbd://127.0.0.1:1",
     "nbd cert --days 0 certificates",
     "nbd info htp://host",
@@ -303,6 +312,8 @@ const CONFIGURATIONS: &[&str] = &[
     "[[export]]\nmemory = '1M'\nvolume-exclusive = true",
     "[[export]]\nvolume = 's3://bucket/disk'\nvolume-lease = '999ms'",
     "[[export]]\nfile = 'disk.img'\n[[export]",
+    "[[export]]\nname = 'a'\nfile = 'missing.img'\n[[export]]\nfile = 'disk.img'\n\
+     [[export]]\nname = 'b'\nread-only = true\nfile = 'gone.img'\n[[export]]\nname = 'c'\ndirectory = 'nowhere'",
 ];
 
 /// What the sources refuse and no line here shows: a part of the text, and why.

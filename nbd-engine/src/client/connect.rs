@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -282,8 +283,8 @@ fn through_its_folder(
 }
 
 /// Connects to a Unix socket: a path, or an abstract name behind a NUL.
-async fn connect_unix(runtime: &impl Runtime, socket: &[u8]) -> io::Result<UnixStream> {
-    let (address, _folder) = unix_address(socket)?;
+async fn connect_unix(runtime: &impl Runtime, path: &[u8]) -> io::Result<UnixStream> {
+    let (address, _folder) = unix_address(path)?;
     loop {
         let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
         let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
@@ -292,7 +293,19 @@ async fn connect_unix(runtime: &impl Runtime, socket: &[u8]) -> io::Result<UnixS
         match rustix::net::connect(&stream, &address) {
             Ok(()) => return Ok(stream),
             Err(Errno::AGAIN) => runtime.sleep(BUSY).await,
+            Err(Errno::CONNREFUSED) if is_other_file(path) => return Err(not_a_socket()),
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Whether there is something at that path that is no socket: the system reports it as a socket that nobody listens on.
+fn is_other_file(path: &[u8]) -> bool {
+    let metadata = std::fs::metadata(Path::new(OsStr::from_bytes(path)));
+    metadata.is_ok_and(|metadata| !metadata.file_type().is_socket())
+}
+
+fn not_a_socket() -> io::Error {
+    let text = "it is not a socket; give the path of the socket that the server listens on";
+    io::Error::new(io::ErrorKind::InvalidInput, text)
 }

@@ -25,7 +25,7 @@ pub(crate) use model::{
 #[cfg(any(feature = "tls", test))]
 pub(crate) use model::{Tls, TlsMode};
 pub(crate) use print::print;
-pub(crate) use read::load;
+pub(crate) use read::{MAX_FAULTS, load};
 pub(crate) use source::Source;
 #[cfg(target_os = "linux")]
 pub(crate) use words::VsockAddress;

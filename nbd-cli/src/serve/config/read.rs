@@ -16,12 +16,13 @@ use super::source::Source;
 use super::{Config, check};
 use crate::exit::{Failure, Fault};
 use crate::output::quoted;
+use crate::serve::denied;
 
 /// Bytes of a file, of which there are some thousand exports in.
 const MAX_LENGTH: u64 = 4 << 20;
 
 /// Faults that are reported at once.
-const MAX_FAULTS: usize = 20;
+pub(crate) const MAX_FAULTS: usize = 20;
 
 /// Reads a file, and checks it by the rules that need nothing but itself.
 ///
@@ -37,7 +38,13 @@ pub(crate) fn load(path: &Path) -> Result<Config, Failure> {
 fn text(path: &Path) -> Result<String, Failure> {
     let shown = quoted(path.as_os_str());
     let failed = |error: io::Error| {
-        Failure::failed(format!("cannot read the configuration {shown}: {error}"))
+        let remedy = match error.kind() {
+            io::ErrorKind::NotFound => "; check the path",
+            io::ErrorKind::IsADirectory => "; name a file in it",
+            _ => "",
+        };
+        let denied = denied::why(error.kind());
+        Failure::failed(format!("cannot read the configuration {shown}: {error}{remedy}{denied}"))
     };
     let mut bytes = Vec::new();
     let file = fs::File::open(path).map_err(failed)?;

@@ -1,0 +1,123 @@
+//! `nbd copy` that a signal comes upon at any moment: it is complete, or interrupted.
+
+#[path = "copy/support.rs"]
+#[allow(dead_code, reason = "it is shared with the other tests of copies")]
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+use std::thread;
+
+use nbd_testkit::process::Background;
+use nbd_testkit::server::nbd_binary;
+use nbd_testkit::{Random, cases};
+use support::{Folder, MIB, SOON, assert_same, noise, read, try_copy};
+
+const SIZE: usize = 8 * MIB;
+const FINISHING: &str =
+    "nbd: interrupted: finishing what is in flight; a second signal ends this at once\n";
+const NOT_BEGUN: &str = "nbd: interrupted before the copy began\n";
+
+/// A server of a file that takes its time, and its URI.
+fn serve(folder: &Folder, file: &str) -> (Background, String) {
+    let socket = folder.text(&format!("{file}.sock"));
+    let mut command = Command::new(nbd_binary());
+    command.args(["serve", "--layer", "rate:32M", "-U", &socket, &folder.text(file)]);
+    let server = Background::spawn(&mut command).unwrap();
+    assert!(server.next_line(SOON).is_some(), "{}", server.stderr());
+    (server, format!("nbd+unix:///?socket={socket}"))
+}
+
+/// Runs a copy, and interrupts it when so many blocks of its destination are there, if it does not end before.
+fn interrupted(words: &[&str], destination: &str, blocks: u64) -> (ExitStatus, String) {
+    let mut command = Command::new(nbd_binary());
+    let mut copying = Background::spawn(command.arg("copy").args(words)).unwrap();
+    let written = || fs::metadata(destination).map_or(0, |metadata| metadata.blocks());
+    while written() < blocks && copying.is_running() {
+        thread::yield_now();
+    }
+    copying.interrupt();
+    let status = copying.wait_exit(SOON).expect("it ends");
+    (status, copying.stderr())
+}
+
+/// Most moments are in the middle. What is special is the end.
+fn some_blocks(random: &mut Random) -> u64 {
+    let all = SIZE as u64 / 512;
+    if random.one_in(2) { all - random.below(64) } else { random.below(all) }
+}
+
+#[test]
+fn a_copy_with_a_record_is_complete_or_goes_on() {
+    cases(16, |random| {
+        let folder = Folder::new();
+        let data = noise(SIZE);
+        folder.file("from", &data);
+        let (to, record) = (folder.text("to"), folder.text("record"));
+        let (_source, from) = serve(&folder, "from");
+        // Onto a file, whose record is beside it, or onto a server, which may have much in flight.
+        let (record, onto) = match random.one_in(2) {
+            true => (folder.text("to.nbd-copy"), None),
+            false => {
+                fs::File::create(&to).unwrap().set_len(SIZE as u64).unwrap();
+                (record, Some(serve(&folder, "to")))
+            }
+        };
+        let words: &[&str] = match &onto {
+            None => &["--resume", &from, &to],
+            Some((_server, onto)) => &["--resume", "--record", &record, &from, onto],
+        };
+        let (status, said) = interrupted(words, &to, some_blocks(random));
+        let is_recorded = fs::metadata(&record).is_ok();
+        match status.code() {
+            Some(0) => {
+                assert_eq!((said.as_str(), is_recorded), ("", false));
+                return assert_same(&read(&to), &data);
+            }
+            Some(130) if said == NOT_BEGUN => {}
+            Some(130) => {
+                assert!(is_recorded, "{said}");
+                let last = said.strip_prefix(FINISHING).expect(&said);
+                assert!(last.starts_with("nbd: interrupted; the same command "), "{said}");
+                assert!(
+                    last.ends_with(" of 8.0 MiB\n") || last.ends_with("begins anew\n"),
+                    "{said}"
+                );
+            }
+            // It did not watch for signals yet.
+            _ => assert_eq!((status.signal(), said.as_str(), is_recorded), (Some(2), "", false)),
+        }
+        let finished = try_copy(words);
+        // It goes on where it was said.
+        let after = said.split_once("goes on after ").map(|(_, after)| after);
+        let goes_on =
+            after.map(|after| format!("nbd: going on with the interrupted copy after {after}"));
+        assert_eq!(finished.stderr, goes_on.unwrap_or_default());
+        finished.success();
+        assert_same(&read(&to), &data);
+        assert!(fs::metadata(&record).is_err());
+    });
+}
+
+#[test]
+fn a_copy_without_a_record_is_complete_or_no_success() {
+    cases(8, |random| {
+        let folder = Folder::new();
+        let data = noise(SIZE);
+        let (disk, to) = (folder.file("from", &data), folder.text("to"));
+        let (_source, from) = serve(&folder, "from");
+        let command = ["[", "nbd", "serve", "--layer", "rate:32M", &disk, "]", &to];
+        let nbd = nbd_binary().display().to_string();
+        let command = command.map(|word| if word == "nbd" { &nbd } else { word });
+        // A server that was started for it is stopped first.
+        let words: &[&str] = if random.one_in(2) { &[&from, &to] } else { &command };
+        let (status, said) = interrupted(words, &to, some_blocks(random));
+        assert_eq!(said, "");
+        match status.code() {
+            Some(0) => assert_same(&read(&to), &data),
+            code => assert!(code == Some(130) || status.signal() == Some(2), "{status}"),
+        }
+    });
+}
