@@ -24,8 +24,7 @@ pub(super) fn confirm(about: &Info, snapshot: Option<&str>) -> Result<(), Failur
 
 /// Asks whether a volume is to lose its end.
 pub(super) fn confirm_shrinking(about: &Info, size: u64) -> Result<(), Failure> {
-    let what =
-        format!("{} from {} to {size} bytes, by which its end is lost", about.url, about.size);
+    let what = format!("{} from {} to {size} bytes", about.url, about.size);
     ask("Shrink", &what)
 }
 
