@@ -87,6 +87,24 @@ fn a_volume_keeps_what_was_written_over_servers_snapshots_and_clones() {
     assert_eq!(list[0]["url"], url);
     let refused = nbd(&["volume", "delete", "--yes", &url]).failure();
     assert!(refused.contains("delete the clones first"), "{refused}");
+    let taken = nbd(&["volume", "snapshot", &url, "monday"]);
+    assert_eq!(taken.status.code(), Some(1));
+    let nothing = format!("{url}-of-nothing");
+    for command in [
+        &["info", &nothing][..],
+        &["resize", &nothing, "1G"],
+        &["snapshot", &nothing, "x"],
+        &["clone", &nothing, &copy],
+        &["check", &nothing],
+        &["delete", "--yes", &nothing],
+    ] {
+        let refused = nbd(&[&["volume"], command].concat()).failure();
+        assert!(refused.contains("there is no volume at"), "{command:?}: {refused}");
+    }
+    let asked = nbd(&["volume", "resize", &url, "1M"]).failure();
+    assert!(asked.contains("to shrink") && asked.contains("--yes"), "{asked}");
+    nbd(&["volume", "resize", "--yes", &url, "1M"]).success();
+    nbd(&["volume", "resize", &url, "64M"]).success();
     let asked = nbd(&["volume", "delete", &copy]).failure();
     assert!(asked.contains("--yes"), "{asked}");
     nbd(&["volume", "delete", "--yes", &copy]).success();
@@ -115,6 +133,52 @@ fn a_second_server_takes_over_and_clients_of_the_first_are_disconnected() {
     late.finish();
     client.wire().set_timeout(LIMIT);
     client.wire().drain_to_eof();
+    // It stays, and says so to those who come late.
+    let refused = nbd(&["info", &first.uri("")]).failure();
+    assert!(refused.contains("does not serve the volume any more"), "{refused}");
+}
+
+#[test]
+fn what_waiting_does_not_repair_is_reported_at_once_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().display();
+    std::fs::write(format!("{folder}/file"), b"").unwrap();
+    for (url, expected) in [
+        (format!("file://{folder}/file/v"), "choose another directory"),
+        ("file:///proc/no/v".to_owned(), "choose another one"),
+        (format!("file://{folder}/x#y"), "write %23"),
+    ] {
+        let refused = nbd(&["volume", "create", &url, "--size", "1M"]).failure();
+        assert!(refused.contains(expected) && !refused.contains("gave up"), "{refused}");
+    }
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = format!("http://127.0.0.1:{port}");
+    let refused = nbd(&["serve", "--port", "0", &format!("{server}/disk.raw")]).failure();
+    assert!(refused.contains(&format!("{server} refuses the connection")), "{refused}");
+    assert!(!refused.contains("retries"), "{refused}");
+}
+
+#[test]
+fn names_of_any_characters_are_listed_as_urls_that_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = format!("file://{}", folder.path().display());
+    let names = ["x%25", "x%2525", "B%C3%BCro/mail%40home", "a%20b%23c"];
+    let urls = names.map(|name| format!("{root}/{name}"));
+    for url in &urls {
+        nbd(&["volume", "create", url, "--size", "1M"]).success();
+    }
+    let listed = nbd(&["volume", "list", &root]).success();
+    let mut expected = urls.clone();
+    expected.sort();
+    assert_eq!(listed.lines().collect::<Vec<_>>(), expected);
+    for url in listed.lines() {
+        nbd(&["volume", "delete", "--yes", url]).success();
+    }
+    let left = std::fs::read_dir(folder.path()).unwrap().flatten();
+    let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+    // What holds the volume of that name is not its own.
+    assert_eq!(left, ["B\u{fc}ro"]);
 }
 
 #[test]

@@ -251,11 +251,48 @@ impl Error {
             };
             return Self::Refused { url, reason, remedy };
         }
+        if let Some(remedy) = of_directory(error) {
+            let reason = reason.trim_start_matches("Generic LocalFileSystem error: ");
+            return Self::Store { url, doing, reason: format!("{reason}; {remedy}") };
+        }
         let reason = match is_of_another_region(&reason) && !url.starts_with("http") {
             true => format!("{reason}; set AWS_REGION to the region of the bucket"),
             false => reason,
         };
         Self::Store { url, doing, reason }
+    }
+}
+
+/// What to do about a failure of a local directory that waiting does not repair. None for others, such as a full disk.
+fn of_directory(error: &object_store::Error) -> Option<&'static str> {
+    use rustix::io::Errno;
+    let object_store::Error::Generic { store: "LocalFileSystem", source } = error else {
+        return None;
+    };
+    let mut next: Option<&(dyn core::error::Error + 'static)> = Some(&**source);
+    let failed = loop {
+        let error = next?;
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            break error;
+        }
+        next = error.source();
+    };
+    match Errno::from_io_error(failed)? {
+        Errno::ACCESS | Errno::PERM => {
+            Some("choose a directory that this user may write, or have its owner allow that")
+        }
+        Errno::ROFS => Some("the file system is read-only: choose a directory on another one"),
+        Errno::NOTDIR | Errno::ISDIR => {
+            Some("a file is where a directory is needed, or the reverse: choose another directory")
+        }
+        Errno::NAMETOOLONG | Errno::INVAL | Errno::LOOP => {
+            Some("the file system does not take such a path: choose another directory")
+        }
+        // Files are made again after others have removed their directory.
+        Errno::NOENT if source.to_string().contains("create dir") => {
+            Some("no directory can be made there: choose another one")
+        }
+        _ => None,
     }
 }
 
@@ -283,7 +320,9 @@ pub(crate) fn is_lasting(error: &object_store::Error) -> bool {
         // The rest has no kind of its own.
         _ => {
             let reason = chain(error);
-            is_of_another_region(&reason) || is_refused_for_good(&reason)
+            is_of_another_region(&reason)
+                || is_refused_for_good(&reason)
+                || of_directory(error).is_some()
         }
     }
 }
@@ -316,10 +355,61 @@ pub(crate) fn chain(error: &(dyn core::error::Error + 'static)) -> String {
         }
         below = error.source();
     }
-    let line = one_line(&text);
+    let line = without_retries(&one_line(&text));
+    if let Some(text) = of_connecting(&line) {
+        return text;
+    }
     match INSTANCE_SERVICES.iter().any(|service| line.contains(service)) {
         true => format!("{line}; this machine is given no credentials: {CREDENTIALS}"),
         false => line,
+    }
+}
+
+/// The text without the client library's account of how it has repeated a request, which says nothing of how long anything
+/// was tried here.
+fn without_retries(line: &str) -> String {
+    const LAST: &str = "retry_timeout: ";
+    let cut = line.find(LAST).and_then(|last| {
+        let start = line[..last].rfind(" in ")?;
+        let end = last + line[last..].find(" - ")?;
+        Some((start, end + " - ".len()))
+    });
+    match cut {
+        Some((start, end)) => format!("{}: {}", &line[..start], &line[end..]),
+        None => line.to_owned(),
+    }
+}
+
+/// What is the matter with a server to which there is no connection, in words. None for other failures, and for the
+/// services that clouds have for their instances.
+fn of_connecting(line: &str) -> Option<String> {
+    if INSTANCE_SERVICES.iter().any(|service| line.contains(service)) {
+        return None;
+    }
+    let start = ["https://", "http://"].iter().filter_map(|scheme| line.find(scheme)).min()?;
+    let authority = line[start..].find("://")? + "://".len();
+    let ends = |c: char| c == '/' || c == ')' || c == ',' || c.is_whitespace();
+    let end = line[start + authority..].find(ends).unwrap_or(line.len() - start - authority);
+    let server = line[start..start + authority + end].trim_end_matches(':');
+    let variable = match line.contains("Generic S3 error") {
+        true => " (AWS_ENDPOINT_URL)",
+        false => "",
+    };
+    let is = |texts: &[&str]| texts.iter().any(|text| line.contains(text));
+    if is(&["Connection refused"]) {
+        Some(format!(
+            "{server} refuses the connection: is the server running, and is the address{variable} right?"
+        ))
+    } else if is(&["dns error", "failed to lookup address"]) {
+        Some(format!(
+            "the host of {server} has no address: is its name{variable} right, and does this machine reach its DNS?"
+        ))
+    } else if is(&["Network is unreachable", "No route to host"]) {
+        Some(format!(
+            "there is no route to {server}: is the address{variable} right, and is this machine's network up?"
+        ))
+    } else {
+        None
     }
 }
 
@@ -393,6 +483,50 @@ mod tests {
         let outer =
             object_store::Error::Generic { store: "S3", source: Box::from(asked.to_owned()) };
         assert!(chain(&outer).contains("AWS_ACCESS_KEY_ID"), "{}", chain(&outer));
+    }
+
+    #[test]
+    fn a_server_to_which_there_is_no_connection_is_reported_in_words() {
+        let failure = |text: &str| {
+            let store = if text.contains("bucket") { "S3" } else { "HTTP" };
+            chain(&object_store::Error::Generic { store, source: Box::from(text.to_owned()) })
+        };
+        let tried = "in 312.6ms, after 2 retries, max_retries: 2, retry_timeout: 20s  - HTTP error: error sending request";
+        assert_eq!(
+            failure(&format!(
+                "Error performing GET http://127.0.0.1:9999/d.raw {tried}: tcp connect error: Connection refused (os error 111)"
+            )),
+            "http://127.0.0.1:9999 refuses the connection: is the server running, and is the address right?"
+        );
+        let text = failure(&format!(
+            "Error performing PUT http://s3.invalid/bucket/v {tried}: dns error: failed to lookup address information"
+        ));
+        assert!(
+            text.contains("host of http://s3.invalid has") && text.contains("AWS_ENDPOINT_URL")
+        );
+        assert_eq!(
+            failure(&format!("Error performing GET https://host/d.raw {tried}: reset")),
+            "Generic HTTP error: Error performing GET https://host/d.raw: HTTP error: error sending request: reset"
+        );
+    }
+
+    #[test]
+    fn a_directory_that_can_not_be_written_is_not_waited_for() {
+        let url = "file:///srv/v";
+        for (error, expected) in [
+            (rustix::io::Errno::ACCESS, Some("this user may write")),
+            (rustix::io::Errno::ROFS, Some("read-only")),
+            (rustix::io::Errno::NOTDIR, Some("choose another directory")),
+            (rustix::io::Errno::NOSPC, None),
+            (rustix::io::Errno::IO, None),
+        ] {
+            let source: Box<dyn core::error::Error + Send + Sync> =
+                Box::new(std::io::Error::from(error));
+            let error = object_store::Error::Generic { store: "LocalFileSystem", source };
+            assert_eq!(is_lasting(&error), expected.is_some());
+            let text = Error::store(url, "write to", &error).to_string();
+            assert!(text.contains(expected.unwrap_or(url)), "{text}");
+        }
     }
 
     #[test]

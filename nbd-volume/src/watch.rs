@@ -46,7 +46,10 @@ pub(crate) async fn watch(shared: Weak<Shared>, db: Db, interval: Duration) {
         if let Some(lost) = lost {
             volume.release();
             if volume.lease.lose(lost.clone()) && lost != Lost::Closed {
-                tracing::error!("{}: its clients are disconnected", volume.lost_text(&lost));
+                tracing::error!(
+                    "{}: its clients are disconnected, and none may enter any more; to serve it here, start the server anew",
+                    volume.lost_text(&lost)
+                );
             }
             return;
         }

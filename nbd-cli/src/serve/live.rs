@@ -37,6 +37,8 @@ struct Served {
     /// Exports with names of their own, which go before files of the same name.
     map: ExportMap,
     folders: Vec<Arc<Disk>>,
+    /// Those that another server may take over.
+    volumes: Vec<Arc<Disk>>,
 }
 
 /// An export, and what it is made of.
@@ -217,12 +219,23 @@ impl Served {
     fn of(disks: &[Arc<Disk>]) -> Self {
         let mut served = Self::default();
         for disk in disks {
+            if disk.opened.volume.is_some() {
+                served.volumes.push(Arc::clone(disk));
+            }
             match &disk.what {
                 What::Entry(entry) => served.map = served.map.with_entry(entry.clone()),
                 What::Files(_) => served.folders.push(Arc::clone(disk)),
             }
         }
         served
+    }
+
+    /// Whether that is a volume that another server has taken over, or that has failed.
+    fn is_lost(&self, entry: &ExportEntry) -> bool {
+        self.volumes.iter().any(|disk| {
+            matches!(&disk.what, What::Entry(volume) if volume.name() == entry.name())
+                && disk.opened.withdrawal.is_withdrawn()
+        })
     }
 
     /// The export that has that name by itself.
@@ -366,6 +379,12 @@ impl Exports for Live {
     async fn find(&self, lookup: &Lookup<'_>) -> Result<ExportEntry, Refusal> {
         let served = self.served();
         if let Some(entry) = served.map.get(lookup.name) {
+            if served.is_lost(entry) {
+                return Err(Refusal::shutting_down(
+                    "this server does not serve the volume any more: another server has taken it over, or it failed, as the \
+                     log of this server says",
+                ));
+            }
             return Ok(entry.clone());
         }
         for folder in &served.folders {

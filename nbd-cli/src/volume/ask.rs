@@ -19,16 +19,27 @@ pub(super) fn confirm(about: &Info, snapshot: Option<&str>) -> Result<(), Failur
             format!("{}, {} bytes with {snapshots}", about.url, about.size)
         }
     };
+    ask("Delete", &what)
+}
+
+/// Asks whether a volume is to lose its end.
+pub(super) fn confirm_shrinking(about: &Info, size: u64) -> Result<(), Failure> {
+    let what = format!("{} from {} to {size} bytes", about.url, about.size);
+    ask("Shrink", &what)
+}
+
+fn ask(verb: &str, what: &str) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
-        return Err(Failure::usage(format!("to delete {what} without being asked, give --yes")));
+        let verb = verb.to_lowercase();
+        return Err(Failure::usage(format!("to {verb} {what} without being asked, give --yes")));
     }
     let mut terminal = io::stderr();
-    let asked = write!(terminal, "Delete {what}? Type yes: ").and_then(|()| terminal.flush());
+    let asked = write!(terminal, "{verb} {what}? Type yes: ").and_then(|()| terminal.flush());
     let mut answer = String::new();
     let answered = asked.and_then(|()| io::stdin().read_line(&mut answer));
     match answered {
         Ok(_) if answer.trim() == "yes" => Ok(()),
-        Ok(_) => Err(Failure::failed("nothing was deleted")),
-        Err(error) => Err(Failure::failed(format!("nothing was deleted: cannot ask: {error}"))),
+        Ok(_) => Err(Failure::failed("nothing was changed")),
+        Err(error) => Err(Failure::failed(format!("nothing was changed: cannot ask: {error}"))),
     }
 }

@@ -65,7 +65,7 @@ enum Action {
     },
     /// Change the size of a volume; what is added reads as zeroes, what is cut off is gone
     ///
-    /// A server that has the volume open does it.
+    /// A server that has the volume open does it. Asks before it makes a volume smaller, unless there is --yes.
     #[command(display_name = crate::NAME)]
     Resize {
         /// The volume
@@ -73,6 +73,9 @@ enum Action {
         /// The new size: bytes, or a number with a suffix such as 512M, 10G or 1T
         #[arg(value_parser = quantity::size)]
         size: u64,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
     /// Keep what a volume holds now, under a name, for nbd serve volume:URL@NAME
     ///
@@ -138,7 +141,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             let about = wait(nbd_volume::info(&location(url)?))?;
             output::write(|out| show::info(out, &about, *json))
         }
-        Action::Resize { url, size } => wait(nbd_volume::resize(&location(url)?, *size)),
+        Action::Resize { url, size, yes } => {
+            let location = location(url)?;
+            // A size of 0 is refused.
+            if !yes && *size > 0 {
+                let about = wait(nbd_volume::info(&location))?;
+                if *size < about.size {
+                    ask::confirm_shrinking(&about, *size)?;
+                }
+            }
+            wait(nbd_volume::resize(&location, *size))
+        }
         Action::Snapshot { url, name } => wait(nbd_volume::snapshot(&location(url)?, name)),
         Action::Clone { from, to } => {
             let (from, snapshot) = split_snapshot(from);
@@ -158,7 +171,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             let location = location(volume)?;
             if !yes {
                 let about = wait(nbd_volume::info(&location))?;
-                ask::confirm(&about, snapshot)?;
+                // One that is not there is an error, and no question.
+                if snapshot.is_none_or(|name| about.snapshots.iter().any(|one| one.name == name)) {
+                    ask::confirm(&about, snapshot)?;
+                }
             }
             match snapshot {
                 None => wait(nbd_volume::delete(&location)),

@@ -193,7 +193,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     // Volumes, which are another build: tests/volume.rs.
     (" has no snapshot '", "tests/volume.rs"),
     ("to serve a volume is to take it over", "tests/volume.rs"),
-    ("nothing was deleted", "takes a terminal"),
+    ("nothing was changed", "takes a terminal"),
 ];
 
 #[cfg(feature = "tls")]

@@ -334,6 +334,6 @@ fn what_can_not_be_opened_is_refused_with_what_to_do() {
         with(&to_itself, "redirect").await;
         drop(server);
         let error = open("http://127.0.0.1:1/disk?secret").await.unwrap_err().to_string();
-        assert!(error.contains("refused") && !error.contains("secret"), "{error}");
+        assert!(error.contains("refuses the connection") && !error.contains("secret"), "{error}");
     });
 }
