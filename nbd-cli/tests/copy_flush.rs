@@ -109,6 +109,6 @@ fn a_copy_that_may_reconnect_ends_with_a_flush_and_others_do_if_they_are_asked_t
         let script = if flushes { script.request(Cmd::FLUSH).obey() } else { script };
         let server = ScriptedServer::unix([script.header(Cmd::DISC)]);
         copy(&[more, &["-C", "1", &source, &server.endpoint().uri("")]].concat());
-        server.finish();
+        assert!(server.finish().iter().all(|report| !report.left), "that was all of it");
     }
 }
