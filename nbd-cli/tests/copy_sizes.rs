@@ -9,6 +9,8 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 
 use nbd_testkit::process::run;
+use nbd_testkit::raw::{Cmd, Mode};
+use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 use nbd_testkit::server::{Runtime, Setup, Transport, nbd_binary};
 use support::{Folder, MIB, SOON, assert_same, copy, noise, read, refused};
 
@@ -54,6 +56,25 @@ fn a_size_that_changes_after_the_last_byte_was_read_is_noticed() {
         let numbers = format!("from 2097152 to {size} bytes");
         assert!(said.contains("has changed its size") && said.contains(&numbers), "{said}");
     }
+}
+
+#[test]
+fn a_destination_that_gets_another_size_is_noticed() {
+    let folder = Folder::new();
+    let to = folder.text("to");
+    let script = Script::new(Export::new(Mode::Extended)).enter();
+    let server = ScriptedServer::unix([script.request(Cmd::READ).hold().obey().serve()]);
+    let uri = server.endpoint().uri("");
+    let said = std::thread::scope(|scope| {
+        let copying = scope.spawn(|| refused(&["-C", "1", "--no-extents", &uri, &to]));
+        server.wait_for_requests(1);
+        // It has its size before anything is read.
+        OpenOptions::new().write(true).open(&to).unwrap().set_len(2 << 20).unwrap();
+        server.release();
+        copying.join().expect("it is refused")
+    });
+    assert!(said.contains("from 1048576 to 2097152 bytes"), "{said}");
+    server.finish();
 }
 
 #[test]

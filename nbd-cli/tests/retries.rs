@@ -147,6 +147,7 @@ fn a_source_that_is_restarted_is_read_on() {
     let (code, said) = copying.finish();
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(said.matches("lost the connection").count(), 1, "it is logged alone: {said}");
+    assert!(said.contains("was lost and replaced during the copy"), "{said}");
     assert!(found == data, "every byte is there");
     kill(server);
 }
