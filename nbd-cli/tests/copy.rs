@@ -190,6 +190,23 @@ fn a_source_that_is_not_there_costs_nothing() {
 }
 
 #[test]
+fn what_can_not_be_opened_is_named_with_what_to_do_about_it() {
+    let folder = Folder::new();
+    let from = folder.file("from", b"x");
+    let (missing, nowhere) = (folder.text("missing"), folder.text("no/such/to"));
+    for (words, says) in [
+        ([&*missing, "null:"], "check the path"),
+        (["no-such-file", "null:"], "check the path"),
+        (["/dev/no-such-device", "null:"], "no such device; attach it or set it up first"),
+        ([&*from, &*nowhere], "make the folder first: mkdir -p "),
+        ([&*from, &*folder.text("")], " is a folder: name a file in it"),
+    ] {
+        let said = refused(&words);
+        assert!(said.contains(says), "{says:?} is not in {said}");
+    }
+}
+
+#[test]
 fn files_take_the_size_of_the_source() {
     let folder = Folder::new();
     let source = folder.file("source", &noise(1000));

@@ -153,7 +153,7 @@ mod tests {
     /// Zeroes ranges that begin and end within sectors and pages, or don't, one after the other.
     #[track_caller]
     fn check_zeroes(disk: &Disk) {
-        let mut wanted = FULL;
+        let mut wanted = FULL.to_vec();
         disk.write(&wanted, 0).unwrap();
         for range in [0..1, 100..200, 4096..8192, 10_001..30_000, 65_536..200_000, 262_100..262_144]
         {
