@@ -135,3 +135,19 @@ fn zeroes_are_written_to_a_disk_unless_they_are_there() {
         shared.check(10).unwrap();
     }
 }
+
+#[test]
+fn a_server_gets_what_it_was_asked_before_more_is_read() {
+    let server = Script::new(Export::new(Mode::Extended)).enter().serve();
+    let server = ScriptedServer::unix([server]);
+    let client = Client::connect(&server.endpoint().uri("")).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let disk = Disk::new(file, false).unwrap();
+    disk.write(&[7; 10], 0).unwrap();
+    let shared = shared(10);
+    let ends = (Source::Disk(disk), Destination::Server(client));
+    let mut worker = Worker::new(&shared, ends);
+    worker.load(Piece { offset: 0, length: 10, zero: false }).unwrap();
+    // Nobody waits for an answer yet.
+    server.wait_for_requests(1);
+}
