@@ -112,6 +112,20 @@ fn a_volume_keeps_what_was_written_over_servers_snapshots_and_clones() {
 }
 
 #[test]
+fn a_volume_is_added_to_a_running_server() {
+    let setup = Setup { runtime: Runtime::Tokio, transport: Transport::Unix };
+    let folder = tempfile::tempdir().unwrap();
+    let url = new_volume(folder.path());
+    let control = folder.path().join("control");
+    let control = control.to_str().unwrap();
+    let server = setup.serve().args(["--control", control, "memory:1M"]).start();
+    nbd(&["export", control, "add", &format!("mail=volume:{url}")]).success();
+    assert!(nbd(&["status", control]).success().contains("mail"));
+    nbd(&["export", control, "remove", "mail"]).success();
+    end(server);
+}
+
+#[test]
 fn a_second_server_takes_over_and_clients_of_the_first_are_disconnected() {
     let setup = Setup { runtime: Runtime::Blocking, transport: Transport::Unix };
     let folder = tempfile::tempdir().unwrap();

@@ -73,6 +73,19 @@ pub enum Error {
         url: String,
     },
 
+    /// A volume would lie inside of another one, or does.
+    #[error(
+        "{url} and the volume at {other} lie inside of each other, and would be deleted together: {remedy}"
+    )]
+    Nested {
+        /// The volume.
+        url: String,
+        /// The other one.
+        other: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+
     /// There is no snapshot of that name.
     #[error("the volume at {url} has no snapshot '{name}'; nbd volume info lists them")]
     NoSnapshot {

@@ -3,6 +3,7 @@
 use slatedb::WriteBatch;
 
 use super::PATIENCE;
+use super::nesting::check_alone;
 use crate::database;
 use crate::encryption;
 use crate::layout::{DESCRIPTOR, Descriptor, SIZE_KEY, Size, is_block_size};
@@ -75,7 +76,8 @@ impl NewVolume {
 /// can be deleted.
 ///
 /// # Errors
-/// [`Error::Exists`] when there is a volume, or the beginning of one; [`Error::Invalid`] when size or block size are
+/// [`Error::Exists`] when there is a volume, or the beginning of one; [`Error::Nested`] when there is one above or below;
+/// [`Error::Invalid`] when size or block size are
 /// out of range; [`Error::NoKey`] when it is to be encrypted by a location without a key; [`Error::Refused`],
 /// [`Error::Store`] after a minute without an answer, or [`Error::Unconditional`] when the store can't be used.
 pub async fn create(location: &Location, volume: &NewVolume) -> Result<(), Error> {
@@ -112,6 +114,7 @@ pub async fn create(location: &Location, volume: &NewVolume) -> Result<(), Error
 
 /// Stores what a new volume is.
 pub(super) async fn store_new(location: &Location, descriptor: &Descriptor) -> Result<(), Error> {
+    check_alone(location).await?;
     match store_descriptor(location, descriptor, PATIENCE).await {
         // It may be this one, if the reply to the first attempt was lost.
         Err(Error::Exists { url }) => match crate::records::descriptor(location, PATIENCE).await {

@@ -4,6 +4,7 @@ mod check;
 mod create;
 mod info;
 pub(crate) mod mailbox;
+mod nesting;
 mod remove;
 mod snapshot;
 

@@ -2,6 +2,7 @@
 
 use object_store::ObjectStoreExt;
 
+use super::nesting::check_empty;
 use super::{PATIENCE, info};
 use crate::database;
 use crate::layout::DESCRIPTOR;
@@ -16,7 +17,7 @@ use crate::{Error, Location};
 ///
 /// # Errors
 /// [`Error::NotFound`]; [`Error::Busy`] when a server has it open, or crashed: its volume has to be opened and closed
-/// once; [`Error::Cloned`] when clones use its data; [`Error::NoKey`] and [`Error::WrongKey`]; [`Error::Refused`] or
+/// once; [`Error::Cloned`] when clones use its data; [`Error::Nested`] when another volume lies below it; [`Error::NoKey`] and [`Error::WrongKey`]; [`Error::Refused`] or
 /// [`Error::Store`] when the store does not answer, ten minutes for all of its objects.
 pub async fn delete(location: &Location) -> Result<(), Error> {
     descriptor(location, PATIENCE).await?;
@@ -46,6 +47,7 @@ pub async fn delete(location: &Location) -> Result<(), Error> {
             return Err(Error::Cloned { url: location.url().to_owned(), clones });
         }
     }
+    check_empty(location).await?;
     // A volume whose creation was interrupted may have nothing of SlateDB's; then there is only the descriptor.
     within(location, "delete", PATIENCE * 10, admin.delete_db(true)).await?;
     let (store, path) = (location.store(), location.object(DESCRIPTOR));

@@ -103,7 +103,7 @@ pub async fn resize(location: &Location, size: u64) -> Result<(), Error> {
 /// and a snapshot `clone-...` of the other one.
 ///
 /// # Errors
-/// [`Error::Invalid`] when they are in different stores, [`Error::Exists`] when there is a volume at `to`,
+/// [`Error::Invalid`] when they are in different stores, [`Error::Exists`] when there is a volume at `to`, [`Error::Nested`] when there is one above or below it,
 /// [`Error::NoSnapshot`]; the rest as [`snapshot`].
 pub async fn clone(from: &Location, snapshot: Option<&str>, to: &Location) -> Result<(), Error> {
     if !from.is_same_store(to) {

@@ -45,6 +45,35 @@ fn volumes_are_made_found_described_and_deleted() {
 }
 
 #[test]
+fn a_volume_inside_of_another_one_is_neither_made_nor_deleted_with_it() {
+    in_virtual_time(async {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let location = Location::over(Arc::clone(&store), "disks/one");
+        create(&location, &NewVolume::of_size(1 << 20)).await.unwrap();
+        for prefix in ["disks", "disks/one/deep/two", "disks/one/wal/x"] {
+            let other = location.sibling(prefix);
+            let volume = NewVolume::of_size(1 << 20);
+            for made in [create(&other, &volume).await, clone(&location, None, &other).await] {
+                let error = made.unwrap_err();
+                assert!(matches!(error, Error::Nested { .. }), "{prefix}: {error}");
+                assert!(error.to_string().contains("memory:disks/one"), "{error}");
+            }
+            assert!(matches!(info(&other).await, Err(Error::NotFound { .. })), "{prefix}");
+        }
+        // A name that only begins alike is another one.
+        create(&location.sibling("disks/one1"), &NewVolume::of_size(1)).await.unwrap();
+        // As it could be made once.
+        let inner = Path::from("disks/one/inner/nbd-volume.json");
+        store.put(&inner, "{}".into()).await.unwrap();
+        let error = delete(&location).await.unwrap_err();
+        assert!(error.to_string().contains("memory:disks/one/inner"), "{error}");
+        info(&location).await.unwrap();
+        store.delete(&inner).await.unwrap();
+        delete(&location).await.unwrap();
+    });
+}
+
+#[test]
 fn sizes_that_make_no_sense_are_refused_with_what_to_give() {
     in_virtual_time(async {
         let location = Location::in_memory("v");

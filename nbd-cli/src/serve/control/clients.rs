@@ -32,8 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// always gets its turn.
 const MAX_CLIENTS: usize = 64;
 
-/// Bytes of stack of a client's thread.
-const STACK: usize = 256 << 10;
+/// Bytes of stack of a client's thread, which opens exports: of volumes, too, whose futures are large without optimisation.
+const STACK: usize = 4 << 20;
 
 /// Binds the socket, which is this user's alone.
 pub(in crate::serve) fn bind(path: &Path) -> Result<Bound, Failure> {
