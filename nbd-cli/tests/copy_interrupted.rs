@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 use std::thread;
+use std::time::Duration;
 
 use nbd_testkit::process::Background;
 use nbd_testkit::server::nbd_binary;
@@ -31,22 +32,35 @@ fn serve(folder: &Folder, file: &str) -> (Background, String) {
 }
 
 /// Runs a copy, and interrupts it when so many blocks of its destination are there, if it does not end before.
-fn interrupted(words: &[&str], destination: &str, blocks: u64) -> (ExitStatus, String) {
+fn interrupted(words: &[&str], destination: &str, random: &mut Random) -> (ExitStatus, String) {
+    let blocks = some_blocks(random);
     let mut command = Command::new(nbd_binary());
     let mut copying = Background::spawn(command.arg("copy").args(words)).unwrap();
     let written = || fs::metadata(destination).map_or(0, |metadata| metadata.blocks());
     while written() < blocks && copying.is_running() {
         thread::yield_now();
     }
+    pause(random, blocks);
     copying.interrupt();
     let status = copying.wait_exit(SOON).expect("it ends");
     (status, copying.stderr())
 }
 
-/// Most moments are in the middle. What is special is the end.
+/// Most moments are in the middle. What is special is the end, and the beginning.
 fn some_blocks(random: &mut Random) -> u64 {
     let all = SIZE as u64 / 512;
-    if random.one_in(2) { all - random.below(64) } else { random.below(all) }
+    match random.below(4) {
+        0 => 0,
+        1 => random.below(all),
+        _ => all - random.below(64),
+    }
+}
+
+/// From the first moment on, when there is nothing to wait for.
+fn pause(random: &mut Random, blocks: u64) {
+    if blocks == 0 {
+        thread::sleep(Duration::from_millis(random.below(60)));
+    }
 }
 
 #[test]
@@ -69,14 +83,18 @@ fn a_copy_with_a_record_is_complete_or_goes_on() {
             None => &["--resume", &from, &to],
             Some((_server, onto)) => &["--resume", "--record", &record, &from, onto],
         };
-        let (status, said) = interrupted(words, &to, some_blocks(random));
+        let (status, said) = interrupted(words, &to, random);
         let is_recorded = fs::metadata(&record).is_ok();
         match status.code() {
             Some(0) => {
                 assert_eq!((said.as_str(), is_recorded), ("", false));
                 return assert_same(&read(&to), &data);
             }
-            Some(130) if said == NOT_BEGUN => {}
+            Some(130) if said == NOT_BEGUN => {
+                // What was not there before is not there now.
+                let is_there = onto.is_none() && fs::metadata(&to).is_ok();
+                assert_eq!((is_recorded, is_there), (false, false));
+            }
             Some(130) => {
                 assert!(is_recorded, "{said}");
                 let last = said.strip_prefix(FINISHING).expect(&said);
@@ -113,7 +131,7 @@ fn a_copy_without_a_record_is_complete_or_no_success() {
         let command = command.map(|word| if word == "nbd" { &nbd } else { word });
         // A server that was started for it is stopped first.
         let words: &[&str] = if random.one_in(2) { &[&from, &to] } else { &command };
-        let (status, said) = interrupted(words, &to, some_blocks(random));
+        let (status, said) = interrupted(words, &to, random);
         assert_eq!(said, "");
         match status.code() {
             Some(0) => assert_same(&read(&to), &data),

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::AtomicU64;
 use std::path::Path;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
 use nbd_blocking::Client;
@@ -51,23 +51,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         retries: arguments.retries.clone(),
         tls: arguments.tls.clone(),
     };
-    let recorded = Arc::new(OnceLock::new());
+    let begun = Begun::default();
     if arguments.resume {
-        record_when_signalled(&recorded)?;
+        record_when_signalled(&begun, made.0)?;
     }
     let source = Side::source(source, &wishes)?;
     if arguments.verify && source.is_stream() {
         return Err(Failure::usage(format!("--verify: {} can't be read twice", source.name)));
     }
+    // A file is not made any more once a signal has removed it.
+    let making = path.map(|_| begun.lock().unwrap_or_else(PoisonError::into_inner));
     let destination = Side::destination(destination, &wishes)?;
+    drop(making);
     let uris: Vec<_> = [&source, &destination].into_iter().filter_map(Side::uri).collect();
     arguments.tls.check_used(&uris)?;
     let mut copy = Copy::prepare(arguments, progress, source, destination)?;
     if arguments.resume {
         let paths = Paths { beside: record_path, wanted: arguments.record.clone() };
+        let mut begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
         let record = Arc::new(Record::resume(paths, &copy.source, &copy.destination)?);
-        // It is the only one to be set.
-        let _set = recorded.set(Arc::downgrade(&record));
+        *begun = Some(Arc::downgrade(&record));
+        drop(begun);
         if let Some(text) = record.continues() {
             stderr::say(&text);
         }
@@ -121,13 +125,22 @@ impl Drop for Made<'_> {
     }
 }
 
-/// A signal that ends the copy has what is done recorded first, once there is a record.
-fn record_when_signalled(record: &Arc<OnceLock<Weak<Record>>>) -> Result<(), Failure> {
-    let record = Arc::clone(record);
+/// The record of a copy that has begun.
+type Begun = Arc<Mutex<Option<Weak<Record>>>>;
+
+/// A signal that ends the copy has what is done recorded first, once there is a record. Before that a destination that was
+/// `made` goes again.
+fn record_when_signalled(begun: &Begun, made: Option<&Path>) -> Result<(), Failure> {
+    let (begun, made) = (Arc::clone(begun), made.map(Path::to_owned));
     let interrupted = move || {
-        let Some(record) = record.get().and_then(Weak::upgrade) else {
+        let begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(record) = begun.as_ref().and_then(Weak::upgrade) else {
+            drop(Made(made.as_deref()));
+            // The copy does not begin any more.
+            core::mem::forget(begun);
             return waiting::say("interrupted before the copy began");
         };
+        drop(begun);
         waiting::say("interrupted: finishing what is in flight; a second signal ends this at once");
         let failure = match record.ends() {
             Ok(()) => String::new(),
