@@ -24,8 +24,8 @@ use crate::stream::{Listener, Stream};
 ///
 /// It listens on any number of sockets, each with a thread that accepts, and runs each connection on a thread of its
 /// own; besides it serves streams that you bring. It installs no signal handlers and prints nothing; what happens is
-/// told to [`tracing`](https://docs.rs/tracing). A subscriber with `tracing-subscriber`'s registry of spans panics in the
-/// 4096th thread of a process: with more connections than some 4000, filter this project's spans out, or serve them on tokio.
+/// told to [`tracing`](https://docs.rs/tracing). `tracing-subscriber`'s registry of spans has room for
+/// 4096 threads of a process and panics in one more: with such a subscriber, allow no more than some 3000 connections.
 ///
 /// # Streams of yours
 /// [`serve_tcp`](Self::serve_tcp), [`serve_unix`](Self::serve_unix), [`serve_stream`](Self::serve_stream) and

@@ -127,7 +127,7 @@ struct Batch<'a> {
 impl Batch<'_> {
     fn to_write(&self) -> WriteBatch {
         let mut batch = WriteBatch::new();
-        for (index, block) in self.waiting.iter().flat_map(|waiting| &waiting.changes) {
+        for (index, block) in self.changes() {
             match block.is_empty() {
                 true => batch.delete(block_key(*index)),
                 false => batch.put_bytes(block_key(*index), block.clone()),
@@ -138,11 +138,9 @@ impl Batch<'_> {
 
     fn end(mut self, outcome: &Outcome) {
         let shared = self.shared;
-        if outcome.is_err() {
-            self.forget();
-        } else {
-            let changes = self.waiting.iter().flat_map(|waiting| &waiting.changes);
-            shared.ahead.forget(changes.map(|(index, _)| *index));
+        match outcome {
+            Ok(()) => shared.ahead.forget(self.indexes()),
+            Err(_) => self.forget(),
         }
         for mut waiting in take(&mut self.waiting) {
             if outcome.is_ok() {
@@ -162,12 +160,16 @@ impl Batch<'_> {
 
     /// What was known of the blocks does not count any more.
     fn forget(&self) {
-        let indexes = || {
-            let changes = self.waiting.iter().flat_map(|waiting| &waiting.changes);
-            changes.map(|(index, _)| *index)
-        };
-        indexes().for_each(|index| self.shared.cache.remove(index));
-        self.shared.ahead.forget(indexes());
+        self.indexes().for_each(|index| self.shared.cache.remove(index));
+        self.shared.ahead.forget(self.indexes());
+    }
+
+    fn indexes(&self) -> impl Iterator<Item = u64> {
+        self.changes().map(|(index, _)| *index)
+    }
+
+    fn changes(&self) -> impl Iterator<Item = &Change> {
+        self.waiting.iter().flat_map(|waiting| &waiting.changes)
     }
 }
 

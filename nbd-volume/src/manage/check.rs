@@ -25,7 +25,7 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Damage {
-    /// The offset of the first block that is concerned.
+    /// Where reading stopped: what is damaged begins there, or in what is read at a time from there on, some MiB.
     pub offset: u64,
     /// What is wrong.
     pub what: String,

@@ -17,8 +17,8 @@ use crate::{Error, Location};
 ///
 /// # Errors
 /// [`Error::NotFound`]; [`Error::Busy`] when a server has it open, or crashed: its volume has to be opened and closed
-/// once; [`Error::Cloned`] when clones use its data; [`Error::Nested`] when another volume lies below it; [`Error::NoKey`] and [`Error::WrongKey`]; [`Error::Refused`] or
-/// [`Error::Store`] when the store does not answer, ten minutes for all of its objects.
+/// once; [`Error::Cloned`] when clones use its data; [`Error::Nested`] when another volume lies below it;
+/// [`Error::NoKey`] and [`Error::WrongKey`]; [`Error::Refused`] or [`Error::Store`] when the store does not answer, ten minutes for all of its objects.
 pub async fn delete(location: &Location) -> Result<(), Error> {
     descriptor(location, PATIENCE).await?;
     let writer = match info(location).await {

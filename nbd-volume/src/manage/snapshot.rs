@@ -74,7 +74,8 @@ async fn ask(location: &Location, request: Request) -> Result<(), Error> {
 ///
 /// # Errors
 /// As [`info`](super::info()); [`Error::SnapshotExists`]; [`Error::Invalid`] when the name can't be one of a snapshot;
-/// [`Error::Server`] when the server can't make it; [`Error::Busy`] when the server that has the volume open does not answer for two minutes.
+/// [`Error::Server`] when the server can't make it; [`Error::Busy`] when the server that has the volume open does not
+/// answer for two minutes.
 pub async fn snapshot(location: &Location, name: &str) -> Result<(), Error> {
     descriptor(location, PATIENCE).await?;
     check_new_snapshot(location, name, PATIENCE).await?;
@@ -103,8 +104,8 @@ pub async fn resize(location: &Location, size: u64) -> Result<(), Error> {
 /// and a snapshot `clone-...` of the other one.
 ///
 /// # Errors
-/// [`Error::Invalid`] when they are in different stores, [`Error::Exists`] when there is a volume at `to`, [`Error::Nested`] when there is one above or below it,
-/// [`Error::NoSnapshot`]; the rest as [`snapshot`].
+/// [`Error::Invalid`] when they are in different stores, [`Error::Exists`] when there is a volume at `to`,
+/// [`Error::Nested`] when there is one above or below it, [`Error::NoSnapshot`]; the rest as [`snapshot`].
 pub async fn clone(from: &Location, snapshot: Option<&str>, to: &Location) -> Result<(), Error> {
     if !from.is_same_store(to) {
         return Err(Error::Invalid(format!(
