@@ -21,6 +21,9 @@ matrix! {
 /// Bytes of a write, far above what goes through the staging buffer.
 const PIECE: u64 = 4 * MIB;
 
+/// Bytes of the smallest write that takes memory of its own.
+const PAGE: u64 = 16 << 10;
+
 fn write(client: &mut RawClient, start: u64, end: u64) {
     let data = vec![7; PIECE as usize];
     for at in (start..end).step_by(PIECE as usize) {
@@ -61,7 +64,6 @@ fn trimmed_memory_is_freed_whichever_client_trims_it(setup: Setup) {
 /// Half of the pages go, in an order that leaves no two neighbours.
 fn resident_memory_follows_scattered_trims(setup: Setup) {
     const SIZE: u64 = 64 * MIB;
-    const PAGE: u64 = 16 << 10;
     let server = setup.serving("memory:64M");
     assert_serves(&server);
     let before = server.resident();
@@ -115,6 +117,12 @@ fn fill(server: &NbdServe, exports: &[&str], most: u64) {
             assert!(written < most, "{} MiB were taken", written / MIB);
         };
         assert_eq!(error, Errno::ENOSPC, "{name} after {} MiB", at / MIB);
+        // Up to the last page, so that not even a thread's stack finds room.
+        let pages = (at..at + MIB).step_by(PAGE as usize);
+        let mut errors =
+            pages.map(|at| client.call(&Request::write(at, &data[..PAGE as usize])).error());
+        let error = errors.find(Option::is_some).flatten();
+        assert!(error.is_none_or(|error| error == Errno::ENOSPC), "{name}: {error:?}");
         clients.push((client, at));
     }
     assert!(written >= most / 8, "{} MiB are all that was taken", written / MIB);

@@ -67,7 +67,7 @@ impl Job {
     }
 
     /// Reports the result.
-    pub(super) fn finish(self, result: Result<()>) {
+    fn finish(self, result: Result<()>) {
         let completion =
             Completion { slot: self.slot, command: self.command, work: self.work, result };
         self.completions.push(completion);

@@ -8,6 +8,7 @@
 mod job;
 mod schedule;
 
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ pub(crate) use job::{Completion, Completions, Job};
 use schedule::{Schedule, Shares};
 
 use super::WorkerMetrics;
-use crate::export::{Export, ExportError};
+use crate::export::Export;
 
 /// Idle workers end after this time; the next job starts one again.
 const IDLE: Duration = Duration::from_secs(10);
@@ -28,7 +29,11 @@ pub(crate) struct Workers {
 struct Pool {
     state: Mutex<State>,
     ready: Condvar,
+    spawn: Spawn,
 }
+
+/// Starts a worker thread.
+type Spawn = fn(Arc<Pool>) -> io::Result<()>;
 
 struct State {
     schedule: Schedule<Job>,
@@ -37,15 +42,31 @@ struct State {
     idle: usize,
     /// Threads that have been started and do not run yet.
     starting: usize,
+    /// The latest thread could not be started, which was reported.
+    refused: bool,
     stop: bool,
 }
 
 impl Workers {
     /// A pool whose exports compete for `threads` threads, none of them started yet.
     pub(crate) fn new(threads: usize) -> Self {
+        Self::with_spawn(threads, |pool| {
+            let thread = std::thread::Builder::new().name("nbd-worker".into());
+            thread.spawn(move || pool.work()).map(drop)
+        })
+    }
+
+    fn with_spawn(threads: usize, spawn: Spawn) -> Self {
         let schedule = Schedule::new(Shares::new(threads));
-        let state = Mutex::new(State { schedule, threads: 0, idle: 0, starting: 0, stop: false });
-        Self { pool: Arc::new(Pool { state, ready: Condvar::new() }) }
+        let state = Mutex::new(State {
+            schedule,
+            threads: 0,
+            idle: 0,
+            starting: 0,
+            refused: false,
+            stop: false,
+        });
+        Self { pool: Arc::new(Pool { state, ready: Condvar::new(), spawn }) }
     }
 
     /// Threads and jobs at the moment; the maximum is not known here.
@@ -85,14 +106,18 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    /// Queues a job. If no thread can be started at all, the job fails rather than hang.
+    /// Queues a job. If no thread can be started at all, it is carried out here: others wait meanwhile, but a request
+    /// that frees memory, where a thread's stack found no room, must not fail.
     pub(crate) fn submit(&self, job: Job) {
         let mut state = self.pool.lock();
         state.schedule.push(self.index, job);
-        let failed = self.pool.provide_thread(&mut state);
+        let left = self.pool.provide_thread(&mut state);
         drop(state);
-        for job in failed {
-            job.finish(Err(ExportError::io("the server can't start a thread for this")));
+        for job in left {
+            let mut rest = Some(job);
+            while let Some(job) = rest {
+                rest = job.run_piece();
+            }
         }
     }
 }
@@ -110,8 +135,8 @@ impl Pool {
     }
 
     /// Sees to it that a thread takes the next job, if one may start. Each thread that takes one does so, too, so that
-    /// threads come to be one after the other as long as there is work for them. Gives jobs that can't be carried out,
-    /// since there is not even one thread.
+    /// threads come to be one after the other as long as there is work for them. Gives the jobs that are left to the
+    /// caller, since there is not even one thread.
     fn provide_thread(self: &Arc<Self>, state: &mut State) -> Vec<Job> {
         if !state.schedule.may_start() {
             return Vec::new();
@@ -123,18 +148,22 @@ impl Pool {
         if state.starting > 0 {
             return Vec::new();
         }
-        let pool = Arc::clone(self);
-        match std::thread::Builder::new().name("nbd-worker".into()).spawn(move || pool.work()) {
-            Ok(_) => {
+        match (self.spawn)(Arc::clone(self)) {
+            Ok(()) => {
                 state.threads += 1;
                 state.starting += 1;
+                state.refused = false;
             }
-            Err(error) if state.threads == 0 => {
-                tracing::error!(%error, "no worker thread can be started");
-                return state.schedule.take_all();
+            Err(error) => {
+                // Said once, as it may be so for each request.
+                if !core::mem::replace(&mut state.refused, true) {
+                    tracing::warn!(%error, "no further worker thread can be started: requests may wait for each other");
+                }
+                // Else the threads that are there take the job in turn.
+                if state.threads == 0 {
+                    return state.schedule.take_all();
+                }
             }
-            // The threads that are there take the job in turn.
-            Err(error) => tracing::warn!(%error, "no further worker thread can be started"),
         }
         Vec::new()
     }
@@ -146,7 +175,7 @@ impl Pool {
         let mut timed_out = false;
         loop {
             if let Some((lane, job)) = state.schedule.start_next() {
-                // This thread is there, so that no job fails.
+                // This thread is there, so that no job is left.
                 let _none = self.provide_thread(&mut state);
                 drop(state);
                 let mut rest = job.run_piece();

@@ -240,3 +240,23 @@ fn jobs_side_by_side_get_threads_and_no_more_than_are_allowed() {
     clients.iter().for_each(|client| client.expect(20));
     assert!(disk.gate.lock().unwrap().threads.len() <= 8);
 }
+
+#[test]
+fn without_any_thread_connections_carry_out_their_own_requests() {
+    let workers = Workers::with_spawn(4, |_| Err(io::ErrorKind::WouldBlock.into()));
+    let disk = Arc::new(Slow::default());
+    let clients = [(); 3].map(|()| Client::new(&workers, &disk));
+    for count in 1..=20 {
+        for client in &clients {
+            client.read();
+            client.zero(count << 30);
+            client.expect(2);
+        }
+    }
+    let gate = disk.gate.lock().unwrap();
+    let zeroed: u64 = gate.ranges.iter().map(|(_, length)| length).sum();
+    assert_eq!(zeroed >> 30, 3 * (1..=20).sum::<u64>());
+    assert_eq!(gate.threads, HashSet::from([std::thread::current().id()]));
+    let metrics = workers.metrics();
+    assert_eq!((metrics.threads, metrics.busy, metrics.waiting), (0, 0, 0));
+}
