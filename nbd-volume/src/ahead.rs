@@ -80,9 +80,18 @@ impl Ahead {
     /// The same for blocks that nobody waits for: they are kept. Returns nothing if there is no room for them, or if
     /// they are in segments already.
     pub(crate) fn fetch_ahead(self: &Arc<Self>, blocks: &Range<u64>) -> Vec<Fetch> {
+        self.fetch_kept(blocks, 0)
+    }
+
+    /// The same, but only where nothing is that was used lately.
+    pub(crate) fn fetch_in_idle_room(self: &Arc<Self>, blocks: &Range<u64>) -> Vec<Fetch> {
+        self.fetch_kept(blocks, Segments::IDLE)
+    }
+
+    fn fetch_kept(self: &Arc<Self>, blocks: &Range<u64>, idle: u64) -> Vec<Fetch> {
         let mut segments = self.segments();
         let bytes = (blocks.end - blocks.start).saturating_mul(self.block_size);
-        match segments.make_room(bytes, self.max_kept, self.block_size) {
+        match segments.make_room(bytes, self.max_kept, self.block_size, idle) {
             true => self.register(&mut segments, blocks, true),
             false => Vec::new(),
         }
@@ -175,6 +184,9 @@ impl Ahead {
 }
 
 impl Segments {
+    /// Uses of others after which a segment is idle.
+    const IDLE: u64 = 256;
+
     fn covering(&self, blocks: &Range<u64>) -> impl Iterator<Item = &Arc<Segment>> + use<'_> {
         let before = self.by_start.range(..=blocks.start).next_back();
         let first = before.map_or(blocks.start, |(start, _)| *start).min(blocks.end);
@@ -199,15 +211,17 @@ impl Segments {
         gaps
     }
 
-    /// Drops what was not used for longest until there is room. Returns whether there is.
-    fn make_room(&mut self, bytes: u64, max: u64, block_size: u64) -> bool {
+    /// Drops what was not used for longest, and not by the latest `idle` uses, until there is room. Returns whether
+    /// there is.
+    fn make_room(&mut self, bytes: u64, max: u64, block_size: u64, idle: u64) -> bool {
         while self.kept.saturating_add(bytes) > max {
-            let idle = self.by_start.values().filter_map(|segment| {
+            let droppable = self.by_start.values().filter_map(|segment| {
                 let state = segment.state();
-                (segment.kept && state.fetched.is_some())
+                let is_idle = self.now - state.used >= idle;
+                (segment.kept && state.fetched.is_some() && is_idle)
                     .then_some((state.used, segment.blocks.start))
             });
-            match idle.min() {
+            match droppable.min() {
                 Some((_, start)) => self.remove(start, block_size),
                 None => return false,
             }
@@ -254,6 +268,14 @@ impl Segment {
                 slot.clone_from(block);
             }
         }
+    }
+
+    /// Which of the blocks from this one on are holes, if they were fetched and not changed since.
+    pub(crate) fn holes_from(&self, index: u64) -> Option<Vec<bool>> {
+        let position = usize::try_from(index.checked_sub(self.blocks.start)?).ok()?;
+        let state = self.state();
+        let fetched = state.fetched.as_ref()?.get(position..)?;
+        fetched.iter().map(|block| block.as_ref().map(Bytes::is_empty)).collect()
     }
 
     fn forget(&self, index: u64) {

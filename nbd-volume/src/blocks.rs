@@ -1,4 +1,4 @@
-//! Changing blocks, and finding out which there are.
+//! Changing blocks.
 
 use core::mem::take;
 use core::ops::{Range, RangeInclusive};
@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use nbd_engine::export::{Allocation, ExportError, Visitor};
+use nbd_engine::export::ExportError;
 use slatedb::WriteBatch;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -22,11 +22,8 @@ pub(crate) type Result<T> = core::result::Result<T, ExportError>;
 /// Blocks in one batch at most. A batch is in the store as a whole or not at all.
 const BATCH: usize = 256;
 
-/// Bytes that are read to find holes, at most, for one answer.
-const MAX_SCANNED: u64 = 32 << 20;
-
 /// Bytes that are fetched at a time to find out which blocks there are. The database has them beside the keys.
-const SCANNED_AT_A_TIME: usize = 1 << 20;
+pub(crate) const SCANNED_AT_A_TIME: usize = 1 << 20;
 
 /// Bytes of one block.
 struct Part {
@@ -186,34 +183,6 @@ impl Shared {
         Ok(bytes.end - bytes.start)
     }
 
-    /// Reports what is there from `offset` on, up to a bound of work.
-    pub(crate) async fn allocations(self: Arc<Self>, bytes: Range<u64>) -> Result<Vec<Allocation>> {
-        let blocks = self.blocks(&bytes);
-        let found = self.database.blocks(blocks, SCANNED_AT_A_TIME, true).await;
-        let mut found = found.map_err(|error| self.failed(&error))?;
-        let mut runs: Vec<Allocation> = Vec::new();
-        let mut offset = bytes.start;
-        let mut scanned = 0;
-        let mut push = |length: u64, hole: bool| match runs.last_mut() {
-            Some(last) if last.hole == hole => last.length += length,
-            _ if length > 0 => runs.push(Allocation { length, hole, zero: hole }),
-            _ => (),
-        };
-        while let Some((index, _)) = found.next().await.map_err(|error| self.failed(&error))? {
-            let start = (index * self.block_size()).max(bytes.start);
-            let end = ((index + 1) * self.block_size()).min(bytes.end);
-            push(start - offset, true);
-            push(end - start, false);
-            offset = end;
-            scanned += self.block_size();
-            if scanned >= MAX_SCANNED {
-                return Ok(runs);
-            }
-        }
-        push(bytes.end - offset, true);
-        Ok(runs)
-    }
-
     /// Changes the size. What was cut off reads as zeroes if the volume grows again.
     pub(crate) async fn resize(self: Arc<Self>, size: u64) -> Result<()> {
         let all = self.locks.lock(0..u64::MAX, Mode::Exclusive).await;
@@ -242,15 +211,6 @@ impl Shared {
             next += self.zero_locked(&(next..end)).await?;
         }
         Ok(())
-    }
-
-    /// Reports runs to a visitor, from which the engine takes what it needs.
-    pub(crate) fn visit(runs: Vec<Allocation>, visit: &mut Visitor<'_, Allocation>) {
-        for run in runs {
-            if visit(run).is_break() {
-                return;
-            }
-        }
     }
 }
 

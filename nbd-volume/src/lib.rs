@@ -64,6 +64,7 @@ mod encryption;
 mod error;
 mod exclusive;
 mod export;
+mod extents;
 mod http;
 mod key;
 mod layout;

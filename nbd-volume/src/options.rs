@@ -9,15 +9,15 @@ use crate::DiskCache;
 #[non_exhaustive]
 pub struct Options {
     /// Bytes of written data that may be in memory alone; writes wait when there are more. Less than 8 MiB counts as
-    /// 8 MiB; the default is 156 MiB. A quarter of it, but at most 16 MiB, is the size of the tables that are uploaded.
+    /// 8 MiB; the default is 146 MiB. A quarter of it, but at most 16 MiB, is the size of the tables that are uploaded.
     pub max_unflushed: usize,
-    /// Bytes that the cache of read and written blocks takes at most. The default is 117 MiB; 0 keeps none.
+    /// Bytes that the cache of read and written blocks takes at most. The default is 101 MiB; 0 keeps none.
     pub cache: u64,
     /// Bytes that are fetched before they are asked for, at most, for all clients that read in sequence. A distant
-    /// store needs as much as it sends within its latency. The default is 39 MiB; 0 has nothing read ahead.
+    /// store needs more than it sends within its latency. The default is 78 MiB; 0 has nothing read ahead.
     pub read_ahead: u64,
     /// Bytes that the cache of what is read of the store's objects takes at most: the indexes and filters of tables,
-    /// and parts of tables. The default is 78 MiB.
+    /// and parts of tables. The default is 67 MiB.
     pub object_cache: u64,
     /// A cache on a local disk, for what does not fit into memory. There is none by default.
     pub disk_cache: Option<DiskCache>,
@@ -66,17 +66,17 @@ impl Options {
 
     /// The same with a bound for the memory of a server that has one volume open, in bytes, of at least
     /// [`MIN_MEMORY`](Self::MIN_MEMORY). 80 MiB are for the program. Of the rest,
-    /// [`max_unflushed`](Self::max_unflushed) has 28 %, [`cache`](Self::cache) 21 %,
-    /// [`object_cache`](Self::object_cache) 14 % and [`read_ahead`](Self::read_ahead) 7 %, and the last 30 % are for what
+    /// [`max_unflushed`](Self::max_unflushed) has 26 %, [`cache`](Self::cache) 18 %,
+    /// [`object_cache`](Self::object_cache) 12 % and [`read_ahead`](Self::read_ahead) 14 %, and the last 30 % are for what
     /// is being encoded and merged. The allocator is not accounted for exactly: measured, a server stays below.
     #[must_use]
     pub fn with_memory(self, bytes: u64) -> Self {
         let percent = (bytes.max(Self::MIN_MEMORY) - Self::FIXED_MEMORY) / 100;
         Self {
-            max_unflushed: usize::try_from(28 * percent).unwrap_or(usize::MAX),
-            cache: 21 * percent,
-            object_cache: 14 * percent,
-            read_ahead: 7 * percent,
+            max_unflushed: usize::try_from(26 * percent).unwrap_or(usize::MAX),
+            cache: 18 * percent,
+            object_cache: 12 * percent,
+            read_ahead: 14 * percent,
             ..self
         }
     }

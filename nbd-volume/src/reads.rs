@@ -7,7 +7,7 @@ use bytes::Bytes;
 use nbd_engine::export::ExportError;
 use tokio::time::timeout;
 
-use crate::ahead::Fetch;
+use crate::ahead::{Ahead, Fetch};
 use crate::blocks::Result;
 use crate::database::PART_SIZE;
 use crate::layout::block_key;
@@ -35,11 +35,25 @@ pub(crate) fn is_kept(bytes: &Range<u64>, sequence: u64) -> bool {
 impl Shared {
     /// Begins to fetch what will be read soon, unless it is known already. For a sequence that is so long.
     pub(crate) fn fetch_ahead(self: &Arc<Self>, bytes: &Range<u64>, sequence: u64) {
+        self.begin(bytes, sequence, Ahead::fetch_ahead);
+    }
+
+    /// Begins to fetch what is likely to be read, where nothing is that was fetched for others.
+    pub(crate) fn fetch_in_idle_room(self: &Arc<Self>, bytes: &Range<u64>) {
+        self.begin(bytes, u64::MAX, Ahead::fetch_in_idle_room);
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        bytes: &Range<u64>,
+        sequence: u64,
+        register: impl FnOnce(&Arc<Ahead>, &Range<u64>) -> Vec<Fetch>,
+    ) {
         let blocks = Self::locked(&self.blocks(bytes));
         if self.check_open().is_err() || blocks.clone().all(|index| self.cache.has(index)) {
             return;
         }
-        for fetch in self.ahead.fetch_ahead(&blocks) {
+        for fetch in register(&self.ahead, &blocks) {
             self.runtime.spawn(Arc::clone(self).fetch(fetch, sequence <= MAX_CACHED_SEQUENCE));
         }
     }

@@ -150,8 +150,8 @@ impl Volume {
             locks: Arc::default(),
             commits: Commits::default(),
             cache: BlockCache::new(options.cache),
-            // Half: the other one was fetched and is being read.
-            streams: Streams::new(options.read_ahead / 2),
+            // The rest was fetched, and is kept until all of a piece is read.
+            streams: Streams::new(options.read_ahead / 4 * 3),
             ahead,
             disk_cache: Mutex::new(disk_cache),
             writing: Arc::new(Semaphore::new(writing as usize)),

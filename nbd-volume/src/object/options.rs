@@ -8,11 +8,10 @@ use super::parts::PART;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ObjectOptions {
-    /// Bytes that the cache of what was read takes at most. The default is 224 MiB. One that does not hold what is
-    /// [read ahead](Self::read_ahead) has it fetched twice.
+    /// Bytes that the cache of what was read takes at most. The default is 224 MiB.
     pub cache: u64,
     /// Bytes that are fetched before they are asked for, at most, for all clients that read in sequence; they go to the
-    /// cache. The default is 28 MiB; 0 has nothing read ahead.
+    /// [cache](Self::cache), of which they take no more than a quarter. The default is 28 MiB; 0 has nothing read ahead.
     pub read_ahead: u64,
     /// Requests to the store at the same time, at most. The default is 8; 0 counts as 1.
     pub requests: usize,

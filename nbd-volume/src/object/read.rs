@@ -43,7 +43,8 @@ impl Shared {
             runtime,
             parts: Parts::new(options.cache),
             schedule: Mutex::new(Schedule::new(options.requests, max_parts)),
-            streams: Streams::new(options.read_ahead),
+            // What is there before it is read must not drive itself out.
+            streams: Streams::new(options.read_ahead.min(options.cache / 4)),
             changed: OnceLock::new(),
         }
     }
