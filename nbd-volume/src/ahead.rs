@@ -71,6 +71,11 @@ impl Ahead {
         Self { segments: Mutex::default(), block_size: u64::from(block_size), max_kept }
     }
 
+    /// What may be kept, in bytes.
+    pub(crate) fn max_kept(&self) -> u64 {
+        self.max_kept
+    }
+
     /// Registers segments for those of the blocks that are in none, to be fetched and dropped by those who wait for
     /// them.
     pub(crate) fn fetch(self: &Arc<Self>, blocks: &Range<u64>) -> Vec<Fetch> {

@@ -59,7 +59,12 @@ impl Shared {
 
     /// From what was fetched ahead, or is now.
     async fn fetched_allocations(self: &Arc<Self>, runs: &mut Runs) {
-        let end = runs.bytes.end.min(runs.end.saturating_add(MAX_SCANNED));
+        // Not more than what readers leave.
+        let most = MAX_SCANNED.min(self.ahead.max_kept() / 2);
+        let end = runs.bytes.end.min(runs.end.saturating_add(most));
+        if end == runs.end {
+            return;
+        }
         let mut piece = runs.end;
         while piece < end {
             let next = piece.saturating_add(Streams::MAX_PIECE).min(end);

@@ -1,19 +1,20 @@
 //! Reading in sequence: what it asks the store for, and that it never sees what was there before a change.
 
 use core::cell::{Cell, RefCell};
+use core::ops::ControlFlow;
 use core::time::Duration;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, FuturesUnordered};
-use nbd_engine::export::{AsyncCanCache as _, AsyncExport as _};
+use nbd_engine::export::{Allocation, AsyncCanCache as _, AsyncCanExtents as _, AsyncExport as _};
 use nbd_testkit::{Random, cases};
 use nbd_volume::{Location, NewVolume, Options, Volume, create};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 
 use crate::faulty::{Faults, Faulty};
-use crate::model::{Change, read, resize, write};
+use crate::model::{Change, extents, read, resize, write};
 use crate::{in_virtual_time, options};
 
 const REQUEST: u64 = 128 << 10;
@@ -38,6 +39,19 @@ fn with_read_ahead() -> Options {
     options.object_cache = 2 << 20;
     options.read_ahead = 32 << 20;
     options
+}
+
+/// The answer to one request for extents.
+async fn runs(volume: &Volume, bytes: core::ops::Range<u64>) -> Vec<Allocation> {
+    let mut runs = Vec::new();
+    let visit = &mut |run| {
+        runs.push(run);
+        ControlFlow::Continue(())
+    };
+    let length = bytes.end - bytes.start;
+    volume.can_extents().unwrap().extents(bytes.start, length, visit).await.unwrap();
+    assert!(!runs.is_empty(), "nothing was reported");
+    runs
 }
 
 #[test]
@@ -93,9 +107,33 @@ fn a_cache_request_and_extents_take_few_requests_as_well() {
         volume.close().await.unwrap();
         let volume = Volume::open(&location, &options).await.unwrap();
         let before = volume.location().traffic().gets;
-        assert_eq!(crate::model::extents(&volume).await.len(), 1);
+        assert_eq!(extents(&volume).await.len(), 1);
         let gets = volume.location().traffic().gets - before;
         assert!(gets < 60, "{gets} requests for extents");
+    });
+}
+
+/// As a copy does: what is where is asked for, and then read.
+#[test]
+fn what_extents_were_asked_of_is_not_fetched_again_when_it_is_read() {
+    in_virtual_time(async {
+        let size: u64 = 48 << 20;
+        let volume = written(size, &with_read_ahead()).await;
+        read(&volume, size - 1..size).await.unwrap();
+        let before = volume.location().traffic();
+        let mut next = 0;
+        while next < size {
+            let runs = runs(&volume, next..size).await;
+            let end = next + runs.iter().map(|run| run.length).sum::<u64>();
+            assert!(end > next && runs.iter().all(|run| !run.hole), "{runs:?}");
+            for start in (next..end).step_by(REQUEST as usize) {
+                read(&volume, start..(start + REQUEST).min(end)).await.unwrap();
+            }
+            next = end;
+        }
+        let after = volume.location().traffic();
+        let (gets, fetched) = (after.gets - before.gets, after.get_bytes - before.get_bytes);
+        assert!(fetched < size + size / 4 && gets < 128, "{fetched} bytes by {gets} requests");
     });
 }
 
@@ -208,6 +246,29 @@ impl Disk {
                 }
                 drop(sectors);
                 start = end;
+            }
+            self.watch_extents().await;
+        }
+    }
+
+    /// What is reported as a hole may be zeroes. What may have been changed meanwhile can be either.
+    async fn watch_extents(&self) {
+        let done = |sector: &Sector| sector.done;
+        let earliest: Vec<u64> = self.sectors.borrow().iter().map(done).collect();
+        // The rest is cut off now and then.
+        let end = earliest.len() as u64 / 2 * SECTOR;
+        let mut offset = 0;
+        while offset < end {
+            let runs = runs(&self.volume, offset..end).await;
+            for run in runs {
+                let numbers = offset / SECTOR..(offset + run.length) / SECTOR;
+                offset += run.length;
+                for number in numbers.filter(|_| run.hole) {
+                    let sector = &self.sectors.borrow()[number as usize];
+                    let range = earliest[number as usize]..=sector.begun;
+                    let may_be_zero = sector.zeroes.iter().any(|zero| range.contains(zero));
+                    assert!(may_be_zero, "sector {number} of {range:?} is in a hole");
+                }
             }
         }
     }
