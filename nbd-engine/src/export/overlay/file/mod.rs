@@ -143,7 +143,12 @@ fn lock(file: &fs::File, operation: FlockOperation) -> io::Result<bool> {
 /// Opens a regular file, and waits for no other end of a pipe.
 fn regular(path: &Path, options: &mut fs::OpenOptions) -> core::result::Result<fs::File, Problem> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = options.custom_flags(flags).open(path)?;
+    let file = match options.custom_flags(flags).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            return Err(Problem::NoOverlay);
+        }
+        file => file?,
+    };
     if file.metadata()?.is_file() { Ok(file) } else { Err(Problem::NoOverlay) }
 }
 
