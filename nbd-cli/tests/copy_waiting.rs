@@ -125,7 +125,7 @@ fn waits_are_reported_on_a_terminal_by_default() {
 }
 
 #[test]
-fn waits_are_reported_nowhere_else_by_default() {
+fn short_waits_are_reported_nowhere_else() {
     let server = ScriptedServer::unix([script().enter().silence()]);
     let uri = server.endpoint().uri("");
     let finished = try_copy(&["--no-extents", "--timeout", "3s", &uri, "null:"]);
