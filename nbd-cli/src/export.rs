@@ -60,7 +60,8 @@ enum Action {
 
 /// Have a server read its configuration file again while nbd serve --control runs.
 ///
-/// Writes what has changed, one export a line. A file that is at fault changes nothing.
+/// Writes what has changed, one export a line, and the keys whose values take a restart of the server. A file that is at
+/// fault changes nothing.
 #[derive(Debug, Args)]
 pub(crate) struct ReloadArguments {
     /// Write JSON: an object with an array of names for each kind of change
@@ -94,13 +95,17 @@ pub(crate) fn reload(arguments: &ReloadArguments) -> Result<(), Failure> {
     let changes = change(&arguments.control, RELOAD, &json!({}), "read the configuration again")?;
     output::write(|out| {
         if arguments.json {
-            let named = changes.named().map(|(what, names)| (what.to_owned(), json!(names)));
+            let named = changes.named().into_iter().chain([("restart", &changes.restart)]);
+            let named = named.map(|(what, names)| (what.to_owned(), json!(names)));
             return Ok(json::write(out, &Map::from_iter(named))?);
         }
         for (what, names) in changes.named() {
             for name in names {
                 writeln!(out, "{what} {}", output::export_name(name))?;
             }
+        }
+        for key in &changes.restart {
+            writeln!(out, "{key}: takes a restart of the server")?;
         }
         Ok(())
     })

@@ -1,5 +1,6 @@
 //! The `nbd` command. Arguments, output and exit codes; the protocol and storage are the libraries' business.
 
+mod ask;
 #[cfg(target_os = "linux")]
 mod attach;
 mod bench;

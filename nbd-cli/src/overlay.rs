@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use nbd_engine::counted;
 use nbd_engine::export::{
     Committed, OverlayError, commit_overlay, discard_overlay, overlay_summary,
 };
@@ -15,7 +16,8 @@ use crate::output;
 
 /// Commit, discard and look at the overlay files of nbd serve --layer overlay:FILE.
 ///
-/// Works on files that no server uses; of one in use, end the server first.
+/// info looks at a file whether a server uses it or not. The others work on files that no server uses; of one in use, end
+/// the server, or take its export away, first.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -25,6 +27,8 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Write the size of the disk, the size of a block, and the bytes of the blocks that the overlay has
+    ///
+    /// Of an overlay that a server uses, what it had at its last flush.
     #[command(display_name = crate::NAME)]
     Info {
         /// Write JSON
@@ -70,14 +74,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
                         "block-size": summary.block,
                         "present": summary.present,
                         "committing": summary.is_committing,
+                        "in-use": summary.is_in_use,
                     });
                     return Ok(json::write(out, &document)?);
                 }
                 writeln!(out, "size     {}", summary.size)?;
                 writeln!(out, "block    {}", summary.block)?;
                 writeln!(out, "present  {}", summary.present)?;
-                if summary.is_committing {
-                    writeln!(out, "a commit was interrupted: run it again")?;
+                match (summary.is_committing, summary.is_in_use) {
+                    (true, true) => writeln!(out, "a commit is under way")?,
+                    (true, false) => writeln!(out, "a commit was interrupted: run it again")?,
+                    (false, true) => writeln!(out, "in use: present is as of the last flush")?,
+                    (false, false) => {}
                 }
                 Ok(())
             })
@@ -86,7 +94,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             let Committed { data, zeroes, .. } = commit_overlay(file, base).map_err(failed)?;
             output::write(|out| match json {
                 true => Ok(json::write(out, &json!({ "written": data, "zeroed": zeroes }))?),
-                false => Ok(writeln!(out, "{data} bytes written, {zeroes} bytes zeroed")?),
+                false => Ok(writeln!(
+                    out,
+                    "{} written, {} zeroed",
+                    counted(data, "byte"),
+                    counted(zeroes, "byte")
+                )?),
             })
         }
         Action::Discard { file } => discard_overlay(file).map_err(failed),

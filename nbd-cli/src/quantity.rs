@@ -1,5 +1,6 @@
 //! Numbers, sizes and durations as people write them.
 
+use nbd_engine::counted;
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
 use std::str::FromStr;
@@ -48,7 +49,10 @@ pub(crate) fn positive_size(text: &str) -> Result<u64, String> {
 pub(crate) fn range(size: u64, offset: u64, length: u64) -> Result<Range<u64>, String> {
     match offset.checked_add(length) {
         Some(end) if end <= size => Ok(offset..end),
-        _ => Err(format!("the export has {size} bytes: choose an offset and a length within it")),
+        _ => Err(format!(
+            "the export has {}: choose an offset and a length within it",
+            counted(size, "byte")
+        )),
     }
 }
 

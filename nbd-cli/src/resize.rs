@@ -5,8 +5,10 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::Args;
+use nbd_engine::counted;
 use serde_json::json;
 
+use crate::ask::ask;
 use crate::exit::Failure;
 use crate::target::{Place, Target};
 use crate::tls::TlsArguments;
@@ -14,7 +16,8 @@ use crate::{json, output, quantity, target};
 
 /// Change the size of an export, and write the new size in bytes.
 ///
-/// The server has to offer it, as nbd serve does with --resize. What is added reads as zeroes; what is cut off is gone.
+/// The server has to offer it, as nbd serve does with --resize. What is added reads as zeroes; what is cut off is gone: on a
+/// terminal it is asked first, elsewhere --yes is needed for that.
 #[derive(Debug, Args)]
 #[command(override_usage = "nbd resize [OPTIONS] <URI | [ COMMAND ARGS ]> <SIZE>")]
 pub(crate) struct Arguments {
@@ -23,9 +26,14 @@ pub(crate) struct Arguments {
     #[arg(value_name = "URI SIZE", required = true, num_args = 1..)]
     words: Vec<OsString>,
 
-    /// How long the server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit
+    /// How long the server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit but
+    /// that of 30 s while connecting
     #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
     timeout: Duration,
+
+    /// Make it smaller without asking, by which its end is lost
+    #[arg(long)]
+    yes: bool,
 
     /// Write JSON: the sizes before and after, in bytes
     #[arg(long)]
@@ -94,14 +102,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         let wanted = size.of(now).ok_or_else(|| {
             refused(format!(
-                "it has {now} bytes, and can have no less than 0 and no more than 2^63 - 1"
+                "it has {}, and can have no less than 0 and no more than 2^63 - 1",
+                counted(now, "byte")
             ))
         })?;
         let unit = u64::from(client.export().block_size().minimum());
         if !wanted.is_multiple_of(unit) {
             return Err(refused(format!(
-                "{wanted} bytes is no multiple of its block size, {unit}"
+                "{} is no multiple of its block size, {unit}",
+                counted(wanted, "byte")
             )));
+        }
+        if wanted < now && !arguments.yes {
+            let name = target.name();
+            ask("Shrink", &format!("{name} from {now} to {}", counted(wanted, "byte")))?;
         }
         client.resize(wanted).map_err(|error| target.explain(&error))?;
         Ok(wanted)

@@ -1,5 +1,5 @@
-//! What takes long is reported: whatever waits for longer than two seconds has a line on standard error, if that is a
-//! terminal or `-v` was given.
+//! What takes long is reported on standard error: whatever waits for longer than two seconds if that is a terminal or `-v`
+//! was given, and otherwise, as in a script, for longer than ten.
 
 use core::time::Duration;
 use std::io::{IsTerminal, Write};
@@ -11,8 +11,11 @@ use indicatif::ProgressBar;
 
 use crate::{output, stderr};
 
-/// When the first report is due. Each further one is due after as long again.
+/// When the first report is due while a person looks. Each further one is due after as long again.
 const FIRST: Duration = Duration::from_secs(2);
+
+/// The same where nobody may look: what is slow is not worth a line in a log yet, what does not answer is.
+const FIRST_UNSEEN: Duration = Duration::from_secs(10);
 
 /// The longest time between two reports.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -30,10 +33,11 @@ pub(crate) trait Waits: Send + Sync {
 }
 
 static BOARD: Mutex<Board> =
-    Mutex::new(Board { reports: false, runs: false, next: 0, entries: Vec::new(), bar: None });
+    Mutex::new(Board { first: None, runs: false, next: 0, entries: Vec::new(), bar: None });
 
 struct Board {
-    reports: bool,
+    /// When the first report of a wait is due; none before the start.
+    first: Option<Duration>,
     runs: bool,
     next: u64,
     entries: Vec<Entry>,
@@ -45,6 +49,7 @@ struct Entry {
     waits: Arc<dyn Waits>,
     number: Option<u64>,
     since: Instant,
+    first: Duration,
     due: Duration,
 }
 
@@ -52,9 +57,12 @@ fn board() -> MutexGuard<'static, Board> {
     BOARD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reports from now on, if anybody is there to see it.
+/// Reports from now on; early if a person is there to see it.
 pub(crate) fn start(verbose: bool) {
-    board().reports |= verbose || std::io::stderr().is_terminal();
+    let seen = verbose || std::io::stderr().is_terminal();
+    let first = if seen { FIRST } else { FIRST_UNSEEN };
+    let mut board = board();
+    board.first = Some(board.first.map_or(first, |earlier| earlier.min(first)));
 }
 
 /// A bar on the terminal, or none any more, which reports must not get into.
@@ -93,9 +101,7 @@ pub(crate) fn none() -> Watched {
 /// Reports what waits until the result is dropped.
 pub(crate) fn watch(waits: Arc<dyn Waits>) -> Watched {
     let mut board = board();
-    if !board.reports {
-        return Watched(None);
-    }
+    let Some(first) = board.first else { return Watched(None) };
     if !board.runs {
         // Without a thread nothing is reported, which is no reason to fail.
         let started = thread::Builder::new().name("nbd-waiting".into()).spawn(run);
@@ -103,7 +109,7 @@ pub(crate) fn watch(waits: Arc<dyn Waits>) -> Watched {
     }
     let (id, number) = (board.next, waits.number());
     board.next += 1;
-    board.entries.push(Entry { id, waits, number, since: Instant::now(), due: FIRST });
+    board.entries.push(Entry { id, waits, number, since: Instant::now(), first, due: first });
     Watched(Some(id))
 }
 
@@ -143,7 +149,7 @@ fn report(entries: &mut [Entry], now: Instant) -> Option<String> {
     for entry in entries {
         let number = entry.waits.number();
         if number.is_none() || number != entry.number {
-            (entry.number, entry.since, entry.due) = (number, now, FIRST);
+            (entry.number, entry.since, entry.due) = (number, now, entry.first);
             continue;
         }
         let waited = now.saturating_duration_since(entry.since);
@@ -186,7 +192,7 @@ mod tests {
         let start = Instant::now();
         let entry = |(id, waits): (u64, &Arc<Numbered>)| {
             let waits: Arc<dyn Waits> = Arc::<Numbered>::clone(waits);
-            Entry { id, number: waits.number(), waits, since: start, due: FIRST }
+            Entry { id, number: waits.number(), waits, since: start, first: FIRST, due: FIRST }
         };
         let mut entries: Vec<_> = (0..).zip(&waits).map(entry).collect();
         let mut said = Vec::new();

@@ -1,4 +1,4 @@
-//! `nbd copy` that waits says for what: on a terminal, or with `-v`.
+//! A command that waits says for what: soon on a terminal or with `-v`, later elsewhere.
 
 #[path = "copy/support.rs"]
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
@@ -125,7 +125,7 @@ fn waits_are_reported_on_a_terminal_by_default() {
 }
 
 #[test]
-fn waits_are_reported_nowhere_else_by_default() {
+fn short_waits_are_reported_nowhere_else() {
     let server = ScriptedServer::unix([script().enter().silence()]);
     let uri = server.endpoint().uri("");
     let finished = try_copy(&["--no-extents", "--timeout", "3s", &uri, "null:"]);
@@ -180,6 +180,31 @@ fn a_lost_connection_is_reported_with_the_number_of_the_attempt() {
             let stderr = child.stderr.take().unwrap();
             reads_until(child, stderr, |said| counts_attempts(said, 900));
         });
+    });
+}
+
+/// Whatever the command, a script's log says what it waits for.
+#[test]
+fn a_silent_server_is_named_where_there_is_no_terminal() {
+    let folder = Folder::new();
+    let to = folder.text("to");
+    let commands: &[&[&str]] = &[&["info"], &["list"], &["map"], &["dump"], &["copy"]];
+    std::thread::scope(|scope| {
+        for words in commands {
+            let to = &to;
+            scope.spawn(move || {
+                let server =
+                    ScriptedServer::unix([Script::new(Export::new(Mode::Extended)).silence()]);
+                let uri = server.endpoint().uri("");
+                let mut command = Command::new(nbd_binary());
+                command.args(*words).arg(&uri).args((words == &["copy"]).then_some(to));
+                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+                let mut child = command.spawn().unwrap();
+                let output = child.stderr.take().unwrap();
+                let wait = format!("nbd: waiting for {uri}: no session yet after ");
+                says(child, output, &[&wait]);
+            });
+        }
     });
 }
 

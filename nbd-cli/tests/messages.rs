@@ -141,6 +141,17 @@ fn the_usage_line_shows_how_many_arguments_there_are() {
     }
 }
 
+/// A file takes the place of what would be served.
+#[test]
+fn the_usage_of_serve_has_no_line_that_is_refused() {
+    let usage = "Usage: nbd serve [OPTIONS] [[NAME=]BACKEND]...\n       nbd serve --config <FILE> [OPTIONS]\n";
+    for words in [&["serve", "--config", "x", "--port", "1"][..], &["serve", "--prot"]] {
+        refused(words, 64, usage);
+    }
+    let help = run(Command::new(nbd_binary()).args(["serve", "--help"]), SOON).success();
+    assert!(help.contains(usage), "{help}");
+}
+
 #[test]
 fn flags_and_commands_of_other_programs_get_the_name_of_ours() {
     for (words, says) in [

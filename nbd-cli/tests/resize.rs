@@ -30,7 +30,7 @@ fn nbd(args: &[&str]) -> Finished {
 /// What a successful resize prints.
 #[track_caller]
 fn resize(server: &NbdServe, size: &str) -> String {
-    nbd(&["resize", &server.uri(""), size]).success()
+    nbd(&["resize", "--yes", &server.uri(""), size]).success()
 }
 
 /// A resize that fails with that exit code; gives what it says.
@@ -122,6 +122,20 @@ fn files_are_resized_too(setup: Setup) {
     assert_eq!(size(&server.uri("")), "100\n");
 }
 
+/// As volumes do: without a terminal nobody can be asked.
+#[test]
+fn what_would_lose_the_end_is_asked_first() {
+    let server = serving(SETUP, &["memory:1M"]);
+    let uri = server.uri("");
+    for size in ["0", "-1", "1k"] {
+        let said = refused(&[&uri, size], 64);
+        assert!(said.contains("from 1048576 to ") && said.contains("give --yes"), "{said}");
+    }
+    assert_eq!(size(&uri), "1048576\n");
+    nbd(&["resize", &uri, "1M"]).success();
+    nbd(&["resize", &uri, "2M"]).success();
+}
+
 #[test]
 fn the_export_is_the_one_that_the_uri_names() {
     let server = serving(SETUP, &["a=memory:1M", "b=memory:2M"]);
@@ -137,7 +151,7 @@ fn a_command_between_brackets_is_started_for_it() {
     let (binary, path) = (nbd_binary(), file.path());
     let server = [binary.as_os_str(), "serve".as_ref(), "--resize".as_ref(), path.as_os_str()];
     let mut command = Command::new(nbd_binary());
-    command.args(["resize", "["]).args(server).args(["]", "-1k"]);
+    command.args(["resize", "--yes", "["]).args(server).args(["]", "-1k"]);
     assert_eq!(run(&mut command, LIMIT).success(), "1047552\n");
     assert_eq!(file.as_file().metadata().unwrap().len(), MIB - 1024);
 }

@@ -344,7 +344,7 @@ fn an_export_is_added_with_layers_around_it() {
     assert_eq!(info["exports"][0]["is_read_only"], false, "{info}");
     assert!(folder.join("over").exists() && folder.join("requests").exists());
     let again = add(&["--layer", "overlay:over", "again=other.img"]).failure();
-    assert!(again.contains("over' is in use"), "{again}");
+    assert!(again.contains("'more' and 'again' would both write to the overlay"), "{again}");
     let refused = add(&["--layer", "readonly", "x=other.img"]);
     assert_eq!(refused.status.code(), Some(64));
     assert!(
@@ -392,6 +392,31 @@ fn addresses_for_metrics_that_can_not_be_are_refused_with_a_remedy() {
         assert_eq!(finished.status.code(), Some(code), "{address}: {}", finished.stderr);
         assert!(finished.stderr.contains(says), "{address}: {}", finished.stderr);
     }
+}
+
+/// What is watched is there before anything happens, so that a rule about it has something to compare.
+#[test]
+fn an_export_has_its_connections_before_the_first_client() {
+    let serving = Serving::start(&["a=memory:1M", "b=memory:2M"]);
+    let of = |export: &str| {
+        let (_, body) = serving.http("GET /metrics HTTP/1.1\r\nHost: nbd\r\n\r\n");
+        let start = format!("nbd_export_connections{{export=\"{export}\"}} ");
+        let mut values = body.lines().filter_map(|line| line.strip_prefix(&*start));
+        let value = values.next().map(str::to_owned);
+        assert_eq!(values.next(), None);
+        value
+    };
+    assert_eq!((of("a").as_deref(), of("b").as_deref(), of("c")), (Some("0"), Some("0"), None));
+    let add = ["export", "control.sock", "add", "c=memory:1M"];
+    let mut add = Command::new(nbd_binary()).args(add).current_dir(serving.dir.path()).spawn();
+    assert!(add.as_mut().unwrap().wait().unwrap().success());
+    assert_eq!(of("c").as_deref(), Some("0"));
+    let mut client = RawClient::negotiate(&Endpoint::Unix(serving.path("nbd.sock")));
+    client.go("b", &[]).unwrap();
+    wait_until("it is counted", LIMIT, || of("b").as_deref() == Some("1"));
+    assert_eq!(of("a").as_deref(), Some("0"));
+    client.finish();
+    wait_until("it is gone", LIMIT, || of("b").as_deref() == Some("0"));
 }
 
 /// The names of metrics in a text: all words that begin like one.

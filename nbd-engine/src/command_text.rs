@@ -1,5 +1,6 @@
 //! Requests as messages name them.
 
+use crate::counted;
 use core::fmt;
 
 use nbd_proto::Command;
@@ -14,7 +15,7 @@ impl fmt::Display for CommandText {
         write!(f, "{}", command.command_type())?;
         match command.length() {
             0 => Ok(()),
-            length => write!(f, " of {length} bytes at {}", command.offset()),
+            length => write!(f, " of {} at {}", counted(length, "byte"), command.offset()),
         }
     }
 }

@@ -20,6 +20,7 @@
 mod busy_poll;
 pub mod client;
 mod command_text;
+mod counted;
 pub mod export;
 mod maybe_tls;
 mod memory_limit;
@@ -36,6 +37,8 @@ mod throttle;
 pub mod tls;
 mod transport;
 
+#[doc(hidden)]
+pub use counted::counted;
 pub use runtime::{BoxFuture, Runtime};
 pub use throttle::Throttle;
 pub use transport::{AnyTransport, Plain, Socket, Transport, is_socket_peer_gone};

@@ -80,4 +80,28 @@ mod readme {
 
     #[doc = include_str!("../../docs/library.md")]
     struct Library;
+
+    #[doc = include_str!("../../docs/reconnect.md")]
+    struct Reconnect;
+
+    /// That of `docs/tls.md`, whose other blocks are commands.
+    ///
+    /// ```no_run
+    /// use nbd_tokio::export::{ExportMap, Memory};
+    /// use nbd_tokio::tls::{ClientCertificates, ServerTlsMode, TlsServer};
+    /// use nbd_tokio::{Server, ServerConfig};
+    ///
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let exports = ExportMap::new().with("disk", Memory::new(1 << 30)?)?;
+    ///     let tls = TlsServer::from_directory("/etc/pki/nbd", ClientCertificates::Required)?;
+    ///     let config = ServerConfig::new().with_tls(ServerTlsMode::Required, tls.clone());
+    ///     let server = Server::with_config(exports, config);
+    ///     println!("{} connections", server.connections());
+    ///     // When the files were replaced:
+    ///     tls.reload()?;
+    ///     Ok(())
+    /// }
+    /// ```
+    #[cfg(feature = "tls")]
+    struct Tls;
 }

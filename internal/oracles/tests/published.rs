@@ -61,6 +61,39 @@ fn every_example_is_in_the_index() {
     assert!(count > 10, "{count}");
 }
 
+/// Pages whose blocks show parts of what is elsewhere: each says where.
+const EXCERPTS: [&str; 1] = ["write-an-adapter.md"];
+
+/// What a page shows of a program is compiled by `cargo test`, as it stands there.
+#[test]
+fn every_rust_block_of_a_page_is_compiled() {
+    let internal = fs::read_dir(root().join("internal")).expect("it is there");
+    let internal = internal.map(|entry| entry.expect("it can be read").path());
+    let front = |folder: &Path| fs::read_to_string(folder.join("src/lib.rs")).ok();
+    let fronts: String =
+        crates().into_iter().chain(internal).filter_map(|folder| front(&folder)).collect();
+    // A page with indented commands, which would count as Rust, has a copy of its block there.
+    let copies = fronts.replace("    /// ", "").replace("    ///\n", "\n");
+    let mut count = 0;
+    for page in fs::read_dir(root().join("docs")).expect("it is there") {
+        let page = page.expect("it can be read").path();
+        let name = page.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !name.ends_with(".md") || EXCERPTS.contains(&&*name) {
+            continue;
+        }
+        let text = fs::read_to_string(&page).expect("it can be read");
+        let included = fronts.contains(&format!("docs/{name}\")]"));
+        for block in text.split("\n```rust").skip(1) {
+            let (kind, code) = block.split_once('\n').expect("the block begins");
+            let code = code.split("```").next().unwrap_or_default();
+            let left_out = ["ignore", "compile_fail"].iter().any(|word| kind.contains(word));
+            assert!(!left_out && (included || copies.contains(code)), "{name}: {code}");
+            count += 1;
+        }
+    }
+    assert!(count > 5, "{count}");
+}
+
 /// The entries of a manifest's table of features: their names, and what they turn on.
 fn features(folder: &Path) -> Vec<(String, String)> {
     let manifest = fs::read_to_string(folder.join("Cargo.toml")).expect("it is there");

@@ -1,6 +1,7 @@
 //! What the kernel's client can do with an export.
 
 use nbd_blocking::client::{ExportDetails, TransmissionFlags};
+use nbd_engine::counted;
 
 /// The smallest block size of the kernel's, in bytes.
 const MIN_BLOCK: u32 = 512;
@@ -59,7 +60,8 @@ impl Plan {
         let tail = size % u64::from(block_size);
         if size == tail {
             return Err(format!(
-                "it has {size} bytes, and the kernel takes no less than a block of {block_size}"
+                "it has {}, and the kernel takes no less than a block of {block_size}",
+                counted(size, "byte")
             ));
         }
         Ok(Self { size: size - tail, tail, block_size, flags, max_payload })

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::fd::BorrowedFd;
 
 use nbd_blocking::client::ClientConfig;
+use nbd_engine::counted;
 use serde_json::json;
 
 use super::arguments::Arguments;
@@ -67,9 +68,9 @@ pub(super) fn attach<'a, C: Channel>(
     let plan = plan.map_err(refused)?;
     if plan.tail > 0 {
         stderr::say(&format!(
-            "{} has {} bytes more than whole blocks of {}, which the device does not have",
+            "{} has {} more than whole blocks of {}, which the device does not have",
             target.name(),
-            plan.tail,
+            counted(plan.tail, "byte"),
             plan.block_size
         ));
     }

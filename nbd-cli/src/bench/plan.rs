@@ -4,6 +4,7 @@
 use core::ops::Range;
 
 use clap::ValueEnum;
+use nbd_engine::counted;
 
 use nbd_blocking::client::BlockSize;
 
@@ -143,7 +144,8 @@ pub(super) fn range(
                 () => "smaller --bs",
             };
             Err(format!(
-                "there are {length} bytes from offset {offset} on, which is less than one block of {block}: choose a {option}"
+                "the range from offset {offset} on has {}, which is less than one block of {block}: choose a {option}",
+                counted(length, "byte")
             ))
         }
         whole => Ok(range.start..range.start + whole),
@@ -235,7 +237,7 @@ mod tests {
         assert_eq!(range(10_000, (512, Some(9000)), 4096, 512), Ok(512..8704));
         for (part, says) in [
             ((0, Some(4095)), "less than one block of 4096: choose a larger --length"),
-            ((512, Some(0)), "there are 0 bytes from offset 512 on"),
+            ((512, Some(0)), "the range from offset 512 on has 0 bytes"),
             ((10_000 - 16, None), "multiples of 512 only"),
             ((9728, None), "less than one block of 4096: choose a smaller --offset"),
             ((9728, Some(272)), "less than one block of 4096: choose a smaller --offset"),

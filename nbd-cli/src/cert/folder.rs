@@ -1,5 +1,6 @@
 //! The folder of an authority, or of one of its clients.
 
+use std::fmt;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -13,6 +14,7 @@ use serde_json::json;
 
 use super::set_validity;
 use crate::exit::Failure;
+use crate::output::{shell_path, shell_word};
 use crate::path_error;
 
 /// Where the files go.
@@ -20,6 +22,35 @@ pub(super) struct Folder<'a> {
     pub(super) path: &'a Path,
     /// Whether files take the place of others.
     pub(super) replace: bool,
+    /// What to do where it is in use already.
+    pub(super) remedy: Remedy<'a>,
+}
+
+/// What to do where a folder has certificates already.
+#[derive(Clone, Copy)]
+pub(super) enum Remedy<'a> {
+    /// It is that of an authority.
+    Authority,
+    /// It is that of a client, of the authority in the folder.
+    Client(&'a Path, &'a str),
+}
+
+impl fmt::Display for Remedy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Authority => f.write_str(
+                "choose another folder, keep its authority and make new certificates by --renew, or make one for a further \
+                 client by --add-client NAME",
+            ),
+            Self::Client(authority, name) => write!(
+                f,
+                "choose another name for another client, or make a new certificate for this one: nbd cert {} --renew \
+                 --add-client {}",
+                shell_path(authority),
+                shell_word(name.as_ref())
+            ),
+        }
+    }
 }
 
 /// What is in it.
@@ -59,9 +90,9 @@ impl Folder<'_> {
             let path = self.path.join(name);
             if path.symlink_metadata().is_ok() {
                 return Err(Failure::failed(format!(
-                    "{} is there already; choose another folder, or keep its authority and make new \
-                     certificates by --renew",
-                    path.display()
+                    "{} is there already; {}",
+                    path.display(),
+                    self.remedy
                 )));
             }
         }
@@ -82,6 +113,21 @@ impl Folder<'_> {
         self.write("ca-key.pem", &key.serialize_pem(), 0o600)?.publish()?;
         self.write("ca-cert.pem", &certificate.pem(), 0o644)?.publish()?;
         Ok(Issuer::new(params, key))
+    }
+
+    /// The names of the clients that have a folder in it, in order.
+    pub(super) fn clients(&self) -> Result<Vec<String>, Failure> {
+        let cannot_read = |error: io::Error| cannot("read", self.path, &error);
+        let mut clients = Vec::new();
+        for entry in fs::read_dir(self.path).map_err(cannot_read)? {
+            let entry = entry.map_err(cannot_read)?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if super::client_name(&name).is_ok() && entry.path().join("client-cert.pem").is_file() {
+                clients.push(name);
+            }
+        }
+        clients.sort();
+        Ok(clients)
     }
 
     /// The names in a certificate that is there.

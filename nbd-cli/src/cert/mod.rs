@@ -14,8 +14,9 @@ use clap::Args;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyUsagePurpose};
 use serde_json::json;
 
-use self::folder::{FILES, Folder, cannot};
+use self::folder::{FILES, Folder, Remedy, cannot};
 use crate::exit::Failure;
+use crate::output::{shell_path, shell_word};
 use crate::{json, output, quantity};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -55,7 +56,8 @@ pub(crate) struct Arguments {
     days: u32,
 
     /// Replace the server's and the client's files by new ones of the same authority, with the same owners and
-    /// permissions; with --add-client, those of that client. Certificates that have expired are renewed all the same
+    /// permissions; with --add-client, those of that client. Clients that were added are named at the end, and stay as
+    /// they are. Certificates that have expired are renewed all the same
     #[arg(long)]
     renew: bool,
 
@@ -71,7 +73,8 @@ pub(crate) struct Arguments {
 
 /// `nbd cert`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let folder = Folder { path: &arguments.directory, replace: arguments.renew };
+    let remedy = Remedy::Authority;
+    let folder = Folder { path: &arguments.directory, replace: arguments.renew, remedy };
     if let Some(client) = &arguments.add_client {
         return add_client(arguments, &folder, client);
     }
@@ -93,6 +96,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         folder.make()?;
         folder.make_authority(arguments.days.saturating_mul(10))?
     };
+    // Each has its files, which have to be brought to it.
+    let others = if arguments.renew { folder.clients()? } else { Vec::new() };
     folder.issue("server", &server, &issuer)?;
     folder.issue("client", &client, &issuer)?;
     output::write(|out| {
@@ -102,6 +107,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 "server": folder.json("server", &names),
                 "client": folder.json("client", &of_client),
                 "days": arguments.days,
+                "not-renewed": others,
             });
             return Ok(json::write(out, &document)?);
         }
@@ -109,6 +115,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         writeln!(out, "client certificate for {}", of_client.join(", "))?;
         let shown = folder.path.display();
         writeln!(out, "serve with: nbd serve --tls require --tls-certificates {shown} ...")?;
+        for other in &others {
+            let (folder, client) = (shell_path(folder.path), shell_word(other.as_ref()));
+            writeln!(
+                out,
+                "not renewed: client {other}; renew it with: nbd cert {folder} --renew --add-client {client}"
+            )?;
+        }
         Ok(())
     })
 }
@@ -122,7 +135,8 @@ fn add_client(arguments: &Arguments, folder: &Folder<'_>, name: &str) -> Result<
     let authority =
         fs::read_to_string(&authority).map_err(|error| cannot("read", &authority, &error))?;
     let path = folder.path.join(name);
-    let own = Folder { path: &path, replace: arguments.renew };
+    let remedy = Remedy::Client(folder.path, name);
+    let own = Folder { path: &path, replace: arguments.renew, remedy };
     if !arguments.renew {
         own.make()?;
     }

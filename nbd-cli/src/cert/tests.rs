@@ -49,7 +49,7 @@ fn renewed_certificates_have_the_names_and_the_permissions_of_the_old_ones() {
 
 /// Of the authority in a folder.
 fn end(folder: &Path, name: &str, purpose: ExtendedKeyUsagePurpose) {
-    let folder = Folder { path: folder, replace: true };
+    let folder = Folder { path: folder, replace: true, remedy: Remedy::Authority };
     let mut params = params(vec!["disks.example.org".into()], 1, purpose).unwrap();
     params.not_after = (SystemTime::now() - DAY / 48).into();
     folder.issue(name, &params, &folder.authority().unwrap()).unwrap();
@@ -77,7 +77,7 @@ fn an_authority_that_has_expired_makes_no_certificates() {
     let path = folder.path().join("pki");
     let shown = path.to_str().unwrap();
     cert(&[shown]).unwrap();
-    let ca = Folder { path: &path, replace: true };
+    let ca = Folder { path: &path, replace: true, remedy: Remedy::Authority };
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.not_after = (SystemTime::now() - DAY / 48).into();
@@ -108,8 +108,15 @@ fn further_clients_have_folders_of_their_own() {
     let key = path.join("alice/client-key.pem");
     let before = fs::read(&key).unwrap();
     let error = cert(&[shown, "--add-client", "alice"]).unwrap_err();
-    assert!(error.contains("there already"), "{error}");
+    let remedy = format!("nbd cert {shown} --renew --add-client alice");
+    assert!(error.contains("there already") && error.contains(&remedy), "{error}");
     assert_eq!(fs::read(&key).unwrap(), before);
+    // Those that were added are renewed one by one, and named.
+    cert(&[shown, "--renew"]).unwrap();
+    assert_eq!(fs::read(&key).unwrap(), before);
+    fs::create_dir(path.join("other")).unwrap();
+    let of_path = Folder { path: &path, replace: true, remedy: Remedy::Authority };
+    assert_eq!(of_path.clients().unwrap(), ["alice", "bob"]);
     cert(&[shown, "--add-client", "alice", "--renew"]).unwrap();
     assert_ne!(fs::read(&key).unwrap(), before);
     for name in ["", ".", "..", ".x", "a/b", "/etc", "ca-key.pem"] {

@@ -7,6 +7,7 @@ use std::thread;
 
 use clap::Args;
 use nbd_blocking::Client;
+use nbd_engine::counted;
 use serde_json::json;
 
 use super::extents::{Extents, Oracle};
@@ -108,8 +109,11 @@ fn compare(arguments: &Arguments) -> Result<(), Failure> {
     if length > common {
         let [one, other] = &sides;
         return Err(Failure::failed(format!(
-            "--length {length} is more than both have: {} has {} bytes, and {} has {}",
-            one.name, sizes[0], other.name, sizes[1]
+            "--length {length} is more than both have: {} has {}, and {} has {}",
+            one.name,
+            counted(sizes[0], "byte"),
+            other.name,
+            sizes[1]
         )));
     }
     let found = Comparison { arguments, progress, sides: &sides, length }
@@ -162,7 +166,7 @@ fn report(
         let [one, other] = [&one, &other].map(|name| output::printable(name));
         write!(out, "{one} and {other} differ: the first difference is at offset {offset}")?;
         if sizes[0] != sizes[1] {
-            write!(out, "; {one} has {} bytes, and {other} has {}", sizes[0], sizes[1])?;
+            write!(out, "; {one} has {}, and {other} has {}", counted(sizes[0], "byte"), sizes[1])?;
         }
         Ok(writeln!(out)?)
     })

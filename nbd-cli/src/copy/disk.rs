@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use nbd_engine::counted;
 use nbd_engine::export::FileHoles;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -98,15 +99,19 @@ pub(super) fn size_of(mut file: &File) -> io::Result<u64> {
 
 /// A file has lost bytes that were to be read, up to `wanted` at least.
 fn shorter(size: u64, wanted: u64) -> io::Error {
-    let text = format!("it became shorter: it has {size} bytes now, and {wanted} were expected");
+    let text = format!(
+        "it became shorter: it has {} now, and {wanted} were expected",
+        counted(size, "byte")
+    );
     io::Error::new(io::ErrorKind::UnexpectedEof, text)
 }
 
 /// A file has fewer bytes than its size says, such as those of the kernel in `/sys`.
 fn ends(end: u64, size: u64) -> io::Error {
     let text = format!(
-        "only {end} bytes could be read, though its size is {size}; if that is all there is, copy it with: \
-         cat FILE | nbd copy - DST"
+        "only {} could be read, though its size is {size}; if that is all there is, copy it with: \
+         cat FILE | nbd copy - DST",
+        counted(end, "byte")
     );
     io::Error::new(io::ErrorKind::UnexpectedEof, text)
 }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
+use nbd_engine::counted;
 use serde_json::{Value, json};
 
 use super::disk::size_of;
@@ -94,7 +95,7 @@ pub(super) fn difference(recorded: &Value, now: &Value) -> String {
 
 /// The difference between two sizes.
 pub(super) fn sizes(was: u64, is: u64) -> String {
-    format!("it has {is} bytes instead of {was}")
+    format!("it has {} instead of {was}", counted(is, "byte"))
 }
 
 #[cfg(test)]

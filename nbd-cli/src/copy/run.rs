@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
 use nbd_blocking::Client;
+use nbd_engine::counted;
 
 use super::arguments::Arguments;
 use super::disk::size_of;
@@ -190,8 +191,10 @@ impl<'a> Copy<'a> {
             && size > room
         {
             return Err(Failure::failed(format!(
-                "the destination is too small: {} has {room} bytes, and {} has {size}; nothing was written",
-                destination.name, source.name
+                "the destination is too small: {} has {}, and {} has {size}; nothing was written",
+                destination.name,
+                counted(room, "byte"),
+                source.name
             )));
         }
         let unit = source.unit().max(destination.unit());
@@ -475,7 +478,8 @@ impl<'a> Copy<'a> {
             let now = size_of(&disk.file).map_err(|error| cannot("use", name, &error))?;
             if exact && now != size {
                 return Err(Failure::failed(format!(
-                    "{name} has changed its size during the copy, from {size} to {now} bytes: the copy is not complete"
+                    "{name} has changed its size during the copy, from {size} to {}: the copy is not complete",
+                    counted(now, "byte")
                 )));
             }
         }

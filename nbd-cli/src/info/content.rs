@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use nbd_blocking::Client;
 use nbd_blocking::client::Error;
+use nbd_engine::counted;
 
 use crate::exit::Failure;
 use crate::target::Target;
@@ -17,7 +18,8 @@ pub(crate) fn content(target: &Target, client: &Client) -> Result<String, Failur
     let (size, minimum) = (client.size(), u64::from(client.export().block_size().minimum()));
     let length = readable(size, minimum).ok_or_else(|| {
         Failure::failed(format!(
-            "cannot read the content: the export has {size} bytes, and the server reads no less than {minimum}"
+            "cannot read the content: the export has {}, and the server reads no less than {minimum}",
+            counted(size, "byte")
         ))
     })?;
     let bytes = first_bytes(client, length).map_err(|error| target.explain(&error))?;

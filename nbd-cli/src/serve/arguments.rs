@@ -35,6 +35,9 @@ use crate::quantity::{self, Timeout};
 /// at fault, 78 if the configuration file is, 70 after a fault of nbd itself, 1 if anything else is; 128 and its number
 /// after a second signal.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "nbd serve [OPTIONS] [[NAME=]BACKEND]...\n       nbd serve --config <FILE> [OPTIONS]"
+)]
 pub(crate) struct Arguments {
     /// Take everything from a configuration file in TOML: listeners, exports, TLS, limits; see docs/configuration.md
     ///
@@ -43,8 +46,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with_all = BESIDE_A_FILE.iter().copied())]
     pub(crate) config: Option<PathBuf>,
 
-    /// Check the command line or the configuration file, and that what it names can be used, and exit; nothing is
-    /// listened on, or opened for writing
+    /// Check the command line or the configuration file, and that all that it names can be used, and exit: disks, layers'
+    /// files, certificates, addresses, sockets; no file is made, nothing is listened on, or opened for writing
     #[arg(long, conflicts_with = "print_config")]
     pub(crate) check: bool,
 

@@ -1,43 +1,43 @@
 //! From a configuration to exports.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
+use std::ffi::OsString;
+use std::fs::{self, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use nbd_engine::counted;
 use nbd_engine::export::{
     self, AnyExport, Export as _, ExportEntry, File, FileId, InvalidName, Memory, Missing,
     OpenError, ReadOnly, Tracked, Tracker, WithAllocationDepth, WithBlockSize,
 };
-
+use nbd_engine::net::folder_of;
 use rustix::fs::{Access, access};
 
+use super::check::Findings;
 use super::config::{Backend, Config, Export, Size, Source};
 use super::denied;
 use super::folder::Folder;
-use super::layers::{Base, Layer, has_overlay, put_around};
+use super::layers::{Base, Layer, check_files, has_overlay, put_around};
 use super::volumes;
 use crate::exit::Failure;
 use crate::output::{quoted, shell_path};
 
-/// Finds out whether everything can be opened, without opening it for writing. Gives what is wrong.
-pub(super) fn inspect(config: &Config) -> Vec<Failure> {
+/// Finds out whether everything can be opened, without opening it for writing.
+pub(super) fn inspect(config: &Config, findings: &mut Findings) {
     let mut files = Files::default();
-    let inspect = |(index, export)| {
-        let failure = inspect_one(config, export, &mut files).err()?;
-        Some(config.source.blame(&format!("export.{index}"), failure))
-    };
-    config.exports.iter().enumerate().filter_map(inspect).collect()
+    for (index, export) in config.exports.iter().enumerate() {
+        let mut found = Findings::default();
+        found.take(files.add(export, config));
+        found.take(inspect_one(config, export));
+        inspect_layers(export, &mut found);
+        findings.blame(found, &config.source, &format!("export.{index}"));
+    }
 }
 
-fn inspect_one<'a>(
-    config: &Config,
-    export: &'a Export,
-    files: &mut Files<'a>,
-) -> Result<(), Failure> {
-    files.add(export, config)?;
+fn inspect_one(config: &Config, export: &Export) -> Result<(), Failure> {
     let mut for_reading = export.clone();
     // Files that layers write are not made.
     for_reading.layers.retain_mut(|layer| Layer::path_mut(layer).is_none());
@@ -50,6 +50,8 @@ fn inspect_one<'a>(
         Backend::Object(_) => return open(&for_reading, config).map(drop),
     };
     if is_only_read(export) {
+        // An overlay that is left out lets nothing through to it.
+        for_reading.read_only = true;
         return open(&for_reading, config).map(drop);
     }
     // One that is missing may be made, unlike one that is only read.
@@ -61,6 +63,23 @@ fn inspect_one<'a>(
         let remedy = config.source.word("--read-only", "read-only = true");
         Failure::failed(format!("cannot write {shown}: {error}; serve it with {remedy}"))
     })
+}
+
+/// The files that layers write. What is wrong with the disk itself is reported elsewhere.
+fn inspect_layers(export: &Export, found: &mut Findings) {
+    match export.backend() {
+        Ok(Backend::File(path)) => {
+            if let Ok(file) = File::options().read_only(true).open(path) {
+                check_files(Box::new(file), &export.layers, Base::of(path), found);
+            }
+        }
+        Ok(Backend::Memory(size)) => {
+            if let Ok(memory) = Memory::new(size) {
+                check_files(Box::new(memory), &export.layers, Base::default(), found);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// The entry by which clients find an export that is open.
@@ -95,21 +114,99 @@ pub(super) fn is_only_read(export: &Export) -> bool {
     export.read_only || has_overlay(&export.layers)
 }
 
-/// The files and directories that are served, by what they are whatever their paths.
+/// The files and directories that are served, and those that layers write, by what they are whatever their paths.
 #[derive(Default)]
-pub(super) struct Files<'a>(HashMap<Identity, &'a Export>);
+pub(super) struct Files<'a> {
+    disks: HashMap<Identity, &'a Export>,
+    /// Those of layers, by the layers.
+    beside: HashMap<Identity, (&'static str, &'a Export)>,
+}
 
 /// A file, directory or block device.
 #[derive(PartialEq, Eq, Hash)]
 enum Identity {
     File(FileId),
     BlockDevice(u64),
+    /// A file by its folder and its name: it may not be there yet.
+    Named(FileId, OsString),
+}
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        match metadata.file_type().is_block_device() {
+            true => Self::BlockDevice(metadata.rdev()),
+            false => Self::File(FileId::of(metadata)),
+        }
+    }
+
+    /// Those of a path: by its name, unless not even its folder is there, and of the file if there is one.
+    fn of_path(path: &Path) -> impl Iterator<Item = Self> {
+        let folder = fs::metadata(folder_of(path)).ok();
+        let named = folder.zip(path.file_name());
+        let named = named.map(|(folder, name)| Self::Named(FileId::of(&folder), name.to_owned()));
+        named.into_iter().chain(fs::metadata(path).ok().map(|metadata| Self::of(&metadata)))
+    }
 }
 
 impl<'a> Files<'a> {
-    /// One more export. Each records changes and knows its size by itself, so that what is written or resized through
-    /// another export of the same file would be missed.
+    /// One more export.
     pub(super) fn add(&mut self, export: &'a Export, config: &Config) -> Result<(), Failure> {
+        self.add_layers(export, config)?;
+        self.add_disk(export, config)
+    }
+
+    /// An overlay is for one disk, and what is a disk is no file of a layer. Several exports may share a request log.
+    fn add_layers(&mut self, export: &'a Export, config: &Config) -> Result<(), Failure> {
+        for layer in &export.layers {
+            let (what, path) = match layer {
+                Layer::Overlay(Some(path)) => (OVERLAY, path),
+                Layer::Log(Some(path)) => (LOG, path),
+                _ => continue,
+            };
+            let shown = quoted(path.as_os_str());
+            let mut earlier = None;
+            for identity in Identity::of_path(path) {
+                if let Some(disk) = self.disks.get(&identity) {
+                    return Err(disk_and_layer(disk, what, export, &shown));
+                }
+                earlier = self.beside.insert(identity, (what, export)).or(earlier);
+            }
+            let Some((other, before)) = earlier else { continue };
+            let text = match (other, what) {
+                (LOG, LOG) => continue,
+                (OVERLAY, OVERLAY) if core::ptr::eq(before, export) => {
+                    format!(
+                        "export '{}' has the overlay {shown} twice: leave out one of them",
+                        export.label()
+                    )
+                }
+                (OVERLAY, OVERLAY) => {
+                    let remedy = config.source.word(
+                        "give each its own in a configuration file (--config), or leave out the file to keep them in \
+                         memory",
+                        "give each its own file",
+                    );
+                    format!(
+                        "the exports '{}' and '{}' would both write to the overlay {shown}, and an overlay is for one disk: \
+                         {remedy}",
+                        before.label(),
+                        export.label()
+                    )
+                }
+                _ => format!(
+                    "{shown} is {other} of export '{}' and {what} of export '{}': give each its own file",
+                    before.label(),
+                    export.label()
+                ),
+            };
+            return Err(Failure::usage(text));
+        }
+        Ok(())
+    }
+
+    /// Each export records changes and knows its size by itself, so that what is written or resized through another export
+    /// of the same file would be missed.
+    fn add_disk(&mut self, export: &'a Export, config: &Config) -> Result<(), Failure> {
         let (Backend::File(path) | Backend::Directory(path)) =
             export.backend().map_err(Failure::Usage)?
         else {
@@ -117,12 +214,13 @@ impl<'a> Files<'a> {
         };
         // Opening it reports what is wrong with it.
         let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
-        let identity = if metadata.file_type().is_block_device() {
-            Identity::BlockDevice(metadata.rdev())
-        } else {
-            Identity::File(FileId::of(&metadata))
-        };
-        let Some(other) = self.0.insert(identity, export) else { return Ok(()) };
+        let identity = Identity::of(&metadata);
+        if let Some((what, other)) =
+            Identity::of_path(path).find_map(|identity| self.beside.get(&identity))
+        {
+            return Err(disk_and_layer(export, what, other, &quoted(path.as_os_str())));
+        }
+        let Some(other) = self.disks.insert(identity, export) else { return Ok(()) };
         let both = [other, export];
         if both.iter().all(|one| is_only_read(one)) {
             return Ok(());
@@ -168,12 +266,25 @@ impl<'a> Files<'a> {
 
     /// Those that are files.
     pub(super) fn ids(&self) -> HashSet<FileId> {
-        let files = self.0.keys().filter_map(|file| match file {
+        let files = self.disks.keys().filter_map(|file| match file {
             Identity::File(id) => Some(*id),
-            Identity::BlockDevice(_) => None,
+            _ => None,
         });
         files.collect()
     }
+}
+
+/// What a file of a layer is.
+const OVERLAY: &str = "the overlay";
+const LOG: &str = "the request log";
+
+/// A file that clients would write, and a layer, too.
+fn disk_and_layer(disk: &Export, what: &str, layer: &Export, shown: &str) -> Failure {
+    Failure::usage(format!(
+        "{shown} is the disk of export '{}' and {what} of export '{}': give each its own file",
+        disk.label(),
+        layer.label()
+    ))
 }
 
 /// Opens an export that is one disk, with the layers around it. A volume is taken over from another server that has it open.
@@ -310,13 +421,15 @@ fn check_tail<E: export::Export>(
     let (cut, block) = (layer.cut_off(), layer.block_size().minimum());
     if cut > 0 && layer.size() == 0 {
         return Err(Failure::usage(format!(
-            "'{word}' has {cut} bytes, fewer than a block of {block}: give a smaller {option}"
+            "'{word}' has {}, fewer than a block of {block}: give a smaller {option}",
+            counted(cut, "byte")
         )));
     }
     if cut > 0 {
         tracing::warn!(
-            "the last {cut} bytes of '{word}' are not served, since its size is no multiple of the block size, {block}: \
-             give a {option} that divides it to serve all"
+            "the end of '{word}', {}, is not served, since its size is no multiple of the block size, {block}: give a \
+             {option} that divides it to serve all",
+            counted(cut, "byte")
         );
     }
     Ok(())

@@ -80,6 +80,9 @@ pub(crate) struct Changes {
     /// Those that were opened anew, and whose clients are disconnected.
     pub(super) replaced: Vec<String>,
     pub(super) removed: Vec<String>,
+    /// Keys of the file whose values come into force when the server is restarted. Earlier servers report none.
+    #[serde(default)]
+    pub(crate) restart: Vec<String>,
 }
 
 impl fmt::Display for Changes {
@@ -157,9 +160,13 @@ impl Live {
         let mut files = Files::default();
         let mut changes = Changes::default();
         let mut next = Vec::with_capacity(config.exports.len());
+        let blame = |index, failure| config.source.blame(&format!("export.{index}"), failure);
+        // Before anything is opened, or made.
         for (index, export) in config.exports.iter().enumerate() {
-            let blame = |failure| config.source.blame(&format!("export.{index}"), failure);
-            files.add(export, config).map_err(blame)?;
+            files.add(export, config).map_err(|failure| blame(index, failure))?;
+        }
+        for (index, export) in config.exports.iter().enumerate() {
+            let blame = |failure| blame(index, failure);
             let earlier = earlier.get(&export.label()).copied();
             next.push(changes.disk(earlier, export, config).map_err(blame)?);
         }

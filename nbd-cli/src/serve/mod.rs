@@ -8,6 +8,7 @@ mod arguments;
 mod backend;
 mod block_size;
 mod captive;
+mod check;
 mod config;
 mod control;
 mod denied;

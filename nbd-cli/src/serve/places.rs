@@ -211,6 +211,12 @@ pub(super) fn cannot_listen_on_tcp(error: &io::Error) -> Failure {
     Failure::failed(format!("{error}{remedy}"))
 }
 
+/// The same with a vsock address.
+#[cfg(target_os = "linux")]
+pub(super) fn cannot_listen_on_vsock(error: &io::Error) -> Failure {
+    Failure::failed(format!("{error}; see man 7 vsock"))
+}
+
 /// The same with the path of a Unix socket.
 pub(super) fn cannot_listen_on_unix(error: &io::Error, path: &Path) -> Failure {
     use io::ErrorKind as Kind;

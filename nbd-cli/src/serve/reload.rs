@@ -110,7 +110,7 @@ impl Reload {
             }
         };
         // An export that relies on TLS for all is not served without, nor one that is for TLS alone before that is said.
-        let changes = match self.security().is_required() && !security.is_required() {
+        let mut changes = match self.security().is_required() && !security.is_required() {
             true => {
                 let changes = prepared.commit();
                 reconfigure();
@@ -133,11 +133,14 @@ impl Reload {
         tracing::info!("read the configuration again: {changes}");
         if !stays.is_empty() {
             tracing::warn!(
-                "{}: {} differ from what is in force, and take a restart of the server; all else in the file is in force",
+                "{}: {}, which {} from what is in force, {} a restart of the server; all else in the file is in force",
                 file.display(),
-                stays.join(", ")
+                stays.join(", "),
+                if stays.len() == 1 { "differs" } else { "differ" },
+                if stays.len() == 1 { "takes" } else { "take" }
             );
         }
+        changes.restart = stays;
         Ok(changes)
     }
 
@@ -184,27 +187,43 @@ impl Reload {
     }
 }
 
-/// The keys of a table whose values differ. It names all fields, so that none that is new is forgotten.
-macro_rules! differing {
-    ($table:ident { $($field:ident),* $(,)? }, $old:expr, $new:expr) => {{
-        let ($table { $($field),* }, new) = ($old, $new);
-        let differ = [$((stringify!($field), *$field != new.$field)),*];
-        let differ = differ.into_iter().filter(|(_, differs)| *differs);
-        differ.map(|(field, _)| field.replace("_", "-"))
-    }};
+/// When another value of each key of `[server]` comes into force: one list of those that do when the file is read again,
+/// and one of those that take a restart. It names all fields, so that none that is new is forgotten.
+macro_rules! server_keys {
+    (at_once: [$($now:ident),* $(,)?], restart: [$($later:ident),* $(,)?] $(,)?) => {
+        /// The server once its file was read again.
+        fn reloaded_server(current: &Server, read: &Server) -> Server {
+            let Server { $($now: _),*, $($later),* } = current.clone();
+            Server { $($now: read.$now.clone()),*, $($later),* }
+        }
+
+        /// The keys whose values differ.
+        fn differing_keys<'a>(old: &'a Server, new: &'a Server) -> impl Iterator<Item = String> {
+            let differ = [
+                $((stringify!($now), old.$now != new.$now),)*
+                $((stringify!($later), old.$later != new.$later),)*
+            ];
+            let differ = differ.into_iter().filter(|(_, differs)| *differs);
+            differ.map(|(field, _)| field.replace('_', "-"))
+        }
+
+        /// Those of each list, for the documentation.
+        #[cfg(test)]
+        const KEYS: [&[&str]; 2] = [&[$(stringify!($now)),*], &[$(stringify!($later)),*]];
+    };
+}
+
+server_keys! {
+    at_once: [max_connections, idle_timeout, stall_timeout, drain_timeout],
+    restart: [runtime, control, metrics, log, sandbox, oldstyle],
 }
 
 /// What is in force once a file was read again: all but the keys of [`need_restart`]. `listeners` says whether those can
 /// change.
 fn reloaded(current: &Config, read: Config, listeners: bool) -> Config {
-    let server = Server {
-        // The file may name another runtime, which takes more of them, but not before the server starts.
-        max_connections: read.server.max_connections.min(current.server.runtime.max_connections()),
-        idle_timeout: read.server.idle_timeout,
-        stall_timeout: read.server.stall_timeout,
-        drain_timeout: read.server.drain_timeout,
-        ..current.server.clone()
-    };
+    let mut server = reloaded_server(&current.server, &read.server);
+    // The file may name another runtime, which takes more of them, but not before the server starts.
+    server.max_connections = server.max_connections.min(server.runtime.max_connections());
     let listeners = if listeners { &read.listeners } else { &current.listeners }.clone();
     Config { server, listeners, ..read }
 }
@@ -212,30 +231,11 @@ fn reloaded(current: &Config, read: Config, listeners: bool) -> Config {
 /// The keys that another value of comes into force only when the server starts.
 fn need_restart(current: &Config, read: &Config, listeners: bool) -> Vec<String> {
     let after = reloaded(current, read.clone(), listeners);
-    let server = differing!(
-        Server {
-            runtime,
-            max_connections,
-            idle_timeout,
-            stall_timeout,
-            drain_timeout,
-            control,
-            metrics,
-            log,
-            sandbox,
-            oldstyle,
-        },
-        &after.server,
-        &read.server
-    );
-    let config =
-        differing!(Config { server, listeners, access, tls, exports, source }, &after, read);
-    let tables = config.filter_map(|table| match &*table {
-        "server" => None,
-        "listeners" => Some("[[listen]]".to_owned()),
-        table => Some(format!("[{table}]")),
-    });
-    server.chain(tables).collect()
+    let mut keys = Vec::from_iter(differing_keys(&after.server, &read.server));
+    if after.listeners != read.listeners {
+        keys.push("[[listen]]".into());
+    }
+    keys
 }
 
 /// Logs why a change was not made.
@@ -286,6 +286,18 @@ mod tests {
         let after = reloaded(&current, read.clone(), false).server;
         let most = RuntimeName::Blocking.max_connections();
         assert_eq!((after.runtime, after.max_connections), (RuntimeName::Blocking, most));
-        assert_eq!(need_restart(&current, &read, false), ["runtime", "max-connections"]);
+        assert_eq!(need_restart(&current, &read, false), ["max-connections", "runtime"]);
+    }
+
+    /// Each list is the first column of a row.
+    #[test]
+    fn the_page_says_of_each_key_when_another_value_is_in_force() {
+        let page = include_str!("../../../docs/configuration.md");
+        for (keys, says) in KEYS.iter().zip(["in force for new clients", "takes a restart"]) {
+            let words = keys.iter().map(|key| format!("`{}`", key.replace('_', "-")));
+            let row = format!("| {} | ", Vec::from_iter(words).join(", "));
+            let row = page.lines().find(|line| line.starts_with(&row));
+            assert!(row.is_some_and(|row| row.contains(says)), "{keys:?}: {row:?}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nbd_engine::counted;
 use nbd_engine::net::LocalAddr;
 use nbd_engine::server::{Outcome, ServerConfig};
 
@@ -12,8 +13,8 @@ use super::Arguments;
 use super::access;
 use super::activation::{self, Socket};
 use super::announce::Announcement;
-use super::backend;
 use super::captive::{self, Captive};
+use super::check;
 #[cfg(target_os = "linux")]
 use super::config::VsockAddress;
 use super::config::{self, Backend, Config, LogLevel, RuntimeName};
@@ -23,6 +24,8 @@ use super::listeners::Listeners;
 use super::live::Live;
 use super::metrics::Monitor;
 use super::places::Places;
+#[cfg(target_os = "linux")]
+use super::places::cannot_listen_on_vsock;
 use super::predecessor::Predecessor;
 use super::reload::Reload;
 use super::sandbox::{Needs, Sandbox};
@@ -47,7 +50,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     if arguments.check {
         log::start(LogLevel::Warn.verbosity())?;
-        return check(&config);
+        let file = arguments.config.as_deref();
+        return check::check(&config, process, given.is_some(), file);
     }
     log::collect(config.server.log.verbosity());
     fault::end_on_panic();
@@ -64,7 +68,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     // From here on only what is needed can be opened, by this thread and by those that it starts.
     let sandbox = Sandbox::confine(config.server.sandbox, &needs)?;
     log::write()?;
-    let monitor = Monitor::start(config.server.metrics.as_ref(), predecessor.as_mut())?;
+    let served = exports.clone();
+    let names = move || served.sizes().into_iter().map(|(name, _)| name).collect();
+    let monitor = Monitor::start(config.server.metrics.as_ref(), predecessor.as_mut(), names)?;
     let server = server.with_metrics(monitor.metrics());
     let in_tls = security.is_required();
     let addresses = places.tcp.iter().flatten().copied();
@@ -223,14 +229,6 @@ impl Setup<'_> {
     }
 }
 
-/// `--check`: what else can be found out without a change to anything.
-fn check(config: &Config) -> Result<(), Failure> {
-    let mut failures = backend::inspect(config);
-    failures.extend(server_config(config).err());
-    failures.truncate(config::MAX_FAULTS);
-    Failure::all(failures)
-}
-
 /// What the server is, besides its exports: access, TLS and limits.
 pub(super) fn server_config(config: &Config) -> Result<(ServerConfig, Security), Failure> {
     let server = &config.server;
@@ -251,8 +249,8 @@ fn judge(outcome: Outcome, config: &Config) -> Result<(), Failure> {
     match outcome.requests_cut_off {
         0 => Ok(()),
         count => Err(Failure::CutOff(format!(
-            "cut off {count} {} that did not finish within {} ({})",
-            if count == 1 { "request" } else { "requests" },
+            "cut off {} that did not finish within {} ({})",
+            counted(count, "request"),
             config.server.drain_timeout,
             config.source.word("--drain-timeout", "drain-timeout")
         ))),
@@ -354,7 +352,7 @@ macro_rules! serve {
         for VsockAddress { cid, port } in core::mem::take(&mut setup.places.vsock) {
             sockets.hold_back("a vsock address");
             let one = server.listen_vsock(cid, port);
-            let one = one.map_err(|error| Failure::failed(format!("{error}; see man 7 vsock")));
+            let one = one.map_err(|error| cannot_listen_on_vsock(&error));
             listening.extend(begun(one, server.is_shutting_down())?);
         }
         let addresses: Vec<LocalAddr> =

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nbd_engine::net::{FOLDER_LOCK_TIMEOUT, folder_of, lock_folder, remove_file_of};
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use super::activation;
@@ -102,7 +104,7 @@ fn address(name: &[u8]) -> io::Result<SocketAddr> {
 
 /// The process id in a file.
 #[derive(Debug)]
-pub(super) struct PidFile {
+pub(in crate::serve) struct PidFile {
     path: PathBuf,
     state: PidState,
 }
@@ -118,14 +120,34 @@ enum PidState {
 }
 
 impl PidFile {
+    /// Finds out whether [`prepare`](Self::prepare) would succeed, and changes nothing.
+    ///
+    /// # Errors
+    /// The kind of the system's error, and the failure.
+    pub(in crate::serve) fn check(path: &Path) -> Result<(), (io::ErrorKind, Failure)> {
+        let check = || {
+            if path.is_dir() {
+                return Err(io::ErrorKind::IsADirectory.into());
+            }
+            let folder = folder_of(path);
+            if !std::fs::metadata(folder)?.is_dir() {
+                return Err(Errno::NOTDIR.into());
+            }
+            Ok(access(folder, Access::WRITE_OK | Access::EXEC_OK)?)
+        };
+        check().map_err(|error: io::Error| (error.kind(), Self::cannot_write(path, &error)))
+    }
+
+    fn cannot_write(path: &Path, error: &io::Error) -> Failure {
+        let (path, error) = (path.display(), path_error::cause(error));
+        Failure::failed(format!(
+            "cannot write the process id to {path}: {error}; choose another path for --pid-file"
+        ))
+    }
+
     /// Writes the file beside its path, which shows whether that is possible.
     fn prepare(path: &Path) -> Result<Self, Failure> {
-        let failed = |error: io::Error| {
-            let (path, error) = (path.display(), path_error::cause(&error));
-            Failure::failed(format!(
-                "cannot write the process id to {path}: {error}; choose another path for --pid-file"
-            ))
-        };
+        let failed = |error: io::Error| Self::cannot_write(path, &error);
         if path.is_dir() {
             return Err(failed(io::ErrorKind::IsADirectory.into()));
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::output::{export_name, printable};
 use crate::serve::{Client, Export, Status};
 use crate::units::{age, bytes, table};
+use nbd_engine::counted;
 
 /// The lines of a server, a table of its exports and one of its clients.
 pub(super) fn of(status: &Status) -> String {
@@ -23,8 +24,10 @@ pub(super) fn of(status: &Status) -> String {
     let _ = writeln!(text, "buffers: {used} of {max}");
     let _ = writeln!(
         text,
-        "workers: {} of {} busy; {} requests wait",
-        workers.busy, workers.max, workers.waiting
+        "workers: {} of {} busy; waiting: {}",
+        workers.busy,
+        workers.max,
+        counted(workers.waiting, "request")
     );
     let _ = writeln!(
         text,

@@ -38,8 +38,8 @@ pub(crate) use words::{Place, arguments, is_uri, places};
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(crate) struct Patience {
-    /// How long a server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit.
-    /// With --retries a server that owes an answer and sends nothing for so long is connected to anew
+    /// How long a server may take for an answer: seconds, or a number with a suffix such as 500ms or 5m; 0 for no limit but
+    /// that of 30 s while connecting. With --retries a server that owes an answer and sends nothing for so long is connected to anew
     #[arg(long, value_name = "T", default_value = "60", value_parser = quantity::duration)]
     pub(crate) timeout: Duration,
 

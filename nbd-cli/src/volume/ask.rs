@@ -1,9 +1,8 @@
 //! Asking before something is gone.
 
-use std::io::{self, IsTerminal, Write};
-
 use nbd_volume::Info;
 
+use crate::ask::ask;
 use crate::exit::Failure;
 
 /// Asks on the terminal whether a volume, or a snapshot of it, is to be deleted.
@@ -26,20 +25,4 @@ pub(super) fn confirm(about: &Info, snapshot: Option<&str>) -> Result<(), Failur
 pub(super) fn confirm_shrinking(about: &Info, size: u64) -> Result<(), Failure> {
     let what = format!("{} from {} to {size} bytes", about.url, about.size);
     ask("Shrink", &what)
-}
-
-fn ask(verb: &str, what: &str) -> Result<(), Failure> {
-    if !io::stdin().is_terminal() {
-        let verb = verb.to_lowercase();
-        return Err(Failure::usage(format!("to {verb} {what} without being asked, give --yes")));
-    }
-    let mut terminal = io::stderr();
-    let asked = write!(terminal, "{verb} {what}? Type yes: ").and_then(|()| terminal.flush());
-    let mut answer = String::new();
-    let answered = asked.and_then(|()| io::stdin().read_line(&mut answer));
-    match answered {
-        Ok(_) if answer.trim() == "yes" => Ok(()),
-        Ok(_) => Err(Failure::failed("nothing was changed")),
-        Err(error) => Err(Failure::failed(format!("nothing was changed: cannot ask: {error}"))),
-    }
 }

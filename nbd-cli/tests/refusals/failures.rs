@@ -135,7 +135,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("has no connection any more, and was detached", "internal/guest/scenarios/tls.sh"),
     (" stays attached: ", "takes the kernel's client"),
     ("another nbd attach stays with", "takes the kernel's client"),
-    (" bytes more than whole blocks of ", "takes the kernel's client"),
+    (", which the device does not have", "takes the kernel's client"),
     ("its connections don't lead to the same export", "takes the kernel's client"),
     ("the server does not allow several connections", "takes the kernel's client"),
     ("cannot use the connection to ", "the system gives no socket, descriptor or thread"),

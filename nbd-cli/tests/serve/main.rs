@@ -4,6 +4,7 @@ mod access;
 mod activation;
 mod addresses;
 mod captive;
+mod check;
 mod config;
 mod directory;
 mod end;

@@ -11,6 +11,7 @@ use nbd_proto::{Command, InvalidRequest, Misuse, Refusal, UriError};
 
 use super::GaveUp;
 use crate::command_text::CommandText;
+use crate::counted;
 
 /// Why a client failed. Cheap to clone: when a connection is lost, each of its requests gets the reason.
 ///
@@ -268,8 +269,10 @@ impl fmt::Display for Error {
             Self::InDoubt { peer, requests, bytes } => {
                 write!(
                     f,
-                    "{requests} changes of {bytes} bytes may be lost: {peer} acknowledged them, but a connection was lost, or \
-                     a flush failed, before they were durable; write them again"
+                    "{} of {} may be lost: {peer} acknowledged them, but a connection was lost, or a flush failed, before they were \
+                     durable; write them again",
+                    counted(*requests, "change"),
+                    counted(*bytes, "byte")
                 )
             }
             Self::Invalid(InvalidRequest::NoContexts) => {

@@ -1,5 +1,6 @@
 //! A part of an export.
 
+use crate::counted;
 use core::fmt;
 
 use super::layer::{Layer, Layered};
@@ -119,12 +120,15 @@ impl fmt::Display for SliceError {
         match *self {
             Self::Outside { offset, length: Some(length), size } => write!(
                 f,
-                "the range of {length} bytes at offset {offset} is not inside of the disk, which has {size} bytes"
+                "the range of {} at offset {offset} is not inside of the disk, which has {}",
+                counted(length, "byte"),
+                counted(size, "byte")
             ),
             Self::Outside { offset, length: None, size } => {
                 write!(
                     f,
-                    "the offset {offset} is beyond the end of the disk, which has {size} bytes"
+                    "the offset {offset} is beyond the end of the disk, which has {}",
+                    counted(size, "byte")
                 )
             }
             Self::Unaligned { bytes, block } => {

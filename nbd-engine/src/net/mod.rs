@@ -16,12 +16,12 @@ mod vsock;
 pub use access::{Access, InvalidNetwork, Network};
 pub use folder::{FOLDER_LOCK_TIMEOUT, folder_of, lock_folder, remove_file_of};
 pub use local_addr::LocalAddr;
-pub use tcp::{bind_resolved, bind_tcp, tune_tcp};
-pub use unix::{SocketPath, bind_unix, check_socket_path, tune_unix};
+pub use tcp::{bind_resolved, bind_tcp, check_tcp, tune_tcp};
+pub use unix::{SocketPath, bind_unix, check_socket_path, check_unix, tune_unix};
 #[cfg(target_os = "linux")]
 pub(crate) use vsock::connect_vsock;
 #[cfg(target_os = "linux")]
-pub use vsock::{VSOCK_CID_ANY, VsockListener, bind_vsock};
+pub use vsock::{VSOCK_CID_ANY, VsockListener, bind_vsock, check_vsock};
 
 /// Connections to a socket that the system holds until they are accepted, by default: as many as for nbdkit and for
 /// `qemu-nbd --persistent`. The system may lower it, as Linux does by `net.core.somaxconn`.

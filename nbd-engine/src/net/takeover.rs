@@ -11,6 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -22,6 +23,18 @@ const ATTEMPTS: usize = 8;
 /// Binds and listens, non-blocking.
 pub(super) fn bind(path: &Path, backlog: u32) -> io::Result<UnixListener> {
     bind_within(path, backlog, FOLDER_LOCK_TIMEOUT)
+}
+
+/// What [`bind`] would find now. Nothing is made or removed.
+pub(super) fn check(path: &Path) -> io::Result<()> {
+    let folder = folder_of(path);
+    match look(path)? {
+        Found::Nothing | Found::Stale => {}
+    }
+    if !std::fs::metadata(folder)?.is_dir() {
+        return Err(Errno::NOTDIR.into());
+    }
+    Ok(access(folder, Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
 fn bind_within(path: &Path, backlog: u32, timeout: Duration) -> io::Result<UnixListener> {

@@ -24,7 +24,7 @@ use super::addresses::{self, Machine};
 /// Those of the platform, with the address in their text; then nothing is listened on. [`io::ErrorKind::InvalidInput`]
 /// when there is no address at all.
 pub fn bind_tcp(hosts: &[impl AsRef<[SocketAddr]>], backlog: u32) -> io::Result<Vec<TcpListener>> {
-    addresses::bind(hosts, &mut ThisMachine { backlog })
+    addresses::bind(hosts, &mut ThisMachine { backlog: Some(backlog) })
 }
 
 /// Listens on the addresses that a runtime's resolver found for one host. See [`bind_tcp`].
@@ -47,9 +47,19 @@ pub fn bind_resolved(
     bind_tcp(&[Vec::from_iter(addresses)], backlog)
 }
 
+/// Finds out whether [`bind_tcp`] would succeed now. The addresses are bound for a moment, but not listened on, so that no
+/// client is accepted, and no other server is kept from listening.
+///
+/// # Errors
+/// Those of [`bind_tcp`].
+pub fn check_tcp(hosts: &[impl AsRef<[SocketAddr]>]) -> io::Result<()> {
+    addresses::bind(hosts, &mut ThisMachine { backlog: None }).map(drop)
+}
+
 /// The system's sockets.
 struct ThisMachine {
-    backlog: u32,
+    /// They are only bound without one.
+    backlog: Option<u32>,
 }
 
 impl Machine for ThisMachine {
@@ -65,7 +75,9 @@ impl Machine for ThisMachine {
             sockopt::set_ipv6_v6only(&socket, true)?;
         }
         rustix::net::bind(&socket, &address)?;
-        super::start_listening(&socket, self.backlog)?;
+        if let Some(backlog) = self.backlog {
+            super::start_listening(&socket, backlog)?;
+        }
         Ok(socket.into())
     }
 

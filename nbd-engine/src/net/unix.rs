@@ -31,6 +31,18 @@ pub fn bind_unix(path: &Path, backlog: u32) -> io::Result<(UnixListener, SocketP
     bind().map_err(|error| super::cannot_listen(path.display(), &error))
 }
 
+/// Finds out whether [`bind_unix`] would succeed now, and changes nothing. A live server is connected to, without a word.
+///
+/// # Errors
+/// Those of [`bind_unix`].
+pub fn check_unix(path: &Path) -> io::Result<()> {
+    let check = || {
+        check_socket_path(path)?;
+        takeover::check(path)
+    };
+    check().map_err(|error| super::cannot_listen(path.display(), &error))
+}
+
 /// The longest path that the address of a Unix socket has room for, in bytes.
 const MAX_PATH: usize =
     if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };
@@ -133,6 +145,40 @@ mod tests {
         std::fs::write(&path, "precious").unwrap();
         assert_eq!(bind_unix(&path, 16).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    /// Each with the kind of its error, and the folder stays as it was.
+    #[test]
+    fn a_check_says_of_a_path_what_binding_would() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("file"), "precious").unwrap();
+        drop(UnixListener::bind(path("stale")).unwrap());
+        let _live = UnixListener::bind(path("live")).unwrap();
+        let names = || {
+            let entries = std::fs::read_dir(folder.path()).unwrap();
+            let mut names = Vec::from_iter(entries.map(|entry| entry.unwrap().file_name()));
+            names.sort();
+            names
+        };
+        let before = names();
+        for (name, kind) in [
+            ("new", None),
+            ("stale", None),
+            ("live", Some(io::ErrorKind::AddrInUse)),
+            ("file", Some(io::ErrorKind::AlreadyExists)),
+            ("missing/socket", Some(io::ErrorKind::NotFound)),
+            ("file/socket", Some(io::ErrorKind::NotADirectory)),
+            ("", Some(io::ErrorKind::AlreadyExists)),
+        ] {
+            let found = check_unix(&path(name)).map_err(|error| error.kind());
+            assert_eq!(found.err(), kind, "{name}");
+        }
+        assert_eq!(names(), before);
+        for name in ["live", "file", "missing/socket", "file/socket", "new", "stale"] {
+            let found = check_unix(&path(name)).map_err(|error| error.kind());
+            assert_eq!(bind_unix(&path(name), 16).map(drop).map_err(|error| error.kind()), found);
+        }
     }
 
     #[test]

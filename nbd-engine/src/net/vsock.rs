@@ -29,14 +29,28 @@ pub struct VsockListener(Socket);
 /// Those of the platform, with the address in the text: [`io::ErrorKind::AddrInUse`] when the port is taken,
 /// [`io::ErrorKind::AddrNotAvailable`] when the identifier is not this machine's.
 pub fn bind_vsock(cid: u32, port: u32, backlog: u32) -> io::Result<VsockListener> {
-    let bind = || {
-        let socket = Socket::new(Domain::VSOCK, Type::STREAM, None)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&SockAddr::vsock(cid, if port == 0 { PORT_ANY } else { port }))?;
+    let listen = || {
+        let socket = bound(cid, port)?;
         super::start_listening(&socket, backlog)?;
         Ok(VsockListener(socket))
     };
-    bind().map_err(|error| super::cannot_listen(format_args!("vsock {cid}:{port}"), &error))
+    listen().map_err(|error| super::cannot_listen(format_args!("vsock {cid}:{port}"), &error))
+}
+
+/// Finds out whether [`bind_vsock`] would succeed now. The address is bound for a moment, but not listened on.
+///
+/// # Errors
+/// Those of [`bind_vsock`].
+pub fn check_vsock(cid: u32, port: u32) -> io::Result<()> {
+    let result = bound(cid, port).map(drop);
+    result.map_err(|error| super::cannot_listen(format_args!("vsock {cid}:{port}"), &error))
+}
+
+fn bound(cid: u32, port: u32) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::VSOCK, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::vsock(cid, if port == 0 { PORT_ANY } else { port }))?;
+    Ok(socket)
 }
 
 impl VsockListener {

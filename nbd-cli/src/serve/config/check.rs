@@ -6,6 +6,7 @@ use core::time::Duration;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use nbd_engine::counted;
 use nbd_engine::export::{Memory, Tracked};
 use nbd_engine::proto::wire::is_valid_string;
 
@@ -292,8 +293,10 @@ impl Rules<'_> {
             && bytes < MIN_VOLUME_CACHE
         {
             let word = self.source.word("--volume-cache", "volume-cache");
-            let text =
-                format!("{word} of {bytes} bytes is too little for a volume: give at least 64M");
+            let text = format!(
+                "{word} of {} is too little for a volume: give at least 64M",
+                counted(bytes, "byte")
+            );
             self.broken(format!("export.{index}.volume-cache"), text);
         }
         if let Some(lease) = &export.volume_lease

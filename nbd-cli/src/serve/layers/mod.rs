@@ -5,7 +5,7 @@ mod stack;
 mod words;
 
 pub(crate) use spec::{Layer, beginnings};
-pub(super) use stack::{Base, has_overlay, put_around};
+pub(super) use stack::{Base, check_files, has_overlay, put_around};
 
 use crate::exit::Failure;
 

@@ -42,7 +42,7 @@ const LAYERS: [(&str, &[&str]); 8] = [
 /// What a command line can begin a layer with, and what the layer does.
 pub(crate) fn beginnings() -> impl Iterator<Item = (String, &'static str)> {
     LAYERS.iter().map(|(name, _)| {
-        let needs_value = matches!(*name, "offset" | "partition" | "rate" | "delay");
+        let needs_value = matches!(*name, "offset" | "partition" | "rate" | "delay" | "error");
         let help = match *name {
             "read-only" => "refuses writes",
             "offset" => "a part of the disk: offset:OFFSET,length=LENGTH",
@@ -50,7 +50,7 @@ pub(crate) fn beginnings() -> impl Iterator<Item = (String, &'static str)> {
             "overlay" => "keeps what is written in memory, or in a file: overlay:FILE",
             "rate" => "bounds what is carried out in a second: rate:BYTES,requests=N",
             "delay" => "delays requests: delay:TIME or delay:TIME-TIME",
-            "error" => "fails requests, by EIO or another error: error:ERRNO",
+            "error" => "fails requests, by an error such as EIO: error:ERRNO",
             _ => "a line for each request, in the log or in a file: log:FILE",
         };
         (format!("{name}{}", if needs_value { ":" } else { "" }), help)
@@ -147,7 +147,8 @@ impl Layer {
             }
             _ => {
                 let errno = values.take("error", words::errno)?;
-                Self::Error(errno.unwrap_or_default(), values.chance()?)
+                let errno = errno.ok_or_else(|| missing("an error, such as error:EIO"))?;
+                Self::Error(errno, values.chance()?)
             }
         };
         Ok(layer)
@@ -407,7 +408,7 @@ mod tests {
         };
         same("offset:1M,length=1k", "offset:offset=1048576,length=1024");
         same("overlay:a=b", "overlay:overlay=a=b");
-        same("error", "error:EIO");
+        same("error:error=EIO", "error:EIO");
     }
 
     #[test]
@@ -426,6 +427,8 @@ mod tests {
             ("rate", "needs a bound"),
             ("rate:0", "needs a bound"),
             ("delay", "needs a time"),
+            ("error", "needs an error, such as error:EIO"),
+            ("error:commands=read", "needs an error"),
             ("delay:20ms-5ms", "begins after its end"),
             ("delay:1s,probability=2", "from 0 to 1"),
             ("delay:1s,commands=reed", "'reed' is not a command"),

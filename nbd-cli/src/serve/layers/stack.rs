@@ -1,18 +1,23 @@
 //! Layers as they are put around a disk.
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::time::SystemTime;
 
 use nbd_engine::export::{
     BaseStamp, Export, Injected, Logged, Overlay, RateLimit, RateLimited, Rates, ReadOnly,
-    RequestLog, Slice,
+    RequestLog, Slice, check_overlay,
 };
+use nbd_engine::net::folder_of;
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
 
 use super::Layer;
 use crate::exit::Failure;
 use crate::output::quoted;
 use crate::path_error;
+use crate::serve::check::Findings;
 
 /// What an overlay has to know of the disk below all layers.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +49,63 @@ pub(in crate::serve) fn put_around(
         disk = put(disk, layer, base)?;
     }
     Ok(disk)
+}
+
+/// Finds out whether the files that layers of a disk write can be used, and changes nothing. What is wrong with the other
+/// layers is not reported.
+pub(in crate::serve) fn check_files(
+    mut disk: Box<dyn Export>,
+    layers: &[Layer],
+    base: Base,
+    findings: &mut Findings,
+) {
+    for layer in layers {
+        let stands_in = match layer {
+            Layer::Overlay(Some(path)) => {
+                check_overlay_file(&disk, base, path, findings);
+                &Layer::Overlay(None)
+            }
+            Layer::Log(Some(path)) => {
+                findings.take(check_log_file(path).map_err(|error| cannot_log(path, &error)));
+                &Layer::Log(None)
+            }
+            other => other,
+        };
+        // Nothing is written by those that stand in for them.
+        let Ok(layered) = put(disk, stands_in, base) else { return };
+        disk = layered;
+    }
+}
+
+fn check_overlay_file(disk: &impl Export, base: Base, path: &Path, findings: &mut Findings) {
+    let Ok(stamp) = BaseStamp::new(disk, base.modified) else { return };
+    let Err(error) = check_overlay(path, &stamp) else { return };
+    let failure = Failure::failed(error.to_string());
+    match error.is_in_use() {
+        true => findings.add_in_use(failure),
+        false => findings.add(failure),
+    }
+}
+
+/// Whether a file can be appended to, or made.
+fn check_log_file(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Err(Errno::ISDIR.into()),
+        Ok(_) => Ok(access(path, Access::WRITE_OK)?),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let folder = folder_of(path);
+            match fs::metadata(folder)?.is_dir() {
+                true => Ok(access(folder, Access::WRITE_OK | Access::EXEC_OK)?),
+                false => Err(Errno::NOTDIR.into()),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn cannot_log(path: &Path, error: &io::Error) -> Failure {
+    let (path, error) = (quoted(path.as_os_str()), path_error::why(error));
+    Failure::failed(format!("cannot write the request log {path}: {error}"))
 }
 
 fn put(disk: Box<dyn Export>, layer: &Layer, base: Base) -> Result<Box<dyn Export>, Failure> {
@@ -80,10 +142,7 @@ fn put(disk: Box<dyn Export>, layer: &Layer, base: Base) -> Result<Box<dyn Expor
         }
         Layer::Log(None) => Box::new(Logged::new(disk, RequestLog::new())),
         Layer::Log(Some(path)) => {
-            let log = RequestLog::to_file(path).map_err(|error| {
-                let (path, error) = (quoted(path.as_os_str()), path_error::why(&error));
-                Failure::failed(format!("cannot write the request log {path}: {error}"))
-            })?;
+            let log = RequestLog::to_file(path).map_err(|error| cannot_log(path, &error))?;
             Box::new(Logged::new(disk, log))
         }
     })

@@ -81,12 +81,6 @@ pub(super) fn shown(duration: Duration) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Errno(pub(super) ErrorCode);
 
-impl Default for Errno {
-    fn default() -> Self {
-        Self(ErrorCode::EIO)
-    }
-}
-
 const ERRORS: [(&str, ErrorCode); 8] = [
     ("EPERM", ErrorCode::EPERM),
     ("EIO", ErrorCode::EIO),

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
 use nbd_engine::metrics::LatencyHistogram;
-use nbd_engine::server::MetricsSnapshot;
+use nbd_engine::server::{Metrics, MetricsSnapshot};
 
 /// What `Content-Type` says of the text.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -100,11 +100,11 @@ fn escape(value: &str, text: &mut String) {
     }
 }
 
-/// All metrics. Each has its heading even while it has no samples.
-pub(super) fn text(snapshot: &MetricsSnapshot) -> String {
+/// All metrics. Each has its heading even while it has no samples. `exports` are the names of those that there are.
+pub(super) fn text(snapshot: &MetricsSnapshot, exports: &[String]) -> String {
     let mut text = Text(String::new());
     requests(snapshot, &mut text);
-    connections(snapshot, &mut text);
+    connections(snapshot, exports, &mut text);
     process(snapshot, &mut text);
     text.0
 }
@@ -170,7 +170,7 @@ fn requests(snapshot: &MetricsSnapshot, text: &mut Text) {
     text.single(CUT_OFF, snapshot.requests_cut_off);
 }
 
-fn connections(snapshot: &MetricsSnapshot, text: &mut Text) {
+fn connections(snapshot: &MetricsSnapshot, exports: &[String], text: &mut Text) {
     let connections = &snapshot.connections;
     text.single(Family("nbd_connections", Gauge, "Connections."), connections.current);
     const MAX: Family = Family("nbd_connections_max", Gauge, "Connections at most.");
@@ -181,6 +181,7 @@ fn connections(snapshot: &MetricsSnapshot, text: &mut Text) {
     for (export, metrics) in &snapshot.exports {
         samples.add(&[("export", export)], metrics.connections);
     }
+    unused(snapshot, exports).for_each(|export| samples.add(&[("export", export)], 0));
     const ACCEPTED: Family =
         Family("nbd_connections_accepted_total", Counter, "Connections that were served.");
     text.single(ACCEPTED, connections.accepted);
@@ -222,6 +223,18 @@ fn connections(snapshot: &MetricsSnapshot, text: &mut Text) {
     const SENT: Family =
         Family("nbd_sent_bytes_total", Counter, "Bytes sent to clients, inside of TLS.");
     text.single(SENT, snapshot.sent_bytes);
+}
+
+/// The exports that no client has entered yet and that would be counted by name.
+fn unused<'a>(
+    snapshot: &'a MetricsSnapshot,
+    exports: &'a [String],
+) -> impl Iterator<Item = &'a String> {
+    let room = Metrics::MAX_EXPORTS.saturating_sub(snapshot.exports.len());
+    let is_named =
+        |export: &str| export.len() <= Metrics::MAX_EXPORT_NAME && export != Metrics::OTHER_EXPORTS;
+    let known = |export: &str| snapshot.exports.iter().any(|(name, _)| **name == *export);
+    exports.iter().filter(move |export| is_named(export) && !known(export)).take(room)
 }
 
 fn process(snapshot: &MetricsSnapshot, text: &mut Text) {

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -28,7 +28,7 @@ use tokio::task::AbortHandle;
 use super::{MetricsAddress, exposition};
 use crate::exit::Failure;
 use crate::serve::activation::Socket;
-use crate::serve::places::bind_unix;
+use crate::serve::places::{bind_unix, cannot_listen_on_unix};
 use crate::serve::predecessor::Predecessor;
 use crate::serve::sockets::{Accepting, Bound, Role};
 
@@ -44,11 +44,19 @@ const MAX_HEADER: usize = 8 << 10;
 /// How long to wait after a failure to accept, which comes again and again without descriptors.
 const RETRY: Duration = Duration::from_millis(50);
 
+/// What is shown.
+#[derive(Clone)]
+pub(super) struct Shown {
+    pub(super) metrics: Metrics,
+    /// The names of the exports that there are at the moment.
+    pub(super) exports: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+}
+
 /// Begins to serve metrics, as long as the process lives, or until a successor has the sockets.
 pub(super) fn listen(
     address: &MetricsAddress,
     predecessor: Option<&mut Predecessor>,
-    metrics: &Metrics,
+    shown: &Shown,
 ) -> Result<Vec<(Bound, Listening)>, Failure> {
     let bound = bind(address, predecessor)?;
     let failed = |error: io::Error| {
@@ -62,10 +70,10 @@ pub(super) fn listen(
         for bound in bound {
             let listener = bound.socket.try_clone().and_then(into_tokio).map_err(failed)?;
             let (alive, stopped) = channel();
-            let metrics = metrics.clone();
+            let shown = shown.clone();
             let task = runtime.spawn(async move {
                 let _alive: Sender<()> = alive;
-                accept_from(listener, metrics).await;
+                accept_from(listener, shown).await;
             });
             let stopped = Mutex::new(stopped);
             listening.push((bound, Listening { task: task.abort_handle(), stopped }));
@@ -103,6 +111,27 @@ fn into_tokio(socket: Socket) -> io::Result<Listener> {
     match socket {
         Socket::Tcp(listener) => TcpListener::from_std(listener).map(Listener::Tcp),
         Socket::Unix(listener) => UnixListener::from_std(listener).map(Listener::Unix),
+    }
+}
+
+/// Finds out whether metrics could be served there now.
+///
+/// # Errors
+/// The error of the system, with its kind, and what is wrong in words.
+pub(in crate::serve) fn check(address: &MetricsAddress) -> Result<(), (io::ErrorKind, Failure)> {
+    match address {
+        MetricsAddress::Tcp(host, port) => {
+            use std::net::ToSocketAddrs;
+            let found = (host.as_str(), *port).to_socket_addrs().map(Vec::from_iter);
+            found.and_then(|found| net::check_tcp(&[found])).map_err(|error| {
+                (
+                    error.kind(),
+                    Failure::failed(format!("{error}; choose another address for --metrics")),
+                )
+            })
+        }
+        MetricsAddress::Unix(path) => net::check_unix(path)
+            .map_err(|error| (error.kind(), cannot_listen_on_unix(&error, path))),
     }
 }
 
@@ -146,11 +175,11 @@ fn bind(
 }
 
 /// Accepts connections, and serves each as a task.
-async fn accept_from(listener: Listener, metrics: Metrics) {
+async fn accept_from(listener: Listener, shown: Shown) {
     let failures = Throttle::new();
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let task = match accept(&listener, &metrics).await {
+        let task = match accept(&listener, &shown).await {
             Ok(task) => task,
             Err(error) => {
                 if let Some(times) = failures.count() {
@@ -170,25 +199,25 @@ async fn accept_from(listener: Listener, metrics: Metrics) {
     }
 }
 
-async fn accept(listener: &Listener, metrics: &Metrics) -> io::Result<AbortHandle> {
-    let metrics = metrics.clone();
+async fn accept(listener: &Listener, shown: &Shown) -> io::Result<AbortHandle> {
+    let shown = shown.clone();
     let task = match listener {
         Listener::Tcp(listener) => {
             let (stream, _) = listener.accept().await?;
-            tokio::spawn(serve(stream, metrics))
+            tokio::spawn(serve(stream, shown))
         }
         Listener::Unix(listener) => {
             let (stream, _) = listener.accept().await?;
-            tokio::spawn(serve(stream, metrics))
+            tokio::spawn(serve(stream, shown))
         }
     };
     Ok(task.abort_handle())
 }
 
 /// Answers one request.
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, metrics: Metrics) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shown: Shown) {
     let service = service_fn(move |request: Request<_>| {
-        let response = answer(&request, &metrics);
+        let response = answer(&request, &shown);
         async move { Ok::<_, Infallible>(response) }
     });
     let mut builder = http1::Builder::new();
@@ -203,7 +232,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, metrics: Metrics) {
     }
 }
 
-fn answer<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn answer<B>(request: &Request<B>, shown: &Shown) -> Response<Full<Bytes>> {
     let plain = |status, text: &'static str| {
         let mut response = Response::new(Full::from(text));
         *response.status_mut() = status;
@@ -220,7 +249,8 @@ fn answer<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
         refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
         return refused;
     }
-    let mut response = Response::new(Full::from(exposition::text(&metrics.snapshot())));
+    let mut response =
+        Response::new(Full::from(exposition::text(&shown.metrics.snapshot(), &(shown.exports)())));
     let kind = HeaderValue::from_static(exposition::CONTENT_TYPE);
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response

@@ -7,4 +7,5 @@ mod monitor;
 mod summary;
 
 pub(crate) use address::MetricsAddress;
+pub(super) use http::check;
 pub(super) use monitor::Monitor;

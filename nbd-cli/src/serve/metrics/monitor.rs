@@ -1,10 +1,12 @@
 //! What counts what the server does, and shows it.
 
+use std::sync::Arc;
+
 use nbd_engine::server::Metrics;
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 
-use super::http::{self, Listening};
+use super::http::{self, Listening, Shown};
 use super::{MetricsAddress, summary};
 use crate::exit::Failure;
 use crate::serve::predecessor::Predecessor;
@@ -20,10 +22,11 @@ pub(in crate::serve) struct Monitor {
 
 impl Monitor {
     /// Logs a summary at each SIGUSR1 from now on, and serves metrics if there is an address: on the socket that a
-    /// predecessor has there, or on a new one.
+    /// predecessor has there, or on a new one. `exports` gives the names of those that there are.
     pub(in crate::serve) fn start(
         address: Option<&MetricsAddress>,
         predecessor: Option<&mut Predecessor>,
+        exports: impl Fn() -> Vec<String> + Send + Sync + 'static,
     ) -> Result<Self, Failure> {
         let metrics = Metrics::new();
         let mut signals = Signals::new([SIGUSR1])
@@ -35,7 +38,10 @@ impl Monitor {
             Failure::failed(format!("cannot start the thread that reports metrics: {error}"))
         })?;
         let listening = match address {
-            Some(address) => http::listen(address, predecessor, &metrics)?,
+            Some(address) => {
+                let shown = Shown { metrics: metrics.clone(), exports: Arc::new(exports) };
+                http::listen(address, predecessor, &shown)?
+            }
             None => Vec::new(),
         };
         Ok(Self { metrics, listening })

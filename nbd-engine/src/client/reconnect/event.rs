@@ -1,5 +1,6 @@
 //! What can be observed of a client's connections.
 
+use crate::counted;
 use core::fmt;
 use core::time::Duration;
 use std::sync::Arc;
@@ -76,7 +77,7 @@ impl fmt::Display for ConnectionEvent {
             Self::Lost { peer, reason, waiting, .. } => {
                 write!(f, "lost the connection to {peer}: {reason}; reconnecting")?;
                 if *waiting > 0 {
-                    write!(f, " for {waiting} requests")?;
+                    write!(f, " for {}", counted(*waiting, "request"))?;
                 }
                 Ok(())
             }
@@ -131,7 +132,7 @@ impl fmt::Display for GaveUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let last = match self {
             Self::Attempts { attempts, last } => {
-                write!(f, "{attempts} attempts to reconnect failed")?;
+                write!(f, "{} to reconnect failed", counted(*attempts, "attempt"))?;
                 last
             }
             Self::Outage { limit, last } => {

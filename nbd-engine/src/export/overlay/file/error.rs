@@ -11,6 +11,8 @@ use crate::export::ExportError;
 pub struct OverlayError {
     path: PathBuf,
     problem: Problem,
+    /// Whether a file that was missing would have been made.
+    makes: bool,
 }
 
 #[derive(Debug)]
@@ -18,7 +20,10 @@ pub(super) enum Problem {
     NoOverlay,
     Version(u32),
     Damaged(&'static str),
-    InUse,
+    InUse {
+        /// By this process.
+        own: bool,
+    },
     Committing,
     TooLarge,
     OtherSize {
@@ -46,7 +51,12 @@ impl From<ExportError> for Problem {
 
 impl OverlayError {
     pub(super) fn new(path: &Path, problem: Problem) -> Self {
-        Self { path: path.to_owned(), problem }
+        Self { path: path.to_owned(), problem, makes: false }
+    }
+
+    /// The same where a file that is missing is made.
+    pub(super) fn makes(self) -> Self {
+        Self { makes: true, ..self }
     }
 
     /// The overlay file.
@@ -64,7 +74,7 @@ impl OverlayError {
     /// Whether the overlay is in use by a server or another command.
     #[must_use]
     pub const fn is_in_use(&self) -> bool {
-        matches!(self.problem, Problem::InUse)
+        matches!(self.problem, Problem::InUse { .. })
     }
 }
 
@@ -76,7 +86,7 @@ impl OverlayError {
             Problem::NoOverlay => Problem::NoOverlay,
             Problem::Version(_) => Problem::Version(9),
             Problem::Damaged(_) => Problem::Damaged("its header has a wrong checksum"),
-            Problem::InUse => Problem::InUse,
+            Problem::InUse { .. } => Problem::InUse { own: false },
             Problem::Committing => Problem::Committing,
             Problem::TooLarge => Problem::TooLarge,
             Problem::OtherSize { .. } => Problem::OtherSize { own: 1024, base: 2048 },
@@ -94,9 +104,14 @@ impl fmt::Display for OverlayError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
         match &self.problem {
-            Problem::NoOverlay => write!(
+            Problem::NoOverlay if self.makes => write!(
                 f,
                 "'{path}' is not an overlay file; name one, or a path at which there is no file yet"
+            ),
+            Problem::NoOverlay => write!(
+                f,
+                "'{path}' is not an overlay file; name the file in which a server keeps an overlay, such as FILE of nbd \
+                 serve --layer overlay:FILE"
             ),
             Problem::Version(version) => write!(
                 f,
@@ -106,7 +121,12 @@ impl fmt::Display for OverlayError {
                 f,
                 "the overlay '{path}' is damaged: {what}; restore it from a copy, or remove the file to begin anew"
             ),
-            Problem::InUse => write!(
+            Problem::InUse { own: true } => write!(
+                f,
+                "the overlay '{path}' is in use by another export of this server; an overlay is for one export: give each \
+                 its own, and open this one again when that export is gone and its clients have left"
+            ),
+            Problem::InUse { own: false } => write!(
                 f,
                 "the overlay '{path}' is in use; end the server or command that uses it first"
             ),
@@ -133,7 +153,14 @@ impl fmt::Display for OverlayError {
             Problem::Io(error) => {
                 write!(f, "cannot use the overlay '{path}': {error}")?;
                 match error.kind() {
+                    io::ErrorKind::NotFound if self.makes => f.write_str("; make its folder first"),
                     io::ErrorKind::NotFound => f.write_str("; check the path"),
+                    io::ErrorKind::NotADirectory => {
+                        f.write_str("; a part of the path is a file: choose another path")
+                    }
+                    io::ErrorKind::PermissionDenied => {
+                        f.write_str("; choose a path that this user may use")
+                    }
                     _ => Ok(()),
                 }
             }

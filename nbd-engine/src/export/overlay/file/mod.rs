@@ -10,13 +10,17 @@ mod header;
 mod offline;
 
 use core::fmt;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 
 use super::blocks::{Blocks, PAGE};
 use super::{Overlay, Store, sealed};
@@ -27,7 +31,9 @@ pub use error::OverlayError;
 use error::Problem;
 pub use header::BaseStamp;
 use header::{Header, State};
-pub use offline::{Committed, OverlaySummary, commit_overlay, discard_overlay, overlay_summary};
+pub use offline::{
+    Committed, OverlaySummary, check_overlay, commit_overlay, discard_overlay, overlay_summary,
+};
 
 /// An overlay in a file, which outlives the server.
 ///
@@ -62,6 +68,9 @@ const THREADS: usize = 4;
 /// An overlay file in use.
 #[doc(hidden)]
 pub struct Held {
+    // Before the file, whose lock may be another one's at once.
+    #[expect(dead_code, reason = "it is held, not used")]
+    here: OpenHere,
     /// The whole file, which is locked.
     file: Arc<File>,
     data: Slice<Arc<File>>,
@@ -79,6 +88,70 @@ impl fmt::Debug for InFile {
     }
 }
 
+/// Device and inode.
+type Identity = (u64, u64);
+
+fn identity(metadata: &fs::Metadata) -> Identity {
+    (metadata.dev(), metadata.ino())
+}
+
+/// The overlay files that this process has open, so that it does not blame another one.
+static OPEN_HERE: Mutex<BTreeSet<Identity>> = Mutex::new(BTreeSet::new());
+
+fn open_here() -> MutexGuard<'static, BTreeSet<Identity>> {
+    OPEN_HERE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An overlay file is among those that this process has open, until this is dropped.
+struct OpenHere(Identity);
+
+impl OpenHere {
+    fn new(identity: Identity) -> Self {
+        open_here().insert(identity);
+        Self(identity)
+    }
+}
+
+impl Drop for OpenHere {
+    fn drop(&mut self) {
+        open_here().remove(&self.0);
+    }
+}
+
+/// What is wrong with a file that is in use.
+fn in_use(file: &fs::File) -> io::Result<Problem> {
+    Ok(Problem::InUse { own: open_here().contains(&identity(&file.metadata()?)) })
+}
+
+/// How long a lock is waited for: one who only [looks](Opened::look) has it for an instant.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Locks a file; false if it is in use.
+fn lock(file: &fs::File, operation: FlockOperation) -> io::Result<bool> {
+    let start = Instant::now();
+    loop {
+        match flock(file, operation) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) if start.elapsed() >= LOOK => return Ok(false),
+            Err(Errno::WOULDBLOCK) => thread::sleep(Duration::from_millis(5)),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Opens a regular file, and waits for no other end of a pipe.
+fn regular(path: &Path, options: &mut fs::OpenOptions) -> core::result::Result<fs::File, Problem> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = match options.custom_flags(flags).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            return Err(Problem::NoOverlay);
+        }
+        file => file?,
+    };
+    if file.metadata()?.is_file() { Ok(file) } else { Err(Problem::NoOverlay) }
+}
+
 /// An overlay file that is open and locked.
 struct Opened {
     file: fs::File,
@@ -88,25 +161,49 @@ struct Opened {
 impl Opened {
     /// Opens and locks a file and reads its header.
     fn open(path: &Path) -> core::result::Result<Self, Problem> {
-        let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(Problem::NoOverlay);
-        }
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Problem::InUse),
-            Err(errno) => return Err(io::Error::from(errno).into()),
+        let file = regular(path, fs::OpenOptions::new().read(true).write(true))?;
+        if !lock(&file, FlockOperation::NonBlockingLockExclusive)? {
+            return Err(in_use(&file)?);
         }
         // A commit or a discard may have put another file there before the lock was free.
-        let (own, now) = (file.metadata()?, fs::metadata(path)?);
-        if (own.dev(), own.ino()) != (now.dev(), now.ino()) {
-            return Err(Problem::InUse);
+        if identity(&file.metadata()?) != identity(&fs::metadata(path)?) {
+            return Err(Problem::InUse { own: false });
         }
+        Self::of(file)
+    }
+
+    /// Opens a file to look at it, whoever uses it, and finds out whether it is in use. It can't be written.
+    fn look(path: &Path) -> core::result::Result<(Self, bool), Problem> {
+        let file = regular(path, fs::OpenOptions::new().read(true))?;
+        // Held for no longer than this call: who opens the file for use waits for that.
+        let free = match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => true,
+            Err(Errno::WOULDBLOCK) => false,
+            Err(errno) => return Err(io::Error::from(errno).into()),
+        };
+        if free {
+            flock(&file, FlockOperation::Unlock).map_err(io::Error::from)?;
+        }
+        let again = file.try_clone()?;
+        // A commit may be writing the header.
+        Ok((Self::of(file).or_else(|_| Self::of(again))?, !free))
+    }
+
+    /// Reads the header.
+    fn of(file: fs::File) -> core::result::Result<Self, Problem> {
         let mut bytes = [0; Header::LENGTH];
         match file.read_exact_at(&mut bytes, 0) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Problem::NoOverlay),
             Err(error) => Err(error.into()),
             Ok(()) => Ok(Self { header: Header::decode(&bytes)?, file }),
+        }
+    }
+
+    /// Refuses a file that does not reach as far as its header says.
+    fn check_length(&self, length: u64) -> core::result::Result<(), Problem> {
+        match length < self.header.data_offset() + self.header.size {
+            true => Err(Problem::Damaged("the file is shorter than its header says")),
+            false => Ok(()),
         }
     }
 
@@ -129,16 +226,16 @@ impl InFile {
 
     fn new(opened: Opened) -> core::result::Result<Self, Problem> {
         let blocks = opened.blocks()?;
+        let metadata = opened.file.metadata()?;
+        opened.check_length(metadata.len())?;
         let offset = opened.header.data_offset();
         let file = File::from_std(opened.file).map_err(|error| Problem::Io(error.into()))?;
-        if file.size() < offset + opened.header.size {
-            return Err(Problem::Damaged("the file is shorter than its header says"));
-        }
         let file = Arc::new(file);
         let data = Slice::new(Arc::clone(&file), offset, Some(opened.header.size));
         let data = data.map_err(|_| Problem::Damaged("its data lies outside of the file"))?;
         let (map_offset, flushing) = (Header::MAP_OFFSET, Mutex::default());
-        let held = Arc::new(Held { file, data, blocks, map_offset, flushing });
+        let here = OpenHere::new(identity(&metadata));
+        let held = Arc::new(Held { file, data, blocks, map_offset, flushing, here });
         Ok(Self { held, aside: Aside::new("nbd-overlay", THREADS) })
     }
 
@@ -157,7 +254,7 @@ impl InFile {
             opened.header.check_base(stamp)?;
             Self::new(opened)
         };
-        open().map_err(|problem| OverlayError::new(path, problem))
+        open().map_err(|problem| OverlayError::new(path, problem).makes())
     }
 }
 

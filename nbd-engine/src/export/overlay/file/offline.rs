@@ -7,10 +7,13 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
+
 use super::super::sealed::Sealed;
 use super::super::{Kind, Part, Store};
-use super::{BaseStamp, Header, InFile, Opened, OverlayError, Problem, State};
+use super::{BaseStamp, Header, InFile, Opened, OverlayError, Problem, State, in_use};
 use crate::export::{CanExtents, CanFlush, CanWrite, CanWriteZeroes, Export, File, ZeroMode};
+use crate::net::folder_of;
 
 /// Makes an empty overlay file at a path at which there is none; or in place of the one that there is, if
 /// [replaced](replace).
@@ -60,8 +63,7 @@ fn write_new(path: &Path, header: &Header) -> Result<PathBuf, Problem> {
 }
 
 fn sync_folder(path: &Path) -> Result<(), Problem> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+    fs::File::open(folder_of(path))?.sync_all()?;
     Ok(())
 }
 
@@ -73,22 +75,25 @@ pub struct OverlaySummary {
     pub size: u64,
     /// Bytes of a block.
     pub block: u64,
-    /// Bytes of the blocks that the overlay has.
+    /// Bytes of the blocks that the overlay has: of one in use, as of its last flush.
     pub present: u64,
     /// Whether a commit was interrupted, and has to be run again.
     pub is_committing: bool,
+    /// Whether a server or another command uses the file at the moment.
+    pub is_in_use: bool,
 }
 
-/// What an overlay file says of itself. Blocks while it is read.
+/// What an overlay file says of itself, whether it is in use or not. Blocks while it is read.
 ///
 /// # Errors
-/// When the file is no overlay, is damaged or in use, or can't be read.
+/// When the file is no overlay, is damaged, or can't be read.
 pub fn overlay_summary(path: impl AsRef<Path>) -> Result<OverlaySummary, OverlayError> {
     let path = path.as_ref();
     let summary = || -> Result<_, Problem> {
-        let opened = Opened::open(path)?;
+        let (opened, is_in_use) = Opened::look(path)?;
         let (blocks, header) = (opened.blocks()?, opened.header);
         Ok(OverlaySummary {
+            is_in_use,
             size: header.size,
             block: blocks.block(),
             present: blocks.present_bytes(),
@@ -96,6 +101,40 @@ pub fn overlay_summary(path: impl AsRef<Path>) -> Result<OverlaySummary, Overlay
         })
     };
     summary().map_err(|problem| OverlayError::new(path, problem))
+}
+
+/// Finds out whether [`Overlay::in_file`](super::Overlay::in_file) would succeed with the base of `stamp`, and changes
+/// nothing. Blocks while the file is read.
+///
+/// # Errors
+/// Those of [`Overlay::in_file`](super::Overlay::in_file). One that is in use has no other fault.
+pub fn check_overlay(path: impl AsRef<Path>, stamp: &BaseStamp) -> Result<(), OverlayError> {
+    let path = path.as_ref();
+    check(path, stamp).map_err(|problem| OverlayError::new(path, problem).makes())
+}
+
+fn check(path: &Path, stamp: &BaseStamp) -> Result<(), Problem> {
+    let may = |path: &Path, access: Access| -> Result<(), Problem> {
+        Ok(rustix::fs::access(path, access).map_err(std::io::Error::from)?)
+    };
+    if !path.try_exists()? {
+        Header::new(stamp, InFile::BLOCK.trailing_zeros()).check_size()?;
+        let folder = folder_of(path);
+        fs::read_dir(folder)?;
+        return may(folder, Access::WRITE_OK | Access::EXEC_OK);
+    }
+    let (opened, is_in_use) = Opened::look(path)?;
+    if opened.header.state == State::Committing {
+        return Err(Problem::Committing);
+    }
+    opened.header.check_base(stamp)?;
+    opened.blocks()?;
+    opened.check_length(opened.file.metadata()?.len())?;
+    may(path, Access::WRITE_OK)?;
+    match is_in_use {
+        true => Err(in_use(&opened.file)?),
+        false => Ok(()),
+    }
 }
 
 /// What a commit did.
@@ -202,4 +241,98 @@ pub fn discard_overlay(path: impl AsRef<Path>) -> Result<(), OverlayError> {
         replace(path, &opened.header)
     };
     discard().map_err(|problem| OverlayError::new(path, problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Overlay;
+    use super::*;
+
+    const SIZE: u64 = 3 * InFile::BLOCK;
+
+    struct Files {
+        folder: tempfile::TempDir,
+        base: PathBuf,
+    }
+
+    impl Files {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let base = folder.path().join("base");
+            fs::write(&base, vec![7; SIZE as usize]).unwrap();
+            Self { folder, base }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn base(&self) -> File {
+            File::options().read_only(true).open(&self.base).unwrap()
+        }
+
+        fn stamp(&self) -> BaseStamp {
+            stamp(&self.base(), &self.base).unwrap()
+        }
+
+        fn open(&self, name: &str) -> Result<Overlay<File, InFile>, OverlayError> {
+            Overlay::in_file(self.base(), &self.stamp(), self.path(name))
+        }
+    }
+
+    #[test]
+    fn an_overlay_in_use_can_be_looked_at_and_shows_what_was_flushed() {
+        let files = Files::new();
+        let (disk, path) = (files.open("o").unwrap(), files.path("o"));
+        let write = |offset| disk.can_write().unwrap().write(&[1; 512], offset, false).unwrap();
+        write(0);
+        disk.can_flush().unwrap().flush().unwrap();
+        write(InFile::BLOCK);
+        let summary = overlay_summary(&path).unwrap();
+        assert_eq!((summary.is_in_use, summary.present), (true, InFile::BLOCK));
+        drop(disk);
+        let summary = overlay_summary(&path).unwrap();
+        assert_eq!((summary.is_in_use, summary.present), (false, 2 * InFile::BLOCK));
+        // Whoever looks keeps nobody from opening it.
+        drop(files.open("o").unwrap());
+    }
+
+    #[test]
+    fn an_overlay_that_this_process_has_open_is_not_blamed_on_another_one() {
+        let files = Files::new();
+        let disk = files.open("o").unwrap();
+        let text = files.open("o").unwrap_err().to_string();
+        assert!(text.contains("in use by another export of this server"), "{text}");
+        drop(disk);
+        let file = fs::File::open(files.path("o")).unwrap();
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let text = files.open("o").unwrap_err().to_string();
+        assert!(text.contains("end the server or command that uses it"), "{text}");
+    }
+
+    /// A check says of a path what opening it would, and changes nothing.
+    #[test]
+    fn a_check_finds_what_opening_would() {
+        let files = Files::new();
+        let (other, held) = (files.path("other"), files.path("held"));
+        let new = Header::new(&files.stamp(), InFile::BLOCK.trailing_zeros());
+        let wrong = Header { base: BaseStamp { samples: 1, ..files.stamp() }, ..new };
+        create(&other, &wrong).unwrap();
+        create(&files.path("committing"), &Header { state: State::Committing, ..new }).unwrap();
+        create(&files.path("short"), &new).unwrap();
+        let short = fs::OpenOptions::new().write(true).open(files.path("short")).unwrap();
+        short.set_len(new.data_offset()).unwrap();
+        fs::create_dir(files.path("folder")).unwrap();
+        let open = files.open("held").unwrap();
+        let stamp = files.stamp();
+        for name in ["other", "committing", "short", "folder", "base", "held", "base/x", "none/x"] {
+            let checked = check_overlay(files.path(name), &stamp).unwrap_err();
+            assert_eq!(checked.to_string(), files.open(name).unwrap_err().to_string(), "{name}");
+            assert_eq!(checked.is_in_use(), name == "held");
+        }
+        drop(open);
+        check_overlay(&held, &stamp).unwrap();
+        check_overlay(files.path("new"), &stamp).unwrap();
+        assert!(!files.path("new").exists());
+    }
 }
