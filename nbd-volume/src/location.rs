@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use object_store::aws::AmazonS3Builder;
@@ -64,6 +65,28 @@ impl Location {
         Self::parsed(url, Purpose::Volume)
     }
 
+    /// The location and the snapshot that a text such as `s3://BUCKET/PREFIX@SNAPSHOT` names. What stands behind the last
+    /// `@` of the last part of the path is the name of a snapshot, written as the rest of the URL is; an `@` of another
+    /// name is written as `%40`.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse), and [`Error::Location`] when nothing stands behind the `@`.
+    pub fn parse_snapshot(text: &str) -> Result<(Self, Option<String>), Error> {
+        let (url, name) = match text.rsplit_once('@') {
+            // Before the path it is a user's, which is refused.
+            Some((url, name)) if !name.contains('/') && url.matches('/').count() > 2 => (url, name),
+            _ => return Ok((Self::parse(text)?, None)),
+        };
+        let name = decoded(name);
+        if name.is_empty() {
+            return Err(Error::Location(format!(
+                "'{}' ends with an '@', behind which the name of a snapshot is due: give one, or write %40 for an '@' in a name",
+                without_secrets(text)
+            )));
+        }
+        Ok((Self::parse(url)?, Some(name)))
+    }
+
     /// The location of an object that is a disk by itself (see [`Object`](crate::Object)): `s3://BUCKET/KEY`,
     /// `gs://BUCKET/KEY`, `az://CONTAINER/KEY`, as in [`parse`](Self::parse), or the URL of a file on a web server,
     /// `https://HOST/PATH` or `http://HOST/PATH`, with a query if need be. A query may be a secret, such as a signature,
@@ -106,6 +129,17 @@ impl Location {
                 "'{}' has a fragment, which names nothing in a store: write %23 for a '#' in a name",
                 url.replace(char::is_control, "\u{fffd}")
             )));
+        }
+        if path.contains('@') && purpose == Purpose::Volume {
+            return Err(Error::Location(format!(
+                "'{}' has an '@', behind which the name of a snapshot stands, and a volume is due here: leave the snapshot out, or \
+                 write %40 for an '@' in a name",
+                without_secrets(url)
+            )));
+        }
+        let path = path.trim_end_matches('/');
+        if let Some(why) = misnamed(path) {
+            return Err(Error::Location(format!("'{}' {why}", without_secrets(url))));
         }
         let prefix = Path::from_url_path(path)
             .map_err(|error| wrong(&format!("has a path that stores do not take ({error})")))?;
@@ -154,7 +188,7 @@ impl Location {
             url: url.trim_end_matches('/').to_owned(),
             store: Arc::new(Watched::new(store)),
             prefix,
-            origin: format!("{scheme}://{host}"),
+            origin: origin(scheme, host),
             key: None,
         })
     }
@@ -256,7 +290,7 @@ impl Location {
     }
 
     /// The directory, if it is a local one.
-    pub(crate) fn folder(&self) -> Option<std::path::PathBuf> {
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
         let is_local = self.url.starts_with("file:");
         is_local.then(|| std::path::Path::new("/").join(self.prefix.as_ref()))
     }
@@ -279,6 +313,16 @@ impl Location {
         self.origin == other.origin
     }
 
+    /// Whether both are one place, however their URLs are written. Local directories are compared with the links on their
+    /// way resolved, as far as they exist.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (self.folder(), other.folder()) {
+            (Some(one), Some(two)) => resolved(one) == resolved(two),
+            _ => self.is_same_store(other) && self.prefix == other.prefix,
+        }
+    }
+
     /// The location that has that path in the store, with a URL that can be given to any command.
     pub(crate) fn at(&self, path: &Path) -> Self {
         let url = match self.url.starts_with("memory:") {
@@ -287,6 +331,54 @@ impl Location {
         };
         Self { url, prefix: path.clone(), ..self.clone() }
     }
+}
+
+/// A store by one of the names that it has in URLs.
+fn origin(scheme: &str, host: &str) -> String {
+    match scheme {
+        "s3a" => format!("s3://{host}"),
+        "abfs" | "azure" => format!("az://{host}"),
+        "file" => "file://".to_owned(),
+        _ => format!("{scheme}://{host}"),
+    }
+}
+
+/// The folder without links on the way to it, as far as it exists.
+fn resolved(folder: PathBuf) -> PathBuf {
+    folder.canonicalize().unwrap_or(folder)
+}
+
+/// What is wrong with the parts of a path, if that has a remedy of its own.
+fn misnamed(path: &str) -> Option<String> {
+    let path = path.strip_prefix('/').unwrap_or(path);
+    if path.is_empty() {
+        return None;
+    }
+    path.split('/').find_map(|part| match &*decoded(part) {
+        "" => Some("has '//' in its path, where stores have one '/': write one".to_owned()),
+        name @ ("." | "..") => Some(format!(
+            "has '{name}' in its path, which names nothing in a store: write the path without it, or choose another name"
+        )),
+        _ => None,
+    })
+}
+
+/// A part of a URL as it is meant. What is no escape is left as it is, and what is no UTF-8 then is replaced.
+fn decoded(part: &str) -> String {
+    let mut bytes = part.bytes();
+    let mut meant = Vec::with_capacity(part.len());
+    while let Some(byte) = bytes.next() {
+        let mut after = bytes.clone();
+        let mut digit = || char::from(after.next()?).to_digit(16);
+        match (byte == b'%').then(|| Some((digit()?, digit()?))).flatten() {
+            Some((high, low)) => {
+                meant.push(u8::try_from(high << 4 | low).unwrap_or_default());
+                bytes = after;
+            }
+            None => meant.push(byte),
+        }
+    }
+    String::from_utf8_lossy(&meant).into_owned()
 }
 
 /// The prefix that a caller names.
@@ -430,7 +522,59 @@ mod tests {
         ] {
             let error = Location::parse(url).unwrap_err().to_string();
             assert!(!error.contains("secret"), "{error}");
-            assert!(error.contains("give") || error.contains("memory:SIZE"), "{url}: {error}");
+            let remedies = ["give", "memory:SIZE", "write"];
+            assert!(remedies.iter().any(|remedy| error.contains(remedy)), "{url}: {error}");
+        }
+        for (url, remedy) in [
+            ("file:///a/../b", "write the path without it"),
+            ("file:///a/.", "write the path without it"),
+            ("s3://bucket/%2e%2E/b", "write the path without it"),
+            ("s3://bucket/a//b", "write one"),
+            ("s3://bucket/a@b", "write %40"),
+            ("s3://bucket/a@b/c", "write %40"),
+            ("file:///a@", "write %40"),
+        ] {
+            let error = Location::parse(url).unwrap_err().to_string();
+            assert!(error.contains(remedy), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_stands_behind_the_url_and_is_written_as_urls_are() {
+        for (text, url, snapshot) in [
+            ("s3://b/v@monday", "s3://b/v", Some("monday")),
+            ("s3://b/v", "s3://b/v", None),
+            ("file:///a%40b/v@50%25%20done", "file:///a%40b/v", Some("50% done")),
+            ("file:///v@a%40b", "file:///v", Some("a@b")),
+            ("file:///v@50%", "file:///v", Some("50%")),
+        ] {
+            let (location, name) = Location::parse_snapshot(text).unwrap();
+            assert_eq!((location.url(), name.as_deref()), (url, snapshot));
+        }
+        for text in ["file:///v@", "s3://b/a@b/v", "s3://b/a@b@c", "s3://user:secret@b"] {
+            let error = Location::parse_snapshot(text).unwrap_err().to_string();
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn one_place_is_known_however_its_url_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("v")).unwrap();
+        std::os::unix::fs::symlink("v", root.join("link")).unwrap();
+        let root = root.display();
+        for (one, other, is_same) in [
+            (format!("file://{root}/v"), format!("file://localhost{root}/v//"), true),
+            (format!("file://{root}/v"), format!("file://{root}/%76"), true),
+            (format!("file://{root}/v"), format!("file://{root}/link"), true),
+            (format!("file://{root}/v"), format!("file://{root}/w"), false),
+            ("s3://b/v".into(), "s3a://b/v/".into(), true),
+            ("s3://b/v".into(), "s3://b/V".into(), false),
+            ("s3://b/v".into(), "s3://c/v".into(), false),
+        ] {
+            let [a, b] = [&one, &other].map(|url| Location::parse(url).unwrap());
+            assert_eq!(a.is_same_place(&b), is_same, "{one} {other}");
         }
     }
 
