@@ -10,7 +10,7 @@ use super::tables::damaged_parts;
 use crate::database::{self, Database};
 use crate::encryption;
 use crate::error::chain;
-use crate::layout::Descriptor;
+use crate::layout::{Descriptor, block_key};
 use crate::patience::within;
 use crate::records::{descriptor, size};
 use crate::{Error, Location, Options};
@@ -128,25 +128,42 @@ impl<P: FnMut(u64)> Check<P> {
         let mut walk = walk.map_err(|error| failed(next, error))?;
         while let Some((index, block)) = walk.next().await.map_err(|error| failed(next, error))? {
             next = index + 1;
-            if block.len() as u64 != u64::from(self.descriptor.block_size) {
-                self.damaged(index..next, format!("a block of {} bytes", block.len()));
-            } else if index >= self.end {
-                self.damaged(index..next, "a block beyond the end of the volume".to_owned());
-            } else {
-                self.report.blocks += 1;
-                (self.progress)(self.report.blocks);
-            }
+            self.found(index, &block);
         }
         Ok(())
+    }
+
+    /// A block is there.
+    fn found(&mut self, index: u64, block: &[u8]) {
+        let this = index..index + 1;
+        if block.len() as u64 != u64::from(self.descriptor.block_size) {
+            self.damaged(this, format!("a block of {} bytes", block.len()));
+        } else if index >= self.end {
+            self.damaged(this, "a block beyond the end of the volume".to_owned());
+        } else {
+            self.report.blocks += 1;
+            (self.progress)(self.report.blocks);
+        }
     }
 
     /// Reads what is there from a block on, but for the damaged parts, which are reported.
     async fn read_around(&mut self, from: u64, parts: &[(Range<u64>, String)]) {
         let mut next = from;
-        for (part, what) in parts {
+        for (number, (part, what)) in parts.iter().enumerate() {
             self.read_on(next..part.start).await;
             next = next.max(part.end);
-            self.damaged(part.clone(), what.clone());
+            let mut part = part.clone();
+            let begins_another =
+                parts.get(number + 1).is_some_and(|(other, _)| other.start <= next);
+            if next == part.end && next < self.end && !begins_another {
+                // A walk that begins with the first block of a part of a table looks into the part before as well.
+                match self.database.get(&block_key(next)).await {
+                    Ok(block) => block.into_iter().for_each(|block| self.found(next, &block)),
+                    Err(_) => part.end += 1,
+                }
+                next += 1;
+            }
+            self.damaged(part, what.clone());
         }
         self.read_on(next..u64::MAX).await;
     }
