@@ -132,6 +132,8 @@ mod tests {
         let error = exchange(&client, &request(), Duration::from_millis(1)).unwrap_err();
         let explained = explain(Path::new("control"), &error);
         assert!(matches!(explained, Failure::Failed(text) if text.contains("within 60 s")));
+        let gone = explain(Path::new("control"), &ErrorKind::UnexpectedEof.into());
+        assert!(matches!(gone, Failure::Failed(text) if text.contains("without an answer")));
     }
 
     #[test]

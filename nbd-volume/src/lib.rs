@@ -85,6 +85,7 @@ mod shared;
 mod store;
 mod streams;
 mod uploads;
+mod url;
 mod volume;
 mod watch;
 

@@ -116,13 +116,13 @@ pub(super) fn inspect(word: &str, export: &Export) -> Result<(), Failure> {
 
 /// Whether it can be served as it is to be.
 fn check_use(place: &Place, export: &Export) -> Result<(), Failure> {
-    match place.is_writable() && export.read_only {
-        true => Err(Failure::usage(format!(
+    if place.is_writable() && export.read_only {
+        return Err(Failure::usage(format!(
             "to serve a volume is to take it over, for reading, too: make a snapshot (nbd volume snapshot {place} NAME), and \
              serve volume:{place}@NAME"
-        ))),
-        false => Ok(()),
+        )));
     }
+    Ok(())
 }
 
 fn options(export: &Export) -> Options {

@@ -1,6 +1,8 @@
 //! Volumes that are closed before they are opened anew, by the same server or the next one: nothing that was written is
 //! lost, and nobody waits for a lease, which is longer here than a test may take.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -214,6 +216,38 @@ fn a_successor_that_can_not_open_the_volume_gives_it_back() {
     ends(server);
     site.reads("mail", b"data");
     end(second);
+}
+
+/// As the successor does it; see `nbd-cli/src/serve/control/take_over.rs`.
+#[test]
+fn a_successor_that_is_gone_leaves_the_volume_to_the_other_server() {
+    let site = Site::new();
+    site.configure(&[site.export("mail", "")]);
+    let server = site.start();
+    let mut client = site.client("mail");
+    client.write(0, b"data");
+    let mut successor = UnixStream::connect(site.path("control")).unwrap();
+    successor.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut ask = |request: &str| {
+        successor.write_all(format!("{request}\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        BufReader::new(&successor).read_line(&mut answer).unwrap();
+        assert!(answer.starts_with("{\"ok\":"), "{answer}");
+    };
+    ask(r#"{"version":1,"verb":"take-over","arguments":{"discard_state":false}}"#);
+    ask(r#"{"version":1,"verb":"hand-over","arguments":{"linger_ms":0}}"#);
+    client.wire().drain_to_eof();
+    // Nobody has it now, and clients wait.
+    let about = nbd(&["volume", "info", "--json", &site.url]).success();
+    assert!(about.contains("\"open\": false"), "{about}");
+    let waiting = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| site.reads("mail", b"data"));
+        drop(successor);
+        waiting.join()
+    });
+    waiting.unwrap();
+    assert!(server.stderr().contains("'mail' is served as before"), "{}", server.stderr());
+    end(server);
 }
 
 #[test]
