@@ -6,7 +6,7 @@ use slatedb::DbReaderMode;
 
 use super::PATIENCE;
 use super::info::close;
-use super::tables::damaged_parts;
+use super::tables::{damaged_parts, ends_of_tables};
 use crate::database::{self, Database};
 use crate::encryption;
 use crate::error::chain;
@@ -93,7 +93,7 @@ pub async fn check(
     if let Err((index, error)) = check.read(0..u64::MAX).await {
         let parts = damaged_parts(location, &manifest, cipher, 0..end).await;
         tracing::debug!(volume = %location, ?parts, error, "a volume is damaged");
-        check.read_around(index, &parts).await;
+        check.read_around(index, &parts, &ends_of_tables(&manifest)).await;
     }
     let Check { database, mut report, .. } = check;
     close(database).await;
@@ -147,10 +147,10 @@ impl<P: FnMut(u64)> Check<P> {
     }
 
     /// Reads what is there from a block on, but for the damaged parts, which are reported.
-    async fn read_around(&mut self, from: u64, parts: &[(Range<u64>, String)]) {
+    async fn read_around(&mut self, from: u64, parts: &[(Range<u64>, String)], ends: &[u64]) {
         let mut next = from;
         for (number, (part, what)) in parts.iter().enumerate() {
-            self.read_on(next..part.start).await;
+            self.read_on(next..part.start, ends).await;
             next = next.max(part.end);
             let mut part = part.clone();
             let begins_another =
@@ -165,19 +165,25 @@ impl<P: FnMut(u64)> Check<P> {
             }
             self.damaged(part, what.clone());
         }
-        self.read_on(next..u64::MAX).await;
+        self.read_on(next..u64::MAX, ends).await;
     }
 
-    /// Reads blocks, and goes on behind what can't be read.
-    async fn read_on(&mut self, blocks: Range<u64>) {
+    /// Reads blocks between the ends of tables, and goes on behind what can't be read: a table of which something else than a
+    /// part is damaged, such as its filter, can't be read as a whole.
+    async fn read_on(&mut self, blocks: Range<u64>, ends: &[u64]) {
         let mut next = blocks.start;
-        while let Err((index, error)) = self.read(next..blocks.end).await {
-            let step = STEP / u64::from(self.descriptor.block_size);
-            next = index.saturating_add(step).min(blocks.end);
-            self.damaged(index..next, error);
-            if next >= self.end.min(blocks.end) || self.report.damage.len() > 2 * MAX_DAMAGE {
-                return;
+        let inside = ends.iter().copied().filter(|end| blocks.contains(end));
+        for end in inside.chain([blocks.end]) {
+            while let Err((index, error)) = self.read(next..end).await {
+                let step = STEP / u64::from(self.descriptor.block_size);
+                let behind = if index == next { end } else { end.min(index.saturating_add(step)) };
+                next = behind;
+                // Behind the last block there is nothing to miss.
+                if index < self.end {
+                    self.damaged(index..behind.min(self.end), error);
+                }
             }
+            next = next.max(end);
         }
     }
 
@@ -185,6 +191,11 @@ impl<P: FnMut(u64)> Check<P> {
         let block_size = u64::from(self.descriptor.block_size);
         let offset = blocks.start.saturating_mul(block_size);
         let length = (blocks.end - blocks.start).saturating_mul(block_size);
-        self.report.damage.push(Damage { offset, length, what });
+        match self.report.damage.last_mut() {
+            Some(last) if last.offset + last.length == offset && last.what == what => {
+                last.length += length;
+            }
+            _ => self.report.damage.push(Damage { offset, length, what }),
+        }
     }
 }

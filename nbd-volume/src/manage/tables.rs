@@ -59,6 +59,18 @@ pub(super) async fn damaged_parts(
     disjoint(found, within)
 }
 
+/// The blocks that tables begin with, and those behind their last ones, in their order.
+pub(super) fn ends_of_tables(manifest: &VersionedManifest) -> Vec<u64> {
+    let infos = manifest.all_sst_views().map(|view| &view.sst.info);
+    let ends = infos.flat_map(|info| {
+        [first_block(info.first_entry.as_ref()), end_block(info.last_entry.as_ref())]
+    });
+    let mut ends: Vec<u64> = ends.collect();
+    ends.sort_unstable();
+    ends.dedup();
+    ends
+}
+
 /// The damaged parts of a table.
 async fn parts(table: &SstFile, index: &SstIndex, end: u64) -> Vec<(Range<u64>, String)> {
     let starts: Vec<u64> = index.iter().map(|(_, key)| block_of(key)).collect();

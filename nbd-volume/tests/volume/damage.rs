@@ -54,7 +54,7 @@ fn is_in(block: u64, damage: &[Damage]) -> bool {
 
 #[test]
 fn each_damaged_part_is_reported_and_every_other_block_is_verified() {
-    cases(12, |random| {
+    cases(6, |random| {
         in_virtual_time(async {
             let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
             let location = Location::over(Arc::clone(&store), "v");
@@ -101,7 +101,7 @@ fn each_damaged_part_is_reported_and_every_other_block_is_verified() {
 
 #[test]
 fn a_snapshot_that_is_deleted_while_it_is_read_gives_its_data_or_an_error() {
-    cases(10, |random| {
+    cases(5, |random| {
         in_virtual_time(async {
             let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
             let location = Location::over(Arc::clone(&store), "v");
