@@ -1,6 +1,6 @@
 //! Asking the control socket of a server that runs.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -13,8 +13,9 @@ use serde::de::DeserializeOwned;
 use crate::exit::Failure;
 use crate::serve::{Answer, MAX_ANSWER, Request, Timed, receive, send};
 use crate::target::is_uri;
+use crate::waiting;
 
-/// As long as all that others may ask of the server at the same time.
+/// How long nothing may come from the server. While it works on a request it shows that it is alive.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks the server at that path; what it refuses is the error inside.
@@ -24,6 +25,11 @@ pub(crate) fn ask<T: DeserializeOwned>(
     arguments: &impl Serialize,
 ) -> Result<Result<T, String>, Failure> {
     let stream = connect(path)?;
+    waiting::start(true);
+    let shown = path.display().to_string();
+    let _watched = waiting::on(move |seconds| {
+        format!("waiting for the server of {shown}: no answer for {seconds} s")
+    });
     let answer = exchange(&stream, &Request::new(verb, arguments), PATIENCE)
         .map_err(|error| explain(path, &error))?;
     Result::from(answer).map(|value| serde_json::from_value(value)).map_or_else(
@@ -54,15 +60,31 @@ pub(crate) fn connect(path: &Path) -> Result<UnixStream, Failure> {
     UnixStream::connect(path).map_err(|error| explain(path, &error))
 }
 
+/// What comes from a server, which may take as long as it likes, but not without a sign of life.
+struct Patient<'a> {
+    stream: &'a UnixStream,
+    patience: Duration,
+}
+
+impl Read for Patient<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Timed::new(self.stream, Instant::now() + self.patience).read(buffer)
+    }
+}
+
 /// Sends the only request of a connection, and receives the answer.
 ///
 /// # Errors
-/// `TimedOut` when there is no answer in time, and `InvalidData` when it is none.
+/// `TimedOut` when nothing comes for so long, `UnexpectedEof` when the server closes the connection before it answers, and
+/// `InvalidData` when that is no answer.
 fn exchange(stream: &UnixStream, request: &Request, patience: Duration) -> io::Result<Answer> {
     let mut timed = Timed::new(stream, Instant::now() + patience);
     send(&mut timed, request)?;
     stream.shutdown(Shutdown::Write)?;
-    let line = receive(&mut timed, MAX_ANSWER)?;
+    let line = receive(Patient { stream, patience }, MAX_ANSWER)?;
+    if line.trim_ascii().is_empty() {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
     serde_json::from_slice(&line).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
 }
 
@@ -75,6 +97,10 @@ fn explain(path: &Path, error: &io::Error) -> Failure {
             PATIENCE.as_secs()
         ),
         ErrorKind::InvalidData => return unexpected(path),
+        ErrorKind::UnexpectedEof => format!(
+            "{shown} closed the connection without an answer: the server has ended, as its log says, or it is not the control \
+             socket of nbd serve"
+        ),
         _ => format!(
             "no answer on the control socket {shown}: {error}; start the server with --control {shown}"
         ),
@@ -90,7 +116,7 @@ fn unexpected(path: &Path) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::Write;
 
     use serde_json::json;
 
@@ -106,6 +132,8 @@ mod tests {
         let error = exchange(&client, &request(), Duration::from_millis(1)).unwrap_err();
         let explained = explain(Path::new("control"), &error);
         assert!(matches!(explained, Failure::Failed(text) if text.contains("within 60 s")));
+        let gone = explain(Path::new("control"), &ErrorKind::UnexpectedEof.into());
+        assert!(matches!(gone, Failure::Failed(text) if text.contains("without an answer")));
     }
 
     #[test]
@@ -117,6 +145,7 @@ mod tests {
             (vec![0xff; 9], false),
             (b"NBDMAGICIHAVEOPT".to_vec(), false),
             (Vec::new(), false),
+            (b"  ".to_vec(), false),
         ] {
             let (client, mut server) = UnixStream::pair().unwrap();
             let asked = std::thread::scope(|scope| {
@@ -131,8 +160,26 @@ mod tests {
             });
             match asked {
                 Ok(answer) => assert!(whole, "{answer:?}"),
-                Err(error) => assert!(!whole && error.kind() == ErrorKind::InvalidData, "{error}"),
+                Err(error) => {
+                    let kinds = [ErrorKind::InvalidData, ErrorKind::UnexpectedEof];
+                    assert!(!whole && kinds.contains(&error.kind()), "{error}");
+                }
             }
         }
+    }
+
+    /// Waiting for long is no failure as long as there are signs of life, which are part of the answer.
+    #[test]
+    fn signs_of_life_come_before_an_answer() {
+        let (client, mut server) = UnixStream::pair().unwrap();
+        let answer = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                server.read_to_end(&mut Vec::new()).unwrap();
+                server.write_all(b"  ").unwrap();
+                server.write_all(b" {\"ok\":7}\n").unwrap();
+            });
+            exchange(&client, &request(), PATIENCE).unwrap()
+        });
+        assert_eq!(answer, Answer::Ok(json!(7)));
     }
 }

@@ -1,6 +1,9 @@
 //! `nbd volume`, `nbd serve volume:URL` on a local directory, and `nbd serve URL` by HTTP on loopback.
 #![cfg(feature = "volume")]
 
+#[path = "volume/exchange.rs"]
+mod exchange;
+
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -70,7 +73,9 @@ fn a_volume_keeps_what_was_written_over_servers_snapshots_and_clones() {
         client.finish();
         end(server);
     }
-    assert!(nbd(&["volume", "check", &url]).success().contains("1 blocks are good"));
+    assert!(
+        nbd(&["volume", "check", &url]).success().contains("1 block is good, nothing is damaged")
+    );
     let shown = nbd(&["volume", "info", &url]).success();
     assert!(shown.contains("67108864") && shown.contains("monday"), "{shown}");
     let documents = [
@@ -135,7 +140,8 @@ fn a_second_server_takes_over_and_clients_of_the_first_are_disconnected() {
     client.write(0, b"flushed");
     client.call(&Request::flush()).ok();
     // Unless it was told not to.
-    let refused = nbd(&["serve", "--volume-exclusive", &format!("volume:{url}")]).failure();
+    let refused =
+        nbd(&["serve", "--port", "0", "--volume-exclusive", &format!("volume:{url}")]).failure();
     assert!(refused.contains("is open: process") && refused.contains("10s"), "{refused}");
     client.write(0, b"flushed");
     // It waits until the first one can't answer any more.

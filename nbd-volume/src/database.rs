@@ -86,7 +86,7 @@ pub(crate) fn clock() -> Arc<dyn SystemClock> {
 }
 
 /// A cache for parts of tables, and one for their indexes and filters, which would be driven out by the former.
-fn cache(options: &Options) -> Arc<dyn DbCache> {
+pub(crate) fn cache(options: &Options) -> Arc<dyn DbCache> {
     let half = |max_capacity| {
         let options = MokaCacheOptions { max_capacity, ..MokaCacheOptions::default() };
         Some(Arc::new(MokaCache::new_with_opts(options)) as Arc<dyn DbCache>)

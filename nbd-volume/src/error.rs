@@ -244,6 +244,14 @@ impl Error {
         Self::Store { url: url.to_owned(), doing, reason: chain(error) }
     }
 
+    /// A local folder that can't be written.
+    pub(crate) fn of_folder(url: &str, folder: &std::path::Path, error: std::io::Error) -> Self {
+        let folder = folder.display();
+        let remedy = remedy_of_directory(&error).unwrap_or("have its owner allow that");
+        let reason = format!("cannot write to {folder}: {error}; {remedy}");
+        Self::Store { url: url.to_owned(), doing: "change", reason }
+    }
+
     /// A failure of the store's while doing something.
     pub(crate) fn store(url: &str, doing: &'static str, error: &object_store::Error) -> Self {
         use object_store::Error as Kind;
@@ -278,7 +286,6 @@ impl Error {
 
 /// What to do about a failure of a local directory that waiting does not repair. None for others, such as a full disk.
 fn of_directory(error: &object_store::Error) -> Option<&'static str> {
-    use rustix::io::Errno;
     let object_store::Error::Generic { store: "LocalFileSystem", source } = error else {
         return None;
     };
@@ -290,7 +297,18 @@ fn of_directory(error: &object_store::Error) -> Option<&'static str> {
         }
         next = error.source();
     };
-    match Errno::from_io_error(failed)? {
+    // Files are made again after others have removed their directory.
+    let is_missing = failed.kind() == std::io::ErrorKind::NotFound;
+    match is_missing && source.to_string().contains("create dir") {
+        true => Some("no directory can be made there: choose another one"),
+        false => remedy_of_directory(failed),
+    }
+}
+
+/// What to do about an error of a local directory that waiting does not repair.
+fn remedy_of_directory(error: &std::io::Error) -> Option<&'static str> {
+    use rustix::io::Errno;
+    match Errno::from_io_error(error)? {
         Errno::ACCESS | Errno::PERM => {
             Some("choose a directory that this user may write, or have its owner allow that")
         }
@@ -300,10 +318,6 @@ fn of_directory(error: &object_store::Error) -> Option<&'static str> {
         }
         Errno::NAMETOOLONG | Errno::INVAL | Errno::LOOP => {
             Some("the file system does not take such a path: choose another directory")
-        }
-        // Files are made again after others have removed their directory.
-        Errno::NOENT if source.to_string().contains("create dir") => {
-            Some("no directory can be made there: choose another one")
         }
         _ => None,
     }

@@ -86,6 +86,7 @@ mod shared;
 mod store;
 mod streams;
 mod uploads;
+mod url;
 mod volume;
 mod watch;
 
@@ -96,7 +97,7 @@ pub use key::Key;
 pub use location::Location;
 pub use manage::{
     Damage, Info, NewVolume, Report, Snapshot, Writer, check, clone, create, delete,
-    delete_snapshot, info, list, resize, snapshot,
+    delete_snapshot, info, inspect, list, resize, snapshot,
 };
 pub use object::{Object, ObjectOptions};
 pub use options::Options;

@@ -1,7 +1,11 @@
 //! Where a volume or an object lies.
 
+#[cfg(test)]
+mod tests;
+
 use core::time::Duration;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use object_store::aws::AmazonS3Builder;
@@ -17,6 +21,7 @@ use crate::error::chain;
 use crate::http::Bounded;
 use crate::names::{self, Translated};
 use crate::store::{Traffic, Watched};
+use crate::url::{decoded, misnamed, url_path, without_secrets};
 use crate::{Error, Key};
 
 /// An object store and a prefix in it: that of one volume, one under which volumes lie, or the name of an object. Clones
@@ -64,6 +69,28 @@ impl Location {
         Self::parsed(url, Purpose::Volume)
     }
 
+    /// The location and the snapshot that a text such as `s3://BUCKET/PREFIX@SNAPSHOT` names. What stands behind the last
+    /// `@` of the last part of the path is the name of a snapshot, written as the rest of the URL is; an `@` of another
+    /// name is written as `%40`.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse), and [`Error::Location`] when nothing stands behind the `@`.
+    pub fn parse_snapshot(text: &str) -> Result<(Self, Option<String>), Error> {
+        let (url, name) = match text.rsplit_once('@') {
+            // Before the path it is a user's, which is refused.
+            Some((url, name)) if !name.contains('/') && url.matches('/').count() > 2 => (url, name),
+            _ => return Ok((Self::parse(text)?, None)),
+        };
+        let name = decoded(name);
+        if name.is_empty() {
+            return Err(Error::Location(format!(
+                "'{}' ends with an '@', behind which the name of a snapshot is due: give one, or write %40 for an '@' in a name",
+                without_secrets(text)
+            )));
+        }
+        Ok((Self::parse(url)?, Some(name)))
+    }
+
     /// The location of an object that is a disk by itself (see [`Object`](crate::Object)): `s3://BUCKET/KEY`,
     /// `gs://BUCKET/KEY`, `az://CONTAINER/KEY`, as in [`parse`](Self::parse), or the URL of a file on a web server,
     /// `https://HOST/PATH` or `http://HOST/PATH`, with a query if need be. A query may be a secret, such as a signature,
@@ -106,6 +133,17 @@ impl Location {
                 "'{}' has a fragment, which names nothing in a store: write %23 for a '#' in a name",
                 url.replace(char::is_control, "\u{fffd}")
             )));
+        }
+        if path.contains('@') && purpose == Purpose::Volume {
+            return Err(Error::Location(format!(
+                "'{}' has an '@', behind which the name of a snapshot stands, and a volume is due here: leave the snapshot out, or \
+                 write %40 for an '@' in a name",
+                without_secrets(url)
+            )));
+        }
+        let path = path.trim_end_matches('/');
+        if let Some(why) = misnamed(path) {
+            return Err(Error::Location(format!("'{}' {why}", without_secrets(url))));
         }
         let prefix = Path::from_url_path(path)
             .map_err(|error| wrong(&format!("has a path that stores do not take ({error})")))?;
@@ -154,7 +192,7 @@ impl Location {
             url: url.trim_end_matches('/').to_owned(),
             store: Arc::new(Watched::new(store)),
             prefix,
-            origin: format!("{scheme}://{host}"),
+            origin: origin(scheme, host),
             key: None,
         })
     }
@@ -256,7 +294,7 @@ impl Location {
     }
 
     /// The directory, if it is a local one.
-    pub(crate) fn folder(&self) -> Option<std::path::PathBuf> {
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
         let is_local = self.url.starts_with("file:");
         is_local.then(|| std::path::Path::new("/").join(self.prefix.as_ref()))
     }
@@ -279,6 +317,16 @@ impl Location {
         self.origin == other.origin
     }
 
+    /// Whether both are one place, however their URLs are written. Local directories are compared with the links on their
+    /// way resolved, as far as they exist.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (self.folder(), other.folder()) {
+            (Some(one), Some(two)) => resolved(one) == resolved(two),
+            _ => self.is_same_store(other) && self.prefix == other.prefix,
+        }
+    }
+
     /// The location that has that path in the store, with a URL that can be given to any command.
     pub(crate) fn at(&self, path: &Path) -> Self {
         let url = match self.url.starts_with("memory:") {
@@ -289,24 +337,24 @@ impl Location {
     }
 }
 
+/// A store by one of the names that it has in URLs.
+fn origin(scheme: &str, host: &str) -> String {
+    match scheme {
+        "s3a" => format!("s3://{host}"),
+        "abfs" | "azure" => format!("az://{host}"),
+        "file" => "file://".to_owned(),
+        _ => format!("{scheme}://{host}"),
+    }
+}
+
+/// The folder without links on the way to it, as far as it exists.
+fn resolved(folder: PathBuf) -> PathBuf {
+    folder.canonicalize().unwrap_or(folder)
+}
+
 /// The prefix that a caller names.
 fn prefix_of(text: &str) -> Path {
     Path::parse(text).unwrap_or_else(|_| Path::from(text))
-}
-
-/// The path as it is written in a URL: what has a meaning there, in commands or for terminals is encoded.
-fn url_path(path: &Path) -> String {
-    let mut encoded = String::new();
-    for byte in path.as_ref().bytes() {
-        match byte {
-            b'-' | b'.' | b'_' | b'~' | b'=' | b'+' | b',' | b':' | b'/' => {
-                encoded.push(char::from(byte));
-            }
-            _ if byte.is_ascii_alphanumeric() => encoded.push(char::from(byte)),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
 }
 
 /// What a URL is to name.
@@ -384,101 +432,4 @@ fn built<S: ObjectStore>(
         ))
     })?;
     Ok(Arc::new(store))
-}
-
-/// The URL as it may be shown: what stands before an `@`, or behind a `?`, may be a secret.
-fn without_secrets(url: &str) -> String {
-    let url = url.split(['?', '#']).next().unwrap_or_default();
-    match url.split_once("://") {
-        Some((scheme, rest)) => {
-            let (host, path) = rest.split_once('/').map_or((rest, None), |(h, p)| (h, Some(p)));
-            let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-            match path {
-                Some(path) => format!("{scheme}://{host}/{path}"),
-                None => format!("{scheme}://{host}"),
-            }
-        }
-        None => url.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_no_location_is_refused_with_what_to_give() {
-        for url in [
-            "",
-            "disk.img",
-            "file:",
-            "file://",
-            "file:///",
-            "file://host/dir",
-            "ftp://host/dir",
-            "nbd://host/x",
-            "s3://",
-            "s3://bucket",
-            "s3://bucket/",
-            "s3:///prefix",
-            "gs://bucket",
-            "s3://bucket/a?key=secret",
-            "s3://user:secret@bucket/a",
-            "file:///a/../b",
-            "memory:",
-            "memory:1G",
-        ] {
-            let error = Location::parse(url).unwrap_err().to_string();
-            assert!(!error.contains("secret"), "{error}");
-            assert!(error.contains("give") || error.contains("memory:SIZE"), "{url}: {error}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_object_is_refused_with_what_to_give_and_secrets_are_shown_nowhere() {
-        for url in [
-            "",
-            "disk.img",
-            "file:///srv/disk.img",
-            "memory:1G",
-            "ftp://host/disk.img",
-            "s3://",
-            "s3://bucket",
-            "s3://bucket/",
-            "s3://bucket/disk?versionId=secret",
-            "s3://user:secret@bucket/disk",
-            "http://",
-            "https://host",
-            "https://host/",
-            "https://host/?secret",
-            "https:///disk.img",
-            "https://user:secret@host/disk.img",
-        ] {
-            let error = Location::of_object(url).unwrap_err().to_string();
-            assert!(!error.contains("secret") && error.contains("give"), "{url}: {error}");
-        }
-        let signed =
-            Location::of_object("https://host/a//disk%20.img?signature=secret#top").unwrap();
-        assert_eq!(signed.to_string(), "https://host/a//disk%20.img");
-        let object = Location::of_object("s3://bucket/images/caf%C3%A9.img").unwrap();
-        assert_eq!(object.prefix().as_ref(), "images/café.img");
-    }
-
-    #[test]
-    fn directories_are_locations() {
-        let location = Location::parse("file:///srv/volumes/caf%C3%A9%20x/").unwrap();
-        assert_eq!(location.to_string(), "file:///srv/volumes/caf%C3%A9%20x");
-        assert_eq!(location.prefix().as_ref(), "srv/volumes/café x");
-        let below = location.at(&location.object("mail"));
-        assert!(below.to_string().ends_with("/mail") && below.is_same_store(&location));
-    }
-
-    #[test]
-    fn buckets_are_locations_and_stores_differ_by_them() {
-        let one = Location::parse("s3://bucket/a/b").unwrap();
-        let other = Location::parse("s3://other/a/b").unwrap();
-        assert_eq!(one.prefix().as_ref(), "a/b");
-        assert!(!one.is_same_store(&other));
-        assert!(one.is_same_store(&Location::parse("s3://bucket/c").unwrap()));
-    }
 }

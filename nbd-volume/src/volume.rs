@@ -242,13 +242,15 @@ impl Volume {
         self.0.lost_text(self.0.lease.until_lost().await)
     }
 
-    /// Whether the volume can't be used any more.
-    pub(crate) fn is_lost(&self) -> bool {
+    /// Whether the volume can't be used any more, as [`until_lost`](Self::until_lost) waits for.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
         self.0.lease.lost().is_some()
     }
 
     /// Makes a snapshot of what the volume holds now: of all writes that were answered, flushed or not, which are
-    /// uploaded first. Its name has 1 to 200 bytes without `@`, `/` and control characters.
+    /// uploaded first. Its name has 1 to 200 bytes without `@`, `/` and control characters,
+    /// and is not `.` or `..`.
     ///
     /// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may have made it.
     ///

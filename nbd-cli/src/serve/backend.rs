@@ -21,7 +21,7 @@ use super::config::{Backend, Config, Export, Size, Source};
 use super::denied;
 use super::folder::Folder;
 use super::layers::{Base, Layer, check_files, has_overlay, put_around};
-use super::volumes;
+use super::volumes::{self, Place};
 use crate::exit::Failure;
 use crate::output::{quoted, shell_path};
 
@@ -46,7 +46,7 @@ fn inspect_one(config: &Config, export: &Export) -> Result<(), Failure> {
         Backend::Directory(path) => return Folder::open(path, export, config).map(drop),
         Backend::Memory(_) => return open(&for_reading, config).map(drop),
         // Opening it would take it over.
-        Backend::Volume(url) => return volumes::inspect(url),
+        Backend::Volume(url) => return volumes::inspect(url, export),
         Backend::Object(_) => return open(&for_reading, config).map(drop),
     };
     if is_only_read(export) {
@@ -114,10 +114,12 @@ pub(super) fn is_only_read(export: &Export) -> bool {
     export.read_only || has_overlay(&export.layers)
 }
 
-/// The files and directories that are served, and those that layers write, by what they are whatever their paths.
+/// The files, directories and volumes that are served, and the files that layers write, by what they are whatever their
+/// paths.
 #[derive(Default)]
 pub(super) struct Files<'a> {
     disks: HashMap<Identity, &'a Export>,
+    volumes: Vec<(Place, &'a Export)>,
     /// Those of layers, by the layers.
     beside: HashMap<Identity, (&'static str, &'a Export)>,
 }
@@ -207,6 +209,9 @@ impl<'a> Files<'a> {
     /// Each export records changes and knows its size by itself, so that what is written or resized through another export
     /// of the same file would be missed.
     fn add_disk(&mut self, export: &'a Export, config: &Config) -> Result<(), Failure> {
+        if let Ok(Backend::Volume(url)) = export.backend() {
+            return self.add_volume(Place::of(url)?, export);
+        }
         let (Backend::File(path) | Backend::Directory(path)) =
             export.backend().map_err(Failure::Usage)?
         else {
@@ -264,6 +269,21 @@ impl<'a> Files<'a> {
         Ok(())
     }
 
+    /// A volume has one writer, and the second one would take it away from the first.
+    fn add_volume(&mut self, place: Place, export: &'a Export) -> Result<(), Failure> {
+        let same = self.volumes.iter().find(|(other, _)| other.is_same(&place));
+        if let Some((_, other)) = same.filter(|_| place.is_writable()) {
+            return Err(Failure::usage(format!(
+                "the exports '{}' and '{}' are the same volume, {place}, which has one writer: export it once; a snapshot \
+                 (volume:URL@NAME) can be served beside it",
+                other.label(),
+                export.label()
+            )));
+        }
+        self.volumes.push((place, export));
+        Ok(())
+    }
+
     /// Those that are files.
     pub(super) fn ids(&self) -> HashSet<FileId> {
         let files = self.disks.keys().filter_map(|file| match file {
@@ -287,16 +307,13 @@ fn disk_and_layer(disk: &Export, what: &str, layer: &Export, shown: &str) -> Fai
     ))
 }
 
-/// Opens an export that is one disk, with the layers around it. A volume is taken over from another server that has it open.
+/// Opens an export that is one disk, and no volume, with the layers around it.
 pub(super) fn open(export: &Export, config: &Config) -> Result<Disk, Failure> {
     match export.backend().map_err(Failure::Usage)? {
-        Backend::Volume(url) => {
-            let (export, volume) = volumes::open(url, export)?;
-            Ok(Disk { export, tracker: None, volume: Some(volume) })
-        }
+        Backend::Volume(_) => Err(Failure::failed("a volume has no layers")),
         Backend::Object(url) => {
             let export = volumes::open_object(url, export.volume_memory)?;
-            Ok(Disk { export, tracker: None, volume: None })
+            Ok(Disk::new(export, None))
         }
         Backend::Memory(size) => {
             let memory = Memory::new(size).map_err(|error| Failure::usage(error.to_string()))?;
@@ -349,13 +366,11 @@ pub(super) struct Disk {
     pub(super) export: AnyExport,
     /// What records changes.
     pub(super) tracker: Option<Arc<Tracker>>,
-    /// What has to be closed at the end.
-    pub(super) volume: Option<volumes::Open>,
 }
 
 impl Disk {
     const fn new(export: AnyExport, tracker: Option<Arc<Tracker>>) -> Self {
-        Self { export, tracker, volume: None }
+        Self { export, tracker }
     }
 }
 

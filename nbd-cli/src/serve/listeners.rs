@@ -78,6 +78,18 @@ impl Listeners {
         Self { sockets, accept: Box::new(accept) }
     }
 
+    /// Accepts nothing any more; clients wait in the queues of the sockets.
+    pub(super) fn pause(&self) {
+        self.sockets.pause();
+    }
+
+    /// Accepts again. What fails then is logged.
+    pub(super) fn resume(&self) {
+        for failure in self.sockets.resume(&*self.accept) {
+            tracing::error!("cannot accept connections again: {failure}; restart the server");
+        }
+    }
+
     /// The TCP addresses that it listens on.
     pub(super) fn tcp(&self) -> Vec<SocketAddr> {
         let of_tcp = |address| match address {

@@ -1,22 +1,30 @@
 //! The exports of a running server, which can be replaced by others.
 
+mod exchange;
+#[cfg(test)]
+mod tests;
+
 use core::fmt;
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nbd_engine::export::{
     ClientInfo, ExportEntry, ExportMap, Exports, FileId, ListedExport, Lookup, Refusal, Tracker,
     Withdrawal,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::{RwLock, RwLockWriteGuard};
 
+use self::exchange::{Pending, close};
 use super::backend::{self, Files};
 use super::config::{Backend, Config, Export};
 use super::control::Bitmaps;
 use super::folder::Folder;
 use super::volumes;
 use crate::exit::Failure;
+
+pub(super) use self::exchange::HandedOver;
 
 /// What is served at the moment. Clones are the same.
 #[derive(Clone, Debug)]
@@ -25,9 +33,11 @@ pub(super) struct Live(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     /// For look-ups: what [`Self::disks`] has.
-    served: RwLock<Arc<Served>>,
+    served: std::sync::RwLock<Arc<Served>>,
     /// Locked by one change as a whole.
     disks: Mutex<Vec<Arc<Disk>>>,
+    /// Held for writing while volumes are closed and about to be opened anew: clients that ask for one wait.
+    exchange: RwLock<()>,
     bitmaps: Bitmaps,
 }
 
@@ -66,8 +76,8 @@ struct Opened {
     tracker: Option<Arc<Tracker>>,
     /// Disconnects the clients.
     withdrawal: Withdrawal,
-    /// The volume, if it is one.
-    volume: Option<volumes::Open>,
+    /// The volume, if it is one. Another export may go on with it.
+    volume: Option<Arc<volumes::Open>>,
 }
 
 /// What a change did, for the log.
@@ -110,22 +120,35 @@ impl Changes {
     }
 }
 
-/// Other exports, all of them open, which are not served yet.
+/// Other exports, all of them open but for volumes, which are not served yet.
 pub(super) struct Prepared<'a> {
     live: &'a Live,
     current: MutexGuard<'a, Vec<Arc<Disk>>>,
-    next: Vec<Arc<Disk>>,
+    /// In their order. What is not open yet is in `volumes`.
+    next: Vec<Option<Arc<Disk>>>,
+    volumes: Vec<Pending>,
     /// The files that are exports by themselves.
     named: HashSet<FileId>,
     changes: Changes,
+    /// Clients of volumes that were closed wait until the change is made, or is not.
+    waiting: Option<RwLockWriteGuard<'a, ()>>,
+}
+
+/// What there is of an export that is to be served.
+enum Next {
+    Open(Arc<Disk>),
+    /// A volume, and what has it open now, with other settings.
+    Volume(Option<Arc<Disk>>),
 }
 
 impl Live {
-    /// Opens everything that is to be served.
+    /// Opens everything that is to be served but the volumes, which another server may have: `Reload::open_volumes` does
+    /// that when all else that may fail is done.
     pub(super) fn open(config: &Config) -> Result<Self, Failure> {
         let shared = Shared {
-            served: RwLock::default(),
+            served: std::sync::RwLock::default(),
             disks: Mutex::default(),
+            exchange: RwLock::default(),
             bitmaps: Bitmaps::new(Vec::new()),
         };
         let live = Self(Arc::new(shared));
@@ -140,8 +163,7 @@ impl Live {
     /// When a store does not take what was not flushed.
     pub(super) fn close_volumes(&self) -> Result<(), Failure> {
         let disks = self.0.disks.lock().unwrap_or_else(PoisonError::into_inner);
-        let volumes = disks.iter().filter_map(|disk| disk.opened.volume.as_ref());
-        volumes::Open::close_all(volumes)
+        close(&disks)
     }
 
     /// The bitmaps of all exports.
@@ -149,36 +171,53 @@ impl Live {
         &self.0.bitmaps
     }
 
-    /// Opens what is to be served from now on, as far as it is not served already. Nothing changes yet, and no other
-    /// change begins meanwhile.
+    /// Opens what is to be served from now on, as far as it is not served already, and is no volume. Nothing changes yet, and
+    /// no other change begins meanwhile.
     ///
     /// # Errors
     /// When an export can't be opened, or would lose bitmaps.
     pub(super) fn prepare(&self, config: &Config) -> Result<Prepared<'_>, Failure> {
         let current = self.0.disks.lock().unwrap_or_else(PoisonError::into_inner);
-        let earlier = by_name(&current);
+        let blame =
+            |index: usize| move |failure| config.source.blame(&format!("export.{index}"), failure);
         let mut files = Files::default();
-        let mut changes = Changes::default();
-        let mut next = Vec::with_capacity(config.exports.len());
-        let blame = |index, failure| config.source.blame(&format!("export.{index}"), failure);
         // Before anything is opened, or made.
         for (index, export) in config.exports.iter().enumerate() {
-            files.add(export, config).map_err(|failure| blame(index, failure))?;
+            files.add(export, config).map_err(blame(index))?;
         }
+        let earlier = by_name(&current);
+        let mut changes = Changes::default();
+        let mut next = Vec::with_capacity(config.exports.len());
+        let mut volumes = Vec::new();
         for (index, export) in config.exports.iter().enumerate() {
-            let blame = |failure| blame(index, failure);
             let earlier = earlier.get(&export.label()).copied();
-            next.push(changes.disk(earlier, export, config).map_err(blame)?);
+            match changes.disk(self, &current, earlier, export, config).map_err(blame(index))? {
+                Next::Open(disk) => next.push(Some(disk)),
+                Next::Volume(earlier) => {
+                    next.push(None);
+                    let tracked = config.is_tracked(export);
+                    volumes.push(Pending { index, export: export.clone(), tracked, earlier });
+                }
+            }
         }
-        let staying = by_name(&next);
-        let gone = earlier.keys().filter(|name| !staying.contains_key(*name));
-        changes.removed = gone.map(|name| name.clone().into_owned()).collect();
+        let staying: HashSet<_> = config.exports.iter().map(Export::label).collect();
+        let gone = current.iter().map(|disk| disk.export.label());
+        let gone = gone.filter(|name| !staying.contains(name)).map(Cow::into_owned);
+        changes.removed = gone.collect();
         changes.removed.sort();
-        Ok(Prepared { live: self, current, next, named: files.ids(), changes })
+        let named = files.ids();
+        Ok(Prepared { live: self, current, next, volumes, named, changes, waiting: None })
     }
 
     fn served(&self) -> Arc<Served> {
         Arc::clone(&self.0.served.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Has clients find these from now on.
+    fn serve(&self, disks: &[Arc<Disk>]) -> Arc<Served> {
+        let served = Arc::new(Served::of(disks));
+        *self.0.served.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&served);
+        served
     }
 
     /// The names and sizes of the exports as they are now; of files of directories those that clients use.
@@ -193,28 +232,30 @@ impl Live {
 }
 
 impl Prepared<'_> {
-    /// Serves these from now on. Clients of exports that stay notice nothing; those of exports that are gone or opened
-    /// anew are disconnected in order.
-    pub(super) fn commit(mut self) -> Changes {
-        let served = Arc::new(Served::of(&self.next));
-        *self.live.0.served.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&served);
+    /// Serves these from now on, but for volumes that were not opened. Clients of exports that stay notice nothing; those of
+    /// exports that are gone or opened anew are disconnected in order.
+    pub(super) fn commit(self) -> Changes {
+        let Self { live, mut current, next, named, changes, waiting, .. } = self;
+        let next: Vec<_> = next.into_iter().flatten().collect();
+        let served = live.serve(&next);
         for folder in &served.folders {
             if let What::Files(files) = &folder.what {
-                files.leave_out(self.named.iter().copied());
+                files.leave_out(named.iter().copied());
             }
         }
-        let trackers = self.next.iter().filter_map(|disk| disk.opened.tracker.clone());
-        self.live.0.bitmaps.replace(trackers.collect());
-        let earlier = core::mem::replace(&mut *self.current, self.next);
-        let now = by_name(&self.current);
+        let trackers = next.iter().filter_map(|disk| disk.opened.tracker.clone());
+        live.0.bitmaps.replace(trackers.collect());
+        let earlier = core::mem::replace(&mut *current, next);
+        let now = by_name(&current);
         for disk in earlier {
             match now.get(&disk.export.label()) {
                 Some(later) if Arc::ptr_eq(&later.opened, &disk.opened) => later.stop_after(&disk),
                 _ => disk.withdraw(),
             }
         }
-        self.current.iter().for_each(|disk| disk.start_bitmaps());
-        self.changes
+        current.iter().for_each(|disk| disk.start_bitmaps());
+        drop(waiting);
+        changes
     }
 }
 
@@ -245,6 +286,11 @@ impl Served {
         })
     }
 
+    /// Whether nothing is left that this server serves.
+    fn is_all_lost(&self) -> bool {
+        self.folders.is_empty() && self.map.entries().iter().all(|entry| self.is_lost(entry))
+    }
+
     /// The export that has that name by itself.
     fn names(&self, name: &str) -> Option<&ExportEntry> {
         self.map.entries().iter().find(|entry| entry.name() == name)
@@ -255,21 +301,25 @@ impl Changes {
     /// The disk for an export: the one that there is, if it is the same one.
     fn disk(
         &mut self,
+        live: &Live,
+        current: &[Arc<Disk>],
         earlier: Option<&Arc<Disk>>,
         export: &Export,
         config: &Config,
-    ) -> Result<Arc<Disk>, Failure> {
+    ) -> Result<Next, Failure> {
         let tracked = config.is_tracked(export);
         let Some(earlier) = earlier else {
             self.added.push(export.label().into_owned());
-            return Disk::open(export, config);
+            return Disk::next(live, current, export, config);
         };
-        if earlier.export == *export && earlier.opened.tracked == tracked {
-            return Ok(Arc::clone(earlier));
+        // A volume that was closed here, and could not be opened again, is to be tried again.
+        let is_open = !earlier.opened.volume.as_ref().is_some_and(|volume| volume.is_closed());
+        if is_open && earlier.export == *export && earlier.opened.tracked == tracked {
+            return Ok(Next::Open(Arc::clone(earlier)));
         }
-        if earlier.is_same_disk(export, tracked) {
+        if is_open && earlier.is_same_disk(export, tracked) {
             self.altered.push(export.label().into_owned());
-            return earlier.altered(export);
+            return earlier.altered(export).map(Next::Open);
         }
         let bitmaps =
             earlier.opened.tracker.as_ref().map(|tracker| tracker.names()).unwrap_or_default();
@@ -282,30 +332,38 @@ impl Changes {
             )));
         }
         self.replaced.push(export.label().into_owned());
-        Disk::open(export, config)
+        Disk::next(live, current, export, config)
     }
 }
 
 impl Disk {
+    /// What is to be opened is opened, but for a volume that is not open yet.
+    fn next(
+        live: &Live,
+        current: &[Arc<Self>],
+        export: &Export,
+        config: &Config,
+    ) -> Result<Next, Failure> {
+        match export.backend() {
+            Ok(Backend::Volume(url)) => Self::of_volume(live, current, url, export, config),
+            _ => Self::open(export, config).map(Next::Open),
+        }
+    }
+
     fn open(export: &Export, config: &Config) -> Result<Arc<Self>, Failure> {
         let withdrawal = Withdrawal::new();
-        let mut volume = None;
         let (what, tracker) = match export.backend() {
             Ok(Backend::Directory(path)) => {
                 (What::Files(Arc::new(Folder::open(path, export, config)?)), None)
             }
             _ => {
                 let disk = backend::open(export, config)?;
-                if let Some(opened) = &disk.volume {
-                    opened.withdraw_when_lost(&withdrawal);
-                }
-                volume = disk.volume;
                 let entry = backend::entry(export, disk.export)?.with_withdrawal(&withdrawal);
                 (What::Entry(entry), disk.tracker)
             }
         };
         let tracked = config.is_tracked(export);
-        let opened = Arc::new(Opened { tracked, tracker, withdrawal, volume });
+        let opened = Arc::new(Opened { tracked, tracker, withdrawal, volume: None });
         Ok(Arc::new(Self { export: export.clone(), what, opened }))
     }
 
@@ -318,6 +376,8 @@ impl Disk {
         same.tls_only = export.tls_only;
         same.resize = export.resize;
         same.track.clone_from(&export.track);
+        // It is about how a volume is opened.
+        same.volume_exclusive = export.volume_exclusive;
         !closes && tracked == self.opened.tracked && same == *export
     }
 
@@ -384,12 +444,17 @@ impl Exports for Live {
     }
 
     async fn find(&self, lookup: &Lookup<'_>) -> Result<ExportEntry, Refusal> {
-        let served = self.served();
+        let mut served = self.served();
+        if served.map.get(lookup.name).is_some_and(|entry| served.is_lost(entry)) {
+            // It may be closed for a moment.
+            drop(self.0.exchange.read().await);
+            served = self.served();
+        }
         if let Some(entry) = served.map.get(lookup.name) {
             if served.is_lost(entry) {
                 return Err(Refusal::shutting_down(
-                    "this server does not serve the volume any more: another server has taken it over, or it failed, as the \
-                     log of this server says",
+                    "this server does not serve the volume any more: another server has it, or it failed, as the log of this \
+                     server says",
                 ));
             }
             return Ok(entry.clone());
@@ -402,133 +467,5 @@ impl Exports for Live {
             }
         }
         Err(Refusal::Unknown)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use nbd_testkit::{Random, cases};
-
-    use super::*;
-
-    /// Some exports, each with one of a few names, sizes and settings.
-    fn exports(random: &mut Random, folder: &Path) -> Vec<Export> {
-        let mut exports = Vec::new();
-        for name in ["a", "b", "c", "d"] {
-            if random.below(3) == 0 {
-                continue;
-            }
-            let memory = Backend::Memory(1 << (10 + random.below(2)));
-            let is_folder = name == "d" && random.below(2) == 0;
-            let backend = if is_folder { Backend::Directory(folder) } else { memory };
-            let mut export = Export::new(name, backend);
-            export.read_only = random.below(4) == 0;
-            export.description = (random.below(2) == 0).then(|| "a text".into());
-            export.tls_only = random.below(4) == 0;
-            if !export.read_only && !is_folder {
-                export.track = (0..random.below(3)).map(|name| name.to_string()).collect();
-            }
-            exports.push(export);
-        }
-        let first = random.below(exports.len().max(1) as u64) as usize;
-        exports.rotate_left(first);
-        exports
-    }
-
-    fn config(exports: Vec<Export>) -> Config {
-        Config { exports, ..Config::default() }
-    }
-
-    /// What a change from one to the other does, by the rules of the documentation.
-    fn expected(before: &[Export], after: &[Export]) -> Result<Changes, ()> {
-        let find = |exports: &[Export], name: &str| {
-            exports.iter().find(|export| export.label() == name).cloned()
-        };
-        let mut changes = Changes::default();
-        for export in after {
-            let label = export.label().into_owned();
-            let Some(earlier) = find(before, &label) else {
-                changes.added.push(label);
-                continue;
-            };
-            let opens = earlier.backend() != export.backend()
-                || earlier.read_only != export.read_only
-                || earlier.track.is_empty() != export.track.is_empty();
-            if opens || export.tls_only && !earlier.tls_only {
-                if !earlier.track.is_empty() {
-                    return Err(());
-                }
-                changes.replaced.push(label);
-            } else if earlier != *export {
-                changes.altered.push(label);
-            }
-        }
-        let gone = before.iter().map(|export| export.label().into_owned());
-        changes.removed = gone.filter(|name| find(after, name).is_none()).collect();
-        changes.removed.sort();
-        Ok(changes)
-    }
-
-    #[test]
-    fn whatever_changes_what_stays_is_the_same_disk_and_what_goes_is_withdrawn() {
-        cases(300, |random| {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-            let mut now = exports(random, folder);
-            let live = Live::open(&config(now.clone())).unwrap();
-            for _ in 0..6 {
-                let next = exports(random, folder);
-                let before = live.0.disks.lock().unwrap().clone();
-                let prepared = live.prepare(&config(next.clone()));
-                let expected = expected(&now, &next);
-                assert_eq!(prepared.is_ok(), expected.is_ok(), "{now:?} {next:?}");
-                let Ok(prepared) = prepared else { continue };
-                let names = |disks: &[Arc<Disk>]| {
-                    disks.iter().map(|disk| disk.export.name.clone()).collect::<Vec<_>>()
-                };
-                let first = now.iter().find(|export| !export.is_directory());
-                let default = live.served().map.get("").map(|entry| entry.name().to_owned());
-                assert_eq!(default, first.map(|export| export.name.clone()));
-                let changes = prepared.commit();
-                assert_eq!(Ok(&changes), expected.as_ref());
-                let after = live.0.disks.lock().unwrap().clone();
-                assert_eq!(names(&after), next.iter().map(|e| e.name.clone()).collect::<Vec<_>>());
-                for disk in &before {
-                    let name = &disk.export.label().into_owned();
-                    let goes = changes.removed.contains(name) || changes.replaced.contains(name);
-                    assert_eq!(disk.opened.withdrawal.is_withdrawn(), goes, "{name}");
-                    let stays = after.iter().any(|later| Arc::ptr_eq(&later.opened, &disk.opened));
-                    assert_eq!(stays, !goes, "{name}");
-                }
-                for (disk, export) in after.iter().zip(&next) {
-                    assert!(!disk.opened.withdrawal.is_withdrawn());
-                    if export.is_directory() {
-                        assert!(matches!(disk.what, What::Files(_)));
-                        continue;
-                    }
-                    let served = live.served();
-                    let entry = served.map.get(&export.name).expect("it is served");
-                    assert_eq!(export.backend(), Ok(Backend::Memory(entry.export().size())));
-                    assert_eq!(entry.is_tls_required(), export.tls_only);
-                    let bitmaps = disk.opened.tracker.as_ref().map(|tracker| tracker.names());
-                    let mut bitmaps = bitmaps.unwrap_or_default();
-                    bitmaps.sort();
-                    assert_eq!(bitmaps, export.track);
-                }
-                now = next;
-            }
-        });
-    }
-
-    #[test]
-    fn what_can_not_be_opened_changes_nothing() {
-        let live = Live::open(&config(vec![Export::new("a", Backend::Memory(1))])).unwrap();
-        let missing = Export::new("b", Backend::File("/no/such/disk".as_ref()));
-        let next = config(vec![Export::new("c", Backend::Memory(1)), missing]);
-        assert!(live.prepare(&next).is_err());
-        let served = live.served();
-        assert!(served.map.get("a").is_some() && served.map.get("c").is_none());
-        assert!(!live.0.disks.lock().unwrap()[0].opened.withdrawal.is_withdrawn());
     }
 }

@@ -13,7 +13,8 @@ use serde::Serialize;
 
 use super::activation::Socket;
 use super::control::{
-    Answer, MAX_ANSWER, Request, SERVING, ServingNow, TAKE_OVER, TakeOver, receive_with,
+    Answer, HAND_OVER, Linger, MAX_ANSWER, Request, SERVING, TAKE_BACK, TAKE_OVER, TakeOver,
+    receive_with,
 };
 use super::process::ProcessArguments;
 use super::sockets::{Bound, Offer, Role, Sockets};
@@ -125,24 +126,68 @@ impl Predecessor {
         Vec::into_iter(taken).map(Offered::bound).collect()
     }
 
+    /// Has it close its volumes, so that this process can open them. It accepts nothing from then on.
+    ///
+    /// # Errors
+    /// When it can't, and goes on.
+    pub(super) fn hand_over(&self) -> Result<(), Failure> {
+        // A store may take a minute for what was not flushed.
+        let patience = self.linger.saturating_add(PATIENCE * 2);
+        match self.exchange(HAND_OVER, &self.lingering(), patience) {
+            Ok(Answer::Ok(_)) => Ok(()),
+            Ok(Answer::Error(text)) => Err(self.failed(text)),
+            Err(error) => Err(self.failed(format!("it did not close its volumes: {error}"))),
+        }
+    }
+
+    /// Tells it that its volumes could not be opened here. Gives the failure with what it says of that.
+    pub(super) fn give_back(&self, failure: &Failure) -> Failure {
+        let answer = self.exchange(TAKE_BACK, &serde_json::json!({}), PATIENCE * 3);
+        let said = match answer {
+            // It says that it was not replaced, and what became of its volumes.
+            Ok(Answer::Error(text)) => text,
+            Ok(Answer::Ok(_)) => "it did not say what became of its volumes".into(),
+            Err(error) => format!("it did not say what became of its volumes: {error}"),
+        };
+        let path = self.path.display();
+        Failure::failed(format!(
+            "{}; the server of {path}, which was to be replaced, goes on: {said}",
+            failure.text()
+        ))
+    }
+
+    fn lingering(&self) -> Linger {
+        Linger { linger_ms: u64::try_from(self.linger.as_millis()).unwrap_or(u64::MAX) }
+    }
+
+    fn exchange(
+        &self,
+        verb: &str,
+        arguments: &impl Serialize,
+        patience: Duration,
+    ) -> std::io::Result<Answer> {
+        self.say(verb, arguments)?;
+        let end = Instant::now().checked_add(patience);
+        let end = end.unwrap_or_else(|| Instant::now() + PATIENCE);
+        let line = receive(Timed::new(&self.stream, end), MAX_ANSWER)?;
+        serde_json::from_slice(&line)
+            .map_err(|error| std::io::Error::new(ErrorKind::InvalidData, error))
+    }
+
     /// Tells it that its sockets are served on. Then it accepts nothing more, and its files are this process's: those of
     /// the sockets that are used, and those of the other ones, which are removed.
     ///
     /// # Errors
     /// When the other one goes on, or has ended by itself and taken its files with it.
     pub(super) fn retire(self, sockets: &Sockets) -> Result<(), Failure> {
-        let linger_ms = u64::try_from(self.linger.as_millis()).unwrap_or(u64::MAX);
-        let answer = self.say(SERVING, &ServingNow { linger_ms }).and_then(|()| {
-            receive(Timed::new(&self.stream, Instant::now() + PATIENCE), MAX_ANSWER)
-        });
-        match answer.map(|line| serde_json::from_slice(&line)) {
-            Ok(Ok(Answer::Ok(_))) => {}
-            Ok(Ok(Answer::Error(text))) => return Err(self.failed(text)),
+        match self.exchange(SERVING, &self.lingering(), PATIENCE) {
+            Ok(Answer::Ok(_)) => {}
+            Ok(Answer::Error(text)) => return Err(self.failed(text)),
             Err(error) if error.kind() == ErrorKind::TimedOut => {
                 return Err(self.failed("it did not say that it ends"));
             }
             // It always answers while it lives.
-            Ok(Err(_)) | Err(_) => {
+            Err(_) => {
                 tracing::warn!("the server that is to be replaced has ended by itself");
             }
         }

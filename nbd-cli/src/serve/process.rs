@@ -19,8 +19,8 @@ pub(crate) struct ProcessArguments {
     ///
     /// Without --port, --ip-addr and --unix these are all of its sockets; otherwise those of the same addresses, and the
     /// other ones are closed. The control socket is taken over, too, unless --control names another one. This server opens
-    /// its exports and listens before the other one stops accepting; if it fails, the other one goes on. See also
-    /// --linger.
+    /// its exports and listens before the other one stops accepting; if it fails, the other one goes on. A volume has one
+    /// writer: the other one stops accepting and closes it before this one opens it. See also --linger.
     #[arg(long, value_name = "CONTROL", conflicts_with = "track", help_heading = "Process")]
     pub(super) take_over: Option<PathBuf>,
 

@@ -8,9 +8,10 @@ use nbd_engine::server::ServerConfig;
 
 use super::config::{self, Config, Export, LogLevel, Server};
 use super::listeners::{Listeners, can_follow};
-use super::live::{Changes, Live};
+use super::live::{Changes, HandedOver, Live};
 use super::run::server_config;
 use super::security::Security;
+use super::volumes::Place;
 use crate::exit::Failure;
 
 /// Changes a running server.
@@ -28,6 +29,9 @@ pub(super) struct Reload {
     /// What it listens on, from then on.
     listeners: OnceLock<Listeners>,
 }
+
+/// Bytes of stack of the thread that opens volumes.
+const STACK: usize = 4 << 20;
 
 type Reconfigure = dyn Fn(ServerConfig) + Send + Sync;
 
@@ -104,6 +108,8 @@ impl Reload {
         let was_exposed = self.exposure(&self.security(), &config).is_some();
         let listening =
             listeners.map(|one| one.prepare(&config.listeners, &next.listeners)).transpose()?;
+        // Last, as it takes volumes over.
+        let prepared = prepared.open_volumes(&next)?;
         let reconfigure = || {
             if let Some(reconfigure) = self.reconfigure.get() {
                 reconfigure(server);
@@ -150,6 +156,66 @@ impl Reload {
         security.exposure(addresses, config)
     }
 
+    /// Opens the volumes, before anything is accepted. Blocks until they are open.
+    ///
+    /// # Errors
+    /// When one can't be opened.
+    pub(super) fn open_volumes(&self) -> Result<(), Failure> {
+        let open = || {
+            let config = self.config();
+            self.live
+                .prepare(&config)?
+                .open_volumes(&config)
+                .map(|prepared| drop(prepared.commit()))
+        };
+        // Waiting for the stores is not for a thread that a runtime is on, and futures are large without optimisation.
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("nbd-volumes".into());
+            let thread = thread.stack_size(STACK).spawn_scoped(scope, open);
+            let thread = thread.map_err(|error| {
+                Failure::failed(format!("cannot start a thread: {error}; raise ulimit -u"))
+            })?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Whether there is a volume that one server alone can have.
+    pub(super) fn takes_volumes(&self) -> bool {
+        let is_written = |export: &Export| match export.backend() {
+            Ok(config::Backend::Volume(url)) => {
+                Place::of(url).is_ok_and(|place| place.is_writable())
+            }
+            _ => false,
+        };
+        self.config().exports.iter().any(is_written)
+    }
+
+    /// Has clients wait in the queues of the listening sockets, gives those that are connected so much time, and closes the
+    /// volumes, so that another server can open them.
+    ///
+    /// # Errors
+    /// When a volume can't be closed. Then everything is as before, as far as the error does not say otherwise.
+    pub(super) fn hand_over(&self, linger: impl FnOnce()) -> Result<HandedOver<'_>, Failure> {
+        if let Some(listeners) = self.listeners.get() {
+            listeners.pause();
+        }
+        linger();
+        self.live.hand_over().inspect_err(|_| self.accept_again())
+    }
+
+    /// Takes volumes back that no other server has opened, and accepts clients again. Says what became of each.
+    pub(super) fn take_back(&self, handed_over: HandedOver<'_>) -> String {
+        let left = handed_over.take_back();
+        self.accept_again();
+        left
+    }
+
+    fn accept_again(&self) {
+        if let Some(listeners) = self.listeners.get() {
+            listeners.resume();
+        }
+    }
+
     /// Serves one more export.
     ///
     /// # Errors
@@ -180,8 +246,8 @@ impl Reload {
         // All that is new is open before anything changes.
         let prepared = self.live.prepare(&next)?;
         self.security().read_again()?;
+        let changes = prepared.open_volumes(&next)?.commit();
         *config = next;
-        let changes = prepared.commit();
         tracing::info!("changed the exports: {changes}");
         Ok(changes)
     }

@@ -34,11 +34,19 @@ use super::signals;
 use super::sockets::{Accepting, Bound, Role, Sockets};
 use super::stdio::Stdio;
 use super::supervisor::{self, Readiness};
+use super::volumes;
 use crate::exit::Failure;
 use crate::{fault, log, output, stderr};
 
 /// `nbd serve`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let outcome = serve(arguments);
+    // A start that failed closes what it has opened, too, so that the next server need not wait.
+    volumes::settle_all();
+    outcome
+}
+
+fn serve(arguments: &Arguments) -> Result<(), Failure> {
     let given = activation::sockets()?;
     let process = &arguments.process;
     let ready_fd = supervisor::take_ready_fd(process)?;
@@ -62,7 +70,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let readiness = Readiness::of(process, ready_fd)?;
     let mut needs = Needs::of(&config, arguments.config.as_deref());
     places.private_socket().into_iter().for_each(|path| needs.socket(path));
-    // The other server learns of this one only now, as hardly anything of its own can fail any more.
+    // The other server learns of this one only now, as hardly anything of its own can fail any more. Volumes are opened later,
+    // so that a start that fails takes none over.
     let mut predecessor = Predecessor::of(process)?;
     predecessor.iter().flat_map(Predecessor::paths).for_each(|path| needs.socket(path));
     // From here on only what is needed can be opened, by this thread and by those that it starts.
@@ -85,6 +94,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let oldstyle = config.server.oldstyle;
         let _sealed = sandbox.seal()?;
         let served = exports.clone();
+        reload.open_volumes()?;
         let outcome = stdio.serve(exports, server, &reload, readiness, oldstyle);
         let closed = served.close_volumes();
         return judge(outcome?, &config).and(closed);
@@ -184,6 +194,15 @@ struct Begun {
 }
 
 impl Setup<'_> {
+    /// Opens the volumes, once all addresses are bound and a predecessor has closed its own. Clients wait in the queues of the
+    /// sockets meanwhile.
+    fn open_volumes(&self) -> Result<(), Failure> {
+        let predecessor = self.predecessor.as_ref().filter(|_| self.reload.takes_volumes());
+        let Some(predecessor) = predecessor else { return self.reload.open_volumes() };
+        predecessor.hand_over()?;
+        self.reload.open_volumes().map_err(|failure| predecessor.give_back(&failure))
+    }
+
     /// The server listens at these addresses: has the predecessor end, answers clients of the control socket, notifies the
     /// supervisor, and starts the command.
     fn begin(
@@ -192,7 +211,8 @@ impl Setup<'_> {
         addresses: &[LocalAddr],
         server: Handle,
     ) -> Result<Begun, Failure> {
-        let Self { bitmaps, verbs, in_memory, control, predecessor, mut readiness, .. } = self;
+        let Self { bitmaps, verbs, reload, in_memory, control, predecessor, mut readiness, .. } =
+            self;
         let control = control
             .map(|bound| sockets.keep(Role::Control, bound))
             .transpose()
@@ -207,6 +227,7 @@ impl Setup<'_> {
             let ended = Arc::clone(&shut_down);
             let replaceable = Replaceable {
                 sockets: sockets.clone(),
+                reload,
                 state,
                 connections,
                 shut_down: Box::new(move || ended()),
@@ -331,10 +352,14 @@ macro_rules! serve {
                 Socket::Unix(one) => $unix(one).and_then(|one| server.accept_unix(one)),
             }
         };
+        let mut bound = Vec::new();
+        for one in setup.places.bind(setup.predecessor.as_mut())? {
+            one.socket.set_nonblocking().map_err(cannot_accept)?;
+            bound.push(sockets.keep(Role::Clients, one).map_err(cannot_accept)?);
+        }
+        setup.open_volumes()?;
         let mut listening = Vec::new();
-        for bound in setup.places.bind(setup.predecessor.as_mut())? {
-            bound.socket.set_nonblocking().map_err(cannot_accept)?;
-            let socket = sockets.keep(Role::Clients, bound).map_err(cannot_accept)?;
+        for socket in bound {
             let accepting = accept(socket).map_err(cannot_accept);
             let accepting = begun(accepting, server.is_shutting_down())?;
             if let Some(accepting) = accepting {

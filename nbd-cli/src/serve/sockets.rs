@@ -180,6 +180,35 @@ impl Sockets {
         }
     }
 
+    /// Stops accepting clients: returns once nothing does. The sockets stay, and what waits in their queues.
+    pub(super) fn pause(&self) {
+        let accepting: Vec<_> = {
+            let mut state = self.state();
+            let clients = state.open.iter_mut().filter(|open| open.role == Role::Clients);
+            clients.filter_map(|open| open.accepting.take()).collect()
+        };
+        for accepting in accepting {
+            accepting.stop();
+        }
+    }
+
+    /// Accepts clients again, unless the server ends. Gives what failed.
+    pub(super) fn resume(
+        &self,
+        accept: &dyn Fn(Socket) -> io::Result<Box<dyn Accepting>>,
+    ) -> Vec<io::Error> {
+        let mut state = self.state();
+        let is_paused = |open: &&mut Open| open.role == Role::Clients && open.accepting.is_none();
+        let mut failed = Vec::new();
+        for open in state.open.iter_mut().filter(is_paused) {
+            match open.socket.try_clone().and_then(accept) {
+                Ok(accepting) => open.accepting = Some(accepting),
+                Err(error) => failed.push(error),
+            }
+        }
+        failed
+    }
+
     /// Where the sockets of that role listen.
     pub(super) fn addresses(&self, role: Role) -> Vec<LocalAddr> {
         let state = self.state();

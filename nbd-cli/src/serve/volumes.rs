@@ -1,17 +1,20 @@
 //! Volumes on object storage, and objects, as exports.
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::fmt;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use nbd_engine::export::{AnyExport, Withdrawal};
-use nbd_volume::{DiskCache, Location, Object, ObjectOptions, Options, Volume, info};
+use nbd_volume::inspect as inspect_volume;
+use nbd_volume::{DiskCache, Location, Object, ObjectOptions, Options, Volume};
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
 
 use super::config::{
     Export, MIN_OBJECT_MEMORY, MIN_VOLUME_CACHE, MIN_VOLUME_MEMORY, Period, Size, VolumeCache,
 };
 use crate::exit::Failure;
-use crate::volume::{failure, location, split_snapshot};
+use crate::volume::{failure, located};
 
 // Checked without the library, too.
 const _: () = assert!(MIN_VOLUME_MEMORY == Options::MIN_MEMORY);
@@ -30,32 +33,99 @@ fn runtime() -> Result<&'static Runtime, Failure> {
     })
 }
 
+/// A volume, or one of its snapshots, by where it lies.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    location: Location,
+    snapshot: Option<String>,
+}
+
+impl Place {
+    /// What stands behind `volume:`.
+    pub(super) fn of(word: &str) -> Result<Self, Failure> {
+        let (location, snapshot) = located(word)?;
+        Ok(Self { location, snapshot })
+    }
+
+    /// Whether only one server can have it, and once.
+    pub(super) fn is_writable(&self) -> bool {
+        self.snapshot.is_none()
+    }
+
+    /// Whether it is the same, however the URLs are written.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.snapshot == other.snapshot && self.location.is_same_place(&other.location)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.location, f)
+    }
+}
+
 /// A volume that is served.
-pub(super) struct Open(Volume);
+pub(super) struct Open {
+    volume: Volume,
+    place: Place,
+    settings: Settings,
+    /// Whether it was closed here, rather than lost.
+    closed: Arc<AtomicBool>,
+}
+
+/// What an open volume can't change.
+type Settings = (Option<Size>, Option<VolumeCache>, Option<Period>);
+
+fn settings(export: &Export) -> Settings {
+    (export.volume_memory, export.volume_cache.clone(), export.volume_lease)
+}
 
 impl fmt::Debug for Open {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Debug::fmt(&self.volume, f)
     }
+}
+
+/// Volumes that are being closed since nothing serves them any more. One of them is not opened again before.
+static CLOSING: Mutex<Vec<(Place, JoinHandle<()>)>> = Mutex::new(Vec::new());
+
+/// Waits for all that is being closed and is meant, which has a bound.
+fn settle(is_meant: impl Fn(&Place) -> bool) {
+    let taken: Vec<_> = {
+        let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
+        closing.extract_if(.., |(place, _)| is_meant(place)).collect()
+    };
+    if let (false, Ok(runtime)) = (taken.is_empty(), runtime()) {
+        // What went wrong was logged.
+        taken.into_iter().for_each(|(_, task)| drop(runtime.block_on(task)));
+    }
+}
+
+/// Waits for all volumes that are being closed, before the process ends.
+pub(super) fn settle_all() {
+    settle(|_| true);
 }
 
 /// Whether the volume can be opened. Does not take it over.
-pub(super) fn inspect(word: &str) -> Result<(), Failure> {
-    let (url, snapshot) = split_snapshot(word);
-    let about = runtime()?.block_on(info(&location(url)?));
-    let about = about.map_err(|error| Failure::failed(error.to_string()))?;
-    match snapshot {
-        Some(name) if about.snapshots.iter().all(|one| one.name != name) => {
-            Err(Failure::failed(format!("the volume at {url} has no snapshot '{name}'")))
-        }
-        _ => Ok(()),
-    }
+pub(super) fn inspect(word: &str, export: &Export) -> Result<(), Failure> {
+    let place = Place::of(word)?;
+    check_use(&place, export)?;
+    let found = inspect_volume(&place.location, place.snapshot.as_deref());
+    runtime()?.block_on(found).map_err(failure)
 }
 
-/// Opens a volume, which takes it over from another server, or a snapshot.
-pub(super) fn open(word: &str, export: &Export) -> Result<(AnyExport, Open), Failure> {
-    let (url, snapshot) = split_snapshot(word);
-    let location = location(url)?;
+/// Whether it can be served as it is to be.
+fn check_use(place: &Place, export: &Export) -> Result<(), Failure> {
+    if place.is_writable() && export.read_only {
+        return Err(Failure::usage(format!(
+            "to serve a volume is to take it over, for reading, too: make a snapshot (nbd volume snapshot {place} NAME), and \
+             serve volume:{place}@NAME"
+        )));
+    }
+    Ok(())
+}
+
+fn options(export: &Export) -> Options {
     let mut options = Options::default();
     if let Some(Size(bytes)) = export.volume_memory {
         options = options.with_memory(bytes);
@@ -67,18 +137,22 @@ pub(super) fn open(word: &str, export: &Export) -> Result<(AnyExport, Open), Fai
         options.lease = lease;
     }
     options.exclusive = export.volume_exclusive;
-    let opened = match snapshot {
-        None if export.read_only => {
-            return Err(Failure::usage(format!(
-                "to serve a volume is to take it over, for reading, too: make a snapshot (nbd volume snapshot {url} NAME), and \
-                 serve volume:{url}@NAME"
-            )));
-        }
-        None => runtime()?.block_on(Volume::open(&location, &options)),
-        Some(name) => runtime()?.block_on(Volume::open_snapshot(&location, name, &options)),
+    options
+}
+
+/// Opens a volume, which takes it over from another server, or a snapshot. Not to be called in a runtime.
+pub(super) fn open(word: &str, export: &Export) -> Result<Open, Failure> {
+    let place = Place::of(word)?;
+    check_use(&place, export)?;
+    settle(|closing| closing.is_same(&place));
+    let options = options(export);
+    let runtime = runtime()?;
+    let volume = match &place.snapshot {
+        None => runtime.block_on(Volume::open(&place.location, &options)),
+        Some(name) => runtime.block_on(Volume::open_snapshot(&place.location, name, &options)),
     };
-    let volume = opened.map_err(|error| Failure::failed(error.to_string()))?;
-    Ok((AnyExport::new(volume.clone()), Open(volume)))
+    let (volume, settings) = (volume.map_err(failure)?, settings(export));
+    Ok(Open { volume, place, settings, closed: Arc::default() })
 }
 
 /// Opens an object, for reading.
@@ -93,20 +167,56 @@ pub(super) fn open_object(url: &str, memory: Option<Size>) -> Result<AnyExport, 
 }
 
 impl Open {
-    /// Has clients disconnected when another server takes the volume over, or it fails.
-    pub(super) fn withdraw_when_lost(&self, withdrawal: &Withdrawal) {
-        let (volume, withdrawal) = (self.0.clone(), withdrawal.clone());
+    /// As clients get it.
+    pub(super) fn export(&self) -> AnyExport {
+        AnyExport::new(self.volume.clone())
+    }
+
+    /// Whether it is that one, and can still be used.
+    pub(super) fn serves(&self, place: &Place) -> bool {
+        self.place.is_same(place) && !self.volume.is_lost()
+    }
+
+    /// Whether it was opened for writing, and can still be written.
+    pub(super) fn is_written(&self) -> bool {
+        self.place.is_writable() && !self.volume.is_lost()
+    }
+
+    /// Whether it was closed here.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Whether it need not be opened anew for such an export.
+    pub(super) fn has_settings_of(&self, export: &Export) -> bool {
+        self.settings == settings(export)
+    }
+
+    /// Has clients disconnected when another server takes the volume over, or it fails. Then `lost` is called, unless it
+    /// was closed here.
+    pub(super) fn withdraw_when_lost(
+        &self,
+        withdrawal: &Withdrawal,
+        lost: impl FnOnce() + Send + 'static,
+    ) {
+        let (volume, withdrawal) = (self.volume.clone(), withdrawal.clone());
+        let closed = Arc::clone(&self.closed);
         if let Ok(runtime) = runtime() {
             runtime.spawn(async move {
                 volume.until_lost().await;
                 withdrawal.withdraw();
+                if !closed.load(Ordering::Acquire) {
+                    lost();
+                }
             });
         }
     }
 
-    /// Flushes and closes volumes, at the same time: it takes no longer than for the slowest one, and has a bound.
+    /// Flushes and closes volumes, at the same time: it takes no longer than for the slowest one, and has a bound. Not to be
+    /// called in a runtime.
     pub(super) fn close_all<'a>(open: impl Iterator<Item = &'a Self>) -> Result<(), Failure> {
-        let volumes: Vec<Volume> = open.map(|open| open.0.clone()).collect();
+        let marked = open.inspect(|open| open.closed.store(true, Ordering::Release));
+        let volumes: Vec<Volume> = marked.map(|open| open.volume.clone()).collect();
         if volumes.is_empty() {
             return Ok(());
         }
@@ -128,13 +238,19 @@ impl Open {
 impl Drop for Open {
     /// One that is served no longer. At the end of the server it is closed before, so that a failure is reported.
     fn drop(&mut self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
         if let Ok(runtime) = runtime() {
-            let volume = self.0.clone();
-            runtime.spawn(async move {
+            let volume = self.volume.clone();
+            let task = runtime.spawn(async move {
                 if let Err(error) = volume.close().await {
                     tracing::error!("{error}");
                 }
             });
+            let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
+            closing.retain(|(_, task)| !task.is_finished());
+            closing.push((self.place.clone(), task));
         }
     }
 }

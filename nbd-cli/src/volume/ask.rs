@@ -15,14 +15,18 @@ pub(super) fn confirm(about: &Info, snapshot: Option<&str>) -> Result<(), Failur
                 1 => "1 snapshot".to_owned(),
                 count => format!("{count} snapshots"),
             };
-            format!("{}, {} bytes with {snapshots}", about.url, about.size)
+            let size = match about.size {
+                Some(size) => format!("{size} bytes"),
+                None => format!("encrypted, {} bytes in the store,", about.stored),
+            };
+            format!("{}, {size} with {snapshots}", about.url)
         }
     };
     ask("Delete", &what)
 }
 
 /// Asks whether a volume is to lose its end.
-pub(super) fn confirm_shrinking(about: &Info, size: u64) -> Result<(), Failure> {
-    let what = format!("{} from {} to {size} bytes", about.url, about.size);
+pub(super) fn confirm_shrinking(about: &Info, from: u64, to: u64) -> Result<(), Failure> {
+    let what = format!("{} from {from} to {to} bytes", about.url);
     ask("Shrink", &what)
 }

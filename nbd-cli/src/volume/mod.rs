@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use nbd_volume::{Error, Key, Location, NewVolume};
 
 use crate::exit::Failure;
-use crate::{output, quantity};
+use crate::{output, quantity, stderr};
 
 /// Make, show, snapshot, clone, check and delete volumes on object storage.
 ///
@@ -55,6 +55,8 @@ enum Action {
         json: bool,
     },
     /// Show the size of a volume, the space that it takes, its snapshots, and the server that has it open
+    ///
+    /// Of one that is encrypted, size and server are not known without its key.
     #[command(display_name = crate::NAME)]
     Info {
         /// The volume
@@ -100,6 +102,8 @@ enum Action {
         to: String,
     },
     /// Read everything that a volume holds, verify the checksums, and report what is damaged
+    ///
+    /// Each damaged place is a line with its offset and length; all else is read. The status is 1 if there is one.
     #[command(display_name = crate::NAME)]
     Check {
         /// The volume, or URL@SNAPSHOT
@@ -134,7 +138,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             wait(nbd_volume::create(&location(url)?, &volume))
         }
         Action::List { url, json } => {
-            let found = wait(nbd_volume::list(&location(url)?))?;
+            let location = location(url)?;
+            let found = wait(nbd_volume::list(&location))?;
+            if found.is_empty() {
+                stderr::say(&format!(
+                    "there is no volume at {location} or below: nbd volume create URL --size SIZE makes one"
+                ));
+            }
             output::write(|out| show::list(out, &found, *json))
         }
         Action::Info { url, json } => {
@@ -146,29 +156,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             // A size of 0 is refused.
             if !yes && *size > 0 {
                 let about = wait(nbd_volume::info(&location))?;
-                if *size < about.size {
-                    ask::confirm_shrinking(&about, *size)?;
+                if let Some(earlier) = about.size.filter(|earlier| size < earlier) {
+                    ask::confirm_shrinking(&about, earlier, *size)?;
                 }
             }
             wait(nbd_volume::resize(&location, *size))
         }
         Action::Snapshot { url, name } => wait(nbd_volume::snapshot(&location(url)?, name)),
         Action::Clone { from, to } => {
-            let (from, snapshot) = split_snapshot(from);
-            wait(clone(from, snapshot, to))
+            let (from, snapshot) = located(from)?;
+            wait(nbd_volume::clone(&from, snapshot.as_deref(), &location(to)?))
         }
         Action::Check { url, json } => {
-            let (url, snapshot) = split_snapshot(url);
-            let report = wait(nbd_volume::check(&location(url)?, snapshot, |_| ()))?;
+            let (location, snapshot) = located(url)?;
+            let report = wait(nbd_volume::check(&location, snapshot.as_deref(), |_| ()))?;
             output::write(|out| show::report(out, &report, *json))?;
             match report.damage.len() {
                 0 => Ok(()),
-                _ => Err(Failure::failed(format!("the volume at {url} is damaged"))),
+                _ => Err(Failure::failed(format!("the volume at {location} is damaged"))),
             }
         }
         Action::Delete { url, yes } => {
-            let (volume, snapshot) = split_snapshot(url);
-            let location = location(volume)?;
+            let (location, snapshot) = located(url)?;
+            let snapshot = snapshot.as_deref();
             if !yes {
                 let about = wait(nbd_volume::info(&location))?;
                 // One that is not there is an error, and no question.
@@ -182,11 +192,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             }
         }
     }
-}
-
-/// Both URLs by one store, so that they are compared as what they are.
-async fn clone(from: &str, snapshot: Option<&str>, to: &str) -> Result<(), Error> {
-    nbd_volume::clone(&keyed(from)?, snapshot, &keyed(to)?).await
 }
 
 /// Runs a command to its end.
@@ -208,38 +213,19 @@ pub(crate) fn failure(error: Error) -> Failure {
 
 /// The location that a URL of the command line names.
 pub(crate) fn location(url: &str) -> Result<Location, Failure> {
-    keyed(url).map_err(failure)
+    Location::parse(url).and_then(with_key).map_err(failure)
 }
 
 /// The same, with the key that the environment names.
-fn keyed(url: &str) -> Result<Location, Error> {
-    let location = Location::parse(url)?;
+fn with_key(location: Location) -> Result<Location, Error> {
     Ok(match env::var_os("NBD_VOLUME_KEY_FILE").filter(|path| !path.is_empty()) {
         Some(path) => location.with_key(Key::read(Path::new(&path))?),
         None => location,
     })
 }
 
-/// `URL@SNAPSHOT`: what stands behind the last `@` of the last part of the path.
-pub(crate) fn split_snapshot(word: &str) -> (&str, Option<&str>) {
-    match word.rsplit_once('@') {
-        Some((url, name)) if !name.contains('/') && url.matches('/').count() > 2 => {
-            (url, Some(name))
-        }
-        _ => (word, None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_snapshot_stands_behind_the_url() {
-        assert_eq!(split_snapshot("s3://b/v@monday"), ("s3://b/v", Some("monday")));
-        assert_eq!(split_snapshot("s3://b/v"), ("s3://b/v", None));
-        assert_eq!(split_snapshot("s3://b/a@b/v"), ("s3://b/a@b/v", None));
-        assert_eq!(split_snapshot("s3://user:secret@b"), ("s3://user:secret@b", None));
-        assert_eq!(split_snapshot("file:///v@"), ("file:///v", Some("")));
-    }
+/// The volume, or the snapshot of one, that a word of the command line names as `URL@SNAPSHOT`.
+pub(crate) fn located(word: &str) -> Result<(Location, Option<String>), Failure> {
+    let (location, snapshot) = Location::parse_snapshot(word).map_err(failure)?;
+    Ok((with_key(location).map_err(failure)?, snapshot))
 }

@@ -25,13 +25,17 @@ pub(super) fn info(out: &mut Out, about: &Info, json: bool) -> Result<(), Failed
         return Ok(crate::json::write(out, &document(about))?);
     }
     writeln!(out, "url         {}", printable(&about.url))?;
-    writeln!(out, "size        {}", about.size)?;
+    match about.size {
+        Some(size) => writeln!(out, "size        {size}")?,
+        None => writeln!(out, "size        not known without the key")?,
+    }
     writeln!(out, "block size  {}", about.block_size)?;
     if about.encrypted {
         writeln!(out, "encrypted   yes")?;
     }
     writeln!(out, "stored      {} bytes in {} objects", about.stored, about.objects)?;
     match &about.writer {
+        None if about.size.is_none() => writeln!(out, "server      not known without the key")?,
         None => writeln!(out, "server      none yet")?,
         Some(writer) => {
             let host = printable(&writer.host);
@@ -75,19 +79,32 @@ fn document(about: &Info) -> Value {
 pub(super) fn report(out: &mut Out, report: &Report, json: bool) -> Result<(), Failed> {
     if json {
         let damage = report.damage.iter();
-        let damage = damage.map(|one| json!({ "offset": one.offset, "what": one.what }));
-        let document = json!({ "blocks": report.blocks, "damage": Vec::from_iter(damage) });
+        let damage = damage
+            .map(|one| json!({ "offset": one.offset, "length": one.length, "what": one.what }));
+        let document = json!({
+            "blocks": report.blocks,
+            "damage": Vec::from_iter(damage),
+            "unlisted": report.unlisted,
+        });
         return Ok(crate::json::write(out, &document)?);
     }
     for damage in &report.damage {
-        writeln!(out, "offset {}: {}", damage.offset, printable(&damage.what))?;
+        let (offset, length) = (damage.offset, damage.length);
+        writeln!(out, "offset {offset}, {length} bytes: {}", printable(&damage.what))?;
     }
-    Ok(writeln!(
-        out,
-        "{} blocks are good, {} places are damaged",
-        report.blocks,
-        report.damage.len()
-    )?)
+    if report.unlisted > 0 {
+        writeln!(out, "and more")?;
+    }
+    let blocks = match report.blocks {
+        1 => "1 block is good".to_owned(),
+        count => format!("{count} blocks are good"),
+    };
+    let places = match report.damage.len() as u64 + report.unlisted {
+        0 => "nothing is damaged".to_owned(),
+        1 => "1 place is damaged".to_owned(),
+        count => format!("{count} places are damaged"),
+    };
+    Ok(writeln!(out, "{blocks}, {places}")?)
 }
 
 /// How long ago those seconds since 1970 are, in the largest unit of which there is one.

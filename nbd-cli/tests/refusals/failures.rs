@@ -166,6 +166,11 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("cannot list the bitmaps: ", "no server of ours refuses it"),
     ("cannot look at the server: ", "no server of ours refuses it"),
     (" s: try again when the server is less busy", "takes a minute: src/control.rs"),
+    (" closed the connection without an answer", "a server that ends meanwhile: src/control.rs"),
+    (", which was to be replaced, goes on: ", "tests/volume/exchange.rs"),
+    ("cannot start a thread: ", "no thread is left"),
+    ("a volume has no layers", "a fault of nbd: volumes are opened elsewhere"),
+    ("it is no volume", "the same"),
     (" has expired, so that nobody would accept", "src/cert/tests.rs"),
     (" has no names: give them by", "takes a certificate that is not ours"),
     ("name a folder (tls-certificates) whose", "the library's text"),
@@ -191,8 +196,6 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "a kernel without Landlock: src/serve/sandbox/tests.rs",
     ),
     // Volumes, which are another build: tests/volume.rs.
-    (" has no snapshot '", "tests/volume.rs"),
-    ("to serve a volume is to take it over", "tests/volume.rs"),
     ("nothing was changed", "takes a terminal"),
 ];
 

@@ -339,6 +339,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("; say where to keep it by --record FILE", "tests/copy_resume.rs"),
     ("can't be flushed, so that it is never known", "the same"),
     ("to serve a volume is to take it over", "tests/volume.rs"),
+    (", which has one writer: export it once", "tests/volume/exchange.rs"),
+    ("a volume has no layers", "a fault of nbd: volumes are opened elsewhere"),
     ("without being asked, give --yes", "the same"),
     ("give a URI, or [ COMMAND ARGS ]", "clap asks for a word before"),
     ("--tls-psk takes the place of certificates", "clap says so before; the file's words are here"),

@@ -6,7 +6,7 @@ use slatedb::DbReaderMode;
 use super::PATIENCE;
 use crate::database::{self, Database};
 use crate::encryption;
-use crate::layout::{DESCRIPTOR, Descriptor};
+use crate::layout::{DESCRIPTOR, Descriptor, WriterRecord};
 use crate::patience::{too_late, within};
 use crate::records::{descriptor, size, writer};
 use crate::{Error, Location, Options};
@@ -17,8 +17,8 @@ use crate::{Error, Location, Options};
 pub struct Info {
     /// Where it lies.
     pub url: String,
-    /// Its size in bytes, as clients see it.
-    pub size: u64,
+    /// Its size in bytes, as clients see it. None for one that is encrypted, without its key.
+    pub size: Option<u64>,
     /// Bytes of a block.
     pub block_size: u32,
     /// The format that it has in the store.
@@ -32,7 +32,7 @@ pub struct Info {
     pub objects: u64,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<Snapshot>,
-    /// Who has it open, or had it open last. None if nobody ever had.
+    /// Who has it open, or had it open last. None if nobody ever had, and without the key.
     pub writer: Option<Writer>,
 }
 
@@ -66,15 +66,14 @@ pub struct Writer {
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::Format`] and [`Error::Damaged`] when there is no volume that can be read,
-/// [`Error::NoKey`] and [`Error::WrongKey`] for one that is encrypted, [`Error::Refused`] or [`Error::Store`] when the
-/// store does not answer, a minute for each step.
+/// [`Error::Refused`] or [`Error::Store`] when the store does not answer, a minute for each step.
 pub async fn info(location: &Location) -> Result<Info, Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
-    let database = latest(location, &descriptor).await?;
-    let size = size(location, &database, PATIENCE).await?;
-    let writer = writer(location, &database, PATIENCE).await?;
-    let writer = writer.filter(|writer| writer.volume == descriptor.id || writer.volume.is_empty());
-    close(database).await;
+    let (size, writer) = match read(location, &descriptor).await {
+        Ok((size, writer)) => (Some(size), writer),
+        Err(Error::NoKey { .. } | Error::WrongKey { .. }) => (None, None),
+        Err(error) => return Err(error),
+    };
     let checkpoints = database::admin(location);
     let checkpoints = checkpoints.list_checkpoints(None);
     let checkpoints = within(location, "read", PATIENCE, checkpoints).await?;
@@ -107,6 +106,34 @@ pub async fn info(location: &Location) -> Result<Info, Error> {
             since: writer.since,
         }),
     })
+}
+
+/// What the database says: the size, and who writes.
+async fn read(
+    location: &Location,
+    descriptor: &Descriptor,
+) -> Result<(u64, Option<WriterRecord>), Error> {
+    let database = latest(location, descriptor).await?;
+    let size = size(location, &database, PATIENCE).await?;
+    let writer = writer(location, &database, PATIENCE).await?;
+    close(database).await;
+    Ok((size, writer.filter(|writer| writer.volume == descriptor.id || writer.volume.is_empty())))
+}
+
+/// Whether a volume, or one of its snapshots, is there, and the location has its key. Opens nothing, and disturbs no server.
+///
+/// Has to be awaited in a tokio runtime. Cancel-safe.
+///
+/// # Errors
+/// As [`info`] as far as that is found out by a look at the volume's descriptor, [`Error::NoKey`] and
+/// [`Error::WrongKey`] for one that is encrypted, and [`Error::NoSnapshot`].
+pub async fn inspect(location: &Location, snapshot: Option<&str>) -> Result<(), Error> {
+    let descriptor = descriptor(location, PATIENCE).await?;
+    encryption::of(location, &descriptor)?;
+    match snapshot {
+        Some(name) => super::find_snapshot(location, name, PATIENCE).await.map(drop),
+        None => Ok(()),
+    }
 }
 
 /// The database as it is in the store now.

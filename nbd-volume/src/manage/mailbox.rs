@@ -29,6 +29,9 @@ const REQUEST: &str = "nbd-request.json";
 /// How long a server may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// After which time without an answer the asker says for what it waits.
+const WORTH_A_WORD: Duration = Duration::from_secs(5);
+
 /// How often the asker looks for the answer.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -121,7 +124,8 @@ pub(super) async fn ask(location: &Location, request: Request, server: &str) -> 
         Outcome::Silence => Err(busy(
             location,
             server,
-            "it does not answer. If it crashed, serve the volume, which takes it over, and try again",
+            "it does not answer. If it was stopped, continue it; if it crashed, serve the volume, which takes it over; then try \
+             again",
         )),
     }
 }
@@ -171,7 +175,17 @@ async fn exchange(
             }
         }
     };
-    let answered = tokio::time::timeout(patience, asking).await;
+    let slow = async {
+        tokio::time::sleep(WORTH_A_WORD).await;
+        tracing::warn!(
+            "asking {server} by way of the store of {location}: no answer for {WORTH_A_WORD:?}, waiting for at most {patience:?}"
+        );
+        core::future::pending().await
+    };
+    let answered = tokio::select! {
+        answered = tokio::time::timeout(patience, asking) => answered,
+        never = slow => never,
+    };
     match answered {
         Ok(answered) => {
             let outcome = answered?;

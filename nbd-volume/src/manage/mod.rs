@@ -7,10 +7,11 @@ pub(crate) mod mailbox;
 mod nesting;
 mod remove;
 mod snapshot;
+mod tables;
 
 pub use check::{Damage, Report, check};
 pub use create::{NewVolume, create};
-pub use info::{Info, Snapshot, Writer, info, list};
+pub use info::{Info, Snapshot, Writer, info, inspect, list};
 pub(crate) use info::{close, latest};
 pub use remove::{delete, delete_snapshot};
 pub(crate) use snapshot::{check_new_snapshot, find_snapshot};

@@ -1,31 +1,38 @@
 //! Removing volumes and snapshots.
 
+use core::time::Duration;
+
 use object_store::ObjectStoreExt;
+use rustix::fs::{Access, access};
 
 use super::nesting::check_empty;
-use super::{PATIENCE, info};
+use super::{PATIENCE, info, mailbox};
 use crate::database;
-use crate::layout::DESCRIPTOR;
+use crate::layout::{DESCRIPTOR, Descriptor};
 use crate::patience::{patiently, within};
 use crate::records::descriptor;
 use crate::{Error, Location};
 
 /// Deletes a volume with all of its snapshots, or the beginning of one. In a local directory its folders are removed, too,
-/// as far as nothing else is in them.
+/// as far as nothing else is in them. One that is encrypted can be deleted without its key: then it takes some two minutes
+/// to find out that no server has it open.
 ///
 /// Has to be awaited in a tokio runtime. Not cancel-safe, but it can be called again.
 ///
 /// # Errors
 /// [`Error::NotFound`]; [`Error::Busy`] when a server has it open, or crashed: its volume has to be opened and closed
 /// once; [`Error::Cloned`] when clones use its data; [`Error::Nested`] when another volume lies below it;
-/// [`Error::NoKey`] and [`Error::WrongKey`]; [`Error::Refused`] or [`Error::Store`] when the store does not answer, ten minutes for all of its objects.
+/// [`Error::Refused`] or [`Error::Store`] when the store does not answer, ten minutes for all of its objects.
 pub async fn delete(location: &Location) -> Result<(), Error> {
-    descriptor(location, PATIENCE).await?;
+    let descriptor = descriptor(location, PATIENCE).await?;
+    check_folder(location)?;
     let writer = match info(location).await {
+        // Who has it open can't be read, but whether somebody has.
+        Ok(info) if info.size.is_none() => return delete_unread(location, &descriptor).await,
         Ok(info) => info.writer.filter(|writer| writer.open),
         // A volume whose creation was interrupted has no size and nobody who writes.
         Err(Error::Damaged { .. }) => None,
-        // Whether a server has it open can't be found out, for want of the key, or since the store fails.
+        // Whether a server has it open can't be found out, since the store fails.
         Err(error) => return Err(error),
     };
     if let Some(writer) = writer {
@@ -35,6 +42,27 @@ pub async fn delete(location: &Location) -> Result<(), Error> {
             remedy: "end that server first; if it crashed, serve the volume once and end that server in order".into(),
         });
     }
+    delete_closed(location).await
+}
+
+/// Deletes a volume whose key is not there, unless a server answers that has it open.
+async fn delete_unread(location: &Location, descriptor: &Descriptor) -> Result<(), Error> {
+    /// A server looks for requests once in a fifth of its lease, which is ten minutes at most.
+    const PATIENCE: Duration = Duration::from_secs(125);
+    debug_assert!(descriptor.encryption.is_some(), "all others can be read");
+    let who = "a server that has its key";
+    if mailbox::is_alive(location, who, PATIENCE).await? {
+        return Err(Error::Busy {
+            url: location.url().to_owned(),
+            writer: who.to_owned(),
+            remedy: "end that server first".into(),
+        });
+    }
+    delete_closed(location).await
+}
+
+/// Deletes a volume that no server has open.
+async fn delete_closed(location: &Location) -> Result<(), Error> {
     let admin = database::admin(location);
     let checkpoints = within(location, "read", PATIENCE, admin.list_checkpoints(None)).await;
     if !matches!(checkpoints, Err(Error::Damaged { .. })) {
@@ -62,10 +90,22 @@ pub async fn delete(location: &Location) -> Result<(), Error> {
     Ok(())
 }
 
+/// Folders that SlateDB makes.
+const FOLDERS: [&str; 5] = ["manifest", "wal", "compacted", "compactions", "gc"];
+
+/// Whether a volume in a local directory can be changed there. SlateDB would repeat for long what can't succeed.
+pub(super) fn check_folder(location: &Location) -> Result<(), Error> {
+    let Some(folder) = location.folder() else { return Ok(()) };
+    let below = FOLDERS.iter().map(|name| folder.join(name)).filter(|folder| folder.is_dir());
+    for folder in core::iter::once(folder.clone()).chain(below) {
+        let allowed = access(&folder, Access::WRITE_OK | Access::EXEC_OK);
+        allowed.map_err(|error| Error::of_folder(location.url(), &folder, error.into()))?;
+    }
+    Ok(())
+}
+
 /// Removes the folders of a volume, as far as they are empty: somebody else's files may lie there.
 fn remove_folders(folder: &std::path::Path) {
-    /// Those that SlateDB makes.
-    const FOLDERS: [&str; 5] = ["manifest", "wal", "compacted", "compactions", "gc"];
     for name in FOLDERS {
         // What is not there, or is not empty, stays as it is.
         let _removed = std::fs::remove_dir(folder.join(name));
@@ -73,7 +113,8 @@ fn remove_folders(folder: &std::path::Path) {
     let _removed = std::fs::remove_dir(folder);
 }
 
-/// Deletes a snapshot. Servers that serve it fail once its data is collected; clones of it don't.
+/// Deletes a snapshot. Whether a server serves it can't be known. One that does goes on until data that nothing else needs
+/// is collected, a day later or more; then reads of that data fail, and those of other data go on. Clones of it stay.
 ///
 /// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may have deleted it.
 ///
@@ -82,6 +123,7 @@ fn remove_folders(folder: &std::path::Path) {
 /// store does not answer, a minute for each step.
 pub async fn delete_snapshot(location: &Location, name: &str) -> Result<(), Error> {
     descriptor(location, PATIENCE).await?;
+    check_folder(location)?;
     let checkpoint = super::find_snapshot(location, name, PATIENCE).await?;
     let admin = database::admin(location);
     within(location, "delete a snapshot of", PATIENCE, admin.delete_checkpoint(checkpoint.id)).await

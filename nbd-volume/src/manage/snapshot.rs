@@ -6,8 +6,10 @@ use slatedb::Checkpoint;
 use slatedb::CloneSourceSpec;
 
 use super::mailbox::{self, Request};
+use super::remove::check_folder;
 use super::{PATIENCE, info};
 use crate::database;
+use crate::encryption;
 use crate::layout::Descriptor;
 use crate::patience::within;
 use crate::records::descriptor;
@@ -33,13 +35,14 @@ pub(crate) async fn check_new_snapshot(
     name: &str,
     patience: Duration,
 ) -> Result<(), Error> {
-    if name.is_empty()
+    if matches!(name, "" | "." | "..")
         || name.len() > 200
         || name.contains(['@', '/'])
         || name.contains(char::is_control)
     {
         return Err(Error::Invalid(format!(
-            "'{}' can't be the name of a snapshot: give 1 to 200 bytes without '@', '/' and control characters",
+            "'{}' can't be the name of a snapshot: give 1 to 200 bytes without '@', '/' and control \
+             characters, other than '.' and '..'",
             name.escape_debug()
         )));
     }
@@ -54,6 +57,8 @@ pub(crate) async fn check_new_snapshot(
 
 /// Does something to a volume: by the server that has it open, or by opening it for a moment.
 async fn ask(location: &Location, request: Request) -> Result<(), Error> {
+    // Without the key it is not known whether a server has it.
+    encryption::of(location, &descriptor(location, PATIENCE).await?)?;
     let info = info(location).await?;
     if let Some(writer) = info.writer.filter(|writer| writer.open) {
         let who = format!("process {} on {}", writer.process, writer.host);
@@ -73,7 +78,7 @@ async fn ask(location: &Location, request: Request) -> Result<(), Error> {
 /// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may have made it.
 ///
 /// # Errors
-/// As [`info`](super::info()); [`Error::SnapshotExists`]; [`Error::Invalid`] when the name can't be one of a snapshot;
+/// As [`inspect`](super::inspect); [`Error::SnapshotExists`]; [`Error::Invalid`] when the name can't be one of a snapshot;
 /// [`Error::Server`] when the server can't make it; [`Error::Busy`] when the server that has the volume open does not
 /// answer for two minutes.
 pub async fn snapshot(location: &Location, name: &str) -> Result<(), Error> {
@@ -89,7 +94,7 @@ pub async fn snapshot(location: &Location, name: &str) -> Result<(), Error> {
 /// Has to be awaited in a tokio runtime. Not cancel-safe: one that is dropped may have changed the size, or begun to.
 ///
 /// # Errors
-/// As [`info`](super::info()); [`Error::Invalid`] when the size is out of range; [`Error::Server`] when the server
+/// As [`inspect`](super::inspect); [`Error::Invalid`] when the size is out of range; [`Error::Server`] when the server
 /// fails; [`Error::Busy`] when the server that has the volume open does not answer for two minutes.
 pub async fn resize(location: &Location, size: u64) -> Result<(), Error> {
     super::NewVolume::of_size(size).check()?;
@@ -114,6 +119,7 @@ pub async fn clone(from: &Location, snapshot: Option<&str>, to: &Location) -> Re
         )));
     }
     let origin = descriptor(from, PATIENCE).await?;
+    check_folder(from)?;
     let id = super::create::new_id()?;
     // A server's latest data is in its log, which is not part of what a clone sees: a snapshot is.
     let passing = format!("clone-{id}");

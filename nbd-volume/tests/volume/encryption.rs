@@ -6,7 +6,8 @@ use std::sync::Arc;
 use futures_util::TryStreamExt as _;
 use nbd_testkit::cases;
 use nbd_volume::{
-    Error, Key, Location, NewVolume, Volume, check, clone, create, delete, info, resize, snapshot,
+    Error, Key, Location, NewVolume, Volume, check, clone, create, delete, info, inspect, resize,
+    snapshot,
 };
 use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt as _};
@@ -134,20 +135,26 @@ fn without_the_key_or_with_another_one_nothing_is_done_and_the_error_says_so() {
         let volume = Volume::open(&location, &options()).await.unwrap();
         write(&volume, &[7; 5000], 0).await.unwrap();
         flush(&volume).await.unwrap();
-        for (wrong, text) in
-            [(plain.clone(), "NBD_VOLUME_KEY_FILE"), (plain.with_key(key(4)), "another key")]
-        {
+        for (wrong, text) in [
+            (plain.clone(), "NBD_VOLUME_KEY_FILE"),
+            (plain.clone().with_key(key(4)), "another key"),
+        ] {
             let refusals = [
                 Volume::open(&wrong, &options()).await.map(drop),
-                info(&wrong).await.map(drop),
+                inspect(&wrong, None).await,
                 check(&wrong, None, |_| ()).await.map(drop),
-                // Although it does not read anything, it has to know whether a server has the volume open.
-                delete(&wrong).await,
+                snapshot(&wrong, "monday").await,
+                resize(&wrong, 2 << 20).await,
             ];
             for (number, refused) in refusals.into_iter().enumerate() {
                 let refused = refused.unwrap_err().to_string();
                 assert!(refused.contains(text), "{number}: {refused}");
             }
+            // What is in the clear is known.
+            let about = info(&wrong).await.unwrap();
+            assert!(about.encrypted && about.size.is_none() && about.stored > 5000, "{about:?}");
+            // The server that has it open answers.
+            assert!(matches!(delete(&wrong).await, Err(Error::Busy { .. })));
         }
         // And the server that has it open was not disturbed.
         write(&volume, &[8; 5000], 0).await.unwrap();
@@ -155,6 +162,8 @@ fn without_the_key_or_with_another_one_nothing_is_done_and_the_error_says_so() {
         assert_eq!(read(&volume, 0..5000).await.unwrap(), vec![8; 5000]);
         volume.close().await.unwrap();
         resize(&location, 2 << 20).await.unwrap();
-        delete(&location).await.unwrap();
+        // One whose key is lost can be deleted.
+        delete(&plain).await.unwrap();
+        assert!(matches!(info(&location).await, Err(Error::NotFound { .. })));
     });
 }

@@ -2,6 +2,7 @@
 //! HTTP.
 
 mod crashes;
+mod damage;
 mod disk;
 mod disk_cache;
 mod encryption;

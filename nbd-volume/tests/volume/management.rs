@@ -31,7 +31,7 @@ fn volumes_are_made_found_described_and_deleted() {
         let found = list(&location.sibling("disks")).await.unwrap();
         assert_eq!(found.len(), 2);
         let about = info(&other).await.unwrap();
-        assert_eq!((about.size, about.block_size), (10 << 40, 65536));
+        assert_eq!((about.size, about.block_size), (Some(10 << 40), 65536));
         assert!(about.writer.is_none() && about.snapshots.is_empty() && about.objects > 0);
         let error = create(&location, &NewVolume::of_size(1)).await.unwrap_err();
         assert!(matches!(error, Error::Exists { .. }), "{error}");
@@ -177,7 +177,7 @@ fn a_volume_is_resized_whether_a_server_has_it_open_or_not() {
         assert_eq!(volume.size(), 2 << 20);
         resize(&location, 3 << 20).await.unwrap();
         assert_eq!(volume.size(), 3 << 20);
-        assert_eq!(info(&location).await.unwrap().size, 3 << 20);
+        assert_eq!(info(&location).await.unwrap().size, Some(3 << 20));
         assert!(matches!(resize(&location, 0).await, Err(Error::Invalid(_))));
     });
 }

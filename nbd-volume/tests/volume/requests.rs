@@ -112,7 +112,7 @@ fn what_takes_longer_than_the_lease_is_carried_out_while_clients_are_answered() 
         };
         let (asked, ()) = tokio::join!(asking, reading);
         asked.unwrap();
-        assert_eq!(info(&asker).await.unwrap().size, 2 * SIZE);
+        assert_eq!(info(&asker).await.unwrap().size, Some(2 * SIZE));
     });
 }
 

@@ -21,5 +21,7 @@ pub(super) use bitmaps::Bitmaps;
 pub(super) use clients::{answer, bind};
 pub(super) use exports::exports;
 pub(super) use status::verbs as status_verbs;
-pub(super) use take_over::{Replaceable, SERVING, ServingNow, TAKE_OVER, TakeOver, receive_with};
+pub(super) use take_over::{
+    HAND_OVER, Linger, Replaceable, SERVING, TAKE_BACK, TAKE_OVER, TakeOver, receive_with,
+};
 pub(super) use verbs::Verbs;

@@ -3,12 +3,16 @@
 //! The successor asks by the verb `take-over` and gets the sockets (`SCM_RIGHTS`); on the same connection, and once it
 //! serves on them, it says `serving`. Until then nothing changes here, whatever becomes of it. Then this server stops
 //! accepting, and its clients have some time to end by themselves before it shuts down as at any other end.
+//!
+//! Volumes have one writer. A successor that serves some says `hand-over` before it opens them: this server then stops
+//! accepting, gives its clients that time, closes the volumes and answers. If the successor says `take-back` or is gone,
+//! this server opens them again, says how that went, and goes on.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use rustix::net::{
@@ -21,6 +25,8 @@ use serde_json::Value;
 use super::protocol::{self, Answer, MAX_REQUEST, Request};
 use super::verbs::{Conversation, Verbs};
 use crate::serve::Timed;
+use crate::serve::live::HandedOver;
+use crate::serve::reload::Reload;
 use crate::serve::sockets::{Offer, Sockets};
 
 /// Asks for the sockets.
@@ -28,8 +34,16 @@ pub(crate) const TAKE_OVER: &str = "take-over";
 /// Says that they are served on.
 pub(crate) const SERVING: &str = "serving";
 
-/// How long a successor may take from its sockets to serving on them. It has opened everything before.
+/// Asks that volumes be closed, for the successor to open them.
+pub(crate) const HAND_OVER: &str = "hand-over";
+/// Says that it does not open them.
+pub(crate) const TAKE_BACK: &str = "take-back";
+
+/// How long a successor may take from its sockets to serving on them. It has opened everything before but volumes.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same from closed volumes on: longer than each step of opening one may take.
+const VOLUMES_PATIENCE: Duration = Duration::from_secs(150);
 
 /// How long a successor waits for the end of another one, which may have died and is about to be noticed.
 const TURN: Duration = Duration::from_secs(1);
@@ -48,10 +62,10 @@ pub(in crate::serve) struct TakeOver {
     pub(in crate::serve) discard_state: bool,
 }
 
-/// The arguments of [`SERVING`].
+/// The arguments of [`HAND_OVER`] and [`SERVING`].
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::serve) struct ServingNow {
+pub(in crate::serve) struct Linger {
     /// How long clients may stay connected, in milliseconds.
     pub(in crate::serve) linger_ms: u64,
 }
@@ -59,6 +73,8 @@ pub(in crate::serve) struct ServingNow {
 /// A server that can be replaced.
 pub(in crate::serve) struct Replaceable {
     pub(in crate::serve) sockets: Sockets,
+    /// What closes volumes, and opens them again.
+    pub(in crate::serve) reload: Arc<Reload>,
     /// What would be lost with this process.
     pub(in crate::serve) state: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// Clients that are connected.
@@ -91,13 +107,18 @@ impl Replaceable {
         tracing::info!(pid, "handing sockets over to another server");
         send_with(stream, &Answer::Ok(serde_json::to_value(offers)?), &sockets)?;
         drop(sockets);
-        let serving = await_serving(stream, conversation.end());
+        let mut handed_over = None;
+        let serving = self.await_serving(conversation, &mut handed_over);
         // While this process lives it answers, so that the successor can tell its death from a refusal.
         conversation.allow(PATIENCE);
         let linger = match serving.and_then(|linger| self.sockets.replaced().map(|()| linger)) {
             Ok(linger) => linger,
             Err(text) => {
+                let left = handed_over.map(|volumes| self.reload.take_back(volumes));
+                let left = left.filter(|left| !left.is_empty());
+                let text = left.map_or_else(|| text.clone(), |left| format!("{text}; {left}"));
                 tracing::warn!("was not replaced, and goes on: {text}");
+                conversation.allow(PATIENCE);
                 return conversation.refuse(&text);
             }
         };
@@ -105,8 +126,42 @@ impl Replaceable {
         if let Err(error) = conversation.answer(&Answer::Ok(Value::Null)) {
             tracing::info!(%error, "the other server did not wait for the answer");
         }
+        // Clients that waited for a volume are to connect again.
+        drop(handed_over);
         self.drain(linger);
         Ok(())
+    }
+
+    /// Does what the successor asks for until it serves; gives how long clients may stay then, or why it does not serve.
+    fn await_serving<'a>(
+        &'a self,
+        conversation: &Conversation<'_>,
+        handed_over: &mut Option<HandedOver<'a>>,
+    ) -> Result<Duration, String> {
+        loop {
+            let stream = conversation.allow(match handed_over {
+                None => PATIENCE,
+                Some(_) => VOLUMES_PATIENCE,
+            });
+            let request = receive_request(stream, conversation.end())?;
+            match &*request.verb {
+                SERVING => return linger(request.arguments),
+                HAND_OVER if handed_over.is_none() => {
+                    let time = linger(request.arguments)?;
+                    tracing::info!("closing the volumes for another server");
+                    let lingering = || super::super::linger::linger(time, &self.connections);
+                    let closed = self.reload.hand_over(lingering);
+                    let closed = closed.map_err(|failure| failure.text().to_owned())?;
+                    *handed_over = Some(closed);
+                    let stream = conversation.allow(PATIENCE);
+                    let answer = Answer::Ok(Value::Null);
+                    protocol::send(Timed::new(stream, conversation.end()), &answer)
+                        .map_err(|error| format!("the other server is gone: {error}"))?;
+                }
+                TAKE_BACK => return Err("the other server could not open its volumes".into()),
+                verb => return Err(format!("'{verb}' was received where {SERVING} is due")),
+            }
+        }
     }
 
     /// What the successor gets, or why it gets nothing.
@@ -151,23 +206,23 @@ fn turn(turns: &Mutex<()>, end: Instant) -> Option<MutexGuard<'_, ()>> {
     }
 }
 
-/// How long clients may stay, from the successor that serves.
-fn await_serving(stream: &UnixStream, end: Instant) -> Result<Duration, String> {
-    let line = match protocol::receive(Timed::new(stream, end), MAX_REQUEST) {
-        Ok(line) if line.is_empty() => return Err("the other server has failed".into()),
-        Ok(line) => line,
+/// What the successor asks for next.
+fn receive_request(stream: &UnixStream, end: Instant) -> Result<Request, String> {
+    match protocol::receive(Timed::new(stream, end), MAX_REQUEST) {
+        Ok(line) if line.is_empty() => Err("the other server has failed".into()),
+        Ok(line) => Request::parse(&line),
         Err(error) if error.kind() == ErrorKind::TimedOut => {
-            return Err(format!("the other server did not serve within {PATIENCE:?}"));
+            Err("the other server did not serve in time".into())
         }
-        Err(error) => return Err(format!("nothing came from the other server: {error}")),
-    };
-    let request = Request::parse(&line)?;
-    if request.verb != SERVING {
-        return Err(format!("'{}' was received where {SERVING} is due", request.verb));
+        Err(error) => Err(format!("nothing came from the other server: {error}")),
     }
-    let arguments: ServingNow = serde_json::from_value(request.arguments)
-        .map_err(|error| format!("the arguments of {SERVING} are malformed: {error}"))?;
-    Ok(Duration::from_millis(arguments.linger_ms))
+}
+
+/// How long clients may stay.
+fn linger(arguments: Value) -> Result<Duration, String> {
+    let Linger { linger_ms } = serde_json::from_value(arguments)
+        .map_err(|error| format!("the arguments of a successor are malformed: {error}"))?;
+    Ok(Duration::from_millis(linger_ms))
 }
 
 /// Sends a message with descriptors.

@@ -2,8 +2,10 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
@@ -19,6 +21,12 @@ type AnswerTo = dyn Fn(Value) -> Result<Value, String> + Send + Sync;
 
 /// Says more than an answer.
 type ConverseOn = dyn Fn(Value, &Conversation<'_>) -> io::Result<()> + Send + Sync;
+
+/// How often a client that waits for its answer gets a sign of life.
+const SIGN: Duration = Duration::from_secs(5);
+
+/// How long a client may take to receive an answer that it has waited for.
+const ANSWERING: Duration = Duration::from_secs(10);
 
 /// What answers the requests of one verb.
 enum Handler {
@@ -49,6 +57,33 @@ impl<'a> Conversation<'a> {
     /// When its time is over.
     pub(super) fn end(&self) -> Instant {
         self.end.get()
+    }
+
+    /// Does something that may take long, for which the client then has as much time again to receive the answer. Meanwhile
+    /// it gets spaces, which an answer may begin with, as signs of life.
+    fn while_working<T>(&self, work: impl FnOnce() -> T) -> T {
+        let (stream, began) = (self.stream, Instant::now());
+        let (working, signs) = mpsc::channel::<()>();
+        let give_signs = move || {
+            while signs.recv_timeout(SIGN) == Err(RecvTimeoutError::Timeout) {
+                let mut timed = Timed::new(stream, Instant::now() + SIGN);
+                if timed.write_all(b" ").is_err() {
+                    return;
+                }
+            }
+        };
+        let done = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("nbd-control-signs".into());
+            // Without a thread there are no signs, and an answer all the same.
+            let _started = thread.spawn_scoped(scope, give_signs);
+            let done = work();
+            drop(working);
+            done
+        });
+        if began.elapsed() > SIGN {
+            self.allow(ANSWERING);
+        }
+        done
     }
 
     /// Says the last thing, and waits until the client has received it.
@@ -140,7 +175,7 @@ impl Verbs {
         let logged = arguments.to_string();
         match handler {
             Handler::Answer(answer) => {
-                let result = answer(arguments);
+                let result = conversation.while_working(|| answer(arguments));
                 let error = result.as_ref().err();
                 tracing::info!(verb, arguments = logged, error, "control");
                 result.map(Some)

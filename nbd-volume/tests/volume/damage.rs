@@ -1,0 +1,141 @@
+//! What a check finds in volumes whose tables were damaged, and what is read of snapshots that were deleted.
+
+use core::time::Duration;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures_util::TryStreamExt as _;
+use nbd_testkit::{Random, cases};
+use nbd_volume::{
+    Damage, Location, NewVolume, Options, Volume, check, create, delete_snapshot, snapshot,
+};
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt as _};
+
+use crate::model::{read, write};
+use crate::{in_virtual_time, options};
+
+const BLOCK: u64 = 4096;
+
+/// Blocks of the volume.
+const BLOCKS: u64 = 2000;
+
+/// The tables of a volume.
+async fn tables(store: &dyn ObjectStore) -> Vec<Path> {
+    let listed = store.list(Some(&Path::from("v/compacted")));
+    listed.map_ok(|object| object.location).try_collect().await.unwrap()
+}
+
+/// A volume of several tables, and which of its blocks are there. Half of them are written in runs.
+async fn some_volume(location: &Location, random: &mut Random) -> BTreeSet<u64> {
+    create(location, &NewVolume::of_size(BLOCKS * BLOCK)).await.unwrap();
+    let mut there = BTreeSet::new();
+    for _ in 0..2 + random.below(3) {
+        let volume = Volume::open(location, &options()).await.unwrap();
+        for _ in 0..1 + random.below(6) {
+            let start = random.below(BLOCKS);
+            let length = if random.below(2) == 0 { 1 } else { 1 + random.below(300) };
+            for block in start..(start + length).min(BLOCKS) {
+                // Not to be compressed, and never zero.
+                let data: Vec<u8> = (0..BLOCK).map(|_| 1 + random.below(255) as u8).collect();
+                write(&volume, &data, block * BLOCK).await.unwrap();
+                there.insert(block);
+            }
+        }
+        volume.close().await.unwrap();
+    }
+    there
+}
+
+fn is_in(block: u64, damage: &[Damage]) -> bool {
+    damage.iter().any(|one| (one.offset..one.offset + one.length).contains(&(block * BLOCK)))
+}
+
+#[test]
+fn each_damaged_part_is_reported_and_every_other_block_is_verified() {
+    cases(6, |random| {
+        in_virtual_time(async {
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let location = Location::over(Arc::clone(&store), "v");
+            let there = some_volume(&location, random).await;
+            snapshot(&location, "kept").await.unwrap();
+            let report = check(&location, None, |_| ()).await.unwrap();
+            assert_eq!((report.blocks, &report.damage[..]), (there.len() as u64, &[][..]));
+            let tables = tables(&*store).await;
+            let changes = 1 + random.below(3);
+            for _ in 0..changes {
+                let path = &tables[random.below(tables.len() as u64) as usize];
+                let Ok(found) = store.get(path).await else { continue };
+                let bytes = found.bytes().await.unwrap();
+                match random.below(8) {
+                    0 => store.delete(path).await.unwrap(),
+                    _ => {
+                        let mut bytes = bytes.to_vec();
+                        let at = random.below(bytes.len() as u64) as usize;
+                        bytes[at] ^= 1 << random.below(8);
+                        store.put(path, bytes.into()).await.unwrap();
+                    }
+                }
+            }
+            let opened = Volume::open_snapshot(&location, "kept", &options()).await;
+            let report = check(&location, Some("kept"), |_| ()).await.unwrap();
+            // Without a size it can't be opened, which is damage, too.
+            let Ok(volume) = opened else {
+                assert!(!report.damage.is_empty(), "{report:?}");
+                return;
+            };
+            // What another table has as well can be read all the same.
+            for block in 0..BLOCKS {
+                let is_readable = read(&volume, block * BLOCK..(block + 1) * BLOCK).await.is_ok();
+                assert!(is_readable || is_in(block, &report.damage), "{block} {report:?}");
+            }
+            let good = there.iter().filter(|block| !is_in(**block, &report.damage));
+            assert_eq!(report.blocks, good.count() as u64, "{report:?}");
+            // Each change is in one part of a table, or damages a table as a whole.
+            assert!(report.damage.len() as u64 <= changes, "{changes} {report:?}");
+            assert!(report.damage.is_sorted_by_key(|one| one.offset), "{report:?}");
+        });
+    });
+}
+
+#[test]
+fn a_snapshot_that_is_deleted_while_it_is_read_gives_its_data_or_an_error() {
+    cases(5, |random| {
+        in_virtual_time(async {
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let location = Location::over(Arc::clone(&store), "v");
+            create(&location, &NewVolume::of_size(200 * BLOCK)).await.unwrap();
+            let fill = async |volume: &Volume, byte: u8| {
+                for block in 0..200 {
+                    write(volume, &[byte; BLOCK as usize], block * BLOCK).await.unwrap();
+                }
+            };
+            let volume = Volume::open(&location, &options()).await.unwrap();
+            fill(&volume, 1).await;
+            volume.close().await.unwrap();
+            snapshot(&location, "kept").await.unwrap();
+            let small = Options::default().with_memory(Options::MIN_MEMORY);
+            let kept = Volume::open_snapshot(&location, "kept", &small).await.unwrap();
+            let some = random.below(200);
+            assert_eq!(read(&kept, some * BLOCK..some * BLOCK + 1).await.unwrap(), [1]);
+            let earlier = tables(&*store).await;
+            delete_snapshot(&location, "kept").await.unwrap();
+            let volume = Volume::open(&location, &options()).await.unwrap();
+            fill(&volume, 2).await;
+            volume.close().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            // As they are collected.
+            for path in earlier {
+                store.delete(&path).await.unwrap();
+            }
+            for block in 0..200 {
+                if let Ok(data) = read(&kept, block * BLOCK..(block + 1) * BLOCK).await {
+                    assert!(data.iter().all(|byte| *byte == 1), "block {block}");
+                }
+            }
+            let again = Volume::open_snapshot(&location, "kept", &options()).await;
+            assert!(again.is_err());
+        });
+    });
+}
