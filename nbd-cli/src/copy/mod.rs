@@ -10,6 +10,7 @@ mod error;
 mod extents;
 mod feed;
 mod identity;
+mod made;
 #[cfg(test)]
 mod model;
 mod open;

@@ -12,6 +12,7 @@ use super::arguments::Arguments;
 use super::disk::size_of;
 use super::extents::{Extents, Oracle};
 use super::feed::Feed;
+use super::made::Made;
 use super::open::{Kind, Side, Wishes, cannot};
 use super::plan::{Cut, Plan};
 use super::progress::{Phase, Progress, Wanted};
@@ -99,30 +100,6 @@ fn with_hint(failure: Failure, hint: Option<String>) -> Failure {
     match (failure, hint) {
         (Failure::Failed(text), Some(hint)) => Failure::Failed(format!("{text}; {hint}")),
         (failure, _) => failure,
-    }
-}
-
-/// A destination that was not there, and goes again if the copy is refused.
-struct Made<'a>(Option<&'a Path>);
-
-impl<'a> Made<'a> {
-    fn unless_there(path: Option<&'a Path>) -> Self {
-        Self(path.filter(|path| matches!(path.try_exists(), Ok(false)) && !path.is_symlink()))
-    }
-
-    fn stays(&mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Made<'_> {
-    fn drop(&mut self) {
-        // Nothing was written to it by this copy; whatever has bytes is from elsewhere.
-        if let Some(path) = self.0
-            && path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
-        {
-            let _best_effort = std::fs::remove_file(path);
-        }
     }
 }
 
@@ -511,35 +488,5 @@ impl<'a> Copy<'a> {
             format!("waiting for the end of the connections: it has taken {seconds} s so far")
         });
         further.flatten().chain(first.into_iter().flatten()).for_each(Client::disconnect);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    #[test]
-    fn what_a_refused_copy_made_goes_unless_something_is_in_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("to");
-        for (bytes, stays, is_left) in
-            [("", false, false), ("", true, true), ("x", false, true), ("x", true, true)]
-        {
-            let mut made = Made::unless_there(Some(&path));
-            fs::write(&path, bytes).unwrap();
-            if stays {
-                made.stays();
-            }
-            drop(made);
-            assert_eq!(path.exists(), is_left, "{bytes:?} {stays}");
-            // What was there before is none of it.
-            fs::write(&path, "").unwrap();
-            drop(Made::unless_there(Some(&path)));
-            fs::remove_file(&path).unwrap();
-        }
-        drop(Made::unless_there(Some(folder.path())));
-        assert!(folder.path().exists());
     }
 }
