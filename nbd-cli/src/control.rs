@@ -97,6 +97,9 @@ fn explain(path: &Path, error: &io::Error) -> Failure {
             PATIENCE.as_secs()
         ),
         ErrorKind::InvalidData => return unexpected(path),
+        ErrorKind::PermissionDenied => format!(
+            "this user may not use the control socket {shown}: run this as the user of the server, or as root"
+        ),
         ErrorKind::UnexpectedEof => format!(
             "{shown} closed the connection without an answer: the server has ended, as its log says, or it is not the control \
              socket of nbd serve"

@@ -65,23 +65,28 @@ fn pause(random: &mut Random, blocks: u64) {
 
 #[test]
 fn a_copy_with_a_record_is_complete_or_goes_on() {
-    cases(16, |random| {
+    cases(24, |random| {
         let folder = Folder::new();
         let data = noise(SIZE);
         folder.file("from", &data);
         let (to, record) = (folder.text("to"), folder.text("record"));
         let (_source, from) = serve(&folder, "from");
-        // Onto a file, whose record is beside it, or onto a server, which may have much in flight.
-        let (record, onto) = match random.one_in(2) {
-            true => (folder.text("to.nbd-copy"), None),
-            false => {
-                fs::File::create(&to).unwrap().set_len(SIZE as u64).unwrap();
-                (record, Some(serve(&folder, "to")))
-            }
-        };
-        let words: &[&str] = match &onto {
-            None => &["--resume", &from, &to],
-            Some((_server, onto)) => &["--resume", "--record", &record, &from, onto],
+        // Onto a file, whose record is beside it, or onto a server, which may have much in flight, and which may be started
+        // by the copy.
+        let way = random.below(3);
+        let record = if way == 0 { folder.text("to.nbd-copy") } else { record };
+        if way > 0 {
+            fs::File::create(&to).unwrap().set_len(SIZE as u64).unwrap();
+        }
+        let onto = (way == 1).then(|| serve(&folder, "to"));
+        let program = nbd_binary().display().to_string();
+        let words: &[&str] = match (&onto, way) {
+            (Some((_server, onto)), _) => &["--resume", "--record", &record, &from, onto],
+            (None, 0) => &["--resume", &from, &to],
+            (None, _) => &[
+                "--resume", "--record", &record, &from, "[", &program, "serve", "--layer",
+                "rate:32M", &to, "]",
+            ],
         };
         let (status, said) = interrupted(words, &to, random);
         let is_recorded = fs::metadata(&record).is_ok();
@@ -92,7 +97,7 @@ fn a_copy_with_a_record_is_complete_or_goes_on() {
             }
             Some(130) if said == NOT_BEGUN => {
                 // What was not there before is not there now.
-                let is_there = onto.is_none() && fs::metadata(&to).is_ok();
+                let is_there = way == 0 && fs::metadata(&to).is_ok();
                 assert_eq!((is_recorded, is_there), (false, false));
             }
             Some(130) => {

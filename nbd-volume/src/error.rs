@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use slatedb::object_store;
 
+use crate::names::CUT_OFF;
+
 /// Why something could not be done with a volume. Each text names the volume's URL and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -238,10 +240,11 @@ impl Error {
         if error.kind() == ErrorKind::Closed(CloseReason::Fenced) {
             return Self::Fenced { url: url.to_owned() };
         }
-        if error.kind() == ErrorKind::Data {
-            return Self::Damaged { url: url.to_owned(), what: chain(error) };
+        let reason = chain(error);
+        if error.kind() == ErrorKind::Data || reason.contains(CUT_OFF) {
+            return Self::Damaged { url: url.to_owned(), what: reason };
         }
-        Self::Store { url: url.to_owned(), doing, reason: chain(error) }
+        Self::Store { url: url.to_owned(), doing, reason }
     }
 
     /// A local folder that can't be written.

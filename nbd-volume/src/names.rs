@@ -16,11 +16,27 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use object_store::path::{Path, PathPart};
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
 
+use crate::error::chain;
 use crate::store::Watched;
+
+/// Objects of a database never change: one that ends before what is asked of it was cut off. SlateDB, which repeats what
+/// may pass, is not to ask for that again and again.
+fn for_good(error: Error) -> Error {
+    let text = chain(&error);
+    // What a directory, what disks in memory, and what object servers say.
+    let says = ["range was invalid", "Invalid range", "status code: 416"];
+    match says.iter().any(|words| text.contains(words)) {
+        true => Error::NotSupported { source: format!("{CUT_OFF}: {text}").into() },
+        false => error,
+    }
+}
+
+/// What is said of such an object.
+pub(crate) const CUT_OFF: &str = "an object was cut off";
 
 /// What begins a part of a path that is written otherwise than it is, and what begins a byte that is.
 const MARK: char = '=';
@@ -137,12 +153,12 @@ impl ObjectStore for Translated {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        let result = self.0.get_opts(&real(location), options).await?;
+        let result = self.0.get_opts(&real(location), options).await.map_err(for_good)?;
         Ok(GetResult { meta: listed(result.meta), ..result })
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.0.get_ranges(&real(location), ranges).await
+        self.0.get_ranges(&real(location), ranges).await.map_err(for_good)
     }
 
     fn delete_stream(

@@ -129,6 +129,9 @@ pub(super) fn range(
     block: usize,
     minimum: u64,
 ) -> Result<Range<u64>, String> {
+    if size == 0 {
+        return Err("the export has 0 bytes: there is nothing to measure".to_owned());
+    }
     let length = given.unwrap_or_else(|| size.saturating_sub(offset));
     let range = crate::quantity::range(size, offset, length)?;
     if !offset.is_multiple_of(minimum) {
@@ -247,6 +250,7 @@ mod tests {
         ] {
             assert!(range(10_000, part, 4096, 512).unwrap_err().contains(says), "{part:?}");
         }
+        assert!(range(0, (0, None), 4096, 1).unwrap_err().contains("nothing to measure"));
         let small = range(4095, (0, None), 4096, 512).unwrap_err();
         assert!(small.contains("choose a smaller --bs"), "{small}");
     }

@@ -135,6 +135,12 @@ fn add_client(arguments: &Arguments, folder: &Folder<'_>, name: &str) -> Result<
     let authority =
         fs::read_to_string(&authority).map_err(|error| cannot("read", &authority, &error))?;
     let path = folder.path.join(name);
+    if arguments.renew && !path.exists() {
+        return Err(Failure::failed(format!(
+            "there is no client {name} in {}: make its certificate without --renew",
+            folder.path.display()
+        )));
+    }
     let remedy = Remedy::Client(folder.path, name);
     let own = Folder { path: &path, replace: arguments.renew, remedy };
     if !arguments.renew {

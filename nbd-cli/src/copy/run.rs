@@ -217,7 +217,8 @@ impl<'a> Copy<'a> {
         reach - reach % self.cut.unit
     }
 
-    fn carry_out(mut self) -> Result<(), Failure> {
+    /// Both sides stay until it is dropped: a signal may be about to have them flushed and that recorded.
+    fn carry_out(&mut self) -> Result<(), Failure> {
         self.copy_and_check()
             .map_err(|failure| open::named(failure, [&self.source, &self.destination]))
     }

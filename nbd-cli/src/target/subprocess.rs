@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -59,6 +60,8 @@ impl Subprocess {
             .env("LISTEN_FDS", "1")
             .env("LISTEN_FDNAMES", "nbd")
             .stdin(Stdio::from(OwnedFd::from(listener)))
+            // What a terminal sends to end us is not for it: it ends when we have done with it.
+            .process_group(0)
             .spawn()
             .map_err(|error| failed("run /bin/sh", error))?;
         let (number, command) = (child.id(), shown.to_owned());

@@ -90,7 +90,13 @@ pub(super) fn report(out: &mut Out, report: &Report, json: bool) -> Result<(), F
     }
     for damage in &report.damage {
         let (offset, length) = (damage.offset, damage.length);
-        writeln!(out, "offset {offset}, {length} bytes: {}", printable(&damage.what))?;
+        let what = printable(&damage.what);
+        // Of a volume whose size can't be read either.
+        let is_of_any_size = length >> 62 > 0;
+        match is_of_any_size {
+            true => writeln!(out, "all from offset {offset} on: {what}")?,
+            false => writeln!(out, "offset {offset}, {length} bytes: {what}")?,
+        }
     }
     if report.unlisted > 0 {
         writeln!(out, "and more")?;

@@ -92,6 +92,7 @@ const LINES: &[&str] = &[
     "nbd overlay info data.img",
     "nbd cert pki >/dev/null; nbd cert pki",
     "nbd cert pki/ca-key.pem/x",
+    "nbd cert pki --renew --add-client bob",
     "cp -r pki broken; echo x > broken/ca-key.pem; nbd cert broken --renew",
     "cp -r pki encrypted; sed -i 's/ PRIVATE/ ENCRYPTED PRIVATE/' encrypted/ca-key.pem; nbd cert encrypted --renew",
     "nbd psk disk.img/keys alice",
@@ -126,6 +127,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("; give --force to do without", "takes the kernel's client"),
     ("; unmount it first, or give --force", "takes the kernel's client"),
     (" is not attached", "takes the kernel's client"),
+    ("this user may not use the control socket", "takes another user than root"),
     ("cannot configure NBD devices:", "src/attach/explain.rs"),
     (
         "this kernel has no NBD devices",

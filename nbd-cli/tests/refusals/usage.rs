@@ -84,6 +84,7 @@ const LINES: &[&str] = &[
     "nbd serve --layer overlay:o --layer log:o disk.img",
     "nbd serve --layer log:disk.img disk.img",
     "nbd serve --layer error disk.img",
+    "nbd serve --layer overlay: disk.img",
     "nbd serve --check --unix new --metrics unix:new memory:1M",
     "nbd serve --check --unix new --control c --metrics unix:c memory:1M",
     "nbd serve --layer overlay:o dir:folder",

@@ -6,6 +6,7 @@ use slatedb::DbReaderMode;
 
 use super::PATIENCE;
 use super::info::close;
+use super::remove::check_folder;
 use super::tables::{damaged_parts, ends_of_tables};
 use crate::database::{self, Database};
 use crate::encryption;
@@ -58,6 +59,9 @@ const AT_A_TIME: usize = 4 << 20;
 ///
 /// Has to be awaited in a tokio runtime. Cancel-safe.
 ///
+/// What is read is kept from being collected by a note in the store, unless it is a snapshot: that takes the right to
+/// write there.
+///
 /// # Errors
 /// As [`inspect`](super::inspect) when the volume can't be opened at all.
 pub async fn check(
@@ -71,7 +75,10 @@ pub async fn check(
             DbReaderMode::Checkpoint(super::find_snapshot(location, name, PATIENCE).await?.id)
         }
         // Protects what is read from being collected meanwhile.
-        None => DbReaderMode::ManagedCheckpoint,
+        None => {
+            check_folder(location)?;
+            DbReaderMode::ManagedCheckpoint
+        }
     };
     let cipher = encryption::of(location, &descriptor)?;
     let options = Options { object_cache: 32 << 20, ..Options::default() };

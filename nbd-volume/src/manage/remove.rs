@@ -2,14 +2,16 @@
 
 use core::time::Duration;
 
-use object_store::ObjectStoreExt;
+use futures_util::TryStreamExt as _;
+use object_store::path::Path;
+use object_store::{ObjectStore as _, ObjectStoreExt as _};
 use rustix::fs::{Access, access};
 
 use super::nesting::check_empty;
 use super::{PATIENCE, info, mailbox};
 use crate::database;
 use crate::layout::{DESCRIPTOR, Descriptor};
-use crate::patience::{patiently, within};
+use crate::patience::{patiently, too_late, within};
 use crate::records::descriptor;
 use crate::{Error, Location};
 
@@ -77,17 +79,46 @@ async fn delete_closed(location: &Location) -> Result<(), Error> {
     }
     check_empty(location).await?;
     // A volume whose creation was interrupted may have nothing of SlateDB's; then there is only the descriptor.
-    within(location, "delete", PATIENCE * 10, admin.delete_db(true)).await?;
-    let (store, path) = (location.store(), location.object(DESCRIPTOR));
-    patiently(location, "delete", PATIENCE, async || match store.delete(&path).await {
-        Err(object_store::Error::NotFound { .. }) => Ok(()),
-        result => result,
-    })
-    .await?;
+    match within(location, "delete", PATIENCE * 10, admin.delete_db(true)).await {
+        // Made or deleted in part: SlateDB takes it for no database.
+        Err(Error::Damaged { .. }) if remove_remnant(location).await? => (),
+        result => drop(result?),
+    }
+    remove_object(location, &location.object(DESCRIPTOR)).await?;
     if let Some(folder) = location.folder() {
         remove_folders(&folder);
     }
     Ok(())
+}
+
+/// Removes what there is of a database that has no manifest. Returns whether it has none.
+async fn remove_remnant(location: &Location) -> Result<bool, Error> {
+    let store = location.store();
+    let objects = store.list(Some(location.prefix())).map_ok(|object| object.location);
+    let listed = tokio::time::timeout(PATIENCE, objects.try_collect::<Vec<_>>()).await;
+    let listed = listed.map_err(|_| too_late(location, "list", PATIENCE))?;
+    let mut objects = listed.map_err(|error| Error::store(location.url(), "list", &error))?;
+    let folder_of = |object: &Path| {
+        let mut below = object.prefix_match(location.prefix())?;
+        below.next().map(|part| part.as_ref().to_owned())
+    };
+    objects.retain(|object| folder_of(object).is_some_and(|name| FOLDERS.contains(&&*name)));
+    if objects.iter().any(|object| folder_of(object).as_deref() == Some(FOLDERS[0])) {
+        return Ok(false);
+    }
+    for object in &objects {
+        remove_object(location, object).await?;
+    }
+    Ok(true)
+}
+
+async fn remove_object(location: &Location, object: &Path) -> Result<(), Error> {
+    let store = location.store();
+    patiently(location, "delete", PATIENCE, async || match store.delete(object).await {
+        Err(object_store::Error::NotFound { .. }) => Ok(()),
+        result => result,
+    })
+    .await
 }
 
 /// Folders that SlateDB makes.

@@ -70,6 +70,10 @@ fn each_damaged_part_is_reported_and_every_other_block_is_verified() {
                 let bytes = found.bytes().await.unwrap();
                 match random.below(8) {
                     0 => store.delete(path).await.unwrap(),
+                    1 => {
+                        let length = random.below(bytes.len() as u64) as usize;
+                        store.put(path, bytes.slice(..length).into()).await.unwrap();
+                    }
                     _ => {
                         let mut bytes = bytes.to_vec();
                         let at = random.below(bytes.len() as u64) as usize;

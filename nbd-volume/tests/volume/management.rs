@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::TryStreamExt as _;
 use nbd_engine::export::AsyncExport as _;
 use nbd_testkit::{Random, cases};
 use nbd_volume::{
@@ -179,6 +180,33 @@ fn a_volume_is_resized_whether_a_server_has_it_open_or_not() {
         assert_eq!(volume.size(), 3 << 20);
         assert_eq!(info(&location).await.unwrap().size, Some(3 << 20));
         assert!(matches!(resize(&location, 0).await, Err(Error::Invalid(_))));
+    });
+}
+
+/// Whatever an interrupted creation, clone or deletion has left: nothing stays of it.
+#[test]
+fn what_is_left_of_a_volume_can_be_deleted() {
+    cases(30, |random| {
+        in_virtual_time(async {
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let location = Location::over(Arc::clone(&store), "remnant/one");
+            create(&location, &NewVolume::of_size(1 << 20)).await.unwrap();
+            let volume = Volume::open(&location, &options()).await.unwrap();
+            write(&volume, &[1; 8192], 0).await.unwrap();
+            volume.close().await.unwrap();
+            let objects: Vec<_> = store.list(None).try_collect().await.unwrap();
+            let (all, keeps) = (random.below(2) == 0, random.below(4));
+            for object in objects.iter().map(|object| &object.location) {
+                let is_description = object.filename() == Some("nbd-volume.json");
+                let is_manifest = object.as_ref().contains("/manifest/");
+                if !is_description && (all || is_manifest || random.below(4) >= keeps) {
+                    store.delete(object).await.unwrap();
+                }
+            }
+            delete(&location).await.unwrap();
+            let left: Vec<_> = store.list(None).try_collect().await.unwrap();
+            assert!(left.is_empty(), "{left:?}");
+        });
     });
 }
 

@@ -224,6 +224,12 @@ impl FromStr for Layer {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, rest) = text.split_once(':').unwrap_or((text, ""));
+        // What an empty variable leaves behind is no wish for a file in memory.
+        if rest.is_empty() && text.ends_with(':') {
+            return Err(format!(
+                "the layer {name} has no value behind the colon: give one, or leave out the colon"
+            ));
+        }
         let keys =
             LAYERS.iter().find(|(known, _)| *known == name).map_or(&[][..], |(_, keys)| *keys);
         let mut values = Vec::new();
