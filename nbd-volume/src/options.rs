@@ -68,8 +68,8 @@ impl Options {
     /// [`MIN_MEMORY`](Self::MIN_MEMORY). 80 MiB are for the program. Of the rest,
     /// [`max_unflushed`](Self::max_unflushed) has 26 %, [`cache`](Self::cache) 18 %,
     /// [`object_cache`](Self::object_cache) 12 % and [`read_ahead`](Self::read_ahead) 14 %, and the last 30 % are for what
-    /// is being encoded and merged. The allocator is not accounted for exactly, nor is
-    /// what SlateDB fetches for many reads in flight: measured, a server that writes stays near it, and reads can exceed it.
+    /// is being encoded and merged. The allocator is not accounted for exactly, nor is what SlateDB fetches
+    /// for many reads in flight: measured, a server that writes stays near it, and reads can exceed it by far.
     #[must_use]
     pub fn with_memory(self, bytes: u64) -> Self {
         let percent = (bytes.max(Self::MIN_MEMORY) - Self::FIXED_MEMORY) / 100;

@@ -207,8 +207,7 @@ mod tests {
         }
     }
 
-    /// What several connections have in flight, in any order: what comes after the
-    /// beginning is planned before it is read.
+    /// What several connections have in flight, in any order: what comes after the beginning is planned before it is read.
     #[test]
     fn requests_that_arrive_in_another_order_are_one_sequence() {
         cases(50, |random| {

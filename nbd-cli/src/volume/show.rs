@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
+use nbd_engine::counted;
 use nbd_volume::{Info, Location, Report};
 use serde_json::{Value, json};
 
@@ -95,20 +96,17 @@ pub(super) fn report(out: &mut Out, report: &Report, json: bool) -> Result<(), F
         let is_of_any_size = length >> 62 > 0;
         match is_of_any_size {
             true => writeln!(out, "all from offset {offset} on: {what}")?,
-            false => writeln!(out, "offset {offset}, {length} bytes: {what}")?,
+            false => writeln!(out, "offset {offset}, {}: {what}", counted(length, "byte"))?,
         }
     }
     if report.unlisted > 0 {
         writeln!(out, "and more")?;
     }
-    let blocks = match report.blocks {
-        1 => "1 block is good".to_owned(),
-        count => format!("{count} blocks are good"),
-    };
+    let are = |count: u64| if count == 1 { "is" } else { "are" };
+    let blocks = format!("{} {} good", counted(report.blocks, "block"), are(report.blocks));
     let places = match report.damage.len() as u64 + report.unlisted {
         0 => "nothing is damaged".to_owned(),
-        1 => "1 place is damaged".to_owned(),
-        count => format!("{count} places are damaged"),
+        count => format!("{} {} damaged", counted(count, "place"), are(count)),
     };
     Ok(writeln!(out, "{blocks}, {places}")?)
 }

@@ -115,9 +115,19 @@ async fn read(
 ) -> Result<(u64, Option<WriterRecord>), Error> {
     let database = latest(location, descriptor).await?;
     let size = size(location, &database, PATIENCE).await?;
-    let writer = writer(location, &database, PATIENCE).await?;
+    let writer = own_writer(location, descriptor, &database).await?;
     close(database).await;
-    Ok((size, writer.filter(|writer| writer.volume == descriptor.id || writer.volume.is_empty())))
+    Ok((size, writer))
+}
+
+/// Who has the volume open, or had it open last: clones have their origin's record, which is none of theirs.
+pub(super) async fn own_writer(
+    location: &Location,
+    descriptor: &Descriptor,
+    database: &Database,
+) -> Result<Option<WriterRecord>, Error> {
+    let writer = writer(location, database, PATIENCE).await?;
+    Ok(writer.filter(|writer| writer.volume == descriptor.id || writer.volume.is_empty()))
 }
 
 /// Whether a volume, or one of its snapshots, is there, and the location has its key. Opens nothing, and disturbs no server.

@@ -7,8 +7,9 @@ use object_store::path::Path;
 use object_store::{ObjectStore as _, ObjectStoreExt as _};
 use rustix::fs::{Access, access};
 
+use super::info::{close, latest, own_writer};
 use super::nesting::check_empty;
-use super::{PATIENCE, info, mailbox};
+use super::{PATIENCE, mailbox};
 use crate::database;
 use crate::layout::{DESCRIPTOR, Descriptor};
 use crate::patience::{patiently, too_late, within};
@@ -16,8 +17,8 @@ use crate::records::descriptor;
 use crate::{Error, Location};
 
 /// Deletes a volume with all of its snapshots, or the beginning of one. In a local directory its folders are removed, too,
-/// as far as nothing else is in them. One that is encrypted can be deleted without its key: then it takes some two minutes
-/// to find out that no server has it open.
+/// as far as nothing else is in them. One that is encrypted can be deleted without its key, and one that is damaged: then it
+/// may take some two minutes to find out that no server has it open.
 ///
 /// Has to be awaited in a tokio runtime. Not cancel-safe, but it can be called again.
 ///
@@ -28,39 +29,39 @@ use crate::{Error, Location};
 pub async fn delete(location: &Location) -> Result<(), Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
     check_folder(location)?;
-    let writer = match info(location).await {
-        // Who has it open can't be read, but whether somebody has.
-        Ok(info) if info.size.is_none() => return delete_unread(location, &descriptor).await,
-        Ok(info) => info.writer.filter(|writer| writer.open),
-        // A volume whose creation was interrupted has no size and nobody who writes.
-        Err(Error::Damaged { .. }) => None,
-        // Whether a server has it open can't be found out, since the store fails.
+    let server = match open_by(location, &descriptor).await {
+        Ok(server) => server,
+        // Nobody can have that open.
+        Err(_) if remnant(location).await?.is_some() => None,
+        // Who has it open can't be read, but whether somebody answers.
+        Err(Error::NoKey { .. } | Error::WrongKey { .. } | Error::Damaged { .. }) => {
+            let server = "a server that has it open";
+            let is_open = mailbox::is_alive(location, server, SILENCE).await?;
+            is_open.then(|| server.to_owned())
+        }
         Err(error) => return Err(error),
     };
-    if let Some(writer) = writer {
+    if let Some(writer) = server {
         return Err(Error::Busy {
             url: location.url().to_owned(),
-            writer: format!("process {} on {}", writer.process, writer.host),
+            writer,
             remedy: "end that server first; if it crashed, serve the volume once and end that server in order".into(),
         });
     }
     delete_closed(location).await
 }
 
-/// Deletes a volume whose key is not there, unless a server answers that has it open.
-async fn delete_unread(location: &Location, descriptor: &Descriptor) -> Result<(), Error> {
-    /// A server looks for requests once in a fifth of its lease, which is ten minutes at most.
-    const PATIENCE: Duration = Duration::from_secs(125);
-    debug_assert!(descriptor.encryption.is_some(), "all others can be read");
-    let who = "a server that has its key";
-    if mailbox::is_alive(location, who, PATIENCE).await? {
-        return Err(Error::Busy {
-            url: location.url().to_owned(),
-            writer: who.to_owned(),
-            remedy: "end that server first".into(),
-        });
-    }
-    delete_closed(location).await
+/// How long a server that has a volume open may take to say so: it looks for requests once in a fifth of its lease, which
+/// is ten minutes at most.
+const SILENCE: Duration = Duration::from_secs(125);
+
+/// The server that has the volume open, or crashed.
+async fn open_by(location: &Location, descriptor: &Descriptor) -> Result<Option<String>, Error> {
+    let database = latest(location, descriptor).await?;
+    let writer = own_writer(location, descriptor, &database).await;
+    close(database).await;
+    let writer = writer?.filter(|writer| writer.open);
+    Ok(writer.map(|writer| format!("process {} on {}", writer.pid, writer.host)))
 }
 
 /// Deletes a volume that no server has open.
@@ -78,11 +79,12 @@ async fn delete_closed(location: &Location) -> Result<(), Error> {
         }
     }
     check_empty(location).await?;
-    // A volume whose creation was interrupted may have nothing of SlateDB's; then there is only the descriptor.
-    match within(location, "delete", PATIENCE * 10, admin.delete_db(true)).await {
-        // Made or deleted in part: SlateDB takes it for no database.
-        Err(Error::Damaged { .. }) if remove_remnant(location).await? => (),
-        result => drop(result?),
+    if let Err(error) = within(location, "delete", PATIENCE * 10, admin.delete_db(true)).await {
+        // SlateDB takes it for no database.
+        let Some(objects) = remnant(location).await? else { return Err(error) };
+        for object in &objects {
+            remove_object(location, object).await?;
+        }
     }
     remove_object(location, &location.object(DESCRIPTOR)).await?;
     if let Some(folder) = location.folder() {
@@ -91,8 +93,8 @@ async fn delete_closed(location: &Location) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes what there is of a database that has no manifest. Returns whether it has none.
-async fn remove_remnant(location: &Location) -> Result<bool, Error> {
+/// What there is of a database that was made, or deleted, in part: that has no manifest. None of one that has.
+async fn remnant(location: &Location) -> Result<Option<Vec<Path>>, Error> {
     let store = location.store();
     let objects = store.list(Some(location.prefix())).map_ok(|object| object.location);
     let listed = tokio::time::timeout(PATIENCE, objects.try_collect::<Vec<_>>()).await;
@@ -103,13 +105,8 @@ async fn remove_remnant(location: &Location) -> Result<bool, Error> {
         below.next().map(|part| part.as_ref().to_owned())
     };
     objects.retain(|object| folder_of(object).is_some_and(|name| FOLDERS.contains(&&*name)));
-    if objects.iter().any(|object| folder_of(object).as_deref() == Some(FOLDERS[0])) {
-        return Ok(false);
-    }
-    for object in &objects {
-        remove_object(location, object).await?;
-    }
-    Ok(true)
+    let has_manifest = objects.iter().any(|object| folder_of(object).as_deref() == Some(MANIFEST));
+    Ok((!has_manifest).then_some(objects))
 }
 
 async fn remove_object(location: &Location, object: &Path) -> Result<(), Error> {
@@ -121,8 +118,11 @@ async fn remove_object(location: &Location, object: &Path) -> Result<(), Error> 
     .await
 }
 
+/// Where SlateDB says what belongs to a database.
+const MANIFEST: &str = "manifest";
+
 /// Folders that SlateDB makes.
-const FOLDERS: [&str; 5] = ["manifest", "wal", "compacted", "compactions", "gc"];
+const FOLDERS: [&str; 5] = [MANIFEST, "wal", "compacted", "compactions", "gc"];
 
 /// Whether a volume in a local directory can be changed there. SlateDB would repeat for long what can't succeed.
 pub(super) fn check_folder(location: &Location) -> Result<(), Error> {

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use futures_util::TryStreamExt as _;
 use nbd_testkit::{Random, cases};
 use nbd_volume::{
-    Damage, Location, NewVolume, Options, Volume, check, create, delete_snapshot, snapshot,
+    Damage, Error, Location, NewVolume, Options, Volume, check, create, delete, delete_snapshot,
+    snapshot,
 };
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 
-use crate::model::{read, write};
+use crate::model::{flush, read, write};
 use crate::{in_virtual_time, options};
 
 const BLOCK: u64 = 4096;
@@ -99,6 +100,40 @@ fn each_damaged_part_is_reported_and_every_other_block_is_verified() {
             // Each change is in one part of a table, or damages a table as a whole.
             assert!(report.damage.len() as u64 <= changes, "{changes} {report:?}");
             assert!(report.damage.is_sorted_by_key(|one| one.offset), "{report:?}");
+        });
+    });
+}
+
+#[test]
+fn a_damaged_volume_is_not_deleted_while_a_server_has_it_open() {
+    cases(12, |random| {
+        in_virtual_time(async {
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let location = Location::over(Arc::clone(&store), "v");
+            some_volume(&location, random).await;
+            let volume = Volume::open(&location, &options()).await.unwrap();
+            write(&volume, &[1; 4096], 0).await.unwrap();
+            flush(&volume).await.unwrap();
+            // Who has it open is in one of these.
+            let objects: Vec<_> = store.list(None).try_collect().await.unwrap();
+            let data = ["v/wal/", "v/compacted/"];
+            let is_data = |path: &Path| data.iter().any(|folder| path.as_ref().starts_with(folder));
+            for path in objects.iter().map(|object| &object.location).filter(|path| is_data(path)) {
+                let bytes = store.get(path).await.unwrap().bytes().await.unwrap();
+                match random.below(4) {
+                    0 => continue,
+                    // SlateDB takes a part of the log that is missing for its end.
+                    1 if path.as_ref().contains("compacted") => store.delete(path).await.unwrap(),
+                    _ => {
+                        let length = random.below(bytes.len() as u64) as usize;
+                        store.put(path, bytes.slice(..length).into()).await.unwrap();
+                    }
+                }
+            }
+            let refused = delete(&location).await;
+            assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+            let left: Vec<_> = store.list(None).try_collect().await.unwrap();
+            assert!(left.len() >= 2, "{left:?}");
         });
     });
 }
