@@ -1,6 +1,7 @@
 //! What is being fetched from the database, and what was fetched before it is asked for.
 
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,9 +19,14 @@ use crate::reads::Known;
 #[derive(Debug)]
 pub(crate) struct Ahead {
     segments: Mutex<Segments>,
+    /// Those of which the fetch has not begun, by their first block.
+    waiting: Mutex<BTreeMap<u64, Fetch>>,
     block_size: u64,
     /// What those that are kept may take, in bytes.
     max_kept: u64,
+    /// Bytes of those that are kept, and of those that were and are still in memory: replies that were not sent yet are
+    /// slices of them.
+    held: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -62,13 +68,21 @@ struct State {
 pub(crate) struct Fetch {
     ahead: Arc<Ahead>,
     segment: Arc<Segment>,
+    /// For one that is kept.
+    held: Option<Arc<Held>>,
     _ends: watch::Sender<()>,
 }
 
 impl Ahead {
     /// Keeps at most so many bytes.
     pub(crate) fn new(block_size: u32, max_kept: u64) -> Self {
-        Self { segments: Mutex::default(), block_size: u64::from(block_size), max_kept }
+        Self {
+            segments: Mutex::default(),
+            waiting: Mutex::default(),
+            block_size: u64::from(block_size),
+            max_kept,
+            held: Arc::default(),
+        }
     }
 
     /// What may be kept, in bytes.
@@ -96,7 +110,10 @@ impl Ahead {
     fn fetch_kept(self: &Arc<Self>, blocks: &Range<u64>, idle: u64) -> Vec<Fetch> {
         let mut segments = self.segments();
         let bytes = (blocks.end - blocks.start).saturating_mul(self.block_size);
-        match segments.make_room(bytes, self.max_kept, self.block_size, idle) {
+        let held = self.held.load(Ordering::Acquire).saturating_add(bytes);
+        // Clients that do not take their replies have nothing read ahead, rather than more and more in memory.
+        let is_bounded = held <= self.max_kept + self.max_kept / 2;
+        match is_bounded && segments.make_room(bytes, self.max_kept, self.block_size, idle) {
             true => self.register(&mut segments, blocks, true),
             false => Vec::new(),
         }
@@ -111,17 +128,44 @@ impl Ahead {
         let gaps = segments.gaps(blocks);
         let fetches = gaps.into_iter().map(|blocks| {
             let (ends, ended) = watch::channel(());
+            let bytes = (blocks.end - blocks.start) * self.block_size;
             if kept {
-                segments.kept += (blocks.end - blocks.start) * self.block_size;
+                segments.kept += bytes;
             }
+            let held = kept.then(|| Arc::new(Held::new(bytes, &self.held)));
             segments.now += 1;
             let state = State { used: segments.now, ..State::default() };
             let start = blocks.start;
             let segment = Arc::new(Segment { blocks, kept, state: Mutex::new(state), ended });
             segments.by_start.insert(start, Arc::clone(&segment));
-            Fetch { ahead: Arc::clone(self), segment, _ends: ends }
+            Fetch { ahead: Arc::clone(self), segment, held, _ends: ends }
         });
         fetches.collect()
+    }
+
+    /// Keeps what is to be fetched until it [begins](Self::begin).
+    pub(crate) fn wait(&self, fetch: Fetch) {
+        let replaced = self.waiting_fetches().insert(fetch.segment.blocks.start, fetch);
+        // It takes the other lock.
+        drop(replaced);
+    }
+
+    /// The blocks that are to be fetched from this one on, if that has not begun.
+    pub(crate) fn waiting(&self, start: u64) -> Option<Range<u64>> {
+        self.waiting_fetches().get(&start).map(Fetch::blocks)
+    }
+
+    /// Begins to fetch exactly these blocks, unless somebody else has.
+    pub(crate) fn begin(&self, blocks: &Range<u64>) -> Option<Fetch> {
+        let mut waiting = self.waiting_fetches();
+        match waiting.get(&blocks.start)?.segment.blocks == *blocks {
+            true => waiting.remove(&blocks.start),
+            false => None,
+        }
+    }
+
+    fn waiting_fetches(&self) -> MutexGuard<'_, BTreeMap<u64, Fetch>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The segments that hold any of these blocks, in their order.
@@ -178,6 +222,8 @@ impl Ahead {
 
     /// Nothing is known any more.
     pub(crate) fn clear(&self) {
+        let waiting = core::mem::take(&mut *self.waiting_fetches());
+        drop(waiting);
         let mut segments = self.segments();
         segments.by_start.clear();
         segments.kept = 0;
@@ -316,9 +362,46 @@ impl Fetch {
         let indexes = self.segment.blocks.clone();
         let known = indexes.zip(blocks).map(|(index, block)| {
             let is_known = !changed.contains(&index);
-            is_known.then_some(block)
+            is_known.then(|| match &self.held {
+                Some(held) if !block.is_empty() => held.slice(block),
+                _ => block,
+            })
         });
         state.fetched = Some(known.collect());
+    }
+}
+
+/// Counts a segment that is kept, from when its fetch is planned until none of its blocks is in memory any more.
+#[derive(Debug)]
+struct Held {
+    bytes: u64,
+    all: Arc<AtomicU64>,
+}
+
+impl Held {
+    fn new(bytes: u64, all: &Arc<AtomicU64>) -> Self {
+        all.fetch_add(bytes, Ordering::AcqRel);
+        Self { bytes, all: Arc::clone(all) }
+    }
+
+    /// A block of it.
+    fn slice(self: &Arc<Self>, block: Bytes) -> Bytes {
+        struct Slice(
+            Bytes,
+            #[expect(dead_code, reason = "it is counted until this is dropped")] Arc<Held>,
+        );
+        impl AsRef<[u8]> for Slice {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        Bytes::from_owner(Slice(block, Arc::clone(self)))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -336,110 +419,4 @@ impl Drop for Fetch {
 }
 
 #[cfg(test)]
-mod tests {
-    use nbd_testkit::cases;
-
-    use super::*;
-
-    const BLOCK: u64 = 4096;
-
-    fn bytes(version: u64) -> Bytes {
-        Bytes::copy_from_slice(&version.to_le_bytes())
-    }
-
-    /// Fetches that begin, end and fail in any order, with changes in between: nothing that was changed since is given
-    /// out, no block is fetched by two at the same time, and what is kept stays below its bound.
-    #[test]
-    fn what_is_given_out_is_never_older_than_the_latest_change() {
-        cases(200, |random| {
-            const BLOCKS: u64 = 64;
-            let max = 16 * BLOCK;
-            let ahead = Arc::new(Ahead::new(4096, max));
-            let mut disk: Vec<u64> = vec![0; BLOCKS as usize];
-            // With what their scans see, once they have begun.
-            let mut fetches: Vec<(Fetch, Option<Vec<Bytes>>)> = Vec::new();
-            for version in 1..200 {
-                let start = random.below(BLOCKS);
-                let range = start..(start + 1 + random.below(12)).min(BLOCKS);
-                match random.below(8) {
-                    0 => fetches.extend(ahead.fetch(&range).into_iter().map(|one| (one, None))),
-                    1 | 2 => {
-                        let begun = ahead.fetch_ahead(&range);
-                        fetches.extend(begun.into_iter().map(|one| (one, None)));
-                    }
-                    3 if !fetches.is_empty() => {
-                        let one = random.below(fetches.len() as u64) as usize;
-                        let (fetch, seen) = &mut fetches[one];
-                        let blocks = fetch.blocks();
-                        let now = blocks.map(|index| bytes(disk[index as usize])).collect();
-                        seen.get_or_insert(now);
-                    }
-                    4 | 5 if !fetches.is_empty() => {
-                        let one = random.below(fetches.len() as u64) as usize;
-                        if let (fetch, Some(seen)) = fetches.remove(one) {
-                            fetch.finish(seen);
-                        }
-                    }
-                    6 => ahead.read(&(range.start * BLOCK + 1..range.end * BLOCK)),
-                    _ => {
-                        range.clone().for_each(|index| disk[index as usize] = version);
-                        ahead.forget(range);
-                    }
-                }
-                for (index, version) in disk.iter().enumerate() {
-                    let got = ahead.get(index as u64);
-                    assert!(got.is_none_or(|block| block == bytes(*version)), "block {index}");
-                }
-                let segments = ahead.segments();
-                let mut end = 0;
-                let mut kept = 0;
-                for segment in segments.by_start.values() {
-                    assert!(end <= segment.blocks.start, "segments overlap");
-                    end = segment.blocks.end;
-                    kept += if segment.kept { end - segment.blocks.start } else { 0 };
-                }
-                assert_eq!(segments.kept, kept * BLOCK);
-                assert!(segments.kept <= max);
-            }
-            drop(fetches);
-            assert!(ahead.segments().by_start.values().all(|segment| segment.kept));
-        });
-    }
-
-    #[test]
-    fn a_segment_is_dropped_when_it_was_read() {
-        let ahead = Arc::new(Ahead::new(4096, 1 << 20));
-        for fetch in ahead.fetch_ahead(&(0..4)) {
-            fetch.finish(vec![bytes(1); 4]);
-        }
-        ahead.read(&(0..3 * BLOCK));
-        assert!(ahead.get(3).is_some());
-        ahead.read(&(3 * BLOCK..4 * BLOCK));
-        assert!(ahead.get(3).is_none());
-        assert_eq!(ahead.segments().kept, 0);
-    }
-
-    #[test]
-    fn those_who_wait_are_woken_however_a_fetch_ends() {
-        use core::future::Future;
-        use core::pin::pin;
-        use core::task::{Context, Poll, Waker};
-
-        let ahead = Arc::new(Ahead::new(4096, 1 << 20));
-        for finished in [true, false] {
-            let mut fetches = ahead.fetch(&(0..4));
-            let segment = ahead.covering(&(2..3)).remove(0);
-            let mut waiting = pin!(segment.ended());
-            let mut context = Context::from_waker(Waker::noop());
-            assert!(waiting.as_mut().poll(&mut context).is_pending());
-            let fetch = fetches.remove(0);
-            match finished {
-                true => fetch.finish(vec![bytes(1); 4]),
-                false => drop(fetch),
-            }
-            assert_eq!(waiting.as_mut().poll(&mut context), Poll::Ready(()));
-            assert_eq!(segment.get(2).is_some(), finished);
-            assert!(ahead.covering(&(0..4)).is_empty());
-        }
-    }
-}
+mod tests;

@@ -22,9 +22,6 @@ pub(crate) type Result<T> = core::result::Result<T, ExportError>;
 /// Blocks in one batch at most. A batch is in the store as a whole or not at all.
 const BATCH: usize = 256;
 
-/// Bytes that are fetched at a time to find out which blocks there are. The database has them beside the keys.
-pub(crate) const SCANNED_AT_A_TIME: usize = 1 << 20;
-
 /// Bytes of one block.
 struct Part {
     index: u64,
@@ -165,7 +162,7 @@ impl Shared {
                 changes.set(*index, self.merged(&part, zeroes).await?).await?;
             }
         }
-        let found = self.database.blocks(blocks, SCANNED_AT_A_TIME, true).await;
+        let found = self.database.walk(blocks).await.begin(true).await;
         let mut found = found.map_err(|error| self.failed(&error))?;
         let mut removed = 0;
         while let Some((index, _)) = found.next().await.map_err(|error| self.failed(&error))? {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nbd_engine::export::{Allocation, Visitor};
 
-use crate::blocks::{Result, SCANNED_AT_A_TIME};
+use crate::blocks::Result;
 use crate::shared::Shared;
 use crate::streams::Streams;
 
@@ -90,7 +90,7 @@ impl Shared {
             return Ok(());
         }
         let blocks = self.blocks(&(runs.end..runs.bytes.end));
-        let found = self.database.blocks(blocks, SCANNED_AT_A_TIME, true).await;
+        let found = self.database.walk(blocks).await.begin(true).await;
         let mut found = found.map_err(|error| self.failed(&error))?;
         while let Some((index, _)) = found.next().await.map_err(|error| self.failed(&error))? {
             runs.push(index * self.block_size(), true);

@@ -81,6 +81,7 @@ mod pieces;
 mod reads;
 mod records;
 mod replies;
+mod room;
 mod settings;
 mod shared;
 mod store;

@@ -9,16 +9,20 @@ use crate::DiskCache;
 #[non_exhaustive]
 pub struct Options {
     /// Bytes of written data that may be in memory alone; writes wait when there are more. Less than 8 MiB counts as
-    /// 8 MiB; the default is 146 MiB. A quarter of it, but at most 16 MiB, is the size of the tables that are uploaded.
+    /// 8 MiB; the default is 135 MiB. A quarter of it, but at most 16 MiB, is the size of the tables that are uploaded.
     pub max_unflushed: usize,
-    /// Bytes that the cache of read and written blocks takes at most. The default is 101 MiB; 0 keeps none.
+    /// Bytes that the cache of read and written blocks takes at most. The default is 93 MiB; 0 keeps none.
     pub cache: u64,
     /// Bytes that are fetched before they are asked for, at most, for all clients that read in sequence. A distant
-    /// store needs more than it sends within its latency. The default is 78 MiB; 0 has nothing read ahead.
+    /// store needs more than it sends within its latency. The default is 72 MiB; 0 has nothing read ahead.
     pub read_ahead: u64,
     /// Bytes that the cache of what is read of the store's objects takes at most: the indexes and filters of tables,
-    /// and parts of tables. The default is 67 MiB.
+    /// and parts of tables. The default is 62 MiB.
     pub object_cache: u64,
+    /// Bytes of the store's objects that are being fetched at the same time for reads, at most: those of which more is
+    /// needed wait. One read takes what it has to, alone then if that is more: up to 128 KiB for each table that
+    /// has a part of what it reads, of which there are up to 256 that were not merged yet. The default is 52 MiB.
+    pub fetching: u64,
     /// A cache on a local disk, for what does not fit into memory. There is none by default.
     pub disk_cache: Option<DiskCache>,
     /// How long a request waits for a store that does not answer before it fails with `EIO`, and how long each step of
@@ -44,6 +48,7 @@ impl Default for Options {
             cache: 0,
             read_ahead: 0,
             object_cache: 0,
+            fetching: 0,
             disk_cache: None,
             patience: Duration::from_secs(60),
             lease: Duration::from_secs(10),
@@ -56,20 +61,22 @@ impl Default for Options {
 
 impl Options {
     /// The smallest bound of memory that makes sense, in bytes: see [`with_memory`](Self::with_memory).
-    pub const MIN_MEMORY: u64 = 128 << 20;
+    pub const MIN_MEMORY: u64 = 192 << 20;
 
     /// The bound of memory of the [default](Self::default) options, in bytes.
     pub const DEFAULT_MEMORY: u64 = 640 << 20;
 
-    /// Bytes that a server takes without any of what is bounded.
-    const FIXED_MEMORY: u64 = 80 << 20;
+    /// Bytes that a server takes without any of what is bounded: the program, and what some tens of MiB of requests that are
+    /// in flight take.
+    const FIXED_MEMORY: u64 = 120 << 20;
 
     /// The same with a bound for the memory of a server that has one volume open, in bytes, of at least
-    /// [`MIN_MEMORY`](Self::MIN_MEMORY). 80 MiB are for the program. Of the rest,
-    /// [`max_unflushed`](Self::max_unflushed) has 26 %, [`cache`](Self::cache) 18 %,
-    /// [`object_cache`](Self::object_cache) 12 % and [`read_ahead`](Self::read_ahead) 14 %, and the last 30 % are for what
-    /// is being encoded and merged. The allocator is not accounted for exactly, nor is what SlateDB fetches
-    /// for many reads in flight: measured, a server that writes stays near it, and reads can exceed it by far.
+    /// [`MIN_MEMORY`](Self::MIN_MEMORY). 120 MiB are for the
+    /// program and some tens of MiB of requests in flight. Of the rest, [`max_unflushed`](Self::max_unflushed) has 26 %,
+    /// [`cache`](Self::cache) 18 %, [`object_cache`](Self::object_cache) 12 %, [`read_ahead`](Self::read_ahead) 14 % and
+    /// [`fetching`](Self::fetching) 10 %, and the last 20 % are for what is being encoded and merged. The allocator is
+    /// not accounted for exactly: measured, a server that calls [`reuse_large_buffers`](crate::reuse_large_buffers)
+    /// stays below it.
     #[must_use]
     pub fn with_memory(self, bytes: u64) -> Self {
         let percent = (bytes.max(Self::MIN_MEMORY) - Self::FIXED_MEMORY) / 100;
@@ -77,6 +84,7 @@ impl Options {
             max_unflushed: usize::try_from(26 * percent).unwrap_or(usize::MAX),
             cache: 18 * percent,
             object_cache: 12 * percent,
+            fetching: 10 * percent,
             read_ahead: 14 * percent,
             ..self
         }
@@ -133,10 +141,11 @@ mod tests {
                 options.cache,
                 options.object_cache,
                 options.read_ahead,
+                options.fetching,
             ];
             let all: u64 = parts.iter().sum();
             let bound = bytes.max(Options::MIN_MEMORY) - Options::FIXED_MEMORY;
-            let shared = bound / 10 * 7;
+            let shared = bound / 10 * 8;
             assert!(all <= shared && shared - all < 100, "{bytes}: {parts:?}");
             assert!(options.max_unflushed >= Options::MIN_UNFLUSHED);
         }

@@ -3,16 +3,17 @@
 use core::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use nbd_engine::export::ExportError;
 use tokio::time::timeout;
 
 use crate::ahead::{Ahead, Fetch};
 use crate::blocks::Result;
-use crate::database::PART_SIZE;
+use crate::database::Walk;
 use crate::layout::block_key;
 use crate::locks::Mode;
 use crate::shared::Shared;
+use crate::streams::Streams;
 
 /// Bytes of a read or write up to which its blocks are kept in the cache: longer ones are not likely to be read again
 /// soon, and would drive out what is.
@@ -53,9 +54,7 @@ impl Shared {
         if self.check_open().is_err() || blocks.clone().all(|index| self.cache.has(index)) {
             return;
         }
-        for fetch in register(&self.ahead, &blocks) {
-            self.runtime.spawn(Arc::clone(self).fetch(fetch, sequence <= MAX_CACHED_SEQUENCE));
-        }
+        self.spawn_fetches(register(&self.ahead, &blocks), sequence <= MAX_CACHED_SEQUENCE);
     }
 
     /// The blocks that hold these bytes if all of them are known without asking the database. Those that are read in
@@ -93,7 +92,7 @@ impl Shared {
         }
         // What could not be fetched with others, or was changed before the lock was taken.
         if let Some(missing) = missing(&blocks, &known) {
-            let found = self.scan(&missing, true).await?;
+            let found = self.read_stored(&missing).await?;
             for (index, block) in missing.zip(found) {
                 known[position(&blocks, index)] = Some(block);
             }
@@ -112,9 +111,7 @@ impl Shared {
 
     /// Fills in what others fetch or have fetched, and fetches the rest for them as well.
     async fn fill(self: &Arc<Self>, known: &mut Known, blocks: &Range<u64>, missing: &Range<u64>) {
-        for fetch in self.ahead.fetch(missing) {
-            self.runtime.spawn(Arc::clone(self).fetch(fetch, true));
-        }
+        self.spawn_fetches(self.ahead.fetch(missing), true);
         // Before the wait: they leave when they were fetched.
         for segment in self.ahead.covering(missing) {
             segment.ended().await;
@@ -122,31 +119,80 @@ impl Shared {
         }
     }
 
-    /// Fetches a segment. One that fails is fetched by those who need it, who report the error.
-    async fn fetch(self: Arc<Self>, fetch: Fetch, cached: bool) {
-        let blocks = fetch.blocks();
-        if let Ok(Ok(found)) = timeout(self.patience, self.scan(&blocks, cached)).await {
-            fetch.finish(found);
+    fn spawn_fetches(self: &Arc<Self>, fetches: Vec<Fetch>, cached: bool) {
+        for fetch in fetches {
+            let blocks = fetch.blocks();
+            self.ahead.wait(fetch);
+            let shared = Arc::clone(self);
+            self.runtime.spawn(async move {
+                // Those that fail are fetched by those who need them, who report the error.
+                let _ = timeout(shared.patience, shared.fetch(&blocks, cached)).await;
+                // If it gave up before its turn came.
+                drop(shared.ahead.begin(&blocks));
+            });
         }
     }
 
-    /// The blocks as the database has them now.
-    async fn scan(&self, blocks: &Range<u64>, cached: bool) -> Result<Run> {
-        if blocks.end - blocks.start == 1 {
-            return Ok(vec![self.stored(blocks.start).await?]);
+    /// Fetches a segment when there is room for it, unless it was fetched with one before it. Those that follow it, and
+    /// still wait then, are fetched with it: where blocks lie in many tables, a part of each of them is fetched for a short
+    /// segment as it is for a long one.
+    async fn fetch(&self, blocks: &Range<u64>, cached: bool) -> Result<()> {
+        let mut walk = self.fetched_at_once(blocks, Streams::MAX_PIECE).await;
+        let Some(fetch) = self.ahead.begin(blocks) else { return Ok(()) };
+        let mut fetches = vec![fetch];
+        let mut all = blocks.clone();
+        while let Some(next) = self.ahead.waiting(all.end) {
+            let bytes = self.bytes(&next);
+            if !walk.can_extend(bytes) {
+                break;
+            }
+            let Some(fetch) = self.ahead.begin(&next) else { break };
+            walk.extend(next.end, bytes);
+            fetches.push(fetch);
+            all.end = next.end;
         }
+        let mut found = self.scan(walk, &all, cached).await?;
+        for fetch in fetches.into_iter().rev() {
+            let start = fetch.blocks().start;
+            fetch.finish(found.split_off(position(&all, start)));
+        }
+        Ok(())
+    }
+
+    /// Waits until there is room to fetch these blocks at once, and perhaps more.
+    async fn fetched_at_once(&self, blocks: &Range<u64>, most: u64) -> Walk<'_> {
+        self.database.fetch(blocks.start..=blocks.end - 1, self.bytes(blocks), most).await
+    }
+
+    /// How long they are.
+    fn bytes(&self, blocks: &Range<u64>) -> u64 {
+        (blocks.end - blocks.start).saturating_mul(self.block_size())
+    }
+
+    /// The blocks as the database has them now.
+    async fn read_stored(&self, blocks: &Range<u64>) -> Result<Run> {
+        if blocks.end - blocks.start == 1 {
+            let block = self.stored(blocks.start).await?;
+            return Ok(vec![Bytes::copy_from_slice(&block)]);
+        }
+        let walk = self.fetched_at_once(blocks, 0).await;
+        self.scan(walk, blocks, true).await
+    }
+
+    /// The blocks as a walk over them finds them.
+    async fn scan(&self, walk: Walk<'_>, blocks: &Range<u64>, cached: bool) -> Result<Run> {
         let failed = |error| self.failed(&error);
-        let length = (blocks.end - blocks.start).saturating_mul(self.block_size());
-        // With room for keys and the like, so that it is one request for each table.
-        let length = usize::try_from(length + length / 8).unwrap_or(usize::MAX) + 2 * PART_SIZE;
-        let range = blocks.start..=blocks.end - 1;
-        let mut found = self.database.blocks(range, length, cached).await.map_err(failed)?;
+        let mut copies = walk.is_sparse().then(|| Copies::new(self.bytes(blocks)));
+        let mut found = walk.begin(cached).await.map_err(failed)?;
         let mut run = Run::new();
         let mut next = blocks.start;
         while let Some((index, block)) = found.next().await.map_err(failed)? {
             let block = self.checked(index, block)?;
             run.extend((next..index).map(|_| Bytes::new()));
-            run.push(block);
+            run.push(match &mut copies {
+                Some(copies) => copies.copy(&block),
+                None => block,
+            });
             next = index + 1;
         }
         run.extend((next..blocks.end).map(|_| Bytes::new()));
@@ -187,6 +233,32 @@ impl Shared {
                 self.block_size()
             ))),
         }
+    }
+}
+
+/// Copies of blocks, several of which share memory: as slices of what was fetched each would keep all of that, which is
+/// much more than what was asked for where blocks lie in many tables.
+struct Copies {
+    free: BytesMut,
+    chunk: usize,
+}
+
+impl Copies {
+    /// Bytes that share memory, at most.
+    const CHUNK: usize = 128 << 10;
+
+    /// For blocks of so many bytes.
+    fn new(bytes: u64) -> Self {
+        let chunk = usize::try_from(bytes).unwrap_or(usize::MAX).min(Self::CHUNK);
+        Self { free: BytesMut::new(), chunk }
+    }
+
+    fn copy(&mut self, block: &[u8]) -> Bytes {
+        if self.free.capacity() < block.len() {
+            self.free = BytesMut::with_capacity(self.chunk.max(block.len()));
+        }
+        self.free.extend_from_slice(block);
+        self.free.split().freeze()
     }
 }
 

@@ -60,7 +60,7 @@ impl Shared {
     }
 
     pub(crate) fn is_writable(&self) -> bool {
-        matches!(self.database, Database::Writer(_))
+        self.database.as_writer().is_some()
     }
 
     /// Drops what is known of blocks, and lets others use the cache on disk: the volume can't be used any more.

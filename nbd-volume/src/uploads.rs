@@ -9,7 +9,6 @@ use slatedb::config::WriteOptions;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout_at};
 
-use crate::database::Database;
 use crate::shared::Shared;
 
 /// What is written, and what of it is in the store.
@@ -79,7 +78,7 @@ impl Uploads {
 impl Shared {
     /// Hands a batch to SlateDB, which may make it wait for memory.
     pub(crate) async fn put(&self, batch: WriteBatch) -> Result<(), slatedb::Error> {
-        let Database::Writer(db) = &self.database else { return Ok(()) };
+        let Some(db) = self.database.as_writer() else { return Ok(()) };
         let handle = db.write_with_options(batch, &WriteOptions::default()).await?;
         self.uploads.written.fetch_max(handle.seqnum(), Ordering::AcqRel);
         Ok(())
@@ -87,7 +86,7 @@ impl Shared {
 
     /// Has everything uploaded that was written until now. One upload serves all that came before it began.
     pub(crate) async fn upload(&self) -> Result<(), slatedb::Error> {
-        let Database::Writer(db) = &self.database else { return Ok(()) };
+        let Some(db) = self.database.as_writer() else { return Ok(()) };
         let uploads = &self.uploads;
         let wanted = uploads.written.load(Ordering::Acquire);
         let is_durable =

@@ -93,7 +93,7 @@ impl Volume {
         let cache = disk_cache(location, options, descriptor.id.clone()).await?;
         let opening = database::open(location, options, cache.as_ref(), cipher);
         let db = within(location, "open", options.patience, opening).await?;
-        let database = Database::Writer(db.clone());
+        let database = Database::writer(db.clone(), options);
         let size = size(location, &database, options.patience).await?;
         let volume = Self::new(location, options, descriptor, database, size, cache);
         // The look at the store begins now, and not when it was opened: another server may have come meanwhile.
@@ -122,7 +122,7 @@ impl Volume {
             disk_cache(location, options, format!("{}-{}", descriptor.id, checkpoint.id)).await?;
         let opening = database::read(location, mode, options, cache.as_ref(), cipher);
         let reader = within(location, "open a snapshot of", options.patience, opening).await?;
-        let database = Database::Reader(Arc::new(reader));
+        let database = Database::reader(reader, options);
         let size = size(location, &database, options.patience).await?;
         let options = Options { lease: Duration::MAX, ..options.clone() };
         let volume = Self::new(location, &options, descriptor, database, size, cache);
@@ -194,7 +194,7 @@ impl Volume {
         };
         let mut batch = WriteBatch::new();
         batch.put(WRITER_KEY, encoded(&record));
-        let Database::Writer(db) = &shared.database else { return Ok(()) };
+        let Some(db) = shared.database.as_writer() else { return Ok(()) };
         let stored = async {
             db.write(batch).await?;
             db.flush().await
@@ -229,7 +229,7 @@ impl Volume {
         let _all = shared.locks.lock(0..u64::MAX, Mode::Exclusive).await;
         // The record lets a successor answer at once: from here on nothing is answered with success.
         shared.lease.lose(Lost::Closed);
-        let Database::Writer(db) = &shared.database else { return Ok(()) };
+        let Some(db) = shared.database.as_writer() else { return Ok(()) };
         let recorded = self.record_writer(false, Duration::ZERO).await;
         let closed = within(&shared.location, "close", shared.patience, db.close()).await;
         recorded.and(closed)
@@ -260,7 +260,7 @@ impl Volume {
     pub async fn snapshot(&self, name: &str) -> Result<(), Error> {
         let shared = &self.0;
         let location = &shared.location;
-        let Database::Writer(db) = &shared.database else {
+        let Some(db) = shared.database.as_writer() else {
             return Err(Error::Invalid("a snapshot can't be made of a snapshot".to_owned()));
         };
         crate::manage::check_new_snapshot(location, name, shared.patience).await?;

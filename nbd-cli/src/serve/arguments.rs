@@ -134,7 +134,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "MIN[:PREFERRED[:MAX]]", value_parser = block_size::parse)]
     pub(crate) block_size: Option<BlockSize>,
 
-    /// How much memory each volume may take, at least 128M, and the cache of each object, at least 32M [default: 640M for
+    /// How much memory each volume may take, at least 192M, and the cache of each object, at least 32M [default: 640M for
     /// a volume, 256M for an object]
     ///
     /// For a volume that is all that a server of it takes. What clients send and receive comes on top.

@@ -47,9 +47,6 @@ const MAX_DAMAGE: usize = 1000;
 /// How far to go on behind a place that can't be read although every table can: as much as tables are read in.
 const STEP: u64 = 64 << 10;
 
-/// Bytes that are fetched at a time.
-const AT_A_TIME: usize = 4 << 20;
-
 /// Reads all blocks of a volume, or of one of its snapshots, as they are in the store now, which verifies the
 /// checksums of what SlateDB stored. `progress` gets how many blocks were read, after each: it should return soon.
 /// Disturbs no server. Holes cost nothing.
@@ -85,7 +82,7 @@ pub async fn check(
     let reading = database::read(location, mode, &options, None, cipher.clone());
     let reader = within(location, "read", PATIENCE, reading).await?;
     let manifest = reader.manifest();
-    let database = Database::Reader(reader.into());
+    let database = Database::reader(reader, &options);
     let mut report = Report::default();
     let end = match size(location, &database, PATIENCE).await {
         Ok(size) => size.div_ceil(u64::from(descriptor.block_size)),
@@ -131,7 +128,7 @@ impl<P: FnMut(u64)> Check<P> {
             return Ok(());
         }
         let failed = |next: u64, error: slatedb::Error| (next, chain(&error));
-        let walk = self.database.blocks(next..=blocks.end - 1, AT_A_TIME, false).await;
+        let walk = self.database.walk(next..=blocks.end - 1).await.begin(false).await;
         let mut walk = walk.map_err(|error| failed(next, error))?;
         while let Some((index, block)) = walk.next().await.map_err(|error| failed(next, error))? {
             next = index + 1;

@@ -155,11 +155,11 @@ pub(crate) async fn latest(
     let options = Options { object_cache: 8 << 20, ..Options::default() };
     let opening = database::read(location, DbReaderMode::FollowLatest, &options, None, cipher);
     let reader = within(location, "read", PATIENCE, opening).await?;
-    Ok(Database::Reader(reader.into()))
+    Ok(Database::reader(reader, &options))
 }
 
 pub(crate) async fn close(database: Database) {
-    if let Database::Reader(reader) = database
+    if let Some(reader) = database.as_reader()
         && let Err(error) = reader.close().await
     {
         tracing::debug!(error = crate::error::chain(&error), "a reader was not closed");

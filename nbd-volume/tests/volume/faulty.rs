@@ -32,6 +32,8 @@ pub(crate) struct Faulty {
     pub(crate) slow_puts: AtomicU64,
     /// An object can't be replaced by a condition.
     pub(crate) no_updates: AtomicBool,
+    /// Replies have memory of their own, as those of a store elsewhere.
+    pub(crate) copies: AtomicBool,
     /// Requests that write which got through.
     pub(crate) puts: AtomicU64,
 }
@@ -57,6 +59,7 @@ impl Faulty {
             away: AtomicBool::new(false),
             slow_puts: AtomicU64::new(0),
             no_updates: AtomicBool::new(false),
+            copies: AtomicBool::new(false),
             puts: AtomicU64::new(0),
         })
     }
@@ -154,13 +157,20 @@ impl ObjectStore for Faulty {
         self.before().await?;
         let result = self.inner.get_opts(path, options).await;
         let result = self.after(result).await?;
-        if !self.one_in(self.faults.cuts) {
+        let (is_cut, is_copied) =
+            (self.one_in(self.faults.cuts), self.copies.load(Ordering::Acquire));
+        if !is_cut && !is_copied {
             return Ok(result);
         }
         let (meta, range, attributes) =
             (result.meta.clone(), result.range.clone(), result.attributes.clone());
         let extensions = result.extensions.clone();
-        let mut bytes = result.bytes().await?;
+        let mut bytes = Bytes::copy_from_slice(&result.bytes().await?);
+        if !is_cut {
+            let stream = futures_util::stream::iter([Ok(bytes)]);
+            let payload = object_store::GetResultPayload::Stream(stream.boxed());
+            return Ok(GetResult { payload, meta, range, attributes, extensions });
+        }
         let random = self.random.lock().unwrap().below(2 * bytes.len() as u64 + 1);
         bytes.truncate(random as usize / 2);
         // With an error, or without one.

@@ -19,7 +19,7 @@ use crate::output::quoted;
 const MAX_PREFIX: usize = 4096 - 256;
 
 /// The least bytes of memory that a volume or an object is given.
-pub(crate) const MIN_VOLUME_MEMORY: u64 = 128 << 20;
+pub(crate) const MIN_VOLUME_MEMORY: u64 = 192 << 20;
 
 /// The same for an object that is a disk.
 pub(crate) const MIN_OBJECT_MEMORY: u64 = 32 << 20;

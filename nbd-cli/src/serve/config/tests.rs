@@ -147,7 +147,7 @@ fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
         ),
         (
             "[[export]]\nvolume = 's3://b/v'\nvolume-memory = '1M'",
-            "3:17: volume-memory 1048576 is too little: give at least 128M",
+            "3:17: volume-memory 1048576 is too little: give at least 192M",
         ),
         (
             "[[export]]\nmemory = 1\nvolume-memory = '1G'",
