@@ -143,11 +143,13 @@ impl Ahead {
         fetches.collect()
     }
 
-    /// Keeps what is to be fetched until it [begins](Self::begin).
-    pub(crate) fn wait(&self, fetch: Fetch) {
-        let replaced = self.waiting_fetches().insert(fetch.segment.blocks.start, fetch);
+    /// Keeps what is to be fetched until its turn comes, or somebody else [begins](Self::begin) it.
+    pub(crate) fn wait(self: &Arc<Self>, fetch: Fetch) -> Turn {
+        let blocks = fetch.blocks();
+        let replaced = self.waiting_fetches().insert(blocks.start, fetch);
         // It takes the other lock.
         drop(replaced);
+        Turn { ahead: Arc::clone(self), blocks }
     }
 
     /// The blocks that are to be fetched from this one on, if that has not begun.
@@ -368,6 +370,31 @@ impl Fetch {
             })
         });
         state.fetched = Some(known.collect());
+    }
+}
+
+/// Whoever waits to fetch a segment. When this is dropped before it was begun, others fetch the blocks by themselves.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    ahead: Arc<Ahead>,
+    blocks: Range<u64>,
+}
+
+impl Turn {
+    /// What is to be fetched.
+    pub(crate) fn blocks(&self) -> &Range<u64> {
+        &self.blocks
+    }
+
+    /// Begins, unless somebody else has.
+    pub(crate) fn begin(&self) -> Option<Fetch> {
+        self.ahead.begin(&self.blocks)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        drop(self.begin());
     }
 }
 

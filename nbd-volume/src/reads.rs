@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use nbd_engine::export::ExportError;
 use tokio::time::timeout;
 
-use crate::ahead::{Ahead, Fetch};
+use crate::ahead::{Ahead, Fetch, Turn};
 use crate::blocks::Result;
 use crate::database::Walk;
 use crate::layout::block_key;
@@ -121,14 +121,11 @@ impl Shared {
 
     fn spawn_fetches(self: &Arc<Self>, fetches: Vec<Fetch>, cached: bool) {
         for fetch in fetches {
-            let blocks = fetch.blocks();
-            self.ahead.wait(fetch);
+            let turn = self.ahead.wait(fetch);
             let shared = Arc::clone(self);
             self.runtime.spawn(async move {
                 // Those that fail are fetched by those who need them, who report the error.
-                let _ = timeout(shared.patience, shared.fetch(&blocks, cached)).await;
-                // If it gave up before its turn came.
-                drop(shared.ahead.begin(&blocks));
+                let _ = timeout(shared.patience, shared.fetch(turn, cached)).await;
             });
         }
     }
@@ -136,11 +133,11 @@ impl Shared {
     /// Fetches a segment when there is room for it, unless it was fetched with one before it. Those that follow it, and
     /// still wait then, are fetched with it: where blocks lie in many tables, a part of each of them is fetched for a short
     /// segment as it is for a long one.
-    async fn fetch(&self, blocks: &Range<u64>, cached: bool) -> Result<()> {
-        let mut walk = self.fetched_at_once(blocks, Streams::MAX_PIECE).await;
-        let Some(fetch) = self.ahead.begin(blocks) else { return Ok(()) };
+    async fn fetch(&self, turn: Turn, cached: bool) -> Result<()> {
+        let mut walk = self.fetched_at_once(turn.blocks(), Streams::MAX_PIECE).await;
+        let Some(fetch) = turn.begin() else { return Ok(()) };
+        let mut all = fetch.blocks();
         let mut fetches = vec![fetch];
-        let mut all = blocks.clone();
         while let Some(next) = self.ahead.waiting(all.end) {
             let bytes = self.bytes(&next);
             if !walk.can_extend(bytes) {

@@ -116,3 +116,53 @@ fn those_who_wait_are_woken_however_a_fetch_ends() {
         assert!(ahead.covering(&(0..4)).is_empty());
     }
 }
+
+/// Fetches that wait, of which some are given up, some begun by their own, and some with those before them: each is begun
+/// once or given up, and nobody waits for one that is neither.
+#[test]
+fn what_waits_is_begun_once_or_given_up() {
+    cases(200, |random| {
+        const BLOCKS: u64 = 64;
+        let ahead = Arc::new(Ahead::new(4096, 16 * BLOCK));
+        let mut turns = Vec::new();
+        let mut begun: Vec<Fetch> = Vec::new();
+        for _ in 0..100 {
+            let start = random.below(BLOCKS);
+            let range = start..(start + 1 + random.below(12)).min(BLOCKS);
+            match random.below(5) {
+                0 => turns.extend(ahead.fetch(&range).into_iter().map(|one| ahead.wait(one))),
+                1 => turns.extend(ahead.fetch_ahead(&range).into_iter().map(|one| ahead.wait(one))),
+                2 if !turns.is_empty() => {
+                    let turn = turns.swap_remove(random.below(turns.len() as u64) as usize);
+                    begun.extend(turn.begin());
+                    let mut end = turn.blocks().end;
+                    while random.below(4) > 0
+                        && let Some(next) = ahead.waiting(end)
+                    {
+                        assert_eq!(next.start, end);
+                        end = next.end;
+                        begun.extend(ahead.begin(&next));
+                    }
+                }
+                3 if !turns.is_empty() => {
+                    turns.swap_remove(random.below(turns.len() as u64) as usize);
+                }
+                4 if random.below(20) == 0 => ahead.clear(),
+                _ => {
+                    let finished = random.below(begun.len() as u64 + 1) as usize;
+                    for fetch in begun.drain(..finished) {
+                        let blocks = fetch.blocks();
+                        fetch.finish(blocks.map(bytes).collect());
+                    }
+                }
+            }
+            let waiting: Vec<_> = ahead.waiting_fetches().values().map(Fetch::blocks).collect();
+            for blocks in &waiting {
+                assert!(turns.iter().any(|turn| turn.blocks() == blocks), "{blocks:?} has no turn");
+            }
+        }
+        drop((turns, begun));
+        assert!(ahead.waiting_fetches().is_empty());
+        assert!(ahead.segments().by_start.values().all(|segment| segment.kept));
+    });
+}
