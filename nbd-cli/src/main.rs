@@ -41,6 +41,7 @@ mod quantity;
 mod resize;
 mod retries;
 mod serve;
+mod spelling;
 mod status;
 mod stderr;
 mod target;

@@ -6,6 +6,7 @@
 mod check;
 mod document;
 mod fields;
+mod kind;
 mod model;
 mod print;
 mod read;
