@@ -45,6 +45,7 @@ mod spelling;
 mod status;
 mod stderr;
 mod target;
+mod tips;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(not(feature = "tls"))]
