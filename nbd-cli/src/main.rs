@@ -27,6 +27,7 @@ mod list;
 mod log;
 mod man;
 mod map;
+mod new_size;
 mod output;
 mod overlay;
 // Those that the tests of examples leave out.
