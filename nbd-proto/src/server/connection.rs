@@ -13,7 +13,7 @@ use crate::outbound::{Outbound, Tail};
 use crate::scratch::Scratch;
 use crate::wire::{HandshakeFlags, NewstyleGreeting, OldstyleGreeting, valid_string};
 use crate::{
-    CloseReason, Error, ExportInfo, ExportView, Finished, Input, Misuse, PauseReason, Refusal,
+    Error, ExportInfo, ExportView, Finished, Input, Misuse, NoSession, OrderlyEnd, PauseReason,
     RequestId, Segments, Wants,
 };
 
@@ -59,7 +59,7 @@ enum Phase {
 enum End {
     Open,
     /// Nothing more is read. Requests in flight are answered and the queue is sent.
-    Closing(Result<CloseReason, Error>),
+    Closing(Result<OrderlyEnd, Error>),
     /// Nothing more is read. What is queued is sent, so that what a client gets does not depend on how its bytes came;
     /// but requests in flight are not waited for.
     Failed(Error),
@@ -186,7 +186,7 @@ impl Connection {
         let in_header = (self.scratch.filled() > 0).then_some("a header");
         End::Closing(match cut_off.or(in_header) {
             Some(what) => Err(Error::UnexpectedEnd(what)),
-            None => Ok(CloseReason::EndOfStream),
+            None => Ok(OrderlyEnd::EndOfStream),
         })
     }
 
@@ -283,7 +283,7 @@ impl Connection {
     /// Answers [`Event::Lookup`] with the export, or with why the client can't have it.
     ///
     /// `NBD_OPT_EXPORT_NAME` has no room for a refusal: the connection closes then, with
-    /// [`Refusal::NotServed`] as the reason.
+    /// [`NoSession::NotServed`] as the reason.
     ///
     /// # Errors
     /// [`Misuse::NoSuchQuestion`] when the client did not ask for an export; [`Misuse::WrongPhase`] after
@@ -296,7 +296,7 @@ impl Connection {
         match handshake.answer_lookup(&mut shared, answer)? {
             Answered::Negotiating => Ok(LookupOutcome::Negotiating),
             Answered::Refused(reason) => {
-                self.end = End::Failed(Refusal::NotServed(reason).into());
+                self.end = End::Failed(NoSession::NotServed(reason).into());
                 Ok(LookupOutcome::Negotiating)
             }
             Answered::Entered(export) => {
@@ -487,7 +487,7 @@ impl Connection {
 
     /// The metadata queries of the option that awaits an answer, in the client's order: for exports that make contexts
     /// on demand, by [`ContextInfo::answering`](crate::ContextInfo::answering). Empty unless the
-    /// [purpose](super::Lookup::purpose) of the lookup is [`Purpose::MetaContext`](super::Purpose::MetaContext).
+    /// [purpose](super::LookupQuestion::purpose) of the lookup is [`Purpose::MetaContext`](super::Purpose::MetaContext).
     /// Queries that are no valid strings are left out.
     pub fn queries(&self) -> impl Iterator<Item = &str> {
         let question = match &self.phase {
