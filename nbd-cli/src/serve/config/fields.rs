@@ -5,7 +5,8 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::model::{Access, Config, Export, Listen, Server, Tls};
+use super::export::Export;
+use super::model::{Access, Config, Listen, Server, Tls};
 use crate::spelling;
 
 /// The tables, and the keys of each. The outermost has no name.

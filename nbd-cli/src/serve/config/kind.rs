@@ -7,7 +7,8 @@ use serde::de::{self, Deserialize, Deserializer, Expected, IntoDeserializer, Vis
 use serde::forward_to_deserialize_any;
 use toml::de::DeValue;
 
-use super::model::{Access, Export, Listen, Server, Tls};
+use super::export::Export;
+use super::model::{Access, Listen, Server, Tls};
 use crate::output;
 
 /// Characters of a text that are shown in a message.
