@@ -36,8 +36,8 @@ pub mod client {
     pub use crate::client::{
         Address, AllocationFlags, BlockSize, BlockSizeInfo, BufResult, Bytes, Chunk, ClientConfig,
         Command, CommandError, CommandType, ContextExtents, Error, ErrorCode, ExportDetails,
-        Extent, Flags, Handshake, InfoType, InvalidRequest, Limits, Listing, LostReason,
-        OptionCode, OptionError, OptionReplyType, Pending, Refusal, StatusRun, SubmitError,
+        Extent, Flags, Handshake, InfoType, InvalidRequest, Limits, Listing, LostReason, NoSession,
+        OptionCode, OptionError, OptionReplyType, Pending, StatusRun, SubmitError,
         TransmissionFlags, Uri, UriError,
     };
     use nbd_engine::client as engine;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-use crate::{habits, introduction, log, output, stderr, target};
+use crate::{habits, introduction, log, output, stderr, target, tips};
 
 /// The command line is not understood, as in `sysexits.h`.
 const USAGE: u8 = 64;
@@ -161,9 +161,10 @@ pub(crate) fn usage(error: clap::Error) -> ExitCode {
         }
         _ => {
             // The exit status remains when the terminal is gone.
-            let error = habits::without_misleading_tip(error);
+            let words: Vec<_> = std::env::args_os().skip(1).collect();
+            let error = tips::with_nearest(habits::without_misleading_tip(error), &words);
             let _printed = error.print();
-            let mut words = std::env::args_os().skip(1);
+            let mut words = words.into_iter();
             let subcommand = words.next().unwrap_or_default();
             let words: Vec<_> = words.collect();
             if let Some(hint) = habits::hint(&subcommand.to_string_lossy(), &words, &error) {

@@ -27,6 +27,7 @@ mod list;
 mod log;
 mod man;
 mod map;
+mod new_size;
 mod output;
 mod overlay;
 // Those that the tests of examples leave out.
@@ -41,9 +42,11 @@ mod quantity;
 mod resize;
 mod retries;
 mod serve;
+mod spelling;
 mod status;
 mod stderr;
 mod target;
+mod tips;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(not(feature = "tls"))]

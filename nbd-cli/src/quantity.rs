@@ -45,6 +45,27 @@ pub(crate) fn positive_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// As many bytes are held for each request in flight.
+const LONGEST_REQUEST: u64 = 64 << 20;
+
+/// The size of requests, which is not 0.
+pub(crate) fn request_size(text: &str) -> Result<u64, String> {
+    match positive_size(text)? {
+        size if size > LONGEST_REQUEST => Err("give a size of at most 64M".into()),
+        size => Ok(size),
+    }
+}
+
+/// Refuses a range that is in no export, however large that is.
+pub(crate) fn possible_range(offset: u64, length: u64) -> Result<(), String> {
+    match offset.checked_add(length).and_then(|end| i64::try_from(end).ok()) {
+        Some(_) => Ok(()),
+        None => Err(
+            "the range ends beyond 2^63 - 1 bytes, which no export has: choose a smaller offset or length".into(),
+        ),
+    }
+}
+
 /// A range of an export of `size` bytes.
 pub(crate) fn range(size: u64, offset: u64, length: u64) -> Result<Range<u64>, String> {
     match offset.checked_add(length) {

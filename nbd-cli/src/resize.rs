@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::ask::ask;
 use crate::exit::Failure;
+use crate::new_size::NewSize;
 use crate::target::{Place, Target};
 use crate::tls::TlsArguments;
 use crate::{json, output, quantity, target};
@@ -43,39 +44,11 @@ pub(crate) struct Arguments {
     tls: TlsArguments,
 }
 
-/// A size as it was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Size {
-    Absolute(u64),
-    More(u64),
-    Less(u64),
-}
-
-impl Size {
-    fn parse(text: &str) -> Result<Self, String> {
-        match text.split_at_checked(1) {
-            Some(("+", more)) => quantity::size(more).map(Self::More),
-            Some(("-", less)) => quantity::size(less).map(Self::Less),
-            _ => quantity::size(text).map(Self::Absolute),
-        }
-    }
-
-    /// The size that an export of `now` bytes is to have. None if there is no such size.
-    fn of(self, now: u64) -> Option<u64> {
-        let size = match self {
-            Self::Absolute(size) => Some(size),
-            Self::More(more) => now.checked_add(more),
-            Self::Less(less) => now.checked_sub(less),
-        };
-        size.filter(|size| i64::try_from(*size).is_ok())
-    }
-}
-
 /// `nbd resize`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let places = target::places(&arguments.words)?;
     if let [Place::Word(size), place] = &places[..]
-        && Size::parse(&size.to_string_lossy()).is_ok()
+        && NewSize::parse(&size.to_string_lossy()).is_ok()
     {
         return Err(Failure::usage(format!(
             "the URI comes first, and then the size: nbd resize {place} {}",
@@ -85,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let [place, Place::Word(size)] = &places[..] else {
         return Err(Failure::usage("give a URI and a size, such as nbd://HOST/EXPORT 10G"));
     };
-    let size = Size::parse(&size.to_string_lossy()).map_err(Failure::Usage)?;
+    let size = NewSize::parse(&size.to_string_lossy()).map_err(Failure::Usage)?;
     let target = Target::open(place, arguments.timeout, &arguments.tls)?;
     arguments.tls.check_used(&[target.uri()])?;
     let client = target.connect(&target.config())?;
@@ -127,31 +100,4 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         true => Ok(json::write(out, &json!({ "size": size, "previous-size": now }))?),
         false => Ok(writeln!(out, "{size}")?),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_absolute_or_relative() {
-        for (text, now, size) in [
-            ("512", 1024, Some(512)),
-            ("4k", 0, Some(4096)),
-            ("+1M", 1, Some((1 << 20) + 1)),
-            ("-1k", 1024, Some(0)),
-            ("-1k", 1023, None),
-            ("+1", i64::MAX as u64, None),
-            ("9223372036854775807", 5, Some(i64::MAX as u64)),
-        ] {
-            assert_eq!(Size::parse(text).unwrap().of(now), size, "{text} of {now}");
-        }
-    }
-
-    #[test]
-    fn an_invalid_size_is_named() {
-        for text in ["", "+", "-", "big", "--1", "+-1", "8E", "é"] {
-            assert!(Size::parse(text).is_err(), "{text}");
-        }
-    }
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use nbd_blocking::client::{
-    ClientConfig, ConnectionEvent, Error, OptionReplyType, Reconnect, Refusal,
+    ClientConfig, ConnectionEvent, Error, NoSession, OptionReplyType, Reconnect,
 };
 
 use crate::waiting::Watched;
@@ -193,7 +193,7 @@ pub(crate) fn may_pass(error: &Error) -> bool {
         Error::Protocol { source, .. } => {
             matches!(source, nbd_engine::proto::Error::UnexpectedEnd(_))
         }
-        Error::Refused { refusal: Refusal::Option { reply, .. }, .. } => {
+        Error::Refused { refusal: NoSession::Option { reply, .. }, .. } => {
             *reply == OptionReplyType::ERR_SHUTDOWN
         }
         _ => false,
@@ -326,7 +326,7 @@ mod tests {
         let refused = |reply| Error::Refused {
             peer: Arc::clone(&peer),
             export: None,
-            refusal: Refusal::Option { code: OptionCode::GO, reply },
+            refusal: NoSession::Option { code: OptionCode::GO, reply },
             text: String::new(),
         };
         let limit = Duration::from_secs(1);

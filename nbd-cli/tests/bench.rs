@@ -177,6 +177,37 @@ fn what_a_server_would_refuse_is_refused_before() {
     refused(&["--time=0"], &["memory:1M"], 64, "give at least 1ms");
 }
 
+/// Whatever server it is: one that can't be reached is not asked.
+#[test]
+fn what_no_server_would_take_is_a_fault_of_the_command_line() {
+    cases(60, |random| {
+        let few = 1 + random.below(4096);
+        let block = 4096 + random.below(1 << 20);
+        let less = random.below(block);
+        let large = (64 << 20) + 1 + random.below(1 << 40);
+        let far = (1_u64 << 62) + random.below(1 << 61);
+        let args = [
+            vec![format!("--bs={large}")],
+            vec!["--bs=0".to_owned()],
+            vec!["--length=0".to_owned()],
+            vec![format!("--length={}", few - 1)],
+            vec![format!("--bs={block}"), format!("--length={less}")],
+            vec![format!("--bs={block}"), format!("--depth={}", 1 + (1 << 30) / block)],
+            vec![format!("--connections={}", 1 + (1 << 30) / 4096 / 16)],
+            vec![format!("--offset={far}"), format!("--length={far}")],
+        ];
+        let args = &args[usize::try_from(random.below(args.len() as u64)).unwrap()];
+        let mut command = Command::new(binary());
+        command.arg("bench").args(args).arg("nbd+unix:///?socket=/no/such/socket");
+        let finished = run(&mut command, SOON);
+        assert_eq!(finished.status.code(), Some(64), "{args:?}: {}", finished.stderr);
+        let fine = ["--bs=64M", "--depth=16", "--length=64M", "--offset=4k"];
+        let mut command = Command::new(binary());
+        command.arg("bench").args(fine).arg("nbd+unix:///?socket=/no/such/socket");
+        assert_eq!(run(&mut command, SOON).status.code(), Some(1));
+    });
+}
+
 #[test]
 fn several_connections_need_a_server_that_offers_them() {
     if peers::require("qemu-nbd").is_none() {

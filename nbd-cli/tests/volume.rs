@@ -8,12 +8,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use nbd_testkit::Endpoint;
 use nbd_testkit::objects::{Manners, ObjectServer};
 use nbd_testkit::peers::require;
 use nbd_testkit::process::{Background, Finished, run, wait_until};
 use nbd_testkit::raw::{Errno, RawClient, Request, flag};
 use nbd_testkit::server::{NbdServe, Runtime, Setup, Transport, nbd_binary};
+use nbd_testkit::{Endpoint, cases};
 use rustix::process::{Pid, Signal, kill_process};
 
 const LIMIT: Duration = Duration::from_secs(100);
@@ -98,6 +98,7 @@ fn a_volume_keeps_what_was_written_over_servers_snapshots_and_clones() {
     for command in [
         &["info", &nothing][..],
         &["resize", &nothing, "1G"],
+        &["resize", &nothing, "+1G"],
         &["snapshot", &nothing, "x"],
         &["clone", &nothing, &copy],
         &["check", &nothing],
@@ -108,7 +109,17 @@ fn a_volume_keeps_what_was_written_over_servers_snapshots_and_clones() {
     }
     let asked = nbd(&["volume", "resize", &url, "1M"]).failure();
     assert!(asked.contains("to shrink") && asked.contains("--yes"), "{asked}");
+    let asked = nbd(&["volume", "resize", &url, "-63M"]).failure();
+    assert!(asked.contains("from 67108864 to 1048576 bytes"), "{asked}");
     nbd(&["volume", "resize", "--yes", &url, "1M"]).success();
+    nbd(&["volume", "resize", &url, "+31M"]).success();
+    nbd(&["volume", "resize", &url, "-16M", "--yes"]).success();
+    nbd(&["volume", "resize", &url, "--yes", "-8M"]).success();
+    assert_eq!(json(&nbd(&["volume", "info", "--json", &url]).success())["size"], 8 << 20);
+    for (size, code) in [("-8M", 1), ("-1G", 1), ("+8E", 64), ("-", 64), ("--yse", 64)] {
+        let refused = nbd(&["volume", "resize", &url, size]);
+        assert_eq!(refused.status.code(), Some(code), "{size}: {}", refused.stderr);
+    }
     nbd(&["volume", "resize", &url, "64M"]).success();
     let asked = nbd(&["volume", "delete", &copy]).failure();
     assert!(asked.contains("--yes"), "{asked}");
@@ -247,9 +258,14 @@ fn what_can_not_be_is_refused_with_what_to_do() {
     let url = new_volume(folder.path());
     let missing = format!("volume:file://{}/none", folder.path().display());
     let served = format!("volume:{url}");
+    let new = format!("{url}-of-nothing");
     for (args, expected) in [
         (vec!["volume", "create", &url, "--size", "1G"], "choose another URL"),
         (vec!["volume", "create", &url, "--size", "0"], "such as 10G"),
+        (
+            vec!["volume", "create", &new, "--size", "1G", "--encrypt"],
+            "there is no key to encrypt the volume at",
+        ),
         (vec!["volume", "create", "s3://user:secret@b/v", "--size", "1G"], "environment"),
         (vec!["serve", &missing], "nbd volume create"),
         (vec!["serve", "--sandbox", &served], "--sandbox"),
@@ -259,6 +275,63 @@ fn what_can_not_be_is_refused_with_what_to_do() {
     ] {
         let text = nbd(&args).failure();
         assert!(text.contains(expected) && !text.contains("secret"), "{args:?}: {text}");
+    }
+}
+
+/// What a process that was killed leaves of objects that it was writing goes with the volume, and nothing else does.
+#[test]
+fn a_deleted_volume_leaves_no_unfinished_objects_in_its_directory() {
+    cases(6, |random| {
+        let folder = tempfile::tempdir().unwrap();
+        let url = new_volume(folder.path());
+        let path = folder.path().join("volumes/mail");
+        let mut foreign = false;
+        for _ in 0..1 + random.below(5) {
+            let number = random.below(40);
+            let name = match random.below(5) {
+                0 => format!("compacted/01J79C21YKR31J2BS1EFXJZ7MR.sst#{number}"),
+                1 => format!("wal/{number:020}.sst#{number}"),
+                2 => format!("manifest/{number:020}.manifest#{number}"),
+                3 => format!("nbd-volume.json#{number}"),
+                _ => {
+                    foreign = true;
+                    random
+                        .of(&["wal/notes", "wal/a#1", "compacted/x.sst#", "x.sst#1", "wal/x.sst#a"])
+                        .to_owned()
+                }
+            };
+            let file = path.join(name);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, b"a part").unwrap();
+        }
+        nbd(&["volume", "delete", "--yes", &url]).success();
+        assert_eq!(path.exists(), foreign);
+        if foreign {
+            let left = run(
+                Command::new("find").args([path.as_os_str(), "-type".as_ref(), "f".as_ref()]),
+                LIMIT,
+            );
+            for line in left.success().lines() {
+                let is_foreign = ["wal/notes", "wal/a#1", ".sst#", "mail/x.sst#1", "x.sst#a"];
+                assert!(is_foreign.iter().any(|end| line.ends_with(end)), "{line}");
+            }
+        }
+    });
+}
+
+/// However its server refuses to say so.
+#[test]
+fn an_object_without_bytes_is_said_to_be_empty() {
+    for (no_ranges, no_head) in [(false, false), (true, false), (false, true), (true, true)] {
+        let store = ObjectServer::start();
+        store.put("bucket/empty.img", Vec::new());
+        store.set_manners(Manners { no_ranges, no_head, ..Manners::default() });
+        let setup = Setup { runtime: Runtime::Tokio, transport: Transport::Unix };
+        let mut server = serving(setup, &format!("{}/bucket/empty.img", store.url()));
+        server.terminate();
+        assert!(server.wait_exit(LIMIT).expect("it ends").success());
+        let log = server.stderr();
+        assert!(log.contains("the object is empty"), "{no_ranges} {no_head}: {log}");
     }
 }
 

@@ -36,12 +36,12 @@ fn io(kind: ErrorKind) -> Arc<IoError> {
     Arc::new(IoError::new(kind, "(the platform's words)"))
 }
 
-fn refused(refusal: nbd_proto::Refusal, export: Option<&str>, text: &str) -> Error {
+fn refused(refusal: nbd_proto::NoSession, export: Option<&str>, text: &str) -> Error {
     Error::Refused { peer: peer(), export: export.map(Into::into), refusal, text: text.into() }
 }
 
-fn option(code: OptionCode, reply: OptionReplyType) -> nbd_proto::Refusal {
-    nbd_proto::Refusal::Option { code, reply }
+fn option(code: OptionCode, reply: OptionReplyType) -> nbd_proto::NoSession {
+    nbd_proto::NoSession::Option { code, reply }
 }
 
 fn lost(sent: bool) -> Error {
@@ -120,9 +120,9 @@ fn more_client_errors() -> Vec<Error> {
         refused(option(go, OptionReplyType::ERR_SHUTDOWN), None, "back at noon"),
         refused(option(list, OptionReplyType::ERR_UNSUP), None, ""),
         refused(option(OptionCode::STARTTLS, OptionReplyType::ERR_UNSUP), None, ""),
-        refused(nbd_proto::Refusal::ExportName, Some("disk"), ""),
-        refused(nbd_proto::Refusal::NoTls, None, ""),
-        refused(nbd_proto::Refusal::Oldstyle, None, ""),
+        refused(nbd_proto::NoSession::ExportName, Some("disk"), ""),
+        refused(nbd_proto::NoSession::NoTls, None, ""),
+        refused(nbd_proto::NoSession::Oldstyle, None, ""),
         status(false),
         Error::TimedOut { peer: peer(), what: "a read", limit: 5 * SECOND, sent: false },
         lost(false),

@@ -18,7 +18,7 @@ pub enum Error {
     LimitExceeded(#[from] LimitExceeded),
     /// One side does not want what the other asks for or insists on. Nobody broke a rule.
     #[error("no session: {0}")]
-    Refused(#[from] Refusal),
+    Refused(#[from] NoSession),
     /// The stream ended in the middle of something.
     #[error("the peer closed the connection in the middle of {0}")]
     UnexpectedEnd(&'static str),
@@ -129,7 +129,7 @@ pub enum PeerMisbehaved {
 /// Why there is no session although neither side broke a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum NoSession {
     /// An option without which there is no session failed.
     #[error("{code} was answered by {reply}")]
     Option {

@@ -175,7 +175,7 @@ mod wants;
 pub mod wire;
 
 pub use command::Command;
-pub use error::{Error, LimitExceeded, Misuse, NotServed, PeerMisbehaved, Refusal};
+pub use error::{Error, LimitExceeded, Misuse, NoSession, NotServed, PeerMisbehaved};
 pub use export::{BlockSize, ContextInfo, ExportInfo, Extent, InvalidBlockSize};
 pub use in_flight::RequestId;
 pub use input::Input;
@@ -185,4 +185,4 @@ pub use recv_buffer::RecvBuffer;
 pub use request_rules::{InvalidRequest, RequestRules};
 pub use uri::{Address, TlsParameters, TlsType, Uri, UriError};
 pub use view::{ExportView, SelectedContext};
-pub use wants::{CloseReason, PauseReason, Wants};
+pub use wants::{OrderlyEnd, PauseReason, Wants};

@@ -13,8 +13,8 @@ use crate::wire::{
     CommandType, DecodeError, ErrorCode, InfoType, OptionCode, OptionReplyType, ReplyType,
 };
 use crate::{
-    CloseReason, Error, InvalidBlockSize, InvalidRequest, LimitExceeded, Misuse, NotServed,
-    PeerMisbehaved, Refusal, UriError,
+    Error, InvalidBlockSize, InvalidRequest, LimitExceeded, Misuse, NoSession, NotServed,
+    OrderlyEnd, PeerMisbehaved, UriError,
 };
 
 const GO: OptionCode = OptionCode::GO;
@@ -25,7 +25,7 @@ fn errors() -> Vec<Error> {
         Error::Malformed(_) => Error::Malformed(DecodeError::TooShort("option header")),
         Error::PeerMisbehaved(_) => Error::PeerMisbehaved(PeerMisbehaved::NotFinal),
         Error::LimitExceeded(_) => Error::LimitExceeded(LimitExceeded::Options(1000)),
-        Error::Refused(_) => Error::Refused(Refusal::NoTls),
+        Error::Refused(_) => Error::Refused(NoSession::NoTls),
         Error::UnexpectedEnd(_) => Error::UnexpectedEnd("a request"),
         Error::Internal(_) => Error::Internal("a slot was lost"),
     })
@@ -60,15 +60,15 @@ fn misbehaviour() -> Vec<PeerMisbehaved> {
     })
 }
 
-fn refusals() -> Vec<Refusal> {
-    each_variant!(Refusal {
-        Refusal::Option { .. } => {
-            Refusal::Option { code: GO, reply: OptionReplyType::ERR_UNKNOWN }
+fn refusals() -> Vec<NoSession> {
+    each_variant!(NoSession {
+        NoSession::Option { .. } => {
+            NoSession::Option { code: GO, reply: OptionReplyType::ERR_UNKNOWN }
         },
-        Refusal::NotServed(_) => Refusal::NotServed(NotServed::Unknown),
-        Refusal::ExportName => Refusal::ExportName,
-        Refusal::NoTls => Refusal::NoTls,
-        Refusal::Oldstyle => Refusal::Oldstyle,
+        NoSession::NotServed(_) => NoSession::NotServed(NotServed::Unknown),
+        NoSession::ExportName => NoSession::ExportName,
+        NoSession::NoTls => NoSession::NoTls,
+        NoSession::Oldstyle => NoSession::Oldstyle,
     })
 }
 
@@ -179,11 +179,11 @@ fn oldstyle() -> Vec<OldstyleUnfit> {
     })
 }
 
-fn ends() -> Vec<CloseReason> {
-    each_variant!(CloseReason {
-        CloseReason::Aborted => CloseReason::Aborted,
-        CloseReason::Disconnected => CloseReason::Disconnected,
-        CloseReason::EndOfStream => CloseReason::EndOfStream,
+fn ends() -> Vec<OrderlyEnd> {
+    each_variant!(OrderlyEnd {
+        OrderlyEnd::Aborted => OrderlyEnd::Aborted,
+        OrderlyEnd::Disconnected => OrderlyEnd::Disconnected,
+        OrderlyEnd::EndOfStream => OrderlyEnd::EndOfStream,
     })
 }
 
@@ -227,11 +227,11 @@ fn every_error_has_the_text_that_was_agreed_on() {
     let mut text = String::new();
     section(&mut text, "Error", errors());
     section(&mut text, "PeerMisbehaved", misbehaviour());
-    section(&mut text, "Refusal", refusals());
+    section(&mut text, "NoSession", refusals());
     section(&mut text, "NotServed", not_served());
     section(&mut text, "LimitExceeded", limits());
     section(&mut text, "DecodeError", decoding());
-    section(&mut text, "CloseReason", ends());
+    section(&mut text, "OrderlyEnd", ends());
     section(&mut text, "UriError", uris());
     section(&mut text, "InvalidRequest", requests());
     section(&mut text, "client::CommandError", commands());

@@ -74,7 +74,7 @@ pub enum PauseReason {
 /// How a connection ended without anybody's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum CloseReason {
+pub enum OrderlyEnd {
     /// The client ended the negotiation by `NBD_OPT_ABORT`.
     Aborted,
     /// The client ended the transmission by `NBD_CMD_DISC`.
@@ -83,7 +83,7 @@ pub enum CloseReason {
     EndOfStream,
 }
 
-impl core::fmt::Display for CloseReason {
+impl core::fmt::Display for OrderlyEnd {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self {
             Self::Aborted => "the client aborted the negotiation",

@@ -16,7 +16,7 @@ pub use nbd_engine::client::{
     Address, AllocationFlags, BlockSize, BlockSizeInfo, BufResult, Bytes, Chunk, ClientConfig,
     Command, CommandError, CommandType, ConnectionEvent, ContextExtents, Error, ErrorCode,
     ExportDetails, Extent, Flags, GaveUp, Handshake, InfoType, InvalidRequest, Limits, Listing,
-    LostReason, OptionCode, OptionError, OptionReplyType, Pending, Reconnect, Refusal, StatusRun,
+    LostReason, NoSession, OptionCode, OptionError, OptionReplyType, Pending, Reconnect, StatusRun,
     SubmitError, TransmissionFlags, Uri, UriError,
 };
 

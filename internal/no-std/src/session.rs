@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use nbd_proto::server::{Config, Connection, Event};
 use nbd_proto::wire::{CommandFlags, CommandType, CompactRequest, OptionCode, OptionHeader};
-use nbd_proto::{CloseReason, Command, ExportInfo, Segment};
+use nbd_proto::{OrderlyEnd, Command, ExportInfo, Segment};
 
 const DISK: &[u8; 16] = b"no-standard-lib!";
 
@@ -25,7 +25,7 @@ pub(crate) fn run() -> Option<()> {
                 reply.data(3, 4).ok()?;
                 reply.finish().ok()?;
             }
-            Some(Event::Closed(Ok(CloseReason::Disconnected))) => {
+            Some(Event::Closed(Ok(OrderlyEnd::Disconnected))) => {
                 return sent.ends_with(DISK.get(3..7)?).then_some(());
             }
             Some(_) => return None,

@@ -3,7 +3,7 @@
 use nbd_pair::split::Split;
 use nbd_proto::server::{Config, Connection, Event, TlsMode};
 use nbd_proto::wire::{OptionCode, OptionHeader, OptionReplyHeader, OptionReplyType};
-use nbd_proto::{Error, Misuse, NotServed, PauseReason, PeerMisbehaved, Refusal, Wants};
+use nbd_proto::{Error, Misuse, NoSession, NotServed, PauseReason, PeerMisbehaved, Wants};
 
 struct Server(Connection);
 
@@ -136,6 +136,6 @@ fn forced_tls_ends_the_session_on_export_name() {
     let mut server = Server::new(TlsMode::Required);
     let header = OptionHeader { code: OptionCode::EXPORT_NAME, length: 4 }.encode();
     let bytes = [&header[..], b"disk"].concat();
-    assert_eq!(server.receive(&bytes), Err(Refusal::NotServed(NotServed::TlsRequired).into()));
+    assert_eq!(server.receive(&bytes), Err(NoSession::NotServed(NotServed::TlsRequired).into()));
     assert!(server.0.segments().next().is_none());
 }

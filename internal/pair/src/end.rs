@@ -2,7 +2,7 @@
 
 use core::ops::{Deref, DerefMut};
 
-use nbd_proto::{CloseReason, Command, Error, Misuse, PauseReason, RequestId, Segment, Wants};
+use nbd_proto::{Command, Error, Misuse, OrderlyEnd, PauseReason, RequestId, Segment, Wants};
 
 use crate::machine::Machine;
 use crate::split::Split;
@@ -52,7 +52,7 @@ pub struct End<R> {
     /// All that was sent.
     pub output: Vec<u8>,
     /// How the connection ended.
-    pub closed: Option<Result<CloseReason, Error>>,
+    pub closed: Option<Result<OrderlyEnd, Error>>,
     /// Requests whose data was given back.
     pub finished: usize,
     /// Whether output is left in the queue until something waits for it.
@@ -251,7 +251,7 @@ impl<R: Role> End<R> {
     }
 
     /// After the last event nothing happens any more.
-    fn check_closed(&mut self, end: Result<CloseReason, Error>) {
+    fn check_closed(&mut self, end: Result<OrderlyEnd, Error>) {
         assert!(!matches!(end, Err(Error::Internal(_))), "{end:?}");
         let machine = self.role.machine_mut();
         assert!(machine.next_event(&mut &[0; 64][..]).is_none(), "nothing follows");

@@ -2,7 +2,7 @@
 
 use core::fmt::Debug;
 
-use nbd_proto::{CloseReason, Error, Finished, Misuse, Segments, Wants, client, server};
+use nbd_proto::{Error, Finished, Misuse, OrderlyEnd, Segments, Wants, client, server};
 
 /// A connection of either role.
 pub trait Machine {
@@ -40,7 +40,7 @@ pub trait Machine {
     fn is_closing(&self) -> bool;
 
     /// How the connection ended, if the event is the last one.
-    fn closed(event: &Self::Event) -> Option<Result<CloseReason, Error>>;
+    fn closed(event: &Self::Event) -> Option<Result<OrderlyEnd, Error>>;
 }
 
 macro_rules! machine {
@@ -88,7 +88,7 @@ macro_rules! machine {
                 self.is_closing()
             }
 
-            fn closed(event: &$role::Event) -> Option<Result<CloseReason, Error>> {
+            fn closed(event: &$role::Event) -> Option<Result<OrderlyEnd, Error>> {
                 match event {
                     $role::Event::Closed(end) => Some(*end),
                     _ => None,

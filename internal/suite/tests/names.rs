@@ -5,12 +5,12 @@ macro_rules! names {
     ($adapter:ident, $root:ident, $($server:ident)::+) => {
         mod $adapter {
             use $($server)::+::client::{
-                ClientConfig, Error, ErrorCode, Limits, OptionCode, OptionReplyType, Refusal, TransmissionFlags, Uri,
+                ClientConfig, Error, ErrorCode, Limits, OptionCode, OptionReplyType, NoSession, TransmissionFlags, Uri,
             };
             use $root::export::{
                 ClientInfo, ErrorCode as ExportErrorCode, ExportEntry, ExportError, ExportMap,
                 Exports, InvalidName, ListedExport, Lookup, Memory, PeerAddr, Purpose,
-                Refusal as ExportRefusal,
+                Refusal,
             };
             use $root::{DEFAULT_PORT, Limits as ServerLimits, LocalAddr, ServerConfig};
             use $($server)::+::Listening;
@@ -19,13 +19,13 @@ macro_rules! names {
             struct Guarded(ExportMap);
 
             impl Exports for Guarded {
-                async fn list(&self, _: &ClientInfo) -> Result<Vec<ListedExport>, ExportRefusal> {
-                    Err(ExportRefusal::policy("there is no list"))
+                async fn list(&self, _: &ClientInfo) -> Result<Vec<ListedExport>, Refusal> {
+                    Err(Refusal::policy("there is no list"))
                 }
 
-                async fn find(&self, lookup: &Lookup<'_>) -> Result<ExportEntry, ExportRefusal> {
+                async fn find(&self, lookup: &Lookup<'_>) -> Result<ExportEntry, Refusal> {
                     match (&lookup.client.peer, lookup.purpose) {
-                        (PeerAddr::Other(_), Purpose::Enter) => Err(ExportRefusal::Unknown),
+                        (PeerAddr::Other(_), Purpose::Enter) => Err(Refusal::Unknown),
                         _ => self.0.find(lookup).await,
                     }
                 }
@@ -35,7 +35,7 @@ macro_rules! names {
             #[expect(dead_code, reason = "it is there to be compiled")]
             fn what(error: &Error, flags: TransmissionFlags) -> (bool, bool) {
                 let missing = match error {
-                    Error::Refused { refusal: Refusal::Option { code, reply }, .. } => {
+                    Error::Refused { refusal: NoSession::Option { code, reply }, .. } => {
                         (*code, *reply) == (OptionCode::GO, OptionReplyType::ERR_UNKNOWN)
                     }
                     Error::Protocol { source: $root::proto::Error::LimitExceeded(_), .. } => false,

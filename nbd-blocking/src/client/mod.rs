@@ -20,7 +20,7 @@ pub use nbd_engine::client::{
     Address, AllocationFlags, BlockSize, BlockSizeInfo, BufResult, Bytes, Chunk, ClientConfig,
     ClientStatistics, Command, CommandError, CommandType, ConnectionEvent, ContextExtents, Error,
     ErrorCode, ExportDetails, Extent, Flags, GaveUp, Handshake, InfoType, InvalidRequest, Limits,
-    Listing, LostReason, OptionCode, OptionError, OptionReplyType, Reconnect, Refusal,
+    Listing, LostReason, NoSession, OptionCode, OptionError, OptionReplyType, Reconnect,
     RequestStatistics, StatusRun, SubmitError, TransmissionFlags, Uri, UriError,
 };
 pub use negotiation::Negotiation;

@@ -43,7 +43,7 @@ pub(crate) struct Arguments {
     rw: Pattern,
 
     /// Bytes of each request, a multiple of the server's minimum block size [default: 4k, or that minimum if it is more]
-    #[arg(long, visible_alias = "block-size", value_name = "N", value_parser = quantity::positive_size)]
+    #[arg(long, visible_alias = "block-size", value_name = "N", value_parser = quantity::request_size)]
     bs: Option<u64>,
 
     /// How many requests to keep in flight on each connection
@@ -71,7 +71,7 @@ pub(crate) struct Arguments {
     offset: u64,
 
     /// How much of the export to use [default: up to the end]
-    #[arg(long, value_name = "N", value_parser = quantity::size)]
+    #[arg(long, value_name = "N", value_parser = quantity::positive_size)]
     length: Option<u64>,
 
     /// The number that decides which blocks are used and what is written: the same one gives the same requests
@@ -102,11 +102,7 @@ fn time(text: &str) -> Result<Duration, String> {
 /// `nbd bench`.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let Arguments { rw, depth, connections, json, .. } = *arguments;
-    if arguments.read_percent.is_some() && rw != Pattern::Mixed {
-        return Err(Failure::usage(
-            "--read-percent is for --rw mixed: leave out one, or add the other",
-        ));
-    }
+    judge(arguments).map_err(Failure::Usage)?;
     let target = arguments.target.open()?;
     let config = config(&target, depth);
     let first = target.connect(&config)?;
@@ -149,6 +145,35 @@ fn config(target: &Target, depth: usize) -> ClientConfig {
     config.with_max_in_flight(default.max(u32::try_from(depth).unwrap_or(u32::MAX)))
 }
 
+/// Refuses what no server would take, before one is connected to: the command line alone is at fault.
+fn judge(arguments: &Arguments) -> Result<(), String> {
+    let Arguments { rw, depth, connections, offset, length, bs, .. } = *arguments;
+    if arguments.read_percent.is_some() && rw != Pattern::Mixed {
+        return Err("--read-percent is for --rw mixed: leave out one, or add the other".into());
+    }
+    let block = bs.unwrap_or(plan::DEFAULT_BLOCK);
+    if let Some(length) = length {
+        quantity::possible_range(offset, length)?;
+        if length < block {
+            return Err(format!(
+                "--length {length} is less than one block of {block}: choose a larger --length, or a smaller --bs"
+            ));
+        }
+    }
+    buffers(block, depth, connections)
+}
+
+/// Refuses more memory for buffers than there may be.
+fn buffers(block: u64, depth: usize, connections: usize) -> Result<(), String> {
+    let buffers = block.saturating_mul(depth as u64).saturating_mul(connections as u64);
+    match buffers > MAX_BUFFERS {
+        true => Err(format!(
+            "--bs, --depth and --connections make {buffers} bytes of buffers, of at most {MAX_BUFFERS}: choose less"
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Decides what is sent, and refuses what the server would, or the user might regret.
 fn plan(arguments: &Arguments, target: &Target, client: &Client) -> Result<Plan, Failure> {
     let Arguments { rw, depth, connections, offset, length, .. } = *arguments;
@@ -166,12 +191,8 @@ fn plan(arguments: &Arguments, target: &Target, client: &Client) -> Result<Plan,
     let part = (offset, length);
     let range = plan::range(client.size(), part, block, sizes.minimum().into());
     let range = range.map_err(Failure::Failed)?;
-    let buffers = (block as u64).saturating_mul(depth as u64).saturating_mul(connections as u64);
-    if buffers > MAX_BUFFERS {
-        return Err(Failure::usage(format!(
-            "--bs, --depth and --connections make {buffers} bytes of buffers, of at most {MAX_BUFFERS}: choose less"
-        )));
-    }
+    // The server may take larger ones alone.
+    buffers(block as u64, depth, connections).map_err(Failure::Failed)?;
     if rw.writes() && !arguments.destructive {
         return Err(Failure::usage(format!(
             "--rw {} overwrites the {} bytes from offset {} on of {name}: add --destructive if nobody needs them any more",

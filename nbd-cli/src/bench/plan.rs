@@ -102,14 +102,16 @@ const fn below(random: u64, bound: u64) -> u64 {
     ((random as u128 * bound as u128) >> 64) as u64
 }
 
+/// The length of requests if nothing is said, in bytes, and the server takes such.
+pub(super) const DEFAULT_BLOCK: u64 = 4096;
+
 /// The length of each request: what is asked for, or 4 KiB if the server takes such.
 ///
 /// # Errors
 /// For lengths that the server would refuse.
 pub(super) fn block(wanted: Option<u64>, sizes: BlockSize) -> Result<usize, String> {
-    const DEFAULT: u64 = 4096;
     let (minimum, maximum) = (u64::from(sizes.minimum()), u64::from(sizes.maximum_payload()));
-    let block = wanted.unwrap_or_else(|| DEFAULT.next_multiple_of(minimum).min(maximum));
+    let block = wanted.unwrap_or_else(|| DEFAULT_BLOCK.next_multiple_of(minimum).min(maximum));
     if !block.is_multiple_of(minimum) {
         return Err(format!("--bs {block}: the server takes multiples of {minimum} bytes only"));
     }

@@ -146,15 +146,26 @@ impl Folder<'_> {
 
     /// The authority that is there.
     pub(super) fn authority(&self) -> Result<Issuer<'static, KeyPair>, Failure> {
-        let read = |name: &str| {
+        let read = |name: &str, what: &str| {
             let path = self.path.join(name);
+            let (folder, dir) = (self.path.display(), shell_path(self.path));
+            let is_there = |name: &str| self.path.join(name).exists();
             fs::read_to_string(&path).map_err(|error| {
-                let remedy =
-                    "certificates are renewed where the authority's certificate and key are";
-                Failure::failed(format!("cannot read {}: {error}; {remedy}", path.display()))
+                Failure::failed(match error.kind() {
+                    io::ErrorKind::NotFound if !is_there("ca-cert.pem") && !is_there("ca-key.pem") => format!(
+                        "there is no authority in {folder}: name the folder that has ca-cert.pem and ca-key.pem, or make \
+                         one with nbd cert {dir}"
+                    ),
+                    io::ErrorKind::NotFound => format!(
+                        "{folder} has no {name}, {what}: give this command where the authority's certificate and key are, \
+                         or copy {name} there for the time of this command"
+                    ),
+                    _ => format!("cannot read {}: {}", path.display(), path_error::why(&error)),
+                })
             })
         };
-        let (certificate, key) = (read("ca-cert.pem")?, read("ca-key.pem")?);
+        let certificate = read("ca-cert.pem", "the authority's certificate")?;
+        let key = read("ca-key.pem", "the key by which the authority signs certificates")?;
         let info = CertificateInfo::from_file(&self.path.join("ca-cert.pem"));
         let info = info.map_err(|error| Failure::failed(error.to_string()))?;
         if info.valid_until < SystemTime::now() {

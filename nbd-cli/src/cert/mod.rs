@@ -48,7 +48,7 @@ pub(crate) struct Arguments {
 
     /// The name in the client's certificate, for `nbd serve --tls-allow` [default: client; with --renew, that of the old
     /// certificate]
-    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "NAME", value_parser = certificate_name)]
     client: Option<String>,
 
     /// How many days the server's and the client's certificate are valid; the authority's is valid ten times as long
@@ -165,6 +165,7 @@ fn add_client(arguments: &Arguments, folder: &Folder<'_>, name: &str) -> Result<
 
 /// The name of a client, which is that of its folder.
 fn client_name(text: &str) -> Result<String, String> {
+    certificate_name(text)?;
     if text.is_empty() || text.starts_with('.') || text.contains('/') || FILES.contains(&text) {
         return Err(
             "it is the name of a folder as well: choose one without '/' that begins with no dot"
@@ -174,8 +175,29 @@ fn client_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A name that fits into a certificate, whose names are of ASCII.
+fn certificate_name(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("give a name".into());
+    }
+    match text.chars().find(|c| !matches!(c, ' '..='~')) {
+        Some(c) if c.is_control() => Err(format!(
+            "it has a control character, {}: choose a name that can be shown",
+            c.escape_default()
+        )),
+        Some(c) => Err(format!(
+            "it has the character '{c}', and names in certificates are of letters, digits and marks of ASCII: choose \
+             another one"
+        )),
+        None => Ok(text.to_owned()),
+    }
+}
+
 /// A host name, perhaps with a `*` for its first label, or an address.
 fn host(text: &str) -> Result<String, String> {
+    if text.chars().any(|c| !c.is_ascii() && c.is_alphanumeric()) {
+        return Err("a certificate has host names in ASCII: give the form that DNS has, which begins with xn--".into());
+    }
     let labels = text.strip_prefix("*.").unwrap_or(text);
     let is_label = |label: &str| {
         !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
@@ -191,7 +213,8 @@ fn host(text: &str) -> Result<String, String> {
 fn default_names() -> Vec<String> {
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    if !host.is_empty() && !names.contains(&host) {
+    // One that can't be in a certificate is no name for clients.
+    if self::host(&host).is_ok() && !names.contains(&host) {
         names.push(host);
     }
     names

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use clap::Parser;
 use nbd_engine::tls::{CertificateInfo, ClientCertificates, TlsClient, TlsServer};
+use nbd_testkit::cases;
 use rcgen::KeyPair;
 
 use super::*;
@@ -45,6 +46,74 @@ fn renewed_certificates_have_the_names_and_the_permissions_of_the_old_ones() {
     fs::remove_file(path.join("ca-key.pem")).unwrap();
     let error = cert(&[shown, "--renew"]).unwrap_err();
     assert!(error.contains("where the authority's certificate and key are"), "{error}");
+}
+
+/// Each of the two files of an authority, or both: what is missing is named, and nothing is made.
+#[test]
+fn an_authority_that_is_not_whole_is_named_with_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let shown = folder.path().join("pki").to_str().unwrap().to_owned();
+    cert(&[&shown]).unwrap();
+    for (removed, says) in [
+        (&["ca-key.pem"][..], "pki has no ca-key.pem, the key by which"),
+        (&["ca-cert.pem"], "pki has no ca-cert.pem, the authority's certificate"),
+        (&["ca-cert.pem", "ca-key.pem"], "there is no authority in "),
+    ] {
+        let file = |name: &&str| Path::new(&shown).join(name);
+        let kept: Vec<_> = removed.iter().map(|name| fs::read(file(name)).unwrap()).collect();
+        removed.iter().for_each(|name| fs::remove_file(file(name)).unwrap());
+        for words in [&["--add-client", "bob"][..], &["--renew"]] {
+            let error = cert(&[&[&*shown], words].concat()).unwrap_err();
+            assert!(error.contains(says), "{words:?}: {error}");
+            assert!(!Path::new(&shown).join("bob").exists());
+        }
+        removed.iter().zip(kept).for_each(|(name, bytes)| fs::write(file(name), bytes).unwrap());
+    }
+    let nowhere = folder.path().join("nowhere");
+    let error = cert(&[nowhere.to_str().unwrap(), "--add-client", "bob"]).unwrap_err();
+    assert!(error.contains("there is no authority in"), "{error}");
+}
+
+/// Names of any characters: what is taken is in a certificate, and what is not is refused in words of ours.
+#[test]
+fn a_name_fits_into_a_certificate_or_is_refused_in_words() {
+    cases(2000, |random| {
+        let letters = [
+            'a',
+            'Z',
+            '0',
+            '-',
+            '.',
+            '*',
+            ' ',
+            '~',
+            ':',
+            '/',
+            '\u{e4}',
+            '\u{430}',
+            '\u{1f512}',
+            '\n',
+            '\u{7f}',
+            '\u{0}',
+            '\u{85}',
+            '\u{200b}',
+            '_',
+        ];
+        let name: String = (0..random.below(6)).map(|_| random.of(&letters)).collect();
+        for read in [host, client_name, certificate_name] {
+            match read(&name) {
+                Ok(name) => {
+                    drop(params(vec![name], 1, ExtendedKeyUsagePurpose::ClientAuth).unwrap())
+                }
+                Err(text) => {
+                    assert!(!text.contains("IA5") && !text.contains("String"), "{name:?}: {text}")
+                }
+            }
+        }
+    });
+    assert!(certificate_name("m\u{fc}ller").unwrap_err().contains("'\u{fc}'"));
+    assert!(certificate_name("a\tb").unwrap_err().contains("control character, \\t"));
+    assert!(host("b\u{fc}ro.example.org").unwrap_err().contains("xn--"));
 }
 
 /// Of the authority in a folder.

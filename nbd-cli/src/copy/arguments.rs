@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     pub(super) requests: usize,
 
     /// The longest request, 64M at most; a server's own limit goes first
-    #[arg(long, value_name = "N", default_value = "256k", value_parser = request_size)]
+    #[arg(long, value_name = "N", default_value = "256k", value_parser = quantity::request_size)]
     pub(super) request_size: u64,
 
     /// At most so many bytes in flight on each connection [default: no limit but that of --requests]
@@ -106,16 +106,6 @@ pub(crate) struct Arguments {
     /// What to copy, and where to
     #[arg(value_name = "SRC DST", required = true, num_args = 1..)]
     pub(super) words: Vec<OsString>,
-}
-
-/// As many bytes are held for each request in flight.
-const LONGEST_REQUEST: u64 = 64 << 20;
-
-fn request_size(text: &str) -> Result<u64, String> {
-    match quantity::positive_size(text)? {
-        size if size > LONGEST_REQUEST => Err("give a size of at most 64M".into()),
-        size => Ok(size),
-    }
 }
 
 impl Arguments {

@@ -1,7 +1,7 @@
 //! Asking a server about its exports.
 
 use nbd_blocking::Negotiation;
-use nbd_blocking::client::{Error, ExportDetails, OptionReplyType, Refusal};
+use nbd_blocking::client::{Error, ExportDetails, NoSession, OptionReplyType};
 
 use super::report::{Described, Report};
 use crate::exit::Failure;
@@ -65,7 +65,7 @@ fn details(
 fn describes_on_entering(error: &Error) -> bool {
     match error {
         Error::InvalidOption(_) => true,
-        Error::Refused { refusal: Refusal::Option { reply, .. }, .. } => {
+        Error::Refused { refusal: NoSession::Option { reply, .. }, .. } => {
             *reply == OptionReplyType::ERR_UNSUP
         }
         _ => false,

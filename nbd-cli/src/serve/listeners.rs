@@ -48,6 +48,15 @@ pub(super) fn can_follow(current: &Config, next: &Config) -> bool {
         && (!is_new || current.server.sandbox.is_off())
 }
 
+/// Whether two sockets may be unable to listen side by side: on IPv6, too, where a wildcard may take IPv4 as well.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let reaches = |wide: SocketAddr, other: SocketAddr| {
+        wide.ip().is_unspecified() && (wide.is_ipv6() || other.is_ipv4())
+    };
+    one.port() == other.port()
+        && (one.ip() == other.ip() || reaches(one, other) || reaches(other, one))
+}
+
 /// Those that only one of both has.
 fn differing<'a>(old: &'a [Listen], new: &'a [Listen]) -> impl Iterator<Item = &'a Listen> {
     let gone = old.iter().filter(|one| !new.contains(one));
@@ -99,6 +108,28 @@ impl Listeners {
         self.sockets.addresses(Role::Clients).into_iter().filter_map(of_tcp).collect()
     }
 
+    /// An address that the server itself listens on, for whatever.
+    fn own(&self, is_one: impl Fn(&LocalAddr) -> bool) -> Option<LocalAddr> {
+        let roles = [Role::Clients, Role::Metrics, Role::Control];
+        roles.into_iter().flat_map(|role| self.sockets.addresses(role)).find(is_one)
+    }
+
+    /// The error names the address; this adds what to do about it, which is something else where the server itself is in
+    /// the way.
+    fn cannot_listen(&self, error: &io::Error, wanted: &[SocketAddr]) -> Failure {
+        let own = self.own(|own| match own {
+            LocalAddr::Tcp(own) => wanted.iter().any(|wanted| collide(*wanted, *own)),
+            _ => false,
+        });
+        match own.filter(|_| error.kind() == io::ErrorKind::AddrInUse) {
+            Some(own) => Failure::failed(format!(
+                "{error}: this server itself listens on {own}, and cannot listen on both at a time; restart it, which \
+                 lets go of that first"
+            )),
+            None => cannot_listen_on_tcp(error),
+        }
+    }
+
     /// Binds what is new. Nothing else changes before [`Prepared::commit`].
     ///
     /// # Errors
@@ -127,11 +158,18 @@ impl Listeners {
         }
         if !tcp.is_empty() {
             let bound = net::bind_tcp(&tcp, net::DEFAULT_BACKLOG);
-            for listener in bound.map_err(|error| cannot_listen_on_tcp(&error))? {
+            for listener in bound.map_err(|error| self.cannot_listen(&error, &tcp.concat()))? {
                 prepared.keep(Socket::Tcp(listener).into())?;
             }
         }
         for path in unix {
+            if self.own(|own| own.unix() == Some(&path)).is_some() {
+                return Err(Failure::failed(format!(
+                    "cannot listen on {}: this server itself has its control socket, or its metrics, at that path; choose \
+                     another path",
+                    path.display()
+                )));
+            }
             prepared.keep(bind_unix(&path)?)?;
         }
         prepared.closed = gone.into_iter().filter(|one| !wanted.contains(one)).collect();
@@ -218,6 +256,43 @@ mod tests {
         assert!(!can_follow(&confined, &config(&["2", "3"])));
     }
 
+    /// By the system itself, which refuses a pair or does not: where it refuses one of which the server has the other, the
+    /// server is named, and never where it has nothing to do with it.
+    #[test]
+    fn an_address_that_the_server_itself_is_in_the_way_of_takes_a_restart() {
+        let hosts = ["127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::"];
+        let mut refused = 0;
+        for own in hosts {
+            for wanted in hosts {
+                for foreign in [false, true] {
+                    let sockets = Sockets::default();
+                    let listeners = Listeners::new(sockets.clone(), |_| unreachable!("never kept"));
+                    // A machine without IPv6 has fewer pairs.
+                    let Ok(held) = std::net::TcpListener::bind((own, 0)) else { continue };
+                    let at = held.local_addr().unwrap();
+                    let _elsewhere = if foreign {
+                        Some(held)
+                    } else {
+                        sockets.keep(Role::Metrics, Socket::Tcp(held).into()).unwrap();
+                        None
+                    };
+                    let new = [tcp(wanted, at.port())];
+                    if let Err(failure) = listeners.prepare(&[], &new) {
+                        let text = failure.text();
+                        if !text.contains("in use") {
+                            continue;
+                        }
+                        assert_eq!(text.contains("this server itself"), !foreign, "{text}");
+                        assert_eq!(text.contains("stop that server"), foreign, "{text}");
+                        assert!(foreign || text.contains(&at.to_string()), "{text}");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        assert!(refused > 8, "{refused}");
+    }
+
     /// What fails leaves everything as it is, the file of a socket included.
     #[test]
     fn a_listener_that_cant_be_opened_opens_no_other() {
@@ -237,6 +312,11 @@ mod tests {
         assert!(!path.exists() && sockets.addresses(Role::Clients).is_empty());
         listeners.prepare(&[], std::slice::from_ref(&new)).unwrap().commit();
         assert_eq!(sockets.addresses(Role::Clients), [LocalAddr::Unix(path.clone())]);
+        // One that is there for something else is not another server's.
+        let control = folder.path().join("control");
+        drop(sockets.keep(Role::Control, bind_unix(&control).unwrap()).unwrap());
+        let refused = listeners.prepare(&[], &[Listen::unix(control)]).err().unwrap();
+        assert!(refused.text().contains("this server itself"), "{}", refused.text());
         // One that is open already, by whichever entry, is neither opened again nor closed.
         let twice = [new.clone(), new.clone()];
         listeners.prepare(&[tcp("127.0.0.1", 1)], &twice).unwrap().commit();

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nbd_blocking::client::{
-    ClientConfig, Entered, Error, OptionCode, OptionReplyType, Refusal, Uri,
+    ClientConfig, Entered, Error, NoSession, OptionCode, OptionReplyType, Uri,
 };
 use nbd_blocking::{Client, Negotiation};
 
@@ -341,7 +341,7 @@ impl Target {
 
     /// What there is to say if the server does not have the export.
     fn missing(&self, error: &Error) -> Option<String> {
-        let Error::Refused { export, refusal: Refusal::Option { code, reply }, text, .. } = error
+        let Error::Refused { export, refusal: NoSession::Option { code, reply }, text, .. } = error
         else {
             return None;
         };

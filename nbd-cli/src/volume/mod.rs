@@ -8,9 +8,11 @@ use std::env;
 use std::path::Path;
 
 use clap::{Args, Subcommand};
+use nbd_engine::counted;
 use nbd_volume::{Error, Key, Location, NewVolume};
 
 use crate::exit::Failure;
+use crate::new_size::NewSize;
 use crate::{output, quantity, stderr};
 
 /// Make, show, snapshot, clone, check and delete volumes on object storage.
@@ -72,9 +74,10 @@ enum Action {
     Resize {
         /// The volume
         url: String,
-        /// The new size: bytes, or a number with a suffix such as 512M, 10G or 1T
-        #[arg(value_parser = quantity::size)]
-        size: u64,
+        /// The new size: bytes, or a number with a suffix such as 512M, 10G or 1T; with + or - in front so many more or
+        /// less than now
+        #[arg(value_parser = NewSize::parse, allow_hyphen_values = true)]
+        size: NewSize,
         /// Do not ask
         #[arg(long)]
         yes: bool,
@@ -153,14 +156,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Action::Resize { url, size, yes } => {
             let location = location(url)?;
-            // A size of 0 is refused.
-            if !yes && *size > 0 {
-                let about = wait(nbd_volume::info(&location))?;
-                if let Some(earlier) = about.size.filter(|earlier| size < earlier) {
-                    ask::confirm_shrinking(&about, earlier, *size)?;
-                }
-            }
-            wait(nbd_volume::resize(&location, *size))
+            let size = new_size(&location, *size, *yes)?;
+            wait(nbd_volume::resize(&location, size))
         }
         Action::Snapshot { url, name } => wait(nbd_volume::snapshot(&location(url)?, name)),
         Action::Clone { from, to } => {
@@ -192,6 +189,34 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             }
         }
     }
+}
+
+/// The size in bytes. Asks before one that is smaller than now, unless there was a `yes` to that.
+fn new_size(location: &Location, size: NewSize, yes: bool) -> Result<u64, Failure> {
+    // One of 0 is refused.
+    if let NewSize::Absolute(size) = size
+        && (yes || size == 0)
+    {
+        return Ok(size);
+    }
+    let about = wait(nbd_volume::info(location))?;
+    let Some(earlier) = about.size else {
+        // The volume says so itself, and of which key.
+        return match size {
+            NewSize::Absolute(size) => Ok(size),
+            _ => Err(failure(Error::NoKey { url: about.url })),
+        };
+    };
+    let Some(size) = size.of(earlier).filter(|size| *size > 0) else {
+        return Err(Failure::failed(format!(
+            "cannot resize the volume at {location}: it has {}, and can have no less than 1 and no more than 2^63 - 1",
+            counted(earlier, "byte")
+        )));
+    };
+    if size < earlier && !yes {
+        ask::confirm_shrinking(&about, earlier, size)?;
+    }
+    Ok(size)
 }
 
 /// Runs a command to its end.

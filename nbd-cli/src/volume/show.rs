@@ -40,9 +40,12 @@ pub(super) fn info(out: &mut Out, about: &Info, json: bool) -> Result<(), Failed
         None => writeln!(out, "server      none yet")?,
         Some(writer) => {
             let host = printable(&writer.host);
-            let state = if writer.open { "open since" } else { "closed" };
             let since = ago(writer.since);
-            writeln!(out, "server      process {} on {host}, {state} {since} ago", writer.process)?;
+            let state = match writer.open {
+                true => format!("has had it open for {since}"),
+                false => format!("closed it {since} ago"),
+            };
+            writeln!(out, "server      process {} on {host}, {state}", writer.process)?;
         }
     }
     for snapshot in &about.snapshots {
@@ -92,10 +95,10 @@ pub(super) fn report(out: &mut Out, report: &Report, json: bool) -> Result<(), F
     for damage in &report.damage {
         let (offset, length) = (damage.offset, damage.length);
         let what = printable(&damage.what);
-        // Of a volume whose size can't be read either.
+        // Of a volume whose size can't be read either: where the volume ends, nothing is damaged any more.
         let is_of_any_size = length >> 62 > 0;
         match is_of_any_size {
-            true => writeln!(out, "all from offset {offset} on: {what}")?,
+            true => writeln!(out, "from offset {offset} on, it is not known how far: {what}")?,
             false => writeln!(out, "offset {offset}, {}: {what}", counted(length, "byte"))?,
         }
     }

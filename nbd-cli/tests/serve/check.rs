@@ -154,6 +154,24 @@ fn a_check_beside_the_server_of_the_same_file_finds_no_fault() {
     check("other.toml").success();
 }
 
+/// Whatever a running server has in use, a check beside it leaves no line in its log.
+#[test]
+fn a_running_server_does_not_notice_a_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let text = "[server]\ncontrol = 'c'\nmetrics = 'unix:m'\nlog = 'debug'\n[[listen]]\nunix = 's'\n\
+                [[export]]\nmemory = '1M'\n";
+    fs::write(path.join("nbd.toml"), text).unwrap();
+    let server = Serving::spawn(&mut nbd(path, &["serve", "--config", "nbd.toml"]));
+    run(&mut nbd(path, &["serve", "--check", "--config", "nbd.toml"]), LIMIT).success();
+    run(&mut nbd(path, &["serve", "--unix", "s", "memory:1M"]), LIMIT).failure();
+    // One that is noticed, after which all before it would be.
+    run(&mut nbd(path, &["info", "--size", "nbd+unix:///?socket=s"]), LIMIT).success();
+    let log = server.stopped();
+    assert_eq!(log.matches("a client connected").count(), 1, "{log}");
+    assert!(!log.contains("control socket"), "{log}");
+}
+
 /// What `nbd reload` can't bring into force it names.
 #[test]
 fn a_reload_reports_the_keys_that_take_a_restart() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nbd_proto::client::{CommandError, OptionError, SubmitError};
 use nbd_proto::wire::{DecodeError, ErrorCode, OptionCode, OptionReplyType};
-use nbd_proto::{Command, InvalidRequest, Misuse, Refusal, UriError};
+use nbd_proto::{Command, InvalidRequest, Misuse, NoSession, UriError};
 
 use super::GaveUp;
 use crate::command_text::CommandText;
@@ -43,7 +43,7 @@ pub enum Error {
         /// The export that it was about, with an empty name for the default one; `None` if it was about none.
         export: Option<String>,
         /// How.
-        refusal: Refusal,
+        refusal: NoSession,
         /// The server's own message; often empty.
         text: String,
     },
@@ -317,12 +317,14 @@ fn connect_remedy(kind: io::ErrorKind, address: &str) -> &'static str {
     }
 }
 
-fn refusal_remedy(refusal: &Refusal, is_explained: bool) -> &'static str {
+fn refusal_remedy(refusal: &NoSession, is_explained: bool) -> &'static str {
     let (code, reply) = match refusal {
-        Refusal::Option { code, reply } => (code, reply),
-        Refusal::ExportName => return "; check the name of the export",
-        Refusal::NoTls => return "; use a server that has TLS, and check that nobody is in between",
-        Refusal::Oldstyle => {
+        NoSession::Option { code, reply } => (code, reply),
+        NoSession::ExportName => return "; check the name of the export",
+        NoSession::NoTls => {
+            return "; use a server that has TLS, and check that nobody is in between";
+        }
+        NoSession::Oldstyle => {
             return "; allow it by ClientConfig::with_oldstyle, or use a newer server";
         }
         _ => return "",
@@ -380,13 +382,13 @@ impl Error {
             Self::TlsSetup(_) => Kind::InvalidInput,
             Self::Unsupported { .. } => Kind::Unsupported,
             Self::Refused { refusal, .. } => match refusal {
-                Refusal::Option { reply, .. } => match *reply {
+                NoSession::Option { reply, .. } => match *reply {
                     OptionReplyType::ERR_UNKNOWN => Kind::NotFound,
                     OptionReplyType::ERR_UNSUP => Kind::Unsupported,
                     OptionReplyType::ERR_SHUTDOWN => Kind::ConnectionAborted,
                     _ => Kind::PermissionDenied,
                 },
-                Refusal::ExportName => Kind::NotFound,
+                NoSession::ExportName => Kind::NotFound,
                 _ => Kind::Unsupported,
             },
             Self::Protocol { source, .. } => protocol_kind(source),
@@ -470,7 +472,8 @@ mod tests {
         let error = Error::Connect { address: "127.0.0.1:10809".into(), source };
         let text = error.to_string();
         assert!(text.contains("127.0.0.1:10809") && text.contains("start it"), "{text}");
-        let refusal = Refusal::Option { code: OptionCode::GO, reply: OptionReplyType::ERR_UNKNOWN };
+        let refusal =
+            NoSession::Option { code: OptionCode::GO, reply: OptionReplyType::ERR_UNKNOWN };
         let export = Some("disk".to_owned());
         let error = Error::Refused { peer: "host".into(), export, refusal, text: String::new() };
         let text = error.to_string();
@@ -481,7 +484,7 @@ mod tests {
     #[test]
     fn a_refusal_about_no_export_names_none_and_says_things_once() {
         let (code, reply) = (OptionCode::LIST, OptionReplyType::ERR_SHUTDOWN);
-        let refusal = Refusal::Option { code, reply };
+        let refusal = NoSession::Option { code, reply };
         for text in ["", "the server is shutting down"] {
             let (peer, text) = ("host".into(), text.to_owned());
             let text = Error::Refused { peer, export: None, refusal, text }.to_string();

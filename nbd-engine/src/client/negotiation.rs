@@ -14,7 +14,7 @@ use std::sync::Arc;
 use futures_io::AsyncWrite;
 use nbd_proto::client::{Connection, Event, OptionError};
 use nbd_proto::wire::{OptionCode, OptionReplyType};
-use nbd_proto::{Refusal, RequestId, Uri, Wants};
+use nbd_proto::{NoSession, RequestId, Uri, Wants};
 
 use super::connect::reach_in_time;
 use super::timer::Timer;
@@ -283,7 +283,7 @@ impl<C> Negotiation<C> {
         reply: OptionReplyType,
         text: String,
     ) -> Error {
-        let refusal = Refusal::Option { code, reply };
+        let refusal = NoSession::Option { code, reply };
         let export = export.map(Into::into);
         Error::Refused { peer: Arc::clone(&self.peer), export, refusal, text }
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use futures_io::AsyncWrite;
 use nbd_proto::client::Connection;
-use nbd_proto::{CloseReason, Wants};
+use nbd_proto::{OrderlyEnd, Wants};
 
 use super::LostReason;
 use super::config::ClientConfig;
@@ -273,9 +273,9 @@ impl Session {
 }
 
 /// What the end of the protocol's machine means for a client.
-fn closed(result: Result<CloseReason, nbd_proto::Error>) -> Closed {
+fn closed(result: Result<OrderlyEnd, nbd_proto::Error>) -> Closed {
     match result {
-        Ok(CloseReason::EndOfStream) => {
+        Ok(OrderlyEnd::EndOfStream) => {
             Closed::Lost(io::Error::from(io::ErrorKind::UnexpectedEof).into())
         }
         Ok(_) => Closed::Disconnected,

@@ -93,16 +93,17 @@ fn look(path: &Path) -> io::Result<Found> {
         let text = "there is a file of that name that is not a socket";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
     }
+    let is_bound = || is_bound((metadata.dev(), metadata.ino()));
     match probe(path) {
-        Err(Errno::CONNREFUSED) if is_bound((metadata.dev(), metadata.ino()))? => {
+        Err(Errno::CONNREFUSED | Errno::PROTOTYPE) if is_bound()? => {
             Err(in_use("another program has bound that socket and does not listen yet"))
         }
+        Err(Errno::PROTOTYPE) => Err(in_use("another server listens there")),
         Err(Errno::CONNREFUSED) => Ok(Found::Stale),
         Err(Errno::NOENT) => Ok(Found::Nothing),
         Err(Errno::ACCESS | Errno::PERM) => Err(in_use("a socket of another user is there")),
-        Err(Errno::PROTOTYPE) => Err(in_use("another program uses that socket")),
-        // A queue of connections that is full is a live server's, too.
-        Ok(()) | Err(Errno::AGAIN) => Err(in_use("another server listens there")),
+        // It takes datagrams, too.
+        Ok(()) => Err(in_use("another program uses that socket")),
         Err(error) => Err(error.into()),
     }
 }
@@ -111,9 +112,13 @@ fn in_use(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::AddrInUse, text)
 }
 
-/// Connects without ever waiting.
+/// Asks the system whether a process has the socket, by a socket for datagrams: one for streams that somebody has is refused
+/// as being of another type, and one that nobody has because nobody has it. A server is not connected to, and has nothing to
+/// log.
 fn probe(path: &Path) -> rustix::io::Result<()> {
-    rustix::net::connect(socket()?, &SocketAddrUnix::new(path)?)
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    rustix::net::connect(socket, &SocketAddrUnix::new(path)?)
 }
 
 /// Whether a process has a socket that it bound to this file, by device and inode, and that neither listens nor is
@@ -235,6 +240,17 @@ mod tests {
         let (_folder, path) = path();
         let _datagrams = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
         assert_in_use(&path, "another program uses that socket");
+    }
+
+    #[test]
+    fn a_server_is_found_without_being_connected_to() {
+        let (_folder, path) = path();
+        let live = bind(&path, 16).unwrap();
+        for _ in 0..3 {
+            assert_in_use(&path, "another server listens there");
+            assert_eq!(check(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        }
+        assert_eq!(live.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

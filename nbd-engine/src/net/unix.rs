@@ -31,7 +31,7 @@ pub fn bind_unix(path: &Path, backlog: u32) -> io::Result<(UnixListener, SocketP
     bind().map_err(|error| super::cannot_listen(path.display(), &error))
 }
 
-/// Finds out whether [`bind_unix`] would succeed now, and changes nothing. A live server is connected to, without a word.
+/// Finds out whether [`bind_unix`] would succeed now, and changes nothing. A live server is not connected to.
 ///
 /// # Errors
 /// Those of [`bind_unix`].

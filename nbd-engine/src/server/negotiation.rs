@@ -87,7 +87,7 @@ impl Negotiation {
     }
 
     /// The client names an export.
-    pub(super) fn look_up(&mut self, state: &ServerState, lookup: server::Lookup) {
+    pub(super) fn look_up(&mut self, state: &ServerState, lookup: server::LookupQuestion) {
         let client = Arc::clone(&self.client);
         let found = state.exports().find(lookup.name, lookup.purpose, client);
         self.question = Some(Question::Find(found));

@@ -86,7 +86,7 @@ pub(super) struct Requests {
     rests: bool,
     /// Whether it did, and does not any more.
     pub(super) ended_rest: bool,
-    pub(super) closed: Option<Result<nbd_proto::CloseReason, nbd_proto::Error>>,
+    pub(super) closed: Option<Result<nbd_proto::OrderlyEnd, nbd_proto::Error>>,
 }
 
 impl Handler<Connection> for Requests {

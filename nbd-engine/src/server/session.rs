@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nbd_proto::server::{Connection, LookupOutcome};
 use nbd_proto::wire::{CompactRequest, ExtendedRequest};
-use nbd_proto::{CloseReason, Wants};
+use nbd_proto::{OrderlyEnd, Wants};
 
 use super::ConnectionError;
 use super::metrics::Recorder;
@@ -27,7 +27,7 @@ use crate::transport::Transport;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum End {
     /// By the client.
-    Closed(CloseReason),
+    Closed(OrderlyEnd),
     /// By the server, which shuts down.
     ShutDown,
 }
@@ -222,7 +222,7 @@ impl<T: Transport> Session<T> {
     pub(crate) fn leave(&mut self, result: &Result<End, ConnectionError>) {
         self.requests.abandon();
         self.requests.negotiation.leave(match result {
-            Ok(End::Closed(CloseReason::Disconnected | CloseReason::Aborted)) => {
+            Ok(End::Closed(OrderlyEnd::Disconnected | OrderlyEnd::Aborted)) => {
                 export::CloseReason::Disconnected
             }
             Ok(End::Closed(_)) => export::CloseReason::Vanished,

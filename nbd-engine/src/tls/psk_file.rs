@@ -29,18 +29,21 @@ impl Keys {
         let malformed =
             |reason: String| TlsError::Malformed { what: KEYS, path: path.to_owned(), reason };
         let bytes = fs::read(path).map_err(unreadable)?;
+        // What the file is comes before who can read it: the remedy for another file is not to hide it.
+        let text = String::from_utf8(bytes)
+            .map_err(|_| malformed("it is no text; it has lines of the form user:hexkey".into()))?;
+        if let Some(what) = in_pem(&text) {
+            return Err(malformed(format!(
+                "it holds {what}; certificates and their private keys are in a folder, named by --tls-certificates DIR \
+                 or tls-certificates=DIR"
+            )));
+        }
+        if text.trim().is_empty() {
+            return Err(TlsError::NoKeys(path.to_owned()));
+        }
         let mode = fs::metadata(path).map_err(unreadable)?.permissions().mode();
         if mode & 0o004 != 0 {
             return Err(TlsError::KeyIsPublic(path.to_owned()));
-        }
-        let text = String::from_utf8(bytes)
-            .map_err(|_| malformed("it is no text; it has lines of the form user:hexkey".into()))?;
-        if text.lines().any(|line| line.starts_with("-----BEGIN ")) {
-            return Err(malformed(
-                "it is in PEM format, as certificates and their keys are; those are in a folder, named by \
-                 --tls-certificates DIR or tls-certificates=DIR"
-                    .into(),
-            ));
         }
         let mut keys: HashMap<String, (usize, Vec<u8>)> = HashMap::new();
         for (number, line) in (1..).zip(text.lines()) {
@@ -63,9 +66,6 @@ impl Keys {
             }
             keys.insert(user, (number, key));
         }
-        if keys.is_empty() {
-            return Err(TlsError::NoKeys(path.to_owned()));
-        }
         Ok(Self(keys.into_iter().map(|(user, (_, key))| (user, key)).collect()))
     }
 
@@ -80,6 +80,16 @@ impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
+}
+
+/// What a file in PEM format holds first.
+fn in_pem(text: &str) -> Option<&'static str> {
+    let label = text.lines().find_map(|line| line.strip_prefix("-----BEGIN "))?;
+    Some(match label {
+        _ if label.contains("PRIVATE KEY") => "a private key in PEM format",
+        _ if label.contains("CERTIFICATE") => "a certificate in PEM format",
+        _ => "something in PEM format",
+    })
 }
 
 /// What a line says, or what is wrong with it.
@@ -187,6 +197,30 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         let text = Keys::load(&path).unwrap_err().to_string();
         assert!(text.contains("chmod 600"), "{text}");
+    }
+
+    /// A file that can be no file of keys, whatever its mode: to hide it would be in vain.
+    #[test]
+    fn what_a_file_is_comes_before_who_can_read_it() {
+        let folder = tempfile::tempdir().unwrap();
+        for (content, expected) in [
+            (&b""[..], "is empty"),
+            (b"\n \n", "is empty"),
+            (b"-----BEGIN CERTIFICATE-----\n", "it holds a certificate in PEM format"),
+            (b"x\n-----BEGIN EC PRIVATE KEY-----\n", "it holds a private key in PEM format"),
+            (b"-----BEGIN X509 CRL-----\n", "it holds something in PEM format"),
+            (b"\x30\x82\xff", "it is no text"),
+            (b"alice:00", "chmod 600"),
+            (b"alice", "chmod 600"),
+        ] {
+            let path = file(&folder, content);
+            for mode in [0o644, 0o604, 0o666] {
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+                let text = Keys::load(&path).unwrap_err().to_string();
+                assert!(text.contains(expected), "{content:?}: {text}");
+                assert_eq!(text.contains("chmod"), expected == "chmod 600", "{text}");
+            }
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::in_flight::InFlight;
 use crate::outbound::Outbound;
 use crate::scratch::Scratch;
 use crate::{
-    CloseReason, Command, Error, ExportView, Finished, Input, Misuse, PauseReason, RequestId,
+    Command, Error, ExportView, Finished, Input, Misuse, OrderlyEnd, PauseReason, RequestId,
     RequestRules, Segments, Wants,
 };
 
@@ -61,7 +61,7 @@ pub(super) struct Closing {
     in_flight: InFlight<Pending>,
     /// Bytes that were transmitted in the transmission phase.
     transmitted: u64,
-    result: Result<CloseReason, Error>,
+    result: Result<OrderlyEnd, Error>,
 }
 
 impl Connection {
@@ -444,7 +444,7 @@ impl Connection {
     }
 
     /// Ends the connection: nothing more will be sent or understood.
-    fn close(&mut self, result: Result<CloseReason, Error>) {
+    fn close(&mut self, result: Result<OrderlyEnd, Error>) {
         self.out.clear();
         let (in_flight, transmitted, refusal) =
             match core::mem::replace(&mut self.phase, Phase::Closed) {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use crate::wire::{
     BlockSizeInfo, ErrorCode, MAX_STRING, OptionCode, OptionReplyType, TransmissionFlags,
 };
-use crate::{CloseReason, Error, Extent, RequestId};
+use crate::{Error, Extent, OrderlyEnd, RequestId};
 
 /// Something happened.
 ///
@@ -117,7 +117,7 @@ pub enum Event {
         sent: bool,
     },
     /// The last event, exactly once on every connection: drop the transport.
-    Closed(Result<CloseReason, Error>),
+    Closed(Result<OrderlyEnd, Error>),
 }
 
 /// An information item about an export (section "Option reply types", `NBD_REP_INFO`). Unknown ones are left out.

@@ -19,7 +19,7 @@ use crate::wire::{
     ClientFlags, EXPORT_NAME_PADDING, ExportInfoReply, ExportNameReply, Greeting, HandshakeFlags,
     OptionCode, OptionReplyHeader, OptionReplyType as Rep,
 };
-use crate::{CloseReason, Error, PauseReason, PeerMisbehaved, Refusal, Wants};
+use crate::{Error, NoSession, OrderlyEnd, PauseReason, PeerMisbehaved, Wants};
 
 /// The connection before an export is entered.
 #[derive(Debug)]
@@ -203,9 +203,9 @@ impl Negotiation {
     fn greeting(&mut self, config: &Config, greeting: Greeting) -> Result<Progress, Error> {
         self.step = match greeting {
             Greeting::Newstyle => Step::HandshakeFlags,
-            Greeting::Oldstyle if !config.oldstyle => return Err(Refusal::Oldstyle.into()),
+            Greeting::Oldstyle if !config.oldstyle => return Err(NoSession::Oldstyle.into()),
             Greeting::Oldstyle if config.tls == TlsMode::Required => {
-                return Err(Refusal::NoTls.into());
+                return Err(NoSession::NoTls.into());
             }
             Greeting::Oldstyle => Step::OldstyleRest,
         };
@@ -249,7 +249,7 @@ impl Negotiation {
         }
         // C-TLS-20.
         if config.tls == TlsMode::Required && !self.agreed.fixed {
-            return Err(Refusal::NoTls.into());
+            return Err(NoSession::NoTls.into());
         }
         let sent = match self.next_move(config) {
             Move::AwaitOption => {
@@ -303,7 +303,7 @@ impl Negotiation {
                 return self.option_failed(config, out, code, reply, message);
             }
             Outcome::Aborted(Some(refusal)) => return Err(refusal.into()),
-            Outcome::Aborted(None) => return Ok(Progress::Close(CloseReason::Aborted)),
+            Outcome::Aborted(None) => return Ok(Progress::Close(OrderlyEnd::Aborted)),
             Outcome::Done(Agreement::Enter(description)) => return self.enter_export(description),
             Outcome::Done(Agreement::StartTls) => {
                 self.step = Step::Tls;
@@ -374,7 +374,7 @@ impl Negotiation {
         }
         // Softly, since the server broke no rule (C-OPT-AB-04). It uses fixed newstyle, or it had no option to
         // refuse.
-        self.abort(out, Some(Refusal::Option { code, reply }))?;
+        self.abort(out, Some(NoSession::Option { code, reply }))?;
         Ok(Progress::Event(event))
     }
 
@@ -389,7 +389,7 @@ impl Negotiation {
 
     /// Sends ABORT. It must not be sent to a server without fixed newstyle.
     // (C-HS-18)
-    fn abort(&mut self, out: &mut Outbound, because: Option<Refusal>) -> Result<Progress, Error> {
+    fn abort(&mut self, out: &mut Outbound, because: Option<NoSession>) -> Result<Progress, Error> {
         self.script = None;
         if self.agreed.fixed {
             self.send(out, Question::Abort { because }, &[])
@@ -398,7 +398,7 @@ impl Negotiation {
         }
         match because {
             Some(refusal) => Err(refusal.into()),
-            None => Ok(Progress::Close(CloseReason::Aborted)),
+            None => Ok(Progress::Close(OrderlyEnd::Aborted)),
         }
     }
 
@@ -436,7 +436,7 @@ impl Negotiation {
     }
 
     /// Why the machine ends the session, if it does.
-    pub(super) const fn refusal(&self) -> Option<Refusal> {
+    pub(super) const fn refusal(&self) -> Option<NoSession> {
         match &self.step {
             Step::Reply(Awaited { question: Question::Abort { because }, .. }) => *because,
             _ => None,
@@ -445,15 +445,15 @@ impl Negotiation {
 
     /// What it means that the stream ends now. A server may close instead of answering an ABORT.
     // (C-OPT-AB-05)
-    pub(super) fn end_of_stream(&self, filled: usize) -> Result<CloseReason, Error> {
+    pub(super) fn end_of_stream(&self, filled: usize) -> Result<OrderlyEnd, Error> {
         let inside = match &self.step {
             Step::Reply(Awaited { question: Question::Abort { because: None }, .. }) => {
-                return Ok(CloseReason::Aborted);
+                return Ok(OrderlyEnd::Aborted);
             }
             Step::Reply(Awaited {
                 question: Question::Abort { because: Some(refusal) }, ..
             }) => return Err((*refusal).into()),
-            Step::ExportName(_) if filled == 0 => return Err(Refusal::ExportName.into()),
+            Step::ExportName(_) if filled == 0 => return Err(NoSession::ExportName.into()),
             Step::Greeting | Step::HandshakeFlags | Step::OldstyleRest => "the greeting",
             Step::Tls => "the TLS handshake",
             Step::AwaitingOption

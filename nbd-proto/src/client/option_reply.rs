@@ -10,7 +10,7 @@ use super::{Event, Info};
 use crate::wire::{
     DecodeError, InfoReply, MetaContextReply, OptionCode, OptionReplyType as Rep, ServerReply,
 };
-use crate::{Error, LimitExceeded, Limits, PeerMisbehaved, Refusal, SelectedContext};
+use crate::{Error, LimitExceeded, Limits, NoSession, PeerMisbehaved, SelectedContext};
 
 /// What a reply does.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(super) enum Outcome {
     /// The option failed.
     Failed { reply: Rep, message: String },
     /// Our ABORT was answered, by whatever.
-    Aborted(Option<Refusal>),
+    Aborted(Option<NoSession>),
 }
 
 /// What an option that succeeded changes.

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::Event;
 use super::export::EnteredExport;
-use crate::{CloseReason, PauseReason, Wants};
+use crate::{OrderlyEnd, PauseReason, Wants};
 
 /// What a phase made of the front of its input.
 #[derive(Debug)]
@@ -15,10 +15,10 @@ pub(super) enum Progress {
     /// Something was done, there may be more.
     Continue,
     Event(Event),
-    EventAndClose(Event, CloseReason),
+    EventAndClose(Event, OrderlyEnd),
     /// An export is entered: transmission begins.
     Enter(Box<EnteredExport>),
-    Close(CloseReason),
+    Close(OrderlyEnd),
 }
 
 /// Moves bytes into `collected` until it holds `length`, which was compared with a bound before.

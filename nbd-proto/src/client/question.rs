@@ -6,14 +6,14 @@ use alloc::vec::Vec;
 use crate::wire::{
     BlockSizeInfo, ExportInfoReply, InfoRequest, MetaContextRequest, OptionCode, OptionReplyHeader,
 };
-use crate::{Error, LimitExceeded, Limits, PeerMisbehaved, Refusal, SelectedContext};
+use crate::{Error, LimitExceeded, Limits, NoSession, PeerMisbehaved, SelectedContext};
 
 /// An option that was sent, by what its replies can be.
 #[derive(Debug)]
 pub(super) enum Question {
     Abort {
         /// Why the machine ends the session, if the embedder did not ask for it.
-        because: Option<Refusal>,
+        because: Option<NoSession>,
     },
     List,
     StartTls,

@@ -17,7 +17,7 @@ use crate::outbound::Outbound;
 use crate::scratch::Scratch;
 use crate::wire::{ExtendedReplyHeader, SimpleReplyHeader};
 use crate::{
-    BlockSize, CloseReason, Error, ExportView, Extent, Limits, Misuse, PauseReason, RequestId,
+    BlockSize, Error, ExportView, Extent, Limits, Misuse, OrderlyEnd, PauseReason, RequestId,
     RequestRules, SelectedContext, Wants,
 };
 
@@ -209,7 +209,7 @@ impl Transmission {
         }
         if self.is_over() {
             return Ok(if out.is_empty() {
-                Progress::Close(CloseReason::Disconnected)
+                Progress::Close(OrderlyEnd::Disconnected)
             } else {
                 Progress::Stuck
             });
@@ -380,9 +380,9 @@ impl Transmission {
     }
 
     /// What it means that the stream ends now.
-    pub(super) const fn end_of_stream(&self, filled: usize) -> Result<CloseReason, Error> {
+    pub(super) const fn end_of_stream(&self, filled: usize) -> Result<OrderlyEnd, Error> {
         Err(Error::UnexpectedEnd(match self.cursor {
-            _ if self.is_over() => return Ok(CloseReason::Disconnected),
+            _ if self.is_over() => return Ok(OrderlyEnd::Disconnected),
             Cursor::Header if filled == 0 && self.in_flight.len() > 0 => "requests in flight",
             Cursor::Header if filled == 0 => "the transmission phase",
             _ => "a reply",

@@ -1,20 +1,21 @@
 //! The connection: its phases, and the methods that drive it.
 
+mod condition;
+
 use alloc::vec::Vec;
 
 use super::handshake::{Handshake, Shared, State, Step};
 use super::options::Answered;
 use super::pending::Progress;
-use super::question::Question;
-use super::reply::{Answer, Reply, Style};
+use super::reply::{Answer, Reply};
 use super::transmission::Transmission;
-use super::{Config, Event, Listing, LookupOutcome, LookupRefusal, SelfAnswered};
+use super::{Config, Event, Listing, LookupOutcome, LookupRefusal};
 use crate::outbound::{Outbound, Tail};
 use crate::scratch::Scratch;
-use crate::wire::{HandshakeFlags, NewstyleGreeting, OldstyleGreeting, valid_string};
+use crate::wire::{HandshakeFlags, NewstyleGreeting, OldstyleGreeting};
 use crate::{
-    CloseReason, Error, ExportInfo, ExportView, Finished, Input, Misuse, PauseReason, Refusal,
-    RequestId, Segments, Wants,
+    Error, ExportInfo, Finished, Input, Misuse, NoSession, OrderlyEnd, PauseReason, RequestId,
+    Segments, Wants,
 };
 
 /// The server's side of one connection, as a state machine that does no I/O.
@@ -59,7 +60,7 @@ enum Phase {
 enum End {
     Open,
     /// Nothing more is read. Requests in flight are answered and the queue is sent.
-    Closing(Result<CloseReason, Error>),
+    Closing(Result<OrderlyEnd, Error>),
     /// Nothing more is read. What is queued is sent, so that what a client gets does not depend on how its bytes came;
     /// but requests in flight are not waited for.
     Failed(Error),
@@ -186,7 +187,7 @@ impl Connection {
         let in_header = (self.scratch.filled() > 0).then_some("a header");
         End::Closing(match cut_off.or(in_header) {
             Some(what) => Err(Error::UnexpectedEnd(what)),
-            None => Ok(CloseReason::EndOfStream),
+            None => Ok(OrderlyEnd::EndOfStream),
         })
     }
 
@@ -283,7 +284,7 @@ impl Connection {
     /// Answers [`Event::Lookup`] with the export, or with why the client can't have it.
     ///
     /// `NBD_OPT_EXPORT_NAME` has no room for a refusal: the connection closes then, with
-    /// [`Refusal::NotServed`] as the reason.
+    /// [`NoSession::NotServed`] as the reason.
     ///
     /// # Errors
     /// [`Misuse::NoSuchQuestion`] when the client did not ask for an export; [`Misuse::WrongPhase`] after
@@ -296,7 +297,7 @@ impl Connection {
         match handshake.answer_lookup(&mut shared, answer)? {
             Answered::Negotiating => Ok(LookupOutcome::Negotiating),
             Answered::Refused(reason) => {
-                self.end = End::Failed(Refusal::NotServed(reason).into());
+                self.end = End::Failed(NoSession::NotServed(reason).into());
                 Ok(LookupOutcome::Negotiating)
             }
             Answered::Entered(export) => {
@@ -417,106 +418,6 @@ impl Connection {
     }
 
     // Getters.
-
-    /// Whether the client will send no more requests than what was received already, or is not listened to any more.
-    /// [`Event::Closed`] follows once what is in flight has been answered and sent: long work can be cut short, and a
-    /// deadline be set.
-    #[must_use]
-    pub fn is_closing(&self) -> bool {
-        self.end_of_stream || self.end != End::Open
-    }
-
-    /// Whether no request is in flight and nothing is queued.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.requests_in_flight() == 0 && self.out.is_empty()
-    }
-
-    /// Why the connection is about to be closed, while what is queued is still to be sent; then [`Event::Closed`] says the
-    /// same. For an embedder whose transport takes no more, so that it does not report that in place of the cause.
-    #[must_use]
-    pub const fn failure(&self) -> Option<Error> {
-        match self.end {
-            End::Failed(error) | End::Closing(Err(error)) => Some(error),
-            _ => None,
-        }
-    }
-
-    /// Whether the handshake is over and an export is in use.
-    #[must_use]
-    pub const fn is_transmitting(&self) -> bool {
-        matches!(self.phase, Phase::Transmission(_))
-    }
-
-    /// Exports in the longest list that the client was given, about which it may want to ask. Zero once it has entered one.
-    #[must_use]
-    pub const fn listed_exports(&self) -> u32 {
-        match &self.phase {
-            Phase::Handshake(handshake) => handshake.listed,
-            Phase::Transmission(_) => 0,
-        }
-    }
-
-    /// Whether the stream runs over TLS.
-    #[must_use]
-    pub const fn is_tls(&self) -> bool {
-        match &self.phase {
-            Phase::Handshake(handshake) => handshake.agreed.tls,
-            Phase::Transmission(transmission) => transmission.export.tls,
-        }
-    }
-
-    /// Requests whose reply is not wholly transmitted.
-    #[must_use]
-    pub const fn requests_in_flight(&self) -> usize {
-        match &self.phase {
-            Phase::Handshake(_) => 0,
-            Phase::Transmission(transmission) => transmission.in_flight.len(),
-        }
-    }
-
-    /// What the core answered by itself since the export was entered, for statistics: an entry for each command and error
-    /// that there was. Counts only grow.
-    #[must_use]
-    pub fn self_answered(&self) -> &[SelfAnswered] {
-        match &self.phase {
-            Phase::Handshake(_) => &[],
-            Phase::Transmission(transmission) => transmission.self_answers.entries(),
-        }
-    }
-
-    /// The metadata queries of the option that awaits an answer, in the client's order: for exports that make contexts
-    /// on demand, by [`ContextInfo::answering`](crate::ContextInfo::answering). Empty unless the
-    /// [purpose](super::Lookup::purpose) of the lookup is [`Purpose::MetaContext`](super::Purpose::MetaContext).
-    /// Queries that are no valid strings are left out.
-    pub fn queries(&self) -> impl Iterator<Item = &str> {
-        let question = match &self.phase {
-            Phase::Handshake(Handshake { state: State::Asked(Question::Contexts(it)), .. }) => {
-                Some(it)
-            }
-            _ => None,
-        };
-        question.into_iter().flat_map(|question| question.queries()).filter_map(valid_string)
-    }
-
-    /// The export in use, `None` during the negotiation.
-    #[must_use]
-    pub fn export(&self) -> Option<ExportView<'_>> {
-        let Phase::Transmission(transmission) = &self.phase else { return None };
-        let export = &transmission.export;
-        Some(ExportView {
-            size: export.rules.size,
-            flags: export.rules.flags,
-            block_size: export.rules.block_size,
-            block_size_advertised: export.block_size_advertised,
-            name: export.name.as_deref(),
-            description: export.description.as_deref(),
-            contexts: &export.contexts,
-            structured: export.style != Style::Simple,
-            extended: export.style == Style::Extended,
-            tls: export.tls,
-        })
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use alloc::string::String;
 
-use crate::{CloseReason, Command, Error, RequestId};
+use crate::{Command, Error, OrderlyEnd, RequestId};
 
 /// Something happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub enum Event {
     List,
     /// The client names an export: answer by [`answer_lookup`](super::Connection::answer_lookup). Nothing is read until
     /// then.
-    Lookup(Lookup),
+    Lookup(LookupQuestion),
     /// The client wants TLS. The answer is queued; once [`Wants::Tls`](crate::Wants::Tls) shows, do the handshake and
     /// call [`tls_established`](super::Connection::tls_established).
     StartTls,
@@ -34,13 +34,13 @@ pub enum Event {
     ///
     /// It comes once all that was queued has been sent, and in peace (or after an [`Error::UnexpectedEnd`]) once all
     /// requests in flight have been answered.
-    Closed(Result<CloseReason, Error>),
+    Closed(Result<OrderlyEnd, Error>),
 }
 
 /// A client asks about an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Lookup {
+pub struct LookupQuestion {
     /// The name as the client gave it, of at most 4096 bytes without NUL; empty for the default export.
     pub name: String,
     /// What for.

@@ -10,7 +10,7 @@ use crate::outbound::Outbound;
 use crate::scratch::Scratch;
 use crate::wire::{ClientFlags, OptionHeader};
 use crate::{
-    CloseReason, Error, Input, LimitExceeded, PauseReason, PeerMisbehaved, SelectedContext, Wants,
+    Error, Input, LimitExceeded, OrderlyEnd, PauseReason, PeerMisbehaved, SelectedContext, Wants,
 };
 
 /// Everything up to the start of transmission.
@@ -88,7 +88,7 @@ pub(super) enum Step {
     /// Something other than input is needed.
     Paused,
     /// The client ends the session.
-    Closing(CloseReason),
+    Closing(OrderlyEnd),
 }
 
 /// Option replies that may wait to be sent before no further option is read.

@@ -25,7 +25,7 @@
 //! | `STRUCTURED_REPLY` | after extended headers were agreed | `ERR_EXT_HEADER_REQD` |
 //! | `STARTTLS` | bytes behind it that are not TLS | [`PeerMisbehaved`] |
 //! | | over TLS | `ERR_INVALID` |
-//! | `ABORT` | whatever its data | acknowledged, then [`Aborted`](crate::CloseReason::Aborted) |
+//! | `ABORT` | whatever its data | acknowledged, then [`Aborted`](crate::OrderlyEnd::Aborted) |
 //! | any request | wrong magic, or a header of the other size | [`Malformed`] |
 //! | | a cookie that another request in flight has | accepted |
 //! | | unknown command, or one that was not advertised | `EINVAL` |
@@ -43,9 +43,9 @@
 //! | | without `PAYLOAD_LEN` under extended headers | accepted, [unless you insist](Config::require_payload_flag) |
 //! | `BLOCK_STATUS` | no context was selected; a list of contexts with another one, the same one twice, or no length that fits | `EINVAL` |
 //! | `RESIZE` | not aligned; to more than 2^63 - 1 bytes | `EINVAL`; `ENOSPC` |
-//! | `DISC` | requests in flight | they are answered, then [`Disconnected`](crate::CloseReason::Disconnected) |
+//! | `DISC` | requests in flight | they are answered, then [`Disconnected`](crate::OrderlyEnd::Disconnected) |
 //! | | bytes behind it | left alone |
-//! | end of stream | between two messages | requests are answered, then [`EndOfStream`](crate::CloseReason::EndOfStream) |
+//! | end of stream | between two messages | requests are answered, then [`EndOfStream`](crate::OrderlyEnd::EndOfStream) |
 //! | | inside of a message | likewise, then [`UnexpectedEnd`]; what was cut off is dropped |
 //!
 //! [`Malformed`]: crate::Error::Malformed
@@ -76,7 +76,7 @@ mod transmission;
 pub use config::{Config, TlsMode};
 pub use connection::Connection;
 pub use contexts::AwaitedContexts;
-pub use event::{Event, Lookup, Purpose};
+pub use event::{Event, LookupQuestion, Purpose};
 pub use oldstyle::OldstyleUnfit;
 pub use options::{Listing, LookupOutcome, LookupRefusal};
 pub use reply::Reply;

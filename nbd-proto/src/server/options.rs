@@ -13,7 +13,7 @@ use crate::wire::{
     OptionReplyType as Rep, TransmissionFlags, is_valid_string,
 };
 use crate::{
-    BlockSize, CloseReason, Error, ExportInfo, Misuse, NotServed, PeerMisbehaved, Refusal,
+    BlockSize, Error, ExportInfo, Misuse, NoSession, NotServed, OrderlyEnd, PeerMisbehaved,
 };
 
 /// An export as it is listed.
@@ -98,7 +98,7 @@ impl Handshake {
             None => Ok(false),
             // An answer to EXPORT_NAME has no room for an error (S-OPT-EN-02, S-TLS-F-02).
             Some(refusal) if code == OptionCode::EXPORT_NAME => {
-                Err(Refusal::NotServed(refusal.reason).into())
+                Err(NoSession::NotServed(refusal.reason).into())
             }
             Some(EarlyRefusal { reply, text, .. }) => {
                 shared.out.option_error(code, reply, text);
@@ -117,7 +117,7 @@ impl Handshake {
             return Ok(Step::Again);
         }
         match code {
-            OptionCode::EXPORT_NAME => return Err(Refusal::NotServed(NotServed::BadName).into()),
+            OptionCode::EXPORT_NAME => return Err(NoSession::NotServed(NotServed::BadName).into()),
             OptionCode::ABORT => return Ok(abort(shared)),
             OptionCode::SET_META_CONTEXT => self.agreed.selection = Default::default(),
             _ => {}
@@ -147,7 +147,7 @@ impl Handshake {
                 if self.agreed.extended {
                     return Err(PeerMisbehaved::ExportNameAfterExtendedHeaders.into());
                 }
-                let name = valid_name(data).ok_or(Refusal::NotServed(NotServed::BadName))?;
+                let name = valid_name(data).ok_or(NoSession::NotServed(NotServed::BadName))?;
                 return Ok(self.ask(Question::ExportName { name }));
             }
             OptionCode::INFO | OptionCode::GO => {
@@ -430,7 +430,7 @@ fn refuse(shared: &mut Shared<'_>, code: OptionCode, refusal: LookupRefusal<'_>)
 
 fn abort(shared: &mut Shared<'_>) -> Step {
     shared.out.option_ack(OptionCode::ABORT);
-    Step::Closing(CloseReason::Aborted)
+    Step::Closing(OrderlyEnd::Aborted)
 }
 
 /// Chunk headers have 32 bits for lengths, and a chunk is a little longer than its content.

@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::{Event, Lookup, Purpose};
+use super::{Event, LookupQuestion, Purpose};
 use crate::wire::{
     DecodeError, InfoRequest, InfoType, MetaContextRequest, OptionCode, Queries, valid_string,
 };
@@ -83,7 +83,7 @@ impl Question {
             Self::Info(InfoQuestion { name, .. }) => (name, Purpose::Info),
             Self::Contexts(ContextsQuestion { name, .. }) => (name, Purpose::MetaContext),
         };
-        Event::Lookup(Lookup { name: name.clone(), purpose })
+        Event::Lookup(LookupQuestion { name: name.clone(), purpose })
     }
 }
 

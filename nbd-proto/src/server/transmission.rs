@@ -19,7 +19,7 @@ use crate::wire::{
     Reader, TransmissionFlags,
 };
 use crate::{
-    BlockSize, CloseReason, Command, Error, Input, LimitExceeded, Limits, Misuse, PauseReason,
+    BlockSize, Command, Error, Input, LimitExceeded, Limits, Misuse, OrderlyEnd, PauseReason,
     RequestId, RequestRules, SelectedContext, Wants,
 };
 
@@ -236,7 +236,7 @@ impl Transmission {
         request: &ExtendedRequest,
     ) -> Result<Step, Error> {
         if request.command == CommandType::DISC {
-            return Ok(Step::Closing(CloseReason::Disconnected));
+            return Ok(Step::Closing(OrderlyEnd::Disconnected));
         }
         let rules = &self.export.rules;
         let strict = shared.config.require_payload_flag;

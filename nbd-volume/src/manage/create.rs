@@ -77,16 +77,21 @@ impl NewVolume {
 ///
 /// # Errors
 /// [`Error::Exists`] when there is a volume, or the beginning of one; [`Error::Nested`] when there is one above or below;
-/// [`Error::Invalid`] when size or block size are
-/// out of range; [`Error::NoKey`] when it is to be encrypted by a location without a key; [`Error::Refused`],
-/// [`Error::Store`] after a minute without an answer, or [`Error::Unconditional`] when the store can't be used.
+/// [`Error::Invalid`] when size or block size are out of range, or when it is to be encrypted by a location without a key;
+/// [`Error::Refused`], [`Error::Store`] after a minute without an answer, or [`Error::Unconditional`] when the store can't
+/// be used.
 pub async fn create(location: &Location, volume: &NewVolume) -> Result<(), Error> {
     volume.check()?;
     let id = new_id()?;
     let encryption = match (volume.encrypted, location.key()) {
         (false, _) => None,
         (true, Some(key)) => Some(encryption::new(key, id.clone())),
-        (true, None) => return Err(Error::NoKey { url: location.url().to_owned() }),
+        (true, None) => {
+            return Err(Error::Invalid(format!(
+                "there is no key to encrypt the volume at {location} with: name the file that holds it in \
+                 NBD_VOLUME_KEY_FILE; openssl rand -hex 32 makes one"
+            )));
+        }
     };
     let descriptor = Descriptor::new(volume.block_size, id, encryption);
     store_new(location, &descriptor).await?;

@@ -24,7 +24,7 @@ use crate::replies::record;
 use crate::{Error, Location, Volume};
 
 /// The request's name below the volume's prefix.
-const REQUEST: &str = "nbd-request.json";
+pub(super) const REQUEST: &str = "nbd-request.json";
 
 /// How long a server may take.
 const PATIENCE: Duration = Duration::from_secs(120);

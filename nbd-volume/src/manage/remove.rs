@@ -137,11 +137,35 @@ pub(super) fn check_folder(location: &Location) -> Result<(), Error> {
 
 /// Removes the folders of a volume, as far as they are empty: somebody else's files may lie there.
 fn remove_folders(folder: &std::path::Path) {
+    remove_unfinished(folder, |object| [DESCRIPTOR, mailbox::REQUEST].contains(&object));
     for name in FOLDERS {
+        let folder = folder.join(name);
+        // The objects of a database end so.
+        remove_unfinished(&folder, |object| {
+            [".sst", ".manifest", ".compactions", ".boundary"]
+                .iter()
+                .any(|end| object.ends_with(end))
+        });
         // What is not there, or is not empty, stays as it is.
-        let _removed = std::fs::remove_dir(folder.join(name));
+        let _removed = std::fs::remove_dir(folder);
     }
     let _removed = std::fs::remove_dir(folder);
+}
+
+/// Removes files that were to become one of these objects, and that a process which was killed has left: the store gives
+/// them the object's name with `#` and a number behind it, and does not list them.
+fn remove_unfinished(folder: &std::path::Path, is_ours: impl Fn(&str) -> bool) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some((object, number)) = name.to_str().and_then(|name| name.rsplit_once('#')) else {
+            continue;
+        };
+        let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        if is_number && is_ours(object) {
+            // What can't be removed stays, with its folder.
+            let _removed = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Deletes a snapshot. Whether a server serves it can't be known. One that does goes on until data that nothing else needs

@@ -66,9 +66,9 @@ impl Object {
         let (identity, encoding, bytes) = match first.await {
             Ok(opened) => opened,
             // There is no range of an object without bytes, and stores have different words for that.
-            Err(error) => match store.head(location.prefix()).await {
-                Ok(meta) if meta.size == 0 => (Identity::of(&meta), None, bytes::Bytes::new()),
-                _ => return Err(cannot_open(location, &error)),
+            Err(error) => match without_bytes(location).await {
+                Some(identity) => (identity, None, bytes::Bytes::new()),
+                None => return Err(cannot_open(location, &error)),
             },
         };
         let url = || location.url().to_owned();
@@ -91,6 +91,9 @@ impl Object {
             let reason = format!("{came} came where {expected} were asked for");
             return Err(Error::Store { url: url(), doing: "open", reason });
         }
+        if identity.size() == 0 {
+            tracing::warn!(object = %location, "the object is empty: it is a disk of 0 bytes");
+        }
         if !identity.tells_changes() {
             tracing::warn!(
                 object = %location,
@@ -107,6 +110,18 @@ impl Object {
     pub fn location(&self) -> &Location {
         &self.0.location
     }
+}
+
+/// What an object is that can be found to have no bytes. Some servers refuse to be asked for that alone, such as those of a
+/// URL that is signed for reading, and are asked for all of it.
+async fn without_bytes(location: &Location) -> Option<Identity> {
+    let (store, path) = (location.store(), location.prefix());
+    let meta = match store.head(path).await {
+        Ok(meta) => meta,
+        // Of which the beginning is looked at.
+        Err(_) => store.get_opts(path, GetOptions::default()).await.ok()?.meta,
+    };
+    (meta.size == 0).then(|| Identity::of(&meta))
 }
 
 /// How the bytes of a reply are compressed, if they are: ranges are then of what is compressed.

@@ -3,7 +3,7 @@
 
 use nbd_proto::client::{CommandError, Connection, Event};
 use nbd_proto::wire::{BlockStatusDescriptor, ErrorCode, ReplyType};
-use nbd_proto::{CloseReason, Command, Error, Misuse, PauseReason, RequestId, Segment, Wants};
+use nbd_proto::{Command, Error, Misuse, OrderlyEnd, PauseReason, RequestId, Segment, Wants};
 use proptest::prelude::*;
 
 use crate::peer::*;
@@ -47,7 +47,7 @@ struct Session {
     /// What the server has sent and the client has not received.
     stream: Vec<u8>,
     transmitted: u64,
-    closed: Option<Result<CloseReason, Error>>,
+    closed: Option<Result<OrderlyEnd, Error>>,
 }
 
 const fn pattern(offset: u64) -> u8 {
@@ -431,7 +431,7 @@ proptest! {
         let all_answered = session.requests.iter().all(|request| request.answered);
         match session.closed {
             Some(Ok(reason)) => {
-                prop_assert_eq!(reason, CloseReason::Disconnected);
+                prop_assert_eq!(reason, OrderlyEnd::Disconnected);
                 prop_assert!(all_answered && matches!(end, End::Disconnect | End::DisconnectNow));
             }
             Some(Err(Error::Internal(fault))) => prop_assert!(false, "{}", fault),

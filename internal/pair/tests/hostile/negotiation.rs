@@ -6,7 +6,7 @@ use nbd_proto::wire::{
     OldstyleGreeting, OptionCode as Opt, OptionReplyType as Rep, TransmissionFlags,
 };
 use nbd_proto::{
-    BlockSize, CloseReason, Command, Error, LimitExceeded, PeerMisbehaved, Refusal, Wants,
+    BlockSize, Command, Error, LimitExceeded, NoSession, OrderlyEnd, PeerMisbehaved, Wants,
 };
 
 use crate::peer::*;
@@ -86,7 +86,7 @@ fn a_server_without_fixed_newstyle_gets_nothing_but_export_name() {
     assert_eq!(client.abort(), Err(OptionError::NeedsFixedNewstyle));
     client.disconnect();
     assert_eq!(sent(&mut client), []);
-    assert_eq!(feed(&mut client, b""), Ok(vec![Event::Closed(Ok(CloseReason::Aborted))]));
+    assert_eq!(feed(&mut client, b""), Ok(vec![Event::Closed(Ok(OrderlyEnd::Aborted))]));
 }
 
 #[test]
@@ -124,11 +124,11 @@ fn oldstyle_servers_are_accepted_unless_configured_otherwise() {
     let mut config = Config::default();
     config.oldstyle = false;
     let mut client = new_client(config).unwrap();
-    assert_eq!(feed(&mut client, &bytes), Err(Error::Refused(Refusal::Oldstyle)));
+    assert_eq!(feed(&mut client, &bytes), Err(Error::Refused(NoSession::Oldstyle)));
     let mut config = Config::default();
     config.tls = TlsMode::Required;
     let mut client = new_client(config).unwrap();
-    assert_eq!(feed(&mut client, &bytes), Err(Error::Refused(Refusal::NoTls)));
+    assert_eq!(feed(&mut client, &bytes), Err(Error::Refused(NoSession::NoTls)));
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn with_extended_headers_there_is_nothing_to_fall_back_to() {
     let (code, reply) = (Opt::GO, Rep::ERR_UNSUP);
     assert_eq!(seen, [Event::OptionFailed { code, reply, message: String::new() }]);
     assert_eq!(options(&sent(&mut client)), [(Opt::ABORT, vec![])]);
-    let refused = Error::Refused(Refusal::Option { code, reply });
+    let refused = Error::Refused(NoSession::Option { code, reply });
     assert_eq!(feed(&mut client, &ack(Opt::ABORT)), Err(refused));
 }
 
@@ -179,17 +179,17 @@ fn a_server_may_close_instead_of_answering_an_abort() {
     let mut client = turn(manual());
     client.abort().unwrap();
     assert_eq!(options(&sent(&mut client)), [(Opt::ABORT, vec![])]);
-    assert_eq!(hang_up(&mut client), Ok(vec![Event::Closed(Ok(CloseReason::Aborted))]));
+    assert_eq!(hang_up(&mut client), Ok(vec![Event::Closed(Ok(OrderlyEnd::Aborted))]));
 
     let mut client = going();
     feed(&mut client, &option_reply(Opt::GO, Rep::ERR_UNKNOWN, b"")).unwrap();
-    let refused = Refusal::Option { code: Opt::GO, reply: Rep::ERR_UNKNOWN };
+    let refused = NoSession::Option { code: Opt::GO, reply: Rep::ERR_UNKNOWN };
     assert_eq!(hang_up(&mut client), Err(refused.into()));
 }
 
 #[test]
 fn whatever_answers_an_abort_its_reason_is_reported() {
-    let refused = Error::Refused(Refusal::Option { code: Opt::GO, reply: Rep::ERR_SHUTDOWN });
+    let refused = Error::Refused(NoSession::Option { code: Opt::GO, reply: Rep::ERR_SHUTDOWN });
     for answer in [
         ack(Opt::ABORT),
         option_reply(Opt::ABORT, Rep::ERR_INVALID, b"?"),
@@ -417,7 +417,7 @@ fn each_way_to_hang_up_is_reported() {
     }
     let mut client = new_client(Config::default()).unwrap();
     greet(&mut client, 0, ClientFlags::empty());
-    assert_eq!(hang_up(&mut client), Err(Refusal::ExportName.into()));
+    assert_eq!(hang_up(&mut client), Err(NoSession::ExportName.into()));
     let mut client = new_client(Config::default()).unwrap();
     greet(&mut client, 0, ClientFlags::empty());
     feed(&mut client, &[0]).unwrap();

@@ -5,7 +5,7 @@ use nbd_proto::wire::{
     ClientFlags, ExportInfoReply, InfoType, OptionCode as Opt, OptionReplyType as Rep,
     TransmissionFlags,
 };
-use nbd_proto::{Error, Refusal};
+use nbd_proto::{Error, NoSession};
 
 use crate::peer::*;
 
@@ -168,7 +168,7 @@ fn only_a_server_without_go_is_asked_by_export_name() {
         assert_eq!(asked[0].0, Opt::GO);
         feed(&mut client, &option_reply(Opt::GO, reply, &[])).unwrap();
         assert_eq!(one(&mut client), (Opt::ABORT, vec![]));
-        let refused = Error::Refused(Refusal::Option { code: Opt::GO, reply });
+        let refused = Error::Refused(NoSession::Option { code: Opt::GO, reply });
         assert_eq!(feed(&mut client, &ack(Opt::ABORT)), Err(refused));
     }
 }
@@ -209,6 +209,6 @@ fn a_server_that_cannot_start_tls_is_left_without_a_word() {
     let mut config = Config::default();
     config.tls = TlsMode::Required;
     let mut client = new_client(config).unwrap();
-    assert_eq!(feed(&mut client, &greeting(0)), Err(Refusal::NoTls.into()));
+    assert_eq!(feed(&mut client, &greeting(0)), Err(NoSession::NoTls.into()));
     assert_eq!(sent(&mut client), [], "no name is told");
 }

@@ -2,7 +2,7 @@
 
 use nbd_proto::client::{CommandError, Event, SubmitError};
 use nbd_proto::wire::{DecodeError, ErrorCode, ReplyType, magic};
-use nbd_proto::{CloseReason, Command, Error, LimitExceeded, PeerMisbehaved};
+use nbd_proto::{Command, Error, LimitExceeded, OrderlyEnd, PeerMisbehaved};
 
 use crate::peer::*;
 
@@ -489,7 +489,7 @@ fn a_server_that_shuts_down_is_to_be_left() {
         assert_eq!(refused, SubmitError::ServerShuttingDown);
         client.disconnect();
         assert!(!sent(&mut client).is_empty());
-        let closed = Event::Closed(Ok(CloseReason::Disconnected));
+        let closed = Event::Closed(Ok(OrderlyEnd::Disconnected));
         assert_eq!(feed(&mut client, b""), Ok(vec![closed]));
         assert_eq!(hang_up(&mut client), Ok(vec![]), "the end was reported");
     }
@@ -517,7 +517,7 @@ fn each_way_to_hang_up_is_reported() {
         assert_eq!(client.next_event(&mut bytes), None);
         client.payload_received(1024).unwrap();
         let seen = hang_up(&mut client).unwrap();
-        let closed = Event::Closed(Ok(CloseReason::Disconnected));
+        let closed = Event::Closed(Ok(OrderlyEnd::Disconnected));
         assert!(
             matches!(seen[0], Event::Completed { result: Ok(()), .. }) && seen[1..] == [closed]
         );

@@ -3,7 +3,7 @@
 use nbd_pair::pair::Pair;
 use nbd_proto::client::{Config, Goal, OptionError, TlsMode};
 use nbd_proto::wire::{InfoType, OptionCode, OptionReplyType};
-use nbd_proto::{BlockSize, Command, Error, Refusal, server};
+use nbd_proto::{BlockSize, Command, Error, NoSession, server};
 
 use crate::scenario::for_each_split;
 
@@ -276,7 +276,10 @@ fn an_export_that_does_not_exist_or_is_forbidden_ends_the_session_softly() {
             pair.server.embedder.exports.push(("private".into(), info));
             pair.run();
             let code = OptionCode::GO;
-            assert_eq!(pair.client.error(), Some(Error::Refused(Refusal::Option { code, reply })));
+            assert_eq!(
+                pair.client.error(),
+                Some(Error::Refused(NoSession::Option { code, reply }))
+            );
             assert_eq!(pair.server.log.last().map(String::as_str), Some("Aborted"));
         });
         assert!(log[0].starts_with("OptionFailed"), "{log:?}");
@@ -289,7 +292,7 @@ fn an_export_that_export_name_can_not_have_ends_with_a_closed_stream() {
     client.fixed_newstyle = false;
     let log = fail(&client, &server(), |pair| {
         pair.run();
-        assert_eq!(pair.client.error(), Some(Error::Refused(Refusal::ExportName)));
+        assert_eq!(pair.client.error(), Some(Error::Refused(NoSession::ExportName)));
     });
     assert_eq!(log.len(), 1);
 }
@@ -312,7 +315,7 @@ fn a_server_that_insists_on_block_sizes_gets_a_client_that_heeds_them() {
         insist(pair);
         pair.run();
         let (code, reply) = (OptionCode::GO, OptionReplyType::ERR_BLOCK_SIZE_REQD);
-        assert_eq!(pair.client.error(), Some(Error::Refused(Refusal::Option { code, reply })));
+        assert_eq!(pair.client.error(), Some(Error::Refused(NoSession::Option { code, reply })));
     });
 }
 
@@ -346,7 +349,7 @@ fn without_the_tls_that_one_side_needs_the_session_ends_softly() {
     fail(&client, &server(), |pair| {
         pair.run();
         let (code, reply) = (OptionCode::STARTTLS, OptionReplyType::ERR_UNSUP);
-        assert_eq!(pair.client.error(), Some(Error::Refused(Refusal::Option { code, reply })));
+        assert_eq!(pair.client.error(), Some(Error::Refused(NoSession::Option { code, reply })));
         assert_eq!(pair.server.log, ["Aborted"], "no name was told");
     });
     let mut server = server();
@@ -354,12 +357,12 @@ fn without_the_tls_that_one_side_needs_the_session_ends_softly() {
     fail(&Config::default(), &server, |pair| {
         pair.run();
         let (code, reply) = (OptionCode::EXTENDED_HEADERS, OptionReplyType::ERR_TLS_REQD);
-        assert_eq!(pair.client.error(), Some(Error::Refused(Refusal::Option { code, reply })));
+        assert_eq!(pair.client.error(), Some(Error::Refused(NoSession::Option { code, reply })));
     });
     client.fixed_newstyle = false;
     fail(&client, &server, |pair| {
         pair.run();
-        assert_eq!(pair.client.error(), Some(Error::Refused(Refusal::NoTls)));
+        assert_eq!(pair.client.error(), Some(Error::Refused(NoSession::NoTls)));
     });
 }
 
@@ -459,7 +462,7 @@ fn a_server_that_shuts_down_is_left() {
             let reply = OptionReplyType::ERR_SHUTDOWN;
             assert!(matches!(
                 refusal,
-                Some(Error::Refused(Refusal::Option { reply: r, .. })) if r == reply
+                Some(Error::Refused(NoSession::Option { reply: r, .. })) if r == reply
             ));
         });
         assert!(log[log.len() - 2].contains("NBD_REP_ERR_SHUTDOWN"), "{log:?}");

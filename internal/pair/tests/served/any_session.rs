@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use nbd_proto::server::{Config, Connection, Event, LookupRefusal};
 use nbd_proto::wire::{CommandFlags, CommandType as Cmd, ErrorCode, OptionCode as Opt};
 use nbd_proto::{
-    CloseReason, Command, Error, Extent, Misuse, PauseReason, RecvBuffer, RequestId, Segment, Wants,
+    Command, Error, Extent, Misuse, OrderlyEnd, PauseReason, RecvBuffer, RequestId, Segment, Wants,
 };
 use proptest::prelude::*;
 
@@ -133,7 +133,7 @@ struct Outcome {
     events: Vec<String>,
     /// All that was sent, unless requests were answered, in whatever order.
     sent: Vec<u8>,
-    closed: Result<CloseReason, Error>,
+    closed: Result<OrderlyEnd, Error>,
 }
 
 /// A request that the embedder holds.
@@ -157,7 +157,7 @@ struct Driver {
     events: Vec<String>,
     raised: usize,
     sent: Vec<u8>,
-    closed: Option<Result<CloseReason, Error>>,
+    closed: Option<Result<OrderlyEnd, Error>>,
     ended: bool,
 }
 

@@ -5,8 +5,8 @@ use nbd_proto::wire::{
     InfoType, OptionCode as Opt, OptionHeader, OptionReplyType as Rep, TransmissionFlags as Flags,
 };
 use nbd_proto::{
-    BlockSize, CloseReason, Error, LimitExceeded, Misuse, NotServed, OPTIONS_PER_EXPORT,
-    PauseReason, PeerMisbehaved, Refusal, Wants,
+    BlockSize, Error, LimitExceeded, Misuse, NoSession, NotServed, OPTIONS_PER_EXPORT, OrderlyEnd,
+    PauseReason, PeerMisbehaved, Wants,
 };
 
 use crate::peer::*;
@@ -29,7 +29,7 @@ fn options() -> Vec<(Opt, Vec<u8>)> {
 
 fn refused_by_closing(mut served: Served, name: &[u8], reason: NotServed) {
     let error = served.try_option(Opt::EXPORT_NAME, name).unwrap_err();
-    assert_eq!(error, Refusal::NotServed(reason).into());
+    assert_eq!(error, NoSession::NotServed(reason).into());
     assert!(served.said().is_empty());
     assert_eq!(served.close(), Err(error));
 }
@@ -102,7 +102,7 @@ fn abort_is_acknowledged_always() {
                 }
                 assert_eq!(served.kinds(Opt::ABORT, &vec![b'x'; length]), [Rep::ACK]);
                 assert!(served.embedder.seen.is_empty() && served.connection.is_closing());
-                assert_eq!(served.close(), Ok(CloseReason::Aborted));
+                assert_eq!(served.close(), Ok(OrderlyEnd::Aborted));
             }
         }
     }
@@ -395,7 +395,7 @@ fn replies_that_are_queued_are_sent_before_an_export_name_is_refused() {
     let wants = Wants::Nothing(PauseReason::Closing);
     assert_eq!(served.connection.wants(), wants, "the reply is still to be sent");
     assert!(!served.said().is_empty());
-    assert_eq!(served.close(), Err(Refusal::NotServed(NotServed::Unknown).into()));
+    assert_eq!(served.close(), Err(NoSession::NotServed(NotServed::Unknown).into()));
 }
 
 /// S-ROB-05: during the negotiation, too.

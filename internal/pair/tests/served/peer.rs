@@ -12,7 +12,7 @@ use nbd_proto::wire::{
     OptionReplyType, ReplyFlags, ReplyType, SimpleReplyHeader, StructuredReplyHeader,
     TransmissionFlags,
 };
-use nbd_proto::{CloseReason, ContextInfo, Error, ExportInfo, RequestId, Wants};
+use nbd_proto::{ContextInfo, Error, ExportInfo, OrderlyEnd, RequestId, Wants};
 
 /// The size of the exports of these tests.
 pub(crate) const SIZE: u64 = 1 << 20;
@@ -90,7 +90,7 @@ impl Served {
     }
 
     /// Has the last event raised, once what is queued has been sent.
-    pub(crate) fn close(&mut self) -> Result<CloseReason, Error> {
+    pub(crate) fn close(&mut self) -> Result<OrderlyEnd, Error> {
         if self.closed.is_none() {
             self.said();
             let _error = self.hear(&[]);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use nbd_proto::server::{Config, Event};
 use nbd_proto::wire::{CommandFlags as Flag, CommandType as Cmd, ErrorCode, ExtendedRequest};
-use nbd_proto::{CloseReason, Command, PauseReason, RecvBuffer, RequestId, Segment, Wants};
+use nbd_proto::{Command, OrderlyEnd, PauseReason, RecvBuffer, RequestId, Segment, Wants};
 use proptest::prelude::*;
 
 use crate::peer::*;
@@ -178,7 +178,7 @@ proptest! {
                 prop_assert!(held.remove(&id).is_some(), "it comes back once");
             }
         }
-        prop_assert_eq!(closed, Some(Ok(CloseReason::Disconnected)));
+        prop_assert_eq!(closed, Some(Ok(OrderlyEnd::Disconnected)));
         prop_assert!(held.is_empty(), "buffers were not given back");
     }
 }

@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use nbd_engine::client::{
-    Error, ErrorCode, InvalidRequest, LostReason, OptionReplyType, Refusal, SubmitError,
+    Error, ErrorCode, InvalidRequest, LostReason, NoSession, OptionReplyType, SubmitError,
 };
 use nbd_engine::proto;
 
@@ -131,7 +131,7 @@ pub(super) fn fault_of_connecting(
         // The size changed while the connections were made.
         Error::Unsupported { .. } => resized,
         Error::Protocol { source, .. } => excuses.streams && is_cut(source),
-        Error::Refused { refusal: Refusal::Option { reply, .. }, .. } => {
+        Error::Refused { refusal: NoSession::Option { reply, .. }, .. } => {
             excuses.shutdown && *reply == OptionReplyType::ERR_SHUTDOWN
         }
         _ => false,

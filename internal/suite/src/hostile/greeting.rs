@@ -130,7 +130,7 @@ pub fn refusals_are_told_and_the_server_is_left(setup: ClientSetup) {
         let Error::Refused { refusal, text, .. } = &error else { panic!("{kind:?}: {error:?}") };
         let expected = OptionReplyType(kind.0);
         assert!(
-            matches!(refusal, proto::Refusal::Option { reply, .. } if *reply == expected),
+            matches!(refusal, proto::NoSession::Option { reply, .. } if *reply == expected),
             "{kind:?}: {error:?}"
         );
         assert_eq!(text, "not for you", "{error:?}");

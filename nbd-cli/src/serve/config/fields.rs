@@ -1,11 +1,13 @@
-//! The keys of each table, from the types themselves, and the nearest one to a word.
+//! The keys of each table, from the types themselves, and what to do about one that there is not.
 
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::model::{Access, Config, Export, Listen, Server, Tls};
+use super::export::Export;
+use super::model::{Access, Config, Listen, Server, Tls};
+use crate::spelling;
 
 /// The tables, and the keys of each. The outermost has no name.
 pub(super) fn tables() -> [(&'static str, &'static [&'static str]); 6] {
@@ -74,7 +76,7 @@ impl<'de> Deserializer<'de> for Asked {
 pub(super) fn remedy(table: &str, key: &str) -> String {
     let tables = tables();
     let known = tables.iter().find(|(name, _)| *name == table).map_or(&[][..], |(_, keys)| *keys);
-    if let Some(nearest) = nearest(key, known) {
+    if let Some(nearest) = spelling::nearest(key, known.iter().copied()).first() {
         return format!("did you mean '{nearest}'?");
     }
     // A table's name without its brackets is no key of another one.
@@ -98,12 +100,4 @@ pub(super) fn is_repeated(table: &str) -> bool {
 /// The name of a table as a file writes it.
 pub(super) fn brackets(table: &str) -> String {
     if is_repeated(table) { format!("[[{table}]]") } else { format!("[{table}]") }
-}
-
-/// The word that is most like this one, if any is.
-pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let word = word.to_lowercase().replace('_', "-");
-    let distance = |known: &str| strsim::damerau_levenshtein(&word, known);
-    let nearest = known.iter().min_by_key(|known| distance(known))?;
-    (distance(nearest) <= (word.chars().count() / 3).max(1)).then_some(nearest)
 }

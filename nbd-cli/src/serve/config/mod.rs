@@ -5,7 +5,9 @@
 
 mod check;
 mod document;
+mod export;
 mod fields;
+mod kind;
 mod model;
 mod print;
 mod read;
@@ -19,9 +21,8 @@ mod words;
 pub(crate) use check::check;
 #[cfg(feature = "volume")]
 pub(crate) use check::{MIN_OBJECT_MEMORY, MIN_VOLUME_CACHE, MIN_VOLUME_MEMORY};
-pub(crate) use model::{
-    Access, Address, Backend, Config, Export, Listen, LogLevel, RuntimeName, Server,
-};
+pub(crate) use export::{Backend, Export};
+pub(crate) use model::{Access, Address, Config, Listen, LogLevel, RuntimeName, Server};
 #[cfg(any(feature = "tls", test))]
 pub(crate) use model::{Tls, TlsMode};
 pub(crate) use print::print;

@@ -12,11 +12,13 @@ use toml::de::{DeTable, DeValue};
 
 use super::document::Document;
 use super::fields;
+use super::kind::{self, Kind};
 use super::source::Source;
 use super::{Config, check};
 use crate::exit::{Failure, Fault};
 use crate::output::quoted;
 use crate::serve::denied;
+use crate::spelling;
 
 /// Bytes of a file, of which there are some thousand exports in.
 const MAX_LENGTH: u64 = 4 << 20;
@@ -141,6 +143,22 @@ fn remove_unknown_of(
         faults.push((key.span(), format!("unknown key '{name}'{within}; {remedy}")));
         entries.remove(&**name);
     }
+    // serde would take a table with the word as its key for the word.
+    for key in Vec::from_iter(entries.keys().map(|key| key.get_ref().clone())) {
+        let Some(value) = entries.get(&*key) else { continue };
+        let is_text = matches!(value.get_ref(), DeValue::String(_));
+        if let Some(kind @ Kind::Choice(_)) = kind::of(table, &key)
+            && !is_text
+        {
+            faults.push((value.span(), cannot_be(&key, &kind, value.get_ref())));
+            entries.remove(&*key);
+        }
+    }
+}
+
+/// What is wrong with a value of a type that is not that of its key, which `what` names.
+fn cannot_be(what: &str, kind: &Kind, value: &DeValue<'_>) -> String {
+    format!("{what} cannot be {}: {}", kind::shown(value), kind.remedy(value))
 }
 
 /// The configuration. A value that can't be is reported and left out, so that the next one is found.
@@ -151,13 +169,60 @@ fn values(table: &mut Spanned<DeTable<'_>>, faults: &mut Vec<Found>) -> Option<C
             Err(error) => error,
         };
         let span = error.span().unwrap_or(0..0);
+        let text = mistyped("", table.get_ref(), &span, error.message());
         let removed = remove_at(table.get_mut(), &span);
-        faults.push((span, reworded(error.message())));
+        faults.push((span, text.unwrap_or_else(|| reworded(error.message()))));
         if !removed {
             return None;
         }
     }
     None
+}
+
+/// What to say of a value of another type than its key takes, rather than what the deserializer says: it speaks of types
+/// of ours. `None` if what is wrong there is not the type.
+fn mistyped(name: &str, table: &DeTable<'_>, span: &Range<usize>, message: &str) -> Option<String> {
+    let holds = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
+    table.iter().find_map(|(key, value)| {
+        let key = key.get_ref();
+        let kind = kind::of(name, key);
+        // What takes no table has no keys within.
+        if !kind.as_ref().is_some_and(Kind::is_plain) {
+            let items = match value.get_ref() {
+                DeValue::Array(items) => &items[..],
+                _ => core::slice::from_ref(value),
+            };
+            let tables = items.iter().filter_map(|item| item.get_ref().as_table());
+            if let Some(text) =
+                tables.into_iter().find_map(|table| mistyped(key, table, span, message))
+            {
+                return Some(text);
+            }
+            if let (Some(Kind::List(kind)), DeValue::Array(items)) = (&kind, value.get_ref())
+                && let Some(item) = items.iter().find(|item| holds(item.span()))
+            {
+                return of_type(&format!("an item of {key}"), Some(kind), item.get_ref(), message);
+            }
+        }
+        if holds(value.span()) {
+            return of_type(key, kind.as_ref(), value.get_ref(), message);
+        }
+        None
+    })
+}
+
+/// The same of this value, which `what` names.
+fn of_type(what: &str, kind: Option<&Kind>, value: &DeValue<'_>, message: &str) -> Option<String> {
+    if !["invalid type: ", "invalid value: "].iter().any(|start| message.starts_with(start)) {
+        return None;
+    }
+    Some(match kind {
+        Some(kind) => cannot_be(what, kind, value),
+        // A value of a layer.
+        None => {
+            cannot_be(what, &Kind::Word(message.split_once(", expected ")?.1.to_owned()), value)
+        }
+    })
 }
 
 /// What the deserializer says, with the nearest word where there are only some to choose from.
@@ -166,7 +231,8 @@ fn reworded(message: &str) -> String {
     let word = quoted.next().filter(|_| message.starts_with("unknown variant `"));
     let Some(word) = word else { return message.to_owned() };
     let known = Vec::from_iter(quoted);
-    let hint = fields::nearest(word, &known).map(|nearest| format!("; did you mean '{nearest}'?"));
+    let nearest = spelling::nearest(word, known.iter().copied());
+    let hint = nearest.first().map(|nearest| format!("; did you mean '{nearest}'?"));
     format!("'{word}' is none of {}{}", known.join(", "), hint.unwrap_or_default())
 }
 

@@ -9,7 +9,7 @@ use super::model::Config;
 use super::{fields, load};
 
 /// What stands above the part that is made.
-const MARK: &str = "<!-- Made of the comments in nbd-cli/src/serve/config/model.rs; \
+const MARK: &str = "<!-- Made of the comments in nbd-cli/src/serve/config/model.rs and export.rs; \
                     NBD_WRITE_REFERENCE=1 cargo test -p nbd-cli reference writes it. -->\n";
 
 /// Columns of a line.

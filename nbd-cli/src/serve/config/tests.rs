@@ -210,12 +210,46 @@ fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
         ("[server]\nruntime = 'toki'", "2:11: 'toki' is none of tokio, "),
         ("[server]\nruntime = 'toki'", "did you mean 'tokio'?"),
         ("[server]\nmax-connections = 0", "2:19: give a number of at least 1"),
-        ("[server]\nmax-connections = -1", "2:19: invalid value: integer `-1`"),
+        (
+            "[server]\nmax-connections = -1",
+            "2:19: max-connections cannot be -1: give a number of at least 1",
+        ),
+        (
+            "[server]\nmax-connections = 'x'",
+            "2:19: max-connections cannot be \"x\": give a whole number, without quotes",
+        ),
+        (
+            "[server]\nmax-connections = 18446744073709551616",
+            "cannot be 18446744073709551616: give a number of at most 18446744073709551615",
+        ),
+        (
+            "[server]\nsandbox = true",
+            "2:11: sandbox cannot be true: give \"off\", \"try\" or \"require\"",
+        ),
+        ("[server]\nsandbox = { off = {} }", "sandbox cannot be a table: give \"off\", "),
+        ("[server]\ncontrol = 1", "2:11: control cannot be 1: give a path in quotes"),
+        (
+            "[[export]]\nmemory = 1\nread-only = 'yes'",
+            "3:13: read-only cannot be \"yes\": give true or false, without quotes",
+        ),
+        ("[[export]]\nmemory = 1\nname = 1.50", "name cannot be 1.50: give a text in quotes"),
+        ("[[export]]\nmemory = []", "2:10: memory cannot be a list: give a size, such as"),
+        (
+            "[[export]]\nmemory = 1\ntrack = ['a', 7]",
+            "3:15: an item of track cannot be 7: give a text in quotes",
+        ),
+        (
+            "[[export]]\nmemory = 1\nlayers = [{ overlay = [1] }]",
+            "3:23: overlay cannot be a list: give a text or a number",
+        ),
         ("[server]\nstall-timeout = 0", "2:17: give at least 1ms, or never"),
         ("[server]\nlog = 1", "2:7: "),
         ("[access]\nallow = ['10.0.0.1/8']", "2:10: '10.0.0.1/8': the address has bits"),
         ("[access]\ndeny = ['::/0', 'host']", "2:17: 'host': give an IP address, or a network"),
-        ("[access]\nallow = '10.0.0.0/8'", "2:9: "),
+        (
+            "[access]\nallow = '10.0.0.0/8'",
+            "2:9: allow cannot be \"10.0.0.0/8\": give a list in brackets, each item an address",
+        ),
         ("[server]\nallow-user = ['a']", "it is a key of [access]"),
         ("[server]\ncontrol = ''\n[[export]]\nmemory = 1", "2:11: give the path of a socket"),
         ("server = 1", "1:10: server is a table: write [server]"),
@@ -508,6 +542,30 @@ fn mistake() -> impl Strategy<Value = Mistake> {
     ]
 }
 
+/// A value of any type of TOML, with others in it.
+fn value() -> impl Strategy<Value = String> {
+    let plain = prop_oneof![
+        any::<i64>().prop_map(|number| number.to_string()),
+        (0..3i64).prop_map(|number| number.to_string()),
+        any::<u128>().prop_map(|number| number.to_string()),
+        (any::<f32>()).prop_map(|number| format!("{number:?}")),
+        any::<bool>().prop_map(|flag| flag.to_string()),
+        "\"[a-e0-9 ]{0,60}\"",
+        Just("0xff".to_owned()),
+        Just("1979-05-27".to_owned()),
+        Just("07:32:00".to_owned()),
+    ];
+    plain.prop_recursive(3, 8, 3, |inner| {
+        let key = select(vec!["a", "offset", "overlay", "off", "tokio", "try", "rate"]);
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..3)
+                .prop_map(|items| format!("[{}]", items.join(", "))),
+            Just("{}".to_owned()),
+            (key, inner).prop_map(|(key, value)| format!("{{ {key} = {value} }}")),
+        ]
+    })
+}
+
 /// The text with the mistake in one of its lines.
 fn make(text: &str, line: Index, mistake: &Mistake) -> String {
     let mut lines = Vec::from_iter(text.lines().map(String::from));
@@ -605,6 +663,37 @@ proptest! {
             let faults = faults(&text);
             prop_assert_eq!(faults.len(), 1, "{:?}", &faults);
             prop_assert_eq!(position(&faults[0]).0, number, "{:?}", &faults);
+        }
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_named_with_its_key_in_words_that_are_no_types_of_rust(
+        line in any::<Index>(),
+        value in value(),
+    ) {
+        let lines = FULL.lines().enumerate().filter(|(_, line)| line.contains(" = "));
+        let lines = Vec::from_iter(lines);
+        let (index, key) = lines[line.index(lines.len())];
+        let key = key.split_once(" = ").unwrap().0;
+        let mut text = Vec::from_iter(FULL.lines());
+        let changed = format!("{key} = {value}");
+        text[index] = &changed;
+        let text = text.join("\n");
+        for fault in faults(&text) {
+            let (place, said) = fault.split_once(": ").unwrap();
+            // What is wrong with a text in itself is said in words of its own.
+            let (what, says) = said.split_once(" cannot be ").unwrap_or(("", said));
+            prop_assert_eq!(position(place).0, index + 1, "{}", &fault);
+            let of_a_layer = key == "layers" && ["a", "offset"].contains(&what);
+            let names = ["", key].contains(&what) || what == format!("an item of {key}");
+            prop_assert!(names || of_a_layer, "{}", &fault);
+            for word in [
+                "usize", "u64", "u32", "i64", "i128", "f64", "boolean", "integer", "floating point", "string", "sequence",
+                "map", "variant", "wanted", "expected", "invalid type", "invalid value", "`", "::",
+            ] {
+                // The value itself may have such a word.
+                prop_assert!(!says.contains(word), "{}", &fault);
+            }
         }
     }
 

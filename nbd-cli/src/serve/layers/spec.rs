@@ -114,7 +114,7 @@ impl Layer {
             },
             "offset" => {
                 let offset = values.take("offset", words::size)?;
-                let length = values.take("length", words::size)?;
+                let length = values.take("length", words::bytes)?;
                 let offset = offset.ok_or_else(|| missing("an offset, such as offset:1M"))?;
                 Self::Offset { offset, length }
             }
@@ -126,11 +126,11 @@ impl Layer {
             "log" => Self::Log(values.take("log", words::path)?),
             "rate" => {
                 let rate = words::Rate {
-                    bytes: values.take("rate", words::size)?.unwrap_or(0),
-                    requests: values.take("requests", words::number)?.unwrap_or(0),
-                    client_bytes: values.take("client", words::size)?.unwrap_or(0),
-                    client_requests: values.take("client-requests", words::number)?.unwrap_or(0),
-                    burst: values.take("burst", words::duration)?,
+                    bytes: values.take("rate", words::bytes)?.unwrap_or(0),
+                    requests: values.take("requests", words::count)?.unwrap_or(0),
+                    client_bytes: values.take("client", words::bytes)?.unwrap_or(0),
+                    client_requests: values.take("client-requests", words::count)?.unwrap_or(0),
+                    burst: values.take("burst", words::burst)?,
                 };
                 if !rate.is_bounded() {
                     return Err(missing(
@@ -431,7 +431,15 @@ mod tests {
             ("partition", "needs a number"),
             ("partition:0", "from 1 on"),
             ("rate", "needs a bound"),
-            ("rate:0", "needs a bound"),
+            ("rate:0", "rate: give a size of at least 1"),
+            ("rate:burst=1s", "needs a bound"),
+            ("rate:1,requests=0", "requests: give a number of at least 1, or leave it out"),
+            ("rate:1,client=0", "client: give a size of at least 1"),
+            ("rate:1,client-requests=0", "client-requests: give a number of at least 1"),
+            ("rate:1,burst=0", "burst: give at least 1ms, or leave it out"),
+            ("offset:0,length=0", "length: give a size of at least 1"),
+            ("delay:0", "delay: give at least 1ms, or leave the layer out"),
+            ("delay:0ms-0s", "give at least 1ms"),
             ("delay", "needs a time"),
             ("error", "needs an error, such as error:EIO"),
             ("error:commands=read", "needs an error"),
@@ -477,6 +485,40 @@ mod tests {
                 assert_eq!(layer.to_string().parse::<Layer>().as_ref(), Ok(&layer), "{text}");
                 let json = serde_json::to_string(&layer).unwrap();
                 assert_eq!(serde_json::from_str::<Layer>(&json).unwrap(), layer, "{json}");
+            }
+        });
+    }
+
+    /// A layer that is read does something: a value that is 0 is one that may be.
+    #[test]
+    fn a_zero_that_makes_a_layer_useless_is_refused_wherever_it_is() {
+        cases(1000, |random| {
+            let zero = random.of(&["0", "0x0", "0k", "00"]);
+            let (name, keys) = random.of(&LAYERS);
+            let own = match name {
+                "offset" | "rate" => "1M",
+                "delay" => "1ms",
+                "error" => "EIO",
+                "partition" => "1",
+                _ => return,
+            };
+            let mut others: Vec<_> = keys.iter().map(|key| (*key, "1")).collect();
+            others.retain(|(key, _)| !matches!(*key, "commands" | "probability"));
+            let zeroed = random.below(others.len() as u64 + 1);
+            let mut text = format!("{name}:{}", if zeroed == 0 { zero } else { own });
+            for (index, (key, value)) in (1..).zip(&others) {
+                let value = if index == zeroed { zero } else { value };
+                text.push_str(&format!(",{key}={value}"));
+            }
+            let key = match zeroed {
+                0 => name,
+                index => others[usize::try_from(index).unwrap() - 1].0,
+            };
+            // A part begins at 0, and a seed is any number.
+            let may_be = matches!(key, "offset" | "seed");
+            match text.parse::<Layer>() {
+                Ok(layer) => assert!(may_be, "{text} is {layer}"),
+                Err(error) => assert!(error.starts_with(&format!("{key}: ")), "{text}: {error}"),
             }
         });
     }

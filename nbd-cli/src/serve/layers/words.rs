@@ -132,6 +132,23 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     quantity::size(text)
 }
 
+/// What something is bounded to, in bytes: a bound of 0 would not be none, as it seems, but the end of everything.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    bound(quantity::size(text)?, "size")
+}
+
+/// The same, a number.
+pub(super) fn count(text: &str) -> Result<u64, String> {
+    bound(number(text)?, "number")
+}
+
+fn bound(number: u64, what: &str) -> Result<u64, String> {
+    match number {
+        0 => Err(format!("give a {what} of at least 1, or leave it out")),
+        number => Ok(number),
+    }
+}
+
 pub(super) fn number(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("'{text}' is not a number"))
 }
@@ -140,8 +157,16 @@ pub(super) fn seed(text: &str) -> Result<u64, String> {
     number(text)
 }
 
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+fn duration(text: &str) -> Result<Duration, String> {
     quantity::duration(text)
+}
+
+/// The time for which a rate may be saved up: without any, nothing would pass.
+pub(super) fn burst(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("give at least 1ms, or leave it out".into()),
+        burst => Ok(burst),
+    }
 }
 
 pub(super) fn partition(text: &str) -> Result<u32, String> {
@@ -164,6 +189,9 @@ pub(super) fn delay(text: &str) -> Result<Delay, String> {
     let (shortest, longest) = (duration(shortest)?, duration(longest)?);
     if shortest > longest {
         return Err(format!("'{text}' begins after its end"));
+    }
+    if longest.is_zero() {
+        return Err("give at least 1ms, or leave the layer out".into());
     }
     Ok(Delay(shortest, longest))
 }

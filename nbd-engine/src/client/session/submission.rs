@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use nbd_proto::client::{Connection, SubmitError};
-use nbd_proto::{CloseReason, Command, RequestRules};
+use nbd_proto::{Command, OrderlyEnd, RequestRules};
 
 use super::super::config::ClientConfig;
 use super::super::connection_handle::{Closed, ConnectionHandle, Disconnect};
@@ -41,7 +41,7 @@ pub(super) struct Requests {
     /// The transport takes no more bytes. What it has received is still read.
     pub(super) output_failed: Option<Arc<io::Error>>,
     /// How the machine ended, once it did.
-    pub(super) closed: Option<Result<CloseReason, nbd_proto::Error>>,
+    pub(super) closed: Option<Result<OrderlyEnd, nbd_proto::Error>>,
     /// Set where a lost connection is replaced: what was acknowledged and not flushed.
     pub(super) durable: Option<Durable>,
     /// Flushes in flight by the indices of their states, and what was acknowledged when they were submitted.

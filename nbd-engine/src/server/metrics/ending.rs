@@ -1,6 +1,6 @@
 //! How connections end, as metrics distinguish it.
 
-use nbd_proto::CloseReason;
+use nbd_proto::OrderlyEnd;
 
 use crate::metrics::kinds;
 use crate::server::ConnectionError;
@@ -48,7 +48,7 @@ impl Ending {
     /// That of a connection that ended in order.
     pub(in crate::server) const fn of(end: End) -> Self {
         match end {
-            End::Closed(CloseReason::Disconnected | CloseReason::Aborted) => Self::Disconnected,
+            End::Closed(OrderlyEnd::Disconnected | OrderlyEnd::Aborted) => Self::Disconnected,
             End::Closed(_) => Self::HungUp,
             End::ShutDown => Self::ShutDown,
         }
