@@ -43,6 +43,8 @@ struct Segments {
 #[derive(Debug)]
 pub(crate) struct Segment {
     blocks: Range<u64>,
+    /// Tells it from others of the same blocks.
+    number: u64,
     /// Whether it stays when it was fetched.
     kept: bool,
     state: Mutex<State>,
@@ -110,10 +112,10 @@ impl Ahead {
     fn fetch_kept(self: &Arc<Self>, blocks: &Range<u64>, idle: u64) -> Vec<Fetch> {
         let mut segments = self.segments();
         let bytes = (blocks.end - blocks.start).saturating_mul(self.block_size);
-        let held = self.held.load(Ordering::Acquire).saturating_add(bytes);
-        // Clients that do not take their replies have nothing read ahead, rather than more and more in memory.
-        let is_bounded = held <= self.max_kept + self.max_kept / 2;
-        match is_bounded && segments.make_room(bytes, self.max_kept, self.block_size, idle) {
+        // Where clients do not take their replies nothing is read ahead, rather than more and more kept in memory.
+        let max_held = self.max_kept.saturating_add(self.max_kept / 2);
+        let is_bounded = || self.held.load(Ordering::Acquire).saturating_add(bytes) <= max_held;
+        match segments.make_room(bytes, self.max_kept, self.block_size, idle) && is_bounded() {
             true => self.register(&mut segments, blocks, true),
             false => Vec::new(),
         }
@@ -135,8 +137,9 @@ impl Ahead {
             let held = kept.then(|| Arc::new(Held::new(bytes, &self.held)));
             segments.now += 1;
             let state = State { used: segments.now, ..State::default() };
-            let start = blocks.start;
-            let segment = Arc::new(Segment { blocks, kept, state: Mutex::new(state), ended });
+            let (start, number) = (blocks.start, segments.now);
+            let state = Mutex::new(state);
+            let segment = Arc::new(Segment { blocks, number, kept, state, ended });
             segments.by_start.insert(start, Arc::clone(&segment));
             Fetch { ahead: Arc::clone(self), segment, held, _ends: ends }
         });
@@ -145,11 +148,11 @@ impl Ahead {
 
     /// Keeps what is to be fetched until its turn comes, or somebody else [begins](Self::begin) it.
     pub(crate) fn wait(self: &Arc<Self>, fetch: Fetch) -> Turn {
-        let blocks = fetch.blocks();
+        let (blocks, number) = (fetch.blocks(), fetch.segment.number);
         let replaced = self.waiting_fetches().insert(blocks.start, fetch);
         // It takes the other lock.
         drop(replaced);
-        Turn { ahead: Arc::clone(self), blocks }
+        Turn { ahead: Arc::clone(self), blocks, number }
     }
 
     /// The blocks that are to be fetched from this one on, if that has not begun.
@@ -159,9 +162,13 @@ impl Ahead {
 
     /// Begins to fetch exactly these blocks, unless somebody else has.
     pub(crate) fn begin(&self, blocks: &Range<u64>) -> Option<Fetch> {
+        self.begin_if(blocks.start, |segment| segment.blocks == *blocks)
+    }
+
+    fn begin_if(&self, start: u64, is_it: impl FnOnce(&Segment) -> bool) -> Option<Fetch> {
         let mut waiting = self.waiting_fetches();
-        match waiting.get(&blocks.start)?.segment.blocks == *blocks {
-            true => waiting.remove(&blocks.start),
+        match is_it(&waiting.get(&start)?.segment) {
+            true => waiting.remove(&start),
             false => None,
         }
     }
@@ -357,6 +364,13 @@ impl Fetch {
         self.segment.blocks.clone()
     }
 
+    /// Whether it is kept, or anybody has looked for its blocks and not gone.
+    pub(crate) fn is_wanted(&self) -> bool {
+        /// Of those that know it anyway: the fetch, and the list of segments.
+        const OTHERS: usize = 2;
+        self.segment.kept || Arc::strong_count(&self.segment) > OTHERS
+    }
+
     /// The blocks were found to be these, by a scan that began after the segment was registered.
     pub(crate) fn finish(self, blocks: Vec<Bytes>) {
         let mut state = self.segment.state();
@@ -378,6 +392,7 @@ impl Fetch {
 pub(crate) struct Turn {
     ahead: Arc<Ahead>,
     blocks: Range<u64>,
+    number: u64,
 }
 
 impl Turn {
@@ -388,7 +403,7 @@ impl Turn {
 
     /// Begins, unless somebody else has.
     pub(crate) fn begin(&self) -> Option<Fetch> {
-        self.ahead.begin(&self.blocks)
+        self.ahead.begin_if(self.blocks.start, |segment| segment.number == self.number)
     }
 }
 

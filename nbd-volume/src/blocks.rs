@@ -22,6 +22,9 @@ pub(crate) type Result<T> = core::result::Result<T, ExportError>;
 /// Blocks in one batch at most. A batch is in the store as a whole or not at all.
 const BATCH: usize = 256;
 
+/// Blocks that are removed at a time. Whoever waits for them has their lock.
+const STEP: usize = 4 * BATCH;
+
 /// Bytes of one block.
 struct Part {
     index: u64,
@@ -162,22 +165,33 @@ impl Shared {
                 changes.set(*index, self.merged(&part, zeroes).await?).await?;
             }
         }
-        let found = self.database.walk(blocks).await.begin(true).await;
-        let mut found = found.map_err(|error| self.failed(&error))?;
-        let mut removed = 0;
-        while let Some((index, _)) = found.next().await.map_err(|error| self.failed(&error))? {
-            if edges.contains(&index) {
-                continue;
-            }
-            if removed == 4 * BATCH {
-                changes.finish().await?;
-                return Ok(index * self.block_size() - bytes.start);
-            }
+        let (whole, end) = self.there(blocks, bytes.end - bytes.start, &edges).await?;
+        for index in whole {
             changes.set(index, Bytes::new()).await?;
-            removed += 1;
         }
         changes.finish().await?;
-        Ok(bytes.end - bytes.start)
+        Ok(end.map_or(bytes.end, |index| index * self.block_size()) - bytes.start)
+    }
+
+    /// Some of the blocks among these, so many bytes, that are there and not among others; and the next one of them, if
+    /// there are more. The walk is over before anything waits for its changes.
+    async fn there(
+        &self,
+        blocks: RangeInclusive<u64>,
+        bytes: u64,
+        others: &[u64],
+    ) -> Result<(Vec<u64>, Option<u64>)> {
+        let mut there = Vec::new();
+        let found = self.database.walk(blocks, bytes).await.begin(true).await;
+        let mut found = found.map_err(|error| self.failed(&error))?;
+        while let Some((index, _)) = found.next().await.map_err(|error| self.failed(&error))? {
+            match there.len() {
+                _ if others.contains(&index) => (),
+                ..STEP => there.push(index),
+                _ => return Ok((there, Some(index))),
+            }
+        }
+        Ok((there, None))
     }
 
     /// Changes the size. What was cut off reads as zeroes if the volume grows again.

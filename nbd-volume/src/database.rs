@@ -26,19 +26,24 @@ const PART: SstBlockSize = SstBlockSize::Block64Kib;
 /// The same in bytes.
 const PART_SIZE: u64 = 64 << 10;
 
-/// Bytes of each table that are fetched at a time by a walk over blocks, at most.
-const WALKED_AT_A_TIME: u64 = 1 << 20;
+/// Parts of each table that are fetched by one request for a walk over blocks, at most.
+const MAX_WALKED: u64 = 16;
 
 /// And how many such requests it has in flight for each table.
-const WALK_FETCHES: u64 = 4;
+const WALK_REQUESTS: u64 = 2;
+
+/// Tables that SlateDB looks into at the same time for one key.
+const LOOKED_INTO: u64 = 4;
 
 /// The database of a volume, opened for writing or as it was once.
 pub(crate) struct Database {
     handle: Handle,
     /// What the database is made of, now.
     status: watch::Receiver<DbStatus>,
-    /// For what is fetched of it.
+    /// For what reads fetch of it.
     room: Room,
+    /// For walks over any number of blocks, which reads do not wait for.
+    walks: Room,
 }
 
 enum Handle {
@@ -115,13 +120,16 @@ pub(crate) fn cache(options: &Options) -> Arc<dyn DbCache> {
 
 impl Database {
     pub(crate) fn writer(db: Db, options: &Options) -> Self {
-        let (status, room) = (db.subscribe(), Room::new(options.fetching));
-        Self { handle: Handle::Writer(db), status, room }
+        Self::new(db.subscribe(), Handle::Writer(db), options)
     }
 
     pub(crate) fn reader(db: DbReader, options: &Options) -> Self {
-        let (status, room) = (db.subscribe(), Room::new(options.fetching));
-        Self { handle: Handle::Reader(Box::new(db)), status, room }
+        Self::new(db.subscribe(), Handle::Reader(Box::new(db)), options)
+    }
+
+    fn new(status: watch::Receiver<DbStatus>, handle: Handle, options: &Options) -> Self {
+        let third = options.fetching / 3;
+        Self { handle, status, room: Room::new(2 * third), walks: Room::new(third) }
     }
 
     /// The handle of one that was opened for writing.
@@ -140,10 +148,24 @@ impl Database {
         }
     }
 
-    /// The value of a key.
+    /// The value of a key that is no block's.
     pub(crate) async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, slatedb::Error> {
+        let _taken = self.room.take(LOOKED_INTO * PART_SIZE).await;
+        self.value(key).await
+    }
+
+    /// A block of so many bytes.
+    pub(crate) async fn block(
+        &self,
+        index: u64,
+        bytes: u64,
+    ) -> Result<Option<Bytes>, slatedb::Error> {
+        let _taken = self.room.take(self.one(index, bytes).bytes()).await;
+        self.value(&block_key(index)).await
+    }
+
+    async fn value(&self, key: &[u8]) -> Result<Option<Bytes>, slatedb::Error> {
         let options = ReadOptions::default();
-        let _taken = self.room.take(PART_SIZE).await;
         match &self.handle {
             Handle::Writer(db) => db.get_with_options(key, &options).await,
             Handle::Reader(db) => db.get_with_options(key, &options).await,
@@ -151,29 +173,36 @@ impl Database {
     }
 
     /// Waits until there is room to fetch these blocks, which are so many bytes, at once. The walk may be
-    /// [extended](Walk::extend) to `most` bytes if that takes not much more. Cancel-safe.
+    /// [extended](Walk::extend) to `most` bytes as far as that takes no more. Cancel-safe.
     pub(crate) async fn fetch(
         &self,
         blocks: RangeInclusive<u64>,
         bytes: u64,
         most: u64,
     ) -> Walk<'_> {
-        // A part of each table that has some of them is fetched, however few they are.
-        let parts = self.tables(&blocks).saturating_add(1).saturating_mul(PART_SIZE);
-        let most = bytes.max(most.min(parts / 2));
-        let taken = self.room.take(parts.saturating_add(with_keys(most))).await;
-        Walk { database: self, blocks, bytes, most, parts, taken, at_a_time: None }
+        let demand = match blocks.start() == blocks.end() && most <= bytes {
+            true => self.one(*blocks.start(), bytes),
+            false => Demand::at_once(self.tables(&blocks), bytes),
+        };
+        let most = bytes.max(most.min(demand.returned()));
+        let taken = self.room.take(demand.bytes()).await;
+        Walk { database: self, blocks, bytes, most, demand, taken }
     }
 
-    /// Waits until a walk over these blocks can begin that fetches a bounded part of them at a time. Cancel-safe.
-    pub(crate) async fn walk(&self, blocks: RangeInclusive<u64>) -> Walk<'_> {
-        let tables = self.tables(&blocks);
-        let share = self.room.all() / 2 / tables.saturating_mul(WALK_FETCHES);
-        let at_a_time = share.clamp(PART_SIZE, WALKED_AT_A_TIME);
-        let bytes = tables.saturating_mul(WALK_FETCHES).saturating_mul(at_a_time);
-        let taken = self.room.take(bytes).await;
-        let at_a_time = Some(at_a_time);
-        Walk { database: self, blocks, bytes: 0, most: 0, parts: bytes, taken, at_a_time }
+    /// Waits until a walk over these blocks, which are so many bytes, can begin that fetches a bounded part of them at a
+    /// time. Cancel-safe.
+    pub(crate) async fn walk(&self, blocks: RangeInclusive<u64>, bytes: u64) -> Walk<'_> {
+        let demand = Demand::in_steps(self.tables(&blocks), bytes, self.walks.all());
+        let taken = self.walks.take(demand.bytes()).await;
+        Walk { database: self, blocks, bytes, most: bytes, demand, taken }
+    }
+
+    /// What one block takes: SlateDB asks the filters of tables for it.
+    fn one(&self, index: u64, bytes: u64) -> Demand {
+        let tables = self.tables(&(index..=index)).min(LOOKED_INTO);
+        // The beginning of a part does not tell whether a key is in the part before.
+        let parts = if bytes < PART_SIZE { 1 } else { 2 };
+        Demand { tables, parts, requests: 1 }
     }
 
     /// How many tables may have some of these blocks in a part of their own: runs of tables without overlaps count as one.
@@ -191,6 +220,47 @@ impl Database {
     }
 }
 
+/// What a walk has in memory at the same time, at most.
+#[derive(Clone, Copy, Debug)]
+struct Demand {
+    tables: u64,
+    /// Parts of each that a request fetches.
+    parts: u64,
+    /// Requests in flight, or of which something is still to be looked at, for each.
+    requests: u64,
+}
+
+impl Demand {
+    /// For blocks that are so many bytes, each of which any number of these tables may have. If each is in one of them, most
+    /// need one request; of those that are not, older ones are fetched step by step beside the newer ones.
+    fn at_once(tables: u64, bytes: u64) -> Self {
+        let parts = match tables {
+            // With the part at either end.
+            1 => with_keys(bytes) / PART_SIZE + 2,
+            _ => (with_keys(bytes) / tables).saturating_mul(2).div_ceil(PART_SIZE).max(1),
+        };
+        Self { tables, parts, requests: 1 }
+    }
+
+    /// For any number of blocks, in so much memory if that is possible.
+    fn in_steps(tables: u64, bytes: u64, room: u64) -> Self {
+        let one_part_each = tables.saturating_mul(WALK_REQUESTS * PART_SIZE);
+        let parts = (room / one_part_each).clamp(1, MAX_WALKED);
+        let parts = parts.min(with_keys(bytes) / PART_SIZE + 2);
+        Self { tables, parts, requests: WALK_REQUESTS }
+    }
+
+    fn bytes(&self) -> u64 {
+        let parts = self.tables.saturating_mul(self.parts).saturating_mul(self.requests);
+        parts.saturating_mul(PART_SIZE)
+    }
+
+    /// How many bytes of blocks are fetched with the same requests, if each is in one of several tables.
+    fn returned(&self) -> u64 {
+        if self.tables > 1 { self.bytes() / 9 * 4 } else { 0 }
+    }
+}
+
 /// What so many bytes of blocks take with their keys and the like.
 fn with_keys(bytes: u64) -> u64 {
     bytes.saturating_add(bytes / 8)
@@ -200,45 +270,39 @@ fn with_keys(bytes: u64) -> u64 {
 pub(crate) struct Walk<'a> {
     database: &'a Database,
     blocks: RangeInclusive<u64>,
-    /// How long they are, for those that are fetched at once.
+    /// How long they are.
     bytes: u64,
     /// And may be.
     most: u64,
-    /// Bytes of parts of tables that are fetched, however few blocks they have of these.
-    parts: u64,
+    demand: Demand,
     taken: Taken,
-    /// Bytes of each table that are fetched at a time by others.
-    at_a_time: Option<u64>,
 }
 
 impl Walk<'_> {
-    /// Whether so many bytes of blocks can be added.
-    pub(crate) fn can_extend(&self, bytes: u64) -> bool {
-        self.bytes + bytes <= self.most
-    }
-
-    /// Adds the blocks up to this one, which are so many bytes.
-    pub(crate) fn extend(&mut self, end: u64, bytes: u64) {
-        self.blocks = *self.blocks.start()..=end - 1;
+    /// Adds the blocks up to this one, which are so many bytes, if that takes no more room. Returns whether it did.
+    pub(crate) fn extend(&mut self, end: u64, bytes: u64) -> bool {
+        let all = *self.blocks.start()..=end - 1;
+        if self.bytes + bytes > self.most || self.database.tables(&all) > self.demand.tables {
+            return false;
+        }
+        self.blocks = all;
         self.bytes += bytes;
+        true
     }
 
-    /// Whether much more is fetched than is found: blocks should not be kept as slices of that.
+    /// Whether more may be fetched than is found: blocks must not be kept as slices of that.
     pub(crate) fn is_sparse(&self) -> bool {
-        self.parts > self.bytes / 2
+        self.demand.tables > 1 || self.demand.bytes() / 2 > self.bytes
     }
 
     /// Begins. The parts of tables that are fetched go into the cache of parts if they are `cached`.
     pub(crate) async fn begin(self, cached: bool) -> Result<Blocks, slatedb::Error> {
         let keys = block_key(*self.blocks.start())..=block_key(*self.blocks.end());
-        // At once: with room for keys and the like, so that it is one request for each table.
-        let (at_a_time, fetches) = match self.at_a_time {
-            None => (with_keys(self.bytes).saturating_add(2 * PART_SIZE), WALK_FETCHES),
-            Some(bytes) => (bytes, WALK_FETCHES),
-        };
+        // A request fetches parts until it has as much as this.
+        let at_a_time = (self.demand.parts - 1).saturating_mul(PART_SIZE) + 1;
         let options = ScanOptions::default()
             .with_read_ahead_bytes(usize::try_from(at_a_time).unwrap_or(usize::MAX))
-            .with_max_fetch_tasks(usize::try_from(fetches).unwrap_or(1))
+            .with_max_fetch_tasks(usize::try_from(self.demand.requests).unwrap_or(1))
             .with_cache_blocks(cached);
         let found = match &self.database.handle {
             Handle::Writer(db) => db.scan_with_options(keys, &options).await?,

@@ -89,8 +89,9 @@ impl Shared {
         if runs.end == runs.bytes.end {
             return Ok(());
         }
-        let blocks = self.blocks(&(runs.end..runs.bytes.end));
-        let found = self.database.walk(blocks).await.begin(true).await;
+        let bytes = runs.end..runs.bytes.end;
+        let walk = self.database.walk(self.blocks(&bytes), bytes.end - bytes.start).await;
+        let found = walk.begin(true).await;
         let mut found = found.map_err(|error| self.failed(&error))?;
         while let Some((index, _)) = found.next().await.map_err(|error| self.failed(&error))? {
             runs.push(index * self.block_size(), true);

@@ -19,9 +19,10 @@ pub struct Options {
     /// Bytes that the cache of what is read of the store's objects takes at most: the indexes and filters of tables,
     /// and parts of tables. The default is 60 MiB.
     pub object_cache: u64,
-    /// Bytes of the store's objects that are being fetched at the same time for reads, at most: those of which more is
-    /// needed wait. One read takes what it has to, alone then if that is more: up to 128 KiB for each table that
-    /// has a part of what it reads, of which there are up to 256 that were not merged yet. The default is 50 MiB.
+    /// Bytes of the store's objects that are being fetched at the same time for reads, at most; a third of them for
+    /// finding out which blocks are there. Reads that need more wait for others. One that needs more than all takes that
+    /// alone: 64 KiB, or 128 KiB with blocks of that size, of each table that may have a part of what it reads, of which
+    /// there are up to 256 that were not merged yet; with 0 each read is alone. The default is 50 MiB.
     pub fetching: u64,
     /// A cache on a local disk, for what does not fit into memory. There is none by default.
     pub disk_cache: Option<DiskCache>,

@@ -10,7 +10,6 @@ use tokio::time::timeout;
 use crate::ahead::{Ahead, Fetch, Turn};
 use crate::blocks::Result;
 use crate::database::Walk;
-use crate::layout::block_key;
 use crate::locks::Mode;
 use crate::shared::Shared;
 use crate::streams::Streams;
@@ -111,9 +110,11 @@ impl Shared {
 
     /// Fills in what others fetch or have fetched, and fetches the rest for them as well.
     async fn fill(self: &Arc<Self>, known: &mut Known, blocks: &Range<u64>, missing: &Range<u64>) {
-        self.spawn_fetches(self.ahead.fetch(missing), true);
-        // Before the wait: they leave when they were fetched.
-        for segment in self.ahead.covering(missing) {
+        let fetches = self.ahead.fetch(missing);
+        // Before they begin: they leave when they were fetched, and are not fetched when nobody wants them.
+        let segments = self.ahead.covering(missing);
+        self.spawn_fetches(fetches, true);
+        for segment in segments {
             segment.ended().await;
             segment.fill(known, blocks);
         }
@@ -134,17 +135,19 @@ impl Shared {
     /// still wait then, are fetched with it: where blocks lie in many tables, a part of each of them is fetched for a short
     /// segment as it is for a long one.
     async fn fetch(&self, turn: Turn, cached: bool) -> Result<()> {
-        let mut walk = self.fetched_at_once(turn.blocks(), Streams::MAX_PIECE).await;
-        let Some(fetch) = turn.begin() else { return Ok(()) };
+        // For one block alone far less is fetched than for two.
+        let (blocks, block_size) = (turn.blocks(), self.block_size());
+        let is_alone = self.bytes(blocks) == block_size && self.ahead.waiting(blocks.end).is_none();
+        let most = if is_alone { 0 } else { Streams::MAX_PIECE };
+        let mut walk = self.fetched_at_once(blocks, most).await;
+        let Some(fetch) = turn.begin().filter(Fetch::is_wanted) else { return Ok(()) };
         let mut all = fetch.blocks();
         let mut fetches = vec![fetch];
         while let Some(next) = self.ahead.waiting(all.end) {
-            let bytes = self.bytes(&next);
-            if !walk.can_extend(bytes) {
+            if !walk.extend(next.end, self.bytes(&next)) {
                 break;
             }
             let Some(fetch) = self.ahead.begin(&next) else { break };
-            walk.extend(next.end, bytes);
             fetches.push(fetch);
             all.end = next.end;
         }
@@ -176,7 +179,7 @@ impl Shared {
         self.scan(walk, blocks, true).await
     }
 
-    /// The blocks as a walk over them finds them.
+    /// The blocks as a walk over them finds them, and perhaps over some behind them.
     async fn scan(&self, walk: Walk<'_>, blocks: &Range<u64>, cached: bool) -> Result<Run> {
         let failed = |error| self.failed(&error);
         let mut copies = walk.is_sparse().then(|| Copies::new(self.bytes(blocks)));
@@ -184,6 +187,9 @@ impl Shared {
         let mut run = Run::new();
         let mut next = blocks.start;
         while let Some((index, block)) = found.next().await.map_err(failed)? {
+            if index >= blocks.end {
+                break;
+            }
             let block = self.checked(index, block)?;
             run.extend((next..index).map(|_| Bytes::new()));
             run.push(match &mut copies {
@@ -212,7 +218,7 @@ impl Shared {
 
     /// A block as the database has it.
     async fn stored(&self, index: u64) -> Result<Bytes> {
-        let found = self.database.get(&block_key(index)).await;
+        let found = self.database.block(index, self.block_size()).await;
         match found.map_err(|error| self.failed(&error))? {
             None => Ok(Bytes::new()),
             Some(block) => self.checked(index, block),

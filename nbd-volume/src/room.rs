@@ -6,7 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes that may be fetched at the same time. Those who want more than is left wait in the order in which they came.
 ///
-/// Nobody who has room waits for anything but the store, or for what needs no room itself: so it always comes back.
+/// Nobody who has room waits for anything but what the store is asked for: so it always comes back.
 #[derive(Debug)]
 pub(crate) struct Room {
     bytes: Arc<Semaphore>,

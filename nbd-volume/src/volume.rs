@@ -103,7 +103,8 @@ impl Volume {
     }
 
     /// Opens a snapshot of a volume, for reading. Any number of servers can do so, and none is fenced. Of the options
-    /// the caches, [`read_ahead`](Options::read_ahead) and [`patience`](Options::patience) count.
+    /// the caches, [`read_ahead`](Options::read_ahead), [`fetching`](Options::fetching) and
+    /// [`patience`](Options::patience) count.
     ///
     /// Has to be awaited in a tokio runtime. Cancel-safe.
     ///

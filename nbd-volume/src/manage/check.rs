@@ -78,7 +78,7 @@ pub async fn check(
         }
     };
     let cipher = encryption::of(location, &descriptor)?;
-    let options = Options { object_cache: 32 << 20, ..Options::default() };
+    let options = Options { object_cache: 32 << 20, fetching: 384 << 20, ..Options::default() };
     let reading = database::read(location, mode, &options, None, cipher.clone());
     let reader = within(location, "read", PATIENCE, reading).await?;
     let manifest = reader.manifest();
@@ -128,7 +128,7 @@ impl<P: FnMut(u64)> Check<P> {
             return Ok(());
         }
         let failed = |next: u64, error: slatedb::Error| (next, chain(&error));
-        let walk = self.database.walk(next..=blocks.end - 1).await.begin(false).await;
+        let walk = self.database.walk(next..=blocks.end - 1, u64::MAX).await.begin(false).await;
         let mut walk = walk.map_err(|error| failed(next, error))?;
         while let Some((index, block)) = walk.next().await.map_err(|error| failed(next, error))? {
             next = index + 1;
