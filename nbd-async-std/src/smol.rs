@@ -40,6 +40,8 @@ pub mod client {
         OptionCode, OptionError, OptionReplyType, Pending, StatusRun, SubmitError,
         TransmissionFlags, Uri, UriError,
     };
+    // For clients that come back to their server.
+    pub use crate::client::{ConnectionEvent, GaveUp, Reconnect};
     use nbd_engine::client as engine;
 
     use super::Smol;

@@ -9,35 +9,77 @@ use crate::feature;
 /// What stands for a flag of another program: the subcommands in which it may be typed, the flag, what to do.
 const FLAGS: &[(&str, &[&str], &str)] = &[
     ("serve", &["-f", "--foreground"], FOREGROUND),
-    ("serve", &["--format", "--image-opts", "-l", "--load-snapshot"], AS_THEY_ARE),
+    ("serve", &["--format", "--image-opts", "--load-snapshot"], AS_THEY_ARE),
     (
         "serve",
-        &["--fork", "-b", "-d"],
+        &["-l"],
+        "for qemu-nbd's -l: disks are served as they are, without image formats and their snapshots: keep qemu-nbd; \
+         --allow CIDR for each line of the file of nbd-server's",
+    ),
+    (
+        "serve",
+        &["--fork"],
         "nbd serve does not go to the background: start it by systemd, or with & and --pid-file",
     ),
-    ("serve", &["-n", "--newstyle"], "newstyle is the default: leave it out"),
-    ("serve", &["-o"], "--oldstyle for nbdkit's -o; --layer offset for qemu-nbd's"),
+    (
+        "serve",
+        &["-d"],
+        "nbd detach DEVICE for qemu-nbd's -d; for nbd-server's: nbd serve stays in the foreground, leave it out",
+    ),
+    ("serve", &["--dont-fork"], FOREGROUND),
+    ("serve", &["--newstyle"], NEWSTYLE),
+    (
+        "serve",
+        &["-n"],
+        "leave it out: newstyle, nbdkit's -n, is the default; and of the cache, qemu-nbd's -n, there is nothing to choose",
+    ),
+    (
+        "serve",
+        &["-o"],
+        "--oldstyle for nbdkit's -o; --layer offset for qemu-nbd's; --print-config for nbd-server's",
+    ),
     (
         "serve",
         &["-4", "--ipv4-only", "-6", "--ipv6-only"],
         "give an address of that family: --ip-addr 127.0.0.1, or --ip-addr ::1",
     ),
-    ("serve", &["--ipaddr", "--bind"], "--ip-addr ADDR"),
+    ("serve", &["-b", "--ipaddr", "--bind"], "--ip-addr ADDR"),
     ("serve", &["--exportname"], "--export-name NAME, or NAME= in front of what is to be served"),
     ("serve", &["-x"], "--export-name NAME, or NAME= in front of what is to be served"),
-    ("serve", &["--filter", "--snapshot"], "--layer NAME"),
+    ("serve", &["--filter"], "--layer NAME"),
+    ("serve", &["--snapshot"], "--layer overlay"),
     ("serve", &["--readonly"], "--read-only"),
     ("serve", &["-k", "--socket"], "--unix PATH"),
     (
         "serve",
-        &["-s", "--single"],
+        &["--single"],
         "--stdio for one client on standard input and output; --max-connections 1 for one at a time",
     ),
+    (
+        "serve",
+        &["-s"],
+        "--layer overlay for qemu-nbd's -s; --stdio for nbdkit's, one client on standard input and output, or \
+         --max-connections 1 for one at a time",
+    ),
     ("serve", &["--shared"], "--max-connections N"),
-    ("serve", &["-t", "--persistent"], "the server stays when its clients have gone: leave it out"),
+    ("serve", &["-M"], "--max-connections N"),
+    ("serve", &["--persistent"], "the server stays when its clients have gone: leave it out"),
     ("serve", &["--threads"], "the number of threads follows the machine: leave it out"),
-    ("serve", &["-P", "--pidfile"], "--pid-file PATH"),
-    ("serve", &["-D", "--debug", "-T", "--trace"], "-v, twice for more"),
+    (
+        "serve",
+        &["-t"],
+        "leave it out: the server stays when its clients have gone, qemu-nbd's -t; and the number of threads, nbdkit's -t, \
+         follows the machine",
+    ),
+    ("serve", &["--pidfile"], "--pid-file PATH"),
+    ("serve", &["--partition"], "--layer partition:N"),
+    (
+        "serve",
+        &["-P"],
+        "--pid-file PATH for nbdkit's -P; --layer partition:N for that of older versions of qemu-nbd",
+    ),
+    ("serve", &["-D"], "--description TEXT for qemu-nbd's -D; -v for nbdkit's, twice for more"),
+    ("serve", &["--debug", "-T", "--trace"], "-v, twice for more"),
     (
         "serve",
         &["--log"],
@@ -50,7 +92,12 @@ const FLAGS: &[(&str, &[&str], &str)] = &[
         "start nbd serve as that user, by systemd or setpriv",
     ),
     ("serve", &["--exit-with-parent"], "--run COMMAND ends the server with the command"),
-    ("serve", &["-c", "--connect"], "nbd attach URI gives a served disk a device"),
+    ("serve", &["--connect"], "nbd attach URI gives a served disk a device"),
+    (
+        "serve",
+        &["-c"],
+        "nbd attach URI, which gives a served disk a device, for qemu-nbd's -c; --layer overlay for nbd-server's",
+    ),
     ("serve", &["--disconnect"], "nbd detach DEVICE"),
     ("serve", &["-L", "--list"], "nbd list URI"),
     ("serve", &["--tls-creds", "--object"], "--tls require --tls-certificates DIR"),
@@ -87,6 +134,9 @@ const FLAGS: &[(&str, &[&str], &str)] = &[
     ),
     ("copy", &["-n", "--target-is-zero"], "disks are copied as they are: leave it out"),
 ];
+
+/// For nbdkit's `-n`.
+const NEWSTYLE: &str = "newstyle is the default: leave it out";
 
 /// For nbdkit's and nbd-server's `-f`.
 const FOREGROUND: &str = "nbd serve stays in the foreground: leave it out";
@@ -232,6 +282,87 @@ mod tests {
             ] {
                 assert_eq!(hint(line).split_once(": ").unwrap().1, AS_THEY_ARE, "{line:?}");
             }
+        }
+    }
+
+    /// The cells of the rows of a table, whose head begins so.
+    fn rows<'a>(page: &'a str, head: &str) -> Vec<Vec<&'a str>> {
+        let (_, table) = page.split_once(&format!("\n| {head}")).unwrap();
+        let lines = table.lines().skip(2).take_while(|line| line.starts_with("| "));
+        lines.map(|line| line.trim_matches(['|', ' ']).split(" | ").collect()).collect()
+    }
+
+    /// What stands in backquotes.
+    fn code(cell: &str) -> Vec<&str> {
+        cell.split('`').skip(1).step_by(2).collect()
+    }
+
+    /// What the programs have is typed, flag by flag, and the hint says what the page does: the same options and commands
+    /// of ours, or that there is nothing to say.
+    #[test]
+    fn the_flags_of_other_programs_are_answered_as_the_page_says() {
+        let page = include_str!("../../docs/migrate.md");
+        let (mut typed, mut taken) = (0, Vec::new());
+        for program in ["nbdkit 1.32 ", "qemu-nbd 10.0 ", "nbd-server's flags, 3.24 "] {
+            for row in rows(page, program) {
+                let [theirs, ours] = &*row else { panic!("two cells: {row:?}") };
+                let (theirs, said) = (code(theirs), code(ours));
+                let flags = theirs.iter().filter(|text| text.starts_with('-')).count();
+                for (index, text) in theirs.iter().enumerate() {
+                    // The remedy is that in the same order, where there are as many.
+                    let said = if flags > 1 && said.len() == flags {
+                        &said[index..=index]
+                    } else {
+                        &*said
+                    };
+                    let words =
+                        Vec::from_iter(text.split(' ').skip_while(|word| !word.starts_with('-')));
+                    let Some(flag) = words.first() else { continue };
+                    let line = [&["nbd", "serve"], &*words].concat();
+                    let Err(error) = Cli::command().try_get_matches_from(&line) else {
+                        taken.push(*flag);
+                        continue;
+                    };
+                    if error.kind() != ErrorKind::UnknownArgument {
+                        // A flag of ours, with a word that stands for a value.
+                        taken.push(*flag);
+                        continue;
+                    }
+                    let words = Vec::from_iter(words.iter().map(OsString::from));
+                    let hint = hint("serve", &words, &error);
+                    let hint = hint.unwrap_or_else(|| panic!("{program}: {text} has no hint"));
+                    let named = said.iter().filter_map(|said| {
+                        let option =
+                            said.split([' ', '=', ':']).next().filter(|word| word.starts_with('-'));
+                        option.or_else(|| {
+                            said.starts_with("nbd ")
+                                .then(|| said.split_at(4).1.split(' ').next())?
+                        })
+                    });
+                    let named = Vec::from_iter(named.filter(|word| *word != "serve"));
+                    let is_right = match &*named {
+                        _ if ours.contains("keep qemu-nbd") => hint.contains("take qemu-nbd"),
+                        [] => hint.contains("leave it out") || hint.contains("NAME="),
+                        named => named.iter().all(|word| hint.contains(word)),
+                    };
+                    let program = program.split([' ', '\'']).next().unwrap();
+                    let others = ["nbdkit", "qemu-nbd", "nbd-server"];
+                    let of_others =
+                        others.iter().any(|other| hint.contains(&format!("{other}'s -")));
+                    let is_its = !of_others || hint.contains(&format!("{program}'s"));
+                    assert!(
+                        is_right && is_its,
+                        "{program}: {text} is {said:?} on the page: {hint}"
+                    );
+                    typed += 1;
+                }
+            }
+        }
+        assert!(typed > 25, "{typed}");
+        for flag in taken {
+            let name = flag.split('=').next().unwrap();
+            let ours = ["-p", "-i", "-U", "-e", "-r", "-v", "--run", "--tls"];
+            assert!(ours.contains(&name), "{flag} is taken");
         }
     }
 

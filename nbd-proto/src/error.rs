@@ -35,6 +35,15 @@ pub enum PeerMisbehaved {
     // S-HS-04, S-HS-05
     #[error("client flags {0:#x} hold a bit that was not offered")]
     UnknownClientFlags(u32),
+    /// A TLS handshake in place of client flags. NBD begins in the clear, and turns to TLS by `NBD_OPT_STARTTLS`.
+    #[error(
+        "the client began with TLS: NBD begins in the clear and turns to TLS by NBD_OPT_STARTTLS, as clients do for nbds:// \
+         URIs"
+    )]
+    TlsAtOnce,
+    /// A request by HTTP in place of client flags.
+    #[error("the client began with a request by HTTP, which is another protocol")]
+    Http,
     /// `NBD_OPT_EXPORT_NAME` once extended headers were agreed.
     // S-OPT-EH-06
     #[error("NBD_OPT_EXPORT_NAME was used after extended headers were agreed")]

@@ -4,8 +4,9 @@
 //! command events and back, and leaves sockets, threads, timers and storage to you. It needs `alloc` only, forbids
 //! `unsafe`, and no input from a peer, nor any misuse of its methods, makes it panic.
 //!
-//! For a finished server or client take one of the adapters (`nbd-blocking`, `nbd-tokio`). For an event loop of your
-//! own take this crate and write the loop below.
+//! For a finished server or client take one of the adapters: `nbd-tokio`, `nbd-blocking` for threads, or `nbd-async-std`
+//! for smol and async-std; for another runtime, `nbd-engine`. For an event loop of your own take this crate and write the
+//! loop below.
 //!
 //! # The run loop
 //!

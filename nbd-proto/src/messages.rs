@@ -35,6 +35,8 @@ fn misbehaviour() -> Vec<PeerMisbehaved> {
     use PeerMisbehaved as P;
     each_variant!(PeerMisbehaved {
         P::UnknownClientFlags(_) => P::UnknownClientFlags(8),
+        P::TlsAtOnce => P::TlsAtOnce,
+        P::Http => P::Http,
         P::ExportNameAfterExtendedHeaders => P::ExportNameAfterExtendedHeaders,
         P::PlaintextAfterStartTls => P::PlaintextAfterStartTls,
         P::WrongOption { .. } => P::WrongOption { sent: GO, found: OptionCode::LIST },

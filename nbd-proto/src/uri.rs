@@ -8,6 +8,7 @@ use core::str::FromStr;
 
 use crate::wire::{DEFAULT_PORT, MAX_STRING};
 
+mod debug;
 mod parse;
 mod percent;
 
@@ -43,7 +44,7 @@ pub struct Uri {
 }
 
 /// Where a server listens.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
     /// `nbd` and `nbds`.
@@ -71,7 +72,7 @@ pub enum Address {
 
 /// What a URI says about TLS. Paths are bytes without NUL.
 // C-URI-09
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct TlsParameters {
     /// `tls-type`.

@@ -26,7 +26,7 @@ use crate::output;
   for this shell only, with bash or zsh: source <(nbd completion bash)")]
 pub(crate) struct Arguments {
     /// The shell
-    #[arg(value_enum, value_name = "bash|zsh|fish", required_unless_present = "words")]
+    #[arg(value_enum, value_name = "bash|zsh|fish", required = true)]
     shell: Option<Shell>,
 
     /// For the scripts: write what completes the last of the words after --

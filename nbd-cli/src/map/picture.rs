@@ -89,22 +89,35 @@ pub(super) fn draw(
         let x = LEFT - 8;
         add(format_args!("<text x=\"{x}\" y=\"{y}\" text-anchor=\"end\">{offset}</text>\n"));
     }
-    for (index, shares) in (0..).zip(&cells) {
-        let (x, y) = (LEFT + index % COLUMNS * SIDE, TOP + index / COLUMNS * SIDE);
-        let whole: u64 = shares.values().sum();
-        let shown =
-            shares.iter().filter(|(status, _)| **status != ground).max_by_key(|part| part.1);
-        add(format_args!("<rect x=\"{x}\" y=\"{y}\" width=\"7\" height=\"7\" fill=\"{GROUND}\"/>"));
-        if let Some((status, length)) = shown {
-            // Some of it is to be seen, however little it is.
-            let opacity = 0.3 + 0.7 * (*length as f64 / whole as f64);
+    for (row, shares) in (0..).zip(cells.chunks(COLUMNS as usize)) {
+        let y = TOP + row * SIDE;
+        let width = shares.len() as u64 * SIDE - 1;
+        add(format_args!(
+            "<rect x=\"{LEFT}\" y=\"{y}\" width=\"{width}\" height=\"7\" fill=\"{GROUND}\"/>\n"
+        ));
+        let inks = Vec::from_iter(shares.iter().map(|shares| ink(shares, ground)));
+        let mut column = 0;
+        // Cells alike that follow each other are one rectangle, so that a picture of little is small.
+        for alike in inks.chunk_by(|one, next| one == next) {
+            let (x, count) = (LEFT + column * SIDE, alike.len() as u64);
+            column += count;
+            let Some(Some((status, percent))) = alike.first() else { continue };
             add(format_args!(
-                "<rect x=\"{x}\" y=\"{y}\" width=\"7\" height=\"7\" fill=\"{}\" opacity=\"{opacity:.2}\"/>",
-                colour(*status)
+                "<rect x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"7\" fill=\"{}\" opacity=\"{}.{:02}\"/>\n",
+                count * SIDE - 1,
+                colour(*status),
+                percent / 100,
+                percent % 100,
             ));
         }
-        add(format_args!("\n"));
     }
+    // The gaps between cells of a row.
+    let gaps = (1..COLUMNS.min(grid.cells))
+        .map(|column| format!("M{} {TOP}v{}", LEFT + column * SIDE - 1, rows * SIDE));
+    add(format_args!(
+        "<path transform=\"translate(.5)\" stroke=\"#ffffff\" d=\"{}\"/>\n",
+        gaps.collect::<String>()
+    ));
     for (line, (status, length)) in (0..lines).zip(&totals) {
         let y = TOP + rows * SIDE + 20 + 20 * line;
         let meaning = name(context, *status).unwrap_or_else(|| format!("type {status}").into());
@@ -120,6 +133,16 @@ pub(super) fn draw(
     }
     add(format_args!("</svg>\n"));
     Ok(svg)
+}
+
+/// The type that a cell shows, and how much of its colour in hundredths; nothing where the ground is all.
+fn ink(shares: &Shares, ground: u64) -> Option<(u64, u64)> {
+    let whole: u64 = shares.values().sum();
+    let shown = shares.iter().filter(|(status, _)| **status != ground).max_by_key(|part| part.1);
+    let (status, length) = shown?;
+    // Some of it is to be seen, however little it is.
+    let opacity = 0.3 + 0.7 * (*length as f64 / whole as f64);
+    Some((*status, (opacity * 100.0).round() as u64))
 }
 
 /// Writes the picture, all of it or nothing.
@@ -197,6 +220,38 @@ mod tests {
             assert!(filled.iter().all(|length| *length <= grid.cell));
             assert_eq!(filled.iter().sum::<u64>(), range.end - range.start);
         }
+    }
+
+    /// Whatever the runs are, the rectangles cover the cells that have something to show, each once, and the file is as
+    /// small as what changes along the rows.
+    #[test]
+    fn a_picture_is_as_small_as_what_changes_in_it() {
+        const MIB: u64 = 1 << 20;
+        nbd_testkit::cases(50, |random| {
+            // Each MiB is a cell.
+            let end = COLUMNS * ROWS * MIB;
+            let count = random.below(20);
+            let bounds = (0..count).map(|_| random.below(COLUMNS * ROWS) * MIB);
+            let mut bounds = Vec::from_iter(bounds);
+            bounds.extend([0, end]);
+            bounds.sort_unstable();
+            bounds.dedup();
+            let runs =
+                bounds.windows(2).map(|pair| pair[0]..pair[1]).zip([3, 0].into_iter().cycle());
+            let runs = Vec::from_iter(runs);
+            let data =
+                runs.iter().filter(|run| run.1 == 0).map(|run| (run.0.end - run.0.start) / MIB);
+            let given = runs.iter().cloned().map(Ok);
+            let svg = draw("", "base:allocation", 0..end, given).unwrap();
+            let widths = svg.lines().filter(|line| line.contains("opacity=\"1.00\"")).map(|line| {
+                let (_, rest) = line.split_once("width=\"").unwrap();
+                rest.split_once('"').unwrap().0.parse::<u64>().unwrap()
+            });
+            assert_eq!(widths.map(|width| (width + 1) / SIDE).sum::<u64>(), data.sum::<u64>());
+            // A row has what each change of it needs, and one rectangle more.
+            let rows = svg.lines().filter(|line| line.starts_with("<rect x")).count() as u64;
+            assert!(rows <= 3 * ROWS + runs.len() as u64, "{rows}");
+        });
     }
 
     #[test]

@@ -99,8 +99,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NAME", conflicts_with = "read_only")]
     pub(crate) track: Vec<String>,
 
-    /// Listen on a Unix socket of that path for nbd bitmap, which starts, clears and stops such records while the server
-    /// runs, and for --take-over, by which another server replaces this one; only this user can use it
+    /// Path of the control socket, for nbd status, nbd disconnect, nbd bitmap, nbd export, nbd reload and nbd serve
+    /// --take-over, which look at the server and change it while it runs; only the user that runs the server can use it
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
 
@@ -463,6 +463,25 @@ mod tests {
             conflicting += 1;
         }
         assert_eq!(conflicting, BESIDE_A_FILE.len());
+    }
+
+    /// The page says the same, option by option.
+    #[test]
+    fn the_page_names_what_goes_with_a_file() {
+        use clap::CommandFactory;
+        let page = include_str!("../../../docs/configuration.md");
+        let (_, rest) = page.split_once("No option goes with `--config`").unwrap();
+        let (sentence, _) = rest.split_once(". ").unwrap();
+        let named = sentence.split('`').skip(1).step_by(2).map(String::from);
+        let named: std::collections::BTreeSet<_> = named.collect();
+        let mut command = Serve::command();
+        command.build();
+        let beside = command.get_arguments().filter(|argument| {
+            let id = argument.get_id().as_str();
+            !BESIDE_A_FILE.contains(&id) && !["config", "help"].contains(&id)
+        });
+        let beside = beside.filter_map(|argument| argument.get_long());
+        assert_eq!(named, beside.map(|long| format!("--{long}")).collect());
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub trait Connector: Clone + Send + Sync + 'static {
 
     /// Connects to a TCP address and turns Nagle's algorithm off, as [`tune_tcp`](crate::net::tune_tcp) does. The
     /// future is dropped when the client gives up, and has to drop the socket then.
+    ///
+    /// # Errors
+    /// When there is no connection. The next address of the server's name is tried; after the last one the client's
+    /// connecting fails with it.
     // B-CONV-05
     fn connect_tcp(
         &self,

@@ -63,10 +63,16 @@ pub trait AsyncExport: Send + Sync + 'static {
     fn size(&self) -> u64;
 
     /// Fills `buffer` with the bytes at `offset`. See [`Export::read`](super::Export::read).
+    ///
+    /// # Errors
+    /// The client gets it as the reply.
     fn read(&self, buffer: &mut [u8], offset: u64) -> impl Future<Output = Result<()>> + Send;
 
     /// Reads into a reply body: the same as [`read`](Self::read), for exports that have holes or bytes to share. A body
     /// of another length fails the request with `EIO`.
+    ///
+    /// # Errors
+    /// The client gets it as the reply.
     fn read_body(
         &self,
         body: &mut Body,
@@ -191,6 +197,9 @@ pub trait AsyncExport: Send + Sync + 'static {
 pub trait AsyncCanWrite: Send + Sync {
     /// Writes `data` at `offset`. `fua` is set with [`Fua::Native`] alone, and then the data is durable before this is
     /// ready; otherwise the engine flushes afterwards. A write whose future is dropped may be done in part.
+    ///
+    /// # Errors
+    /// The client gets it as the reply, and takes the range for written in part.
     fn write(&self, data: &[u8], offset: u64, fua: bool)
     -> impl Future<Output = Result<()>> + Send;
 
@@ -203,18 +212,27 @@ pub trait AsyncCanWrite: Send + Sync {
 /// See [`CanFlush`](super::CanFlush).
 pub trait AsyncCanFlush: Send + Sync {
     /// Makes durable whatever was written before this was called.
+    ///
+    /// # Errors
+    /// The client gets it as the reply: anything written since the last good flush may be lost.
     fn flush(&self) -> impl Future<Output = Result<()>> + Send;
 }
 
 /// See [`CanTrim`](super::CanTrim).
 pub trait AsyncCanTrim: Send + Sync {
     /// Drops the range or any part of it.
+    ///
+    /// # Errors
+    /// The client gets it as the reply.
     fn trim(&self, offset: u64, length: u64, fua: bool) -> impl Future<Output = Result<()>> + Send;
 }
 
 /// See [`CanWriteZeroes`](super::CanWriteZeroes).
 pub trait AsyncCanWriteZeroes: Send + Sync {
     /// Makes the range read as zeroes.
+    ///
+    /// # Errors
+    /// The client gets it as the reply: [`not_fast`](super::ExportError::not_fast) for a fast zero that would be slow.
     fn write_zeroes(
         &self,
         offset: u64,
@@ -231,6 +249,9 @@ pub trait AsyncCanWriteZeroes: Send + Sync {
 /// See [`CanCache`](super::CanCache).
 pub trait AsyncCanCache: Send + Sync {
     /// Prepares for reads of the range.
+    ///
+    /// # Errors
+    /// The client gets it as the reply.
     fn cache(&self, offset: u64, length: u64) -> impl Future<Output = Result<()>> + Send;
 }
 
@@ -267,6 +288,9 @@ pub type Visitor<'a, T> = dyn FnMut(T) -> ControlFlow<()> + Send + 'a;
 /// ```
 pub trait AsyncCanExtents: Send + Sync {
     /// Reports runs from `offset` on, without a gap, until `length` bytes are covered or the visitor breaks off.
+    ///
+    /// # Errors
+    /// The client gets it as the reply, whatever runs were reported before.
     fn extents(
         &self,
         offset: u64,
@@ -288,6 +312,9 @@ pub trait AsyncContexts: Send + Sync {
 
     /// Reports runs of one status in the context of that name, from `offset` on, without a gap, until `length` bytes
     /// are covered or the visitor breaks off.
+    ///
+    /// # Errors
+    /// The client gets it as the reply, whatever runs were reported before.
     fn status(
         &self,
         context: &str,
@@ -305,7 +332,10 @@ pub trait AsyncContexts: Send + Sync {
 
 /// See [`CanResize`](super::CanResize).
 pub trait AsyncCanResize: Send + Sync {
-    /// Makes [`AsyncExport::size`] be `size` bytes. The size stays as it was if this fails.
+    /// Makes [`AsyncExport::size`] be `size` bytes.
+    ///
+    /// # Errors
+    /// `ENOSPC` where there is no space for that many. The size stays as it was, whatever the error.
     fn resize(&self, size: u64) -> impl Future<Output = Result<()>> + Send;
 }
 

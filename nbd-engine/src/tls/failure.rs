@@ -2,7 +2,9 @@
 
 use std::io;
 
+use rustls::pki_types::UnixTime;
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
+use x509_parser::time::ASN1Time;
 
 /// Where the other side speaks no TLS at all.
 pub(super) const NOT_TLS: &str =
@@ -32,7 +34,9 @@ pub(super) fn alert(alert: AlertDescription) -> String {
             );
         }
         AlertDescription::BadCertificate => {
-            ("bad_certificate", "the peer refuses this side's certificate as damaged or forged")
+            let text = "the peer refuses this side's certificate as damaged or forged, or as one for another name than \
+                        that by which the peer reached this side";
+            ("bad_certificate", text)
         }
         AlertDescription::UnsupportedCertificate => (
             "unsupported_certificate",
@@ -83,7 +87,8 @@ pub(super) fn alert(alert: AlertDescription) -> String {
         }
         AlertDescription::UnrecognisedName => (
             "unrecognized_name",
-            "the peer has no certificate for the name by which it was reached; say which name to expect",
+            "the peer has no certificate for the name by which it was reached; say which name to expect (--tls-hostname NAME, \
+             or tls-hostname=NAME in the URI)",
         ),
         AlertDescription::UnknownPSKIdentity => {
             ("unknown_psk_identity", "the peer has no pre-shared key of that user")
@@ -150,6 +155,12 @@ fn certificate(reason: &CertificateError) -> String {
         }
         CertificateError::BadEncoding => "the peer's certificate is malformed",
         CertificateError::Expired => "the peer's certificate has expired",
+        CertificateError::ExpiredContext { not_after, .. } => {
+            return format!("the peer's certificate expired at {}", date(*not_after));
+        }
+        CertificateError::NotValidYetContext { not_before, .. } => {
+            return format!("the peer's certificate is not valid before {}", date(*not_before));
+        }
         CertificateError::NotValidYet => "the peer's certificate is not valid yet",
         CertificateError::Revoked => "the peer's certificate was revoked",
         CertificateError::UnhandledCriticalExtension => {
@@ -170,6 +181,14 @@ fn certificate(reason: &CertificateError) -> String {
     text.into()
 }
 
+/// A time as people write it, in the form that a certificate in a file is reported with.
+fn date(time: UnixTime) -> String {
+    let seconds = time.as_secs();
+    let date =
+        i64::try_from(seconds).ok().and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
+    date.map_or_else(|| format!("{seconds} seconds after 1970"), |date| date.to_string())
+}
+
 /// A name as people write it, of one such as `DnsName("localhost")`.
 fn plain(name: &str) -> &str {
     let inner = ["DnsName(", "IpAddress("].iter().find_map(|kind| name.strip_prefix(kind));
@@ -185,7 +204,10 @@ const fn remedy(reason: &CertificateError) -> Option<&'static str> {
             "name a folder (tls-certificates) whose ca-cert.pem is that of the authority that issued it",
         ),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            Some("reach the peer by a name that its certificate has, or say which name to expect")
+            Some(
+                "reach the peer by a name that its certificate has, or say which name to expect (--tls-hostname NAME, or \
+                 tls-hostname=NAME in the URI)",
+            )
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             Some("the peer has to renew its certificate, unless this machine's clock is wrong")
@@ -228,6 +250,25 @@ mod tests {
             assert!(text.starts_with("the peer's certificate "), "{text}");
             assert!(!text.contains(&format!("{reason:?}")), "{text}");
         }
+    }
+
+    /// In words that say when, whatever the time.
+    #[test]
+    fn times_of_a_certificate_are_dates() {
+        nbd_testkit::cases(200, |random| {
+            let seconds = random.below(1 << 34);
+            let [then, now] = [seconds, seconds + 1]
+                .map(|seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds)));
+            let expired = CertificateError::ExpiredContext { time: now, not_after: then };
+            let early = CertificateError::NotValidYetContext { time: then, not_before: now };
+            for (reason, at) in [(expired, seconds), (early, seconds + 1)] {
+                let text = of_rustls(&Error::InvalidCertificate(reason), true).to_string();
+                let year = 1970 + at / 31_556_952;
+                let years = [year - 1, year, year + 1].map(|year| format!(" {year} "));
+                assert!(years.iter().any(|year| text.contains(&**year)), "{text}");
+                assert!(!text.contains(&at.to_string()) || at < 10_000, "{text}");
+            }
+        });
     }
 
     /// Each says something of its own, in one line that has no full stop, with the name by which others know the alert.

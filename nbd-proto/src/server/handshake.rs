@@ -91,6 +91,20 @@ pub(super) enum Step {
     Closing(OrderlyEnd),
 }
 
+/// What was sent in place of client flags: by clients of another protocol, whose first bytes are known, or of this one.
+fn not_flags(bits: u32) -> PeerMisbehaved {
+    match bits.to_be_bytes() {
+        // A record of a handshake, of any version of TLS.
+        [0x16, 0x03, 0..=4, _] => PeerMisbehaved::TlsAtOnce,
+        first if HTTP_METHODS.contains(&&first) => PeerMisbehaved::Http,
+        _ => PeerMisbehaved::UnknownClientFlags(bits),
+    }
+}
+
+/// The methods that requests by HTTP begin with, as far as client flags reach, and the preface of version 2.
+const HTTP_METHODS: [&[u8; 4]; 9] =
+    [b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"CONN", b"OPTI", b"PATC", b"PRI "];
+
 /// Option replies that may wait to be sent before no further option is read.
 const MAX_UNSENT: usize = 256 << 10;
 
@@ -159,7 +173,7 @@ impl Handshake {
         offered.set(ClientFlags::NO_ZEROES, shared.config.no_zeroes);
         let flags = ClientFlags::from_bits_retain(bits);
         if !offered.contains(flags) {
-            return Err(PeerMisbehaved::UnknownClientFlags(bits).into());
+            return Err(not_flags(bits).into());
         }
         self.agreed.client_flags = flags;
         self.state = State::Header;

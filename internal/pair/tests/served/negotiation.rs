@@ -46,6 +46,21 @@ fn client_flags_that_were_not_offered_end_the_session() {
     assert_eq!(greeted(config, 3).err(), Some(PeerMisbehaved::UnknownClientFlags(3).into()));
 }
 
+#[test]
+fn clients_of_other_protocols_are_known_by_how_they_begin() {
+    for (first, known) in [
+        (*b"\x16\x03\x01\x02", PeerMisbehaved::TlsAtOnce),
+        (*b"\x16\x03\x03\x00", PeerMisbehaved::TlsAtOnce),
+        (*b"GET ", PeerMisbehaved::Http),
+        (*b"PRI ", PeerMisbehaved::Http),
+        (*b"\x16\x04\x03\x00", PeerMisbehaved::UnknownClientFlags(0x1604_0300)),
+        (*b"SSH-", PeerMisbehaved::UnknownClientFlags(u32::from_be_bytes(*b"SSH-"))),
+    ] {
+        let flags = u32::from_be_bytes(first);
+        assert_eq!(greeted(Config::default(), flags).err(), Some(known.into()), "{flags:#x}");
+    }
+}
+
 /// S-HS-06, S-HS-07, S-OPT-EN-03.
 #[test]
 fn export_name_is_padded_unless_both_sides_do_without() {

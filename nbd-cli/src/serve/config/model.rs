@@ -75,8 +75,9 @@ pub(crate) struct Server {
     #[cfg_attr(test, schemars(extend("cli" = "--drain-timeout")))]
     pub(crate) drain_timeout: Period,
 
-    /// Path of the control socket, for `nbd bitmap`, `nbd status`, `nbd disconnect` and `nbd serve --take-over`; only the
-    /// user that runs the server can use it.
+    /// Path of the control socket, for `nbd status`, `nbd disconnect`, `nbd bitmap`, `nbd export`, `nbd reload` and `nbd
+    /// serve --take-over`, which look at the server and change it while it runs; only the user that runs the server can
+    /// use it.
     #[cfg_attr(test, schemars(extend("cli" = "--control", "kind" = "path")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) control: Option<PathBuf>,

@@ -128,8 +128,10 @@ impl Directory {
         self
     }
 
-    /// Has `layers` called with each file that is opened and its name: what it returns is exported. Its error is the
-    /// text that the client is refused with.
+    /// Has `layers` called with each file that is opened and its name: what it returns is exported.
+    ///
+    /// # Errors
+    /// An error of `layers` is the text that the client is refused with; this method itself does not fail.
     #[must_use]
     pub fn with_layers(
         mut self,
