@@ -9,20 +9,20 @@ use crate::DiskCache;
 #[non_exhaustive]
 pub struct Options {
     /// Bytes of written data that may be in memory alone; writes wait when there are more. Less than 8 MiB counts as
-    /// 8 MiB; the default is 131 MiB. A quarter of it, but at most 16 MiB, is the size of the tables that are uploaded.
+    /// 8 MiB; the default is 127 MiB. A quarter of it, but at most 16 MiB, is the size of the tables that are uploaded.
     pub max_unflushed: usize,
-    /// Bytes that the cache of read and written blocks takes at most. The default is 90 MiB; 0 keeps none.
+    /// Bytes that the cache of read and written blocks takes at most. The default is 88 MiB; 0 keeps none.
     pub cache: u64,
     /// Bytes that are fetched before they are asked for, at most, for all clients that read in sequence. A distant
-    /// store needs more than it sends within its latency. The default is 70 MiB; 0 has nothing read ahead.
+    /// store needs more than it sends within its latency. The default is 68 MiB; 0 has nothing read ahead.
     pub read_ahead: u64,
     /// Bytes that the cache of what is read of the store's objects takes at most: the indexes and filters of tables,
-    /// and parts of tables. The default is 60 MiB.
+    /// and parts of tables. The default is 59 MiB.
     pub object_cache: u64,
     /// Bytes of the store's objects that are being fetched at the same time for reads, at most; a third of them for
     /// finding out which blocks are there. Reads that need more wait for others. One that needs more than all takes that
     /// alone: 64 KiB, or 128 KiB with blocks of that size, of each table that may have a part of what it reads, of which
-    /// there are up to 256 that were not merged yet; with 0 each read is alone. The default is 50 MiB.
+    /// there are up to 256 that were not merged yet; with 0 each read is alone. The default is 49 MiB.
     pub fetching: u64,
     /// A cache on a local disk, for what does not fit into memory. There is none by default.
     pub disk_cache: Option<DiskCache>,
@@ -69,10 +69,10 @@ impl Options {
 
     /// Bytes that a server takes without any of what is bounded: the program, and what some tens of MiB of requests that are
     /// in flight take.
-    const FIXED_MEMORY: u64 = 136 << 20;
+    const FIXED_MEMORY: u64 = 152 << 20;
 
     /// The same with a bound for the memory of a server that has one volume open, in bytes, of at least
-    /// [`MIN_MEMORY`](Self::MIN_MEMORY). 136 MiB are for the
+    /// [`MIN_MEMORY`](Self::MIN_MEMORY). 152 MiB are for the
     /// program and some tens of MiB of requests in flight. Of the rest, [`max_unflushed`](Self::max_unflushed) has 26 %,
     /// [`cache`](Self::cache) 18 %, [`object_cache`](Self::object_cache) 12 %, [`read_ahead`](Self::read_ahead) 14 % and
     /// [`fetching`](Self::fetching) 10 %, and the last 20 % are for what is being encoded and merged. The allocator is
