@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use nbd_proto::server::{Config, Connection, Event};
 use nbd_proto::wire::{CommandFlags, CommandType, CompactRequest, OptionCode, OptionHeader};
-use nbd_proto::{OrderlyEnd, Command, ExportInfo, Segment};
+use nbd_proto::{Command, ExportInfo, OrderlyEnd, Segment};
 
 const DISK: &[u8; 16] = b"no-standard-lib!";
 
