@@ -237,7 +237,7 @@ impl Demand {
         let parts = match tables {
             // With the part at either end.
             1 => with_keys(bytes) / PART_SIZE + 2,
-            _ => (with_keys(bytes) / tables).saturating_mul(2).div_ceil(PART_SIZE).max(1),
+            _ => (with_keys(bytes) / tables / 4).saturating_mul(5).div_ceil(PART_SIZE).max(1),
         };
         Self { tables, parts, requests: 1 }
     }
@@ -257,7 +257,7 @@ impl Demand {
 
     /// How many bytes of blocks are fetched with the same requests, if each is in one of several tables.
     fn returned(&self) -> u64 {
-        if self.tables > 1 { self.bytes() / 9 * 4 } else { 0 }
+        if self.tables > 1 { self.bytes() / 9 * 6 } else { 0 }
     }
 }
 

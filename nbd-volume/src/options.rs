@@ -22,7 +22,7 @@ pub struct Options {
     /// Bytes of the store's objects that are being fetched at the same time for reads, at most; a third of them for
     /// finding out which blocks are there. Reads that need more wait for others. One that needs more than all takes that
     /// alone: 64 KiB, or 128 KiB with blocks of that size, of each table that may have a part of what it reads, of which
-    /// there are up to 256 that were not merged yet; with 0 each read is alone. The default is 49 MiB.
+    /// there are up to 256 that were not merged yet; with 0 each read is alone. The default is 68 MiB.
     pub fetching: u64,
     /// A cache on a local disk, for what does not fit into memory. There is none by default.
     pub disk_cache: Option<DiskCache>,
@@ -75,7 +75,7 @@ impl Options {
     /// [`MIN_MEMORY`](Self::MIN_MEMORY). 152 MiB are for the
     /// program and some tens of MiB of requests in flight. Of the rest, [`max_unflushed`](Self::max_unflushed) has 26 %,
     /// [`cache`](Self::cache) 18 %, [`object_cache`](Self::object_cache) 12 %, [`read_ahead`](Self::read_ahead) 14 % and
-    /// [`fetching`](Self::fetching) 10 %, and the last 20 % are for what is being encoded and merged. The allocator is
+    /// [`fetching`](Self::fetching) 14 %, and the last 16 % are for what is being encoded and merged. The allocator is
     /// not accounted for exactly: measured, a server that calls [`reuse_large_buffers`](crate::reuse_large_buffers)
     /// stays below it.
     #[must_use]
@@ -85,7 +85,7 @@ impl Options {
             max_unflushed: usize::try_from(26 * percent).unwrap_or(usize::MAX),
             cache: 18 * percent,
             object_cache: 12 * percent,
-            fetching: 10 * percent,
+            fetching: 14 * percent,
             read_ahead: 14 * percent,
             ..self
         }
@@ -146,7 +146,7 @@ mod tests {
             ];
             let all: u64 = parts.iter().sum();
             let bound = bytes.max(Options::MIN_MEMORY) - Options::FIXED_MEMORY;
-            let shared = bound / 10 * 8;
+            let shared = bound / 25 * 21;
             assert!(all <= shared && shared - all < 100, "{bytes}: {parts:?}");
             assert!(options.max_unflushed >= Options::MIN_UNFLUSHED);
         }
