@@ -318,18 +318,22 @@ impl Record {
         if let (Some(record), Some(sides)) = (record.as_object_mut(), self.sides.as_object()) {
             record.extend(sides.clone());
         }
-        let written = || -> io::Result<()> {
+        let new = new_path_of(&self.path);
+        let replaced = || -> io::Result<()> {
             // Of a copy that was killed, as it wrote it.
-            let new = new_path_of(&self.path);
             remove_if_there(&new)?;
             let mut file =
                 OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
             writeln!(file, "{record:#}")?;
             file.sync_all()?;
-            fs::rename(&new, &self.path)?;
-            File::open(folder_of(&self.path))?.sync_all()
+            fs::rename(&new, &self.path)
         };
-        written().map_err(|error| cannot("write", &self.path.display().to_string(), &error))
+        let replaced = replaced().inspect_err(|_| {
+            // That of a full disk is empty. The former record stays as it is.
+            let _best_effort = remove_if_there(&new);
+        });
+        let synced = replaced.and_then(|()| File::open(folder_of(&self.path))?.sync_all());
+        synced.map_err(|error| cannot("write", &self.path.display().to_string(), &error))
     }
 }
 

@@ -86,10 +86,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let result = copy.carry_out();
     match record {
         Some(record) if result.is_err() => {
-            // The failure of the copy is the one to be reported.
-            let _best_effort = record.interrupted();
+            // The failure of the copy is the one to be reported first.
+            let not_recorded = record.interrupted().err().map(|failure| {
+                format!(
+                    "the same command begins anew, as nothing could be recorded: {}",
+                    failure.text()
+                )
+            });
             target::conclude();
-            result.map_err(|failure| with_hint(failure, record.hint()))
+            result.map_err(|failure| with_hint(failure, record.hint().or(not_recorded)))
         }
         _ => result,
     }

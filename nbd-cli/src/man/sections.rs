@@ -39,6 +39,10 @@ pub(super) const fn environment() -> Section {
                 "TMPDIR",
                 "Where the private socket of a server between brackets is made; /tmp by default.",
             ),
+            (
+                "NBD_VOLUME_KEY_FILE",
+                "The file with the key of an encrypted volume, for nbd serve and nbd volume of a build with volumes.",
+            ),
             ("USER, LOGNAME", "The user of a pre-shared key, if the URI names none."),
         ],
     }

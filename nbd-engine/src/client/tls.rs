@@ -68,7 +68,10 @@ fn by_key(uri: &Uri, parameters: &TlsParameters) -> Result<TlsClient, TlsError> 
     let user = match uri.user() {
         Some(user) => user.to_owned(),
         None => std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).map_err(|_| {
-            TlsError::Setup("a pre-shared key needs a user: nbds://USER@HOST/".into())
+            TlsError::Setup(
+                "a pre-shared key needs a user: give --tls-username USER, or nbds://USER@HOST/"
+                    .into(),
+            )
         })?,
     };
     TlsClient::builder().pre_shared_key(user, path(file)).build()

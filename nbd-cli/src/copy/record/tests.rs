@@ -102,6 +102,19 @@ fn an_interrupted_copy_records_what_is_done_and_a_wrong_one_nothing() {
 }
 
 #[test]
+fn a_record_that_can_not_be_replaced_leaves_nothing_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("to");
+    let record = record(folder.path(), to.to_str().unwrap());
+    // A folder that is not empty is not replaced by a file.
+    fs::create_dir_all(record.path.join("inside")).unwrap();
+    record.done(0, 5);
+    assert!(record.interrupted().unwrap_err().text().starts_with("cannot write"));
+    assert_eq!(record.hint(), None);
+    assert!(!new_path_of(&record.path).exists());
+}
+
+#[test]
 fn the_record_of_a_copy_that_a_signal_ends_stays_as_it_was_said_to_be() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("to");

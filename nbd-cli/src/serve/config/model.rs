@@ -52,7 +52,8 @@ pub(crate) struct Config {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Server {
-    /// What runs the connections: tasks on tokio, or a thread for each connection.
+    /// What runs the connections: tasks on tokio, or a thread for each connection. A build with the feature `async-std` has
+    /// `"async-std"` as well: tasks on that.
     #[cfg_attr(test, schemars(extend("cli" = "--runtime")))]
     pub(crate) runtime: RuntimeName,
 
