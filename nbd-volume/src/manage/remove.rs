@@ -135,7 +135,7 @@ pub(super) fn check_folder(location: &Location) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes the folders of a volume, as far as they are empty: somebody else's files may lie there.
+/// Removes the folders of a volume, as far as they are empty: files that the store does not list may lie there.
 fn remove_folders(folder: &std::path::Path) {
     remove_unfinished(folder, |object| [DESCRIPTOR, mailbox::REQUEST].contains(&object));
     for name in FOLDERS {
