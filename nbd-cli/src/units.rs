@@ -34,18 +34,6 @@ pub(crate) fn latency(time: Duration) -> String {
     if value < 9.95 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
 }
 
-/// A long time in its two largest units: `12s`, `3m 4s`, `2h 5m`, `3d 1h`.
-pub(crate) fn age(time: Duration) -> String {
-    let seconds = time.as_secs();
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
-        (0, ..) => format!("{hours}h {}m", minutes % 60),
-        _ => format!("{days}d {}h", hours % 24),
-    }
-}
-
 /// A table with a heading: columns are aligned, those of these indices to the right. Lines end with a line feed.
 pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -101,11 +89,6 @@ mod tests {
             (3_400_000_000, "3.4 s"),
         ] {
             assert_eq!(latency(Duration::from_nanos(nanoseconds)), text);
-        }
-        for (seconds, text) in
-            [(0, "0s"), (59, "59s"), (184, "3m 4s"), (7_500, "2h 5m"), (262_800, "3d 1h")]
-        {
-            assert_eq!(age(Duration::from_secs(seconds)), text);
         }
     }
 

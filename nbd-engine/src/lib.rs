@@ -17,6 +17,7 @@
 #![warn(clippy::missing_errors_doc)]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 
+mod age;
 mod busy_poll;
 pub mod client;
 mod command_text;
@@ -37,6 +38,8 @@ mod throttle;
 pub mod tls;
 mod transport;
 
+#[doc(hidden)]
+pub use age::age;
 #[doc(hidden)]
 pub use counted::counted;
 pub use runtime::{BoxFuture, Runtime};

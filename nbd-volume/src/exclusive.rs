@@ -3,6 +3,8 @@
 use core::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nbd_engine::age;
+
 use crate::layout::{Descriptor, WriterRecord};
 use crate::manage::{close, latest, mailbox};
 use crate::records::writer;
@@ -10,16 +12,6 @@ use crate::{Error, Location, Options};
 
 /// What a server has beyond its lease to show that it is alive: the store may be slow, and the server busy.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// Seconds, in the largest unit of which there are two.
-fn in_words(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
-    }
-}
 
 /// An error if another server has the volume open and is alive. That is found out by a request by way of the store, which
 /// it would answer within its lease: a record alone says nothing of a server that crashed.
@@ -49,7 +41,7 @@ pub(crate) async fn refuse_if_open(
         url: location.url().to_owned(),
         writer: format!(
             "{who}, which opened it {} ago with a lease of {lease:?},",
-            in_words(now.saturating_sub(writer.since))
+            age(Duration::from_secs(now.saturating_sub(writer.since)))
         ),
         remedy: "end that server first, or open the volume without asking for it to be exclusive, which takes it over"
             .to_owned(),

@@ -3,6 +3,8 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::run::{Progress, Run};
+use nbd_engine::age;
+
 use crate::{units, waiting};
 
 /// A line that is drawn again and again. It hides itself where there is no terminal.
@@ -47,8 +49,8 @@ fn text(run: &Run, before: Option<Progress>, now: Progress) -> String {
     let mut text = format!(
         "{}: {rate:.0} requests/s, {bytes}/s, {} of {}",
         run.plan.pattern.name(),
-        units::age(now.elapsed),
-        units::age(run.time())
+        age(now.elapsed),
+        age(run.time())
     );
     if now.failed > 0 {
         text.push_str(&format!(", {} failed", now.failed));

@@ -137,7 +137,8 @@ pub(crate) struct Arguments {
     /// How much memory each volume may take, at least 192M, and the cache of each object, at least 32M [default: 640M for
     /// a volume, 256M for an object]
     ///
-    /// For a volume that is all that a server of it takes. What clients send and receive comes on top.
+    /// For a volume that is all that a server of it takes, with some tens of MiB of requests in flight. For an object, what
+    /// clients receive comes on top.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) volume_memory: Option<u64>,
 

@@ -3,10 +3,11 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use nbd_engine::{age, counted};
+
 use crate::output::{export_name, printable};
 use crate::serve::{Client, Export, Status};
-use crate::units::{age, bytes, table};
-use nbd_engine::counted;
+use crate::units::{bytes, table};
 
 /// The lines of a server, a table of its exports and one of its clients.
 pub(super) fn of(status: &Status) -> String {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
-use nbd_engine::counted;
+use nbd_engine::{age, counted};
 use nbd_volume::{Info, Location, Report};
 use serde_json::{Value, json};
 
@@ -114,14 +114,8 @@ pub(super) fn report(out: &mut Out, report: &Report, json: bool) -> Result<(), F
     Ok(writeln!(out, "{blocks}, {places}")?)
 }
 
-/// How long ago those seconds since 1970 are, in the largest unit of which there is one.
+/// How long ago those seconds since 1970 are.
 fn ago(seconds: u64) -> String {
     let then = UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH);
-    let seconds = then.elapsed().unwrap_or_default().as_secs();
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
-    }
+    age(then.elapsed().unwrap_or_default())
 }

@@ -78,6 +78,7 @@ pub async fn check(
         }
     };
     let cipher = encryption::of(location, &descriptor)?;
+    // A third is for walks. Nothing else takes memory here that a server would need.
     let options = Options { object_cache: 32 << 20, fetching: 384 << 20, ..Options::default() };
     let reading = database::read(location, mode, &options, None, cipher.clone());
     let reader = within(location, "read", PATIENCE, reading).await?;

@@ -50,9 +50,10 @@ pub(crate) struct Export {
     #[serde(skip_serializing_if = "Option::is_none")]
     object: Option<String>,
 
-    /// How much memory a server of one volume takes: its caches, what is not uploaded yet, what is being merged and the
-    /// program. At least `192M`; `640M` if it is missing. Each further volume takes as much again. For an object, its cache
-    /// of what was read: at least `32M`; `256M` if it is missing. What clients send and receive comes on top.
+    /// How much memory a server of one volume takes: its caches, what is not uploaded yet, what is being fetched and merged,
+    /// some tens of MiB of requests in flight and the program. At least `192M`; `640M` if it is missing. Each further volume
+    /// takes as much again. For an object, its cache of what was read: at least `32M`; `256M` if it is missing. What
+    /// clients receive comes on top of that.
     #[cfg_attr(test, schemars(extend("cli" = "--volume-memory")))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) volume_memory: Option<Size>,

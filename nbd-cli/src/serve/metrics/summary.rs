@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nbd_engine::age;
 use nbd_engine::server::{Metrics, MetricsSnapshot};
 
 use crate::journal::Priority;
@@ -19,7 +20,7 @@ fn summary(snapshot: &MetricsSnapshot) -> String {
     let (connections, workers) = (&snapshot.connections, &snapshot.workers);
     let mut text = format!(
         "up {}; connections: {} of {}, {} accepted, {} refused; buffers: {} of {}; workers: {} of {} busy\n",
-        units::age(snapshot.uptime),
+        age(snapshot.uptime),
         connections.current,
         connections.max,
         connections.accepted,
