@@ -3,13 +3,15 @@
 use core::fmt;
 use core::time::Duration;
 use std::io::{self, BufRead, BufReader, Read};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, Once};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::flag;
@@ -19,7 +21,7 @@ pub struct Background {
     child: Child,
     what: String,
     lines: Mutex<Receiver<String>>,
-    stderr: Arc<Mutex<String>>,
+    stderr: Arc<Mutex<Log>>,
     /// Hangs up when standard error has ended.
     stderr_ended: Mutex<Receiver<()>>,
 }
@@ -46,20 +48,15 @@ impl Background {
                 let _ = sender.send(line);
             }
         });
-        let collected = Arc::new(Mutex::new(String::new()));
-        let collector = Arc::clone(&collected);
+        let stderr = Arc::new(Mutex::new(Log::new(stderr)?));
+        let collector = Arc::clone(&stderr);
         let (ending, stderr_ended) = mpsc::channel();
         thread::spawn(move || {
             let _ending: Sender<()> = ending;
-            let Some(mut stderr) = stderr else { return };
-            let mut piece = [0; 4096];
-            while let Ok(count @ 1..) = stderr.read(&mut piece) {
-                let text = String::from_utf8_lossy(&piece[..count]);
-                collector.lock().expect("no holder panics").push_str(&text);
-            }
+            Log::collect(&collector);
         });
         let (lines, stderr_ended) = (Mutex::new(lines), Mutex::new(stderr_ended));
-        Ok(Self { child, what, lines, stderr: collected, stderr_ended })
+        Ok(Self { child, what, lines, stderr, stderr_ended })
     }
 
     /// The next line of its standard output; none when that ended or `timeout` has passed.
@@ -67,9 +64,11 @@ impl Background {
         self.lines.lock().expect("no holder panics").recv_timeout(timeout).ok()
     }
 
-    /// What it wrote to standard error so far.
+    /// What it wrote to standard error so far: all of it, however busy the machine is.
     pub fn stderr(&self) -> String {
-        self.stderr.lock().expect("no holder panics").clone()
+        let mut log = self.stderr.lock().expect("no holder panics");
+        log.take();
+        String::from_utf8_lossy(&log.written).into_owned()
     }
 
     /// Asks it to end (SIGTERM).
@@ -197,6 +196,49 @@ impl Drop for Background {
         let status = self.child.wait();
         if thread::panicking() {
             eprintln!("--- {} ({status:?}) wrote:\n{}---", self.what, self.stderr());
+        }
+    }
+}
+
+/// Standard error of a running program. Whoever asks for it reads what the pipe holds first; a thread does so when
+/// nobody asks, so that the program never waits for a full pipe.
+struct Log {
+    pipe: Option<ChildStderr>,
+    written: Vec<u8>,
+}
+
+impl Log {
+    fn new(pipe: Option<ChildStderr>) -> io::Result<Self> {
+        if let Some(pipe) = &pipe {
+            // Of this end alone: the program's end stays as it is.
+            fcntl_setfl(pipe, OFlags::RDONLY | OFlags::NONBLOCK)?;
+        }
+        Ok(Self { pipe, written: Vec::new() })
+    }
+
+    /// Reads what is there now.
+    fn take(&mut self) {
+        let mut piece = [0; 4096];
+        while let Some(pipe) = &mut self.pipe {
+            match pipe.read(&mut piece) {
+                Ok(count @ 1..) => self.written.extend_from_slice(&piece[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => self.pipe = None,
+            }
+        }
+    }
+
+    /// Reads what comes until it has ended.
+    fn collect(log: &Mutex<Self>) {
+        let lock = || log.lock().expect("no holder panics");
+        let Some(pipe) = lock().pipe.as_ref().map(|pipe| pipe.as_fd().try_clone_to_owned()) else {
+            return;
+        };
+        let pipe = pipe.expect("a descriptor is left");
+        while lock().pipe.is_some() {
+            let _ = poll(&mut [PollFd::new(&pipe, PollFlags::IN)], None);
+            lock().take();
         }
     }
 }
@@ -365,6 +407,21 @@ mod tests {
             let mut process = Background::spawn(&mut shell("echo last >&2")).unwrap();
             process.wait_exit(SOON).unwrap();
             assert_eq!(process.stderr(), "last\n");
+        }
+    }
+
+    #[test]
+    fn what_a_background_process_wrote_before_it_spoke_is_there_when_it_has_spoken() {
+        let script = "for n in $(seq 300); do echo é$n >&2; echo $n; read answer <&3; done";
+        let folder = tempfile::tempdir().unwrap();
+        let answers = folder.path().join("answers");
+        run(Command::new("mkfifo").arg(&answers), SOON).success();
+        let script = format!("exec 3<>'{}'; {script}", answers.display());
+        let process = Background::spawn(&mut shell(&script)).unwrap();
+        for n in 1..=300 {
+            assert_eq!(process.next_line(SOON).unwrap(), n.to_string());
+            assert!(process.stderr().ends_with(&format!("é{n}\n")), "{n}: {}", process.stderr());
+            std::fs::write(&answers, "\n").unwrap();
         }
     }
 
