@@ -43,7 +43,7 @@ pub(crate) const CODES: &[(&str, &str)] = &[
     ("any", "nbd serve --run: that of the command."),
     (
         "128 + N",
-        "Signal N ended the command. nbd serve: a second signal, which ends it at once; the first one is an orderly end, with 0 or 3.",
+        "Signal N ended the command. nbd serve: a second signal, 0.2 s after the first one or later, which ends it at once; the first one is an orderly end, with 0 or 3.",
     ),
 ];
 

@@ -17,6 +17,7 @@ mod exit;
 mod export;
 mod fault;
 mod feature;
+mod first_signal;
 mod habits;
 mod help;
 mod info;

@@ -6,6 +6,8 @@ mod support;
 
 use std::fs;
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use nbd_testkit::LoopDevice;
 use nbd_testkit::process::Background;
@@ -410,6 +412,9 @@ fn a_signal_has_what_is_done_recorded() {
     let mut copying = Background::spawn(command.arg("copy").args(&words)).unwrap();
     // Three of them are copied when the fourth is asked for, which is never answered.
     server.wait_for_requests(4);
+    // As `timeout` sends it: to the program, and to its process group.
+    copying.interrupt();
+    thread::sleep(Duration::from_millis(1));
     copying.interrupt();
     let status = copying.wait_exit(SOON).expect("it ends");
     assert_eq!(status.code(), Some(130));

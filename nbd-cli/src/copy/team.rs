@@ -1,6 +1,11 @@
 //! The threads of a copy. The first begins at once; further ones join as their connections come about, and a copy never
-//! waits for them: a server may have none to spare, and let us wait for one without a word.
+//! waits for them: a server may have none to spare, and let us wait for one without a word. Those that are being made when
+//! the copy is over get a moment, so that the server sees them end in order.
 
+use core::convert::Infallible;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
@@ -27,12 +32,30 @@ impl Pair {
     /// Connections to the sides that need one; `None` if there is to be no further thread.
     fn connect(makers: &(Option<Maker>, Option<Maker>)) -> Result<Option<Self>, Error> {
         let mut pair = Self::NONE;
-        for (maker, client) in [(&makers.0, &mut pair.source), (&makers.1, &mut pair.destination)] {
-            let Some(maker) = maker else { continue };
-            let Some(connected) = maker.connect()? else { return Ok(None) };
-            *client = Some(connected);
+        match pair.fill(makers) {
+            Ok(true) => Ok(Some(pair)),
+            other => {
+                pair.disconnect();
+                other.map(|_| None)
+            }
         }
-        Ok(Some(pair))
+    }
+
+    /// Whether all of them could be made.
+    fn fill(&mut self, makers: &(Option<Maker>, Option<Maker>)) -> Result<bool, Error> {
+        for (maker, client) in [(&makers.0, &mut self.source), (&makers.1, &mut self.destination)] {
+            let Some(maker) = maker else { continue };
+            *client = maker.connect()?;
+            if client.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Disconnects from the servers.
+    pub(super) fn disconnect(&self) {
+        [&self.source, &self.destination].into_iter().flatten().for_each(Client::disconnect);
     }
 }
 
@@ -60,7 +83,11 @@ impl Maker {
     /// One more connection; `None` if the export is not the same any more.
     fn connect(&self) -> Result<Option<Client>, Error> {
         let client = Client::connect_with(&self.uri, &self.config)?;
-        Ok((facts(&client) == self.facts).then_some(client))
+        if facts(&client) == self.facts {
+            return Ok(Some(client));
+        }
+        client.disconnect();
+        Ok(None)
     }
 }
 
@@ -79,10 +106,30 @@ impl Drop for Over<'_> {
     }
 }
 
+/// A thread that makes connections.
+struct Making {
+    /// Has it make no more.
+    over: Arc<AtomicBool>,
+    /// Hangs up when it has ended.
+    ended: Receiver<Infallible>,
+}
+
+impl Making {
+    /// How long one that is being made may take when there is no use for it any more. Then the process ends under it.
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    /// Waits for its end.
+    fn end(self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ended = self.ended.recv_timeout(Self::LIMIT);
+    }
+}
+
 /// Where further threads come from.
 pub(super) struct Team {
     sender: Sender<News>,
     news: Receiver<News>,
+    making: Option<Making>,
 }
 
 impl Team {
@@ -92,7 +139,7 @@ impl Team {
         for pair in pairs {
             let _taken = sender.send(News::Joins(pair));
         }
-        Self { sender, news }
+        Self { sender, news, making: None }
     }
 
     /// Up to `count` further threads, for which there is no connection yet to those sides that are servers.
@@ -100,13 +147,20 @@ impl Team {
         if let (None, None) = makers {
             return Self::of((0..count).map(|_| Pair::NONE));
         }
-        let team = Self::of([]);
+        let mut team = Self::of([]);
         if count == 0 {
             return team;
         }
         let sender = team.sender.clone();
+        let over = Arc::new(AtomicBool::new(false));
+        let (ending, ended) = mpsc::channel();
+        team.making = Some(Making { over: Arc::clone(&over), ended });
         let make = move || {
+            let _ending: Sender<Infallible> = ending;
             for made in 1..=count {
+                if over.load(Ordering::Relaxed) {
+                    return;
+                }
                 let pair = match Pair::connect(&makers) {
                     Ok(Some(pair)) => pair,
                     Ok(None) => return,
@@ -116,8 +170,8 @@ impl Team {
                     }
                 };
                 // When all is done it is not received any more.
-                if sender.send(News::Joins(pair)).is_err() {
-                    return;
+                if let Err(mpsc::SendError(News::Joins(pair))) = sender.send(News::Joins(pair)) {
+                    return pair.disconnect();
                 }
             }
         };
@@ -126,31 +180,39 @@ impl Team {
         team
     }
 
-    /// Works at the first ends on this thread, and at further ones as they come about. Gives their connections, and the
-    /// error that is nearest to the beginning.
+    /// Works at the first ends on this thread, and at further ones as they come about. Gives their connections, some of
+    /// which may have come too late for any work, and the error that is nearest to the beginning.
     pub(super) fn work(
         self,
         first: Ends,
         ends: impl Fn(&Pair) -> Option<Ends> + Sync,
         work: impl Fn(Ends) -> Result<(), CopyError> + Sync,
     ) -> (Vec<Pair>, Result<(), CopyError>) {
-        let Self { sender, news } = self;
+        let Self { sender, news, making } = self;
         let (ends, work) = (&ends, &work);
         thread::scope(|scope| {
             let others = scope.spawn(move || {
                 let (mut pairs, mut threads) = (Vec::new(), Vec::new());
                 while let Ok(News::Joins(pair)) = news.recv() {
-                    let Some(ends) = ends(&pair) else { continue };
+                    let ends = ends(&pair);
                     pairs.push(pair);
+                    let Some(ends) = ends else { continue };
                     threads.push(scope.spawn(move || work(ends)));
                 }
                 let ended = threads.into_iter().map(joined).collect::<Vec<_>>();
-                (pairs, ended)
+                (pairs, ended, news)
             });
             let over = Over(&sender);
             let own = work(first);
             drop(over);
-            let (pairs, ended) = joined(others);
+            let (mut pairs, ended, news) = joined(others);
+            if let Some(making) = making {
+                making.end();
+            }
+            pairs.extend(news.try_iter().filter_map(|news| match news {
+                News::Joins(pair) => Some(pair),
+                News::Over => None,
+            }));
             let errors = std::iter::once(own).chain(ended).filter_map(Result::err);
             let first = errors.reduce(|one, other| one.first(Some(other)));
             (pairs, first.map_or(Ok(()), Err))

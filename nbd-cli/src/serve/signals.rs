@@ -5,10 +5,12 @@ use std::io;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::first_signal::FirstSignal;
+
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Request {
-    /// To finish; a second time, to end at once.
+    /// To finish; a [second](FirstSignal) time, to end at once.
     End,
     /// To finish. A terminal that closes may send it twice, and systemd can be configured to send it after SIGTERM, so that it
     /// never means more.
@@ -35,11 +37,11 @@ enum Action {
     Nothing,
 }
 
-const fn action(request: Request, shutting_down: bool) -> Action {
-    match (request, shutting_down) {
-        (_, false) => Action::ShutDown,
-        (Request::End, true) => Action::Exit,
-        (Request::HangUp, true) => Action::Nothing,
+fn action(request: Request, first: Option<FirstSignal>) -> Action {
+    match (request, first) {
+        (_, None) => Action::ShutDown,
+        (Request::End, Some(first)) if first.is_over() => Action::Exit,
+        (Request::End | Request::HangUp, Some(_)) => Action::Nothing,
     }
 }
 
@@ -55,15 +57,15 @@ pub(super) fn watch(
     let optional = [SIGHUP, SIGQUIT].into_iter().filter(|signal| !contains(ignored, *signal));
     let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(optional))?;
     let run = move || {
-        let mut shutting_down = false;
+        let mut first = None;
         for signal in signals.forever() {
             let hung_up = request(signal) == Request::HangUp;
-            if hung_up && !shutting_down && !has_terminal() && reload() {
+            if hung_up && first.is_none() && !has_terminal() && reload() {
                 continue;
             }
-            match action(request(signal), shutting_down) {
+            match action(request(signal), first) {
                 Action::ShutDown => {
-                    shutting_down = true;
+                    first = Some(FirstSignal::now());
                     tracing::info!("shutting down; a second signal ends at once");
                     shut_down();
                 }
@@ -94,10 +96,11 @@ mod tests {
 
     #[test]
     fn the_second_signal_ends_at_once_unless_it_is_a_hang_up() {
+        let long_ago = FirstSignal::long_ago();
         for signal in [SIGINT, SIGTERM, SIGQUIT, SIGHUP] {
-            assert_eq!(action(request(signal), false), Action::ShutDown);
+            assert_eq!(action(request(signal), None), Action::ShutDown);
             let second = if signal == SIGHUP { Action::Nothing } else { Action::Exit };
-            assert_eq!(action(request(signal), true), second);
+            assert_eq!(action(request(signal), Some(long_ago)), second);
         }
     }
 

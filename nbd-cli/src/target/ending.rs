@@ -17,6 +17,7 @@ use signal_hook::iterator::Signals;
 use tempfile::TempDir;
 
 use super::sockets;
+use crate::first_signal::FirstSignal;
 use crate::waiting;
 
 /// How long a server may take to answer what it was asked, and to come to the end of the connection; then it is closed.
@@ -192,17 +193,19 @@ pub(super) fn watch_signals() -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])?;
     let run = move || {
         let Some(signal) = signals.forever().next() else { return };
+        let first = FirstSignal::now();
         SIGNALLED.store(true, Ordering::Relaxed);
         if is_end(End::Signal) {
-            last_act(|| signals.pending().next().is_some());
+            let mut again = || signals.pending().next().is_some() && first.is_over();
+            last_act(&mut again);
             // Held to the end: a thread that wants to start or stop a server now waits for the end of all.
             let mut servers = self::servers();
             let running = servers.take().unwrap_or_default();
-            stop(running, || signals.pending().next().is_some());
+            stop(running, again);
             std::process::exit(128 + signal);
         }
         // The command ends this process, unless something keeps it from that.
-        if let Some(signal) = signals.forever().next() {
+        if let Some(signal) = signals.forever().find(|_| first.is_over()) {
             std::process::exit(128 + signal);
         }
     };

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use nbd_testkit::process::{Background, run, wait_until};
 use nbd_testkit::raw::{RawClient, Request, Wire};
@@ -49,18 +51,23 @@ fn sigterm_and_sigint_end_it_well_while_connections_are_open() {
     }
 }
 
+/// Longer than a signal may take to come once more and be the same one.
+const ECHO: Duration = Duration::from_millis(300);
+
 #[test]
 fn a_second_signal_ends_it_at_once() {
     for runtime in RUNTIMES {
         let (server, _client) = with_a_stuck_client(runtime);
         server.process.terminate();
         expect_closed_listener(&server);
+        thread::sleep(ECHO);
         server.process.terminate();
         assert_eq!(server.end().0, Some(128 + 15), "{runtime}");
 
         let (server, _client) = with_a_stuck_client(runtime);
         server.process.terminate();
         expect_closed_listener(&server);
+        thread::sleep(ECHO);
         server.process.interrupt();
         assert_eq!(server.end().0, Some(128 + 2), "{runtime}");
     }
@@ -70,6 +77,9 @@ fn a_second_signal_ends_it_at_once() {
 fn the_first_signal_lets_requests_in_flight_finish() {
     for runtime in RUNTIMES {
         let (server, mut client) = with_a_stuck_client(runtime);
+        // As `timeout` sends it: to the program, and to its process group.
+        server.process.terminate();
+        thread::sleep(Duration::from_millis(1));
         server.process.terminate();
         expect_closed_listener(&server);
         client.wire().send(&[1; 4096 - 100]);
