@@ -65,12 +65,14 @@ pub fn run(plan: &VolumePlan, interrupted: &AtomicBool) -> Result<Standing, Prob
     let (_file, mut file) = Served::file(&plan.nbd, &plan.folder, HOT)?;
     for place in &plan.places {
         let slate = runtime.block_on(slate(plan, *place))?;
-        for block_size in &plan.block_sizes {
+        for (index, block_size) in plan.block_sizes.iter().enumerate() {
             if interrupted.load(Ordering::Acquire) {
                 return Err("interrupted".into());
             }
             eprintln!("{}, blocks of {block_size} bytes", place.name());
-            let case = Case { plan, place: *place, block_size: *block_size, slate: &slate };
+            let (place, block_size, slate) = (*place, *block_size, &slate);
+            let case =
+                Case { plan, place, block_size, slate, read_blocks: slate.read_blocks[index] };
             case.run(&runtime, &mut file, &mut standing)?;
         }
     }
@@ -86,6 +88,8 @@ struct SlateRates {
     /// MiB a second.
     write_long: f64,
     read_long: f64,
+    /// The same with values as long as the blocks of the volumes, in the plan's order.
+    read_blocks: Vec<f64>,
     /// A second, with 1, 4 and 16 tasks.
     flushes: [f64; 3],
 }
@@ -95,7 +99,7 @@ const TASKS: [u64; 3] = [1, 4, 16];
 async fn slate(plan: &VolumePlan, place: Place) -> Result<SlateRates, Problem> {
     eprintln!("{}, SlateDB alone", place.name());
     let store = Store::new(place, &plan.folder)?;
-    let open = |name: &'static str, value| {
+    let open = |name: &str, value| {
         let (path, objects) = (store.path(name), store.objects());
         async move { Slate::open(&path, objects?, plan.size, value).await }
     };
@@ -114,7 +118,18 @@ async fn slate(plan: &VolumePlan, place: Place) -> Result<SlateRates, Problem> {
     let long = open("long", LONG as usize).await?;
     let read_long = long.scan(4).await? * mib;
     long.close().await?;
-    Ok(SlateRates { write_small, write_long, read_long, flushes })
+    let mut read_blocks = Vec::new();
+    for block_size in &plan.block_sizes {
+        let name = format!("blocks of {block_size}");
+        let blocks = open(&name, *block_size as usize).await?;
+        blocks.write(Order::Sequential, 32, None).await?;
+        blocks.close().await?;
+        let blocks = open(&name, *block_size as usize).await?;
+        let mib = f64::from(*block_size) / f64::from(1 << 20);
+        read_blocks.push(blocks.scan(4).await? * mib);
+        blocks.close().await?;
+    }
+    Ok(SlateRates { write_small, write_long, read_long, read_blocks, flushes })
 }
 
 /// A store with volumes of a block size.
@@ -123,6 +138,8 @@ struct Case<'a> {
     place: Place,
     block_size: u32,
     slate: &'a SlateRates,
+    /// What SlateDB reads in sequence with values of that size, in MiB a second.
+    read_blocks: f64,
 }
 
 impl Case<'_> {
@@ -132,7 +149,7 @@ impl Case<'_> {
         file: &mut Served,
         standing: &mut Standing,
     ) -> Result<(), Problem> {
-        let Self { plan, place, block_size, slate } = *self;
+        let Self { plan, place, block_size, slate, read_blocks } = *self;
         let store = Store::new(place, &plan.folder)?;
         let time = Ok(plan.duration);
         let mib = f64::from(LONG) / f64::from(1 << 20);
@@ -156,6 +173,7 @@ impl Case<'_> {
         let all = Err(plan.size / u64::from(LONG));
         let ours = served.run(Direction::Read, Order::Sequential, LONG, 8, all)? * mib;
         add("read 128k in sequence, 8 in flight", "MiB/s", slate.read_long, ours, Some(BAR));
+        add("read 128k in sequence, values of a block", "MiB/s", read_blocks, ours, None);
         served.end()?;
         let mut served = Served::volume(plan, &store, "long")?;
         let ours = served.run(Direction::Read, Order::Sequential, LONG, 1, all)? * mib;
