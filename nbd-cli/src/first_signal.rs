@@ -23,6 +23,11 @@ impl FirstSignal {
         Self(Instant::now() - 10 * Self::ECHO)
     }
 
+    /// Waits until one that comes is a second one.
+    pub(crate) fn pass(self) {
+        std::thread::sleep(Self::ECHO.saturating_sub(self.0.elapsed()));
+    }
+
     /// Whether one that comes now is a second one.
     pub(crate) fn is_over(self) -> bool {
         self.0.elapsed() >= Self::ECHO

@@ -1,4 +1,4 @@
-//! `nbd copy` over several connections: further ones are welcome, and never waited for.
+//! `nbd copy` over several connections: further ones are welcome, and no byte waits for them.
 
 #[path = "copy/disk_server.rs"]
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
@@ -39,7 +39,7 @@ fn copy_at_once(words: &[&str]) {
 }
 
 #[test]
-fn a_server_without_room_for_a_second_connection_delays_nothing() {
+fn a_server_without_room_for_a_second_connection_delays_no_byte() {
     let folder = Folder::new();
     let to = folder.text("to");
     let mut export = Export::new(Mode::Extended);

@@ -2,31 +2,87 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbd_testkit::process::{Background, run, wait_until};
+use nbd_testkit::raw::Mode;
+use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 use nbd_testkit::server::nbd_binary;
 use nbd_testkit::{Random, cases};
+use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(60);
+
+/// How long a connection that is of no use any more may take. Then it is cut off.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// As many connections as there may be, however few processors there are.
+const FOUR: [&str; 2] = ["-C", "4"];
+
+/// A server that logs its clients.
+struct Server {
+    process: Background,
+    /// Commands that took so long that their further connections may have been cut off.
+    slow: usize,
+}
+
+impl Server {
+    #[track_caller]
+    fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(nbd_binary());
+        command.args(["serve", "-vv"]).args(arguments);
+        let process = Background::spawn(&mut command).unwrap();
+        assert!(process.next_line(SOON).is_some(), "{}", process.stderr());
+        Self { process, slow: 0 }
+    }
+
+    /// Runs a command that uses the server.
+    #[track_caller]
+    fn run(&mut self, words: &[&str], codes: &[i32]) {
+        let began = Instant::now();
+        let finished = run(Command::new(nbd_binary()).args(words), SOON);
+        let code = finished.status.code();
+        assert!(code.is_some_and(|code| codes.contains(&code)), "{words:?}: {}", finished.stderr);
+        self.slow += usize::from(began.elapsed() >= GRACE);
+    }
+
+    fn count(&self, what: &str) -> usize {
+        self.process.stderr().matches(what).count()
+    }
+
+    /// All clients have disconnected.
+    #[track_caller]
+    fn end(mut self) {
+        let allowed = 3 * self.slow;
+        wait_until("all of them have disconnected", SOON, || {
+            self.count("a client connected") <= self.count("the client disconnected") + allowed
+        });
+        self.process.terminate();
+        assert!(self.process.wait_exit(SOON).is_some_and(|status| status.success()));
+        let log = self.process.stderr();
+        let failures = ["was closed", "handshake", "close_notify", "WARN", "ERROR"];
+        let failed = log.lines().filter(|line| failures.iter().any(|one| line.contains(one)));
+        assert!(failed.count() <= allowed, "{} slow commands: {log}", self.slow);
+    }
+}
+
+fn path(folder: &TempDir, name: &str) -> String {
+    folder.path().join(name).display().to_string()
+}
 
 /// A copy of one request is over while its further connections are being made, at any moment of their handshake: the less
 /// there is to be done, the earlier.
 #[track_caller]
 fn each_connection_is_left(serve: &[&str], uri: &dyn Fn(&str) -> String) {
     let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).display().to_string();
-    let mut command = Command::new(nbd_binary());
-    command.args(["serve", "-vv"]).args(serve).args(["one=memory:4M", "other=memory:4M"]);
-    let mut server = Background::spawn(&mut command).unwrap();
-    assert!(server.next_line(SOON).is_some(), "{}", server.stderr());
-    fs::write(path("file"), vec![1; 4 << 20]).unwrap();
-    let (one, other, file) = (uri("one"), uri("other"), path("file"));
+    let mut server = Server::start(&[serve, &["one=memory:4M", "other=memory:4M"]].concat());
+    let (one, other, file) = (uri("one"), uri("other"), path(&folder, "file"));
+    fs::write(&file, vec![1; 4 << 20]).unwrap();
     let commands: [&[&str]; 5] = [
-        &["copy", &one, "null:"],
-        &["copy", &file, &other],
-        &["copy", &other, &one],
-        &["copy", "--verify", &other, &one],
+        &["copy", "-T", "4", &one, "null:"],
+        &["copy", "-T", "4", &file, &other],
+        &["copy", "-T", "4", &other, &one],
+        &["copy", "-T", "4", "--verify", &other, &one],
         &["compare", &one, &other],
     ];
     cases(12, |random: &mut Random| {
@@ -34,26 +90,16 @@ fn each_connection_is_left(serve: &[&str], uri: &dyn Fn(&str) -> String) {
             let size = ["64k", "256k", "1M"][random.below(3) as usize];
             let (command, rest) = words.split_first().unwrap();
             let more: &[&str] = if *command == "copy" { &["--request-size", size] } else { &[] };
-            let all = [&[*command], more, rest].concat();
-            run(Command::new(nbd_binary()).args(&all), SOON).success();
+            server.run(&[&[*command], &FOUR[..], more, rest].concat(), &[0]);
         }
     });
-    let count = |what: &str| server.stderr().matches(what).count();
-    wait_until("all of them have ended", SOON, || {
-        count("a client connected") == count("the client disconnected")
-    });
-    server.terminate();
-    assert!(server.wait_exit(SOON).is_some_and(|status| status.success()));
-    let log = server.stderr();
-    for failure in ["was closed", "handshake failed", "close_notify", "WARN", "ERROR"] {
-        assert!(!log.contains(failure), "{failure}: {log}");
-    }
+    server.end();
 }
 
 #[test]
 fn each_connection_is_left_in_order() {
     let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("socket").display().to_string();
+    let socket = path(&folder, "socket");
     each_connection_is_left(&["-U", &socket], &|name| {
         format!("nbd+unix:///{name}?socket={socket}")
     });
@@ -63,11 +109,28 @@ fn each_connection_is_left_in_order() {
 #[test]
 fn each_connection_over_tls_is_left_in_order() {
     let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).display().to_string();
-    let (socket, pki) = (path("socket"), path("pki"));
+    let (socket, pki) = (path(&folder, "socket"), path(&folder, "pki"));
     run(Command::new(nbd_binary()).args(["cert", &pki, "--name", "localhost"]), SOON).success();
     let serve = ["-U", &socket, "--tls", "require", "--tls-certificates", &pki];
     each_connection_is_left(&serve, &|name| {
         format!("nbds+unix:///{name}?socket={socket}&tls-certificates={pki}&tls-hostname=localhost")
     });
+}
+
+/// The other side lets no second client in.
+#[test]
+fn a_connection_to_one_side_is_left_in_order_while_the_other_side_keeps_us_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = path(&folder, "socket");
+    let mut export = Export::new(Mode::Extended);
+    export.size = 4 << 20;
+    let parked = Script::new(export.clone()).deaf();
+    let full = ScriptedServer::unix([Script::new(export).enter().serve(), parked]);
+    let mut server = Server::start(&["-U", &socket, "memory:4M"]);
+    let uri = format!("nbd+unix:///?socket={socket}");
+    server.run(&[&["compare"], &FOUR[..], &[&uri, &full.endpoint().uri("")]].concat(), &[1]);
+    // It was left in time, however long the command took.
+    server.slow = 0;
+    assert!(server.count("a client connected") > 1, "{}", server.process.stderr());
+    server.end();
 }

@@ -189,25 +189,26 @@ impl<'a, C: Channel> Keeper<'a, C> {
     /// # Errors
     /// When all connections are lost, and are not to be replaced.
     pub(super) fn keep(mut self, wakers: &Wakers) -> Result<(), Failure> {
-        let mut refused_to_end: Option<FirstSignal> = None;
+        let mut refused_to_end = false;
         loop {
             self.wait(wakers);
             match Wakers::take(&wakers.end) {
                 Woken::No => {}
                 Woken::NeverAgain => return Err(Failure::failed("signals are lost")),
-                Woken::Yes if refused_to_end.is_some_and(|first| !first.is_over()) => {}
                 Woken::Yes => match self.detach() {
                     Ok(()) => return Ok(()),
-                    Err(why) if refused_to_end.is_some() => {
+                    Err(why) if refused_to_end => {
                         let text = format!("{} stays attached: {why}", self.device);
                         return Err(Failure::failed(text));
                     }
                     Err(why) => {
-                        refused_to_end = Some(FirstSignal::now());
+                        refused_to_end = true;
                         stderr::say(&format!(
                             "cannot detach {}: {why}; a second signal ends this without",
                             self.device
                         ));
+                        FirstSignal::now().pass();
+                        let _echo = Wakers::take(&wakers.end);
                     }
                 },
             }

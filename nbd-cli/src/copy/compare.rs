@@ -202,10 +202,10 @@ impl Comparison<'_> {
             count: AtomicU64::new(0),
             record: None,
         };
-        let team = Team::to_be_made(self.connections(data) - 1, (one.maker(), other.maker()));
+        let mut team = Team::to_be_made(self.connections(data) - 1, (one.maker(), other.maker()));
         let first = self.ends(one.client(), other.client());
         let first = first.ok_or_else(|| Failure::failed("there is nothing to read"))?;
-        let (pairs, result) = team.work(
+        let result = team.work(
             first,
             |pair| self.ends(pair.source.as_ref(), pair.destination.as_ref()),
             |ends| Verifier::new(&shared, ends).run(),
@@ -221,10 +221,7 @@ impl Comparison<'_> {
                 None => return Err(error.of("comparison")),
             },
         };
-        let further = pairs.iter().flat_map(|pair| [&pair.source, &pair.destination]).flatten();
-        further
-            .chain([one.client(), other.client()].into_iter().flatten())
-            .for_each(Client::disconnect);
+        team.leave([one.client(), other.client()].into_iter().flatten());
         self.progress.done();
         Ok(found)
     }

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
-use nbd_blocking::Client;
 use nbd_engine::counted;
 
 use super::arguments::Arguments;
@@ -145,8 +144,6 @@ struct Copy<'a> {
     size: Option<u64>,
     /// How many threads there may be.
     wanted: usize,
-    /// The connections of all threads but the first.
-    pairs: Vec<Pair>,
     cut: Cut,
     requests: usize,
     skip_zeroes: bool,
@@ -208,7 +205,6 @@ impl<'a> Copy<'a> {
             destination,
             size,
             wanted,
-            pairs: Vec::new(),
             cut,
             requests,
             skip_zeroes,
@@ -230,14 +226,16 @@ impl<'a> Copy<'a> {
 
     fn copy_and_check(&mut self) -> Result<(), Failure> {
         self.make_room()?;
-        let streamed = self.copy()?;
+        let makers = (self.source.maker(), self.destination.maker());
+        let mut team = Team::to_be_made(self.wanted - 1, makers);
+        let streamed = self.copy(&mut team)?;
         if let Some(record) = &self.record {
             record.check()?;
         }
-        self.conclude(streamed)?;
+        self.conclude(&team, streamed)?;
         self.check_sizes(streamed)?;
         if self.arguments.verify {
-            let verified = self.verify();
+            let verified = self.verify(&mut team);
             if let (Err(_), Some(record)) = (&verified, &self.record) {
                 record.restart()?;
             }
@@ -248,7 +246,7 @@ impl<'a> Copy<'a> {
             target::conclude();
             record.complete()?;
         }
-        self.disconnect();
+        self.disconnect(team);
         self.progress.done();
         self.report_replaced_connections();
         Ok(())
@@ -315,7 +313,7 @@ impl<'a> Copy<'a> {
     }
 
     /// Copies everything. Gives how much a stream had.
-    fn copy(&mut self) -> Result<u64, Failure> {
+    fn copy(&mut self, team: &mut Team) -> Result<u64, Failure> {
         let feed = match &mut self.source.kind {
             Kind::Stream(file) => {
                 let file = file.try_clone();
@@ -329,14 +327,11 @@ impl<'a> Copy<'a> {
         let mut shared = self.shared(feed, Phase { what: "copy", from: 0, to });
         shared.begins_at(self.begin());
         shared.record = self.record.clone();
-        let makers = (self.source.maker(), self.destination.maker());
-        let team = Team::to_be_made(self.wanted - 1, makers);
-        let (pairs, result) = team.work(
+        let result = team.work(
             self.first_ends()?,
             |pair| self.further_ends(pair),
             |ends| Worker::new(&shared, ends).run(),
         );
-        self.pairs = pairs;
         shared.progress.end();
         result?;
         let streamed = shared.feed.streamed();
@@ -386,7 +381,7 @@ impl<'a> Copy<'a> {
     }
 
     /// Sees to it that what was written stays, and that it is the destination that answers when it is read back.
-    fn conclude(&self, streamed: u64) -> Result<(), Failure> {
+    fn conclude(&self, team: &Team, streamed: u64) -> Result<(), Failure> {
         let name = &self.destination.name;
         // Without a flush what is read back may be nothing but a cache, which other connections need not even see.
         let Arguments { flush, verify, resume, .. } = *self.arguments;
@@ -425,7 +420,7 @@ impl<'a> Copy<'a> {
                     record.flush()?;
                 } else if flushes && client.export().can_flush() {
                     // A flush covers all connections. But each knows alone what its server may have lost.
-                    let further = self.pairs.iter().filter_map(|pair| pair.destination.as_ref());
+                    let further = team.destinations();
                     for client in further.filter(|_| retries).chain([client]) {
                         client.flush().map_err(|error| target.explain(&error))?;
                     }
@@ -470,29 +465,26 @@ impl<'a> Copy<'a> {
     }
 
     /// Compares all of the source with the destination, whatever is known of holes.
-    fn verify(&mut self) -> Result<(), Failure> {
+    fn verify(&self, team: &mut Team) -> Result<(), Failure> {
         let phase = Phase { what: "verify", from: 50, to: 100 };
         let shared = self.shared(self.plan(Oracle::None, 0), phase);
-        let team = Team::of(core::mem::take(&mut self.pairs));
         let first = self.first_ends()?;
-        let (pairs, result) = team.work(
+        let result = team.work(
             first,
             |pair| self.further_ends(pair),
             |ends| Verifier::new(&shared, ends).run(),
         );
-        self.pairs = pairs;
         shared.progress.end();
         result?;
         shared.check(self.size.unwrap_or(0))
     }
 
     /// Disconnects from the servers.
-    fn disconnect(&self) {
-        let further = self.pairs.iter().flat_map(|pair| [&pair.source, &pair.destination]);
+    fn disconnect(&self, team: Team) {
         let first = [self.source.client(), self.destination.client()];
         let _reported = waiting::on(|seconds| {
             format!("waiting for the end of the connections: it has taken {seconds} s so far")
         });
-        further.flatten().chain(first.into_iter().flatten()).for_each(Client::disconnect);
+        team.leave(first.into_iter().flatten());
     }
 }

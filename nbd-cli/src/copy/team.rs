@@ -1,12 +1,12 @@
-//! The threads of a copy. The first begins at once; further ones join as their connections come about, and a copy never
-//! waits for them: a server may have none to spare, and let us wait for one without a word. Those that are being made when
-//! the copy is over get a moment, so that the server sees them end in order.
+//! The threads of a copy. The first begins at once; further ones join as their connections come about, and no byte waits for
+//! them: a server may have none to spare, and let us wait for one without a word. Those that are being made when all is
+//! over get a moment, so that servers see them end in order.
 
 use core::convert::Infallible;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use nbd_blocking::Client;
@@ -29,10 +29,14 @@ impl Pair {
     /// Without connections, for sides that need none.
     const NONE: Self = Self { source: None, destination: None };
 
-    /// Connections to the sides that need one; `None` if there is to be no further thread.
-    fn connect(makers: &(Option<Maker>, Option<Maker>)) -> Result<Option<Self>, Error> {
+    /// Connections to the sides that need one; `None` if there is to be no further thread. Those that are made meanwhile are
+    /// shown as `unused`.
+    fn connect(
+        makers: &(Option<Maker>, Option<Maker>),
+        unused: &Unused,
+    ) -> Result<Option<Self>, Error> {
         let mut pair = Self::NONE;
-        match pair.fill(makers) {
+        match pair.fill(makers, unused) {
             Ok(true) => Ok(Some(pair)),
             other => {
                 pair.disconnect();
@@ -42,13 +46,16 @@ impl Pair {
     }
 
     /// Whether all of them could be made.
-    fn fill(&mut self, makers: &(Option<Maker>, Option<Maker>)) -> Result<bool, Error> {
+    fn fill(
+        &mut self,
+        makers: &(Option<Maker>, Option<Maker>),
+        unused: &Unused,
+    ) -> Result<bool, Error> {
         for (maker, client) in [(&makers.0, &mut self.source), (&makers.1, &mut self.destination)] {
             let Some(maker) = maker else { continue };
             *client = maker.connect()?;
-            if client.is_none() {
-                return Ok(false);
-            }
+            let Some(client) = client else { return Ok(false) };
+            unused.lock().unwrap_or_else(PoisonError::into_inner).push(client.clone());
         }
         Ok(true)
     }
@@ -106,10 +113,14 @@ impl Drop for Over<'_> {
     }
 }
 
+/// Connections of a pair that is not whole yet.
+type Unused = Mutex<Vec<Client>>;
+
 /// A thread that makes connections.
 struct Making {
     /// Has it make no more.
     over: Arc<AtomicBool>,
+    unused: Arc<Unused>,
     /// Hangs up when it has ended.
     ended: Receiver<Infallible>,
 }
@@ -117,12 +128,6 @@ struct Making {
 impl Making {
     /// How long one that is being made may take when there is no use for it any more. Then the process ends under it.
     const LIMIT: Duration = Duration::from_secs(1);
-
-    /// Waits for its end.
-    fn end(self) {
-        self.over.store(true, Ordering::Relaxed);
-        let _ended = self.ended.recv_timeout(Self::LIMIT);
-    }
 }
 
 /// Where further threads come from.
@@ -130,38 +135,37 @@ pub(super) struct Team {
     sender: Sender<News>,
     news: Receiver<News>,
     making: Option<Making>,
+    pairs: Vec<Pair>,
 }
 
 impl Team {
-    /// Further threads, each with a pair of connections.
-    pub(super) fn of(pairs: impl IntoIterator<Item = Pair>) -> Self {
+    /// So many further threads, for sides that need no connections.
+    fn of(count: usize) -> Self {
         let (sender, news) = mpsc::channel();
-        for pair in pairs {
-            let _taken = sender.send(News::Joins(pair));
-        }
-        Self { sender, news, making: None }
+        let pairs = (0..count).map(|_| Pair::NONE).collect();
+        Self { sender, news, making: None, pairs }
     }
 
     /// Up to `count` further threads, for which there is no connection yet to those sides that are servers.
     pub(super) fn to_be_made(count: usize, makers: (Option<Maker>, Option<Maker>)) -> Self {
         if let (None, None) = makers {
-            return Self::of((0..count).map(|_| Pair::NONE));
+            return Self::of(count);
         }
-        let mut team = Self::of([]);
+        let mut team = Self::of(0);
         if count == 0 {
             return team;
         }
         let sender = team.sender.clone();
-        let over = Arc::new(AtomicBool::new(false));
+        let (over, unused) = (Arc::new(AtomicBool::new(false)), Arc::new(Unused::default()));
         let (ending, ended) = mpsc::channel();
-        team.making = Some(Making { over: Arc::clone(&over), ended });
+        team.making = Some(Making { over: Arc::clone(&over), unused: Arc::clone(&unused), ended });
         let make = move || {
             let _ending: Sender<Infallible> = ending;
             for made in 1..=count {
-                if over.load(Ordering::Relaxed) {
+                if over.load(Ordering::Acquire) {
                     return;
                 }
-                let pair = match Pair::connect(&makers) {
+                let pair = match Pair::connect(&makers, &unused) {
                     Ok(Some(pair)) => pair,
                     Ok(None) => return,
                     Err(error) => {
@@ -169,54 +173,77 @@ impl Team {
                         return;
                     }
                 };
-                // When all is done it is not received any more.
-                if let Err(mpsc::SendError(News::Joins(pair))) = sender.send(News::Joins(pair)) {
+                if over.load(Ordering::Acquire) {
                     return pair.disconnect();
+                }
+                unused.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                if sender.send(News::Joins(pair)).is_err() {
+                    return;
                 }
             }
         };
-        // Nobody waits for it. Without it the copy has one connection.
+        // Without it the copy has one connection.
         let _started = thread::Builder::new().name("nbd-connect".into()).spawn(make);
         team
     }
 
-    /// Works at the first ends on this thread, and at further ones as they come about. Gives their connections, some of
-    /// which may have come too late for any work, and the error that is nearest to the beginning.
+    /// Works at the first ends on this thread, and at further ones, which may come about meanwhile. Gives the error that is
+    /// nearest to the beginning. Can be called again, for more work.
     pub(super) fn work(
-        self,
+        &mut self,
         first: Ends,
         ends: impl Fn(&Pair) -> Option<Ends> + Sync,
         work: impl Fn(Ends) -> Result<(), CopyError> + Sync,
-    ) -> (Vec<Pair>, Result<(), CopyError>) {
-        let Self { sender, news, making } = self;
+    ) -> Result<(), CopyError> {
+        let Self { sender, news, pairs, .. } = self;
         let (ends, work) = (&ends, &work);
         thread::scope(|scope| {
             let others = scope.spawn(move || {
-                let (mut pairs, mut threads) = (Vec::new(), Vec::new());
+                let at_work = |pair: &Pair| {
+                    Some(scope.spawn({
+                        let ends = ends(pair)?;
+                        move || work(ends)
+                    }))
+                };
+                let mut threads: Vec<_> = pairs.iter().filter_map(at_work).collect();
                 while let Ok(News::Joins(pair)) = news.recv() {
-                    let ends = ends(&pair);
+                    threads.extend(at_work(&pair));
                     pairs.push(pair);
-                    let Some(ends) = ends else { continue };
-                    threads.push(scope.spawn(move || work(ends)));
                 }
-                let ended = threads.into_iter().map(joined).collect::<Vec<_>>();
-                (pairs, ended, news)
+                threads.into_iter().map(joined).collect::<Vec<_>>()
             });
-            let over = Over(&sender);
+            let over = Over(sender);
             let own = work(first);
             drop(over);
-            let (mut pairs, ended, news) = joined(others);
-            if let Some(making) = making {
-                making.end();
-            }
-            pairs.extend(news.try_iter().filter_map(|news| match news {
-                News::Joins(pair) => Some(pair),
-                News::Over => None,
-            }));
-            let errors = std::iter::once(own).chain(ended).filter_map(Result::err);
+            let errors = std::iter::once(own).chain(joined(others)).filter_map(Result::err);
             let first = errors.reduce(|one, other| one.first(Some(other)));
-            (pairs, first.map_or(Ok(()), Err))
+            first.map_or(Ok(()), Err)
         })
+    }
+
+    /// The further connections to the destination.
+    pub(super) fn destinations(&self) -> impl Iterator<Item = &Client> {
+        self.pairs.iter().filter_map(|pair| pair.destination.as_ref())
+    }
+
+    /// Disconnects from the servers, first by these connections, and waits a moment for one that is being made: where the
+    /// server has no room for it, there is some now.
+    pub(super) fn leave<'a>(self, first: impl IntoIterator<Item = &'a Client>) {
+        let Self { news, making, pairs, .. } = self;
+        if let Some(making) = &making {
+            making.over.store(true, Ordering::Release);
+        }
+        first.into_iter().for_each(Client::disconnect);
+        pairs.iter().for_each(Pair::disconnect);
+        let Some(Making { unused, ended, .. }) = making else { return };
+        let _ended = ended.recv_timeout(Making::LIMIT);
+        for news in news.try_iter() {
+            if let News::Joins(pair) = news {
+                pair.disconnect();
+            }
+        }
+        let unused = core::mem::take(&mut *unused.lock().unwrap_or_else(PoisonError::into_inner));
+        unused.iter().for_each(Client::disconnect);
     }
 }
 
@@ -240,7 +267,7 @@ mod tests {
         const LIMIT: Duration = Duration::from_secs(60);
         let (sender, ended) = mpsc::channel();
         thread::spawn(move || {
-            let team = Team::of([Pair::NONE]);
+            let mut team = Team::of(1);
             let work = |_| -> Result<(), CopyError> { panic!("a fault, made by a test") };
             let first = (Source::Stream, Destination::Nowhere);
             let working = AssertUnwindSafe(|| team.work(first, |_| None, work));

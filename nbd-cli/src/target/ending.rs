@@ -50,6 +50,9 @@ fn is_end(end: End) -> bool {
 /// Whether a signal wants this process to end.
 static SIGNALLED: AtomicBool = AtomicBool::new(false);
 
+/// Whether a second one does.
+static AGAIN: AtomicBool = AtomicBool::new(false);
+
 /// A server that was started, with all that has to end with it.
 pub(super) struct Running {
     pub(super) child: Child,
@@ -196,8 +199,12 @@ pub(super) fn watch_signals() -> io::Result<()> {
         let first = FirstSignal::now();
         SIGNALLED.store(true, Ordering::Relaxed);
         if is_end(End::Signal) {
-            let mut again = || signals.pending().next().is_some() && first.is_over();
-            last_act(&mut again);
+            // Seen when it comes, whatever this thread waits for then.
+            let watch =
+                move || AGAIN.store(signals.forever().any(|_| first.is_over()), Ordering::Relaxed);
+            let _watched = thread::Builder::new().name("nbd-signals".into()).spawn(watch);
+            let again = || AGAIN.load(Ordering::Relaxed);
+            last_act(again);
             // Held to the end: a thread that wants to start or stop a server now waits for the end of all.
             let mut servers = self::servers();
             let running = servers.take().unwrap_or_default();
