@@ -1,6 +1,7 @@
 //! Which signals are a second one, by which a command ends at once.
 
 use core::time::Duration;
+use std::thread;
 use std::time::Instant;
 
 /// When the first signal came that asks for the end.
@@ -23,9 +24,9 @@ impl FirstSignal {
         Self(Instant::now() - 10 * Self::ECHO)
     }
 
-    /// Waits until one that comes is a second one.
-    pub(crate) fn pass(self) {
-        std::thread::sleep(Self::ECHO.saturating_sub(self.0.elapsed()));
+    /// Waits until all that is still the first one has come.
+    pub(crate) fn wait_for_echo() {
+        thread::sleep(Self::ECHO);
     }
 
     /// Whether one that comes now is a second one.

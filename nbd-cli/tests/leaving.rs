@@ -1,4 +1,4 @@
-//! Servers see all connections of a command end in order, also those that it had no use for any more.
+//! Servers see all connections of a command that succeeds end in order, also those that it had no use for any more.
 
 use std::fs;
 use std::process::Command;

@@ -207,7 +207,7 @@ impl<'a, C: Channel> Keeper<'a, C> {
                             "cannot detach {}: {why}; a second signal ends this without",
                             self.device
                         ));
-                        FirstSignal::now().pass();
+                        FirstSignal::wait_for_echo();
                         let _echo = Wakers::take(&wakers.end);
                     }
                 },

@@ -1,10 +1,9 @@
 //! The line on a terminal's standard error while a run is on.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
-use super::run::{Progress, Run};
 use nbd_engine::age;
 
+use super::run::{Progress, Run};
 use crate::{units, waiting};
 
 /// A line that is drawn again and again. It hides itself where there is no terminal.

@@ -121,7 +121,9 @@ pub trait Export: Send + Sync + 'static {
     }
 
     /// Whether a flush on one connection covers what all of them wrote, and each sees at once what another wrote. True
-    /// by default, since all connections share this one object; an export that keeps a cache a connection says no.
+    /// by default, since all connections share this one object; an export that keeps a cache a connection says no. Where
+    /// each connection is given an object of its own, its entry says so by
+    /// [`without_multi_conn`](super::ExportEntry::without_multi_conn).
     fn multi_conn(&self) -> bool {
         true
     }

@@ -24,6 +24,7 @@ pub struct ExportEntry {
     export: AnyExport,
     tls_required: bool,
     resize_denied: bool,
+    multi_conn_denied: bool,
     withdrawal: Option<Withdrawal>,
     on_enter: Option<Arc<OnEnter>>,
     on_close: Option<Arc<OnClose>>,
@@ -50,6 +51,7 @@ impl ExportEntry {
             export,
             tls_required: false,
             resize_denied: false,
+            multi_conn_denied: false,
             withdrawal: None,
             on_enter: None,
             on_close: None,
@@ -103,6 +105,31 @@ impl ExportEntry {
     #[must_use]
     pub const fn is_resize_allowed(&self) -> bool {
         !self.resize_denied
+    }
+
+    /// Advertises no `NBD_FLAG_CAN_MULTI_CONN`, even if the export [allows for it](super::Export::multi_conn): clients
+    /// that keep to that use one connection.
+    ///
+    /// An export that a look-up makes anew belongs to one connection. A client with several, as most that copy disks have,
+    /// would have a disk behind each, and its data would be scattered over them without an error.
+    ///
+    /// ```
+    /// use nbd_engine::export::{ExportEntry, Memory};
+    ///
+    /// let entry = ExportEntry::new("scratch", Memory::new(1 << 20)?)?.without_multi_conn();
+    /// assert!(!entry.is_multi_conn_allowed());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub const fn without_multi_conn(mut self) -> Self {
+        self.multi_conn_denied = true;
+        self
+    }
+
+    /// Whether several connections of a client may share the export, if it allows for that.
+    #[must_use]
+    pub const fn is_multi_conn_allowed(&self) -> bool {
+        !self.multi_conn_denied
     }
 
     /// Has clients that enter by this entry disconnected when the export is [withdrawn](Withdrawal).

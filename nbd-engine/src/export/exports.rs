@@ -23,7 +23,7 @@ use super::{ClientInfo, ExportEntry, InvalidName, ListedExport};
 ///     ClientInfo, ExportEntry, Exports, ListedExport, Lookup, Memory, PeerAddr, Refusal,
 /// };
 ///
-/// /// A scratch disk for each local user.
+/// /// A scratch disk for each connection of a local user.
 /// struct Scratch;
 ///
 /// impl Exports for Scratch {
@@ -39,7 +39,8 @@ use super::{ClientInfo, ExportEntry, InvalidName, ListedExport};
 ///             return Err(Refusal::policy("scratch disks are for local users"));
 ///         };
 ///         let disk = Memory::new(1 << 30).map_err(|error| Refusal::policy(error.to_string()))?;
-///         let entry = ExportEntry::new("scratch", disk)?;
+///         // Several connections of one client would have a disk each.
+///         let entry = ExportEntry::new("scratch", disk)?.without_multi_conn();
 ///         Ok(entry.on_close(move |_client, reason| println!("user {}: {reason}", peer.uid)))
 ///     }
 /// }
@@ -64,6 +65,9 @@ pub trait Exports: Send + Sync + 'static {
     /// needs an entry whose export answers these as the one that is entered will. What is costly or belongs to one
     /// client, such as a new disk, is best made for [`Purpose::Enter`] alone, or on the first request; state for
     /// [`on_close`](ExportEntry::on_close), which is called after an `Enter` only, likewise.
+    ///
+    /// A client may have several connections, each of which enters. Give all of them the same export, or views of the
+    /// same data; else say so by [`without_multi_conn`](ExportEntry::without_multi_conn), so that clients do with one.
     ///
     /// # Errors
     /// Why this client can't have it, with a text that reaches the client, unless the client asks by

@@ -271,6 +271,7 @@ pub(crate) fn describe<'q>(
     info.block_size_required = facts.block_size_required;
     info.tls_required = entry.is_tls_required();
     let resize = config.resize() && entry.is_resize_allowed() && facts.resize;
+    let multi_conn = config.max_connections() > 1 && entry.is_multi_conn_allowed();
     let fua = match facts.write {
         None | Some(Fua::Emulated) => facts.flush,
         Some(Fua::Native) => true,
@@ -284,7 +285,7 @@ pub(crate) fn describe<'q>(
         (facts.trim, TransmissionFlags::SEND_TRIM),
         (facts.write_zeroes, TransmissionFlags::SEND_WRITE_ZEROES),
         (facts.fast_zero, TransmissionFlags::SEND_FAST_ZERO),
-        (facts.multi_conn && config.max_connections() > 1, TransmissionFlags::CAN_MULTI_CONN),
+        (multi_conn && facts.multi_conn, TransmissionFlags::CAN_MULTI_CONN),
         (facts.cache, TransmissionFlags::SEND_CACHE),
         (resize, TransmissionFlags::SEND_RESIZE),
     ] {

@@ -17,8 +17,9 @@ use crate::records::descriptor;
 use crate::{Error, Location};
 
 /// Deletes a volume with all of its snapshots, or the beginning of one, and all else that the store lists below its prefix,
-/// whoever has put it there. In a local directory its folders are removed, too, as far as nothing else is in them. One that is encrypted can be deleted without its key, and one that is damaged: then it
-/// may take some two minutes to find out that no server has it open.
+/// whoever has put it there. In a local directory its folders are removed, too, as far as nothing else is in them. One
+/// that is encrypted can be deleted without its key, and one that is damaged: then it may take some two minutes to find
+/// out that no server has it open.
 ///
 /// Has to be awaited in a tokio runtime. Not cancel-safe, but it can be called again.
 ///

@@ -5,14 +5,16 @@ use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use nbd_blocking::ServerConfig;
+use nbd_blocking::client::ClientConfig;
+use nbd_blocking::{Client, ServerConfig};
 use nbd_engine::export::{
     ClientInfo, Export, ExportEntry, Exports, ListedExport, Lookup, Memory, PeerAddr, Purpose,
     Refusal,
 };
 use nbd_suite::Served;
 use nbd_testkit::process::wait_until;
-use nbd_testkit::raw::{Opt, RawClient, Rep, Wire, info_data};
+use nbd_testkit::raw::{Opt, RawClient, Rep, Wire, flag, info_data};
+use nbd_testkit::{Random, cases};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -254,4 +256,53 @@ fn an_oldstyle_client_gets_no_refused_export() {
         let mut wire = Wire::connect(&served.listen_oldstyle(name));
         wire.expect_eof();
     }
+}
+
+/// A disk that is made for each connection.
+struct Scratch;
+
+impl Exports for Scratch {
+    async fn list(&self, _client: &ClientInfo) -> Result<Vec<ListedExport>, Refusal> {
+        Ok(Vec::new())
+    }
+
+    async fn find(&self, lookup: &Lookup<'_>) -> Result<ExportEntry, Refusal> {
+        let entry = ExportEntry::new(lookup.name, Memory::new(1 << 20).unwrap())?;
+        Ok(if lookup.name == "several" { entry } else { entry.without_multi_conn() })
+    }
+}
+
+#[test]
+fn a_disk_of_one_connection_has_all_that_a_client_of_several_writes() {
+    let served = Served::start(Scratch, ServerConfig::default());
+    for (name, allowed) in [("several", true), ("", false)] {
+        let mut client = RawClient::negotiate(served.endpoint());
+        let told = client.info(name, &[]).unwrap();
+        assert_eq!(told.flags & flag::CAN_MULTI_CONN != 0, allowed);
+        client.go(name, &[]).unwrap();
+        assert_eq!(client.has_flag(flag::CAN_MULTI_CONN), allowed);
+        client.finish();
+    }
+    let config = ClientConfig::new().with_connections(4);
+    cases(20, |random: &mut Random| {
+        let uri = served.endpoint().uri("").parse().unwrap();
+        let client = Client::connect_with(&uri, &config).unwrap();
+        let mut disk = vec![0; 1 << 20];
+        for number in 1..=64 {
+            let length = 1 + random.below(8192);
+            let offset = random.below((1 << 20) - length);
+            let data = vec![number; length as usize];
+            client.write_all_at(&data, offset).unwrap();
+            disk[offset as usize..][..data.len()].copy_from_slice(&data);
+        }
+        client.flush().unwrap();
+        for _ in 0..64 {
+            let length = 1 + random.below(8192);
+            let offset = random.below((1 << 20) - length);
+            let mut found = vec![0; length as usize];
+            client.read_exact_at(&mut found, offset).unwrap();
+            assert!(found == disk[offset as usize..][..found.len()], "{length} bytes at {offset}");
+        }
+        client.disconnect();
+    });
 }
