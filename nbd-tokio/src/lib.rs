@@ -84,7 +84,7 @@ mod readme {
     #[doc = include_str!("../../docs/reconnect.md")]
     struct Reconnect;
 
-    /// That of `docs/tls.md`, whose other blocks are commands.
+    /// Those of `docs/tls.md`, whose other blocks are commands.
     ///
     /// ```no_run
     /// use nbd_tokio::export::{ExportMap, Memory};
@@ -99,6 +99,22 @@ mod readme {
     ///     println!("{} connections", server.connections());
     ///     // When the files were replaced:
     ///     tls.reload()?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// ```no_run
+    /// use nbd_tokio::Client;
+    /// use nbd_tokio::client::ClientConfig;
+    /// use nbd_tokio::tls::{ClientTlsMode, TlsClient};
+    ///
+    /// #[tokio::main(flavor = "current_thread")]
+    /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let tls = TlsClient::builder().directory("/home/alice/.pki/nbd").build()?;
+    ///     let config = ClientConfig::new().with_tls(ClientTlsMode::Required, tls);
+    ///     let client = Client::connect_with(&"nbds://server.example/disk".parse()?, &config).await?;
+    ///     println!("{} bytes", client.size());
+    ///     client.disconnect().await;
     ///     Ok(())
     /// }
     /// ```

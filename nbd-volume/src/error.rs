@@ -235,6 +235,10 @@ pub enum Error {
     },
 }
 
+/// What SlateDB says when it has panicked over the bytes of an object, such as one that is cut off: its tasks that read
+/// objects do nothing else.
+const PANICKED: &str = "task panicked unexpectedly";
+
 impl Error {
     /// A failure of SlateDB's while doing something.
     pub(crate) fn database(url: &str, doing: &'static str, error: &slatedb::Error) -> Self {
@@ -243,7 +247,8 @@ impl Error {
             return Self::Fenced { url: url.to_owned() };
         }
         let reason = chain(error);
-        if error.kind() == ErrorKind::Data || reason.contains(CUT_OFF) {
+        let is_damage = [CUT_OFF, PANICKED].iter().any(|text| reason.contains(text));
+        if error.kind() == ErrorKind::Data || is_damage {
             return Self::Damaged { url: url.to_owned(), what: reason };
         }
         Self::Store { url: url.to_owned(), doing, reason }

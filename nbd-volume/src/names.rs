@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use nbd_engine::counted;
 use object_store::path::{Path, PathPart};
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
@@ -32,6 +33,21 @@ fn for_good(error: Error) -> Error {
     match says.iter().any(|words| text.contains(words)) {
         true => Error::NotSupported { source: format!("{CUT_OFF}: {text}").into() },
         false => error,
+    }
+}
+
+/// An error for a table, or a part of the log, that is too short to be one. SlateDB takes it for an empty part of the log,
+/// by which a writer fences others, and what it held for never written; those that are meant have no bytes at all.
+fn check_length(object: &ObjectMeta) -> Result<()> {
+    const SHORTEST: u64 = 11;
+    let is_table = object.location.extension() == Some("sst");
+    match is_table && (1..SHORTEST).contains(&object.size) {
+        true => {
+            let text =
+                format!("{CUT_OFF}: {} has {} left", object.location, counted(object.size, "byte"));
+            Err(Error::NotSupported { source: text.into() })
+        }
+        false => Ok(()),
     }
 }
 
@@ -154,6 +170,7 @@ impl ObjectStore for Translated {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let result = self.0.get_opts(&real(location), options).await.map_err(for_good)?;
+        check_length(&result.meta)?;
         Ok(GetResult { meta: listed(result.meta), ..result })
     }
 
