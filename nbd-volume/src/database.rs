@@ -1,20 +1,25 @@
 //! SlateDB as volumes use it.
 
 use core::ops::RangeInclusive;
+use core::time::Duration;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use moka::future::Cache;
 use slatedb::admin::Admin;
 use slatedb::config::{DbReaderOptions, ReadOptions, ScanOptions};
-use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
-use slatedb::db_cache::{DbCache, SplitCache};
-use slatedb::manifest::SsTableView;
-use slatedb::{BlockTransformer, Db, DbIterator, DbReader, DbReaderMode, DbStatus, SstBlockSize};
+use slatedb::manifest::{SsTableId, SsTableView};
+use slatedb::{
+    BlockTransformer, CacheTarget, Db, DbCacheManagerOps, DbIterator, DbReader, DbReaderMode,
+    DbStatus, SstBlockSize,
+};
 use slatedb_common::clock::{DefaultSystemClock, SystemClock};
 use tokio::sync::watch;
 
 use crate::disk_cache::Used;
 use crate::layout::{block_index, block_key};
+use crate::object_cache::object_cache;
 use crate::room::{Room, Taken};
 use crate::settings::settings;
 use crate::{Location, Options};
@@ -32,6 +37,13 @@ const MAX_WALKED: u64 = 16;
 /// And how many such requests it has in flight for each table.
 const WALK_REQUESTS: u64 = 2;
 
+/// Indexes of tables that are fetched at the same time for one read, at most.
+const PREPARED_AT_ONCE: usize = 16;
+
+/// Tables whose index is not asked for again, for so long: by then the cache may have dropped it.
+const MAX_PREPARED: u64 = 1024;
+const PREPARED_FOR: Duration = Duration::from_secs(60);
+
 /// Tables that SlateDB looks into at the same time for one key.
 const LOOKED_INTO: u64 = 4;
 
@@ -44,6 +56,8 @@ pub(crate) struct Database {
     room: Room,
     /// For walks over any number of blocks, which reads do not wait for.
     walks: Room,
+    /// Tables whose index was read lately.
+    prepared: Cache<SsTableId, ()>,
 }
 
 enum Handle {
@@ -62,7 +76,7 @@ pub(crate) async fn open(
         .with_settings(settings(options, disk_cache))
         .with_sst_block_size(PART)
         .with_system_clock(clock())
-        .with_db_cache(cache(options), 0);
+        .with_db_cache(object_cache(options), 0);
     if let Some(cipher) = cipher {
         builder = builder.with_block_transformer(cipher);
     }
@@ -84,7 +98,7 @@ pub(crate) async fn read(
             ..DbReaderOptions::default()
         })
         .with_system_clock(clock())
-        .with_db_cache(cache(options), 0);
+        .with_db_cache(object_cache(options), 0);
     if let Some(cipher) = cipher {
         builder = builder.with_block_transformer(cipher);
     }
@@ -106,18 +120,6 @@ pub(crate) fn clock() -> Arc<dyn SystemClock> {
     Arc::clone(clock) as Arc<dyn SystemClock>
 }
 
-/// A cache for parts of tables, and one for their indexes and filters, which would be driven out by the former.
-pub(crate) fn cache(options: &Options) -> Arc<dyn DbCache> {
-    let half = |max_capacity| {
-        let options = MokaCacheOptions { max_capacity, ..MokaCacheOptions::default() };
-        Some(Arc::new(MokaCache::new_with_opts(options)) as Arc<dyn DbCache>)
-    };
-    let bytes = options.object_cache;
-    let cache =
-        SplitCache::new().with_block_cache(half(bytes / 2)).with_meta_cache(half(bytes / 2));
-    Arc::new(cache.build())
-}
-
 impl Database {
     pub(crate) fn writer(db: Db, options: &Options) -> Self {
         Self::new(db.subscribe(), Handle::Writer(db), options)
@@ -129,7 +131,9 @@ impl Database {
 
     fn new(status: watch::Receiver<DbStatus>, handle: Handle, options: &Options) -> Self {
         let third = options.fetching / 3;
-        Self { handle, status, room: Room::new(2 * third), walks: Room::new(third) }
+        let prepared =
+            Cache::builder().max_capacity(MAX_PREPARED).time_to_live(PREPARED_FOR).build();
+        Self { handle, status, room: Room::new(2 * third), walks: Room::new(third), prepared }
     }
 
     /// The handle of one that was opened for writing.
@@ -207,16 +211,59 @@ impl Database {
 
     /// How many tables may have some of these blocks in a part of their own: runs of tables without overlaps count as one.
     fn tables(&self, blocks: &RangeInclusive<u64>) -> u64 {
-        let (first, last) = (block_key(*blocks.start()), block_key(*blocks.end()));
+        let keys = Keys::of(blocks);
         let status = self.status.borrow();
         let manifest = &status.current_manifest;
-        let has_some = |table: &&SsTableView| {
-            let info = &table.sst.info;
-            let starts = info.first_entry.as_ref().is_none_or(|entry| entry[..] <= last[..]);
-            starts && info.last_entry.as_ref().is_none_or(|entry| entry[..] >= first[..])
+        let unmerged = manifest.l0().iter().filter(|table| keys.may_be_in(table, table)).count();
+        let merged = manifest.compacted().iter().filter(|run| match run.sst_views() {
+            [first, .., last] => keys.may_be_in(first, last),
+            [only] => keys.may_be_in(only, only),
+            [] => false,
+        });
+        (unmerged + merged.count()).max(1) as u64
+    }
+
+    /// Has the indexes of the tables that may have some of these blocks in the cache, as far as they have room there: walks
+    /// that are not cached would fetch them first, each for itself. Cancel-safe.
+    pub(crate) async fn prepare(&self, blocks: RangeInclusive<u64>) {
+        let keys = Keys::of(&blocks);
+        let tables: Vec<SsTableId> = {
+            let status = self.status.borrow();
+            let manifest = &status.current_manifest;
+            let merged = manifest.compacted().iter().flat_map(|run| run.sst_views());
+            let all = manifest.l0().iter().chain(merged).filter(|table| {
+                keys.may_be_in(table, table) && !self.prepared.contains_key(&table.sst.id)
+            });
+            all.map(|table| table.sst.id).collect()
         };
-        let unmerged = manifest.l0().iter().filter(has_some).count();
-        (unmerged + manifest.compacted().len()).max(1) as u64
+        let prepare = |table| async move {
+            let index = [CacheTarget::Index];
+            let warmed = async {
+                match &self.handle {
+                    Handle::Writer(db) => db.warm_sst(table, &index).await,
+                    Handle::Reader(db) => db.warm_sst(table, &index).await,
+                }
+            };
+            // One that can't be read is reported by the walk.
+            let _ = self.prepared.try_get_with(table, warmed).await;
+        };
+        stream::iter(tables).for_each_concurrent(PREPARED_AT_ONCE, prepare).await;
+    }
+}
+
+/// From the first key to the last one.
+struct Keys(RangeInclusive<Bytes>);
+
+impl Keys {
+    fn of(blocks: &RangeInclusive<u64>) -> Self {
+        Self(block_key(*blocks.start())..=block_key(*blocks.end()))
+    }
+
+    /// Whether some of them may be in a table, or in a run of tables from the first to the last one.
+    fn may_be_in(&self, first: &SsTableView, last: &SsTableView) -> bool {
+        let starts = first.sst.info.first_entry.as_ref();
+        let ends = last.sst.info.last_entry.as_ref();
+        starts.is_none_or(|key| key <= self.0.end()) && ends.is_none_or(|key| key >= self.0.start())
     }
 }
 

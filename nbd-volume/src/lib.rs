@@ -74,6 +74,7 @@ mod locks;
 mod manage;
 mod names;
 mod object;
+mod object_cache;
 mod options;
 mod outage;
 mod patience;

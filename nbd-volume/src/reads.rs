@@ -138,6 +138,9 @@ impl Shared {
         // For one block alone far less is fetched than for two.
         let (blocks, block_size) = (turn.blocks(), self.block_size());
         let is_alone = self.bytes(blocks) == block_size && self.ahead.waiting(blocks.end).is_none();
+        if !is_alone {
+            self.database.prepare(blocks.start..=blocks.end - 1).await;
+        }
         let most = if is_alone { 0 } else { Streams::MAX_PIECE };
         let mut walk = self.fetched_at_once(blocks, most).await;
         let Some(fetch) = turn.begin().filter(Fetch::is_wanted) else { return Ok(()) };

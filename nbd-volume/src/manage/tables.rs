@@ -9,9 +9,9 @@ use futures_util::{StreamExt as _, stream};
 use object_store::path::Path;
 use slatedb::{BlockTransformer, SstFile, SstIndex, SstReader, VersionedManifest};
 
-use crate::database;
 use crate::error::chain;
 use crate::layout::block_index;
+use crate::object_cache::object_cache;
 use crate::{Location, Options};
 
 /// Parts of a table that are read at a time.
@@ -44,7 +44,7 @@ pub(super) async fn damaged_parts(
         let path = others.get(&id).cloned().unwrap_or_else(|| location.database());
         let reader = readers.entry(path).or_insert_with_key(|path| {
             let options = Options { object_cache: 16 << 20, ..Options::default() };
-            let cache = database::cache(&options);
+            let cache = object_cache(&options);
             SstReader::new(path.clone(), location.database_store(), Some(cache), cipher.clone())
         });
         // Nothing is read for that.

@@ -13,7 +13,7 @@ use futures_util::stream::BoxStream;
 use nbd_testkit::Random;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    CopyOptions, Error, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions,
     Result,
 };
@@ -36,6 +36,8 @@ pub(crate) struct Faulty {
     pub(crate) copies: AtomicBool,
     /// Requests that write which got through.
     pub(crate) puts: AtomicU64,
+    /// What was read: which object, and where the part ends that was asked for.
+    pub(crate) gets: Mutex<Vec<(Path, u64)>>,
 }
 
 /// How often things go wrong: one in so many, or never for 0.
@@ -61,6 +63,7 @@ impl Faulty {
             no_updates: AtomicBool::new(false),
             copies: AtomicBool::new(false),
             puts: AtomicU64::new(0),
+            gets: Mutex::default(),
         })
     }
 
@@ -154,6 +157,9 @@ impl ObjectStore for Faulty {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        if let Some(GetRange::Bounded(range)) = &options.range {
+            self.gets.lock().unwrap().push((path.clone(), range.end));
+        }
         self.before().await?;
         let result = self.inner.get_opts(path, options).await;
         let result = self.after(result).await?;
@@ -181,6 +187,8 @@ impl ObjectStore for Faulty {
     }
 
     async fn get_ranges(&self, path: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let ends = ranges.iter().map(|range| (path.clone(), range.end));
+        self.gets.lock().unwrap().extend(ends);
         self.before().await?;
         let result = self.inner.get_ranges(path, ranges).await;
         self.after(result).await

@@ -3,6 +3,7 @@
 use core::cell::{Cell, RefCell};
 use core::ops::ControlFlow;
 use core::time::Duration;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -10,8 +11,9 @@ use futures_util::stream::{self, FuturesUnordered};
 use nbd_engine::export::{Allocation, AsyncCanCache as _, AsyncCanExtents as _, AsyncExport as _};
 use nbd_testkit::{Random, cases};
 use nbd_volume::{Location, NewVolume, Options, Volume, create};
-use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use object_store::{ObjectStore, ObjectStoreExt as _};
+use tokio::time::sleep;
 
 use crate::faulty::{Faults, Faulty};
 use crate::model::{Change, extents, read, resize, write};
@@ -113,6 +115,71 @@ fn a_cache_request_and_extents_take_few_requests_as_well() {
     });
 }
 
+/// Whoever reads a table for the first time needs its index, which lies behind its data.
+#[test]
+fn the_index_of_a_table_is_fetched_for_all_who_read_it_at_once() {
+    let mut indexes = 0;
+    cases(4, |random| {
+        in_virtual_time(async {
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let faults = Faults { delay: 5, ..Faults::default() };
+            let way = Faulty::new(&store, Random::new(random.below(1 << 32)), faults);
+            let location = Location::over(Arc::clone(&way) as Arc<dyn ObjectStore>, "v");
+            let size: u64 = 80 << 20;
+            let volume = NewVolume::of_size(size).with_block_size(64 << 10);
+            create(&location, &volume).await.unwrap();
+            let mut options = with_read_ahead();
+            options.object_cache = 64 << 20;
+            let volume = Volume::open(&location, &options).await.unwrap();
+            for start in (0..size).step_by(1 << 20) {
+                write(&volume, &vec![1; 1 << 20], start).await.unwrap();
+            }
+            volume.close().await.unwrap();
+            let volume = Volume::open(&location, &options).await.unwrap();
+            way.gets.lock().unwrap().clear();
+            // Here and there at once, or not, and then all of it in sequence.
+            let reads = (0..random.below(2) * 32).map(|_| {
+                let start = random.below(size - REQUEST);
+                read(&volume, start..start + [1, 65536, REQUEST][random.below(3) as usize])
+            });
+            for bytes in futures_util::future::join_all(reads).await {
+                assert!(bytes.unwrap().iter().all(|byte| *byte == 1));
+            }
+            let pause = Duration::from_millis(random.below(5));
+            let reads = (0..size / REQUEST).map(|i| {
+                let volume = &volume;
+                async move {
+                    sleep(pause).await;
+                    read(volume, i * REQUEST..(i + 1) * REQUEST).await
+                }
+            });
+            let mut reads = stream::iter(reads).buffer_unordered(1 + random.below(16) as usize);
+            while let Some(bytes) = reads.next().await {
+                bytes.unwrap();
+            }
+            let mut ends: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+            for (path, end) in way.gets.lock().unwrap().drain(..) {
+                if path.as_ref().contains("/compacted/") {
+                    ends.entry(path.into()).or_default().push(end);
+                }
+            }
+            assert!(ends.len() >= 2, "tables: {:?}", ends.keys());
+            for (table, ends) in ends {
+                // Behind the index are some KiB that the manifest has as well.
+                let size = store.head(&table.as_str().into()).await.unwrap().size;
+                if size < 1 << 20 {
+                    continue;
+                }
+                let count = ends.iter().filter(|end| **end + 8192 > size).count();
+                // What merges tables reads them for itself.
+                assert!(count <= 2, "requests for the index of {table} of {size}: {ends:?}");
+                indexes += count;
+            }
+        });
+    });
+    assert!(indexes > 0, "no index was fetched");
+}
+
 /// As a copy does: what is where is asked for, and then read.
 #[test]
 fn what_extents_were_asked_of_is_not_fetched_again_when_it_is_read() {
@@ -196,14 +263,14 @@ impl Disk {
             };
             change.carry_out(&self.volume).await.unwrap();
             self.end(start..end, version);
-            tokio::time::sleep(Duration::from_millis(random.below(30))).await;
+            sleep(Duration::from_millis(random.below(30))).await;
         }
     }
 
     /// Cuts the volume and has it grow again: what was cut off is zeroes.
     async fn cut(&self, tail: core::ops::Range<u64>, random: &mut Random) {
         for _ in 0..3 {
-            tokio::time::sleep(Duration::from_millis(random.below(200))).await;
+            sleep(Duration::from_millis(random.below(200))).await;
             let start = tail.start + random.below(tail.end - tail.start);
             let version = self.begin(start..tail.end, true);
             resize(&self.volume, start * SECTOR).await.unwrap();
