@@ -5,9 +5,11 @@
 
 mod values;
 
+use std::env;
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use clap::{Args, CommandFactory, ValueEnum};
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, complete};
@@ -63,16 +65,17 @@ impl Shell {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let text = match arguments.shell {
         Some(shell) => shell.script().as_bytes().to_vec(),
-        None => lines(&candidates(arguments.line)),
+        None => lines(&candidates(arguments.line, env::current_dir().ok().as_deref())),
     };
     output::write(|out| Ok(out.write_all(&text)?))
 }
 
-/// What completes the last of the words; the first one is the name of the program.
-fn candidates(words: Vec<OsString>) -> Vec<CompletionCandidate> {
+/// What completes the last of the words; the first one is the name of the program. Relative paths are looked for in the
+/// folder.
+fn candidates(words: Vec<OsString>, folder: Option<&Path>) -> Vec<CompletionCandidate> {
     let last = words.len().saturating_sub(1);
     // Nothing completes what can't be understood so far. A person who presses a key has no use for an error.
-    complete(&mut command(), words, last, None).unwrap_or_default()
+    complete(&mut command(), words, last, folder).unwrap_or_default()
 }
 
 /// The command line, and what its values can be where that can't be seen from their types.
@@ -126,8 +129,12 @@ mod tests {
     use super::*;
 
     fn complete(words: &[&str]) -> Vec<String> {
+        complete_in(None, words)
+    }
+
+    fn complete_in(folder: Option<&Path>, words: &[&str]) -> Vec<String> {
         let words = ["nbd"].iter().chain(words).map(OsString::from).collect();
-        let text = String::from_utf8(lines(&candidates(words))).unwrap();
+        let text = String::from_utf8(lines(&candidates(words, folder))).unwrap();
         text.lines().map(|line| line.split('\t').next().unwrap_or_default().to_owned()).collect()
     }
 
@@ -176,6 +183,43 @@ mod tests {
         assert_eq!(typed(["serve", "--layer", "ov"]), ["overlay"]);
         // Behind the name are a path and numbers.
         assert_eq!(typed(["serve", "--layer", "rate:1"]), [""; 0]);
+    }
+
+    /// Of options behind a space and behind `=`, and of positional arguments.
+    #[test]
+    fn every_path_is_completed_from_the_folder_and_from_the_root() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("two.toml"), "").unwrap();
+        let absolute = folder.path().join("two.toml").into_os_string().into_string().unwrap();
+        let paths = [("tw", "two.toml"), ("./t", "./two.toml")];
+        let paths: Vec<_> =
+            paths.into_iter().chain([(&absolute[..absolute.len() - 5], &*absolute)]).collect();
+        fn visit(command: &clap::Command, words: &[&str], check: &mut dyn FnMut(&[&str])) {
+            let is_path = |argument: &&clap::Arg| {
+                argument.get_value_hint() == clap::ValueHint::AnyPath && !argument.is_hide_set()
+            };
+            for argument in command.get_arguments().filter(is_path) {
+                match (argument.get_long(), argument.get_index()) {
+                    (Some(long), _) => check(&[words, &[&format!("--{long}")]].concat()),
+                    (None, Some(1)) => check(words),
+                    _ => (),
+                }
+            }
+            for sub in command.get_subcommands() {
+                visit(sub, &[words, &[sub.get_name()]].concat(), check);
+            }
+        }
+        let mut seen = 0;
+        let mut command = command();
+        command.build();
+        visit(&command, &[], &mut |words| {
+            seen += 1;
+            for (typed, whole) in &paths {
+                let found = complete_in(Some(folder.path()), &[words, &[typed]].concat());
+                assert!(found.iter().any(|one| one == whole), "{words:?} {typed}: {found:?}");
+            }
+        });
+        assert!(seen > 20, "{seen} arguments are paths");
     }
 
     #[test]

@@ -93,10 +93,12 @@ impl Progress {
                 with(lines, |lines| lines.start(phase, size));
                 return Self::Lines(Arc::clone(lines));
             }
-            Wanted::Bar => ProgressBar::with_draw_target(size, ProgressDrawTarget::stderr()),
+            // Nothing is drawn before it looks as it should.
+            Wanted::Bar => ProgressBar::with_draw_target(size, ProgressDrawTarget::hidden()),
         };
         bar.set_prefix(phase.what);
         set_style(&bar, 0);
+        bar.set_draw_target(ProgressDrawTarget::stderr());
         waiting::beside(Some(bar.clone()));
         Self::Bar(bar)
     }
