@@ -117,8 +117,9 @@
 //! # Where to look
 //!
 //! [`server`] holds the server's machine and [`client`] the client's, [`wire`] the codec that both are made of,
-//! [`Limits`] every bound on what a peer can make them hold, [`Uri`] the way to an export. Terms are those of the NBD
-//! specification: export, option, request, command, cookie, chunk, extent, metadata context.
+//! [`Limits`] every bound on what a peer can make them hold, [`Uri`] the way to an export. Terms are those of the [NBD
+//! specification](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md), whose sections the documentation names:
+//! export, option, request, command, cookie, chunk, extent, metadata context.
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Rustdoc has a section for each Result that is public.

@@ -136,8 +136,10 @@ async fn reach<C: Connector>(connector: &C, uri: &Uri) -> Result<AnyTransport, E
     let unsupported = |what| Err(Error::Unsupported { address: uri.to_string(), what });
     if cfg!(not(feature = "tls")) && uri.requires_tls() {
         return unsupported(match uri.address() {
-            Address::Unix { .. } => "this build has no TLS: use nbd+unix://, or build it with TLS",
-            _ => "this build has no TLS: use nbd://, or build it with TLS",
+            Address::Unix { .. } => {
+                "this build has no TLS: use nbd+unix://, or build it with the feature tls"
+            }
+            _ => "this build has no TLS: use nbd://, or build it with the feature tls",
         });
     }
     match uri.address() {

@@ -269,8 +269,8 @@ impl fmt::Display for Error {
             Self::InDoubt { peer, requests, bytes } => {
                 write!(
                     f,
-                    "{} of {} may be lost: {peer} acknowledged them, but a connection was lost, or a flush failed, before they were \
-                     durable; write them again",
+                    "{} of {} may be lost: acknowledged by {peer}, but not made durable before a connection was lost or a \
+                     flush failed; write what may be lost again",
                     counted(*requests, "change"),
                     counted(*bytes, "byte")
                 )

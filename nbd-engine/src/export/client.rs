@@ -48,8 +48,10 @@ pub struct TlsIdentity {
 impl TlsIdentity {
     /// Whether any of the names matches any of the patterns, in which `*` stands for any number of characters.
     ///
-    /// Host names and common names are compared without regard to ASCII case, as the DNS does. Users of pre-shared keys,
-    /// mail addresses and URIs are identities in which case counts, and are compared exactly.
+    /// Host names and common names of a client with [certificates](Self::certificates) are compared without regard to ASCII
+    /// case, as the DNS does. Users of pre-shared keys, mail addresses and URIs are identities in which case counts, and are
+    /// compared exactly. Without a certificate every name counts as that of such a user: whoever makes an identity of a
+    /// certificate adds that, too.
     #[must_use]
     pub fn matches<P: AsRef<str>>(&self, patterns: &[P]) -> bool {
         // Whoever has a name and no certificate has it by a pre-shared key.
@@ -88,8 +90,10 @@ fn matches(pattern: &str, name: &str, exact: bool) -> bool {
 /// use nbd_engine::export::{Peer, TlsIdentity};
 ///
 /// // A stream inside of TLS, whose handshake the embedder has made.
+/// # let certificate_in_der = Vec::new();
 /// let mut identity = TlsIdentity::default();
 /// identity.names.push("backup.example.org".into());
+/// identity.certificates.push(certificate_in_der);
 /// let peer = Peer::new("192.0.2.7:1234".to_owned()).with_tls(identity);
 /// assert!(peer.tls.is_some());
 /// ```

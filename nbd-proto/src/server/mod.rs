@@ -23,7 +23,7 @@
 //! | `LIST_META_CONTEXT`, `SET_META_CONTEXT` | without structured replies or extended headers | `ERR_INVALID` |
 //! | | selects more contexts than the limits allow | `ERR_TOO_BIG` |
 //! | `STRUCTURED_REPLY` | after extended headers were agreed | `ERR_EXT_HEADER_REQD` |
-//! | `STARTTLS` | bytes behind it that are not TLS | [`PeerMisbehaved`] |
+//! | `STARTTLS` | any bytes behind it, before the answer | [`PeerMisbehaved`] |
 //! | | over TLS | `ERR_INVALID` |
 //! | `ABORT` | whatever its data | acknowledged, then [`Aborted`](crate::OrderlyEnd::Aborted) |
 //! | any request | wrong magic, or a header of the other size | [`Malformed`] |
