@@ -230,11 +230,15 @@ impl Database {
         let tables: Vec<SsTableId> = {
             let status = self.status.borrow();
             let manifest = &status.current_manifest;
-            let merged = manifest.compacted().iter().flat_map(|run| run.sst_views());
-            let all = manifest.l0().iter().chain(merged).filter(|table| {
-                keys.may_be_in(table, table) && !self.prepared.contains_key(&table.sst.id)
+            let unmerged = manifest.l0().iter().filter(|table| keys.may_be_in(table, table));
+            // In the order of their keys, and there may be very many.
+            let merged = manifest.compacted().iter().flat_map(|run| {
+                let tables = run.sst_views();
+                let first = tables.partition_point(|table| keys.are_behind(table));
+                tables[first..].iter().take_while(|table| keys.may_be_in(table, table))
             });
-            all.map(|table| table.sst.id).collect()
+            let all = unmerged.chain(merged).map(|table| table.sst.id);
+            all.filter(|table| !self.prepared.contains_key(table)).collect()
         };
         let prepare = |table| async move {
             let index = [CacheTarget::Index];
@@ -262,8 +266,12 @@ impl Keys {
     /// Whether some of them may be in a table, or in a run of tables from the first to the last one.
     fn may_be_in(&self, first: &SsTableView, last: &SsTableView) -> bool {
         let starts = first.sst.info.first_entry.as_ref();
-        let ends = last.sst.info.last_entry.as_ref();
-        starts.is_none_or(|key| key <= self.0.end()) && ends.is_none_or(|key| key >= self.0.start())
+        starts.is_none_or(|key| key <= self.0.end()) && !self.are_behind(last)
+    }
+
+    /// Whether all of them come after those of a table.
+    fn are_behind(&self, table: &SsTableView) -> bool {
+        table.sst.info.last_entry.as_ref().is_some_and(|key| key < self.0.start())
     }
 }
 
