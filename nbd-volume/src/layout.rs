@@ -15,6 +15,8 @@
 //! writer are of a whole database, so that volumes of one database could only be cut, copied and moved to another host
 //! together.
 
+use core::cmp::Ordering;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
@@ -118,6 +120,21 @@ pub(crate) fn block_key(index: u64) -> Bytes {
 pub(crate) fn block_index(key: &[u8]) -> Option<u64> {
     let (first, index) = key.split_first()?;
     (*first == BLOCK).then(|| index.try_into().ok().map(u64::from_be_bytes))?
+}
+
+/// The first block whose key is not less than this one, which may be a part of a key.
+pub(crate) fn first_block_from(key: &[u8]) -> u64 {
+    let Some((first, index)) = key.split_first() else { return 0 };
+    match first.cmp(&BLOCK) {
+        Ordering::Less => 0,
+        Ordering::Greater => u64::MAX,
+        Ordering::Equal => {
+            let mut bytes = [0; 8];
+            let known = index.len().min(bytes.len());
+            bytes[..known].copy_from_slice(&index[..known]);
+            u64::from_be_bytes(bytes)
+        }
+    }
 }
 
 /// Whether that is a block size: a power of two from 4 KiB to 64 KiB.

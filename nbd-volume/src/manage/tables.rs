@@ -10,7 +10,7 @@ use object_store::path::Path;
 use slatedb::{BlockTransformer, SstFile, SstIndex, SstReader, VersionedManifest};
 
 use crate::error::chain;
-use crate::layout::block_index;
+use crate::layout::{block_index, first_block_from};
 use crate::object_cache::object_cache;
 use crate::{Location, Options};
 
@@ -52,7 +52,7 @@ pub(super) async fn damaged_parts(
         let info = table.info();
         let whole = first_block(info.first_entry.as_ref())..end_block(info.last_entry.as_ref());
         match table.index().await {
-            Ok(index) => found.extend(parts(&table, &index, whole.end).await),
+            Ok(index) => found.extend(parts(&table, &index, &whole).await),
             Err(error) => found.push((whole, chain(&error))),
         }
     }
@@ -71,18 +71,20 @@ pub(super) fn ends_of_tables(manifest: &VersionedManifest) -> Vec<u64> {
     ends
 }
 
-/// The damaged parts of a table.
-async fn parts(table: &SstFile, index: &SstIndex, end: u64) -> Vec<(Range<u64>, String)> {
-    let starts: Vec<u64> = index.iter().map(|(_, key)| block_of(key)).collect();
+/// The damaged parts of a table with these blocks.
+async fn parts(table: &SstFile, index: &SstIndex, whole: &Range<u64>) -> Vec<(Range<u64>, String)> {
+    let starts: Vec<u64> = index.iter().map(|(_, key)| first_block_from(key)).collect();
     let read = stream::iter(0..index.len()).map(|part| async move {
         table.read_block(part).await.err().map(|error| (part, chain(&error)))
     });
     let failed: Vec<(usize, String)> =
         read.buffered(AT_A_TIME).filter_map(|failed| async { failed }).collect().await;
-    let range = |part: usize| {
-        let next = starts.get(part + 1).copied().unwrap_or(end);
-        starts.get(part).copied().unwrap_or(end)..next
+    // Keys of the index are shorter than those of blocks where that is enough to tell parts from those before.
+    let start = |part: usize| match part {
+        0 => whole.start,
+        _ => starts.get(part).map_or(whole.end, |start| (*start).min(whole.end)),
     };
+    let range = |part: usize| start(part)..start(part + 1);
     failed.into_iter().map(|(part, what)| (range(part), what)).collect()
 }
 

@@ -104,6 +104,47 @@ fn each_damaged_part_is_reported_and_every_other_block_is_verified() {
     });
 }
 
+/// Also the first part of a table, and those that begin at blocks of any number.
+#[test]
+fn a_changed_byte_of_data_takes_one_part_wherever_it_is() {
+    cases(8, |random| {
+        in_virtual_time(async {
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let location = Location::over(Arc::clone(&store), "v");
+            create(&location, &NewVolume::of_size(BLOCKS * BLOCK)).await.unwrap();
+            let volume = Volume::open(&location, &options()).await.unwrap();
+            let first = random.below(2) * random.below(BLOCKS / 2);
+            let count = 200 + random.below(BLOCKS / 2 - 200);
+            for block in first..first + count {
+                let data: Vec<u8> = (0..BLOCK).map(|_| 1 + random.below(255) as u8).collect();
+                write(&volume, &data, block * BLOCK).await.unwrap();
+            }
+            volume.close().await.unwrap();
+            let mut largest = (0, Path::default());
+            for path in tables(&*store).await {
+                largest = largest.max((store.head(&path).await.unwrap().size, path));
+            }
+            let (length, path) = largest;
+            let bytes = store.get(&path).await.unwrap().bytes().await.unwrap();
+            // Behind the data are some KiB of filter and index.
+            let data = length - length / 16;
+            for _ in 0..6 {
+                let mut changed = bytes.to_vec();
+                let most = [64 << 10, data][random.below(2) as usize];
+                let at = random.below(most.min(data));
+                changed[at as usize] ^= 1 << random.below(8);
+                store.put(&path, changed.into()).await.unwrap();
+                let report = check(&location, None, |_| ()).await.unwrap();
+                let [damage] = &report.damage[..] else { panic!("{at} of {length}: {report:?}") };
+                let most = (64 << 10) + 2 * BLOCK;
+                assert!((1..=most).contains(&damage.length), "{at} of {length}: {report:?}");
+                let good = count - damage.length / BLOCK;
+                assert_eq!(report.blocks, good, "{at} of {length}: {report:?}");
+            }
+        });
+    });
+}
+
 #[test]
 fn a_damaged_volume_is_not_deleted_while_a_server_has_it_open() {
     cases(12, |random| {
