@@ -34,17 +34,23 @@ fn options(text: &str) -> Vec<&str> {
     words.filter(|word| word.starts_with("--")).collect()
 }
 
+/// The commands that a help lists.
+fn commands(help: &str) -> Vec<&str> {
+    let listed = help.split("Commands:\n").nth(1).unwrap_or_default();
+    let lines = listed.split("\n\n").next().unwrap_or_default().lines();
+    lines
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.trim_start().split(' ').next())
+        .filter(|command| *command != "help")
+        .collect()
+}
+
 #[test]
 fn there_is_a_page_for_each_command() {
     let (_folder, pages) = pages();
     let help = run(Command::new(nbd_binary()).arg("--help"), LIMIT).success();
-    let commands = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    let mut expected: Vec<String> = commands
-        .lines()
-        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
-        .map(|line| format!("nbd-{}", line.trim_start().split(' ').next().unwrap()))
-        .filter(|command| command != "nbd-help")
-        .collect();
+    let mut expected: Vec<String> =
+        commands(&help).into_iter().map(|command| format!("nbd-{command}")).collect();
     expected.push("nbd".into());
     expected.sort();
     let mut found: Vec<&str> = pages.iter().map(|page| name(page)).collect();
@@ -63,7 +69,14 @@ fn every_option_of_the_help_is_in_its_page() {
         if let Some(subcommand) = name(page).strip_prefix("nbd-") {
             command.arg(subcommand);
         }
-        let help = run(command.arg("--help"), LIMIT).success();
+        let mut help = run(command.arg("--help"), LIMIT).success();
+        // Those of commands that have no page are told in this one.
+        if let Some(subcommand) = name(page).strip_prefix("nbd-") {
+            for nested in commands(&help.clone()) {
+                let mut command = Command::new(nbd_binary());
+                help += &run(command.args([subcommand, nested, "--help"]), LIMIT).success();
+            }
+        }
         let listed = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
         let mut count = 0;
         for option in listed.flat_map(|line| options(line.split("  ").next().unwrap())) {

@@ -17,7 +17,7 @@ pub(crate) use sections::examples;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   nbd man --dir ~/.local/share/man/man1
-  man nbd-serve")]
+  man nbd-serve     (if ~/.local/bin is in PATH; else: MANPATH=~/.local/share/man: man nbd-serve)")]
 pub(crate) struct Arguments {
     /// The folder, which is made if need be; pages that are there already are replaced
     #[arg(long, value_name = "DIR")]

@@ -1,6 +1,6 @@
 //! From a command's declaration to a page.
 
-use clap::Command;
+use clap::{Arg, Command};
 use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
@@ -112,7 +112,38 @@ fn subcommands(roff: &mut Roff, command: &Command, pages: bool) {
         }
         let about = one.get_about().map(ToString::to_string).unwrap_or_default();
         roff.text([roman(about)]);
+        if !pages {
+            options(roff, one);
+        }
     }
+}
+
+/// The options of a command that has no page.
+fn options(roff: &mut Roff, command: &Command) {
+    let is_told = |argument: &&Arg| {
+        !argument.is_positional()
+            && !argument.is_hide_set()
+            && !matches!(argument.get_id().as_str(), "help" | "version")
+    };
+    if !command.get_arguments().any(|argument| is_told(&argument)) {
+        return;
+    }
+    roff.control("RS", []);
+    for option in command.get_arguments().filter(is_told) {
+        let short = option.get_short().map(|short| format!("-{short}"));
+        let long = option.get_long().map(|long| format!("--{long}"));
+        let names: Vec<String> = short.into_iter().chain(long).collect();
+        let mut line = vec![bold(names.join(", "))];
+        if option.get_action().takes_values() {
+            for value in option.get_value_names().unwrap_or_default() {
+                line.extend([roman(" "), italic(value.as_str())]);
+            }
+        }
+        roff.control("TP", []);
+        roff.text(line);
+        roff.text([roman(option.get_help().map(ToString::to_string).unwrap_or_default())]);
+    }
+    roff.control("RE", []);
 }
 
 /// Empty lines as roff's paragraphs, which need no break beside them.

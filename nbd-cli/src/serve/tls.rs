@@ -26,8 +26,8 @@ pub(crate) struct TlsArguments {
     #[arg(long, value_name = "FILE", help_heading = "TLS")]
     tls_psk: Option<PathBuf>,
 
-    /// Refuse clients that do not show a certificate of the authority in ca-cert.pem; with --tls on that is for exports
-    /// of --tls-only
+    /// Refuse clients that do not show a certificate of the authority in ca-cert.pem; with --tls on all who encrypt,
+    /// whichever export they want, which takes exports of --tls-only
     #[arg(long, conflicts_with = "tls_psk", help_heading = "TLS")]
     tls_verify_peer: bool,
 

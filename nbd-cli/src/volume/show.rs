@@ -42,7 +42,9 @@ pub(super) fn info(out: &mut Out, about: &Info, json: bool) -> Result<(), Failed
             let host = printable(&writer.host);
             let since = ago(writer.since);
             let state = match writer.open {
-                true => format!("has had it open for {since}"),
+                true => {
+                    format!("opened it {since} ago and has not closed it: it runs, or it crashed")
+                }
                 false => format!("closed it {since} ago"),
             };
             writeln!(out, "server      process {} on {host}, {state}", writer.process)?;

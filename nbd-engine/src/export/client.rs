@@ -35,7 +35,9 @@ impl ClientInfo {
 }
 
 /// The identity that a client proved during the TLS handshake.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+///
+/// `{:?}` shows of its certificates how many bytes they have.
+#[derive(Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TlsIdentity {
     /// The subject alternative names of the client's certificate (host names, addresses, mail addresses and URIs), its
@@ -60,6 +62,16 @@ impl TlsIdentity {
             let exact = is_user || name.contains(['@', '/']);
             patterns.iter().any(|pattern| matches(pattern.as_ref(), name, exact))
         })
+    }
+}
+
+impl fmt::Debug for TlsIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lengths: Vec<usize> = self.certificates.iter().map(Vec::len).collect();
+        f.debug_struct("TlsIdentity")
+            .field("names", &self.names)
+            .field("certificates (bytes)", &lengths)
+            .finish()
     }
 }
 
@@ -280,6 +292,13 @@ impl fmt::Display for CloseReason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_identity_in_a_log_has_names_but_not_the_bytes_of_certificates() {
+        let identity = TlsIdentity { names: vec!["a".into()], certificates: vec![vec![7; 900]] };
+        let text = format!("{identity:?}");
+        assert_eq!(text, r#"TlsIdentity { names: ["a"], certificates (bytes): [900] }"#);
+    }
 
     #[test]
     fn a_unix_peer_is_known_by_its_process() {

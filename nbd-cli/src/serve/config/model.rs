@@ -186,8 +186,8 @@ pub(crate) struct Tls {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) psk: Option<PathBuf>,
 
-    /// Refuse clients that do not show a certificate of the authority in `ca-cert.pem`; with `mode = "on"` that is for
-    /// exports with `tls-only`.
+    /// Refuse clients that do not show a certificate of the authority in `ca-cert.pem`; with `mode = "on"` all who
+    /// encrypt, whichever export they want, and nobody else, which takes exports with `tls-only`.
     #[cfg_attr(test, schemars(extend("cli" = "--tls-verify-peer")))]
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) verify_peer: bool,
