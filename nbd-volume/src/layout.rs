@@ -122,7 +122,8 @@ pub(crate) fn block_index(key: &[u8]) -> Option<u64> {
     (*first == BLOCK).then(|| index.try_into().ok().map(u64::from_be_bytes))?
 }
 
-/// The first block whose key is not less than this one, which may be a part of a key.
+/// The first block whose key is not less than this one, which may be the beginning of a block's key, or the key of something
+/// else: behind all blocks for what is.
 pub(crate) fn first_block_from(key: &[u8]) -> u64 {
     let Some((first, index)) = key.split_first() else { return 0 };
     match first.cmp(&BLOCK) {

@@ -194,14 +194,17 @@ mod tests {
         let paths = [("tw", "two.toml"), ("./t", "./two.toml")];
         let paths: Vec<_> =
             paths.into_iter().chain([(&absolute[..absolute.len() - 5], &*absolute)]).collect();
-        fn visit(command: &clap::Command, words: &[&str], check: &mut dyn FnMut(&[&str])) {
+        fn visit(command: &clap::Command, words: &[&str], check: &mut dyn FnMut(&[&str], &str)) {
             let is_path = |argument: &&clap::Arg| {
                 argument.get_value_hint() == clap::ValueHint::AnyPath && !argument.is_hide_set()
             };
             for argument in command.get_arguments().filter(is_path) {
                 match (argument.get_long(), argument.get_index()) {
-                    (Some(long), _) => check(&[words, &[&format!("--{long}")]].concat()),
-                    (None, Some(1)) => check(words),
+                    (Some(long), _) => {
+                        check(&[words, &[&format!("--{long}")]].concat(), "");
+                        check(words, &format!("--{long}="));
+                    }
+                    (None, Some(index)) => check(&[words, &vec!["x"; index - 1]].concat(), ""),
                     _ => (),
                 }
             }
@@ -212,11 +215,12 @@ mod tests {
         let mut seen = 0;
         let mut command = command();
         command.build();
-        visit(&command, &[], &mut |words| {
+        visit(&command, &[], &mut |words, option| {
             seen += 1;
             for (typed, whole) in &paths {
-                let found = complete_in(Some(folder.path()), &[words, &[typed]].concat());
-                assert!(found.iter().any(|one| one == whole), "{words:?} {typed}: {found:?}");
+                let (typed, whole) = (format!("{option}{typed}"), format!("{option}{whole}"));
+                let found = complete_in(Some(folder.path()), &[words, &[&typed]].concat());
+                assert!(found.contains(&whole), "{words:?} {typed}: {found:?}");
             }
         });
         assert!(seen > 20, "{seen} arguments are paths");

@@ -10,7 +10,7 @@ use object_store::path::Path;
 use slatedb::{BlockTransformer, SstFile, SstIndex, SstReader, VersionedManifest};
 
 use crate::error::chain;
-use crate::layout::{block_index, first_block_from};
+use crate::layout::first_block_from;
 use crate::object_cache::object_cache;
 use crate::{Location, Options};
 
@@ -89,17 +89,12 @@ async fn parts(table: &SstFile, index: &SstIndex, whole: &Range<u64>) -> Vec<(Ra
 }
 
 fn first_block(key: Option<&Bytes>) -> u64 {
-    key.map_or(0, |key| block_of(key))
+    key.map_or(0, |key| first_block_from(key))
 }
 
 /// What follows the block of that key.
 fn end_block(key: Option<&Bytes>) -> u64 {
-    key.map_or(u64::MAX, |key| block_of(key).saturating_add(1))
-}
-
-/// The block that has that key; behind all blocks if none has, as such keys are.
-fn block_of(key: &[u8]) -> u64 {
-    block_index(key).unwrap_or(u64::MAX)
+    key.map_or(u64::MAX, |key| first_block_from(key).saturating_add(1))
 }
 
 /// The parts of these ranges that lie within another one, in their order, and cut where they overlap.
