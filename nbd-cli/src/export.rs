@@ -60,7 +60,7 @@ enum Action {
 
 /// Have a server read its configuration file again while nbd serve --control runs.
 ///
-/// Writes what has changed, one export a line, and the keys whose values take a restart of the server. A file that is at
+/// Writes what has changed, one export or key a line, and the keys whose values take a restart of the server. A file that is at
 /// fault changes nothing.
 #[derive(Debug, Args)]
 pub(crate) struct ReloadArguments {
@@ -95,7 +95,8 @@ pub(crate) fn reload(arguments: &ReloadArguments) -> Result<(), Failure> {
     let changes = change(&arguments.control, RELOAD, &json!({}), "read the configuration again")?;
     output::write(|out| {
         if arguments.json {
-            let named = changes.named().into_iter().chain([("restart", &changes.restart)]);
+            let keys = [("settings", &changes.settings), ("restart", &changes.restart)];
+            let named = changes.named().into_iter().chain(keys);
             let named = named.map(|(what, names)| (what.to_owned(), json!(names)));
             return Ok(json::write(out, &Map::from_iter(named))?);
         }
@@ -103,6 +104,9 @@ pub(crate) fn reload(arguments: &ReloadArguments) -> Result<(), Failure> {
             for name in names {
                 writeln!(out, "{what} {}", output::export_name(name))?;
             }
+        }
+        for key in &changes.settings {
+            writeln!(out, "{key}: in force")?;
         }
         for key in &changes.restart {
             writeln!(out, "{key}: takes a restart of the server")?;

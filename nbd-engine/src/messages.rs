@@ -115,6 +115,12 @@ fn more_client_errors() -> Vec<Error> {
             }),
         },
         refused(option(go, OptionReplyType::ERR_TLS_REQD), Some(""), ""),
+        Error::Refused {
+            peer: "a stream".into(),
+            export: Some("".into()),
+            refusal: option(go, OptionReplyType::ERR_TLS_REQD),
+            text: "".into(),
+        },
         refused(option(go, OptionReplyType::ERR_POLICY), Some("disk"), ""),
         refused(option(go, OptionReplyType::ERR_SHUTDOWN), None, ""),
         refused(option(go, OptionReplyType::ERR_SHUTDOWN), None, "back at noon"),

@@ -130,15 +130,21 @@ impl Folder<'_> {
         Ok(clients)
     }
 
-    /// The names in a certificate that is there.
-    pub(super) fn names_in(&self, file: &str) -> Result<Vec<String>, Failure> {
+    /// The names in a certificate that is there; `flag` is what gives others.
+    pub(super) fn names_in(&self, file: &str, flag: &str) -> Result<Vec<String>, Failure> {
         let path = self.path.join(file);
+        if !path.exists() {
+            let (folder, dir) = (self.path.display(), shell_path(self.path));
+            return Err(Failure::failed(format!(
+                "{folder} has no {file} to be renewed: for a new one give what is to stand in it, nbd cert {dir} --renew {flag}"
+            )));
+        }
         let found = CertificateInfo::from_file(&path);
         let names = found.map_err(|error| Failure::failed(error.to_string()))?.names;
         if names.is_empty() {
             let path = path.display();
             return Err(Failure::failed(format!(
-                "{path} has no names: give them by --name or --client"
+                "{path} has no names: give what is to stand in a new one, {flag}"
             )));
         }
         Ok(names)

@@ -80,12 +80,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let names = match (arguments.names.is_empty(), arguments.renew) {
         (false, _) => arguments.names.clone(),
-        (true, true) => folder.names_in("server-cert.pem")?,
+        (true, true) => folder.names_in("server-cert.pem", "--name NAME")?,
         (true, false) => default_names(),
     };
     let of_client = match (&arguments.client, arguments.renew) {
         (Some(name), _) => vec![name.clone()],
-        (None, true) => folder.names_in("client-cert.pem")?,
+        (None, true) => folder.names_in("client-cert.pem", "--client NAME")?,
         (None, false) => vec!["client".to_owned()],
     };
     let server = params(names.clone(), arguments.days, ExtendedKeyUsagePurpose::ServerAuth)?;

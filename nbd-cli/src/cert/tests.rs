@@ -43,6 +43,17 @@ fn renewed_certificates_have_the_names_and_the_permissions_of_the_old_ones() {
     assert_eq!(of("client-cert.pem"), ["backup"]);
     assert!(fs::read_dir(&path).unwrap().count() == FILES.len(), "nothing else is left behind");
 
+    // Names of one that is missing are given.
+    for (file, flag) in [("server", "--name"), ("client", "--client")] {
+        let file = path.join(format!("{file}-cert.pem"));
+        fs::remove_file(&file).unwrap();
+        let error = cert(&[shown, "--renew"]).unwrap_err();
+        let remedy = format!("nbd cert {shown} --renew {flag} NAME");
+        assert!(error.contains(&remedy), "{error}");
+        cert(&[shown, "--renew", flag, "n.example.org"]).unwrap();
+        assert_eq!(CertificateInfo::from_file(&file).unwrap().names, ["n.example.org"]);
+    }
+
     fs::remove_file(path.join("ca-key.pem")).unwrap();
     let error = cert(&[shown, "--renew"]).unwrap_err();
     assert!(error.contains("where the authority's certificate and key are"), "{error}");

@@ -110,6 +110,11 @@ fn parse_backend(word: &OsStr) -> Result<Backend<'_>, Failure> {
                 "there is no file '{text}': for a disk in memory give memory:{size}"
             )));
         }
+        if text == "file" {
+            return Err(Failure::usage(
+                "there is no file 'file': a file or a block device is served by its path alone, a directory by dir:PATH",
+            ));
+        }
         if matches!(text, "curl" | "s3") {
             return Err(Failure::usage(format!(
                 "there is no file '{text}': an object is served by its URL alone, such as https://HOST/PATH or s3://BUCKET/KEY"

@@ -90,6 +90,9 @@ pub(crate) struct Changes {
     /// Those that were opened anew, and whose clients are disconnected.
     pub(super) replaced: Vec<String>,
     pub(super) removed: Vec<String>,
+    /// Keys of the file that are no export's, and whose other values are in force. Earlier servers report none.
+    #[serde(default)]
+    pub(crate) settings: Vec<String>,
     /// Keys of the file whose values come into force when the server is restarted. Earlier servers report none.
     #[serde(default)]
     pub(crate) restart: Vec<String>,
@@ -104,7 +107,13 @@ impl fmt::Display for Changes {
                 separator = ", ";
             }
         }
-        if separator.is_empty() { f.write_str("no export has changed") } else { Ok(()) }
+        if separator.is_empty() {
+            f.write_str("no export has changed")?;
+        }
+        if self.settings.is_empty() {
+            return Ok(());
+        }
+        write!(f, "; in force: {}", self.settings.join(", "))
     }
 }
 

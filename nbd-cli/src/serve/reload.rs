@@ -101,6 +101,7 @@ impl Reload {
         let listeners = self.listeners.get().filter(|_| can_follow(&config, &read));
         let stays = need_restart(&config, &read, listeners.is_some());
         let next = reloaded(&config, read, listeners.is_some());
+        let settings = differing_settings(&config, &next);
         // It may not fit what stays.
         config::check(&next)?;
         let (server, security) = server_config(&next)?;
@@ -136,6 +137,7 @@ impl Reload {
         }
         *self.security() = security;
         *config = next;
+        changes.settings = settings;
         tracing::info!("read the configuration again: {changes}");
         if !stays.is_empty() {
             tracing::warn!(
@@ -294,6 +296,17 @@ fn reloaded(current: &Config, read: Config, listeners: bool) -> Config {
     Config { server, listeners, ..read }
 }
 
+/// What differs besides the exports: keys of the server, and tables.
+fn differing_settings(old: &Config, new: &Config) -> Vec<String> {
+    let tables = [
+        ("[[listen]]", old.listeners != new.listeners),
+        ("[access]", old.access != new.access),
+        ("[tls]", old.tls != new.tls),
+    ];
+    let tables = tables.into_iter().filter(|(_, differs)| *differs);
+    differing_keys(&old.server, &new.server).chain(tables.map(|(name, _)| name.into())).collect()
+}
+
 /// The keys that another value of comes into force only when the server starts.
 fn need_restart(current: &Config, read: &Config, listeners: bool) -> Vec<String> {
     let after = reloaded(current, read.clone(), listeners);
@@ -332,6 +345,11 @@ mod tests {
         read.tls.verify_peer = true;
         read.exports.push(Export::default());
         assert!(need_restart(&current, &read, false).is_empty());
+        let in_force = ["max-connections", "stall-timeout", "[access]", "[tls]"];
+        assert_eq!(
+            differing_settings(&current, &reloaded(&current, read.clone(), false)),
+            in_force
+        );
         read.server.log = LogLevel::Debug;
         read.server.oldstyle = true;
         assert_eq!(need_restart(&current, &read, false), ["log", "oldstyle"]);

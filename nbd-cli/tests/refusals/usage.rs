@@ -106,6 +106,7 @@ const LINES: &[&str] = &[
     "nbd serve --tls-psk encrypted/ca-key.pem",
     "nbd serve --tls-psk empty.psk",
     "nbd serve --tls-psk folder",
+    "nbd serve file disk.img",
     "nbd serve --oldstyle a=memory:1M b=memory:1M",
     "nbd serve --oldstyle dir:folder",
     "nbd serve --oldstyle --track b memory:1M",

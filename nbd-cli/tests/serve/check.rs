@@ -172,9 +172,9 @@ fn a_running_server_does_not_notice_a_check() {
     assert!(!log.contains("control socket"), "{log}");
 }
 
-/// What `nbd reload` can't bring into force it names.
+/// What `nbd reload` brings into force it names, and what it can't.
 #[test]
-fn a_reload_reports_the_keys_that_take_a_restart() {
+fn a_reload_reports_what_is_in_force_and_what_takes_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let text = "[server]\ncontrol = 'c'\n[[listen]]\nunix = 's'\n[[export]]\nmemory = '1M'\n";
@@ -188,7 +188,12 @@ fn a_reload_reports_the_keys_that_take_a_restart() {
     let says = ["control", "log", "[[listen]]"];
     let says = says.map(|key| format!("{key}: takes a restart of the server\n"));
     assert_eq!(reload(), says.concat());
-    assert_eq!(server.stopped().lines().count(), 1, "it warns of them, too");
+    let text = text
+        .replace("[[listen]]", "max-connections = 3\n[access]\nallow = ['10.0.0.0/8']\n[[listen]]");
+    fs::write(path.join("nbd.toml"), text).unwrap();
+    let says = ["max-connections: in force\n", "[access]: in force\n"].concat();
+    assert!(reload().starts_with(&says));
+    assert_eq!(server.stopped().lines().count(), 2, "it warns of what takes a restart, too");
 }
 
 /// In whichever way two exports would use one file, both are named, at the start and later.

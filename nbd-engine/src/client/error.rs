@@ -225,7 +225,7 @@ impl fmt::Display for Error {
                 if !text.is_empty() {
                     write!(f, " ({text})")?;
                 }
-                f.write_str(refusal_remedy(refusal, !text.is_empty()))
+                f.write_str(refusal_remedy(peer, refusal, !text.is_empty()))
             }
             Self::Protocol { peer, source } => {
                 write!(f, "no session with {peer}: {source}")?;
@@ -261,7 +261,7 @@ impl fmt::Display for Error {
             Self::Lost { peer, sent, reason } => {
                 write!(f, "the connection to {peer} was lost: {reason}; ")?;
                 f.write_str(if *sent {
-                    "whether the request was carried out is unknown"
+                    "the request was sent, and if it changes anything, it may have done so"
                 } else {
                     "the request was not sent: connect anew and repeat it"
                 })
@@ -317,7 +317,7 @@ fn connect_remedy(kind: io::ErrorKind, address: &str) -> &'static str {
     }
 }
 
-fn refusal_remedy(refusal: &NoSession, is_explained: bool) -> &'static str {
+fn refusal_remedy(peer: &str, refusal: &NoSession, is_explained: bool) -> &'static str {
     let (code, reply) = match refusal {
         NoSession::Option { code, reply } => (code, reply),
         NoSession::ExportName => return "; check the name of the export",
@@ -334,6 +334,10 @@ fn refusal_remedy(refusal: &NoSession, is_explained: bool) -> &'static str {
             "; this client requires TLS: use a server that has it, and check that nobody is in between"
         }
         (OptionReplyType::ERR_UNKNOWN, _) => "; list the exports to see which there are",
+        // A stream of the program's own is named as the program likes, and has no URI.
+        (OptionReplyType::ERR_TLS_REQD, _) if !peer.contains("://") => {
+            "; the server demands TLS: ask for it by ClientConfig::with_tls"
+        }
         (OptionReplyType::ERR_TLS_REQD, _) => {
             "; the server demands TLS: use nbds:// or nbds+unix://"
         }
@@ -511,7 +515,7 @@ mod tests {
     #[test]
     fn lost_requests_say_whether_they_were_sent() {
         let lost = |sent| Error::Lost { peer: "host".into(), sent, reason: LostReason::Abandoned };
-        assert!(lost(true).to_string().contains("is unknown"));
+        assert!(lost(true).to_string().contains("may have done so"));
         assert!(lost(false).to_string().contains("was not sent"));
     }
 
