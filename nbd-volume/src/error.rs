@@ -135,7 +135,7 @@ pub enum Error {
         known: u32,
     },
 
-    /// The volume's own records make no sense.
+    /// The volume's own records make no sense, or a part of its log is missing.
     #[error("the volume at {url} is damaged: {what}")]
     Damaged {
         /// The volume.

@@ -90,6 +90,7 @@ mod streams;
 mod uploads;
 mod url;
 mod volume;
+mod wal;
 mod watch;
 
 pub use allocator::reuse_large_buffers;

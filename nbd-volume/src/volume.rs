@@ -28,7 +28,7 @@ use crate::shared::Shared;
 use crate::streams::Streams;
 use crate::uploads::Uploads;
 use crate::watch::watch;
-use crate::{Error, Location, Options};
+use crate::{Error, Location, Options, wal};
 
 /// A volume that is open: for writing, or as one of its snapshots. Clones are the same volume.
 ///
@@ -91,6 +91,7 @@ impl Volume {
             refuse_if_open(location, &descriptor, options).await?;
         }
         let cache = disk_cache(location, options, descriptor.id.clone()).await?;
+        wal::check(location, options.patience).await?;
         let opening = database::open(location, options, cache.as_ref(), cipher);
         let db = within(location, "open", options.patience, opening).await?;
         let database = Database::writer(db.clone(), options);

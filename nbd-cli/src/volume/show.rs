@@ -101,6 +101,8 @@ pub(super) fn report(out: &mut Out, report: &Report, json: bool) -> Result<(), F
         let is_of_any_size = length >> 62 > 0;
         match is_of_any_size {
             true => writeln!(out, "from offset {offset} on, it is not known how far: {what}")?,
+            // What has no place.
+            false if length == 0 => writeln!(out, "{what}")?,
             false => writeln!(out, "offset {offset}, {}: {what}", counted(length, "byte"))?,
         }
     }

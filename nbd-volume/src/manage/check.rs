@@ -14,7 +14,7 @@ use crate::error::chain;
 use crate::layout::{Descriptor, block_key};
 use crate::patience::within;
 use crate::records::{descriptor, size};
-use crate::{Error, Location, Options};
+use crate::{Error, Location, Options, wal};
 
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +35,8 @@ pub struct Damage {
     /// Where they begin.
     pub offset: u64,
     /// How many there are: what can't be read without the damaged part of a table, 64 KiB or the whole table. Holes behind
-    /// the part's blocks belong to it. 0 for what is no data of the volume.
+    /// the part's blocks belong to it. 0 for what is no data of the volume, and for a
+    /// part of the log that is missing, as nobody can know what was in it and behind it.
     pub length: u64,
     /// What is wrong.
     pub what: String,
@@ -85,6 +86,11 @@ pub async fn check(
     let manifest = reader.manifest();
     let database = Database::reader(reader, &options);
     let mut report = Report::default();
+    if snapshot.is_none()
+        && let Some(gap) = wal::gap(location, PATIENCE).await?
+    {
+        report.damage.push(Damage { offset: 0, length: 0, what: gap.to_string() });
+    }
     let end = match size(location, &database, PATIENCE).await {
         Ok(size) => size.div_ceil(u64::from(descriptor.block_size)),
         Err(Error::Damaged { what, .. }) => {

@@ -9,7 +9,7 @@ use crate::encryption;
 use crate::layout::{DESCRIPTOR, Descriptor, WriterRecord};
 use crate::patience::{too_late, within};
 use crate::records::{descriptor, size, writer};
-use crate::{Error, Location, Options};
+use crate::{Error, Location, Options, wal};
 
 /// What is known of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,6 +153,7 @@ pub(crate) async fn latest(
 ) -> Result<Database, Error> {
     let cipher = encryption::of(location, descriptor)?;
     let options = Options { object_cache: 8 << 20, ..Options::default() };
+    wal::check(location, PATIENCE).await?;
     let opening = database::read(location, DbReaderMode::FollowLatest, &options, None, cipher);
     let reader = within(location, "read", PATIENCE, opening).await?;
     Ok(Database::reader(reader, &options))

@@ -159,13 +159,16 @@ fn a_damaged_volume_is_not_deleted_while_a_server_has_it_open() {
             let objects: Vec<_> = store.list(None).try_collect().await.unwrap();
             let data = ["v/wal/", "v/compacted/"];
             let is_data = |path: &Path| data.iter().any(|folder| path.as_ref().starts_with(folder));
+            let log = objects.iter().map(|object| &object.location);
+            let last = log.filter(|path| path.as_ref().starts_with("v/wal/")).max().cloned();
             for path in objects.iter().map(|object| &object.location).filter(|path| is_data(path)) {
                 let bytes = store.get(path).await.unwrap().bytes().await.unwrap();
                 match random.below(4) {
                     0 => continue,
-                    // SlateDB takes a part of the log that is missing for its end, and so it does one without a byte.
+                    // That of the log that is missing with nothing behind it can't be told from its end. One without a byte is
+                    // no damage.
+                    1 if Some(path) != last.as_ref() => store.delete(path).await.unwrap(),
                     _ if bytes.is_empty() => continue,
-                    1 if path.as_ref().contains("compacted") => store.delete(path).await.unwrap(),
                     _ => {
                         let length = 1 + random.below(bytes.len() as u64 - 1) as usize;
                         store.put(path, bytes.slice(..length).into()).await.unwrap();
@@ -200,6 +203,80 @@ fn a_part_of_the_log_that_is_cut_off_is_damage_however_little_is_left() {
         }
         store.put(path, bytes.into()).await.unwrap();
         info(&location).await.unwrap();
+    });
+}
+
+/// SlateDB takes the first one that is missing for the end of the log.
+#[test]
+fn a_part_of_the_log_that_is_missing_is_damage_and_not_its_end() {
+    cases(12, |random| {
+        in_virtual_time(async {
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let location = Location::over(Arc::clone(&store), "v");
+            some_volume(&location, random).await;
+            snapshot(&location, "kept").await.unwrap();
+            let parts = async || -> Vec<_> {
+                let log = store.list(Some(&Path::from("v/wal")));
+                let log = log.map_ok(|object| object.location);
+                let mut log: Vec<Path> = log.try_collect().await.unwrap();
+                log.sort();
+                log
+            };
+            let volume = Volume::open(&location, &options()).await.unwrap();
+            // Each is a part, and the first one may be long.
+            let mut parts_by_block = Vec::new();
+            for block in 0..2 + random.below(10) {
+                write(&volume, &[7; BLOCK as usize], block * BLOCK).await.unwrap();
+                flush(&volume).await.unwrap();
+                parts_by_block.push(parts().await.len());
+            }
+            let log = parts().await;
+            let block = random.below(parts_by_block.len() as u64 - 1);
+            let missing = parts_by_block[block as usize] - 1;
+            let bytes = store.get(&log[missing]).await.unwrap().bytes().await.unwrap();
+            // Some of those behind it as well, though not the last one.
+            let also = missing + 1 + random.below((log.len() - missing - 1) as u64) as usize;
+            let mut others = Vec::new();
+            for path in &log[missing + 1..also] {
+                others.push((path, store.get(path).await.unwrap().bytes().await.unwrap()));
+            }
+            for path in &log[missing..also] {
+                store.delete(path).await.unwrap();
+            }
+            let name = log[missing].filename().unwrap();
+            let damaged = |error: Error| {
+                let text = error.to_string();
+                assert!(matches!(error, Error::Damaged { .. }) && text.contains(name), "{text}");
+            };
+            damaged(info(&location).await.unwrap_err());
+            damaged(Volume::open(&location, &options()).await.unwrap_err());
+            let report = check(&location, None, |_| ()).await.unwrap();
+            let [damage] = &report.damage[..] else { panic!("{report:?}") };
+            assert!(damage.length == 0 && damage.what.contains(name), "{report:?}");
+            let kept = check(&location, Some("kept"), |_| ()).await.unwrap();
+            assert_eq!(kept.damage, []);
+            if random.below(2) == 0 {
+                store.put(&log[missing], bytes.into()).await.unwrap();
+                for (path, bytes) in others {
+                    store.put(path, bytes.into()).await.unwrap();
+                }
+                assert_eq!(check(&location, None, |_| ()).await.unwrap().damage, []);
+                let volume = Volume::open(&location, &options()).await.unwrap();
+                let whole = 0..parts_by_block.len() as u64 * BLOCK;
+                assert!(read(&volume, whole).await.unwrap().iter().all(|byte| *byte == 7));
+            } else {
+                for path in &log[also..] {
+                    store.delete(path).await.unwrap();
+                }
+                let volume = Volume::open(&location, &options()).await.unwrap();
+                assert!(
+                    read(&volume, 0..block * BLOCK).await.unwrap().iter().all(|byte| *byte == 7)
+                );
+                write(&volume, &[9; BLOCK as usize], block * BLOCK).await.unwrap();
+                volume.close().await.unwrap();
+                assert_eq!(check(&location, None, |_| ()).await.unwrap().damage, []);
+            }
+        });
     });
 }
 
