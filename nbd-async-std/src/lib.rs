@@ -16,9 +16,9 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! smol::block_on(async {
-//!     let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
+//!     let server = Server::new(ExportMap::new().with("disk", Memory::new(1 << 30)?)?);
 //!     let listening = server.listen_tcp("127.0.0.1:0").await?;
-//!     println!("{}", listening.local_addr().uri("")?);
+//!     println!("{}", listening.local_addr().uri("disk")?);
 //! #   server.shut_down();
 //!     server.wait().await; // Until somebody calls server.shut_down().
 //!     Ok(())

@@ -4,9 +4,9 @@
 //! use nbd_blocking::Server;
 //! use nbd_blocking::export::{ExportMap, Memory};
 //!
-//! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
+//! let server = Server::new(ExportMap::new().with("disk", Memory::new(1 << 30)?)?);
 //! let listening = server.listen_tcp("127.0.0.1:0")?;
-//! println!("{}", listening.local_addr().uri("")?);
+//! println!("{}", listening.local_addr().uri("disk")?);
 //! # server.shut_down();
 //! server.wait(); // Until somebody calls server.shut_down().
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -187,6 +187,7 @@ fn a_confined_server_opens_files_of_its_directories_and_no_others() {
     }
     std::os::unix::fs::symlink(path("secret"), path("read/link")).unwrap();
     fs::write(path("secret"), vec![13; 1 << 20]).unwrap();
+    fs::write(path("plain"), vec![0; 1 << 20]).unwrap();
     let export = |name: &str, keys: &str| format!("[[export]]\nname = \"{name}\"\n{keys}\n");
     let configuration = |head: &str| {
         [
@@ -199,6 +200,10 @@ fn a_confined_server_opens_files_of_its_directories_and_no_others() {
             format!("[[listen]]\nunix = \"{}\"\n", path("run/socket")),
             export("r", &format!("directory = \"{}\"\nread-only = true", path("read"))),
             export("w", &format!("directory = \"{}\"", path("write"))),
+            export(
+                "plain",
+                &format!("file = \"{}\"\nlayers = [{{ rate = \"10M\" }}]", path("plain")),
+            ),
             export(
                 "over",
                 &format!(
@@ -238,10 +243,25 @@ fn a_confined_server_opens_files_of_its_directories_and_no_others() {
     };
     tries();
     assert_eq!(fs::read(path("secret")).unwrap(), vec![13; 1 << 20]);
+    // A file is opened anew.
+    for (number, rate) in ["50M", "20M", "30M"].iter().enumerate() {
+        let text =
+            configuration("").replace("{ rate = \"10M\" }", &format!("{{ rate = \"{rate}\" }}"));
+        fs::write(path("etc/nbd.toml"), text).unwrap();
+        server.hang_up();
+        wait_until("the file is read", LIMIT, || {
+            server.stderr().matches("configuration again").count() == number + 1
+        });
+        nbd(["copy", "--flush", &uri("r/a"), &uri("plain")]);
+        assert_eq!(fs::read(path("plain")).unwrap(), vec![1; 1 << 20]);
+        fs::write(path("plain"), vec![number as u8; 1 << 20]).unwrap();
+    }
     // Limits are read again; another directory is not opened.
     write("max-connections = 7\n", "");
     server.hang_up();
-    wait_until("the file is read", LIMIT, || server.stderr().contains("configuration again"));
+    wait_until("the file is read", LIMIT, || {
+        server.stderr().matches("configuration again").count() == 4
+    });
     write("", &export("more", "directory = \"/etc\""));
     server.hang_up();
     wait_until("it is refused", LIMIT, || server.stderr().contains("stay in force"));

@@ -6,9 +6,9 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let server = Server::new(ExportMap::new().with("", Memory::new(1 << 30)?)?);
+//! let server = Server::new(ExportMap::new().with("disk", Memory::new(1 << 30)?)?);
 //! let listening = server.listen_tcp("127.0.0.1:0").await?;
-//! println!("{}", listening.local_addr().uri("")?);
+//! println!("{}", listening.local_addr().uri("disk")?);
 //! # server.shut_down();
 //! server.wait().await; // Until somebody calls server.shut_down().
 //! # Ok(())
@@ -90,15 +90,26 @@ mod readme {
     /// use nbd_tokio::export::{ExportMap, Memory};
     /// use nbd_tokio::tls::{ClientCertificates, ServerTlsMode, TlsServer};
     /// use nbd_tokio::{Server, ServerConfig};
+    /// use tokio::signal::unix::{SignalKind, signal};
     ///
-    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// #[tokio::main(flavor = "current_thread")]
+    /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
     ///     let exports = ExportMap::new().with("disk", Memory::new(1 << 30)?)?;
     ///     let tls = TlsServer::from_directory("/etc/pki/nbd", ClientCertificates::Required)?;
     ///     let config = ServerConfig::new().with_tls(ServerTlsMode::Required, tls.clone());
     ///     let server = Server::with_config(exports, config);
-    ///     println!("{} connections", server.connections());
-    ///     // When the files were replaced:
-    ///     tls.reload()?;
+    ///     let listening = server.listen_tcp("127.0.0.1:10809").await?;
+    ///     println!("nbds://{}/disk", listening.local_addr());
+    ///     // When the files were replaced, and the process is told so:
+    ///     let mut hangups = signal(SignalKind::hangup())?;
+    ///     tokio::spawn(async move {
+    ///         while hangups.recv().await.is_some() {
+    ///             if let Err(error) = tls.reload() {
+    ///                 eprintln!("{error}"); // What was read before stays in force.
+    ///             }
+    ///         }
+    ///     });
+    ///     server.wait().await; // Until somebody calls server.shut_down().
     ///     Ok(())
     /// }
     /// ```

@@ -150,7 +150,7 @@ impl Client {
         self.0.peer()
     }
 
-    /// How many connections there are.
+    /// How many connections there are, those that are being replaced included.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.0.connections()

@@ -346,7 +346,11 @@ fn cannot_open(error: &OpenError) -> Failure {
         (None, Some(path)) if error.kind() == ErrorKind::IsADirectory => of_directory(path),
         _ => denied::why(error.kind()),
     };
-    Failure::failed(format!("{error}{remedy}"))
+    match error.path().filter(|_| denied::is_by_sandbox(error.kind())) {
+        // It is about no permission of the file.
+        Some(path) => Failure::failed(format!("cannot open {}{remedy}", quoted(path.as_os_str()))),
+        None => Failure::failed(format!("{error}{remedy}")),
+    }
 }
 
 /// What to give for a directory.

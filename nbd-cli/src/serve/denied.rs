@@ -5,10 +5,15 @@ use std::io::ErrorKind;
 
 use super::{accounts, sandbox};
 
+/// Whether it is the sandbox that refuses, as far as one can know.
+pub(super) fn is_by_sandbox(kind: ErrorKind) -> bool {
+    kind == ErrorKind::PermissionDenied && sandbox::is_confined()
+}
+
 /// What follows an error of this kind about a file that is to be opened.
 pub(super) fn why(kind: ErrorKind) -> String {
     match kind {
-        ErrorKind::PermissionDenied if sandbox::is_confined() => {
+        _ if is_by_sandbox(kind) => {
             "; the server is confined (sandbox) to the files and folders that it had at its start: restart it to use others"
                 .into()
         }

@@ -49,6 +49,8 @@ struct Served {
     folders: Vec<Arc<Disk>>,
     /// Those that another server may take over.
     volumes: Vec<Arc<Disk>>,
+    /// The names of those whose contents end with this process.
+    in_memory: Vec<String>,
 }
 
 /// An export, and what it is made of.
@@ -229,6 +231,11 @@ impl Live {
         served
     }
 
+    /// The names of the exports whose contents end with this process.
+    pub(super) fn in_memory(&self) -> Vec<String> {
+        self.served().in_memory.clone()
+    }
+
     /// The names and sizes of the exports as they are now; of files of directories those that clients use.
     pub(super) fn sizes(&self) -> Vec<(String, u64)> {
         let served = self.served();
@@ -276,6 +283,9 @@ impl Served {
     fn of(disks: &[Arc<Disk>]) -> Self {
         let mut served = Self::default();
         for disk in disks {
+            if disk.export.is_in_memory() {
+                served.in_memory.push(disk.export.name.clone());
+            }
             if disk.opened.volume.is_some() {
                 served.volumes.push(Arc::clone(disk));
             }
@@ -338,6 +348,13 @@ impl Changes {
                  nbd bitmap or without a change but that of track, or start the server anew",
                 export.label(),
                 bitmaps.join(", ")
+            )));
+        }
+        if earlier.export.is_in_memory() && export.has_memory() {
+            return Err(Failure::usage(format!(
+                "to change export '{}' is to open it anew, by which what it holds in memory would be lost: give the other one \
+                 another name, or remove this one first",
+                export.label()
             )));
         }
         self.replaced.push(export.label().into_owned());

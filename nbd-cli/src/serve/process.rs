@@ -30,7 +30,7 @@ pub(crate) struct ProcessArguments {
     #[arg(value_parser = quantity::duration, help_heading = "Process")]
     pub(super) linger: Duration,
 
-    /// Replace the server although its disks in memory and its dirty bitmaps are lost
+    /// Replace the server although what its exports hold in memory and its dirty bitmaps are lost
     #[arg(long, requires = "take_over", help_heading = "Process")]
     pub(super) discard_state: bool,
 

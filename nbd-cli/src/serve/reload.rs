@@ -236,6 +236,11 @@ impl Reload {
                 "there is no export '{name}': see which there are with nbd list"
             )));
         }
+        if self.config().exports.len() == 1 {
+            return Err(Failure::failed(format!(
+                "'{name}' is the only export: end the server instead"
+            )));
+        }
         self.change(|exports| exports.retain(|export| export.label() != name))
     }
 

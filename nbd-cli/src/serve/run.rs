@@ -17,8 +17,8 @@ use super::captive::{self, Captive};
 use super::check;
 #[cfg(target_os = "linux")]
 use super::config::VsockAddress;
-use super::config::{self, Backend, Config, LogLevel, RuntimeName};
-use super::control::{self, Bitmaps, Replaceable, Verbs};
+use super::config::{self, Config, LogLevel, RuntimeName};
+use super::control::{self, Replaceable, Verbs};
 use super::linger;
 use super::listeners::Listeners;
 use super::live::Live;
@@ -116,11 +116,10 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
     let setup = Setup {
         places,
         announcement,
-        bitmaps: exports.bitmaps().clone(),
+        exports: exports.clone(),
         verbs,
         reload,
         monitor,
-        in_memory: in_memory(&config),
         control,
         predecessor,
         readiness,
@@ -154,24 +153,16 @@ fn control_socket(
     old.map_or_else(|| control::bind(path), Ok).map(Some)
 }
 
-/// The names of the exports that end with the process.
-fn in_memory(config: &Config) -> Vec<String> {
-    let is_memory = |backend: Result<Backend<'_>, _>| matches!(backend, Ok(Backend::Memory(_)));
-    let exports = config.exports.iter().filter(|export| is_memory(export.backend()));
-    exports.map(|export| export.name.clone()).collect()
-}
-
 /// All that there is besides exports and their configuration, whatever the adapter.
 struct Setup<'a> {
     places: Places<'a>,
     announcement: Announcement,
-    bitmaps: Bitmaps,
+    exports: Live,
     /// What can be asked for on the control socket, besides a take-over.
     verbs: Verbs,
     reload: Arc<Reload>,
     /// What counts, and serves metrics.
     monitor: Monitor,
-    in_memory: Vec<String>,
     control: Option<Bound>,
     predecessor: Option<Predecessor>,
     readiness: Readiness,
@@ -211,8 +202,7 @@ impl Setup<'_> {
         addresses: &[LocalAddr],
         server: Handle,
     ) -> Result<Begun, Failure> {
-        let Self { bitmaps, verbs, reload, in_memory, control, predecessor, mut readiness, .. } =
-            self;
+        let Self { exports, verbs, reload, control, predecessor, mut readiness, .. } = self;
         let control = control
             .map(|bound| sockets.keep(Role::Control, bound))
             .transpose()
@@ -223,7 +213,8 @@ impl Setup<'_> {
         let Handle { connections, shut_down } = server;
         let shut_down: Arc<dyn Fn() + Send + Sync> = Arc::from(shut_down);
         if let Some(socket) = control {
-            let state = Box::new(move || lost_with(&in_memory, &bitmaps.names()));
+            let state =
+                Box::new(move || lost_with(&exports.in_memory(), &exports.bitmaps().names()));
             let ended = Arc::clone(&shut_down);
             let replaceable = Replaceable {
                 sockets: sockets.clone(),
@@ -297,7 +288,7 @@ fn raise_descriptor_limit(config: &Config) {
     }
 }
 
-/// What ends with the process, in words: disks in memory and dirty bitmaps.
+/// What ends with the process, in words: what exports hold in memory, and dirty bitmaps.
 fn lost_with(in_memory: &[String], bitmaps: &[String]) -> Vec<String> {
     let quoted = |names: &[String]| {
         let names: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
@@ -305,7 +296,7 @@ fn lost_with(in_memory: &[String], bitmaps: &[String]) -> Vec<String> {
     };
     let mut lost = Vec::new();
     if !in_memory.is_empty() {
-        lost.push(format!("what the disks in memory hold ({})", quoted(in_memory)));
+        lost.push(format!("what exports hold in memory ({})", quoted(in_memory)));
     }
     if !bitmaps.is_empty() {
         lost.push(format!("the dirty bitmaps ({})", quoted(bitmaps)));

@@ -86,6 +86,7 @@ const LINES: &[&str] = &[
     "nbd export control add a=memory:1M",
     "nbd export control add b=missing.img",
     "nbd export control remove b",
+    "nbd export control remove a",
     "nbd bitmap control start ''",
     "nbd bitmap control start \"$(printf '%04079d' 0)\"",
     "nbd bitmap control stop b",

@@ -205,9 +205,13 @@ fn a_file_that_is_read_again_changes_what_it_says_and_nothing_else() {
         let head = format!("[server]\nruntime = '{runtime}'\n[[listen]]\ntcp = '127.0.0.1:0'\n");
         let export =
             |name: &str, size: &str| format!("[[export]]\nname = '{name}'\nmemory = '{size}'\n");
-        let before =
-            [&head, &*export("stays", "1M"), &*export("gone", "2M"), &*export("changed", "3M")];
-        let folder = Folder::new(&before.map(String::from).concat());
+        let file = |name: &str| format!("[[export]]\nname = 'changed'\nfile = '{name}'\n");
+        let before = [&head, &*export("stays", "1M"), &*export("gone", "2M"), &*file("three.img")];
+        let folder = Folder::new("");
+        for (name, size) in [("three.img", 3 << 20), ("four.img", 4 << 20)] {
+            fs::File::create(folder.path(name)).unwrap().set_len(size).unwrap();
+        }
+        folder.write(&before.map(String::from).concat());
         let server = folder.detached();
         let endpoint = server.endpoint();
         let [mut stays, mut gone, mut changed] =
@@ -218,7 +222,7 @@ fn a_file_that_is_read_again_changes_what_it_says_and_nothing_else() {
             &head,
             &*export("stays", "1M"),
             "description = 'still here'\n",
-            &*export("changed", "4M"),
+            &*file("four.img"),
             &*export("new", "5M"),
         ]
         .concat();
@@ -388,6 +392,45 @@ fn bitmaps_live_through_a_change_or_the_change_is_refused() {
     assert_eq!(server.end().0, Some(0));
 }
 
+/// What clients wrote to a disk or an overlay in memory outlives each change of a file, unless its export is gone from it.
+#[test]
+fn what_an_export_holds_in_memory_lives_through_a_change_or_the_change_is_refused() {
+    let head = "[server]\ncontrol = 'control'\n[[listen]]\nunix = 's'\n";
+    let folder = Folder::new("");
+    fs::write(folder.path("disk"), [1; 8192]).unwrap();
+    for (export, changed) in [
+        ("memory = '1M'", &["memory = '2M'", "memory = '1M'\nblock-size = '512'"][..]),
+        (
+            "file = 'disk'\nlayers = ['overlay', { rate = '50M' }]",
+            &["file = 'disk'\nlayers = ['overlay', { rate = '20M' }]", "memory = '1M'"],
+        ),
+    ] {
+        let text = |export: &str| format!("{head}[[export]]\n{export}\n");
+        folder.write(&text(export));
+        let server = folder.detached();
+        let mut client = entered(&Endpoint::Unix(folder.path("s")), "");
+        client.write(0, &[7; 512]);
+        for changed in changed {
+            folder.write(&text(changed));
+            reload(&server, "stay in force");
+            let says = "nbd.toml:5:1: to change export '' is to open it anew, by which what it holds in memory would be lost";
+            assert!(server.process.stderr().contains(says), "{}", server.process.stderr());
+        }
+        folder.write(&text(&format!("description = 'x'\n{export}")));
+        reload(&server, "altered");
+        assert_eq!(client.read(0, 512), [7; 512]);
+        // Another disk is what was asked for.
+        folder.write(&text("file = 'disk'"));
+        reload(&server, "replaced");
+        drop(client);
+        let mut client = entered(&Endpoint::Unix(folder.path("s")), "");
+        assert_eq!(client.read(0, 512), [1; 512]);
+        client.finish();
+        server.process.terminate();
+        assert_eq!(server.end().0, Some(0));
+    }
+}
+
 #[test]
 fn exports_are_added_and_removed_by_the_control_socket() {
     let folder = Folder::new("");
@@ -415,7 +458,7 @@ fn exports_are_added_and_removed_by_the_control_socket() {
     assert!(client.next_reply().is_none());
     assert_eq!(names(&endpoint), ["first"]);
     let answer = ask(&control, "export-remove", r#"{"name":"first"}"#);
-    assert!(answer.contains("nothing to serve"), "{answer}");
+    assert!(answer.contains("the only export"), "{answer}");
     server.stop();
 }
 

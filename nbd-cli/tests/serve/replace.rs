@@ -1,15 +1,16 @@
 //! `nbd serve --take-over`: what a successor takes, and what becomes of the server that it replaces. That no client is
 //! refused meanwhile is shown in `internal/interop/tests/replace.rs`.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nbd_testkit::Endpoint;
 use nbd_testkit::process::{Background, Finished, run, wait_until};
 use nbd_testkit::raw::RawClient;
+use nbd_testkit::{Endpoint, cases};
 use tempfile::TempDir;
 
 use super::{LIMIT, RUNTIMES, Serving, refuses, serve};
@@ -177,7 +178,7 @@ fn what_lives_in_memory_is_not_lost_by_accident() {
     let site = Site::new();
     let first = site.first("tokio", &["--track", "monday", "a=memory:1M"]);
     let says = [
-        "what the disks in memory hold ('a') and the dirty bitmaps ('monday') would be lost",
+        "what exports hold in memory ('a') and the dirty bitmaps ('monday') would be lost",
         "--discard-state",
         "which goes on",
     ];
@@ -186,6 +187,62 @@ fn what_lives_in_memory_is_not_lost_by_accident() {
     // A bitmap that continued under its name would lack what was changed by way of the other server.
     refuses(&mut site.successor(&["--discard-state", "--track", "monday"]), 64, &["--track"]);
     stop(site.replaced(first, &["--discard-state"]));
+}
+
+/// Whatever was there at the start, and has come and gone since.
+#[test]
+fn what_is_in_memory_at_the_moment_counts() {
+    cases(6, |random| {
+        let site = Site::new();
+        let mut words = Vec::new();
+        for (name, word) in [("m", "m=memory:1M"), ("n", "n=memory:2M")] {
+            if random.below(2) == 0 {
+                words.push((name, word));
+            }
+        }
+        let at_start: Vec<_> = words.iter().map(|(_, word)| *word).collect();
+        let first = site.first("tokio", &at_start);
+        let mut in_memory: BTreeSet<_> = words.iter().map(|(name, _)| *name).collect();
+        let mut others = BTreeSet::new();
+        let control = site.text("control");
+        let export = |arguments: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_nbd"));
+            run(command.args(["export", &control]).args(arguments), LIMIT).success();
+        };
+        for _ in 0..random.below(8) {
+            let name = ["m", "n", "o", "p"][random.below(4) as usize];
+            if in_memory.remove(name) || others.remove(name) {
+                export(&["remove", name]);
+                continue;
+            }
+            let file = site.path(&format!("{name}.img"));
+            std::fs::write(&file, [0; 4096]).unwrap();
+            let file = format!("{name}={}", file.display());
+            match random.below(4) {
+                0 => export(&["add", &format!("{name}=memory:1M")]),
+                1 => export(&["add", "--layer", "overlay", &file]),
+                2 => {
+                    export(&["add", "--layer", &format!("overlay:{}", site.text(name)), &file]);
+                    others.insert(name);
+                    continue;
+                }
+                _ => {
+                    export(&["add", "--read-only", &format!("{name}=memory:1M")]);
+                    others.insert(name);
+                    continue;
+                }
+            }
+            in_memory.insert(name);
+        }
+        if in_memory.is_empty() {
+            return stop(site.replaced(first, &[]));
+        }
+        for name in &in_memory {
+            refuses(&mut site.successor(&[]), 1, &["hold in memory (", &format!("'{name}'")]);
+        }
+        site.serves("nbd.sock");
+        stop(site.replaced(first, &["--discard-state"]));
+    });
 }
 
 #[test]

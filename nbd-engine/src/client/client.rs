@@ -49,6 +49,8 @@ pub(super) struct Shared {
     timer: Timer,
     /// Set where acknowledged changes are kept.
     kept: Option<Arc<Kept>>,
+    /// Set where lost connections are replaced.
+    reconnector: Option<Arc<Reconnector>>,
 }
 
 /// A connection, as the client sees it.
@@ -97,6 +99,9 @@ impl<C: Connector> Client<C> {
         if let Some(kept) = &kept {
             kept.set_handles(handles.clone());
         }
+        if let Some(reconnector) = &reconnector {
+            reconnector.set_handles(handles.clone());
+        }
         let connections = ready.into_iter().zip(handles).enumerate().map(|(index, ready)| {
             let (mut ready, handle) = ready;
             ready.share_size(&details.size);
@@ -122,7 +127,8 @@ impl<C: Connector> Client<C> {
         });
         let connections = connections.collect();
         let (next, timeout) = (AtomicUsize::new(0), config.request_timeout());
-        let shared = Shared { details, peer, rules, connections, next, timeout, timer, kept };
+        let shared =
+            Shared { details, peer, rules, connections, next, timeout, timer, kept, reconnector };
         Self { shared: Arc::new(shared), seen, runtime: PhantomData }
     }
 }
@@ -157,7 +163,7 @@ impl<C> Client<C> {
         &self.shared.peer
     }
 
-    /// How many connections there are.
+    /// How many connections there are, those that are being [replaced](super::Reconnect) included.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.shared.connections.len()
@@ -340,18 +346,16 @@ impl Shared {
         }
         let first = self.next.fetch_add(1, Ordering::Relaxed) % count;
         let order = || (first..count).chain(0..first);
-        // Where callers drive, a lost connection is replaced while a request waits for it, and only then.
-        let is_up = |index: &usize| {
-            let ClientConnection { handle, drivers } = &self.connections[*index];
-            handle.is_open() && (drivers.is_some() || !handle.is_down())
-        };
+        let is_up = |index: &usize| self.connections[*index].handle.is_up();
         let is_open = |index: &usize| self.connections[*index].handle.is_open();
         order().find(is_up).or_else(|| order().find(is_open)).unwrap_or(first)
     }
 
-    /// Whether connections wait for each other, so that a caller that waits for one has to drive all.
+    /// Whether connections wait for each other, or one is being replaced, so that a caller that waits for one has to drive
+    /// all.
     pub(super) fn drives_all(&self) -> bool {
         self.kept.as_ref().is_some_and(|kept| kept.is_waiting())
+            || self.reconnector.as_ref().is_some_and(|reconnector| reconnector.is_replacing())
     }
 
     /// Waits for an outcome, and drives the connection if that is the caller's.

@@ -1,6 +1,6 @@
 //! Where a request's outcome waits for the one who asked for it.
 
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use core::task::{Context, Poll};
 use std::sync::{Mutex, PoisonError};
 
@@ -48,6 +48,8 @@ pub(super) struct Completion {
     state: AtomicU8,
     outcome: Mutex<Option<Outcome>>,
     waker: AtomicWaker,
+    /// The request goes on by another connection than that which its waiter knows of.
+    moved: AtomicBool,
 }
 
 const WAITING: u8 = 0;
@@ -109,9 +111,21 @@ impl Completion {
         self.waker.wake();
     }
 
+    /// The request is on another connection by now: its waiter is woken, to find it there.
+    pub(super) fn set_moved(&self) {
+        self.moved.store(true, Ordering::Release);
+        self.nudge();
+    }
+
+    /// Whether the request may be on any connection.
+    pub(super) fn is_moved(&self) -> bool {
+        self.moved.load(Ordering::Acquire)
+    }
+
     /// Makes it ready for another request, once its outcome was taken.
     pub(super) fn reset(&self) {
         drop(self.waker.take());
+        self.moved.store(false, Ordering::Release);
         self.state.store(WAITING, Ordering::Release);
     }
 }

@@ -25,6 +25,10 @@ pub(super) struct ConnectionHandle {
     flushed: AtomicU64,
     /// Set while the connection is lost and being replaced.
     down: AtomicBool,
+    /// Set when an attempt to replace it has failed meanwhile.
+    failing: AtomicBool,
+    /// Requests have come from another connection, whose deadlines may be earlier than all that are known.
+    adopted: AtomicBool,
     pub(super) free: FreeList,
     /// Set where the client's requests are counted.
     pub(super) counting: Option<Counting>,
@@ -77,6 +81,8 @@ impl ConnectionHandle {
             changes: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             down: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
+            adopted: AtomicBool::new(false),
             free: FreeList::default(),
             counting,
         }
@@ -99,7 +105,23 @@ impl ConnectionHandle {
     }
 
     pub(super) fn set_down(&self, down: bool) {
+        self.failing.store(false, Ordering::Release);
         self.down.store(down, Ordering::Release);
+    }
+
+    /// An attempt to replace the connection has failed.
+    pub(super) fn set_failing(&self) {
+        self.failing.store(true, Ordering::Release);
+    }
+
+    /// Whether the connection could not be replaced so far.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Acquire)
+    }
+
+    /// Whether requests can go on by this connection.
+    pub(super) fn is_up(&self) -> bool {
+        !self.is_down() && self.is_open()
     }
 
     /// Whether requests have to wait for the connection to be replaced.
@@ -151,6 +173,31 @@ impl ConnectionHandle {
         if first && self.mode == DriveMode::Spawned {
             self.waker.wake();
         }
+    }
+
+    /// Queues a request that another connection can't carry out. Gives it back if this one takes none any more.
+    pub(super) fn adopt(&self, mut request: RequestState, from: &Self) -> Option<RequestState> {
+        let mut queue = self.queue();
+        if queue.closed.is_some() || queue.disconnect != Disconnect::No {
+            return Some(request);
+        }
+        if let (Some(counting), Some(from)) = (&self.counting, &from.counting) {
+            from.pass_on(&mut request, counting);
+        }
+        let completion = request.completion.clone();
+        queue.waiting.push(request);
+        drop(queue);
+        self.adopted.store(true, Ordering::Release);
+        self.waker.wake();
+        if let Some(completion) = completion {
+            completion.set_moved();
+        }
+        None
+    }
+
+    /// Whether requests have come from other connections since this was asked before.
+    pub(super) fn has_adopted(&self) -> bool {
+        self.adopted.swap(false, Ordering::AcqRel)
     }
 
     /// Whether the connection takes requests.

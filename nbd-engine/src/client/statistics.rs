@@ -92,6 +92,20 @@ impl Counting {
         });
     }
 
+    /// A request goes on by the connection that these count.
+    pub(super) fn pass_on(&self, request: &mut RequestState, to: &Self) {
+        if request.begun.is_none() {
+            return;
+        }
+        let kind = RequestKind::of(&request.command);
+        for (counting, add) in [(self, u64::MAX), (to, 1)] {
+            let mut counted = counting.counted();
+            let of_kind = counted.requests.entry(kind).or_default();
+            of_kind.requests = of_kind.requests.wrapping_add(add);
+            of_kind.in_flight = of_kind.in_flight.wrapping_add(add);
+        }
+    }
+
     /// The same of a request that takes too long.
     pub(super) fn timed_out(&self, request: &mut RequestState) {
         self.end(request, |_, of_kind| of_kind.failures += 1);

@@ -67,7 +67,8 @@ pub trait CanWrite: Send + Sync {
         None
     }
 
-    /// How force unit access is done, for all methods that write.
+    /// How force unit access is done, for all methods that write. The default is [`Fua::Emulated`]: they never
+    /// see the flag, and the engine flushes afterwards.
     fn fua(&self) -> Fua {
         Fua::Emulated
     }

@@ -203,7 +203,8 @@ pub trait AsyncCanWrite: Send + Sync {
     fn write(&self, data: &[u8], offset: u64, fua: bool)
     -> impl Future<Output = Result<()>> + Send;
 
-    /// How force unit access is done, for all methods that write.
+    /// How force unit access is done, for all methods that write. The default is [`Fua::Emulated`]: they never
+    /// see the flag, and the engine flushes afterwards.
     fn fua(&self) -> Fua {
         Fua::Emulated
     }

@@ -271,7 +271,7 @@ pub enum CloseReason {
     Vanished,
     /// The connection failed: the transport broke, or the client broke the protocol. The text says how.
     Failed(String),
-    /// The server shut down, or the export answered with `ESHUTDOWN`.
+    /// The server shut down, the export was [withdrawn](super::Withdrawal), or it answered with `ESHUTDOWN`.
     ShutDown,
     /// The connection was dropped by this program while it was in use.
     Dropped,
@@ -283,7 +283,7 @@ impl fmt::Display for CloseReason {
             Self::Disconnected => f.write_str("the client disconnected"),
             Self::Vanished => f.write_str("the client hung up"),
             Self::Failed(text) => f.write_str(text),
-            Self::ShutDown => f.write_str("the server shut down"),
+            Self::ShutDown => f.write_str("the server shut down, or the export was withdrawn"),
             Self::Dropped => f.write_str("the server dropped the connection"),
         }
     }

@@ -200,6 +200,10 @@ struct Connection<'a, T: Transport, R> {
     /// How long the handshake may take, by what was known when the timer was set.
     handshake: Duration,
     watch: Option<Watch>,
+    /// How many clients had found no slot when this one was last busy.
+    claims: u64,
+    /// Set while the client has long been idle: is notified when another one finds no slot.
+    claimed: Option<EventListener>,
     drain: Option<Drain>,
     /// Passes when a request that waits for the export's layers is due, with that moment.
     wait: Option<(Instant, BoxFuture)>,
@@ -228,6 +232,8 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             due: moment_after(runtime.now(), handshake),
             handshake,
             watch: None,
+            claims: 0,
+            claimed: None,
             drain: None,
             wait: None,
             state,
@@ -290,12 +296,24 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             watch.restart(self.runtime.now(), &self.session.activity());
             let period = watch.period();
             self.set_timer(period);
+            self.has_been_busy();
         }
-        while self.timer.as_mut().poll(cx).is_ready() {
+        loop {
+            let is_due = self.timer.as_mut().poll(cx).is_ready();
+            let claimed = self.claimed.as_mut();
+            if !is_due && !claimed.is_some_and(|claimed| Pin::new(claimed).poll(cx).is_ready()) {
+                return Ok(());
+            }
+            self.claimed = None;
             let next = self.look()?;
             self.set_timer(next);
         }
-        Ok(())
+    }
+
+    /// What others have found so far is not this client's fault.
+    fn has_been_busy(&mut self) {
+        self.claims = self.state.slot_claims();
+        self.claimed = None;
     }
 
     /// Has the task polled again when a request that waits is due.
@@ -342,17 +360,23 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             return Err(ConnectionError::PeerGone);
         }
         match watch.look(now, late, &self.session.activity()) {
-            Verdict::LookAgain(next) => Ok(next),
+            Verdict::LookAgain(next) => {
+                self.has_been_busy();
+                Ok(next)
+            }
             Verdict::Idle(next) => {
                 self.session.free_buffers();
                 Ok(next)
             }
             Verdict::LongIdle(next) => {
                 self.session.free_buffers();
-                if self.state.claims_slot() {
+                // Before the look, so that no client is missed that comes between them.
+                let listener = self.state.slot_listener();
+                if self.state.gives_slot_up(self.claims) {
                     let limit = self.state.config().idle_timeout().unwrap_or_default();
                     return Err(ConnectionError::Displaced(limit));
                 }
+                self.claimed = Some(listener);
                 Ok(next)
             }
             Verdict::ReceiveStalled(stall) => Err(ConnectionError::ReceiveStalled(stall)),

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
-use event_listener::{Event, EventListener};
+use event_listener::{Event, EventListener, IntoNotification as _};
 
 use super::budget::BufferBudget;
 use super::metrics::{Load, Loaded, Metrics, WorkerMetrics};
@@ -36,8 +36,12 @@ struct Common {
     next_connection: AtomicU64,
     /// Notified when a connection ends.
     departure: Event,
-    /// Whether a client waits for a slot among the connections.
+    /// Whether a client has found no slot among the connections, and none was given up for it yet.
     slot_wanted: AtomicBool,
+    /// How often that was so.
+    slot_claims: AtomicU64,
+    /// Notified of each.
+    slot_claimed: Event,
     shutting_down: AtomicBool,
     shutdown: Event,
     outcome: Counted,
@@ -74,6 +78,8 @@ impl ServerState {
             next_connection: AtomicU64::new(0),
             departure: Event::new(),
             slot_wanted: AtomicBool::new(false),
+            slot_claims: AtomicU64::new(0),
+            slot_claimed: Event::new(),
             shutting_down: AtomicBool::new(false),
             shutdown: Event::new(),
             outcome: Counted::default(),
@@ -227,7 +233,7 @@ impl ServerState {
             self.is_shutting_down() || {
                 entered = admitted();
                 if !entered {
-                    self.common.slot_wanted.store(true, Ordering::Relaxed);
+                    self.claim_slot();
                 }
                 entered
             }
@@ -236,10 +242,28 @@ impl ServerState {
         entered.then(|| Permit(Arc::clone(self)))
     }
 
-    /// Whether a connection that has long been idle should give its slot to a client that waits for one. Returns
-    /// true to one connection for each that waits.
-    pub(crate) fn claims_slot(&self) -> bool {
-        self.common.slot_wanted.swap(false, Ordering::Relaxed)
+    /// A client has found no slot: one that has long been idle is to give up its own.
+    fn claim_slot(&self) {
+        self.common.slot_claims.fetch_add(1, Ordering::AcqRel);
+        self.common.slot_wanted.store(true, Ordering::Release);
+        self.common.slot_claimed.notify(1.additional());
+    }
+
+    /// How many clients have found no slot so far.
+    pub(crate) fn slot_claims(&self) -> u64 {
+        self.common.slot_claims.load(Ordering::Acquire)
+    }
+
+    /// Is notified of the next one, if no other listener is.
+    pub(crate) fn slot_listener(&self) -> EventListener {
+        self.common.slot_claimed.listen()
+    }
+
+    /// Whether a connection that has long been idle, and was so when there had been that many
+    /// [claims](Self::slot_claims), should give its slot to a client that found none since. Returns true to one connection
+    /// for each that waits.
+    pub(crate) fn gives_slot_up(&self, claims: u64) -> bool {
+        self.slot_claims() > claims && self.common.slot_wanted.swap(false, Ordering::AcqRel)
     }
 
     /// Waits until `reached` gives true, which it can do only after `event`.

@@ -91,7 +91,7 @@ impl Connection {
     }
 
     /// `NBD_OPT_LIST_META_CONTEXT`: [`Event::MetaContext`](super::Event::MetaContext) for each context of the export
-    /// that a query matches; for each there is, without a query.
+    /// that a query matches; for each there is, without a query, which is `&[] as &[&str]`.
     ///
     /// # Errors
     /// The rule that the option breaks. Nothing is sent then.
@@ -107,7 +107,8 @@ impl Connection {
     }
 
     /// `NBD_OPT_SET_META_CONTEXT`: [`Event::MetaContext`](super::Event::MetaContext) for each context that is selected
-    /// now, in place of all that were before. The selection holds if that same export is entered.
+    /// now, in place of all that were before; none is without a query, which is `&[] as &[&str]`. The selection holds if that
+    /// same export is entered.
     ///
     /// # Errors
     /// The rule that the option breaks. Nothing is sent then.

@@ -118,6 +118,7 @@ client_scenarios! {
             requests_in_flight_are_sent_again,
             a_flush_reports_what_a_crash_may_have_lost,
             kept_writes_survive_a_crash,
+            requests_go_on_by_the_connections_that_there_are,
             another_export_is_not_written_to,
             a_client_gives_up_within_its_bounds,
             a_request_waits_for_a_connection_within_its_deadline,

@@ -278,6 +278,57 @@ pub fn kept_writes_survive_a_crash(clients: ClientSetup, servers: Setup) {
     }
 }
 
+/// A server that takes fewer connections than before gets all requests all the same, over those that it takes: what was in
+/// flight, what was submitted while there was no server, and what comes later.
+pub fn requests_go_on_by_the_connections_that_there_are(clients: ClientSetup, servers: Setup) {
+    for (fewer, kept, statistics) in [(2, false, true), (3, true, false)] {
+        let (site, disk) = (Site::new(clients), Disk::new(SIZE));
+        let (reconnect, events) = reconnect();
+        // Nothing ends but by an answer.
+        let mut reconnect = reconnect.with_max_outage(None);
+        if kept {
+            reconnect = reconnect.with_kept_writes(64 << 10);
+        }
+        let config = ClientConfig::new()
+            .with_connections(4)
+            .with_statistics(statistics)
+            .with_request_timeout(Some(Duration::from_secs(60)))
+            .with_reconnect(reconnect);
+        let drain = ServerConfig::new().with_drain_timeout(Duration::from_millis(50));
+        let mut first = site.serve_with(servers, Way::Async.of(&disk), drain);
+        let client = connect(clients, &site, &config);
+        disk.gate.close();
+        let request = |index: u64| match index % 3 {
+            0 => client.start_read(index * 512, vec![9; 512], Flags::empty()),
+            _ => client.start_write(index * 512, vec![index as u8; 512], Flags::empty()),
+        };
+        let mut requests: Vec<_> = (0..12).map(request).collect();
+        disk.gate.wait_for(12);
+        first.shut_down();
+        first.wait_for_the_end();
+        requests.extend((12..24).map(request));
+        let few = ServerConfig::new()
+            .with_max_connections(fewer)
+            .with_admission_timeout(Duration::from_millis(1));
+        let second = site.serve_with(servers, Way::Async.of(&disk), few);
+        disk.gate.open();
+        for (index, request) in requests.into_iter().enumerate() {
+            let (found, result) = request.wait();
+            result.unwrap_or_else(|error| panic!("request {index}: {error}"));
+            assert!(index % 3 != 0 || found == [0; 512], "request {index}");
+        }
+        for index in 0..24_u64 {
+            let expected = if index % 3 == 0 { 0 } else { index as u8 };
+            let found = client.read(index * 512, 512, Flags::empty()).expect("a read");
+            assert_eq!(found, vec![expected; 512], "{index}");
+        }
+        client.flush().expect("nothing was acknowledged before");
+        assert_eq!(events.seen("given up"), 0);
+        drop(client);
+        second.stop();
+    }
+}
+
 /// Requests are not sent to another export than the one that was entered.
 pub fn another_export_is_not_written_to(clients: ClientSetup, servers: Setup) {
     let memory = |size| Memory::new(size).expect("it is small");

@@ -181,6 +181,18 @@ impl Export {
         self.directory.is_some()
     }
 
+    /// Whether it is a disk in memory, or has an overlay there. Overlays of the files of a directory end with their clients in
+    /// any case.
+    pub(crate) fn has_memory(&self) -> bool {
+        let has_overlay = self.layers.iter().any(|layer| matches!(layer, Layer::Overlay(None)));
+        !self.is_directory() && (self.memory.is_some() || has_overlay)
+    }
+
+    /// Whether what clients write is in this process alone.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        !self.read_only && self.has_memory()
+    }
+
     /// What it is called among all exports: the name, with a `/` behind that of a directory, which is a prefix.
     pub(crate) fn label(&self) -> Cow<'_, str> {
         match self.is_directory() {

@@ -111,7 +111,12 @@ impl Replaceable {
         let serving = self.await_serving(conversation, &mut handed_over);
         // While this process lives it answers, so that the successor can tell its death from a refusal.
         conversation.allow(PATIENCE);
-        let linger = match serving.and_then(|linger| self.sockets.replaced().map(|()| linger)) {
+        let replaced = |linger| {
+            // Exports may have been added meanwhile.
+            self.refuse_loss(arguments)?;
+            self.sockets.replaced().map(|()| linger)
+        };
+        let linger = match serving.and_then(replaced) {
             Ok(linger) => linger,
             Err(text) => {
                 let left = handed_over.map(|volumes| self.reload.take_back(volumes));
@@ -173,18 +178,24 @@ impl Replaceable {
         if !same_user {
             return Err("only the user that runs this server can replace it".into());
         }
-        let lost = (self.state)();
-        if !lost.is_empty() && !arguments.discard_state {
-            let lost = lost.join(" and ");
-            return Err(format!(
-                "{lost} would be lost with it: to replace it all the same, give --discard-state"
-            ));
-        }
+        self.refuse_loss(arguments)?;
         let (offers, sockets) = self.sockets.offer()?;
         if sockets.len() > MAX_SOCKETS {
             return Err(format!("it listens on more than {MAX_SOCKETS} sockets"));
         }
         Ok((offers, sockets))
+    }
+
+    /// Fails if what the successor did not say may be lost would be.
+    fn refuse_loss(&self, arguments: &TakeOver) -> Result<(), String> {
+        let lost = (self.state)();
+        if lost.is_empty() || arguments.discard_state {
+            return Ok(());
+        }
+        let lost = lost.join(" and ");
+        Err(format!(
+            "{lost} would be lost with it: to replace it all the same, give --discard-state"
+        ))
     }
 
     /// Gives clients so much time to end by themselves, then ends as at any other shutdown.

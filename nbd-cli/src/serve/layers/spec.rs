@@ -1,7 +1,7 @@
 //! What is written of a layer: `NAME[:[VALUE][,KEY=VALUE...]]`, or a table with a key of that name.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
@@ -211,6 +211,14 @@ impl Layer {
     }
 
     /// The path in it.
+    pub(in crate::serve) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Overlay(path) | Self::Log(path) => path.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
     pub(crate) fn path_mut(&mut self) -> Option<&mut PathBuf> {
         match self {
             Self::Overlay(path) | Self::Log(path) => path.as_mut(),

@@ -15,9 +15,14 @@ fn exports(random: &mut Random, folder: &Path) -> Vec<Export> {
         }
         let memory = Backend::Memory(1 << (10 + random.below(2)));
         let is_folder = name == "d" && random.below(2) == 0;
-        let backend = if is_folder { Backend::Directory(folder) } else { memory };
+        let file = folder.join(["Cargo.toml", "src/main.rs"][random.below(2) as usize]);
+        let backend = match random.below(2) {
+            _ if is_folder => Backend::Directory(folder),
+            0 if name == "c" => Backend::File(&file),
+            _ => memory,
+        };
         let mut export = Export::new(name, backend);
-        export.read_only = random.below(4) == 0;
+        export.read_only = random.below(2) == 0 || matches!(backend, Backend::File(_));
         export.description = (random.below(2) == 0).then(|| "a text".into());
         export.tls_only = random.below(4) == 0;
         if !export.read_only && !is_folder {
@@ -50,7 +55,9 @@ fn expected(before: &[Export], after: &[Export]) -> Result<Changes, ()> {
             || earlier.read_only != export.read_only
             || earlier.track.is_empty() != export.track.is_empty();
         if opens || export.tls_only && !earlier.tls_only {
-            if !earlier.track.is_empty() {
+            let is_memory = |export: &Export| matches!(export.backend(), Ok(Backend::Memory(_)));
+            let in_memory = !earlier.read_only && is_memory(&earlier);
+            if !earlier.track.is_empty() || in_memory && is_memory(export) {
                 return Err(());
             }
             changes.replaced.push(label);
@@ -102,7 +109,12 @@ fn whatever_changes_what_stays_is_the_same_disk_and_what_goes_is_withdrawn() {
                 }
                 let served = live.served();
                 let entry = served.map.get(&export.name).expect("it is served");
-                assert_eq!(export.backend(), Ok(Backend::Memory(entry.export().size())));
+                let size = match export.backend() {
+                    Ok(Backend::File(path)) => path.metadata().unwrap().len(),
+                    Ok(Backend::Memory(size)) => size,
+                    other => panic!("{other:?}"),
+                };
+                assert_eq!(entry.export().size(), size);
                 assert_eq!(entry.is_tls_required(), export.tls_only);
                 let bitmaps = disk.opened.tracker.as_ref().map(|tracker| tracker.names());
                 let mut bitmaps = bitmaps.unwrap_or_default();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 use landlock::{
@@ -105,10 +106,13 @@ impl Rules<'_> {
         let cannot = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let opened = PathFd::new(path).map_err(|error| cannot(&error))?;
         let held = opened.as_fd().try_clone_to_owned().map_err(|error| cannot(&error))?;
-        // What only folders have means nothing for a file.
-        let access = match path.is_dir() {
-            true => access.into(),
-            false => access.into() & AccessFs::from_file(KNOWN),
+        // What only folders have means nothing for a file. The size of a device is asked by a call of its own.
+        let access = match fs::metadata(path).map(|found| found.file_type()) {
+            Ok(kind) if kind.is_dir() => access.into(),
+            Ok(kind) if kind.is_block_device() => {
+                access.into() & AccessFs::from_file(KNOWN) | AccessFs::IoctlDev
+            }
+            _ => access.into() & AccessFs::from_file(KNOWN),
         };
         let rule = PathBeneath::new(opened, access);
         (&mut self.ruleset).add_rule(rule).map_err(|error| cannot(&error))?;

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use crate::serve::access;
 use crate::serve::backend::is_only_read;
 use crate::serve::config::{Address, Backend, Config};
+use crate::serve::layers::Layer;
 use crate::serve::metrics::MetricsAddress;
 
 /// The files and folders that a server opens, makes or removes while it runs.
 #[derive(Debug, Default)]
 pub(in crate::serve) struct Needs {
-    /// Files, and folders with all that is in them, that are read again: the configuration, certificates, keys.
+    /// Files, and folders with all that is in them, that are read again: the configuration, certificates, keys, exports.
     pub(super) read: Vec<PathBuf>,
-    /// Folders whose files are opened and written, and all that is in them: those of exports by directory.
+    /// Files, and folders with all that is in them, that are opened and written: those of exports and their layers.
     pub(super) write: Vec<PathBuf>,
     /// Folders in which sockets are made and removed.
     pub(super) sockets: Vec<PathBuf>,
@@ -30,10 +31,12 @@ impl Needs {
         // As long as they are not replaced: what is read of them is also given by number.
         needs.read.extend(access::tables(&config.access).map(Path::to_owned));
         for export in &config.exports {
-            if let Ok(Backend::Directory(path)) = export.backend() {
+            // A file is open already. It is opened anew when another key of its export changes.
+            if let Ok(Backend::Directory(path) | Backend::File(path)) = export.backend() {
                 let files = if is_only_read(export) { &mut needs.read } else { &mut needs.write };
                 files.push(path.to_owned());
             }
+            needs.write.extend(export.layers.iter().filter_map(Layer::path).map(Path::to_owned));
         }
         let listening = config.listeners.iter().filter_map(|listen| match listen.address() {
             Ok(Address::Unix(path)) => Some(path),

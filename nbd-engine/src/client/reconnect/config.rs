@@ -15,9 +15,20 @@ use super::event::ConnectionEvent;
 /// abilities, and the same protection by TLS. If it leads to another one, the client gives up at once.
 ///
 /// The first connections are not covered: connecting a client fails at once if the server is not there. A program that
-/// may start before its server connects again after a delay while the error is
-/// [`Error::Connect`](super::super::Error::Connect), [`Error::TimedOut`](super::super::Error::TimedOut) or
-/// [`Error::Lost`](super::super::Error::Lost).
+/// may start before its server connects again after a delay while the error is one that may pass:
+///
+/// - [`Error::Connect`](super::super::Error::Connect), [`Error::TimedOut`](super::super::Error::TimedOut),
+///   [`Error::Lost`](super::super::Error::Lost) or [`Error::Disconnected`](super::super::Error::Disconnected);
+/// - [`Error::Protocol`](super::super::Error::Protocol) whose source is
+///   [`UnexpectedEnd`](nbd_proto::Error::UnexpectedEnd): the server closed the connection before there was a session. With
+///   `UnexpectedEnd("the greeting")` it had not said a word: it may have all connections that it can have, or not serve this
+///   address;
+/// - [`Error::Refused`](super::super::Error::Refused) with the refusal [`NoSession::Option`](super::super::NoSession::Option)
+///   and the reply [`ERR_SHUTDOWN`](super::super::OptionReplyType::ERR_SHUTDOWN): it is about to end;
+/// - `Error::Tls` (with the feature `tls`) whose source is of the kind [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof),
+///   [`ConnectionReset`](std::io::ErrorKind::ConnectionReset),
+///   [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted) or [`BrokenPipe`](std::io::ErrorKind::BrokenPipe): the
+///   stream broke, which says nothing of certificates and keys.
 ///
 /// Requests wait meanwhile, each within its own
 /// [deadline](super::super::ClientConfig::with_request_timeout). Then they are sent again:
@@ -124,15 +135,16 @@ impl Reconnect {
         self
     }
 
-    /// Attempts in a row that may fail; `None` for any number. With 0 there is none, and the client gives up at once.
-    /// Default `None`.
+    /// Attempts in a row that may fail; `None` for any number. With 0 there is none, and the client gives the connection up at
+    /// once. Default `None`.
     #[must_use]
     pub const fn with_max_attempts(mut self, attempts: Option<u32>) -> Self {
         self.max_attempts = attempts;
         self
     }
 
-    /// How long a connection may be lost before the client gives up on it; `None` for ever. Default 60 seconds.
+    /// How long a connection may be lost before the client gives up on it; `None` for ever. Default 60 seconds. Its requests
+    /// fail then, unless another connection of the client is up, by which they go on.
     ///
     /// Connections that break again before they have answered anything, and sooner than the maximal delay, do not end an
     /// outage.

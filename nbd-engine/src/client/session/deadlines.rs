@@ -44,6 +44,9 @@ impl Session {
     /// Fails requests that take too long.
     pub(super) fn expire(&mut self, cx: &mut Context<'_>) {
         let Some(limit) = self.deadlines.limit else { return };
+        if self.handle.has_adopted() {
+            self.deadlines.alarm = None;
+        }
         loop {
             let Some(alarm) = &mut self.deadlines.alarm else {
                 let Some(earliest) = self.requests.earliest_deadline() else { return };

@@ -142,6 +142,12 @@ impl Session {
         let Some(recovery) = &mut self.recovery else { return Recovered::NotYet };
         let Some(attempt) = &mut recovery.attempt else { return Recovered::Connected };
         let Poll::Ready((connected, backoff)) = attempt.as_mut().poll(cx) else {
+            if self.handle.is_failing() {
+                recovery.reconnector.hand_over(recovery.index, &mut requests.backlog);
+                if requests.disconnect == Disconnect::Soft && requests.backlog.is_empty() {
+                    return Recovered::Over(Closed::Disconnected);
+                }
+            }
             return Recovered::NotYet;
         };
         (recovery.attempt, recovery.backoff) = (None, Some(backoff));
@@ -165,6 +171,7 @@ impl Session {
                 let reason = LostReason::GaveUp(gave_up);
                 let event = ConnectionEvent::GaveUp { peer, connection, reason: reason.clone() };
                 recovery.observe(&event);
+                recovery.reconnector.hand_over(recovery.index, &mut requests.backlog);
                 Recovered::Over(Closed::Lost(reason))
             }
         }
@@ -184,6 +191,9 @@ impl Session {
         self.handle.set_down(false);
         if let Some(counting) = &self.handle.counting {
             counting.reconnected();
+        }
+        if let Some(recovery) = &self.recovery {
+            recovery.reconnector.wake_others();
         }
     }
 }
