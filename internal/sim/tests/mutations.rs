@@ -10,7 +10,7 @@ use nbd_support::counting::Counting;
 static ALLOCATOR: Counting = Counting;
 
 /// Seeds within which each fault is found.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 400;
 
 /// A plan for a fault: what breaks replies understands simple ones only.
 fn plan(seed: u64, mutation: Mutation) -> Plan {

@@ -49,7 +49,7 @@ fn a_private_socket_goes_with_its_folder() {
 
 #[test]
 fn the_command_is_asked_to_end_with_the_server() {
-    let script = "echo started; trap 'echo asked; exit 5' TERM; while :; do sleep 0.01; done";
+    let script = "trap 'echo asked; exit 5' TERM; echo started; while :; do sleep 0.01; done";
     let mut command = serve(["memory:1M", "--run", script]);
     let mut server = Background::spawn(&mut command).unwrap();
     assert_eq!(server.next_line(LIMIT).as_deref(), Some("started"));

@@ -40,6 +40,8 @@ struct Common {
     slot_wanted: AtomicBool,
     /// How often that was so.
     slot_claims: AtomicU64,
+    /// How many clients wait for a slot at the moment.
+    slots_awaited: AtomicUsize,
     /// Notified of each.
     slot_claimed: Event,
     shutting_down: AtomicBool,
@@ -79,6 +81,7 @@ impl ServerState {
             departure: Event::new(),
             slot_wanted: AtomicBool::new(false),
             slot_claims: AtomicU64::new(0),
+            slots_awaited: AtomicUsize::new(0),
             slot_claimed: Event::new(),
             shutting_down: AtomicBool::new(false),
             shutdown: Event::new(),
@@ -228,11 +231,12 @@ impl ServerState {
             self.common.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
         };
         // `shut_down` wakes what waits for a departure, too: there may never be one.
-        let mut entered = false;
+        let (mut entered, mut waiting) = (false, None);
         self.until_any(|| {
             self.is_shutting_down() || {
                 entered = admitted();
                 if !entered {
+                    waiting.get_or_insert_with(|| Waiting::new(&self.common));
                     self.claim_slot();
                 }
                 entered
@@ -260,10 +264,12 @@ impl ServerState {
     }
 
     /// Whether a connection that has long been idle, and was so when there had been that many
-    /// [claims](Self::slot_claims), should give its slot to a client that found none since. Returns true to one connection
-    /// for each that waits.
+    /// [claims](Self::slot_claims), should give its slot to a client that waits, or has found none since. Returns true to one
+    /// connection for each.
     pub(crate) fn gives_slot_up(&self, claims: u64) -> bool {
-        self.slot_claims() > claims && self.common.slot_wanted.swap(false, Ordering::AcqRel)
+        let is_awaited = self.common.slots_awaited.load(Ordering::Acquire) > 0;
+        (is_awaited || self.slot_claims() > claims)
+            && self.common.slot_wanted.swap(false, Ordering::AcqRel)
     }
 
     /// Waits until `reached` gives true, which it can do only after `event`.
@@ -300,6 +306,22 @@ impl fmt::Debug for ServerState {
             .field("connections", &self.connections())
             .field("shutting_down", &self.is_shutting_down())
             .finish_non_exhaustive()
+    }
+}
+
+/// A client that waits for a slot, until this is dropped.
+struct Waiting<'a>(&'a Common);
+
+impl<'a> Waiting<'a> {
+    fn new(common: &'a Common) -> Self {
+        common.slots_awaited.fetch_add(1, Ordering::AcqRel);
+        Self(common)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.slots_awaited.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
