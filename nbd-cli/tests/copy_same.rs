@@ -70,6 +70,33 @@ fn a_file_that_the_other_side_serves_is_left_alone() {
     assert_same(&read(&file), &bytes);
 }
 
+/// By whatever name the server has its socket: that is what the system shows of it.
+#[test]
+fn a_server_is_found_however_its_socket_is_named() {
+    let folder = Folder::new();
+    let bytes = noise(MIB);
+    let file = folder.file("file", &bytes);
+    std::fs::create_dir(folder.text("real")).unwrap();
+    std::os::unix::fs::symlink("real", folder.text("link")).unwrap();
+    let root = std::path::Path::new(&file).parent().unwrap();
+    let absolute = |name: &str| root.join(name).display().to_string();
+    for (bound, asked) in [
+        ("a.sock".to_owned(), absolute("a.sock")),
+        ("./b.sock".to_owned(), absolute("b.sock")),
+        ("link/c.sock".to_owned(), absolute("real/c.sock")),
+        (absolute("link/d.sock"), absolute("real/d.sock")),
+        (absolute("real/e.sock"), absolute("link/../real/e.sock")),
+    ] {
+        let mut command = Command::new(nbd_binary());
+        command.args(["serve", "-U", &bound, "file"]).current_dir(root);
+        let server = nbd_testkit::process::Background::spawn(&mut command).unwrap();
+        assert!(server.next_line(SOON).is_some(), "{bound}: {}", server.stderr());
+        let said = refused(&[&format!("nbd+unix:///?socket={asked}"), &file]);
+        assert!(said.contains("serves"), "{bound}: {said}");
+        assert_same(&read(&file), &bytes);
+    }
+}
+
 #[test]
 fn a_loop_device_is_its_file() {
     if !LoopDevice::are_possible() {

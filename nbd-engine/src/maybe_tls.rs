@@ -63,6 +63,15 @@ impl<T: Transport> MaybeTls<T> {
         }
     }
 
+    /// Whether the stream has failed inside of TLS: by an alert, by what breaks TLS, or by an end without a word.
+    pub(crate) fn has_failed_in_tls(&self) -> bool {
+        match self {
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => stream.has_failed(),
+            _ => false,
+        }
+    }
+
     /// Gives memory back that an idle connection does not need.
     pub(crate) fn shrink(&mut self) {
         #[cfg(feature = "tls")]

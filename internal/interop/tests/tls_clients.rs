@@ -245,6 +245,31 @@ fn servers_that_cannot_be_trusted_are_refused_with_the_reason() {
     info(&uri(server.endpoint(), &good));
 }
 
+/// With TLS 1.3 a client's handshake has succeeded by then: what the server said is read, whichever call notices first that it
+/// is gone, and nothing is tried again.
+#[test]
+fn a_client_that_is_not_trusted_learns_why_and_gives_up() {
+    let certificates = Certificates::new();
+    let nobody = Certificates::new();
+    let authority = certificates.file("ca-cert.pem");
+    nobody.write("ca-cert.pem", &fs::read_to_string(authority).expect("it was made"));
+    for name in ["client-cert.pem", "client-key.pem"] {
+        fs::remove_file(nobody.file(name)).expect("it was made");
+    }
+    for runtime in [Runtime::Tokio, Runtime::Blocking] {
+        for transport in [Transport::Unix, Transport::Tcp] {
+            let args =
+                ["--tls-certificates", certificates.path(), "--tls-verify-peer", "memory:1M"];
+            let server = Setup { runtime, transport }.serve().args(args).start();
+            for _ in 0..10 {
+                let uri = uri(server.endpoint(), &nobody);
+                let told = nbd(&["info", "--retries", "20", "--size", &uri]).failure();
+                assert!(told.contains("certificate_required"), "{runtime:?} {transport:?}: {told}");
+            }
+        }
+    }
+}
+
 /// A server of ours that is reached as 127.0.0.1, or by other names of this machine.
 fn serve_by_tcp(certificates: &Certificates) -> NbdServe {
     let setup = Setup { runtime: Runtime::Blocking, transport: Transport::Tcp };

@@ -150,7 +150,7 @@ impl Client {
         self.0.peer()
     }
 
-    /// How many connections there are, those that are being replaced included.
+    /// How many connections were made, those that are being replaced, or are lost for good, included.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.0.connections()

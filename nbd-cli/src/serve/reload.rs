@@ -85,11 +85,23 @@ impl Reload {
         })
     }
 
+    /// What `nbd reload` asks for: [`read_again`](Self::read_again), whose failure the log has as well.
+    ///
+    /// # Errors
+    /// The same.
+    pub(super) fn requested(&self) -> Result<Changes, Failure> {
+        self.read_again().inspect_err(|failure| {
+            if self.file.is_some() {
+                log(failure);
+            }
+        })
+    }
+
     /// Reads the configuration file again, and the files for TLS. All of it comes into force, or nothing does.
     ///
     /// # Errors
     /// What is wrong with the file, or with what it names; or that there is none.
-    pub(super) fn read_again(&self) -> Result<Changes, Failure> {
+    fn read_again(&self) -> Result<Changes, Failure> {
         let Some(file) = &self.file else {
             return Err(Failure::failed(
                 "the server has no configuration file to read: it was started without --config",

@@ -1,7 +1,9 @@
 //! The files that a server on this machine has open, as far as this user can know.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -78,23 +80,13 @@ impl Target {
 /// The processes that listen on a URI's Unix socket, as our sockets that are connected to it show.
 fn peers(uri: &nbd_blocking::client::Uri) -> Vec<u32> {
     let nbd_engine::proto::Address::Unix { socket } = uri.address() else { return Vec::new() };
-    let mut peers: Vec<u32> =
-        sockets::connected_to(socket).iter().filter_map(|socket| peer(socket.as_fd())).collect();
+    let sockets = sockets::connected_to_file(Path::new(OsStr::from_bytes(socket)));
+    let peer = |socket: &OwnedFd| sockets::peer_process(socket.as_fd());
+    let mut peers: Vec<u32> = sockets.iter().filter_map(peer).collect();
     peers.retain(|process| *process != std::process::id());
     peers.sort_unstable();
     peers.dedup();
     peers
-}
-
-#[cfg(target_os = "linux")]
-fn peer(socket: BorrowedFd<'_>) -> Option<u32> {
-    let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
-    u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn peer(_: BorrowedFd<'_>) -> Option<u32> {
-    None
 }
 
 /// Whether a descriptor is open for writing, by its entry in `fdinfo`.

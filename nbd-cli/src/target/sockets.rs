@@ -1,6 +1,10 @@
 //! This process's own ends of connections to Unix sockets.
 
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -10,11 +14,16 @@ use rustix::net::{RecvFlags, Shutdown, SocketAddrUnix, getpeername, recv, shutdo
 
 /// Descriptors of our own for those sockets of this process that are connected to the socket of that name.
 pub(super) fn connected_to(name: &[u8]) -> Vec<OwnedFd> {
+    own(|socket| is_peer(socket, name))
+}
+
+/// Descriptors of our own for all sockets of this process that are sought.
+fn own(is_sought: impl Fn(&OwnedFd) -> bool) -> Vec<OwnedFd> {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
     let number = |entry: std::io::Result<std::fs::DirEntry>| {
         entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok()
     };
-    entries.filter_map(number).filter_map(share).filter(|socket| is_peer(socket, name)).collect()
+    entries.filter_map(number).filter_map(share).filter(is_sought).collect()
 }
 
 fn share(number: RawFd) -> Option<OwnedFd> {
@@ -24,7 +33,50 @@ fn share(number: RawFd) -> Option<OwnedFd> {
 
 fn is_peer(socket: &OwnedFd, name: &[u8]) -> bool {
     let Ok(Some(peer)) = getpeername(socket) else { return false };
-    SocketAddrUnix::try_from(peer).is_ok_and(|peer| peer.path_bytes() == Some(name))
+    let Ok(peer) = SocketAddrUnix::try_from(peer) else { return false };
+    match name.strip_prefix(b"\0") {
+        Some(name) => peer.abstract_name() == Some(name),
+        None => peer.path_bytes() == Some(name),
+    }
+}
+
+/// The same for the socket that lies at a path, by whatever name its server has bound it: a relative one begins at that
+/// server's folder, and links may lead there.
+pub(super) fn connected_to_file(path: &Path) -> Vec<OwnedFd> {
+    let sought = identity(path);
+    own(|socket| {
+        is_peer(socket, path.as_os_str().as_bytes())
+            || sought.is_some() && peer_file(socket).and_then(|path| identity(&path)) == sought
+    })
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(path).ok()?;
+    found.file_type().is_socket().then(|| (found.dev(), found.ino()))
+}
+
+/// Where the socket lies that a socket is connected to, if it has a path.
+fn peer_file(socket: &OwnedFd) -> Option<PathBuf> {
+    let peer = SocketAddrUnix::try_from(getpeername(socket).ok()??).ok()?;
+    let name = Path::new(OsStr::from_bytes(peer.path_bytes()?));
+    let process = peer_process(socket.as_fd())?;
+    // A path that is too long for a socket's name is reached by an open folder.
+    if let Ok(own) = name.strip_prefix("/proc/self") {
+        return Some(Path::new(&format!("/proc/{process}")).join(own));
+    }
+    Some(Path::new(&format!("/proc/{process}/cwd")).join(name))
+}
+
+/// The process at the other end.
+#[cfg(target_os = "linux")]
+pub(super) fn peer_process(socket: BorrowedFd<'_>) -> Option<u32> {
+    let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
+    u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn peer_process(_: BorrowedFd<'_>) -> Option<u32> {
+    None
 }
 
 /// Adds those of `more` that are not the same sockets.
@@ -70,7 +122,6 @@ fn drain(socket: &OwnedFd, deadline: Instant) {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::os::unix::ffi::OsStrExt;
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;

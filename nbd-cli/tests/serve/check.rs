@@ -245,6 +245,8 @@ fn a_file_is_for_one_disk_or_one_overlay() {
     )
     .unwrap();
     let says = run(&mut nbd(path, &["reload", "c"]), LIMIT).failure();
-    assert!(says.contains("in use by another export of this server"), "{says}");
-    server.stop();
+    let what = "in use by another export of this server";
+    assert!(says.contains(what), "{says}");
+    let log = server.stopped();
+    assert!(log.contains(what) && log.contains("stay in force"), "it is logged, too: {log}");
 }

@@ -163,7 +163,7 @@ impl<C> Client<C> {
         &self.shared.peer
     }
 
-    /// How many connections there are, those that are being [replaced](super::Reconnect) included.
+    /// How many connections were made, those that are being [replaced](super::Reconnect), or are lost for good, included.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.shared.connections.len()

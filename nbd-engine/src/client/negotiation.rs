@@ -222,6 +222,8 @@ impl<C> Negotiation<C> {
                     Err(Error::Disconnected { .. }) => break,
                     // The server may close without an answer, and what it has not read makes that a reset (C-OPT-AB-05).
                     Err(Error::Connect { source, .. }) if is_hang_up(source.kind()) => break,
+                    #[cfg(feature = "tls")]
+                    Err(Error::Tls { source, .. }) if is_hang_up(source.kind()) => break,
                     Err(error) => return Err(error),
                 }
             }
@@ -375,6 +377,13 @@ impl<C> Negotiation<C> {
 
     fn broken(&self, reason: LostReason) -> Error {
         match reason {
+            // With TLS 1.3 a client is refused after its handshake has succeeded.
+            #[cfg(feature = "tls")]
+            LostReason::Transport(source)
+                if self.pump.as_ref().is_some_and(|pump| pump.transport.has_failed_in_tls()) =>
+            {
+                Error::Tls { peer: Arc::clone(&self.peer), source }
+            }
             LostReason::Transport(source) => {
                 Error::Connect { address: self.peer.to_string(), source }
             }

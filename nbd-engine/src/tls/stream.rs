@@ -132,6 +132,11 @@ impl<T: Transport> TlsStream<T> {
         self.incoming.shrink();
     }
 
+    /// Whether it has failed inside of TLS, and not with its transport.
+    pub(crate) const fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
     /// What has arrived without a use yet, and what has not left.
     pub(crate) fn in_transit(&self) -> InTransit {
         InTransit {
@@ -205,24 +210,25 @@ impl<T: Transport> TlsStream<T> {
     }
 
     /// What the peer sent before it stopped reading, if that is an alert. Data that comes before one is kept for the calls
-    /// that read it, and ends the search.
-    fn last_words(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {
+    /// that read it, and ends the search. Of a peer that is gone there is an end, at least; that it is there may be found out
+    /// later than that a write fails.
+    fn last_words(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Error>> {
         if self.failure.is_some() {
-            return None;
+            return Poll::Ready(None);
         }
         for _ in 0..MAX_RECEIVES {
             if !self.plaintext.is_empty() {
                 break;
             }
             if let Err(reason) = self.process(&mut []) {
-                return Some(reason);
+                return Poll::Ready(Some(reason));
             }
-            match Pin::new(&mut self.transport).poll_read(cx, self.incoming.spare()) {
-                Poll::Ready(Ok(count)) if count > 0 => self.arrived(count),
+            match ready!(Pin::new(&mut self.transport).poll_read(cx, self.incoming.spare())) {
+                Ok(count) if count > 0 => self.arrived(count),
                 _ => break,
             }
         }
-        None
+        Poll::Ready(None)
     }
 
     /// Why a peer may have closed or reset the transport that did not say so.
@@ -328,7 +334,7 @@ impl<T: Transport> TlsStream<T> {
                     self.unflushed = true;
                 }
                 Err(error) if is_hang_up(&error) => {
-                    let reason = self.last_words(cx);
+                    let reason = ready!(self.last_words(cx));
                     return Poll::Ready(Err(self.hung_up(cx, error, reason)));
                 }
                 Err(error) => return Poll::Ready(Err(error)),

@@ -35,7 +35,7 @@ pub(in crate::serve) fn exports(reload: &Arc<Reload>, verbs: Verbs) -> Verbs {
         failure => failure.text().to_owned(),
     };
     verbs
-        .with(RELOAD, move |NoArguments {}| again.read_again().map_err(text))
+        .with(RELOAD, move |NoArguments {}| again.requested().map_err(text))
         .with(ADD, move |export: Export| add.add(export).map_err(text))
         .with(REMOVE, move |Name { name }| remove.remove(&name).map_err(text))
 }
