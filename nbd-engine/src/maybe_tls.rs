@@ -51,6 +51,11 @@ impl<T: Transport> MaybeTls<T> {
             _ => Err(TlsError::Setup("the connection is broken".into())),
         }
     }
+
+    /// Whether the stream has failed inside of TLS: by an alert, by what breaks TLS, or by an end without a word.
+    pub(crate) fn has_failed_in_tls(&self) -> bool {
+        matches!(self, Self::Tls(stream) if stream.has_failed())
+    }
 }
 
 impl<T: Transport> MaybeTls<T> {
@@ -60,15 +65,6 @@ impl<T: Transport> MaybeTls<T> {
             #[cfg(feature = "tls")]
             Self::Tls(stream) => Some(stream.in_transit()),
             _ => None,
-        }
-    }
-
-    /// Whether the stream has failed inside of TLS: by an alert, by what breaks TLS, or by an end without a word.
-    pub(crate) fn has_failed_in_tls(&self) -> bool {
-        match self {
-            #[cfg(feature = "tls")]
-            Self::Tls(stream) => stream.has_failed(),
-            _ => false,
         }
     }
 

@@ -93,6 +93,16 @@ fn restrict(needs: &Needs, held: &mut Vec<OwnedFd>) -> Result<RestrictionStatus,
             AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::WriteFile | AccessFs::Truncate,
         )?;
     }
+    for (path, writes) in &needs.reopened {
+        let access = match writes {
+            true => AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate,
+            false => AccessFs::ReadFile.into(),
+        };
+        // Some can't have a rule, such as files without a name. They are open.
+        if let Err(error) = rules.allow(path, access) {
+            tracing::debug!(error, "a reload cannot open a file anew");
+        }
+    }
     rules.ruleset.restrict_self().map_err(failed)
 }
 

@@ -11,10 +11,14 @@ use crate::serve::metrics::MetricsAddress;
 /// The files and folders that a server opens, makes or removes while it runs.
 #[derive(Debug, Default)]
 pub(in crate::serve) struct Needs {
-    /// Files, and folders with all that is in them, that are read again: the configuration, certificates, keys, exports.
+    /// Files, and folders with all that is in them, that are read again: the configuration, certificates, keys, exports by
+    /// directory.
     pub(super) read: Vec<PathBuf>,
-    /// Files, and folders with all that is in them, that are opened and written: those of exports and their layers.
+    /// Folders whose files are opened and written, and all that is in them: those of exports by directory.
     pub(super) write: Vec<PathBuf>,
+    /// Files that are open already, of exports and their layers, and whether for writing. They are opened anew when another
+    /// key of their export changes.
+    pub(super) reopened: Vec<(PathBuf, bool)>,
     /// Folders in which sockets are made and removed.
     pub(super) sockets: Vec<PathBuf>,
 }
@@ -31,12 +35,17 @@ impl Needs {
         // As long as they are not replaced: what is read of them is also given by number.
         needs.read.extend(access::tables(&config.access).map(Path::to_owned));
         for export in &config.exports {
-            // A file is open already. It is opened anew when another key of its export changes.
-            if let Ok(Backend::Directory(path) | Backend::File(path)) = export.backend() {
-                let files = if is_only_read(export) { &mut needs.read } else { &mut needs.write };
-                files.push(path.to_owned());
+            let writes = !is_only_read(export);
+            match export.backend() {
+                Ok(Backend::Directory(path)) => {
+                    let files = if writes { &mut needs.write } else { &mut needs.read };
+                    files.push(path.to_owned());
+                }
+                Ok(Backend::File(path)) => needs.reopened.push((path.to_owned(), writes)),
+                _ => {}
             }
-            needs.write.extend(export.layers.iter().filter_map(Layer::path).map(Path::to_owned));
+            let beside = export.layers.iter().filter_map(Layer::path);
+            needs.reopened.extend(beside.map(|path| (path.to_owned(), true)));
         }
         let listening = config.listeners.iter().filter_map(|listen| match listen.address() {
             Ok(Address::Unix(path)) => Some(path),
