@@ -72,7 +72,8 @@ fn who_found_no_room_while_all_were_busy_has_nobody_disconnected_later() {
                 connect(&server).await.map(drop).expect_err("there is no room")
             };
             let busy = async {
-                for _ in 0..2 * idle.as_secs() {
+                // For longer than the other one waits.
+                for _ in 0..2 * (idle.as_secs() + 4) {
                     for client in &clients {
                         assert!(is_there(client).await);
                     }
