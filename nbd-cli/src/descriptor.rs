@@ -26,7 +26,7 @@ pub(crate) fn take(number: RawFd) -> io::Result<OwnedFd> {
 
 /// A descriptor of our own for what that number stands for, which stays open.
 ///
-/// To be called before anything else is opened, as [`take`].
+/// For a number that was handed to us it is to be called before anything else is opened, as [`take`].
 ///
 /// # Errors
 /// When there is none of that number.

@@ -16,22 +16,22 @@ use crate::patience::{patiently, too_late, within};
 use crate::{Error, Location};
 
 /// A part that is missing, with others behind it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Gap {
     /// The number of the first one that is missing.
     missing: u64,
     /// The number of the last one that is there.
     last: u64,
-    /// Where the missing one should be.
-    path: Path,
+    /// The object that the missing one should be.
+    object: String,
 }
 
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { missing, last, path } = self;
+        let Self { missing, last, object } = self;
         write!(
             f,
-            "{path}, a part of its log, is missing, and what was written then and later, up to part {last}, can't be read \
+            "{object}, a part of its log, is missing, and what was written then and later, up to part {last}, can't be read \
              without it: restore it, such as from the bucket's versions; snapshots can be read all the same; to do without \
              what was written from then on, delete the parts from {} on",
             missing + 1
@@ -55,12 +55,13 @@ pub(crate) async fn gap(location: &Location, patience: Duration) -> Result<Optio
     let looking = async {
         let mut before = None;
         loop {
-            let look = look(location, patience).await?;
-            // A list is not of one moment. What was missing in two of them, and could not be collected, is.
-            if look.is_none() || look == before {
-                return Ok(look.map(|(_, gap)| gap));
+            let Some((in_tables, gap)) = look(location, patience).await? else { return Ok(None) };
+            // A list is not of one moment. What was missing in two of them, and could not be collected, is; more may have been
+            // written behind it.
+            if before == Some((in_tables, gap.missing)) {
+                return Ok(Some(gap));
             }
-            before = look;
+            before = Some((in_tables, gap.missing));
         }
     };
     let looked = timeout(patience, looking).await;
@@ -76,7 +77,8 @@ async fn look(location: &Location, patience: Duration) -> Result<Option<(u64, Ga
     let in_tables = manifest.replay_after_wal_id();
     let parts = parts_behind(location, in_tables, patience).await?;
     let Some((missing, last)) = first_missing(in_tables, &parts) else { return Ok(None) };
-    Ok(Some((in_tables, Gap { missing, last, path: path(location, missing) })))
+    let object = format!("{}/{FOLDER}/{}", location.url().trim_end_matches('/'), name(missing));
+    Ok(Some((in_tables, Gap { missing, last, object })))
 }
 
 /// The first number that is missing, and the last one that is not.
@@ -91,8 +93,8 @@ async fn parts_behind(
     number: u64,
     patience: Duration,
 ) -> Result<Vec<u64>, Error> {
-    let (store, from) = (location.database_store(), path(location, number));
-    let folder = folder(location);
+    let (store, folder) = (location.database_store(), location.database().join(FOLDER));
+    let from = folder.clone().join(name(number));
     let list = async || {
         let listed = store.list_with_offset(Some(&folder), &from);
         listed.map_ok(|object| number_of(&object.location)).try_collect::<Vec<_>>().await
@@ -103,12 +105,11 @@ async fn parts_behind(
     Ok(numbers)
 }
 
-fn folder(location: &Location) -> Path {
-    location.database().join("wal")
-}
+/// Where SlateDB has the log.
+const FOLDER: &str = "wal";
 
-fn path(location: &Location, number: u64) -> Path {
-    folder(location).join(format!("{number:020}.sst"))
+fn name(number: u64) -> String {
+    format!("{number:020}.sst")
 }
 
 fn number_of(path: &Path) -> Option<u64> {
@@ -140,10 +141,8 @@ mod tests {
 
     #[test]
     fn parts_have_the_names_that_slatedb_gives_them() {
-        let location = Location::in_memory("v");
-        let path = path(&location, 17);
-        assert_eq!(path.as_ref(), "v/wal/00000000000000000017.sst");
-        assert_eq!(number_of(&path), Some(17));
+        assert_eq!(name(17), "00000000000000000017.sst");
+        assert_eq!(number_of(&Path::from("v/wal").join(name(17))), Some(17));
         assert_eq!(number_of(&Path::from("v/wal/gc.boundary")), None);
     }
 }

@@ -1,9 +1,7 @@
 //! The files that a server on this machine has open, as far as this user can know.
 
-use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -80,7 +78,7 @@ impl Target {
 /// The processes that listen on a URI's Unix socket, as our sockets that are connected to it show.
 fn peers(uri: &nbd_blocking::client::Uri) -> Vec<u32> {
     let nbd_engine::proto::Address::Unix { socket } = uri.address() else { return Vec::new() };
-    let sockets = sockets::connected_to_file(Path::new(OsStr::from_bytes(socket)));
+    let sockets = sockets::connected_to(socket);
     let peer = |socket: &OwnedFd| sockets::peer_process(socket.as_fd());
     let mut peers: Vec<u32> = sockets.iter().filter_map(peer).collect();
     peers.retain(|process| *process != std::process::id());

@@ -12,23 +12,22 @@ use rustix::fs::fstat;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, SocketAddrUnix, getpeername, recv, shutdown};
 
-/// Descriptors of our own for those sockets of this process that are connected to the socket of that name.
-pub(super) fn connected_to(name: &[u8]) -> Vec<OwnedFd> {
-    own(|socket| is_peer(socket, name))
-}
+use crate::descriptor::share;
 
-/// Descriptors of our own for all sockets of this process that are sought.
-fn own(is_sought: impl Fn(&OwnedFd) -> bool) -> Vec<OwnedFd> {
+/// Descriptors of our own for those sockets of this process that are connected to the socket of that name, by whatever name
+/// its server has bound it: a relative one begins at that server's folder, and links may lead there.
+pub(super) fn connected_to(name: &[u8]) -> Vec<OwnedFd> {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
     let number = |entry: std::io::Result<std::fs::DirEntry>| {
         entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok()
     };
-    entries.filter_map(number).filter_map(share).filter(is_sought).collect()
-}
-
-fn share(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: the number is no more than duplicated; one that another thread has closed meanwhile gives an error.
-    unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().ok()
+    let sought = identity(Path::new(OsStr::from_bytes(name)));
+    let is_sought = |socket: &OwnedFd| {
+        is_peer(socket, name)
+            || sought.is_some() && peer_file(socket).and_then(|path| identity(&path)) == sought
+    };
+    let sockets = entries.filter_map(number).filter_map(|number| share(number).ok());
+    sockets.filter(is_sought).collect()
 }
 
 fn is_peer(socket: &OwnedFd, name: &[u8]) -> bool {
@@ -40,16 +39,7 @@ fn is_peer(socket: &OwnedFd, name: &[u8]) -> bool {
     }
 }
 
-/// The same for the socket that lies at a path, by whatever name its server has bound it: a relative one begins at that
-/// server's folder, and links may lead there.
-pub(super) fn connected_to_file(path: &Path) -> Vec<OwnedFd> {
-    let sought = identity(path);
-    own(|socket| {
-        is_peer(socket, path.as_os_str().as_bytes())
-            || sought.is_some() && peer_file(socket).and_then(|path| identity(&path)) == sought
-    })
-}
-
+/// The socket that lies at a path.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     let found = std::fs::metadata(path).ok()?;
     found.file_type().is_socket().then(|| (found.dev(), found.ino()))

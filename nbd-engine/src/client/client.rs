@@ -76,10 +76,16 @@ impl<C: Connector> Client<C> {
         let timer = Timer::new(runtime.clone());
         let default = if runtime.shares_threads() { Duration::ZERO } else { BUSY_POLL };
         let busy_poll = config.busy_poll(default);
+        let handles = core::iter::once(&first).chain(&further).map(|ready| {
+            let counting = config.statistics().then(|| Counting::new(timer.clone()));
+            Arc::new(ConnectionHandle::new(Arc::clone(&ready.peer), C::DRIVE_MODE, counting))
+        });
+        let handles: Vec<_> = handles.collect();
         let reconnector = match (config.reconnect(), target) {
             (Some(reconnect), Some(target)) => {
-                let reconnect = reconnect.clone();
-                Some(Arc::new(Reconnector::new(target, reconnect, &first, timer.clone())))
+                let (reconnect, timer) = (reconnect.clone(), timer.clone());
+                let handles = handles.clone();
+                Some(Arc::new(Reconnector::new(target, reconnect, &first, timer, handles)))
             }
             _ => None,
         };
@@ -91,16 +97,8 @@ impl<C: Connector> Client<C> {
         let doubts = Arc::new(Doubts::default());
         let seen = reconnector.as_ref().map(|_| Arc::new(Seen::new(&doubts)));
         let ready: Vec<_> = core::iter::once(first).chain(further).collect();
-        let handles = ready.iter().map(|ready| {
-            let counting = config.statistics().then(|| Counting::new(timer.clone()));
-            Arc::new(ConnectionHandle::new(Arc::clone(&ready.peer), C::DRIVE_MODE, counting))
-        });
-        let handles: Vec<_> = handles.collect();
         if let Some(kept) = &kept {
             kept.set_handles(handles.clone());
-        }
-        if let Some(reconnector) = &reconnector {
-            reconnector.set_handles(handles.clone());
         }
         let connections = ready.into_iter().zip(handles).enumerate().map(|(index, ready)| {
             let (mut ready, handle) = ready;
@@ -351,11 +349,12 @@ impl Shared {
         order().find(is_up).or_else(|| order().find(is_open)).unwrap_or(first)
     }
 
-    /// Whether connections wait for each other, or one is being replaced, so that a caller that waits for one has to drive
-    /// all.
-    pub(super) fn drives_all(&self) -> bool {
+    /// Whether connections wait for each other, or one is being replaced, or the request has gone to another one, so that a
+    /// caller that waits for it has to drive all.
+    pub(super) fn drives_all(&self, completion: &Completion) -> bool {
         self.kept.as_ref().is_some_and(|kept| kept.is_waiting())
             || self.reconnector.as_ref().is_some_and(|reconnector| reconnector.is_replacing())
+            || completion.is_moved()
     }
 
     /// Waits for an outcome, and drives the connection if that is the caller's.

@@ -43,6 +43,13 @@ struct Queue {
     closed: Option<Closed>,
 }
 
+impl Queue {
+    /// Whether requests are taken.
+    fn is_open(&self) -> bool {
+        self.closed.is_none() && self.disconnect == Disconnect::No
+    }
+}
+
 /// Whether the client wants to disconnect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Disconnect {
@@ -176,13 +183,13 @@ impl ConnectionHandle {
     }
 
     /// Queues a request that another connection can't carry out. Gives it back if this one takes none any more.
-    pub(super) fn adopt(&self, mut request: RequestState, from: &Self) -> Option<RequestState> {
+    pub(super) fn adopt(&self, request: RequestState, from: &Self) -> Option<RequestState> {
         let mut queue = self.queue();
-        if queue.closed.is_some() || queue.disconnect != Disconnect::No {
+        if !queue.is_open() {
             return Some(request);
         }
         if let (Some(counting), Some(from)) = (&self.counting, &from.counting) {
-            from.pass_on(&mut request, counting);
+            from.pass_on(&request, counting);
         }
         let completion = request.completion.clone();
         queue.waiting.push(request);
@@ -202,8 +209,7 @@ impl ConnectionHandle {
 
     /// Whether the connection takes requests.
     pub(super) fn is_open(&self) -> bool {
-        let queue = self.queue();
-        queue.closed.is_none() && queue.disconnect == Disconnect::No
+        self.queue().is_open()
     }
 
     /// Whether a request was queued that nobody has taken yet.

@@ -62,7 +62,7 @@ impl Wait {
 
     /// Drives the client's other connections, if this one may have to wait for them and that is the caller's.
     fn help(&mut self, shared: &Shared, cx: &mut Context<'_>) {
-        if self.helping.is_none() && !shared.drives_all() && !self.completion.is_moved() {
+        if self.helping.is_none() && !shared.drives_all(&self.completion) {
             return;
         }
         let idle = || Box::new(Helping(vec![Role::Idle; shared.connections.len()]));

@@ -92,18 +92,14 @@ impl Counting {
         });
     }
 
-    /// A request goes on by the connection that these count.
-    pub(super) fn pass_on(&self, request: &mut RequestState, to: &Self) {
+    /// A request gets its outcome by the connection that these count.
+    pub(super) fn pass_on(&self, request: &RequestState, to: &Self) {
         if request.begun.is_none() {
             return;
         }
         let kind = RequestKind::of(&request.command);
-        for (counting, add) in [(self, u64::MAX), (to, 1)] {
-            let mut counted = counting.counted();
-            let of_kind = counted.requests.entry(kind).or_default();
-            of_kind.requests = of_kind.requests.wrapping_add(add);
-            of_kind.in_flight = of_kind.in_flight.wrapping_add(add);
-        }
+        to.counted().requests.entry(kind).or_default().in_flight += 1;
+        self.counted().requests.entry(kind).or_default().in_flight -= 1;
     }
 
     /// The same of a request that takes too long.

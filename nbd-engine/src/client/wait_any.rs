@@ -63,7 +63,7 @@ impl<'a, R: 'a, I: Iterator<Item = &'a Pending<R>> + Clone> WaitAny<'a, I> {
                     continue;
                 }
                 self.join(shared, *index, completion);
-                if shared.drives_all() || completion.is_moved() {
+                if shared.drives_all(completion) {
                     drives_all = true;
                     let others = 0..shared.connections.len();
                     others.for_each(|other| self.join(shared, other, completion));

@@ -38,12 +38,12 @@ struct Common {
     departure: Event,
     /// Whether a client has found no slot among the connections, and none was given up for it yet.
     slot_wanted: AtomicBool,
-    /// How often that was so.
+    /// How often one has found none.
     slot_claims: AtomicU64,
-    /// How many clients wait for a slot at the moment.
-    slots_awaited: AtomicUsize,
     /// Notified of each.
     slot_claimed: Event,
+    /// How many clients wait for a slot at the moment.
+    slots_awaited: AtomicUsize,
     shutting_down: AtomicBool,
     shutdown: Event,
     outcome: Counted,
@@ -81,8 +81,8 @@ impl ServerState {
             departure: Event::new(),
             slot_wanted: AtomicBool::new(false),
             slot_claims: AtomicU64::new(0),
-            slots_awaited: AtomicUsize::new(0),
             slot_claimed: Event::new(),
+            slots_awaited: AtomicUsize::new(0),
             shutting_down: AtomicBool::new(false),
             shutdown: Event::new(),
             outcome: Counted::default(),

@@ -59,7 +59,8 @@ pub enum TlsError {
     KeyIsEncrypted(PathBuf),
     /// A certificate whose time is over.
     #[error(
-        "the certificate {} expired at {end}; replace it, with nbd cert DIR --renew if that has made it, or correct this machine's clock",
+        "the certificate {} expired at {end}; replace it, with nbd cert DIR --renew if that has made it, or correct this \
+         machine's clock",
         .path.display()
     )]
     Expired {

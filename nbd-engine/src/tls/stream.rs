@@ -210,8 +210,8 @@ impl<T: Transport> TlsStream<T> {
     }
 
     /// What the peer sent before it stopped reading, if that is an alert. Data that comes before one is kept for the calls
-    /// that read it, and ends the search. Of a peer that is gone there is an end, at least; that it is there may be found out
-    /// later than that a write fails.
+    /// that read it, and ends the search. Pending while it is not known yet what has come: a write may fail before that. Of a
+    /// peer that is gone, at least the end comes.
     fn last_words(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Error>> {
         if self.failure.is_some() {
             return Poll::Ready(None);

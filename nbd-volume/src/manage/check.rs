@@ -35,8 +35,8 @@ pub struct Damage {
     /// Where they begin.
     pub offset: u64,
     /// How many there are: what can't be read without the damaged part of a table, 64 KiB or the whole table. Holes behind
-    /// the part's blocks belong to it. 0 for what is no data of the volume, and for a
-    /// part of the log that is missing, as nobody can know what was in it and behind it.
+    /// the part's blocks belong to it. 0 for what is no data of the volume, and for a part of the log that is
+    /// missing, as nobody can know what was in it and behind it.
     pub length: u64,
     /// What is wrong.
     pub what: String,

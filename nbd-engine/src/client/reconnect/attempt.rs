@@ -1,7 +1,7 @@
 //! From a lost connection to a new one.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use nbd_proto::Uri;
@@ -58,7 +58,7 @@ pub(in super::super) struct Reconnector {
     pub(in super::super) peer: Arc<str>,
     timer: Timer,
     /// Those of all of the client's connections.
-    handles: OnceLock<Vec<Arc<ConnectionHandle>>>,
+    handles: Vec<Arc<ConnectionHandle>>,
 }
 
 /// What became of an outage, and the delays for the next one.
@@ -70,6 +70,7 @@ impl Reconnector {
         config: Reconnect,
         first: &ReadyConnection,
         timer: Timer,
+        handles: Vec<Arc<ConnectionHandle>>,
     ) -> Self {
         let target = Arc::new(target);
         let connect = move || -> BoxFuture<Result<ReadyConnection, Error>> {
@@ -77,29 +78,19 @@ impl Reconnector {
             Box::pin(async move { target.connect().await })
         };
         let (expected, peer) = (first.details.clone(), Arc::clone(&first.peer));
-        let handles = OnceLock::new();
         Self { connect: Box::new(connect), config, expected, peer, timer, handles }
-    }
-
-    /// Between which connections requests may move.
-    pub(in super::super) fn set_handles(&self, handles: Vec<Arc<ConnectionHandle>>) {
-        let _only_once = self.handles.set(handles);
-    }
-
-    fn handles(&self) -> &[Arc<ConnectionHandle>] {
-        self.handles.get().map_or(&[], Vec::as_slice)
     }
 
     /// Whether a connection is being replaced: its requests may go on by another one at any moment, so that a waiter has to
     /// drive all of them.
     pub(in super::super) fn is_replacing(&self) -> bool {
-        self.handles().len() > 1 && self.handles().iter().any(|handle| handle.is_down())
+        self.handles.len() > 1 && self.handles.iter().any(|handle| handle.is_down())
     }
 
     /// Has requests that wait for a lost connection go on by those that are up, as far as there are any.
     pub(in super::super) fn hand_over(&self, index: usize, requests: &mut VecDeque<RequestState>) {
-        let Some(from) = self.handles().get(index) else { return };
-        let mut up = self.handles().iter().filter(|handle| handle.is_up()).cycle();
+        let Some(from) = self.handles.get(index) else { return };
+        let mut up = self.handles.iter().filter(|handle| handle.is_up()).cycle();
         let count = requests.len();
         while let Some(request) = requests.pop_front() {
             let refused = match up.next() {
@@ -120,7 +111,7 @@ impl Reconnector {
 
     /// A connection is there again: those that are not look whether their requests can go on by it.
     pub(in super::super) fn wake_others(&self) {
-        for handle in self.handles().iter().filter(|handle| handle.is_down()) {
+        for handle in self.handles.iter().filter(|handle| handle.is_down()) {
             handle.waker.wake();
         }
     }
@@ -184,7 +175,7 @@ impl Reconnector {
                 Err(error) => {
                     let (peer, attempts) = (Arc::clone(&self.peer), backoff.attempts());
                     *last = Some(error.clone());
-                    if let Some(handle) = self.handles().get(connection) {
+                    if let Some(handle) = self.handles.get(connection) {
                         handle.set_failing();
                     }
                     self.config.observe(&ConnectionEvent::AttemptFailed {
@@ -248,7 +239,7 @@ mod tests {
             let config = net.reconnect().with_max_attempts(Some(3));
             let backoff = Backoff::new(&config, 0);
             let (peer, timer) = (Arc::clone(&peer), Timer::new(net.clone()));
-            let (connect, handles) = (Box::new(connect), OnceLock::new());
+            let (connect, handles) = (Box::new(connect), Vec::new());
             let reconnector = Reconnector { connect, config, expected, peer, timer, handles };
             let reconnector = Arc::new(reconnector);
             let since = Runtime::now(&net);
