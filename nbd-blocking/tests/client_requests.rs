@@ -343,7 +343,7 @@ fn a_server_is_looked_at_before_an_export_is_entered() {
             matches!(&error, Error::Refused { export: Some(export), .. } if export == "c");
         assert!(names_it, "{error}");
         assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
-        let contexts = negotiation.list_meta_contexts("a", &[""; 0]).unwrap();
+        let contexts = negotiation.list_meta_contexts("a", &[]).unwrap();
         assert_eq!(contexts, ["base:allocation"]);
         let error = negotiation.enter("c").unwrap_err();
         assert!(matches!(error, Error::Refused { .. }), "{error}");

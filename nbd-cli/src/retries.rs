@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use nbd_blocking::client::{
-    ClientConfig, ConnectionEvent, Error, NoSession, OptionReplyType, Reconnect,
-};
+use nbd_blocking::client::{ClientConfig, ConnectionEvent, Error, Reconnect};
 
 use crate::waiting::Watched;
 use crate::{quantity, stderr, waiting};
@@ -147,14 +145,16 @@ impl Retries {
         timeout.saturating_mul(2).saturating_add(attempt.saturating_mul(self.retries))
     }
 
-    /// Connects, and tries again if that fails in a way that may pass.
+    /// Connects, and tries again if that fails in a way that is transient.
     pub(crate) fn connect<R>(
         &self,
         mut attempt: impl FnMut() -> Result<R, Error>,
     ) -> Result<R, Error> {
         for delay in self.delays() {
             match attempt() {
-                Err(error) if may_pass(&error) => tracing::warn!("{error}; trying again"),
+                Err(error) if error.is_transient() => {
+                    tracing::warn!("{error}; trying again in {delay:?}");
+                }
                 result => return result,
             }
             thread::sleep(delay);
@@ -174,46 +174,16 @@ impl Retries {
     }
 }
 
-/// Whether another attempt may succeed: the server is away, or about to be.
-pub(crate) fn may_pass(error: &Error) -> bool {
-    match error {
-        Error::Connect { .. }
-        | Error::TimedOut { .. }
-        | Error::Lost { .. }
-        | Error::Disconnected { .. } => true,
-        // The stream broke in the handshake, which says nothing of certificates and keys.
-        #[cfg(feature = "tls")]
-        Error::Tls { source, .. } => matches!(
-            source.kind(),
-            std::io::ErrorKind::UnexpectedEof
-                | std::io::ErrorKind::ConnectionReset
-                | std::io::ErrorKind::ConnectionAborted
-                | std::io::ErrorKind::BrokenPipe
-        ),
-        Error::Protocol { source, .. } => {
-            matches!(source, nbd_engine::proto::Error::UnexpectedEnd(_))
-        }
-        Error::Refused { refusal: NoSession::Option { reply, .. }, .. } => {
-            *reply == OptionReplyType::ERR_SHUTDOWN
-        }
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::ErrorKind;
-
-    use nbd_blocking::client::{LostReason, OptionCode};
     use nbd_blocking::export::{ExportMap, Memory};
     use nbd_blocking::{Client, Server};
-    use nbd_engine::proto::Error as ProtocolError;
     use nbd_testkit::process::wait_until;
 
     use super::*;
 
     #[test]
-    fn what_may_pass_is_tried_as_often_as_is_asked_for() {
+    fn what_is_transient_is_tried_as_often_as_is_asked_for() {
         for retries in [0, 1, 3] {
             let wanted = Retries { retries, ..Retries::default() };
             let mut attempts = 0;
@@ -318,49 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_stream_may_pass_and_a_server_that_refuses_does_not() {
-        let peer: Arc<str> = "peer".into();
-        let source = |kind: ErrorKind| Arc::new(std::io::Error::from(kind));
-        let connect = |kind| Error::Connect { address: "here".into(), source: source(kind) };
-        let protocol = |source| Error::Protocol { peer: Arc::clone(&peer), source };
-        let refused = |reply| Error::Refused {
-            peer: Arc::clone(&peer),
-            export: None,
-            refusal: NoSession::Option { code: OptionCode::GO, reply },
-            text: String::new(),
-        };
-        let limit = Duration::from_secs(1);
-        let timed_out = Error::TimedOut { peer: Arc::clone(&peer), what: "it", limit, sent: true };
-        let lost = LostReason::ShuttingDown;
-        let mut cases = vec![
-            (connect(ErrorKind::ConnectionRefused), true),
-            (timed_out, true),
-            (Error::Lost { peer: Arc::clone(&peer), sent: false, reason: lost }, true),
-            (Error::Disconnected { peer: Arc::clone(&peer) }, true),
-            (protocol(ProtocolError::UnexpectedEnd("the handshake")), true),
-            (protocol(ProtocolError::Internal("a fault")), false),
-            (refused(OptionReplyType::ERR_SHUTDOWN), true),
-            (refused(OptionReplyType::ERR_POLICY), false),
-            (Error::Entered { peer: Arc::clone(&peer) }, false),
-        ];
-        #[cfg(feature = "tls")]
-        for (kind, may_pass) in [
-            (ErrorKind::UnexpectedEof, true),
-            (ErrorKind::ConnectionReset, true),
-            (ErrorKind::ConnectionAborted, true),
-            (ErrorKind::BrokenPipe, true),
-            (ErrorKind::InvalidData, false),
-        ] {
-            let error = Error::Tls { peer: Arc::clone(&peer), source: source(kind) };
-            cases.push((error, may_pass));
-        }
-        for (error, expected) in cases {
-            assert_eq!(may_pass(&error), expected, "{error}");
-        }
-    }
-
-    #[test]
-    fn what_does_not_pass_is_tried_once() {
+    fn what_is_not_transient_is_tried_once() {
         let wanted = Retries { retries: 3, ..Retries::default() };
         let mut attempts = 0;
         let unsupported = Error::Unsupported { address: "here".into(), what: "that" };

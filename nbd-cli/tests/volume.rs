@@ -112,7 +112,7 @@ fn a_volume_keeps_what_was_written_over_servers_snapshots_and_clones() {
     let asked = nbd(&["volume", "resize", &url, "-63M"]).failure();
     assert!(asked.contains("from 67108864 to 1048576 bytes"), "{asked}");
     nbd(&["volume", "resize", "--yes", &url, "1M"]).success();
-    nbd(&["volume", "resize", &url, "+31M"]).success();
+    assert_eq!(nbd(&["volume", "resize", &url, "+31M"]).success(), "33554432\n");
     nbd(&["volume", "resize", &url, "-16M", "--yes"]).success();
     nbd(&["volume", "resize", &url, "--yes", "-8M"]).success();
     assert_eq!(json(&nbd(&["volume", "info", "--json", &url]).success())["size"], 8 << 20);

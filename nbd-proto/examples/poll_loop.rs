@@ -5,7 +5,8 @@
 //! ```
 //!
 //! It serves a disk in memory, of 64 MiB or as many as are asked for, and prints its URI; try `nbdinfo URI`,
-//! `qemu-io -f raw URI` or `nbdcopy FILE URI`.
+//! `qemu-io -f raw URI` or `nbdcopy FILE URI`. Ctrl-C ends it; a Unix socket stays behind, and has to be removed before it is
+//! started there again.
 //!
 //! In a project of its own it needs `nbd-proto` and `rustix = { version = "1", features = ["event", "net"] }`.
 //!

@@ -197,7 +197,7 @@ impl Negotiation {
     }
 
     /// `NBD_OPT_LIST_META_CONTEXT`: the metadata contexts of an export that match any of the queries; all that there
-    /// are, without queries, which are given as `&[] as &[&str]`. (Some servers list none without queries.)
+    /// are, without queries. (Some servers list none without queries.)
     ///
     /// # Errors
     /// [`Error::Refused`] when there is no such export, [`Error::InvalidOption`] without structured replies or extended
@@ -205,13 +205,13 @@ impl Negotiation {
     pub fn list_meta_contexts(
         &mut self,
         export: &str,
-        queries: &[impl AsRef<str> + Sync],
+        queries: &[&str],
     ) -> Result<Vec<String>, Error> {
         wait(self.0.list_meta_contexts(export, queries))
     }
 
     /// `NBD_OPT_SET_META_CONTEXT`: selects the metadata contexts of an export that match any of the queries, in place of
-    /// all that were selected before, and gives them; none without queries, which are given as `&[] as &[&str]`. They hold if
+    /// all that were selected before, and gives them; none without queries. They hold if
     /// that same export is entered, in place of those of the [configuration](ClientConfig::with_contexts).
     ///
     /// # Errors
@@ -220,7 +220,7 @@ impl Negotiation {
     pub fn set_meta_contexts(
         &mut self,
         export: &str,
-        queries: &[impl AsRef<str> + Sync],
+        queries: &[&str],
     ) -> Result<Vec<String>, Error> {
         wait(self.0.set_meta_contexts(export, queries))
     }

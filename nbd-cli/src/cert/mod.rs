@@ -114,7 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         writeln!(out, "server certificate for {}", names.join(", "))?;
         writeln!(out, "client certificate for {}", of_client.join(", "))?;
         let shown = folder.path.display();
-        writeln!(out, "serve with: nbd serve --tls require --tls-certificates {shown} ...")?;
+        writeln!(out, "serve with: nbd serve --tls-certificates {shown} --tls-verify-peer ...")?;
         for other in &others {
             let (folder, client) = (shell_path(folder.path), shell_word(other.as_ref()));
             writeln!(

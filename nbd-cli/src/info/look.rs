@@ -27,7 +27,7 @@ pub(crate) fn look(
     export: &str,
 ) -> Result<Described, Error> {
     let details = details(target, negotiation, export)?;
-    let contexts = match negotiation.list_meta_contexts(export, &[] as &[&str]) {
+    let contexts = match negotiation.list_meta_contexts(export, &[]) {
         Ok(contexts) => contexts,
         Err(Error::Refused { .. } | Error::InvalidOption(_) | Error::Unsupported { .. }) => {
             Vec::new()

@@ -150,9 +150,11 @@ fn listings(
             _ => return target.explain(&error),
         };
         let server = target.name();
-        Failure::failed(format!(
-            "{server} does not list its exports: {why}; name one in the URI, and see nbd info"
-        ))
+        let remedy = match target.uri().export() {
+            "" => "name one in the URI, and see nbd info",
+            _ => "nbd info shows the one that the URI names",
+        };
+        Failure::failed(format!("{server} does not list its exports: {why}; {remedy}"))
     })?;
     let mut seen = HashSet::new();
     let listed = listings.into_iter().filter(|listing| seen.insert(listing.name.clone()));

@@ -30,7 +30,7 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) {
     let mut files = Files::default();
     for (index, export) in config.exports.iter().enumerate() {
         let mut found = Findings::default();
-        found.take(files.add(export, config));
+        found.take_warned(files.add(export, config));
         found.take(inspect_one(config, export));
         inspect_layers(export, &mut found);
         findings.blame(found, &config.source, &format!("export.{index}"));
@@ -151,8 +151,12 @@ impl Identity {
 }
 
 impl<'a> Files<'a> {
-    /// One more export.
-    pub(super) fn add(&mut self, export: &'a Export, config: &Config) -> Result<(), Failure> {
+    /// One more export. Gives a warning if there is something to consider.
+    pub(super) fn add(
+        &mut self,
+        export: &'a Export,
+        config: &Config,
+    ) -> Result<Option<Failure>, Failure> {
         self.add_layers(export, config)?;
         self.add_disk(export, config)
     }
@@ -208,27 +212,31 @@ impl<'a> Files<'a> {
 
     /// Each export records changes and knows its size by itself, so that what is written or resized through another export
     /// of the same file would be missed.
-    fn add_disk(&mut self, export: &'a Export, config: &Config) -> Result<(), Failure> {
+    fn add_disk(
+        &mut self,
+        export: &'a Export,
+        config: &Config,
+    ) -> Result<Option<Failure>, Failure> {
         if let Ok(Backend::Volume(url)) = export.backend() {
-            return self.add_volume(Place::of(url)?, export);
+            return self.add_volume(Place::of(url)?, export).map(|()| None);
         }
         let (Backend::File(path) | Backend::Directory(path)) =
             export.backend().map_err(Failure::Usage)?
         else {
-            return Ok(());
+            return Ok(None);
         };
         // Opening it reports what is wrong with it.
-        let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
+        let Ok(metadata) = fs::metadata(path) else { return Ok(None) };
         let identity = Identity::of(&metadata);
         if let Some((what, other)) =
             Identity::of_path(path).find_map(|identity| self.beside.get(&identity))
         {
             return Err(disk_and_layer(export, what, other, &quoted(path.as_os_str())));
         }
-        let Some(other) = self.disks.insert(identity, export) else { return Ok(()) };
+        let Some(other) = self.disks.insert(identity, export) else { return Ok(None) };
         let both = [other, export];
         if both.iter().all(|one| is_only_read(one)) {
-            return Ok(());
+            return Ok(None);
         }
         let kind = if metadata.is_dir() { "directory" } else { "file" };
         let same = format!(
@@ -265,8 +273,9 @@ impl<'a> Files<'a> {
                 "{same}, and {what} {why}: export the {kind} once"
             )));
         }
-        tracing::warn!("{same}: what clients write to one of them changes the other");
-        Ok(())
+        Ok(Some(Failure::failed(format!(
+            "{same}: what clients write to one of them changes the other"
+        ))))
     }
 
     /// A volume has one writer, and the second one would take it away from the first.

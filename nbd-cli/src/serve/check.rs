@@ -28,6 +28,8 @@ pub(super) struct Findings {
     in_use: Vec<Failure>,
     /// What would be none if a folder were there that a service manager makes.
     made_later: Vec<Failure>,
+    /// What is no fault, but to be considered.
+    warnings: Vec<Failure>,
 }
 
 /// What is wrong with an address: an error of the system, and the words for it.
@@ -45,6 +47,14 @@ impl Findings {
     /// Adds a failure, if there is one.
     pub(super) fn take(&mut self, result: Result<(), Failure>) {
         self.failures.extend(result.err());
+    }
+
+    /// Adds a failure, or a warning if there is one.
+    pub(super) fn take_warned(&mut self, result: Result<Option<Failure>, Failure>) {
+        match result {
+            Ok(warning) => self.warnings.extend(warning),
+            Err(failure) => self.add(failure),
+        }
     }
 
     /// Adds what is wrong with an address, which is that path if it is one.
@@ -65,6 +75,7 @@ impl Findings {
         self.failures.extend(found.failures.into_iter().map(blame));
         self.in_use.extend(found.in_use.into_iter().map(blame));
         self.made_later.extend(found.made_later.into_iter().map(blame));
+        self.warnings.extend(found.warnings.into_iter().map(blame));
     }
 }
 
@@ -102,7 +113,8 @@ pub(super) fn check(
     if let Some(path) = &process.take_over {
         findings.take(control::connect(path).map(drop));
     }
-    let Findings { mut failures, in_use, made_later } = findings;
+    let Findings { mut failures, in_use, made_later, warnings } = findings;
+    warnings.iter().for_each(|warning| stderr::say(&format!("warning: {}", warning.text())));
     for failure in &made_later {
         warn(failure, "no fault if the service makes the folder when it starts");
     }

@@ -141,6 +141,7 @@ pub(super) struct Prepared<'a> {
     /// The files that are exports by themselves.
     named: HashSet<FileId>,
     changes: Changes,
+    warnings: Vec<Failure>,
     /// Clients of volumes that were closed wait until the change is made, or is not.
     waiting: Option<RwLockWriteGuard<'a, ()>>,
 }
@@ -163,7 +164,9 @@ impl Live {
             bitmaps: Bitmaps::new(Vec::new()),
         };
         let live = Self(Arc::new(shared));
-        live.prepare(config)?.commit();
+        let prepared = live.prepare(config)?;
+        prepared.warn();
+        prepared.commit();
         Ok(live)
     }
 
@@ -192,9 +195,11 @@ impl Live {
         let blame =
             |index: usize| move |failure| config.source.blame(&format!("export.{index}"), failure);
         let mut files = Files::default();
+        let mut warnings = Vec::new();
         // Before anything is opened, or made.
         for (index, export) in config.exports.iter().enumerate() {
-            files.add(export, config).map_err(blame(index))?;
+            let warning = files.add(export, config).map_err(blame(index))?;
+            warnings.extend(warning.map(blame(index)));
         }
         let earlier = by_name(&current);
         let mut changes = Changes::default();
@@ -217,7 +222,8 @@ impl Live {
         changes.removed = gone.collect();
         changes.removed.sort();
         let named = files.ids();
-        Ok(Prepared { live: self, current, next, volumes, named, changes, waiting: None })
+        let live = self;
+        Ok(Prepared { live, current, next, volumes, named, changes, warnings, waiting: None })
     }
 
     fn served(&self) -> Arc<Served> {
@@ -248,6 +254,11 @@ impl Live {
 }
 
 impl Prepared<'_> {
+    /// Logs what is to be considered of all this.
+    pub(super) fn warn(&self) {
+        self.warnings.iter().for_each(|warning| tracing::warn!("{}", warning.text()));
+    }
+
     /// Serves these from now on, but for volumes that were not opened. Clients of exports that stay notice nothing; those of
     /// exports that are gone or opened anew are disconnected in order.
     pub(super) fn commit(self) -> Changes {
@@ -312,7 +323,7 @@ impl Served {
 
     /// The export that has that name by itself.
     fn names(&self, name: &str) -> Option<&ExportEntry> {
-        self.map.entries().iter().find(|entry| entry.name() == name)
+        self.map.get(name).filter(|entry| entry.name() == name)
     }
 }
 

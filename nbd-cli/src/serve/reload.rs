@@ -118,6 +118,7 @@ impl Reload {
         config::check(&next)?;
         let (server, security) = server_config(&next)?;
         let prepared = self.live.prepare(&next)?;
+        prepared.warn();
         let was_exposed = self.exposure(&self.security(), &config).is_some();
         let listening =
             listeners.map(|one| one.prepare(&config.listeners, &next.listeners)).transpose()?;

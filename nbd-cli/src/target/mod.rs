@@ -23,7 +23,7 @@ use nbd_blocking::{Client, Negotiation};
 use crate::exit::Failure;
 use crate::output::{self, printable};
 use crate::quantity;
-use crate::retries::{Retries, may_pass};
+use crate::retries::Retries;
 use crate::serve;
 use crate::tls::TlsArguments;
 use crate::waiting::{self, Watched};
@@ -249,8 +249,10 @@ impl Target {
 
     /// Enters the export.
     pub(crate) fn connect(&self, config: &ClientConfig) -> Result<Client, Failure> {
-        let _reported = self.reported();
-        let client = self.retries.connect(|| Client::connect_with(&self.uri, config));
+        let client = self.retries.connect(|| {
+            let _reported = self.reported();
+            Client::connect_with(&self.uri, config)
+        });
         let client = client.map_err(|error| self.explain(&error))?;
         if let Some(server) = &self.server {
             server.connected(&client);
@@ -269,7 +271,6 @@ impl Target {
 
     /// Connects to the server without entering an export.
     pub(crate) fn negotiate(&self) -> Result<Negotiation, Failure> {
-        let _reported = self.reported();
         self.negotiate_again().map_err(|error| self.explain(&error))
     }
 
@@ -289,17 +290,23 @@ impl Target {
     /// Enters an export of this server over a connection of its own.
     pub(crate) fn enter_anew(&self, export: &str) -> Result<Client, Error> {
         let uri = self.uri.clone().with_export(export)?;
-        self.retries.connect(|| Client::connect_with(&uri, &self.config()))
+        self.retries.connect(|| {
+            let _reported = self.reported();
+            Client::connect_with(&uri, &self.config())
+        })
     }
 
     /// Whether another attempt is asked for after that, and may succeed.
     pub(crate) fn tries_again_after(&self, error: &Error) -> bool {
-        self.retries.are_wanted() && may_pass(error)
+        self.retries.are_wanted() && error.is_transient()
     }
 
     /// The same, for one that was lost.
     pub(crate) fn negotiate_again(&self) -> Result<Negotiation, Error> {
-        self.retries.connect(|| Negotiation::connect(&self.uri, &self.config()))
+        self.retries.connect(|| {
+            let _reported = self.reported();
+            Negotiation::connect(&self.uri, &self.config())
+        })
     }
 
     /// Whether a connection to it was lost, and replaced since.

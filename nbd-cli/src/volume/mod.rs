@@ -5,6 +5,7 @@ mod show;
 
 use core::future::Future;
 use std::env;
+use std::io::Write;
 use std::path::Path;
 
 use clap::{Args, Subcommand};
@@ -67,7 +68,9 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Change the size of a volume; what is added reads as zeroes, what is cut off is gone
+    /// Change the size of a volume, and write the new size in bytes
+    ///
+    /// What is added reads as zeroes, what is cut off is gone.
     ///
     /// A server that has the volume open does it. Asks before it makes a volume smaller, unless there is --yes.
     #[command(display_name = crate::NAME)]
@@ -157,7 +160,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Action::Resize { url, size, yes } => {
             let location = location(url)?;
             let size = new_size(&location, *size, *yes)?;
-            wait(nbd_volume::resize(&location, size))
+            wait(nbd_volume::resize(&location, size))?;
+            output::write(|out| Ok(writeln!(out, "{size}")?))
         }
         Action::Snapshot { url, name } => wait(nbd_volume::snapshot(&location(url)?, name)),
         Action::Clone { from, to } => {

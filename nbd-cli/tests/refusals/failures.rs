@@ -102,6 +102,7 @@ const LINES: &[&str] = &[
     "nbd serve --config large.toml",
     "nbd serve --config activation.toml",
     "nbd serve running",
+    "nbd serve --check --unix socket a=disk.img b=disk.img",
     "nbd serve --unix missing/socket memory:1M",
     "nbd serve --unix served memory:1M",
     "nbd serve --ip-addr a..b memory:1M",

@@ -129,6 +129,13 @@ fn a_check_ends_well_or_says_what_is_wrong_and_where_and_touches_nothing() {
         &[":5:1: the exports '' and 'b' are the same file", "resize changes"],
     );
 
+    folder.write(&format!("{good}[[export]]\nname = 'b'\nfile = './disk.img'\n"));
+    let finished = run(&mut check(), LIMIT);
+    let warning =
+        format!("nbd: warning: {}:5:1: the exports '' and 'b' are the same", folder.file());
+    assert!(finished.stderr.starts_with(&warning), "{}", finished.stderr);
+    assert_eq!((finished.status.code(), finished.stderr.lines().count()), (Some(0), 1));
+
     folder.write(&format!("{good}[[export]]\nfile = 'disk.img'\n[server]\nlog = 'loud'\n"));
     refuses(&mut check(), 78, &[":8:7: 'loud' is none of warn, info, debug, trace"]);
 

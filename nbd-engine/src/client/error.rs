@@ -1,17 +1,16 @@
 //! What can go wrong for a client.
 
-use core::fmt;
+mod text;
+
 use core::time::Duration;
 use std::io;
 use std::sync::Arc;
 
 use nbd_proto::client::{CommandError, OptionError, SubmitError};
-use nbd_proto::wire::{DecodeError, ErrorCode, OptionCode, OptionReplyType};
+use nbd_proto::wire::{ErrorCode, OptionReplyType};
 use nbd_proto::{Command, InvalidRequest, Misuse, NoSession, UriError};
 
 use super::GaveUp;
-use crate::command_text::CommandText;
-use crate::counted;
 
 /// Why a client failed. Cheap to clone: when a connection is lost, each of its requests gets the reason.
 ///
@@ -164,24 +163,6 @@ pub enum LostReason {
     Internal(Misuse),
 }
 
-impl fmt::Display for LostReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Transport(error) => error.fmt(f),
-            Self::Protocol(error) => error.fmt(f),
-            Self::ShuttingDown => f.write_str("the server is shutting down"),
-            Self::Silent { limit } => {
-                write!(f, "it owes replies and has sent nothing for {limit:?}")
-            }
-            Self::Abandoned => f.write_str("its task was dropped, with its runtime as a rule"),
-            Self::GaveUp(gave_up) => gave_up.fmt(f),
-            Self::Internal(misuse) => {
-                write!(f, "a fault in nbd-engine, please report it: {misuse}")
-            }
-        }
-    }
-}
-
 impl From<io::Error> for LostReason {
     fn from(error: io::Error) -> Self {
         Self::Transport(Arc::new(error))
@@ -197,158 +178,6 @@ impl From<nbd_proto::Error> for LostReason {
 impl From<Misuse> for LostReason {
     fn from(misuse: Misuse) -> Self {
         Self::Internal(misuse)
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Uri(error) => write!(f, "not an NBD URI: {error}"),
-            Self::Connect { address, source } => {
-                write!(f, "cannot connect to {address}: {source}")?;
-                f.write_str(connect_remedy(source.kind(), address))
-            }
-            // The text says that it is about TLS.
-            #[cfg(feature = "tls")]
-            Self::Tls { peer, source } => write!(f, "cannot connect to {peer} securely: {source}"),
-            #[cfg(feature = "tls")]
-            Self::TlsSetup(error) => error.fmt(f),
-            Self::Unsupported { address, what } => write!(f, "cannot use {address}: {what}"),
-            Self::Refused { peer, export, refusal, text } => {
-                write!(f, "{peer} refused")?;
-                match export.as_deref() {
-                    None => {}
-                    Some("") => f.write_str(" the default export")?,
-                    Some(export) => write!(f, " the export {export:?}")?,
-                }
-                write!(f, ": {refusal}")?;
-                if !text.is_empty() {
-                    write!(f, " ({text})")?;
-                }
-                f.write_str(refusal_remedy(peer, refusal, !text.is_empty()))
-            }
-            Self::Protocol { peer, source } => {
-                write!(f, "no session with {peer}: {source}")?;
-                // Servers that refuse a connection have no way to say why.
-                f.write_str(match source {
-                    nbd_proto::Error::UnexpectedEnd("the greeting") => {
-                        "; it may have all connections that it can have, not serve this address, or be no NBD server: \
-                         its log may say why"
-                    }
-                    nbd_proto::Error::Malformed(DecodeError::BadMagic { expected: "NBDMAGIC", .. }) => {
-                        "; it is no NBD server: check the address"
-                    }
-                    _ => "",
-                })
-            }
-            Self::Command { peer, command, error } => {
-                write!(f, "{} failed on {peer}: {error}", CommandText(*command))
-            }
-            Self::NoStatus { peer, context, selected: false, .. } => write!(
-                f,
-                "the metadata context {context:?} was not selected on {peer}: select it on connecting"
-            ),
-            Self::NoStatus { peer, context, offset, .. } => {
-                write!(
-                    f,
-                    "{peer} says nothing in the metadata context {context:?} about the bytes from {offset} on"
-                )
-            }
-            Self::TimedOut { peer, what, limit, sent } => {
-                write!(f, "{what} took longer than {limit:?} on {peer}")?;
-                f.write_str(if *sent { "; it may still be carried out" } else { "" })
-            }
-            Self::Lost { peer, sent, reason } => {
-                write!(f, "the connection to {peer} was lost: {reason}; ")?;
-                f.write_str(if *sent {
-                    "the request was sent, and if it changes anything, it may have done so"
-                } else {
-                    "the request was not sent: connect anew and repeat it"
-                })
-            }
-            Self::InDoubt { peer, requests, bytes } => {
-                write!(
-                    f,
-                    "{} of {} may be lost: acknowledged by {peer}, but not made durable before a connection was lost or a \
-                     flush failed; write what may be lost again",
-                    counted(*requests, "change"),
-                    counted(*bytes, "byte")
-                )
-            }
-            Self::Invalid(InvalidRequest::NoContexts) => {
-                write!(
-                    f,
-                    "{}: select one on connecting, such as base:allocation",
-                    InvalidRequest::NoContexts
-                )
-            }
-            Self::Invalid(error) => error.fmt(f),
-            Self::InvalidOption(error) => error.fmt(f),
-            Self::NotSubmitted(error) => error.fmt(f),
-            Self::Disconnected { peer } => {
-                write!(f, "this client has disconnected from {peer}: connect anew")
-            }
-            Self::Entered { peer } => write!(
-                f,
-                "an export was entered by this connection to {peer}: begin another negotiation to ask more"
-            ),
-            Self::Local(error) => write!(f, "cannot wait for the server: {error}"),
-        }
-    }
-}
-
-fn connect_remedy(kind: io::ErrorKind, address: &str) -> &'static str {
-    use io::ErrorKind as Kind;
-    let (is_abstract, is_path) = (address.starts_with('@'), address.contains('/'));
-    match kind {
-        Kind::ConnectionRefused if is_abstract => {
-            "; no server listens on that abstract name: start it, or check the name"
-        }
-        Kind::ConnectionRefused if is_path => {
-            "; no server listens on the socket any more: start it, or check the path"
-        }
-        Kind::ConnectionRefused => "; no server listens there: start it, or check the port",
-        Kind::NotFound if is_path => "; start the server, or check the path of its socket",
-        Kind::PermissionDenied => "; ask for permission to use the socket",
-        Kind::TimedOut | Kind::HostUnreachable | Kind::NetworkUnreachable => {
-            "; check the address and the firewalls on the way"
-        }
-        _ => "",
-    }
-}
-
-fn refusal_remedy(peer: &str, refusal: &NoSession, is_explained: bool) -> &'static str {
-    let (code, reply) = match refusal {
-        NoSession::Option { code, reply } => (code, reply),
-        NoSession::ExportName => return "; check the name of the export",
-        NoSession::NoTls => {
-            return "; use a server that has TLS, and check that nobody is in between";
-        }
-        NoSession::Oldstyle => {
-            return "; allow it by ClientConfig::with_oldstyle, or use a newer server";
-        }
-        _ => return "",
-    };
-    match (*reply, *code) {
-        (_, OptionCode::STARTTLS) => {
-            "; this client requires TLS: use a server that has it, and check that nobody is in between"
-        }
-        (OptionReplyType::ERR_UNKNOWN, _) => "; list the exports to see which there are",
-        // A stream of the program's own is named as the program likes, and has no URI.
-        (OptionReplyType::ERR_TLS_REQD, _) if !peer.contains("://") => {
-            "; the server demands TLS: ask for it by ClientConfig::with_tls"
-        }
-        (OptionReplyType::ERR_TLS_REQD, _) => {
-            "; the server demands TLS: use nbds:// or nbds+unix://"
-        }
-        (OptionReplyType::ERR_POLICY, _) => "; the server's policy does not allow it",
-        // Servers mostly say so themselves.
-        (OptionReplyType::ERR_SHUTDOWN, _) if is_explained => "; try again later",
-        (OptionReplyType::ERR_SHUTDOWN, _) => "; the server is shutting down, try again later",
-        (OptionReplyType::ERR_UNSUP, OptionCode::LIST) => {
-            "; the server does not list its exports: name one"
-        }
-        _ => "",
     }
 }
 
@@ -412,6 +241,42 @@ impl Error {
         }
     }
 
+    /// Whether the same may succeed if it is tried again later: the server is away, or about to be, or the stream broke. Then a
+    /// program that may start before its server connects again after a delay:
+    ///
+    /// - [`Connect`](Self::Connect), [`TimedOut`](Self::TimedOut), [`Lost`](Self::Lost), [`Disconnected`](Self::Disconnected);
+    /// - [`Protocol`](Self::Protocol) when the server closed the connection before there was a session
+    ///   ([`UnexpectedEnd`](nbd_proto::Error::UnexpectedEnd)). If that was before the greeting, it may have all connections
+    ///   that it can have, or not serve this address;
+    /// - [`Refused`](Self::Refused) when it is about to end
+    ///   ([`ERR_SHUTDOWN`](super::OptionReplyType::ERR_SHUTDOWN));
+    /// - `Tls` when the stream broke in the handshake, which says nothing of certificates and keys.
+    ///
+    /// All others would come again, or have to be looked into, such as [`InDoubt`](Self::InDoubt). Of a request that changes
+    /// something, [`Lost`](Self::Lost) and [`TimedOut`](Self::TimedOut) say whether it may have been carried out.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Connect { .. }
+            | Self::TimedOut { .. }
+            | Self::Lost { .. }
+            | Self::Disconnected { .. } => true,
+            #[cfg(feature = "tls")]
+            Self::Tls { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::BrokenPipe
+            ),
+            Self::Protocol { source, .. } => matches!(source, nbd_proto::Error::UnexpectedEnd(_)),
+            Self::Refused { refusal: NoSession::Option { reply, .. }, .. } => {
+                *reply == OptionReplyType::ERR_SHUTDOWN
+            }
+            _ => false,
+        }
+    }
+
     /// The error value that the server sent for a request, if that is what this is.
     #[must_use]
     pub const fn code(&self) -> Option<ErrorCode> {
@@ -468,61 +333,49 @@ impl From<OptionError> for Error {
 
 #[cfg(test)]
 mod tests {
+    use nbd_proto::wire::OptionCode;
+
     use super::*;
 
     #[test]
-    fn texts_name_the_server_and_the_remedy() {
-        let source = Arc::new(io::ErrorKind::ConnectionRefused.into());
-        let error = Error::Connect { address: "127.0.0.1:10809".into(), source };
-        let text = error.to_string();
-        assert!(text.contains("127.0.0.1:10809") && text.contains("start it"), "{text}");
-        let refusal =
-            NoSession::Option { code: OptionCode::GO, reply: OptionReplyType::ERR_UNKNOWN };
-        let export = Some("disk".to_owned());
-        let error = Error::Refused { peer: "host".into(), export, refusal, text: String::new() };
-        let text = error.to_string();
-        assert!(text.contains("host refused the export \"disk\""), "{text}");
-        assert!(text.contains("list the exports"), "{text}");
-    }
-
-    #[test]
-    fn a_refusal_about_no_export_names_none_and_says_things_once() {
-        let (code, reply) = (OptionCode::LIST, OptionReplyType::ERR_SHUTDOWN);
-        let refusal = NoSession::Option { code, reply };
-        for text in ["", "the server is shutting down"] {
-            let (peer, text) = ("host".into(), text.to_owned());
-            let text = Error::Refused { peer, export: None, refusal, text }.to_string();
-            assert!(text.starts_with("host refused: NBD_OPT_LIST"), "{text}");
-            assert_eq!(text.matches("shutting down").count(), 1, "{text}");
-        }
-    }
-
-    #[test]
-    fn remedies_fit_the_kind_of_address() {
-        for (address, kind, says, never) in [
-            ("/run/nbd.sock", io::ErrorKind::ConnectionRefused, "check the path", "port"),
-            ("./nbd.sock", io::ErrorKind::NotFound, "check the path", "port"),
-            ("@nbd", io::ErrorKind::ConnectionRefused, "check the name", "port"),
-            ("host:10809", io::ErrorKind::ConnectionRefused, "check the port", "path"),
-            ("host:10809", io::ErrorKind::NotFound, "host:10809", "path"),
+    fn a_broken_stream_is_transient_and_a_server_that_refuses_is_not() {
+        let peer: Arc<str> = "peer".into();
+        let source = |kind: io::ErrorKind| Arc::new(io::Error::from(kind));
+        let connect = |kind| Error::Connect { address: "here".into(), source: source(kind) };
+        let protocol = |source| Error::Protocol { peer: Arc::clone(&peer), source };
+        let refused = |reply| Error::Refused {
+            peer: Arc::clone(&peer),
+            export: None,
+            refusal: NoSession::Option { code: OptionCode::GO, reply },
+            text: String::new(),
+        };
+        let limit = Duration::from_secs(1);
+        let timed_out = Error::TimedOut { peer: Arc::clone(&peer), what: "it", limit, sent: true };
+        let lost = LostReason::ShuttingDown;
+        let mut cases = vec![
+            (connect(io::ErrorKind::ConnectionRefused), true),
+            (timed_out, true),
+            (Error::Lost { peer: Arc::clone(&peer), sent: false, reason: lost }, true),
+            (Error::Disconnected { peer: Arc::clone(&peer) }, true),
+            (protocol(nbd_proto::Error::UnexpectedEnd("the handshake")), true),
+            (protocol(nbd_proto::Error::Internal("a fault")), false),
+            (refused(OptionReplyType::ERR_SHUTDOWN), true),
+            (refused(OptionReplyType::ERR_POLICY), false),
+            (Error::Entered { peer: Arc::clone(&peer) }, false),
+        ];
+        #[cfg(feature = "tls")]
+        for (kind, is_transient) in [
+            (io::ErrorKind::UnexpectedEof, true),
+            (io::ErrorKind::ConnectionReset, true),
+            (io::ErrorKind::ConnectionAborted, true),
+            (io::ErrorKind::BrokenPipe, true),
+            (io::ErrorKind::InvalidData, false),
         ] {
-            let text = Error::Connect { address: address.into(), source: Arc::new(kind.into()) };
-            let text = text.to_string();
-            assert!(text.contains(says) && !text.contains(never), "{text}");
+            let error = Error::Tls { peer: Arc::clone(&peer), source: source(kind) };
+            cases.push((error, is_transient));
         }
-    }
-
-    #[test]
-    fn lost_requests_say_whether_they_were_sent() {
-        let lost = |sent| Error::Lost { peer: "host".into(), sent, reason: LostReason::Abandoned };
-        assert!(lost(true).to_string().contains("may have done so"));
-        assert!(lost(false).to_string().contains("was not sent"));
-    }
-
-    #[test]
-    fn an_io_error_keeps_the_kind_and_gives_the_error_back() {
-        let error = io::Error::from(Error::Disconnected { peer: "host".into() });
-        assert_eq!(error.kind(), io::ErrorKind::NotConnected);
-        assert!(matches!(error.downcast::<Error>(), Ok(Error::Disconnected { .. })));
+        for (error, expected) in cases {
+            assert_eq!(error.is_transient(), expected, "{error}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! A fixed set of exports.
 
+use std::collections::BTreeMap;
+
 use super::{
     ClientInfo, ExportEntry, Exports, IntoExport, InvalidName, ListedExport, Lookup, Refusal,
 };
@@ -22,13 +24,15 @@ use super::{
 #[derive(Clone, Debug, Default)]
 pub struct ExportMap {
     entries: Vec<ExportEntry>,
+    /// Where each is, by its name.
+    by_name: BTreeMap<String, usize>,
 }
 
 impl ExportMap {
     /// No exports yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { entries: Vec::new() }
+        Self { entries: Vec::new(), by_name: BTreeMap::new() }
     }
 
     /// Adds an export of any kind: one that may block, one whose work is a future, or an
@@ -48,9 +52,13 @@ impl ExportMap {
     /// replaced.
     #[must_use]
     pub fn with_entry(mut self, entry: ExportEntry) -> Self {
-        match self.entries.iter_mut().find(|earlier| earlier.name() == entry.name()) {
+        let index = self.by_name.get(entry.name()).copied();
+        match index.and_then(|index| self.entries.get_mut(index)) {
             Some(earlier) => *earlier = entry,
-            None => self.entries.push(entry),
+            None => {
+                self.by_name.insert(entry.name().to_owned(), self.entries.len());
+                self.entries.push(entry);
+            }
         }
         self
     }
@@ -58,7 +66,7 @@ impl ExportMap {
     /// The export of that name; the default one for an empty name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&ExportEntry> {
-        let exact = self.entries.iter().find(|entry| entry.name() == name);
+        let exact = self.by_name.get(name).and_then(|index| self.entries.get(*index));
         exact.or_else(|| self.entries.first().filter(|_| name.is_empty()))
     }
 
@@ -78,5 +86,38 @@ impl Exports for ExportMap {
 
     async fn find(&self, lookup: &Lookup<'_>) -> Result<ExportEntry, Refusal> {
         self.get(lookup.name).cloned().ok_or(Refusal::Unknown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nbd_testkit::cases;
+
+    use super::*;
+    use crate::export::Memory;
+
+    #[test]
+    fn each_name_finds_the_last_export_that_was_added_under_it_in_the_place_of_the_first() {
+        cases(100, |random| {
+            let mut map = ExportMap::new();
+            let mut expected: Vec<(String, u64)> = Vec::new();
+            for size in 1..=random.below(40) {
+                let name = ["", "a", "b", "c", "aa"][random.below(5) as usize].to_owned();
+                map = map.with(name.as_str(), Memory::new(size).unwrap()).unwrap();
+                match expected.iter_mut().find(|(earlier, _)| *earlier == name) {
+                    Some((_, earlier)) => *earlier = size,
+                    None => expected.push((name, size)),
+                }
+            }
+            let found =
+                map.entries().iter().map(|one| (one.name().to_owned(), one.export().size()));
+            assert_eq!(Vec::from_iter(found), expected);
+            for name in ["", "a", "b", "c", "aa", "d"] {
+                let by_name = expected.iter().find(|(one, _)| one == name);
+                let by_name = by_name.or(expected.first().filter(|_| name.is_empty()));
+                let size = map.get(name).map(|entry| entry.export().size());
+                assert_eq!(size, by_name.map(|(_, size)| *size), "{name:?}");
+            }
+        });
     }
 }

@@ -91,14 +91,14 @@ impl Connection {
     }
 
     /// `NBD_OPT_LIST_META_CONTEXT`: [`Event::MetaContext`](super::Event::MetaContext) for each context of the export
-    /// that a query matches; for each there is, without a query, which is `&[] as &[&str]`.
+    /// that a query matches; for each there is, without a query.
     ///
     /// # Errors
     /// The rule that the option breaks. Nothing is sent then.
     pub fn list_meta_context(
         &mut self,
         export: impl Into<String>,
-        queries: &[impl AsRef<str>],
+        queries: &[&str],
     ) -> Result<(), OptionError> {
         let export = export.into();
         let Turn { negotiation, out, .. } =
@@ -107,7 +107,7 @@ impl Connection {
     }
 
     /// `NBD_OPT_SET_META_CONTEXT`: [`Event::MetaContext`](super::Event::MetaContext) for each context that is selected
-    /// now, in place of all that were before; none is without a query, which is `&[] as &[&str]`. The selection holds if that
+    /// now, in place of all that were before; none is without a query. The selection holds if that
     /// same export is entered.
     ///
     /// # Errors
@@ -115,7 +115,7 @@ impl Connection {
     pub fn set_meta_context(
         &mut self,
         export: impl Into<String>,
-        queries: &[impl AsRef<str>],
+        queries: &[&str],
     ) -> Result<(), OptionError> {
         let export = export.into();
         let Turn { negotiation, out, .. } =

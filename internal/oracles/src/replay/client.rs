@@ -115,6 +115,7 @@ impl Replay {
                 let request = MetaContextRequest::decode(data).map_err(wrong)?;
                 let queries: Result<Vec<_>, _> = request.queries().map(text).collect();
                 let (name, queries) = (text(request.name)?, queries?);
+                let queries: Vec<&str> = queries.iter().map(AsRef::as_ref).collect();
                 if code == OptionCode::SET_META_CONTEXT {
                     client.set_meta_context(name, &queries)
                 } else {

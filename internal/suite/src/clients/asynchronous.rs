@@ -295,6 +295,10 @@ fn owned(queries: &[&str]) -> Vec<String> {
     queries.iter().map(|query| (*query).to_owned()).collect()
 }
 
+fn borrowed(texts: &[String]) -> Vec<&str> {
+    texts.iter().map(String::as_str).collect()
+}
+
 impl<A: AsyncClient> NegotiationUnderTest for WaitedNegotiation<A> {
     fn peer(&self) -> String {
         self.get().peer().to_owned()
@@ -340,12 +344,12 @@ impl<A: AsyncClient> NegotiationUnderTest for WaitedNegotiation<A> {
 
     fn list_meta_contexts(&mut self, export: &str, queries: &[&str]) -> Result<Vec<String>, Error> {
         let (export, queries) = (export.to_owned(), owned(queries));
-        ask!(self, |negotiation| negotiation.list_meta_contexts(&export, &queries))
+        ask!(self, |negotiation| negotiation.list_meta_contexts(&export, &borrowed(&queries)))
     }
 
     fn set_meta_contexts(&mut self, export: &str, queries: &[&str]) -> Result<Vec<String>, Error> {
         let (export, queries) = (export.to_owned(), owned(queries));
-        ask!(self, |negotiation| negotiation.set_meta_contexts(&export, &queries))
+        ask!(self, |negotiation| negotiation.set_meta_contexts(&export, &borrowed(&queries)))
     }
 
     fn enter(&mut self, export: &str) -> Result<Box<dyn ClientUnderTest>, Error> {

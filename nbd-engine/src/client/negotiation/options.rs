@@ -110,7 +110,7 @@ impl<C> Negotiation<C> {
     }
 
     /// `NBD_OPT_LIST_META_CONTEXT`: the metadata contexts of an export that match any of the queries; all that there
-    /// are, without queries, which are given as `&[] as &[&str]`. (Some servers list none without queries.)
+    /// are, without queries. (Some servers list none without queries.)
     ///
     /// Not cancel-safe: see [`Negotiation`].
     ///
@@ -120,7 +120,7 @@ impl<C> Negotiation<C> {
     pub async fn list_meta_contexts(
         &mut self,
         export: &str,
-        queries: &[impl AsRef<str> + Sync],
+        queries: &[&str],
     ) -> Result<Vec<String>, Error> {
         self.bounded("the list of metadata contexts", async |this| {
             this.ask(|connection| connection.list_meta_context(export, queries))?;
@@ -130,7 +130,7 @@ impl<C> Negotiation<C> {
     }
 
     /// `NBD_OPT_SET_META_CONTEXT`: selects the metadata contexts of an export that match any of the queries, in place of
-    /// all that were selected before, and gives them; none without queries, which are given as `&[] as &[&str]`. They hold if
+    /// all that were selected before, and gives them; none without queries. They hold if
     /// that same export is entered, in place of those of the [configuration](super::super::ClientConfig::with_contexts).
     ///
     /// Not cancel-safe: see [`Negotiation`].
@@ -141,7 +141,7 @@ impl<C> Negotiation<C> {
     pub async fn set_meta_contexts(
         &mut self,
         export: &str,
-        queries: &[impl AsRef<str> + Sync],
+        queries: &[&str],
     ) -> Result<Vec<String>, Error> {
         self.bounded("the selection of metadata contexts", async |this| {
             this.ask(|connection| connection.set_meta_context(export, queries))?;

@@ -15,20 +15,8 @@ use super::event::ConnectionEvent;
 /// abilities, and the same protection by TLS. If it leads to another one, the client gives up at once.
 ///
 /// The first connections are not covered: connecting a client fails at once if the server is not there. A program that
-/// may start before its server connects again after a delay while the error is one that may pass:
-///
-/// - [`Error::Connect`](super::super::Error::Connect), [`Error::TimedOut`](super::super::Error::TimedOut),
-///   [`Error::Lost`](super::super::Error::Lost) or [`Error::Disconnected`](super::super::Error::Disconnected);
-/// - [`Error::Protocol`](super::super::Error::Protocol) whose source is
-///   [`UnexpectedEnd`](nbd_proto::Error::UnexpectedEnd): the server closed the connection before there was a session. With
-///   `UnexpectedEnd("the greeting")` it had not said a word: it may have all connections that it can have, or not serve this
-///   address;
-/// - [`Error::Refused`](super::super::Error::Refused) with the refusal [`NoSession::Option`](super::super::NoSession::Option)
-///   and the reply [`ERR_SHUTDOWN`](super::super::OptionReplyType::ERR_SHUTDOWN): it is about to end;
-/// - `Error::Tls` (with the feature `tls`) whose source is of the kind [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof),
-///   [`ConnectionReset`](std::io::ErrorKind::ConnectionReset),
-///   [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted) or [`BrokenPipe`](std::io::ErrorKind::BrokenPipe): the
-///   stream broke, which says nothing of certificates and keys.
+/// may start before its server connects again after a delay while the error
+/// [is transient](super::super::Error::is_transient).
 ///
 /// Requests wait meanwhile, each within its own
 /// [deadline](super::super::ClientConfig::with_request_timeout). Then they are sent again:
