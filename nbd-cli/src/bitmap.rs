@@ -16,8 +16,8 @@ use crate::serve::{CLEAR, LIST, Named, START, STOP};
 /// Start, clear and stop dirty bitmaps while nbd serve --control runs.
 ///
 /// A bitmap records what clients change, for incremental backups; it is the metadata context qemu:dirty-bitmap:NAME of
-/// every export that can be written, but not of one that is added after the bitmap was started. When this ends well, it is
-/// done.
+/// every export that can be written, but not of files of a directory, nor of an export that is added after the bitmap was
+/// started. When this ends well, it is done.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The socket that the server was given with --control

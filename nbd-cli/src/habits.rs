@@ -143,7 +143,7 @@ const FOREGROUND: &str = "nbd serve stays in the foreground: leave it out";
 
 /// For qemu-nbd's `-f FORMAT`, and what belongs to it.
 const AS_THEY_ARE: &str = "disks are served as they are, without image formats: leave it out, with the format, for raw ones; \
-                           for qcow2 and others take qemu-nbd, or convert them as in docs/migrate.md";
+                           for qcow2 and others take qemu-nbd, or convert them: qemu-img convert -O raw IMAGE disk.img";
 
 /// The image formats of qemu.
 const FORMATS: [&str; 13] = [

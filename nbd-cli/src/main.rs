@@ -20,6 +20,7 @@ mod feature;
 mod first_signal;
 mod habits;
 mod help;
+mod ignored_signals;
 mod info;
 mod introduction;
 mod journal;

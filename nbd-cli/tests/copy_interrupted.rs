@@ -11,7 +11,7 @@ use std::process::{Command, ExitStatus};
 use std::thread;
 use std::time::Duration;
 
-use nbd_testkit::process::Background;
+use nbd_testkit::process::{Background, wait_until};
 use nbd_testkit::server::nbd_binary;
 use nbd_testkit::{Random, cases};
 use support::{Folder, MIB, SOON, assert_same, noise, read, try_copy};
@@ -141,6 +141,37 @@ fn a_copy_without_a_record_is_complete_or_no_success() {
         match status.code() {
             Some(0) => assert_same(&read(&to), &data),
             code => assert!(code == Some(130) || status.signal() == Some(2), "{status}"),
+        }
+    });
+}
+
+#[test]
+fn signals_that_were_ignored_before_a_copy_began_do_not_interrupt_it() {
+    cases(8, |random| {
+        let folder = Folder::new();
+        let data = noise(SIZE);
+        folder.file("from", &data);
+        let (to, record) = (folder.text("to"), folder.path("to.nbd-copy"));
+        let (_source, from) = serve(&folder, "from");
+        let all = ["HUP", "INT", "QUIT", "TERM"];
+        let is_ignored = all.map(|_| random.one_in(2));
+        let ignored = all.iter().zip(is_ignored).filter_map(|(name, is)| is.then_some(*name));
+        let trap = Vec::from_iter(ignored.map(|name| format!("trap '' {name};"))).concat();
+        let mut command = Command::new("sh");
+        let script = format!("{trap} exec \"$0\" copy --resume \"$1\" \"$2\"");
+        command.arg("-c").arg(script).arg(nbd_binary()).args([&from, &to]);
+        let mut copying = Background::spawn(&mut command).unwrap();
+        wait_until("the copy has begun", SOON, || fs::metadata(&record).is_ok());
+        let sent = random.below(all.len() as u64) as usize;
+        [Background::hang_up, Background::interrupt, Background::quit, Background::terminate][sent](
+            &copying,
+        );
+        let status = copying.wait_exit(SOON).expect("it ends");
+        if is_ignored[sent] {
+            assert_eq!((status.code(), copying.stderr().as_str()), (Some(0), ""));
+            assert_same(&read(&to), &data);
+        } else if !status.success() {
+            assert_eq!(status.code(), Some(128 + [1, 2, 3, 15][sent]), "{}", copying.stderr());
         }
     });
 }

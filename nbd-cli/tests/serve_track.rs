@@ -144,6 +144,15 @@ fn bitmaps_are_started_cleared_and_stopped_while_clients_write(setup: Setup) {
 }
 
 #[test]
+fn files_of_a_directory_have_no_bitmap_and_it_is_said_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, control) = controlled(SETUP, &[&format!("dir:{}", folder.path().display())]);
+    let refused = bitmap(&control, &["start", "one"]).failure();
+    assert!(refused.contains("a directory, changes to whose files are not recorded"), "{refused}");
+    drop(server);
+}
+
+#[test]
 fn the_control_socket_is_this_users_alone_and_goes_with_the_server() {
     let (mut server, control) = controlled(SETUP, &["memory:1M"]);
     let mode = std::fs::metadata(&control).unwrap().permissions().mode();

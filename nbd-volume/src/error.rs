@@ -6,7 +6,7 @@ use slatedb::object_store;
 
 use crate::names::CUT_OFF;
 use words::CREDENTIALS;
-pub(crate) use words::chain;
+pub(crate) use words::{chain, rooted};
 
 /// Why something could not be done with a volume. Each text names the volume's URL and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -246,7 +246,7 @@ impl Error {
         if error.kind() == ErrorKind::Closed(CloseReason::Fenced) {
             return Self::Fenced { url: url.to_owned() };
         }
-        let reason = chain(error);
+        let reason = rooted(url, chain(error));
         let is_damage = [CUT_OFF, PANICKED].iter().any(|text| reason.contains(text));
         if error.kind() == ErrorKind::Data || is_damage {
             return Self::Damaged { url: url.to_owned(), what: reason };

@@ -21,7 +21,7 @@ use crate::output;
 ///
 /// It completes commands, options, their values, files, and the exports of an nbd:// URI, for which it asks the server.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(after_help = "Examples, in a folder that is there or is made by mkdir -p:
   bash: nbd completion bash > ~/.local/share/bash-completion/completions/nbd
   zsh:  nbd completion zsh > ~/.zfunc/_nbd     (with fpath+=~/.zfunc in front of compinit in ~/.zshrc)
   fish: nbd completion fish > ~/.config/fish/completions/nbd.fish

@@ -18,9 +18,9 @@ use crate::tls::TlsArguments;
 /// [ qemu-nbd -f qcow2 disk.qcow2 ]; DST may be null: to throw away what is read. A file is made if it is not there, and takes
 /// the size of SRC; everything else has to be as large as SRC at least.
 ///
-/// A copy onto the file that the other side serves is refused where that can be known: of servers between brackets,
+/// A copy onto the file that the server of SRC serves is refused where that can be known: of servers between brackets,
 /// and of those of this user behind Unix sockets. It can't be known of those on TCP, on other machines or of other
-/// users.
+/// users. Of a server between brackets as DST, a copy of the file that it writes to is refused, too.
 #[derive(Debug, Args)]
 #[command(override_usage = "nbd copy [OPTIONS] <SRC> <DST>")]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]

@@ -22,12 +22,11 @@ pub(crate) fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
 }
 
 fn one(export: &Described) -> Value {
-    let details = &export.details;
     let mut map = Map::new();
     let mut put = |key: &str, value: Value| {
         map.insert(key.to_owned(), value);
     };
-    put("export-name", details.name().into());
+    put("export-name", export.name().into());
     if let Some(text) = &export.description {
         put("description", text.as_str().into());
     }

@@ -32,6 +32,13 @@ pub(crate) struct Described {
     pub(crate) contents: Option<Contents>,
 }
 
+impl Described {
+    /// What the server calls it: the default export has a name, too, on most servers.
+    pub(super) fn name(&self) -> &str {
+        self.details.canonical_name().unwrap_or(self.details.name())
+    }
+}
+
 impl Report {
     /// The handshake, as nbdinfo calls it.
     pub(super) fn protocol(&self) -> &'static str {

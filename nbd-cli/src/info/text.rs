@@ -17,8 +17,7 @@ pub(crate) fn write(report: &Report, paint: Paint, out: &mut impl Write) -> io::
 }
 
 fn one(export: &Described, paint: Paint, out: &mut impl Write) -> io::Result<()> {
-    let details = &export.details;
-    let name = printable(details.name()).replace('"', "\\\"");
+    let name = printable(export.name()).replace('"', "\\\"");
     paint.line(Style::Main, format_args!("export=\"{name}\":"), out)?;
     let mut main =
         |key: &str, value: &str| paint.line(Style::Main, format_args!("\t{key}: {value}"), out);

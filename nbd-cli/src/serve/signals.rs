@@ -6,6 +6,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::first_signal::FirstSignal;
+use crate::ignored_signals::not_ignored;
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +54,7 @@ pub(super) fn watch(
     shut_down: impl Fn() + Send + 'static,
     reload: impl Fn() -> bool + Send + 'static,
 ) -> io::Result<()> {
-    let ignored = ignored();
-    let optional = [SIGHUP, SIGQUIT].into_iter().filter(|signal| !contains(ignored, *signal));
+    let optional = not_ignored([SIGHUP, SIGQUIT]);
     let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(optional))?;
     let run = move || {
         let mut first = None;
@@ -78,18 +78,6 @@ pub(super) fn watch(
     Ok(())
 }
 
-/// The signals that this process ignores, a bit for each.
-fn ignored() -> u64 {
-    // Elsewhere than on Linux there is no such file.
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-}
-
-const fn contains(mask: u64, signal: i32) -> bool {
-    mask & (1 << (signal - 1)) != 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,13 +90,5 @@ mod tests {
             let second = if signal == SIGHUP { Action::Nothing } else { Action::Exit };
             assert_eq!(action(request(signal), Some(long_ago)), second);
         }
-    }
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn ignored_signals_are_known() {
-        // The standard library ignores it in every program.
-        assert!(contains(ignored(), signal_hook::consts::SIGPIPE));
-        assert!(!contains(ignored(), SIGTERM));
     }
 }

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 
 use super::sockets;
 use crate::first_signal::FirstSignal;
+use crate::ignored_signals::not_ignored;
 use crate::waiting;
 
 /// How long a server may take to answer what it was asked, and to come to the end of the connection; then it is closed.
@@ -187,13 +188,14 @@ fn last_act(mut hurry: impl FnMut() -> bool) {
     }
 }
 
-/// Stops the servers before a signal ends this process. A second signal has them killed.
+/// Stops the servers before a signal ends this process. A second signal has them killed. Signals that were ignored when this
+/// process began stay so.
 pub(super) fn watch_signals() -> io::Result<()> {
     let mut servers = servers();
     if servers.is_some() {
         return Ok(());
     }
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])?;
+    let mut signals = Signals::new(not_ignored([SIGINT, SIGTERM, SIGHUP, SIGQUIT]))?;
     let run = move || {
         let Some(signal) = signals.forever().next() else { return };
         let first = FirstSignal::now();

@@ -64,6 +64,7 @@ fn nbdkit_is_described_as_by_nbdinfo() {
         &["--oldstyle", "memory", "1M"],
         &["--mask-handshake=0", "memory", "1M"],
         &["--no-sr", "null", "6E"],
+        &["--filter=exportname", "memory", "1M", "default-export=first"],
         &[
             "--filter=blocksize-policy",
             "null",
@@ -126,6 +127,13 @@ fn our_own_server_is_described_as_by_nbdinfo() {
     for export in ["", "other"] {
         compare(&server.uri(export));
     }
+}
+
+#[test]
+fn a_default_export_has_the_name_that_the_server_gives_it() {
+    let server = ours().args(["first=memory:1M", "second=memory:2M"]).start();
+    compare(&server.uri(""));
+    assert!(told(["info", &server.uri("")]).contains("\nexport=\"first\":\n"));
 }
 
 #[test]

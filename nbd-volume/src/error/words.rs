@@ -32,6 +32,14 @@ pub(crate) fn chain(error: &(dyn core::error::Error + 'static)) -> String {
     }
 }
 
+/// The text with the paths of a local directory's objects from the root on: to SlateDB the store begins there.
+pub(crate) fn rooted(url: &str, text: String) -> String {
+    match url.strip_prefix("file:///").map(|path| path.trim_end_matches('/')) {
+        Some(path) if !path.is_empty() => text.replace(&format!(" {path}/"), &format!(" /{path}/")),
+        _ => text,
+    }
+}
+
 /// The text without the client library's account of how it has repeated a request, which says nothing of how long anything
 /// was tried here.
 fn without_retries(line: &str) -> String {
@@ -184,5 +192,18 @@ mod tests {
         let inner = std::io::Error::other("the disk is on fire");
         let outer = object_store::Error::Generic { store: "S3", source: Box::new(inner) };
         assert_eq!(chain(&outer), "Generic S3 error: the disk is on fire");
+    }
+
+    #[test]
+    fn objects_of_a_directory_have_paths_from_the_root_on() {
+        let text = "checksum mismatch in srv/vols/v/compacted/1.sst";
+        let rooted = |url| rooted(url, text.to_owned());
+        assert_eq!(
+            rooted("file:///srv/vols/v"),
+            "checksum mismatch in /srv/vols/v/compacted/1.sst"
+        );
+        assert_eq!(rooted("file:///srv/vols/v/"), rooted("file:///srv/vols/v"));
+        assert_eq!(rooted("s3://srv/vols/v"), text);
+        assert_eq!(rooted("file:///"), text);
     }
 }

@@ -10,7 +10,7 @@ use super::remove::check_folder;
 use super::tables::{damaged_parts, ends_of_tables};
 use crate::database::{self, Database};
 use crate::encryption;
-use crate::error::chain;
+use crate::error::{chain, rooted};
 use crate::layout::{Descriptor, block_key};
 use crate::patience::within;
 use crate::records::{descriptor, size};
@@ -108,6 +108,9 @@ pub async fn check(
     }
     let Check { database, mut report, .. } = check;
     close(database).await;
+    for damage in &mut report.damage {
+        damage.what = rooted(location.url(), core::mem::take(&mut damage.what));
+    }
     report.damage.sort_by_key(|damage| damage.offset);
     report.unlisted = report.damage.len().saturating_sub(MAX_DAMAGE) as u64;
     report.damage.truncate(MAX_DAMAGE);

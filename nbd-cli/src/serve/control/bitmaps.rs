@@ -69,7 +69,10 @@ impl Bitmaps {
     fn start(&self, name: &str) -> Result<(), String> {
         let trackers = self.trackers();
         if trackers.is_empty() {
-            return Err(format!("'{name}': no export of this server can be written"));
+            return Err(format!(
+                "'{name}': no export of this server can have a bitmap: each is read-only or a directory, changes to whose \
+                 files are not recorded"
+            ));
         }
         for (index, tracker) in trackers.iter().enumerate() {
             if let Err(error) = tracker.start(name) {
@@ -126,7 +129,7 @@ pub(super) mod tests {
     fn without_an_export_that_can_be_written_there_is_none() {
         let bitmaps = Bitmaps::new(Vec::new());
         assert!(
-            bitmaps.start("a").unwrap_err().contains("no export of this server can be written")
+            bitmaps.start("a").unwrap_err().contains("no export of this server can have a bitmap")
         );
         assert_eq!(bitmaps.names(), [""; 0]);
     }
