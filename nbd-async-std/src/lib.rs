@@ -2,7 +2,8 @@
 //!
 //! async-std is discontinued: its own maintainers send people to smol. This crate has both, under the same names:
 //! `smol::Server` and `smol::Client` with the feature `smol` (on by default), `Server` and `Client` in the crate's root
-//! with the feature `async-std`, for programs that still run on it. The features only add; both can be on at once.
+//! with the feature `async-std`, for programs that still run on it. The features only add; both can be on at once. What
+//! is of no runtime, such as [`ServerConfig`] and [`export`], is in both places.
 //!
 
 #![cfg_attr(docsrs, feature(doc_cfg))]

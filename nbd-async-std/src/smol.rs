@@ -23,13 +23,23 @@ use std::time::Duration;
 
 use ::smol::net::unix::{UnixListener, UnixStream};
 use ::smol::net::{AsyncToSocketAddrs, TcpListener, TcpStream, resolve};
-use nbd_engine::server::ConnectionError;
 use nbd_engine::{BoxFuture, Runtime};
 
 use crate::{server, stream};
 
 pub use self::client::{Client, Cursor, Negotiation};
-pub use nbd_engine::server::Listening;
+// What is of no runtime, so that `nbd_async_std::smol` can stand in place of `nbd_async_std`.
+#[cfg(target_os = "linux")]
+#[doc(no_inline)]
+pub use crate::VSOCK_CID_ANY;
+#[cfg(feature = "tls")]
+#[doc(no_inline)]
+pub use crate::tls;
+#[doc(no_inline)]
+pub use crate::{
+    ConnectionError, DEFAULT_PORT, Limits, Listening, LocalAddr, Outcome, ServerConfig, Stall,
+    export, metrics, proto,
+};
 
 /// Clients on smol.
 pub mod client {

@@ -96,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TransportFrom<S> for To
 }
 
 /// An export as a stream of bytes with a position, for code that uses tokio's traits. See
-/// [the engine's](engine::Cursor) for its rules.
+/// [the engine's](engine::Cursor) for its rules. The methods of those traits need tokio's feature `io-util`.
 ///
 /// ```no_run
 /// # async fn copy(client: nbd_tokio::Client) -> std::io::Result<()> {

@@ -101,16 +101,17 @@ impl ClientConfig {
         self
     }
 
-    /// Connections to spread requests over, where the server
-    /// [allows that](super::TransmissionFlags::CAN_MULTI_CONN); elsewhere there is one, as over a stream of yours.
-    /// Default 1; zero means 1.
+    /// Connections at most, to spread requests over. There is one where the server does not announce
+    /// [that it allows several](super::TransmissionFlags::CAN_MULTI_CONN), and over a stream of yours; and there are those that
+    /// came about once a further one fails in a way that is [transient](super::Error::is_transient), as on a server that has
+    /// no room for more. [`Client::connections`](super::Client::connections) says how many there are. Default 1; zero means 1.
     #[must_use]
     pub const fn with_connections(mut self, connections: usize) -> Self {
         self.connections = if connections == 0 { 1 } else { connections };
         self
     }
 
-    /// How long it may take to connect and enter an export, and how long each question of a
+    /// How long it may take to connect and enter an export, on each connection, and how long each question of a
     /// [negotiation](super::Negotiation) by hand may take. Default 30 seconds; [`Duration::MAX`] waits without end.
     #[must_use]
     pub const fn with_connect_timeout(mut self, limit: Duration) -> Self {

@@ -96,7 +96,9 @@ impl<C: Connector> Client<C> {
             let negotiation = Negotiation::connect_by(connector, uri, config).await?;
             negotiation.enter_or_abort(uri.export()).await
         };
-        timer.within(limit, attempt).await.unwrap_or_else(|| Err(timed_out(uri, limit)))
+        let attempted = timer.within(limit, attempt).await;
+        let (mut negotiation, first) = attempted.unwrap_or_else(|| Err(timed_out(uri, limit)))?;
+        negotiation.client_of(first).await
     }
 
     /// [`over`](Self::over) by a given connector. `peer` names the server in errors.
@@ -113,7 +115,8 @@ impl<C: Connector> Client<C> {
         config: &ClientConfig,
     ) -> Result<Self, Error> {
         let negotiation = Negotiation::over_transport(connector, transport, peer, config);
-        negotiation.await?.enter_or_abort(export).await
+        let (mut negotiation, first) = negotiation.await?.enter_or_abort(export).await?;
+        negotiation.client_of(first).await
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 
-use nbd_engine::client::{Error, Flags, ClientConfig};
+use nbd_engine::client::{ClientConfig, Error, Flags, Reconnect};
 use nbd_engine::export::{ExportMap, Memory};
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::{Pattern, assert_same_bytes};
@@ -36,6 +37,40 @@ pub fn writes_are_seen_by_all_connections_after_a_flush(clients: ClientSetup, se
     }
     drop((writer, reader));
     server.stop();
+}
+
+/// A server that has no room for all connections that are wanted is used by those that it has room for.
+pub fn a_server_with_less_room_is_used_by_fewer_connections(
+    clients: ClientSetup,
+    servers: Setup,
+) {
+    for (room, wanted, reconnects) in
+        [(1, 2, false), (1, 4, true), (2, 3, true), (3, 4, false), (3, 8, true), (4, 4, false), (5, 2, true)]
+    {
+        let what = format!("room for {room}, {wanted} wanted");
+        let exports = ExportMap::new().with("", memory()).expect("a short name");
+        let config = ServerConfig::new()
+            .with_max_connections(room)
+            .with_admission_timeout(Duration::from_millis(1));
+        let server = servers.serve_with(exports, config);
+        let mut config = ClientConfig::new().with_connections(wanted);
+        if reconnects {
+            config = config.with_reconnect(Reconnect::new().with_kept_writes(64 << 10));
+        }
+        let client = clients.connect(server.endpoint(), &config).expect(&what);
+        assert_eq!(client.connections(), room.min(wanted), "{what}");
+        server.wait_for_connections(room.min(wanted));
+        // Requests take turns, so that these are on all connections.
+        for round in 0..2 * wanted as u64 {
+            let data = Pattern(round).bytes(0, 4096);
+            client.write_all_at(&data, round * 4096).expect(&what);
+            client.flush().expect(&what);
+            let found = client.read(round * 4096, 4096, Flags::empty()).expect(&what);
+            assert_same_bytes(&found, &data, &what);
+        }
+        client.disconnect();
+        server.stop();
+    }
 }
 
 /// A stream that the program brings is all that a client and a server need.

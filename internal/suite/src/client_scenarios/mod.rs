@@ -106,6 +106,7 @@ client_scenarios! {
         vast { extents_have_64_bits, ranges_have_64_bits }
         connections {
             writes_are_seen_by_all_connections_after_a_flush,
+            a_server_with_less_room_is_used_by_fewer_connections,
             a_client_over_a_stream_of_ones_own,
             a_client_connects_again_after_the_server_went_away,
         }

@@ -17,29 +17,44 @@ use super::Negotiation;
 impl<C: Connector> Negotiation<C> {
     /// Enters an export in the best way that the server has: selects the configured metadata contexts, unless others were
     /// selected by hand for this export, and sends `NBD_OPT_GO`, or `NBD_OPT_EXPORT_NAME` to servers that know no other.
-    /// Where the server allows it, makes as many [connections](super::super::ClientConfig::with_connections) as are
+    /// Where the server allows it, makes up to as many [connections](super::super::ClientConfig::with_connections) as are
     /// configured, each in the same way as this one.
     ///
     /// Not cancel-safe: see [`Negotiation`].
     ///
     /// # Errors
     /// [`Error::Refused`] when the server does not let this client into the export. (On `NBD_OPT_EXPORT_NAME` it can only
-    /// do so by closing the connection.) When this connection has entered the export and a further one fails,
-    /// [`Error::Unsupported`] if it finds another export, otherwise an error of
+    /// do so by closing the connection.) When this connection has entered the export, and a further one fails in a way that
+    /// is not [transient](Error::is_transient): [`Error::Unsupported`] if it finds another export, otherwise an error of
     /// [connecting](super::super::Client::connect_by); the negotiation is over then.
     pub async fn enter(&mut self, export: &str) -> Result<Client<C>, Error> {
         let first = self.enter_ready(export).await?;
+        self.client_of(first).await
+    }
+
+    /// A client of this connection, and of further ones: fewer than are configured if the server has no room for more, which
+    /// none can say but by closing a connection, or by not accepting it.
+    pub(in super::super) async fn client_of(
+        &mut self,
+        first: ReadyConnection,
+    ) -> Result<Client<C>, Error> {
         let target = self.target(&first);
+        let wanted = if first.details.can_multi_conn() { self.config.connections() } else { 1 };
         let mut further = Vec::new();
-        if let Some(target) = target.as_ref().filter(|_| first.details.can_multi_conn()) {
-            for _ in 1..self.config.connections() {
-                let ready = target.connect().await?;
-                if !ready.fits(&first) {
-                    let what = "its connections don't lead to the same export";
-                    return Err(Error::Unsupported { address: self.peer.to_string(), what });
+        while let Some(target) = target.as_ref().filter(|_| 1 + further.len() < wanted) {
+            let ready = match target.connect().await {
+                Err(error) if error.is_transient() => {
+                    let connections = 1 + further.len();
+                    tracing::info!(%error, connections, wanted, "going on with the connections there are");
+                    break;
                 }
-                further.push(ready);
+                result => result?,
+            };
+            if !ready.fits(&first) {
+                let what = "its connections don't lead to the same export";
+                return Err(Error::Unsupported { address: self.peer.to_string(), what });
             }
+            further.push(ready);
         }
         Ok(Client::new(first, further, target, &self.connector, &self.config))
     }
@@ -59,16 +74,18 @@ impl<C: Connector> Negotiation<C> {
         Some(Target::of_first(&self.connector, uri, &self.config, &first.details))
     }
 
-    /// The same; if that fails, the negotiation is aborted.
+    /// Its connection, with the export entered; if that fails, the negotiation is aborted.
     pub(in super::super) async fn enter_or_abort(
         mut self,
         export: &str,
-    ) -> Result<Client<C>, Error> {
-        let entered = self.enter(export).await;
-        if entered.is_err() {
-            let _best_effort = self.abort().await;
+    ) -> Result<(Self, ReadyConnection), Error> {
+        match self.enter_ready(export).await {
+            Ok(ready) => Ok((self, ready)),
+            Err(error) => {
+                let _best_effort = self.abort().await;
+                Err(error)
+            }
         }
-        entered
     }
 
     /// `NBD_OPT_GO` that asks for these items, each at most once. No metadata contexts are selected but those that were

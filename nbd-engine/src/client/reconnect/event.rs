@@ -145,7 +145,7 @@ impl fmt::Display for GaveUp {
             Self::Hopeless { error } => return error.fmt(f),
         };
         match last {
-            Some(error) => write!(f, ", the last one: {error}"),
+            Some(error) => write!(f, ", the last attempt: {error}"),
             None => Ok(()),
         }
     }
