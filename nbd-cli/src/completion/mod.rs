@@ -21,11 +21,12 @@ use crate::output;
 ///
 /// It completes commands, options, their values, files, and the exports of an nbd:// URI, for which it asks the server.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples, in a folder that is there or is made by mkdir -p:
+#[command(after_help = "Examples:
   bash: nbd completion bash > ~/.local/share/bash-completion/completions/nbd
   zsh:  nbd completion zsh > ~/.zfunc/_nbd     (with fpath+=~/.zfunc in front of compinit in ~/.zshrc)
   fish: nbd completion fish > ~/.config/fish/completions/nbd.fish
-  for this shell only, with bash or zsh: source <(nbd completion bash)")]
+  for this shell only, with bash or zsh: source <(nbd completion bash)
+Folders that are not there have to be made first, by mkdir -p.")]
 pub(crate) struct Arguments {
     /// The shell
     #[arg(value_enum, value_name = "bash|zsh|fish", required = true)]
