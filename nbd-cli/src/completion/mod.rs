@@ -26,7 +26,8 @@ use crate::output;
   zsh:  nbd completion zsh > ~/.zfunc/_nbd     (with fpath+=~/.zfunc in front of compinit in ~/.zshrc)
   fish: nbd completion fish > ~/.config/fish/completions/nbd.fish
   for this shell only, with bash or zsh: source <(nbd completion bash)
-Folders that are not there have to be made first, by mkdir -p.")]
+Folders that are not there have to be made first, by mkdir -p. The first line needs the package bash-completion; without it,
+the last one does the same in ~/.bashrc.")]
 pub(crate) struct Arguments {
     /// The shell
     #[arg(value_enum, value_name = "bash|zsh|fish", required = true)]

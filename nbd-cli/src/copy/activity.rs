@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::Arc;
 
+use super::moves::Moves;
 use super::worker::{Destination, Source};
 use crate::waiting::{self, Waits, Watched};
 
@@ -47,10 +48,18 @@ struct Doing {
     step: AtomicU8,
     offset: AtomicU64,
     length: AtomicU64,
+    /// Those of streams: what moves does not stand still, however long a step takes.
+    given: Option<Moves>,
+    taken: Option<Moves>,
 }
 
 impl Activity {
-    pub(super) fn new(from: (&str, &Source), to: (&str, &Destination)) -> Self {
+    /// `given` is how often the source has given something, if it is a stream.
+    pub(super) fn new(
+        from: (&str, &Source),
+        given: Option<Moves>,
+        to: (&str, &Destination),
+    ) -> Self {
         let source = match from.1 {
             Source::Server(_) => Kind::Server,
             Source::Disk(_) => Kind::Disk,
@@ -61,7 +70,13 @@ impl Activity {
             Destination::Disk(_) => Kind::Disk,
             Destination::Stream(_) | Destination::Nowhere => Kind::Stream,
         };
+        let taken = match to.1 {
+            Destination::Stream(stream) => Some(stream.moves().clone()),
+            _ => None,
+        };
         let doing = Arc::new(Doing {
+            given,
+            taken,
             source: (from.0.to_owned(), source),
             destination: (to.0.to_owned(), destination),
             number: AtomicU64::new(0),
@@ -86,14 +101,26 @@ impl Activity {
     }
 }
 
+impl Doing {
+    fn step(&self) -> Step {
+        Step::ALL[usize::from(self.step.load(Ordering::Relaxed)) % Step::ALL.len()]
+    }
+}
+
 impl Waits for Doing {
     fn number(&self) -> Option<u64> {
         let number = self.number.load(Ordering::Acquire);
-        (number % 2 == 1).then_some(number)
+        let moves = match self.step() {
+            Step::Next | Step::Read => &self.given,
+            Step::Write => &self.taken,
+            Step::ReadBack => &None,
+        };
+        let moves = moves.as_ref().map_or(0, Moves::count);
+        (number % 2 == 1).then_some(number << 32 | moves & u64::from(u32::MAX))
     }
 
     fn text(&self, seconds: u64) -> String {
-        let step = Step::ALL[usize::from(self.step.load(Ordering::Relaxed)) % Step::ALL.len()];
+        let step = self.step();
         let offset = self.offset.load(Ordering::Relaxed);
         let bytes = format!("{} at {offset}", size(self.length.load(Ordering::Relaxed)));
         let (name, kind) = match step {
@@ -129,6 +156,8 @@ fn size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::feed::Feed;
+    use super::super::sink::InOrder;
     use super::*;
 
     #[test]
@@ -155,6 +184,8 @@ mod tests {
                 step: AtomicU8::new(0),
                 offset: AtomicU64::new(0),
                 length: AtomicU64::new(0),
+                given: None,
+                taken: None,
             };
             let activity = Activity { doing: Arc::new(doing), _watched: waiting::none() };
             assert_eq!(activity.doing.number(), None);
@@ -164,5 +195,41 @@ mod tests {
             });
             assert_eq!(activity.doing.number(), None);
         }
+    }
+
+    #[test]
+    fn a_stream_that_moves_within_a_step_is_waited_for_anew() {
+        let (given, _writer) = std::io::pipe().unwrap();
+        let (mut reader, taken) = std::io::pipe().unwrap();
+        let file = |end: std::os::fd::OwnedFd| std::fs::File::from(end);
+        let feed = Feed::stream(file(given.into()), "in".into(), None);
+        let mut sink = InOrder::new(file(taken.into()));
+        let moves = sink.moves().clone();
+        let destination = Destination::Stream(InOrder::new(tempfile::tempfile().unwrap()));
+        let mut activity =
+            Activity::new(("in", &Source::Stream), feed.moves(), ("out", &destination));
+        Arc::get_mut(&mut activity.doing).unwrap().taken = Some(moves.clone());
+        let doing = &activity.doing;
+        let seen = activity.during(Step::Write, (0, 1 << 20), || {
+            std::thread::scope(|scope| {
+                scope.spawn(|| sink.zeroes(0, 1 << 20).unwrap());
+                // Each part that is read makes room for another one.
+                let mut seen = std::collections::BTreeSet::new();
+                let mut left: usize = 1 << 20;
+                while left > 0 {
+                    seen.insert(doing.number().unwrap());
+                    left -= std::io::Read::read(&mut reader, &mut [0; 4096]).unwrap();
+                }
+                seen
+            })
+        });
+        assert!(seen.len() > 8, "{seen:?}");
+        // What the destination takes says nothing of a source that stands still.
+        activity.during(Step::Next, (0, 0), || {
+            let before = doing.number();
+            let count = moves.count();
+            sink.zeroes(1 << 20, 10).unwrap();
+            assert_eq!((doing.number(), moves.count()), (before, count + 1));
+        });
     }
 }

@@ -6,8 +6,8 @@ use std::io::{self, ErrorKind, Read};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::error::CopyError;
+use super::moves::{CountedStream, Moves};
 use super::plan::{Piece, Plan};
-use crate::patient::Patient;
 
 /// What there is to do next.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) enum Feed {
 
 /// A source that can only be read from its beginning to its end.
 pub(super) struct Stream {
-    file: Patient<File>,
+    file: CountedStream,
     name: String,
     at: u64,
     /// What the destination holds.
@@ -50,7 +50,8 @@ impl Feed {
     }
 
     pub(super) fn stream(file: File, name: String, limit: Option<u64>) -> Self {
-        Self::Stream(Mutex::new(Stream { file: Patient(file), name, at: 0, limit, over: false }))
+        let file = CountedStream::new(file);
+        Self::Stream(Mutex::new(Stream { file, name, at: 0, limit, over: false }))
     }
 
     /// The next job. Only a stream takes a buffer, of which it fills as much as it can.
@@ -66,6 +67,14 @@ impl Feed {
         match self {
             Self::Plan(plan) => lock(plan).stop(),
             Self::Stream(stream) => lock(stream).over = true,
+        }
+    }
+
+    /// How often a stream has given something.
+    pub(super) fn moves(&self) -> Option<Moves> {
+        match self {
+            Self::Plan(_) => None,
+            Self::Stream(stream) => Some(lock(stream).file.moves().clone()),
         }
     }
 

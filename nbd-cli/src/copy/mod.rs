@@ -13,6 +13,7 @@ mod identity;
 mod made;
 #[cfg(test)]
 mod model;
+mod moves;
 mod open;
 mod plan;
 mod progress;

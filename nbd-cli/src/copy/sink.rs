@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 
-use crate::patient::Patient;
+use super::moves::{CountedStream, Moves};
 
 /// A pipe or the like, which takes bytes in order only: what comes early is held until its turn.
 pub(super) struct InOrder {
-    file: Patient<File>,
+    file: CountedStream,
     at: u64,
     held: BTreeMap<u64, Held>,
     nothing: Vec<u8>,
@@ -38,7 +38,13 @@ pub(super) struct Drained {
 
 impl InOrder {
     pub(super) fn new(file: File) -> Self {
-        Self { file: Patient(file), at: 0, held: BTreeMap::new(), nothing: vec![0; 64 << 10] }
+        let file = CountedStream::new(file);
+        Self { file, at: 0, held: BTreeMap::new(), nothing: vec![0; 64 << 10] }
+    }
+
+    /// How often it has taken something.
+    pub(super) fn moves(&self) -> &Moves {
+        self.file.moves()
     }
 
     /// What is held back.

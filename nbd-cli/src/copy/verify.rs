@@ -48,7 +48,7 @@ pub(super) struct Verifier<'a> {
 impl<'a> Verifier<'a> {
     pub(super) fn new(shared: &'a Shared, (source, destination): Ends) -> Self {
         let activity =
-            Activity::new((&shared.source, &source), (&shared.destination, &destination));
+            Activity::new((&shared.source, &source), None, (&shared.destination, &destination));
         Self {
             shared,
             activity,

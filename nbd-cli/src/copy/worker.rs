@@ -120,8 +120,8 @@ pub(super) struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     pub(super) fn new(shared: &'a Shared, (source, destination): Ends) -> Self {
-        let activity =
-            Activity::new((&shared.source, &source), (&shared.destination, &destination));
+        let (given, to) = (shared.feed.moves(), (&*shared.destination, &destination));
+        let activity = Activity::new((&shared.source, &source), given, to);
         Self {
             shared,
             activity,

@@ -147,7 +147,8 @@ pub enum LostReason {
     Transport(Arc<io::Error>),
     /// The server broke the protocol, or hung up.
     Protocol(nbd_proto::Error),
-    /// The server is shutting down and takes no more requests.
+    /// The server takes no more requests (`NBD_ESHUTDOWN`): it is shutting down, has withdrawn the export, or wants this
+    /// client to leave.
     ShuttingDown,
     /// The server owed replies and sent nothing for as long as a client that [reconnects](super::Reconnect) allows.
     #[non_exhaustive]

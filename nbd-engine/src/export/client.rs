@@ -271,7 +271,8 @@ pub enum CloseReason {
     Vanished,
     /// The connection failed: the transport broke, or the client broke the protocol. The text says how.
     Failed(String),
-    /// The server shut down, the export was [withdrawn](super::Withdrawal), or it answered with `ESHUTDOWN`.
+    /// The server shut down, the export was [withdrawn](super::Withdrawal), or it answered with `ESHUTDOWN`; also when the
+    /// client, which learns of it, was the first to leave in order.
     ShutDown,
     /// The connection was dropped by this program while it was in use.
     Dropped,

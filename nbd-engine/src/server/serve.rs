@@ -253,7 +253,9 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
         let polled = self.session.poll(cx);
         self.session.publish();
         if let Poll::Ready(result) = polled {
-            return Poll::Ready(result);
+            // A client that leaves when it is told to was sent away, whoever closes first.
+            let is_told = self.drain.is_some() || self.session.is_ending();
+            return Poll::Ready(result.map(|end| if is_told { End::ShutDown } else { end }));
         }
         if self.session.has_more_to_do() {
             self.runtime.yield_now(cx);

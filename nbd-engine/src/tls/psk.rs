@@ -124,7 +124,8 @@ impl PskContext {
             what: KEYS,
             path: path.to_owned(),
             reason: format!(
-                "it has no key of the user '{user}'; name one that it has, or add this one on both sides: nbd psk"
+                "it has no key of the user '{user}'; name one that it has, or add this one on both sides: nbd psk {} {user}",
+                path.display()
             ),
         };
         Self::client(user, keys.of(user).ok_or_else(no_key)?)

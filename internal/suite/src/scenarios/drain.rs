@@ -1,9 +1,13 @@
 //! Shutting down.
 
-use nbd_engine::export::{ExportEntry, ExportMap, Withdrawal};
-use nbd_engine::server::ServerConfig;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+
+use nbd_engine::export::{CloseReason, Export, ExportEntry, ExportError, ExportMap, Withdrawal};
+
+use nbd_engine::server::{Ending, Metrics, ServerConfig};
 use nbd_testkit::process::wait_until;
-use nbd_testkit::raw::{Errno, Mode, Opt, RawClient, Rep, Request, Wire, info_data};
+use nbd_testkit::raw::{Cmd, Errno, Mode, Opt, RawClient, Rep, Request, Wire, info_data};
 
 use crate::exports::{Disk, Gate, Way};
 use crate::{SOON, Setup};
@@ -82,6 +86,90 @@ pub fn the_clients_of_a_withdrawn_export_are_sent_away_and_others_stay(setup: Se
         enter("withdrawn").wire().expect_eof();
         stays.finish();
         server.stop();
+    }
+}
+
+/// What takes an export away from its client.
+#[derive(Clone, Copy, Debug)]
+enum Cause {
+    ShutDown,
+    Withdrawn,
+    Answered,
+}
+
+/// How a client behaves that was told so.
+#[derive(Clone, Copy, Debug)]
+enum Leaving {
+    Disconnects,
+    HangsUp,
+    Stays,
+}
+
+/// An export that says at some time that it goes away.
+struct Ends(Arc<AtomicBool>);
+
+impl Export for Ends {
+    fn size(&self) -> u64 {
+        4096
+    }
+
+    fn read(&self, buffer: &mut [u8], _offset: u64) -> Result<(), ExportError> {
+        if self.0.load(Ordering::Relaxed) {
+            return Err(ExportError::shutting_down("it is over"));
+        }
+        buffer.fill(0);
+        Ok(())
+    }
+}
+
+/// A client that learns that it has to leave, and does, was sent away: exports and metrics learn that, whoever is faster.
+pub fn a_client_that_leaves_when_it_is_told_to_was_sent_away(setup: Setup) {
+    for cause in [Cause::ShutDown, Cause::Withdrawn, Cause::Answered] {
+        for leaving in [Leaving::Disconnects, Leaving::HangsUp, Leaving::Stays] {
+            let (ends, withdrawal, metrics) = (Arc::default(), Withdrawal::new(), Metrics::new());
+            let (sender, reasons) = mpsc::channel();
+            let entry = ExportEntry::new("", Ends(Arc::clone(&ends))).expect("a short name");
+            let entry = entry.with_withdrawal(&withdrawal).on_close(move |_, reason| {
+                let _nobody_waits = sender.send(reason.clone());
+            });
+            let exports = ExportMap::new().with_entry(entry);
+            let mut server =
+                setup.serve_with(exports, ServerConfig::default().with_metrics(&metrics));
+            let mut client = server.client(Mode::Simple);
+            client.read(0, 512);
+            match cause {
+                Cause::ShutDown => server.shut_down(),
+                Cause::Withdrawn => withdrawal.withdraw(),
+                Cause::Answered => ends.store(true, Ordering::Relaxed),
+            }
+            let wire = client.wire();
+            // By hand, as the server may close at any moment.
+            while wire.try_send(&Request::read(0, 512).encode(Mode::Simple, 1)).is_ok() {
+                let Some(reply) = wire.recv_or_gone(16, "a reply") else { break };
+                if reply[4..8] != [0; 4] {
+                    match leaving {
+                        Leaving::Disconnects => {
+                            let word = Request::new(Cmd::DISC, 0, 0).encode(Mode::Simple, 2);
+                            let _closed_already = wire.try_send(&word);
+                        }
+                        Leaving::HangsUp => wire.half_close(),
+                        Leaving::Stays => {}
+                    }
+                    break;
+                }
+                if wire.recv_or_gone(512, "data").is_none() {
+                    break;
+                }
+            }
+            let what = format!("{cause:?}, {leaving:?}");
+            assert_eq!(reasons.recv_timeout(SOON), Ok(CloseReason::ShutDown), "{what}");
+            drop(client);
+            server.shut_down();
+            server.wait_for_the_end();
+            let ended = metrics.snapshot().connections.ended;
+            let ended = Vec::from_iter(ended.into_iter().filter(|(_, count)| *count > 0));
+            assert_eq!(ended, [(Ending::ShutDown, 1)], "{what}");
+        }
     }
 }
 

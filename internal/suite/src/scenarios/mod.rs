@@ -138,6 +138,7 @@ scenarios! {
             requests_in_flight_finish_and_later_ones_are_refused,
             idle_clients_are_sent_away,
             the_clients_of_a_withdrawn_export_are_sent_away_and_others_stay,
+            a_client_that_leaves_when_it_is_told_to_was_sent_away,
             a_server_without_clients_ends,
             nobody_connects_after_the_shutdown,
             the_option_phase_ends_with_the_shutdown,

@@ -15,7 +15,9 @@ impl fmt::Display for LostReason {
         match self {
             Self::Transport(error) => error.fmt(f),
             Self::Protocol(error) => error.fmt(f),
-            Self::ShuttingDown => f.write_str("the server is shutting down"),
+            Self::ShuttingDown => {
+                f.write_str("the server is shutting down, or has sent this client away")
+            }
             Self::Silent { limit } => {
                 write!(f, "it owes replies and has sent nothing for {limit:?}")
             }
