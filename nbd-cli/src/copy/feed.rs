@@ -22,7 +22,7 @@ pub(super) enum Job {
 #[derive(Debug)]
 pub(super) enum Feed {
     Plan(Mutex<Plan>),
-    Stream(Mutex<Stream>),
+    Stream(Mutex<Stream>, Moves),
 }
 
 /// A source that can only be read from its beginning to its end.
@@ -51,14 +51,15 @@ impl Feed {
 
     pub(super) fn stream(file: File, name: String, limit: Option<u64>) -> Self {
         let file = CountedStream::new(file);
-        Self::Stream(Mutex::new(Stream { file, name, at: 0, limit, over: false }))
+        let moves = file.moves().clone();
+        Self::Stream(Mutex::new(Stream { file, name, at: 0, limit, over: false }), moves)
     }
 
     /// The next job. Only a stream takes a buffer, of which it fills as much as it can.
     pub(super) fn next(&self, buffer: impl FnOnce() -> Vec<u8>) -> Result<Option<Job>, CopyError> {
         match self {
             Self::Plan(plan) => Ok(lock(plan).next().map(Job::Piece)),
-            Self::Stream(stream) => lock(stream).next(buffer),
+            Self::Stream(stream, _) => lock(stream).next(buffer),
         }
     }
 
@@ -66,7 +67,7 @@ impl Feed {
     pub(super) fn stop(&self) {
         match self {
             Self::Plan(plan) => lock(plan).stop(),
-            Self::Stream(stream) => lock(stream).over = true,
+            Self::Stream(stream, _) => lock(stream).over = true,
         }
     }
 
@@ -74,7 +75,7 @@ impl Feed {
     pub(super) fn moves(&self) -> Option<Moves> {
         match self {
             Self::Plan(_) => None,
-            Self::Stream(stream) => Some(lock(stream).file.moves().clone()),
+            Self::Stream(_, moves) => Some(moves.clone()),
         }
     }
 
@@ -82,12 +83,12 @@ impl Feed {
     pub(super) fn streamed(&self) -> u64 {
         match self {
             Self::Plan(..) => 0,
-            Self::Stream(stream) => lock(stream).at,
+            Self::Stream(stream, _) => lock(stream).at,
         }
     }
 
     pub(super) fn is_stream(&self) -> bool {
-        matches!(self, Self::Stream(_))
+        matches!(self, Self::Stream(..))
     }
 }
 
