@@ -438,6 +438,8 @@ pub fn giving_up_a_reconnecting_client_ends_at_once(clients: ClientSetup, server
     let [dropped, disconnected, abandoned] =
         core::array::from_fn(|_| connect(clients, &site, &config));
     server.shut_down();
+    // Before that it may still carry something out.
+    server.wait_for_the_end();
     let refusing = site.refuse();
     for (index, client) in [&dropped, &disconnected, &abandoned].into_iter().enumerate() {
         let write = client.start_write(0, vec![index as u8 + 1; 512], Flags::empty());
@@ -446,7 +448,6 @@ pub fn giving_up_a_reconnecting_client_ends_at_once(clients: ClientSetup, server
         let _refused = clients.connect(&site.endpoint, &config).err().expect("there is no server");
         drop(write);
     }
-    server.wait_for_the_end();
     disconnected.disconnect();
     let error = disconnected.flush().expect_err("it has disconnected");
     assert!(matches!(error, Error::Disconnected { .. }), "{error}");
