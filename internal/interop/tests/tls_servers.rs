@@ -27,6 +27,7 @@ matrix! {
         an_optional_upgrade_is_the_clients_choice,
         an_export_for_tls_alone_is_hidden_from_others,
         clients_that_cannot_be_trusted_are_turned_away,
+        a_certificate_with_a_common_name_alone_is_explained_to_both_sides,
         wrong_keys_and_unknown_users_are_turned_away,
         users_that_are_not_allowed_are_turned_away,
         files_are_read_again_without_ending_connections,
@@ -270,6 +271,24 @@ fn clients_that_cannot_be_trusted_are_turned_away(setup: Setup) {
         Versions::Obsolete,
         &uri(&server, "", &certificates),
     );
+}
+
+fn a_certificate_with_a_common_name_alone_is_explained_to_both_sides(setup: Setup) {
+    let certificates = Certificates::new();
+    let server = serving(setup, "require", &certificates).args(["memory:1M"]).start();
+    let warning = "server-cert.pem has no subject alternative name";
+    assert!(!server.stderr().contains(warning), "{}", server.stderr());
+    drop(server);
+    certificates.reissue(Side::Server, |params| {
+        params.subject_alt_names.clear();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
+    });
+    let server = serving(setup, "require", &certificates).args(["memory:1M"]).start();
+    assert!(server.stderr().contains(warning), "{}", server.stderr());
+    let mut command = Command::new(nbd_binary());
+    let told = run(command.args(["info", &uri(&server, "", &certificates)]), PATIENCE).failure();
+    assert!(told.contains("has no subject alternative name"), "{told}");
+    assert!(told.contains("as nbd cert makes it") && !told.contains("--tls-hostname"), "{told}");
 }
 
 fn wrong_keys_and_unknown_users_are_turned_away(setup: Setup) {

@@ -15,7 +15,7 @@ use crate::{descriptor, waiting};
 
 /// With the rate and the time left.
 const KNOWN: &str =
-    "{prefix} {bar:30} {percent:>3}% {binary_bytes}/{binary_total_bytes} {rate} {eta} left";
+    "{prefix} {bar:18} {percent:>3}% {binary_bytes}/{binary_total_bytes} {rate} {eta} left";
 
 /// The end of a stream is not known before it comes.
 const UNKNOWN: &str = "{prefix} {binary_bytes} {rate}";

@@ -38,6 +38,10 @@ use crate::{memory_limit, net};
 /// | [idle while others wait for a slot](Self::with_idle_timeout) | 60 s | the connection is closed |
 /// | [shutdown](Self::with_drain_timeout) | 10 s | the connection is closed |
 ///
+/// A request that an export never finishes keeps its connection, and the slot: a client that disconnects is owed its replies,
+/// and one that vanishes on TCP is only known to be gone after a minute or two. An export that may hang needs a deadline of
+/// its own.
+///
 /// A server holds at most about
 ///
 /// ```text

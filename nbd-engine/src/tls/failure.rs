@@ -1,5 +1,6 @@
 //! What went wrong between the two sides, in words that say what to do.
 
+use core::net::IpAddr;
 use std::io;
 
 use rustls::pki_types::UnixTime;
@@ -173,8 +174,23 @@ fn certificate(reason: &CertificateError) -> String {
         CertificateError::ApplicationVerificationFailure => "the peer's certificate is refused",
         CertificateError::NotValidForNameContext { expected, presented } => {
             let names: Vec<_> = presented.iter().map(|name| plain(name)).collect();
-            let names = if names.is_empty() { "no name".into() } else { names.join(", ") };
-            return format!("the peer's certificate is for {names}, not for {}", expected.to_str());
+            let expected = expected.to_str();
+            return match names.is_empty() {
+                true => format!(
+                    "the peer's certificate has no subject alternative name, so that it is not for {expected}; its common \
+                     name does not count"
+                ),
+                false => format!(
+                    "the peer's certificate is for {}, not for {expected}",
+                    names.join(", ")
+                ),
+            };
+        }
+        CertificateError::Other(other) if other.0.to_string() == OLD_VERSION => {
+            "the peer's certificate is of X.509 version 1, which is refused here"
+        }
+        CertificateError::Other(other) => {
+            return format!("the peer's certificate is refused here: {}", other.0);
         }
         _ => return Error::InvalidCertificate(reason.clone()).to_string(),
     };
@@ -189,16 +205,28 @@ fn date(time: UnixTime) -> String {
     date.map_or_else(|| format!("{seconds} seconds after 1970"), |date| date.to_string())
 }
 
+/// What the library calls a certificate of an older version than 3.
+const OLD_VERSION: &str = "UnsupportedCertVersion";
+
 /// A name as people write it, of one such as `DnsName("localhost")`.
-fn plain(name: &str) -> &str {
+fn plain(name: &str) -> String {
     let inner = ["DnsName(", "IpAddress("].iter().find_map(|kind| name.strip_prefix(kind));
     let inner = inner.and_then(|rest| rest.strip_suffix(')'));
-    inner.map_or(name, |inner| inner.trim_matches('"'))
+    let inner = inner.map_or(name, |inner| inner.trim_matches('"'));
+    // The library does not shorten addresses.
+    inner.parse().map_or_else(|_| inner.to_owned(), |address: IpAddr| address.to_string())
 }
 
+const NAMED_ANEW: &str = "the peer needs one that has its names as subject alternative names, as nbd cert makes it, or \
+                          openssl x509 -req with -extfile";
+
 /// What to do about a peer's certificate.
-const fn remedy(reason: &CertificateError) -> Option<&'static str> {
+fn remedy(reason: &CertificateError) -> Option<&'static str> {
     match reason {
+        CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => {
+            Some(NAMED_ANEW)
+        }
+        CertificateError::Other(other) if other.0.to_string() == OLD_VERSION => Some(NAMED_ANEW),
         // The latter for another authority of the same name.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => Some(
             "name a folder (tls-certificates) whose ca-cert.pem is that of the authority that issued it",
@@ -250,6 +278,44 @@ mod tests {
             assert!(text.starts_with("the peer's certificate "), "{text}");
             assert!(!text.contains(&format!("{reason:?}")), "{text}");
         }
+    }
+
+    /// The common name of a certificate that has no other names helps nobody who asks for it.
+    #[test]
+    fn a_certificate_without_alternative_names_is_said_to_have_none() {
+        let expected = rustls::pki_types::ServerName::try_from("disks.example").unwrap();
+        let nameless = CertificateError::NotValidForNameContext { expected, presented: Vec::new() };
+        let text = of_rustls(&Error::InvalidCertificate(nameless), true).to_string();
+        assert!(
+            text.contains("has no subject alternative name") && text.contains("nbd cert"),
+            "{text}"
+        );
+        assert!(!text.contains("--tls-hostname"), "{text}");
+        assert_eq!(plain("IpAddress(0::1)"), "::1");
+        assert_eq!(plain("DnsName(\"a.example\")"), "a.example");
+    }
+
+    /// As `openssl x509 -req` makes it without an extension.
+    #[test]
+    fn a_certificate_of_an_old_version_is_refused_in_words() {
+        use rustls::client::WebPkiServerVerifier;
+        use rustls::client::danger::ServerCertVerifier;
+        use rustls::pki_types::CertificateDer;
+        use rustls::pki_types::pem::PemObject;
+
+        let both = CertificateDer::pem_slice_iter(include_bytes!("version_1.pem"));
+        let both: Vec<_> = both.collect::<Result<_, _>>().unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(both[0].clone()).unwrap();
+        let provider = super::super::provider();
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build().unwrap();
+        let name = rustls::pki_types::ServerName::try_from("disks.example").unwrap();
+        let now = UnixTime::now();
+        let error = verifier.verify_server_cert(&both[1], &[], &name, &[], now).unwrap_err();
+        let text = of_rustls(&error, true).to_string();
+        assert!(text.contains("is of X.509 version 1") && text.contains("nbd cert"), "{text}");
+        assert!(!super::super::identity::has_alternative_names(&both[1]));
     }
 
     /// In words that say when, whatever the time.

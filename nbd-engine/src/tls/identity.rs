@@ -27,6 +27,12 @@ fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     common.filter_map(|name| name.as_str().ok()).map(str::to_owned).collect()
 }
 
+/// Whether there is a name by which clients can know a server: its common name does not count to most of them.
+pub(super) fn has_alternative_names(certificate: &CertificateDer<'_>) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
+    matches!(certificate.subject_alternative_name(), Ok(Some(names)) if !names.value.general_names.is_empty())
+}
+
 fn text(name: &GeneralName<'_>) -> Option<String> {
     match name {
         GeneralName::DNSName(text) | GeneralName::RFC822Name(text) | GeneralName::URI(text) => {

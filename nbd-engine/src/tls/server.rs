@@ -11,6 +11,7 @@ use rustls::{RootCertStore, ServerConfig, server::danger::ClientCertVerifier};
 use super::allow_list::{AllowList, Listed};
 use super::directory::{CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY};
 use super::files::{authorities, exists, identity};
+use super::identity::has_alternative_names;
 #[cfg(feature = "tls-psk")]
 use super::psk::{PskContext, Side};
 #[cfg(feature = "tls-psk")]
@@ -104,6 +105,13 @@ impl Files {
     fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
         let provider = provider();
         let certified = identity(&provider, &self.certificate, &self.key)?;
+        if !certified.cert.first().is_some_and(has_alternative_names) {
+            tracing::warn!(
+                "the certificate {} has no subject alternative name: clients such as nbd refuse it, by whatever name they \
+                 reach this server; make one that has its names, as nbd cert does",
+                self.certificate.display()
+            );
+        }
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| TlsError::Setup(error.to_string()))?;
