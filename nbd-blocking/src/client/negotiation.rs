@@ -211,8 +211,8 @@ impl Negotiation {
     }
 
     /// `NBD_OPT_SET_META_CONTEXT`: selects the metadata contexts of an export that match any of the queries, in place of
-    /// all that were selected before, and gives them; none without queries. They hold if
-    /// that same export is entered, in place of those of the [configuration](ClientConfig::with_contexts).
+    /// all that were selected before, and gives them; none without queries. They hold if that same export is
+    /// entered, in place of those of the [configuration](ClientConfig::with_contexts).
     ///
     /// # Errors
     /// [`Error::Refused`] when there is no such export, [`Error::InvalidOption`] without structured replies or extended

@@ -288,18 +288,10 @@ fn raise_descriptor_limit(config: &Config) {
     }
 }
 
-/// An export or a bitmap in a list; the default export may have no name.
-fn named(name: &str) -> String {
-    match name {
-        "" => "the default export".into(),
-        name => format!("'{name}'"),
-    }
-}
-
 /// What ends with the process, in words: what exports hold in memory, and dirty bitmaps.
 fn lost_with(in_memory: &[String], bitmaps: &[String]) -> Vec<String> {
     let quoted = |names: &[String]| {
-        let names: Vec<String> = names.iter().map(|name| named(name)).collect();
+        let names: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
         names.join(", ")
     };
     let mut lost = Vec::new();

@@ -70,6 +70,8 @@ fn a_server_that_lists_nothing_is_named_with_a_remedy() {
     let stderr = nbd(["list", &uri]).failure();
     assert!(stderr.contains("does not list its exports"), "{stderr}");
     assert!(stderr.contains("name one in the URI"), "{stderr}");
+    let stderr = nbd(["list", &server.endpoint().uri("named")]).failure();
+    assert!(stderr.contains("nbd info shows the one that the URI names"), "{stderr}");
 }
 
 #[test]

@@ -379,4 +379,11 @@ mod tests {
             assert_eq!(error.is_transient(), expected, "{error}");
         }
     }
+
+    #[test]
+    fn an_io_error_keeps_the_kind_and_gives_the_error_back() {
+        let error = io::Error::from(Error::Disconnected { peer: "host".into() });
+        assert_eq!(error.kind(), io::ErrorKind::NotConnected);
+        assert!(matches!(error.downcast::<Error>(), Ok(Error::Disconnected { .. })));
+    }
 }

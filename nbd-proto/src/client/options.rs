@@ -107,8 +107,8 @@ impl Connection {
     }
 
     /// `NBD_OPT_SET_META_CONTEXT`: [`Event::MetaContext`](super::Event::MetaContext) for each context that is selected
-    /// now, in place of all that were before; none is without a query. The selection holds if that
-    /// same export is entered.
+    /// now, in place of all that were before; none is without a query. The selection holds if that same export
+    /// is entered.
     ///
     /// # Errors
     /// The rule that the option breaks. Nothing is sent then.

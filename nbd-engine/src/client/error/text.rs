@@ -236,11 +236,4 @@ mod tests {
         assert!(lost(true).to_string().contains("may have done so"));
         assert!(lost(false).to_string().contains("was not sent"));
     }
-
-    #[test]
-    fn an_io_error_keeps_the_kind_and_gives_the_error_back() {
-        let error = io::Error::from(Error::Disconnected { peer: "host".into() });
-        assert_eq!(error.kind(), io::ErrorKind::NotConnected);
-        assert!(matches!(error.downcast::<Error>(), Ok(Error::Disconnected { .. })));
-    }
 }

@@ -33,7 +33,8 @@ impl<C: Connector> Negotiation<C> {
     }
 
     /// A client of this connection, and of further ones: fewer than are configured if the server has no room for more, which
-    /// none can say but by closing a connection, or by not accepting it.
+    /// none can say but by closing a connection, or by not accepting it. Takes it exclusively since transports are not
+    /// `Sync`, which the future of a shared one would have to be.
     pub(in super::super) async fn client_of(
         &mut self,
         first: ReadyConnection,

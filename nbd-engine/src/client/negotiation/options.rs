@@ -130,8 +130,8 @@ impl<C> Negotiation<C> {
     }
 
     /// `NBD_OPT_SET_META_CONTEXT`: selects the metadata contexts of an export that match any of the queries, in place of
-    /// all that were selected before, and gives them; none without queries. They hold if
-    /// that same export is entered, in place of those of the [configuration](super::super::ClientConfig::with_contexts).
+    /// all that were selected before, and gives them; none without queries. They hold if that same export is
+    /// entered, in place of those of the [configuration](super::super::ClientConfig::with_contexts).
     ///
     /// Not cancel-safe: see [`Negotiation`].
     ///
