@@ -315,7 +315,7 @@ fn exports_are_added_and_removed_while_the_server_runs() {
     assert!(change(&["add", "x=no/such/file"]).failure().contains("no/such/file"));
     assert_eq!(change(&["remove", "more"]).success(), "");
     assert_eq!(names(&serving.status()), ["disk"]);
-    assert!(change(&["remove", "more"]).failure().contains("there is no export 'more'"));
+    assert!(change(&["remove", "more"]).failure().contains("export 'more' is not served"));
     let reload = run(&mut serving.nbd(&["reload", "control.sock"]), LIMIT);
     assert!(reload.failure().contains("has no configuration file"));
 }

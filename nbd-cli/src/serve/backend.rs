@@ -182,8 +182,8 @@ impl<'a> Files<'a> {
                 (LOG, LOG) => continue,
                 (OVERLAY, OVERLAY) if core::ptr::eq(before, export) => {
                     format!(
-                        "export '{}' has the overlay {shown} twice: leave out one of them",
-                        export.label()
+                        "{} has the overlay {shown} twice: leave out one of them",
+                        export.noun()
                     )
                 }
                 (OVERLAY, OVERLAY) => {
@@ -193,16 +193,15 @@ impl<'a> Files<'a> {
                         "give each its own file",
                     );
                     format!(
-                        "the exports '{}' and '{}' would both write to the overlay {shown}, and an overlay is for one disk: \
+                        "{} would both write to the overlay {shown}, and an overlay is for one disk: \
                          {remedy}",
-                        before.label(),
-                        export.label()
+                        before.nouns(export)
                     )
                 }
                 _ => format!(
-                    "{shown} is {other} of export '{}' and {what} of export '{}': give each its own file",
-                    before.label(),
-                    export.label()
+                    "{shown} is {other} of {} and {what} of {}: give each its own file",
+                    before.noun(),
+                    export.noun()
                 ),
             };
             return Err(Failure::usage(text));
@@ -239,12 +238,8 @@ impl<'a> Files<'a> {
             return Ok(None);
         }
         let kind = if metadata.is_dir() { "directory" } else { "file" };
-        let same = format!(
-            "the exports '{}' and '{}' are the same {kind}, {}",
-            other.label(),
-            export.label(),
-            quoted(path.as_os_str())
-        );
+        let same =
+            format!("{} are the same {kind}, {}", other.nouns(export), quoted(path.as_os_str()));
         let word = |option, key| config.source.word(option, key);
         let needs_one = [
             (
@@ -283,10 +278,9 @@ impl<'a> Files<'a> {
         let same = self.volumes.iter().find(|(other, _)| other.is_same(&place));
         if let Some((_, other)) = same.filter(|_| place.is_writable()) {
             return Err(Failure::usage(format!(
-                "the exports '{}' and '{}' are the same volume, {place}, which has one writer: export it once; a snapshot \
+                "{} are the same volume, {place}, which has one writer: export it once; a snapshot \
                  (volume:URL@NAME) can be served beside it",
-                other.label(),
-                export.label()
+                other.nouns(export)
             )));
         }
         self.volumes.push((place, export));
@@ -310,9 +304,9 @@ const LOG: &str = "the request log";
 /// A file that clients would write, and a layer, too.
 fn disk_and_layer(disk: &Export, what: &str, layer: &Export, shown: &str) -> Failure {
     Failure::usage(format!(
-        "{shown} is the disk of export '{}' and {what} of export '{}': give each its own file",
-        disk.label(),
-        layer.label()
+        "{shown} is the disk of {} and {what} of {}: give each its own file",
+        disk.noun(),
+        layer.noun()
     ))
 }
 

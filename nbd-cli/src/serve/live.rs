@@ -355,17 +355,17 @@ impl Changes {
             earlier.opened.tracker.as_ref().map(|tracker| tracker.names()).unwrap_or_default();
         if !bitmaps.is_empty() {
             return Err(Failure::usage(format!(
-                "to change export '{}' is to open it anew, by which its bitmaps would be lost ({}): stop them first, by \
+                "to change {} is to open it anew, by which its bitmaps would be lost ({}): stop them first, by \
                  nbd bitmap or without a change but that of track, or start the server anew",
-                export.label(),
+                export.noun(),
                 bitmaps.join(", ")
             )));
         }
         if earlier.export.is_in_memory() && export.has_memory() {
             return Err(Failure::usage(format!(
-                "to change export '{}' is to open it anew, by which what it holds in memory would be lost: give the other one \
+                "to change {} is to open it anew, by which what it holds in memory would be lost: give the other one \
                  another name, or remove this one first",
-                export.label()
+                export.noun()
             )));
         }
         self.replaced.push(export.label().into_owned());

@@ -246,13 +246,12 @@ impl Reload {
     pub(super) fn remove(&self, name: &str) -> Result<Changes, Failure> {
         if self.config().exports.iter().all(|export| export.label() != name) {
             return Err(Failure::failed(format!(
-                "there is no export '{name}': see which there are with nbd list"
+                "{} is not served: see which exports are with nbd list",
+                config::noun(name)
             )));
         }
         if self.config().exports.len() == 1 {
-            return Err(Failure::failed(format!(
-                "'{name}' is the only export: end the server instead"
-            )));
+            return Err(Failure::failed("it is the only export: end the server instead"));
         }
         self.change(|exports| exports.retain(|export| export.label() != name))
     }

@@ -288,18 +288,18 @@ fn raise_descriptor_limit(config: &Config) {
     }
 }
 
+fn joined(names: &[String], quoted: impl Fn(&str) -> String) -> String {
+    names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ")
+}
+
 /// What ends with the process, in words: what exports hold in memory, and dirty bitmaps.
 fn lost_with(in_memory: &[String], bitmaps: &[String]) -> Vec<String> {
-    let quoted = |names: &[String]| {
-        let names: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
-        names.join(", ")
-    };
     let mut lost = Vec::new();
     if !in_memory.is_empty() {
-        lost.push(format!("what exports hold in memory ({})", quoted(in_memory)));
+        lost.push(format!("what exports hold in memory ({})", joined(in_memory, config::noun)));
     }
     if !bitmaps.is_empty() {
-        lost.push(format!("the dirty bitmaps ({})", quoted(bitmaps)));
+        lost.push(format!("the dirty bitmaps ({})", joined(bitmaps, |name| format!("'{name}'"))));
     }
     lost
 }

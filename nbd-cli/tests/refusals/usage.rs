@@ -363,7 +363,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("is one of the sockets that socket activation hands over", "the same"),
     ("--stdio serves the one client on standard input", "tests/serve/stdio.rs"),
     ("rules of access are about clients that connect", "the same"),
-    ("to change export '", "tests/serve/exports.rs and the engine's reload"),
+    ("to change ", "tests/serve/exports.rs and the engine's reload"),
     ("; say where to keep it by --record FILE", "tests/copy_resume.rs"),
     ("can't be flushed, so that it is never known", "the same"),
     ("to serve a volume is to take it over", "tests/volume.rs"),

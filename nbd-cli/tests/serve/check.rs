@@ -63,7 +63,10 @@ fn a_check_says_of_a_command_line_what_the_server_would() {
         (&["--unix", "new", "--take-over", "missing", "disk.img"], "missing"),
         (&["--unix", "new", "--layer", "log:missing/log", "disk.img"], "make its folder first"),
         (&["--unix", "new", "--layer", "log:folder", "disk.img"], "it is a folder"),
-        (&["--unix", "new", "--layer", "log:disk.img", "disk.img"], "is the disk of export"),
+        (
+            &["--unix", "new", "--layer", "log:disk.img", "disk.img"],
+            "is the disk of the default export",
+        ),
         (&["--unix", "new", "--layer", "overlay:new.o", "missing.img"], "no such file"),
         (&["--unix", "new", "--layer", "overlay:missing/o", "disk.img"], "make its folder first"),
         (&["--unix", "new", "--layer", "overlay:file", "disk.img"], "is not an overlay file"),

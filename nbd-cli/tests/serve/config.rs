@@ -126,13 +126,15 @@ fn a_check_ends_well_or_says_what_is_wrong_and_where_and_touches_nothing() {
     refuses(
         &mut check(),
         78,
-        &[":5:1: the exports '' and 'b' are the same file", "resize changes"],
+        &[":5:1: the default export and export 'b' are the same file", "resize changes"],
     );
 
     folder.write(&format!("{good}[[export]]\nname = 'b'\nfile = './disk.img'\n"));
     let finished = run(&mut check(), LIMIT);
-    let warning =
-        format!("nbd: warning: {}:5:1: the exports '' and 'b' are the same", folder.file());
+    let warning = format!(
+        "nbd: warning: {}:5:1: the default export and export 'b' are the same",
+        folder.file()
+    );
     assert!(finished.stderr.starts_with(&warning), "{}", finished.stderr);
     assert_eq!((finished.status.code(), finished.stderr.lines().count()), (Some(0), 1));
 
@@ -392,7 +394,7 @@ fn bitmaps_live_through_a_change_or_the_change_is_refused() {
     assert_eq!(names(), "{\"ok\":[\"b\",\"c\"]}\n");
     folder.write(&format!("{head}[[export]]\nmemory = '2M'\ntrack = ['b', 'c']\n"));
     reload(&server, "stay in force");
-    let says = "nbd.toml:5:1: to change export '' is to open it anew, by which its bitmaps would be lost (b, c)";
+    let says = "nbd.toml:5:1: to change the default export is to open it anew, by which its bitmaps would be lost (b, c)";
     assert!(server.process.stderr().contains(says), "{}", server.process.stderr());
     assert_eq!(names(), "{\"ok\":[\"b\",\"c\"]}\n");
     server.process.terminate();
@@ -420,7 +422,7 @@ fn what_an_export_holds_in_memory_lives_through_a_change_or_the_change_is_refuse
         for changed in changed {
             folder.write(&text(changed));
             reload(&server, "stay in force");
-            let says = "nbd.toml:5:1: to change export '' is to open it anew, by which what it holds in memory would be lost";
+            let says = "nbd.toml:5:1: to change the default export is to open it anew, by which what it holds in memory would be lost";
             assert!(server.process.stderr().contains(says), "{}", server.process.stderr());
         }
         folder.write(&text(&format!("description = 'x'\n{export}")));
@@ -453,7 +455,7 @@ fn exports_are_added_and_removed_by_the_control_socket() {
         ("export-add", r#"{"name":"more","memory":"2M"}"#, "two exports are called 'more'"),
         ("export-add", r#"{"name":"x","memory":"2M","colour":1}"#, "unknown field `colour`"),
         ("export-add", r#"{"name":"x","file":"/no/such/file"}"#, "/no/such"),
-        ("export-remove", r#"{"name":"x"}"#, "there is no export 'x'"),
+        ("export-remove", r#"{"name":"x"}"#, "export 'x' is not served"),
         ("reload", "{}", "no configuration file"),
     ] {
         let answer = ask(&control, verb, arguments);

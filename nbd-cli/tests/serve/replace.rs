@@ -178,7 +178,7 @@ fn what_lives_in_memory_is_not_lost_by_accident() {
     let site = Site::new();
     let first = site.first("tokio", &["--track", "monday", "a=memory:1M"]);
     let says = [
-        "what exports hold in memory ('a') and the dirty bitmaps ('monday') would be lost",
+        "what exports hold in memory (export 'a') and the dirty bitmaps ('monday') would be lost",
         "--discard-state",
         "which goes on",
     ];

@@ -139,7 +139,12 @@ impl core::fmt::Display for ConnectionError {
                 write!(f, "requests were still in flight {limit:?} after the shutdown began")
             }
             Self::ExportRefused { name, refusal } => {
-                write!(f, "an oldstyle client can't have the export '{name}': {refusal}")
+                f.write_str("an oldstyle client can't have the ")?;
+                match name.as_str() {
+                    "" => f.write_str("default export")?,
+                    name => write!(f, "export '{name}'")?,
+                }
+                write!(f, ": {refusal}")
             }
             Self::Oldstyle(unfit) => unfit.fmt(f),
             Self::Internal(misuse) => {

@@ -201,9 +201,30 @@ impl Export {
         }
     }
 
+    /// What messages call it.
+    pub(crate) fn noun(&self) -> String {
+        noun(&self.label())
+    }
+
+    /// What messages call it and another one.
+    pub(crate) fn nouns(&self, other: &Self) -> String {
+        match (&*self.label(), &*other.label()) {
+            ("", _) | (_, "") => format!("{} and {}", self.noun(), other.noun()),
+            (one, another) => format!("the exports '{one}' and '{another}'"),
+        }
+    }
+
     /// All paths in it.
     pub(super) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let layers = self.layers.iter_mut().filter_map(Layer::path_mut);
         self.file.iter_mut().chain(&mut self.directory).chain(layers)
+    }
+}
+
+/// What messages call an export of that label.
+pub(crate) fn noun(label: &str) -> String {
+    match label {
+        "" => "the default export".to_owned(),
+        label => format!("export '{label}'"),
     }
 }

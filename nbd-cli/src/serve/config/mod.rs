@@ -21,7 +21,7 @@ mod words;
 pub(crate) use check::check;
 #[cfg(feature = "volume")]
 pub(crate) use check::{MIN_OBJECT_MEMORY, MIN_VOLUME_CACHE, MIN_VOLUME_MEMORY};
-pub(crate) use export::{Backend, Export};
+pub(crate) use export::{Backend, Export, noun};
 pub(crate) use model::{Access, Address, Config, Listen, LogLevel, RuntimeName, Server};
 #[cfg(any(feature = "tls", test))]
 pub(crate) use model::{Tls, TlsMode};

@@ -173,18 +173,18 @@ impl Live {
     fn open_again(&self, current: &mut [Arc<Disk>], closed: &[Arc<Disk>]) -> String {
         let mut said = Vec::new();
         for disk in closed {
-            let name = disk.export.label();
+            let name = disk.export.noun();
             match Disk::open_volume(&disk.export, disk.opened.tracked, self) {
                 Ok(again) => {
                     for one in current.iter_mut().filter(|one| Arc::ptr_eq(one, disk)) {
                         *one = Arc::clone(&again);
                     }
                     said.push(format!(
-                        "'{name}' is served as before, and its clients were disconnected"
+                        "{name} is served as before, and its clients were disconnected"
                     ));
                 }
                 Err(failure) => said.push(format!(
-                    "'{name}' is not served any more, since it can't be opened as before either ({}): repair that, and reload, \
+                    "{name} is not served any more, since it can't be opened as before either ({}): repair that, and reload, \
                      or start the server anew",
                     failure.text()
                 )),

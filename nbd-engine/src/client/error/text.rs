@@ -91,7 +91,7 @@ impl fmt::Display for Error {
             Self::Lost { peer, sent, reason } => {
                 write!(f, "the connection to {peer} was lost: {reason}; ")?;
                 f.write_str(if *sent {
-                    "the request was sent, and if it changes anything, it may have done so"
+                    "the request was sent, and whether it was carried out is unknown"
                 } else {
                     "the request was not sent: connect anew and repeat it"
                 })
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn lost_requests_say_whether_they_were_sent() {
         let lost = |sent| Error::Lost { peer: "host".into(), sent, reason: LostReason::Abandoned };
-        assert!(lost(true).to_string().contains("may have done so"));
+        assert!(lost(true).to_string().contains("whether it was carried out"));
         assert!(lost(false).to_string().contains("was not sent"));
     }
 }
