@@ -42,11 +42,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let cannot = |what: &str, error: &io::Error| {
         Failure::failed(format!("cannot {what} {}: {}", path.display(), path_error::why(error)))
     };
+    let unfit = |what: &str| {
+        Failure::failed(format!("{} is {what}: name a file of keys, or a new one", path.display()))
+    };
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+        return Err(unfit("no regular file"));
+    }
     let before = match fs::read(path) {
         Ok(before) => before,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(cannot("read", &error)),
     };
+    if !before.split(|byte| *byte == b'\n').all(may_be_key) {
+        return Err(unfit("a file with something else than keys"));
+    }
     let taken = before.split(|byte| *byte == b'\n').any(|line| {
         line.iter()
             .position(|byte| *byte == b':')
@@ -86,6 +95,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+/// Whether a line is one of a file of keys: `USER:HEXKEY`, a comment, or nothing.
+fn may_be_key(line: &[u8]) -> bool {
+    let line = line.trim_ascii();
+    let key = line.iter().position(|byte| *byte == b':').map(|end| &line[end + 1..]);
+    line.is_empty()
+        || line.starts_with(b"#")
+        || key.is_some_and(|key| !key.is_empty() && key.iter().all(u8::is_ascii_hexdigit))
 }
 
 fn random_key() -> io::Result<[u8; KEY_LENGTH]> {

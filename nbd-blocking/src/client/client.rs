@@ -190,6 +190,16 @@ impl Client {
 /// The methods on slices have the names and the order of arguments of [`FileExt`](std::os::unix::fs::FileExt). Those on
 /// buffers that the client owns meanwhile neither copy nor allocate; their offset comes first, their flags last.
 ///
+/// # Requests that are given up
+///
+/// NBD has no means to take back what was sent. A request that [timed out](Error::TimedOut), or whose [`Pending`] was
+/// dropped, is in flight until the server answers it, and the server may carry it out at any time until then. Requests in
+/// flight have no order: a write that was given up can replace what a later one has written in the same place, and has
+/// flushed. Until it is over, what that range holds is unknown, so don't write there, or rely on it.
+/// [`disconnect`](Self::disconnect) waits for what was given up by dropping, too; and where
+/// [statistics](ClientConfig::with_statistics) are kept, a dropped request is
+/// [in flight](crate::RequestStatistics::in_flight) until it is answered.
+///
 /// # Errors
 /// All requests fail with [`Error::Invalid`] for what makes no sense on this export, [`Error::Command`] when the server
 /// fails, [`Error::TimedOut`] after [`ClientConfig::request_timeout`], [`Error::Lost`] with the connection,
@@ -239,7 +249,7 @@ impl Client {
     }
 
     /// Reads `buffer.len()` bytes into a buffer that is lent to the client meanwhile: no copy, and no allocation. The
-    /// buffer comes back in any case, but with anything in it unless the read succeeded, and empty if it timed out.
+    /// buffer comes back with its length in any case, but with anything in it unless the read succeeded.
     pub fn read_into(&self, offset: u64, buffer: Vec<u8>, flags: Flags) -> BufResult {
         self.submit_read_into(offset, buffer, flags).wait()
     }
@@ -270,7 +280,8 @@ impl Client {
     }
 
     /// Writes out of a buffer that is lent to the client meanwhile, and comes back: no copy, and no allocation. It comes
-    /// back empty if the request timed out.
+    /// back empty if the request timed out ([`Error::TimedOut`]) and `sent` says that the server may still get it: then
+    /// the data is kept for that.
     pub fn write_from(&self, offset: u64, buffer: Vec<u8>, flags: Flags) -> BufResult {
         self.submit_write_from(offset, buffer, flags).wait()
     }

@@ -36,7 +36,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
 
-    /// Draw the ranges as an SVG picture into this file, rather than write text; a file that is there is replaced
+    /// Draw the ranges as an SVG picture into this file, rather than write text; a file that is there is replaced; - is
+    /// standard output
     #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "totals"])]
     svg: Option<PathBuf>,
 

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
 use std::ops::Range;
 use std::path::Path;
+
+use nbd_engine::net::folder_of;
 
 use super::names::{ground, name};
 use crate::exit::Failure;
 use crate::output::{printable, quoted};
-use crate::path_error;
+use crate::{output, path_error};
 
 /// Cells of a row, and rows at most.
 const COLUMNS: u64 = 128;
@@ -145,24 +148,36 @@ fn ink(shares: &Shares, ground: u64) -> Option<(u64, u64)> {
     Some((*status, (opacity * 100.0).round() as u64))
 }
 
-/// Writes the picture, all of it or nothing.
+/// Writes the picture to that path: standard output for `-`. A file is replaced, by all of it or not at all; devices and
+/// pipes are written, and links followed.
 pub(super) fn save(picture: &str, path: &Path) -> Result<(), Failure> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
+    if path == Path::new("-") {
+        return output::write(|out| Ok(out.write_all(picture.as_bytes())?));
+    }
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let saved = match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => OpenOptions::new()
+            .write(true)
+            .open(path)
+            .and_then(|mut file| file.write_all(picture.as_bytes())),
+        // A link to a file that is not there yet.
+        Err(_) if path.is_symlink() => fs::write(path, picture),
+        _ => replace(&target, picture),
     };
-    let save = || {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(picture.as_bytes())?;
-        // For others as well, which files for the moment are not.
-        let mode = rustix::fs::Mode::from_raw_mode(0o644);
-        rustix::fs::fchmod(file.as_file(), mode)?;
-        file.persist(path).map_err(|error| error.error)
-    };
-    save().map(drop).map_err(|error| {
+    saved.map_err(|error| {
         let (path, error) = (quoted(path.as_os_str()), path_error::why(&error));
         Failure::failed(format!("cannot write {path}: {error}"))
     })
+}
+
+/// Puts a new file in the place of the one that may be there.
+fn replace(path: &Path, picture: &str) -> io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(folder_of(path))?;
+    file.write_all(picture.as_bytes())?;
+    // For others as well, which files for the moment are not.
+    let mode = rustix::fs::Mode::from_raw_mode(0o644);
+    rustix::fs::fchmod(file.as_file(), mode)?;
+    file.persist(path).map(drop).map_err(|error| error.error)
 }
 
 /// How a range is divided.

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use nbd_engine::counted;
 use nbd_engine::export::{
     self, AnyExport, Export as _, ExportEntry, File, FileId, InvalidName, Memory, Missing,
-    OpenError, ReadOnly, Tracked, Tracker, WithAllocationDepth, WithBlockSize,
+    OpenError, OverlayFile, ReadOnly, Tracked, Tracker, WithAllocationDepth, WithBlockSize,
+    overlay_summary,
 };
 use nbd_engine::net::folder_of;
 use rustix::fs::{Access, access};
@@ -80,6 +81,25 @@ fn inspect_layers(export: &Export, found: &mut Findings) {
         }
         _ => {}
     }
+}
+
+/// Refuses overlay files that are in use, where that is by the server that is to be replaced: they are not handed over.
+pub(super) fn refuse_overlays_in_use(config: &Config) -> Result<(), Failure> {
+    for (index, export) in config.exports.iter().enumerate() {
+        for layer in &export.layers {
+            let Layer::Overlay(Some(path)) = layer else { continue };
+            // What else is wrong with it is reported when it is opened.
+            if overlay_summary(path).is_ok_and(|summary| summary.is_in_use) {
+                let failure = Failure::failed(format!(
+                    "the overlay {} is in use, and a server does not hand over its overlay files: end it, then start this \
+                     one without --take-over",
+                    quoted(path.as_os_str())
+                ));
+                return Err(config.source.blame(&format!("export.{index}"), failure));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The entry by which clients find an export that is open.
@@ -316,7 +336,7 @@ pub(super) fn open(export: &Export, config: &Config) -> Result<Disk, Failure> {
         Backend::Volume(_) => Err(Failure::failed("a volume has no layers")),
         Backend::Object(url) => {
             let export = volumes::open_object(url, export.volume_memory)?;
-            Ok(Disk::new(export, None))
+            Ok(Disk::plain(export))
         }
         Backend::Memory(size) => {
             let memory = Memory::new(size).map_err(|error| Failure::usage(error.to_string()))?;
@@ -373,11 +393,13 @@ pub(super) struct Disk {
     pub(super) export: AnyExport,
     /// What records changes.
     pub(super) tracker: Option<Arc<Tracker>>,
+    /// The files of its overlays, to be flushed at the end.
+    pub(super) overlays: Vec<OverlayFile>,
 }
 
 impl Disk {
-    const fn new(export: AnyExport, tracker: Option<Arc<Tracker>>) -> Self {
-        Self { export, tracker }
+    const fn plain(export: AnyExport) -> Self {
+        Self { export, tracker: None, overlays: Vec::new() }
     }
 }
 
@@ -391,7 +413,7 @@ fn wrapped(
     let tracked = config.is_tracked(export);
     let plain = export.layers.is_empty() && export.block_size.is_none();
     if !tracked && !export.allocation_depth && plain {
-        return Ok(Disk::new(AnyExport::new(disk), None));
+        return Ok(Disk::plain(AnyExport::new(disk)));
     }
     let word = match export.backend().map_err(Failure::Usage)? {
         Backend::File(path) | Backend::Directory(path) => path.display().to_string(),
@@ -399,25 +421,25 @@ fn wrapped(
         Backend::Volume(url) => format!("volume:{url}"),
         Backend::Object(url) => url.to_owned(),
     };
-    let mut disk = layered(disk, base, export, &config.source, &word)?;
+    let (mut disk, overlays) = layered(disk, base, export, &config.source, &word)?;
     let mut tracker = None;
     if tracked && disk.can_write().is_some() {
         let layer = Tracked::new(disk);
         tracker = Some(Arc::clone(layer.tracker()));
         disk = Box::new(layer);
     }
-    Ok(Disk::new(AnyExport::new(disk), tracker))
+    Ok(Disk { export: AnyExport::new(disk), tracker, overlays })
 }
 
-/// The disk with all layers but the one that records changes. Messages call it `word`.
+/// The disk with all layers but the one that records changes, and the files of its overlays. Messages call it `word`.
 pub(super) fn layered(
     disk: impl export::Export,
     base: Base,
     export: &Export,
     source: &Source,
     word: &str,
-) -> Result<Box<dyn export::Export>, Failure> {
-    let mut disk = put_around(Box::new(disk), &export.layers, base)?;
+) -> Result<(Box<dyn export::Export>, Vec<OverlayFile>), Failure> {
+    let (mut disk, overlays) = put_around(Box::new(disk), &export.layers, base)?;
     if export.read_only {
         // An overlay can be written whatever it lies over.
         disk = Box::new(ReadOnly::new(disk));
@@ -430,7 +452,7 @@ pub(super) fn layered(
     if export.allocation_depth {
         disk = Box::new(WithAllocationDepth::new(disk));
     }
-    Ok(disk)
+    Ok((disk, overlays))
 }
 
 /// Says so when the end of a disk can't be reached in whole blocks, and refuses one of which nothing is left.

@@ -26,6 +26,8 @@ pub(super) struct Findings {
     failures: Vec<Failure>,
     /// What would be none if nothing else used the same.
     in_use: Vec<Failure>,
+    /// The same of overlay files, which no server hands over to another.
+    overlays_in_use: Vec<Failure>,
     /// What would be none if a folder were there that a service manager makes.
     made_later: Vec<Failure>,
     /// What is no fault, but to be considered.
@@ -40,8 +42,8 @@ impl Findings {
         self.failures.push(failure);
     }
 
-    pub(super) fn add_in_use(&mut self, failure: Failure) {
-        self.in_use.push(failure);
+    pub(super) fn add_overlay_in_use(&mut self, failure: Failure) {
+        self.overlays_in_use.push(failure);
     }
 
     /// Adds a failure, if there is one.
@@ -61,7 +63,7 @@ impl Findings {
     fn take_of(&mut self, path: Option<&Path>, result: Result<(), Wrong>) {
         match result {
             Ok(()) => {}
-            Err((ErrorKind::AddrInUse, failure)) => self.add_in_use(failure),
+            Err((ErrorKind::AddrInUse, failure)) => self.in_use.push(failure),
             Err((ErrorKind::NotFound, failure)) if path.is_some_and(is_made_later) => {
                 self.made_later.push(failure);
             }
@@ -74,6 +76,7 @@ impl Findings {
         let blame = |failure| source.blame(key, failure);
         self.failures.extend(found.failures.into_iter().map(blame));
         self.in_use.extend(found.in_use.into_iter().map(blame));
+        self.overlays_in_use.extend(found.overlays_in_use.into_iter().map(blame));
         self.made_later.extend(found.made_later.into_iter().map(blame));
         self.warnings.extend(found.warnings.into_iter().map(blame));
     }
@@ -112,8 +115,11 @@ pub(super) fn check(
     }
     if let Some(path) = &process.take_over {
         findings.take(control::connect(path).map(drop));
+        findings.take(backend::refuse_overlays_in_use(config));
+        findings.overlays_in_use.clear();
     }
-    let Findings { mut failures, in_use, made_later, warnings } = findings;
+    let Findings { mut failures, mut in_use, overlays_in_use, made_later, warnings } = findings;
+    in_use.extend(overlays_in_use);
     warnings.iter().for_each(|warning| stderr::say(&format!("warning: {}", warning.text())));
     for failure in &made_later {
         warn(failure, "no fault if the service makes the folder when it starts");

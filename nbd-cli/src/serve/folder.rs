@@ -46,7 +46,8 @@ impl Folder {
         let directory = directory.with_layers(move |file, name| {
             let word = folder.join(name).display().to_string();
             let disk = backend::layered(file, Base::default(), &export, &source, &word);
-            let disk = disk.map_err(|failure| failure.text().to_owned())?;
+            // An overlay of one is in memory.
+            let (disk, _) = disk.map_err(|failure| failure.text().to_owned())?;
             Ok(Arc::new(disk) as Arc<dyn export::Export>)
         });
         Ok(Self { directory, in_use: Arc::default() })

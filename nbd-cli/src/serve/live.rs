@@ -10,8 +10,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nbd_engine::export::{
-    ClientInfo, ExportEntry, ExportMap, Exports, FileId, ListedExport, Lookup, Refusal, Tracker,
-    Withdrawal,
+    ClientInfo, ExportEntry, ExportMap, Exports, FileId, ListedExport, Lookup, OverlayFile,
+    Refusal, Tracker, Withdrawal,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, RwLockWriteGuard};
@@ -80,6 +80,8 @@ struct Opened {
     withdrawal: Withdrawal,
     /// The volume, if it is one. Another export may go on with it.
     volume: Option<Arc<volumes::Open>>,
+    /// The files of its overlays.
+    overlays: Vec<OverlayFile>,
 }
 
 /// What a change did, for the log.
@@ -170,14 +172,20 @@ impl Live {
         Ok(live)
     }
 
-    /// Closes the volumes, so that what clients wrote is in the store, and the next server need not wait. To be called when
-    /// no client is left.
+    /// Serves nothing any more. What clients wrote is in overlay files and in the stores of volumes, which the next server
+    /// can have at once, and request logs have all lines. To be called when no client is left: whatever else holds a disk,
+    /// such as a request that was cut off, is not waited for.
     ///
     /// # Errors
-    /// When a store does not take what was not flushed.
-    pub(super) fn close_volumes(&self) -> Result<(), Failure> {
-        let disks = self.0.disks.lock().unwrap_or_else(PoisonError::into_inner);
-        close(&disks)
+    /// When a file or a store does not take what was not flushed.
+    pub(super) fn end(&self) -> Result<(), Failure> {
+        let mut current = self.0.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        let disks = core::mem::take(&mut *current);
+        self.serve(&current);
+        self.0.bitmaps.replace(Vec::new());
+        let flushed = disks.iter().map(|disk| disk.flush_overlays());
+        let flushed = flushed.fold(Ok(()), Result::and);
+        flushed.and(close(&disks))
     }
 
     /// The bitmaps of all exports.
@@ -389,18 +397,18 @@ impl Disk {
 
     fn open(export: &Export, config: &Config) -> Result<Arc<Self>, Failure> {
         let withdrawal = Withdrawal::new();
-        let (what, tracker) = match export.backend() {
+        let (what, tracker, overlays) = match export.backend() {
             Ok(Backend::Directory(path)) => {
-                (What::Files(Arc::new(Folder::open(path, export, config)?)), None)
+                (What::Files(Arc::new(Folder::open(path, export, config)?)), None, Vec::new())
             }
             _ => {
                 let disk = backend::open(export, config)?;
                 let entry = backend::entry(export, disk.export)?.with_withdrawal(&withdrawal);
-                (What::Entry(entry), disk.tracker)
+                (What::Entry(entry), disk.tracker, disk.overlays)
             }
         };
         let tracked = config.is_tracked(export);
-        let opened = Arc::new(Opened { tracked, tracker, withdrawal, volume: None });
+        let opened = Arc::new(Opened { tracked, tracker, withdrawal, volume: None, overlays });
         Ok(Arc::new(Self { export: export.clone(), what, opened }))
     }
 
@@ -428,6 +436,17 @@ impl Disk {
             What::Files(files) => What::Files(Arc::clone(files)),
         };
         Ok(Arc::new(Self { export: export.clone(), what, opened: Arc::clone(&self.opened) }))
+    }
+
+    /// Brings what was written into its overlay files.
+    fn flush_overlays(&self) -> Result<(), Failure> {
+        let flushed = self.opened.overlays.iter().map(|overlay| overlay.flush());
+        flushed.fold(Ok(()), Result::and).map_err(|error| {
+            Failure::failed(format!(
+                "the overlay of {} can't be flushed, and what was written last is lost: {error}",
+                self.export.noun()
+            ))
+        })
     }
 
     /// Has its clients disconnected in order.

@@ -13,6 +13,7 @@ use super::Arguments;
 use super::access;
 use super::activation::{self, Socket};
 use super::announce::Announcement;
+use super::backend;
 use super::captive::{self, Captive};
 use super::check;
 #[cfg(target_os = "linux")]
@@ -65,6 +66,9 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
     fault::end_on_panic();
     raise_descriptor_limit(&config);
     let places = Places::of(&config, process, given)?;
+    if process.take_over.is_some() {
+        backend::refuse_overlays_in_use(&config)?;
+    }
     let exports = Live::open(&config)?;
     let (server, security) = server_config(&config)?;
     let readiness = Readiness::of(process, ready_fd)?;
@@ -96,7 +100,7 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
         let served = exports.clone();
         reload.open_volumes()?;
         let outcome = stdio.serve(exports, server, &reload, readiness, oldstyle);
-        let closed = served.close_volumes();
+        let closed = served.end();
         return judge(outcome?, &config).and(closed);
     }
     let of_disks = config.exports.iter().filter(|export| !export.is_directory());
@@ -133,8 +137,8 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
         #[cfg(feature = "async-std")]
         RuntimeName::AsyncStd => async_std(exports, server, setup),
     };
-    // Whatever else failed, what clients wrote is to be in the store.
-    let closed = served.close_volumes();
+    // Whatever else failed, what clients wrote is to be where it belongs.
+    let closed = served.end();
     let (outcome, captive) = outcome?;
     captive.map_or(Ok(()), Captive::end)?;
     judge(outcome, &config).and(closed)

@@ -2,7 +2,7 @@
 //! `--ready-fd`, and the file of `--pid-file`.
 
 use std::fs::{File, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -102,6 +102,9 @@ fn address(name: &[u8]) -> io::Result<SocketAddr> {
     }
 }
 
+/// Bytes of a file with a process id, and then some.
+const MAX_PID_FILE: u64 = 64;
+
 /// The process id in a file.
 #[derive(Debug)]
 pub(in crate::serve) struct PidFile {
@@ -126,9 +129,7 @@ impl PidFile {
     /// The kind of the system's error, and the failure.
     pub(in crate::serve) fn check(path: &Path) -> Result<(), (io::ErrorKind, Failure)> {
         let check = || {
-            if path.is_dir() {
-                return Err(io::ErrorKind::IsADirectory.into());
-            }
+            Self::check_replaced(path)?;
             let folder = folder_of(path);
             if !std::fs::metadata(folder)?.is_dir() {
                 return Err(Errno::NOTDIR.into());
@@ -136,6 +137,33 @@ impl PidFile {
             Ok(access(folder, Access::WRITE_OK | Access::EXEC_OK)?)
         };
         check().map_err(|error: io::Error| (error.kind(), Self::cannot_write(path, &error)))
+    }
+
+    /// Refuses to put the file in the place of what is no file of a process id: it would be lost, and the path be removed at
+    /// the end.
+    fn check_replaced(path: &Path) -> io::Result<()> {
+        let metadata = match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            metadata => metadata?,
+        };
+        if metadata.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        let in_the_way = |what| Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+        if metadata.is_symlink() {
+            return in_the_way("it is a symbolic link");
+        }
+        if !metadata.is_file() {
+            return in_the_way("it is no regular file");
+        }
+        let mut content = Vec::new();
+        File::open(path)?.take(MAX_PID_FILE + 1).read_to_end(&mut content)?;
+        let is_number =
+            content.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_whitespace());
+        if !is_number || content.len() as u64 > MAX_PID_FILE {
+            return in_the_way("it is a file with something else than a process id");
+        }
+        Ok(())
     }
 
     fn cannot_write(path: &Path, error: &io::Error) -> Failure {
@@ -148,9 +176,7 @@ impl PidFile {
     /// Writes the file beside its path, which shows whether that is possible.
     fn prepare(path: &Path) -> Result<Self, Failure> {
         let failed = |error: io::Error| Self::cannot_write(path, &error);
-        if path.is_dir() {
-            return Err(failed(io::ErrorKind::IsADirectory.into()));
-        }
+        Self::check_replaced(path).map_err(failed)?;
         let mut file = tempfile::Builder::new()
             .permissions(Permissions::from_mode(0o644))
             .tempfile_in(folder_of(path))

@@ -1,5 +1,7 @@
 //! `nbd map`.
 
+use std::path::Path;
+
 use nbd_testkit::peers;
 use nbd_testkit::process::run;
 use nbd_testkit::raw::RawClient;
@@ -196,4 +198,36 @@ fn a_picture_has_what_the_map_has() {
     assert!(opened == closed && picture.ends_with("</svg>\n"), "{picture}");
     let nowhere = nbd(["map", "--svg", "/no/such/folder/map.svg", &server.uri("")]).failure();
     assert!(nowhere.contains("cannot write '/no/such/folder/map.svg'"), "{nowhere}");
+}
+
+/// What is no file stays what it is, and gets the picture, as programs that write in place have it.
+#[test]
+fn a_picture_goes_through_links_and_pipes_and_to_standard_output() {
+    let server = ours_with_data();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let draw = |to: &Path| told(["map", "--svg", to.to_str().unwrap(), &server.uri("")]);
+    assert_eq!(draw(&path("map.svg")), "");
+    let picture = std::fs::read_to_string(path("map.svg")).unwrap();
+    for target in ["map.svg", "new.svg"] {
+        let link = path("link");
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        assert_eq!(draw(&link), "");
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read_to_string(path(target)).unwrap(), picture);
+        std::fs::remove_file(link).unwrap();
+    }
+    let pipe = path("pipe");
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+    let read = {
+        let pipe = pipe.clone();
+        std::thread::spawn(move || std::fs::read_to_string(pipe).unwrap())
+    };
+    assert_eq!(draw(&pipe), "");
+    assert_eq!(read.join().unwrap(), picture);
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&pipe.metadata().unwrap().file_type()));
+    for standard_output in ["-", "/dev/stdout"] {
+        assert_eq!(draw(Path::new(standard_output)), picture);
+    }
 }

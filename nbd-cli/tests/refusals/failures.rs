@@ -98,6 +98,8 @@ const LINES: &[&str] = &[
     "cp -r pki broken; echo x > broken/ca-key.pem; nbd cert broken --renew",
     "cp -r pki encrypted; sed -i 's/ PRIVATE/ ENCRYPTED PRIVATE/' encrypted/ca-key.pem; nbd cert encrypted --renew",
     "nbd psk disk.img/keys alice",
+    "nbd psk /dev/null alice",
+    "nbd psk pki/ca-cert.pem alice",
     "nbd man --dir disk.img/man",
     "nbd serve --config large.toml",
     "nbd serve --config activation.toml",
@@ -146,6 +148,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("cannot use the connection to ", "the system gives no socket, descriptor or thread"),
     // What the system refuses only when it has no descriptors, threads or entropy left.
     ("signals are lost", "the pipe of a signal handler is closed"),
+    ("does not hand over its overlay files", "tests/serve/replace.rs"),
+    ("can't be flushed, and what was written last is lost", "takes a disk that fails a flush"),
     ("cannot watch for signals: ", "no descriptor is left"),
     ("cannot wait for signals: ", "no descriptor is left"),
     ("cannot watch for SIGUSR1: ", "no descriptor is left"),

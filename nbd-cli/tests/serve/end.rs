@@ -1,6 +1,8 @@
 //! How it ends.
 
+use std::fs;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::thread;
@@ -8,8 +10,9 @@ use std::time::Duration;
 
 use nbd_testkit::process::{Background, run, wait_until};
 use nbd_testkit::raw::{RawClient, Request, Wire};
+use nbd_testkit::{Random, cases};
 
-use super::{LIMIT, RUNTIMES, Serving};
+use super::{LIMIT, RUNTIMES, Serving, serve};
 
 /// A server, and a client in the middle of a request that will never be whole: the drain would take an hour.
 fn with_a_stuck_client(runtime: &str) -> (Serving, RawClient) {
@@ -49,6 +52,66 @@ fn sigterm_and_sigint_end_it_well_while_connections_are_open() {
             assert_eq!(server.end(), (Some(0), String::new()), "{runtime}");
         }
     }
+}
+
+/// What nobody flushed is in the overlay file when the server has ended, and the request log has every line, whatever the
+/// server ended by.
+#[test]
+fn an_orderly_end_loses_nothing_of_overlays_and_request_logs() {
+    cases(12, |random| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let size = 1 + random.below(1 << 20);
+        let mut model: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
+        fs::write(path("base"), &model).unwrap();
+        let arguments = |mut command: Command| {
+            command.current_dir(folder.path());
+            command.args(["--layer", "overlay:changes", "--layer", "log:lines", "base"]);
+            command
+        };
+        let runtime = random.of(&RUNTIMES);
+        let mut lines = 0;
+        let mut write = |client: &mut RawClient, random: &mut Random| {
+            for _ in 0..random.below(20) {
+                let offset = random.below(size);
+                let length = 1 + random.below((size - offset).min(100_000));
+                let data: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+                model[offset as usize..][..data.len()].copy_from_slice(&data);
+                client.call(&Request::write(offset, &data)).ok();
+                lines += 1;
+            }
+        };
+        let stays_connected = random.one_in(2);
+        if random.one_in(3) {
+            let mut command = arguments(serve(["--runtime", runtime, "--stdio"]));
+            let (own, other) = UnixStream::pair().unwrap();
+            command.stdin(OwnedFd::from(other.try_clone().unwrap())).stdout(OwnedFd::from(other));
+            let mut server = command.spawn().unwrap();
+            drop(command);
+            let mut client = RawClient::over(Wire::from_unix(own));
+            client.read_greeting();
+            client.send_client_flags(3);
+            client.go("", &[]).unwrap();
+            write(&mut client, random);
+            client.finish();
+            assert_eq!(server.wait().unwrap().code(), Some(0));
+        } else {
+            let words = ["--runtime", runtime, "--unix", "socket"];
+            let server = Serving::spawn(&mut arguments(serve(words)));
+            let mut client = RawClient::go_simple(&server.endpoint());
+            write(&mut client, random);
+            let client = stays_connected.then_some(client);
+            server.stop();
+            drop(client);
+        }
+        let logged = fs::read_to_string(path("lines")).unwrap_or_default();
+        assert_eq!(logged.matches(" write ").count(), lines, "{runtime}");
+        let server = Serving::spawn(&mut arguments(serve(["--unix", "socket"])));
+        let mut client = RawClient::go_simple(&server.endpoint());
+        assert!(client.read(0, size) == model, "{runtime}: something is lost");
+        client.finish();
+        server.stop();
+    });
 }
 
 /// Longer than a signal may take to come once more and be the same one.

@@ -173,6 +173,20 @@ fn a_successor_that_fails_changes_nothing() {
     stop(first);
 }
 
+/// An overlay file is of one server at a time. A check says so, too.
+#[test]
+fn an_overlay_file_is_not_handed_over() {
+    let site = Site::new();
+    let layer = format!("overlay:{}", site.text("changes"));
+    let first = site.first("tokio", &["--layer", &layer]);
+    for more in [&[][..], &["--check"], &["--discard-state"]] {
+        let says = ["is in use, and a server does not hand over its overlay files: end it"];
+        refuses(site.successor(&["--layer", &layer]).args(more), 1, &says);
+        site.serves("nbd.sock");
+    }
+    stop(first);
+}
+
 #[test]
 fn what_lives_in_memory_is_not_lost_by_accident() {
     let site = Site::new();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -109,7 +110,8 @@ fn a_supervisor_that_can_not_be_reached_is_logged_and_the_server_serves() {
 fn the_file_of_the_process_id_is_there_once_it_serves_and_goes_with_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("nbd.pid");
-    fs::write(&path, "of a server that crashed").unwrap();
+    // Of a server that crashed.
+    fs::write(&path, "99999999\n").unwrap();
     let text = path.display().to_string();
     for runtime in RUNTIMES {
         let arguments = ["--runtime", runtime, "--port", "0", "--pid-file", &text, "memory:1M"];
@@ -127,16 +129,46 @@ fn the_file_of_the_process_id_is_there_once_it_serves_and_goes_with_it() {
 fn a_server_that_does_not_start_leaves_the_file_of_the_process_id_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("nbd.pid");
-    fs::write(&path, "another's").unwrap();
+    fs::write(&path, "99999999").unwrap();
     let text = path.display().to_string();
     // (RFC 5737) No machine has the address.
     let mut command = serve(["--pid-file", &text, "--ip-addr", "192.0.2.1", "memory:1M"]);
     refuses(&mut command, 1, &["192.0.2.1"]);
-    assert_eq!(fs::read_to_string(&path).unwrap(), "another's");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "99999999");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     let missing = folder.path().join("missing/nbd.pid").display().to_string();
     let mut command = serve(["--pid-file", &missing, "--port", "0", "memory:1M"]);
     refuses(&mut command, 1, &["cannot write the process id to", &missing]);
+}
+
+/// It would be lost, and its path removed at the end: a disk, or a device.
+#[test]
+fn what_is_no_file_of_a_process_id_is_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("disk"), [0; 4096]).unwrap();
+    fs::write(path("notes"), "12 34 and more").unwrap();
+    fs::write(path("digits"), "1".repeat(4096)).unwrap();
+    std::os::unix::fs::symlink("nowhere", path("link")).unwrap();
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+    rustix::fs::mknodat(rustix::fs::CWD, path("pipe"), kind, mode, 0).unwrap();
+    let disk = path("disk").display().to_string();
+    for (name, says) in [
+        ("disk", "something else than a process id"),
+        ("notes", "something else than a process id"),
+        ("digits", "something else than a process id"),
+        ("link", "it is a symbolic link"),
+        ("pipe", "it is no regular file"),
+    ] {
+        let pid = path(name).display().to_string();
+        let before = fs::symlink_metadata(&pid).unwrap();
+        for more in [&["--run", "true"][..], &["--check"]] {
+            let mut command = serve(["--pid-file", &pid, &disk]);
+            refuses(command.args(more), 1, &["cannot write the process id", says]);
+        }
+        let after = fs::symlink_metadata(&pid).unwrap();
+        assert_eq!((before.ino(), before.len()), (after.ino(), after.len()), "{name}");
+    }
 }
 
 #[test]

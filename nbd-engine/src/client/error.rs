@@ -85,7 +85,8 @@ pub enum Error {
         /// Whether the context was selected for this export.
         selected: bool,
     },
-    /// The server took too long. A request that timed out may still be carried out later; the connection goes on.
+    /// The server took too long. A request that timed out may still be carried out later, see
+    /// [`Client`](super::Client#requests-that-are-given-up); the connection goes on.
     TimedOut {
         /// The server.
         peer: Arc<str>,

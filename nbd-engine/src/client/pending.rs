@@ -16,7 +16,8 @@ use super::wait_any::WaitAny;
 /// A request that was submitted: a future of its outcome.
 ///
 /// Cancel-safe: dropping it gives up the outcome, not the connection. A request that was not sent by then is not sent any
-/// more; one that was sent may be carried out. Its buffer is dropped once the server has answered.
+/// more; one that was sent may be carried out, [later](super::Client#requests-that-are-given-up), too. Its buffer is dropped
+/// once the server has answered.
 ///
 /// Where there is no task to drive the connection (with `nbd-blocking`), nothing happens while nobody waits for any
 /// request of the client.

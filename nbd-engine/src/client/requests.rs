@@ -24,7 +24,35 @@ pub type BufResult = (Vec<u8>, Result<(), Error>);
 ///
 /// Futures do nothing until they are polled. **Cancel-safety:** dropping a future never harms the client, whose other
 /// requests go on. A request that was not sent by then is not sent any more; one that was sent may be carried out, or
-/// not, or in part, as by a power cut: that matters for those that change the export.
+/// not, or in part, at once or [later](#requests-that-are-given-up): that matters for those that change the export.
+///
+/// # Requests that are given up
+///
+/// NBD has no means to take back what was sent. A request whose future was dropped, or that [timed out](Error::TimedOut), is
+/// in flight until the server answers it, and the server may carry it out at any time until then. Requests in flight have
+/// no order: a write that was given up can replace what a later one has written in the same place, and has flushed. Until
+/// it is over, what that range holds is unknown, so don't write there, or rely on it.
+///
+/// So it is better not to give up what changes the export, but to wait for it somewhere else: `select!` or a time limit
+/// around `&mut pending` leaves the [`Pending`] request there to be waited for again, in a task of its own for example.
+/// [`disconnect`](Self::disconnect) waits for what was given up by dropping, too; and where
+/// [statistics](super::ClientConfig::with_statistics) are kept, a dropped request is
+/// [in flight](super::RequestStatistics::in_flight) until it is answered.
+///
+/// ```
+/// use nbd_engine::client::{Client, Error, Flags};
+/// use std::pin::pin;
+///
+/// # async fn example<C>(client: Client<C>, tick: impl Future<Output = ()>) -> Result<(), Error> {
+/// let mut write = client.submit_write(0, vec![1; 4096], Flags::empty());
+/// match futures_util::future::select(&mut write, pin!(tick)).await {
+///     futures_util::future::Either::Left((result, _)) => result?,
+///     // It takes long, and is still in flight: nothing else may write there until this is over.
+///     futures_util::future::Either::Right(_) => write.await?,
+/// }
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// All requests fail with [`Error::Invalid`] for what makes no sense on this export, [`Error::Command`] when the server
@@ -69,7 +97,8 @@ impl<C> Client<C> {
     /// Writes up to `data.len()` bytes; fewer only at the end of the export, none past it. Gives how many. The data is
     /// copied once; [`write`](Self::write) does without.
     ///
-    /// The write may have been done, or not, or in part, when the future is dropped.
+    /// The write may have been done, or not, or in part, when the future is dropped, or [may be done
+    /// later](#requests-that-are-given-up).
     ///
     /// # Errors
     /// Those of all [requests](#requests).
@@ -84,7 +113,8 @@ impl<C> Client<C> {
 
     /// Writes all of `data`. It is copied once; [`write`](Self::write) does without.
     ///
-    /// The write may have been done, or not, or in part, when the future is dropped.
+    /// The write may have been done, or not, or in part, when the future is dropped, or [may be done
+    /// later](#requests-that-are-given-up).
     ///
     /// # Errors
     /// Those of all [requests](#requests).
@@ -103,8 +133,7 @@ impl<C> Client<C> {
     }
 
     /// Reads `buffer.len()` bytes into a buffer that is lent to the client meanwhile: no copy, and no allocation. The
-    /// buffer comes back in any case, but with anything in it unless the read succeeded, and empty if the request timed
-    /// out.
+    /// buffer comes back with its length in any case, but with anything in it unless the read succeeded.
     ///
     /// Cancel-safe, but the buffer is lost.
     pub async fn read_into(&self, offset: u64, buffer: Vec<u8>, flags: Flags) -> BufResult {
@@ -113,7 +142,8 @@ impl<C> Client<C> {
 
     /// Writes all of `data`, uncopied. With [`Flags::FUA`] the data is durable before this is ready.
     ///
-    /// The write may have been done, or not, or in part, when the future is dropped.
+    /// The write may have been done, or not, or in part, when the future is dropped, or [may be done
+    /// later](#requests-that-are-given-up).
     ///
     /// # Errors
     /// Those of all [requests](#requests).
@@ -127,9 +157,11 @@ impl<C> Client<C> {
     }
 
     /// Writes out of a buffer that is lent to the client meanwhile, and comes back: no copy, and no allocation. It comes
-    /// back empty if the request timed out.
+    /// back empty if the request timed out ([`Error::TimedOut`]) and `sent` says that the server may still get it: then
+    /// the data is kept for that.
     ///
-    /// The write may have been done, or not, or in part, when the future is dropped, and the buffer is lost.
+    /// The write may have been done, or not, or in part, or [may be done later](#requests-that-are-given-up), when the future
+    /// is dropped, and the buffer is lost.
     pub async fn write_from(&self, offset: u64, buffer: Vec<u8>, flags: Flags) -> BufResult {
         self.submit_write_from(offset, buffer, flags).await
     }
@@ -149,7 +181,8 @@ impl<C> Client<C> {
 
     /// Tells the server that a range is no longer needed: what it reads as afterwards is up to the server.
     ///
-    /// The range may have been trimmed, or not, or in part, when the future is dropped.
+    /// The range may have been trimmed, or not, or in part, when the future is dropped, or [may be
+    /// later](#requests-that-are-given-up).
     ///
     /// # Errors
     /// Those of all [requests](#requests).
@@ -160,7 +193,8 @@ impl<C> Client<C> {
     /// Writes zeroes without sending them. [`Flags::NO_HOLE`] leaves the range allocated, [`Flags::FAST_ZERO`] has it
     /// fail with `NBD_ENOTSUP` unless that is faster than a write.
     ///
-    /// The zeroes may have been written, or not, or in part, when the future is dropped.
+    /// The zeroes may have been written, or not, or in part, when the future is dropped, or [may be
+    /// later](#requests-that-are-given-up).
     ///
     /// # Errors
     /// Those of all [requests](#requests).
@@ -180,7 +214,8 @@ impl<C> Client<C> {
 
     /// Changes the size of the export to `size` bytes. Requests about the part that comes or goes must not be in flight.
     ///
-    /// The size may have changed, or not, when the future is dropped; [`size`](Self::size) is right once the server has
+    /// The size may have changed, or not, when the future is dropped, or [may change later](#requests-that-are-given-up);
+    /// [`size`](Self::size) is right once the server has
     /// answered.
     ///
     /// # Errors

@@ -69,8 +69,8 @@ pub use memory::{Memory, Page, TooLarge};
 pub use overlay::{AsyncStore, InMemory, Overlay, Store, TooManyBlocks};
 #[cfg(target_os = "linux")]
 pub use overlay::{
-    BaseStamp, Committed, InFile, OverlayError, OverlaySummary, check_overlay, commit_overlay,
-    discard_overlay, overlay_summary,
+    BaseStamp, Committed, InFile, OverlayError, OverlayFile, OverlaySummary, check_overlay,
+    commit_overlay, discard_overlay, overlay_summary,
 };
 pub use partition::{Partition, PartitionError, PartitionKind, PartitionTable, PartitionTableKind};
 pub(crate) use pool::{Pool, allocate};

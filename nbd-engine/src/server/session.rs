@@ -178,9 +178,16 @@ impl<T: Transport> Session<T> {
             progress |= answer_question(requests, &mut pump.machine, cx)?;
             progress |= match pump.send(requests, cx) {
                 Ok(sent) => sent,
-                // A client that did something wrong and did not wait for the replies: the former is the reason.
                 Err(error) => {
-                    return Poll::Ready(Err(pump.machine.failure().map_or(error, Into::into)));
+                    return Poll::Ready(match pump.machine.ending() {
+                        // A client that said that it leaves need not wait for what is still sent to it.
+                        Some(Ok(end @ (OrderlyEnd::Aborted | OrderlyEnd::Disconnected))) => {
+                            Ok(End::Closed(end))
+                        }
+                        // One that did something wrong and did not wait for the replies: the former is the reason.
+                        Some(Err(cause)) => Err(cause.into()),
+                        _ => Err(error),
+                    });
                 }
             };
             #[cfg(feature = "tls")]

@@ -6,8 +6,11 @@ use std::sync::{Arc, mpsc};
 use nbd_engine::export::{CloseReason, Export, ExportEntry, ExportError, ExportMap, Withdrawal};
 
 use nbd_engine::server::{Ending, Metrics, ServerConfig};
+use nbd_testkit::cases;
 use nbd_testkit::process::wait_until;
-use nbd_testkit::raw::{Cmd, Errno, Mode, Opt, RawClient, Rep, Request, Wire, info_data};
+use nbd_testkit::raw::{
+    Cmd, Errno, Mode, Opt, RawClient, Rep, Request, Wire, info_data, option_bytes,
+};
 
 use crate::exports::{Disk, Gate, Way};
 use crate::{SOON, Setup};
@@ -171,6 +174,40 @@ pub fn a_client_that_leaves_when_it_is_told_to_was_sent_away(setup: Setup) {
             assert_eq!(ended, [(Ending::ShutDown, 1)], "{what}");
         }
     }
+}
+
+/// A client that was answered, aborts the negotiation, or disconnects, and closes its stream at once has left in order: that
+/// the server can't send an answer to that is nobody's fault.
+pub fn a_client_that_says_that_it_leaves_need_not_wait_for_an_answer(setup: Setup) {
+    cases(8, |random| {
+        let metrics = Metrics::new();
+        let config = ServerConfig::default().with_metrics(&metrics);
+        let exports = ExportMap::new().with("", Ends(Arc::default())).expect("a short name");
+        let mut server = setup.serve_with(exports, config);
+        let clients = 1 + random.below(5);
+        for _ in 0..clients {
+            if random.one_in(2) {
+                let mut client = RawClient::negotiate(server.endpoint());
+                for _ in 0..random.below(3) {
+                    assert!(client.go("missing", &[]).is_err());
+                }
+                // In one piece, after which the stream is closed.
+                client.wire().send(&option_bytes(Opt::ABORT, &[]));
+            } else {
+                let mut client = server.client(Mode::Simple);
+                for _ in 0..random.below(3) {
+                    client.read(0, 512);
+                }
+                client.wire().send(&Request::new(Cmd::DISC, 0, 0).encode(Mode::Simple, 2));
+            }
+        }
+        wait_until("all are gone", SOON, || metrics.snapshot().connections.current == 0);
+        server.shut_down();
+        server.wait_for_the_end();
+        let ended = metrics.snapshot().connections.ended;
+        let ended = Vec::from_iter(ended.into_iter().filter(|(_, count)| *count > 0));
+        assert_eq!(ended, [(Ending::Disconnected, clients)]);
+    });
 }
 
 /// Clients that ask for nothing are sent away, so that a server with idle clients ends.

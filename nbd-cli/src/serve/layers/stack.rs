@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use nbd_engine::export::{
-    BaseStamp, Export, Injected, Logged, Overlay, RateLimit, RateLimited, Rates, ReadOnly,
-    RequestLog, Slice, check_overlay,
+    BaseStamp, Export, Injected, Logged, Overlay, OverlayFile, RateLimit, RateLimited, Rates,
+    ReadOnly, RequestLog, Slice, check_overlay,
 };
 use nbd_engine::net::folder_of;
 use rustix::fs::{Access, access};
@@ -39,16 +39,17 @@ pub(in crate::serve) fn has_overlay(layers: &[Layer]) -> bool {
     layers.iter().any(|layer| matches!(layer, Layer::Overlay(_)))
 }
 
-/// Puts layers around a disk, the first one nearest to it.
+/// Puts layers around a disk, the first one nearest to it. Gives the files of the overlays among them, too.
 pub(in crate::serve) fn put_around(
     mut disk: Box<dyn Export>,
     layers: &[Layer],
     base: Base,
-) -> Result<Box<dyn Export>, Failure> {
+) -> Result<(Box<dyn Export>, Vec<OverlayFile>), Failure> {
+    let mut overlays = Vec::new();
     for layer in layers {
-        disk = put(disk, layer, base)?;
+        disk = put(disk, layer, base, &mut overlays)?;
     }
-    Ok(disk)
+    Ok((disk, overlays))
 }
 
 /// Finds out whether the files that layers of a disk write can be used, and changes nothing. What is wrong with the other
@@ -72,7 +73,7 @@ pub(in crate::serve) fn check_files(
             other => other,
         };
         // Nothing is written by those that stand in for them.
-        let Ok(layered) = put(disk, stands_in, base) else { return };
+        let Ok(layered) = put(disk, stands_in, base, &mut Vec::new()) else { return };
         disk = layered;
     }
 }
@@ -82,7 +83,7 @@ fn check_overlay_file(disk: &impl Export, base: Base, path: &Path, findings: &mu
     let Err(error) = check_overlay(path, &stamp) else { return };
     let failure = Failure::failed(error.to_string());
     match error.is_in_use() {
-        true => findings.add_in_use(failure),
+        true => findings.add_overlay_in_use(failure),
         false => findings.add(failure),
     }
 }
@@ -108,7 +109,12 @@ fn cannot_log(path: &Path, error: &io::Error) -> Failure {
     Failure::failed(format!("cannot write the request log {path}: {error}"))
 }
 
-fn put(disk: Box<dyn Export>, layer: &Layer, base: Base) -> Result<Box<dyn Export>, Failure> {
+fn put(
+    disk: Box<dyn Export>,
+    layer: &Layer,
+    base: Base,
+    overlays: &mut Vec<OverlayFile>,
+) -> Result<Box<dyn Export>, Failure> {
     let unfit = |error: &dyn std::fmt::Display| Failure::failed(format!("layer {layer}: {error}"));
     Ok(match layer {
         Layer::ReadOnly => Box::new(ReadOnly::new(disk)),
@@ -122,7 +128,9 @@ fn put(disk: Box<dyn Export>, layer: &Layer, base: Base) -> Result<Box<dyn Expor
         Layer::Overlay(Some(path)) => {
             let stamp = BaseStamp::new(&disk, base.modified).map_err(|error| unfit(&error))?;
             let overlay = Overlay::in_file(disk, &stamp, path);
-            Box::new(overlay.map_err(|error| Failure::failed(error.to_string()))?)
+            let overlay = overlay.map_err(|error| Failure::failed(error.to_string()))?;
+            overlays.push(overlay.file());
+            Box::new(overlay)
         }
         Layer::Rate(rate) => {
             let rates = |bytes, requests| {

@@ -83,7 +83,9 @@ impl Disk {
                 );
             }
         });
-        let opened = Opened { tracked, tracker: None, withdrawal, volume: Some(volume) };
+        // A volume has no layers.
+        let (volume, overlays) = (Some(volume), Vec::new());
+        let opened = Opened { tracked, tracker: None, withdrawal, volume, overlays };
         let (what, opened) = (What::Entry(entry), Arc::new(opened));
         Ok(Arc::new(Self { export: export.clone(), what, opened }))
     }

@@ -20,8 +20,8 @@ use super::{
 use blocks::{Blocks, Kind, Part};
 #[cfg(target_os = "linux")]
 pub use file::{
-    BaseStamp, Committed, InFile, OverlayError, OverlaySummary, check_overlay, commit_overlay,
-    discard_overlay, overlay_summary,
+    BaseStamp, Committed, InFile, OverlayError, OverlayFile, OverlaySummary, check_overlay,
+    commit_overlay, discard_overlay, overlay_summary,
 };
 pub use memory::InMemory;
 

@@ -6,7 +6,7 @@ use crate::server::handshake::{Handshake, State};
 use crate::server::question::Question;
 use crate::server::reply::Style;
 use crate::wire::valid_string;
-use crate::{Error, ExportView};
+use crate::{Error, ExportView, OrderlyEnd};
 
 impl Connection {
     /// Whether the client will send no more requests than what was received already, or is not listened to any more.
@@ -23,13 +23,15 @@ impl Connection {
         self.requests_in_flight() == 0 && self.out.is_empty()
     }
 
-    /// Why the connection is about to be closed, while what is queued is still to be sent; then [`Event::Closed`](crate::server::Event::Closed) says the
-    /// same. For an embedder whose transport takes no more, so that it does not report that in place of the cause.
+    /// How the connection is about to be closed, while what is queued is still to be sent; then
+    /// [`Event::Closed`](crate::server::Event::Closed) says the same. For an embedder whose transport takes no more, so that
+    /// it does not report that in place of the cause: a client need not wait for the answer to `NBD_OPT_ABORT`, for example.
     #[must_use]
-    pub const fn failure(&self) -> Option<Error> {
+    pub const fn ending(&self) -> Option<Result<OrderlyEnd, Error>> {
         match self.end {
-            End::Failed(error) | End::Closing(Err(error)) => Some(error),
-            _ => None,
+            End::Closing(result) => Some(result),
+            End::Failed(error) => Some(Err(error)),
+            End::Open | End::Closed => None,
         }
     }
 

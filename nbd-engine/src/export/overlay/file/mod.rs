@@ -15,7 +15,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,9 @@ pub use offline::{
 /// opened. It is locked while it is in use.
 ///
 /// What was written before a flush is in the overlay once that is acknowledged, whatever happens afterwards. What was
-/// written since may be lost in a crash, block by block: then the base shows. An orderly end flushes.
+/// written since may be lost in a crash, block by block: then the base shows. Dropping the overlay flushes, and logs a
+/// failure. A process that ends while a server or a thread still has it does not drop it: [flush](OverlayFile::flush) the
+/// [file](Overlay::file) then, which also says whether that failed.
 ///
 /// Over an export whose work is a future, what is not in the page cache is read on threads of the overlay's own, of which
 /// there are at most 4, and so is all that changes the file.
@@ -78,6 +80,12 @@ pub struct Held {
     map_offset: u64,
     /// Held by the flush that brings parts of the map into the file.
     flushing: Mutex<()>,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for InFile {
@@ -277,6 +285,29 @@ impl<E: Export> Overlay<E, InFile> {
     }
 }
 
+impl<E> Overlay<E, InFile> {
+    /// The file, for one who is to flush it at the end, whatever lies around the overlay then.
+    #[must_use]
+    pub fn file(&self) -> OverlayFile {
+        OverlayFile(Arc::downgrade(&self.store.held))
+    }
+}
+
+/// The file of an [`Overlay`], which this does not keep open. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct OverlayFile(Weak<Held>);
+
+impl OverlayFile {
+    /// Makes what was written durable, as a flush by a client does. Blocks. Nothing is to be done when the overlay is gone:
+    /// its end [flushes](InFile).
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn flush(&self) -> Result<()> {
+        self.0.upgrade().map_or(Ok(()), |held| held.flush())
+    }
+}
+
 impl<E: AsyncExport> Overlay<E, InFile> {
     /// [`in_file`](Self::in_file) for an export whose work is a future; [`BaseStamp::new_async`] makes the stamp.
     ///
@@ -361,7 +392,7 @@ impl Held {
     }
 }
 
-/// An orderly end loses nothing.
+/// Who drops it loses nothing.
 impl Drop for Held {
     fn drop(&mut self) {
         if let Err(error) = self.flush() {

@@ -92,6 +92,7 @@ pub fn overlay_summary(path: impl AsRef<Path>) -> Result<OverlaySummary, Overlay
     let summary = || -> Result<_, Problem> {
         let (opened, is_in_use) = Opened::look(path)?;
         let (blocks, header) = (opened.blocks()?, opened.header);
+        opened.check_length(opened.file.metadata()?.len())?;
         Ok(OverlaySummary {
             is_in_use,
             size: header.size,
@@ -295,6 +296,33 @@ mod tests {
         assert_eq!((summary.is_in_use, summary.present), (false, 2 * InFile::BLOCK));
         // Whoever looks keeps nobody from opening it.
         drop(files.open("o").unwrap());
+    }
+
+    #[test]
+    fn who_looks_at_an_overlay_that_is_cut_off_learns_of_it() {
+        let files = Files::new();
+        drop(files.open("o").unwrap());
+        let path = files.path("o");
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        let whole = file.metadata().unwrap().len();
+        for length in (0..whole).rev().step_by(4099) {
+            file.set_len(length).unwrap();
+            overlay_summary(&path).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn the_file_of_an_overlay_can_be_flushed_while_others_have_the_overlay_and_is_not_held() {
+        let files = Files::new();
+        let (disk, path) = (files.open("o").unwrap(), files.path("o"));
+        let file = disk.file();
+        disk.can_write().unwrap().write(&[1; 512], 0, false).unwrap();
+        assert_eq!(overlay_summary(&path).unwrap().present, 0);
+        file.flush().unwrap();
+        assert_eq!(overlay_summary(&path).unwrap().present, InFile::BLOCK);
+        drop(disk);
+        drop(files.open("o").unwrap());
+        file.flush().unwrap();
     }
 
     #[test]
