@@ -192,13 +192,13 @@ impl Client {
 ///
 /// # Requests that are given up
 ///
-/// NBD has no means to take back what was sent. A request that [timed out](Error::TimedOut), or whose [`Pending`] was
-/// dropped, is in flight until the server answers it, and the server may carry it out at any time until then. Requests in
-/// flight have no order: a write that was given up can replace what a later one has written in the same place, and has
-/// flushed. Until it is over, what that range holds is unknown, so don't write there, or rely on it.
-/// [`disconnect`](Self::disconnect) waits for what was given up by dropping, too; and where
+/// NBD has no means to take back what was sent. A request that [timed out](Error::TimedOut), or whose
+/// [`Pending`](super::Pending) was dropped, is in flight until the server answers it, and the server may carry it out at
+/// any time until then. Requests in flight have no order: a write that was given up can replace what a later one has
+/// written in the same place, and has flushed. Until it is over, what that range holds is unknown, so don't write there,
+/// or rely on it. [`disconnect`](Self::disconnect) waits for what was given up by dropping, too; and where
 /// [statistics](ClientConfig::with_statistics) are kept, a dropped request is
-/// [in flight](crate::RequestStatistics::in_flight) until it is answered.
+/// [in flight](super::RequestStatistics::in_flight) until it is answered.
 ///
 /// # Errors
 /// All requests fail with [`Error::Invalid`] for what makes no sense on this export, [`Error::Command`] when the server
