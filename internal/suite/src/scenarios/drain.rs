@@ -210,6 +210,32 @@ pub fn a_client_that_says_that_it_leaves_need_not_wait_for_an_answer(setup: Setu
     });
 }
 
+/// An export is dropped by the time the server is: what its end has to write, such as an overlay file, is written when the
+/// program goes on.
+pub fn a_server_that_is_gone_has_dropped_its_exports(setup: Setup) {
+    for way in Way::CONCURRENT {
+        cases(3, |random| {
+            let disk = Disk::new(1 << 20);
+            let held = Arc::downgrade(&disk);
+            let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
+            drop(disk);
+            let mut server = setup.serve_with(exports, ServerConfig::default());
+            let clients = Vec::from_iter((0..random.below(4)).map(|_| {
+                let mut client = server.client(Mode::Simple);
+                for _ in 0..random.below(20) {
+                    client.send(&Request::read(random.below(1 << 19), 512));
+                }
+                client
+            }));
+            server.shut_down();
+            server.wait_for_the_end();
+            drop(server);
+            assert!(held.upgrade().is_none(), "{way:?}");
+            drop(clients);
+        });
+    }
+}
+
 /// Clients that ask for nothing are sent away, so that a server with idle clients ends.
 pub fn idle_clients_are_sent_away(setup: Setup) {
     let disk = Disk::new(1 << 20);

@@ -139,6 +139,7 @@ scenarios! {
             idle_clients_are_sent_away,
             the_clients_of_a_withdrawn_export_are_sent_away_and_others_stay,
             a_client_that_leaves_when_it_is_told_to_was_sent_away,
+            a_server_that_is_gone_has_dropped_its_exports,
             a_client_that_says_that_it_leaves_need_not_wait_for_an_answer,
             a_server_without_clients_ends,
             nobody_connects_after_the_shutdown,
