@@ -1,7 +1,10 @@
 //! What becomes of a request whose connection breaks while the server carries it out.
 
-use nbd_blocking::client::{Chunk, Command, Error, Flags};
+use std::thread;
+
+use nbd_blocking::client::{Chunk, ClientConfig, Command, Error, Flags};
 use nbd_support::bounded;
+use nbd_testkit::Random;
 
 use super::fragile::{Fragile, Moment, SIZE};
 use super::serial::reconnect;
@@ -100,5 +103,41 @@ fn a_request_that_kills_the_server_is_given_up_and_others_go_on() {
         assert!(matches!(error, Error::Lost { sent: true, .. }), "{error}");
         assert_eq!(disk.calls("write"), 4);
         client.read(0, 512, Flags::empty()).unwrap();
+    });
+}
+
+/// Whatever becomes of writes that nobody waits for any more, they hold no room among the kept changes for good: then those of
+/// others would wait without end.
+#[test]
+fn writes_that_are_given_up_hold_no_room() {
+    bounded(|| {
+        let disk = Fragile::new();
+        let config = ClientConfig::new()
+            .with_connections(4)
+            .with_reconnect(reconnect().with_kept_writes(5000));
+        let (client, _folder) = disk.connect(config);
+        thread::scope(|scope| {
+            for seed in 0..6 {
+                let client = client.clone();
+                scope.spawn(move || {
+                    let mut random = Random::new(seed);
+                    for _ in 0..3000 {
+                        let length = 1 + random.below(5000);
+                        let offset = random.below(SIZE - length);
+                        let data = vec![random.next() as u8; length as usize];
+                        let pending = client.submit_write(offset, data, Flags::empty());
+                        if random.one_in(3) {
+                            pending.wait().unwrap();
+                            continue;
+                        }
+                        for _ in 0..random.below(2000) {
+                            core::hint::spin_loop();
+                        }
+                        drop(pending);
+                    }
+                });
+            }
+        });
+        client.flush().unwrap();
     });
 }

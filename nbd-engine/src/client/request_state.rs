@@ -9,6 +9,7 @@ use nbd_proto::{Command, Extent};
 use super::buffer::Buffer;
 use super::chunks::Chunks;
 use super::completion::{Completion, Findings, Outcome};
+use super::reconnect::Reservation;
 use super::statistics::Begun;
 use super::{ContextExtents, Error};
 
@@ -43,8 +44,8 @@ pub(super) struct RequestState {
     pub(super) begun: Begun,
     /// How many times it was sent and lost.
     pub(super) resends: u16,
-    /// It holds room among the kept changes.
-    pub(super) reserved: bool,
+    /// The room that it holds among the kept changes.
+    pub(super) reservation: Option<Reservation>,
 }
 
 /// A request of the client's own, without a caller.
@@ -81,7 +82,7 @@ impl RequestState {
             internal: None,
             begun: None,
             resends: 0,
-            reserved: false,
+            reservation: None,
         }
     }
 

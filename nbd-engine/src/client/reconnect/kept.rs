@@ -92,13 +92,31 @@ pub(in super::super) enum Next {
 }
 
 /// Whether there is room for a change.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(in super::super) enum Room {
-    Reserved,
+    Reserved(Reservation),
     /// Not yet: the connection is woken when it is worth asking again.
     Wait,
     /// Not before a flush, which this connection is to submit.
     Flush,
+}
+
+/// Room for a change in flight. Dropped with its request at the latest, whatever becomes of that: room that nobody gives back
+/// would be missing for good.
+#[derive(Debug)]
+pub(in super::super) struct Reservation {
+    kept: Arc<Kept>,
+    cost: u64,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut state = self.kept.state();
+        state.reserved = state.reserved.saturating_sub(self.cost);
+        if core::mem::take(&mut state.starved) {
+            self.kept.changed(state);
+        }
+    }
 }
 
 impl Kept {
@@ -148,13 +166,13 @@ impl Kept {
     }
 
     /// Reserves room for a change that the connection is about to submit.
-    pub(in super::super) fn reserve(&self, index: usize, command: &Command) -> Room {
+    pub(in super::super) fn reserve(self: &Arc<Self>, index: usize, command: &Command) -> Room {
         let mut state = self.state();
         let cost = cost(command);
         let used = state.bytes + state.reserved;
         if used == 0 || used.saturating_add(cost) <= self.max_bytes {
             state.reserved += cost;
-            return Room::Reserved;
+            return Room::Reserved(Reservation { kept: Arc::clone(self), cost });
         }
         state.starved = true;
         self.waiting.store(true, Ordering::Release);
@@ -163,15 +181,6 @@ impl Kept {
         }
         state.flushing = Some(index);
         Room::Flush
-    }
-
-    /// Gives room back that was reserved.
-    pub(in super::super) fn release(&self, command: &Command) {
-        let mut state = self.state();
-        state.reserved = state.reserved.saturating_sub(cost(command));
-        if core::mem::take(&mut state.starved) {
-            self.changed(state);
-        }
     }
 
     /// A change was acknowledged. Said before its waiter learns it.

@@ -19,6 +19,6 @@ pub use event::{ConnectionEvent, GaveUp};
 pub(super) use attempt::{Outage, Reconnector, Target};
 pub(super) use backoff::Backoff;
 pub(super) use doubts::{Doubts, Seen, Tally};
-pub(super) use kept::{Kept, Next, Room};
+pub(super) use kept::{Kept, Next, Reservation, Room};
 pub(super) use resend::Resend;
 pub(super) use same::difference;

@@ -54,7 +54,7 @@ impl Requests {
         let front = self.backlog.front_mut()?;
         if front.command.is_write() {
             match kept.reserve(index, &front.command) {
-                Room::Reserved => front.reserved = true,
+                Room::Reserved(room) => front.reservation = Some(room),
                 Room::Wait => return None,
                 Room::Flush => {
                     return Some(RequestState::internal(
@@ -66,14 +66,6 @@ impl Requests {
             }
         }
         self.backlog.pop_front()
-    }
-
-    /// Gives the room back that a request holds.
-    pub(super) fn release(&self, request: &mut RequestState) {
-        let reserved = core::mem::take(&mut request.reserved);
-        if let Some((kept, _)) = self.kept().filter(|_| reserved) {
-            kept.release(&request.command);
-        }
     }
 
     /// A request of the client's own was answered.

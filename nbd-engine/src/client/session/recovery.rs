@@ -214,7 +214,7 @@ impl Requests {
         self.flushes.clear();
         let mut resized = None;
         for mut request in core::mem::take(&mut self.states).into_iter().flatten().rev() {
-            self.release(&mut request);
+            request.reservation = None;
             if let (Command::Resize { size, .. }, true) = (request.command, request.sent) {
                 resized = Some(size);
             }

@@ -210,7 +210,7 @@ impl Requests {
         {
             durable.succeeded(request, covered);
         }
-        self.release(request);
+        request.reservation = None;
     }
 
     /// The server takes no more requests, and there will be another one: what is in flight goes on, and all others wait.
@@ -259,7 +259,7 @@ impl Requests {
         }
         let in_flight: Vec<_> = self.states.iter_mut().filter_map(Option::take).collect();
         for mut request in in_flight.into_iter().chain(core::mem::take(&mut self.backlog)) {
-            self.release(&mut request);
+            request.reservation = None;
             let sent = request.sent;
             request.fail(|| closed.error(&self.handle.peer, sent));
             self.handle.finish(request);
