@@ -162,12 +162,14 @@ pub(crate) fn usage(error: clap::Error) -> ExitCode {
         _ => {
             // The exit status remains when the terminal is gone.
             let words: Vec<_> = std::env::args_os().skip(1).collect();
-            let error = tips::with_nearest(habits::without_misleading_tip(error), &words);
+            let subcommand = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+            let hint = habits::hint(&subcommand, words.get(1..).unwrap_or_default(), &error);
+            let error = match hint {
+                Some(_) => habits::without_tips(error),
+                None => tips::with_nearest(habits::without_misleading_tip(error), &words),
+            };
             let _printed = error.print();
-            let mut words = words.into_iter();
-            let subcommand = words.next().unwrap_or_default();
-            let words: Vec<_> = words.collect();
-            if let Some(hint) = habits::hint(&subcommand.to_string_lossy(), &words, &error) {
+            if let Some(hint) = hint {
                 stderr::say_error(&hint, &[]);
             }
             ExitCode::from(USAGE)

@@ -109,6 +109,26 @@ const FLAGS: &[(&str, &[&str], &str)] = &[
         "there is nothing to choose: leave it out",
     ),
     ("serve", &["--offset"], "--layer offset:N"),
+    ("serve", &["--export"], "--export-name NAME, or NAME= in front of what is to be served"),
+    ("serve", &["--new-style"], NEWSTYLE),
+    ("serve", &["--old-style"], "--oldstyle"),
+    ("serve", &["--no-fork"], FOREGROUND),
+    ("serve", &["--stdin"], "--stdio"),
+    ("serve", &["--handshake-limit"], "the handshake has a limit as it is: leave it out"),
+    ("serve", &["--dump-config"], "--print-config shows what is configured"),
+    ("serve", &["--dump-plugin"], "there are no plugins: leave it out"),
+    (
+        "serve",
+        &[
+            "--mask-handshake",
+            "--no-sr",
+            "--no-meta-contexts",
+            "--swap",
+            "--selinux-label",
+            "--tls-hostname",
+        ],
+        "there is no such thing here: leave it out",
+    ),
     (
         "attach",
         &["-N", "--name"],
@@ -218,6 +238,19 @@ pub(crate) fn without_misleading_tip(mut error: clap::Error) -> clap::Error {
     let tips: Vec<_> = tips.into_iter().filter(|tip| !is_misleading(tip)).collect();
     if !tips.is_empty() {
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+    }
+    error
+}
+
+/// The error without tips, where there is a [hint]: what looks alike is not what was meant.
+pub(crate) fn without_tips(mut error: clap::Error) -> clap::Error {
+    for tip in [
+        ContextKind::Suggested,
+        ContextKind::SuggestedArg,
+        ContextKind::SuggestedSubcommand,
+        ContextKind::SuggestedCommand,
+    ] {
+        error.remove(tip);
     }
     error
 }

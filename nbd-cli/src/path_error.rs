@@ -2,6 +2,8 @@
 
 use std::io::{self, ErrorKind};
 
+use rustix::io::Errno;
+
 /// The system's words. The name of a temporary file, which a caller has made beside the path that it reports, is left out.
 pub(crate) fn cause(error: &io::Error) -> String {
     let text = error.to_string();
@@ -10,6 +12,12 @@ pub(crate) fn cause(error: &io::Error) -> String {
 
 /// The same, with what to do about it.
 pub(crate) fn why(error: &io::Error) -> String {
+    if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) {
+        return format!(
+            "{}; it is a pipe that nobody reads, or a socket: choose another path",
+            cause(error)
+        );
+    }
     let remedy = match error.kind() {
         ErrorKind::NotFound => "; make its folder first",
         ErrorKind::NotADirectory => "; a part of the path is a file: choose another path",

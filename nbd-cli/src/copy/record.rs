@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -368,12 +368,24 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Bytes of a record, and more.
+const MAX_LENGTH: u64 = 1 << 20;
+
 fn read(path: &Path) -> Result<Option<Value>, Failure> {
     let name = path.display().to_string();
-    let text = match fs::read(path) {
+    let mut text = Vec::new();
+    let mut read = || -> io::Result<()> {
+        // A pipe or a device may give no end, or nothing.
+        let metadata = fs::metadata(path)?;
+        if metadata.is_file() || metadata.is_dir() {
+            File::open(path)?.take(MAX_LENGTH).read_to_end(&mut text)?;
+        }
+        Ok(())
+    };
+    match read() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(|error| cannot("read", &name, &error))?,
-    };
+    }
     let record: Option<Value> = serde_json::from_slice(&text).ok();
     match record.filter(|record| record["nbd copy"].as_u64() == Some(VERSION)) {
         Some(record) => Ok(Some(record)),

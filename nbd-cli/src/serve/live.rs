@@ -49,6 +49,8 @@ struct Served {
     folders: Vec<Arc<Disk>>,
     /// Those that another server may take over.
     volumes: Vec<Arc<Disk>>,
+    /// All.
+    disks: Vec<Arc<Disk>>,
     /// The names of those whose contents end with this process.
     in_memory: Vec<String>,
 }
@@ -179,9 +181,14 @@ impl Live {
     /// # Errors
     /// When a file or a store does not take what was not flushed.
     pub(super) fn end(&self) -> Result<(), Failure> {
-        let mut current = self.0.disks.lock().unwrap_or_else(PoisonError::into_inner);
-        let disks = core::mem::take(&mut *current);
-        self.serve(&current);
+        let served = self.served();
+        let disks = served.disks.clone();
+        drop(served);
+        self.serve(&[]);
+        // A change that waits for something at this moment has these, and goes on to its end without effect.
+        if let Ok(mut current) = self.0.disks.try_lock() {
+            current.clear();
+        }
         self.0.bitmaps.replace(Vec::new());
         let flushed = disks.iter().map(|disk| disk.flush_overlays());
         let flushed = flushed.fold(Ok(()), Result::and);
@@ -300,7 +307,7 @@ fn by_name(disks: &[Arc<Disk>]) -> HashMap<Cow<'_, str>, &Arc<Disk>> {
 
 impl Served {
     fn of(disks: &[Arc<Disk>]) -> Self {
-        let mut served = Self::default();
+        let mut served = Self { disks: disks.to_vec(), ..Self::default() };
         for disk in disks {
             if disk.export.is_in_memory() {
                 served.in_memory.push(disk.export.name.clone());

@@ -3,10 +3,11 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 
+use clap::{Arg, Command};
 use nbd_blocking::client::UriError;
 
 use crate::exit::Failure;
-use crate::output;
+use crate::{help, output};
 
 /// A word of the command line, or a command between brackets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +44,8 @@ impl fmt::Display for Place {
 }
 
 /// The command line with a `--` in front of the first opening bracket, so that the options of that command are not taken
-/// for ours; or in front of the first number with a minus after `resize`, which is a size and no option.
+/// for ours, which come before that, wherever they stood; or in front of the first number with a minus after `resize`, which
+/// is a size and no option.
 pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = given.into_iter().collect();
     let ends = arguments.iter().position(|word| word == "--").unwrap_or(arguments.len());
@@ -53,10 +55,82 @@ pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsStri
         resizes && matches!(bytes, [b'-', digit, ..] if digit.is_ascii_digit())
     };
     let index = arguments[..ends].iter().position(|word| word == "[" || is_negative(word));
-    if let Some(index) = index {
-        arguments.insert(index, "--".into());
+    let Some(index) = index else { return arguments };
+    let mut places = arguments.split_off(index);
+    if places[0] == "[" {
+        let command = help::command();
+        let subcommand = arguments.get(1).and_then(|name| command.find_subcommand(name));
+        if let Some(subcommand) = subcommand {
+            let is_option = |word: &OsStr| {
+                word.len() > 1 && word.as_encoded_bytes()[0] == b'-' && !is_negative(word)
+            };
+            let options;
+            (options, places) = outside_of_brackets(places, is_option, subcommand);
+            arguments.extend(options);
+        }
     }
+    arguments.push("--".into());
+    arguments.append(&mut places);
     arguments
+}
+
+/// Takes out the options that stand behind or between commands in brackets, with their values.
+fn outside_of_brackets(
+    words: Vec<OsString>,
+    is_option: impl Fn(&OsStr) -> bool,
+    command: &Command,
+) -> (Vec<OsString>, Vec<OsString>) {
+    let (mut options, mut places) = (Vec::new(), Vec::new());
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        if word == "[" {
+            places.push(word);
+            // One that has no end is reported elsewhere.
+            for inner in words.by_ref() {
+                let ends = inner == "]";
+                places.push(inner);
+                if ends {
+                    break;
+                }
+            }
+        } else if word == "--" {
+            places.extend(words.by_ref());
+        } else if is_option(&word) {
+            let value = takes_next(command, &word).then(|| words.next()).flatten();
+            options.push(word);
+            options.extend(value);
+        } else {
+            places.push(word);
+        }
+    }
+    (options, places)
+}
+
+/// Whether the word behind an option is its value.
+fn takes_next(command: &Command, option: &OsStr) -> bool {
+    let Some(text) = option.to_str() else { return false };
+    let takes_value = |argument: &Arg| {
+        let can_be_left_out = argument.get_num_args().is_some_and(|count| count.min_values() == 0);
+        argument.get_action().takes_values()
+            && !argument.is_require_equals_set()
+            && !can_be_left_out
+    };
+    if let Some(name) = text.strip_prefix("--") {
+        let is_named = |argument: &&Arg| {
+            argument.get_long() == Some(name)
+                || argument.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
+        };
+        return command.get_arguments().find(is_named).is_some_and(takes_value);
+    }
+    // The first one of a group that takes a value has the rest of the group for it, if there is any.
+    let mut letters = text.chars().skip(1);
+    while let Some(letter) = letters.next() {
+        let is_short = |argument: &&Arg| argument.get_short() == Some(letter);
+        if command.get_arguments().find(is_short).is_some_and(takes_value) {
+            return letters.next().is_none();
+        }
+    }
+    false
 }
 
 /// Whether a word is meant for a URI and not for a path: one of any scheme with `://`, or of a scheme of NBD even without
@@ -242,6 +316,8 @@ mod tests {
         for (given, taken) in [
             ("nbd resize nbd://a -1G", "nbd resize nbd://a -- -1G"),
             ("nbd resize [ a ] -1G", "nbd resize -- [ a ] -1G"),
+            ("nbd resize [ a ] -- -1G", "nbd resize -- [ a ] -1G"),
+            ("nbd resize [ a ] -1G --yes", "nbd resize --yes -- [ a ] -1G"),
             ("nbd serve -p -1", "nbd serve -p -1"),
         ] {
             assert_eq!(arguments(words(given)), words(taken));
@@ -254,6 +330,19 @@ mod tests {
             arguments(words("nbd info --size [ a -b ]")),
             words("nbd info --size -- [ a -b ]")
         );
+        for (given, taken) in [
+            ("nbd copy [ a -b ] --verify", "nbd copy --verify -- [ a -b ]"),
+            ("nbd copy [ a ] out -S 0 -v", "nbd copy -S 0 -v -- [ a ] out"),
+            (
+                "nbd copy [ a ] --progress [ b -c ] -vS 0",
+                "nbd copy --progress -vS 0 -- [ a ] [ b -c ]",
+            ),
+            ("nbd copy [ a ] -S0 - --connections 2", "nbd copy -S0 --connections 2 -- [ a ] -"),
+            ("nbd copy [ a ] -- --verify", "nbd copy -- [ a ] --verify"),
+            ("nbd info [ a --json", "nbd info -- [ a --json"),
+        ] {
+            assert_eq!(arguments(words(given)), words(taken), "{given}");
+        }
         for text in ["nbd info -- [ a -b ]", "nbd info --json nbd://a"] {
             assert_eq!(arguments(words(text)), words(text));
         }

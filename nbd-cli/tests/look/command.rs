@@ -41,6 +41,27 @@ fn qemu_nbd_answers_every_subcommand_over_its_only_connection() {
     assert!(!ask(&["info", "--json"]).contains("uri"));
 }
 
+/// As nbdinfo takes them. The values of options are theirs, and those of the command are its own.
+#[test]
+fn options_may_stand_behind_a_command() {
+    let server = ["[", env!("CARGO_BIN_EXE_nbd"), "serve", "--resize", "memory:1M", "]"];
+    let ask =
+        |before: &[&'static str], after: &[&'static str]| told([before, &server, after].concat());
+    assert_eq!(ask(&["info"], &["--size"]), "1048576\n");
+    assert_eq!(
+        ask(&["map"], &["--offset", "1M", "--json"]),
+        ask(&["map", "--offset", "1M", "--json"], &[])
+    );
+    assert_eq!(ask(&["resize"], &["2M", "--json"]), ask(&["resize", "--json"], &["2M"]));
+    assert_eq!(ask(&["resize"], &["-512k", "--yes"]), ask(&["resize", "--yes"], &["--", "-512k"]));
+    let folder = tempfile::tempdir().unwrap();
+    let mut copy =
+        command([&["copy"], &server[..], &["out", "--verify", "--connections", "2"]].concat());
+    assert_eq!(run(copy.current_dir(folder.path()), LIMIT).success(), "");
+    let names = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(Vec::from_iter(names), ["out"]);
+}
+
 #[test]
 fn what_the_command_prints_is_no_output_of_ours() {
     if peers::require("nbdkit").is_none() {

@@ -98,6 +98,7 @@ const LINES: &[&str] = &[
     "cp -r pki broken; echo x > broken/ca-key.pem; nbd cert broken --renew",
     "cp -r pki encrypted; sed -i 's/ PRIVATE/ ENCRYPTED PRIVATE/' encrypted/ca-key.pem; nbd cert encrypted --renew",
     "nbd psk disk.img/keys alice",
+    "mkfifo pipe; nbd copy --resume --record pipe disk.img nbd+unix:///a?socket=served",
     "nbd psk /dev/null alice",
     "nbd psk pki/ca-cert.pem alice",
     "nbd man --dir disk.img/man",

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -156,6 +157,28 @@ fn files_that_are_no_disks_are_refused() {
     let made = Command::new("mkfifo").arg(&pipe).status().expect("mkfifo is everywhere");
     assert!(made.success());
     refuses(&mut serve(["--port", "0", text(&pipe)]), 1, &[text(&pipe), "a pipe"]);
+}
+
+/// A request log can go to a pipe, if somebody reads it; the server waits for nobody who may.
+#[test]
+fn a_request_log_waits_for_no_reader_of_a_pipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+    let layer = format!("log:{}", text(&pipe));
+    let words = ["--port", "0", "--layer", &layer, "memory:1M"];
+    refuses(&mut serve(words), 1, &["cannot write the request log", "a pipe that nobody reads"]);
+
+    let mut read = fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    let server = Serving::start(words);
+    let mut client = RawClient::go_simple(&server.endpoint());
+    client.read(0, 512);
+    client.finish();
+    server.stop();
+    let mut line = [0; 4096];
+    let length = read.read(&mut line).unwrap();
+    assert!(String::from_utf8_lossy(&line[..length]).contains(" read offset=0 length=512 "));
 }
 
 /// The command, run by nobody if the test is run by the superuser, whom no permission stops. `None` if nobody can't

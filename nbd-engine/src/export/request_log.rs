@@ -4,6 +4,7 @@ use core::fmt;
 use core::time::Duration;
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -12,6 +13,7 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nbd_proto::Command;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::layer::{Layer, Layered};
 use super::{ClientInfo, Result};
@@ -64,9 +66,13 @@ impl RequestLog {
     /// The thread begins with the first line. Dropping the log waits for the lines that it was given.
     ///
     /// # Errors
-    /// When the file can't be opened for writing.
+    /// When the file can't be opened for writing. A pipe that nobody reads is not waited for.
     pub fn to_file(path: impl AsRef<Path>) -> io::Result<Self> {
-        let file = fs::OpenOptions::new().append(true).create(true).open(path)?;
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        let mut options = fs::OpenOptions::new();
+        let file = options.append(true).create(true).custom_flags(flags).open(path)?;
+        // The thread that writes may wait.
+        fcntl_setfl(&file, fcntl_getfl(&file)?.difference(OFlags::NONBLOCK))?;
         Ok(Self { file: Some(LogFile::new(Box::new(file))) })
     }
 }

@@ -103,10 +103,11 @@ impl<T: Transport> TlsStream<T> {
             if let Err(error) = self.process(&mut []) {
                 return Poll::Ready(Err(self.fail(cx, &error)));
             }
-            ready!(self.poll_deliver(cx))?;
+            let delivered = self.poll_deliver(cx)?;
             if !self.records.is_handshaking() {
-                return Poll::Ready(Ok(()));
+                return delivered.map(Ok);
             }
+            // Both sides may have something to send that a narrow stream does not take before the other side reads.
             ready!(self.poll_receive(cx))?;
         }
     }

@@ -174,6 +174,34 @@ pub(super) fn handshake(
     panic!("the handshake hangs");
 }
 
+/// Both sides send at the same time, and neither stream takes all of it before the other side reads.
+#[test]
+fn a_handshake_ends_however_little_the_stream_holds() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        for room in 1..32 {
+            let (mut server, mut client) = streams(version, "disk.example", 1 << 20, room);
+            let mut done = [false; 2];
+            for _ in 0..20_000 {
+                for (stream, done) in [&mut server, &mut client].into_iter().zip(&mut done) {
+                    if !*done {
+                        let polled = stream.poll_handshake(&mut cx());
+                        *done = polled.map(|result| result.unwrap()).is_ready();
+                    } else {
+                        // It goes on to read, as sessions do.
+                        let read = Pin::new(stream).poll_read(&mut cx(), &mut [0; 16]);
+                        assert!(read.is_pending(), "{read:?}");
+                    }
+                }
+                if done == [true; 2] {
+                    break;
+                }
+            }
+            assert_eq!(done, [true; 2], "{version:?}, {room}");
+            assert_eq!(carry(&mut client, &mut server, &noise(5000), 700, 300), noise(5000));
+        }
+    }
+}
+
 /// Carries `data` from one stream to the other in writes of `write` bytes and reads of `read`.
 pub(super) fn carry(
     from: &mut TlsStream<End>,
