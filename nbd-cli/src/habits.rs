@@ -276,6 +276,10 @@ pub(crate) fn hint(subcommand: &str, words: &[OsString], error: &clap::Error) ->
         }
         ErrorKind::InvalidSubcommand => {
             let given = context(ContextKind::InvalidSubcommand)?;
+            // One behind a command, such as nbd volume, is of that.
+            if given != subcommand {
+                return None;
+            }
             if let Some((_, missing)) = FEATURES.iter().find(|(names, _)| names.contains(&given)) {
                 return Some(missing.text());
             }
@@ -301,6 +305,14 @@ mod tests {
             long.into_iter().map(|long| format!("--{long}")).chain(short).collect::<Vec<_>>()
         });
         flags.collect()
+    }
+
+    #[test]
+    fn a_word_behind_a_command_is_no_command_of_others() {
+        let error = Cli::command().try_get_matches_from(["nbd", "overlay", "ls"]).unwrap_err();
+        assert_eq!(hint("overlay", &["ls".into()], &error), None);
+        let error = Cli::command().try_get_matches_from(["nbd", "ls"]).unwrap_err();
+        assert_eq!(hint("ls", &[], &error).unwrap(), "for 'ls': nbd list");
     }
 
     #[test]
