@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Write as _};
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nbd_engine::net::folder_of;
@@ -148,26 +149,27 @@ fn ink(shares: &Shares, ground: u64) -> Option<(u64, u64)> {
     Some((*status, (opacity * 100.0).round() as u64))
 }
 
-/// Writes the picture to that path: standard output for `-`. A file is replaced, by all of it or not at all; devices and
-/// pipes are written, and links followed.
+/// Writes the picture to that path: to standard output for `-`, or any other name of it. A file is replaced, by all of it or not
+/// at all; what is at the end of a link, a device or a pipe is written in place.
 pub(super) fn save(picture: &str, path: &Path) -> Result<(), Failure> {
-    if path == Path::new("-") {
+    if path == Path::new("-") || is_standard_output(path) {
         return output::write(|out| Ok(out.write_all(picture.as_bytes())?));
     }
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let saved = match fs::metadata(path) {
-        Ok(metadata) if !metadata.is_file() => OpenOptions::new()
-            .write(true)
-            .open(path)
-            .and_then(|mut file| file.write_all(picture.as_bytes())),
-        // A link to a file that is not there yet.
-        Err(_) if path.is_symlink() => fs::write(path, picture),
-        _ => replace(&target, picture),
+    let saved = match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.is_file() => fs::write(path, picture),
+        _ => replace(path, picture),
     };
     saved.map_err(|error| {
         let (path, error) = (quoted(path.as_os_str()), path_error::why(&error));
         Failure::failed(format!("cannot write {path}: {error}"))
     })
+}
+
+/// Whether a path such as `/dev/stdout` leads to what standard output is.
+fn is_standard_output(path: &Path) -> bool {
+    let Ok(at_path) = fs::metadata(path) else { return false };
+    let own = rustix::fs::fstat(io::stdout());
+    own.is_ok_and(|own| (own.st_dev, own.st_ino) == (at_path.dev(), at_path.ino()))
 }
 
 /// Puts a new file in the place of the one that may be there.

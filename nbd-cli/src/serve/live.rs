@@ -5,6 +5,7 @@ mod exchange;
 mod tests;
 
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,8 @@ struct Shared {
     /// Held for writing while volumes are closed and about to be opened anew: clients that ask for one wait.
     exchange: RwLock<()>,
     bitmaps: Bitmaps,
+    /// Nothing is served any more.
+    ended: AtomicBool,
 }
 
 /// What clients find.
@@ -166,6 +169,7 @@ impl Live {
             disks: Mutex::default(),
             exchange: RwLock::default(),
             bitmaps: Bitmaps::new(Vec::new()),
+            ended: AtomicBool::new(false),
         };
         let live = Self(Arc::new(shared));
         let prepared = live.prepare(config)?;
@@ -181,11 +185,12 @@ impl Live {
     /// # Errors
     /// When a file or a store does not take what was not flushed.
     pub(super) fn end(&self) -> Result<(), Failure> {
+        self.0.ended.store(true, Ordering::Release);
         let served = self.served();
         let disks = served.disks.clone();
         drop(served);
         self.serve(&[]);
-        // A change that waits for something at this moment has these, and goes on to its end without effect.
+        // A change that waits for something at this moment is not waited for, and comes to nothing.
         if let Ok(mut current) = self.0.disks.try_lock() {
             current.clear();
         }
@@ -278,6 +283,9 @@ impl Prepared<'_> {
     /// exports that are gone or opened anew are disconnected in order.
     pub(super) fn commit(self) -> Changes {
         let Self { live, mut current, next, named, changes, waiting, .. } = self;
+        if live.0.ended.load(Ordering::Acquire) {
+            return changes;
+        }
         let next: Vec<_> = next.into_iter().flatten().collect();
         let served = live.serve(&next);
         for folder in &served.folders {

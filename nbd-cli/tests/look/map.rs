@@ -230,4 +230,9 @@ fn a_picture_goes_through_links_and_pipes_and_to_standard_output() {
     for standard_output in ["-", "/dev/stdout"] {
         assert_eq!(draw(Path::new(standard_output)), picture);
     }
+    // What was written to it before stays, also if it has no name any more.
+    let script = r#"exec 3>"$1/out" 4<"$1/out"; rm "$1/out"; printf before >&3; "$0" map --svg /dev/stdout "$2" >&3; cat <&4"#;
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_nbd")]).arg(dir.path()).arg(server.uri(""));
+    assert_eq!(run(&mut shell, LIMIT).success(), format!("before{picture}"));
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nbd_proto::Command;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -63,7 +63,7 @@ impl RequestLog {
     /// 1764187200.000123 connection=7 write offset=4096 length=512 fua result=ok microseconds=81
     /// ```
     ///
-    /// The thread begins with the first line. Dropping the log waits for the lines that it was given.
+    /// The thread begins with the first line. Dropping the log waits for the lines that it was given, for 5 seconds at most.
     ///
     /// # Errors
     /// When the file can't be opened for writing. A pipe that nobody reads is not waited for.
@@ -147,6 +147,9 @@ impl fmt::Display for Outcome<'_> {
     }
 }
 
+/// How long the end of a log waits for its last lines.
+const LAST_LINES: Duration = Duration::from_secs(5);
+
 /// Lines that wait for the thread that writes them.
 const QUEUE: usize = 4096;
 
@@ -218,8 +221,14 @@ impl Drop for LogFile {
     fn drop(&mut self) {
         self.lines = None;
         let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            let _panicked = thread.join();
+        let Some(thread) = thread else { return };
+        let begun = Instant::now();
+        while !thread.is_finished() {
+            if begun.elapsed() > LAST_LINES {
+                tracing::error!("the last lines of a request log are lost: its file takes none");
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -280,6 +289,20 @@ mod tests {
             assert!(line.ends_with(&end), "{line}");
         }
         RequestLog::to_file(folder.path().join("none/requests.log")).unwrap_err();
+    }
+
+    /// Not even at the end.
+    #[test]
+    fn a_pipe_that_is_not_read_holds_up_the_end_for_a_while_only() {
+        let (read, write) = io::pipe().unwrap();
+        let log = RequestLog { file: Some(LogFile::new(Box::new(write))) };
+        let client = ClientInfo::new(3, PeerAddr::Unix(None));
+        // More than a pipe holds.
+        for number in 0..3000 {
+            log.finished(&client, &Command::read(number, 1), &Ok(()), Duration::from_micros(5));
+        }
+        drop(log);
+        drop(read);
     }
 
     #[test]

@@ -179,9 +179,13 @@ impl<T: Transport> Session<T> {
             progress |= match pump.send(requests, cx) {
                 Ok(sent) => sent,
                 Err(error) => {
+                    let in_flight = pump.machine.requests_in_flight();
                     return Poll::Ready(match pump.machine.ending() {
-                        // A client that said that it leaves need not wait for what is still sent to it.
-                        Some(Ok(end @ (OrderlyEnd::Aborted | OrderlyEnd::Disconnected))) => {
+                        // A client that gave the negotiation up need not wait for the answer to that. One that leaves while
+                        // it is owed replies does not learn what became of its requests.
+                        Some(Ok(end @ (OrderlyEnd::Aborted | OrderlyEnd::Disconnected)))
+                            if in_flight == 0 =>
+                        {
                             Ok(End::Closed(end))
                         }
                         // One that did something wrong and did not wait for the replies: the former is the reason.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -92,6 +93,7 @@ fn check_overlay_file(disk: &impl Export, base: Base, path: &Path, findings: &mu
 fn check_log_file(path: &Path) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Err(Errno::ISDIR.into()),
+        Ok(metadata) if metadata.file_type().is_socket() => Err(Errno::NXIO.into()),
         Ok(_) => Ok(access(path, Access::WRITE_OK)?),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let folder = folder_of(path);

@@ -66,11 +66,11 @@ impl Job {
         None
     }
 
-    /// Reports the result.
+    /// Reports the result. By then the export is let go: who learns of the last result may end at once.
     fn finish(self, result: Result<()>) {
-        let completion =
-            Completion { slot: self.slot, command: self.command, work: self.work, result };
-        self.completions.push(completion);
+        let Self { slot, command, export, work, completions, _visit: visit, pieces } = self;
+        drop((export, visit, pieces));
+        completions.push(Completion { slot, command, work, result });
     }
 }
 
