@@ -149,8 +149,8 @@ fn ink(shares: &Shares, ground: u64) -> Option<(u64, u64)> {
     Some((*status, (opacity * 100.0).round() as u64))
 }
 
-/// Writes the picture to that path: to standard output for `-`, or any other name of it. A file is replaced, by all of it or not
-/// at all; what is at the end of a link, a device or a pipe is written in place.
+/// Writes the picture to that path: to standard output for `-`, or any other name of it. A file is replaced, by all of it
+/// or not at all; what is at the end of a link, a device or a pipe is written in place.
 pub(super) fn save(picture: &str, path: &Path) -> Result<(), Failure> {
     if path == Path::new("-") || is_standard_output(path) {
         return output::write(|out| Ok(out.write_all(picture.as_bytes())?));

@@ -178,9 +178,9 @@ impl Live {
         Ok(live)
     }
 
-    /// Serves nothing any more. What clients wrote is in overlay files and in the stores of volumes, which the next server
-    /// can have at once, and request logs have all lines. To be called when no client is left: whatever else holds a disk,
-    /// such as a request that was cut off, is not waited for.
+    /// Serves nothing any more. What clients wrote is in overlay files and in the stores of volumes, and disks are let go, so
+    /// that the next server can have them and request logs get their last lines. To be called when no client is left: whatever
+    /// else holds a disk, such as a request that was cut off, is not waited for.
     ///
     /// # Errors
     /// When a file or a store does not take what was not flushed.
