@@ -422,6 +422,22 @@ impl<M: Machine, T: Transport> Pump<M, T> {
         Ok(progress)
     }
 
+    /// Drops what is queued as if it had been sent, for a peer that takes no more. Gives whether there was anything.
+    pub(crate) fn discard<H: Handler<M>>(&mut self, handler: &mut H) -> Result<bool, H::Error> {
+        self.unflushed = false;
+        let mut progress = false;
+        loop {
+            let count = self.machine.segments().map(|segment| segment.len()).sum();
+            if count == 0 {
+                return Ok(progress);
+            }
+            for id in self.machine.transmitted(count)? {
+                handler.finished(id);
+            }
+            progress = true;
+        }
+    }
+
     /// Whether the transport still holds back something that it was given.
     pub(crate) const fn is_unflushed(&self) -> bool {
         self.unflushed

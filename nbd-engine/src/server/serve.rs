@@ -37,8 +37,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 /// the connection at once; writes that were under way may or may not have been done, as after a power cut before their
 /// reply.
 ///
-/// `Ok` says that the connection ended in order, whoever ended it: the client disconnected, gave up the negotiation
-/// (after its export was refused, for instance), or hung up between two requests; or the server, or the export, shut
+/// `Ok` says that the connection ended in order, whoever ended it: the client disconnected (and whether or not it read the
+/// replies, all that it asked for before was carried out), gave up the negotiation (after its export was refused, for
+/// instance), or hung up between two requests; or the server, or the export, shut
 /// down, and all requests that it had received were answered. [`Exports`](crate::export::Exports) learn which of these
 /// it was from their [`CloseReason`](crate::export::CloseReason).
 ///
@@ -307,7 +308,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
                 return Ok(());
             }
             self.claimed = None;
-            let next = self.look()?;
+            let next = self.look(cx)?;
             self.set_timer(next);
         }
     }
@@ -342,7 +343,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
     }
 
     /// The timer has passed. Gives how long until the next look.
-    fn look(&mut self) -> Result<Duration, ConnectionError> {
+    fn look(&mut self, cx: &Context<'_>) -> Result<Duration, ConnectionError> {
         let now = self.runtime.now();
         let late = now.saturating_duration_since(self.due);
         let Some(watch) = &mut self.watch else {
@@ -382,7 +383,11 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
                 Ok(next)
             }
             Verdict::ReceiveStalled(stall) => Err(ConnectionError::ReceiveStalled(stall)),
-            Verdict::SendStalled(stall) => Err(ConnectionError::SendStalled(stall)),
+            Verdict::SendStalled(stall) => {
+                self.session.stop_sending(stall)?;
+                cx.waker().wake_by_ref();
+                Ok(watch.period())
+            }
         }
     }
 

@@ -9,13 +9,13 @@ use nbd_proto::server::{Connection, LookupOutcome};
 use nbd_proto::wire::{CompactRequest, ExtendedRequest};
 use nbd_proto::{OrderlyEnd, Wants};
 
-use super::ConnectionError;
 use super::metrics::Recorder;
 use super::negotiation::Negotiation;
 use super::request::Requests;
 use super::state::ServerState;
 use super::turn::Turn;
 use super::watch::Activity;
+use super::{ConnectionError, Stall};
 use crate::busy_poll::{BUSY_POLL, BusyPoll};
 use crate::export::{self, ClientInfo, Withdrawal};
 use crate::maybe_tls::{InTransit, MaybeTls};
@@ -36,6 +36,9 @@ pub(crate) struct Session<T: Transport> {
     pump: Pump<Connection, MaybeTls<T>>,
     requests: Requests,
     busy_poll: BusyPoll,
+    /// Why the client can be sent nothing more. It may have asked for more than it is to hear of: what it sent before
+    /// `NBD_CMD_DISC` is carried out (S-CMD-DISC-01), whether or not it waits for the replies.
+    deaf: Option<ConnectionError>,
 }
 
 impl<T: Transport> Session<T> {
@@ -59,7 +62,7 @@ impl<T: Transport> Session<T> {
         let mut requests = Requests::new(state, negotiation, recorder, turn, clock);
         requests.entered(&connection);
         let pump = Pump::new(connection, MaybeTls::Plain(transport));
-        Ok(Self { pump, requests, busy_poll })
+        Ok(Self { pump, requests, busy_poll, deaf: None })
     }
 
     pub(crate) const fn is_transmitting(&self) -> bool {
@@ -119,15 +122,16 @@ impl<T: Transport> Session<T> {
         let InTransit { incomplete, has_unsent, sent } = tls.unwrap_or_default();
         // A stream that holds back what it was given takes replies that the client has yet to take.
         let has_unsent = has_unsent || self.pump.is_unflushed();
+        let is_deaf = self.deaf.is_some();
         Activity {
             // The machine has sent what TLS has taken, and knows of no other bytes than those that were decrypted.
             incomplete,
             sent: if tls.is_some() { sent } else { self.requests.activity.sent },
             receiving: self.awaits_rest_of_request(incomplete > 0),
-            sending: has_unsent || self.pump.machine.segments().next().is_some(),
+            sending: !is_deaf && (has_unsent || self.pump.machine.segments().next().is_some()),
             closing: self.pump.machine.is_closing(),
             in_the_way: self.requests.is_in_the_way(),
-            idle: !has_unsent && self.is_idle(),
+            idle: (is_deaf || !has_unsent) && self.is_idle(),
             ..self.requests.activity
         }
     }
@@ -162,9 +166,22 @@ impl<T: Transport> Session<T> {
         self.requests.turn.is_over()
     }
 
+    /// The client takes its replies too slowly, which ends the connection, unless it has disconnected: what it asked for
+    /// before is carried out first. The task has to be polled again then.
+    pub(crate) fn stop_sending(&mut self, stall: Stall) -> Result<(), ConnectionError> {
+        let error = ConnectionError::SendStalled(stall);
+        match self.pump.machine.ending() {
+            Some(Ok(OrderlyEnd::Disconnected)) if self.deaf.is_none() => {
+                self.deaf = Some(error);
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
     /// Drives the connection until it is over.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
-        let Self { pump, requests, busy_poll } = self;
+        let Self { pump, requests, busy_poll, deaf } = self;
         requests.begin_turn(cx);
         loop {
             requests.collect(&mut pump.machine, cx);
@@ -176,30 +193,27 @@ impl<T: Transport> Session<T> {
                 busy_poll.on_wakeup();
             }
             progress |= answer_question(requests, &mut pump.machine, cx)?;
-            progress |= match pump.send(requests, cx) {
-                Ok(sent) => sent,
-                Err(error) => {
-                    let in_flight = pump.machine.requests_in_flight();
-                    return Poll::Ready(match pump.machine.ending() {
-                        // A client that gave the negotiation up need not wait for the answer to that. One that leaves while
-                        // it is owed replies does not learn what became of its requests.
-                        Some(Ok(end @ (OrderlyEnd::Aborted | OrderlyEnd::Disconnected)))
-                            if in_flight == 0 =>
-                        {
-                            Ok(End::Closed(end))
-                        }
-                        // One that did something wrong and did not wait for the replies: the former is the reason.
-                        Some(Err(cause)) => Err(cause.into()),
-                        _ => Err(error),
-                    });
+            if deaf.is_none() {
+                match pump.send(requests, cx) {
+                    Ok(sent) => progress |= sent,
+                    Err(error @ ConnectionError::Transport(_)) => *deaf = Some(error),
+                    Err(error) => return Poll::Ready(Err(error)),
                 }
-            };
+            }
+            if deaf.is_some() {
+                progress |= pump.discard(requests)?;
+            }
             #[cfg(feature = "tls")]
-            if matches!(pump.machine.wants(), Wants::Tls) {
+            if deaf.is_none() && matches!(pump.machine.wants(), Wants::Tls) {
                 progress |= begin_tls(pump, requests, cx)?;
             }
             if let Some(result) = requests.closed.take() {
-                return Poll::Ready(result.map(End::Closed).map_err(Into::into));
+                return Poll::Ready(match (result, deaf.take()) {
+                    // One that left in order need not wait for its replies, but not keep others waiting either.
+                    (Ok(OrderlyEnd::EndOfStream), Some(error))
+                    | (Ok(_), Some(error @ ConnectionError::SendStalled(_))) => Err(error),
+                    (result, _) => result.map(End::Closed).map_err(Into::into),
+                });
             }
             let hung_up = core::mem::replace(&mut requests.hung_up, false);
             if hung_up && !pump.machine.is_idle() && pump.transport.is_peer_gone() {
@@ -210,6 +224,13 @@ impl<T: Transport> Session<T> {
             }
             if progress {
                 continue;
+            }
+            if let Some(error) = deaf.take() {
+                let is_gone = pump.transport.is_peer_gone();
+                if !may_disconnect(requests, &pump.machine, is_gone) {
+                    return Poll::Ready(Err(error));
+                }
+                *deaf = Some(error);
             }
             let quiet = pump.machine.is_idle() && pump.machine.is_transmitting();
             if !quiet || !pump.spin(requests, busy_poll)? {
@@ -247,6 +268,19 @@ impl<T: Transport> Session<T> {
     /// Closes the writing side, then reads what still comes, so that the last replies aren't lost to a reset.
     pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.pump.poll_close(cx)
+    }
+}
+
+/// Whether a client that takes no more replies has disconnected in order, or may have: what it has sent is not all
+/// received and handled yet. `is_gone` says that its stream is sure to end.
+fn may_disconnect(requests: &Requests, connection: &Connection, is_gone: bool) -> bool {
+    match connection.ending() {
+        Some(result) => matches!(result, Ok(OrderlyEnd::Disconnected | OrderlyEnd::Aborted)),
+        None if requests.is_waiting() => true,
+        None => match connection.wants() {
+            Wants::Bytes { .. } | Wants::Payload { .. } => is_gone,
+            wants => wants != Wants::Tls,
+        },
     }
 }
 
@@ -308,5 +342,7 @@ fn begin_tls<T: Transport>(
 
 #[cfg(test)]
 mod admission_tests;
+#[cfg(test)]
+mod deaf_tests;
 #[cfg(test)]
 mod tests;

@@ -232,6 +232,11 @@ impl Connection {
     /// can't be. Requests that were not raised yet are lost then, even if they were received. (A
     /// [client](crate::client::Connection::end_of_stream) does call this method in that case, to learn what became of
     /// its requests. A server has nothing to learn.)
+    ///
+    /// Where only sending fails, there may be more to do: a client can send its requests and `NBD_CMD_DISC` and close
+    /// the stream without a look at the replies, and what it asked for is to be carried out all the same (S-CMD-DISC-01).
+    /// From then on, report what [`segments`](Self::segments) has as [`transmitted`](Self::transmitted) at once, and go
+    /// on until [`Event::Closed`].
     pub const fn end_of_stream(&mut self) {
         self.end_of_stream = true;
     }

@@ -109,6 +109,7 @@ scenarios! {
             a_slow_export_holds_up_no_other,
             a_disconnect_waits_for_requests_in_flight,
             a_half_close_waits_for_requests_in_flight,
+            a_disconnect_has_all_carried_out_for_a_client_that_reads_no_replies,
         }
         limits {
             connections_above_the_limit_wait,

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use nbd_engine::export::{ExportMap, Memory};
-use nbd_engine::server::ServerConfig;
+use nbd_engine::server::{Ending, Metrics, ServerConfig};
+use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Cmd, Mode, RawClient, Request};
-use nbd_testkit::{Pattern, assert_same_bytes};
+use nbd_testkit::{Pattern, assert_same_bytes, cases};
 
 use crate::exports::{Disk, Gate, Way};
-use crate::{Server, Setup};
+use crate::{SOON, Server, Setup};
 
 /// A server of a disk behind a closed gate, whose first MiB holds a pattern.
 #[track_caller]
@@ -149,5 +150,65 @@ fn for_a_client_that_leaves(setup: Setup, leave: impl Fn(&mut RawClient)) {
             client.wire().expect_eof();
         }
         server.stop();
+    }
+}
+
+/// A client that sends requests and a disconnect, and closes its stream without a look at the replies, has all carried out:
+/// those, too, that had not begun, or were not even received, when the first reply could not be sent.
+pub fn a_disconnect_has_all_carried_out_for_a_client_that_reads_no_replies(setup: Setup) {
+    for way in Way::CONCURRENT {
+        cases(12, |random| {
+            let disk = Disk::new(Gate::END);
+            disk.gate.close();
+            let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
+            let metrics = Metrics::new();
+            let config = ServerConfig::default()
+                .with_metrics(&metrics)
+                .with_max_workers(1 + random.below(8) as usize);
+            let server = setup.serve_with(exports, config);
+            let mode = random.of(&[Mode::Simple, Mode::Structured, Mode::Extended]);
+            let mut expected = vec![0; Gate::END as usize];
+            // What is on its way when the client closes its stream fits into the buffers of sockets.
+            let (mut requests, mut offsets, mut end) = (Vec::new(), Vec::new(), 0);
+            let longest = 1 + random.below(2000);
+            while requests.len() < 400 {
+                let offset = end + random.below(8);
+                let length = 1 + random.below(longest);
+                end = offset + length;
+                if end > Gate::END {
+                    break;
+                }
+                if random.one_in(8) {
+                    requests.push(Request::read(offset, length));
+                } else {
+                    let data = PATTERN.bytes(offset, length as usize);
+                    expected[offset as usize..end as usize].copy_from_slice(&data);
+                    requests.push(Request::write(offset, &data));
+                }
+                offsets.push(offset);
+            }
+            requests.push(Request::new(Cmd::DISC, 0, 0));
+            let mut client = server.client(mode);
+            let pieces = 1 + random.below(4) as usize;
+            for piece in requests.chunks(requests.len().div_ceil(pieces)) {
+                client.send_all(piece);
+            }
+            disk.gate.wait_for_at_least(1);
+            drop(client);
+            for _ in 0..random.below(20) {
+                disk.gate.release(random.of(&offsets));
+            }
+            disk.gate.open();
+            server.wait_for_connections(0);
+            let mut written = vec![0; expected.len()];
+            nbd_engine::export::Export::read(&disk.memory, &mut written, 0).expect("memory");
+            assert_same_bytes(&written, &expected, "what was written");
+            let ended = || metrics.snapshot().connections.ended;
+            let count = |(ending, count)| count * u64::from(ending == Ending::Disconnected);
+            wait_until("the client has left in order", SOON, || {
+                ended().into_iter().map(count).sum::<u64>() == 1
+            });
+            server.stop();
+        });
     }
 }

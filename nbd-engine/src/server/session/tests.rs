@@ -24,11 +24,25 @@ pub(super) struct Script {
     max: usize,
     /// Whether what was sent is held back.
     holds: bool,
+    /// Bytes of replies that are still taken.
+    takes: usize,
+    /// Whether an attempt to send more fails, rather than having to wait.
+    fails: bool,
 }
 
 impl Script {
     pub(super) const fn new(input: Vec<u8>) -> Self {
-        Self { input, position: 0, max: usize::MAX, holds: false }
+        Self { input, position: 0, max: usize::MAX, holds: false, takes: usize::MAX, fails: false }
+    }
+
+    /// One that takes so many bytes of replies, after which an attempt to send more fails, or has to wait.
+    pub(super) fn deaf_after(self, takes: usize, fails: bool) -> Self {
+        Self { takes, fails, ..self }
+    }
+
+    /// One of which a call receives so many bytes at most.
+    pub(super) fn in_pieces(self, max: usize) -> Self {
+        Self { max, ..self }
     }
 }
 
@@ -63,18 +77,26 @@ impl AsyncRead for Script {
 impl AsyncWrite for Script {
     fn poll_write(
         self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(bytes.len()))
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()))
+        let count = slices.iter().map(|slice| slice.len()).sum::<usize>().min(self.takes);
+        match count {
+            0 if self.fails => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            0 => Poll::Pending,
+            count => {
+                self.takes -= count;
+                Poll::Ready(Ok(count))
+            }
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -90,7 +112,7 @@ impl Transport for Script {}
 
 /// A runtime whose time stands still.
 #[derive(Clone)]
-struct Still;
+pub(super) struct Still;
 
 impl Runtime for Still {
     fn sleep(&self, _: Duration) -> BoxFuture {
@@ -102,7 +124,7 @@ impl Runtime for Still {
 
 /// A disk that is zeroed and read at once, and counts the bytes.
 #[derive(Default)]
-struct Counter(AtomicUsize);
+pub(super) struct Counter(pub(super) AtomicUsize);
 
 impl Export for Counter {
     fn size(&self) -> u64 {
