@@ -316,6 +316,18 @@ fn exports_are_added_and_removed_while_the_server_runs() {
     assert_eq!(change(&["remove", "more"]).success(), "");
     assert_eq!(names(&serving.status()), ["disk"]);
     assert!(change(&["remove", "more"]).failure().contains("export 'more' is not served"));
+    for (add, known, unknown) in
+        [("all=dir:.", ["all", "all/"], "all/x"), ("dir:.", ["/", ""], "x")]
+    {
+        for name in known {
+            assert_eq!(change(&["add", add]).success(), "");
+            let refused = change(&["remove", unknown]).failure();
+            assert!(refused.contains("move it elsewhere, or remove the directory"), "{refused}");
+            assert_eq!(change(&["remove", name]).success(), "");
+            let refused = change(&["remove", name]).failure();
+            assert!(refused.contains("see which exports are"), "{refused}");
+        }
+    }
     let reload = run(&mut serving.nbd(&["reload", "control.sock"]), LIMIT);
     assert!(reload.failure().contains("has no configuration file"));
 }

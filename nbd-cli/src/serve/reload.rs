@@ -239,21 +239,29 @@ impl Reload {
         self.change(|exports| exports.push(export))
     }
 
-    /// Serves an export no longer, and disconnects its clients in order.
+    /// Serves an export no longer, or a directory, whose name may lack the last slash, and disconnects its clients in order.
     ///
     /// # Errors
     /// When there is none of that name, or no other one.
     pub(super) fn remove(&self, name: &str) -> Result<Changes, Failure> {
-        if self.config().exports.iter().all(|export| export.label() != name) {
-            return Err(Failure::failed(format!(
-                "{} is not served: see which exports are with nbd list",
-                config::noun(name)
-            )));
-        }
-        if self.config().exports.len() == 1 {
+        let exports = self.config().exports.clone();
+        let labels = Vec::from_iter(exports.iter().map(Export::label));
+        let directory = format!("{name}/");
+        let label = [name, &directory].into_iter().find(|name| labels.iter().any(|it| it == *name));
+        let Some(label) = label else {
+            let remedy = match labels.iter().find(|it| is_below(it, name)) {
+                Some(directory) => format!(
+                    "if it is a file of the directory '{directory}', move it elsewhere, or remove the directory"
+                ),
+                None => "see which exports are with nbd list".into(),
+            };
+            let noun = config::noun(name);
+            return Err(Failure::failed(format!("{noun} is not served: {remedy}")));
+        };
+        if labels.len() == 1 {
             return Err(Failure::failed("it is the only export: end the server instead"));
         }
-        self.change(|exports| exports.retain(|export| export.label() != name))
+        self.change(|exports| exports.retain(|export| export.label() != label))
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Export>)) -> Result<Changes, Failure> {
@@ -269,6 +277,14 @@ impl Reload {
         *config = next;
         tracing::info!("changed the exports: {changes}");
         Ok(changes)
+    }
+}
+
+/// Whether an export of that name can be a file of the directory that is served as `label`.
+fn is_below(label: &str, name: &str) -> bool {
+    match label {
+        "/" => true,
+        label => label.ends_with('/') && name.starts_with(label),
     }
 }
 
