@@ -16,7 +16,7 @@ use super::{ClientInfo, ExportEntry, InvalidName, ListedExport};
 ///
 /// Both questions are futures of the client's connection, which reads no further until they are answered, for at most
 /// the server's handshake timeout. They are dropped before their end when that is over, or when the server shuts down
-/// or drops the connection. One that panics is answered as [`Refusal::Unknown`].
+/// or drops the connection. One that panics is answered as [`Refusal::Policy`], with a text that says so.
 ///
 /// ```
 /// use nbd_engine::export::{
@@ -137,6 +137,11 @@ impl Refusal {
     pub fn shutting_down(text: impl Into<Cow<'static, str>>) -> Self {
         Self::ShuttingDown(text.into())
     }
+
+    /// What a client is told of a panic: that there is no such export would be wrong.
+    pub(crate) const fn panicked() -> Self {
+        Self::Policy(Cow::Borrowed("the server failed to look that up: its log says more"))
+    }
 }
 
 /// An entry that can't go over the wire is none that a client can have.
@@ -191,6 +196,6 @@ impl<E: Exports> DynExports for E {
 async fn guarded<T>(question: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
     AssertUnwindSafe(question).catch_unwind().await.unwrap_or_else(|_| {
         tracing::error!("the look-up of an export panicked");
-        Err(Refusal::Unknown)
+        Err(Refusal::panicked())
     })
 }

@@ -119,7 +119,7 @@ impl Negotiation {
                             info.tls_required |= state.config().requires_tls();
                             Ok((entry, info))
                         }
-                        Err(_) => Err(Refusal::Unknown),
+                        Err(_) => Err(Refusal::panicked()),
                     }
                 });
                 let answer = described.as_ref().map(|(_, info)| info).map_err(in_protocol);

@@ -117,6 +117,9 @@ impl Exports for Script {
     }
 }
 
+/// What a client is told of a panic.
+const FAILED: &str = "the server failed to look that up: its log says more";
+
 #[test]
 fn a_refusal_reaches_the_client_with_its_text_and_the_client_may_go_on() {
     let served = Served::start(Script::default(), ServerConfig::default());
@@ -126,8 +129,8 @@ fn a_refusal_reaches_the_client_with_its_text_and_the_client_may_go_on() {
         ("private", Rep::ERR_POLICY, "'private' is not for you"),
         ("closing", Rep::ERR_SHUTDOWN, "it is being taken away"),
         ("other", Rep::ERR_UNKNOWN, "there is no such export"),
-        ("panic", Rep::ERR_UNKNOWN, "there is no such export"),
-        ("shapeless", Rep::ERR_UNKNOWN, "there is no such export"),
+        ("panic", Rep::ERR_POLICY, FAILED),
+        ("shapeless", Rep::ERR_POLICY, FAILED),
     ] {
         let refused = client.info(name, &[]).unwrap_err();
         assert_eq!((refused.code, &*refused.text), (code, text));
@@ -149,7 +152,7 @@ fn a_list_may_be_refused_and_depends_on_the_client() {
         Err((Rep::ERR_POLICY, "the first client sees nothing")),
         Err((Rep::ERR_SHUTDOWN, "not now")),
         Err((Rep::ERR_UNKNOWN, "there is no such export")),
-        Err((Rep::ERR_UNKNOWN, "there is no such export")),
+        Err((Rep::ERR_POLICY, FAILED)),
         Ok(vec![("for 4".to_owned(), "a text".to_owned())]),
     ] {
         let mut client = RawClient::negotiate(served.endpoint());
