@@ -243,12 +243,10 @@ impl<R: Runtime + Default> Server<R> {
         self.service.shutdown_begun().await;
     }
 
-    /// Waits until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.
-    /// Cancel-safe.
+    /// Waits until the server was told to [shut down](Self::shut_down), its sockets are closed, so that their addresses can
+    /// be bound again and the paths are removed, and no connection is left; gives how it ended. Cancel-safe.
     pub async fn wait(&self) -> Outcome {
-        self.service.shutdown_begun().await;
-        self.service.drained().await;
-        self.service.outcome()
+        self.service.ended().await
     }
 }
 

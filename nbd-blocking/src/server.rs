@@ -313,13 +313,10 @@ impl Server {
         self.service.is_shutting_down()
     }
 
-    /// Blocks until the server was told to [shut down](Self::shut_down) and no connection is left; gives how it ended.
+    /// Blocks until the server was told to [shut down](Self::shut_down), its sockets are closed, so that their addresses can
+    /// be bound again and the paths are removed, and no connection is left; gives how it ended.
     pub fn wait(&self) -> Outcome {
-        park_on(async {
-            self.service.shutdown_begun().await;
-            self.service.drained().await;
-        });
-        self.service.outcome()
+        park_on(self.service.ended())
     }
 }
 

@@ -75,8 +75,8 @@ impl Running {
     pub async fn shut_down(&self, around: &Surroundings) {
         self.state.shut_down();
         let limit = self.state.config().drain_timeout() + SHUTDOWN_SLACK;
-        let drained = Box::pin(self.state.drained());
-        if let Either::Right(_) = select(drained, around.world.sleep(limit)).await {
+        let ended = Box::pin(self.state.ended());
+        if let Either::Right(_) = select(ended, around.world.sleep(limit)).await {
             around.oracle.violation("a server did not shut down in time".to_owned());
         }
     }

@@ -390,9 +390,6 @@ macro_rules! serve {
             }
         };
         let outcome = server.wait()$($wait)*;
-        for one in listening {
-            one.join()$($wait)*;
-        }
         Ok((outcome, begun.and_then(|begun| begun.captive)))
     }};
 }

@@ -65,7 +65,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// Accepts connections from all of `sockets` and serves each as a task of the runtime, as many at a time as the
 /// configuration allows. Each socket is given with the address that [`Listening`] reports for it, and has a task of its
 /// own, which `spawn` starts. The task ends when the [`Listening`] is closed or the server shuts down, and does not wait
-/// for connections: see [`ServerState::drained`].
+/// for connections: see [`ServerState::ended`].
 ///
 /// A connection above [`ServerConfig::with_max_connections`](super::ServerConfig::with_max_connections) waits for another
 /// one to end, and is closed once the server has been full for
@@ -84,13 +84,13 @@ pub fn listen<L: Listen + 'static, R: Runtime>(
     mut spawn: impl FnMut(BoxFuture) -> io::Result<()>,
 ) -> io::Result<Listening> {
     let (addresses, listeners): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
-    let (listening, handles) = Listening::new(addresses)?;
+    let (listening, handles) = Listening::new(addresses, state)?;
     if state.is_shutting_down() {
         let address = listening.local_addr();
         return Err(io::Error::other(format!("cannot listen on {address}: the server shuts down")));
     }
     for (listener, handle) in listeners.into_iter().zip(handles) {
-        let socket = OpenSocket { listener, handle };
+        let socket = Socket { listener, handle };
         let accepting = accept_from(socket, Arc::clone(state), runtime.clone());
         spawn(Box::pin(accepting)).inspect_err(|_| listening.begin_to_close())?;
     }
@@ -98,19 +98,19 @@ pub fn listen<L: Listen + 'static, R: Runtime>(
 }
 
 /// A listener, which is closed before its handle reports it.
-struct OpenSocket<L> {
+struct Socket<L> {
     listener: L,
     handle: SocketHandle,
 }
 
 async fn accept_from<L: Listen, R: Runtime>(
-    mut socket: OpenSocket<L>,
+    mut socket: Socket<L>,
     state: Arc<ServerState>,
     runtime: R,
 ) {
     let fault = Fault(&state);
     let mut gate = Gate::default();
-    let OpenSocket { listener, handle } = &mut socket;
+    let Socket { listener, handle } = &mut socket;
     while let Some(accepted) = unless_closed(&state, handle, listener.accept()).await {
         let Accepted { transport, peer } = match accepted {
             Ok(accepted) => accepted,

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use event_listener::Event;
 
+use super::ServerState;
+use super::state::OpenSocket;
 use crate::net::LocalAddr;
 
 /// The sockets that one call made a server listen on. Cheap to clone: clones refer to the same sockets. Dropping it
@@ -41,7 +43,10 @@ impl Shared {
 
 impl Listening {
     /// The handle of open sockets with these addresses, and one for each of them.
-    pub(super) fn new(addresses: Vec<LocalAddr>) -> io::Result<(Self, Vec<SocketHandle>)> {
+    pub(super) fn new(
+        addresses: Vec<LocalAddr>,
+        state: &Arc<ServerState>,
+    ) -> io::Result<(Self, Vec<SocketHandle>)> {
         if addresses.is_empty() {
             let text = "there is no socket to listen on";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
@@ -53,7 +58,9 @@ impl Listening {
             open: AtomicUsize::new(count),
             changed: Event::new(),
         });
-        let handles = (0..count).map(|_| SocketHandle(Arc::clone(&shared))).collect();
+        let handle =
+            |_| SocketHandle { shared: Arc::clone(&shared), _counted: OpenSocket::new(state) };
+        let handles = (0..count).map(handle).collect();
         Ok((Self { shared }, handles))
     }
 
@@ -81,7 +88,8 @@ impl Listening {
         self.join()
     }
 
-    /// Waits until the sockets are closed: by [`close`](Self::close), or since the server shuts down. Cancel-safe.
+    /// Waits until the sockets are closed: by [`close`](Self::close), or since the server shuts down. The end of a server
+    /// waits for all of its sockets, see [`ServerState::ended`]. Cancel-safe.
     pub async fn join(&self) {
         self.shared.until(|| self.shared.open.load(Ordering::Acquire) == 0).await;
     }
@@ -94,19 +102,22 @@ impl Listening {
 
 /// What the task of one socket holds as long as the socket is open.
 #[derive(Debug)]
-pub(super) struct SocketHandle(Arc<Shared>);
+pub(super) struct SocketHandle {
+    shared: Arc<Shared>,
+    _counted: OpenSocket,
+}
 
 impl SocketHandle {
     /// Is ready once the socket is to be closed.
     pub(super) async fn closing(&self) {
-        self.0.until(|| self.0.closing.load(Ordering::Acquire)).await;
+        self.shared.until(|| self.shared.closing.load(Ordering::Acquire)).await;
     }
 }
 
 impl Drop for SocketHandle {
     fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.changed.notify(usize::MAX);
+        if self.shared.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.changed.notify(usize::MAX);
         }
     }
 }

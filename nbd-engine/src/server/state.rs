@@ -36,6 +36,10 @@ struct Common {
     next_connection: AtomicU64,
     /// Notified when a connection ends.
     departure: Event,
+    /// Sockets that are listened on.
+    sockets: AtomicUsize,
+    /// Notified when one is closed.
+    socket_closed: Event,
     /// Whether a client has found no slot among the connections, and none was given up for it yet.
     slot_wanted: AtomicBool,
     /// How often one has found none.
@@ -79,6 +83,8 @@ impl ServerState {
             connections: AtomicUsize::new(0),
             next_connection: AtomicU64::new(0),
             departure: Event::new(),
+            sockets: AtomicUsize::new(0),
+            socket_closed: Event::new(),
             slot_wanted: AtomicBool::new(false),
             slot_claims: AtomicU64::new(0),
             slot_claimed: Event::new(),
@@ -167,7 +173,7 @@ impl ServerState {
 
     /// Begins to shut down: no more connections, requests in flight get [`ServerConfig::drain_timeout`] to finish,
     /// later ones are answered with `ESHUTDOWN`. Can be called from anywhere, any number of times. See
-    /// [`drained`](Self::drained) for the end.
+    /// [`ended`](Self::ended) for the end.
     pub fn shut_down(&self) {
         self.common.shutting_down.store(true, Ordering::Release);
         self.common.shutdown.notify(usize::MAX);
@@ -189,7 +195,17 @@ impl ServerState {
         self.until(&self.common.departure, || self.connections() == 0).await;
     }
 
-    /// How the server ended; final once it has [drained](Self::drained).
+    /// Is ready once the server was told to [shut down](Self::shut_down), its sockets are closed, so that their addresses
+    /// can be bound again and the paths are removed, and no connection is left; gives how it ended. Cancel-safe.
+    pub async fn ended(&self) -> Outcome {
+        self.shutdown_begun().await;
+        let sockets = || self.common.sockets.load(Ordering::Acquire);
+        self.until(&self.common.socket_closed, || sockets() == 0).await;
+        self.drained().await;
+        self.outcome()
+    }
+
+    /// How the server ended; final once it [has](Self::ended).
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         self.common.outcome.get()
@@ -306,6 +322,24 @@ impl fmt::Debug for ServerState {
             .field("connections", &self.connections())
             .field("shutting_down", &self.is_shutting_down())
             .finish_non_exhaustive()
+    }
+}
+
+/// One more socket that is listened on, until this is dropped.
+#[derive(Debug)]
+pub(super) struct OpenSocket(Arc<ServerState>);
+
+impl OpenSocket {
+    pub(super) fn new(state: &Arc<ServerState>) -> Self {
+        state.common.sockets.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        self.0.common.sockets.fetch_sub(1, Ordering::AcqRel);
+        self.0.common.socket_closed.notify(usize::MAX);
     }
 }
 

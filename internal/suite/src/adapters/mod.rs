@@ -115,9 +115,6 @@ macro_rules! asynchronous {
             server.shutdown_begun().await;
             assert!(server.is_shutting_down());
             server.wait().await;
-            for one in all {
-                one.join().await;
-            }
         }
 
         /// Listens at one more place.

@@ -12,7 +12,7 @@ use nbd_engine::export::{ExportMap, Memory};
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::run;
 use nbd_testkit::raw::{Mode, RawClient, Wire};
-use nbd_testkit::{Endpoint, peers};
+use nbd_testkit::{Endpoint, cases, peers};
 use tempfile::TempDir;
 
 use crate::{Place, SOON, Server, Setup, Transport};
@@ -163,6 +163,29 @@ pub fn a_server_without_listeners_serves_on(setup: Setup) {
         client.wire().expect_eof();
     }
     server.wait_for_the_end();
+}
+
+/// Once a server has ended, which is all that its user waits for, its sockets are closed: the addresses are free, and the
+/// path is removed.
+pub fn a_server_that_has_ended_listens_nowhere(setup: Setup) {
+    cases(20, |random| {
+        let dir = dir();
+        let (places, path) = both(&setup, &dir);
+        let mut server = setup.serve_at(exports(), ServerConfig::default(), places, dir);
+        let clients = (0..random.below(4)).map(|_| go(&server.endpoints()[random.below(2) as usize]));
+        let clients = Vec::from_iter(clients);
+        if random.one_in(4) {
+            server.close(random.below(2) as usize);
+        }
+        server.shut_down();
+        drop(clients);
+        server.wait_for_the_end();
+        assert!(!path.exists());
+        for endpoint in server.endpoints() {
+            assert!(!is_listened_on(endpoint));
+            drop(listen_again(endpoint).expect("the address is free"));
+        }
+    });
 }
 
 /// A listener is closed while it waits for room for a client, which is disconnected.

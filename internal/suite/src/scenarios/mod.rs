@@ -176,6 +176,7 @@ scenarios! {
             an_address_that_is_of_no_use_is_refused_with_a_remedy,
             a_listener_is_closed_and_the_rest_goes_on,
             a_server_without_listeners_serves_on,
+            a_server_that_has_ended_listens_nowhere,
             a_listener_is_closed_while_a_client_waits_for_admission,
             a_socket_that_took_the_path_is_left_alone_by_a_close,
             the_backlog_reaches_the_system,
