@@ -146,6 +146,9 @@ pub(crate) trait Handler<M: Machine> {
     /// So many bytes were sent; `drained` if none are left.
     fn sent(&mut self, count: usize, drained: bool);
 
+    /// So many bytes were dropped in place of being sent.
+    fn discarded(&mut self, _count: usize) {}
+
     /// The peer sends no more.
     fn hung_up(&mut self) {}
 
@@ -434,6 +437,7 @@ impl<M: Machine, T: Transport> Pump<M, T> {
             for id in self.machine.transmitted(count)? {
                 handler.finished(id);
             }
+            handler.discarded(count);
             progress = true;
         }
     }

@@ -6,10 +6,11 @@
 //! (this task at once, a worker thread, or a future of the export).
 //!
 //! The [`Handler`] is what the pump calls, in that order; the methods after it are what it takes. Beside the way lie
-//! the [memory](slot) of the requests, the [beginning and the end](lifecycle) of all, and the [content](reply) of
-//! replies.
+//! the [memory](slot) of the requests, the [beginning and the end](lifecycle) of all, the [content](reply) of replies,
+//! and those that are [held](held) until it is known whether their client has left in order.
 
 use core::ops::Range;
+use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 use std::task::Context;
@@ -37,6 +38,7 @@ use admission::Admission;
 use slot::{Memory, Slot};
 
 mod admission;
+mod held;
 mod lifecycle;
 mod reply;
 mod slot;
@@ -64,6 +66,8 @@ pub(super) struct Requests {
     admission: Option<Admission>,
     /// The runtime's time.
     clock: Clock,
+    /// Those of a client that takes no more replies, once it is known to be one.
+    held: Option<VecDeque<(RequestId, Command)>>,
     /// A request that waits for the memory that it may need.
     waiting: Option<(RequestId, Command)>,
     /// Whether the payload of a write waits for memory to be received into.
@@ -96,7 +100,7 @@ impl Handler<Connection> for Requests {
         self.waiting.is_none()
             && self.closed.is_none()
             && !self.turn.is_over()
-            && !self.is_held_back()
+            && (!self.is_held_back() || self.held.is_some())
     }
 
     fn received(&mut self, connection: &mut Connection, count: usize) {
@@ -151,6 +155,9 @@ impl Handler<Connection> for Requests {
         cx: &mut Context<'_>,
     ) -> Result<(), ConnectionError> {
         match event {
+            Event::Request { id, command } if self.held.is_some() => {
+                self.keep(id, command, staged);
+            }
             Event::Request { id, command } => self.begin(connection, id, command, staged, cx),
             Event::List => self.negotiation.list(&self.state),
             Event::Lookup(lookup) => self.negotiation.look_up(&self.state, lookup),
@@ -180,6 +187,11 @@ impl Handler<Connection> for Requests {
         }
         self.memory.account.credit(count);
         self.activity.drained += u64::from(drained);
+        self.turn.spend(count as u64);
+    }
+
+    fn discarded(&mut self, count: usize) {
+        self.memory.account.credit(count);
         self.turn.spend(count as u64);
     }
 

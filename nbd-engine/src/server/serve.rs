@@ -37,11 +37,15 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 /// the connection at once; writes that were under way may or may not have been done, as after a power cut before their
 /// reply.
 ///
-/// `Ok` says that the connection ended in order, whoever ended it: the client disconnected (and whether or not it read the
-/// replies, all that it asked for before was carried out), gave up the negotiation (after its export was refused, for
-/// instance), or hung up between two requests; or the server, or the export, shut
+/// `Ok` says that the connection ended in order, whoever ended it: the client disconnected, gave up the negotiation
+/// (after its export was refused, for instance), or hung up between two requests; or the server, or the export, shut
 /// down, and all requests that it had received were answered. [`Exports`](crate::export::Exports) learn which of these
 /// it was from their [`CloseReason`](crate::export::CloseReason).
+///
+/// What a client asked for before it disconnected is carried out whether or not it reads the replies. For one whose stream
+/// takes no more of them, requests are received and held until the disconnect is found, which is given two seconds and as
+/// many requests as may be [in flight](nbd_proto::Limits::max_in_flight): without it they count as those of a connection
+/// that was lost, and are dropped, since the client may have sent them again by another one.
 ///
 /// # Errors
 /// Why the connection ended, if not in order.
@@ -384,7 +388,7 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
             }
             Verdict::ReceiveStalled(stall) => Err(ConnectionError::ReceiveStalled(stall)),
             Verdict::SendStalled(stall) => {
-                self.session.stop_sending(stall)?;
+                self.session.stop_sending(stall);
                 cx.waker().wake_by_ref();
                 Ok(watch.period())
             }

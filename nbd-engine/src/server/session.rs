@@ -20,7 +20,7 @@ use crate::busy_poll::{BUSY_POLL, BusyPoll};
 use crate::export::{self, ClientInfo, Withdrawal};
 use crate::maybe_tls::{InTransit, MaybeTls};
 use crate::pump::Pump;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, moment_after};
 use crate::transport::Transport;
 
 /// How a connection ended in order.
@@ -36,9 +36,20 @@ pub(crate) struct Session<T: Transport> {
     pump: Pump<Connection, MaybeTls<T>>,
     requests: Requests,
     busy_poll: BusyPoll,
-    /// Why the client can be sent nothing more. It may have asked for more than it is to hear of: what it sent before
-    /// `NBD_CMD_DISC` is carried out (S-CMD-DISC-01), whether or not it waits for the replies.
-    deaf: Option<ConnectionError>,
+    deaf: Option<Deaf>,
+}
+
+/// How long it is looked for the `NBD_CMD_DISC` of a client that takes no more replies. What it sent has arrived by then, if
+/// it ever does; the rest of the time is for requests that are at work, behind which it waits.
+const DISCONNECT_GRACE: Duration = Duration::from_secs(2);
+
+/// A client that can be sent nothing more. It may have left in order all the same: what it asked for before its
+/// `NBD_CMD_DISC` is carried out (S-CMD-DISC-01), whether or not it waits for the replies.
+struct Deaf {
+    /// Why it can't.
+    error: ConnectionError,
+    /// When it is taken for one that was lost.
+    deadline: Instant,
 }
 
 impl<T: Transport> Session<T> {
@@ -111,9 +122,13 @@ impl<T: Transport> Session<T> {
         core::mem::replace(&mut self.requests.ended_rest, false)
     }
 
-    /// When a request that waits for the export's layers is due, so that the session has to be polled.
+    /// When the session has to be polled, whatever happens: a request that waits for the export's layers is due, or a client
+    /// that takes no more replies is given up.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.requests.due()
+        match &self.deaf {
+            Some(deaf) if self.pump.machine.ending().is_none() => Some(deaf.deadline),
+            _ => self.requests.due(),
+        }
     }
 
     /// What the connection is doing.
@@ -166,55 +181,81 @@ impl<T: Transport> Session<T> {
         self.requests.turn.is_over()
     }
 
-    /// The client takes its replies too slowly, which ends the connection, unless it has disconnected: what it asked for
-    /// before is carried out first. The task has to be polled again then.
-    pub(crate) fn stop_sending(&mut self, stall: Stall) -> Result<(), ConnectionError> {
-        let error = ConnectionError::SendStalled(stall);
-        match self.pump.machine.ending() {
-            Some(Ok(OrderlyEnd::Disconnected)) if self.deaf.is_none() => {
-                self.deaf = Some(error);
-                Ok(())
-            }
-            _ => Err(error),
+    /// The client takes its replies too slowly: it is sent nothing more. The session has to be polled again.
+    pub(crate) fn stop_sending(&mut self, stall: Stall) {
+        self.become_deaf(ConnectionError::SendStalled(stall));
+    }
+
+    fn become_deaf(&mut self, error: ConnectionError) {
+        if self.deaf.is_none() {
+            self.requests.hold();
+            let deadline = moment_after(self.requests.now(), DISCONNECT_GRACE);
+            self.deaf = Some(Deaf { error, deadline });
         }
+    }
+
+    /// How the connection of a client ends that takes no more replies, if it is time.
+    fn end_of_deaf(&mut self) -> Option<ConnectionError> {
+        let deaf = self.deaf.as_ref()?;
+        match self.pump.machine.ending() {
+            Some(Ok(OrderlyEnd::Disconnected | OrderlyEnd::Aborted)) => return None,
+            // It did something wrong and did not wait for the replies: the former is the reason.
+            Some(Err(cause)) => return Some(cause.into()),
+            Some(Ok(_)) => {}
+            None if matches!(self.pump.machine.wants(), Wants::Tls) => {}
+            None if self.requests.now() >= deaf.deadline => {}
+            None => return None,
+        }
+        self.deaf.take().map(|deaf| deaf.error)
     }
 
     /// Drives the connection until it is over.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
-        let Self { pump, requests, busy_poll, deaf } = self;
-        requests.begin_turn(cx);
+        self.requests.begin_turn(cx);
         loop {
+            let Self { pump, requests, busy_poll, deaf } = self;
             requests.collect(&mut pump.machine, cx);
             let mut progress = requests.execute_waiting(&mut pump.machine, cx);
-            progress |= requests.admit_waiting(&mut pump.machine, cx);
+            if deaf.is_none() || pump.machine.ending().is_some() {
+                progress |= requests.release(&mut pump.machine, cx);
+                progress |= requests.admit_waiting(&mut pump.machine, cx);
+            }
             let before = requests.activity.received;
             progress |= pump.receive(requests, cx)?;
             if requests.activity.received != before {
                 busy_poll.on_wakeup();
             }
             progress |= answer_question(requests, &mut pump.machine, cx)?;
-            if deaf.is_none() {
-                match pump.send(requests, cx) {
-                    Ok(sent) => progress |= sent,
-                    Err(error @ ConnectionError::Transport(_)) => *deaf = Some(error),
-                    Err(error) => return Poll::Ready(Err(error)),
-                }
-            }
             if deaf.is_some() {
                 progress |= pump.discard(requests)?;
-            }
-            #[cfg(feature = "tls")]
-            if deaf.is_none() && matches!(pump.machine.wants(), Wants::Tls) {
-                progress |= begin_tls(pump, requests, cx)?;
+            } else {
+                match pump.send(requests, cx) {
+                    Ok(sent) => progress |= sent,
+                    Err(error @ ConnectionError::Transport(_)) => {
+                        self.become_deaf(error);
+                        continue;
+                    }
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+                #[cfg(feature = "tls")]
+                if matches!(pump.machine.wants(), Wants::Tls) {
+                    progress |= begin_tls(pump, requests, cx)?;
+                }
             }
             if let Some(result) = requests.closed.take() {
-                return Poll::Ready(match (result, deaf.take()) {
+                return Poll::Ready(match (result, self.deaf.take()) {
+                    (Ok(OrderlyEnd::EndOfStream), Some(deaf)) => Err(deaf.error),
                     // One that left in order need not wait for its replies, but not keep others waiting either.
-                    (Ok(OrderlyEnd::EndOfStream), Some(error))
-                    | (Ok(_), Some(error @ ConnectionError::SendStalled(_))) => Err(error),
+                    (Ok(_), Some(Deaf { error: error @ ConnectionError::SendStalled(_), .. })) => {
+                        Err(error)
+                    }
                     (result, _) => result.map(End::Closed).map_err(Into::into),
                 });
             }
+            if let Some(error) = self.end_of_deaf() {
+                return Poll::Ready(Err(error));
+            }
+            let Self { pump, requests, busy_poll, .. } = self;
             let hung_up = core::mem::replace(&mut requests.hung_up, false);
             if hung_up && !pump.machine.is_idle() && pump.transport.is_peer_gone() {
                 return Poll::Ready(Err(ConnectionError::PeerGone));
@@ -224,13 +265,6 @@ impl<T: Transport> Session<T> {
             }
             if progress {
                 continue;
-            }
-            if let Some(error) = deaf.take() {
-                let is_gone = pump.transport.is_peer_gone();
-                if !may_disconnect(requests, &pump.machine, is_gone) {
-                    return Poll::Ready(Err(error));
-                }
-                *deaf = Some(error);
             }
             let quiet = pump.machine.is_idle() && pump.machine.is_transmitting();
             if !quiet || !pump.spin(requests, busy_poll)? {
@@ -268,19 +302,6 @@ impl<T: Transport> Session<T> {
     /// Closes the writing side, then reads what still comes, so that the last replies aren't lost to a reset.
     pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.pump.poll_close(cx)
-    }
-}
-
-/// Whether a client that takes no more replies has disconnected in order, or may have: what it has sent is not all
-/// received and handled yet. `is_gone` says that its stream is sure to end.
-fn may_disconnect(requests: &Requests, connection: &Connection, is_gone: bool) -> bool {
-    match connection.ending() {
-        Some(result) => matches!(result, Ok(OrderlyEnd::Disconnected | OrderlyEnd::Aborted)),
-        None if requests.is_waiting() => true,
-        None => match connection.wants() {
-            Wants::Bytes { .. } | Wants::Payload { .. } => is_gone,
-            wants => wants != Wants::Tls,
-        },
     }
 }
 

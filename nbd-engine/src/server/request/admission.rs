@@ -173,7 +173,7 @@ impl Requests {
     }
 
     /// The payload of a write that waits can't stay in the receive buffer.
-    fn keep_payload(&mut self, id: RequestId, command: Command, staged: &[u8]) {
+    pub(super) fn keep_payload(&mut self, id: RequestId, command: Command, staged: &[u8]) {
         let slot = &mut self.slots[id.index()];
         if command.payload_length() == 0 || slot.payload.is_decided() {
             return;

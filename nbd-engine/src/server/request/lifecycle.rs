@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::task::Context;
+use std::time::Instant;
 
 use nbd_proto::server::{Connection, SelfAnswered};
 
@@ -36,6 +37,7 @@ impl Requests {
             memory,
             admission: None,
             clock,
+            held: None,
             waiting: None,
             payload_waits: false,
             offloaded: 0,
@@ -52,6 +54,11 @@ impl Requests {
             ended_rest: false,
             closed: None,
         }
+    }
+
+    /// The runtime's time.
+    pub(in crate::server) fn now(&self) -> Instant {
+        (self.clock)()
     }
 
     /// Transmission begins.
