@@ -282,7 +282,7 @@ fn raise_descriptor_limit(config: &Config) {
         tracing::info!(%error, "the limit of open files stays as it is");
     }
     // Some are for exports and workers.
-    let needed = 3 * config.server.max_connections as u64;
+    let needed = (config.server.max_connections as u64).saturating_mul(3);
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|limit| *limit < needed) {
         tracing::info!(
             limit,

@@ -134,3 +134,22 @@ fn silent_clients_of_the_control_socket_delay_no_other() {
         server.stop();
     }
 }
+
+/// However many connections may be, the server starts if a check finds nothing.
+#[test]
+fn any_number_of_connections_is_taken_or_refused() {
+    for runtime in RUNTIMES {
+        for shift in [16, 20, 31, 32, 62, 63] {
+            for number in [(1_u64 << shift) - 1, 1 << shift, u64::MAX - shift] {
+                let max = number.to_string();
+                let words =
+                    ["--runtime", runtime, "--max-connections", &max, "--port", "0", "memory:1M"];
+                let check = run(&mut nbd(&[&["serve", "--check"][..], &words].concat()), LIMIT);
+                match check.status.code() {
+                    Some(0) => Serving::start(words).stop(),
+                    code => assert_eq!((code, runtime), (Some(64), "blocking"), "{number}"),
+                }
+            }
+        }
+    }
+}

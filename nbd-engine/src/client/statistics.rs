@@ -27,7 +27,8 @@ pub struct RequestStatistics {
     pub requests: u64,
     /// Requests without an outcome yet.
     pub in_flight: u64,
-    /// Bytes of requests that succeeded: read, written, or what other commands were about.
+    /// Bytes of requests that succeeded: read, written, or what other commands were about; at most [`u64::MAX`], at which
+    /// it stays.
     pub bytes: u64,
     /// Requests that the server answered with an error.
     pub errors: BTreeMap<ErrorKind, u64>,
@@ -45,7 +46,7 @@ impl ClientStatistics {
             let own = self.requests.entry(*kind).or_default();
             own.requests += other.requests;
             own.in_flight += other.in_flight;
-            own.bytes += other.bytes;
+            own.bytes = own.bytes.saturating_add(other.bytes);
             own.failures += other.failures;
             for (error, count) in &other.errors {
                 *own.errors.entry(*error).or_default() += count;
@@ -84,7 +85,9 @@ impl Counting {
     /// not count.
     pub(super) fn ended(&self, request: &mut RequestState) {
         self.end(request, |request, of_kind| match request.failed() {
-            None => of_kind.bytes += request.command.length(),
+            None => {
+                of_kind.bytes = of_kind.bytes.saturating_add(request.command.length());
+            }
             Some(Error::Command { error, .. }) => {
                 *of_kind.errors.entry(ErrorKind::of(error.code)).or_default() += 1;
             }

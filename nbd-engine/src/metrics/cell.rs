@@ -13,10 +13,10 @@ impl Cell {
         Self(AtomicU64::new(0))
     }
 
-    /// Adds to the number. Readers that see the sum also see what was written to other cells before.
+    /// Adds to the number, which goes no further than it can: what clients ask for may be as long as it gets. Readers that see the sum also see what was written to other cells before.
     #[inline]
     pub(crate) fn add(&self, amount: u64) {
-        self.set(self.0.load(Ordering::Relaxed).wrapping_add(amount));
+        self.set(self.0.load(Ordering::Relaxed).saturating_add(amount));
     }
 
     /// Replaces the number.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use nbd_engine::export::{ExportError, ExportMap};
+use nbd_engine::export::{ExportError, ExportMap, Memory};
 use nbd_engine::metrics::{ErrorKind, RequestKind};
 use nbd_engine::proto::wire::ErrorCode;
 use nbd_engine::server::{Ending, Metrics, MetricsSnapshot, RequestMetrics, ServerConfig};
@@ -272,4 +272,37 @@ pub fn a_client_is_disconnected_and_others_stay(setup: Setup) {
         server.stop();
         assert_eq!(metrics.snapshot().connections.ended[&Ending::ShutDown], 2);
     }
+}
+
+/// Requests may be about more bytes than a counter can have: it stays at the most, and the server serves on.
+pub fn counters_go_no_further_than_they_can(setup: Setup) {
+    cases(3, |random| {
+        let metrics = Metrics::new();
+        let config = ServerConfig::default().with_metrics(&metrics);
+        let size = Memory::MAX_SIZE;
+        let exports = ExportMap::new().with("", Memory::new(size).expect("it is empty"));
+        let server = setup.serve_with(exports.expect("a short name"), config);
+        // One after the other and at once, so that the sums are made in each way.
+        let mut clients: Vec<_> =
+            (0..1 + random.below(3)).map(|_| server.client(Mode::Extended)).collect();
+        let mut sum = 0_u64;
+        for _ in 0..4 + random.below(8) {
+            let offset = random.below(1 << 20);
+            let length = size - offset - random.below(1 << 60);
+            let index = random.below(clients.len() as u64) as usize;
+            clients[index].call(&Request::block_status(offset, length)).ok();
+            sum = sum.saturating_add(length);
+            let counted = || {
+                let counted = metrics.snapshot().exports[""].requests[&RequestKind::BlockStatus].bytes;
+                counted == sum
+            };
+            wait_until("it is counted", SOON, counted);
+            if random.one_in(4) {
+                clients.remove(index).finish();
+                clients.push(server.client(Mode::Extended));
+            }
+        }
+        clients.into_iter().for_each(RawClient::finish);
+        server.stop();
+    });
 }

@@ -168,6 +168,7 @@ scenarios! {
         metrics {
             what_is_counted_is_what_clients_saw,
             requests_in_flight_are_reported,
+            counters_go_no_further_than_they_can,
             a_client_is_disconnected_and_others_stay,
         }
         visits { an_export_learns_which_client_enters_and_how_it_leaves }

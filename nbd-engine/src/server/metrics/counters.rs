@@ -28,7 +28,7 @@ impl RequestCounters {
     /// Adds what was counted so far.
     pub(super) fn add_to(&self, total: &mut RequestMetrics) {
         self.latencies.add_to(&mut total.latencies);
-        total.bytes += self.bytes.get();
+        total.bytes = total.bytes.saturating_add(self.bytes.get());
         for (kind, errors) in ErrorKind::ALL.iter().zip(&self.errors) {
             let errors = errors.get();
             if errors > 0 {

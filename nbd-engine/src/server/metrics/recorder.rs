@@ -168,7 +168,7 @@ impl Recorder {
         match &mut self.ending {
             Some(run) if run.kind == started.kind && run.time == started.time => {
                 run.count += 1;
-                run.bytes += started.bytes;
+                run.bytes = run.bytes.saturating_add(started.bytes);
             }
             _ => self.begin_ending(started),
         }

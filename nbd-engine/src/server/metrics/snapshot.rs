@@ -79,7 +79,8 @@ pub struct RequestMetrics {
     pub requests: u64,
     /// Requests of connections at the moment that were given to the export and are not answered in whole.
     pub in_flight: u64,
-    /// Bytes that requests which were answered with success have read or written, or, of other commands, were about.
+    /// Bytes that requests which were answered with success have read or written, or, of other commands, were about: at most
+    /// [`u64::MAX`], at which it stays.
     pub bytes: u64,
     /// Requests that were answered with an error.
     pub errors: BTreeMap<ErrorKind, u64>,
@@ -138,11 +139,11 @@ pub(in crate::server) struct Load {
 
 impl Load {
     pub(super) const fn add(&mut self, other: Self) {
-        self.max_connections += other.max_connections;
-        self.max_buffer_bytes += other.max_buffer_bytes;
+        self.max_connections = self.max_connections.saturating_add(other.max_connections);
+        self.max_buffer_bytes = self.max_buffer_bytes.saturating_add(other.max_buffer_bytes);
         self.workers.threads += other.workers.threads;
         self.workers.busy += other.workers.busy;
         self.workers.waiting += other.workers.waiting;
-        self.workers.max += other.workers.max;
+        self.workers.max = self.workers.max.saturating_add(other.workers.max);
     }
 }
