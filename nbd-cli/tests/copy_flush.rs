@@ -4,40 +4,11 @@
 #[allow(dead_code, reason = "it is shared with the other tests of copies")]
 mod support;
 
-use std::process::Command;
-
-use nbd_testkit::LoopDevice;
-use nbd_testkit::peers::skip;
-use nbd_testkit::process::run;
 use nbd_testkit::raw::{Cmd, Errno, Mode};
 use nbd_testkit::scripted::{Answer, Export, Script, ScriptedServer};
 use nbd_testkit::server::{Runtime, Setup, Transport};
-use support::{Folder, MIB, SOON, copy, noise, refused, try_copy};
-
-/// A file system in memory that has little room; it goes when this is dropped.
-struct SmallFileSystem(Folder);
-
-impl SmallFileSystem {
-    /// One of so many MiB. `None`, which is said, where it can't be mounted.
-    fn mount(mib: usize) -> Option<Self> {
-        let folder = Folder::new();
-        let options = format!("size={mib}m");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &options, "none"]).arg(folder.path(""));
-        let finished = run(&mut mount, SOON);
-        if !finished.status.success() {
-            skip(&format!("copies to a full device, as mounting failed: {}", finished.stderr));
-            return None;
-        }
-        Some(Self(folder))
-    }
-}
-
-impl Drop for SmallFileSystem {
-    fn drop(&mut self) {
-        let _unmounted = run(Command::new("umount").arg("--lazy").arg(self.0.path("")), SOON);
-    }
-}
+use nbd_testkit::{LoopDevice, SmallFileSystem};
+use support::{Folder, MIB, copy, noise, refused, try_copy};
 
 #[test]
 fn a_device_that_could_not_keep_everything_is_found_out() {
@@ -45,7 +16,7 @@ fn a_device_that_could_not_keep_everything_is_found_out() {
         return;
     }
     let Some(small) = SmallFileSystem::mount(4) else { return };
-    let backing = small.0.path("backing");
+    let backing = small.path("backing");
     std::fs::File::create(&backing).unwrap().set_len(16 << 20).unwrap();
     let folder = Folder::new();
     let source = folder.file("source", &noise(8 * MIB));
@@ -66,7 +37,7 @@ fn space_is_set_aside_before_anything_is_written() {
     let Some(small) = SmallFileSystem::mount(4) else { return };
     let folder = Folder::new();
     let source = folder.file("source", &noise(8 * MIB));
-    let said = refused(&["--allocated", &source, &small.0.text("to")]);
+    let said = refused(&["--allocated", &source, small.path("to").to_str().unwrap()]);
     assert!(said.contains("cannot make room in"), "{said}");
 }
 

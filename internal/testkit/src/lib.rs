@@ -22,8 +22,10 @@ mod endpoint;
 mod loop_device;
 mod pattern;
 mod random;
+mod small_file_system;
 
 pub use endpoint::Endpoint;
 pub use loop_device::LoopDevice;
 pub use pattern::{Pattern, assert_same_bytes, assert_zero};
 pub use random::{Random, cases};
+pub use small_file_system::SmallFileSystem;

@@ -11,6 +11,7 @@ mod end;
 mod exports;
 mod limits;
 mod log;
+mod overlay;
 mod replace;
 mod replace_page;
 mod stdio;

@@ -33,6 +33,11 @@ pub(super) enum Problem {
     OtherBase(&'static str),
     /// Something of the base.
     Base(String),
+    /// The base does not take what is committed to it.
+    Commit {
+        base: PathBuf,
+        error: ExportError,
+    },
     Export(ExportError),
     Io(io::Error),
 }
@@ -92,6 +97,10 @@ impl OverlayError {
             Problem::OtherSize { .. } => Problem::OtherSize { own: 1024, base: 2048 },
             Problem::OtherBase(_) => Problem::OtherBase("the disk was written meanwhile"),
             Problem::Base(_) => Problem::Base("cannot open the base".into()),
+            Problem::Commit { .. } => Problem::Commit {
+                base: "base.img".into(),
+                error: ExportError::no_space(),
+            },
             Problem::Export(_) => Problem::Export(ExportError::no_space()),
             Problem::Io(_) => Problem::Io(io::ErrorKind::PermissionDenied.into()),
         });
@@ -149,6 +158,13 @@ impl fmt::Display for OverlayError {
                  or discard the overlay"
             ),
             Problem::Base(error) => f.write_str(error),
+            Problem::Commit { base, error } => write!(
+                f,
+                "cannot write to '{}': {}; the overlay '{path}' still has everything: run the same command again once it can \
+                 be written",
+                base.display(),
+                error.text()
+            ),
             Problem::Export(error) => write!(f, "the overlay '{path}' failed: {error}"),
             Problem::Io(error) => {
                 write!(f, "cannot use the overlay '{path}': {error}")?;

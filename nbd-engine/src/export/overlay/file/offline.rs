@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,9 @@ use rustix::fs::Access;
 use super::super::sealed::Sealed;
 use super::super::{Kind, Part, Store};
 use super::{BaseStamp, Header, InFile, Opened, OverlayError, Problem, State, in_use};
-use crate::export::{CanExtents, CanFlush, CanWrite, CanWriteZeroes, Export, File, ZeroMode};
+use crate::export::{
+    CanExtents, CanFlush, CanWrite, CanWriteZeroes, Export, ExportError, File, OpenError, ZeroMode,
+};
 use crate::net::folder_of;
 
 /// Makes an empty overlay file at a path at which there is none; or in place of the one that there is, if
@@ -23,7 +25,7 @@ pub(super) fn create(path: &Path, header: &Header) -> Result<(), Problem> {
     let linked = fs::hard_link(&temporary, path);
     fs::remove_file(&temporary)?;
     match linked {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         result => result?,
     }
     sync_folder(path)
@@ -116,7 +118,7 @@ pub fn check_overlay(path: impl AsRef<Path>, stamp: &BaseStamp) -> Result<(), Ov
 
 fn check(path: &Path, stamp: &BaseStamp) -> Result<(), Problem> {
     let may = |path: &Path, access: Access| -> Result<(), Problem> {
-        Ok(rustix::fs::access(path, access).map_err(std::io::Error::from)?)
+        Ok(rustix::fs::access(path, access).map_err(io::Error::from)?)
     };
     if !path.try_exists()? {
         Header::new(stamp, InFile::BLOCK.trailing_zeros()).check_size()?;
@@ -166,7 +168,7 @@ pub fn commit_overlay(
 
 fn commit(path: &Path, base_path: &Path) -> Result<Committed, Problem> {
     let opened = Opened::open(path)?;
-    let base = File::open(base_path).map_err(|error| Problem::Base(error.to_string()))?;
+    let base = File::open(base_path).map_err(|error| not_writable(base_path, &error))?;
     let header = opened.header;
     if header.state == State::InUse {
         header.check_base(&stamp(&base, base_path)?)?;
@@ -179,12 +181,13 @@ fn commit(path: &Path, base_path: &Path) -> Result<Committed, Problem> {
     }
     let store = InFile::new(opened)?;
     let mut committed = Committed::default();
+    let failed = |error| Problem::Commit { base: base_path.to_owned(), error };
     for part in store.blocks().parts(0, header.size) {
         if part.kind == Kind::Present {
-            copy(&store, &base, part, &mut committed)?;
+            copy(&store, &base, part, &mut committed, failed)?;
         }
     }
-    CanFlush::flush(&base)?;
+    CanFlush::flush(&base).map_err(failed)?;
     let empty = Header::new(&stamp(&base, base_path)?, header.shift);
     // The lock is that of the old file, which goes with it.
     replace(path, &empty)?;
@@ -201,8 +204,28 @@ fn stamp(base: &File, path: &Path) -> Result<BaseStamp, Problem> {
 /// Bytes that are copied at a time.
 const CHUNK: u64 = 1 << 20;
 
-/// Copies a part to the base, holes as zeroes.
-fn copy(store: &InFile, base: &File, part: Part, committed: &mut Committed) -> Result<(), Problem> {
+/// A base that can't be opened for a commit, to which a base that is read-only is of no use.
+fn not_writable(base: &Path, error: &OpenError) -> Problem {
+    let why = match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "its file system or device is read-only; make it writable first"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "permission denied; allow this user to read and write it"
+        }
+        _ => return Problem::Base(error.to_string()),
+    };
+    Problem::Base(format!("cannot commit to '{}': {why}", base.display()))
+}
+
+/// Copies a part to the base, holes as zeroes. `failed` makes what fails there a problem.
+fn copy(
+    store: &InFile,
+    base: &File,
+    part: Part,
+    committed: &mut Committed,
+    failed: impl Fn(ExportError) -> Problem,
+) -> Result<(), Problem> {
     let (mut at, end) = (part.offset, part.offset + part.length);
     let mut buffer = vec![0; CHUNK.min(part.length) as usize];
     while at < end {
@@ -215,12 +238,12 @@ fn copy(store: &InFile, base: &File, part: Part, committed: &mut Committed) -> R
         let max = if zero { end - at } else { CHUNK };
         let length = run.map_or(CHUNK, |run| run.length).min(end - at).min(max);
         if zero {
-            CanWriteZeroes::write_zeroes(base, at, length, ZeroMode::default())?;
+            CanWriteZeroes::write_zeroes(base, at, length, ZeroMode::default()).map_err(&failed)?;
             committed.zeroes += length;
         } else {
             let buffer = &mut buffer[..length as usize];
             store.data().read(buffer, at)?;
-            CanWrite::write(base, buffer, at, false)?;
+            CanWrite::write(base, buffer, at, false).map_err(&failed)?;
             committed.data += length;
         }
         at += length;
