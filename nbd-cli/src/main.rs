@@ -47,6 +47,8 @@ mod serve;
 mod spelling;
 mod status;
 mod stderr;
+mod store;
+mod sysfs;
 mod target;
 mod tips;
 #[cfg(feature = "tls")]

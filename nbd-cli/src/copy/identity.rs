@@ -8,7 +8,7 @@ use nbd_engine::counted;
 use serde_json::{Value, json};
 
 use super::disk::size_of;
-use super::sysfs::Device;
+use crate::sysfs::Device;
 
 /// The member that has what is known of a block device.
 const DEVICE: &str = "block device";

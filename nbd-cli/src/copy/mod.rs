@@ -22,7 +22,6 @@ mod run;
 mod same;
 mod samples;
 mod sink;
-mod sysfs;
 mod team;
 mod verify;
 mod worker;

@@ -25,6 +25,7 @@ use super::layers::{Base, Layer, check_files, has_overlay, put_around};
 use super::volumes::{self, Place};
 use crate::exit::Failure;
 use crate::output::{quoted, shell_path};
+use crate::store::Store;
 
 /// Finds out whether everything can be opened, without opening it for writing.
 pub(super) fn inspect(config: &Config, findings: &mut Findings) {
@@ -139,6 +140,8 @@ pub(super) fn is_only_read(export: &Export) -> bool {
 #[derive(Default)]
 pub(super) struct Files<'a> {
     disks: HashMap<Identity, &'a Export>,
+    /// What the disks lie on.
+    stores: Vec<(Store, &'a Export)>,
     volumes: Vec<(Place, &'a Export)>,
     /// Those of layers, by the layers.
     beside: HashMap<Identity, (&'static str, &'a Export)>,
@@ -252,14 +255,27 @@ impl<'a> Files<'a> {
         {
             return Err(disk_and_layer(export, what, other, &quoted(path.as_os_str())));
         }
-        let Some(other) = self.disks.insert(identity, export) else { return Ok(None) };
+        let same = self.disks.insert(identity, export);
+        let store = Store::new(&metadata);
+        let under = store.and_then(|store| {
+            let other = self.stores.iter().find(|(other, _)| other.overlaps(&store));
+            let other = other.map(|(_, export)| *export);
+            self.stores.push((store, export));
+            other
+        });
+        let Some(other) = same.or(under) else { return Ok(None) };
         let both = [other, export];
         if both.iter().all(|one| is_only_read(one)) {
             return Ok(None);
         }
         let kind = if metadata.is_dir() { "directory" } else { "file" };
-        let same =
-            format!("{} are the same {kind}, {}", other.nouns(export), quoted(path.as_os_str()));
+        let (nouns, shown) = (other.nouns(export), quoted(path.as_os_str()));
+        let same = match same {
+            Some(_) => format!("{nouns} are the same {kind}, {shown}"),
+            None => format!(
+                "{nouns} share their bytes: {shown} lies on the other, or is what that lies on"
+            ),
+        };
         let word = |option, key| config.source.word(option, key);
         let needs_one = [
             (

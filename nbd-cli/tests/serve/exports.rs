@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use nbd_testkit::LoopDevice;
 use nbd_testkit::raw::{Errno, Info, RawClient, Request, flag};
 
 use super::{RUNTIMES, Serving, refuses, serve};
@@ -300,4 +301,25 @@ fn a_file_behind_two_exports_is_refused_where_one_would_miss_the_changes_of_the_
     }
     let y = format!("y={}", text(&other));
     Serving::start(["--port", "0", "--track", "b", "--resize", &x, &y]).stop();
+}
+
+/// A loop device is its file, whichever comes first.
+#[test]
+fn a_device_and_what_it_lies_on_are_refused_behind_two_exports_like_one_file() {
+    if !LoopDevice::are_possible() {
+        return;
+    }
+    let device = LoopDevice::new(&[0; 4096]);
+    let (file, path) = (device.file(), device.path.as_str());
+    for [x, y] in [[path, &file], [&file, path]] {
+        let [x, y] = [format!("x={x}"), format!("y={y}")];
+        let says = ["'x' and 'y' share their bytes", "export the file once"];
+        refuses(&mut serve(["--port", "0", "--track", "b", &x, &y]), 64, &says);
+        let server = Serving::start(["--port", "0", &x, &y]);
+        server.process.terminate();
+        let (code, log) = server.end();
+        let warnings = log.matches("'x' and 'y' share their bytes").count();
+        assert_eq!((code, warnings), (Some(0), 1), "{log}");
+        Serving::start(["--port", "0", "--read-only", &x, &y]).stop();
+    }
 }

@@ -7,7 +7,7 @@ use rustix::fs::{major, makedev, minor};
 
 /// A block device, by its number.
 #[derive(Debug)]
-pub(super) struct Device {
+pub(crate) struct Device {
     number: u64,
     /// Of the device itself.
     folder: PathBuf,
@@ -16,7 +16,7 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn new(number: u64) -> Self {
+    pub(crate) fn new(number: u64) -> Self {
         Self::under(Path::new("/sys/dev/block"), number)
     }
 
@@ -31,30 +31,30 @@ impl Device {
     }
 
     /// Its number as the kernel writes it, such as `8:1`.
-    pub(super) fn number(&self) -> String {
+    pub(crate) fn number(&self) -> String {
         format!("{}:{}", major(self.number), minor(self.number))
     }
 
     /// The number of the disk that it is a part of; `None` for what is no part.
-    pub(super) fn whole(&self) -> Option<u64> {
+    pub(crate) fn whole(&self) -> Option<u64> {
         let text = fs::read_to_string(self.whole.as_ref()?.join("dev")).ok()?;
         let (major, minor) = text.trim_end().split_once(':')?;
         Some(makedev(major.parse().ok()?, minor.parse().ok()?))
     }
 
     /// The first sector of a part, in units of 512 bytes.
-    pub(super) fn start(&self) -> Option<String> {
+    pub(crate) fn start(&self) -> Option<String> {
         text(&self.folder.join("start"))
     }
 
     /// The file behind a loop device, or behind one that this is a part of.
-    pub(super) fn backing_file(&self) -> Option<PathBuf> {
+    pub(crate) fn backing_file(&self) -> Option<PathBuf> {
         let path = fs::read_to_string(self.disk().join("loop/backing_file")).ok()?;
         Some(path.trim_end_matches('\n').into())
     }
 
     /// What the kernel says of the whole disk by this name; `None` if it says nothing.
-    pub(super) fn about_disk(&self, name: &str) -> Option<String> {
+    pub(crate) fn about_disk(&self, name: &str) -> Option<String> {
         text(&self.disk().join(name))
     }
 
