@@ -184,7 +184,7 @@ impl Client {
 ///
 /// Offsets and lengths are in bytes, and have to be multiples of the export's minimum block size
 /// ([`ExportDetails::block_size`]), which is 1 for most exports. What is longer than the server takes at once is split.
-/// What is about no bytes succeeds without being sent. [Flags](Flags) that mean nothing to a request are an
+/// What is about no bytes of the export succeeds without being sent. [Flags](Flags) that mean nothing to a request are an
 /// [`Error::Invalid`]. Each method blocks until the server has answered.
 ///
 /// The methods on slices have the names and the order of arguments of [`FileExt`](std::os::unix::fs::FileExt). Those on

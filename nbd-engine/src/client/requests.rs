@@ -15,8 +15,8 @@ pub type BufResult = (Vec<u8>, Result<(), Error>);
 ///
 /// Offsets and lengths are in bytes, and have to be multiples of the export's minimum block size
 /// ([`ExportDetails::block_size`](super::ExportDetails::block_size)), which is 1 for most exports. What is longer than
-/// the server takes at once is split, with all parts in flight at the same time. What is about no bytes succeeds
-/// without being sent. [Flags](Flags) that mean nothing to a request are an [`Error::Invalid`].
+/// the server takes at once is split, with all parts in flight at the same time. What is about no bytes of the export
+/// succeeds without being sent. [Flags](Flags) that mean nothing to a request are an [`Error::Invalid`].
 ///
 /// The methods on slices have the names and the order of arguments of [`FileExt`](std::os::unix::fs::FileExt). Those on
 /// buffers that the client owns meanwhile neither copy nor allocate; their offset comes first, their flags last. Each

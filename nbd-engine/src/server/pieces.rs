@@ -37,8 +37,14 @@ const FIRST: u64 = 16 << 20;
 /// The shortest piece: many times the largest block size, and pieces end at its multiples.
 const MIN: u64 = 1 << 20;
 
-/// The longest piece.
+/// The longest piece where there is something to do.
 const MAX: u64 = 1 << 30;
+
+/// The longest piece where there is next to nothing, as in the holes of a disk that is far larger than its storage.
+const MAX_OF_NOTHING: u64 = 1 << 40;
+
+/// How long next to nothing takes.
+const INSTANT: Duration = Duration::from_micros(100);
 
 /// Pieces that are quicker than this get longer, which costs less: most storage does these commands without touching
 /// the data.
@@ -75,7 +81,8 @@ impl Pieces {
     pub(crate) fn advance(&mut self, length: u64, took: Duration) -> bool {
         self.offset += length;
         if took < QUICK {
-            self.length = (self.length * 2).min(MAX);
+            let max = if took < INSTANT { MAX_OF_NOTHING } else { MAX };
+            self.length = (self.length * 2).min(max);
         } else if took > SLOW {
             self.length = (self.length / 2).max(MIN);
         }

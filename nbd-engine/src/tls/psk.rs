@@ -124,7 +124,7 @@ impl PskContext {
             what: KEYS,
             path: path.to_owned(),
             reason: format!(
-                "it has no key of the user '{user}'; name one that it has, or add this one on both sides: nbd psk {} {user}",
+                "it has no key of the user '{user}'; name one that it has, or add this one on both sides: nbd psk {} USER",
                 path.display()
             ),
         };
