@@ -63,7 +63,7 @@ impl Latencies {
     /// Records that `count` requests took so long each.
     #[inline]
     pub(crate) fn record(&self, nanoseconds: u64, count: u64) {
-        self.sum.add(nanoseconds.wrapping_mul(count));
+        self.sum.add(nanoseconds.saturating_mul(count));
         self.buckets[index(nanoseconds)].add(count);
     }
 
@@ -77,7 +77,7 @@ impl Latencies {
         for (total, bucket) in total.buckets.iter_mut().zip(&self.buckets) {
             *total += bucket.get();
         }
-        total.sum += self.sum.get();
+        total.sum = total.sum.saturating_add(self.sum.get());
     }
 }
 

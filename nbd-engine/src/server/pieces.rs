@@ -41,7 +41,7 @@ const MIN: u64 = 1 << 20;
 const MAX: u64 = 1 << 30;
 
 /// The longest piece where there is next to nothing, as in the holes of a disk that is far larger than its storage.
-const MAX_OF_NOTHING: u64 = 1 << 40;
+const MAX_OF_NOTHING: u64 = 64 << 30;
 
 /// How long next to nothing takes.
 const INSTANT: Duration = Duration::from_micros(100);
@@ -80,12 +80,13 @@ impl Pieces {
     /// A piece was carried out, which took that long. Gives whether it was the last one.
     pub(crate) fn advance(&mut self, length: u64, took: Duration) -> bool {
         self.offset += length;
+        let max = if took < INSTANT { MAX_OF_NOTHING } else { MAX };
         if took < QUICK {
-            let max = if took < INSTANT { MAX_OF_NOTHING } else { MAX };
-            self.length = (self.length * 2).min(max);
+            self.length *= 2;
         } else if took > SLOW {
             self.length = (self.length / 2).max(MIN);
         }
+        self.length = self.length.min(max);
         self.offset >= self.end
     }
 

@@ -156,7 +156,7 @@ impl Handler<Connection> for Requests {
     ) -> Result<(), ConnectionError> {
         match event {
             Event::Request { id, command } if self.held.is_some() => {
-                self.keep(id, command, staged);
+                self.keep(connection, id, command, staged);
             }
             Event::Request { id, command } => self.begin(connection, id, command, staged, cx),
             Event::List => self.negotiation.list(&self.state),
@@ -191,6 +191,9 @@ impl Handler<Connection> for Requests {
     }
 
     fn discarded(&mut self, count: usize) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.sent();
+        }
         self.memory.account.credit(count);
         self.turn.spend(count as u64);
     }
@@ -256,74 +259,86 @@ impl Requests {
         self.activity.requests += 1;
         let started = self.recorder.as_mut().and_then(|recorder| recorder.started(&command));
         self.slot(id).started = started;
-        if self.admission.is_some() && !self.admit(connection, id, command, staged) {
+        if !self.afford(connection, id, command, cx) {
+            self.waiting = Some((id, command));
             return;
         }
-        self.carry_out(connection, id, command, staged, cx);
+        self.proceed(connection, id, command, staged);
     }
 
-    /// Carries out a request, now or when there is memory for it.
-    fn carry_out(
+    /// Charges what a request needs beside its payload, for which that was done before it was received. Gives `false` if it
+    /// has to wait for others. All memory is charged before a request waits for anything else: who waits for memory would
+    /// wait for itself otherwise.
+    fn afford(
         &mut self,
         connection: &mut Connection,
         id: RequestId,
         command: Command,
-        staged: &[u8],
         cx: &mut Context<'_>,
-    ) {
-        let slot = &mut self.slots[id.index()];
-        if let Command::Write { .. } = command {
-            // Its memory was charged before it was received.
-            let payload = if slot.payload.is_decided() {
-                PayloadLocation::Slot
-            } else {
-                PayloadLocation::Staged(staged)
-            };
-            return self.execute(connection, id, command, payload);
-        }
-        if let Command::BlockStatus { .. } = command {
-            let slot = &mut self.slots[id.index()];
-            if let Ok(reply) = connection.reply(id) {
-                for (context, source) in &self.contexts {
-                    if let Ok(query) = reply.status_query(*context) {
-                        slot.work.status.add(*context, source, query);
+    ) -> bool {
+        match command {
+            Command::Read { length, .. } => self.charge(id, Body::cost(length as usize), cx),
+            Command::BlockStatus { .. } => {
+                let slot = &mut self.slots[id.index()];
+                if let Ok(reply) = connection.reply(id) {
+                    for (context, source) in &self.contexts {
+                        if let Ok(query) = reply.status_query(*context) {
+                            slot.work.status.add(*context, source, query);
+                        }
                     }
                 }
+                let cost = slot.work.status.cost();
+                self.charge(id, cost, cx)
             }
+            _ => true,
         }
-        self.execute_when_affordable(connection, id, command, cx);
     }
 
-    /// Carries out a request that waits for memory, if there is enough by now. Gives whether there is.
+    /// Goes on with the request that waits for memory, if there is enough by now. Gives whether there is.
     pub(super) fn execute_waiting(
         &mut self,
         connection: &mut Connection,
         cx: &mut Context<'_>,
     ) -> bool {
         let Some((id, command)) = self.waiting else { return false };
-        self.execute_when_affordable(connection, id, command, cx);
-        self.waiting.is_none()
+        let cost = match command {
+            Command::Read { length, .. } => Body::cost(length as usize),
+            _ => self.slots[id.index()].work.status.cost(),
+        };
+        if !self.charge(id, cost, cx) {
+            return false;
+        }
+        self.waiting = None;
+        self.proceed(connection, id, command, &[]);
+        true
     }
 
-    fn execute_when_affordable(
+    /// Carries out a request that has the memory it needs, unless the export's layers have it wait.
+    fn proceed(
         &mut self,
         connection: &mut Connection,
         id: RequestId,
         command: Command,
-        cx: &mut Context<'_>,
+        staged: &[u8],
     ) {
-        let slot = &mut self.slots[id.index()];
-        let cost = match command {
-            Command::Read { length, .. } => Body::cost(length as usize),
-            Command::BlockStatus { .. } => slot.work.status.cost(),
-            _ => 0,
-        };
-        if self.charge(id, cost, cx) {
-            self.waiting = None;
-            self.execute(connection, id, command, PayloadLocation::Slot);
-        } else {
-            self.waiting = Some((id, command));
+        if self.admission.is_none() || self.admit(connection, id, command, staged) {
+            self.carry_out(connection, id, command, staged);
         }
+    }
+
+    fn carry_out(
+        &mut self,
+        connection: &mut Connection,
+        id: RequestId,
+        command: Command,
+        staged: &[u8],
+    ) {
+        let is_decided = self.slots[id.index()].payload.is_decided();
+        let payload = match command {
+            Command::Write { .. } if !is_decided => PayloadLocation::Staged(staged),
+            _ => PayloadLocation::Slot,
+        };
+        self.execute(connection, id, command, payload);
     }
 
     /// Carries out a request at once if that can be done, or hands it over.

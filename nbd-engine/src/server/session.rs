@@ -43,6 +43,9 @@ pub(crate) struct Session<T: Transport> {
 /// it ever does; the rest of the time is for requests that are at work, behind which it waits.
 const DISCONNECT_GRACE: Duration = Duration::from_secs(2);
 
+/// A look at it that comes so much later was held up here.
+const LATE: Duration = Duration::from_secs(1);
+
 /// A client that can be sent nothing more. It may have left in order all the same: what it asked for before its
 /// `NBD_CMD_DISC` is carried out (S-CMD-DISC-01), whether or not it waits for the replies.
 struct Deaf {
@@ -50,6 +53,8 @@ struct Deaf {
     error: ConnectionError,
     /// When it is taken for one that was lost.
     deadline: Instant,
+    /// Whether it was given more time, since this server had none for it.
+    is_excused: bool,
 }
 
 impl<T: Transport> Session<T> {
@@ -188,23 +193,32 @@ impl<T: Transport> Session<T> {
 
     fn become_deaf(&mut self, error: ConnectionError) {
         if self.deaf.is_none() {
-            self.requests.hold();
+            self.requests.hold(&mut self.pump.machine);
             let deadline = moment_after(self.requests.now(), DISCONNECT_GRACE);
-            self.deaf = Some(Deaf { error, deadline });
+            self.deaf = Some(Deaf { error, deadline, is_excused: false });
         }
     }
 
     /// How the connection of a client ends that takes no more replies, if it is time.
     fn end_of_deaf(&mut self) -> Option<ConnectionError> {
-        let deaf = self.deaf.as_ref()?;
+        let deaf = self.deaf.as_mut()?;
         match self.pump.machine.ending() {
             Some(Ok(OrderlyEnd::Disconnected | OrderlyEnd::Aborted)) => return None,
             // It did something wrong and did not wait for the replies: the former is the reason.
             Some(Err(cause)) => return Some(cause.into()),
             Some(Ok(_)) => {}
             None if matches!(self.pump.machine.wants(), Wants::Tls) => {}
-            None if self.requests.now() >= deaf.deadline => {}
-            None => return None,
+            None => {
+                let now = self.requests.now();
+                if now < deaf.deadline {
+                    return None;
+                }
+                let late = now.saturating_duration_since(deaf.deadline);
+                if late > LATE && !core::mem::replace(&mut deaf.is_excused, true) {
+                    deaf.deadline = moment_after(now, DISCONNECT_GRACE);
+                    return None;
+                }
+            }
         }
         self.deaf.take().map(|deaf| deaf.error)
     }
@@ -218,7 +232,7 @@ impl<T: Transport> Session<T> {
             let mut progress = requests.execute_waiting(&mut pump.machine, cx);
             if deaf.is_none() || pump.machine.ending().is_some() {
                 progress |= requests.release(&mut pump.machine, cx);
-                progress |= requests.admit_waiting(&mut pump.machine, cx);
+                progress |= requests.admit_waiting(&mut pump.machine);
             }
             let before = requests.activity.received;
             progress |= pump.receive(requests, cx)?;

@@ -7,7 +7,6 @@
 
 use core::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::task::Context;
 use std::time::{Duration, Instant};
 
 use nbd_proto::server::Connection;
@@ -85,7 +84,8 @@ impl Admission {
         if index >= self.arrived.len() {
             self.arrived.resize(index + 1, None);
         }
-        self.arrived[index] = Some(now);
+        // It may have waited for memory since.
+        self.arrived[index].get_or_insert(now);
     }
 
     fn delay(&mut self, due: Instant, id: RequestId, command: Command, error: Option<ExportError>) {
@@ -185,25 +185,20 @@ impl Requests {
     }
 
     /// Carries out the requests whose wait is over. Gives whether there were any.
-    pub(in crate::server) fn admit_waiting(
-        &mut self,
-        connection: &mut Connection,
-        cx: &mut Context<'_>,
-    ) -> bool {
+    pub(in crate::server) fn admit_waiting(&mut self, connection: &mut Connection) -> bool {
         if self.admission.as_ref().is_none_or(|admission| admission.due().is_none()) {
             return false;
         }
         let now = (self.clock)();
         let mut progress = false;
-        // One request at a time waits for memory.
-        while self.waiting.is_none() && !self.turn.is_over() {
+        while !self.turn.is_over() {
             let Some(admission) = &mut self.admission else { break };
             if let Some(Delayed { id, command, error, .. }) = admission.pop_due(now) {
                 progress = true;
                 match error {
                     Some(error) => self.answer(connection, id, command, &Err(error)),
                     None if self.take_share(command, now) => {
-                        self.carry_out(connection, id, command, &[], cx);
+                        self.carry_out(connection, id, command, &[]);
                     }
                     None => self.enqueue(id, command),
                 }
@@ -224,14 +219,14 @@ impl Requests {
             }
             admission.bytes -= command.payload_length();
             progress = true;
-            self.carry_out(connection, id, command, &[], cx);
+            self.carry_out(connection, id, command, &[]);
         }
         progress
     }
 
     /// When a request's wait is over that only the time ends.
     pub(in crate::server) fn due(&self) -> Option<Instant> {
-        self.admission.as_ref().filter(|_| self.waiting.is_none())?.due()
+        self.admission.as_ref()?.due()
     }
 
     /// Whether so much waits that nothing is received.

@@ -131,6 +131,7 @@ impl Requests {
 
     /// Drops what still works for the client.
     pub(in crate::server) fn abandon(&mut self) {
+        self.drop_held();
         // Threads that hang keep their buffers.
         let running =
             if self.offloaded > 0 { self.slots.iter().map(|slot| slot.charged).sum() } else { 0 };

@@ -68,10 +68,14 @@ struct Case {
 
 impl Case {
     fn new(disk: impl Export, input: Vec<u8>) -> Self {
+        Self::with_config(disk, input, ServerConfig::new())
+    }
+
+    fn with_config(disk: impl Export, input: Vec<u8>, config: ServerConfig) -> Self {
         let notes = Notes::default();
         let disk = Layered::with(disk, notes.clone());
         let exports = ExportMap::new().with("", disk).unwrap();
-        let state = ServerState::new(exports, ServerConfig::new());
+        let state = ServerState::new(exports, config);
         let client = state.client(PeerAddr::Unix(None));
         let time = Hand::new();
         let session = Session::new(state, Script::new(input), client, None, &time);
@@ -174,6 +178,34 @@ fn everything_that_waits_is_carried_out_once_with_its_own_data() {
             Export::read(&memory, &mut bytes, cookie * u64::from(length)).unwrap();
             assert!(bytes.iter().all(|byte| *byte == cookie as u8 + 1), "{cookie}");
         }
+    });
+}
+
+/// A request that waits for memory does not hold up those that wait for layers, whose memory it may need.
+#[test]
+fn little_memory_and_layers_together_hold_nothing_up() {
+    cases(30, |random: &mut Random| {
+        let delay = Injection::new(random.next()).probability(0.5).delay(Duration::ZERO..=SECOND);
+        let rates = Rates::new().requests_per_second(1 + random.below(20));
+        let limit = RateLimit::new().for_each_client(rates);
+        let size = 32 << 20;
+        let disk = RateLimited::new(Injected::new(Memory::new(size).unwrap(), delay), limit);
+        let mut input = script(CommandType::READ, 0, 0);
+        let count = 2 + random.below(10);
+        for cookie in 0..count {
+            let flags = nbd_proto::wire::CommandFlags::empty();
+            let command = random.of(&[CommandType::READ, CommandType::WRITE]);
+            let length = (size as u32) >> random.below(16);
+            input.extend(CompactRequest { flags, command, cookie, offset: 0, length }.encode());
+            if command == CommandType::WRITE {
+                input.resize(input.len() + length as usize, 1);
+            }
+        }
+        let config = ServerConfig::new().with_max_buffer_memory(Some(1));
+        let mut case = Case::with_config(disk, input, config);
+        case.poll();
+        while case.step().is_some() {}
+        assert_eq!(case.finished(), count as usize);
     });
 }
 

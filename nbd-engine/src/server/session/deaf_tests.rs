@@ -13,16 +13,20 @@ use crate::export::{ExportMap, PeerAddr};
 use crate::server::ServerConfig;
 
 /// Polls after which whatever has not happened never will.
-const MANY: usize = 3000;
+const MANY: usize = 1000;
 
 /// The greeting, and the size and the flags of the export.
 const NEGOTIATION: usize = 18 + 8 + 2;
 
 /// A session of a client, and the disk that counts the bytes which were written.
 fn session(transport: Script) -> (Session<Script>, Arc<Counter>) {
+    session_with(transport, ServerConfig::new())
+}
+
+fn session_with(transport: Script, config: ServerConfig) -> (Session<Script>, Arc<Counter>) {
     let disk = Arc::new(Counter::default());
     let exports = ExportMap::new().with("", Arc::clone(&disk)).unwrap();
-    let state = ServerState::new(exports, ServerConfig::new());
+    let state = ServerState::new(exports, config);
     let client = state.client(PeerAddr::Unix(None));
     let session = Session::new(Arc::clone(&state), transport, client, None, &Still);
     (session.now_or_never().unwrap().unwrap(), disk)
@@ -32,13 +36,14 @@ fn session(transport: Script) -> (Session<Script>, Arc<Counter>) {
 /// more replies, unless it has left in order.
 fn end_of(session: &mut Session<Script>, disk: &Counter) -> Option<Result<End, ConnectionError>> {
     let mut cx = Context::from_waker(Waker::noop());
+    // After a stall, the same error may say that all was done.
     let mut at_loss = None;
     for _ in 0..2 {
         for _ in 0..MANY {
             let polled = session.poll(&mut cx);
             let done = disk.0.load(Ordering::Relaxed);
             if let Poll::Ready(result) = polled {
-                if let (Err(_), Some(before)) = (&result, at_loss) {
+                if let (Err(ConnectionError::Transport(_)), Some(before)) = (&result, at_loss) {
                     assert_eq!(done, before, "a request was carried out after the loss");
                 }
                 return Some(result);
@@ -111,5 +116,33 @@ proptest! {
             None => prop_assert!(!disconnects && takes >= NEGOTIATION + 16 * count as usize),
             end => prop_assert!(false, "{end:?}"),
         }
+    }
+    /// However much memory the requests need and how little there is, the connection ends.
+    #[test]
+    fn a_client_that_takes_no_replies_and_leaves_is_soon_gone(
+        requests in prop::collection::vec((any::<bool>(), 0..16_u32), 1..8),
+        takes in 0..100_usize,
+        stalls: bool,
+    ) {
+        let mut input = script(CommandType::READ, 0, 0);
+        for (is_write, shift) in requests {
+            let (flags, length) = (CommandFlags::empty(), (32 << 20) >> shift);
+            let command = if is_write { CommandType::WRITE } else { CommandType::READ };
+            input.extend(CompactRequest { flags, command, cookie: 1, offset: 0, length }.encode());
+            if is_write {
+                input.resize(input.len() + length as usize, 1);
+            }
+        }
+        input.extend(disconnect());
+        let config = ServerConfig::new().with_max_buffer_memory(Some(1));
+        let script = Script::new(input).deaf_after(takes, !stalls);
+        let (mut session, disk) = session_with(script, config);
+        let mut end = end_of(&mut session, &disk);
+        if stalls && end.is_none() {
+            session.stop_sending(Stall { time: Duration::from_secs(30), bytes: 0, min_rate: 0 });
+            end = end_of(&mut session, &disk);
+        }
+        prop_assert!(end.is_some());
+        prop_assert_eq!(session.due(), None);
     }
 }
