@@ -281,7 +281,8 @@ impl Server {
     }
 
     /// Waits until the server was told to [shut down](Self::shut_down), its sockets are closed, so that their addresses can
-    /// be bound again and the paths are removed, and no connection is left; gives how it ended. Cancel-safe.
+    /// be bound again and the paths are removed, and no connection is left; gives how it ended. Cancel-safe. It takes the
+    /// runtime that the server listens on to run meanwhile.
     pub async fn wait(&self) -> Outcome {
         self.service.ended().await
     }

@@ -1,20 +1,14 @@
 //! From a configuration to exports.
 
-use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
-use std::fs::{self, Metadata};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use nbd_engine::counted;
 use nbd_engine::export::{
-    self, AnyExport, Export as _, ExportEntry, File, FileId, InvalidName, Memory, Missing,
-    OpenError, OverlayFile, ReadOnly, Tracked, Tracker, WithAllocationDepth, WithBlockSize,
-    overlay_summary,
+    self, AnyExport, Export as _, ExportEntry, File, InvalidName, Memory, Missing, OpenError,
+    OverlayFile, ReadOnly, Tracked, Tracker, WithAllocationDepth, WithBlockSize, overlay_summary,
 };
-use nbd_engine::net::folder_of;
 use rustix::fs::{Access, access};
 
 use super::check::Findings;
@@ -22,10 +16,10 @@ use super::config::{Backend, Config, Export, Size, Source};
 use super::denied;
 use super::folder::Folder;
 use super::layers::{Base, Layer, check_files, has_overlay, put_around};
-use super::volumes::{self, Place};
+use super::shared::Files;
+use super::volumes;
 use crate::exit::Failure;
 use crate::output::{quoted, shell_path};
-use crate::store::Store;
 
 /// Finds out whether everything can be opened, without opening it for writing.
 pub(super) fn inspect(config: &Config, findings: &mut Findings) {
@@ -133,217 +127,6 @@ pub(super) fn with_settings(
 /// Whether clients can't change the disk itself.
 pub(super) fn is_only_read(export: &Export) -> bool {
     export.read_only || has_overlay(&export.layers)
-}
-
-/// The files, directories and volumes that are served, and the files that layers write, by what they are whatever their
-/// paths.
-#[derive(Default)]
-pub(super) struct Files<'a> {
-    disks: HashMap<Identity, &'a Export>,
-    /// What the disks lie on.
-    stores: Vec<(Store, &'a Export)>,
-    volumes: Vec<(Place, &'a Export)>,
-    /// Those of layers, by the layers.
-    beside: HashMap<Identity, (&'static str, &'a Export)>,
-}
-
-/// A file, directory or block device.
-#[derive(PartialEq, Eq, Hash)]
-enum Identity {
-    File(FileId),
-    BlockDevice(u64),
-    /// A file by its folder and its name: it may not be there yet.
-    Named(FileId, OsString),
-}
-
-impl Identity {
-    fn of(metadata: &Metadata) -> Self {
-        match metadata.file_type().is_block_device() {
-            true => Self::BlockDevice(metadata.rdev()),
-            false => Self::File(FileId::of(metadata)),
-        }
-    }
-
-    /// Those of a path: by its name, unless not even its folder is there, and of the file if there is one.
-    fn of_path(path: &Path) -> impl Iterator<Item = Self> {
-        let folder = fs::metadata(folder_of(path)).ok();
-        let named = folder.zip(path.file_name());
-        let named = named.map(|(folder, name)| Self::Named(FileId::of(&folder), name.to_owned()));
-        named.into_iter().chain(fs::metadata(path).ok().map(|metadata| Self::of(&metadata)))
-    }
-}
-
-impl<'a> Files<'a> {
-    /// One more export. Gives a warning if there is something to consider.
-    pub(super) fn add(
-        &mut self,
-        export: &'a Export,
-        config: &Config,
-    ) -> Result<Option<Failure>, Failure> {
-        self.add_layers(export, config)?;
-        self.add_disk(export, config)
-    }
-
-    /// An overlay is for one disk, and what is a disk is no file of a layer. Several exports may share a request log.
-    fn add_layers(&mut self, export: &'a Export, config: &Config) -> Result<(), Failure> {
-        for layer in &export.layers {
-            let (what, path) = match layer {
-                Layer::Overlay(Some(path)) => (OVERLAY, path),
-                Layer::Log(Some(path)) => (LOG, path),
-                _ => continue,
-            };
-            let shown = quoted(path.as_os_str());
-            let mut earlier = None;
-            for identity in Identity::of_path(path) {
-                if let Some(disk) = self.disks.get(&identity) {
-                    return Err(disk_and_layer(disk, what, export, &shown));
-                }
-                earlier = self.beside.insert(identity, (what, export)).or(earlier);
-            }
-            let Some((other, before)) = earlier else { continue };
-            let text = match (other, what) {
-                (LOG, LOG) => continue,
-                (OVERLAY, OVERLAY) if core::ptr::eq(before, export) => {
-                    format!(
-                        "{} has the overlay {shown} twice: leave out one of them",
-                        export.noun()
-                    )
-                }
-                (OVERLAY, OVERLAY) => {
-                    let remedy = config.source.word(
-                        "give each its own in a configuration file (--config), or leave out the file to keep them in \
-                         memory",
-                        "give each its own file",
-                    );
-                    format!(
-                        "{} would both write to the overlay {shown}, and an overlay is for one disk: \
-                         {remedy}",
-                        before.nouns(export)
-                    )
-                }
-                _ => format!(
-                    "{shown} is {other} of {} and {what} of {}: give each its own file",
-                    before.noun(),
-                    export.noun()
-                ),
-            };
-            return Err(Failure::usage(text));
-        }
-        Ok(())
-    }
-
-    /// Each export records changes and knows its size by itself, so that what is written or resized through another export
-    /// of the same file would be missed.
-    fn add_disk(
-        &mut self,
-        export: &'a Export,
-        config: &Config,
-    ) -> Result<Option<Failure>, Failure> {
-        if let Ok(Backend::Volume(url)) = export.backend() {
-            return self.add_volume(Place::of(url)?, export).map(|()| None);
-        }
-        let (Backend::File(path) | Backend::Directory(path)) =
-            export.backend().map_err(Failure::Usage)?
-        else {
-            return Ok(None);
-        };
-        // Opening it reports what is wrong with it.
-        let Ok(metadata) = fs::metadata(path) else { return Ok(None) };
-        let identity = Identity::of(&metadata);
-        if let Some((what, other)) =
-            Identity::of_path(path).find_map(|identity| self.beside.get(&identity))
-        {
-            return Err(disk_and_layer(export, what, other, &quoted(path.as_os_str())));
-        }
-        let same = self.disks.insert(identity, export);
-        let store = Store::new(&metadata);
-        let under = store.and_then(|store| {
-            let other = self.stores.iter().find(|(other, _)| other.overlaps(&store));
-            let other = other.map(|(_, export)| *export);
-            self.stores.push((store, export));
-            other
-        });
-        let Some(other) = same.or(under) else { return Ok(None) };
-        let both = [other, export];
-        if both.iter().all(|one| is_only_read(one)) {
-            return Ok(None);
-        }
-        let kind = if metadata.is_dir() { "directory" } else { "file" };
-        let (nouns, shown) = (other.nouns(export), quoted(path.as_os_str()));
-        let same = match same {
-            Some(_) => format!("{nouns} are the same {kind}, {shown}"),
-            None => format!(
-                "{nouns} share their bytes: {shown} lies on the other, or is what that lies on"
-            ),
-        };
-        let word = |option, key| config.source.word(option, key);
-        let needs_one = [
-            (
-                both.iter().any(|one| has_overlay(&one.layers)),
-                "an overlay",
-                "needs a disk that does not change",
-            ),
-            (
-                both.iter().any(|one| !one.track.is_empty()),
-                word("--track", "track"),
-                "records only what is written through the same export",
-            ),
-            (
-                both.iter().any(|one| config.is_tracked(one)),
-                word("nbd bitmap (--control)", "nbd bitmap (control)"),
-                "records only what is written through the same export",
-            ),
-            (
-                both.iter().any(|one| one.resize),
-                word("--resize", "resize"),
-                "changes the size of one export only",
-            ),
-        ];
-        if let Some((_, what, why)) = needs_one.iter().find(|(given, ..)| *given) {
-            return Err(Failure::usage(format!(
-                "{same}, and {what} {why}: export the {kind} once"
-            )));
-        }
-        Ok(Some(Failure::failed(format!(
-            "{same}: what clients write to one of them changes the other"
-        ))))
-    }
-
-    /// A volume has one writer, and the second one would take it away from the first.
-    fn add_volume(&mut self, place: Place, export: &'a Export) -> Result<(), Failure> {
-        let same = self.volumes.iter().find(|(other, _)| other.is_same(&place));
-        if let Some((_, other)) = same.filter(|_| place.is_writable()) {
-            return Err(Failure::usage(format!(
-                "{} are the same volume, {place}, which has one writer: export it once; a snapshot \
-                 (volume:URL@NAME) can be served beside it",
-                other.nouns(export)
-            )));
-        }
-        self.volumes.push((place, export));
-        Ok(())
-    }
-
-    /// Those that are files.
-    pub(super) fn ids(&self) -> HashSet<FileId> {
-        let files = self.disks.keys().filter_map(|file| match file {
-            Identity::File(id) => Some(*id),
-            _ => None,
-        });
-        files.collect()
-    }
-}
-
-/// What a file of a layer is.
-const OVERLAY: &str = "the overlay";
-const LOG: &str = "the request log";
-
-/// A file that clients would write, and a layer, too.
-fn disk_and_layer(disk: &Export, what: &str, layer: &Export, shown: &str) -> Failure {
-    Failure::usage(format!(
-        "{shown} is the disk of {} and {what} of {}: give each its own file",
-        disk.noun(),
-        layer.noun()
-    ))
 }
 
 /// Opens an export that is one disk, and no volume, with the layers around it.

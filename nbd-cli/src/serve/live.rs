@@ -18,10 +18,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, RwLockWriteGuard};
 
 use self::exchange::{Pending, close};
-use super::backend::{self, Files};
+use super::backend;
 use super::config::{Backend, Config, Export};
 use super::control::Bitmaps;
 use super::folder::Folder;
+use super::shared::Files;
 use super::volumes;
 use crate::exit::Failure;
 

@@ -26,6 +26,7 @@ mod reload;
 mod run;
 mod sandbox;
 mod security;
+mod shared;
 mod signals;
 mod sockets;
 mod stdio;

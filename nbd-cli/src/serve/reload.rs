@@ -247,7 +247,9 @@ impl Reload {
         let exports = self.config().exports.clone();
         let labels = Vec::from_iter(exports.iter().map(Export::label));
         let directory = format!("{name}/");
-        let label = [name, &directory].into_iter().find(|name| labels.iter().any(|it| it == *name));
+        // The directory of the name '' is all that is served under its files' own names: not what '' is typed for.
+        let names = [Some(name), Some(&*directory).filter(|_| !name.is_empty())];
+        let label = names.into_iter().flatten().find(|name| labels.iter().any(|it| it == name));
         let Some(label) = label else {
             let remedy = match labels.iter().find(|it| is_below(it, name)) {
                 Some(directory) => format!(

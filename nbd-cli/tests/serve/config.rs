@@ -154,6 +154,28 @@ fn a_check_ends_well_or_says_what_is_wrong_and_where_and_touches_nothing() {
     refuses(&mut serve(two), 64, &["--config <FILE>", "--read-only", "cannot be used with"]);
 }
 
+/// Each export is held against all others, whatever stands between them.
+#[test]
+fn exports_of_one_file_that_miss_changes_are_refused_in_any_order() {
+    let folder = Folder::new("");
+    fs::write(folder.path("disk.img"), [5; 4096]).unwrap();
+    let tables = ["", "read-only = true\n", "layers = ['overlay']\n"];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let export = |index: usize| {
+            format!("[[export]]\nname = '{index}'\nfile = 'disk.img'\n{}", tables[index])
+        };
+        folder.write(&order.map(export).concat());
+        let mut check = serve(["--check", "--config", &folder.file()]);
+        refuses(
+            &mut check,
+            78,
+            &["are the same file", "an overlay needs a disk that does not change"],
+        );
+        folder.write(&order.into_iter().filter(|index| *index > 0).map(export).collect::<String>());
+        run(&mut serve(["--check", "--config", &folder.file()]), LIMIT).success();
+    }
+}
+
 #[test]
 fn what_is_printed_for_a_command_line_is_the_same_server() {
     let folder = Folder::new("");

@@ -321,5 +321,11 @@ fn a_device_and_what_it_lies_on_are_refused_behind_two_exports_like_one_file() {
         let warnings = log.matches("'x' and 'y' share their bytes").count();
         assert_eq!((code, warnings), (Some(0), 1), "{log}");
         Serving::start(["--port", "0", "--read-only", &x, &y]).stop();
+        // Which parts are shown of either is not looked at.
+        let part = ["--port", "0", "--track", "b", "--layer", "offset:512", &x, &y];
+        let server = Serving::start(part);
+        server.process.terminate();
+        let (code, log) = server.end();
+        assert!(code == Some(0) && log.contains("unless their parts are apart"), "{log}");
     }
 }

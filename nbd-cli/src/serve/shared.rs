@@ -1,0 +1,274 @@
+//! Exports that share their bytes, or a file beside them, so that one would miss what clients write to the other.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use nbd_engine::export::FileId;
+use nbd_engine::net::folder_of;
+
+use super::backend::is_only_read;
+use super::config::{Backend, Config, Export};
+use super::layers::{Layer, has_overlay};
+use super::volumes::Place;
+use crate::exit::Failure;
+use crate::output::quoted;
+use crate::store::Store;
+
+/// The files, directories and volumes that are served, and the files that layers write, by what they are whatever their
+/// paths.
+#[derive(Default)]
+pub(super) struct Files<'a> {
+    /// The first export of each.
+    disks: HashMap<Identity, &'a Export>,
+    /// All of them.
+    all: Vec<Disk<'a>>,
+    volumes: Vec<(Place, &'a Export)>,
+    /// Those of layers, by the layers.
+    beside: HashMap<Identity, (&'static str, &'a Export)>,
+}
+
+/// What an export serves.
+struct Disk<'a> {
+    is: Identity,
+    /// `None` for a directory.
+    store: Option<Store>,
+    export: &'a Export,
+}
+
+impl Disk<'_> {
+    /// Whether one lies on the other: a loop device on a file, a partition on its disk.
+    fn lies_on(&self, other: &Self) -> bool {
+        self.store
+            .as_ref()
+            .zip(other.store.as_ref())
+            .is_some_and(|(one, other)| one.overlaps(other))
+    }
+}
+
+/// Whether an export shows a part of its disk, so that another part may be another export.
+fn has_part(layers: &[Layer]) -> bool {
+    layers.iter().any(|layer| matches!(layer, Layer::Offset { .. } | Layer::Partition(_)))
+}
+
+/// What two exports are told that share their bytes, as `shared` says: an error where one would miss the changes of the
+/// other, and a warning where one can be written.
+fn judge_shared(
+    shared: &str,
+    kind: &str,
+    both: [&Export; 2],
+    config: &Config,
+) -> Result<Option<Failure>, Failure> {
+    if both.iter().all(|one| is_only_read(one)) {
+        return Ok(None);
+    }
+    let word = |option, key| config.source.word(option, key);
+    let needs_one = [
+        (
+            both.iter().any(|one| has_overlay(&one.layers)),
+            "an overlay",
+            "needs a disk that does not change",
+        ),
+        (
+            both.iter().any(|one| !one.track.is_empty()),
+            word("--track", "track"),
+            "records only what is written through the same export",
+        ),
+        (
+            both.iter().any(|one| config.is_tracked(one)),
+            word("nbd bitmap (--control)", "nbd bitmap (control)"),
+            "records only what is written through the same export",
+        ),
+        (
+            both.iter().any(|one| one.resize),
+            word("--resize", "resize"),
+            "changes the size of one export only",
+        ),
+    ];
+    if let Some((_, what, why)) = needs_one.iter().find(|(given, ..)| *given) {
+        return Err(Failure::usage(format!("{shared}, and {what} {why}: export the {kind} once")));
+    }
+    Ok(Some(Failure::failed(format!(
+        "{shared}: what clients write to one of them changes the other"
+    ))))
+}
+
+/// A file, directory or block device.
+#[derive(PartialEq, Eq, Hash)]
+enum Identity {
+    File(FileId),
+    BlockDevice(u64),
+    /// A file by its folder and its name: it may not be there yet.
+    Named(FileId, OsString),
+}
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        match metadata.file_type().is_block_device() {
+            true => Self::BlockDevice(metadata.rdev()),
+            false => Self::File(FileId::of(metadata)),
+        }
+    }
+
+    /// Those of a path: by its name, unless not even its folder is there, and of the file if there is one.
+    fn of_path(path: &Path) -> impl Iterator<Item = Self> {
+        let folder = fs::metadata(folder_of(path)).ok();
+        let named = folder.zip(path.file_name());
+        let named = named.map(|(folder, name)| Self::Named(FileId::of(&folder), name.to_owned()));
+        named.into_iter().chain(fs::metadata(path).ok().map(|metadata| Self::of(&metadata)))
+    }
+}
+
+impl<'a> Files<'a> {
+    /// One more export. Gives a warning if there is something to consider.
+    pub(super) fn add(
+        &mut self,
+        export: &'a Export,
+        config: &Config,
+    ) -> Result<Option<Failure>, Failure> {
+        self.add_layers(export, config)?;
+        self.add_disk(export, config)
+    }
+
+    /// An overlay is for one disk, and what is a disk is no file of a layer. Several exports may share a request log.
+    fn add_layers(&mut self, export: &'a Export, config: &Config) -> Result<(), Failure> {
+        for layer in &export.layers {
+            let (what, path) = match layer {
+                Layer::Overlay(Some(path)) => (OVERLAY, path),
+                Layer::Log(Some(path)) => (LOG, path),
+                _ => continue,
+            };
+            let shown = quoted(path.as_os_str());
+            let mut earlier = None;
+            for identity in Identity::of_path(path) {
+                if let Some(disk) = self.disks.get(&identity) {
+                    return Err(disk_and_layer(disk, what, export, &shown));
+                }
+                earlier = self.beside.insert(identity, (what, export)).or(earlier);
+            }
+            let Some((other, before)) = earlier else { continue };
+            let text = match (other, what) {
+                (LOG, LOG) => continue,
+                (OVERLAY, OVERLAY) if core::ptr::eq(before, export) => {
+                    format!(
+                        "{} has the overlay {shown} twice: leave out one of them",
+                        export.noun()
+                    )
+                }
+                (OVERLAY, OVERLAY) => {
+                    let remedy = config.source.word(
+                        "give each its own in a configuration file (--config), or leave out the file to keep them in \
+                         memory",
+                        "give each its own file",
+                    );
+                    format!(
+                        "{} would both write to the overlay {shown}, and an overlay is for one disk: \
+                         {remedy}",
+                        before.nouns(export)
+                    )
+                }
+                _ => format!(
+                    "{shown} is {other} of {} and {what} of {}: give each its own file",
+                    before.noun(),
+                    export.noun()
+                ),
+            };
+            return Err(Failure::usage(text));
+        }
+        Ok(())
+    }
+
+    /// Each export records changes and knows its size by itself, so that what is written or resized through another export
+    /// of the same file would be missed.
+    fn add_disk(
+        &mut self,
+        export: &'a Export,
+        config: &Config,
+    ) -> Result<Option<Failure>, Failure> {
+        if let Ok(Backend::Volume(url)) = export.backend() {
+            return self.add_volume(Place::of(url)?, export).map(|()| None);
+        }
+        let (Backend::File(path) | Backend::Directory(path)) =
+            export.backend().map_err(Failure::Usage)?
+        else {
+            return Ok(None);
+        };
+        // Opening it reports what is wrong with it.
+        let Ok(metadata) = fs::metadata(path) else { return Ok(None) };
+        let identity = Identity::of(&metadata);
+        if let Some((what, other)) =
+            Identity::of_path(path).find_map(|identity| self.beside.get(&identity))
+        {
+            return Err(disk_and_layer(export, what, other, &quoted(path.as_os_str())));
+        }
+        let disk = Disk { is: Identity::of(&metadata), store: Store::new(&metadata), export };
+        self.disks.entry(identity).or_insert(export);
+        let kind = if metadata.is_dir() { "directory" } else { "file" };
+        let mut warning = None;
+        for other in &self.all {
+            let nouns = other.export.nouns(export);
+            let shown = quoted(path.as_os_str());
+            let (shared, is_sure) = if other.is == disk.is {
+                (format!("{nouns} are the same {kind}, {shown}"), true)
+            } else if other.lies_on(&disk) {
+                let shared = format!(
+                    "{nouns} share their bytes: {shown} lies on the other, or is what that lies on"
+                );
+                (shared, !has_part(&other.export.layers) && !has_part(&export.layers))
+            } else {
+                continue;
+            };
+            let found = judge_shared(&shared, kind, [other.export, export], config);
+            match found {
+                Err(_) if !is_sure => {
+                    let text = format!(
+                        "{shared}: unless their parts are apart, what clients write to one of them changes the other"
+                    );
+                    warning = warning.or(Some(Failure::failed(text)));
+                }
+                Err(error) => return Err(error),
+                Ok(found) => warning = warning.or(found),
+            }
+        }
+        self.all.push(disk);
+        Ok(warning)
+    }
+
+    /// A volume has one writer, and the second one would take it away from the first.
+    fn add_volume(&mut self, place: Place, export: &'a Export) -> Result<(), Failure> {
+        let same = self.volumes.iter().find(|(other, _)| other.is_same(&place));
+        if let Some((_, other)) = same.filter(|_| place.is_writable()) {
+            return Err(Failure::usage(format!(
+                "{} are the same volume, {place}, which has one writer: export it once; a snapshot \
+                 (volume:URL@NAME) can be served beside it",
+                other.nouns(export)
+            )));
+        }
+        self.volumes.push((place, export));
+        Ok(())
+    }
+
+    /// Those that are files.
+    pub(super) fn ids(&self) -> HashSet<FileId> {
+        let files = self.disks.keys().filter_map(|file| match file {
+            Identity::File(id) => Some(*id),
+            _ => None,
+        });
+        files.collect()
+    }
+}
+
+/// What a file of a layer is.
+const OVERLAY: &str = "the overlay";
+const LOG: &str = "the request log";
+
+/// A file that clients would write, and a layer, too.
+fn disk_and_layer(disk: &Export, what: &str, layer: &Export, shown: &str) -> Failure {
+    Failure::usage(format!(
+        "{shown} is the disk of {} and {what} of {}: give each its own file",
+        disk.noun(),
+        layer.noun()
+    ))
+}
