@@ -150,6 +150,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     // What the system refuses only when it has no descriptors, threads or entropy left.
     ("signals are lost", "the pipe of a signal handler is closed"),
     ("does not hand over its overlay files", "tests/serve/replace.rs"),
+    ("unless their parts are apart", "tests/serve/exports.rs"),
+    ("lies on the other, or is what that lies on", "tests/serve/exports.rs"),
     ("can't be flushed, and what was written last is lost", "takes a disk that fails a flush"),
     ("cannot watch for signals: ", "no descriptor is left"),
     ("cannot wait for signals: ", "no descriptor is left"),

@@ -313,7 +313,11 @@ fn a_device_and_what_it_lies_on_are_refused_behind_two_exports_like_one_file() {
     let (file, path) = (device.file(), device.path.as_str());
     for [x, y] in [[path, &file], [&file, path]] {
         let [x, y] = [format!("x={x}"), format!("y={y}")];
-        let says = ["'x' and 'y' share their bytes", "export the file once"];
+        let says = [
+            "'x' and 'y' share their bytes",
+            "lies on the other, or is what that lies on",
+            "export the file once",
+        ];
         refuses(&mut serve(["--port", "0", "--track", "b", &x, &y]), 64, &says);
         let server = Serving::start(["--port", "0", &x, &y]);
         server.process.terminate();
