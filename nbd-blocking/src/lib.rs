@@ -42,9 +42,9 @@ mod stream;
 pub use client::{Client, Cursor, Negotiation};
 pub use nbd_engine::export;
 pub use nbd_engine::metrics;
-pub use nbd_engine::net::LocalAddr;
 #[cfg(target_os = "linux")]
 pub use nbd_engine::net::VSOCK_CID_ANY;
+pub use nbd_engine::net::{Access, InvalidNetwork, LocalAddr, Network};
 /// The protocol, of whose types errors are made.
 pub use nbd_engine::proto;
 pub use nbd_engine::proto::Limits;

@@ -113,7 +113,15 @@ impl ServerConfig {
     }
 
     /// Which peers may connect; others are disconnected before they are sent a byte. Default: all. Applies to connections
-    /// that the server accepts, not to streams that the embedder brings.
+    /// that the server accepts, not to streams that the embedder brings. The adapters have [`Access`] at their roots.
+    ///
+    /// ```
+    /// use nbd_engine::net::Access;
+    /// use nbd_engine::server::ServerConfig;
+    ///
+    /// let config = ServerConfig::new().with_access(Access::new().allow("192.0.2.0/24".parse()?));
+    /// # Ok::<(), nbd_engine::net::InvalidNetwork>(())
+    /// ```
     #[must_use]
     pub fn with_access(mut self, access: Access) -> Self {
         self.access = access;

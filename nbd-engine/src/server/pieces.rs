@@ -1,7 +1,9 @@
 //! Long commands are carried out piece by piece, so that others get their turn in between, and so that nothing is done
-//! for a client that is gone.
+//! for a client that is gone. Where there is nothing to do for very long, as in a disk that is far larger than its
+//! storage, that is left out.
 
 use core::future::poll_fn;
+use core::ops::ControlFlow;
 use core::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -9,8 +11,8 @@ use nbd_proto::Command;
 
 use super::dispatch::unsupported;
 use crate::export::{
-    AsyncCanCache, AsyncCanFlush, AsyncCanTrim, AsyncCanWriteZeroes, AsyncExport, Export, Result,
-    ZeroMode,
+    Allocation, AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanTrim, AsyncCanWriteZeroes,
+    AsyncExport, Export, Result, ZeroMode,
 };
 
 /// A command over a long range, and how far it has got.
@@ -37,14 +39,12 @@ const FIRST: u64 = 16 << 20;
 /// The shortest piece: many times the largest block size, and pieces end at its multiples.
 const MIN: u64 = 1 << 20;
 
-/// The longest piece where there is something to do.
+/// The longest piece.
 const MAX: u64 = 1 << 30;
 
-/// The longest piece where there is next to nothing, as in the holes of a disk that is far larger than its storage.
-const MAX_OF_NOTHING: u64 = 64 << 30;
-
-/// How long next to nothing takes.
-const INSTANT: Duration = Duration::from_micros(100);
+/// The shortest hole that is left out. What was set aside and not written looks like a hole, too, and a trim gives that
+/// back; but nobody sets so much aside.
+const HOLE: u64 = 64 << 30;
 
 /// Pieces that are quicker than this get longer, which costs less: most storage does these commands without touching
 /// the data.
@@ -77,16 +77,48 @@ impl Pieces {
         (self.offset, end.min(self.end) - self.offset)
     }
 
+    /// Whether holes can be left out. Where only the commands themselves can make what was done durable, a hole may be
+    /// one that is not durable yet.
+    fn leaves_out_holes(&self, flushes: bool) -> bool {
+        let clears = matches!(self.action, Action::Trim | Action::WriteZeroes { no_hole: false });
+        clears && self.end - self.offset >= HOLE && (flushes || !self.fua)
+    }
+
+    /// Whether there is nothing to do for such a run.
+    const fn is_done(&self, run: Allocation) -> bool {
+        match self.action {
+            Action::Trim => run.hole,
+            Action::WriteZeroes { .. } => run.hole && run.zero,
+            Action::Cache => false,
+        }
+    }
+
+    /// Adds a run to the `hole` that comes next, if it is one.
+    fn measure(&self, run: Allocation, hole: &mut u64) -> ControlFlow<()> {
+        if !self.is_done(run) {
+            return ControlFlow::Break(());
+        }
+        *hole = hole.saturating_add(run.length);
+        ControlFlow::Continue(())
+    }
+
+    /// Leaves out so many bytes that come next, if they are many. Gives whether that was all.
+    fn leave_out(&mut self, length: u64) -> bool {
+        if length >= HOLE {
+            let end = self.offset.saturating_add(length);
+            self.offset = if end < self.end { end - end % MIN } else { self.end };
+        }
+        self.offset >= self.end
+    }
+
     /// A piece was carried out, which took that long. Gives whether it was the last one.
     pub(crate) fn advance(&mut self, length: u64, took: Duration) -> bool {
         self.offset += length;
-        let max = if took < INSTANT { MAX_OF_NOTHING } else { MAX };
         if took < QUICK {
-            self.length *= 2;
+            self.length = (self.length * 2).min(MAX);
         } else if took > SLOW {
             self.length = (self.length / 2).max(MIN);
         }
-        self.length = self.length.min(max);
         self.offset >= self.end
     }
 
@@ -94,6 +126,17 @@ impl Pieces {
     pub(super) async fn run_async<E: AsyncExport>(&mut self, export: &E) -> Result<()> {
         let native = self.fua && export.can_flush().is_none();
         loop {
+            if self.leaves_out_holes(!native)
+                && let Some(ability) = export.can_extents()
+            {
+                let mut hole = 0_u64;
+                let mut visit = |run| self.measure(run, &mut hole);
+                let told = ability.extents(self.offset, self.end - self.offset, &mut visit).await;
+                // Where it can't tell, the command is carried out as it is.
+                if told.is_ok() && self.leave_out(hole) {
+                    break;
+                }
+            }
             let (offset, length) = self.next_range();
             let begun = Instant::now();
             match self.action {
@@ -124,9 +167,23 @@ impl Pieces {
 
     /// Carries out the next piece; gives the result of the command when there is no more to do.
     pub(super) fn run_next(&mut self, export: &dyn Export) -> Option<Result<()>> {
+        let flushes = export.can_flush();
+        let flush = |fua| match flushes {
+            Some(flushes) if fua => flushes.flush(),
+            _ => Ok(()),
+        };
+        if self.leaves_out_holes(flushes.is_some())
+            && let Some(ability) = export.can_extents()
+        {
+            let mut hole = 0_u64;
+            let mut visit = |run| self.measure(run, &mut hole);
+            let told = ability.extents(self.offset, self.end - self.offset, &mut visit);
+            if told.is_ok() && self.leave_out(hole) {
+                return Some(flush(self.fua));
+            }
+        }
         let (offset, length) = self.next_range();
         let begun = Instant::now();
-        let flushes = export.can_flush();
         // One flush at the end rather than one for each piece, where there is one.
         let native = self.fua && flushes.is_none();
         let result = match self.action {
@@ -150,10 +207,7 @@ impl Pieces {
             return Some(result);
         }
         let last = self.advance(length, begun.elapsed());
-        last.then(|| match flushes {
-            Some(flushes) if self.fua => flushes.flush(),
-            _ => result,
-        })
+        last.then(|| flush(self.fua))
     }
 }
 
@@ -169,3 +223,6 @@ async fn let_others_run() {
     })
     .await;
 }
+
+#[cfg(test)]
+mod tests;
