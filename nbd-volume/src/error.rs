@@ -239,6 +239,9 @@ pub enum Error {
 /// objects do nothing else.
 const PANICKED: &str = "task panicked unexpectedly";
 
+/// What SlateDB says when the bytes of a manifest make no sense.
+const UNDECODABLE: &str = "transactional object";
+
 impl Error {
     /// A failure of SlateDB's while doing something.
     pub(crate) fn database(url: &str, doing: &'static str, error: &slatedb::Error) -> Self {
@@ -247,7 +250,7 @@ impl Error {
             return Self::Fenced { url: url.to_owned() };
         }
         let reason = rooted(url, chain(error));
-        let is_damage = [CUT_OFF, PANICKED].iter().any(|text| reason.contains(text));
+        let is_damage = [CUT_OFF, PANICKED, UNDECODABLE].iter().any(|text| reason.contains(text));
         if error.kind() == ErrorKind::Data || is_damage {
             return Self::Damaged { url: url.to_owned(), what: reason };
         }

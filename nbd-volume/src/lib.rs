@@ -72,6 +72,7 @@ mod lease;
 mod location;
 mod locks;
 mod manage;
+mod manifest;
 mod names;
 mod object;
 mod object_cache;

@@ -28,7 +28,7 @@ use crate::shared::Shared;
 use crate::streams::Streams;
 use crate::uploads::Uploads;
 use crate::watch::watch;
-use crate::{Error, Location, Options, wal};
+use crate::{Error, Location, Options, manifest, wal};
 
 /// A volume that is open: for writing, or as one of its snapshots. Clones are the same volume.
 ///
@@ -118,6 +118,7 @@ impl Volume {
     ) -> Result<Self, Error> {
         let descriptor = descriptor(location, options.patience).await?;
         let cipher = encryption::of(location, &descriptor)?;
+        manifest::latest(location, options.patience).await?;
         let checkpoint = crate::manage::find_snapshot(location, name, options.patience).await?;
         let mode = DbReaderMode::Checkpoint(checkpoint.id);
         let cache =

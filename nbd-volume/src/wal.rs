@@ -11,9 +11,8 @@ use object_store::ObjectStore as _;
 use object_store::path::Path;
 use tokio::time::timeout;
 
-use crate::database;
-use crate::patience::{patiently, too_late, within};
-use crate::{Error, Location};
+use crate::patience::{patiently, too_late};
+use crate::{Error, Location, manifest};
 
 /// A part that is missing, with others behind it.
 #[derive(Debug)]
@@ -39,7 +38,7 @@ impl fmt::Display for Gap {
     }
 }
 
-/// Fails if a part is missing.
+/// Fails if a part is missing, or the manifest that says which there are.
 ///
 /// # Errors
 /// [`Error::Damaged`] then, and what the store says if it can't be looked at.
@@ -70,10 +69,7 @@ pub(crate) async fn gap(location: &Location, patience: Duration) -> Result<Optio
 
 /// The number of the last part that is in tables, and what is missing behind it.
 async fn look(location: &Location, patience: Duration) -> Result<Option<(u64, Gap)>, Error> {
-    let admin = database::admin(location);
-    let manifest = within(location, "read", patience, admin.read_manifest(None)).await?;
-    // One that is being made has none.
-    let Some(manifest) = manifest else { return Ok(None) };
+    let manifest = manifest::latest(location, patience).await?;
     let in_tables = manifest.replay_after_wal_id();
     let parts = parts_behind(location, in_tables, patience).await?;
     let Some((missing, last)) = first_missing(in_tables, &parts) else { return Ok(None) };

@@ -113,7 +113,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         writeln!(out, "server certificate for {}", names.join(", "))?;
         writeln!(out, "client certificate for {}", of_client.join(", "))?;
-        let shown = folder.path.display();
+        let shown = shell_path(folder.path);
         writeln!(out, "serve with: nbd serve --tls-certificates {shown} --tls-verify-peer ...")?;
         for other in &others {
             let (folder, client) = (shell_path(folder.path), shell_word(other.as_ref()));
@@ -158,7 +158,8 @@ fn add_client(arguments: &Arguments, folder: &Folder<'_>, name: &str) -> Result<
             return Ok(json::write(out, &document)?);
         }
         writeln!(out, "client certificate for {name}")?;
-        writeln!(out, "connect with: nbd info --tls-certificates {} nbds://...", path.display())?;
+        let shown = shell_path(&path);
+        writeln!(out, "connect with: nbd info --tls-certificates {shown} nbds://...")?;
         Ok(())
     })
 }

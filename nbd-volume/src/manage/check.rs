@@ -14,7 +14,7 @@ use crate::error::{chain, rooted};
 use crate::layout::{Descriptor, block_key};
 use crate::patience::within;
 use crate::records::{descriptor, size};
-use crate::{Error, Location, Options, wal};
+use crate::{Error, Location, Options, manifest, wal};
 
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,6 +68,7 @@ pub async fn check(
     progress: impl FnMut(u64),
 ) -> Result<Report, Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
+    manifest::latest(location, PATIENCE).await?;
     let mode = match snapshot {
         Some(name) => {
             DbReaderMode::Checkpoint(super::find_snapshot(location, name, PATIENCE).await?.id)

@@ -9,7 +9,7 @@ use crate::encryption;
 use crate::layout::{DESCRIPTOR, Descriptor, WriterRecord};
 use crate::patience::{too_late, within};
 use crate::records::{descriptor, size, writer};
-use crate::{Error, Location, Options, wal};
+use crate::{Error, Location, Options, manifest, wal};
 
 /// What is known of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,19 +130,23 @@ pub(super) async fn own_writer(
     Ok(writer.filter(|writer| writer.volume == descriptor.id || writer.volume.is_empty()))
 }
 
-/// Whether a volume, or one of its snapshots, is there, and the location has its key. Opens nothing, and disturbs no server.
+/// Whether a volume, or one of its snapshots, is there, and the location has its key. Opens nothing, changes nothing, and
+/// disturbs no server.
 ///
 /// Has to be awaited in a tokio runtime. Cancel-safe.
 ///
 /// # Errors
-/// As [`info`] as far as that is found out by a look at the volume's descriptor, [`Error::NoKey`] and
-/// [`Error::WrongKey`] for one that is encrypted, and [`Error::NoSnapshot`].
+/// As [`info`] as far as that is found out by a look at the volume's descriptor, its manifest, and a list of its log,
+/// [`Error::NoKey`] and [`Error::WrongKey`] for one that is encrypted, and [`Error::NoSnapshot`].
 pub async fn inspect(location: &Location, snapshot: Option<&str>) -> Result<(), Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
     encryption::of(location, &descriptor)?;
     match snapshot {
-        Some(name) => super::find_snapshot(location, name, PATIENCE).await.map(drop),
-        None => Ok(()),
+        Some(name) => {
+            manifest::latest(location, PATIENCE).await?;
+            super::find_snapshot(location, name, PATIENCE).await.map(drop)
+        }
+        None => wal::check(location, PATIENCE).await,
     }
 }
 

@@ -1,14 +1,15 @@
 //! What a check finds in volumes whose tables were damaged, and what is read of snapshots that were deleted.
 
 use core::time::Duration;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use nbd_testkit::{Random, cases};
 use nbd_volume::{
     Damage, Error, Location, NewVolume, Options, Volume, check, create, delete, delete_snapshot,
-    info, snapshot,
+    info, inspect, snapshot,
 };
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -276,6 +277,74 @@ fn a_part_of_the_log_that_is_missing_is_damage_and_not_its_end() {
                 volume.close().await.unwrap();
                 assert_eq!(check(&location, None, |_| ()).await.unwrap().damage, []);
             }
+        });
+    });
+}
+
+/// Without its manifest a volume looks like one that is to be made: it is never made anew, nor blamed on another server.
+#[test]
+fn a_manifest_that_is_missing_or_damaged_is_reported_by_its_name_and_nothing_is_changed() {
+    cases(20, |random| {
+        in_virtual_time(async {
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let location = Location::over(Arc::clone(&store), "v");
+            some_volume(&location, random).await;
+            snapshot(&location, "kept").await.unwrap();
+            let objects = async || -> BTreeMap<Path, Bytes> {
+                let listed = store.list(None).map_ok(|object| object.location);
+                let mut objects = BTreeMap::new();
+                for path in listed.try_collect::<Vec<_>>().await.unwrap() {
+                    let bytes = store.get(&path).await.unwrap().bytes().await.unwrap();
+                    objects.insert(path, bytes);
+                }
+                objects
+            };
+            let all = objects().await;
+            let manifests = all.iter().filter(|(path, _)| path.as_ref().contains("/manifest/"));
+            let manifests = manifests.filter(|(path, _)| path.as_ref().ends_with(".manifest"));
+            let manifests = Vec::from_iter(manifests);
+            let (newest, content) = *manifests.last().unwrap();
+            let length = content.len() as u64;
+            let is_missing = random.one_in(3);
+            if is_missing {
+                for (path, _) in &manifests {
+                    store.delete(path).await.unwrap();
+                }
+            } else if random.one_in(2) {
+                let cut = content.slice(..random.below(length.min(64)) as usize);
+                store.put(newest, cut.into()).await.unwrap();
+            } else {
+                let mut bytes = content.to_vec();
+                for byte in &mut bytes[8..60] {
+                    *byte = random.next() as u8;
+                }
+                store.put(newest, bytes.into()).await.unwrap();
+            }
+            let before = objects().await;
+            let says = if is_missing { "no manifest in" } else { newest.filename().unwrap() };
+            let damaged = |error: Option<Error>| {
+                let text = error.as_ref().map(ToString::to_string).unwrap_or_default();
+                let is_damaged = matches!(error, Some(Error::Damaged { .. }));
+                assert!(is_damaged && text.contains(says), "{text:?}");
+            };
+            damaged(info(&location).await.err());
+            damaged(inspect(&location, None).await.err());
+            damaged(inspect(&location, Some("kept")).await.err());
+            damaged(check(&location, None, |_| ()).await.err());
+            damaged(check(&location, Some("kept"), |_| ()).await.err());
+            damaged(Volume::open(&location, &options()).await.err());
+            damaged(Volume::open_snapshot(&location, "kept", &options()).await.err());
+            let mut exclusive = options();
+            exclusive.exclusive = true;
+            damaged(Volume::open(&location, &exclusive).await.err());
+            assert!(objects().await == before, "something was changed");
+            // Restored, it is as it was.
+            for (path, bytes) in manifests {
+                store.put(path, bytes.clone().into()).await.unwrap();
+            }
+            inspect(&location, None).await.unwrap();
+            assert!(objects().await == all, "a look has changed something");
+            assert_eq!(check(&location, None, |_| ()).await.unwrap().damage, []);
         });
     });
 }
