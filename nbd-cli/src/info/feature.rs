@@ -49,10 +49,14 @@ pub(crate) fn names() -> impl Iterator<Item = &'static str> {
 impl FromStr for Feature {
     type Err = String;
 
-    /// In either case, with `-` or `_`, as nbdinfo takes them.
+    /// In either case, with `-`, `_` or nothing between words, and `structured`, as nbdinfo takes them.
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = text.to_ascii_lowercase().replace('_', "-");
-        let known = NAMES.iter().find(|(name, _)| *name == wanted);
+        let bare = |name: &str| name.to_ascii_lowercase().replace(['-', '_'], "");
+        let wanted = match bare(text) {
+            structured if structured == "structured" => "structuredreply".into(),
+            wanted => wanted,
+        };
+        let known = NAMES.iter().find(|(name, _)| bare(name) == wanted);
         known.map(|(_, feature)| *feature).ok_or_else(|| {
             let names = NAMES.map(|(name, _)| name).join(", ");
             format!("'{text}' is not a feature; choose one of {names}")
@@ -85,9 +89,10 @@ mod tests {
     #[test]
     fn names_have_no_case_and_either_dash() {
         let read_only = Ok(Feature::Flag(Flags::READ_ONLY));
-        for text in ["read-only", "READ_ONLY", "Read-Only"] {
+        for text in ["read-only", "READ_ONLY", "Read-Only", "readonly"] {
             assert_eq!(text.parse(), read_only);
         }
+        assert_eq!("structured".parse(), Ok(Feature::StructuredReply));
         assert_eq!("TLS".parse(), Ok(Feature::Tls));
     }
 
