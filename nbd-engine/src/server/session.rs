@@ -47,7 +47,8 @@ const DISCONNECT_GRACE: Duration = Duration::from_secs(2);
 const LATE: Duration = Duration::from_secs(1);
 
 /// A client that can be sent nothing more. It may have left in order all the same: what it asked for before its
-/// `NBD_CMD_DISC` is carried out (S-CMD-DISC-01), whether or not it waits for the replies.
+/// `NBD_CMD_DISC` is carried out, whether or not it waits for the replies.
+// S-CMD-DISC-01
 struct Deaf {
     /// Why it can't.
     error: ConnectionError,

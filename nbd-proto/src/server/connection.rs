@@ -234,7 +234,7 @@ impl Connection {
     /// its requests. A server has nothing to learn.)
     ///
     /// Where only sending fails, there may be more to do: a client can send its requests and `NBD_CMD_DISC` and close
-    /// the stream without a look at the replies, and what it asked for is to be carried out all the same (S-CMD-DISC-01).
+    /// the stream without a look at the replies, and what it asked for is to be carried out all the same.
     /// From then on, report what [`segments`](Self::segments) has as [`transmitted`](Self::transmitted) at once, and go
     /// on until [`Event::Closed`]. Hold what is raised meanwhile until [`ending`](Self::ending) says that the client has
     /// disconnected: one whose connection was lost may have sent it again by another one.

@@ -1,7 +1,7 @@
 //! Requests of a client that takes no more replies.
 //!
 //! Those that change something are received, and wait until it is known how the client has left. If it has disconnected in
-//! order, they are carried out (S-CMD-DISC-01). If its connection was lost they are dropped: the client may have sent them
+//! order, they are carried out. If its connection was lost they are dropped: the client may have sent them
 //! again by another one, and have written something newer since. There are never more than may be in flight, and what they
 //! hold was charged before.
 
