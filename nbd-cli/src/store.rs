@@ -40,7 +40,12 @@ impl Store {
 
     /// Whether one is the other, or lies on it.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
-        self.0.contains(&other.0[0]) || other.0.contains(&self.0[0])
+        self.lies_on(other) || other.lies_on(self)
+    }
+
+    /// Whether this is the other, or lies on it.
+    pub(crate) fn lies_on(&self, other: &Self) -> bool {
+        self.0.contains(&other.0[0])
     }
 }
 

@@ -240,7 +240,7 @@ pub enum Error {
 const PANICKED: &str = "task panicked unexpectedly";
 
 /// What SlateDB says when the bytes of a manifest make no sense.
-const UNDECODABLE: &str = "transactional object";
+const UNDECODABLE: &str = "generic transactional object";
 
 impl Error {
     /// A failure of SlateDB's while doing something.

@@ -38,7 +38,7 @@ pub(crate) async fn latest(
         ),
         _ => format!(
             "it has no manifest in {folder}: restore that, such as from the bucket's versions; if the volume was not made to \
-             its end, nbd volume delete removes what there is"
+             its end, and nobody is about to make it, nbd volume delete removes what there is"
         ),
     };
     Err(Error::Damaged { url: location.url().to_owned(), what })

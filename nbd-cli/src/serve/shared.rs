@@ -39,12 +39,11 @@ struct Disk<'a> {
 }
 
 impl Disk<'_> {
-    /// Whether one lies on the other: a loop device on a file, a partition on its disk.
-    fn lies_on(&self, other: &Self) -> bool {
-        self.store
-            .as_ref()
-            .zip(other.store.as_ref())
-            .is_some_and(|(one, other)| one.overlaps(other))
+    /// Whether the other one lies on this, as a loop device lies on a file, or a partition on its disk; or this on that.
+    /// `None` if they have nothing to do with each other.
+    fn is_below(&self, other: &Self) -> Option<bool> {
+        let (one, other) = self.store.as_ref().zip(other.store.as_ref())?;
+        one.overlaps(other).then(|| other.lies_on(one))
     }
 }
 
@@ -207,16 +206,20 @@ impl<'a> Files<'a> {
         self.disks.entry(identity).or_insert(export);
         let kind = if metadata.is_dir() { "directory" } else { "file" };
         let mut warning = None;
+        let shown = || quoted(path.as_os_str());
         for other in &self.all {
-            let nouns = other.export.nouns(export);
-            let shown = quoted(path.as_os_str());
+            let nouns = || other.export.nouns(export);
+            let [theirs, ours] = [other.export, export].map(|one| has_part(&one.layers));
+            // Of one that shows its whole, whatever lies on it is a part.
             let (shared, is_sure) = if other.is == disk.is {
-                (format!("{nouns} are the same {kind}, {shown}"), true)
-            } else if other.lies_on(&disk) {
+                (format!("{} are the same {kind}, {}", nouns(), shown()), !(theirs && ours))
+            } else if let Some(is_lower) = other.is_below(&disk) {
                 let shared = format!(
-                    "{nouns} share their bytes: {shown} lies on the other, or is what that lies on"
+                    "{} share their bytes: {} lies on the other, or is what that lies on",
+                    nouns(),
+                    shown()
                 );
-                (shared, !has_part(&other.export.layers) && !has_part(&export.layers))
+                (shared, if is_lower { !theirs } else { !ours })
             } else {
                 continue;
             };

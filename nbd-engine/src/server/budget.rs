@@ -228,8 +228,9 @@ impl Account {
         true
     }
 
+    /// What it waits for is not needed any more.
     #[inline]
-    fn stop_waiting(&mut self) {
+    pub(crate) fn stop_waiting(&mut self) {
         if core::mem::take(&mut self.waits) {
             self.leave_queue();
         }

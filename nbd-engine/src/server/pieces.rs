@@ -1,6 +1,6 @@
 //! Long commands are carried out piece by piece, so that others get their turn in between, and so that nothing is done
-//! for a client that is gone. Where there is nothing to do for very long, as in a disk that is far larger than its
-//! storage, that is left out.
+//! for a client that is gone. Where there is nothing to do for very long, as in a disk in memory that is far
+//! larger than what it holds, that is left out.
 
 use core::future::poll_fn;
 use core::ops::ControlFlow;
@@ -11,8 +11,8 @@ use nbd_proto::Command;
 
 use super::dispatch::unsupported;
 use crate::export::{
-    Allocation, AsyncCanCache, AsyncCanExtents, AsyncCanFlush, AsyncCanTrim, AsyncCanWriteZeroes,
-    AsyncExport, Export, Result, ZeroMode,
+    Allocation, AsyncCanCache, AsyncCanFlush, AsyncCanTrim, AsyncCanWriteZeroes, AsyncExport,
+    Export, Result, ZeroMode,
 };
 
 /// A command over a long range, and how far it has got.
@@ -42,9 +42,11 @@ const MIN: u64 = 1 << 20;
 /// The longest piece.
 const MAX: u64 = 1 << 30;
 
-/// The shortest hole that is left out. What was set aside and not written looks like a hole, too, and a trim gives that
-/// back; but nobody sets so much aside.
+/// The shortest hole that is left out.
 const HOLE: u64 = 64 << 30;
+
+/// Runs that are looked at in one step to find out how long a hole is.
+const MAX_RUNS: usize = 1000;
 
 /// Pieces that are quicker than this get longer, which costs less: most storage does these commands without touching
 /// the data.
@@ -77,11 +79,15 @@ impl Pieces {
         (self.offset, end.min(self.end) - self.offset)
     }
 
-    /// Whether holes can be left out. Where only the commands themselves can make what was done durable, a hole may be
-    /// one that is not durable yet.
-    fn leaves_out_holes(&self, flushes: bool) -> bool {
+    /// Whether holes can be left out: where to ask for them costs next to nothing, and they are no storage that was set
+    /// aside, as in memory. Where only the commands themselves can make what was done durable, a hole may be one that is
+    /// not durable yet.
+    fn leaves_out_holes(&self, export: &dyn Export) -> bool {
         let clears = matches!(self.action, Action::Trim | Action::WriteZeroes { no_hole: false });
-        clears && self.end - self.offset >= HOLE && (flushes || !self.fua)
+        clears
+            && self.end - self.offset >= HOLE
+            && export.never_blocks()
+            && (!self.fua || export.can_flush().is_some())
     }
 
     /// Whether there is nothing to do for such a run.
@@ -91,15 +97,6 @@ impl Pieces {
             Action::WriteZeroes { .. } => run.hole && run.zero,
             Action::Cache => false,
         }
-    }
-
-    /// Adds a run to the `hole` that comes next, if it is one.
-    fn measure(&self, run: Allocation, hole: &mut u64) -> ControlFlow<()> {
-        if !self.is_done(run) {
-            return ControlFlow::Break(());
-        }
-        *hole = hole.saturating_add(run.length);
-        ControlFlow::Continue(())
     }
 
     /// Leaves out so many bytes that come next, if they are many. Gives whether that was all.
@@ -126,17 +123,6 @@ impl Pieces {
     pub(super) async fn run_async<E: AsyncExport>(&mut self, export: &E) -> Result<()> {
         let native = self.fua && export.can_flush().is_none();
         loop {
-            if self.leaves_out_holes(!native)
-                && let Some(ability) = export.can_extents()
-            {
-                let mut hole = 0_u64;
-                let mut visit = |run| self.measure(run, &mut hole);
-                let told = ability.extents(self.offset, self.end - self.offset, &mut visit).await;
-                // Where it can't tell, the command is carried out as it is.
-                if told.is_ok() && self.leave_out(hole) {
-                    break;
-                }
-            }
             let (offset, length) = self.next_range();
             let begun = Instant::now();
             match self.action {
@@ -172,11 +158,20 @@ impl Pieces {
             Some(flushes) if fua => flushes.flush(),
             _ => Ok(()),
         };
-        if self.leaves_out_holes(flushes.is_some())
+        if self.leaves_out_holes(export)
             && let Some(ability) = export.can_extents()
         {
-            let mut hole = 0_u64;
-            let mut visit = |run| self.measure(run, &mut hole);
+            let (mut hole, mut runs) = (0_u64, 0);
+            let mut visit = |run: Allocation| {
+                if runs == MAX_RUNS || !self.is_done(run) {
+                    // What comes behind does not count, whoever goes on.
+                    runs = MAX_RUNS;
+                    return ControlFlow::Break(());
+                }
+                runs += 1;
+                hole = hole.saturating_add(run.length);
+                ControlFlow::Continue(())
+            };
             let told = ability.extents(self.offset, self.end - self.offset, &mut visit);
             if told.is_ok() && self.leave_out(hole) {
                 return Some(flush(self.fua));

@@ -68,8 +68,8 @@ pub(super) struct Requests {
     clock: Clock,
     /// Those of a client that takes no more replies, once it is known to be one.
     held: Option<VecDeque<(RequestId, Command)>>,
-    /// A request that waits for the memory that it may need.
-    waiting: Option<(RequestId, Command)>,
+    /// Requests that wait for the memory that they may need. The layers of the export have let them pass.
+    waiting: VecDeque<(RequestId, Command)>,
     /// Whether the payload of a write waits for memory to be received into.
     payload_waits: bool,
     /// Requests that are with the workers or in `futures`.
@@ -97,7 +97,7 @@ impl Handler<Connection> for Requests {
     type Error = ConnectionError;
 
     fn may_receive(&self) -> bool {
-        self.waiting.is_none()
+        self.waiting.is_empty()
             && self.closed.is_none()
             && !self.turn.is_over()
             && (!self.is_held_back() || self.held.is_some())
@@ -259,86 +259,80 @@ impl Requests {
         self.activity.requests += 1;
         let started = self.recorder.as_mut().and_then(|recorder| recorder.started(&command));
         self.slot(id).started = started;
-        if !self.afford(connection, id, command, cx) {
-            self.waiting = Some((id, command));
+        if self.admission.is_some() && !self.admit(connection, id, command, staged) {
             return;
         }
-        self.proceed(connection, id, command, staged);
+        self.carry_out(connection, id, command, staged, cx);
     }
 
-    /// Charges what a request needs beside its payload, for which that was done before it was received. Gives `false` if it
-    /// has to wait for others. All memory is charged before a request waits for anything else: who waits for memory would
-    /// wait for itself otherwise.
-    fn afford(
-        &mut self,
-        connection: &mut Connection,
-        id: RequestId,
-        command: Command,
-        cx: &mut Context<'_>,
-    ) -> bool {
-        match command {
-            Command::Read { length, .. } => self.charge(id, Body::cost(length as usize), cx),
-            Command::BlockStatus { .. } => {
-                let slot = &mut self.slots[id.index()];
-                if let Ok(reply) = connection.reply(id) {
-                    for (context, source) in &self.contexts {
-                        if let Ok(query) = reply.status_query(*context) {
-                            slot.work.status.add(*context, source, query);
-                        }
-                    }
-                }
-                let cost = slot.work.status.cost();
-                self.charge(id, cost, cx)
-            }
-            _ => true,
-        }
-    }
-
-    /// Goes on with the request that waits for memory, if there is enough by now. Gives whether there is.
-    pub(super) fn execute_waiting(
-        &mut self,
-        connection: &mut Connection,
-        cx: &mut Context<'_>,
-    ) -> bool {
-        let Some((id, command)) = self.waiting else { return false };
-        let cost = match command {
-            Command::Read { length, .. } => Body::cost(length as usize),
-            _ => self.slots[id.index()].work.status.cost(),
-        };
-        if !self.charge(id, cost, cx) {
-            return false;
-        }
-        self.waiting = None;
-        self.proceed(connection, id, command, &[]);
-        true
-    }
-
-    /// Carries out a request that has the memory it needs, unless the export's layers have it wait.
-    fn proceed(
-        &mut self,
-        connection: &mut Connection,
-        id: RequestId,
-        command: Command,
-        staged: &[u8],
-    ) {
-        if self.admission.is_none() || self.admit(connection, id, command, staged) {
-            self.carry_out(connection, id, command, staged);
-        }
-    }
-
+    /// Carries out a request, now or when there is memory for it.
     fn carry_out(
         &mut self,
         connection: &mut Connection,
         id: RequestId,
         command: Command,
         staged: &[u8],
+        cx: &mut Context<'_>,
     ) {
-        let is_decided = self.slots[id.index()].payload.is_decided();
-        let payload = match command {
-            Command::Write { .. } if !is_decided => PayloadLocation::Staged(staged),
-            _ => PayloadLocation::Slot,
+        let slot = &mut self.slots[id.index()];
+        if let Command::Write { .. } = command {
+            // Its memory was charged before it was received.
+            let payload = if slot.payload.is_decided() {
+                PayloadLocation::Slot
+            } else {
+                PayloadLocation::Staged(staged)
+            };
+            return self.execute(connection, id, command, payload);
+        }
+        if let Command::BlockStatus { .. } = command {
+            let slot = &mut self.slots[id.index()];
+            if let Ok(reply) = connection.reply(id) {
+                for (context, source) in &self.contexts {
+                    if let Ok(query) = reply.status_query(*context) {
+                        slot.work.status.add(*context, source, query);
+                    }
+                }
+            }
+        }
+        if self.afford(id, command, cx) {
+            self.execute(connection, id, command, PayloadLocation::Slot);
+        } else {
+            self.waiting.push_back((id, command));
+        }
+    }
+
+    /// Charges what a request needs, unless it has to wait for others.
+    fn afford(&mut self, id: RequestId, command: Command, cx: &mut Context<'_>) -> bool {
+        let cost = match command {
+            Command::Read { length, .. } => Body::cost(length as usize),
+            Command::BlockStatus { .. } => self.slots[id.index()].work.status.cost(),
+            // What needs nothing waits for nobody: it may have the memory that others wait for.
+            _ => return true,
         };
-        self.execute(connection, id, command, payload);
+        self.waiting.is_empty() && self.charge(id, cost, cx)
+    }
+
+    /// Carries out requests that wait for memory, as far as there is enough by now. Gives whether there were any.
+    pub(super) fn execute_waiting(
+        &mut self,
+        connection: &mut Connection,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let mut progress = false;
+        while !self.turn.is_over()
+            && let Some((id, command)) = self.waiting.pop_front()
+        {
+            let others = core::mem::take(&mut self.waiting);
+            let affordable = self.afford(id, command, cx);
+            self.waiting = others;
+            if !affordable {
+                self.waiting.push_front((id, command));
+                break;
+            }
+            self.execute(connection, id, command, PayloadLocation::Slot);
+            progress = true;
+        }
+        progress
     }
 
     /// Carries out a request at once if that can be done, or hands it over.

@@ -233,7 +233,7 @@ impl<T: Transport> Session<T> {
             let mut progress = requests.execute_waiting(&mut pump.machine, cx);
             if deaf.is_none() || pump.machine.ending().is_some() {
                 progress |= requests.release(&mut pump.machine, cx);
-                progress |= requests.admit_waiting(&mut pump.machine);
+                progress |= requests.admit_waiting(&mut pump.machine, cx);
             }
             let before = requests.activity.received;
             progress |= pump.receive(requests, cx)?;

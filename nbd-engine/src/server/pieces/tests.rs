@@ -1,16 +1,12 @@
 //! What long commands do, and how many steps that takes.
 
 use core::ops::Range;
-use core::pin::pin;
-use core::task::{Context, Waker};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use nbd_testkit::{Random, cases};
 
 use super::*;
-use crate::export::{
-    CanCache, CanExtents, CanFlush, CanTrim, CanWriteZeroes, ExportError, Visitor,
-};
+use crate::export::{CanCache, CanExtents, CanFlush, CanTrim, CanWriteZeroes, ExportError};
 
 /// A disk that is mostly holes, and what was done where.
 #[derive(Debug)]
@@ -19,6 +15,7 @@ struct Sparse {
     runs: Vec<(u64, bool)>,
     flushes: bool,
     tells: bool,
+    is_quick: bool,
     done: Mutex<Vec<(u64, u64)>>,
 }
 
@@ -32,8 +29,8 @@ impl Sparse {
             end += 1 + random.below(4 << 30);
             runs.push((end, true));
         }
-        let (flushes, tells) = (random.one_in(2), true);
-        Self { runs, flushes, tells, done: Mutex::default() }
+        let (flushes, is_quick) = (random.one_in(2), random.one_in(2));
+        Self { runs, flushes, tells: true, is_quick, done: Mutex::default() }
     }
 
     fn done(&self) -> Vec<(u64, u64)> {
@@ -73,6 +70,10 @@ impl Export for Sparse {
 
     fn read(&self, _: &mut [u8], _: u64) -> Result<()> {
         Ok(())
+    }
+
+    fn never_blocks(&self) -> bool {
+        self.is_quick
     }
 
     fn can_flush(&self) -> Option<&dyn CanFlush> {
@@ -131,85 +132,6 @@ impl CanExtents for Sparse {
     }
 }
 
-/// The same disk, by futures.
-struct Asynchronous(Arc<Sparse>);
-
-impl AsyncExport for Asynchronous {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    async fn read(&self, _: &mut [u8], _: u64) -> Result<()> {
-        Ok(())
-    }
-
-    fn can_flush(&self) -> Option<impl AsyncCanFlush> {
-        self.0.flushes.then_some(self)
-    }
-
-    fn can_trim(&self) -> Option<impl AsyncCanTrim> {
-        Some(self)
-    }
-
-    fn can_write_zeroes(&self) -> Option<impl AsyncCanWriteZeroes> {
-        Some(self)
-    }
-
-    fn can_cache(&self) -> Option<impl AsyncCanCache> {
-        Some(self)
-    }
-
-    fn can_extents(&self) -> Option<impl AsyncCanExtents> {
-        Some(self)
-    }
-}
-
-impl AsyncCanFlush for Asynchronous {
-    async fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-}
-
-impl AsyncCanTrim for Asynchronous {
-    async fn trim(&self, offset: u64, length: u64, _: bool) -> Result<()> {
-        self.0.note(offset, length)
-    }
-}
-
-impl AsyncCanWriteZeroes for Asynchronous {
-    async fn write_zeroes(&self, offset: u64, length: u64, _: ZeroMode) -> Result<()> {
-        self.0.note(offset, length)
-    }
-}
-
-impl AsyncCanCache for Asynchronous {
-    async fn cache(&self, offset: u64, length: u64) -> Result<()> {
-        self.0.note(offset, length)
-    }
-}
-
-impl AsyncCanExtents for Asynchronous {
-    async fn extents(
-        &self,
-        offset: u64,
-        length: u64,
-        visit: &mut Visitor<'_, Allocation>,
-    ) -> Result<()> {
-        self.0.tell(offset, length, visit)
-    }
-}
-
-fn run_async(pieces: &mut Pieces, disk: &Arc<Sparse>) -> Result<()> {
-    let export = Asynchronous(Arc::clone(disk));
-    let mut task = pin!(pieces.run_async(&export));
-    let mut cx = Context::from_waker(Waker::noop());
-    loop {
-        if let Poll::Ready(result) = task.as_mut().poll(&mut cx) {
-            return result;
-        }
-    }
-}
-
 /// All data is covered, nothing outside of the range and nothing twice, and long holes cost next to nothing.
 #[test]
 fn only_what_is_there_takes_time() {
@@ -227,7 +149,7 @@ fn only_what_is_there_takes_time() {
             _ => (Command::cache(offset, length), false),
         };
         // What can't be left out goes in pieces of a GiB, of which there are not to be too many here.
-        let leaves_out = clears && (disk.flushes || !fua);
+        let leaves_out = clears && disk.is_quick && (disk.flushes || !fua);
         let (command, length) = match leaves_out {
             true => (command, length),
             false => {
@@ -237,14 +159,10 @@ fn only_what_is_there_takes_time() {
             }
         };
         let Some(mut pieces) = Pieces::new(command) else { return };
-        let disk = Arc::new(disk);
-        let result = match random.one_in(2) {
-            true => run_async(&mut pieces, &disk),
-            false => loop {
-                if let Some(result) = pieces.run_next(&*disk) {
-                    break result;
-                }
-            },
+        let result = loop {
+            if let Some(result) = pieces.run_next(&disk) {
+                break result;
+            }
         };
         result.unwrap();
         let done = disk.done();

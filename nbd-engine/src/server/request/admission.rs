@@ -7,6 +7,7 @@
 
 use core::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use nbd_proto::server::Connection;
@@ -84,8 +85,7 @@ impl Admission {
         if index >= self.arrived.len() {
             self.arrived.resize(index + 1, None);
         }
-        // It may have waited for memory since.
-        self.arrived[index].get_or_insert(now);
+        self.arrived[index] = Some(now);
     }
 
     fn delay(&mut self, due: Instant, id: RequestId, command: Command, error: Option<ExportError>) {
@@ -185,12 +185,17 @@ impl Requests {
     }
 
     /// Carries out the requests whose wait is over. Gives whether there were any.
-    pub(in crate::server) fn admit_waiting(&mut self, connection: &mut Connection) -> bool {
+    pub(in crate::server) fn admit_waiting(
+        &mut self,
+        connection: &mut Connection,
+        cx: &mut Context<'_>,
+    ) -> bool {
         if self.admission.as_ref().is_none_or(|admission| admission.due().is_none()) {
             return false;
         }
         let now = (self.clock)();
         let mut progress = false;
+        // Those that wait for memory hold up nobody: it may be that of others which wait here.
         while !self.turn.is_over() {
             let Some(admission) = &mut self.admission else { break };
             if let Some(Delayed { id, command, error, .. }) = admission.pop_due(now) {
@@ -198,7 +203,7 @@ impl Requests {
                 match error {
                     Some(error) => self.answer(connection, id, command, &Err(error)),
                     None if self.take_share(command, now) => {
-                        self.carry_out(connection, id, command, &[]);
+                        self.carry_out(connection, id, command, &[], cx);
                     }
                     None => self.enqueue(id, command),
                 }
@@ -219,7 +224,7 @@ impl Requests {
             }
             admission.bytes -= command.payload_length();
             progress = true;
-            self.carry_out(connection, id, command, &[]);
+            self.carry_out(connection, id, command, &[], cx);
         }
         progress
     }

@@ -18,10 +18,12 @@ impl Requests {
     /// Requests are held from now on. Those that have begun go on.
     pub(in crate::server) fn hold(&mut self, connection: &mut Connection) {
         self.held.get_or_insert_with(VecDeque::new);
-        if let Some((id, command)) = self.waiting.take() {
-            // What is held may have the memory that it waits for.
+        // What is held may have the memory that they wait for.
+        for (id, command) in core::mem::take(&mut self.waiting) {
             self.keep(connection, id, command, &[]);
         }
+        self.memory.account.stop_waiting();
+        self.memory.account.give_back_unused();
     }
 
     pub(super) fn keep(
@@ -31,15 +33,16 @@ impl Requests {
         command: Command,
         staged: &[u8],
     ) {
+        self.slot(id);
         if let Command::Read { .. } | Command::BlockStatus { .. } | Command::Cache { .. } = command
         {
             // It changes nothing, and nobody learns of what it finds.
             if let Ok(reply) = connection.reply(id) {
                 reply.error(ErrorCode::ESHUTDOWN, "");
+                self.count_failure(id, ErrorCode::ESHUTDOWN);
             }
             return;
         }
-        self.slot(id);
         self.keep_payload(id, command, staged);
         if let Some(held) = &mut self.held {
             held.push_back((id, command));

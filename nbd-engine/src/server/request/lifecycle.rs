@@ -1,5 +1,6 @@
 //! The beginning, the rests and the end of a connection's requests.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Instant;
@@ -38,7 +39,7 @@ impl Requests {
             admission: None,
             clock,
             held: None,
-            waiting: None,
+            waiting: VecDeque::new(),
             payload_waits: false,
             offloaded: 0,
             lane: None,
@@ -126,7 +127,7 @@ impl Requests {
 
     /// Whether a request waits for memory, or many wait for the export's layers, so that nothing is received.
     pub(in crate::server) fn is_waiting(&self) -> bool {
-        self.waiting.is_some() || self.payload_waits || self.is_held_back()
+        !self.waiting.is_empty() || self.payload_waits || self.is_held_back()
     }
 
     /// Drops what still works for the client.
