@@ -97,6 +97,42 @@ fn a_server_is_found_however_its_socket_is_named() {
     }
 }
 
+/// What a server runs is no part of it: the files that a copy has open itself are not those of the server.
+#[test]
+fn a_copy_that_the_server_runs_may_write_to_what_is_there() {
+    let folder = Folder::new();
+    let nbd = nbd_binary().display().to_string();
+    let source = folder.file("source", &noise(MIB));
+    let (to, text) = (folder.path("to"), folder.text("to"));
+    let copies = [
+        format!("'{nbd}' copy \"$uri\" '{text}'"),
+        format!("'{nbd}' copy --resume \"$uri\" '{text}'"),
+        format!("'{nbd}' copy \"$uri\" - | cat > '{text}'"),
+    ];
+    for (copy, runtime) in copies.iter().zip(["tokio", "blocking", "tokio"]) {
+        let mut served = Command::new(&nbd);
+        served.args(["serve", "--runtime", runtime, "-r", &source, "--run", copy]);
+        for _ in 0..2 {
+            run(&mut served, SOON).success();
+            assert_same(&read(&text), &noise(MIB));
+        }
+        // The server's own disk is refused as ever.
+        let mut onto_itself = Command::new(&nbd);
+        let itself = format!("'{nbd}' copy \"$uri\" '{source}'");
+        let said =
+            run(onto_itself.args(["serve", "-r", &source, "--run", &itself]), SOON).failure();
+        assert!(said.contains("is what") && said.contains("serves"), "{said}");
+        std::fs::remove_file(&to).unwrap();
+    }
+    let Some(peer) = peers::require("nbdkit") else { return };
+    let copy = format!("'{nbd}' copy \"nbd+unix:///?socket=$unixsocket\" '{text}'");
+    for _ in 0..2 {
+        let mut served = peer.command();
+        run(served.args(["-r", "-U", "-", "file", &source, "--run", &copy]), SOON).success();
+        assert_same(&read(&text), &noise(MIB));
+    }
+}
+
 #[test]
 fn a_loop_device_is_its_file() {
     if !LoopDevice::are_possible() {

@@ -62,17 +62,34 @@ impl Target {
             Some(server) => vec![server.number()],
             None => peers(&self.uri),
         };
+        let own = own_line();
         let mut index = 0;
         while index < processes.len() && processes.len() < MAX_PROCESSES {
             let process = processes[index];
             let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
             let children = children.unwrap_or_default();
-            processes
-                .extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+            let children =
+                children.split_whitespace().filter_map(|child| child.parse::<u32>().ok());
+            // A command that the server runs, as with --run, is no part of it.
+            processes.extend(children.filter(|child| !own.contains(child)));
             index += 1;
         }
         processes
     }
+}
+
+/// This process, and those that it descends from.
+fn own_line() -> Vec<u32> {
+    let mut line = vec![std::process::id()];
+    while line.len() < MAX_PROCESSES
+        && let Some(process) = line.last()
+        && let Ok(status) = fs::read_to_string(format!("/proc/{process}/status"))
+        && let Some(parent) = status.lines().find_map(|line| line.strip_prefix("PPid:"))
+        && let Ok(parent @ 1..) = parent.trim().parse()
+    {
+        line.push(parent);
+    }
+    line
 }
 
 /// The processes that listen on a URI's Unix socket, as our sockets that are connected to it show.
