@@ -13,6 +13,8 @@ pub struct OverlayError {
     problem: Problem,
     /// Whether a file that was missing would have been made.
     makes: bool,
+    /// Whether it was to be committed.
+    commits: bool,
 }
 
 #[derive(Debug)]
@@ -56,12 +58,17 @@ impl From<ExportError> for Problem {
 
 impl OverlayError {
     pub(super) fn new(path: &Path, problem: Problem) -> Self {
-        Self { path: path.to_owned(), problem, makes: false }
+        Self { path: path.to_owned(), problem, makes: false, commits: false }
     }
 
     /// The same where a file that is missing is made.
     pub(super) fn makes(self) -> Self {
         Self { makes: true, ..self }
+    }
+
+    /// The same of a commit.
+    pub(super) fn commits(self) -> Self {
+        Self { commits: true, ..self }
     }
 
     /// The overlay file.
@@ -150,7 +157,14 @@ impl fmt::Display for OverlayError {
             Problem::OtherSize { own, base } => write!(
                 f,
                 "the overlay '{path}' was made for a disk of {own} bytes; this one has {base}: name the disk that it was \
-                 made for"
+                 made for{}",
+                match self.commits {
+                    true => {
+                        ", if that is a whole file or device; what an overlay has of a part of a disk, or of another overlay, \
+                         can be copied while it is served"
+                    }
+                    false => "",
+                }
             ),
             Problem::OtherBase(why) => write!(
                 f,

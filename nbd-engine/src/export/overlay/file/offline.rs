@@ -31,15 +31,30 @@ pub(super) fn create(path: &Path, header: &Header) -> Result<(), Problem> {
     sync_folder(path)
 }
 
-/// Puts an empty overlay in place of the one that there is, at once.
-fn replace(path: &Path, header: &Header) -> Result<(), Problem> {
-    let temporary = write_new(path, header)?;
+/// Puts an empty overlay in place of the one that there is, which nobody needs any more: at once, or, where there is no
+/// room for a second file, by emptying that one, so that an interruption leaves a file without content. `file` is the one
+/// that there is.
+fn replace(path: &Path, file: &fs::File, header: &Header) -> Result<(), Problem> {
+    let temporary = match write_new(path, header) {
+        Ok(temporary) => temporary,
+        Err(Problem::Io(error)) if is_full(&error) => {
+            file.set_len(0)?;
+            file.write_all_at(&header.encode(), 0)?;
+            file.set_len(header.data_offset() + header.size)?;
+            return Ok(file.sync_all()?);
+        }
+        Err(problem) => return Err(problem),
+    };
     let renamed = fs::rename(&temporary, path);
     if renamed.is_err() {
         let _still_there = fs::remove_file(&temporary);
     }
     renamed?;
     sync_folder(path)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// A new file beside the path, with everything that an empty overlay has, durable.
@@ -163,7 +178,7 @@ pub fn commit_overlay(
     base: impl AsRef<Path>,
 ) -> Result<Committed, OverlayError> {
     let (path, base) = (overlay.as_ref(), base.as_ref());
-    commit(path, base).map_err(|problem| OverlayError::new(path, problem))
+    commit(path, base).map_err(|problem| OverlayError::new(path, problem).commits())
 }
 
 fn commit(path: &Path, base_path: &Path) -> Result<Committed, Problem> {
@@ -179,6 +194,7 @@ fn commit(path: &Path, base_path: &Path) -> Result<Committed, Problem> {
     } else if base.size() != header.size {
         return Err(Problem::OtherSize { own: header.size, base: base.size() });
     }
+    let file = opened.file.try_clone()?;
     let store = InFile::new(opened)?;
     let mut committed = Committed::default();
     let failed = |error| Problem::Commit { base: base_path.to_owned(), error };
@@ -189,8 +205,9 @@ fn commit(path: &Path, base_path: &Path) -> Result<Committed, Problem> {
     }
     CanFlush::flush(&base).map_err(failed)?;
     let empty = Header::new(&stamp(&base, base_path)?, header.shift);
+    drop(store);
     // The lock is that of the old file, which goes with it.
-    replace(path, &empty)?;
+    replace(path, &file, &empty)?;
     Ok(committed)
 }
 
@@ -262,7 +279,7 @@ pub fn discard_overlay(path: impl AsRef<Path>) -> Result<(), OverlayError> {
         if opened.header.state == State::Committing {
             return Err(Problem::Committing);
         }
-        replace(path, &opened.header)
+        replace(path, &opened.file, &opened.header)
     };
     discard().map_err(|problem| OverlayError::new(path, problem))
 }
