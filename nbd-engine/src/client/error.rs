@@ -252,6 +252,8 @@ impl Error {
     ///   that it can have, or not serve this address;
     /// - [`Refused`](Self::Refused) when it is about to end
     ///   ([`ERR_SHUTDOWN`](super::OptionReplyType::ERR_SHUTDOWN));
+    /// - [`Command`](Self::Command) when the server shuts down ([`ESHUTDOWN`](ErrorCode::ESHUTDOWN)), or has sent this client
+    ///   away: connect anew;
     /// - `Tls` when the stream broke in the handshake, which says nothing of certificates and keys.
     ///
     /// All others would come again, or have to be looked into, such as [`InDoubt`](Self::InDoubt). Of a request that changes
@@ -272,6 +274,7 @@ impl Error {
                     | io::ErrorKind::BrokenPipe
             ),
             Self::Protocol { source, .. } => matches!(source, nbd_proto::Error::UnexpectedEnd(_)),
+            Self::Command { error, .. } => error.code == ErrorCode::ESHUTDOWN,
             Self::Refused { refusal: NoSession::Option { reply, .. }, .. } => {
                 *reply == OptionReplyType::ERR_SHUTDOWN
             }

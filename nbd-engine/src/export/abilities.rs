@@ -159,6 +159,15 @@ pub trait CanFlush: Send + Sync {
 
 /// The ability to drop data. Part of [`Export`](super::Export).
 ///
+/// # Long commands
+///
+/// A trim, zeroes or a cache over more than 16 MiB comes in pieces, one after the other in the order of their offsets, so
+/// that others have their turn in between and nothing is done for a client that is gone: the first is of 16 MiB, later ones
+/// are as long as the export is quick, up to 1 GiB, and all but the last end at a multiple of 1 MiB. If one fails, the
+/// client gets the error, and what came before it is done. With FUA there is one flush at the end, where there is
+/// [any](CanFlush). Zeroes that have to be [fast](ZeroMode::fast) come whole. Of an export that
+/// [never blocks](super::Export::never_blocks), [holes](CanExtents) of 64 GiB and more are left out.
+///
 /// ```
 /// use nbd_engine::export::{CanTrim, Export, Result};
 ///
@@ -209,6 +218,8 @@ pub struct ZeroMode {
 
 /// The ability to write zeroes without sending them. Part of [`Export`](super::Export).
 ///
+/// A command over more than 16 MiB comes [in pieces](CanTrim#long-commands).
+///
 /// ```
 /// use nbd_engine::export::{CanWriteZeroes, Export, ExportError, Result, ZeroMode};
 ///
@@ -254,6 +265,7 @@ pub trait CanWriteZeroes: Send + Sync {
 }
 
 /// The ability to prepare for reads. Part of [`Export`](super::Export).
+/// A command over more than 16 MiB comes [in pieces](CanTrim#long-commands).
 ///
 /// ```
 /// use nbd_engine::export::{CanCache, Export, Result};

@@ -219,7 +219,7 @@ pub trait AsyncCanFlush: Send + Sync {
     fn flush(&self) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// See [`CanTrim`](super::CanTrim).
+/// See [`CanTrim`](super::CanTrim), also for [long commands](super::CanTrim#long-commands).
 pub trait AsyncCanTrim: Send + Sync {
     /// Drops the range or any part of it.
     ///
@@ -228,7 +228,7 @@ pub trait AsyncCanTrim: Send + Sync {
     fn trim(&self, offset: u64, length: u64, fua: bool) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// See [`CanWriteZeroes`](super::CanWriteZeroes).
+/// See [`CanWriteZeroes`](super::CanWriteZeroes), and [long commands](super::CanTrim#long-commands).
 pub trait AsyncCanWriteZeroes: Send + Sync {
     /// Makes the range read as zeroes.
     ///
@@ -247,7 +247,7 @@ pub trait AsyncCanWriteZeroes: Send + Sync {
     }
 }
 
-/// See [`CanCache`](super::CanCache).
+/// See [`CanCache`](super::CanCache), and [long commands](super::CanTrim#long-commands).
 pub trait AsyncCanCache: Send + Sync {
     /// Prepares for reads of the range.
     ///

@@ -37,6 +37,7 @@ pub fn a_server_that_shuts_down_answers_what_is_in_flight(clients: ClientSetup, 
             Error::Lost { reason: LostReason::ShuttingDown, .. } => {}
             _ => panic!("{refused}"),
         }
+        assert!(refused.is_transient(), "{refused}");
         let later = client.flush().expect_err("the server shuts down");
         assert!(
             matches!(later, Error::Lost { sent: false, reason: LostReason::ShuttingDown, .. }),

@@ -282,7 +282,12 @@ impl Rules<'_> {
         ] {
             if given && !is_volume {
                 let word = self.source.word(option, key);
-                let text = format!("{word} is for volumes alone: leave it out");
+                let remedy = self.source.word(
+                    "leave it out, or give it to each volume in a configuration file (--config)",
+                    "leave it out",
+                );
+                let text =
+                    format!("{word} is for volumes alone, and not every export is one: {remedy}");
                 self.broken(format!("export.{index}.{key}"), text);
             }
         }

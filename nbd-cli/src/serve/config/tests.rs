@@ -157,7 +157,7 @@ fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
         ),
         (
             "[[export]]\nmemory = 1\nvolume-exclusive = true",
-            "3:20: volume-exclusive is for volumes alone: leave it out",
+            "3:20: volume-exclusive is for volumes alone, and not every export is one: leave it out",
         ),
         (
             "[[export]]\nvolume = 's3://b/v'\nvolume-lease = '11m'",
@@ -169,7 +169,7 @@ fn what_can_not_be_is_named_with_its_line_and_column_and_a_remedy() {
         ),
         (
             "[[export]]\nmemory = 1\nvolume-cache = '/c:1G'",
-            "3:16: volume-cache is for volumes alone: leave it out",
+            "3:16: volume-cache is for volumes alone, and not every export is one: leave it out",
         ),
         ("[[export]]\nvolume = 's3://b/v'\nvolume-cache = '/c'", "3:16: '/c' is no cache"),
         ("[[export]]\ndirectory = ''", "2:13: give the path of a directory"),
