@@ -157,9 +157,12 @@ impl Server {
         sockets: impl IntoIterator<Item = (LocalAddr, L)>,
     ) -> io::Result<Listening> {
         let spawn = |task| {
-            let state = Arc::clone(&self.service);
+            // Who waits for the end of the server is not to find that this thread still has its exports.
+            let state = Arc::downgrade(&self.service);
             let run = move || {
-                if let Err(error) = block_on(task) {
+                if let Err(error) = block_on(task)
+                    && let Some(state) = state.upgrade()
+                {
                     state.fail(format_args!("a listener's thread cannot wait for events: {error}"));
                 }
             };

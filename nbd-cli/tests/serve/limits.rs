@@ -67,6 +67,10 @@ fn descriptors_that_run_out_are_reported_once_with_a_remedy() {
         wait_until("it cannot accept", LIMIT, || server.stderr().contains("cannot accept"));
         drop(clients);
         wait_until("they are gone", LIMIT, || server.open_files() <= files + 2);
+        // Some are still in the queue of the socket, and take descriptors when they are accepted.
+        wait_until("clients are served again", LIMIT, || {
+            Wire::connect(server.endpoint()).try_recv(18).is_some()
+        });
         RawClient::go_simple(server.endpoint()).finish();
         server.terminate();
         assert!(server.wait_exit(LIMIT).is_some_and(|status| status.success()));

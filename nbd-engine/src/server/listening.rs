@@ -8,7 +8,7 @@ use std::sync::Arc;
 use event_listener::Event;
 
 use super::ServerState;
-use super::state::OpenSocket;
+use super::state::Counted;
 use crate::net::LocalAddr;
 
 /// The sockets that one call made a server listen on. Cheap to clone: clones refer to the same sockets. Dropping it
@@ -59,7 +59,7 @@ impl Listening {
             changed: Event::new(),
         });
         let handle =
-            |_| SocketHandle { shared: Arc::clone(&shared), _counted: OpenSocket::new(state) };
+            |_| SocketHandle { shared: Arc::clone(&shared), _counted: Counted::socket(state) };
         let handles = (0..count).map(handle).collect();
         Ok((Self { shared }, handles))
     }
@@ -104,7 +104,7 @@ impl Listening {
 #[derive(Debug)]
 pub(super) struct SocketHandle {
     shared: Arc<Shared>,
-    _counted: OpenSocket,
+    _counted: Counted,
 }
 
 impl SocketHandle {

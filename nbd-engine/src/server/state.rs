@@ -9,7 +9,7 @@ use event_listener::{Event, EventListener, IntoNotification as _};
 
 use super::budget::BufferBudget;
 use super::metrics::{Load, Loaded, Metrics, WorkerMetrics};
-use super::outcome::{Counted, Floods};
+use super::outcome::{self, Floods};
 use super::workers::Workers;
 use super::{Outcome, ServerConfig};
 use crate::export::{ClientInfo, DynExports, Exports, Peer};
@@ -31,15 +31,11 @@ struct Common {
     metrics: Option<Metrics>,
     workers: Workers,
     budget: Arc<BufferBudget>,
-    connections: AtomicUsize,
+    connections: Arc<Count>,
     /// The number of the next connection.
     next_connection: AtomicU64,
-    /// Notified when a connection ends.
-    departure: Event,
     /// Sockets that are listened on.
-    sockets: AtomicUsize,
-    /// Notified when one is closed.
-    socket_closed: Event,
+    sockets: Arc<Count>,
     /// Whether a client has found no slot among the connections, and none was given up for it yet.
     slot_wanted: AtomicBool,
     /// How often one has found none.
@@ -50,7 +46,7 @@ struct Common {
     slots_awaited: AtomicUsize,
     shutting_down: AtomicBool,
     shutdown: Event,
-    outcome: Counted,
+    outcome: outcome::Counted,
     floods: Floods,
 }
 
@@ -80,18 +76,16 @@ impl ServerState {
             max_workers: config.max_workers(),
             metrics: config.metrics().cloned(),
             config: RwLock::new(Arc::new(config)),
-            connections: AtomicUsize::new(0),
+            connections: Arc::default(),
             next_connection: AtomicU64::new(0),
-            departure: Event::new(),
-            sockets: AtomicUsize::new(0),
-            socket_closed: Event::new(),
+            sockets: Arc::default(),
             slot_wanted: AtomicBool::new(false),
             slot_claims: AtomicU64::new(0),
             slot_claimed: Event::new(),
             slots_awaited: AtomicUsize::new(0),
             shutting_down: AtomicBool::new(false),
             shutdown: Event::new(),
-            outcome: Counted::default(),
+            outcome: outcome::Counted::default(),
             floods: Floods::default(),
         };
         let common = Arc::new(common);
@@ -152,7 +146,7 @@ impl ServerState {
         let common = &self.common;
         *common.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
         // There may be room by now for connections that wait.
-        common.departure.notify(usize::MAX);
+        common.connections.less.notify(usize::MAX);
     }
 
     /// What the server counts by.
@@ -168,7 +162,7 @@ impl ServerState {
     /// Connections at the moment, those that wait for room not among them.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.common.connections.load(Ordering::Acquire)
+        self.common.connections.get()
     }
 
     /// Begins to shut down: no more connections, requests in flight get [`ServerConfig::drain_timeout`] to finish,
@@ -192,15 +186,15 @@ impl ServerState {
 
     /// Is ready once no connection is left. Cancel-safe.
     pub async fn drained(&self) {
-        self.until(&self.common.departure, || self.connections() == 0).await;
+        self.until(&self.common.connections.less, || self.connections() == 0).await;
     }
 
     /// Is ready once the server was told to [shut down](Self::shut_down), its sockets are closed, so that their addresses
     /// can be bound again and the paths are removed, and no connection is left; gives how it ended. Cancel-safe.
     pub async fn ended(&self) -> Outcome {
         self.shutdown_begun().await;
-        let sockets = || self.common.sockets.load(Ordering::Acquire);
-        self.until(&self.common.socket_closed, || sockets() == 0).await;
+        let sockets = &self.common.sockets;
+        self.until(&sockets.less, || sockets.get() == 0).await;
         self.drained().await;
         self.outcome()
     }
@@ -244,7 +238,8 @@ impl ServerState {
         let admitted = || {
             let max = self.config().max_connections();
             let add = |count| (count < max).then_some(count + 1);
-            self.common.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
+            let count = &self.common.connections.count;
+            count.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
         };
         // `shut_down` wakes what waits for a departure, too: there may never be one.
         let (mut entered, mut waiting) = (false, None);
@@ -259,7 +254,10 @@ impl ServerState {
             }
         })
         .await;
-        entered.then(|| Permit(Arc::clone(self)))
+        entered.then(|| Permit {
+            state: Arc::clone(self),
+            _counted: Counted(Arc::clone(&self.common.connections)),
+        })
     }
 
     /// A client has found no slot: one that has long been idle is to give up its own.
@@ -301,7 +299,7 @@ impl ServerState {
 
     async fn until_any(&self, mut reached: impl FnMut() -> bool) {
         while !reached() {
-            let departure = self.common.departure.listen();
+            let departure = self.common.connections.less.listen();
             let shutdown = self.common.shutdown.listen();
             if reached() {
                 return;
@@ -325,21 +323,38 @@ impl fmt::Debug for ServerState {
     }
 }
 
-/// One more socket that is listened on, until this is dropped.
-#[derive(Debug)]
-pub(super) struct OpenSocket(Arc<ServerState>);
+/// How many there are of something. Not a part of the state, which whoever counts is to let go of first: who waits for the
+/// last one finds that nobody else has the exports.
+#[derive(Debug, Default)]
+struct Count {
+    count: AtomicUsize,
+    /// Notified when there is one less.
+    less: Event,
+}
 
-impl OpenSocket {
-    pub(super) fn new(state: &Arc<ServerState>) -> Self {
-        state.common.sockets.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(state))
+impl Count {
+    fn get(&self) -> usize {
+        self.count.load(Ordering::Acquire)
     }
 }
 
-impl Drop for OpenSocket {
+/// One that is counted, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Counted(Arc<Count>);
+
+impl Counted {
+    /// One more socket that is listened on.
+    pub(super) fn socket(state: &ServerState) -> Self {
+        let count = &state.common.sockets;
+        count.count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.common.sockets.fetch_sub(1, Ordering::AcqRel);
-        self.0.common.socket_closed.notify(usize::MAX);
+        self.0.count.fetch_sub(1, Ordering::AcqRel);
+        self.0.less.notify(usize::MAX);
     }
 }
 
@@ -361,17 +376,14 @@ impl Drop for Waiting<'_> {
 
 /// The slot of one connection, given back when dropped.
 #[derive(Debug)]
-pub struct Permit(Arc<ServerState>);
+pub struct Permit {
+    state: Arc<ServerState>,
+    /// Dropped behind the state.
+    _counted: Counted,
+}
 
 impl Permit {
     pub(crate) const fn state(&self) -> &Arc<ServerState> {
-        &self.0
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.common.connections.fetch_sub(1, Ordering::AcqRel);
-        self.0.common.departure.notify(usize::MAX);
+        &self.state
     }
 }
