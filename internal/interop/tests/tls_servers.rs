@@ -284,7 +284,7 @@ fn a_certificate_with_a_common_name_alone_is_explained_to_both_sides(setup: Setu
         params.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
     });
     let server = serving(setup, "require", &certificates).args(["memory:1M"]).start();
-    assert!(server.stderr().contains(warning), "{}", server.stderr());
+    wait_until("the server warns of it", PATIENCE, || server.stderr().contains(warning));
     let mut command = Command::new(nbd_binary());
     let told = run(command.args(["info", &uri(&server, "", &certificates)]), PATIENCE).failure();
     assert!(told.contains("has no subject alternative name"), "{told}");
