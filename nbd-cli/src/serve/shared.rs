@@ -21,10 +21,7 @@ use crate::store::Store;
 /// paths.
 #[derive(Default)]
 pub(super) struct Files<'a> {
-    /// The first export of each.
-    disks: HashMap<Identity, &'a Export>,
-    /// All of them.
-    all: Vec<Disk<'a>>,
+    disks: Vec<Disk<'a>>,
     volumes: Vec<(Place, &'a Export)>,
     /// Those of layers, by the layers.
     beside: HashMap<Identity, (&'static str, &'a Export)>,
@@ -142,8 +139,8 @@ impl<'a> Files<'a> {
             let shown = quoted(path.as_os_str());
             let mut earlier = None;
             for identity in Identity::of_path(path) {
-                if let Some(disk) = self.disks.get(&identity) {
-                    return Err(disk_and_layer(disk, what, export, &shown));
+                if let Some(disk) = self.disks.iter().find(|disk| disk.is == identity) {
+                    return Err(disk_and_layer(disk.export, what, export, &shown));
                 }
                 earlier = self.beside.insert(identity, (what, export)).or(earlier);
             }
@@ -196,30 +193,28 @@ impl<'a> Files<'a> {
         };
         // Opening it reports what is wrong with it.
         let Ok(metadata) = fs::metadata(path) else { return Ok(None) };
-        let identity = Identity::of(&metadata);
         if let Some((what, other)) =
             Identity::of_path(path).find_map(|identity| self.beside.get(&identity))
         {
             return Err(disk_and_layer(export, what, other, &quoted(path.as_os_str())));
         }
         let disk = Disk { is: Identity::of(&metadata), store: Store::new(&metadata), export };
-        self.disks.entry(identity).or_insert(export);
         let kind = if metadata.is_dir() { "directory" } else { "file" };
         let mut warning = None;
         let shown = || quoted(path.as_os_str());
-        for other in &self.all {
+        for other in &self.disks {
             let nouns = || other.export.nouns(export);
-            let [theirs, ours] = [other.export, export].map(|one| has_part(&one.layers));
-            // Of one that shows its whole, whatever lies on it is a part.
             let (shared, is_sure) = if other.is == disk.is {
-                (format!("{} are the same {kind}, {}", nouns(), shown()), !(theirs && ours))
+                (format!("{} are the same {kind}, {}", nouns(), shown()), true)
             } else if let Some(is_lower) = other.is_below(&disk) {
                 let shared = format!(
                     "{} share their bytes: {} lies on the other, or is what that lies on",
                     nouns(),
                     shown()
                 );
-                (shared, if is_lower { !theirs } else { !ours })
+                // Of one that shows its whole, whatever lies on it is a part.
+                let lower = if is_lower { other.export } else { export };
+                (shared, !has_part(&lower.layers))
             } else {
                 continue;
             };
@@ -235,7 +230,7 @@ impl<'a> Files<'a> {
                 Ok(found) => warning = warning.or(found),
             }
         }
-        self.all.push(disk);
+        self.disks.push(disk);
         Ok(warning)
     }
 
@@ -255,8 +250,8 @@ impl<'a> Files<'a> {
 
     /// Those that are files.
     pub(super) fn ids(&self) -> HashSet<FileId> {
-        let files = self.disks.keys().filter_map(|file| match file {
-            Identity::File(id) => Some(*id),
+        let files = self.disks.iter().filter_map(|disk| match disk.is {
+            Identity::File(id) => Some(id),
             _ => None,
         });
         files.collect()
