@@ -12,7 +12,8 @@ enum Identity {
     Device(u64),
 }
 
-/// A file or a block device, and what it lies on: the file behind a loop device, the disk of a partition.
+/// A file or a block device, and what it lies on: the file behind a loop device, the disk of a partition, what a mapped
+/// device, such as a logical volume, is made of.
 #[derive(Debug)]
 pub(crate) struct Store(Vec<Identity>);
 
@@ -26,16 +27,27 @@ impl Store {
         if !kind.is_block_device() {
             return None;
         }
-        let device = Device::new(metadata.rdev());
-        let mut chain = vec![Identity::Device(metadata.rdev())];
-        chain.extend(device.whole().map(Identity::Device));
-        if let Some(file) = device.backing_file()
-            && let Ok(metadata) = fs::metadata(file)
-            && let Some(Self(below)) = Self::new(&metadata)
-        {
-            chain.extend(below);
+        let mut found = Self(Vec::new());
+        found.add_device(metadata.rdev());
+        Some(found)
+    }
+
+    /// A device, and what it lies on.
+    fn add_device(&mut self, number: u64) {
+        // It may be reached in more than one way.
+        if self.0.contains(&Identity::Device(number)) {
+            return;
         }
-        Some(Self(chain))
+        self.0.push(Identity::Device(number));
+        let device = Device::new(number);
+        device.whole().into_iter().chain(device.made_of()).for_each(|below| self.add_device(below));
+        let behind = device.backing_file().and_then(|file| fs::metadata(file).ok());
+        if let Some(metadata) = behind {
+            match metadata.file_type().is_block_device() {
+                true => self.add_device(metadata.rdev()),
+                false => self.0.push(Identity::File(metadata.dev(), metadata.ino())),
+            }
+        }
     }
 
     /// Whether one is the other, or lies on it.

@@ -37,9 +37,13 @@ impl Device {
 
     /// The number of the disk that it is a part of; `None` for what is no part.
     pub(crate) fn whole(&self) -> Option<u64> {
-        let text = fs::read_to_string(self.whole.as_ref()?.join("dev")).ok()?;
-        let (major, minor) = text.trim_end().split_once(':')?;
-        Some(makedev(major.parse().ok()?, minor.parse().ok()?))
+        number_in(self.whole.as_ref()?)
+    }
+
+    /// The numbers of the devices of which the device mapper, a RAID or a cache makes it, or what it is a part of.
+    pub(crate) fn made_of(&self) -> Vec<u64> {
+        let entries = fs::read_dir(self.disk().join("slaves")).into_iter().flatten();
+        entries.filter_map(|entry| number_in(&entry.ok()?.path())).collect()
     }
 
     /// The first sector of a part, in units of 512 bytes.
@@ -61,6 +65,13 @@ impl Device {
     fn disk(&self) -> &Path {
         self.whole.as_ref().unwrap_or(&self.folder)
     }
+}
+
+/// The number of the device that has that folder.
+fn number_in(folder: &Path) -> Option<u64> {
+    let text = fs::read_to_string(folder.join("dev")).ok()?;
+    let (major, minor) = text.trim_end().split_once(':')?;
+    Some(makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
 fn text(path: &Path) -> Option<String> {
@@ -89,13 +100,21 @@ mod tests {
             ("loop/part/dev", "259:1\n"),
             ("loop/part/partition", "2\n"),
             ("loop/part/start", "4096\n"),
+            ("raid/dev", "9:0\n"),
+            ("raid/part/dev", "259:2\n"),
+            ("raid/part/partition", "1\n"),
         ] {
             let path = tree.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let (disk, device) = (tree.path().join("disk"), tree.path().join("loop"));
+        let [disk, device, raid] = ["disk", "loop", "raid"].map(|name| tree.path().join(name));
+        fs::create_dir(raid.join("slaves")).unwrap();
+        symlink("../../disk/part", raid.join("slaves/part")).unwrap();
+        symlink("../../loop", raid.join("slaves/loop")).unwrap();
         for (number, folder) in [
+            ("9:0", &raid),
+            ("259:2", &raid.join("part")),
             ("8:16", &disk),
             ("8:17", &disk.join("part")),
             ("7:300", &device),
@@ -135,5 +154,16 @@ mod tests {
             assert_eq!(device.whole(), whole);
             assert_eq!(device.backing_file(), Some("/images/a disk ".into()));
         }
+    }
+
+    #[test]
+    fn a_raid_and_its_part_are_made_of_the_same_devices() {
+        let tree = tree();
+        for (major, minor) in [(9, 0), (259, 2)] {
+            let mut below = Device::under(tree.path(), makedev(major, minor)).made_of();
+            below.sort_unstable();
+            assert_eq!(below, [makedev(8, 17), makedev(7, 300)]);
+        }
+        assert!(Device::under(tree.path(), makedev(8, 16)).made_of().is_empty());
     }
 }

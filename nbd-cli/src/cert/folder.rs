@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use nbd_engine::net::{folder_of, link_end};
 use nbd_engine::tls::CertificateInfo;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -219,6 +220,8 @@ impl Folder<'_> {
     /// Writes a file whole, with its mode from the start. One that replaces another has the mode and the owner of that.
     pub(super) fn write(&self, name: &str, text: &str, mode: u32) -> Result<Written, Failure> {
         let path = self.path.join(name);
+        // What is a link stays one.
+        let path = if self.replace { link_end(&path) } else { path };
         let written = (|| {
             let mut options = OpenOptions::new();
             options.write(true).mode(mode);
@@ -228,7 +231,7 @@ impl Folder<'_> {
                 file.sync_all()?;
                 return Ok(None);
             }
-            let temporary = self.path.join(format!(".{name}.new"));
+            let temporary = folder_of(&path).join(format!(".{name}.new"));
             let mut file = options.create(true).truncate(true).open(&temporary)?;
             if let Ok(old) = fs::metadata(&path) {
                 let new = file.metadata()?;

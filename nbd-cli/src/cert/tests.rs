@@ -32,7 +32,14 @@ fn renewed_certificates_have_the_names_and_the_permissions_of_the_old_ones() {
     let key = path.join("server-key.pem");
     let before = fs::read(&key).unwrap();
     fs::set_permissions(&key, Permissions::from_mode(0o640)).unwrap();
+    // A link stays one, and leads to the new key.
+    let elsewhere = folder.path().join("keys");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::rename(&key, elsewhere.join("server")).unwrap();
+    std::os::unix::fs::symlink("../keys/server", &key).unwrap();
     cert(&[shown, "--renew"]).unwrap();
+    assert!(fs::symlink_metadata(&key).unwrap().is_symlink());
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 1);
     let of = |file: &str| CertificateInfo::from_file(&path.join(file)).unwrap().names;
     assert_eq!(of("server-cert.pem"), ["disks.example.org", "192.0.2.7"]);
     assert_eq!(of("client-cert.pem"), ["backup"]);

@@ -35,7 +35,13 @@ impl Folder {
             let shown = quoted(path.as_os_str());
             let remedy = match error.kind() {
                 ErrorKind::NotFound => format!("; create it first: mkdir -p {}", shell_path(path)),
-                ErrorKind::NotADirectory => "; leave out dir: to serve a file".into(),
+                ErrorKind::NotADirectory => {
+                    let (word, key) = (
+                        "leave out dir: to serve a file",
+                        "to serve a file, name it by file instead of directory",
+                    );
+                    format!("; {}", config.source.word(word, key))
+                }
                 kind => denied::why(kind),
             };
             Failure::failed(format!("cannot open the directory {shown}: {error}{remedy}"))

@@ -22,9 +22,10 @@ use super::backend;
 use super::config::{Backend, Config, Export};
 use super::control::Bitmaps;
 use super::folder::Folder;
-use super::shared::Files;
+use super::shared::{Files, shared_overlay};
 use super::volumes;
 use crate::exit::Failure;
+use crate::output::quoted;
 
 pub(super) use self::exchange::HandedOver;
 
@@ -390,6 +391,14 @@ impl Changes {
                 "to change {} is to open it anew, by which what it holds in memory would be lost: give the other one \
                  another name, or remove this one first",
                 export.noun()
+            )));
+        }
+        if let Some(path) = shared_overlay(&earlier.export.layers, &export.layers) {
+            return Err(Failure::usage(format!(
+                "to change {} is to open it anew, and its overlay {} is in use until it is gone and its clients have left: \
+                 remove it first, by nbd export or a reload without it, and add it again, or start the server anew",
+                export.noun(),
+                quoted(path.as_os_str())
             )));
         }
         self.replaced.push(export.label().into_owned());

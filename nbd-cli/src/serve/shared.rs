@@ -258,6 +258,19 @@ impl<'a> Files<'a> {
     }
 }
 
+/// The overlay file that an export has and had before, by whatever paths.
+pub(super) fn shared_overlay<'a>(before: &[Layer], now: &'a [Layer]) -> Option<&'a Path> {
+    let earlier: HashSet<_> = overlays(before).flat_map(Identity::of_path).collect();
+    overlays(now).find(|path| Identity::of_path(path).any(|identity| earlier.contains(&identity)))
+}
+
+fn overlays(layers: &[Layer]) -> impl Iterator<Item = &Path> {
+    layers.iter().filter_map(|layer| match layer {
+        Layer::Overlay(path) => path.as_deref(),
+        _ => None,
+    })
+}
+
 /// What a file of a layer is.
 const OVERLAY: &str = "the overlay";
 const LOG: &str = "the request log";

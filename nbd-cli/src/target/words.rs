@@ -45,9 +45,13 @@ impl fmt::Display for Place {
 
 /// The command line with a `--` in front of the first opening bracket, so that the options of that command are not taken
 /// for ours, which come before that, wherever they stood; or in front of the first number with a minus after `resize`, which
-/// is a size and no option.
+/// is a size and no option. `nbd help --help` is what `nbd --help` is.
 pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = given.into_iter().collect();
+    if matches!(&arguments[..], [_, help, flag] if help == "help" && (flag == "--help" || flag == "-h"))
+    {
+        arguments.remove(1);
+    }
     let ends = arguments.iter().position(|word| word == "--").unwrap_or(arguments.len());
     let resizes = arguments.get(1).is_some_and(|word| word == "resize");
     let is_negative = |word: &OsStr| {

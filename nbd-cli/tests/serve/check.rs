@@ -248,7 +248,7 @@ fn a_file_is_for_one_disk_or_one_overlay() {
     )
     .unwrap();
     let says = run(&mut nbd(path, &["reload", "c"]), LIMIT).failure();
-    let what = "in use by another export of this server";
+    let what = "its overlay 'o' is in use until it is gone and its clients have left";
     assert!(says.contains(what), "{says}");
     let log = server.stopped();
     assert!(log.contains(what) && log.contains("stay in force"), "it is logged, too: {log}");

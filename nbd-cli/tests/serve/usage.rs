@@ -14,7 +14,15 @@ fn nbd(arguments: &[&str]) -> Command {
 
 #[test]
 fn help_goes_to_standard_output_and_succeeds() {
-    for arguments in [&["--help"][..], &["-h"], &["help"], &["serve", "--help"], &["serve", "-h"]] {
+    for arguments in [
+        &["--help"][..],
+        &["-h"],
+        &["help"],
+        &["help", "--help"],
+        &["help", "-h"],
+        &["serve", "--help"],
+        &["serve", "-h"],
+    ] {
         let finished = run(&mut nbd(arguments), LIMIT);
         assert_eq!(finished.status.code(), Some(0), "{arguments:?}");
         assert!(finished.stdout.contains("Usage: nbd"), "{arguments:?}: {}", finished.stdout);

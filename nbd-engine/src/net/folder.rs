@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,20 @@ pub const FOLDER_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The folder that a path is in: `.` for a name alone.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Where a path leads once symbolic links at its end are followed, whether or not a file is there: a file is replaced or
+/// made there, and not at the link.
+#[must_use]
+pub fn link_end(path: &Path) -> PathBuf {
+    /// As many links as the kernel follows.
+    const MAX_LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = std::fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    path
 }
 
 /// Takes a folder's lock, which servers take before they replace or remove a socket in it; it is released when the

@@ -14,7 +14,7 @@ mod unix;
 mod vsock;
 
 pub use access::{Access, InvalidNetwork, Network};
-pub use folder::{FOLDER_LOCK_TIMEOUT, folder_of, lock_folder, remove_file_of};
+pub use folder::{FOLDER_LOCK_TIMEOUT, folder_of, link_end, lock_folder, remove_file_of};
 pub use local_addr::LocalAddr;
 pub use tcp::{bind_resolved, bind_tcp, check_tcp, tune_tcp};
 pub use unix::{SocketPath, bind_unix, check_socket_path, check_unix, tune_unix};

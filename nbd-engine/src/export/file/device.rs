@@ -3,23 +3,16 @@
 use std::fs;
 use std::path::Path;
 
+use crate::net::{folder_of, link_end};
+
 /// Whether a path belongs to a device node: it lies in `/dev` and not in `/dev/shm`, once symbolic links and relative
 /// names are resolved. A regular file must not be created there: a mistyped device would become a file in memory. Asks
 /// the file system; a path that can't be resolved is taken as it is written.
 #[must_use]
 pub fn is_device_path(path: &Path) -> bool {
-    /// As many links as the kernel follows.
-    const MAX_LINKS: usize = 40;
-    let mut path = path.to_owned();
     // A link to a missing file can't be canonicalized, and opening it creates its target.
-    for _ in 0..MAX_LINKS {
-        let Ok(target) = fs::read_link(&path) else { break };
-        path = path.parent().unwrap_or(Path::new("")).join(target);
-    }
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let path = link_end(path);
+    let parent = folder_of(&path);
     let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
     parent.starts_with("/dev") && !parent.starts_with("/dev/shm")
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::export::ExportError;
+use crate::net::link_end;
 
 /// An overlay file can't be used. The text names the file, what is wrong, and what to do about it.
 #[derive(Debug)]
@@ -62,8 +63,12 @@ impl OverlayError {
     }
 
     /// The same where a file that is missing is made.
-    pub(super) fn makes(self) -> Self {
-        Self { makes: true, ..self }
+    pub(super) fn makes(path: &Path, problem: Problem) -> Self {
+        let is_missing =
+            matches!(&problem, Problem::Io(error) if error.kind() == io::ErrorKind::NotFound);
+        // The folder that is missing is that of the file, and not that of a link to it.
+        let path = if is_missing { link_end(path) } else { path.to_owned() };
+        Self { path, problem, makes: true, commits: false }
     }
 
     /// The same of a commit.

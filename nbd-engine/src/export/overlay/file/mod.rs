@@ -26,6 +26,7 @@ use super::blocks::{Blocks, PAGE};
 use super::{Overlay, Store, sealed};
 use crate::export::aside::Aside;
 use crate::export::{AsyncExport, CanFlush, CanWrite, Export, File, Result, Slice};
+use crate::net::link_end;
 use asynchronous::no_answer;
 pub use error::OverlayError;
 use error::Problem;
@@ -253,7 +254,7 @@ impl InFile {
             if !path.try_exists()? {
                 let header = Header::new(stamp, Self::BLOCK.trailing_zeros());
                 header.check_size()?;
-                offline::create(path, &header)?;
+                offline::create(&link_end(path), &header)?;
             }
             let opened = Opened::open(path)?;
             if opened.header.state == State::Committing {
@@ -262,7 +263,7 @@ impl InFile {
             opened.header.check_base(stamp)?;
             Self::new(opened)
         };
-        open().map_err(|problem| OverlayError::new(path, problem).makes())
+        open().map_err(|problem| OverlayError::makes(path, problem))
     }
 }
 

@@ -15,7 +15,7 @@ use super::{BaseStamp, Header, InFile, Opened, OverlayError, Problem, State, in_
 use crate::export::{
     CanExtents, CanFlush, CanWrite, CanWriteZeroes, Export, ExportError, File, OpenError, ZeroMode,
 };
-use crate::net::folder_of;
+use crate::net::{folder_of, link_end};
 
 /// Makes an empty overlay file at a path at which there is none; or in place of the one that there is, if
 /// [replaced](replace).
@@ -35,6 +35,8 @@ pub(super) fn create(path: &Path, header: &Header) -> Result<(), Problem> {
 /// room for a second file, by emptying that one, so that an interruption leaves a file without content. `file` is the one
 /// that there is.
 fn replace(path: &Path, file: &fs::File, header: &Header) -> Result<(), Problem> {
+    // The file behind a link, which would have what it had before and be locked no longer.
+    let path = &link_end(path);
     let temporary = match write_new(path, header) {
         Ok(temporary) => temporary,
         Err(Problem::Io(error)) if is_full(&error) => {
@@ -128,7 +130,7 @@ pub fn overlay_summary(path: impl AsRef<Path>) -> Result<OverlaySummary, Overlay
 /// Those of [`Overlay::in_file`](super::Overlay::in_file). One that is in use has no other fault.
 pub fn check_overlay(path: impl AsRef<Path>, stamp: &BaseStamp) -> Result<(), OverlayError> {
     let path = path.as_ref();
-    check(path, stamp).map_err(|problem| OverlayError::new(path, problem).makes())
+    check(path, stamp).map_err(|problem| OverlayError::makes(path, problem))
 }
 
 fn check(path: &Path, stamp: &BaseStamp) -> Result<(), Problem> {
@@ -137,7 +139,8 @@ fn check(path: &Path, stamp: &BaseStamp) -> Result<(), Problem> {
     };
     if !path.try_exists()? {
         Header::new(stamp, InFile::BLOCK.trailing_zeros()).check_size()?;
-        let folder = folder_of(path);
+        let end = link_end(path);
+        let folder = folder_of(&end);
         fs::read_dir(folder)?;
         return may(folder, Access::WRITE_OK | Access::EXEC_OK);
     }
@@ -376,6 +379,62 @@ mod tests {
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let text = files.open("o").unwrap_err().to_string();
         assert!(text.contains("end the server or command that uses it"), "{text}");
+    }
+
+    /// However it is named, an overlay is one file: it is made, committed and discarded at the end of the links.
+    #[test]
+    fn links_to_an_overlay_stay_links() {
+        nbd_testkit::cases(40, |random| {
+            let files = Files::new();
+            let mut names = vec![String::from("end/o")];
+            fs::create_dir(files.path("end")).unwrap();
+            for number in 0..1 + random.below(4) {
+                let (name, last) = (format!("link{number}"), names.last().unwrap());
+                let target = match random.one_in(2) {
+                    true => files.path(last),
+                    false => PathBuf::from(last),
+                };
+                std::os::unix::fs::symlink(target, files.path(&name)).unwrap();
+                names.push(name);
+            }
+            let name = |random: &mut nbd_testkit::Random| {
+                names[random.below(names.len() as u64) as usize].clone()
+            };
+            let mut expected = fs::read(&files.base).unwrap();
+            for _ in 0..1 + random.below(4) {
+                check_overlay(files.path(&name(random)), &files.stamp()).unwrap();
+                let disk = files.open(&name(random)).unwrap();
+                let block = random.below(3);
+                let byte = random.below(256) as u8;
+                let (at, length) = (block * InFile::BLOCK, InFile::BLOCK);
+                let data = vec![byte; length as usize];
+                disk.can_write().unwrap().write(&data, at, false).unwrap();
+                drop(disk);
+                if random.one_in(2) {
+                    commit_overlay(files.path(&name(random)), &files.base).unwrap();
+                    expected[at as usize..][..length as usize].fill(byte);
+                } else {
+                    discard_overlay(files.path(&name(random))).unwrap();
+                }
+                for name in &names {
+                    assert_eq!(overlay_summary(files.path(name)).unwrap().present, 0, "{name}");
+                    let is_link = fs::symlink_metadata(files.path(name)).unwrap().is_symlink();
+                    assert_eq!(is_link, name.starts_with("link"), "{name}");
+                }
+                assert!(fs::read(&files.base).unwrap() == expected);
+            }
+            let left = fs::read_dir(files.path("end")).unwrap().count();
+            assert_eq!(left, 1, "no temporary file stays");
+            // What is missing is the folder of the file, and not that of the link.
+            fs::remove_dir_all(files.path("end")).unwrap();
+            let link = name(random);
+            let error = files.open(&link).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                check_overlay(files.path(&link), &files.stamp()).unwrap_err().to_string()
+            );
+            assert!(error.path().ends_with("end/o"), "{error}");
+        });
     }
 
     /// A check says of a path what opening it would, and changes nothing.
