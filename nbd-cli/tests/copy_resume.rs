@@ -9,11 +9,11 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use nbd_testkit::LoopDevice;
 use nbd_testkit::process::Background;
 use nbd_testkit::raw::{BlockSize, Cmd, Mode, flag};
 use nbd_testkit::scripted::{Export, Script, ScriptedServer};
 use nbd_testkit::server::nbd_binary;
+use nbd_testkit::{LoopDevice, cases};
 use support::{Folder, MIB, SOON, assert_same, copy, noise, read, refused, try_copy};
 
 const SIZE: usize = 16 * MIB;
@@ -22,16 +22,23 @@ const STEP: usize = MIB;
 const ONE_BY_ONE: [&str; 7] =
     ["--resume", "--synchronous", "--request-size", "1M", "-S", "0", "--no-extents"];
 
+/// Before a copy goes on, so much of it is compared with the source, by a read each.
+const SAMPLES: usize = 16;
+
 /// A connection that answers so many reads, and breaks at the next.
 fn reads(count: usize) -> Script {
     reads_of(SIZE, count)
 }
 
 fn reads_of(size: usize, count: usize) -> Script {
+    let script = Script::new(reads_export(size)).enter();
+    (0..count).fold(script, |script, _| script.request(Cmd::READ).obey())
+}
+
+fn reads_export(size: usize) -> Export {
     let mut export = Export::new(Mode::Extended);
     export.size = size as u64;
-    let script = Script::new(export).enter();
-    (0..count).fold(script, |script, _| script.request(Cmd::READ).obey())
+    export
 }
 
 #[test]
@@ -41,8 +48,8 @@ fn an_interrupted_copy_goes_on_where_it_was() {
     let all = SIZE / STEP;
     let server = ScriptedServer::unix([
         reads(5).header(Cmd::READ),
-        reads(4).header(Cmd::READ),
-        reads(all - 9).header(Cmd::DISC),
+        reads(SAMPLES + 4).header(Cmd::READ),
+        reads(SAMPLES + all - 9).header(Cmd::DISC),
         reads(all).header(Cmd::DISC),
     ]);
     let uri = server.endpoint().uri("");
@@ -114,9 +121,6 @@ fn a_copy_goes_on_at_the_beginning_of_a_block() {
     assert_same(&read(&to), &whole);
     server.finish();
 }
-
-/// Before a copy to a block device goes on, so much of it is compared with the source, by a read each.
-const SAMPLES: usize = 16;
 
 /// The source of a copy to a block device, and the size of a request there.
 const SMALL: usize = MIB;
@@ -370,6 +374,72 @@ fn a_source_or_a_destination_that_was_changed_is_noticed() {
     let said = refused(&words);
     assert!(said.contains("the destination") && said.contains("it is another file;"), "{said}");
     assert!(record.exists());
+}
+
+/// Whatever somebody does to a destination of which a part is copied: the copy is refused, or right.
+#[test]
+fn a_destination_that_was_replaced_is_not_gone_on_with() {
+    let folder = Folder::new();
+    let to = folder.path("to");
+    let text = folder.text("to");
+    let whole = Export::CONTENT.bytes(0, SIZE);
+    cases(12, |random| {
+        for path in [&to, &folder.path("to.nbd-copy"), &folder.path("aside")] {
+            fs::remove_file(path).ok();
+        }
+        let copied = 1 + random.below((SIZE / STEP - 1) as u64) as usize;
+        let server = ScriptedServer::unix([
+            reads(copied).header(Cmd::READ),
+            Script::new(reads_export(SIZE)).enter().serve(),
+        ]);
+        let uri = server.endpoint().uri("");
+        let words = [&ONE_BY_ONE[..], &[&uri, &text]].concat();
+        refused(&words);
+        let partial = read(&text);
+        let is_same = match random.below(6) {
+            // The next file may get the number of the one before.
+            0 => {
+                fs::remove_file(&to).unwrap();
+                let file = fs::File::create(&to).unwrap();
+                file.set_len(SIZE as u64).unwrap();
+                false
+            }
+            1 => {
+                fs::remove_file(&to).unwrap();
+                fs::write(&to, noise(SIZE)).unwrap();
+                false
+            }
+            // In its place.
+            2 => {
+                fs::File::create(&to).unwrap().set_len(SIZE as u64).unwrap();
+                false
+            }
+            3 => {
+                fs::write(&to, noise(SIZE)).unwrap();
+                false
+            }
+            4 => {
+                fs::rename(&to, folder.path("aside")).unwrap();
+                fs::rename(folder.path("aside"), &to).unwrap();
+                true
+            }
+            _ => {
+                fs::write(&to, &partial).unwrap();
+                true
+            }
+        };
+        let finished = try_copy(&words);
+        assert_eq!(finished.status.success(), is_same, "{}", finished.stderr);
+        if is_same {
+            assert_same(&read(&text), &whole);
+        } else {
+            assert!(
+                finished.stderr.contains("remove that file to begin anew"),
+                "{}",
+                finished.stderr
+            );
+        }
+    });
 }
 
 #[test]

@@ -24,10 +24,10 @@ impl Outage {
         self.0.as_ref().map(|failures| failures.latest.clone())
     }
 
-    /// A request failed. Returns whether that is to be told, which is so once for each outage.
-    pub(crate) fn goes_on(&mut self, now: Instant, reason: &str) -> bool {
+    /// A request failed that had begun at `began`. Returns whether that is to be told, which is so once for each outage.
+    pub(crate) fn goes_on(&mut self, began: Instant, now: Instant, reason: &str) -> bool {
         let failures = self.0.get_or_insert_with(|| Failures {
-            since: now,
+            since: began,
             latest: String::new(),
             told: false,
         });
@@ -64,9 +64,12 @@ mod tests {
                     assert_eq!(outage.ended(now), told.map(|(since, _)| now - since));
                     assert_eq!(outage.failure(), None);
                 } else {
-                    let (since, told) = present.get_or_insert((now, false));
+                    // A request may have hung until it failed.
+                    let began = now;
+                    now += Duration::from_millis(random.of(&[0, 0, 1000, 6000]));
+                    let (since, told) = present.get_or_insert((began, false));
                     let is_due = !*told && now - *since >= Outage::WORTH_A_WORD;
-                    assert_eq!(outage.goes_on(now, &number.to_string()), is_due);
+                    assert_eq!(outage.goes_on(began, now, &number.to_string()), is_due);
                     *told |= is_due;
                     assert_eq!(outage.failure(), Some(number.to_string()));
                 }

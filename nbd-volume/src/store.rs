@@ -55,8 +55,30 @@ struct Record {
     get_bytes: AtomicU64,
     lists: AtomicU64,
     deletes: AtomicU64,
-    /// The failures since something succeeded.
-    outage: Mutex<Outage>,
+    /// The failures since something of the kind succeeded, by kind.
+    outages: [Mutex<Outage>; Kind::COUNT],
+}
+
+/// Kinds of requests, of which a store may fail some and not others: one that is full, is read-only by now, or lacks a
+/// permission.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Read,
+    Write,
+    Delete,
+}
+
+impl Kind {
+    const COUNT: usize = 3;
+
+    /// What is said of requests of the kind when they fail, and when they succeed again.
+    const fn texts(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Read => ("requests to", "answers again"),
+            Self::Write => ("writes to", "takes writes again"),
+            Self::Delete => ("deletions in", "deletes again"),
+        }
+    }
 }
 
 impl Watched {
@@ -79,20 +101,28 @@ impl Watched {
         }
     }
 
-    /// The store's latest failure, unless something succeeded since.
+    /// The store's latest failure that a client may wait for, unless something of its kind succeeded since.
     pub(crate) fn failure(&self) -> Option<String> {
-        self.record.outage().failure()
+        let failure = |kind| self.record.outage(kind).failure();
+        failure(Kind::Write).or_else(|| failure(Kind::Read))
     }
 }
 
 impl Record {
-    fn outage(&self) -> MutexGuard<'_, Outage> {
-        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
+    fn outage(&self, kind: Kind) -> MutexGuard<'_, Outage> {
+        self.outages[kind as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes how a request ended. That an object is there already, is not there, or was not changed is no failure.
-    fn note<T>(&self, result: Result<T>) -> Result<T> {
+    async fn noted<T>(&self, kind: Kind, request: impl Future<Output = Result<T>>) -> Result<T> {
+        let began = Instant::now();
+        self.note(kind, began, request.await)
+    }
+
+    /// The same of what has ended.
+    fn note<T>(&self, kind: Kind, began: Instant, result: Result<T>) -> Result<T> {
         let store = &self.store;
+        let (requests, again) = kind.texts();
         match &result {
             Ok(_)
             | Err(
@@ -101,16 +131,16 @@ impl Record {
                 | Error::Precondition { .. }
                 | Error::NotModified { .. },
             ) => {
-                let lasted = self.outage().ended(Instant::now());
+                let lasted = self.outage(kind).ended(Instant::now());
                 if let Some(lasted) = lasted {
-                    tracing::warn!("{store} answers again, after {} s", lasted.as_secs());
+                    tracing::warn!("{store} {again}, after {} s", lasted.as_secs());
                 }
             }
             Err(error) => {
                 let reason = chain(error);
-                let is_news = self.outage().goes_on(Instant::now(), &reason);
+                let is_news = self.outage(kind).goes_on(began, Instant::now(), &reason);
                 if is_news {
-                    tracing::warn!("requests to {store} fail, and are repeated: {reason}");
+                    tracing::warn!("{requests} {store} fail, and are repeated: {reason}");
                 }
             }
         }
@@ -138,7 +168,7 @@ impl ObjectStore for Watched {
     ) -> Result<PutResult> {
         Record::count(&self.record.puts, 1);
         Record::count(&self.record.put_bytes, payload.content_length() as u64);
-        self.record.note(self.inner.put_opts(location, payload, options).await)
+        self.record.noted(Kind::Write, self.inner.put_opts(location, payload, options)).await
     }
 
     async fn put_multipart_opts(
@@ -147,14 +177,17 @@ impl ObjectStore for Watched {
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
         Record::count(&self.record.puts, 1);
-        let upload = self.record.note(self.inner.put_multipart_opts(location, options).await)?;
+        let upload = self
+            .record
+            .noted(Kind::Write, self.inner.put_multipart_opts(location, options))
+            .await?;
         Ok(Box::new(WatchedUpload { inner: upload, record: Arc::clone(&self.record) }))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         Record::count(&self.record.gets, 1);
         let head = options.head;
-        let result = self.record.note(self.inner.get_opts(location, options).await)?;
+        let result = self.record.noted(Kind::Read, self.inner.get_opts(location, options)).await?;
         if !head {
             Record::count(&self.record.get_bytes, result.range.end - result.range.start);
         }
@@ -165,27 +198,27 @@ impl ObjectStore for Watched {
         Record::count(&self.record.gets, 1);
         let bytes = ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
         Record::count(&self.record.get_bytes, bytes);
-        self.record.note(self.inner.get_ranges(location, ranges).await)
+        self.record.noted(Kind::Read, self.inner.get_ranges(location, ranges)).await
     }
 
     fn delete_stream(
         &self,
         locations: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        let record = Arc::clone(&self.record);
+        let (record, began) = (Arc::clone(&self.record), Instant::now());
         let deleted = self.inner.delete_stream(locations);
         deleted
             .map(move |result| {
                 Record::count(&record.deletes, 1);
-                record.note(result)
+                record.note(Kind::Delete, began, result)
             })
             .boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         Record::count(&self.record.lists, 1);
-        let record = Arc::clone(&self.record);
-        self.inner.list(prefix).map(move |result| record.note(result)).boxed()
+        let (record, began) = (Arc::clone(&self.record), Instant::now());
+        self.inner.list(prefix).map(move |result| record.note(Kind::Read, began, result)).boxed()
     }
 
     fn list_with_offset(
@@ -194,24 +227,24 @@ impl ObjectStore for Watched {
         offset: &Path,
     ) -> BoxStream<'static, Result<ObjectMeta>> {
         Record::count(&self.record.lists, 1);
-        let record = Arc::clone(&self.record);
+        let (record, began) = (Arc::clone(&self.record), Instant::now());
         let listed = self.inner.list_with_offset(prefix, offset);
-        listed.map(move |result| record.note(result)).boxed()
+        listed.map(move |result| record.note(Kind::Read, began, result)).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         Record::count(&self.record.lists, 1);
-        self.record.note(self.inner.list_with_delimiter(prefix).await)
+        self.record.noted(Kind::Read, self.inner.list_with_delimiter(prefix)).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         Record::count(&self.record.puts, 1);
-        self.record.note(self.inner.copy_opts(from, to, options).await)
+        self.record.noted(Kind::Write, self.inner.copy_opts(from, to, options)).await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
         Record::count(&self.record.puts, 1);
-        self.record.note(self.inner.rename_opts(from, to, options).await)
+        self.record.noted(Kind::Write, self.inner.rename_opts(from, to, options)).await
     }
 }
 
@@ -229,12 +262,12 @@ impl MultipartUpload for WatchedUpload {
         Record::count(&self.record.put_bytes, data.content_length() as u64);
         let record = Arc::clone(&self.record);
         let part = self.inner.put_part(data);
-        Box::pin(async move { record.note(part.await) })
+        Box::pin(async move { record.noted(Kind::Write, part).await })
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
         Record::count(&self.record.puts, 1);
-        self.record.note(self.inner.complete().await)
+        self.record.noted(Kind::Write, self.inner.complete()).await
     }
 
     async fn abort(&mut self) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::time::UNIX_EPOCH;
 
 use nbd_engine::counted;
 use serde_json::{Value, json};
@@ -12,6 +13,9 @@ use crate::sysfs::Device;
 
 /// The member that has what is known of a block device.
 const DEVICE: &str = "block device";
+
+/// The member that has when a file was made. Its number may be that of another one by now.
+const BORN: &str = "born";
 
 /// What disks say of themselves that stays when they are attached again, and is of no other disk.
 const NAMES: [&str; 5] = ["dm/uuid", "wwid", "device/wwid", "serial", "device/cid"];
@@ -23,7 +27,13 @@ const NAMES: [&str; 5] = ["dm/uuid", "wwid", "device/wwid", "serial", "device/ci
 pub(super) fn of(file: &File) -> io::Result<Value> {
     let metadata = file.metadata()?;
     if !metadata.file_type().is_block_device() {
-        return Ok(json!({ "device": metadata.dev(), "inode": metadata.ino() }));
+        let mut identity = json!({ "device": metadata.dev(), "inode": metadata.ino() });
+        // Not all file systems know.
+        let born = metadata.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        if let Some(born) = born {
+            identity[BORN] = format!("{}.{:09}", born.as_secs(), born.subsec_nanos()).into();
+        }
+        return Ok(identity);
     }
     let device = Device::new(metadata.rdev());
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
@@ -56,7 +66,12 @@ fn name(device: &Device) -> Option<String> {
 pub(super) fn is_same(recorded: &Value, now: &Value) -> bool {
     let (was, is) = (&recorded[DEVICE], &now[DEVICE]);
     if was.is_null() || is.is_null() {
-        return recorded == now;
+        let but_when_born = |value: &Value| {
+            let mut value = value.clone();
+            value.as_object_mut().and_then(|members| members.remove(BORN));
+            value
+        };
+        return !is_born_again(recorded, now) && but_when_born(recorded) == but_when_born(now);
     }
     let agrees = |key: &str| was[key] == is[key];
     let is_known = |key: &str| agrees(key) && is[key].is_string();
@@ -66,6 +81,11 @@ pub(super) fn is_same(recorded: &Value, now: &Value) -> bool {
         _ => false,
     };
     same_disk && agrees("start") && recorded["size"] == now["size"]
+}
+
+/// Whether a file is known to be made since.
+fn is_born_again(recorded: &Value, now: &Value) -> bool {
+    recorded[BORN].is_string() && now[BORN].is_string() && recorded[BORN] != now[BORN]
 }
 
 /// The first thing that differs of what was recorded and what is known now, in words that follow "it".
@@ -84,7 +104,7 @@ pub(super) fn difference(recorded: &Value, now: &Value) -> String {
             return format!("its {what} is '{is}' instead of '{was}'");
         }
     }
-    if differs("device") || differs("inode") {
+    if differs("device") || differs("inode") || is_born_again(recorded, now) {
         "it is another file".into()
     } else if differs("changed") {
         "it was written to, or its attributes were changed, since".into()
@@ -116,6 +136,7 @@ mod tests {
         for (was, is, text) in [
             (file(json!({})), file(json!({ "size": 5 })), "it has 5 bytes instead of 4096"),
             (file(json!({})), file(json!({ "inode": 3 })), "it is another file"),
+            (file(json!({ "born": "1.0" })), file(json!({ "born": "2.0" })), "it is another file"),
             (file(json!({})), file(json!({ "changed": "2.0" })), "it was written to"),
             (file(json!({})), device(&[]), "it has 1048576 bytes instead of 4096"),
             (device(&[]), device(&[("number", Some("9"))]), "it is another disk"),
@@ -166,6 +187,26 @@ mod tests {
         assert!(!is_same(&named, &device(&[("name", Some("wwid 1")), ("start", Some("0"))])));
         assert!(!is_same(&named, &device(&[])));
         assert!(!is_same(&device(&[]), &named));
+    }
+
+    #[test]
+    fn a_file_system_may_not_know_when_a_file_was_made() {
+        let file = |born: Option<&str>| {
+            let mut file = json!({ "device": 1, "inode": 2 });
+            if let Some(born) = born {
+                file["born"] = born.into();
+            }
+            file
+        };
+        for (was, is, same) in [
+            (None, None, true),
+            (None, Some("1.0"), true),
+            (Some("1.0"), None, true),
+            (Some("1.0"), Some("1.0"), true),
+            (Some("1.0"), Some("1.1"), false),
+        ] {
+            assert_eq!(is_same(&file(was), &file(is)), same, "{was:?} {is:?}");
+        }
     }
 
     #[test]

@@ -146,7 +146,8 @@ impl Side {
                     let mut how = OpenOptions::new();
                     // A missing device must not become a file in the memory that /dev lies in.
                     let create = !is_device_path(path);
-                    let reads = wishes.verify || wishes.resume && is_block_device(path);
+                    // For samples of what was copied; from a pipe there are none.
+                    let reads = wishes.verify || wishes.resume && !is_stream(path);
                     how.write(true).create(create).truncate(false).read(reads);
                     let file = open(path, &how, &name)?;
                     Kind::local(file, &name, wishes)?
@@ -275,8 +276,10 @@ fn has_bytes(file: &File) -> bool {
     matches!(file.read_at(&mut [0], 0), Ok(1))
 }
 
-fn is_block_device(path: &Path) -> bool {
-    path.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device())
+/// Whether that is neither a file nor a disk, such as a pipe.
+fn is_stream(path: &Path) -> bool {
+    let kind = path.metadata().map(|metadata| metadata.file_type());
+    kind.is_ok_and(|kind| !kind.is_file() && !kind.is_block_device())
 }
 
 /// The path of a side that is a file or device; `None` for a server.

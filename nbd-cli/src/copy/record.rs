@@ -158,8 +158,8 @@ impl Record {
                 // It was interrupted before the destination had its size.
                 Some(0) => {}
                 Some(copied) if whole => {
-                    // A file's record is removed by a copy of anything else.
-                    if !to.is_regular() && !samples::agree(source, to, copied)? {
+                    // Other copies remove the record of a file; whatever else writes to it does not.
+                    if !samples::agree(source, to, copied)? {
                         return Err(Failure::failed(format!(
                             "cannot go on with the copy: {} and {} differ in what was copied according to {}: one of \
                              them was written to since; remove that file to begin anew",

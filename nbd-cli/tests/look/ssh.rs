@@ -14,8 +14,14 @@ struct Site {
     folder: tempfile::TempDir,
 }
 
-/// What the disk is called. It has no space, since those separate the words of a command.
-const DISK: &str = "it's;touch${IFS}hacked;$(touch${IFS}hacked)`touch${IFS}hacked`";
+/// What the disk is called.
+const DISK: &str = "it's a \\ \"disk\";touch${IFS}hacked;$(touch${IFS}hacked)`touch${IFS}hacked`";
+
+/// The same as a word of a command.
+fn word(path: &Path) -> PathBuf {
+    let text = path.to_str().unwrap().replace('\\', r"\\").replace('"', "\\\"");
+    format!("\"{text}\"").into()
+}
 
 /// The same in a URI.
 fn encoded(path: &Path) -> String {
@@ -65,8 +71,14 @@ exec sh -c "$*"
 
 /// Forwards a socket, until its input ends.
 const FORWARDS: &str = r#"#!/usr/bin/python3
-import socket, sys, threading
+import os, socket, sys, threading
 open("calls", "a").write("\n".join(sys.argv[1:]) + "\n")
+# How many bytes each call carries before it ends.
+ends = open("ends").read().split() if os.path.exists("ends") else []
+open("ends", "w").write(" ".join(ends[1:]))
+left = [int(ends[0]) if ends else 1 << 60]
+if left[0] == 0:
+    sys.exit(255)
 here, there = sys.argv[sys.argv.index("-L") + 1].split(":")
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(here)
@@ -74,6 +86,9 @@ listener.listen()
 def carry(a, b):
     try:
         while data := a.recv(65536):
+            left[0] -= len(data)
+            if left[0] < 0:
+                os._exit(255)
             b.sendall(data)
         b.shutdown(socket.SHUT_WR)
     except OSError:
@@ -92,9 +107,9 @@ sys.stdin.read()
 #[test]
 fn a_command_on_the_other_machine_serves_each_connection() {
     let site = Site::new(RUNS);
-    let (nbd, disk) = (env!("CARGO_BIN_EXE_nbd"), encoded(&site.path(DISK)));
+    let (nbd, disk) = (env!("CARGO_BIN_EXE_nbd"), encoded(&word(&site.path(DISK))));
     let uri = format!(
-        "nbd+ssh://alice@example.org:2222/?command={}%20serve%20--stdio%20file:{disk}",
+        "nbd+ssh://alice@example.org:2222/disk?command={}%20serve%20--stdio%20disk={disk}",
         encoded(Path::new(nbd))
     );
     let finished = site.nbd(&["info", "--size", &uri]);
@@ -122,12 +137,44 @@ fn a_socket_on_the_other_machine_is_forwarded() {
     let calls = site.calls();
     assert_eq!(calls[..4], ["-T", "-o", "ExitOnForwardFailure=yes", "-L"]);
     assert!(calls[4].ends_with(&format!(":{}", socket.display())), "{calls:?}");
-    assert_eq!(calls[5..], ["--", "example.org", "cat"]);
+    assert_eq!(calls[5..], ["--", "example.org", "cat"], "it is started once");
     site.nbd(&["copy", &uri, "copy"]).success();
     assert_eq!(std::fs::read(site.path("copy")).unwrap(), vec![7; 1 << 20]);
     let said = site.nbd(&["info", &uri.replace("/disk?", "/other?")]).failure();
     assert!(said.contains("there is no export \"other\" on nbd+ssh://"), "{said}");
     site.assert_not_hacked();
+}
+
+/// However often it ends, and wherever in the copy: each attempt to reach the server starts it again.
+#[test]
+fn an_ssh_that_ends_is_started_again() {
+    let site = Site::new(FORWARDS);
+    let (socket, size) = (site.path("socket"), 4 << 20);
+    let data = nbd_testkit::Pattern(7).bytes(0, size);
+    std::fs::write(site.path("disk"), &data).unwrap();
+    let mut serve = command(["serve", "-U"]);
+    serve.arg(&socket).arg(format!("disk={}", site.path("disk").display()));
+    let server = nbd_testkit::process::Background::spawn(&mut serve).unwrap();
+    assert!(server.next_line(LIMIT).is_some());
+    RawClient::go_simple(&nbd_testkit::Endpoint::Unix(socket.clone())).finish();
+    let uri = format!("nbd+ssh://example.org/disk?socket={}", encoded(&socket));
+    nbd_testkit::cases(3, |random| {
+        let ends: Vec<_> = (0..1 + random.below(3))
+            .map(|_| match random.below(3) {
+                0 => 0,
+                1 => random.below(400),
+                _ => random.below(size as u64),
+            })
+            .map(|bytes| bytes.to_string())
+            .collect();
+        std::fs::write(site.path("ends"), ends.join(" ")).unwrap();
+        std::fs::remove_file(site.path("calls")).ok();
+        std::fs::remove_file(site.path("copy")).ok();
+        site.nbd(&["copy", "--retries", "4", &uri, "copy"]).success();
+        assert!(std::fs::read(site.path("copy")).unwrap() == data, "{ends:?}");
+        let calls = site.calls().iter().filter(|word| *word == "cat").count();
+        assert!(calls > ends.len(), "{calls} {ends:?}");
+    });
 }
 
 #[test]
@@ -154,6 +201,7 @@ fn a_uri_that_could_mean_something_else_to_ssh_is_a_usage_error() {
         "nbd+ssh://-oProxyCommand=touch%20hacked/?socket=/a",
         "nbd+ssh://host/?socket=/a:/b",
         "nbd+ssh://host/?command=-v",
+        "nbd+ssh://host/?command=nbd%20%27a",
         "nbd+ssh://host/",
     ] {
         let finished = site.nbd(&["info", uri]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use nbd_proto::{Command, Extent};
+use nbd_proto::{Command, Extent, RequestRules};
 
 use super::buffer::Buffer;
 use super::chunks::Chunks;
@@ -100,6 +100,23 @@ impl RequestState {
             Some(completion) => completion.is_abandoned(),
             None => self.internal.is_none(),
         }
+    }
+
+    /// Whether another part of it may be in flight. What it has there is bounded, since what is asked for later has to wait
+    /// until that is on its way.
+    pub(super) fn may_have_another_part(&self, rules: &RequestRules) -> bool {
+        /// Parts without data, such as those of a trim.
+        const PARTS: u32 = 16;
+        /// Parts with data.
+        const PARTS_WITH_DATA: u32 = 4;
+        /// Bytes of data, however many parts that takes.
+        const DATA: u64 = 8 << 20;
+
+        if self.command.buffer_length() == 0 {
+            return self.in_flight < PARTS;
+        }
+        let in_flight = u64::from(self.in_flight) * rules.max_length(&self.command);
+        self.in_flight < PARTS_WITH_DATA || in_flight < DATA
     }
 
     /// Its connection is lost, and it is to be sent on another one: as if nothing of it had been submitted yet.

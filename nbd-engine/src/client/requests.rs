@@ -15,16 +15,16 @@ pub type BufResult = (Vec<u8>, Result<(), Error>);
 ///
 /// Offsets and lengths are in bytes, and have to be multiples of the export's minimum block size
 /// ([`ExportDetails::block_size`](super::ExportDetails::block_size)), which is 1 for most exports. What is longer than
-/// the server takes at once is split, with all parts in flight at the same time. What is about no bytes of the export
-/// succeeds without being sent. [Flags](Flags) that mean nothing to a request are an [`Error::Invalid`].
+/// the server takes at once is split, with several parts in flight at the same time, between which other requests are sent.
+/// What is about no bytes of the export succeeds without being sent. [Flags](Flags) that mean nothing to a request are an [`Error::Invalid`].
 ///
 /// The methods on slices have the names and the order of arguments of [`FileExt`](std::os::unix::fs::FileExt). Those on
 /// buffers that the client owns meanwhile neither copy nor allocate; their offset comes first, their flags last. Each
 /// has a `submit_` method of the same arguments, which does not wait.
 ///
 /// Futures do nothing until they are polled. **Cancel-safety:** dropping a future never harms the client, whose other
-/// requests go on. A request that was not sent by then is not sent any more; one that was sent may be carried out, or
-/// not, or in part, at once or [later](#requests-that-are-given-up): that matters for those that change the export.
+/// requests go on. A request that was not sent by then is not sent any more, nor is what is left of one that was split; one
+/// that was sent may be carried out, or not, or in part, at once or [later](#requests-that-are-given-up): that matters for those that change the export.
 ///
 /// # Requests that are given up
 ///

@@ -102,7 +102,10 @@ client_scenarios! {
             the_status_of_a_range_is_reported_run_by_run,
         }
         order { replies_come_in_any_order }
-        splitting { long_requests_are_split }
+        splitting {
+            long_requests_are_split, others_go_between_the_parts_of_a_long_request,
+            the_rest_of_a_long_request_is_dropped_with_it
+        }
         vast { extents_have_64_bits, ranges_have_64_bits }
         connections {
             writes_are_seen_by_all_connections_after_a_flush,

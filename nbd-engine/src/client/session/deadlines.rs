@@ -95,9 +95,7 @@ impl Requests {
                 // The core has a part of it at least, and can't take that back.
                 let error = timed_out(&self.handle, request, limit, true);
                 self.handle.time_out(request, error);
-                if self.splitting == Some(index) {
-                    self.splitting = None;
-                }
+                self.splitting.retain(|splitting| *splitting != index);
                 self.finish_if_done(index);
             }
         }

@@ -208,7 +208,7 @@ impl Requests {
             durable.lost();
         }
         self.handle.flushed(self.handle.changes());
-        self.splitting = None;
+        self.splitting.clear();
         self.parts.clear();
         self.free.clear();
         self.flushes.clear();

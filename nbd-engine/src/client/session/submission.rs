@@ -30,8 +30,10 @@ pub(super) struct Requests {
     pub(super) free: Vec<usize>,
     /// What is in flight, by the index of its id.
     pub(super) parts: Vec<Option<Part>>,
-    /// The request of which not all parts are submitted.
-    pub(super) splitting: Option<usize>,
+    /// Requests of which not all parts are submitted, which take turns with each other and with those that wait.
+    pub(super) splitting: VecDeque<usize>,
+    /// Whether a part goes before a request that waits.
+    part_is_next: bool,
     max_in_flight: usize,
     pub(super) disconnect: Disconnect,
     /// A waiter was woken in this turn, and may have more to ask for.
@@ -81,7 +83,8 @@ impl Requests {
             states: Vec::new(),
             free: Vec::new(),
             parts: Vec::new(),
-            splitting: None,
+            splitting: VecDeque::new(),
+            part_is_next: false,
             max_in_flight: config.limits().max_in_flight.max(1) as usize,
             disconnect: Disconnect::No,
             notified: false,
@@ -114,20 +117,12 @@ impl Requests {
         // What is queued while the connection ends has the end of the connection for its outcome.
         let may_submit = !machine.is_closing();
         while may_submit && machine.requests_in_flight() < self.max_in_flight {
-            let index = match self.splitting {
-                Some(index) => index,
-                None => match self.next_request(machine) {
-                    // Nobody would miss it.
-                    Some(request) if request.is_abandoned() => continue,
-                    Some(request) => self.admit(request),
-                    None => break,
-                },
-            };
+            let Some(index) = self.take_turn(machine) else { break };
             self.submit_next_part(machine, index);
         }
         // Kept changes are not being written again then: nothing else is in flight meanwhile, so that a caller waits for
         // something in the backlog, or for nothing any more.
-        let all_submitted = self.backlog.is_empty() && self.splitting.is_none();
+        let all_submitted = self.backlog.is_empty() && self.splitting.is_empty();
         if self.disconnect != Disconnect::No && all_submitted {
             machine.disconnect();
         }
@@ -142,21 +137,44 @@ impl Requests {
         self.backlog.is_empty() && self.states.iter().flatten().all(timed_out)
     }
 
+    /// The request of which something may be submitted now. Parts of what is long take turns with what was asked for later,
+    /// so that nobody waits for all of it.
+    fn take_turn(&mut self, machine: &Connection) -> Option<usize> {
+        let may_go_on = |index: &usize| {
+            self.states[*index]
+                .as_ref()
+                .is_none_or(|request| request.may_have_another_part(&self.rules))
+        };
+        let part = self.splitting.iter().position(may_go_on);
+        let wins = core::mem::replace(&mut self.part_is_next, false);
+        if let Some(at) = part.filter(|_| wins) {
+            return self.splitting.remove(at);
+        }
+        self.part_is_next = true;
+        while let Some(request) = self.next_request(machine) {
+            // Nobody would miss it.
+            if !request.is_abandoned() {
+                return Some(self.admit(request));
+            }
+        }
+        self.splitting.remove(part?)
+    }
+
     fn admit(&mut self, request: RequestState) -> usize {
         let index = self.free.pop().unwrap_or_else(|| {
             self.states.push(None);
             self.states.len() - 1
         });
         self.states[index] = Some(request);
-        self.splitting = Some(index);
         index
     }
 
     fn submit_next_part(&mut self, machine: &mut Connection, index: usize) {
-        let Some(request) = &mut self.states[index] else {
-            self.splitting = None;
-            return;
-        };
+        let Some(request) = &mut self.states[index] else { return };
+        if request.submitted_up_to > 0 && request.is_abandoned() {
+            // Nobody would miss the rest.
+            request.submitted = true;
+        }
         if !request.submitted {
             if let (Command::Flush, Some(durable)) = (request.command, &self.durable) {
                 self.flushes.push((index, durable.mark()));
@@ -177,9 +195,9 @@ impl Requests {
                 Err(error) => request.fail(|| refused(&self.handle, error)),
             }
         }
-        if request.submitted {
-            self.splitting = None;
-            self.finish_if_done(index);
+        match request.submitted {
+            true => self.finish_if_done(index),
+            false => self.splitting.push_back(index),
         }
     }
 
@@ -216,11 +234,11 @@ impl Requests {
     /// The server takes no more requests, and there will be another one: what is in flight goes on, and all others wait.
     pub(super) fn stop(&mut self, machine: &mut Connection) {
         if !core::mem::replace(&mut self.stopped, true) {
-            if let Some(request) =
-                self.splitting.take().and_then(|index| self.states[index].as_mut())
-            {
-                // It begins anew on the next connection.
-                (request.submitted, request.abandoned) = (true, true);
+            for index in self.splitting.drain(..) {
+                if let Some(request) = &mut self.states[index] {
+                    // It begins anew on the next connection.
+                    (request.submitted, request.abandoned) = (true, true);
+                }
             }
             machine.disconnect();
         }
@@ -237,12 +255,12 @@ impl Requests {
             request.fail(|| closed.error(&self.handle.peer, false));
             self.handle.finish(request);
         }
-        if let Some(index) = self.splitting.take()
-            && let Some(request) = &mut self.states[index]
-        {
-            // The core has a part of it, and can't take that back.
-            request.fail(|| closed.error(&self.handle.peer, true));
-            self.finish_if_done(index);
+        for index in core::mem::take(&mut self.splitting) {
+            if let Some(request) = &mut self.states[index] {
+                // The core has a part of it, and can't take that back.
+                request.fail(|| closed.error(&self.handle.peer, true));
+                self.finish_if_done(index);
+            }
         }
         machine.disconnect();
     }

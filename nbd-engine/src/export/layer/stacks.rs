@@ -1,8 +1,9 @@
 //! Layers of all kinds around each other are what a plain array of bytes is, for exports of either kind.
 
-use core::ops::ControlFlow;
+use core::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
+use nbd_proto::Extent;
 use nbd_proto::wire::ErrorCode;
 use nbd_testkit::{Random, cases};
 
@@ -226,7 +227,7 @@ impl Stack {
         }
     }
 
-    fn change(&mut self, part: core::ops::Range<usize>, change: impl Fn(&mut [u8])) {
+    fn change(&mut self, part: Range<usize>, change: impl Fn(&mut [u8])) {
         change(&mut self.view[part.clone()]);
         self.changed[part.clone()].fill(true);
         if self.through {
@@ -301,8 +302,39 @@ impl Stack {
                 let offset = start + index as u64;
                 assert!(dirty.iter().any(|range| range.contains(&offset)), "{offset} is clean");
             }
+            let context = format!("qemu:dirty-bitmap:{name}");
+            assert_eq!(self.status(&context), cut(&dirty, *start..start + size), "{context}");
         }
     }
+
+    /// The ranges that have status 1 in a context, which is listed once.
+    fn status(&self, context: &str) -> Vec<Range<u64>> {
+        let contexts = self.disk.contexts().unwrap();
+        let names = contexts.list();
+        assert_eq!(names.iter().filter(|info| info.name() == context).count(), 1, "{context}");
+        let (mut set, mut at, size) = (Vec::<Range<u64>>::new(), 0, self.view.len() as u64);
+        while at < size {
+            let before = at;
+            let mut visit = |run: Extent| {
+                let end = (at + run.length).min(size);
+                match set.last_mut() {
+                    Some(last) if run.status == 1 && last.end == at => last.end = end,
+                    _ if run.status == 1 => set.push(at..end),
+                    _ => {}
+                }
+                at = end;
+                if at < size { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            };
+            contexts.status(context, before, size - before, &mut visit).unwrap();
+            assert!(at > before, "nothing was reported");
+        }
+        set
+    }
+}
+
+/// Ranges from the beginning of another one on.
+fn cut(ranges: &[Range<u64>], whole: Range<u64>) -> Vec<Range<u64>> {
+    ranges.iter().map(|range| range.start - whole.start..range.end - whole.start).collect()
 }
 
 /// All runs of a disk. The last one of each answer may reach beyond its end.

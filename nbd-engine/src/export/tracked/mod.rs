@@ -24,7 +24,8 @@ pub use tracker::{BitmapError, Tracker};
 /// clean. A block is dirty from before the first byte of it changes, so that whatever a crash or an error leaves half
 /// done is dirty, and stays so until the bitmap is cleared. Bitmaps live in memory and end with the process.
 ///
-/// Only what goes through this object is recorded.
+/// Only what goes through this object is recorded. Other contexts of the same kind that the export inside has, as another
+/// such layer does, are clients' as before; of two with the same name they have that of this layer.
 ///
 /// ```
 /// use nbd_engine::export::{Export, Memory, Tracked};
@@ -76,9 +77,9 @@ impl Layer for Tracking {
         self.tracker.contexts()
     }
 
-    /// A block with something dirty in it is dirty.
+    /// A block with something dirty in it is dirty. The export inside may have other bitmaps.
     fn source(&self, context: &str) -> Source {
-        if Tracker::is_context(context) { Source::Layer } else { Source::Inner }
+        if self.tracker.has_context(context) { Source::Layer } else { Source::Inner }
     }
 
     fn status(

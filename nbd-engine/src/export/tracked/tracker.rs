@@ -119,7 +119,8 @@ impl Tracker {
     }
 
     /// The ranges of bytes that are dirty within `range`, in order, neither touching nor overlapping; `None` when there
-    /// is no bitmap of that name. They are cut to `range`; nothing is dirty past the end of the export.
+    /// is no bitmap of that name. They are cut to `range`, and to nothing else: blocks are dirty as a whole, and the last one
+    /// may reach past the end of the export, whose [size](crate::export::Export::size) is the end to ask for.
     #[must_use]
     pub fn dirty(&self, name: &str, range: Range<u64>) -> Option<Vec<Range<u64>>> {
         let bitmaps = self.read();
@@ -164,9 +165,10 @@ impl Tracker {
         self.read().iter().filter_map(|named| context(&named.name)).collect()
     }
 
-    /// Whether a metadata context is a bitmap's, or was.
-    pub(super) fn is_context(context: &str) -> bool {
-        context.starts_with(PREFIX)
+    /// Whether a metadata context is that of one of the bitmaps.
+    pub(super) fn has_context(&self, context: &str) -> bool {
+        let name = context.strip_prefix(PREFIX);
+        name.is_some_and(|name| self.read().iter().any(|named| named.name == name))
     }
 
     /// The runs of a bitmap: status 1 is dirty.

@@ -1,8 +1,11 @@
 //! `nbd+ssh://`: a server on another machine that is reached by `ssh`.
 //!
-//! With `?command=` each connection is an `ssh` that runs the command there, with the connection as its standard input and
-//! output; with `?socket=` one `ssh` forwards a private socket here to that socket there. Of the URI nothing becomes an
+//! Clients of this process connect to a private socket. With `?command=` each connection is an `ssh` that runs the command
+//! there, with the connection as its standard input and output; with `?socket=` one `ssh` forwards another private socket to
+//! that socket there, and the connections are carried through it. Of the URI nothing becomes an
 //! option or text that a shell interprets: parts that could are refused, and words of the command are quoted.
+
+mod forwarding;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -17,6 +20,7 @@ use std::thread;
 use nbd_engine::proto::{Address, Uri};
 use tempfile::TempDir;
 
+use self::forwarding::Forwarding;
 use crate::exit::Failure;
 use crate::output;
 use crate::private_folder::private_folder;
@@ -125,8 +129,9 @@ fn command(words: &[u8]) -> Result<How, String> {
     if words.iter().any(u8::is_ascii_control) {
         return Err("its command has a control character".into());
     }
-    let words = words.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
-    let words: Vec<_> = words.map(<[u8]>::to_vec).collect();
+    let words = shlex::bytes::split(words);
+    let words =
+        words.ok_or("its command has a quote that is not closed, or ends with a backslash")?;
     match words.first() {
         Some(first) if !first.starts_with(b"-") => Ok(How::Command(words)),
         _ => Err("its command must begin with the name of a program".into()),
@@ -155,8 +160,8 @@ pub(super) struct Bridge {
     export: String,
     /// The URI as it was given.
     shown: String,
-    /// The ssh that forwards a socket. It ends with its standard input, as this process does.
-    forwarding: Option<std::process::Child>,
+    /// The ssh that forwards a socket.
+    forwarding: Option<Arc<Forwarding>>,
 }
 
 impl Bridge {
@@ -168,20 +173,18 @@ impl Bridge {
         let folder = private_folder()?;
         let path = folder.path().join("socket");
         let export = remote.export.clone();
+        let listener = UnixListener::bind(&path).map_err(|error| failed("make a socket", error))?;
         let mut forwarding = None;
-        match &remote.how {
+        let carry: Box<dyn Fn(UnixStream) + Send + Sync> = match &remote.how {
             How::Command(words) => {
                 let line = words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(&b' ');
                 let mut arguments = remote.arguments();
                 arguments.extend(["--".into(), remote.host.clone().into()]);
                 arguments.push(OsString::from_vec(line));
-                let listener =
-                    UnixListener::bind(&path).map_err(|error| failed("make a socket", error))?;
-                let run = move || serve(&listener, &arguments);
-                let thread = thread::Builder::new().name("nbd-ssh".into());
-                thread.spawn(run).map_err(|error| failed("start a thread", error))?;
+                Box::new(move |stream| run(stream, &arguments))
             }
             How::Socket(there) => {
+                let path = folder.path().join("forwarded");
                 if socket(path.as_os_str().as_bytes()).is_err() {
                     let folder = std::env::temp_dir();
                     let folder = output::quoted(folder.as_os_str());
@@ -196,14 +199,19 @@ impl Bridge {
                 arguments.extend(["--".into(), remote.host.clone().into()]);
                 // Ends when its input does, so that it does not outlive this process.
                 arguments.push("cat".into());
-                let child = ssh(&arguments).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
-                let mut child = child.map_err(|error| failed("run ssh", error))?;
-                wait(&mut child, &path).map_err(|text| {
-                    Failure::failed(format!("cannot reach {shown} by ssh: {text}"))
-                })?;
-                forwarding = Some(child);
+                let ssh = Arc::new(Forwarding::new(path, arguments));
+                forwarding = Some(Arc::clone(&ssh));
+                let shown = shown.to_owned();
+                Box::new(move |stream| {
+                    if let Err(error) = ssh.carry(&stream) {
+                        say(&format!("cannot reach {shown} by ssh: {error}"));
+                    }
+                })
             }
-        }
+        };
+        let thread = thread::Builder::new().name("nbd-ssh".into());
+        let thread = thread.spawn(move || serve(&listener, &carry.into()));
+        thread.map_err(|error| failed("start a thread", error))?;
         Ok(Self { _folder: folder, path, export, shown: shown.to_owned(), forwarding })
     }
 
@@ -222,9 +230,8 @@ impl Bridge {
 
 impl Drop for Bridge {
     fn drop(&mut self) {
-        if let Some(mut child) = self.forwarding.take() {
-            drop(child.stdin.take());
-            let _reaped = child.kill().and_then(|()| child.wait());
+        if let Some(forwarding) = &self.forwarding {
+            forwarding.end();
         }
     }
 }
@@ -236,46 +243,35 @@ fn ssh(arguments: &[OsString]) -> Command {
     command
 }
 
-/// Waits until ssh listens; gives why it does not.
-fn wait(child: &mut std::process::Child, path: &std::path::Path) -> Result<(), String> {
-    loop {
-        if UnixStream::connect(path).is_ok() {
-            return Ok(());
-        }
-        match child.try_wait() {
-            Ok(None) => thread::sleep(std::time::Duration::from_millis(10)),
-            Ok(Some(status)) => return Err(format!("it ended ({status})")),
-            Err(error) => return Err(error.to_string()),
-        }
+/// Carries each connection on a thread of its own. Ends with the process.
+fn serve(listener: &UnixListener, carry: &Arc<dyn Fn(UnixStream) + Send + Sync>) {
+    for stream in listener.incoming().flatten() {
+        let carry = Arc::clone(carry);
+        // Without a thread the connection is closed.
+        let thread = thread::Builder::new().name("nbd-ssh-one".into());
+        let _started = thread.spawn(move || carry(stream));
     }
 }
 
-/// Each connection becomes an ssh. Ends with the process.
-fn serve(listener: &UnixListener, arguments: &[OsString]) {
-    let arguments: Arc<[OsString]> = arguments.into();
-    for stream in listener.incoming() {
-        let arguments = Arc::clone(&arguments);
-        let connection = move || {
-            let (input, output) = match stream.and_then(|one| Ok((one.try_clone()?, one))) {
-                Ok(both) => both,
-                Err(_) => return,
-            };
-            let mut command = ssh(&arguments);
-            command.stdin(Stdio::from(OwnedFd::from(input)));
-            command.stdout(Stdio::from(OwnedFd::from(output)));
-            match command.spawn() {
-                Ok(mut child) => {
-                    // Its client finds the end of the stream once ssh, which has said why, ends.
-                    drop(command);
-                    drop(child.wait());
-                }
-                // The command keeps the stream open: at its end this process may be gone before it has said why.
-                Err(error) => crate::stderr::say_error(&format!("cannot run ssh: {error}"), &[]),
-            }
-        };
-        // Without a thread the connection is closed.
-        let _started = thread::Builder::new().name("nbd-ssh-one".into()).spawn(connection);
+/// A connection becomes an ssh.
+fn run(stream: UnixStream, arguments: &[OsString]) {
+    let Ok(output) = stream.try_clone() else { return };
+    let mut command = ssh(arguments);
+    command.stdin(Stdio::from(OwnedFd::from(stream)));
+    command.stdout(Stdio::from(OwnedFd::from(output)));
+    match command.spawn() {
+        Ok(mut child) => {
+            // Its client finds the end of the stream once ssh, which has said why, ends.
+            drop(command);
+            drop(child.wait());
+        }
+        // The command keeps the stream open: at its end this process may be gone before it has said why.
+        Err(error) => say(&format!("cannot run ssh: {error}")),
     }
+}
+
+fn say(error: &str) {
+    crate::stderr::say_error(error, &[]);
 }
 
 #[cfg(test)]
@@ -296,9 +292,10 @@ mod tests {
         assert_eq!((&*remote.host, remote.port), ("example.org", Some(2222)));
         assert_eq!(remote.how, How::Socket(b"/run/nbd x.sock".to_vec()));
         assert_eq!(remote.export, "a b");
-        let remote = parse("NBD+SSH://[::1]/?command=nbd%20serve%20--stdio%20/a%27b").unwrap();
+        let remote =
+            parse("NBD+SSH://[::1]/?command=nbd%20serve%20--stdio%20%22/a%27b%20c%22").unwrap();
         assert_eq!((&*remote.host, remote.port, remote.user), ("::1", None, None));
-        let words = ["nbd", "serve", "--stdio", "/a'b"].map(|word| word.as_bytes().to_vec());
+        let words = ["nbd", "serve", "--stdio", "/a'b c"].map(|word| word.as_bytes().to_vec());
         assert_eq!(remote.how, How::Command(words.to_vec()));
     }
 
