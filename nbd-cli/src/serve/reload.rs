@@ -104,7 +104,8 @@ impl Reload {
     fn read_again(&self) -> Result<Changes, Failure> {
         let Some(file) = &self.file else {
             return Err(Failure::failed(
-                "the server has no configuration file to read: it was started without --config",
+                "the server has no configuration file to read: it was started without --config; SIGHUP has it read its \
+                 certificates and keys again",
             ));
         };
         let mut read = config::load(file)?;

@@ -1,6 +1,7 @@
 //! Its log, when it is not read.
 
 use std::io::{PipeReader, Read, pipe};
+use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 
 use nbd_testkit::process::Background;
@@ -94,6 +95,35 @@ fn a_disk_that_fails_is_in_the_log_by_name_and_with_its_error() {
             assert!(last.contains("the disk failed further requests") && last.contains("times=99"));
         }
         assert!(!log.contains("EINVAL"), "{log}");
+    }
+}
+
+/// As a file system that becomes read-only, for which clients get the error of those who may not write.
+#[test]
+fn a_disk_that_takes_no_writes_any_more_is_in_the_log() {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+    for runtime in RUNTIMES {
+        let disk = memfd_create("disk", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&disk, 1 << 20).unwrap();
+        let path = format!("disk=/proc/{}/fd/{}", std::process::id(), disk.as_raw_fd());
+        let server =
+            Serving::spawn(serve(["--runtime", runtime, "--port", "0", "ro=memory:1M"]).arg(path));
+        let mut client = RawClient::negotiate(&server.endpoint());
+        client.go("disk", &[]).unwrap();
+        client.write(4096, &[1; 512]);
+        fcntl_add_seals(&disk, SealFlags::WRITE).unwrap();
+        for _ in 0..3 {
+            client.call(&Request::write(4096, &[2; 512])).expect_error(Errno::EPERM);
+        }
+        assert_eq!(client.read(4096, 512), [1; 512]);
+        client.finish();
+        server.process.terminate();
+        let (status, log) = server.end();
+        assert_eq!(status, Some(0), "{runtime}");
+        let failed: Vec<_> = log.lines().filter(|line| line.contains("the disk failed")).collect();
+        let [first, last] = failed[..] else { panic!("{runtime}: {log}") };
+        assert!(first.contains("WARN") && first.contains("Operation not permitted"), "{first}");
+        assert!(last.contains("times=2") && last.contains("export=\"disk\""), "{last}");
     }
 }
 

@@ -13,7 +13,8 @@ pub type Result<T, E = ExportError> = core::result::Result<T, E>;
 /// room for one.
 ///
 /// An [`io::Error`] converts into it: out of space, out of quota and too large a file become `ENOSPC`, lack of
-/// permission and a read-only file system `EPERM`, a bad argument `EINVAL`, everything else `EIO`.
+/// permission and a read-only file system `EPERM`, a bad argument `EINVAL`, everything else `EIO`. Servers log such an
+/// error as one of the disk, whatever its value.
 ///
 /// ```
 /// use nbd_engine::export::{ErrorCode, ExportError};
@@ -21,11 +22,21 @@ pub type Result<T, E = ExportError> = core::result::Result<T, E>;
 /// let busy = ExportError::new(ErrorCode::EPERM, "another client writes here");
 /// assert_eq!(busy, ExportError::permission("another client writes here"));
 /// ```
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct ExportError {
     code: ErrorCode,
     text: Cow<'static, str>,
+    /// Whether it is the system's, and not what the export thinks of the request.
+    of_system: bool,
 }
+
+impl PartialEq for ExportError {
+    fn eq(&self, other: &Self) -> bool {
+        self.code == other.code && self.text == other.text
+    }
+}
+
+impl Eq for ExportError {}
 
 impl ExportError {
     /// An error value of the protocol with a text.
@@ -38,7 +49,12 @@ impl ExportError {
     /// `ESHUTDOWN` also ends the connection that the request came by, in order: requests that are under way are
     /// answered, later ones fail with `ESHUTDOWN`, then the connection is closed.
     pub fn new(code: ErrorCode, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, text: text.into() }
+        Self { code, text: text.into(), of_system: false }
+    }
+
+    /// One without a text of its own.
+    const fn known(code: ErrorCode, text: &'static str) -> Self {
+        Self { code, text: Cow::Borrowed(text), of_system: false }
     }
 
     /// `EPERM` with a text: the client may not do that.
@@ -64,31 +80,36 @@ impl ExportError {
     /// `ENOSPC`: no space is left.
     #[must_use]
     pub const fn no_space() -> Self {
-        Self { code: ErrorCode::ENOSPC, text: Cow::Borrowed("no space is left") }
+        Self::known(ErrorCode::ENOSPC, "no space is left")
     }
 
     /// `ENOMEM`: the server is out of memory.
     #[must_use]
     pub const fn no_memory() -> Self {
-        Self { code: ErrorCode::ENOMEM, text: Cow::Borrowed("out of memory") }
+        Self::known(ErrorCode::ENOMEM, "out of memory")
     }
 
     /// `EOVERFLOW`: the request is too large; the client should ask for less at a time.
     #[must_use]
     pub const fn too_large() -> Self {
-        Self { code: ErrorCode::EOVERFLOW, text: Cow::Borrowed("the request is too large") }
+        Self::known(ErrorCode::EOVERFLOW, "the request is too large")
     }
 
     /// `ENOTSUP`, the answer to a fast zero that would not be fast.
     #[must_use]
     pub const fn not_fast() -> Self {
-        Self { code: ErrorCode::ENOTSUP, text: Cow::Borrowed("zeroing this range is not fast") }
+        Self::known(ErrorCode::ENOTSUP, "zeroing this range is not fast")
     }
 
     /// The protocol's error value.
     #[must_use]
     pub const fn code(&self) -> ErrorCode {
         self.code
+    }
+
+    /// Whether it comes from an [`io::Error`]: from what the export is made of.
+    pub(crate) const fn is_of_system(&self) -> bool {
+        self.of_system
     }
 
     /// The text for people.
@@ -108,7 +129,7 @@ impl From<io::Error> for ExportError {
             Kind::InvalidInput => ErrorCode::EINVAL,
             _ => ErrorCode::EIO,
         };
-        Self::new(code, error.to_string())
+        Self { of_system: true, ..Self::new(code, error.to_string()) }
     }
 }
 
@@ -142,7 +163,10 @@ mod tests {
             (rustix::io::Errno::IO, ErrorCode::EIO),
             (rustix::io::Errno::NOMEM, ErrorCode::EIO),
         ] {
-            assert_eq!(ExportError::from(io::Error::from(errno)).code(), code, "{errno}");
+            let error = ExportError::from(io::Error::from(errno));
+            assert!(error.code() == code && error.is_of_system(), "{errno}");
+            let own = ExportError::new(code, error.text().to_owned());
+            assert!(own == error && !own.is_of_system());
         }
     }
 }

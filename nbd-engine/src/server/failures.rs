@@ -24,7 +24,9 @@ pub(crate) struct Failures {
 impl Failures {
     /// A request to an export failed: logs that if it is time to. The span says whose request it was.
     pub(super) fn report(&self, export: &str, command: Command, error: &ExportError) {
-        if !matches!(error.code(), ErrorCode::EIO | ErrorCode::ENOSPC | ErrorCode::ENOMEM) {
+        let codes = [ErrorCode::EIO, ErrorCode::ENOSPC, ErrorCode::ENOMEM];
+        // A file system that has become read-only is EPERM.
+        if !error.is_of_system() && !codes.contains(&error.code()) {
             tracing::debug!(command = %CommandText(command), %error, "a request failed");
             return;
         }

@@ -199,7 +199,10 @@ impl Directory {
     ) -> Result<T, Refusal> {
         let answer = self.inner.aside.try_run(question);
         let answer = answer.ok_or(Refusal::policy("the file system is busy: try again later"))?;
-        answer.await.unwrap_or(Err(Refusal::Unknown))
+        answer.await.unwrap_or_else(|| {
+            tracing::error!(directory = %self.path().display(), "the program's code panicked when a file was looked up");
+            Err(Refusal::panicked())
+        })
     }
 }
 
@@ -248,8 +251,9 @@ impl Inner {
         let (export, withdrawal) = match files.known(id) {
             Some(known) => known,
             None => {
-                let file =
-                    File::from_std(file).map_err(|error| self.refusal(name, &error.into()))?;
+                let path = self.path.join(name);
+                let file = File::from_std_at(file, &path)
+                    .map_err(|error| self.refusal(name, &error.into()))?;
                 let export: Arc<dyn Export> = match layers {
                     Some(layers) => layers(file, name).map_err(|text| {
                         tracing::warn!(name, error = text, "cannot export a file");

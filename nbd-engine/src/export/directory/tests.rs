@@ -195,6 +195,7 @@ fn clients_of_one_file_share_it_and_its_layers_by_whichever_name() {
     let noted = Arc::clone(&opened);
     let files = Directory::open(&disks).unwrap().with_layers(move |file, name| {
         noted.lock().unwrap().push(name.to_owned());
+        assert_ne!(name, "d", "it panics for this one");
         if name == "c" {
             return Err("not this one".into());
         }
@@ -204,6 +205,9 @@ fn clients_of_one_file_share_it_and_its_layers_by_whichever_name() {
     assert_eq!(address(&one), address(&other));
     assert_eq!(*opened.lock().unwrap(), ["a"]);
     assert_eq!(find(&files, "c").unwrap_err(), Refusal::policy("not this one"));
+    fs::write(disks.join("d"), "d").unwrap();
+    assert_eq!(find(&files, "d").unwrap_err(), Refusal::panicked());
+    opened.lock().unwrap().pop();
     // Once nobody uses it, it is closed.
     drop((one, other));
     find(&files, "b").unwrap();

@@ -93,7 +93,12 @@ impl File {
     /// # Errors
     /// [`OpenError`], which names the path and the reason: there is none, it is no disk, or permission is denied.
     pub fn from_std(file: fs::File) -> Result<Self, OpenError> {
-        let opened = Self::new(Box::new(file), "(opened by the program)".into());
+        Self::from_std_at(file, Path::new("(opened by the program)"))
+    }
+
+    /// The same, with a path for the log.
+    pub(crate) fn from_std_at(file: fs::File, path: &Path) -> Result<Self, OpenError> {
+        let opened = Self::new(Box::new(file), path.display().to_string());
         opened.map_err(|problem| OpenError { path: None, problem })
     }
 

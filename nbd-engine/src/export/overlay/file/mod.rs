@@ -233,12 +233,14 @@ impl InFile {
     /// Bytes of a block of a new file: 64 KiB.
     pub const BLOCK: u64 = 64 << 10;
 
-    fn new(opened: Opened) -> core::result::Result<Self, Problem> {
+    /// `path` is for the log.
+    fn new(opened: Opened, path: &Path) -> core::result::Result<Self, Problem> {
         let blocks = opened.blocks()?;
         let metadata = opened.file.metadata()?;
         opened.check_length(metadata.len())?;
         let offset = opened.header.data_offset();
-        let file = File::from_std(opened.file).map_err(|error| Problem::Io(error.into()))?;
+        let file =
+            File::from_std_at(opened.file, path).map_err(|error| Problem::Io(error.into()))?;
         let file = Arc::new(file);
         let data = Slice::new(Arc::clone(&file), offset, Some(opened.header.size));
         let data = data.map_err(|_| Problem::Damaged("its data lies outside of the file"))?;
@@ -261,7 +263,7 @@ impl InFile {
                 return Err(Problem::Committing);
             }
             opened.header.check_base(stamp)?;
-            Self::new(opened)
+            Self::new(opened, path)
         };
         open().map_err(|problem| OverlayError::makes(path, problem))
     }

@@ -198,7 +198,7 @@ fn commit(path: &Path, base_path: &Path) -> Result<Committed, Problem> {
         return Err(Problem::OtherSize { own: header.size, base: base.size() });
     }
     let file = opened.file.try_clone()?;
-    let store = InFile::new(opened)?;
+    let store = InFile::new(opened, path)?;
     let mut committed = Committed::default();
     let failed = |error| Problem::Commit { base: base_path.to_owned(), error };
     for part in store.blocks().parts(0, header.size) {
