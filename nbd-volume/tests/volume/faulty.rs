@@ -28,6 +28,8 @@ pub(crate) struct Faulty {
     cut: AtomicBool,
     /// Every request fails.
     away: AtomicBool,
+    /// Every request that writes fails.
+    read_only: AtomicBool,
     /// Milliseconds that each put takes.
     pub(crate) slow_puts: AtomicU64,
     /// An object can't be replaced by a condition.
@@ -59,6 +61,7 @@ impl Faulty {
             faults,
             cut: AtomicBool::new(false),
             away: AtomicBool::new(false),
+            read_only: AtomicBool::new(false),
             slow_puts: AtomicU64::new(0),
             no_updates: AtomicBool::new(false),
             copies: AtomicBool::new(false),
@@ -73,6 +76,10 @@ impl Faulty {
 
     pub(crate) fn set_away(&self, away: bool) {
         self.away.store(away, Ordering::Release);
+    }
+
+    pub(crate) fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Ordering::Release);
     }
 
     fn one_in(&self, count: u64) -> bool {
@@ -98,6 +105,15 @@ impl Faulty {
         self.pass().await?;
         match self.one_in(self.faults.fails) {
             true => Err(failure("the request was lost")),
+            false => Ok(()),
+        }
+    }
+
+    /// The same of one that writes.
+    async fn before_write(&self) -> Result<()> {
+        self.before().await?;
+        match self.read_only.load(Ordering::Acquire) {
+            true => Err(failure("the store is read-only")),
             false => Ok(()),
         }
     }
@@ -130,7 +146,7 @@ impl ObjectStore for Faulty {
         payload: PutPayload,
         options: PutOptions,
     ) -> Result<PutResult> {
-        self.before().await?;
+        self.before_write().await?;
         if matches!(options.mode, PutMode::Update(_)) && self.no_updates.load(Ordering::Acquire) {
             return Err(Error::NotImplemented {
                 operation: "put_opts".into(),
@@ -151,7 +167,7 @@ impl ObjectStore for Faulty {
         path: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        self.before().await?;
+        self.before_write().await?;
         let result = self.inner.put_multipart_opts(path, options).await;
         self.after(result).await
     }
@@ -224,13 +240,13 @@ impl ObjectStore for Faulty {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.before().await?;
+        self.before_write().await?;
         let result = self.inner.copy_opts(from, to, options).await;
         self.after(result).await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        self.before().await?;
+        self.before_write().await?;
         let result = self.inner.rename_opts(from, to, options).await;
         self.after(result).await
     }

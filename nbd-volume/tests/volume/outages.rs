@@ -39,25 +39,32 @@ fn requests_wait_for_a_store_that_is_away_for_a_while() {
 
 #[test]
 fn what_waits_too_long_fails_with_the_reason_and_the_volume_goes_on_when_the_store_is_back() {
-    in_virtual_time(async {
-        let (way, volume) = volume(Faults::default()).await;
-        write(&volume, &[1; 4096], 0).await.unwrap();
-        flush(&volume).await.unwrap();
-        write(&volume, &[2; 4096], 4096).await.unwrap();
-        way.set_away(true);
-        let began = tokio::time::Instant::now();
-        let error = flush(&volume).await.unwrap_err();
-        assert_eq!(error.code(), ErrorCode::EIO);
-        assert!(error.text().contains("the store is away"), "{error}");
-        assert!(began.elapsed() >= options().patience);
-        way.set_away(false);
-        flush(&volume).await.unwrap();
-        let bytes = read(&volume, 0..8192).await.unwrap();
-        assert!(
-            bytes[..4096].iter().all(|byte| *byte == 1)
-                && bytes[4096..].iter().all(|byte| *byte == 2)
-        );
-    });
+    // One that can still be read is no better for who writes.
+    let ways = [
+        (Faulty::set_away as fn(&Faulty, bool), "the store is away"),
+        (Faulty::set_read_only, "the store is read-only"),
+    ];
+    for (set, reason) in ways {
+        in_virtual_time(async {
+            let (way, volume) = volume(Faults::default()).await;
+            write(&volume, &[1; 4096], 0).await.unwrap();
+            flush(&volume).await.unwrap();
+            write(&volume, &[2; 4096], 4096).await.unwrap();
+            set(&way, true);
+            let began = tokio::time::Instant::now();
+            let error = flush(&volume).await.unwrap_err();
+            assert_eq!(error.code(), ErrorCode::EIO);
+            assert!(error.text().contains(reason), "{error}");
+            assert!(began.elapsed() >= options().patience);
+            set(&way, false);
+            flush(&volume).await.unwrap();
+            let bytes = read(&volume, 0..8192).await.unwrap();
+            assert!(
+                bytes[..4096].iter().all(|byte| *byte == 1)
+                    && bytes[4096..].iter().all(|byte| *byte == 2)
+            );
+        });
+    }
 }
 
 #[test]
