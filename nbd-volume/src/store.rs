@@ -274,3 +274,36 @@ impl MultipartUpload for WatchedUpload {
         self.inner.abort().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nbd_testkit::cases;
+
+    use super::*;
+
+    /// Whatever else succeeds: a store that can be read may be full, or read-only by now.
+    #[test]
+    fn an_outage_goes_on_until_something_of_its_kind_succeeds() {
+        cases(100, |random| {
+            let watched = Watched::new(Arc::new(object_store::memory::InMemory::new()));
+            let mut latest = [None, None, None];
+            for number in 0..20 {
+                let kind = random.of(&[Kind::Read, Kind::Write, Kind::Delete]);
+                let fails = random.one_in(2).then(|| format!("failure {number}"));
+                let result = match fails.clone() {
+                    Some(text) => Err(Error::Generic { store: "s", source: text.into() }),
+                    None => Ok(()),
+                };
+                drop(watched.record.note(kind, Instant::now(), result));
+                latest[kind as usize] = fails;
+                // What is deleted, nobody waits for.
+                let [read, write, _] = &latest;
+                match (write.as_ref().or(read.as_ref()), watched.failure()) {
+                    (None, None) => {}
+                    (Some(text), Some(failure)) => assert!(failure.contains(text), "{failure}"),
+                    (expected, found) => panic!("{expected:?} {found:?}"),
+                }
+            }
+        });
+    }
+}
