@@ -183,10 +183,21 @@ impl RequestState {
         completion.complete(Outcome { buffer: self.buffer, findings: self.findings, result });
     }
 
-    /// It takes too long. Parts in flight stay; what they read is dropped. Data that may still have to be sent stays, too.
+    /// All of its parts that were submitted are answered: it was about no more than these.
+    pub(super) fn leave_out_the_rest(&mut self) {
+        // A block status is answered in part anyway.
+        let is_status = matches!(self.command, Command::BlockStatus { .. });
+        let is_cut = self.submitted_up_to < self.command.length();
+        if is_cut && !is_status && self.failure.is_none() {
+            self.command = self.command.with_range(self.command.offset(), self.submitted_up_to);
+        }
+    }
+
+    /// It takes too long. Parts in flight stay; what they read is dropped. Data that may still have to be sent, or written
+    /// again, stays, too.
     pub(super) fn time_out(&mut self, error: Error) {
         let Some(completion) = self.completion.take() else { return };
-        let keep = self.in_flight > 0 && self.command.payload_length() > 0;
+        let keep = self.submitted_up_to > 0 && self.command.payload_length() > 0;
         let buffer = if keep { Buffer::None } else { core::mem::take(&mut self.buffer) };
         self.submitted = true;
         self.deadline = None;

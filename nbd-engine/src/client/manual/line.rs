@@ -46,6 +46,7 @@ impl Default for Said {
 /// A request that has arrived whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in super::super) struct Received {
+    pub(in super::super) flags: u16,
     pub(in super::super) kind: Cmd,
     pub(in super::super) cookie: u64,
     pub(in super::super) offset: u64,
@@ -231,7 +232,8 @@ impl Line {
             }
             Phase::Transmission => {
                 let Some(length) = self.number::<4>(24) else { return false };
-                let kind = Cmd(self.number::<2>(6).unwrap() as u16);
+                let [flags, kind] = [4, 6].map(|at| self.number::<2>(at).unwrap() as u16);
+                let kind = Cmd(kind);
                 let end = if kind == Cmd::WRITE { 28 + length as usize } else { 28 };
                 if self.to_server.len() < end {
                     return false;
@@ -239,7 +241,7 @@ impl Line {
                 let [cookie, offset] = [8, 16].map(|at| self.number::<8>(at).unwrap());
                 let data = self.to_server.drain(..end).skip(28).collect();
                 let length = length as u32;
-                self.requests.push_back(Received { kind, cookie, offset, length, data });
+                self.requests.push_back(Received { flags, kind, cookie, offset, length, data });
             }
         }
         true

@@ -95,7 +95,6 @@ impl Requests {
                 // The core has a part of it at least, and can't take that back.
                 let error = timed_out(&self.handle, request, limit, true);
                 self.handle.time_out(request, error);
-                self.splitting.retain(|splitting| *splitting != index);
                 self.finish_if_done(index);
             }
         }

@@ -59,10 +59,11 @@ impl Durable {
             }
             Mode::Keep { kept, .. } => {
                 if command.is_write() {
+                    let length = usize::try_from(command.payload_length()).unwrap_or(usize::MAX);
                     kept.acknowledge(command, || match &request.buffer {
-                        Buffer::Shared(data) => data.clone(),
+                        Buffer::Shared(data) => data.slice(..data.len().min(length)),
                         // It goes back to the program.
-                        owned => Bytes::copy_from_slice(owned.bytes()),
+                        _ => Bytes::copy_from_slice(request.data(0, length)),
                     });
                 }
             }

@@ -36,7 +36,8 @@ impl Requests {
         if let Some(own) = self.own.pop_front() {
             return Some(own);
         }
-        let idle = machine.requests_in_flight() == 0;
+        // A request of which a part is still to be submitted is under way, whatever is in flight.
+        let idle = machine.requests_in_flight() == 0 && self.splitting.is_empty();
         match kept.next(index, idle, self.size.load(Ordering::Acquire)) {
             Next::Submit => {}
             Next::Hold => return None,

@@ -114,6 +114,7 @@ impl Requests {
         if self.disconnect == Disconnect::Soft && self.nobody_waits() {
             self.disconnect = Disconnect::Hard;
         }
+        self.end_turns();
         // What is queued while the connection ends has the end of the connection for its outcome.
         let may_submit = !machine.is_closing();
         while may_submit && machine.requests_in_flight() < self.max_in_flight {
@@ -137,13 +138,26 @@ impl Requests {
         self.backlog.is_empty() && self.states.iter().flatten().all(timed_out)
     }
 
+    /// What nobody waits for any more, or has failed, takes no more turns.
+    fn end_turns(&mut self) {
+        for _ in 0..self.splitting.len() {
+            let Some(index) = self.splitting.pop_front() else { return };
+            let Some(request) = &mut self.states[index] else { continue };
+            request.submitted |= request.is_abandoned();
+            match request.submitted {
+                true => self.finish_if_done(index),
+                false => self.splitting.push_back(index),
+            }
+        }
+    }
+
     /// The request of which something may be submitted now. Parts of what is long take turns with what was asked for later,
     /// so that nobody waits for all of it.
     fn take_turn(&mut self, machine: &Connection) -> Option<usize> {
         let may_go_on = |index: &usize| {
             self.states[*index]
                 .as_ref()
-                .is_none_or(|request| request.may_have_another_part(&self.rules))
+                .is_some_and(|request| request.may_have_another_part(&self.rules))
         };
         let part = self.splitting.iter().position(may_go_on);
         let wins = core::mem::replace(&mut self.part_is_next, false);
@@ -171,10 +185,6 @@ impl Requests {
 
     fn submit_next_part(&mut self, machine: &mut Connection, index: usize) {
         let Some(request) = &mut self.states[index] else { return };
-        if request.submitted_up_to > 0 && request.is_abandoned() {
-            // Nobody would miss the rest.
-            request.submitted = true;
-        }
         if !request.submitted {
             if let (Command::Flush, Some(durable)) = (request.command, &self.durable) {
                 self.flushes.push((index, durable.mark()));
@@ -207,8 +217,11 @@ impl Requests {
             request.submitted && request.in_flight == 0 && !request.abandoned
         };
         if let Some(mut request) = self.states[index].take_if(done) {
+            // The index is another one's next.
+            self.splitting.retain(|splitting| *splitting != index);
             self.free.push(index);
             self.notified = true;
+            request.leave_out_the_rest();
             if self.durable.is_some() {
                 self.settle(index, &mut request);
             }
@@ -235,7 +248,9 @@ impl Requests {
     pub(super) fn stop(&mut self, machine: &mut Connection) {
         if !core::mem::replace(&mut self.stopped, true) {
             for index in self.splitting.drain(..) {
-                if let Some(request) = &mut self.states[index] {
+                if let Some(request) = &mut self.states[index]
+                    && !request.submitted
+                {
                     // It begins anew on the next connection.
                     (request.submitted, request.abandoned) = (true, true);
                 }

@@ -6,3 +6,4 @@ mod outages;
 mod replies;
 mod shutdown;
 mod silence;
+mod turns;
