@@ -9,10 +9,11 @@ use nbd_engine::{AnyTransport, Socket};
 
 pub use nbd_engine::client::{
     Address, AllocationFlags, BlockSize, BlockSizeInfo, BufResult, Bytes, Chunk, ClientConfig,
-    ClientStatistics, Command, CommandError, CommandType, ConnectionEvent, ContextExtents, Entered,
-    Error, ErrorCode, ExportDetails, Extent, Flags, GaveUp, Handshake, InfoType, InvalidRequest,
-    Limits, Listing, LostReason, NoSession, OptionCode, OptionError, OptionReplyType, Pending,
-    Reconnect, RequestStatistics, StatusRun, SubmitError, TransmissionFlags, Uri, UriError,
+    ClientStatistics, Command, CommandError, CommandType, ConnectionEvent, ContextExtents,
+    ContextRefusal, Entered, Error, ErrorCode, ExportDetails, Extent, Flags, GaveUp, Handshake,
+    InfoType, InvalidRequest, Limits, Listing, LostReason, NoSession, OptionCode, OptionError,
+    OptionReplyType, Pending, Reconnect, RequestStatistics, StatusRun, SubmitError,
+    TransmissionFlags, Uri, UriError,
 };
 
 #[cfg(feature = "async-std")]

@@ -45,10 +45,11 @@ pub use crate::{
 pub mod client {
     pub use crate::client::{
         Address, AllocationFlags, BlockSize, BlockSizeInfo, BufResult, Bytes, Chunk, ClientConfig,
-        ClientStatistics, Command, CommandError, CommandType, ContextExtents, Entered, Error,
-        ErrorCode, ExportDetails, Extent, Flags, Handshake, InfoType, InvalidRequest, Limits,
-        Listing, LostReason, NoSession, OptionCode, OptionError, OptionReplyType, Pending,
-        RequestStatistics, StatusRun, SubmitError, TransmissionFlags, Uri, UriError,
+        ClientStatistics, Command, CommandError, CommandType, ContextExtents, ContextRefusal,
+        Entered, Error, ErrorCode, ExportDetails, Extent, Flags, Handshake, InfoType,
+        InvalidRequest, Limits, Listing, LostReason, NoSession, OptionCode, OptionError,
+        OptionReplyType, Pending, RequestStatistics, StatusRun, SubmitError, TransmissionFlags,
+        Uri, UriError,
     };
     // For clients that come back to their server.
     pub use crate::client::{ConnectionEvent, GaveUp, Reconnect};

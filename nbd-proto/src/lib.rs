@@ -186,5 +186,5 @@ pub use outbound::{Finished, Segment, Segments};
 pub use recv_buffer::RecvBuffer;
 pub use request_rules::{InvalidRequest, RequestRules};
 pub use uri::{Address, TlsParameters, TlsType, Uri, UriError};
-pub use view::{ExportView, SelectedContext};
+pub use view::{ContextRefusal, ExportView, SelectedContext};
 pub use wants::{OrderlyEnd, PauseReason, Wants};

@@ -2,7 +2,7 @@
 
 use alloc::string::String;
 
-use crate::wire::TransmissionFlags;
+use crate::wire::{OptionReplyType, TransmissionFlags};
 use crate::{BlockSize, RequestRules};
 
 /// A metadata context that is selected on a connection.
@@ -13,6 +13,16 @@ pub struct SelectedContext {
     pub id: u32,
     /// Namespace, colon, leaf.
     pub name: String,
+}
+
+/// Why no metadata contexts are selected: how a server answered `NBD_OPT_SET_META_CONTEXT` that knows the option.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ContextRefusal {
+    /// The error, such as `NBD_REP_ERR_TOO_BIG` for more queries than the server takes.
+    pub reply: OptionReplyType,
+    /// The server's text for people; empty if it has none.
+    pub message: String,
 }
 
 /// What client and server agreed about the export in use.
@@ -35,6 +45,9 @@ pub struct ExportView<'a> {
     pub description: Option<&'a str>,
     /// Metadata contexts that were selected.
     pub contexts: &'a [SelectedContext],
+    /// On a client: the server refused to select the [configured](crate::client::Config::contexts) contexts, and was
+    /// entered without. A refusal of a selection by hand is [an event](crate::client::Event::OptionFailed) alone.
+    pub contexts_refused: Option<&'a ContextRefusal>,
     /// Whether reads are answered by structured or extended replies.
     pub structured: bool,
     /// Whether extended headers are in use.

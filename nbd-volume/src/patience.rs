@@ -22,7 +22,7 @@ pub(crate) async fn within<T>(
 }
 
 pub(crate) fn too_late(location: &Location, doing: &'static str, patience: Duration) -> Error {
-    let failure = location.watched().failure();
+    let failure = location.watched().failure_within(patience);
     let failure = failure.as_deref().unwrap_or("the store does not answer, or is too slow");
     Error::Store {
         url: location.url().to_owned(),

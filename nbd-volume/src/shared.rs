@@ -147,7 +147,7 @@ impl Shared {
     /// The error of a request that waited in vain.
     fn gave_up(&self) -> ExportError {
         let (volume, patience) = (&self.location, self.patience);
-        let reason = self.location.watched().failure();
+        let reason = self.location.watched().failure_within(patience);
         let reason = reason.as_deref().unwrap_or("it does not answer, or is too slow");
         ExportError::io(format!(
             "gave up after {patience:?} waiting for the store of {volume}: {reason}"

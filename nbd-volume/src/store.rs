@@ -2,6 +2,7 @@
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -101,10 +102,13 @@ impl Watched {
         }
     }
 
-    /// The store's latest failure that a client may wait for, unless something of its kind succeeded since.
-    pub(crate) fn failure(&self) -> Option<String> {
-        let failure = |kind| self.record.outage(kind).failure();
-        failure(Kind::Write).or_else(|| failure(Kind::Read))
+    /// The latest failure that a client may have waited for, for so long until now, unless something of its kind succeeded
+    /// since.
+    pub(crate) fn failure_within(&self, duration: Duration) -> Option<String> {
+        let failure = |kind| self.record.outage(kind).failure().cloned();
+        let failures = [failure(Kind::Write), failure(Kind::Read)].into_iter().flatten();
+        let (at, text) = failures.max_by_key(|(at, _)| *at)?;
+        (at.elapsed() <= duration).then_some(text)
     }
 }
 
@@ -286,19 +290,21 @@ mod tests {
     fn an_outage_goes_on_until_something_of_its_kind_succeeds() {
         cases(100, |random| {
             let watched = Watched::new(Arc::new(object_store::memory::InMemory::new()));
-            let mut latest = [None, None, None];
+            // Of reads, and of writes: what is deleted, nobody waits for.
+            let mut latest = [None, None];
             for number in 0..20 {
                 let kind = random.of(&[Kind::Read, Kind::Write, Kind::Delete]);
-                let fails = random.one_in(2).then(|| format!("failure {number}"));
+                let fails = random.one_in(2).then(|| format!("failure {number:02}"));
                 let result = match fails.clone() {
                     Some(text) => Err(Error::Generic { store: "s", source: text.into() }),
                     None => Ok(()),
                 };
                 drop(watched.record.note(kind, Instant::now(), result));
-                latest[kind as usize] = fails;
-                // What is deleted, nobody waits for.
-                let [read, write, _] = &latest;
-                match (write.as_ref().or(read.as_ref()), watched.failure()) {
+                if let Some(latest) = latest.get_mut(kind as usize) {
+                    *latest = fails;
+                }
+                let expected = latest.iter().flatten().max();
+                match (expected, watched.failure_within(Duration::from_secs(60))) {
                     (None, None) => {}
                     (Some(text), Some(failure)) => assert!(failure.contains(text), "{failure}"),
                     (expected, found) => panic!("{expected:?} {found:?}"),

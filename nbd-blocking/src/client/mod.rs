@@ -18,10 +18,11 @@ pub use cursor::Cursor;
 pub use entered::Entered;
 pub use nbd_engine::client::{
     Address, AllocationFlags, BlockSize, BlockSizeInfo, BufResult, Bytes, Chunk, ClientConfig,
-    ClientStatistics, Command, CommandError, CommandType, ConnectionEvent, ContextExtents, Error,
-    ErrorCode, ExportDetails, Extent, Flags, GaveUp, Handshake, InfoType, InvalidRequest, Limits,
-    Listing, LostReason, NoSession, OptionCode, OptionError, OptionReplyType, Reconnect,
-    RequestStatistics, StatusRun, SubmitError, TransmissionFlags, Uri, UriError,
+    ClientStatistics, Command, CommandError, CommandType, ConnectionEvent, ContextExtents,
+    ContextRefusal, Error, ErrorCode, ExportDetails, Extent, Flags, GaveUp, Handshake, InfoType,
+    InvalidRequest, Limits, Listing, LostReason, NoSession, OptionCode, OptionError,
+    OptionReplyType, Reconnect, RequestStatistics, StatusRun, SubmitError, TransmissionFlags, Uri,
+    UriError,
 };
 pub use negotiation::Negotiation;
 pub use pending::{Outcome, Pending};

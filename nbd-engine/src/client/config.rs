@@ -70,7 +70,10 @@ impl ClientConfig {
     }
 
     /// The metadata contexts to select, for [`Client::block_status`](super::Client::block_status). Those that the
-    /// server does not have are missing from [`ExportDetails::contexts`](super::ExportDetails::contexts). Default none.
+    /// server does not have are missing from [`ExportDetails::contexts`](super::ExportDetails::contexts). A server may refuse to
+    /// select any, as those of this crate do above 16 ([`Limits::max_contexts`](super::Limits::max_contexts)): then there are
+    /// none, a warning is logged, and [`ExportDetails::contexts_refused`](super::ExportDetails::contexts_refused) says why.
+    /// Default none.
     /// One that is no namespace, colon and leaf of at most 4096 bytes without NUL has connecting fail with
     /// [`Error::InvalidOption`](super::Error::InvalidOption).
     #[must_use]

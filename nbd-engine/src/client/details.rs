@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nbd_proto::client::{Connection, Info};
 use nbd_proto::wire::{BlockSizeInfo, TransmissionFlags};
-use nbd_proto::{BlockSize, ExportView};
+use nbd_proto::{BlockSize, ContextRefusal, ExportView};
 
 /// An export in the answer to a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,7 @@ pub struct ExportDetails {
     block_size: BlockSize,
     advertised_block_size: Option<BlockSizeInfo>,
     contexts: Vec<Arc<str>>,
+    contexts_refused: Option<ContextRefusal>,
     structured: bool,
     extended: bool,
     tls: bool,
@@ -66,6 +67,7 @@ impl ExportDetails {
             block_size: BlockSize::DEFAULT,
             advertised_block_size: None,
             contexts: Vec::new(),
+            contexts_refused: None,
             structured: connection.is_structured(),
             extended: connection.is_extended(),
             tls: tls || connection.is_tls(),
@@ -83,6 +85,7 @@ impl ExportDetails {
             block_size,
             advertised_block_size: export.block_size_advertised.then(|| block_size.into()),
             contexts: export.contexts.iter().map(|context| (*context.name).into()).collect(),
+            contexts_refused: export.contexts_refused.cloned(),
             structured,
             extended,
             tls: tls || export.tls,
@@ -163,6 +166,14 @@ impl ExportDetails {
     #[must_use]
     pub fn contexts(&self) -> &[Arc<str>] {
         &self.contexts
+    }
+
+    /// Why the server selected none of the [configured](super::ClientConfig::with_contexts) contexts, if it refused to: it
+    /// may take fewer at a time, or have failed to look the export up. `None` if it selected those that it has, be it none,
+    /// or does not know of contexts at all.
+    #[must_use]
+    pub const fn contexts_refused(&self) -> Option<&ContextRefusal> {
+        self.contexts_refused.as_ref()
     }
 
     pub(super) fn sorted_contexts(&self) -> Vec<Arc<str>> {

@@ -116,6 +116,6 @@ pub use nbd_proto::wire::{
     TransmissionFlags,
 };
 pub use nbd_proto::{
-    Address, BlockSize, Command, Extent, InvalidRequest, Limits, NoSession, SelectedContext, Uri,
-    UriError,
+    Address, BlockSize, Command, ContextRefusal, Extent, InvalidRequest, Limits, NoSession,
+    SelectedContext, Uri, UriError,
 };

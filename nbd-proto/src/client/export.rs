@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::wire::{BlockSizeInfo, ExportInfoReply, TransmissionFlags};
-use crate::{BlockSize, InvalidBlockSize, SelectedContext};
+use crate::{BlockSize, ContextRefusal, InvalidBlockSize, SelectedContext};
 
 /// An export that was entered, and what was agreed for it.
 #[derive(Debug)]
@@ -15,6 +15,7 @@ pub(super) struct EnteredExport {
     pub(super) name: Option<String>,
     pub(super) description: Option<String>,
     pub(super) contexts: Vec<SelectedContext>,
+    pub(super) contexts_refused: Option<ContextRefusal>,
     pub(super) agreed: Agreed,
     /// The embedder wants to disconnect already.
     pub(super) disconnect: bool,

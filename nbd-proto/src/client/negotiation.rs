@@ -19,7 +19,7 @@ use crate::wire::{
     ClientFlags, EXPORT_NAME_PADDING, ExportInfoReply, ExportNameReply, Greeting, HandshakeFlags,
     OptionCode, OptionReplyHeader, OptionReplyType as Rep,
 };
-use crate::{Error, NoSession, OrderlyEnd, PauseReason, PeerMisbehaved, Wants};
+use crate::{ContextRefusal, Error, NoSession, OrderlyEnd, PauseReason, PeerMisbehaved, Wants};
 
 /// The connection before an export is entered.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub(super) struct Negotiation {
     pub(super) tried: Tried,
     /// The contexts that were selected last, even if that failed.
     pub(super) selection: Option<Selecting>,
+    /// Why the script's selection failed.
+    contexts_refused: Option<ContextRefusal>,
     /// What is negotiated without the embedder's doing; `None` when the embedder does it.
     pub(super) script: Option<Script>,
     /// The export that the script enters.
@@ -66,6 +68,7 @@ impl Negotiation {
             agreed: Agreed::default(),
             tried: Tried::default(),
             selection: None,
+            contexts_refused: None,
             script: match config.goal {
                 Goal::Manual => None,
                 Goal::Prepare => Some(Script::Prepare),
@@ -364,6 +367,12 @@ impl Negotiation {
             None => return self.option_over(config, out, event),
             Some(_) if falls_back => {
                 self.tried.go |= code == OptionCode::GO;
+                if code == OptionCode::SET_META_CONTEXT && reply != Rep::ERR_UNSUP {
+                    let Event::OptionFailed { message, .. } = event else {
+                        return Err(Error::Internal("the event of an option that failed"));
+                    };
+                    self.contexts_refused = Some(ContextRefusal { reply, message });
+                }
                 return self.proceed(config, out);
             }
             Some(Script::Enter { give_up: false }) => {
@@ -411,7 +420,7 @@ impl Negotiation {
     ) -> Result<Progress, Error> {
         self.agreed = self.agreed.within_tls();
         self.tried = Tried { tls: true, ..Tried::default() };
-        self.selection = None;
+        (self.selection, self.contexts_refused) = (None, None);
         self.proceed(config, out)
     }
 
@@ -430,6 +439,7 @@ impl Negotiation {
             name: canonical_name,
             description,
             contexts: selection.map_or_else(Vec::new, |selection| selection.contexts),
+            contexts_refused: self.contexts_refused.take(),
             agreed: self.agreed,
             disconnect: self.disconnect,
         })))

@@ -17,8 +17,8 @@ use crate::outbound::Outbound;
 use crate::scratch::Scratch;
 use crate::wire::{ExtendedReplyHeader, SimpleReplyHeader};
 use crate::{
-    BlockSize, Error, ExportView, Extent, Limits, Misuse, OrderlyEnd, PauseReason, RequestId,
-    RequestRules, SelectedContext, Wants,
+    BlockSize, ContextRefusal, Error, ExportView, Extent, Limits, Misuse, OrderlyEnd, PauseReason,
+    RequestId, RequestRules, SelectedContext, Wants,
 };
 
 /// The connection once an export is entered.
@@ -30,6 +30,7 @@ pub(super) struct Transmission {
     name: Option<String>,
     description: Option<String>,
     pub(super) contexts: Vec<SelectedContext>,
+    contexts_refused: Option<ContextRefusal>,
     pub(super) resizing: Option<Resizing>,
     pub(super) in_flight: InFlight<Pending>,
     /// Requests that were answered before they were transmitted, and have been transmitted since.
@@ -94,8 +95,16 @@ const DROP_AT_ONCE: u64 = 4 << 10;
 
 impl Transmission {
     pub(super) fn new(export: EnteredExport, limits: &Limits, out: &mut Outbound) -> Self {
-        let EnteredExport { info, block_size, name, description, contexts, agreed, disconnect } =
-            export;
+        let EnteredExport {
+            info,
+            block_size,
+            name,
+            description,
+            contexts,
+            contexts_refused,
+            agreed,
+            disconnect,
+        } = export;
         let sizes = block_size.unwrap_or(BlockSize::DEFAULT);
         let rules = RequestRules {
             size: info.size,
@@ -111,6 +120,7 @@ impl Transmission {
             name,
             description,
             contexts,
+            contexts_refused,
             resizing: None,
             in_flight: InFlight::new(limits.max_in_flight.max(1)),
             early: VecDeque::new(),
@@ -134,6 +144,7 @@ impl Transmission {
             name: self.name.as_deref(),
             description: self.description.as_deref(),
             contexts: &self.contexts,
+            contexts_refused: self.contexts_refused.as_ref(),
             structured: self.agreed.chunked(),
             extended: self.agreed.extended,
             tls: self.agreed.tls,

@@ -158,7 +158,7 @@ impl Shared {
     /// The error of a request that waited in vain.
     pub(super) fn gave_up(&self, reason: Option<&str>) -> String {
         let (object, patience) = (&self.location, self.options.patience);
-        let failure = self.location.watched().failure();
+        let failure = self.location.watched().failure_within(patience);
         let reason = reason.or(failure.as_deref()).unwrap_or("it does not answer, or is too slow");
         format!("gave up after {patience:?} waiting for the store of {object}: {reason}")
     }

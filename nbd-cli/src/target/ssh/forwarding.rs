@@ -1,7 +1,7 @@
 //! An `ssh` that forwards a private socket here to a socket on another machine, started again when it has ended.
 
-use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::ffi::{OsStr, OsString};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -15,25 +15,33 @@ use super::ssh;
 /// Bytes that are carried at a time.
 const BUFFER: usize = 256 << 10;
 
-/// Such an `ssh`, from the first connection on.
-#[derive(Debug)]
+/// Such an `ssh`.
 pub(super) struct Forwarding {
-    /// Where `ssh` listens.
-    path: PathBuf,
-    arguments: Vec<OsString>,
+    /// Where the sockets are that `ssh` makes.
+    folder: PathBuf,
+    /// The arguments of an `ssh` that listens at a path.
+    arguments: Box<dyn Fn(&OsStr) -> Vec<OsString> + Send + Sync>,
     state: Mutex<State>,
+    /// What the first connection gets, which waits for no `ssh`.
+    first: Mutex<Option<io::Result<UnixStream>>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
-    running: Option<Running>,
+    latest: Option<Running>,
+    /// Those whose sockets are gone, and which may have connections still.
+    earlier: Vec<Running>,
+    /// Of all that were started.
+    number: u64,
+    /// The latest one that ended before it listened, and how.
+    failed: Option<(u64, String)>,
     ended: bool,
 }
 
 /// An `ssh`, which ends with its standard input, as this process does, or when this is dropped.
-#[derive(Debug)]
 struct Running {
     child: Child,
+    path: PathBuf,
     has_listened: bool,
 }
 
@@ -48,69 +56,109 @@ impl Forwarding {
     /// How often it is looked whether `ssh` listens.
     const POLL: Duration = Duration::from_millis(10);
 
-    /// `ssh` of these arguments listens at that path.
-    pub(super) fn new(path: PathBuf, arguments: Vec<OsString>) -> Self {
-        Self { path, arguments, state: Mutex::default() }
+    /// `ssh` gets these arguments, given the socket, which is in that folder.
+    pub(super) fn new(
+        folder: PathBuf,
+        arguments: impl Fn(&OsStr) -> Vec<OsString> + Send + Sync + 'static,
+    ) -> Self {
+        let (state, first) = (Mutex::default(), Mutex::default());
+        Self { folder, arguments: Box::new(arguments), state, first }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes the first connection, for which `ssh` may take its time: it may ask its user for a password.
+    pub(super) fn prepare(&self) {
+        let first = self.connect();
+        *self.first.lock().unwrap_or_else(PoisonError::into_inner) = Some(first);
+    }
+
     /// Ends `ssh`, and with it all connections. None is made any more.
     pub(super) fn end(&self) {
         let mut state = self.state();
         state.ended = true;
-        drop(state.running.take());
+        state.earlier.clear();
+        state.latest = None;
+    }
+
+    /// Whether it was [ended](Self::end).
+    pub(super) fn has_ended(&self) -> bool {
+        self.state().ended
     }
 
     /// A connection through `ssh`, which is started unless it runs.
     fn connect(&self) -> io::Result<UnixStream> {
+        let mut awaited = 0;
         loop {
-            if let Some(stream) = self.try_connect()? {
-                return Ok(stream);
+            let (number, path) = self.listening(awaited)?;
+            awaited = number;
+            // Nobody waits for this: it takes a while if `ssh` is stopped.
+            match UnixStream::connect(&path) {
+                Ok(stream) => {
+                    self.found(number, true);
+                    return Ok(stream);
+                }
+                Err(error) if is_absent(&error) => self.found(number, false),
+                Err(error) => return Err(error),
             }
             thread::sleep(Self::POLL);
         }
     }
 
-    /// The same without waiting for `ssh`, which may ask its user for a password; so nobody waits for this either.
-    fn try_connect(&self) -> io::Result<Option<UnixStream>> {
+    /// The `ssh` that listens, or is about to, by its number, and where. `awaited` is what the caller has waited for, or zero.
+    fn listening(&self, awaited: u64) -> io::Result<(u64, PathBuf)> {
         let mut state = self.state();
         if state.ended {
-            return Err(io::ErrorKind::ConnectionAborted.into());
+            return Err(ErrorKind::ConnectionAborted.into());
         }
-        let Some(one) = &mut state.running else {
-            state.running = Some(self.start()?);
-            return Ok(None);
-        };
-        let status = one.child.try_wait()?;
-        if status.is_none()
-            && let Ok(stream) = UnixStream::connect(&self.path)
+        if let Some(latest) = &mut state.latest
+            && let Some(status) = latest.child.try_wait()?
         {
-            one.has_listened = true;
-            return Ok(Some(stream));
-        }
-        let has_listened = one.has_listened;
-        if status.is_some() || has_listened {
-            drop(state.running.take());
-        }
-        match status {
             // One that was of use until now is started again.
-            Some(status) if !has_listened => Err(io::Error::other(format!("it ended ({status})"))),
-            _ => Ok(None),
+            if !latest.has_listened {
+                state.failed = Some((state.number, format!("it ended ({status})")));
+            }
+            state.latest = None;
         }
+        if let Some((number, text)) = &state.failed
+            && *number == awaited
+        {
+            return Err(io::Error::other(text.clone()));
+        }
+        let number = state.number + u64::from(state.latest.is_none());
+        let latest = match state.latest.take() {
+            Some(latest) => latest,
+            None => self.start(number)?,
+        };
+        let path = state.latest.insert(latest).path.clone();
+        state.number = number;
+        Ok((number, path))
     }
 
-    fn start(&self) -> io::Result<Running> {
-        // That of an earlier one.
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+    fn start(&self, number: u64) -> io::Result<Running> {
+        // A name of its own: one that `ssh` was asked for before, it may believe to be there.
+        let path = self.folder.join(format!("forwarded-{number}"));
+        let mut command = ssh(&(self.arguments)(path.as_os_str()));
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        Ok(Running { child, path, has_listened: false })
+    }
+
+    /// What was found at the socket of an `ssh`.
+    fn found(&self, number: u64, listens: bool) {
+        let mut state = self.state();
+        if state.number != number {
+            return;
+        }
+        match &mut state.latest {
+            Some(latest) if listens => latest.has_listened = true,
+            Some(latest) if latest.has_listened => {
+                let latest = state.latest.take();
+                state.earlier.extend(latest);
+            }
             _ => {}
         }
-        let mut command = ssh(&self.arguments);
-        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-        Ok(Running { child, has_listened: false })
     }
 
     /// Carries the bytes of a connection to the other machine and back, until both directions have ended. A connection that
@@ -119,7 +167,8 @@ impl Forwarding {
     /// # Errors
     /// When there is no way to the other machine, or no thread.
     pub(super) fn carry(&self, here: &UnixStream) -> io::Result<()> {
-        let there = self.connect()?;
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let there = first.unwrap_or_else(|| self.connect())?;
         thread::scope(|scope| {
             let back = || carry_one_way(&there, here);
             thread::Builder::new().name("nbd-ssh-back".into()).spawn_scoped(scope, back)?;
@@ -129,23 +178,26 @@ impl Forwarding {
     }
 }
 
-/// One that can't go on ends both, so that no side waits for the other.
+/// Nobody listens there, or not yet.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+}
+
+/// What can't go on in this direction ends in this direction alone: replies to what was sent may be under way.
 fn carry_one_way(mut from: &UnixStream, mut to: &UnixStream) {
     let mut buffer = vec![0; BUFFER];
-    let ended = loop {
+    loop {
         match from.read(&mut buffer) {
-            Ok(0) => break Shutdown::Write,
+            Ok(0) => break,
             Ok(length) => {
                 if to.write_all(&buffer[..length]).is_err() {
-                    break Shutdown::Both;
+                    break;
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => break Shutdown::Both,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => break,
         }
-    };
-    let _ended_already = to.shutdown(ended);
-    if ended == Shutdown::Both {
-        let _ended_already = from.shutdown(ended);
     }
+    let _ended_already = to.shutdown(Shutdown::Write);
+    let _ended_already = from.shutdown(Shutdown::Read);
 }

@@ -7,6 +7,7 @@
 
 mod forwarding;
 
+use core::fmt;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -129,13 +130,41 @@ fn command(words: &[u8]) -> Result<How, String> {
     if words.iter().any(u8::is_ascii_control) {
         return Err("its command has a control character".into());
     }
-    let words = shlex::bytes::split(words);
-    let words =
-        words.ok_or("its command has a quote that is not closed, or ends with a backslash")?;
+    let words = words_of(words)
+        .ok_or("its command has a quote that is not closed, or ends with a backslash")?;
     match words.first() {
         Some(first) if !first.starts_with(b"-") => Ok(How::Command(words)),
         _ => Err("its command must begin with the name of a program".into()),
     }
+}
+
+/// The words of a command, with the quotes of a shell. Nothing else means what it means to one: not even `#`, for which
+/// libraries leave out the rest.
+fn words_of(text: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<Vec<u8>>, None);
+    let mut bytes = text.iter().copied();
+    while let Some(byte) = bytes.next() {
+        match (byte, quote) {
+            (b'\'' | b'"', None) => {
+                quote = Some(byte);
+                word.get_or_insert_default();
+            }
+            (_, Some(open)) if byte == open => quote = None,
+            (b'\\', None) => word.get_or_insert_default().push(bytes.next()?),
+            (b'\\', Some(b'"')) => {
+                let word = word.get_or_insert_default();
+                match bytes.next()? {
+                    // Before anything else it is itself.
+                    escaped @ (b'"' | b'\\' | b'$' | b'`') => word.push(escaped),
+                    other => word.extend([b'\\', other]),
+                }
+            }
+            (b' ', None) => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(byte),
+        }
+    }
+    words.extend(word);
+    quote.is_none().then_some(words)
 }
 
 /// A word as a shell has to be given it, whatever it contains.
@@ -152,7 +181,6 @@ fn quoted(word: &[u8]) -> Vec<u8> {
 }
 
 /// A private socket here that leads to the server there.
-#[derive(Debug)]
 pub(super) struct Bridge {
     /// Removed with it.
     _folder: TempDir,
@@ -184,7 +212,6 @@ impl Bridge {
                 Box::new(move |stream| run(stream, &arguments))
             }
             How::Socket(there) => {
-                let path = folder.path().join("forwarded");
                 if socket(path.as_os_str().as_bytes()).is_err() {
                     let folder = std::env::temp_dir();
                     let folder = output::quoted(folder.as_os_str());
@@ -192,18 +219,25 @@ impl Bridge {
                         "cannot have ssh forward a socket in {folder}: set TMPDIR to a folder without a colon or a backslash"
                     )));
                 }
-                let sockets = [path.as_os_str().as_bytes(), there].join(&b':');
-                let mut arguments = remote.arguments();
-                arguments.extend(["-o".into(), "ExitOnForwardFailure=yes".into(), "-L".into()]);
-                arguments.push(OsString::from_vec(sockets));
-                arguments.extend(["--".into(), remote.host.clone().into()]);
-                // Ends when its input does, so that it does not outlive this process.
-                arguments.push("cat".into());
-                let ssh = Arc::new(Forwarding::new(path, arguments));
+                let (there, host, begin) = (there.clone(), remote.host.clone(), remote.arguments());
+                let arguments = move |here: &OsStr| {
+                    let sockets = [here.as_bytes(), &there].join(&b':');
+                    let mut arguments = begin.clone();
+                    arguments.extend(["-o".into(), "ExitOnForwardFailure=yes".into()]);
+                    arguments.extend(["-L".into(), OsString::from_vec(sockets)]);
+                    arguments.extend(["--".into(), host.clone().into()]);
+                    // Ends when its input does, so that it does not outlive this process.
+                    arguments.push("cat".into());
+                    arguments
+                };
+                let ssh = Arc::new(Forwarding::new(folder.path().to_owned(), arguments));
+                ssh.prepare();
                 forwarding = Some(Arc::clone(&ssh));
                 let shown = shown.to_owned();
                 Box::new(move |stream| {
-                    if let Err(error) = ssh.carry(&stream) {
+                    if let Err(error) = ssh.carry(&stream)
+                        && !ssh.has_ended()
+                    {
                         say(&format!("cannot reach {shown} by ssh: {error}"));
                     }
                 })
@@ -225,6 +259,12 @@ impl Bridge {
         Uri::unix(self.path.as_os_str().as_bytes())
             .and_then(|uri| uri.with_export(&self.export))
             .map_err(|error| Failure::failed(format!("cannot use the private socket: {error}")))
+    }
+}
+
+impl fmt::Debug for Bridge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bridge").field("shown", &self.shown).finish_non_exhaustive()
     }
 }
 
@@ -323,6 +363,22 @@ mod tests {
     }
 
     proptest! {
+        /// As a shell has them, which gets nothing that it would expand or take for an operator.
+        #[test]
+        fn words_are_those_of_a_shell(text in r#"[ab #'"\\~=.]{0,16}"#) {
+            let script = format!("printf '[%s]' x{text}");
+            let shell = Command::new("sh").args(["-c", &script]).output().unwrap();
+            let words = words_of(format!("x{text}").as_bytes());
+            let shown = words.map(|words| words.iter().map(|word| [b"[", &word[..], b"]"].concat()).collect::<Vec<_>>().concat());
+            // A `#` at the beginning of a word is an ordinary letter here.
+            prop_assume!(!text.contains(" #") && !text.contains("~") || !shell.status.success());
+            prop_assume!(!text.ends_with('\\'));
+            match shown {
+                Some(shown) => prop_assert_eq!(OsStr::from_bytes(&shown), OsStr::from_bytes(&shell.stdout)),
+                None => prop_assert!(!shell.status.success()),
+            }
+        }
+
         #[test]
         fn a_quoted_word_is_one_word_whatever_it_contains(word in "[^\0]{0,20}") {
             let script = [&b"printf %s "[..], &quoted(word.as_bytes())].concat();

@@ -20,6 +20,8 @@ pub(in super::super) struct Said {
     pub(in super::super) contexts: Vec<&'static str>,
     /// The number of the first of them.
     pub(in super::super) first_context: u32,
+    /// Whether it refuses to select any.
+    pub(in super::super) refuses_contexts: bool,
 }
 
 impl Default for Said {
@@ -39,6 +41,7 @@ impl Default for Said {
             structured: true,
             contexts: Vec::new(),
             first_context: 1,
+            refuses_contexts: false,
         }
     }
 }
@@ -258,6 +261,9 @@ impl Line {
             Opt::STRUCTURED_REPLY if self.said.structured => {
                 self.structured = true;
                 self.reply(option, Rep::ACK, &[]);
+            }
+            Opt::SET_META_CONTEXT if self.said.refuses_contexts => {
+                self.reply(option, Rep::ERR_UNKNOWN, b"not yet");
             }
             Opt::SET_META_CONTEXT => {
                 let wanted = String::from_utf8_lossy(data).into_owned();

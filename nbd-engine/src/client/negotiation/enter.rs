@@ -181,6 +181,10 @@ impl<C: Connector> Negotiation<C> {
         let gone = || Error::Disconnected { peer: Arc::clone(&self.peer) };
         let view = pump.machine.export().ok_or_else(gone)?;
         let (details, rules) = (ExportDetails::entered(export, &view, in_tls), view.rules());
+        if let Some(refused) = details.contexts_refused() {
+            let (reply, message) = (refused.reply, &*refused.message);
+            tracing::warn!(%peer, %reply, message, "the server refused to select metadata contexts: there is no block status");
+        }
         Ok(ReadyConnection { pump, peer, details, rules })
     }
 }

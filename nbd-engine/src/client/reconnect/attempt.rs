@@ -10,7 +10,9 @@ use super::super::connection_handle::ConnectionHandle;
 use super::super::ready::ReadyConnection;
 use super::super::request_state::RequestState;
 use super::super::timer::Timer;
-use super::super::{ClientConfig, Connector, Error, ExportDetails, Negotiation};
+use super::super::{
+    ClientConfig, Connector, Error, ExportDetails, Negotiation, NoSession, OptionCode,
+};
 use super::same::difference;
 use super::{Backoff, ConnectionEvent, GaveUp, Reconnect};
 use crate::runtime::BoxFuture;
@@ -45,7 +47,20 @@ impl<C: Connector> Target<C> {
     pub(in super::super) async fn connect(&self) -> Result<ReadyConnection, Error> {
         let connector = self.connector.clone();
         let mut negotiation = Negotiation::connect_by(connector, &self.uri, &self.config).await?;
-        negotiation.enter_ready(&self.export).await
+        let ready = negotiation.enter_ready(&self.export).await?;
+        // The first connection has them. A server that is just starting may not have the export yet, and then have it.
+        match ready.details.contexts_refused() {
+            None => Ok(ready),
+            Some(refused) => Err(Error::Refused {
+                peer: Arc::clone(&ready.peer),
+                export: Some(self.export.clone()),
+                refusal: NoSession::Option {
+                    code: OptionCode::SET_META_CONTEXT,
+                    reply: refused.reply,
+                },
+                text: refused.message.clone(),
+            }),
+        }
     }
 }
 

@@ -105,6 +105,7 @@ impl Connection {
             name: export.name.as_deref(),
             description: export.description.as_deref(),
             contexts: &export.contexts,
+            contexts_refused: None,
             structured: export.style != Style::Simple,
             extended: export.style == Style::Extended,
             tls: export.tls,

@@ -79,6 +79,67 @@ fn another_export_is_told_from_the_same_and_is_sent_nothing() {
     });
 }
 
+/// A server that has just started may know an export a moment later: that is no other export.
+#[test]
+fn a_server_that_refuses_contexts_for_a_while_is_asked_again() {
+    cases(30, |random| {
+        let contexts = vec!["a:x", "b:y"];
+        let net = Called::new(Said { contexts: contexts.clone(), ..Said::default() });
+        let max = random.one_in(2).then(|| 1 + random.below(5) as u32);
+        let config = ClientConfig::new()
+            .with_contexts(contexts)
+            .with_reconnect(net.reconnect().with_max_attempts(max));
+        let client = net.connect(&config);
+        assert_eq!(client.export().contexts_refused(), None);
+        let mut read = client.submit_read(0, 512, Flags::empty());
+        assert!(net.poll(&mut read).is_pending());
+        net.line(0, |line| line.cut());
+        let refused = random.below(6) as usize;
+        net.say(|said| said.refuses_contexts = true);
+        let mut outcome = Poll::Pending;
+        for attempt in 0..=refused {
+            outcome = net.poll(&mut read);
+            if outcome.is_ready() {
+                break;
+            }
+            net.say(|said| said.refuses_contexts = attempt < refused);
+            net.pass(SECOND);
+        }
+        if outcome.is_pending() {
+            outcome = net.poll(&mut read);
+        }
+        let failed: Vec<_> = net
+            .events()
+            .iter()
+            .filter_map(|event| match event {
+                ConnectionEvent::AttemptFailed { error, .. } => Some(error.to_string()),
+                _ => None,
+            })
+            .collect();
+        assert!(failed.iter().all(|text| text.contains("not yet")), "{failed:?}");
+        if max.is_some_and(|max| refused >= max as usize) {
+            let Poll::Ready(Err(error)) = outcome else { panic!("it gave up") };
+            assert!(error.to_string().contains("not yet"), "{error}");
+            return;
+        }
+        assert!(outcome.is_pending());
+        assert_eq!(failed.len(), refused);
+        let lines = net.lines();
+        let asked = net.line(lines - 1, |line| line.only());
+        net.line(lines - 1, |line| line.answer(&asked, None));
+        net.now(&mut read).unwrap();
+    });
+}
+
+#[test]
+fn a_client_learns_that_contexts_were_refused() {
+    let net = Called::new(Said { refuses_contexts: true, ..Said::default() });
+    let client = net.connect(&ClientConfig::new().with_contexts(["a:x"]));
+    assert!(client.export().contexts().is_empty());
+    let refused = client.export().contexts_refused().expect("they were refused");
+    assert_eq!(refused.message, "not yet");
+}
+
 #[test]
 fn a_client_makes_as_many_attempts_as_it_may_in_a_row() {
     cases(20, |random| {
