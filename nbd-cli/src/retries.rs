@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use nbd_blocking::client::{ClientConfig, ConnectionEvent, Error, Reconnect};
+use nbd_blocking::client::{ClientConfig, ConnectionEvent, Error, LostReason, Reconnect};
 
 use crate::waiting::Watched;
 use crate::{quantity, stderr, waiting};
@@ -22,7 +22,7 @@ const KEPT: u64 = 64 << 20;
 #[group(skip)]
 pub(crate) struct Retries {
     /// How many attempts in a row may fail to reach the server, at first and when a connection to it is lost: then what was in
-    /// flight is sent again [default: none]
+    /// flight is sent again, each request as many times, and 8 at least [default: none]
     #[arg(
         long,
         value_name = "N",
@@ -89,6 +89,28 @@ impl Retries {
         self.retries > 0
     }
 
+    /// How many times a request is sent again: those that wait behind others may be lost as often as the connection is, which
+    /// is no fault of theirs.
+    const fn resends(&self) -> u32 {
+        const LEAST: u32 = 8;
+        if self.retries > LEAST { self.retries } else { LEAST }
+    }
+
+    /// What there is to say of a request that was lost with its connection although there is another one by now.
+    pub(crate) fn hint(&self, error: &Error) -> String {
+        match error {
+            Error::Lost { sent: true, reason, .. }
+                if self.are_wanted() && !matches!(reason, LostReason::GaveUp(_)) =>
+            {
+                format!(
+                    "; a request is sent again {} times at most: give a larger --retries",
+                    self.resends()
+                )
+            }
+            _ => String::new(),
+        }
+    }
+
     /// Has a client reconnect, and write again what a server may have lost. `says` is whether that is reported on standard
     /// error, rather than logged. With a `timeout`, a server that owes an answer and sends nothing for so long counts as
     /// lost, and a request fails only when reconnecting can't have helped it any more.
@@ -103,6 +125,7 @@ impl Retries {
         }
         let reconnect = Reconnect::new()
             .with_max_attempts(Some(self.retries))
+            .with_max_resends(self.resends())
             .with_max_outage(None)
             .with_delays(self.retry_delay, MAX_DELAY)
             .with_max_silence(timeout)

@@ -446,8 +446,17 @@ fn a_destination_that_was_replaced_is_not_gone_on_with() {
 fn what_can_not_be_resumed_is_said() {
     let folder = Folder::new();
     let from = folder.file("from", &noise(MIB));
-    for to in ["null:", "-", "/dev/stdout"] {
-        let finished = try_copy(&["--resume", &from, to]);
+    // Nobody opens its other end.
+    let pipe = folder.text("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+    for (from, to) in [
+        (&*from, "null:"),
+        (&from, "-"),
+        (&from, "/dev/stdout"),
+        (&from, &pipe),
+        (&pipe, &folder.text("to")),
+    ] {
+        let finished = try_copy(&["--resume", from, to]);
         assert_eq!(finished.status.code(), Some(64), "{to}: {}", finished.stderr);
         assert!(finished.stderr.contains("--resume"), "{to}: {}", finished.stderr);
     }

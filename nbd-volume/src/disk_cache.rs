@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use nbd_engine::net::lock_folder;
 use object_store::ObjectStore;
+use rustix::fs::{Access, access};
 use slatedb::config::ObjectStoreCacheOptions;
 
 use crate::{Error, Location};
@@ -58,25 +59,65 @@ impl DiskCache {
         Self { directory, max_bytes }
     }
 
+    /// Finds out whether a volume could be opened with it, as far as that shows, and changes nothing: whether the size is
+    /// enough, and the directory can be written or made. Blocks for a moment.
+    ///
+    /// # Errors
+    /// [`Error::Cache`].
+    pub fn check(&self) -> Result<(), Error> {
+        self.check_size()?;
+        let mut path = &*self.directory;
+        // What is missing is made in what is there.
+        while let (false, Some(parent)) = (path.symlink_metadata().is_ok(), path.parent()) {
+            path = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        }
+        let writable = std::fs::metadata(path).and_then(|metadata| match metadata.is_dir() {
+            true => Ok(access(path, Access::WRITE_OK | Access::EXEC_OK)?),
+            false => Err(io::ErrorKind::NotADirectory.into()),
+        });
+        writable.map_err(|error| self.failed("write to", path, &error))
+    }
+
+    fn check_size(&self) -> Result<(), Error> {
+        match self.max_bytes < Self::MIN_BYTES {
+            true => Err(Error::Cache {
+                directory: self.directory.clone(),
+                reason: format!("{} bytes are too few: give at least 64M", self.max_bytes),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn failed(&self, doing: &str, path: &Path, error: &io::Error) -> Error {
+        Error::Cache {
+            directory: self.directory.clone(),
+            reason: format!("cannot {doing} {}: {error}", path.display()),
+        }
+    }
+
     /// Makes the folder of that name ready. None, with a warning, if another server uses it: two would remove each
     /// other's parts, and count only their own.
     ///
     /// Blocks for a moment.
     pub(crate) fn use_folder(&self, name: &str) -> Result<Option<Used>, Error> {
         let folder = self.directory.join(name);
-        let failed = |doing: &str, error: &io::Error| Error::Cache {
-            directory: self.directory.clone(),
-            reason: format!("cannot {doing} {}: {error}", folder.display()),
+        let failed = |doing: &str, error: &io::Error| self.failed(doing, &folder, error);
+        self.check_size()?;
+        let is_full = |error: &io::Error| {
+            let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+            let is_full = kinds.contains(&error.kind());
+            if is_full {
+                let folder = folder.display();
+                tracing::warn!(%folder, "the disk of the cache is full: what can't be kept is fetched again");
+            }
+            is_full
         };
-        if self.max_bytes < Self::MIN_BYTES {
-            return Err(Error::Cache {
-                directory: self.directory.clone(),
-                reason: format!("{} bytes are too few: give at least 64M", self.max_bytes),
-            });
-        }
         // What lies there is what lies on the volume: nobody else's to read.
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        made.map_err(|error| failed("make", &error))?;
+        match made {
+            Err(error) if is_full(&error) => return Ok(None),
+            made => made.map_err(|error| failed("make", &error))?,
+        }
         let lock = match lock_folder(&folder, Self::LOCK_TIMEOUT) {
             Ok(lock) => lock,
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -89,7 +130,10 @@ impl DiskCache {
             }
             Err(error) => return Err(failed("lock", &error)),
         };
-        probe(&folder).map_err(|error| failed("write to", &error))?;
+        match probe(&folder) {
+            Err(error) if is_full(&error) => {}
+            probed => probed.map_err(|error| failed("write to", &error))?,
+        }
         Ok(Some(Used { _lock: lock, folder, max_bytes: self.max_bytes }))
     }
 }
@@ -134,8 +178,8 @@ fn entries(folder: &Path) -> Vec<Entry> {
 /// Whether files can be made there: later on, a part that can't be kept is only fetched again.
 fn probe(folder: &Path) -> io::Result<()> {
     let path = folder.join(".probe");
-    std::fs::write(&path, b"probe")?;
-    std::fs::remove_file(&path)
+    let written = std::fs::write(&path, b"probe");
+    written.and(std::fs::remove_file(&path))
 }
 
 impl Used {

@@ -18,6 +18,13 @@ pub(super) enum Durable {
     Server(Mutex<Vec<Client>>),
 }
 
+/// What is said of a destination that has no positions.
+pub(super) fn no_place(name: &str) -> Failure {
+    Failure::usage(format!(
+        "--resume: {name} is no file, no block device and no server, onto which a copy could go on"
+    ))
+}
+
 impl Durable {
     /// # Errors
     /// For what can't be flushed, or has no positions.
@@ -31,9 +38,7 @@ impl Durable {
             Kind::Server { .. } => Err(Failure::usage(format!(
                 "--resume: {name} can't be flushed, so that it is never known what of a copy would survive its server"
             ))),
-            Kind::Stream(_) | Kind::Null => Err(Failure::usage(format!(
-                "--resume: {name} is no file, no block device and no server, onto which a copy could go on"
-            ))),
+            Kind::Stream(_) | Kind::Null => Err(no_place(name)),
         }
     }
 

@@ -284,6 +284,12 @@ fn has_samples(path: &Path) -> bool {
         || is_file() && record::path_of(path).exists()
 }
 
+/// Whether that is neither a file nor a disk, such as a pipe.
+pub(super) fn is_stream(path: &Path) -> bool {
+    let kind = path.metadata().map(|metadata| metadata.file_type());
+    kind.is_ok_and(|kind| !kind.is_file() && !kind.is_block_device() && !kind.is_dir())
+}
+
 /// The path of a side that is a file or device; `None` for a server.
 pub(super) fn path(place: &Place) -> Result<Option<&Path>, Failure> {
     match place {

@@ -13,10 +13,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use nbd_blocking::Client;
 use serde_json::{Value, json};
 
-use super::durable::Durable;
-use super::open::{Kind, Side, cannot};
+use super::durable::{Durable, no_place};
+use super::open::{self, Kind, Side, cannot};
 use super::{identity, samples};
 use crate::exit::Failure;
+use crate::target::Place;
 use crate::units;
 
 /// Bytes of the destination after which the record is brought up to date, by default. What was copied since is copied again.
@@ -116,6 +117,22 @@ impl Paths {
     }
 }
 
+/// What is said of a source that has no positions.
+fn no_middle(name: &str) -> Failure {
+    Failure::usage(format!("--resume: {name} can't be read from the middle on"))
+}
+
+/// Refuses what can't be gone on with, before anything is opened: the other end of a pipe may never be.
+pub(super) fn refuse_streams(source: &Place, destination: &Place) -> Result<(), Failure> {
+    if open::path(source)?.is_some_and(open::is_stream) {
+        return Err(no_middle(&source.to_string()));
+    }
+    if open::path(destination)?.is_some_and(open::is_stream) {
+        return Err(no_place(&destination.to_string()));
+    }
+    Ok(())
+}
+
 impl Record {
     /// The record of a copy that goes on where it was interrupted, if it was.
     ///
@@ -124,9 +141,7 @@ impl Record {
     pub(super) fn resume(paths: Paths, source: &Side, to: &Side) -> Result<Self, Failure> {
         let destination = Durable::of(to)?;
         let path = paths.of(to)?;
-        let size = source.size().ok_or_else(|| {
-            Failure::usage(format!("--resume: {} can't be read from the middle on", source.name))
-        })?;
+        let size = source.size().ok_or_else(|| no_middle(&source.name))?;
         let this = match &to.kind {
             // A file's size is that of the source later on.
             Kind::Disk { disk, .. } => {

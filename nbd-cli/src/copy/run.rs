@@ -54,6 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let begun = Begun::default();
     if arguments.resume {
+        record::refuse_streams(source, destination)?;
         record_when_signalled(&begun, made.0)?;
     }
     let source = Side::source(source, &wishes)?;

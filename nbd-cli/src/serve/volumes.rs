@@ -110,6 +110,9 @@ pub(super) fn settle_all() {
 pub(super) fn inspect(word: &str, export: &Export) -> Result<(), Failure> {
     let place = Place::of(word)?;
     check_use(&place, export)?;
+    if let Some(cache) = options(export).disk_cache {
+        cache.check().map_err(failure)?;
+    }
     let found = inspect_volume(&place.location, place.snapshot.as_deref());
     runtime()?.block_on(found).map_err(failure)
 }

@@ -50,6 +50,21 @@ impl Site {
         )
     }
 
+    /// A directory in which there is no room for a cache of the volume, as is found out when it is opened: the folder of it is
+    /// a file.
+    fn useless_cache(&self) -> String {
+        let cache = self.path("cache");
+        let with_cache = format!("volume-cache = \"{}:1G\"", cache.display());
+        self.configure(&[self.export("mail", &with_cache)]);
+        end(self.start());
+        for entry in std::fs::read_dir(&cache).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::remove_dir_all(&path).unwrap();
+            std::fs::write(&path, b"").unwrap();
+        }
+        cache.display().to_string()
+    }
+
     fn serve(&self, more: &[&str]) -> Background {
         let mut command = Command::new(nbd_binary());
         command.args(["serve", "--config", &self.text("nbd.toml")]).args(more);
@@ -139,11 +154,10 @@ fn a_reload_with_other_options_of_a_volume_closes_it_before_it_is_opened_again()
 #[test]
 fn a_reload_that_can_not_open_a_volume_leaves_it_as_it_was() {
     let site = Site::new();
+    let cache = format!("volume-cache = \"{}:1G\"", site.useless_cache());
     site.configure(&[site.export("mail", "")]);
     let server = site.start();
     site.client("mail").write(0, b"data");
-    std::fs::write(site.path("file"), b"").unwrap();
-    let cache = format!("volume-cache = \"{}:1G\"", site.text("file"));
     site.configure(&[site.export("mail", &cache)]);
     let refused = site.reload().failure();
     assert!(refused.contains("can't be a cache of volumes"), "{refused}");
@@ -151,6 +165,9 @@ fn a_reload_that_can_not_open_a_volume_leaves_it_as_it_was() {
     site.reads("mail", b"data");
     // What the volume has nothing to do with is found out before its clients notice anything.
     let mut client = site.client("mail");
+    let no_folder = format!("volume-cache = \"{}/x:1G\"", site.text("nbd.toml"));
+    site.configure(&[site.export("mail", &no_folder)]);
+    assert!(site.reload().failure().contains("can't be a cache of volumes"));
     let missing = "[[export]]\nname = \"x\"\nfile = \"/no/such/disk\"\n".to_owned();
     site.configure(&[site.export("mail", "volume-memory = \"256M\""), missing]);
     assert!(site.reload().failure().contains("/no/such/disk"));
@@ -201,11 +218,10 @@ fn a_successor_gets_the_volume_without_waiting_and_nothing_is_lost() {
 #[test]
 fn a_successor_that_can_not_open_the_volume_gives_it_back() {
     let site = Site::new();
+    let (control, cache) = (site.text("control"), format!("{}:1G", site.useless_cache()));
     site.configure(&[site.export("mail", "")]);
     let server = site.start();
     site.client("mail").write(0, b"data");
-    std::fs::write(site.path("file"), b"").unwrap();
-    let (control, cache) = (site.text("control"), format!("{}:1G", site.text("file")));
     let backend = format!("volume:{}", site.url);
     let refused = site.refused(&["--take-over", &control, "--volume-cache", &cache, &backend]);
     assert!(refused.contains("can't be a cache of volumes"), "{refused}");

@@ -107,6 +107,11 @@ impl ExportError {
         self.code
     }
 
+    /// The same with another text.
+    pub(crate) fn with_text(self, text: String) -> Self {
+        Self { text: text.into(), ..self }
+    }
+
     /// Whether it comes from an [`io::Error`]: from what the export is made of.
     pub(crate) const fn is_of_system(&self) -> bool {
         self.of_system

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use futures_util::future::join_all;
-use nbd_testkit::{Random, cases};
+use nbd_testkit::{Random, SmallFileSystem, cases};
 use nbd_volume::{DiskCache, Error, Location, NewVolume, Options, Volume, create};
 use tempfile::TempDir;
 
@@ -208,6 +208,13 @@ fn a_directory_that_can_not_be_a_cache_is_refused_with_what_to_do() {
         let (location, _) = written(directory.path(), &mut Random::new(5)).await;
         let file = directory.path().join("file");
         fs::write(&file, b"").unwrap();
+        // It may also be found out before, and nothing is made.
+        for (path, fits) in [("file", false), ("file/x", false), ("new/x", true), ("", true)] {
+            let cache = DiskCache::new(directory.path().join(path), DiskCache::MIN_BYTES);
+            assert_eq!(cache.check().is_ok(), fits, "{path}");
+        }
+        assert!(!directory.path().join("new").exists());
+        assert!(DiskCache::new(directory.path().to_owned(), 1000).check().is_err());
         let mut options = cached(&file);
         let refused = Volume::open(&location, &options).await.unwrap_err();
         assert!(matches!(refused, Error::Cache { .. }), "{refused}");
@@ -216,5 +223,32 @@ fn a_directory_that_can_not_be_a_cache_is_refused_with_what_to_do() {
         options.disk_cache = Some(DiskCache::new(directory.path().to_owned(), 1000));
         let refused = Volume::open(&location, &options).await.unwrap_err();
         assert!(refused.to_string().contains("give at least 64M"), "{refused}");
+    });
+}
+
+/// The cache itself may have filled it, which is no reason not to serve.
+#[test]
+fn a_cache_on_a_full_disk_keeps_what_it_has_and_the_volume_is_served() {
+    let Some(small) = SmallFileSystem::mount(3) else { return };
+    cases(6, |random| {
+        run(async {
+            let is_new = random.one_in(3);
+            let directory = small.path(if is_new { "none" } else { "cache" });
+            // More than there is room for, or all of it at once.
+            let elsewhere = TempDir::new().unwrap();
+            let (location, disk) =
+                written(if is_new { elsewhere.path() } else { &directory }, random).await;
+            let filler = small.path("filler");
+            let _full = fs::write(&filler, vec![1; 4 << 20]).unwrap_err();
+            let volume = Volume::open(&location, &cached(&directory)).await.unwrap();
+            assert!(read_all(&volume).await == disk);
+            write(&volume, &[7; 4096], 0).await.unwrap();
+            flush(&volume).await.unwrap();
+            assert_eq!(read(&volume, 0..4096).await.unwrap(), [7; 4096]);
+            volume.close().await.unwrap();
+            for path in [filler, directory] {
+                let _gone = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+            }
+        });
     });
 }

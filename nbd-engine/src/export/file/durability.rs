@@ -173,7 +173,7 @@ fn failed_now(errno: Errno) -> ExportError {
         "flushing failed: {}; what was written since the last flush may be lost",
         Reason(errno)
     );
-    ExportError::new(error.code(), text)
+    error.with_text(text)
 }
 
 /// `EIO` whatever the first failure was: to free some space, as `ENOSPC` suggests, brings nothing back.
