@@ -15,12 +15,14 @@ use super::ssh;
 /// Bytes that are carried at a time.
 const BUFFER: usize = 256 << 10;
 
+/// The arguments of an `ssh` that listens at a path.
+type Arguments = dyn Fn(&OsStr) -> Vec<OsString> + Send + Sync;
+
 /// Such an `ssh`.
 pub(super) struct Forwarding {
     /// Where the sockets are that `ssh` makes.
     folder: PathBuf,
-    /// The arguments of an `ssh` that listens at a path.
-    arguments: Box<dyn Fn(&OsStr) -> Vec<OsString> + Send + Sync>,
+    arguments: Box<Arguments>,
     state: Mutex<State>,
     /// What the first connection gets, which waits for no `ssh`.
     first: Mutex<Option<io::Result<UnixStream>>>,
