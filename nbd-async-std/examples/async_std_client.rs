@@ -1,10 +1,10 @@
 //! Fetches an export into a file, with a few reads in flight at a time.
 //!
 //! ```text
-//! cargo run --example async_std_client URI FILE
+//! cargo run --features async-std --example async_std_client URI FILE
 //! ```
 //!
-//! A server to try it on: `cargo run --example async_std_memory_server`.
+//! A server to try it on: `cargo run --features async-std --example async_std_memory_server`.
 
 use std::collections::VecDeque;
 use std::error::Error;

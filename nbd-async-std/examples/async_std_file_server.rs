@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! truncate -s 1G disk.img
-//! cargo run --example async_std_file_server disk.img [ADDRESS:PORT or SOCKET PATH]
+//! cargo run --features async-std --example async_std_file_server disk.img [ADDRESS:PORT or SOCKET PATH]
 //! ```
 
 use std::error::Error;

@@ -1,7 +1,7 @@
 //! A disk in memory for whoever connects, with a task for each client.
 //!
 //! ```text
-//! cargo run --example async_std_memory_server [ADDRESS:PORT or SOCKET PATH]
+//! cargo run --features async-std --example async_std_memory_server [ADDRESS:PORT or SOCKET PATH]
 //! ```
 //!
 //! It prints its URI; try `nbdinfo URI` or `qemu-io -f raw URI -c 'write -P 7 0 64k'`. Ctrl-C ends it.

@@ -2,7 +2,7 @@
 //! second, as remote storage might.
 //!
 //! ```text
-//! cargo run --example async_std_own_export [ADDRESS:PORT or SOCKET PATH]
+//! cargo run --features async-std --example async_std_own_export [ADDRESS:PORT or SOCKET PATH]
 //! ```
 //!
 //! Run `qemu-img bench -f raw -d 16 -c 200 URI` against it: the client's other requests overtake the slow ones, since

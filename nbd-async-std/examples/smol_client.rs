@@ -1,10 +1,10 @@
 //! Fetches an export into a file, with a few reads in flight at a time, on smol.
 //!
 //! ```text
-//! cargo run --features smol --example smol_client URI FILE
+//! cargo run --example smol_client URI FILE
 //! ```
 //!
-//! A server to try it on: `cargo run --features smol --example smol_memory_server`.
+//! A server to try it on: `cargo run --example smol_memory_server`.
 
 use std::collections::VecDeque;
 use std::error::Error;

@@ -1,7 +1,7 @@
 //! A disk in memory for whoever connects, on smol: what differs from async-std is one path.
 //!
 //! ```text
-//! cargo run --features smol --example smol_memory_server [ADDRESS:PORT or SOCKET PATH]
+//! cargo run --example smol_memory_server [ADDRESS:PORT or SOCKET PATH]
 //! ```
 //!
 //! It prints its URI; try `nbdinfo URI` or `qemu-io -f raw URI -c 'write -P 7 0 64k'`.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use nbd_blocking::client::{ClientConfig, ConnectionEvent, Error, LostReason, Reconnect};
+use nbd_blocking::client::{ClientConfig, ConnectionEvent, Error, Reconnect};
 
 use crate::waiting::Watched;
 use crate::{quantity, stderr, waiting};
@@ -94,21 +94,6 @@ impl Retries {
     const fn resends(&self) -> u32 {
         const LEAST: u32 = 8;
         if self.retries > LEAST { self.retries } else { LEAST }
-    }
-
-    /// What there is to say of a request that was lost with its connection although there is another one by now.
-    pub(crate) fn hint(&self, error: &Error) -> String {
-        match error {
-            Error::Lost { sent: true, reason, .. }
-                if self.are_wanted() && !matches!(reason, LostReason::GaveUp(_)) =>
-            {
-                format!(
-                    "; a request is sent again {} times at most: give a larger --retries",
-                    self.resends()
-                )
-            }
-            _ => String::new(),
-        }
     }
 
     /// Has a client reconnect, and write again what a server may have lost. `says` is whether that is reported on standard

@@ -161,6 +161,7 @@ fn gave_up() -> Vec<GaveUp> {
         GaveUp::Changed { .. } => {
             GaveUp::Changed { what: "its size was 1024 bytes, and is 2048 now".into() }
         },
+        GaveUp::Resends { .. } => GaveUp::Resends { times: 9 },
         GaveUp::Hopeless { .. } => GaveUp::Hopeless {
             error: Box::new(refused(
                 option(OptionCode::GO, OptionReplyType::ERR_UNKNOWN),

@@ -66,16 +66,22 @@ impl DiskCache {
     /// [`Error::Cache`].
     pub fn check(&self) -> Result<(), Error> {
         self.check_size()?;
-        let mut path = &*self.directory;
+        let named = |path| if path == Path::new("") { Path::new(".") } else { path };
         // What is missing is made in what is there.
-        while let (false, Some(parent)) = (path.symlink_metadata().is_ok(), path.parent()) {
-            path = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        }
+        let mut known = self.directory.ancestors().map(named);
+        let found = known.find(|path| path.symlink_metadata().is_ok());
+        let path = found.unwrap_or(Path::new("."));
         let writable = std::fs::metadata(path).and_then(|metadata| match metadata.is_dir() {
             true => Ok(access(path, Access::WRITE_OK | Access::EXEC_OK)?),
             false => Err(io::ErrorKind::NotADirectory.into()),
         });
-        writable.map_err(|error| self.failed("write to", path, &error))
+        match writable {
+            // The folder of the volume may be there, and be this user's.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && has_folders(path) => {
+                Ok(())
+            }
+            writable => writable.map_err(|error| self.failed("write to", path, &error)),
+        }
     }
 
     fn check_size(&self) -> Result<(), Error> {
@@ -95,8 +101,8 @@ impl DiskCache {
         }
     }
 
-    /// Makes the folder of that name ready. None, with a warning, if another server uses it: two would remove each
-    /// other's parts, and count only their own.
+    /// Makes the folder of that name ready. None, with a warning, if the disk has no room for a folder, or if another server
+    /// uses it: two would remove each other's parts, and count only their own.
     ///
     /// Blocks for a moment.
     pub(crate) fn use_folder(&self, name: &str) -> Result<Option<Used>, Error> {
@@ -115,7 +121,10 @@ impl DiskCache {
         // What lies there is what lies on the volume: nobody else's to read.
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
         match made {
-            Err(error) if is_full(&error) => return Ok(None),
+            Err(error) if is_full(&error) => {
+                tracing::warn!("serving the volume without a cache on disk");
+                return Ok(None);
+            }
             made => made.map_err(|error| failed("make", &error))?,
         }
         let lock = match lock_folder(&folder, Self::LOCK_TIMEOUT) {
@@ -136,6 +145,11 @@ impl DiskCache {
         }
         Ok(Some(Used { _lock: lock, folder, max_bytes: self.max_bytes }))
     }
+}
+
+fn has_folders(path: &Path) -> bool {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
 }
 
 /// What is kept of an object.

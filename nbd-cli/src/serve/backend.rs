@@ -42,7 +42,9 @@ fn inspect_one(config: &Config, export: &Export) -> Result<(), Failure> {
         Backend::Directory(path) => return Folder::open(path, export, config).map(drop),
         Backend::Memory(_) => return open(&for_reading, config).map(drop),
         // Opening it would take it over.
-        Backend::Volume(url) => return volumes::inspect(url, export),
+        Backend::Volume(url) => {
+            return volumes::inspect(url, export).and_then(|()| volumes::check_cache(export));
+        }
         Backend::Object(_) => return open(&for_reading, config).map(drop),
     };
     if is_only_read(export) {

@@ -110,11 +110,13 @@ pub(super) fn settle_all() {
 pub(super) fn inspect(word: &str, export: &Export) -> Result<(), Failure> {
     let place = Place::of(word)?;
     check_use(&place, export)?;
-    if let Some(cache) = options(export).disk_cache {
-        cache.check().map_err(failure)?;
-    }
     let found = inspect_volume(&place.location, place.snapshot.as_deref());
     runtime()?.block_on(found).map_err(failure)
+}
+
+/// Whether its cache on disk can be used, as far as that shows before it is opened.
+pub(super) fn check_cache(export: &Export) -> Result<(), Failure> {
+    options(export).disk_cache.map_or(Ok(()), |cache| cache.check().map_err(failure))
 }
 
 /// Whether it can be served as it is to be.

@@ -335,7 +335,7 @@ impl Target {
                     "name a folder (tls-certificates) whose",
                     "give --tls-certificates DIR, a folder whose",
                 );
-                Failure::failed(self.names().put(&text) + &self.retries.hint(error))
+                Failure::failed(self.names().put(&text))
             }
         }
     }

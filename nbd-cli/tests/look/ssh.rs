@@ -145,7 +145,7 @@ fn a_socket_on_the_other_machine_is_forwarded() {
     site.assert_not_hacked();
 }
 
-/// However often it ends, and wherever in the copy: each attempt to reach the server starts it again.
+/// Wherever in the copy it ends, or before: an attempt to reach the server starts it again.
 #[test]
 fn an_ssh_that_ends_is_started_again() {
     let site = Site::new(FORWARDS);

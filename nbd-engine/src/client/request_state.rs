@@ -43,7 +43,7 @@ pub(super) struct RequestState {
     /// When it was submitted, while it is counted.
     pub(super) begun: Begun,
     /// How many times it was sent and lost.
-    pub(super) resends: u16,
+    pub(super) resends: u32,
     /// The room that it holds among the kept changes.
     pub(super) reservation: Option<Reservation>,
 }
@@ -121,7 +121,7 @@ impl RequestState {
 
     /// Its connection is lost, and it is to be sent on another one: as if nothing of it had been submitted yet.
     pub(super) fn start_over(&mut self) {
-        self.resends = self.resends.saturating_add(u16::from(self.sent));
+        self.resends = self.resends.saturating_add(u32::from(self.sent));
         (self.submitted_up_to, self.submitted) = (0, false);
         (self.in_flight, self.abandoned) = (0, false);
         match &mut self.findings {

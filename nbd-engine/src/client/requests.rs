@@ -16,7 +16,8 @@ pub type BufResult = (Vec<u8>, Result<(), Error>);
 /// Offsets and lengths are in bytes, and have to be multiples of the export's minimum block size
 /// ([`ExportDetails::block_size`](super::ExportDetails::block_size)), which is 1 for most exports. What is longer than
 /// the server takes at once is split, with several parts in flight at the same time, between which other requests are sent.
-/// What is about no bytes of the export succeeds without being sent. [Flags](Flags) that mean nothing to a request are an [`Error::Invalid`].
+/// What is about no bytes of the export succeeds without being sent. [Flags](Flags) that mean nothing to a request are an
+/// [`Error::Invalid`].
 ///
 /// The methods on slices have the names and the order of arguments of [`FileExt`](std::os::unix::fs::FileExt). Those on
 /// buffers that the client owns meanwhile neither copy nor allocate; their offset comes first, their flags last. Each
@@ -24,7 +25,8 @@ pub type BufResult = (Vec<u8>, Result<(), Error>);
 ///
 /// Futures do nothing until they are polled. **Cancel-safety:** dropping a future never harms the client, whose other
 /// requests go on. A request that was not sent by then is not sent any more, nor is what is left of one that was split; one
-/// that was sent may be carried out, or not, or in part, at once or [later](#requests-that-are-given-up): that matters for those that change the export.
+/// that was sent may be carried out, or not, or in part, at once or [later](#requests-that-are-given-up): that matters for
+/// those that change the export.
 ///
 /// # Requests that are given up
 ///
@@ -37,7 +39,7 @@ pub type BufResult = (Vec<u8>, Result<(), Error>);
 /// around `&mut pending` leaves the [`Pending`] request there to be waited for again, in a task of its own for example.
 /// [`disconnect`](Self::disconnect) waits for what was given up by dropping, too; and where
 /// [statistics](super::ClientConfig::with_statistics) are kept, a dropped request is
-/// [in flight](super::RequestStatistics::in_flight) until it is answered.
+/// [in flight](super::RequestStatistics::in_flight) until it is answered, or until it [times out](Error::TimedOut).
 ///
 /// ```
 /// use nbd_engine::client::{Client, Error, Flags};

@@ -61,7 +61,8 @@ use super::{
 pub trait Export: Send + Sync + 'static {
     /// The size in bytes; what lies above 2^63 - 1 is not served. It may change, by [`CanResize`] or otherwise; every
     /// connection asks for it before it looks at new requests, so this must be quick. A request may have been checked
-    /// against an earlier size.
+    /// against an earlier size. It should be a multiple of the minimum [`block_size`](Self::block_size): it is announced as it
+    /// is, and clients can't ask for the rest of a block, which some take for a fault.
     fn size(&self) -> u64;
 
     /// Called before the size is reported to a client that enters the export or asks about it: the moment to look

@@ -285,6 +285,7 @@ impl Negotiation {
         export: String,
     ) -> Result<Progress, Error> {
         self.export = export;
+        self.contexts_refused = None;
         self.script = Some(Script::Enter { give_up: false });
         self.proceed(config, out)
     }
@@ -513,6 +514,9 @@ impl Negotiation {
         data: &[u8],
     ) -> Result<(), OptionError> {
         put_option(out, question.code(), data)?;
+        if question.code() == OptionCode::SET_META_CONTEXT {
+            self.contexts_refused = None;
+        }
         self.step = Step::Reply(Awaited::new(question));
         Ok(())
     }

@@ -53,6 +53,7 @@ impl Disk {
             return Self::with_volume(volume, export, config.is_tracked(export), live)
                 .map(Next::Open);
         }
+        volumes::check_cache(export)?;
         // Snapshots can be open more than once.
         Ok(Next::Volume(holders.find(|_| place.is_writable()).cloned()))
     }

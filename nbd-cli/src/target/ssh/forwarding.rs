@@ -115,6 +115,7 @@ impl Forwarding {
         if state.ended {
             return Err(ErrorKind::ConnectionAborted.into());
         }
+        state.earlier.retain_mut(|one| matches!(one.child.try_wait(), Ok(None)));
         if let Some(latest) = &mut state.latest
             && let Some(status) = latest.child.try_wait()?
         {

@@ -25,6 +25,7 @@ use self::forwarding::Forwarding;
 use crate::exit::Failure;
 use crate::output;
 use crate::private_folder::private_folder;
+use crate::waiting;
 
 /// The variable that names another program than `ssh`.
 const PROGRAM: &str = "NBD_SSH";
@@ -231,6 +232,10 @@ impl Bridge {
                     arguments
                 };
                 let ssh = Arc::new(Forwarding::new(folder.path().to_owned(), arguments));
+                let host = remote.host.clone();
+                let _reported = waiting::on(move |seconds| {
+                    format!("waiting for ssh to reach {host}: {seconds} s")
+                });
                 ssh.prepare();
                 forwarding = Some(Arc::clone(&ssh));
                 let shown = shown.to_owned();

@@ -7,7 +7,7 @@ use nbd_proto::wire::InfoType;
 
 use super::super::ready::ReadyConnection;
 use super::super::reconnect::Target;
-use super::super::{Client, Connector, Entered, Error, ExportDetails};
+use super::super::{Client, Connector, Entered, Error, ExportDetails, NoSession, OptionCode};
 use super::Negotiation;
 
 /// # Entering an export
@@ -39,12 +39,16 @@ impl<C: Connector> Negotiation<C> {
         &mut self,
         first: ReadyConnection,
     ) -> Result<Client<C>, Error> {
+        if let Some(refused) = first.details.contexts_refused() {
+            let (peer, reply, message) = (&*first.peer, refused.reply, &*refused.message);
+            tracing::warn!(peer, %reply, message, "the server refused to select metadata contexts: there is no block status");
+        }
         let target = self.target(&first);
         let wanted = if first.details.can_multi_conn() { self.config.connections() } else { 1 };
         let mut further = Vec::new();
         while let Some(target) = target.as_ref().filter(|_| 1 + further.len() < wanted) {
             let ready = match target.connect().await {
-                Err(error) if error.is_transient() => {
+                Err(error) if error.is_transient() || is_about_contexts(&error) => {
                     let connections = 1 + further.len();
                     tracing::info!(%error, connections, wanted, "going on with the connections there are");
                     break;
@@ -181,10 +185,14 @@ impl<C: Connector> Negotiation<C> {
         let gone = || Error::Disconnected { peer: Arc::clone(&self.peer) };
         let view = pump.machine.export().ok_or_else(gone)?;
         let (details, rules) = (ExportDetails::entered(export, &view, in_tls), view.rules());
-        if let Some(refused) = details.contexts_refused() {
-            let (reply, message) = (refused.reply, &*refused.message);
-            tracing::warn!(%peer, %reply, message, "the server refused to select metadata contexts: there is no block status");
-        }
         Ok(ReadyConnection { pump, peer, details, rules })
     }
+}
+
+/// Whether a server did not select the contexts that the first connection has.
+fn is_about_contexts(error: &Error) -> bool {
+    let Error::Refused { refusal: NoSession::Option { code, .. }, .. } = error else {
+        return false;
+    };
+    *code == OptionCode::SET_META_CONTEXT
 }

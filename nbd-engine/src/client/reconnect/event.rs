@@ -120,6 +120,12 @@ pub enum GaveUp {
         /// What is different, for people.
         what: Arc<str>,
     },
+    /// The request was sent again as often as it may be, and its connection was lost each time. Others go on.
+    #[non_exhaustive]
+    Resends {
+        /// How many times it was sent. The bound is [`Reconnect::with_max_resends`](super::Reconnect::with_max_resends).
+        times: u32,
+    },
     /// No attempt can succeed.
     #[non_exhaustive]
     Hopeless {
@@ -141,6 +147,12 @@ impl fmt::Display for GaveUp {
             }
             Self::Changed { what } => {
                 return write!(f, "the server has another export now: {what}");
+            }
+            Self::Resends { times } => {
+                return write!(
+                    f,
+                    "the request was sent {times} times, and its connection was lost each time"
+                );
             }
             Self::Hopeless { error } => return error.fmt(f),
         };

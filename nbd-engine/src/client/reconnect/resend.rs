@@ -12,6 +12,8 @@ pub(in super::super) enum Resend {
     Again,
     /// It fails, and says whether it may have been carried out.
     Fail,
+    /// The same, since it was sent so many times.
+    FailAfter(u32),
     /// It has its outcome already, or its caller has given it up.
     Finish,
 }
@@ -39,8 +41,9 @@ impl Resend {
             | Command::Flush => true,
             _ => false,
         };
-        match may_repeat && u32::from(request.resends) < config.max_resends() {
-            true => Self::Again,
+        match may_repeat {
+            true if request.resends < config.max_resends() => Self::Again,
+            true => Self::FailAfter(request.resends.saturating_add(1)),
             false => Self::Fail,
         }
     }

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use nbd_proto::Command;
 
-use super::super::LostReason;
 use super::super::connection_handle::{Closed, Disconnect};
 use super::super::ready::ReadyConnection;
 use super::super::reconnect::{Backoff, ConnectionEvent, Outage, Reconnect, Reconnector, Resend};
+use super::super::{GaveUp, LostReason};
 use super::Session;
 use super::silence::Silence;
 use super::submission::Requests;
@@ -226,6 +226,11 @@ impl Requests {
                 Resend::Fail => {
                     let sent = request.sent;
                     request.fail(|| lost.error(&self.handle.peer, sent));
+                    self.handle.finish(request);
+                }
+                Resend::FailAfter(times) => {
+                    let reason = LostReason::GaveUp(GaveUp::Resends { times });
+                    request.fail(|| Closed::Lost(reason).error(&self.handle.peer, true));
                     self.handle.finish(request);
                 }
                 Resend::Finish => self.handle.finish(request),
