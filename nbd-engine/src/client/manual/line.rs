@@ -22,6 +22,8 @@ pub(in super::super) struct Said {
     pub(in super::super) first_context: u32,
     /// Whether it refuses to select any.
     pub(in super::super) refuses_contexts: bool,
+    /// Whether it lets nobody into the export.
+    pub(in super::super) refuses_entering: bool,
 }
 
 impl Default for Said {
@@ -42,6 +44,7 @@ impl Default for Said {
             contexts: Vec::new(),
             first_context: 1,
             refuses_contexts: false,
+            refuses_entering: false,
         }
     }
 }
@@ -148,6 +151,11 @@ impl Line {
     /// The server closes the connection after all that it has sent.
     pub(in super::super) fn end(&mut self) {
         self.ended = true;
+    }
+
+    /// Changes what the server says from now on, on this line.
+    pub(in super::super) fn say(&mut self, change: impl FnOnce(&mut Said)) {
+        change(&mut self.said);
     }
 
     /// The requests that have arrived since this was asked before. One of [`Cmd::DISC`] is the last.
@@ -274,6 +282,9 @@ impl Line {
                     self.reply(option, Rep::META_CONTEXT, &data);
                 }
                 self.reply(option, Rep::ACK, &[]);
+            }
+            Opt::GO if self.said.refuses_entering => {
+                self.reply(option, Rep::ERR_UNKNOWN, b"not yet");
             }
             Opt::GO => {
                 let Said { size, flags, name, description, blocks, .. } = self.said.clone();

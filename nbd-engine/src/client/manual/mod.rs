@@ -18,7 +18,9 @@ use futures_io::{AsyncRead, AsyncWrite};
 pub(super) use line::{Line, Received, Said};
 
 use super::timer::tests::Manual;
-use super::{Client, ClientConfig, ConnectionEvent, Connector, DriveMode, Error, Reconnect};
+use super::{
+    Client, ClientConfig, ConnectionEvent, Connector, DriveMode, Error, Negotiation, Reconnect,
+};
 use crate::runtime::{BoxFuture, Runtime};
 use crate::transport::{AnyTransport, Plain};
 
@@ -144,6 +146,13 @@ impl<const SPAWNED: bool> Net<SPAWNED> {
         let uri = "nbd://127.0.0.1/".parse().unwrap();
         let config = config.clone().with_busy_poll(Duration::ZERO);
         self.now(Client::connect_by(self.clone(), &uri, &config)).unwrap()
+    }
+
+    /// A connection on which no export is entered yet.
+    #[track_caller]
+    pub(super) fn negotiate(&self, config: &ClientConfig) -> Negotiation<Self> {
+        let uri = "nbd://127.0.0.1/".parse().unwrap();
+        self.now(Negotiation::connect_by(self.clone(), &uri, config)).unwrap()
     }
 
     /// One that tries again each second, notes its events here, and gives up never by itself.

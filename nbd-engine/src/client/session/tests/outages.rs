@@ -140,6 +140,22 @@ fn a_client_learns_that_contexts_were_refused() {
     assert_eq!(refused.message, "not yet");
 }
 
+/// What was refused before is no matter of the export that is entered.
+#[test]
+fn a_selection_that_succeeds_takes_back_an_earlier_refusal() {
+    let refusing = Said { refuses_contexts: true, refuses_entering: true, ..Said::default() };
+    let net = Called::new(Said { contexts: vec!["a:x"], ..refusing });
+    let config = ClientConfig::new().with_contexts(["a:x"]);
+    let mut negotiation = net.negotiate(&config);
+    net.now(negotiation.enter("one")).unwrap_err();
+    net.line(0, |line| {
+        line.say(|said| (said.refuses_contexts, said.refuses_entering) = (false, false))
+    });
+    let client = net.now(negotiation.enter("other")).unwrap();
+    assert_eq!(client.export().contexts_refused(), None);
+    assert_eq!(client.export().contexts().len(), 1);
+}
+
 #[test]
 fn a_client_makes_as_many_attempts_as_it_may_in_a_row() {
     cases(20, |random| {
