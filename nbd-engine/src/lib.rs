@@ -44,7 +44,7 @@ pub use age::age;
 pub use counted::counted;
 pub use runtime::{BoxFuture, Runtime};
 pub use throttle::Throttle;
-pub use transport::{AnyTransport, Plain, Socket, Transport, is_socket_peer_gone};
+pub use transport::{AnyTransport, Plain, Socket, Transport, is_socket_peer_gone, try_send};
 
 /// The protocol itself.
 pub use nbd_proto as proto;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use futures_io::{AsyncRead, AsyncWrite};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
 /// A byte stream to a peer.
 ///
@@ -49,6 +49,16 @@ pub fn is_socket_peer_gone(socket: impl AsFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(rustix::event::poll(&mut sockets, Some(&now)), Ok(count) if count > 0)
         && sockets[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+}
+
+/// Writes what a socket takes at this moment, without a promise to wake anybody later. A runtime may learn that there is room
+/// only when there is much of it, which a peer that reads slowly makes but now and then.
+///
+/// # Errors
+/// [`io::ErrorKind::WouldBlock`] when it takes nothing, and those of the socket.
+pub fn try_send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    Ok(rustix::net::send(socket, bytes, flags)?)
 }
 
 /// A stream of whatever kind.

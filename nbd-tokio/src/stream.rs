@@ -4,10 +4,11 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use nbd_engine::export::PeerAddr;
 use nbd_engine::server::{Accepted, Listen};
-use nbd_engine::{Socket, net};
+use nbd_engine::{Socket, net, try_send};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -16,7 +17,17 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 pub(crate) struct Stream<T> {
     stream: T,
     scattered: Option<Scattered<T>>,
+    /// How a socket is written to whatever the runtime knows of it.
+    try_send: Option<TrySend<T>>,
+    /// Since when it takes nothing, as far as the runtime knows, or since it took something nevertheless.
+    full_since: Option<Instant>,
 }
+
+type TrySend<T> = fn(&T, &[u8]) -> io::Result<usize>;
+
+/// After so long the socket itself is asked. Tokio learns that there is room when a third of it is free, which a client that
+/// reads slowly may take minutes for; in between it would seem to read nothing.
+const FULL: Duration = Duration::from_millis(100);
 
 /// How a stream is read into several slices at once, for which tokio has no trait: whether it is ready, and the read.
 type Scattered<T> = (
@@ -27,20 +38,47 @@ type Scattered<T> = (
 impl<T> Stream<T> {
     /// A stream of which nothing else is known.
     pub(crate) const fn new(stream: T) -> Self {
-        Self { stream, scattered: None }
+        Self { stream, scattered: None, try_send: None, full_since: None }
+    }
+
+    /// A socket, with its ways of reading and writing.
+    fn socket(stream: T, scattered: Scattered<T>) -> Socket<Self>
+    where
+        T: AsFd,
+    {
+        let by_itself: TrySend<T> = |stream, bytes| try_send(stream, bytes);
+        let (scattered, try_send) = (Some(scattered), Some(by_itself));
+        Socket(Self { stream, scattered, try_send, full_since: None })
+    }
+
+    /// What became of a write; if the socket has been full for a while, it is asked itself.
+    fn wrote(&mut self, written: Poll<io::Result<usize>>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.full_since = None;
+            return written;
+        }
+        let now = Instant::now();
+        let since = *self.full_since.get_or_insert(now);
+        if now.saturating_duration_since(since) < FULL {
+            return written;
+        }
+        self.full_since = Some(now);
+        match self.try_send.map(|send| send(&self.stream, bytes)) {
+            Some(Ok(sent)) if sent > 0 => Poll::Ready(Ok(sent)),
+            // The runtime finds an error, too.
+            _ => written,
+        }
     }
 }
 
 /// A TCP stream as the engine's.
 pub(crate) fn tcp(stream: TcpStream) -> Socket<Stream<TcpStream>> {
-    let scattered = Some((TcpStream::poll_read_ready as _, TcpStream::try_read_vectored as _));
-    Socket(Stream { stream, scattered })
+    Stream::socket(stream, (TcpStream::poll_read_ready as _, TcpStream::try_read_vectored as _))
 }
 
 /// A Unix stream as the engine's.
 pub(crate) fn unix(stream: UnixStream) -> Socket<Stream<UnixStream>> {
-    let scattered = Some((UnixStream::poll_read_ready as _, UnixStream::try_read_vectored as _));
-    Socket(Stream { stream, scattered })
+    Stream::socket(stream, (UnixStream::poll_read_ready as _, UnixStream::try_read_vectored as _))
 }
 
 impl<T: AsFd> AsFd for Stream<T> {
@@ -85,7 +123,8 @@ impl<T: AsyncWrite + Unpin> futures_io::AsyncWrite for Stream<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(written, bytes)
     }
 
     fn poll_write_vectored(
@@ -93,7 +132,9 @@ impl<T: AsyncWrite + Unpin> futures_io::AsyncWrite for Stream<T> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let first = slices.iter().find(|slice| !slice.is_empty());
+        self.wrote(written, first.map_or(&[], |slice| slice))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -159,6 +159,33 @@ mod tests {
         }
     }
 
+    /// Behind an equals sign as behind a space, and nothing else.
+    #[test]
+    fn an_option_with_known_values_is_completed_by_these_alone() {
+        fn visit(command: &clap::Command, words: &[&str]) -> usize {
+            let mut options = 0;
+            for option in command.get_arguments() {
+                let Some(long) = option.get_long() else { continue };
+                let known = option.get_possible_values();
+                let known: Vec<_> = known.iter().map(|value| value.get_name()).collect();
+                if known.is_empty() || !option.get_action().takes_values() {
+                    continue;
+                }
+                let typed = format!("--{long}=");
+                let words = [words, &[&*typed]].concat();
+                let found = complete(&words);
+                let expected: Vec<_> =
+                    known.iter().map(|value| format!("--{long}={value}")).collect();
+                assert_eq!(found, expected, "{words:?}");
+                options += 1;
+            }
+            let below = command.get_subcommands().filter(|one| one.get_name() != "help");
+            options
+                + below.map(|one| visit(one, &[words, &[one.get_name()]].concat())).sum::<usize>()
+        }
+        assert!(visit(&command(), &[]) > 1);
+    }
+
     #[test]
     fn features_and_layers_are_offered_and_can_be_used() {
         let typed = |words: [&str; 3]| complete(&words);

@@ -52,6 +52,10 @@ pub(super) fn server_or_path(current: &OsStr) -> Vec<CompletionCandidate> {
 /// What `nbd serve` serves: `[NAME=]BACKEND`.
 pub(super) fn backend(current: &OsStr) -> Vec<CompletionCandidate> {
     let bytes = current.as_bytes();
+    // The value of an option, which has candidates of its own, is no name.
+    if bytes.starts_with(b"-") {
+        return Vec::new();
+    }
     let by_itself: [&[u8]; 5] = [b"/", b"./", b"../", b"file:", b"dir:"];
     let named = !by_itself.iter().any(|start| bytes.starts_with(start));
     let name = bytes.iter().position(|byte| *byte == b'=').filter(|_| named).map_or(0, |i| i + 1);

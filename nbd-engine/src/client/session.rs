@@ -218,6 +218,11 @@ impl Session {
                 recovery.received();
             }
         }
+        if core::mem::take(&mut self.requests.answered)
+            && let Some(recovery) = &mut self.recovery
+        {
+            recovery.answered();
+        }
         if self.pump.machine.server_is_shutting_down() {
             match self.recovery {
                 None => self.requests.shut_down(&mut self.pump.machine),

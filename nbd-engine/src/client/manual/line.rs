@@ -195,6 +195,11 @@ impl Line {
         self.send(&data);
     }
 
+    /// Begins to answer.
+    pub(in super::super) fn begin_to_answer(&mut self) {
+        self.send(&magic::SIMPLE_REPLY.to_be_bytes());
+    }
+
     /// Answers all requests that have arrived. Gives how many there were, without a disconnect.
     pub(in super::super) fn answer_all(&mut self) -> usize {
         let mut received = self.received();

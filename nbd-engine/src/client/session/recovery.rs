@@ -60,9 +60,13 @@ impl Recovery {
         }
     }
 
+    /// A request was answered on the connection.
+    pub(super) const fn answered(&mut self) {
+        self.is_of_use = true;
+    }
+
     /// Something was received on the connection.
     pub(super) const fn received(&mut self) {
-        self.is_of_use = true;
         if let Some(silence) = &mut self.silence {
             silence.has_received = true;
         }

@@ -91,6 +91,7 @@ impl Requests {
             (request.submitted, request.abandoned) = (true, true);
             return;
         }
+        self.answered = true;
         if request.command.is_write() {
             self.handle.changed();
         }

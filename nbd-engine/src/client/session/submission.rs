@@ -40,6 +40,8 @@ pub(super) struct Requests {
     pub(super) notified: bool,
     /// Something was received in this round.
     pub(super) received: bool,
+    /// A request was answered in this round.
+    pub(super) answered: bool,
     /// The transport takes no more bytes. What it has received is still read.
     pub(super) output_failed: Option<Arc<io::Error>>,
     /// How the machine ended, once it did.
@@ -89,6 +91,7 @@ impl Requests {
             disconnect: Disconnect::No,
             notified: false,
             received: false,
+            answered: false,
             output_failed: None,
             closed: None,
             durable: None,

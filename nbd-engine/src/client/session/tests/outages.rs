@@ -156,6 +156,43 @@ fn a_selection_that_succeeds_takes_back_an_earlier_refusal() {
     assert_eq!(client.export().contexts().len(), 1);
 }
 
+/// Half an answer is none: neither does it end the outage.
+#[test]
+fn connections_that_break_before_they_have_answered_do_not_end_the_outage() {
+    cases(20, |random| {
+        let net = Called::new(Said::default());
+        let seconds = 2 + random.below(8) as u32;
+        let reconnect =
+            net.reconnect().with_max_outage(Some(seconds * SECOND)).with_max_resends(1000);
+        let client = net.connect(&ClientConfig::new().with_reconnect(reconnect));
+        let mut read = client.submit_read(0, 512, Flags::empty());
+        let error = (0..3 * seconds).find_map(|_| {
+            let latest = net.lines() - 1;
+            net.line(latest, |line| {
+                if random.one_in(2) {
+                    line.begin_to_answer();
+                }
+                line.cut();
+            });
+            let polled = net.poll(&mut read);
+            net.pass(SECOND);
+            match polled {
+                Poll::Ready(result) => Some(result.unwrap_err()),
+                Poll::Pending => match net.poll(&mut read) {
+                    Poll::Ready(result) => Some(result.unwrap_err()),
+                    Poll::Pending => None,
+                },
+            }
+        });
+        let Some(Error::Lost { reason: LostReason::GaveUp(GaveUp::Outage { limit, .. }), .. }) =
+            error
+        else {
+            panic!("{error:?}");
+        };
+        assert_eq!(limit, seconds * SECOND);
+    });
+}
+
 #[test]
 fn a_client_makes_as_many_attempts_as_it_may_in_a_row() {
     cases(20, |random| {
