@@ -166,6 +166,9 @@ impl Reconnect {
     /// connection counts as lost and is replaced. A client notices after half as long again at the latest. A time in which
     /// the client itself did not run does not count.
     ///
+    /// What the system has taken to send counts as sent, some MiB at most, whether or not the server has it: so the limit has
+    /// to be longer than these take on a slow line.
+    ///
     /// Without it the system notices that the server's machine is gone, within two minutes on an idle TCP connection and
     /// within five on one with requests in flight, but not that a server hangs. Choose a time that no request takes, a flush
     /// in particular: a server that was only slow may carry out what it had received *after* the client has sent it again
