@@ -91,9 +91,9 @@ impl Retries {
 
     /// How many times a request is sent again: those that wait behind others may be lost as often as the connection is, which
     /// is no fault of theirs.
-    const fn resends(&self) -> u32 {
+    fn resends(&self) -> u32 {
         const LEAST: u32 = 8;
-        if self.retries > LEAST { self.retries } else { LEAST }
+        self.retries.max(LEAST)
     }
 
     /// Has a client reconnect, and write again what a server may have lost. `says` is whether that is reported on standard

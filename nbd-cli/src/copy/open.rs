@@ -1,6 +1,6 @@
 //! What is copied, and where to.
 
-use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -278,10 +278,8 @@ fn has_bytes(file: &File) -> bool {
 
 /// Whether what was copied there, as far as there is a record, is compared with the source before the copy goes on.
 fn has_samples(path: &Path) -> bool {
-    let kind = path.metadata().map(|metadata| metadata.file_type());
-    let is_file = || kind.as_ref().is_ok_and(FileType::is_file);
-    kind.as_ref().is_ok_and(FileType::is_block_device)
-        || is_file() && record::path_of(path).exists()
+    let Ok(metadata) = path.metadata() else { return false };
+    metadata.file_type().is_block_device() || metadata.is_file() && record::path_of(path).exists()
 }
 
 /// Whether that is neither a file nor a disk, such as a pipe.

@@ -159,21 +159,23 @@ fn an_ssh_that_ends_is_started_again() {
     RawClient::go_simple(&nbd_testkit::Endpoint::Unix(socket.clone())).finish();
     let uri = format!("nbd+ssh://example.org/disk?socket={}", encoded(&socket));
     nbd_testkit::cases(3, |random| {
-        let ends: Vec<_> = (0..1 + random.below(3))
+        let ends: Vec<u64> = (0..1 + random.below(3))
             .map(|_| match random.below(3) {
                 0 => 0,
                 1 => random.below(400),
                 _ => random.below(size as u64),
             })
-            .map(|bytes| bytes.to_string())
             .collect();
-        std::fs::write(site.path("ends"), ends.join(" ")).unwrap();
+        let words: Vec<_> = ends.iter().map(u64::to_string).collect();
+        std::fs::write(site.path("ends"), words.join(" ")).unwrap();
         std::fs::remove_file(site.path("calls")).ok();
         std::fs::remove_file(site.path("copy")).ok();
         site.nbd(&["copy", "--retries", "4", &uri, "copy"]).success();
         assert!(std::fs::read(site.path("copy")).unwrap() == data, "{ends:?}");
         let calls = site.calls().iter().filter(|word| *word == "cat").count();
-        assert!(calls > 1, "{calls} {ends:?}");
+        // Of the first one there is always something left; so few bytes get nobody anywhere.
+        let in_vain = ends.iter().take_while(|bytes| **bytes < 400).count();
+        assert!(calls > in_vain.max(1), "{calls} {ends:?}");
     });
 }
 

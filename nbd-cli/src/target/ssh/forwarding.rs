@@ -1,7 +1,7 @@
 //! An `ssh` that forwards a private socket here to a socket on another machine, started again when it has ended.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufReader, ErrorKind};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -187,20 +187,8 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 /// What can't go on in this direction ends in this direction alone: replies to what was sent may be under way.
-fn carry_one_way(mut from: &UnixStream, mut to: &UnixStream) {
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(length) => {
-                if to.write_all(&buffer[..length]).is_err() {
-                    break;
-                }
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => break,
-        }
-    }
+fn carry_one_way(from: &UnixStream, mut to: &UnixStream) {
+    let _length_or_why_it_ends = io::copy(&mut BufReader::with_capacity(BUFFER, from), &mut to);
     let _ended_already = to.shutdown(Shutdown::Write);
     let _ended_already = from.shutdown(Shutdown::Read);
 }

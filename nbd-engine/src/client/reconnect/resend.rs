@@ -43,8 +43,8 @@ impl Resend {
         };
         match may_repeat {
             true if request.resends < config.max_resends() => Self::Again,
-            true => Self::FailAfter(request.resends.saturating_add(1)),
-            false => Self::Fail,
+            true if request.resends > 0 => Self::FailAfter(request.resends.saturating_add(1)),
+            _ => Self::Fail,
         }
     }
 }

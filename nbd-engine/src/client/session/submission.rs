@@ -141,7 +141,8 @@ impl Requests {
         self.backlog.is_empty() && self.states.iter().flatten().all(timed_out)
     }
 
-    /// What nobody waits for any more, or has failed, takes no more turns.
+    /// What nobody waits for any more, or has failed, takes no more turns. Nothing is admitted in between, so that no index of
+    /// one that is over is another one's yet.
     fn end_turns(&mut self) {
         for _ in 0..self.splitting.len() {
             let Some(index) = self.splitting.pop_front() else { return };
@@ -220,8 +221,6 @@ impl Requests {
             request.submitted && request.in_flight == 0 && !request.abandoned
         };
         if let Some(mut request) = self.states[index].take_if(done) {
-            // The index is another one's next.
-            self.splitting.retain(|splitting| *splitting != index);
             self.free.push(index);
             self.notified = true;
             request.leave_out_the_rest();

@@ -168,12 +168,11 @@ fn connections_that_break_before_they_have_answered_do_not_end_the_outage() {
         let mut read = client.submit_read(0, 512, Flags::empty());
         let error = (0..3 * seconds).find_map(|_| {
             let latest = net.lines() - 1;
-            net.line(latest, |line| {
-                if random.one_in(2) {
-                    line.begin_to_answer();
-                }
-                line.cut();
-            });
+            if random.one_in(2) {
+                net.line(latest, |line| line.begin_to_answer());
+                assert!(net.poll(&mut read).is_pending());
+            }
+            net.line(latest, |line| line.cut());
             let polled = net.poll(&mut read);
             net.pass(SECOND);
             match polled {

@@ -294,3 +294,50 @@ fn a_request_that_has_failed_has_no_turn() {
         }
     }
 }
+
+/// A write that times out between two of its parts has been carried out so far, and is written again that far.
+#[test]
+fn a_write_that_times_out_between_its_parts_is_kept_as_far_as_it_was_answered() {
+    let blocks = Some([512, BLOCK as u32, BLOCK as u32]);
+    let net = Spawned::new(Said { blocks, ..Said::default() });
+    let config = ClientConfig::new()
+        .with_max_in_flight(1)
+        .with_request_timeout(Some(4 * SECOND))
+        .with_reconnect(net.reconnect().with_kept_writes(1 << 20));
+    let client = net.connect(&config);
+    let mut write = client.submit_write(0, vec![2; 4 * BLOCK], Flags::empty());
+    net.run();
+    net.pass(2 * SECOND);
+    let _read = client.submit_read(0, 512, Flags::empty());
+    net.run();
+    let mut answered = 0;
+    loop {
+        let asked = net.line(0, |line| line.only());
+        if asked.kind == Cmd::READ {
+            break;
+        }
+        net.line(0, |line| line.answer(&asked, None));
+        answered += 1;
+        net.run();
+    }
+    assert!((1..4).contains(&answered), "the read has its turn: {answered}");
+    net.pass(2 * SECOND);
+    net.pass(SECOND / 2);
+    assert!(matches!(net.poll(&mut write), Poll::Ready(result) if timed_out(&result)));
+    net.line(0, |line| line.cut());
+    net.run();
+    net.pass(SECOND);
+    let mut written = Vec::new();
+    for _ in 0..6 {
+        for asked in net.line(1, |line| line.received()) {
+            if asked.kind == Cmd::WRITE {
+                assert!(asked.data.iter().all(|byte| *byte == 2));
+                written.push(asked.offset as usize / BLOCK);
+            }
+            net.line(1, |line| line.answer(&asked, None));
+        }
+        net.run();
+    }
+    written.sort_unstable();
+    assert_eq!(written, Vec::from_iter(0..answered));
+}
