@@ -102,6 +102,12 @@ pub(crate) fn shell_path(path: &Path) -> String {
     }
 }
 
+/// An option and its value for a shell, as one argument where the value would be taken for another option.
+pub(crate) fn shell_option(option: &str, value: &OsStr) -> String {
+    let between = if value.as_bytes().starts_with(b"-") { "=" } else { " " };
+    format!("{option}{between}{}", shell_word(value))
+}
+
 /// The characters that change the direction of a line, or that can't be seen.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -110,6 +116,15 @@ fn is_invisible(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_looks_like_an_option_is_a_part_of_its_own() {
+        let shown = |value: &str| shell_option("--add-client", value.as_ref());
+        assert_eq!(shown("alice"), "--add-client alice");
+        assert_eq!(shown("-x"), "--add-client=-x");
+        assert_eq!(shown("--a b"), "--add-client='--a b'");
+        assert_eq!(shown(""), "--add-client ''");
+    }
 
     #[test]
     fn bytes_that_are_no_text_are_shown() {

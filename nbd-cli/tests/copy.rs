@@ -269,10 +269,14 @@ fn a_disk_that_is_larger_than_any_file_leaves_the_old_one() {
         }
         let mut export = Export::new(Mode::Simple);
         export.size = size;
-        let server = ScriptedServer::unix([Script::new(export).enter().serve()]);
+        let server = ScriptedServer::unix([Script::new(export.clone()).enter().serve()]);
         let said = refused(&[&server.endpoint().uri(""), &to]);
         assert!(said.contains("make room") || said.contains("than a file can have"), "{said}");
         assert_eq!(read(&to), b"precious");
+        // One that was not there isn't left behind.
+        let server = ScriptedServer::unix([Script::new(export).enter().serve()]);
+        refused(&[&server.endpoint().uri(""), &folder.text("new")]);
+        assert!(!folder.path("new").exists());
     }
 }
 

@@ -37,8 +37,11 @@ fn space_is_set_aside_before_anything_is_written() {
     let Some(small) = SmallFileSystem::mount(4) else { return };
     let folder = Folder::new();
     let source = folder.file("source", &noise(8 * MIB));
-    let said = refused(&["--allocated", &source, small.path("to").to_str().unwrap()]);
+    let to = small.path("to");
+    let said = refused(&["--allocated", &source, to.to_str().unwrap()]);
     assert!(said.contains("cannot make room in"), "{said}");
+    // It has a size by then, but nothing was copied to it.
+    assert!(!to.exists());
 }
 
 #[test]

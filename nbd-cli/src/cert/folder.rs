@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::set_validity;
 use crate::exit::Failure;
-use crate::output::{shell_path, shell_word};
+use crate::output::{shell_option, shell_path};
 use crate::path_error;
 
 /// Where the files go.
@@ -46,9 +46,9 @@ impl fmt::Display for Remedy<'_> {
             Self::Client(authority, name) => write!(
                 f,
                 "choose another name for another client, or make a new certificate for this one: nbd cert {} --renew \
-                 --add-client {}",
+                 {}",
                 shell_path(authority),
-                shell_word(name.as_ref())
+                shell_option("--add-client", name.as_ref())
             ),
         }
     }

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use self::folder::{FILES, Folder, Remedy, cannot};
 use crate::exit::Failure;
-use crate::output::{shell_path, shell_word};
+use crate::output::{shell_option, shell_path};
 use crate::{json, output, quantity};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -116,10 +116,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let shown = shell_path(folder.path);
         writeln!(out, "serve with: nbd serve --tls-certificates {shown} --tls-verify-peer ...")?;
         for other in &others {
-            let (folder, client) = (shell_path(folder.path), shell_word(other.as_ref()));
+            let folder = shell_path(folder.path);
+            let option = shell_option("--add-client", other.as_ref());
             writeln!(
                 out,
-                "not renewed: client {other}; renew it with: nbd cert {folder} --renew --add-client {client}"
+                "not renewed: client {other}; renew it with: nbd cert {folder} --renew {option}"
             )?;
         }
         Ok(())

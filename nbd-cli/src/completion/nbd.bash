@@ -25,10 +25,10 @@ _nbd() {
     COMPREPLY=()
     while IFS= read -r line; do
         value=${line%%$'\t'*}
-        value=${value#"$kept"}
         # A value that something can follow gets no space behind it.
         case $value in *[/:=]) compopt -o nospace ;; esac
-        $quoted || printf -v value %q "$value"
+        value=${value#"$kept"}
+        [[ -z $value ]] || $quoted || printf -v value %q "$value"
         COMPREPLY+=("$value")
     done < <("$1" completion --words -- "${words[@]}" 2>/dev/null)
 }

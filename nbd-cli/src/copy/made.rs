@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// A destination that was not there, and goes again if the copy is refused.
+/// A destination that was not there, and goes again if the copy is refused, or fails before there is a byte in it.
 pub(super) struct Made<'a>(pub(super) Option<&'a Path>);
 
 impl<'a> Made<'a> {
@@ -17,7 +17,7 @@ impl<'a> Made<'a> {
 
 impl Drop for Made<'_> {
     fn drop(&mut self) {
-        // Nothing was written to it by this copy; whatever has bytes is from elsewhere.
+        // Whatever has bytes stays: they are what was copied so far, or are from elsewhere.
         if let Some(path) = self.0
             && path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
         {

@@ -82,8 +82,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         record::remove(&path)?;
     }
     let record = copy.record.clone();
-    made.stays();
     let result = copy.carry_out();
+    if result.is_ok() {
+        made.stays();
+    }
     match record {
         Some(record) if result.is_err() => {
             // The failure of the copy is the one to be reported first.
@@ -278,6 +280,10 @@ impl<'a> Copy<'a> {
         self.skip_zeroes = true;
         if self.arguments.allocated {
             let allocated = if size == 0 { Ok(false) } else { disk.allocate(size) };
+            if allocated.is_err() {
+                // What could be set aside is of no use.
+                let _best_effort = disk.file.set_len(0);
+            }
             self.skip_zeroes = allocated.map_err(|error| cannot("make room in", name, &error))?;
         }
         Ok(())

@@ -91,6 +91,14 @@ impl<E: AsyncExport> Slice<E> {
     }
 }
 
+impl<E> Slice<E> {
+    /// Where it begins in what it is a part of, in bytes.
+    #[must_use]
+    pub const fn offset(&self) -> u64 {
+        self.layer().offset
+    }
+}
+
 /// A range can't be taken from an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -343,10 +343,12 @@ impl Rules<'_> {
         let scratch = Tracked::new(scratch);
         let mut seen = HashSet::new();
         for (index, name) in export.track.iter().enumerate() {
-            if let Err(error) = scratch.tracker().start(name)
-                && seen.insert(name)
-            {
-                let text = format!("{} '{name}': {error}", self.source.word("--track", "track"));
+            let fault = match seen.insert(name) {
+                true => scratch.tracker().start(name).err().map(|error| error.to_string()),
+                false => Some("it is given twice: leave one of them out".into()),
+            };
+            if let Some(fault) = fault {
+                let text = format!("{} '{name}': {fault}", self.source.word("--track", "track"));
                 self.broken(format!("{key}.{index}"), text);
             }
         }

@@ -20,18 +20,35 @@ use crate::output::quoted;
 use crate::path_error;
 use crate::serve::check::Findings;
 
-/// What an overlay has to know of the disk below all layers.
+/// What an overlay has to know of what lies below it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::serve) struct Base {
-    /// When its file was modified, if it is one.
-    pub(in crate::serve) modified: Option<SystemTime>,
+    /// When the file was modified, if it is one: that of the disk, or of the overlay below.
+    modified: Option<SystemTime>,
+    /// Where the part of it that is left begins.
+    offset: u64,
+    is_overlay: bool,
 }
 
 impl Base {
     /// The file or block device of that path. When a device's node was modified says nothing of its content.
     pub(in crate::serve) fn of(path: &Path) -> Self {
         let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file);
-        Self { modified: metadata.and_then(|metadata| metadata.modified().ok()) }
+        let modified = metadata.and_then(|metadata| metadata.modified().ok());
+        Self { modified, ..Self::default() }
+    }
+
+    /// The overlay in the file of that path.
+    fn overlay(path: &Path) -> Self {
+        Self { is_overlay: true, ..Self::of(path) }
+    }
+
+    fn stamp(self, disk: &impl Export) -> nbd_engine::export::Result<BaseStamp> {
+        let stamp = match self.is_overlay {
+            true => BaseStamp::of_overlay(disk.size(), self.modified),
+            false => BaseStamp::new(disk, self.modified)?,
+        };
+        Ok(stamp.at(self.offset))
     }
 }
 
@@ -44,11 +61,11 @@ pub(in crate::serve) fn has_overlay(layers: &[Layer]) -> bool {
 pub(in crate::serve) fn put_around(
     mut disk: Box<dyn Export>,
     layers: &[Layer],
-    base: Base,
+    mut base: Base,
 ) -> Result<(Box<dyn Export>, Vec<OverlayFile>), Failure> {
     let mut overlays = Vec::new();
     for layer in layers {
-        disk = put(disk, layer, base, &mut overlays)?;
+        disk = put(disk, layer, &mut base, &mut overlays)?;
     }
     Ok((disk, overlays))
 }
@@ -58,13 +75,14 @@ pub(in crate::serve) fn put_around(
 pub(in crate::serve) fn check_files(
     mut disk: Box<dyn Export>,
     layers: &[Layer],
-    base: Base,
+    mut base: Base,
     findings: &mut Findings,
 ) {
     for layer in layers {
         let stands_in = match layer {
             Layer::Overlay(Some(path)) => {
                 check_overlay_file(&disk, base, path, findings);
+                base = Base::overlay(path);
                 &Layer::Overlay(None)
             }
             Layer::Log(Some(path)) => {
@@ -74,13 +92,13 @@ pub(in crate::serve) fn check_files(
             other => other,
         };
         // Nothing is written by those that stand in for them.
-        let Ok(layered) = put(disk, stands_in, base, &mut Vec::new()) else { return };
+        let Ok(layered) = put(disk, stands_in, &mut base, &mut Vec::new()) else { return };
         disk = layered;
     }
 }
 
 fn check_overlay_file(disk: &impl Export, base: Base, path: &Path, findings: &mut Findings) {
-    let Ok(stamp) = BaseStamp::new(disk, base.modified) else { return };
+    let Ok(stamp) = base.stamp(disk) else { return };
     let Err(error) = check_overlay(path, &stamp) else { return };
     let failure = Failure::failed(error.to_string());
     match error.is_in_use() {
@@ -114,23 +132,28 @@ fn cannot_log(path: &Path, error: &io::Error) -> Failure {
 fn put(
     disk: Box<dyn Export>,
     layer: &Layer,
-    base: Base,
+    base: &mut Base,
     overlays: &mut Vec<OverlayFile>,
 ) -> Result<Box<dyn Export>, Failure> {
     let unfit = |error: &dyn std::fmt::Display| Failure::failed(format!("layer {layer}: {error}"));
     Ok(match layer {
         Layer::ReadOnly => Box::new(ReadOnly::new(disk)),
         Layer::Offset { offset, length } => {
-            Box::new(Slice::new(disk, *offset, *length).map_err(|error| unfit(&error))?)
+            let part = Slice::new(disk, *offset, *length).map_err(|error| unfit(&error))?;
+            base.offset += part.offset();
+            Box::new(part)
         }
         Layer::Partition(number) => {
-            Box::new(Slice::partition(disk, *number).map_err(|error| unfit(&error))?)
+            let part = Slice::partition(disk, *number).map_err(|error| unfit(&error))?;
+            base.offset += part.offset();
+            Box::new(part)
         }
         Layer::Overlay(None) => Box::new(Overlay::in_memory(disk).map_err(|error| unfit(&error))?),
         Layer::Overlay(Some(path)) => {
-            let stamp = BaseStamp::new(&disk, base.modified).map_err(|error| unfit(&error))?;
+            let stamp = base.stamp(&disk).map_err(|error| unfit(&error))?;
             let overlay = Overlay::in_file(disk, &stamp, path);
             let overlay = overlay.map_err(|error| Failure::failed(error.to_string()))?;
+            *base = Base::overlay(path);
             overlays.push(overlay.file());
             Box::new(overlay)
         }

@@ -33,6 +33,11 @@ pub(super) enum Problem {
         own: u64,
         base: u64,
     },
+    /// It was made for a part of a disk, or over another overlay, and this is something else.
+    OtherLayers {
+        offset: u64,
+        is_overlay: bool,
+    },
     OtherBase(&'static str),
     /// Something of the base.
     Base(String),
@@ -85,7 +90,10 @@ impl OverlayError {
     /// Whether the overlay was made for another base, or for another state of it.
     #[must_use]
     pub const fn is_other_base(&self) -> bool {
-        matches!(self.problem, Problem::OtherSize { .. } | Problem::OtherBase(_))
+        matches!(
+            self.problem,
+            Problem::OtherSize { .. } | Problem::OtherLayers { .. } | Problem::OtherBase(_)
+        )
     }
 
     /// Whether the overlay is in use by a server or another command.
@@ -107,6 +115,7 @@ impl OverlayError {
             Problem::Committing => Problem::Committing,
             Problem::TooLarge => Problem::TooLarge,
             Problem::OtherSize { .. } => Problem::OtherSize { own: 1024, base: 2048 },
+            Problem::OtherLayers { .. } => Problem::OtherLayers { offset: 4096, is_overlay: false },
             Problem::OtherBase(_) => Problem::OtherBase("the disk was written meanwhile"),
             Problem::Base(_) => Problem::Base("cannot open the base".into()),
             Problem::Commit { .. } => Problem::Commit {
@@ -165,12 +174,32 @@ impl fmt::Display for OverlayError {
                  made for{}",
                 match self.commits {
                     true => {
-                        ", if that is a whole file or device; what an overlay has of a part of a disk, or of another overlay, \
-                         can be copied while it is served"
+                        ", if that is a whole file or device; what an overlay has of a part of a disk can be copied while it \
+                         is served"
                     }
                     false => "",
                 }
             ),
+            Problem::OtherLayers { offset, is_overlay } => {
+                let over = match (is_overlay, offset) {
+                    (false, 0) => "a disk from its beginning",
+                    (true, 0) => "another overlay",
+                    (false, _) => "a part of a disk",
+                    (true, _) => "a part of another overlay",
+                };
+                let remedy = match self.commits {
+                    true => {
+                        "and only one over a whole file or device can be committed: copy what clients see of it, while it is \
+                         served"
+                    }
+                    false => "give the layers below it as they were then, or discard the overlay",
+                };
+                write!(f, "the overlay '{path}' was made for {over}")?;
+                match offset {
+                    0 => write!(f, "; {remedy}"),
+                    offset => write!(f, ", from byte {offset} on; {remedy}"),
+                }
+            }
             Problem::OtherBase(why) => write!(
                 f,
                 "the overlay '{path}' does not fit this disk: {why}; use the disk that it was made for, as it was then, \

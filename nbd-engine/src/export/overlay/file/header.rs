@@ -14,6 +14,9 @@ pub struct BaseStamp {
     /// Seconds since 1970 and nanoseconds; zero where that is not known.
     pub(super) modified: (i64, u32),
     pub(super) samples: u32,
+    /// Where it begins in what it is a part of.
+    pub(super) offset: u64,
+    pub(super) is_overlay: bool,
 }
 
 /// Places of a base that are looked at.
@@ -37,6 +40,22 @@ impl BaseStamp {
             base.read(buffer, offset)?;
         }
         Ok(samples.stamp(modified))
+    }
+
+    /// The stamp of a base that is itself an overlay in a file, or a part of one: its size, and when that file was modified
+    /// last, which it is by whatever changes the base. Reads nothing: what lies below is compared when that overlay is opened.
+    ///
+    /// What lies over such a base can't be committed.
+    #[must_use]
+    pub fn of_overlay(size: u64, modified: Option<SystemTime>) -> Self {
+        Self { size, modified: since_epoch(modified), samples: 0, offset: 0, is_overlay: true }
+    }
+
+    /// The same for a base that is a part of a file, of a device or of another overlay, from that offset on, in bytes, as a
+    /// [`Slice`](crate::export::Slice) is: an overlay for one part of a disk does not fit another one, and can't be committed.
+    #[must_use]
+    pub const fn at(self, offset: u64) -> Self {
+        Self { offset, ..self }
     }
 
     /// [`new`](Self::new) for an export whose work is a future.
@@ -96,15 +115,18 @@ impl Samples {
     }
 
     fn stamp(&self, modified: Option<SystemTime>) -> BaseStamp {
-        let since_epoch = |time: SystemTime| match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => (after.as_secs() as i64, after.subsec_nanos()),
-            Err(before) => {
-                (-(before.duration().as_secs() as i64), before.duration().subsec_nanos())
-            }
-        };
-        let modified = modified.map_or((0, 0), since_epoch);
-        BaseStamp { size: self.size, modified, samples: self.sum }
+        let modified = since_epoch(modified);
+        BaseStamp { size: self.size, modified, samples: self.sum, offset: 0, is_overlay: false }
     }
+}
+
+/// Seconds since 1970 and nanoseconds; zero where that is not known.
+fn since_epoch(time: Option<SystemTime>) -> (i64, u32) {
+    let since_epoch = |time: SystemTime| match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => (after.as_secs() as i64, after.subsec_nanos()),
+        Err(before) => (-(before.duration().as_secs() as i64), before.duration().subsec_nanos()),
+    };
+    time.map_or((0, 0), since_epoch)
 }
 
 /// The header of an overlay file.
@@ -159,6 +181,10 @@ impl Header {
 
     /// Whether that is the base, and as it was.
     pub(super) fn check_base(&self, base: &BaseStamp) -> Result<(), Problem> {
+        if (self.base.offset, self.base.is_overlay) != (base.offset, base.is_overlay) {
+            let BaseStamp { offset, is_overlay, .. } = self.base;
+            return Err(Problem::OtherLayers { offset, is_overlay });
+        }
         if self.size != base.size {
             return Err(Problem::OtherSize { own: self.size, base: base.size });
         }
@@ -188,6 +214,8 @@ impl Header {
         put(32, &self.base.modified.0.to_le_bytes());
         put(40, &self.base.modified.1.to_le_bytes());
         put(44, &self.base.samples.to_le_bytes());
+        put(48, &self.base.offset.to_le_bytes());
+        put(56, &u32::from(self.base.is_overlay).to_le_bytes());
         let crc = crc32(&bytes[..FIELDS]);
         bytes[FIELDS..FIELDS + 4].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -217,6 +245,8 @@ impl Header {
             size,
             modified: (u64_at(32).cast_signed(), u32_at(40)),
             samples: u32_at(44),
+            offset: u64_at(48),
+            is_overlay: u32_at(56) != 0,
         };
         let header = Self { state, size, shift: u32_at(24), base };
         if !(9..=30).contains(&header.shift) {

@@ -216,6 +216,11 @@ impl Opened {
         }
     }
 
+    /// Whether it has no block of its own.
+    fn is_empty(&self) -> core::result::Result<bool, Problem> {
+        Ok(self.blocks()?.present_bytes() == 0)
+    }
+
     /// The map of blocks.
     fn blocks(&self) -> core::result::Result<Blocks, Problem> {
         let blocks = Blocks::new(self.header.size, self.header.shift).ok_or(Problem::TooLarge)?;
@@ -262,7 +267,19 @@ impl InFile {
             if opened.header.state == State::Committing {
                 return Err(Problem::Committing);
             }
-            opened.header.check_base(stamp)?;
+            let unfit = opened.header.check_base(stamp).err();
+            let opened = match unfit {
+                None => opened,
+                // What was discarded, or never had anything, is as good as a new one.
+                Some(_) if opened.is_empty()? => {
+                    let header = Header::new(stamp, Self::BLOCK.trailing_zeros());
+                    header.check_size()?;
+                    offline::replace(path, &opened.file, &header)?;
+                    drop(opened);
+                    Opened::open(path)?
+                }
+                Some(problem) => return Err(problem),
+            };
             Self::new(opened, path)
         };
         open().map_err(|problem| OverlayError::makes(path, problem))
@@ -272,8 +289,8 @@ impl InFile {
 impl<E: Export> Overlay<E, InFile> {
     /// Opens the overlay in the file of that path over `base`; makes a new, empty one if there is no such file.
     ///
-    /// `base` must be what the overlay was made for: [`BaseStamp::new`] says what is compared. Blocks while the file is
-    /// made or read.
+    /// `base` must be what the overlay was made for, unless the file has nothing yet, or was
+    /// [discarded](discard_overlay): [`BaseStamp::new`] says what is compared. Blocks while the file is made or read.
     ///
     /// # Errors
     /// When the file is no overlay, is damaged, of another version, in use, or made for another base or another state of

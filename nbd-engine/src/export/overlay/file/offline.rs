@@ -34,7 +34,7 @@ pub(super) fn create(path: &Path, header: &Header) -> Result<(), Problem> {
 /// Puts an empty overlay in place of the one that there is, which nobody needs any more: at once, or, where there is no
 /// room for a second file, by emptying that one, so that an interruption leaves a file without content. `file` is the one
 /// that there is.
-fn replace(path: &Path, file: &fs::File, header: &Header) -> Result<(), Problem> {
+pub(super) fn replace(path: &Path, file: &fs::File, header: &Header) -> Result<(), Problem> {
     // The file behind a link, which would have what it had before and be locked no longer.
     let path = &link_end(path);
     let temporary = match write_new(path, header) {
@@ -148,9 +148,17 @@ fn check(path: &Path, stamp: &BaseStamp) -> Result<(), Problem> {
     if opened.header.state == State::Committing {
         return Err(Problem::Committing);
     }
-    opened.header.check_base(stamp)?;
-    opened.blocks()?;
-    opened.check_length(opened.file.metadata()?.len())?;
+    match opened.header.check_base(stamp) {
+        Err(_) if opened.is_empty()? => {
+            Header::new(stamp, InFile::BLOCK.trailing_zeros()).check_size()?;
+            may(folder_of(&link_end(path)), Access::WRITE_OK | Access::EXEC_OK)?;
+        }
+        fits => {
+            fits?;
+            opened.blocks()?;
+            opened.check_length(opened.file.metadata()?.len())?;
+        }
+    }
     may(path, Access::WRITE_OK)?;
     match is_in_use {
         true => Err(in_use(&opened.file)?),
@@ -445,6 +453,9 @@ mod tests {
         let new = Header::new(&files.stamp(), InFile::BLOCK.trailing_zeros());
         let wrong = Header { base: BaseStamp { samples: 1, ..files.stamp() }, ..new };
         create(&other, &wrong).unwrap();
+        // It has a block.
+        let map = fs::OpenOptions::new().write(true).open(&other).unwrap();
+        map.write_all_at(&[1], Header::MAP_OFFSET).unwrap();
         create(&files.path("committing"), &Header { state: State::Committing, ..new }).unwrap();
         create(&files.path("short"), &new).unwrap();
         let short = fs::OpenOptions::new().write(true).open(files.path("short")).unwrap();
