@@ -78,6 +78,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(client) = &arguments.add_client {
         return add_client(arguments, &folder, client);
     }
+    // Without one there is nothing to be renewed, whatever else is missing.
+    let authority = if arguments.renew { Some(folder.authority()?) } else { None };
     let names = match (arguments.names.is_empty(), arguments.renew) {
         (false, _) => arguments.names.clone(),
         (true, true) => folder.names_in("server-cert.pem", "--name NAME")?,
@@ -90,11 +92,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let server = params(names.clone(), arguments.days, ExtendedKeyUsagePurpose::ServerAuth)?;
     let client = params(of_client.clone(), arguments.days, ExtendedKeyUsagePurpose::ClientAuth)?;
-    let issuer = if arguments.renew {
-        folder.authority()?
-    } else {
-        folder.make()?;
-        folder.make_authority(arguments.days.saturating_mul(10))?
+    let issuer = match authority {
+        Some(authority) => authority,
+        None => {
+            folder.make()?;
+            folder.make_authority(arguments.days.saturating_mul(10))?
+        }
     };
     // Each has its files, which have to be brought to it.
     let others = if arguments.renew { folder.clients()? } else { Vec::new() };

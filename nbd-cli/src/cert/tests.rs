@@ -90,6 +90,8 @@ fn an_authority_that_is_not_whole_is_named_with_what_is_missing() {
     let nowhere = folder.path().join("nowhere");
     let error = cert(&[nowhere.to_str().unwrap(), "--add-client", "bob"]).unwrap_err();
     assert!(error.contains("there is no authority in"), "{error}");
+    let error = cert(&[nowhere.to_str().unwrap(), "--renew"]).unwrap_err();
+    assert!(error.contains("there is no authority in"), "{error}");
 }
 
 /// Names of any characters: what is taken is in a certificate, and what is not is refused in words of ours.

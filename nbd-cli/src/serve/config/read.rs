@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::mem;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
 use super::document::Document;
 use super::fields;
@@ -236,20 +237,32 @@ fn reworded(message: &str) -> String {
     format!("'{word}' is none of {}{}", known.join(", "), hint.unwrap_or_default())
 }
 
-/// Takes the innermost value out that has all of this in it. Gives whether there was one.
+/// Takes the innermost value out that has all of this in it: that of a key, or an item of a list, so that the next one is
+/// looked at. Gives whether there was one.
 fn remove_at(table: &mut DeTable<'_>, span: &Range<usize>) -> bool {
     let holds = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
-    for (_, value) in table.iter_mut() {
-        let inner: Vec<&mut DeValue<'_>> = match value.get_mut() {
-            DeValue::Array(items) => items.iter_mut().map(Spanned::get_mut).collect(),
-            value => vec![value],
-        };
-        for value in inner {
-            if let DeValue::Table(inner) = value
-                && remove_at(inner, span)
-            {
-                return true;
+    for (key, value) in table.iter_mut() {
+        match value.get_mut() {
+            DeValue::Array(items) if fields::is_repeated(key.get_ref()) => {
+                let mut tables = items.iter_mut().filter_map(as_table);
+                if tables.any(|table| remove_at(table, span)) {
+                    return true;
+                }
             }
+            DeValue::Array(items) => {
+                let before = items.len();
+                let all = mem::replace(items, DeArray::new()).into_iter();
+                *items = all.filter(|item| !holds(item.span())).collect();
+                if items.len() < before {
+                    return true;
+                }
+            }
+            DeValue::Table(inner) => {
+                if remove_at(inner, span) {
+                    return true;
+                }
+            }
+            _ => {}
         }
     }
     let holder = table.iter().find(|(key, value)| holds(value.span()) || holds(key.span()));

@@ -306,6 +306,11 @@ fn all_faults_are_reported_in_the_order_of_the_file() {
                 fil = 'x'\nmemory = true";
     let lines = Vec::from_iter(faults(text).iter().map(|fault| position(fault).0));
     assert_eq!(lines, [2, 3, 4, 6, 8, 9]);
+    // Each item of a list as well.
+    let text = "[[export]]\nmemory = 1\ntrack = [\n7,\n'a',\n8]\nlayers = [\n'delay:x',\n'read-only',\n{ delay = 'y' },\n\
+                { foo = 1 },\n5]\n[[export]]\nmemory = 'x'";
+    let lines = Vec::from_iter(faults(text).iter().map(|fault| position(fault).0));
+    assert_eq!(lines, [4, 6, 8, 10, 11, 12, 14]);
     let many = (0..100).map(|key| format!("key{key} = 1\n")).collect::<String>();
     assert_eq!(faults(&many).len(), 20);
 }
