@@ -103,6 +103,7 @@ pub(crate) fn shell_path(path: &Path) -> String {
 }
 
 /// An option and its value for a shell, as one argument where the value would be taken for another option.
+#[cfg(feature = "tls")]
 pub(crate) fn shell_option(option: &str, value: &OsStr) -> String {
     let between = if value.as_bytes().starts_with(b"-") { "=" } else { " " };
     format!("{option}{between}{}", shell_word(value))
@@ -117,6 +118,7 @@ fn is_invisible(c: char) -> bool {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "tls")]
     #[test]
     fn a_value_that_looks_like_an_option_is_a_part_of_its_own() {
         let shown = |value: &str| shell_option("--add-client", value.as_ref());

@@ -83,7 +83,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let record = copy.record.clone();
     let result = copy.carry_out();
-    if result.is_ok() {
+    // A record is about the file that was made.
+    if result.is_ok() || record.is_some() {
         made.stays();
     }
     match record {

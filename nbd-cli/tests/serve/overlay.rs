@@ -183,6 +183,13 @@ fn an_overlay_fits_what_it_was_made_for_alone() {
             server.stop();
         };
         shows(&layers, &model, false);
+        // Over another disk, or one that has changed, nothing is shown, and nothing becomes of it.
+        let file = fs::File::options().write(true).open(&base).unwrap();
+        let modified = file.metadata().unwrap().modified().unwrap();
+        file.set_modified(modified + std::time::Duration::from_secs(1)).unwrap();
+        shows(&layers, &[], true);
+        file.set_modified(modified).unwrap();
+        shows(&layers, &model, false);
         if made != other {
             shows(&stack(folder, other), &[], true);
         }

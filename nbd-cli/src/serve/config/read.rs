@@ -257,12 +257,10 @@ fn remove_at(table: &mut DeTable<'_>, span: &Range<usize>) -> bool {
                     return true;
                 }
             }
-            DeValue::Table(inner) => {
-                if remove_at(inner, span) {
-                    return true;
-                }
-            }
             _ => {}
+        }
+        if as_table(value).is_some_and(|inner| remove_at(inner, span)) {
+            return true;
         }
     }
     let holder = table.iter().find(|(key, value)| holds(value.span()) || holds(key.span()));

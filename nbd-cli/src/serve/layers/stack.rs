@@ -23,11 +23,24 @@ use crate::serve::check::Findings;
 /// What an overlay has to know of what lies below it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::serve) struct Base {
-    /// When the file was modified, if it is one: that of the disk, or of the overlay below.
-    modified: Option<SystemTime>,
+    below: Below,
     /// Where the part of it that is left begins.
     offset: u64,
-    is_overlay: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Below {
+    /// A disk, and when its file was modified, if it is one.
+    Disk(Option<SystemTime>),
+    Overlay(BaseStamp),
+    /// An overlay that can't be used as it is.
+    Unknown,
+}
+
+impl Default for Below {
+    fn default() -> Self {
+        Self::Disk(None)
+    }
 }
 
 impl Base {
@@ -35,20 +48,21 @@ impl Base {
     pub(in crate::serve) fn of(path: &Path) -> Self {
         let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file);
         let modified = metadata.and_then(|metadata| metadata.modified().ok());
-        Self { modified, ..Self::default() }
+        Self { below: Below::Disk(modified), offset: 0 }
     }
 
-    /// The overlay in the file of that path.
-    fn overlay(path: &Path) -> Self {
-        Self { is_overlay: true, ..Self::of(path) }
+    const fn overlay(stamp: BaseStamp) -> Self {
+        Self { below: Below::Overlay(stamp), offset: 0 }
     }
 
-    fn stamp(self, disk: &impl Export) -> nbd_engine::export::Result<BaseStamp> {
-        let stamp = match self.is_overlay {
-            true => BaseStamp::of_overlay(disk.size(), self.modified),
-            false => BaseStamp::new(disk, self.modified)?,
+    /// The stamp of the disk that is that part; `None` if there is none.
+    fn stamp(self, disk: &impl Export) -> nbd_engine::export::Result<Option<BaseStamp>> {
+        let stamp = match self.below {
+            Below::Disk(modified) => BaseStamp::new(disk, modified)?,
+            Below::Overlay(stamp) => stamp,
+            Below::Unknown => return Ok(None),
         };
-        Ok(stamp.at(self.offset))
+        Ok(Some(stamp.part(self.offset, disk.size())))
     }
 }
 
@@ -81,14 +95,15 @@ pub(in crate::serve) fn check_files(
     for layer in layers {
         let stands_in = match layer {
             Layer::Overlay(Some(path)) => {
-                check_overlay_file(&disk, base, path, findings);
-                base = Base::overlay(path);
+                base = check_overlay_file(&disk, base, path, findings);
                 &Layer::Overlay(None)
             }
             Layer::Log(Some(path)) => {
                 findings.take(check_log_file(path).map_err(|error| cannot_log(path, &error)));
                 &Layer::Log(None)
             }
+            // The table may be in the overlay.
+            Layer::Partition(_) if !matches!(base.below, Below::Disk(_)) => return,
             other => other,
         };
         // Nothing is written by those that stand in for them.
@@ -97,14 +112,25 @@ pub(in crate::serve) fn check_files(
     }
 }
 
-fn check_overlay_file(disk: &impl Export, base: Base, path: &Path, findings: &mut Findings) {
-    let Ok(stamp) = base.stamp(disk) else { return };
-    let Err(error) = check_overlay(path, &stamp) else { return };
+/// Gives what lies below the next layer then.
+fn check_overlay_file(
+    disk: &impl Export,
+    base: Base,
+    path: &Path,
+    findings: &mut Findings,
+) -> Base {
+    let unknown = Base { below: Below::Unknown, offset: 0 };
+    let Ok(Some(stamp)) = base.stamp(disk) else { return unknown };
+    let error = match check_overlay(path, &stamp) {
+        Ok(stamp) => return Base::overlay(stamp),
+        Err(error) => error,
+    };
     let failure = Failure::failed(error.to_string());
     match error.is_in_use() {
         true => findings.add_overlay_in_use(failure),
         false => findings.add(failure),
     }
+    unknown
 }
 
 /// Whether a file can be appended to, or made.
@@ -151,9 +177,10 @@ fn put(
         Layer::Overlay(None) => Box::new(Overlay::in_memory(disk).map_err(|error| unfit(&error))?),
         Layer::Overlay(Some(path)) => {
             let stamp = base.stamp(&disk).map_err(|error| unfit(&error))?;
+            let stamp = stamp.ok_or_else(|| unfit(&"what lies below it can't be used"))?;
             let overlay = Overlay::in_file(disk, &stamp, path);
             let overlay = overlay.map_err(|error| Failure::failed(error.to_string()))?;
-            *base = Base::overlay(path);
+            *base = Base::overlay(overlay.stamp());
             overlays.push(overlay.file());
             Box::new(overlay)
         }

@@ -111,6 +111,11 @@ pub trait Store: sealed::Sealed + Send + Sync + 'static {
     fn data(&self) -> &Self::Data;
     #[doc(hidden)]
     fn flush(&self) -> Result<()>;
+    /// Comes before each change.
+    #[doc(hidden)]
+    fn begin(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A store for overlays over exports whose work is a future.
@@ -162,6 +167,7 @@ pub(super) mod sealed {
 trait Changes: Store {
     /// Writes where the overlay has all.
     fn patch(&self, data: &[u8], offset: u64) -> Result<()> {
+        self.begin()?;
         self.data().can_write().ok_or_else(broken)?.write(data, offset, false)
     }
 
@@ -181,6 +187,7 @@ trait Changes: Store {
 
     /// Zeroes where the overlay has all.
     fn zero(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
+        self.begin()?;
         let zeroes = self.data().can_write_zeroes().ok_or_else(broken)?;
         zeroes.write_zeroes(offset, length, mode)
     }
@@ -193,7 +200,10 @@ trait Changes: Store {
     /// Trims a part of a request. What the overlay has not of a block in part stays as it is.
     fn trim_part(&self, Part { offset, length, kind }: Part) -> Result<()> {
         match kind {
-            Kind::Present => self.data().can_trim().ok_or_else(broken)?.trim(offset, length, false),
+            Kind::Present => {
+                self.begin()?;
+                self.data().can_trim().ok_or_else(broken)?.trim(offset, length, false)
+            }
             Kind::Absent => self.put_zeroes(offset, length, ZeroMode::default()),
             Kind::PartOfAbsent => Ok(()),
         }

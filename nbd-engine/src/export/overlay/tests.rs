@@ -283,6 +283,64 @@ fn a_file_that_is_no_overlay_is_refused_and_left_as_it_is() {
     assert!(error.contains("not an overlay"), "{error}");
 }
 
+/// What lies over an overlay notices all that changes it, even if the change is all that a crash leaves; and nothing else.
+#[test]
+fn the_stamp_of_an_overlay_is_another_one_after_each_change_of_it() {
+    cases(20, |random| {
+        let files = Files::new(random);
+        let disk = files.open();
+        let mut model = files.content.clone();
+        // Blocks that are there are overwritten then, which takes no flush to be seen.
+        change(&disk, &mut model, random);
+        drop(disk);
+        let mut stamp = files.open().stamp();
+        let original = fs::metadata(&files.base).unwrap().modified().unwrap();
+        for number in 0..12 {
+            match random.below(5) {
+                0 => {
+                    let disk = files.open();
+                    assert!(content(&disk) == model);
+                    CanFlush::flush(&disk).unwrap();
+                }
+                1 => {
+                    let disk = files.open();
+                    change(&disk, &mut model, random);
+                    let left = crashed(&files, &format!("left{number}"));
+                    let changed = disk.stamp();
+                    assert_ne!(changed, stamp);
+                    let base = File::options().read_only(true).open(&files.base).unwrap();
+                    let found = Overlay::in_file(base, &files.stamp(disk.base()), left);
+                    assert_eq!(found.unwrap().stamp(), changed);
+                    stamp = changed;
+                }
+                2 => {
+                    discard_overlay(&files.overlay).unwrap();
+                    model = files.content.clone();
+                    let discarded = files.open().stamp();
+                    assert_ne!(discarded, stamp);
+                    stamp = discarded;
+                }
+                // What has nothing is for another base in between.
+                3 => {
+                    let file = fs::OpenOptions::new().write(true).open(&files.base).unwrap();
+                    file.set_modified(original + std::time::Duration::from_nanos(1)).unwrap();
+                    let is_empty = overlay_summary(&files.overlay).unwrap().present == 0;
+                    let opened = files.open_as(&files.overlay);
+                    assert_eq!(opened.is_ok(), is_empty);
+                    assert!(opened.is_err() || opened.unwrap().stamp() != stamp);
+                    file.set_modified(original).unwrap();
+                    assert_eq!(files.open().stamp(), stamp);
+                }
+                _ => {
+                    let base = File::options().read_only(true).open(&files.base).unwrap();
+                    let checked = check_overlay(&files.overlay, &files.stamp(&base));
+                    assert_eq!(checked.unwrap(), stamp);
+                }
+            }
+        }
+    });
+}
+
 /// Headers that somebody made on purpose have the right checksum.
 #[test]
 fn no_header_whatever_is_in_it_panics_or_takes_much_memory() {

@@ -3,6 +3,7 @@
 use core::mem;
 use core::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{Held, InFile};
 use crate::export::overlay::{AsyncStore, Changes, block_buffer};
@@ -41,8 +42,9 @@ impl AsyncStore for InFile {
     }
 
     async fn patch_async(&self, data: &[u8], offset: u64) -> Result<()> {
-        match self.held.data.can_write().and_then(|ability| ability.try_write(data, offset, false))
-        {
+        let ability =
+            self.held.data.can_write().filter(|_| self.held.begun.load(Ordering::Acquire));
+        match ability.and_then(|ability| ability.try_write(data, offset, false)) {
             Some(result) => result,
             None => self.run(data, move |held, data| held.patch(data, offset)).await,
         }

@@ -38,6 +38,8 @@ pub(super) enum Problem {
         offset: u64,
         is_overlay: bool,
     },
+    /// What lies below is an overlay, but another one, or as it was not.
+    OtherOverlay,
     OtherBase(&'static str),
     /// Something of the base.
     Base(String),
@@ -92,7 +94,10 @@ impl OverlayError {
     pub const fn is_other_base(&self) -> bool {
         matches!(
             self.problem,
-            Problem::OtherSize { .. } | Problem::OtherLayers { .. } | Problem::OtherBase(_)
+            Problem::OtherSize { .. }
+                | Problem::OtherLayers { .. }
+                | Problem::OtherOverlay
+                | Problem::OtherBase(_)
         )
     }
 
@@ -116,6 +121,7 @@ impl OverlayError {
             Problem::TooLarge => Problem::TooLarge,
             Problem::OtherSize { .. } => Problem::OtherSize { own: 1024, base: 2048 },
             Problem::OtherLayers { .. } => Problem::OtherLayers { offset: 4096, is_overlay: false },
+            Problem::OtherOverlay => Problem::OtherOverlay,
             Problem::OtherBase(_) => Problem::OtherBase("the disk was written meanwhile"),
             Problem::Base(_) => Problem::Base("cannot open the base".into()),
             Problem::Commit { .. } => Problem::Commit {
@@ -189,8 +195,7 @@ impl fmt::Display for OverlayError {
                 };
                 let remedy = match self.commits {
                     true => {
-                        "and only one over a whole file or device can be committed: copy what clients see of it, while it is \
-                         served"
+                        "only one over a whole file or device can be committed: copy what clients see of it, while it is served"
                     }
                     false => "give the layers below it as they were then, or discard the overlay",
                 };
@@ -200,6 +205,11 @@ impl fmt::Display for OverlayError {
                     offset => write!(f, ", from byte {offset} on; {remedy}"),
                 }
             }
+            Problem::OtherOverlay => write!(
+                f,
+                "the overlay '{path}' does not fit the overlay below it: that has changed since, or is another one; use the \
+                 one that it was made for, as it was then, or discard the overlay '{path}'"
+            ),
             Problem::OtherBase(why) => write!(
                 f,
                 "the overlay '{path}' does not fit this disk: {why}; use the disk that it was made for, as it was then, \

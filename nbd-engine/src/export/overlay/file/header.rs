@@ -1,5 +1,6 @@
 //! The first bytes of an overlay file, and what is known of its base.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Problem;
@@ -13,6 +14,7 @@ pub struct BaseStamp {
     pub(super) size: u64,
     /// Seconds since 1970 and nanoseconds; zero where that is not known.
     pub(super) modified: (i64, u32),
+    /// Of an overlay, the checksum of its header.
     pub(super) samples: u32,
     /// Where it begins in what it is a part of.
     pub(super) offset: u64,
@@ -42,20 +44,12 @@ impl BaseStamp {
         Ok(samples.stamp(modified))
     }
 
-    /// The stamp of a base that is itself an overlay in a file, or a part of one: its size, and when that file was modified
-    /// last, which it is by whatever changes the base. Reads nothing: what lies below is compared when that overlay is opened.
-    ///
-    /// What lies over such a base can't be committed.
+    /// The stamp of a part of this base, of that size and from that offset on, in bytes, as a
+    /// [`Slice`](crate::export::Slice) is: an overlay for one part of a disk does not fit another one, and what does not begin
+    /// at 0 can't be committed.
     #[must_use]
-    pub fn of_overlay(size: u64, modified: Option<SystemTime>) -> Self {
-        Self { size, modified: since_epoch(modified), samples: 0, offset: 0, is_overlay: true }
-    }
-
-    /// The same for a base that is a part of a file, of a device or of another overlay, from that offset on, in bytes, as a
-    /// [`Slice`](crate::export::Slice) is: an overlay for one part of a disk does not fit another one, and can't be committed.
-    #[must_use]
-    pub const fn at(self, offset: u64) -> Self {
-        Self { offset, ..self }
+    pub const fn part(self, offset: u64, size: u64) -> Self {
+        Self { offset, size, ..self }
     }
 
     /// [`new`](Self::new) for an export whose work is a future.
@@ -135,6 +129,8 @@ pub(super) struct Header {
     pub(super) state: State,
     pub(super) size: u64,
     pub(super) shift: u32,
+    /// Another one whenever what the overlay has begins to change, so that one over it notices.
+    pub(super) generation: u32,
     pub(super) base: BaseStamp,
 }
 
@@ -160,8 +156,22 @@ impl Header {
     pub(super) const MAP_OFFSET: u64 = Self::LENGTH as u64;
 
     /// That of a new overlay with blocks of `1 << shift` bytes.
-    pub(super) const fn new(base: &BaseStamp, shift: u32) -> Self {
-        Self { state: State::InUse, size: base.size, shift, base: *base }
+    pub(super) fn new(base: &BaseStamp, shift: u32) -> Self {
+        let new = Self { state: State::InUse, size: base.size, shift, generation: 0, base: *base };
+        new.of_new_generation()
+    }
+
+    /// The same of another generation, whichever.
+    pub(super) fn of_new_generation(self) -> Self {
+        // Keys that differ each time are all that there is in it.
+        let random = RandomState::new().build_hasher().finish();
+        Self { generation: random as u32 ^ (random >> 32) as u32, ..self }
+    }
+
+    /// That of the overlay as the base of another one: the generation and what lies below are in it.
+    pub(super) fn stamp(&self) -> BaseStamp {
+        let samples = crc32(&Self { state: State::InUse, ..*self }.encode()[..FIELDS]);
+        BaseStamp { size: self.size, modified: (0, 0), samples, offset: 0, is_overlay: true }
     }
 
     /// Where the data begins: at a block of its own.
@@ -189,6 +199,9 @@ impl Header {
             return Err(Problem::OtherSize { own: self.size, base: base.size });
         }
         if self.base.samples != base.samples {
+            if base.is_overlay {
+                return Err(Problem::OtherOverlay);
+            }
             return Err(Problem::OtherBase("its content is another one"));
         }
         if self.base.modified != base.modified {
@@ -211,6 +224,7 @@ impl Header {
         put(12, &state.to_le_bytes());
         put(16, &self.size.to_le_bytes());
         put(24, &self.shift.to_le_bytes());
+        put(28, &self.generation.to_le_bytes());
         put(32, &self.base.modified.0.to_le_bytes());
         put(40, &self.base.modified.1.to_le_bytes());
         put(44, &self.base.samples.to_le_bytes());
@@ -248,7 +262,7 @@ impl Header {
             offset: u64_at(48),
             is_overlay: u32_at(56) != 0,
         };
-        let header = Self { state, size, shift: u32_at(24), base };
+        let header = Self { state, size, shift: u32_at(24), generation: u32_at(28), base };
         if !(9..=30).contains(&header.shift) {
             return Err(Problem::Damaged("its header has an impossible block size"));
         }

@@ -15,6 +15,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -78,7 +79,9 @@ pub struct Held {
     file: Arc<File>,
     data: Slice<Arc<File>>,
     blocks: Blocks,
-    map_offset: u64,
+    header: Mutex<Header>,
+    /// Whether the header says that something is being changed.
+    begun: AtomicBool,
     /// Held by the flush that brings parts of the map into the file.
     flushing: Mutex<()>,
 }
@@ -216,9 +219,24 @@ impl Opened {
         }
     }
 
-    /// Whether it has no block of its own.
-    fn is_empty(&self) -> core::result::Result<bool, Problem> {
-        Ok(self.blocks()?.present_bytes() == 0)
+    /// Whether it has no block of its own. One of which that can't be told is not to be touched.
+    fn is_empty(&self) -> bool {
+        self.blocks().is_ok_and(|blocks| blocks.present_bytes() == 0)
+    }
+
+    /// The header with which it fits that base: its own, or if it has nothing, that of a new one. One that is in use may have
+    /// what is not in the file yet.
+    fn fit(&self, base: &BaseStamp, is_in_use: bool) -> core::result::Result<Header, Problem> {
+        match self.header.check_base(base) {
+            Ok(()) => Ok(self.header),
+            // What was discarded, or never had anything.
+            Err(_) if !is_in_use && self.is_empty() => {
+                let new = Header::new(base, InFile::BLOCK.trailing_zeros());
+                new.check_size()?;
+                Ok(Header { generation: self.header.generation, ..new })
+            }
+            Err(problem) => Err(problem),
+        }
     }
 
     /// The map of blocks.
@@ -243,15 +261,16 @@ impl InFile {
         let blocks = opened.blocks()?;
         let metadata = opened.file.metadata()?;
         opened.check_length(metadata.len())?;
-        let offset = opened.header.data_offset();
+        let header = opened.header;
         let file =
             File::from_std_at(opened.file, path).map_err(|error| Problem::Io(error.into()))?;
         let file = Arc::new(file);
-        let data = Slice::new(Arc::clone(&file), offset, Some(opened.header.size));
+        let data = Slice::new(Arc::clone(&file), header.data_offset(), Some(header.size));
         let data = data.map_err(|_| Problem::Damaged("its data lies outside of the file"))?;
-        let (map_offset, flushing) = (Header::MAP_OFFSET, Mutex::default());
+        let (header, begun, flushing) =
+            (Mutex::new(header), AtomicBool::default(), Mutex::default());
         let here = OpenHere::new(identity(&metadata));
-        let held = Arc::new(Held { file, data, blocks, map_offset, flushing, here });
+        let held = Arc::new(Held { file, data, blocks, header, begun, flushing, here });
         Ok(Self { held, aside: Aside::new("nbd-overlay", THREADS) })
     }
 
@@ -267,19 +286,11 @@ impl InFile {
             if opened.header.state == State::Committing {
                 return Err(Problem::Committing);
             }
-            let unfit = opened.header.check_base(stamp).err();
-            let opened = match unfit {
-                None => opened,
-                // What was discarded, or never had anything, is as good as a new one.
-                Some(_) if opened.is_empty()? => {
-                    let header = Header::new(stamp, Self::BLOCK.trailing_zeros());
-                    header.check_size()?;
-                    offline::replace(path, &opened.file, &header)?;
-                    drop(opened);
-                    Opened::open(path)?
-                }
-                Some(problem) => return Err(problem),
-            };
+            let header = opened.fit(stamp, false)?;
+            if header != opened.header {
+                offline::empty(&opened.file, &header)?;
+            }
+            let opened = Opened { header, ..opened };
             Self::new(opened, path)
         };
         open().map_err(|problem| OverlayError::makes(path, problem))
@@ -306,6 +317,14 @@ impl<E: Export> Overlay<E, InFile> {
 }
 
 impl<E> Overlay<E, InFile> {
+    /// The stamp of the overlay as the base of another one, which can't be committed then. It becomes another one by the first
+    /// change after the overlay was opened, by a commit, a discard, and another base below.
+    #[must_use]
+    pub fn stamp(&self) -> BaseStamp {
+        let header = self.store.held.header.lock().unwrap_or_else(PoisonError::into_inner);
+        header.stamp()
+    }
+
     /// The file, for one who is to flush it at the end, whatever lies around the overlay then.
     #[must_use]
     pub fn file(&self) -> OverlayFile {
@@ -332,7 +351,7 @@ impl<E: AsyncExport> Overlay<E, InFile> {
     /// [`in_file`](Self::in_file) for an export whose work is a future; [`BaseStamp::new_async`] makes the stamp.
     ///
     /// Drop the overlay where a thread may block: its end [flushes](InFile). Cancel-safe, but a file that was not there
-    /// may have been made.
+    /// may have been made, and one that has nothing may be for this base by now.
     ///
     /// # Errors
     /// Those of [`in_file`](Self::in_file).
@@ -374,6 +393,10 @@ impl Store for InFile {
     fn flush(&self) -> Result<()> {
         self.held.flush()
     }
+
+    fn begin(&self) -> Result<()> {
+        self.held.begin()
+    }
 }
 
 impl Store for Held {
@@ -399,13 +422,29 @@ impl Store for Held {
         }
         result
     }
+
+    /// Before anything is changed, what lies over this overlay has to notice, whatever happens then.
+    fn begin(&self) -> Result<()> {
+        if self.begun.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut header = self.header.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.begun.load(Ordering::Acquire) {
+            let new = header.of_new_generation();
+            CanWrite::write(&*self.file, &new.encode(), 0, false)?;
+            CanFlush::flush(&*self.file)?;
+            *header = new;
+            self.begun.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
 }
 
 impl Held {
     fn bring_in_map(&self, parts: &[(usize, Vec<u8>)]) -> Result<()> {
         CanFlush::flush(&*self.file)?;
         for (page, bytes) in parts {
-            let offset = self.map_offset + (page * PAGE) as u64;
+            let offset = Header::MAP_OFFSET + (page * PAGE) as u64;
             CanWrite::write(&*self.file, bytes, offset, false)?;
         }
         CanFlush::flush(&*self.file)

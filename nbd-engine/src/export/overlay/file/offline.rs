@@ -34,17 +34,12 @@ pub(super) fn create(path: &Path, header: &Header) -> Result<(), Problem> {
 /// Puts an empty overlay in place of the one that there is, which nobody needs any more: at once, or, where there is no
 /// room for a second file, by emptying that one, so that an interruption leaves a file without content. `file` is the one
 /// that there is.
-pub(super) fn replace(path: &Path, file: &fs::File, header: &Header) -> Result<(), Problem> {
+fn replace(path: &Path, file: &fs::File, header: &Header) -> Result<(), Problem> {
     // The file behind a link, which would have what it had before and be locked no longer.
     let path = &link_end(path);
     let temporary = match write_new(path, header) {
         Ok(temporary) => temporary,
-        Err(Problem::Io(error)) if is_full(&error) => {
-            file.set_len(0)?;
-            file.write_all_at(&header.encode(), 0)?;
-            file.set_len(header.data_offset() + header.size)?;
-            return Ok(file.sync_all()?);
-        }
+        Err(Problem::Io(error)) if is_full(&error) => return empty(file, header),
         Err(problem) => return Err(problem),
     };
     let renamed = fs::rename(&temporary, path);
@@ -53,6 +48,14 @@ pub(super) fn replace(path: &Path, file: &fs::File, header: &Header) -> Result<(
     }
     renamed?;
     sync_folder(path)
+}
+
+/// Empties an overlay file in place: an interruption leaves a file without content.
+pub(super) fn empty(file: &fs::File, header: &Header) -> Result<(), Problem> {
+    file.set_len(0)?;
+    file.write_all_at(&header.encode(), 0)?;
+    file.set_len(header.data_offset() + header.size)?;
+    Ok(file.sync_all()?)
 }
 
 fn is_full(error: &io::Error) -> bool {
@@ -124,45 +127,42 @@ pub fn overlay_summary(path: impl AsRef<Path>) -> Result<OverlaySummary, Overlay
 }
 
 /// Finds out whether [`Overlay::in_file`](super::Overlay::in_file) would succeed with the base of `stamp`, and changes
-/// nothing. Blocks while the file is read.
+/// nothing. Gives what [`Overlay::stamp`](super::Overlay::stamp) would be then. Blocks while the file is read.
 ///
 /// # Errors
 /// Those of [`Overlay::in_file`](super::Overlay::in_file). One that is in use has no other fault.
-pub fn check_overlay(path: impl AsRef<Path>, stamp: &BaseStamp) -> Result<(), OverlayError> {
+pub fn check_overlay(path: impl AsRef<Path>, stamp: &BaseStamp) -> Result<BaseStamp, OverlayError> {
     let path = path.as_ref();
-    check(path, stamp).map_err(|problem| OverlayError::makes(path, problem))
+    let header = check(path, stamp).map_err(|problem| OverlayError::makes(path, problem))?;
+    Ok(header.stamp())
 }
 
-fn check(path: &Path, stamp: &BaseStamp) -> Result<(), Problem> {
+fn check(path: &Path, stamp: &BaseStamp) -> Result<Header, Problem> {
     let may = |path: &Path, access: Access| -> Result<(), Problem> {
         Ok(rustix::fs::access(path, access).map_err(io::Error::from)?)
     };
     if !path.try_exists()? {
-        Header::new(stamp, InFile::BLOCK.trailing_zeros()).check_size()?;
+        let header = Header::new(stamp, InFile::BLOCK.trailing_zeros());
+        header.check_size()?;
         let end = link_end(path);
         let folder = folder_of(&end);
         fs::read_dir(folder)?;
-        return may(folder, Access::WRITE_OK | Access::EXEC_OK);
+        may(folder, Access::WRITE_OK | Access::EXEC_OK)?;
+        return Ok(header);
     }
     let (opened, is_in_use) = Opened::look(path)?;
     if opened.header.state == State::Committing {
         return Err(Problem::Committing);
     }
-    match opened.header.check_base(stamp) {
-        Err(_) if opened.is_empty()? => {
-            Header::new(stamp, InFile::BLOCK.trailing_zeros()).check_size()?;
-            may(folder_of(&link_end(path)), Access::WRITE_OK | Access::EXEC_OK)?;
-        }
-        fits => {
-            fits?;
-            opened.blocks()?;
-            opened.check_length(opened.file.metadata()?.len())?;
-        }
+    let header = opened.fit(stamp, is_in_use)?;
+    if header == opened.header {
+        opened.blocks()?;
+        opened.check_length(opened.file.metadata()?.len())?;
     }
     may(path, Access::WRITE_OK)?;
     match is_in_use {
         true => Err(in_use(&opened.file)?),
-        false => Ok(()),
+        false => Ok(header),
     }
 }
 
@@ -197,7 +197,7 @@ fn commit(path: &Path, base_path: &Path) -> Result<Committed, Problem> {
     let base = File::open(base_path).map_err(|error| not_writable(base_path, &error))?;
     let header = opened.header;
     if header.state == State::InUse {
-        header.check_base(&stamp(&base, base_path)?)?;
+        opened.fit(&stamp(&base, base_path)?, false)?;
         // From here on the base is in between, and the overlay has all that it lacks.
         let committing = Header { state: State::Committing, ..header };
         opened.file.write_all_at(&committing.encode(), 0)?;
@@ -290,7 +290,7 @@ pub fn discard_overlay(path: impl AsRef<Path>) -> Result<(), OverlayError> {
         if opened.header.state == State::Committing {
             return Err(Problem::Committing);
         }
-        replace(path, &opened.file, &opened.header)
+        replace(path, &opened.file, &opened.header.of_new_generation())
     };
     discard().map_err(|problem| OverlayError::new(path, problem))
 }
