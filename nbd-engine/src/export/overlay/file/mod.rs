@@ -164,6 +164,8 @@ fn regular(path: &Path, options: &mut fs::OpenOptions) -> core::result::Result<f
     if file.metadata()?.is_file() { Ok(file) } else { Err(Problem::NoOverlay) }
 }
 
+const TOO_SHORT: Problem = Problem::Damaged("the file is shorter than its header says");
+
 /// An overlay file that is open and locked.
 struct Opened {
     file: fs::File,
@@ -214,7 +216,7 @@ impl Opened {
     /// Refuses a file that does not reach as far as its header says.
     fn check_length(&self, length: u64) -> core::result::Result<(), Problem> {
         match length < self.header.data_offset() + self.header.size {
-            true => Err(Problem::Damaged("the file is shorter than its header says")),
+            true => Err(TOO_SHORT),
             false => Ok(()),
         }
     }
@@ -245,7 +247,10 @@ impl Opened {
         let mut page = [0; PAGE];
         for index in 0..(blocks.map_length() / PAGE as u64) as usize {
             let offset = Header::MAP_OFFSET + (index * PAGE) as u64;
-            self.file.read_exact_at(&mut page, offset)?;
+            match self.file.read_exact_at(&mut page, offset) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(TOO_SHORT),
+                result => result?,
+            }
             blocks.load_page(index, &page);
         }
         Ok(blocks)

@@ -198,6 +198,9 @@ fn commit(path: &Path, base_path: &Path) -> Result<Committed, Problem> {
     let header = opened.header;
     if header.state == State::InUse {
         opened.fit(&stamp(&base, base_path)?, false)?;
+        // One that is damaged stays as it is.
+        opened.blocks()?;
+        opened.check_length(opened.file.metadata()?.len())?;
         // From here on the base is in between, and the overlay has all that it lacks.
         let committing = Header { state: State::Committing, ..header };
         opened.file.write_all_at(&committing.encode(), 0)?;
