@@ -111,7 +111,19 @@ async fn accept_from<L: Listen, R: Runtime>(
     let fault = Fault(&state);
     let mut gate = Gate::default();
     let Socket { listener, handle } = &mut socket;
-    while let Some(accepted) = unless_closed(&state, handle, listener.accept()).await {
+    loop {
+        let accepted = {
+            let mut accept = pin!(listener.accept());
+            let accept = poll_fn(|cx| {
+                let accepted = accept.as_mut().poll(cx);
+                if accepted.is_pending() {
+                    gate.queue_ends();
+                }
+                accepted
+            });
+            unless_closed(&state, handle, accept).await
+        };
+        let Some(accepted) = accepted else { break };
         let Accepted { transport, peer } = match accepted {
             Ok(accepted) => accepted,
             Err(error) if ends_one_connection(&error) => {
@@ -243,11 +255,16 @@ enum Admission {
 /// Lets connections in while there is room.
 #[derive(Default)]
 struct Gate {
-    /// Runs from the first connection that found no room.
+    /// Runs from the first connection that found no room, for all that are behind it.
     deadline: Option<BoxFuture>,
 }
 
 impl Gate {
+    /// Nobody is behind those that were refused: whoever comes next waits as they did.
+    fn queue_ends(&mut self) {
+        self.deadline = None;
+    }
+
     /// One connection waits at a time; all that come meanwhile are in the listener's queue. So the time runs from the
     /// first that found the server full, and the last in the queue does not wait for the sum of all.
     async fn admit(&mut self, service: &Arc<ServerState>, runtime: &impl Runtime) -> Admission {

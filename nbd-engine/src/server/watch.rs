@@ -131,7 +131,7 @@ impl Watch {
             crowded,
             idle: config.idle_timeout(),
             rate: config.min_transfer_rate(),
-            period: period_within(stall.min(crowded)),
+            period: period_within(stall.min(crowded).min(config.idle_timeout().unwrap_or(stall))),
             receive: mark,
             send: mark,
             quiet: mark,

@@ -248,7 +248,9 @@ impl Opened {
         for index in 0..(blocks.map_length() / PAGE as u64) as usize {
             let offset = Header::MAP_OFFSET + (index * PAGE) as u64;
             match self.file.read_exact_at(&mut page, offset) {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(TOO_SHORT),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(TOO_SHORT);
+                }
                 result => result?,
             }
             blocks.load_page(index, &page);
