@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
@@ -89,6 +90,10 @@ fn a_check_says_of_a_command_line_what_the_server_would() {
     // It belongs to the disk as it is.
     run(nbd(path, &["serve", "--check"]).args(overlay), LIMIT).success();
     fs::write(path.join("disk.img"), [7; 8192]).unwrap();
+    // As long as it has nothing, it belongs to any.
+    run(nbd(path, &["serve", "--check"]).args(overlay), LIMIT).success();
+    let map = fs::File::options().write(true).open(path.join("o")).unwrap();
+    map.write_all_at(&[1], 4096).unwrap();
     refuses(nbd(path, &["serve", "--check"]).args(overlay), 1, &["does not fit this disk"]);
 }
 

@@ -177,7 +177,8 @@ fn put(
         Layer::Overlay(None) => Box::new(Overlay::in_memory(disk).map_err(|error| unfit(&error))?),
         Layer::Overlay(Some(path)) => {
             let stamp = base.stamp(&disk).map_err(|error| unfit(&error))?;
-            let stamp = stamp.ok_or_else(|| unfit(&"what lies below it can't be used"))?;
+            // Of which one can't be used, only a check goes on, and that has others in place of overlay files.
+            let stamp = stamp.ok_or_else(|| unfit(&ErrorKind::Unsupported))?;
             let overlay = Overlay::in_file(disk, &stamp, path);
             let overlay = overlay.map_err(|error| Failure::failed(error.to_string()))?;
             *base = Base::overlay(overlay.stamp());
