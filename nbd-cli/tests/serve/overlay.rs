@@ -1,4 +1,4 @@
-//! Overlay files that are committed to a base which does not take it.
+//! Overlay files: committed to a base which does not take it, and over what they were not made for.
 
 use std::fs;
 use std::path::Path;

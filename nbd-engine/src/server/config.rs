@@ -171,7 +171,7 @@ impl ServerConfig {
     }
 
     /// How long listeners let connections above [the bound](Self::with_max_connections) wait for others to end, counted
-    /// from when the server became full; then they are closed at once, so that a client sees that it is refused.
+    /// from the first of those that wait in a row; then they are closed, so that a client sees that it is refused.
     /// Default 1 second; zero refuses at once, [`Duration::MAX`] waits without end.
     #[must_use]
     pub const fn with_admission_timeout(mut self, timeout: Duration) -> Self {
@@ -223,7 +223,7 @@ impl ServerConfig {
     }
 
     /// How long a client may be idle while others wait for a slot among the
-    /// [connections](Self::with_max_connections). Default 60 seconds; `None` lets idle clients stay in any case.
+    /// [connections](Self::with_max_connections). It takes effect up to some seconds later. Default 60 seconds; `None` lets idle clients stay in any case.
     #[must_use]
     pub const fn with_idle_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.idle_timeout = timeout;

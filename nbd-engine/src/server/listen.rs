@@ -68,7 +68,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// for connections: see [`ServerState::ended`].
 ///
 /// A connection above [`ServerConfig::with_max_connections`](super::ServerConfig::with_max_connections) waits for another
-/// one to end, and is closed once the server has been full for
+/// one to end, and is closed once it, or the first of those in front of it, has waited for
 /// [`ServerConfig::with_admission_timeout`](super::ServerConfig::with_admission_timeout).
 ///
 /// When a listener panics the server shuts down, since it would no longer be what it looks like from outside, and
@@ -296,11 +296,12 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
     use crate::export::ExportMap;
     use crate::server::ServerConfig;
-    use crate::transport::AnyTransport;
+    use crate::transport::{AnyTransport, Plain};
 
     /// A listener with a fault.
     struct Faulty;
@@ -322,6 +323,69 @@ mod tests {
         }
 
         fn spawn(&self, _: BoxFuture) {}
+    }
+
+    /// A listener with clients in queues of these lengths, one after the other.
+    struct Queues(Vec<usize>);
+
+    impl Listen for Queues {
+        type Transport = AnyTransport;
+
+        async fn accept(&mut self) -> io::Result<Accepted<AnyTransport>> {
+            poll_fn(|cx| match self.0.first_mut() {
+                None => Poll::Pending,
+                Some(0) => {
+                    self.0.remove(0);
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Some(left) => {
+                    *left -= 1;
+                    Poll::Ready(())
+                }
+            })
+            .await;
+            Ok(Accepted::new(Box::new(Plain(Silent)), PeerAddr::Unix(None)))
+        }
+    }
+
+    /// A runtime whose sleeps end the second time that they are looked at, and are counted.
+    #[derive(Clone, Default)]
+    struct Sleeps(Arc<AtomicUsize>);
+
+    impl Runtime for Sleeps {
+        fn sleep(&self, _: Duration) -> BoxFuture {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let mut is_over = false;
+            Box::pin(poll_fn(move |cx| {
+                cx.waker().wake_by_ref();
+                if core::mem::replace(&mut is_over, true) { Poll::Ready(()) } else { Poll::Pending }
+            }))
+        }
+
+        fn spawn(&self, _: BoxFuture) {}
+    }
+
+    #[test]
+    fn at_a_full_server_each_queue_waits_once() {
+        nbd_testkit::cases(20, |random| {
+            let queues: Vec<_> =
+                (0..1 + random.below(5)).map(|_| random.below(4) as usize).collect();
+            let waits = queues.iter().filter(|length| **length > 0).count();
+            let state =
+                ServerState::new(ExportMap::new(), ServerConfig::new().with_max_connections(1));
+            let _only_one = state.admit().now_or_never().unwrap().unwrap();
+            let (sleeps, mut tasks) = (Sleeps::default(), Vec::new());
+            let listening = listen(&state, [nowhere(Queues(queues.clone()))], &sleeps, |task| {
+                tasks.push(task);
+                Ok(())
+            });
+            for _ in 0..100 {
+                assert!((&mut tasks[0]).now_or_never().is_none());
+            }
+            assert_eq!(sleeps.0.load(Ordering::Relaxed), waits, "{queues:?}");
+            drop(listening);
+        });
     }
 
     fn nowhere<L>(listener: L) -> (LocalAddr, L) {
@@ -408,17 +472,17 @@ mod tests {
     struct LastOne(Arc<std::sync::OnceLock<Listening>>);
 
     impl Listen for LastOne {
-        type Transport = crate::Plain<Silent>;
+        type Transport = Plain<Silent>;
 
         async fn accept(&mut self) -> io::Result<Accepted<Self::Transport>> {
             self.0.get().unwrap().begin_to_close();
-            Ok(Accepted::new(crate::Plain(Silent), "a client"))
+            Ok(Accepted::new(Plain(Silent), "a client"))
         }
     }
 
     /// Counts the connections that it is to run.
     #[derive(Clone)]
-    struct Counting(Arc<std::sync::atomic::AtomicUsize>);
+    struct Counting(Arc<AtomicUsize>);
 
     impl Runtime for Counting {
         fn sleep(&self, _: Duration) -> BoxFuture {
@@ -426,7 +490,7 @@ mod tests {
         }
 
         fn spawn(&self, _: BoxFuture) {
-            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -441,7 +505,7 @@ mod tests {
         });
         handle.set(listening.unwrap()).unwrap();
         assert!(tasks.pop().unwrap().now_or_never().is_some(), "it is closed");
-        assert_eq!(runtime.0.load(std::sync::atomic::Ordering::Relaxed), 1);
+        assert_eq!(runtime.0.load(Ordering::Relaxed), 1);
     }
 
     #[test]

@@ -111,6 +111,9 @@ impl Mark {
 /// How often a busy connection is looked at, unless a deadline is shorter than that.
 const PERIOD: Duration = Duration::from_secs(2);
 
+/// How soon it has to be found out, at the earliest, that a client is idle.
+const SHORTEST_IDLE: Duration = Duration::from_secs(1);
+
 /// Clients that keep others waiting and move not a single byte have this part of the crowded timeout: all that others
 /// wait for depends on them, and a client that works moves something all the time.
 const STUCK_PART: u32 = 5;
@@ -126,12 +129,15 @@ impl Watch {
     pub(crate) fn new(config: &ServerConfig, now: Instant) -> Self {
         let (stall, crowded) = (config.stall_timeout(), config.crowded_timeout());
         let mark = Mark { time: now, bytes: 0, events: 0 };
+        let idle = config.idle_timeout();
+        // One that is shorter than that is worth no more looks, which could all come late.
+        let soon = idle.map_or(stall, |idle| idle.max(SHORTEST_IDLE));
         Self {
             stall,
             crowded,
-            idle: config.idle_timeout(),
+            idle,
             rate: config.min_transfer_rate(),
-            period: period_within(stall.min(crowded).min(config.idle_timeout().unwrap_or(stall))),
+            period: period_within(stall.min(crowded).min(soon)),
             receive: mark,
             send: mark,
             quiet: mark,

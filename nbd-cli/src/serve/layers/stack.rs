@@ -33,8 +33,6 @@ enum Below {
     /// A disk, and when its file was modified, if it is one.
     Disk(Option<SystemTime>),
     Overlay(BaseStamp),
-    /// An overlay that can't be used as it is.
-    Unknown,
 }
 
 impl Default for Below {
@@ -55,14 +53,13 @@ impl Base {
         Self { below: Below::Overlay(stamp), offset: 0 }
     }
 
-    /// The stamp of the disk that is that part; `None` if there is none.
-    fn stamp(self, disk: &impl Export) -> nbd_engine::export::Result<Option<BaseStamp>> {
+    /// The stamp of the disk that is that part.
+    fn stamp(self, disk: &impl Export) -> nbd_engine::export::Result<BaseStamp> {
         let stamp = match self.below {
             Below::Disk(modified) => BaseStamp::new(disk, modified)?,
             Below::Overlay(stamp) => stamp,
-            Below::Unknown => return Ok(None),
         };
-        Ok(Some(stamp.part(self.offset, disk.size())))
+        Ok(stamp.part(self.offset, disk.size()))
     }
 }
 
@@ -89,40 +86,46 @@ pub(in crate::serve) fn put_around(
 pub(in crate::serve) fn check_files(
     mut disk: Box<dyn Export>,
     layers: &[Layer],
-    mut base: Base,
+    base: Base,
     findings: &mut Findings,
 ) {
+    // Of what lies over an overlay that can't be used it isn't known whether it fits.
+    let mut base = Some(base);
     for layer in layers {
         let stands_in = match layer {
             Layer::Overlay(Some(path)) => {
-                base = check_overlay_file(&disk, base, path, findings);
+                base = base.and_then(|base| check_overlay_file(&disk, base, path, findings));
                 &Layer::Overlay(None)
             }
             Layer::Log(Some(path)) => {
                 findings.take(check_log_file(path).map_err(|error| cannot_log(path, &error)));
                 &Layer::Log(None)
             }
-            // The table may be in the overlay.
-            Layer::Partition(_) if !matches!(base.below, Below::Disk(_)) => return,
             other => other,
         };
+        let is_disk = base.is_some_and(|base| matches!(base.below, Below::Disk(_)));
+        if matches!(layer, Layer::Partition(_)) && !is_disk {
+            // The table may be in the overlay, in place of which there is none.
+            base = None;
+            continue;
+        }
         // Nothing is written by those that stand in for them.
-        let Ok(layered) = put(disk, stands_in, &mut base, &mut Vec::new()) else { return };
+        let mut unknown = Base::default();
+        let below = base.as_mut().unwrap_or(&mut unknown);
+        let Ok(layered) = put(disk, stands_in, below, &mut Vec::new()) else { return };
         disk = layered;
     }
 }
 
-/// Gives what lies below the next layer then.
+/// Gives what lies below the next layer then, if it can be used.
 fn check_overlay_file(
     disk: &impl Export,
     base: Base,
     path: &Path,
     findings: &mut Findings,
-) -> Base {
-    let unknown = Base { below: Below::Unknown, offset: 0 };
-    let Ok(Some(stamp)) = base.stamp(disk) else { return unknown };
-    let error = match check_overlay(path, &stamp) {
-        Ok(stamp) => return Base::overlay(stamp),
+) -> Option<Base> {
+    let error = match check_overlay(path, &base.stamp(disk).ok()?) {
+        Ok(stamp) => return Some(Base::overlay(stamp)),
         Err(error) => error,
     };
     let failure = Failure::failed(error.to_string());
@@ -130,7 +133,7 @@ fn check_overlay_file(
         true => findings.add_overlay_in_use(failure),
         false => findings.add(failure),
     }
-    unknown
+    None
 }
 
 /// Whether a file can be appended to, or made.
@@ -177,8 +180,6 @@ fn put(
         Layer::Overlay(None) => Box::new(Overlay::in_memory(disk).map_err(|error| unfit(&error))?),
         Layer::Overlay(Some(path)) => {
             let stamp = base.stamp(&disk).map_err(|error| unfit(&error))?;
-            // Of which one can't be used, only a check goes on, and that has others in place of overlay files.
-            let stamp = stamp.ok_or_else(|| unfit(&ErrorKind::Unsupported))?;
             let overlay = Overlay::in_file(disk, &stamp, path);
             let overlay = overlay.map_err(|error| Failure::failed(error.to_string()))?;
             *base = Base::overlay(overlay.stamp());
