@@ -12,7 +12,7 @@ use nbd_proto::{Command, InvalidRequest, RequestRules};
 
 use super::buffer::Buffer;
 use super::completion::{Completion, Findings, Outcome};
-use super::connection_handle::{Closed, ConnectionHandle, Disconnect};
+use super::connection_handle::{ConnectionHandle, Disconnect};
 use super::free_list::FreeList;
 use super::leader_follower::{LeaderFollower, Role};
 use super::pending::{Pending, Wait};
@@ -22,7 +22,7 @@ use super::request_state::RequestState;
 use super::session::Session;
 use super::statistics::{ClientStatistics, Counting};
 use super::timer::Timer;
-use super::{ClientConfig, Connector, DriveMode, ExportDetails, LostReason, split};
+use super::{ClientConfig, Connector, DriveMode, ExportDetails, split};
 use crate::busy_poll::BUSY_POLL;
 use crate::runtime::Runtime;
 
@@ -248,9 +248,11 @@ impl<C> Client<C> {
         self.shared.push_all();
     }
 
-    /// Disconnects softly: takes no more requests, waits for those in flight, then sends `NBD_CMD_DISC`. Requests of
-    /// clones fail with [`Error::Disconnected`](super::Error::Disconnected) from now on. How long it takes is up to the
-    /// requests in flight, and to their [deadline](super::ClientConfig::with_request_timeout).
+    /// Disconnects softly: takes no more requests, waits for those in flight, then sends `NBD_CMD_DISC` and closes the
+    /// stream; inside of TLS, by `close_notify`. Requests of clones fail with
+    /// [`Error::Disconnected`](super::Error::Disconnected) from now on. How long it takes is up to the requests in flight,
+    /// and to their [deadline](super::ClientConfig::with_request_timeout); a server that does not take those last bytes has
+    /// the same time for them, or five seconds without a deadline.
     ///
     /// Cancel-safe: when dropped, the client disconnects all the same, as soon as requests in flight are answered.
     pub async fn disconnect(&self) {
@@ -420,6 +422,6 @@ struct Task(Session);
 
 impl Drop for Task {
     fn drop(&mut self) {
-        self.0.end(Closed::Lost(LostReason::Abandoned));
+        self.0.abandon();
     }
 }

@@ -41,6 +41,8 @@ struct Queue {
     disconnecting: Vec<Arc<Completion>>,
     disconnect: Disconnect,
     closed: Option<Closed>,
+    /// Nothing is left to be done for those who wait for the end.
+    ended: bool,
 }
 
 impl Queue {
@@ -231,7 +233,7 @@ impl ConnectionHandle {
             queue.disconnect = how;
         }
         match done {
-            Some(completion) if queue.closed.is_some() => {
+            Some(completion) if queue.ended => {
                 drop(queue);
                 completion.complete(Outcome::done());
             }
@@ -245,17 +247,29 @@ impl ConnectionHandle {
         self.queue().closed.get_or_insert(closed);
     }
 
-    /// The connection is over: takes no more requests, fails those in the queue, and completes disconnects.
+    /// The connection is over: takes no more requests, and fails those in the queue.
     pub(super) fn over(&self, closed: Closed) {
         let mut queue = self.queue();
         let closed = queue.closed.get_or_insert(closed).clone();
         let waiting = core::mem::take(&mut queue.waiting);
-        let disconnecting = core::mem::take(&mut queue.disconnecting);
         drop(queue);
         for mut request in waiting {
             request.fail(|| closed.error(&self.peer, false));
             self.finish(request);
         }
+    }
+
+    /// Whether there is somebody to drive the connection once all requests have their outcomes.
+    pub(super) fn is_driven_to_the_end(&self) -> bool {
+        self.mode == DriveMode::Spawned || !self.queue().disconnecting.is_empty()
+    }
+
+    /// The transport is closed, or given up: completes disconnects.
+    pub(super) fn ended(&self) {
+        let mut queue = self.queue();
+        queue.ended = true;
+        let disconnecting = core::mem::take(&mut queue.disconnecting);
+        drop(queue);
         for completion in disconnecting {
             completion.complete(Outcome::done());
         }

@@ -1,5 +1,6 @@
 //! One connection, driven: requests between a client and the core, bytes between the core and a transport.
 
+mod closing;
 mod deadlines;
 mod durable;
 mod kept;
@@ -11,12 +12,10 @@ mod submission;
 mod tests;
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_io::AsyncWrite;
 use nbd_proto::client::Connection;
 use nbd_proto::{OrderlyEnd, Wants};
 
@@ -31,14 +30,11 @@ use crate::maybe_tls::MaybeTls;
 use crate::pump::{Machine, Pump};
 use crate::runtime::BoxFuture;
 use crate::transport::AnyTransport;
+use closing::Closing;
 use deadlines::Deadlines;
 use durable::Durable;
 use recovery::{Recovered, Recovery};
 use submission::Requests;
-
-/// How long a connection that is not needed any more may take to get rid of what is still to be sent, if requests have no
-/// deadline.
-const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Rounds of writing and reading before the runtime gets a turn.
 const MAX_ROUNDS: usize = 64;
@@ -55,6 +51,8 @@ pub(super) struct Session {
     /// When to close the stream without a word, since the server does not take it.
     hard_end: Option<BoxFuture>,
     over: bool,
+    /// The transport of a connection that has ended, as long as it takes to close.
+    closing: Option<Closing>,
     /// The latest poll stopped for others to have their turn.
     interrupted: bool,
     /// Set where a lost connection is replaced.
@@ -78,6 +76,7 @@ impl Session {
             deadlines: Deadlines::new(timer, config.request_timeout()),
             hard_end: None,
             over: false,
+            closing: None,
             interrupted: false,
             recovery: None,
         }
@@ -96,11 +95,20 @@ impl Session {
     }
 
     /// Drives the connection until nothing is left to do at the moment, or the driver has what it waits for. Ready once
-    /// the connection is over and every waiter has its outcome.
+    /// the connection is over, its transport is closed and every waiter has its outcome.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, until: Until<'_>) -> Poll<()> {
-        if self.over {
-            return Poll::Ready(());
+        let open = !self.over && self.poll_open(cx, until).is_pending();
+        let closed = self.poll_closing(cx);
+        if open {
+            return Poll::Pending;
         }
+        ready!(closed);
+        self.handle.ended();
+        Poll::Ready(())
+    }
+
+    /// Drives the connection. Ready once it is over, and every waiter for a request has its outcome.
+    fn poll_open(&mut self, cx: &mut Context<'_>, until: Until<'_>) -> Poll<()> {
         self.handle.waker.register(cx.waker());
         self.requests.notified = false;
         self.interrupted = false;
@@ -128,8 +136,7 @@ impl Session {
                     }
                 }
                 Ok(Some(closed)) => {
-                    // Whether or not the server takes note.
-                    let _closed = Pin::new(&mut self.pump.transport).poll_close(cx);
+                    self.begin_to_close(cx);
                     closed
                 }
                 Err(reason) => Closed::Lost(reason),
@@ -161,7 +168,7 @@ impl Session {
         written && self.is_silent() && self.deadlines.are_watched()
     }
 
-    /// Fails what is not answered, and completes every waiter.
+    /// Fails what is not answered, and completes every waiter but those for the end itself.
     pub(super) fn end(&mut self, closed: Closed) {
         if core::mem::replace(&mut self.over, true) {
             return;
@@ -259,16 +266,6 @@ impl Session {
             return Ok(false);
         }
         self.pump.spin(&mut self.requests, &mut self.busy_poll)
-    }
-
-    /// Ready when it is time to close the stream, whether or not the server took what was to be said.
-    fn hard_end_is_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.requests.disconnect != Disconnect::Hard {
-            return Poll::Pending;
-        }
-        let limit = self.deadlines.limit().unwrap_or(DISCONNECT_TIMEOUT);
-        let deadlines = &self.deadlines;
-        self.hard_end.get_or_insert_with(|| deadlines.sleep(limit)).as_mut().poll(cx)
     }
 
     /// Whether everything that was to be sent has left.

@@ -253,7 +253,7 @@ impl<T: Transport> Session<T> {
                     Err(error) => return Poll::Ready(Err(error)),
                 }
                 #[cfg(feature = "tls")]
-                if matches!(pump.machine.wants(), Wants::Tls) {
+                if matches!(pump.machine.wants(), Wants::Tls) && !pump.is_unflushed() {
                     progress |= begin_tls(pump, requests, cx)?;
                 }
             }

@@ -68,6 +68,8 @@ pub(in super::super) struct Line {
     to_server: Vec<u8>,
     /// How many bytes more the stream takes from the client; as many as there are if `None`.
     pub(in super::super) room: Option<usize>,
+    /// Whether the stream has last bytes to send, for which there is no room, before it is closed.
+    pub(in super::super) holds_back: bool,
     /// The server has ended the connection.
     ended: bool,
     /// The client has.
@@ -91,6 +93,7 @@ impl Line {
             to_client: VecDeque::new(),
             to_server: Vec::new(),
             room: None,
+            holds_back: false,
             ended: false,
             is_hung_up: false,
             requests: VecDeque::new(),
