@@ -47,7 +47,10 @@ const FLAGS: &[(&str, &[&str], &str)] = &[
     ("serve", &["--exportname"], "--export-name NAME, or NAME= in front of what is to be served"),
     ("serve", &["-x"], "--export-name NAME, or NAME= in front of what is to be served"),
     ("serve", &["--filter"], "--layer NAME"),
-    ("serve", &["--snapshot"], "--layer overlay"),
+    ("serve", &["--snapshot", "--overlay", "--cow"], "--layer overlay, or --layer overlay:FILE"),
+    ("serve", &["--delay"], "--layer delay:TIME"),
+    ("serve", &["--rate"], "--layer rate:BYTES"),
+    ("serve", &["--error"], "--layer error:ERRNO"),
     ("serve", &["--readonly"], "--read-only"),
     ("serve", &["-k", "--socket"], "--unix PATH"),
     (

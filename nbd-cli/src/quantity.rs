@@ -113,24 +113,40 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     fits(number.and_then(|number| number.checked_mul(1 << shift)))
 }
 
-/// A duration: a number of seconds, or one with a suffix `ms`, `s`, `m` or `h`.
+/// A duration: a number of seconds, or one with a suffix `ms`, `s`, `m` or `h`, with or without a fraction, in whole
+/// milliseconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let help = || {
         format!(
-            "'{text}' is not a duration: give seconds, or a number with a suffix, such as 10, 500ms, 30s or 5m"
+            "'{text}' is not a duration: give seconds, or a number with a suffix, such as 10, 500ms, 1.5s or 5m"
         )
     };
-    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, suffix) = text.split_at(digits_end);
-    let number: u64 = digits.parse().map_err(|_| help())?;
-    let milliseconds = match suffix {
+    let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, suffix) = text.split_at(number_end);
+    let milliseconds: u64 = match suffix {
         "ms" => 1,
         "" | "s" => 1_000,
         "m" => 60_000,
         "h" => 3_600_000,
         _ => return Err(help()),
     };
-    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(help)
+    let (whole, fraction) = match number.split_once('.') {
+        Some((_, "")) => return Err(help()),
+        Some((whole, fraction)) => (whole, fraction),
+        None => (number, ""),
+    };
+    let digits = |digits: &str| digits.parse::<u64>().ok();
+    let whole = digits(whole).and_then(|whole| whole.checked_mul(milliseconds));
+    // What has more digits than that is no whole number of milliseconds anyway.
+    let part = match fraction.trim_end_matches('0') {
+        "" => Some(0),
+        fraction => digits(fraction)
+            .zip(10_u64.checked_pow(fraction.len() as u32))
+            .and_then(|(part, scale)| Some((part.checked_mul(milliseconds)?, scale)))
+            .and_then(|(part, scale)| part.is_multiple_of(scale).then(|| part / scale)),
+    };
+    let sum = whole.zip(part).and_then(|(whole, part)| whole.checked_add(part));
+    sum.map(Duration::from_millis).ok_or_else(help)
 }
 
 /// How long something may take.
@@ -164,6 +180,8 @@ pub(crate) fn timeout(text: &str) -> Result<Timeout, String> {
 
 #[cfg(test)]
 mod tests {
+    use nbd_testkit::cases;
+
     use super::*;
 
     #[test]
@@ -199,7 +217,31 @@ mod tests {
         assert_eq!(duration("10"), Ok(Duration::from_secs(10)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
-        assert!(duration("soon").is_err());
+        for text in
+            ["", "soon", "-1", "+1", "1.", ".5", "1.5.0", ".", "1 s", "0.5ms", "0.0001s", "1.x"]
+        {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        for text in ["0.00000000000000000001h", "99999999999999999999", "1.99999999999999999999"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_of_whole_milliseconds_may_be_fractions() {
+        cases(1000, |random| {
+            let (unit, suffix) =
+                random.of(&[(1, "ms"), (1000, ""), (1000, "s"), (60_000, "m"), (3_600_000, "h")]);
+            // Fractions that end, of each unit.
+            let parts = unit / random.of(&[1, 2, 4, 5, 8, 20, 25, 40, 125, 1000]).min(unit);
+            let milliseconds = random.below(10_000) * parts;
+            let mut text = format!("{}", milliseconds as f64 / unit as f64);
+            if text.contains('.') && random.one_in(4) {
+                text += "00";
+            }
+            text += suffix;
+            assert_eq!(duration(&text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        });
     }
 
     #[test]

@@ -4,6 +4,8 @@
 #[path = "volume/exchange.rs"]
 mod exchange;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -275,6 +277,32 @@ fn what_can_not_be_is_refused_with_what_to_do() {
     ] {
         let text = nbd(&args).failure();
         assert!(text.contains(expected) && !text.contains("secret"), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn a_volume_says_which_key_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("file://{}/secret", folder.path().display());
+    let command = |args: &[&str], key: Option<&str>| {
+        let mut command = Command::new(nbd_binary());
+        command.env_remove("NBD_VOLUME_KEY_FILE").arg("volume").args(args);
+        if let Some(key) = key {
+            let path = folder.path().join(key);
+            std::fs::write(&path, key.repeat(64)).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+            command.env("NBD_VOLUME_KEY_FILE", path);
+        }
+        run(&mut command, LIMIT).success()
+    };
+    command(&["create", &url, "--size", "10M", "--encrypt"], Some("a"));
+    for (key, size) in [
+        (Some("a"), "10485760"),
+        (Some("b"), "not known: NBD_VOLUME_KEY_FILE has another key"),
+        (None, "not known without the key: name its file"),
+    ] {
+        let text = command(&["info", &url], key);
+        assert!(text.contains(&format!("size        {size}")), "{key:?}: {text}");
     }
 }
 

@@ -257,6 +257,12 @@ impl Location {
         Self { key: Some(key), ..self }
     }
 
+    /// Whether it was [given a key](Self::with_key), whatever the volumes there are encrypted with.
+    #[must_use]
+    pub const fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
     pub(crate) fn key(&self) -> Option<&Key> {
         self.key.as_ref()
     }

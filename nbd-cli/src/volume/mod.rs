@@ -154,8 +154,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             output::write(|out| show::list(out, &found, *json))
         }
         Action::Info { url, json } => {
-            let about = wait(nbd_volume::info(&location(url)?))?;
-            output::write(|out| show::info(out, &about, *json))
+            let location = location(url)?;
+            let about = wait(nbd_volume::info(&location))?;
+            output::write(|out| show::info(out, &about, location.has_key(), *json))
         }
         Action::Resize { url, size, yes } => {
             let location = location(url)?;

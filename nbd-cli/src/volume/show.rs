@@ -21,14 +21,19 @@ pub(super) fn list(out: &mut Out, found: &[Location], json: bool) -> Result<(), 
     Ok(())
 }
 
-pub(super) fn info(out: &mut Out, about: &Info, json: bool) -> Result<(), Failed> {
+/// `has_key` says whether any key was there to read it with.
+pub(super) fn info(out: &mut Out, about: &Info, has_key: bool, json: bool) -> Result<(), Failed> {
     if json {
         return Ok(crate::json::write(out, &document(about))?);
     }
+    let unknown = match has_key {
+        true => "not known: NBD_VOLUME_KEY_FILE has another key than that of the volume",
+        false => "not known without the key: name its file in NBD_VOLUME_KEY_FILE",
+    };
     writeln!(out, "url         {}", printable(&about.url))?;
     match about.size {
         Some(size) => writeln!(out, "size        {size}")?,
-        None => writeln!(out, "size        not known without the key")?,
+        None => writeln!(out, "size        {unknown}")?,
     }
     writeln!(out, "block size  {}", about.block_size)?;
     if about.encrypted {
@@ -36,7 +41,7 @@ pub(super) fn info(out: &mut Out, about: &Info, json: bool) -> Result<(), Failed
     }
     writeln!(out, "stored      {} bytes in {} objects", about.stored, about.objects)?;
     match &about.writer {
-        None if about.size.is_none() => writeln!(out, "server      not known without the key")?,
+        None if about.size.is_none() => writeln!(out, "server      {unknown}")?,
         None => writeln!(out, "server      none yet")?,
         Some(writer) => {
             let host = printable(&writer.host);

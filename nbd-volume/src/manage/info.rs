@@ -17,7 +17,7 @@ use crate::{Error, Location, Options, manifest, wal};
 pub struct Info {
     /// Where it lies.
     pub url: String,
-    /// Its size in bytes, as clients see it. None for one that is encrypted, without its key.
+    /// Its size in bytes, as clients see it. None for one that is encrypted, without its key or with another one.
     pub size: Option<u64>,
     /// Bytes of a block.
     pub block_size: u32,
