@@ -10,6 +10,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use futures_io::{AsyncRead, AsyncWrite};
 use nbd_proto::{Command, Finished, Misuse, RecvBuffer, RequestId, Segment, Segments, Wants};
 
 use crate::busy_poll::BusyPoll;
@@ -461,15 +462,45 @@ impl<M: Machine, T: Transport> Pump<M, T> {
 
     /// Closes the writing side, then reads what still comes, so that what was sent last isn't lost to a reset.
     pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.transport).poll_close(cx))?;
-        loop {
-            self.recv.consume(usize::MAX);
-            let room = self.recv.spare_capacity_mut();
-            if ready!(Pin::new(&mut self.transport).poll_read(cx, room))? == 0 {
-                return Poll::Ready(Ok(()));
-            }
+        ready!(poll_close_and_drop_input(&mut self.transport, cx))?;
+        poll_drop_input(&mut self.transport, cx)
+    }
+}
+
+/// Receive calls for what is dropped, before others have their turn.
+const MAX_DROPS: usize = 64;
+
+/// Closes the writing side, and drops what is received meanwhile: the peer may read nothing before what it sends is taken.
+pub(crate) fn poll_close_and_drop_input<T>(
+    transport: &mut T,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let closed = Pin::new(&mut *transport).poll_close(cx);
+    if closed.is_pending() {
+        // Its end, too, is for the other side to say.
+        let _ended = poll_drop_input(transport, cx);
+        // What was received may be what the transport waited for.
+        return Pin::new(transport).poll_close(cx);
+    }
+    closed
+}
+
+/// Reads what comes, until the end.
+fn poll_drop_input<T>(transport: &mut T, cx: &mut Context<'_>) -> Poll<io::Result<()>>
+where
+    T: AsyncRead + Unpin,
+{
+    let mut buffer = [0; 4096];
+    for _ in 0..MAX_DROPS {
+        if ready!(Pin::new(&mut *transport).poll_read(cx, &mut buffer))? == 0 {
+            return Poll::Ready(Ok(()));
         }
     }
+    cx.waker().wake_by_ref();
+    Poll::Pending
 }
 
 /// Fills `slices` with what is to be sent next; gives how many there are.

@@ -257,18 +257,15 @@ impl<C> Client<C> {
     /// Cancel-safe: when dropped, the client disconnects all the same, as soon as requests in flight are answered.
     pub async fn disconnect(&self) {
         let shared = &self.shared;
-        let ends: Vec<_> = (0..shared.connections.len())
-            .map(|index| {
-                let handle = &shared.connections[index].handle;
-                let completion = handle.free.completion();
-                handle.disconnect(Disconnect::Soft, Some(Arc::clone(&completion)));
-                let wait = Wait::new(index, completion, 0);
-                Pending::waiting(Arc::clone(shared), wait, Vec::new(), |_, _, _| ())
-            })
-            .collect();
-        for end in ends {
-            end.await;
-        }
+        let mut ends = (0..shared.connections.len()).map(|index| {
+            let handle = &shared.connections[index].handle;
+            let completion = handle.free.completion();
+            handle.disconnect(Disconnect::Soft, Some(Arc::clone(&completion)));
+            Wait::new(index, completion, 0)
+        });
+        let Some(first) = ends.next() else { return };
+        let others = ends.collect();
+        Pending::waiting(Arc::clone(shared), first, others, |_, _, _| ()).await;
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct ConnectionHandle {
     failing: AtomicBool,
     /// Requests have come from another connection, whose deadlines may be earlier than all that are known.
     adopted: AtomicBool,
+    /// The client wants to disconnect.
+    is_to_end: AtomicBool,
     pub(super) free: FreeList,
     /// Set where the client's requests are counted.
     pub(super) counting: Option<Counting>,
@@ -92,6 +94,7 @@ impl ConnectionHandle {
             down: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             adopted: AtomicBool::new(false),
+            is_to_end: AtomicBool::new(false),
             free: FreeList::default(),
             counting,
         }
@@ -239,7 +242,13 @@ impl ConnectionHandle {
             }
             done => queue.disconnecting.extend(done),
         }
+        self.is_to_end.store(true, Ordering::Release);
         self.waker.wake();
+    }
+
+    /// Whether the client wants to disconnect.
+    pub(super) fn is_to_end(&self) -> bool {
+        self.is_to_end.load(Ordering::Acquire)
     }
 
     /// Takes no more requests. The first reason stays.

@@ -5,7 +5,7 @@
 //! own request is answered, or it gives up, it hands the lead to one of them.
 
 use core::fmt;
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, Waker};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::completion::{Completion, Outcome};
@@ -133,8 +133,27 @@ impl LeaderFollower {
         // The one that is called applies again when it is polled. Should it leave instead, it comes by here.
         let next = if waiters.led { None } else { waiters.followers.pop() };
         drop(waiters);
-        if let Some(next) = next {
-            next.nudge();
+        match next {
+            Some(next) => next.nudge(),
+            None if self.handle.is_to_end() => self.end(),
+            None => {}
+        }
+    }
+
+    /// Goes on with the end of the connection, for which nobody may come to wait. Where nothing else is left, the transport
+    /// is not waited for.
+    fn end(&self) {
+        let mut session = match self.session.try_lock() {
+            Ok(session) => session,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // Whoever drives it now comes by here.
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let Some(driven) = &mut *session else { return };
+        let _driven = driven.poll(&mut Context::from_waker(Waker::noop()), None);
+        if driven.is_over() && !self.waiters().led {
+            driven.abandon();
+            *session = None;
         }
     }
 

@@ -6,12 +6,11 @@ mod options;
 use core::fmt;
 use core::future::poll_fn;
 use core::ops::Range;
-use core::pin::Pin;
+
 use core::task::{Context, Poll};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 
-use futures_io::AsyncWrite;
 use nbd_proto::client::{Connection, Event, OptionError};
 use nbd_proto::wire::{OptionCode, OptionReplyType};
 use nbd_proto::{NoSession, RequestId, Uri, Wants};
@@ -20,7 +19,7 @@ use super::connect::reach_in_time;
 use super::timer::Timer;
 use super::{ClientConfig, Connector, CurrentRuntime, Error, Handshake, LostReason, TransportFrom};
 use crate::maybe_tls::MaybeTls;
-use crate::pump::{Handler, Incoming, Pump, Reception};
+use crate::pump::{Handler, Incoming, Pump, Reception, poll_close_and_drop_input};
 #[cfg(feature = "tls")]
 use crate::tls::TlsClient;
 use crate::transport::AnyTransport;
@@ -228,7 +227,8 @@ impl<C> Negotiation<C> {
                 }
             }
             let pump = this.pump()?;
-            let closed = poll_fn(|cx| Pin::new(&mut pump.transport).poll_close(cx)).await;
+            let transport = &mut pump.transport;
+            let closed = poll_fn(|cx| poll_close_and_drop_input(transport, cx)).await;
             match closed {
                 Err(error) if !is_hang_up(error.kind()) => Err(this.broken(error.into())),
                 _ => Ok(()),

@@ -28,9 +28,8 @@ use super::timer::Timer;
 use crate::busy_poll::BusyPoll;
 use crate::maybe_tls::MaybeTls;
 use crate::pump::{Machine, Pump};
-use crate::runtime::BoxFuture;
 use crate::transport::AnyTransport;
-use closing::Closing;
+use closing::{Closing, Deadline};
 use deadlines::Deadlines;
 use durable::Durable;
 use recovery::{Recovered, Recovery};
@@ -49,7 +48,7 @@ pub(super) struct Session {
     busy_poll: BusyPoll,
     deadlines: Deadlines,
     /// When to close the stream without a word, since the server does not take it.
-    hard_end: Option<BoxFuture>,
+    hard_end: Option<Deadline>,
     over: bool,
     /// The transport of a connection that has ended, as long as it takes to close.
     closing: Option<Closing>,
@@ -173,6 +172,7 @@ impl Session {
         if core::mem::replace(&mut self.over, true) {
             return;
         }
+        self.interrupted = false;
         tracing::debug!(peer = &*self.handle.peer, ?closed, "a connection is over");
         self.handle.close(closed.clone());
         // What it abandons may have been sent, or not.

@@ -285,6 +285,13 @@ impl<W: Word> Visitor<'_> for WordVisitor<W> {
             false => Err(E::invalid_type(de::Unexpected::Signed(number), &self)),
         }
     }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<W, E> {
+        match W::NUMBER {
+            true => self.visit_str(&number.to_string()),
+            false => Err(E::invalid_type(de::Unexpected::Float(number), &self)),
+        }
+    }
 }
 
 macro_rules! words {

@@ -70,6 +70,8 @@ pub(in super::super) struct Line {
     pub(in super::super) room: Option<usize>,
     /// Whether the stream has last bytes to send, for which there is no room, before it is closed.
     pub(in super::super) holds_back: bool,
+    /// Whether all of it was sent before the client hung up.
+    pub(in super::super) is_closed: bool,
     /// The server has ended the connection.
     ended: bool,
     /// The client has.
@@ -94,6 +96,7 @@ impl Line {
             to_server: Vec::new(),
             room: None,
             holds_back: false,
+            is_closed: false,
             ended: false,
             is_hung_up: false,
             requests: VecDeque::new(),

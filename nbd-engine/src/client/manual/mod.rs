@@ -239,10 +239,9 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.0.lock().unwrap().holds_back {
-            true => Poll::Pending,
-            false => Poll::Ready(Ok(())),
-        }
+        let mut line = self.0.lock().unwrap();
+        line.is_closed = !line.holds_back;
+        if line.is_closed { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 }
 

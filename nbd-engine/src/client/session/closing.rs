@@ -1,16 +1,17 @@
 //! The end of a connection: what was to be said leaves, and its transport is closed.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_io::{AsyncRead, AsyncWrite};
+use futures_io::AsyncWrite;
 
 use super::super::LostReason;
 use super::super::connection_handle::{Closed, Disconnect};
-use super::{MAX_ROUNDS, Session};
+use super::super::timer::{Alarm, Ring, Timer};
+use super::Session;
 use crate::maybe_tls::MaybeTls;
-use crate::runtime::BoxFuture;
+use crate::pump::poll_close_and_drop_input;
 use crate::transport::AnyTransport;
 
 /// How long a connection that is not needed any more may take to get rid of what is still to be sent, if requests have no
@@ -21,34 +22,31 @@ const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Closing {
     transport: MaybeTls<AnyTransport>,
     /// When it is dropped, whether or not the server took them.
-    deadline: BoxFuture,
+    deadline: Deadline,
 }
 
-impl Closing {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { transport, deadline } = self;
-        if deadline.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
+/// Passes once, after a time in which this process ran.
+pub(super) struct Deadline {
+    limit: Duration,
+    alarm: Alarm,
+}
+
+impl Deadline {
+    fn new(timer: &Timer, limit: Duration) -> Self {
+        Self { limit, alarm: timer.alarm(limit, limit) }
+    }
+
+    fn poll(&mut self, timer: &Timer, cx: &mut Context<'_>) -> Poll<()> {
+        while ready!(self.alarm.poll(cx)) == Ring::Late {
+            self.alarm = timer.alarm(self.limit, self.limit);
         }
-        let mut buffer = [0; 4096];
-        for _ in 0..MAX_ROUNDS {
-            if Pin::new(&mut *transport).poll_close(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            // A server may read nothing before the replies are taken that nobody waits for.
-            match Pin::new(&mut *transport).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(count)) if count > 0 => {}
-                _ => return Poll::Pending,
-            }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        Poll::Ready(())
     }
 }
 
 impl Session {
     /// Closes the transport; what a server does not take at once is sent beside what the session goes on with, if it is
-    /// driven until then.
+    /// driven until then. One that is being closed already is given up.
     pub(super) fn begin_to_close(&mut self, cx: &mut Context<'_>) {
         let mut transport = core::mem::replace(&mut self.pump.transport, MaybeTls::Broken);
         let closed = Pin::new(&mut transport).poll_close(cx);
@@ -60,8 +58,10 @@ impl Session {
 
     /// Ready when no transport is left to be closed.
     pub(super) fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(closing) = &mut self.closing {
-            if closing.poll(cx).is_pending() {
+        if let Some(Closing { transport, deadline }) = &mut self.closing {
+            // First, since a session may be polled late.
+            let closed = poll_close_and_drop_input(transport, cx);
+            if closed.is_pending() && deadline.poll(self.deadlines.timer(), cx).is_pending() {
                 return Poll::Pending;
             }
             self.closing = None;
@@ -74,14 +74,25 @@ impl Session {
         if self.requests.disconnect != Disconnect::Hard {
             return Poll::Pending;
         }
-        if self.hard_end.is_none() {
-            self.hard_end = Some(self.time_to_end());
-        }
-        self.hard_end.as_mut().map_or(Poll::Pending, |due| due.as_mut().poll(cx))
+        let mut deadline = self.hard_end.take().unwrap_or_else(|| self.time_to_end());
+        let due = deadline.poll(self.deadlines.timer(), cx);
+        self.hard_end = due.is_pending().then_some(deadline);
+        due
     }
 
-    fn time_to_end(&self) -> BoxFuture {
-        self.deadlines.sleep(self.deadlines.limit().unwrap_or(DISCONNECT_TIMEOUT))
+    fn time_to_end(&self) -> Deadline {
+        let limit = self.deadlines.limit().unwrap_or(DISCONNECT_TIMEOUT);
+        let limit = match self.requests.disconnect {
+            // The server ended the connection, and there may be another one by now.
+            Disconnect::No => limit.min(DISCONNECT_TIMEOUT),
+            Disconnect::Soft | Disconnect::Hard => limit,
+        };
+        Deadline::new(self.deadlines.timer(), limit)
+    }
+
+    /// Whether nothing is left but to close the transport.
+    pub(in super::super) const fn is_over(&self) -> bool {
+        self.over
     }
 
     /// Nobody drives the connection any more: every waiter has its outcome.

@@ -11,7 +11,7 @@ use super::super::request_state::RequestState;
 use super::super::timer::{Alarm, Ring, Timer};
 use super::Session;
 use super::submission::Requests;
-use crate::runtime::{BoxFuture, moment_after};
+use crate::runtime::moment_after;
 
 /// The clock of a connection.
 pub(super) struct Deadlines {
@@ -35,8 +35,8 @@ impl Deadlines {
         self.limit.is_none() || self.alarm.is_some()
     }
 
-    pub(super) fn sleep(&self, duration: Duration) -> BoxFuture {
-        self.timer.sleep(duration)
+    pub(super) const fn timer(&self) -> &Timer {
+        &self.timer
     }
 }
 

@@ -27,10 +27,10 @@ fn a_disconnect_waits<const SPAWNED: bool>(net: &Net<SPAWNED>) {
         assert!(net.now(client.read_at(&mut [0; 512], 0)).is_err());
         if random.one_in(2) {
             net.line(line, |line| line.holds_back = false);
+            ends.into_iter().for_each(|end| net.now(end));
         } else {
-            net.pass(limit);
+            ends.into_iter().for_each(|end| net.wait(end, SECOND));
         }
-        ends.into_iter().for_each(|end| net.now(end));
         net.now(Box::pin(client.disconnect()));
         net.line(line, |line| {
             assert!(line.is_hung_up());
@@ -64,7 +64,7 @@ fn a_task_goes_on_until_the_last_bytes_of_a_dropped_client_are_sent() {
             net.line(0, |line| line.holds_back = false);
             net.run();
         } else {
-            net.pass(5 * SECOND);
+            (0..5).for_each(|_| net.pass(SECOND));
         }
         net.line(0, |line| assert!(line.is_hung_up()));
         assert_eq!(net.tasks(), 0);
@@ -88,7 +88,7 @@ fn the_end_of_one_connection_does_not_hold_up_its_replacement() {
     net.line(0, |line| assert!(!line.is_hung_up()));
     net.line(1, |line| assert_eq!(line.answer_all(), 1));
     net.now(read).unwrap();
-    net.pass(5 * SECOND);
+    (0..5).for_each(|_| net.pass(SECOND));
     net.line(0, |line| assert!(line.is_hung_up()));
     net.line(1, |line| assert!(!line.is_hung_up()));
 }
@@ -107,4 +107,112 @@ fn a_connection_that_nobody_drives_is_closed_at_once() {
     net.now(read).unwrap_err();
     net.line(0, |line| assert!(line.is_hung_up()));
     net.now(Box::pin(client.disconnect()));
+}
+
+/// Nobody would be there to close it later either.
+#[test]
+fn a_connection_that_ends_while_a_disconnect_is_given_up_is_closed() {
+    for before in [true, false] {
+        let net = Called::new(Said::default());
+        let client = net.connect(&ClientConfig::new());
+        net.line(0, |line| line.holds_back = true);
+        let read = before.then(|| client.submit_read(0, 512, Flags::empty()));
+        let mut end = Box::pin(client.disconnect());
+        assert!(net.poll(&mut end).is_pending());
+        if let Some(read) = read {
+            drop(end);
+            net.line(0, |line| assert_eq!(line.answer_all(), 1));
+            net.now(read).unwrap();
+        } else {
+            net.line(0, |line| assert!(!line.is_hung_up()));
+            drop(end);
+        }
+        net.line(0, |line| assert!(line.is_hung_up(), "{before}"));
+        net.now(Box::pin(client.disconnect()));
+    }
+}
+
+#[test]
+fn disconnects_end_whoever_gives_up_meanwhile() {
+    cases(60, |random| {
+        let net = Called::new(Said::default());
+        let connections = 1 + random.below(3) as usize;
+        let config = ClientConfig::new().with_connections(connections);
+        let client = net.connect(&config);
+        let mut reads: Vec<_> =
+            (0..random.below(4)).map(|_| client.submit_read(0, 512, Flags::empty())).collect();
+        let mut ends: Vec<_> =
+            (0..1 + random.below(2)).map(|_| Box::pin(client.disconnect())).collect();
+        let lines = || 0..net.lines();
+        lines().for_each(|line| net.line(line, |line| line.holds_back = random.one_in(2)));
+        // All ask, then some wait, some answers come and some give up, in any order.
+        let answer = || lines().for_each(|line| drop(net.line(line, |line| line.answer_all())));
+        let steps: Vec<u64> = (0..8).map(|_| random.below(5)).collect();
+        for step in core::iter::once(0).chain(steps) {
+            match step {
+                0 => ends.retain_mut(|end| net.poll(end).is_pending()),
+                1 => reads.retain_mut(|read| net.poll(read).is_pending()),
+                2 => answer(),
+                3 => drop(ends.pop()),
+                _ => drop(reads.pop()),
+            }
+        }
+        // Time passes, and all that is left of them come to an end.
+        if random.one_in(2) {
+            ends.clear();
+        }
+        let mut late = Box::pin(client.disconnect());
+        ends.extend(random.one_in(2).then(|| Box::pin(client.disconnect())));
+        for _ in 0..20 {
+            reads.retain_mut(|read| net.poll(read).is_pending());
+            ends.retain_mut(|end| net.poll(end).is_pending());
+            answer();
+            net.pass(SECOND);
+        }
+        assert!(reads.is_empty() && ends.is_empty());
+        // One that comes by takes along what was given up.
+        if net.poll(&mut late).is_pending() {
+            answer();
+            net.wait(late, SECOND);
+        }
+        lines().for_each(|line| net.line(line, |line| assert!(line.is_hung_up())));
+    });
+}
+
+fn a_disconnect_of_several<const SPAWNED: bool>(net: &Net<SPAWNED>) {
+    let client = net.connect(&ClientConfig::new().with_connections(4));
+    (0..4).for_each(|line| net.line(line, |line| line.holds_back = true));
+    let mut end = Box::pin(client.disconnect());
+    for _ in 0..5 {
+        assert!(net.poll(&mut end).is_pending());
+        net.pass(SECOND);
+    }
+    net.now(end);
+    (0..4).for_each(|line| net.line(line, |line| assert!(line.is_hung_up())));
+}
+
+#[test]
+fn all_connections_have_the_same_time_to_close() {
+    a_disconnect_of_several(&Spawned::new(Said::default()));
+    a_disconnect_of_several(&Called::new(Said::default()));
+}
+
+/// The program was stopped, or nobody waited for a while.
+#[test]
+fn a_deadline_that_passes_unseen_costs_no_bytes() {
+    for has_room in [true, false] {
+        let net = Called::new(Said::default());
+        let client = net.connect(&ClientConfig::new());
+        net.line(0, |line| line.holds_back = true);
+        let mut end = Box::pin(client.disconnect());
+        assert!(net.poll(&mut end).is_pending());
+        net.line(0, |line| line.holds_back = !has_room);
+        net.pass(100 * SECOND);
+        if !has_room {
+            assert!(net.poll(&mut end).is_pending());
+            net.line(0, |line| line.holds_back = false);
+        }
+        net.now(end);
+        net.line(0, |line| assert!(line.is_closed && line.is_hung_up()));
+    }
 }
