@@ -186,6 +186,7 @@ fn ends() -> Vec<OrderlyEnd> {
         OrderlyEnd::Aborted => OrderlyEnd::Aborted,
         OrderlyEnd::Disconnected => OrderlyEnd::Disconnected,
         OrderlyEnd::EndOfStream => OrderlyEnd::EndOfStream,
+        OrderlyEnd::HungUp => OrderlyEnd::HungUp,
     })
 }
 

@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::{self, Vec};
 
+use crate::wire::{OptionCode, OptionReplyType};
 use crate::{Error, Misuse, RequestId};
 
 /// A run of bytes to send next.
@@ -119,6 +120,8 @@ pub(crate) struct Outbound {
     entries: VecDeque<Entry>,
     /// Bytes of all entries. (Many long bodies are more than the address space of a small machine.)
     queued: u64,
+    /// The last option that was refused, and how.
+    refused: Option<(OptionCode, OptionReplyType)>,
     fault: Option<&'static str>,
 }
 
@@ -126,6 +129,14 @@ pub(crate) struct Outbound {
 const COMPACT_AT: usize = 16 << 10;
 
 impl Outbound {
+    pub(crate) const fn refuses(&mut self, code: OptionCode, reply: OptionReplyType) {
+        self.refused = Some((code, reply));
+    }
+
+    pub(crate) const fn take_refused(&mut self) -> Option<(OptionCode, OptionReplyType)> {
+        self.refused.take()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

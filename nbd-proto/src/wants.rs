@@ -81,6 +81,8 @@ pub enum OrderlyEnd {
     Disconnected,
     /// The peer closed its side of the stream between two messages, without a word.
     EndOfStream,
+    /// The server ended the transmission, since it was to [hang up](crate::server::Connection::hang_up).
+    HungUp,
 }
 
 impl core::fmt::Display for OrderlyEnd {
@@ -89,6 +91,7 @@ impl core::fmt::Display for OrderlyEnd {
             Self::Aborted => "the client aborted the negotiation",
             Self::Disconnected => "the client disconnected",
             Self::EndOfStream => "the peer closed the stream",
+            Self::HungUp => "the server hung up",
         })
     }
 }

@@ -40,19 +40,30 @@ struct Site<'a> {
     runtime: &'static str,
     running: Background,
     uri: String,
+    /// Besides what all have.
+    options: &'static [&'static str],
 }
 
 impl<'a> Site<'a> {
     fn new(runtime: &'static str, listen: &[&str], certificates: Option<&'a Certificates>) -> Self {
+        Self::with(&[], runtime, listen, certificates)
+    }
+
+    fn with(
+        options: &'static [&'static str],
+        runtime: &'static str,
+        listen: &[&str],
+        certificates: Option<&'a Certificates>,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = std::fs::File::create(folder.path().join("disk")).expect("a file");
         disk.set_len(1 << 20).expect("a disk");
         let mut command = server(folder.path(), runtime, certificates);
-        command.args(["--control", "control"]).args(listen);
+        command.args(["--control", "control"]).args(options).args(listen);
         let running = Background::spawn(command.arg("disk")).expect("nbd starts");
         let uri = running.next_line(PATIENCE);
         let uri = uri.unwrap_or_else(|| panic!("no URI, but: {}", running.stderr()));
-        Self { folder, certificates, runtime, running, uri }
+        Self { folder, certificates, runtime, running, uri, options }
     }
 
     /// That of the only export, with what a client needs to trust it.
@@ -70,13 +81,26 @@ impl<'a> Site<'a> {
     #[track_caller]
     fn replace(&mut self, linger: &str) {
         let mut command = server(self.folder.path(), self.runtime, self.certificates);
-        command.args(["--take-over", "control", "--linger", linger, "disk"]);
+        command.args(["--take-over", "control", "--linger", linger, "disk"]).args(self.options);
         let successor = Background::spawn(&mut command).expect("nbd starts");
         let uri = successor.next_line(PATIENCE);
         assert_eq!(uri.as_ref(), Some(&self.uri), "{}", successor.stderr());
         let mut replaced = core::mem::replace(&mut self.running, successor);
         let status = replaced.wait_exit(PATIENCE).expect("it ends");
         assert_eq!(status.code(), Some(0), "{}", replaced.stderr());
+    }
+
+    /// It ends, and another one starts after that.
+    #[track_caller]
+    fn restart(&mut self, listen: &[&str]) {
+        self.running.terminate();
+        let status = self.running.wait_exit(PATIENCE).expect("it ends");
+        assert_eq!(status.code(), Some(0), "{}", self.running.stderr());
+        let mut command = server(self.folder.path(), self.runtime, self.certificates);
+        command.args(["--control", "control", "disk"]).args(self.options).args(listen);
+        self.running = Background::spawn(&mut command).expect("nbd starts");
+        let uri = self.running.next_line(PATIENCE);
+        assert_eq!(uri.as_ref(), Some(&self.uri), "{}", self.running.stderr());
     }
 
     fn end(mut self) {
@@ -286,4 +310,46 @@ fn fio_verifies_through_nbdkit_while_the_server_is_replaced_over_a_unix_socket()
 fn fio_verifies_through_nbdkit_while_the_server_is_replaced_over_tls() {
     let certificates = Certificates::new();
     fio_verifies(&["--port", "0"], Some(&certificates));
+}
+
+/// The disk of a virtual machine: qemu connects again when it is hung up on, and takes an error for one of the disk.
+#[test]
+fn qemu_notices_a_pause_only_if_it_is_hung_up_on() {
+    let Some(qemu_img) = require("qemu-img") else { return };
+    let listen = ["-U", "nbd.sock"];
+    for runtime in RUNTIMES {
+        let mut site = Site::with(&["--hang-up"], runtime, &listen, None);
+        let disk = site.folder.path().join("disk");
+        let options = format!(
+            "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={},file.reconnect-delay=60",
+            site.folder.path().join("nbd.sock").display()
+        );
+        let (done, pattern) = (AtomicBool::new(false), 0xa5);
+        thread::scope(|scope| {
+            let writes = scope.spawn(|| {
+                let mut rounds = 0;
+                while !done.load(Ordering::Relaxed) {
+                    // Each block of the disk many times.
+                    let mut command = qemu_img.command();
+                    command.args(["bench", "-w", "-d", "16", "-c", "20000", "-s", "4096"]);
+                    command.args(["--pattern", "165", "--flush-interval", "64", "--image-opts"]);
+                    run(command.arg(&options), PATIENCE).success();
+                    rounds += 1;
+                }
+                rounds
+            });
+            for round in 0..2 * replacements() {
+                thread::sleep(Duration::from_millis(300));
+                match round % 2 {
+                    0 => site.restart(&listen),
+                    _ => site.replace("0s"),
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+            eprintln!("{runtime}: {} rounds", writes.join().expect("qemu notices no error"));
+        });
+        let content = std::fs::read(disk).expect("it is a file");
+        site.end();
+        assert!(content.iter().all(|byte| *byte == pattern), "each block was written");
+    }
 }

@@ -116,6 +116,8 @@ pub struct ServerPlan {
     pub max_connections: usize,
     /// A connection runs until it has nothing to do.
     pub threads_of_its_own: bool,
+    /// Clients that are to go are hung up on.
+    pub hangs_up: bool,
 }
 
 /// A client and what it asks for.

@@ -100,6 +100,7 @@ fn config(plan: &ServerPlan) -> ServerConfig {
         .with_extended_headers(plan.extended_headers)
         .with_max_connections(plan.max_connections)
         .with_max_buffer_memory(Some(plan.buffer_memory))
+        .with_hang_up(plan.hangs_up)
         // The network may be much slower than a real one.
         .with_min_transfer_rate(1)
         .with_busy_poll(Some(Duration::ZERO))

@@ -205,6 +205,14 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "T", default_value = "10s", value_parser = quantity::duration)]
     pub(crate) drain_timeout: Duration,
 
+    /// Hang up on clients at the end, once their requests in flight are answered, rather than answer later ones with
+    /// NBD_ESHUTDOWN
+    ///
+    /// For clients that connect again by themselves and take that error for a fault of the disk, such as qemu with
+    /// reconnect-delay.
+    #[arg(long)]
+    pub(crate) hang_up: bool,
+
     /// Confine the server, once it listens, to its own files and to what serving takes: it can't open other files, run
     /// programs, or connect to anything
     ///
@@ -222,7 +230,7 @@ pub(crate) struct Arguments {
     )]
     pub(crate) sandbox: sandbox::Mode,
 
-    /// Log connections that end badly on standard error; twice: log all of them
+    /// Log connections that end badly, and clients that are refused, on standard error; twice: log all of them
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 
@@ -266,6 +274,7 @@ const BESIDE_A_FILE: &[&str] = &[
     "idle_timeout",
     "stall_timeout",
     "drain_timeout",
+    "hang_up",
     "sandbox",
     "allow",
     "deny",
@@ -309,6 +318,7 @@ impl Arguments {
             idle_timeout: self.idle_timeout,
             stall_timeout: self.stall_timeout,
             drain_timeout: Period(self.drain_timeout),
+            hang_up: self.hang_up,
             control: self.control.clone(),
             metrics: self.metrics.clone(),
             log: LogLevel::of_verbosity(self.verbose),

@@ -318,7 +318,7 @@ macro_rules! server_keys {
 }
 
 server_keys! {
-    at_once: [max_connections, idle_timeout, stall_timeout, drain_timeout],
+    at_once: [max_connections, idle_timeout, stall_timeout, drain_timeout, hang_up],
     restart: [runtime, control, metrics, log, sandbox, oldstyle],
 }
 

@@ -252,6 +252,7 @@ pub(super) fn server_config(config: &Config) -> Result<(ServerConfig, Security),
         .with_access(access::rules(&config.access, &config.source)?)
         .with_max_connections(server.max_connections)
         .with_drain_timeout(server.drain_timeout.0)
+        .with_hang_up(server.hang_up)
         .with_idle_timeout(server.idle_limit())
         .with_stall_timeout(server.stall_timeout.duration().unwrap_or(Duration::MAX));
     Security::of(config, limits)

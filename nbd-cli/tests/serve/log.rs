@@ -4,8 +4,8 @@ use std::io::{PipeReader, Read, pipe};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 
-use nbd_testkit::process::Background;
-use nbd_testkit::raw::{Errno, RawClient, Request};
+use nbd_testkit::process::{Background, run};
+use nbd_testkit::raw::{Errno, Opt, RawClient, Rep, Request};
 
 use super::{LIMIT, RUNTIMES, Serving, serve};
 
@@ -64,6 +64,49 @@ fn a_slow_reader_of_the_log_learns_how_much_it_has_missed() {
     assert_eq!(server.end().0, Some(0));
     let log = slow.join().unwrap();
     assert!(log.contains(" lines of the log were lost here\n"), "{} bytes", log.len());
+}
+
+/// They may say nothing of it themselves.
+#[test]
+fn clients_that_are_refused_are_logged_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let pki = folder.path().join("pki");
+    run(Command::new(env!("CARGO_BIN_EXE_nbd")).arg("cert").arg(&pki), LIMIT).success();
+    for (runtime, tls) in RUNTIMES.into_iter().flat_map(|one| [(one, false), (one, true)]) {
+        let mut command = serve(["--runtime", runtime, "-v", "--port", "0", "disk=memory:1M"]);
+        if tls {
+            command.arg("--tls-certificates").arg(&pki);
+        }
+        let server = Serving::spawn(&mut command);
+        for option in [Opt::LIST, Opt::GO] {
+            let mut client = RawClient::negotiate(&server.endpoint());
+            match (option, tls) {
+                (Opt::LIST, false) => continue,
+                (Opt::LIST, true) => {
+                    assert_eq!(client.option_error(option, &[]), Rep::ERR_TLS_REQD)
+                }
+                _ => {
+                    client.go("none", &[]).unwrap_err();
+                }
+            }
+            client.option(Opt::ABORT, &[]).unwrap();
+        }
+        server.process.terminate();
+        let (code, log) = server.end();
+        assert_eq!(code, Some(0));
+        let says: &[&str] = match tls {
+            true => &[
+                "refused a client without TLS option=NBD_OPT_LIST error=NBD_REP_ERR_TLS_REQD",
+                "refused a client without TLS option=NBD_OPT_GO error=NBD_REP_ERR_TLS_REQD",
+            ],
+            false => &[
+                "refused a client: there is no such export option=NBD_OPT_GO error=NBD_REP_ERR_UNKNOWN export=\"none\"",
+            ],
+        };
+        for text in says {
+            assert_eq!(log.matches(text).count(), 1, "{runtime}: {text}: {log}");
+        }
+    }
 }
 
 /// With what the log has by default, and once for each disk, however often clients try again.

@@ -60,6 +60,7 @@ pub struct ServerConfig {
     admission_timeout: Duration,
     handshake_timeout: Duration,
     drain_timeout: Duration,
+    hang_up: bool,
     stall_timeout: Duration,
     crowded_timeout: Duration,
     min_transfer_rate: u64,
@@ -83,6 +84,7 @@ impl Default for ServerConfig {
             admission_timeout: Duration::from_secs(1),
             handshake_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
+            hang_up: false,
             stall_timeout: Duration::from_secs(60),
             crowded_timeout: Duration::from_secs(10),
             min_transfer_rate: 16 << 10,
@@ -193,6 +195,20 @@ impl ServerConfig {
     #[must_use]
     pub const fn with_drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
+        self
+    }
+
+    /// Whether clients are hung up on when the server shuts down, the export is [withdrawn](crate::export::Withdrawal), or
+    /// they are to go for another reason. By default their later requests are answered with `NBD_ESHUTDOWN`, as the
+    /// specification wants it, by which a client learns that it has to leave. But qemu and the kernel take that for a fault
+    /// of the disk. With `true` no more requests are received, and the connection is closed once those that were have been
+    /// answered: qemu with `reconnect-delay` connects again then, and sends anew what was not answered.
+    ///
+    /// What an export itself answers with [`ErrorCode::ESHUTDOWN`](crate::export::ErrorCode::ESHUTDOWN) is passed on in any
+    /// case.
+    #[must_use]
+    pub const fn with_hang_up(mut self, hang_up: bool) -> Self {
+        self.hang_up = hang_up;
         self
     }
 
@@ -320,6 +336,12 @@ impl ServerConfig {
     #[must_use]
     pub const fn drain_timeout(&self) -> Duration {
         self.drain_timeout
+    }
+
+    /// See [`with_hang_up`](Self::with_hang_up).
+    #[must_use]
+    pub const fn hangs_up(&self) -> bool {
+        self.hang_up
     }
 
     /// See [`with_backlog`](Self::with_backlog).

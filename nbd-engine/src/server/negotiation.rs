@@ -17,7 +17,7 @@ use crate::export::{AnyExport, ClientInfo, CloseReason, ExportEntry, Kind, Liste
 /// A question of the client's that the exports have not answered yet.
 enum Question {
     List(Answer<Vec<ListedExport>>),
-    Find(Answer<ExportEntry>),
+    Find(String, Answer<ExportEntry>),
 }
 
 type Answer<T> = Pin<Box<dyn Future<Output = Result<T, Refusal>> + Send>>;
@@ -89,8 +89,9 @@ impl Negotiation {
     /// The client names an export.
     pub(super) fn look_up(&mut self, state: &ServerState, lookup: server::LookupQuestion) {
         let client = Arc::clone(&self.client);
+        let name = lookup.name.clone();
         let found = state.exports().find(lookup.name, lookup.purpose, client);
-        self.question = Some(Question::Find(found));
+        self.question = Some(Question::Find(name, found));
     }
 
     /// Answers the client's question if the exports have. `None` if they have not, or there is none.
@@ -109,7 +110,7 @@ impl Negotiation {
                 };
                 answered.map(|()| LookupOutcome::Negotiating)
             }
-            Question::Find(answer) => {
+            Question::Find(name, answer) => {
                 let Poll::Ready(found) = answer.as_mut().poll(cx) else { return None };
                 let described = found.and_then(|entry| {
                     let (config, queries) = (&*self.config, connection.queries());
@@ -124,6 +125,12 @@ impl Negotiation {
                 });
                 let answer = described.as_ref().map(|(_, info)| info).map_err(in_protocol);
                 let outcome = connection.answer_lookup(answer);
+                if let (Err(refusal), Some((option, error))) =
+                    (&described, connection.take_refused_option())
+                {
+                    let export = name.as_str();
+                    tracing::info!(%option, %error, export, "refused a client: {refusal}");
+                }
                 self.export = described.ok().map(|(entry, _)| entry);
                 outcome
             }

@@ -248,12 +248,10 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
         if self.drain.is_none() && self.shutdown.has_begun(self.state, self.session, cx) {
-            self.session.shut_down();
-            self.begin_drain();
+            self.send_away();
         }
         if self.drain.is_none() && self.is_withdrawn(cx) {
-            self.session.shut_down();
-            self.begin_drain();
+            self.send_away();
         }
         let polled = self.session.poll(cx);
         self.session.publish();
@@ -278,6 +276,11 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
     /// Whether the export was taken away from the client.
     fn is_withdrawn(&mut self, cx: &mut Context<'_>) -> bool {
         self.withdrawn.as_mut().is_some_and(|withdrawn| withdrawn.has_begun(cx))
+    }
+
+    fn send_away(&mut self) {
+        self.session.shut_down(self.state.config().hangs_up());
+        self.begin_drain();
     }
 
     fn begin_drain(&mut self) {

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use nbd_proto::server::{Connection, LookupOutcome};
-use nbd_proto::wire::{CompactRequest, ExtendedRequest};
+use nbd_proto::wire::{CompactRequest, ExtendedRequest, OptionCode, OptionReplyType};
 use nbd_proto::{OrderlyEnd, Wants};
 
 use super::metrics::Recorder;
@@ -106,8 +106,12 @@ impl<T: Transport> Session<T> {
         self.pump.machine.requests_in_flight()
     }
 
-    pub(crate) const fn shut_down(&mut self) {
-        self.pump.machine.shut_down();
+    /// The client is to go: later requests are refused, or the connection ends once those in flight are answered.
+    pub(crate) const fn shut_down(&mut self, hangs_up: bool) {
+        match hangs_up {
+            false => self.pump.machine.shut_down(),
+            true => self.pump.machine.hang_up(),
+        }
     }
 
     /// Whether this connection is to end as if the server shut down.
@@ -241,6 +245,9 @@ impl<T: Transport> Session<T> {
                 busy_poll.on_wakeup();
             }
             progress |= answer_question(requests, &mut pump.machine, cx)?;
+            if let Some((option, error)) = pump.machine.take_refused_option() {
+                log_refused(option, error);
+            }
             if deaf.is_some() {
                 progress |= pump.discard(requests)?;
             } else {
@@ -334,6 +341,21 @@ fn answer_question(
             }
             Ok(true)
         }
+    }
+}
+
+/// A client that is refused what it came for may go without a word.
+#[cold]
+fn log_refused(option: OptionCode, error: OptionReplyType) {
+    match (option, error) {
+        (_, OptionReplyType::ERR_TLS_REQD) => {
+            tracing::info!(%option, %error, "refused a client without TLS");
+        }
+        (OptionCode::GO | OptionCode::LIST | OptionCode::STARTTLS, _) => {
+            tracing::info!(%option, %error, "refused a client");
+        }
+        // What clients try, and do without.
+        _ => tracing::debug!(%option, %error, "refused an option"),
     }
 }
 

@@ -4,7 +4,7 @@ mod condition;
 
 use alloc::vec::Vec;
 
-use super::handshake::{Handshake, Shared, State, Step};
+use super::handshake::{Handshake, Shared, Shutdown, State, Step};
 use super::options::Answered;
 use super::pending::Progress;
 use super::reply::{Answer, Reply};
@@ -12,7 +12,9 @@ use super::transmission::Transmission;
 use super::{Config, Event, Listing, LookupOutcome, LookupRefusal};
 use crate::outbound::{Outbound, Tail};
 use crate::scratch::Scratch;
-use crate::wire::{HandshakeFlags, NewstyleGreeting, OldstyleGreeting};
+use crate::wire::{
+    HandshakeFlags, NewstyleGreeting, OldstyleGreeting, OptionCode, OptionReplyType,
+};
 use crate::{
     Error, ExportInfo, Finished, Input, Misuse, NoSession, OrderlyEnd, PauseReason, RequestId,
     Segments, Wants,
@@ -43,7 +45,7 @@ pub struct Connection {
     end: End,
     /// The peer closed its side of the stream.
     end_of_stream: bool,
-    shutting_down: bool,
+    shutdown: Shutdown,
     /// For [`transmitted`](Self::transmitted) to give back.
     finished: Vec<RequestId>,
 }
@@ -108,7 +110,7 @@ impl Connection {
             phase,
             end: End::Open,
             end_of_stream: false,
-            shutting_down: false,
+            shutdown: Shutdown::No,
             finished: Vec::new(),
         }
     }
@@ -140,8 +142,8 @@ impl Connection {
             if self.end != End::Open {
                 return self.closed();
             }
-            let shutting_down = self.shutting_down;
-            let mut shared = Shared { config: &self.config, out: &mut self.out, shutting_down };
+            let shutdown = self.shutdown;
+            let mut shared = Shared { config: &self.config, out: &mut self.out, shutdown };
             let step = match &mut self.phase {
                 Phase::Transmission(transmission) => {
                     transmission.step(&mut shared, &mut self.scratch, input)
@@ -316,12 +318,19 @@ impl Connection {
     fn handshake(&mut self) -> Result<(&mut Handshake, Shared<'_>), Misuse> {
         match &mut self.phase {
             Phase::Handshake(handshake) if self.end == End::Open => {
-                let (config, shutting_down) = (&self.config, self.shutting_down);
-                Ok((handshake, Shared { config, out: &mut self.out, shutting_down }))
+                let (config, shutdown) = (&self.config, self.shutdown);
+                Ok((handshake, Shared { config, out: &mut self.out, shutdown }))
             }
             _ if self.end == End::Closed => Err(Misuse::WrongPhase),
             _ => Err(Misuse::NoSuchQuestion),
         }
+    }
+
+    /// The option that was refused last since this was asked before, and by which error, for a log: the core refuses
+    /// many by itself, and the client may go away without a word of it.
+    #[must_use]
+    pub const fn take_refused_option(&mut self) -> Option<(OptionCode, OptionReplyType)> {
+        self.out.take_refused()
     }
 
     /// Starts or continues the reply to a request.
@@ -353,8 +362,21 @@ impl Connection {
 
     /// The server is shutting down: options are refused with `NBD_REP_ERR_SHUTDOWN` and new requests with
     /// `NBD_ESHUTDOWN`; what is in flight can still be answered.
+    ///
+    /// A client that is told so has to disconnect. One that takes every error for a fault of the disk, as qemu and the
+    /// kernel do, is better [hung up](Self::hang_up) on, if it connects again by itself.
     pub const fn shut_down(&mut self) {
-        self.shutting_down = true;
+        if matches!(self.shutdown, Shutdown::No) {
+            self.shutdown = Shutdown::Refusing;
+        }
+    }
+
+    /// The server is shutting down, and ends the transmission by itself: options are refused with
+    /// `NBD_REP_ERR_SHUTDOWN`, and no more requests are read. Once what is in flight has been answered and sent,
+    /// [`Event::Closed`] follows, with [`OrderlyEnd::HungUp`]. A request whose header has not arrived in whole by now, or
+    /// that waits for room, is neither carried out nor answered.
+    pub const fn hang_up(&mut self) {
+        self.shutdown = Shutdown::HangingUp;
     }
 
     /// The export in use has a new size in bytes, by a resize on this connection or another one, or by itself. More

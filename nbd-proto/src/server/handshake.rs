@@ -75,7 +75,17 @@ pub(super) struct ContextKind {
 pub(super) struct Shared<'a> {
     pub(super) config: &'a Config,
     pub(super) out: &'a mut Outbound,
-    pub(super) shutting_down: bool,
+    pub(super) shutdown: Shutdown,
+}
+
+/// Whether the server is shutting down, and what becomes of requests then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shutdown {
+    No,
+    /// They are refused.
+    Refusing,
+    /// None is read any more.
+    HangingUp,
 }
 
 /// What came of looking at the input.

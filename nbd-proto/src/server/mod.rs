@@ -36,6 +36,7 @@
 //! | | no length | succeeds without your doing; `EINVAL` to `BLOCK_STATUS` |
 //! | | changes a read-only export | `EPERM` |
 //! | | during a [shutdown](Connection::shut_down) | `ESHUTDOWN` |
+//! | | once the server is to [hang up](Connection::hang_up) | left alone; requests in flight are answered, then [`HungUp`](crate::OrderlyEnd::HungUp) |
 //! | | more than the limits allow in flight | waits: [`Wants::Nothing`](crate::Wants::Nothing) until replies were sent |
 //! | `READ` | longer than the maximum payload | `EOVERFLOW` |
 //! | `WRITE` | longer than the maximum payload | `EINVAL`; [`LimitExceeded`] if it is longer than is [dropped](crate::Limits::max_discard) |

@@ -43,6 +43,7 @@ impl Outbound {
     /// Queues an error reply with a text for people.
     pub(super) fn option_error(&mut self, code: OptionCode, reply: OptionReplyType, text: &str) {
         self.option_reply(code, reply, &[displayable(text).as_bytes()]);
+        self.refuses(code, reply);
     }
 
     pub(super) fn option_malformed(&mut self, code: OptionCode, error: &DecodeError) {

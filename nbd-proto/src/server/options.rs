@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::handshake::{Handshake, Shared, State, Step};
+use super::handshake::{Handshake, Shared, Shutdown, State, Step};
 use super::question::{InfoQuestion, NoQuestion, Question, valid_name};
 use super::transmission::Entered;
 use super::{Config, TlsMode};
@@ -84,7 +84,7 @@ impl Handshake {
         if before_tls && !matches!(code, OptionCode::STARTTLS | OptionCode::ABORT) {
             let (reply, text) = (self.needs_tls(), "this server requires TLS");
             Some(EarlyRefusal { reply, text, reason: NotServed::TlsRequired })
-        } else if shared.shutting_down && code != OptionCode::ABORT {
+        } else if shared.shutdown != Shutdown::No && code != OptionCode::ABORT {
             let (reply, text) = (Rep::ERR_SHUTDOWN, "the server is shutting down");
             Some(EarlyRefusal { reply, text, reason: NotServed::ShuttingDown })
         } else {

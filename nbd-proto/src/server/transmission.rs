@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::handshake::{Agreed, ContextKind, Selection, Shared, Step, collect, skip};
+use super::handshake::{Agreed, ContextKind, Selection, Shared, Shutdown, Step, collect, skip};
 use super::header::{self, Refused};
 use super::pending::{Pending, Progress};
 use super::reply::{Answer, Style};
@@ -166,6 +166,9 @@ impl Transmission {
         input: &mut impl Input,
     ) -> Result<Step, Error> {
         match &mut self.next {
+            Next::Header | Next::Held(_) if shared.shutdown == Shutdown::HangingUp => {
+                Ok(Step::Closing(OrderlyEnd::HungUp))
+            }
             Next::Header => {
                 if self.in_flight.is_full() || self.exceeds_bytes(&shared.config.limits) {
                     return Ok(Step::Paused);
@@ -256,7 +259,7 @@ impl Transmission {
         if let Err(refused) = header::check(&command, rules) {
             return self.refuse_request(shared, request.into(), payload, refused);
         }
-        if shared.shutting_down {
+        if shared.shutdown == Shutdown::Refusing {
             return self.refuse_request(shared, request.into(), payload, SHUTTING_DOWN);
         }
         let held = Held { cookie: request.cookie, offset: request.offset, command };
@@ -368,7 +371,7 @@ impl Transmission {
         let longest = (self.export.contexts.len() as u64).saturating_mul(4).saturating_add(8);
         let refused = match command {
             Err(refused) => refused,
-            Ok(_) if shared.shutting_down => SHUTTING_DOWN,
+            Ok(_) if shared.shutdown == Shutdown::Refusing => SHUTTING_DOWN,
             Ok(_) if length > longest || length < 12 || !length.is_multiple_of(4) => {
                 BAD_STATUS_PAYLOAD
             }

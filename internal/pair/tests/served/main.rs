@@ -2,6 +2,7 @@
 
 mod any_session;
 mod contexts;
+mod hang_up;
 mod negotiation;
 mod peer;
 mod replies;

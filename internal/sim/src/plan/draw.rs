@@ -222,6 +222,7 @@ fn server(random: &mut Random, disk: &DiskPlan, connections: usize) -> ServerPla
         extended_headers: !random.one_in(3),
         max_connections: if random.one_in(8) { connections.div_ceil(2) } else { 1024 },
         threads_of_its_own: random.one_in(3),
+        hangs_up: random.one_in(2),
     }
 }
 

@@ -51,6 +51,51 @@ pub fn requests_in_flight_finish_and_later_ones_are_refused(setup: Setup) {
     }
 }
 
+/// Requests in flight are finished and answered, and then the connection ends, without a word about later ones.
+pub fn later_requests_are_not_answered_by_a_server_that_hangs_up(setup: Setup) {
+    for way in Way::CONCURRENT {
+        let disk = Disk::new(1 << 20);
+        disk.gate.close();
+        let withdrawal = Withdrawal::new();
+        let withdrawn = ExportEntry::new("withdrawn", way.of(&disk)).expect("a short name");
+        let exports = ExportMap::new()
+            .with("", way.of(&disk))
+            .expect("a short name")
+            .with_entry(withdrawn.with_withdrawal(&withdrawal));
+        let config = ServerConfig::default().with_hang_up(true);
+        let mut server = setup.serve_with(exports, config);
+        let mut clients = ["", "withdrawn"].map(|name| {
+            let mut client = RawClient::negotiate(server.endpoint());
+            client.go(name, &[]).expect("the export is there");
+            client
+        });
+        for (client, offset) in clients.iter_mut().zip([0, 512]) {
+            let requests = [Request::read(offset, 512), Request::write(8192 + offset, &[7; 512])];
+            client.send_all(&requests);
+        }
+        disk.gate.wait_for(4);
+        withdrawal.withdraw();
+        server.shut_down();
+        // Some of these may have been received before the connection learned of it.
+        for client in &mut clients {
+            for _ in 0..20 {
+                let late = Request::write(Gate::END, &[8; 5000]).encode(Mode::Simple, 99);
+                let _broken = client.wire().try_send(&late);
+            }
+        }
+        disk.gate.open();
+        for mut client in clients {
+            let replies = client.drain();
+            assert!(replies.len() >= 2, "{way:?}: {} replies", replies.len());
+            for reply in replies {
+                reply.ok();
+            }
+            client.wire().expect_eof();
+        }
+        server.wait_for_the_end();
+    }
+}
+
 /// A withdrawn export's clients have their requests in flight finished and are sent away, idle or not; the others stay.
 pub fn the_clients_of_a_withdrawn_export_are_sent_away_and_others_stay(setup: Setup) {
     for way in Way::CONCURRENT {

@@ -137,6 +137,7 @@ scenarios! {
         }
         drain {
             requests_in_flight_finish_and_later_ones_are_refused,
+            later_requests_are_not_answered_by_a_server_that_hangs_up,
             idle_clients_are_sent_away,
             the_clients_of_a_withdrawn_export_are_sent_away_and_others_stay,
             a_client_that_leaves_when_it_is_told_to_was_sent_away,

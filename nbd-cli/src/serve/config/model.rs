@@ -76,6 +76,12 @@ pub(crate) struct Server {
     #[cfg_attr(test, schemars(extend("cli" = "--drain-timeout")))]
     pub(crate) drain_timeout: Period,
 
+    /// Whether clients that are to go are hung up on, once their requests in flight are answered, and get no
+    /// `NBD_ESHUTDOWN` for later ones: for clients that connect again by themselves and take that for a fault of the disk,
+    /// such as qemu with `reconnect-delay`.
+    #[cfg_attr(test, schemars(extend("cli" = "--hang-up")))]
+    pub(crate) hang_up: bool,
+
     /// Path of the control socket, for `nbd status`, `nbd disconnect`, `nbd bitmap`, `nbd export`, `nbd reload` and `nbd
     /// serve --take-over`, which look at the server and change it while it runs; only the user that runs the server can
     /// use it.
@@ -89,7 +95,8 @@ pub(crate) struct Server {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) metrics: Option<MetricsAddress>,
 
-    /// What is logged on standard error: problems; how connections end badly as well; all connections; everything.
+    /// What is logged on standard error: problems; how connections end badly and which clients are refused as well; all
+    /// connections; everything.
     #[cfg_attr(test, schemars(extend("cli" = "--verbose")))]
     pub(crate) log: LogLevel,
 
@@ -236,7 +243,7 @@ pub(crate) enum LogLevel {
     /// Warnings and errors.
     #[default]
     Warn,
-    /// How connections end badly as well.
+    /// How connections end badly, and which clients are refused, as well.
     Info,
     /// All connections.
     Debug,
@@ -279,6 +286,7 @@ impl Default for Server {
             idle_timeout: None,
             stall_timeout: Timeout::After(Duration::from_secs(60)),
             drain_timeout: Period(Duration::from_secs(10)),
+            hang_up: false,
             control: None,
             metrics: None,
             log: LogLevel::default(),

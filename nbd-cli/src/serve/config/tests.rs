@@ -25,6 +25,7 @@ max-connections = 16
 idle-timeout = "never"
 stall-timeout = "5m"
 drain-timeout = 3
+hang-up = false
 control = "control.sock"
 metrics = "unix:metrics.sock"
 log = "info"
@@ -374,6 +375,7 @@ fn server() -> impl Strategy<Value = Server> {
         log,
         select(vec![sandbox::Mode::Off, sandbox::Mode::Try, sandbox::Mode::Require]),
         any::<bool>(),
+        any::<bool>(),
     )
         .prop_map(|values| {
             let (
@@ -387,6 +389,7 @@ fn server() -> impl Strategy<Value = Server> {
                 log,
                 sandbox,
                 oldstyle,
+                hang_up,
             ) = values;
             Server {
                 runtime,
@@ -394,6 +397,7 @@ fn server() -> impl Strategy<Value = Server> {
                 idle_timeout,
                 stall_timeout,
                 drain_timeout: Period(Duration::from_millis(drain * 50)),
+                hang_up,
                 control,
                 metrics,
                 log,

@@ -146,7 +146,11 @@ fn disconnects_end_whoever_gives_up_meanwhile() {
         let lines = || 0..net.lines();
         lines().for_each(|line| net.line(line, |line| line.holds_back = random.one_in(2)));
         // All ask, then some wait, some answers come and some give up, in any order.
-        let answer = || lines().for_each(|line| drop(net.line(line, |line| line.answer_all())));
+        let answer = || {
+            lines().for_each(|line| {
+                let _answered = net.line(line, |line| line.answer_all());
+            })
+        };
         let steps: Vec<u64> = (0..8).map(|_| random.below(5)).collect();
         for step in core::iter::once(0).chain(steps) {
             match step {
