@@ -57,7 +57,7 @@ pub(super) fn alert(alert: AlertDescription) -> String {
         AlertDescription::UnknownCA => (
             "unknown_ca",
             "the peer does not trust the authority that issued this side's certificate; both sides need the same \
-             authority",
+             authority, or both a pre-shared key",
         ),
         AlertDescription::AccessDenied => (
             "access_denied",

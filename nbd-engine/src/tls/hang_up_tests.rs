@@ -209,22 +209,24 @@ fn an_alert_that_came_before_a_reset_is_reported_in_place_of_the_reset() {
 /// Behind the handshake, and before any data: both when it shows in a write and when it shows in a read.
 #[test]
 fn a_reset_right_after_the_handshake_names_its_likely_reason() {
-    for kind in HANG_UPS {
-        for writes in [false, true] {
-            let (_server, mut client) = established(pair(1 << 20, 1 << 20));
-            client.transport().gone = Some(kind);
-            let error = if writes {
-                write(&mut client, b"an option").unwrap_err()
-            } else {
-                match read(&mut client, &mut [0; 16]) {
-                    Poll::Ready(Err(error)) => error,
-                    other => panic!("{other:?}"),
-                }
-            };
-            assert_eq!(error.kind(), kind);
-            let text = error.to_string();
-            assert!(text.contains("client-cert.pem") && text.contains("log may say why"), "{text}");
-        }
+    for (kind, at) in HANG_UPS.into_iter().flat_map(|kind| (0..4).map(move |at| (kind, at))) {
+        let (mut server, mut client) = established(pair(1 << 20, 1 << 20));
+        let (writes, is_client) = (at % 2 == 0, at < 2);
+        let side = if is_client { &mut client } else { &mut server };
+        side.transport().gone = Some(kind);
+        let error = if writes {
+            write(side, b"an option").unwrap_err()
+        } else {
+            match read(side, &mut [0; 16]) {
+                Poll::Ready(Err(error)) => error,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(error.kind(), kind);
+        let text = error.to_string();
+        assert_eq!(text.contains("client-cert.pem"), is_client, "{text}");
+        assert_eq!(text.contains("this server's certificate"), !is_client, "{text}");
+        assert!(text.contains("may say why"), "{text}");
     }
 }
 

@@ -358,6 +358,10 @@ impl Records for PskRecords {
         self.collect(output)
     }
 
+    fn is_client(&self) -> bool {
+        !self.stream.ssl().is_server()
+    }
+
     fn is_handshaking(&self) -> bool {
         self.handshaking
     }

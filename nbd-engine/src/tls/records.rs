@@ -33,6 +33,9 @@ pub(crate) trait Records: Send {
     /// As [`encrypt`](Self::encrypt).
     fn close_notify(&mut self, seen: &mut [u8], output: &mut Ciphertext) -> io::Result<()>;
 
+    /// Whether this side is a client.
+    fn is_client(&self) -> bool;
+
     /// Whether the handshake has not finished yet.
     fn is_handshaking(&self) -> bool;
 

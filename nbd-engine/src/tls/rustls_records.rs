@@ -114,7 +114,7 @@ fn encode(
 }
 
 macro_rules! records {
-    ($connection:ty, $data:ty) => {
+    ($connection:ty, $data:ty, $is_client:literal) => {
         impl RustlsRecords<$connection> {
             /// Writes by `write`, which may need `length` bytes of room.
             fn write(
@@ -199,6 +199,10 @@ macro_rules! records {
                 })
             }
 
+            fn is_client(&self) -> bool {
+                $is_client
+            }
+
             fn is_handshaking(&self) -> bool {
                 self.connection.is_handshaking()
             }
@@ -226,5 +230,5 @@ macro_rules! records {
     };
 }
 
-records!(UnbufferedServerConnection, ServerConnectionData);
-records!(UnbufferedClientConnection, ClientConnectionData);
+records!(UnbufferedServerConnection, ServerConnectionData, false);
+records!(UnbufferedClientConnection, ClientConnectionData, true);

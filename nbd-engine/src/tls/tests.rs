@@ -358,6 +358,10 @@ impl Records for Clear {
         Ok(())
     }
 
+    fn is_client(&self) -> bool {
+        false
+    }
+
     fn is_handshaking(&self) -> bool {
         false
     }
