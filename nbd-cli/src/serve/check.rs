@@ -9,8 +9,9 @@ use nbd_engine::net;
 use nbd_engine::proto::wire::DEFAULT_PORT;
 
 use super::backend;
+use super::claims;
 use super::config::{self, Address, Config, Listen, Source};
-use super::metrics::{MetricsAddress, check as check_metrics};
+use super::metrics::check as check_metrics;
 use super::places::{
     addresses, cannot_listen_on_tcp, cannot_listen_on_unix, cannot_listen_on_vsock,
 };
@@ -96,6 +97,8 @@ pub(super) fn check(
     file: Option<&Path>,
 ) -> Result<(), Failure> {
     let mut findings = Findings::default();
+    let run = claims::Run::of(process, given, file);
+    claims::faults(config, &run).into_iter().for_each(|fault| findings.add(fault));
     backend::inspect(config, &mut findings);
     findings.take(server_config(config).map(drop));
     check_listeners(config, process, given, &mut findings);
@@ -104,7 +107,11 @@ pub(super) fn check(
         check(&mut found);
         findings.blame(found, &config.source, key);
     };
-    of_key("server.metrics", &|found| check_metrics_address(config, found));
+    of_key("server.metrics", &|found| {
+        if let Some(address) = &config.server.metrics {
+            found.take_of(address.path(), check_metrics(address));
+        }
+    });
     of_key("server.control", &|found| {
         if let Some(path) = &config.server.control {
             found.take_of(Some(path), check_unix(path));
@@ -149,8 +156,7 @@ fn check_listeners(
         found.take_of(path, check_listener(listen));
         findings.blame(found, &config.source, &format!("listen.{index}"));
     }
-    let elsewhere = given || process.take_over.is_some() || process.run.is_some() || process.stdio;
-    if config.listeners.is_empty() && !elsewhere {
+    if config.listeners.is_empty() && process.listens_by_default(given) {
         findings.take_of(None, check_tcp("127.0.0.1", DEFAULT_PORT));
     }
 }
@@ -178,31 +184,6 @@ fn check_tcp(host: &str, port: u16) -> Result<(), Wrong> {
 
 fn check_unix(path: &Path) -> Result<(), Wrong> {
     net::check_unix(path).map_err(|error| (error.kind(), cannot_listen_on_unix(&error, path)))
-}
-
-fn check_metrics_address(config: &Config, found: &mut Findings) {
-    let Some(address) = &config.server.metrics else { return };
-    found.take_of(address.path(), check_metrics(address));
-    // Both are free, but not for both.
-    let twice = config.listeners.iter().any(|listen| match (listen.address(), address) {
-        (Ok(Address::Tcp(tcp)), MetricsAddress::Tcp(host, port)) => {
-            *port != 0 && tcp.port == *port && tcp.host == *host
-        }
-        (Ok(Address::Unix(path)), MetricsAddress::Unix(metrics)) => path == metrics,
-        _ => false,
-    });
-    if twice {
-        found.add(Failure::usage(format!(
-            "metrics are to be served at {address}, where NBD clients connect: choose another address"
-        )));
-    }
-    if let (Some(control), Some(path)) = (&config.server.control, address.path())
-        && control == path
-    {
-        found.add(Failure::usage(format!(
-            "metrics are to be served at {address}, the path of the control socket: choose another"
-        )));
-    }
 }
 
 /// The server that has what this one is to have: that which is replaced, or one with the same configuration file.

@@ -9,6 +9,7 @@ use nbd_engine::net::{self, LocalAddr};
 
 use super::activation::Socket;
 use super::config::{Address, Config, Listen};
+use super::identity::is_same_place;
 use super::places::{addresses, bind_unix, cannot_listen_on_tcp};
 use super::sockets::{Accepting, Bound, Role, Sockets};
 use crate::exit::Failure;
@@ -55,6 +56,14 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     };
     one.port() == other.port()
         && (one.ip() == other.ip() || reaches(one, other) || reaches(other, one))
+}
+
+/// Whether that is one address, however a path is spelled.
+fn is_same(one: &LocalAddr, other: &LocalAddr) -> bool {
+    match (one.unix(), other.unix()) {
+        (Some(one), Some(other)) => is_same_place(one, other),
+        _ => one == other,
+    }
 }
 
 /// Those that only one of both has.
@@ -143,7 +152,7 @@ impl Listeners {
         let wanted = addresses_of(new.iter())?.concat();
         let gone = addresses_of(old.iter().filter(|one| !new.contains(one)))?.concat();
         let added = addresses_of(new.iter().filter(|one| !old.contains(one)))?;
-        let is_new = |address: &LocalAddr| !open.contains(address);
+        let is_new = |address: &LocalAddr| !open.iter().any(|open| is_same(open, address));
         let (mut tcp, mut unix) = (Vec::<Vec<SocketAddr>>::new(), Vec::new());
         for host in added {
             let mut of_host = Vec::new();
@@ -163,7 +172,7 @@ impl Listeners {
             }
         }
         for path in unix {
-            if self.own(|own| own.unix() == Some(&path)).is_some() {
+            if self.own(|own| own.unix().is_some_and(|own| is_same_place(own, &path))).is_some() {
                 return Err(Failure::failed(format!(
                     "cannot listen on {}: this server itself has its control socket, or its metrics, at that path; choose \
                      another path",
@@ -172,7 +181,8 @@ impl Listeners {
             }
             prepared.keep(bind_unix(&path)?)?;
         }
-        prepared.closed = gone.into_iter().filter(|one| !wanted.contains(one)).collect();
+        let is_wanted = |gone: &LocalAddr| wanted.iter().any(|wanted| is_same(wanted, gone));
+        prepared.closed = gone.into_iter().filter(|gone| !is_wanted(gone)).collect();
         Ok(prepared)
     }
 }
@@ -205,7 +215,7 @@ impl Prepared<'_> {
         for address in &self.closed {
             tracing::info!(%address, "listens no longer");
         }
-        self.listeners.sockets.close(|one| self.closed.contains(one));
+        self.listeners.sockets.close(|one| self.closed.iter().any(|closed| is_same(closed, one)));
     }
 }
 
@@ -315,13 +325,22 @@ mod tests {
         // One that is there for something else is not another server's.
         let control = folder.path().join("control");
         drop(sockets.keep(Role::Control, bind_unix(&control).unwrap()).unwrap());
-        let refused = listeners.prepare(&[], &[Listen::unix(control)]).err().unwrap();
-        assert!(refused.text().contains("this server itself"), "{}", refused.text());
+        std::fs::create_dir(folder.path().join("a")).unwrap();
+        for control in [control, folder.path().join("a/../control")] {
+            let refused = listeners.prepare(&[], &[Listen::unix(control)]).err().unwrap();
+            assert!(refused.text().contains("this server itself"), "{}", refused.text());
+        }
         // One that is open already, by whichever entry, is neither opened again nor closed.
         let twice = [new.clone(), new.clone()];
         listeners.prepare(&[tcp("127.0.0.1", 1)], &twice).unwrap().commit();
         assert!(path.exists());
-        listeners.prepare(&twice, &[]).unwrap().commit();
+        // So is one that is spelled in another way, which is closed as it was opened.
+        let respelled = [Listen::unix(
+            folder.path().join("../").join(folder.path().file_name().unwrap()).join("socket"),
+        )];
+        listeners.prepare(&twice, &respelled).unwrap().commit();
+        assert!(path.exists() && sockets.addresses(Role::Clients).len() == 1);
+        listeners.prepare(&respelled, &[]).unwrap().commit();
         assert!(!path.exists() && sockets.addresses(Role::Clients).is_empty());
     }
 }

@@ -58,6 +58,12 @@ pub(crate) struct ProcessArguments {
 }
 
 impl ProcessArguments {
+    /// Whether a server whose configuration names no listener has the default one. `given` says whether sockets were handed
+    /// over.
+    pub(super) const fn listens_by_default(&self, given: bool) -> bool {
+        !given && self.take_over.is_none() && self.run.is_none() && !self.stdio
+    }
+
     /// A server that replaces another one gets the control socket of the other one, unless it is to have one of its own.
     ///
     /// # Errors

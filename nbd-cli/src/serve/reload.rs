@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nbd_engine::server::ServerConfig;
 
+use super::claims;
 use super::config::{self, Config, Export, LogLevel, Server};
 use super::listeners::{Listeners, can_follow};
 use super::live::{Changes, HandedOver, Live};
@@ -22,6 +23,8 @@ pub(super) struct Reload {
     log: LogLevel,
     /// What is in force.
     config: Mutex<Config>,
+    /// What has places of its own besides.
+    run: claims::Run,
     live: Live,
     security: Mutex<Security>,
     /// Gives the server another configuration, once it serves.
@@ -46,12 +49,13 @@ impl Reload {
         file: Option<PathBuf>,
         log: LogLevel,
         config: Config,
+        run: claims::Run,
         live: Live,
         security: Security,
     ) -> Self {
         let (config, security) = (Mutex::new(config), Mutex::new(security));
         let (reconfigure, listeners) = (OnceLock::new(), OnceLock::new());
-        Self { file, log, config, live, security, reconfigure, listeners }
+        Self { file, log, config, run, live, security, reconfigure, listeners }
     }
 
     /// What gives the server that serves from now on another configuration. The first one counts.
@@ -117,6 +121,7 @@ impl Reload {
         let settings = differing_settings(&config, &next);
         // It may not fit what stays.
         config::check(&next)?;
+        claims::refuse(&next, &self.run)?;
         let (server, security) = server_config(&next)?;
         let prepared = self.live.prepare(&next)?;
         prepared.warn();
@@ -273,6 +278,7 @@ impl Reload {
         let mut next = Config { source: config::Source::default(), ..config.clone() };
         change(&mut next.exports);
         config::check(&next)?;
+        claims::refuse(&next, &self.run)?;
         // All that is new is open before anything changes.
         let prepared = self.live.prepare(&next)?;
         self.security().read_again()?;

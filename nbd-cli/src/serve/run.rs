@@ -16,6 +16,7 @@ use super::announce::Announcement;
 use super::backend;
 use super::captive::{self, Captive};
 use super::check;
+use super::claims;
 #[cfg(target_os = "linux")]
 use super::config::VsockAddress;
 use super::config::{self, Config, LogLevel, RuntimeName};
@@ -65,6 +66,8 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
     log::collect(config.server.log.verbosity());
     fault::end_on_panic();
     raise_descriptor_limit(&config);
+    let claims = claims::Run::of(process, given.is_some(), arguments.config.as_deref());
+    claims::refuse(&config, &claims)?;
     let places = Places::of(&config, process, given)?;
     if process.take_over.is_some() {
         backend::refuse_overlays_in_use(&config)?;
@@ -92,7 +95,8 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
     }
     let log = LogLevel::of_verbosity(arguments.verbose);
     let file = arguments.config.clone();
-    let reload = Reload::new(file, log, config.clone(), exports.clone(), security);
+    let claims = claims.serving();
+    let reload = Reload::new(file, log, config.clone(), claims, exports.clone(), security);
     let reload = Arc::new(reload);
     if let Some(stdio) = stdio {
         let oldstyle = config.server.oldstyle;
@@ -379,6 +383,7 @@ macro_rules! serve {
         let addresses: Vec<LocalAddr> =
             listening.iter().map(|one| one.local_addr().clone()).collect();
         let _sealed = setup.sandbox.take().map(Sandbox::seal).transpose()?;
+        setup.readiness.check()?;
         setup.announcement.make(&addresses)?;
         let _private = setup.places.private.take();
         let begun = match server.is_shutting_down() {

@@ -1,16 +1,14 @@
 //! Exports that share their bytes, or a file beside them, so that one would miss what clients write to the other.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
-use std::fs::{self, Metadata};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs;
 use std::path::Path;
 
 use nbd_engine::export::FileId;
-use nbd_engine::net::folder_of;
 
 use super::backend::is_only_read;
 use super::config::{Backend, Config, Export};
+use super::identity::Identity;
 use super::layers::{Layer, has_overlay};
 use super::volumes::Place;
 use crate::exit::Failure;
@@ -91,32 +89,6 @@ fn judge_shared(
     ))))
 }
 
-/// A file, directory or block device.
-#[derive(PartialEq, Eq, Hash)]
-enum Identity {
-    File(FileId),
-    BlockDevice(u64),
-    /// A file by its folder and its name: it may not be there yet.
-    Named(FileId, OsString),
-}
-
-impl Identity {
-    fn of(metadata: &Metadata) -> Self {
-        match metadata.file_type().is_block_device() {
-            true => Self::BlockDevice(metadata.rdev()),
-            false => Self::File(FileId::of(metadata)),
-        }
-    }
-
-    /// Those of a path: by its name, unless not even its folder is there, and of the file if there is one.
-    fn of_path(path: &Path) -> impl Iterator<Item = Self> {
-        let folder = fs::metadata(folder_of(path)).ok();
-        let named = folder.zip(path.file_name());
-        let named = named.map(|(folder, name)| Self::Named(FileId::of(&folder), name.to_owned()));
-        named.into_iter().chain(fs::metadata(path).ok().map(|metadata| Self::of(&metadata)))
-    }
-}
-
 impl<'a> Files<'a> {
     /// One more export. Gives a warning if there is something to consider.
     pub(super) fn add(
@@ -131,11 +103,7 @@ impl<'a> Files<'a> {
     /// An overlay is for one disk, and what is a disk is no file of a layer. Several exports may share a request log.
     fn add_layers(&mut self, export: &'a Export, config: &Config) -> Result<(), Failure> {
         for layer in &export.layers {
-            let (what, path) = match layer {
-                Layer::Overlay(Some(path)) => (OVERLAY, path),
-                Layer::Log(Some(path)) => (LOG, path),
-                _ => continue,
-            };
+            let Some((what, path)) = written_by(layer) else { continue };
             let shown = quoted(path.as_os_str());
             let mut earlier = None;
             for identity in Identity::of_path(path) {
@@ -274,6 +242,15 @@ fn overlays(layers: &[Layer]) -> impl Iterator<Item = &Path> {
 /// What a file of a layer is.
 const OVERLAY: &str = "the overlay";
 const LOG: &str = "the request log";
+
+/// The file of a layer, and what messages call it.
+pub(super) fn written_by(layer: &Layer) -> Option<(&'static str, &Path)> {
+    match layer {
+        Layer::Overlay(Some(path)) => Some((OVERLAY, path)),
+        Layer::Log(Some(path)) => Some((LOG, path)),
+        _ => None,
+    }
+}
 
 /// A file that clients would write, and a layer, too.
 fn disk_and_layer(disk: &Export, what: &str, layer: &Export, shown: &str) -> Failure {

@@ -105,6 +105,9 @@ fn address(name: &[u8]) -> io::Result<SocketAddr> {
 /// Bytes of a file with a process id, and then some.
 const MAX_PID_FILE: u64 = 64;
 
+/// Times that files may come and go where that of the process id is to be.
+const ATTEMPTS: usize = 8;
+
 /// The process id in a file.
 #[derive(Debug)]
 pub(in crate::serve) struct PidFile {
@@ -140,10 +143,10 @@ impl PidFile {
     }
 
     /// Refuses to put the file in the place of what is no file of a process id: it would be lost, and the path be removed at
-    /// the end.
-    fn check_replaced(path: &Path) -> io::Result<()> {
+    /// the end. Gives whether there is anything.
+    fn check_replaced(path: &Path) -> io::Result<bool> {
         let metadata = match std::fs::symlink_metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             metadata => metadata?,
         };
         if metadata.is_dir() {
@@ -157,13 +160,18 @@ impl PidFile {
             return in_the_way("it is no regular file");
         }
         let mut content = Vec::new();
-        File::open(path)?.take(MAX_PID_FILE + 1).read_to_end(&mut content)?;
+        let file = match File::open(path) {
+            // That of a server that ends.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            file => file?,
+        };
+        file.take(MAX_PID_FILE + 1).read_to_end(&mut content)?;
         let is_number =
             content.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_whitespace());
         if !is_number || content.len() as u64 > MAX_PID_FILE {
             return in_the_way("it is a file with something else than a process id");
         }
-        Ok(())
+        Ok(true)
     }
 
     fn cannot_write(path: &Path, error: &io::Error) -> Failure {
@@ -185,21 +193,44 @@ impl PidFile {
         Ok(Self { path: path.to_owned(), state: PidState::Prepared(file) })
     }
 
-    /// Moves it to its path, in the place of what is there.
+    /// Finds out whether [`publish`](Self::publish) would replace only what it may.
+    fn check_again(&self) -> Result<(), Failure> {
+        let checked = Self::check_replaced(&self.path).map(drop);
+        checked.map_err(|error| Self::cannot_write(&self.path, &error))
+    }
+
+    /// Moves it to its path, in the place of the file of another process id. What else is there stays.
     fn publish(&mut self) {
         let PidState::Prepared(file) = core::mem::replace(&mut self.state, PidState::Lost) else {
             return;
         };
         // Its predecessor may be about to remove its own file. Without the lock there is none to wait for.
         let _lock = lock_folder(folder_of(&self.path), FOLDER_LOCK_TIMEOUT);
-        let published = file.persist(&self.path).map_err(|error| error.error);
-        match published.and_then(|file: File| file.metadata()) {
+        match Self::put(file, &self.path).and_then(|file| file.metadata()) {
             Ok(metadata) => self.state = PidState::Published(metadata.dev(), metadata.ino()),
             Err(error) => {
-                let path = self.path.display();
+                let (path, error) = (self.path.display(), path_error::cause(&error));
                 stderr::say(&format!("warning: cannot write the process id to {path}: {error}"));
             }
         }
+    }
+
+    /// Something may have come there since it was prepared, whose maker knows nothing of the folder's lock: where nothing was,
+    /// the system replaces nothing, as far as the file system can do that.
+    fn put(mut file: NamedTempFile, path: &Path) -> io::Result<File> {
+        for _ in 0..ATTEMPTS {
+            if Self::check_replaced(path)? {
+                return file.persist(path).map_err(|error| error.error);
+            }
+            match file.persist_noclobber(path) {
+                Ok(file) => return Ok(file),
+                Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+                    file = error.file;
+                }
+                Err(error) => return error.file.persist(path).map_err(|error| error.error),
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::AlreadyExists, "other programs keep making files there"))
     }
 }
 
@@ -227,6 +258,14 @@ impl Readiness {
     ) -> Result<Self, Failure> {
         let pid_file = arguments.pid_file.as_deref().map(PidFile::prepare).transpose()?;
         Ok(Self { supervisor: Supervisor::of_environment(), pid_file, ready_fd })
+    }
+
+    /// The server listens, and nobody knows yet: what has come to the path of the process id since then is not replaced.
+    ///
+    /// # Errors
+    /// When something has.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        self.pid_file.as_ref().map_or(Ok(()), PidFile::check_again)
     }
 
     /// The server listens, and all exports are open.
@@ -301,6 +340,38 @@ mod tests {
         assert!(path.exists(), "it is the second one's");
         drop(second);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    /// Also where it comes only when the file is about to be written.
+    #[test]
+    fn what_is_no_file_of_a_process_id_stays_whenever_it_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pid");
+        let make: [&dyn Fn(); 4] = [
+            &|| drop(std::os::unix::net::UnixListener::bind(&path).unwrap()),
+            &|| fs::write(&path, "precious").unwrap(),
+            &|| std::os::unix::fs::symlink("nowhere", &path).unwrap(),
+            &|| fs::create_dir(&path).unwrap(),
+        ];
+        for make in make {
+            let mut file = PidFile::prepare(&path).unwrap();
+            file.check_again().unwrap();
+            make();
+            let before = fs::symlink_metadata(&path).unwrap();
+            let Err(Failure::Failed(text)) = file.check_again() else { panic!("{before:?}") };
+            assert!(text.contains("cannot write the process id to"), "{text}");
+            file.publish();
+            drop(file);
+            let after = fs::symlink_metadata(&path).unwrap();
+            assert_eq!((before.ino(), before.len()), (after.ino(), after.len()));
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nor is anything left");
+            if before.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) }.unwrap();
+        }
+        // One of a server that crashed meanwhile is.
+        let mut file = PidFile::prepare(&path).unwrap();
+        fs::write(&path, "99999999\n").unwrap();
+        file.publish();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
-use nbd_testkit::process::{Finished, run};
+use nbd_testkit::process::{Finished, run, wait_until};
 
 use super::{LIMIT, Serving, refuses, serve};
 
@@ -97,18 +97,131 @@ fn a_check_says_of_a_command_line_what_the_server_would() {
     refuses(nbd(path, &["serve", "--check"]).args(overlay), 1, &["does not fit this disk"]);
 }
 
+/// It is refused before anything is made, by a check and by the server, in the same words and with the same status: that of
+/// the file, with its line, unless the command line is at fault.
+#[test]
+fn no_two_places_of_a_server_are_one_however_they_are_spelled() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("disk.img"), [5; 8192]).unwrap();
+    fs::create_dir(path.join("a")).unwrap();
+    std::os::unix::fs::symlink(path, path.join("link")).unwrap();
+    let own = path.join("s").display().to_string();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port().to_string();
+    drop(free);
+    let at = format!("127.0.0.1:{port}");
+    let refused = |words: &[&str], code: i32, begins: &str, says: &str| {
+        let before = content(path);
+        let said = [&["--check"][..], &[]].map(|more| {
+            let finished = run(nbd(path, &["serve"]).args(words).args(more), LIMIT);
+            assert_eq!(finished.status.code(), Some(code), "{words:?}: {}", finished.stderr);
+            assert_eq!(finished.stdout, "", "{words:?}");
+            assert!(content(path) == before, "{words:?}");
+            finished.stderr.lines().next().unwrap().to_owned()
+        });
+        assert_eq!(said[0], said[1], "{words:?}");
+        assert!(said[0].starts_with(begins) && said[0].contains(says), "{words:?}: {}", said[0]);
+    };
+    let (both, one) = ("are both to be", "are at one place");
+    let metrics = "where NBD clients connect: choose another address";
+    for (words, says) in [
+        (&["--control", "s", "-U", "./s"][..], one),
+        (&["--control", &own, "-U", "s"], one),
+        (&["--control", "link/s", "-U", "a/../s"], one),
+        (&["--metrics", "unix:s", "-U", "./s"], one),
+        (&["--metrics", "unix:link/s", "--control", "s", "-U", "n"], one),
+        (&["--metrics", &port, "-p", &port], metrics),
+        (&["--metrics", &at, "-p", &port, "-i", "localhost"], metrics),
+        (&["--metrics", &at, "-p", &port, "-i", "0.0.0.0"], metrics),
+        (&["--metrics", "10809"], metrics),
+        (&["-U", "s", "--pid-file", "s"], both),
+        (&["-U", "s", "--pid-file", "link/s"], one),
+        (&["-U", "n", "--control", "s", "--pid-file", "s"], both),
+        (&["-U", "n", "--metrics", "unix:s", "--pid-file", "./s"], one),
+        (&["-U", "n", "--layer", "log:s", "--pid-file", "s"], both),
+        (&["-U", "n", "--layer", "overlay:s", "--pid-file", "./s"], one),
+        (&["-U", "n", "--pid-file", "link/disk.img"], one),
+        (&["-U", "s", "--layer", "log:./s"], one),
+        (&["-U", "n", "--take-over", "s", "--pid-file", "s"], both),
+    ] {
+        refused(&[words, &["disk.img"]].concat(), 64, "nbd: ", says);
+    }
+    let file = path.join("nbd.toml");
+    let export = "[[export]]\nfile = 'disk.img'\n";
+    for (line, text, says) in [
+        (
+            3,
+            "[[listen]]\nunix = 's'\n[[listen]]\nunix = './s'\n".to_owned(),
+            "two listeners are at one place",
+        ),
+        (
+            3,
+            format!("[[listen]]\nunix = 's'\n[[listen]]\nunix = '{own}'\n"),
+            "two listeners are at one place",
+        ),
+        (3, "[server]\ncontrol = 'link/s'\n[[listen]]\nunix = 's'\n".into(), one),
+        (2, "[server]\nmetrics = 'unix:s'\n[[listen]]\nunix = './s'\n".into(), one),
+        (2, format!("[server]\nmetrics = '{at}'\n[[listen]]\ntcp = '{at}'\n"), metrics),
+        (2, format!("[server]\nmetrics = '{at}'\n[[listen]]\ntcp = 'localhost:{port}'\n"), metrics),
+        (1, "[[export]]\nname = 'a'\nmemory = '1M'\nlayers = ['log:a/../nbd.toml']\n".into(), one),
+    ] {
+        fs::write(&file, [&text, export].concat()).unwrap();
+        refused(&["--config", "nbd.toml"], 78, &format!("nbd: nbd.toml:{line}:"), says);
+    }
+    // Of a file that is fine by itself, it is the command line.
+    fs::write(&file, ["[server]\ncontrol = 's'\n[[listen]]\nunix = 'n'\n", export].concat())
+        .unwrap();
+    refused(&["--config", "nbd.toml", "--pid-file", "./s"], 64, "nbd: ", one);
+    refused(&["--config", "nbd.toml", "--pid-file", "link/nbd.toml"], 64, "nbd: ", one);
+    run(&mut nbd(path, &["serve", "--check", "--config", "nbd.toml", "--pid-file", "p"]), LIMIT)
+        .success();
+}
+
+/// Neither by a new export nor by another configuration file.
+#[test]
+fn what_a_running_server_has_for_itself_nothing_new_gets() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let text = "[server]\ncontrol = 'c'\n[[listen]]\nunix = 's'\n[[export]]\nmemory = '1M'\n";
+    fs::write(path.join("nbd.toml"), text).unwrap();
+    let words = ["serve", "--config", "nbd.toml", "--pid-file", "p"];
+    let server = Serving::spawn(&mut nbd(path, &words));
+    let pid = || fs::read_to_string(path.join("p")).unwrap_or_default();
+    wait_until("it is ready", LIMIT, || pid() == format!("{}\n", server.process.id()));
+    let before = pid();
+    for (name, what) in [("p", "the file of --pid-file"), ("nbd.toml", "the configuration file")] {
+        let layer = format!("log:./{name}");
+        let add = ["export", "c", "add", "--layer", &layer, "x=memory:1M"];
+        let says = run(&mut nbd(path, &add), LIMIT).failure();
+        assert!(says.contains(what) && says.contains("the request log of export 'x'"), "{says}");
+    }
+    fs::write(path.join("nbd.toml"), text.replace("unix = 's'", "unix = './c'")).unwrap();
+    let says = run(&mut nbd(path, &["reload", "c"]), LIMIT).failure();
+    assert!(says.contains("nbd.toml:3:1: the control socket, 'c', and"), "{says}");
+    // Another spelling is no other socket: what is there stays, and is removed at the end.
+    fs::write(path.join("nbd.toml"), text.replace("unix = 's'", "unix = './s'")).unwrap();
+    run(&mut nbd(path, &["reload", "c"]), LIMIT).success();
+    run(&mut nbd(path, &["info", "--size", "nbd+unix:///?socket=s"]), LIMIT).success();
+    assert_eq!(pid(), before);
+    let log = server.stopped();
+    assert!(log.contains("stay in force"), "{log}");
+    assert_eq!(content(path).len(), 1, "the file alone");
+}
+
 #[test]
 fn a_check_of_a_file_reports_all_at_once_and_where() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     fs::write(path.join("disk.img"), [5; 4096]).unwrap();
     fs::write(path.join("file"), "precious").unwrap();
+    fs::write(path.join("other"), "precious").unwrap();
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = held.local_addr().unwrap().port();
     let text = format!(
         "[server]\ncontrol = 'none/c'\nmetrics = 'unix:none/m'\n\
          [[listen]]\ntcp = '127.0.0.1:{port}'\n[[listen]]\nunix = 'file'\n\
-         [[export]]\nname = 'a'\nfile = 'disk.img'\nlayers = ['overlay:file', 'log:none/log']\n\
+         [[export]]\nname = 'a'\nfile = 'disk.img'\nlayers = ['overlay:other', 'log:none/log']\n\
          [[export]]\nname = 'b'\nfile = 'missing.img'\n"
     );
     fs::write(path.join("nbd.toml"), text).unwrap();

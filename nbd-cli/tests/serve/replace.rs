@@ -334,6 +334,30 @@ fn one_successor_at_a_time_and_only_one() {
     stop(site.replaced(first, &[]));
 }
 
+/// The first server goes on, and the file stays.
+#[test]
+fn what_comes_to_the_path_of_the_process_id_during_a_take_over_is_not_replaced() {
+    let site = Site::new();
+    let first = site.first("tokio", &[]);
+    let pid = site.text("pid");
+    let mut waits = ByHand::new(&site.path("control"));
+    assert!(waits.ask("take-over", ALL).contains("clients"));
+    let successor = Background::spawn(&mut site.successor(&["--pid-file", &pid])).unwrap();
+    let names = || std::fs::read_dir(site.folder.path()).unwrap().count();
+    // Its own is written beside its path.
+    let before = ["disk", "control", "nbd.sock"].len();
+    wait_until("its file is prepared", LIMIT, || names() > before);
+    let _other = std::os::unix::net::UnixListener::bind(&pid).unwrap();
+    drop(waits);
+    let (code, said) = Serving { process: successor, uri: String::new() }.end();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("cannot write the process id to") && said.contains(&pid), "{said}");
+    UnixStream::connect(&pid).unwrap();
+    site.serves("nbd.sock");
+    stop(first);
+    assert_eq!(names(), ["disk", "pid"].len());
+}
+
 #[test]
 fn clients_stay_until_they_disconnect_or_have_lingered() {
     let site = Site::new();

@@ -152,7 +152,6 @@ fn what_is_no_file_of_a_process_id_is_not_replaced() {
     std::os::unix::fs::symlink("nowhere", path("link")).unwrap();
     let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
     rustix::fs::mknodat(rustix::fs::CWD, path("pipe"), kind, mode, 0).unwrap();
-    let disk = path("disk").display().to_string();
     for (name, says) in [
         ("disk", "something else than a process id"),
         ("notes", "something else than a process id"),
@@ -163,7 +162,7 @@ fn what_is_no_file_of_a_process_id_is_not_replaced() {
         let pid = path(name).display().to_string();
         let before = fs::symlink_metadata(&pid).unwrap();
         for more in [&["--run", "true"][..], &["--check"]] {
-            let mut command = serve(["--pid-file", &pid, &disk]);
+            let mut command = serve(["--pid-file", &pid, "memory:1M"]);
             refuses(command.args(more), 1, &["cannot write the process id", says]);
         }
         let after = fs::symlink_metadata(&pid).unwrap();
