@@ -17,7 +17,7 @@ use super::control::{
     receive_with,
 };
 use super::process::ProcessArguments;
-use super::sockets::{Bound, Offer, Role, Sockets};
+use super::sockets::{Bound, Offer, Role, Sockets, is_ending};
 use super::timed::Timed;
 use super::{receive, send};
 use crate::control;
@@ -66,12 +66,14 @@ impl Predecessor {
         if peer.uid != rustix::process::geteuid() {
             return Err(this.failed("it belongs to another user"));
         }
-        this.say(TAKE_OVER, &TakeOver { discard_state }).map_err(|error| this.failed(error))?;
-        let received = receive_with(&this.stream, MAX_ANSWER, Instant::now() + PATIENCE);
-        let (line, sockets) = received.map_err(|error| this.failed(error))?;
+        let asked = this.say(TAKE_OVER, &TakeOver { discard_state });
+        let end = Instant::now() + PATIENCE;
+        let received = asked.and_then(|()| receive_with(&this.stream, MAX_ANSWER, end));
+        let received = received.and_then(|(line, sockets)| Ok((some(line)?, sockets)));
+        let (line, sockets) = received.map_err(|error| this.gone("it did not answer", &error))?;
         let offers = match serde_json::from_slice(&line) {
             Ok(Answer::Ok(offers)) => serde_json::from_value::<Vec<Offer>>(offers).ok(),
-            Ok(Answer::Error(text)) => return Err(this.failed(text)),
+            Ok(Answer::Error(text)) => return Err(this.said(&text)),
             Err(_) => None,
         };
         let offers = offers.filter(|offers| offers.len() == sockets.len());
@@ -86,6 +88,29 @@ impl Predecessor {
     fn failed(&self, why: impl core::fmt::Display) -> Failure {
         let path = self.path.display();
         Failure::failed(format!("cannot replace the server of {path}, which goes on: {why}"))
+    }
+
+    /// The same of a server that does not go on.
+    fn ended(&self, why: impl core::fmt::Display) -> Failure {
+        let path = self.path.display();
+        Failure::failed(format!("cannot replace the server of {path}: {why}"))
+    }
+
+    /// What it answers in place of what it was asked for.
+    fn said(&self, why: &str) -> Failure {
+        if is_ending(why) { self.ended(why) } else { self.failed(why) }
+    }
+
+    /// It answers as long as it lives: without an answer it is late, or gone.
+    fn gone(&self, what: &str, error: &std::io::Error) -> Failure {
+        match error.kind() {
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => self
+                .ended(
+                    "it closed the connection without an answer: it has ended, as when another server takes over at the \
+                     same time, or it is not the control socket of nbd serve",
+                ),
+            _ => self.failed(format!("{what}: {error}")),
+        }
     }
 
     fn say(&self, verb: &str, arguments: &impl Serialize) -> std::io::Result<()> {
@@ -135,8 +160,8 @@ impl Predecessor {
         let patience = self.linger.saturating_add(PATIENCE * 2);
         match self.exchange(HAND_OVER, &self.lingering(), patience) {
             Ok(Answer::Ok(_)) => Ok(()),
-            Ok(Answer::Error(text)) => Err(self.failed(text)),
-            Err(error) => Err(self.failed(format!("it did not close its volumes: {error}"))),
+            Ok(Answer::Error(text)) => Err(self.said(&text)),
+            Err(error) => Err(self.gone("it did not close its volumes", &error)),
         }
     }
 
@@ -169,7 +194,7 @@ impl Predecessor {
         self.say(verb, arguments)?;
         let end = Instant::now().checked_add(patience);
         let end = end.unwrap_or_else(|| Instant::now() + PATIENCE);
-        let line = receive(Timed::new(&self.stream, end), MAX_ANSWER)?;
+        let line = some(receive(Timed::new(&self.stream, end), MAX_ANSWER)?)?;
         serde_json::from_slice(&line)
             .map_err(|error| std::io::Error::new(ErrorKind::InvalidData, error))
     }
@@ -182,7 +207,7 @@ impl Predecessor {
     pub(super) fn retire(self, sockets: &Sockets) -> Result<(), Failure> {
         match self.exchange(SERVING, &self.lingering(), PATIENCE) {
             Ok(Answer::Ok(_)) => {}
-            Ok(Answer::Error(text)) => return Err(self.failed(text)),
+            Ok(Answer::Error(text)) => return Err(self.said(&text)),
             Err(error) if error.kind() == ErrorKind::TimedOut => {
                 return Err(self.failed("it did not say that it ends"));
             }
@@ -203,6 +228,11 @@ impl Predecessor {
         }
         Ok(())
     }
+}
+
+/// A line, of which there is nothing where the other server has ended.
+fn some(line: Vec<u8>) -> std::io::Result<Vec<u8>> {
+    if line.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(line) }
 }
 
 fn offered((offer, socket): (Offer, OwnedFd)) -> Result<Offered, String> {

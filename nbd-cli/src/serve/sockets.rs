@@ -107,6 +107,16 @@ enum Phase {
     Replaced,
 }
 
+/// What a successor is told of a server that ends, since it was told to.
+const SHUTTING_DOWN: &str = "the server is shutting down";
+/// The same since another one has its sockets.
+const REPLACED: &str = "another server has taken over already";
+
+/// Whether a server that can't be replaced, for that reason, ends all the same.
+pub(super) fn is_ending(reason: &str) -> bool {
+    [SHUTTING_DOWN, REPLACED].contains(&reason)
+}
+
 /// What a successor is told of a socket that it gets.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Offer {
@@ -327,8 +337,8 @@ impl State {
     fn check(&self) -> Result<(), String> {
         match self.phase {
             Phase::Open => Ok(()),
-            Phase::Ended => Err("the server is shutting down".into()),
-            Phase::Replaced => Err("another server has taken over already".into()),
+            Phase::Ended => Err(SHUTTING_DOWN.into()),
+            Phase::Replaced => Err(REPLACED.into()),
         }
     }
 }

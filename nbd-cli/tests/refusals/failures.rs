@@ -200,6 +200,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("; serve it with ", "root may write every file: takes a file system that is read-only"),
     ("' has no address: give one in its place", "a name that is known, and has no address"),
     ("; start without --take-over", "takes a server that ends as it is replaced"),
+    ("cannot replace the server of {path}: {why}", "tests/serve/replace.rs"),
     ("; see man 7 vsock", "depends on the machine: internal/guest/scenarios/vsock.sh"),
     ("a listener failed, and the server ended", "the system closes a listener"),
     (" that did not finish within ", "tests/serve/end.rs"),

@@ -334,6 +334,53 @@ fn one_successor_at_a_time_and_only_one() {
     stop(site.replaced(first, &[]));
 }
 
+/// It waits for its turn while the first one serves already, and is told so before that server is gone.
+#[test]
+fn a_successor_that_comes_too_late_is_told_that_another_one_has_taken_over() {
+    let site = Site::new();
+    for runtime in RUNTIMES {
+        let mut first = site.first(runtime, &["-v"]);
+        let mut other = ByHand::new(&site.path("control"));
+        assert!(other.ask("take-over", ALL).contains("clients"));
+        let late = Background::spawn(&mut site.successor(&[])).unwrap();
+        let asked = || first.process.stderr().matches("verb=\"take-over\"").count() == 2;
+        wait_until("it waits for its turn", LIMIT, asked);
+        assert_eq!(other.ask("serving", r#"{"linger_ms":0}"#), "{\"ok\":null}\n");
+        drop(other);
+        let (code, said) = Serving { process: late, uri: String::new() }.end();
+        let control = site.text("control");
+        let says = format!(
+            "nbd: cannot replace the server of {control}: another server has taken over already\n"
+        );
+        assert_eq!((code, said), (Some(1), says));
+        assert_eq!(first.process.wait_exit(LIMIT).and_then(|status| status.code()), Some(0));
+        // Nobody has adopted them.
+        std::fs::remove_file(site.path("control")).unwrap();
+        std::fs::remove_file(site.path("nbd.sock")).unwrap();
+    }
+}
+
+/// As a server that ends just then, or a program that is none.
+#[test]
+fn a_control_socket_that_is_closed_without_an_answer_is_said_to_be() {
+    let site = Site::new();
+    let listener = std::os::unix::net::UnixListener::bind(site.path("control")).unwrap();
+    let says =
+        ["cannot replace the server of", "closed the connection without an answer: it has ended"];
+    for read in [true, false] {
+        let finished = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (stream, _) = listener.accept().unwrap();
+                if read {
+                    BufReader::new(stream).read_line(&mut String::new()).unwrap();
+                }
+            });
+            refuses(&mut site.successor(&[]), 1, &says)
+        });
+        assert!(!finished.stderr.contains("goes on"), "{}", finished.stderr);
+    }
+}
+
 /// The first server goes on, and the file stays.
 #[test]
 fn what_comes_to_the_path_of_the_process_id_during_a_take_over_is_not_replaced() {

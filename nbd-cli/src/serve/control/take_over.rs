@@ -12,6 +12,7 @@ use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -86,21 +87,35 @@ pub(in crate::serve) struct Replaceable {
 impl Replaceable {
     /// The verb by which it is replaced.
     pub(in crate::serve) fn verbs(self, verbs: Verbs) -> Verbs {
-        let one_at_a_time = Mutex::new(());
+        let turns = Turns::default();
         verbs.with_conversation(TAKE_OVER, move |arguments: TakeOver, conversation| {
-            match turn(&one_at_a_time, Instant::now() + TURN) {
-                Some(_turn) => self.converse(&arguments, conversation),
-                None => conversation.refuse("another server is about to take over"),
+            let asking = turns.ask();
+            let Some(turn) = turns.wait(Instant::now() + TURN) else {
+                return conversation.refuse("another server is about to take over");
+            };
+            let replaced = self.converse(&arguments, conversation)?;
+            // Those that wait for their turn learn that it does not come.
+            drop((turn, asking));
+            if let Some(linger) = replaced {
+                super::super::linger::linger(linger, &self.connections);
+                turns.leave(Instant::now() + TURN);
+                (self.shut_down)();
             }
+            Ok(())
         })
     }
 
-    fn converse(&self, arguments: &TakeOver, conversation: &Conversation<'_>) -> io::Result<()> {
+    /// Gives how long clients may stay, if the successor serves.
+    fn converse(
+        &self,
+        arguments: &TakeOver,
+        conversation: &Conversation<'_>,
+    ) -> io::Result<Option<Duration>> {
         let stream = conversation.allow(PATIENCE);
         let (peer, own) = (sockopt::socket_peercred(stream)?, rustix::process::geteuid());
         let offer = match self.offer(arguments, peer.uid == own) {
             Ok(offer) => offer,
-            Err(text) => return conversation.refuse(&text),
+            Err(text) => return conversation.refuse(&text).map(|()| None),
         };
         let (offers, sockets) = offer;
         let pid = peer.pid.as_raw_pid();
@@ -124,7 +139,7 @@ impl Replaceable {
                 let text = left.map_or_else(|| text.clone(), |left| format!("{text}; {left}"));
                 tracing::warn!("was not replaced, and goes on: {text}");
                 conversation.allow(PATIENCE);
-                return conversation.refuse(&text);
+                return conversation.refuse(&text).map(|()| None);
             }
         };
         tracing::info!(pid, ?linger, "replaced by another server");
@@ -133,8 +148,7 @@ impl Replaceable {
         }
         // Clients that waited for a volume are to connect again.
         drop(handed_over);
-        self.drain(linger);
-        Ok(())
+        Ok(Some(linger))
     }
 
     /// Does what the successor asks for until it serves; gives how long clients may stay then, or why it does not serve.
@@ -197,22 +211,46 @@ impl Replaceable {
             "{lost} would be lost with it: to replace it all the same, give --discard-state"
         ))
     }
+}
 
-    /// Gives clients so much time to end by themselves, then ends as at any other shutdown.
-    fn drain(&self, linger: Duration) {
-        super::super::linger::linger(linger, &self.connections);
-        (self.shut_down)();
+/// Successors that ask, one of which has its turn.
+#[derive(Default)]
+struct Turns {
+    turn: Mutex<()>,
+    asking: AtomicUsize,
+}
+
+/// A successor that asks, until it has its answer.
+struct Asking<'a>(&'a AtomicUsize);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// The turn of one successor, once there is no other one any more.
-fn turn(turns: &Mutex<()>, end: Instant) -> Option<MutexGuard<'_, ()>> {
-    loop {
-        match turns.try_lock() {
-            Ok(turn) => return Some(turn),
-            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) if Instant::now() >= end => return None,
-            Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+impl Turns {
+    fn ask(&self) -> Asking<'_> {
+        self.asking.fetch_add(1, Ordering::AcqRel);
+        Asking(&self.asking)
+    }
+
+    /// The turn of one, once there is no other one any more.
+    fn wait(&self, end: Instant) -> Option<MutexGuard<'_, ()>> {
+        loop {
+            match self.turn.try_lock() {
+                Ok(turn) => return Some(turn),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= end => return None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+            }
+        }
+    }
+
+    /// Returns when all have their answers, which would be lost with this process.
+    fn leave(&self, end: Instant) {
+        while self.asking.load(Ordering::Acquire) > 0 && Instant::now() < end {
+            std::thread::sleep(LOOK);
         }
     }
 }
