@@ -204,6 +204,7 @@ fn a_uri_that_could_mean_something_else_to_ssh_is_a_usage_error() {
         "nbd+ssh://host/?socket=/a:/b",
         "nbd+ssh://host/?command=-v",
         "nbd+ssh://host/?command=nbd%20%27a",
+        "nbd+ssh://host/?command=a&socket=/b",
         "nbd+ssh://host/",
     ] {
         let finished = site.nbd(&["info", uri]);

@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 
-use nbd_engine::proto::{Address, Uri};
+use nbd_engine::proto::{Address, Uri, UriError};
 use tempfile::TempDir;
 
 use self::forwarding::Forwarding;
@@ -67,32 +67,26 @@ impl Remote {
         if host.is_empty() || host.starts_with(':') {
             return Err("it has no host".into());
         }
+        let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
         // The parts are those of other NBD URIs, and so are their rules.
-        let server: Uri = format!("nbd://{authority}/").parse().map_err(|e| format!("{e}"))?;
+        let authority = Part { text, within: authority };
+        let server = authority.read(["nbd://", "/"])?;
         let Address::Tcp { host, port } = server.address() else {
             return Err("it has no host".into());
         };
-        let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
-        let (is_command, value) = match query.split_once('=') {
-            Some(("command", value)) => (true, value),
-            Some(("socket", value)) => (false, value),
-            _ => return Err("it needs ?socket=PATH or ?command=WORDS, and nothing more".into()),
+        let path = Part { text, within: path }.read(["nbd+unix://", "?socket=a"])?;
+        let how = match parameter(query)? {
+            ("command", value) => command(&Part { text, within: value }.bytes("command")?)?,
+            (_, value) => socket(&Part { text, within: value }.bytes("socket")?)?,
         };
-        let local: Uri = format!("nbd+unix://{}?socket={value}", path.trim_start_matches("//"))
-            .parse()
-            .map_err(|error| format!("{error}"))?;
-        let Address::Unix { socket: value } = local.address() else {
-            return Err("it needs ?socket=PATH or ?command=WORDS".into());
-        };
-        let how = if is_command { command(value)? } else { socket(value)? };
         let user = server.user().map(name).transpose()?;
         Ok(Self {
             user,
             host: name(host)?,
             port: has_port.then_some(*port),
             how,
-            export: local.export().to_owned(),
+            export: path.export().to_owned(),
         })
     }
 
@@ -107,6 +101,70 @@ impl Remote {
         }
         arguments
     }
+}
+
+/// A part of a URI.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    /// All of it.
+    text: &'a str,
+    within: &'a str,
+}
+
+impl Part<'_> {
+    /// Reads it as the same part of another NBD URI, between the other parts of that. The error is about this one.
+    fn read(self, around: [&str; 2]) -> Result<Uri, String> {
+        let [before, after] = around;
+        let begin = self.within.as_ptr().addr() - self.text.as_ptr().addr();
+        let moved = |position: usize| (position + begin).saturating_sub(before.len());
+        [before, self.within, after].concat().parse().map_err(|mut error| {
+            match &mut error {
+                UriError::BadCharacter { position, .. }
+                | UriError::BadPercent { position }
+                | UriError::BadHost { position }
+                | UriError::BadPort { position, .. }
+                | UriError::Fragment { position } => *position = moved(*position),
+                _ => {}
+            }
+            error.to_string()
+        })
+    }
+
+    /// The bytes of a parameter's value.
+    fn bytes(self, name: &str) -> Result<Vec<u8>, String> {
+        if self.within.is_empty() {
+            return Err(format!("its {name} is empty"));
+        }
+        // A NUL in front would stand for an abstract socket.
+        if self.within.contains("%00") {
+            return Err(format!("its {name} contains NUL"));
+        }
+        match self.read(["nbd+unix:///?socket=", ""])?.address() {
+            Address::Unix { socket } => Ok(socket.clone()),
+            _ => Err(format!("its {name} is empty")),
+        }
+    }
+}
+
+/// The one parameter, and its value.
+fn parameter(query: &str) -> Result<(&str, &str), String> {
+    let mut found = None;
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        match found {
+            _ if !["socket", "command"].contains(&name) => {
+                return Err(format!("the parameter {name:?} means nothing here: leave it out"));
+            }
+            Some((earlier, _)) if earlier == name => {
+                return Err(format!("the parameter {name:?} occurs twice: give it once"));
+            }
+            Some(_) => {
+                return Err("it has both a socket and a command: leave out one of them".into());
+            }
+            None => found = Some((name, value)),
+        }
+    }
+    found.ok_or_else(|| "it needs ?socket=PATH or ?command=WORDS, and nothing more".into())
 }
 
 /// A user or a host, which ssh and shells take for nothing else.
@@ -367,7 +425,53 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_wrong_with_a_uri_is_said_of_its_own_parameters() {
+        for (query, says) in [
+            ("command=a&socket=/b", "it has both a socket and a command: leave out one of them"),
+            ("socket=/b&command=a", "it has both a socket and a command: leave out one of them"),
+            ("socket=/a&socket=/b", "the parameter \"socket\" occurs twice: give it once"),
+            ("command=a&command=b", "the parameter \"command\" occurs twice: give it once"),
+            ("command=", "its command is empty"),
+            ("command", "its command is empty"),
+            ("socket=", "its socket is empty"),
+            ("socket=%00a", "its socket contains NUL"),
+            ("command=a%00", "its command contains NUL"),
+            (
+                "tls-certificates=/a",
+                "the parameter \"tls-certificates\" means nothing here: leave it out",
+            ),
+            ("socket=/a&x=1", "the parameter \"x\" means nothing here: leave it out"),
+            ("", "it needs ?socket=PATH or ?command=WORDS, and nothing more"),
+            ("&", "it needs ?socket=PATH or ?command=WORDS, and nothing more"),
+        ] {
+            assert_eq!(parse(&format!("nbd+ssh://host/?{query}")), Err(says.into()), "{query}");
+        }
+        assert!(parse("nbd+ssh://host/?&socket=/a&").is_ok());
+        // Nothing of it is a host here.
+        assert_eq!(parse("nbd+ssh://host//a?socket=/b").unwrap().export, "/a");
+    }
+
     proptest! {
+        /// A position is one in the URI as it was given, wherever what is wrong stands.
+        #[test]
+        fn what_is_wrong_is_where_the_message_says(
+            user in "([a-z]{1,5}@)?", host in "[a-z]{1,9}", export in "/{1,3}[a-z]{0,9}", is_command: bool, wrong in 0..5_usize,
+        ) {
+            let name = if is_command { "command" } else { "socket" };
+            let parts = [user, host, ":22".into(), export, format!("?{name}=/a")];
+            let mut parts = parts.map(|part| part.replace("://", ":/"));
+            let (mark, says) = [("^", "the character '^' at "), ("%z", "the percent sign at "), ("#", "the fragment at ")]
+                [(wrong + parts[1].len()) % 3];
+            // A port has other words, and no part ends with another one's.
+            prop_assume!(wrong != 2 && !parts[wrong].is_empty() && !(wrong < 2 && mark == "#"));
+            if wrong == 0 { parts[0].insert_str(0, mark) } else { parts[wrong].push_str(mark) }
+            let uri = format!("{SCHEME}{}", parts.concat());
+            let error = parse(&uri).unwrap_err();
+            let at = uri.find(mark).unwrap();
+            prop_assert!(error.contains(&format!("{says}{at}")), "{uri}: {error}");
+        }
+
         /// As a shell has them, which gets nothing that it would expand or take for an operator.
         #[test]
         fn words_are_those_of_a_shell(text in r#"[ab #'"\\~=.]{0,16}"#) {
