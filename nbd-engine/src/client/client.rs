@@ -254,7 +254,8 @@ impl<C> Client<C> {
     /// and to their [deadline](super::ClientConfig::with_request_timeout); a server that does not take those last bytes has
     /// the same time for them, or five seconds without a deadline.
     ///
-    /// Cancel-safe: when dropped, the client disconnects all the same, as soon as requests in flight are answered.
+    /// Cancel-safe: when dropped, the client disconnects all the same, as soon as requests in flight are answered; where the
+    /// callers drive, as soon as any of them takes these answers in, or the client is dropped.
     pub async fn disconnect(&self) {
         let shared = &self.shared;
         let mut ends = (0..shared.connections.len()).map(|index| {

@@ -270,7 +270,12 @@ impl ConnectionHandle {
 
     /// Whether there is somebody to drive the connection once all requests have their outcomes.
     pub(super) fn is_driven_to_the_end(&self) -> bool {
-        self.mode == DriveMode::Spawned || !self.queue().disconnecting.is_empty()
+        self.mode == DriveMode::Spawned || self.is_end_awaited()
+    }
+
+    /// Whether anybody waits for the end.
+    pub(super) fn is_end_awaited(&self) -> bool {
+        !self.queue().disconnecting.iter().all(|completion| completion.is_abandoned())
     }
 
     /// The transport is closed, or given up: completes disconnects.

@@ -131,17 +131,18 @@ impl LeaderFollower {
             Role::Idle => {}
         }
         // The one that is called applies again when it is polled. Should it leave instead, it comes by here.
-        let next = if waiters.led { None } else { waiters.followers.pop() };
+        let led = waiters.led;
+        let next = if led { None } else { waiters.followers.pop() };
         drop(waiters);
         match next {
             Some(next) => next.nudge(),
-            None if self.handle.is_to_end() => self.end(),
+            None if !led && self.handle.is_to_end() => self.end(),
             None => {}
         }
     }
 
-    /// Goes on with the end of the connection, for which nobody may come to wait. Where nothing else is left, the transport
-    /// is not waited for.
+    /// Goes on with the end of the connection, since nobody leads, and nobody may come to. Where nothing is left but to
+    /// close the transport, that is done at once, unless somebody waits for it.
     fn end(&self) {
         let mut session = match self.session.try_lock() {
             Ok(session) => session,
@@ -149,9 +150,13 @@ impl LeaderFollower {
             // Whoever drives it now comes by here.
             Err(TryLockError::WouldBlock) => return,
         };
+        // A leader has its wakers registered, or waits for the session, and then registers them.
+        if self.waiters().led {
+            return;
+        }
         let Some(driven) = &mut *session else { return };
         let _driven = driven.poll(&mut Context::from_waker(Waker::noop()), None);
-        if driven.is_over() && !self.waiters().led {
+        if driven.is_over() && !self.handle.is_end_awaited() {
             driven.abandon();
             *session = None;
         }

@@ -13,7 +13,8 @@ use event_listener::{Event, EventListener};
 /// server would: requests in flight get
 /// [`ServerConfig::with_drain_timeout`](crate::server::ServerConfig::with_drain_timeout) to finish, later ones are
 /// answered with `ESHUTDOWN`, unless the server [hangs up](crate::server::ServerConfig::with_hang_up), and the connection is
-/// closed. The protocol has no other word for it: clients report that the server is shutting down, and [`ExportEntry::on_close`](super::ExportEntry::on_close) and the metrics count such ends
+/// closed. The protocol has no other word for it: clients report that the server is shutting down, or
+/// that the connection is lost, and [`ExportEntry::on_close`](super::ExportEntry::on_close) and the metrics count such ends
 /// with those of a shutdown. It does not keep clients from entering: look-ups that still give the entry have their clients
 /// disconnected at once.
 ///

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use nbd_proto::server::{self, Connection, Listing, LookupOutcome, LookupRefusal, Purpose};
+use nbd_proto::wire::{OptionCode, OptionReplyType};
 use nbd_proto::{Misuse, SelectedContext};
 
 use super::dispatch::guarded;
@@ -31,11 +32,46 @@ pub(super) struct Negotiation {
     visit: Option<Arc<Visit>>,
     /// What the server was configured as when the connection began.
     config: Arc<ServerConfig>,
+    log: RefusalLog,
 }
+
+/// Notes what a client is refused, which may go without a word then.
+struct RefusalLog {
+    /// How many lines more: a client can ask thousands of times.
+    left: u8,
+}
+
+impl RefusalLog {
+    /// The last option that was refused since this was called before. `export` is what the client asked for by it, as far
+    /// as that is known.
+    fn refused(&mut self, connection: &mut Connection, export: &str) {
+        let Some((option, error)) = connection.take_refused_option() else { return };
+        let Some(left) = self.left.checked_sub(1) else { return };
+        self.left = left;
+        let export: String = export.chars().take(MAX_LOGGED).collect();
+        match (option, error) {
+            (_, OptionReplyType::ERR_TLS_REQD) => {
+                tracing::info!(%option, %error, export, "refused a client without TLS");
+            }
+            (OptionCode::GO | OptionCode::LIST, _) => {
+                tracing::info!(%option, %error, export, "refused a client");
+            }
+            // What clients try, and do without.
+            _ => tracing::debug!(%option, %error, export, "refused an option"),
+        }
+    }
+}
+
+/// Lines about refusals for each client.
+const MAX_REFUSALS: u8 = 16;
+
+/// Characters of a name in the log.
+const MAX_LOGGED: usize = 100;
 
 impl Negotiation {
     pub(super) const fn new(client: Arc<ClientInfo>, config: Arc<ServerConfig>) -> Self {
-        Self { client, question: None, export: None, visit: None, config }
+        let log = RefusalLog { left: MAX_REFUSALS };
+        Self { client, question: None, export: None, visit: None, config, log }
     }
 
     /// What the server was configured as when the connection began.
@@ -81,6 +117,11 @@ impl Negotiation {
         self.client = Arc::new(client);
     }
 
+    /// Logs what was refused since this was called before.
+    pub(super) fn log_refused(&mut self, connection: &mut Connection) {
+        self.log.refused(connection, "");
+    }
+
     /// The client wants a list of the exports.
     pub(super) fn list(&mut self, state: &ServerState) {
         self.question = Some(Question::List(state.exports().list(Arc::clone(&self.client))));
@@ -101,6 +142,7 @@ impl Negotiation {
         state: &ServerState,
         cx: &mut Context<'_>,
     ) -> Option<Result<LookupOutcome, Misuse>> {
+        let log = &mut self.log;
         let result = match self.question.as_mut()? {
             Question::List(answer) => {
                 let Poll::Ready(listed) = answer.as_mut().poll(cx) else { return None };
@@ -124,13 +166,9 @@ impl Negotiation {
                     }
                 });
                 let answer = described.as_ref().map(|(_, info)| info).map_err(in_protocol);
+                log.refused(connection, "");
                 let outcome = connection.answer_lookup(answer);
-                if let (Err(refusal), Some((option, error))) =
-                    (&described, connection.take_refused_option())
-                {
-                    let export = name.as_str();
-                    tracing::info!(%option, %error, export, "refused a client: {refusal}");
-                }
+                log.refused(connection, name);
                 self.export = described.ok().map(|(entry, _)| entry);
                 outcome
             }

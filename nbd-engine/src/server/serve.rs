@@ -30,6 +30,10 @@ const TIME_PER_EXPORT: Duration = Duration::from_secs(1);
 /// How long a client may take to notice the end of the stream.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// The same for a client that was not told to go: what it still sends would have the system drop replies that are on their
+/// way.
+const HANG_UP_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Serves one client over a byte stream of any kind until it disconnects, breaks the protocol, misses a deadline, or
 /// the server shuts down.
 ///
@@ -80,9 +84,21 @@ where
     }
     // The counts are complete, while the client may take its time to notice the end.
     drop(registration);
-    let (Some(mut session), _) = result? else { return Ok(()) };
+    let (Some(mut session), end) = result? else { return Ok(()) };
+    let config = state.config();
+    if matches!(end, End::ShutDown) {
+        // What it accepted is to be answered, and the last of that may still be in TLS or in a buffer.
+        let left = session.drains_until().map(|end| end.saturating_duration_since(runtime.now()));
+        let mut timeout = runtime.sleep(left.unwrap_or(CLOSE_TIMEOUT));
+        poll_fn(|cx| match session.poll_close_writing(cx) {
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => timeout.as_mut().poll(cx),
+        })
+        .await;
+    }
     // The client may not read, or not close its side.
-    let mut timeout = runtime.sleep(CLOSE_TIMEOUT);
+    let hung_up = matches!(end, End::ShutDown) && config.hangs_up();
+    let mut timeout = runtime.sleep(if hung_up { HANG_UP_TIMEOUT } else { CLOSE_TIMEOUT });
     poll_fn(|cx| match session.poll_close(cx) {
         Poll::Ready(_) => Poll::Ready(()),
         Poll::Pending => timeout.as_mut().poll(cx),
@@ -284,8 +300,10 @@ impl<'a, T: Transport, R: Runtime> Connection<'a, T, R> {
     }
 
     fn begin_drain(&mut self) {
+        let limit = self.state.config().drain_timeout();
+        self.session.drain_until(moment_after(self.runtime.now(), limit));
         self.drain = Some(Drain {
-            deadline: self.runtime.sleep(self.state.config().drain_timeout()),
+            deadline: self.runtime.sleep(limit),
             grace: Some(self.runtime.sleep(SHUTDOWN_GRACE)),
         });
     }

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use nbd_proto::server::{Connection, LookupOutcome};
-use nbd_proto::wire::{CompactRequest, ExtendedRequest, OptionCode, OptionReplyType};
+use nbd_proto::wire::{CompactRequest, ExtendedRequest};
 use nbd_proto::{OrderlyEnd, Wants};
 
 use super::metrics::Recorder;
@@ -19,7 +19,7 @@ use super::{ConnectionError, Stall};
 use crate::busy_poll::{BUSY_POLL, BusyPoll};
 use crate::export::{self, ClientInfo, Withdrawal};
 use crate::maybe_tls::{InTransit, MaybeTls};
-use crate::pump::Pump;
+use crate::pump::{Pump, poll_close_and_drop_input};
 use crate::runtime::{Runtime, moment_after};
 use crate::transport::Transport;
 
@@ -37,6 +37,7 @@ pub(crate) struct Session<T: Transport> {
     requests: Requests,
     busy_poll: BusyPoll,
     deaf: Option<Deaf>,
+    drains_until: Option<Instant>,
 }
 
 /// How long it is looked for the `NBD_CMD_DISC` of a client that takes no more replies. What it sent has arrived by then, if
@@ -79,7 +80,7 @@ impl<T: Transport> Session<T> {
         let mut requests = Requests::new(state, negotiation, recorder, turn, clock);
         requests.entered(&connection);
         let pump = Pump::new(connection, MaybeTls::Plain(transport));
-        Ok(Self { pump, requests, busy_poll, deaf: None })
+        Ok(Self { pump, requests, busy_poll, deaf: None, drains_until: None })
     }
 
     pub(crate) const fn is_transmitting(&self) -> bool {
@@ -108,10 +109,21 @@ impl<T: Transport> Session<T> {
 
     /// The client is to go: later requests are refused, or the connection ends once those in flight are answered.
     pub(crate) const fn shut_down(&mut self, hangs_up: bool) {
-        match hangs_up {
-            false => self.pump.machine.shut_down(),
+        match hangs_up && self.deaf.is_none() {
             true => self.pump.machine.hang_up(),
+            // Whether a client that takes no more replies has disconnected stands behind its requests.
+            false => self.pump.machine.shut_down(),
         }
+    }
+
+    /// The client is being sent away, until then.
+    pub(crate) const fn drain_until(&mut self, end: Instant) {
+        self.drains_until = Some(end);
+    }
+
+    /// Until when the client may be sent what is left for it, if it is sent away.
+    pub(crate) const fn drains_until(&self) -> Option<Instant> {
+        self.drains_until
     }
 
     /// Whether this connection is to end as if the server shut down.
@@ -232,7 +244,7 @@ impl<T: Transport> Session<T> {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, ConnectionError>> {
         self.requests.begin_turn(cx);
         loop {
-            let Self { pump, requests, busy_poll, deaf } = self;
+            let Self { pump, requests, busy_poll, deaf, .. } = self;
             requests.collect(&mut pump.machine, cx);
             let mut progress = requests.execute_waiting(&mut pump.machine, cx);
             if deaf.is_none() || pump.machine.ending().is_some() {
@@ -245,9 +257,7 @@ impl<T: Transport> Session<T> {
                 busy_poll.on_wakeup();
             }
             progress |= answer_question(requests, &mut pump.machine, cx)?;
-            if let Some((option, error)) = pump.machine.take_refused_option() {
-                log_refused(option, error);
-            }
+            requests.negotiation.log_refused(&mut pump.machine);
             if deaf.is_some() {
                 progress |= pump.discard(requests)?;
             } else {
@@ -266,7 +276,9 @@ impl<T: Transport> Session<T> {
             }
             if let Some(result) = requests.closed.take() {
                 return Poll::Ready(match (result, self.deaf.take()) {
-                    (Ok(OrderlyEnd::EndOfStream), Some(deaf)) => Err(deaf.error),
+                    (Ok(OrderlyEnd::EndOfStream | OrderlyEnd::HungUp), Some(deaf)) => {
+                        Err(deaf.error)
+                    }
                     // One that left in order need not wait for its replies, but not keep others waiting either.
                     (Ok(_), Some(Deaf { error: error @ ConnectionError::SendStalled(_), .. })) => {
                         Err(error)
@@ -321,6 +333,11 @@ impl<T: Transport> Session<T> {
         });
     }
 
+    /// Sends the last of what was queued, and closes the writing side.
+    pub(crate) fn poll_close_writing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        poll_close_and_drop_input(&mut self.pump.transport, cx)
+    }
+
     /// Closes the writing side, then reads what still comes, so that the last replies aren't lost to a reset.
     pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.pump.poll_close(cx)
@@ -341,21 +358,6 @@ fn answer_question(
             }
             Ok(true)
         }
-    }
-}
-
-/// A client that is refused what it came for may go without a word.
-#[cold]
-fn log_refused(option: OptionCode, error: OptionReplyType) {
-    match (option, error) {
-        (_, OptionReplyType::ERR_TLS_REQD) => {
-            tracing::info!(%option, %error, "refused a client without TLS");
-        }
-        (OptionCode::GO | OptionCode::LIST | OptionCode::STARTTLS, _) => {
-            tracing::info!(%option, %error, "refused a client");
-        }
-        // What clients try, and do without.
-        _ => tracing::debug!(%option, %error, "refused an option"),
     }
 }
 

@@ -166,7 +166,8 @@ impl ServerState {
     }
 
     /// Begins to shut down: no more connections, requests in flight get [`ServerConfig::drain_timeout`] to finish,
-    /// later ones are answered with `ESHUTDOWN`. Can be called from anywhere, any number of times. See
+    /// later ones are answered with `ESHUTDOWN`, or not at all by a server that
+    /// [hangs up](ServerConfig::with_hang_up). Can be called from anywhere, any number of times. See
     /// [`ended`](Self::ended) for the end.
     pub fn shut_down(&self) {
         self.common.shutting_down.store(true, Ordering::Release);

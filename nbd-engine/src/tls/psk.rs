@@ -358,8 +358,8 @@ impl Records for PskRecords {
         self.collect(output)
     }
 
-    fn is_client(&self) -> bool {
-        !self.stream.ssl().is_server()
+    fn hang_up_hint(&self) -> &'static str {
+        "its messages, or its log, may say why"
     }
 
     fn is_handshaking(&self) -> bool {

@@ -33,8 +33,8 @@ pub(crate) trait Records: Send {
     /// As [`encrypt`](Self::encrypt).
     fn close_notify(&mut self, seen: &mut [u8], output: &mut Ciphertext) -> io::Result<()>;
 
-    /// Whether this side is a client.
-    fn is_client(&self) -> bool;
+    /// Why a peer may hang up right after the handshake, and where to look.
+    fn hang_up_hint(&self) -> &'static str;
 
     /// Whether the handshake has not finished yet.
     fn is_handshaking(&self) -> bool;

@@ -114,7 +114,7 @@ fn encode(
 }
 
 macro_rules! records {
-    ($connection:ty, $data:ty, $is_client:literal) => {
+    ($connection:ty, $data:ty, $hint:expr) => {
         impl RustlsRecords<$connection> {
             /// Writes by `write`, which may need `length` bytes of room.
             fn write(
@@ -199,8 +199,8 @@ macro_rules! records {
                 })
             }
 
-            fn is_client(&self) -> bool {
-                $is_client
+            fn hang_up_hint(&self) -> &'static str {
+                $hint
             }
 
             fn is_handshaking(&self) -> bool {
@@ -230,5 +230,16 @@ macro_rules! records {
     };
 }
 
-records!(UnbufferedServerConnection, ServerConnectionData, false);
-records!(UnbufferedClientConnection, ClientConnectionData, true);
+// Some clients look at the server's name only when the handshake is over.
+records!(
+    UnbufferedServerConnection,
+    ServerConnectionData,
+    "as a client may that does not accept this server's certificate or the name in it; its messages may say why"
+);
+// With TLS 1.3 a client has finished the handshake before the server has seen its certificate.
+records!(
+    UnbufferedClientConnection,
+    ClientConnectionData,
+    "as a server may that does not accept this client's certificate or demands one, which stands in client-cert.pem and \
+     client-key.pem; its log may say why"
+);

@@ -242,20 +242,9 @@ impl<T: Transport> TlsStream<T> {
                  with a pre-shared key, compare the user and the key, else certificates and versions"
             )
         } else if !self.has_received_data && !self.records.is_closed_by_peer() {
-            // With TLS 1.3 a client has finished the handshake before the server has seen its certificate. And some look
-            // at the server's name only then.
-            let as_it_may = match self.records.is_client() {
-                true => {
-                    "as a server may that does not accept this client's certificate or demands one, which stands in \
-                     client-cert.pem and client-key.pem; its log may say why"
-                }
-                false => {
-                    "as a client may that does not accept this server's certificate or the name in it; its messages \
-                     may say why"
-                }
-            };
+            let hint = self.records.hang_up_hint();
             format!(
-                "the peer {verb} the connection right after the handshake without an alert, {as_it_may}"
+                "the peer {verb} the connection right after the handshake without an alert, {hint}"
             )
         } else if at_end {
             "the peer cut the connection off without close_notify".into()

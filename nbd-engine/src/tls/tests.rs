@@ -358,8 +358,8 @@ impl Records for Clear {
         Ok(())
     }
 
-    fn is_client(&self) -> bool {
-        false
+    fn hang_up_hint(&self) -> &'static str {
+        ""
     }
 
     fn is_handshaking(&self) -> bool {

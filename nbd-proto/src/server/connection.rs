@@ -373,8 +373,8 @@ impl Connection {
 
     /// The server is shutting down, and ends the transmission by itself: options are refused with
     /// `NBD_REP_ERR_SHUTDOWN`, and no more requests are read. Once what is in flight has been answered and sent,
-    /// [`Event::Closed`] follows, with [`OrderlyEnd::HungUp`]. A request whose header has not arrived in whole by now, or
-    /// that waits for room, is neither carried out nor answered.
+    /// [`Event::Closed`] follows, with [`OrderlyEnd::HungUp`]. A request whose header has not been read by now, or that waits
+    /// for room, is neither carried out nor answered.
     pub const fn hang_up(&mut self) {
         self.shutdown = Shutdown::HangingUp;
     }

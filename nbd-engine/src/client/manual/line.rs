@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use nbd_testkit::raw::{ChunkType, Cmd, Errno, Info, Opt, REPLY_DONE, Rep, flag, handshake, magic};
 
@@ -77,6 +77,8 @@ pub(in super::super) struct Line {
     /// The client has.
     is_hung_up: bool,
     requests: VecDeque<Received>,
+    /// Whoever waits for what the server sends.
+    reader: Option<Waker>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -100,6 +102,7 @@ impl Line {
             ended: false,
             is_hung_up: false,
             requests: VecDeque::new(),
+            reader: None,
         };
         line.send(&magic::INIT.to_be_bytes());
         line.send(&magic::IHAVEOPT.to_be_bytes());
@@ -110,11 +113,13 @@ impl Line {
 
     fn send(&mut self, bytes: &[u8]) {
         self.to_client.extend(bytes);
+        self.reader.take().into_iter().for_each(Waker::wake);
     }
 
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Poll<usize> {
+    pub(super) fn read(&mut self, buffer: &mut [u8], cx: &Context<'_>) -> Poll<usize> {
         let length = buffer.len().min(self.to_client.len());
         if length == 0 && !self.ended {
+            self.reader = Some(cx.waker().clone());
             return Poll::Pending;
         }
         for (byte, sent) in buffer.iter_mut().zip(self.to_client.drain(..length)) {

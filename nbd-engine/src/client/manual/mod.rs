@@ -218,10 +218,10 @@ struct Stream(Arc<Mutex<Line>>);
 impl AsyncRead for Stream {
     fn poll_read(
         self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.lock().unwrap().read(buffer).map(Ok)
+        self.0.lock().unwrap().read(buffer, cx).map(Ok)
     }
 }
 

@@ -1,7 +1,13 @@
 //! Streams that have last bytes to send when they are closed, such as those of TLS, and take their time.
 
+use core::pin::Pin;
+use core::task::{Context, Waker};
+use std::sync::Arc;
+
 use nbd_testkit::cases;
 use nbd_testkit::raw::{Cmd, Errno};
+
+use super::disconnects::Woken;
 
 use crate::client::manual::{Called, Net, SECOND, Said, Spawned};
 use crate::client::{ClientConfig, Flags};
@@ -219,4 +225,70 @@ fn a_deadline_that_passes_unseen_costs_no_bytes() {
         net.now(end);
         net.line(0, |line| assert!(line.is_closed && line.is_hung_up()));
     }
+}
+
+/// Something that waits, and whether it was woken.
+struct Waiter {
+    future: Pin<Box<dyn Future<Output = ()>>>,
+    woken: Arc<Woken>,
+    is_woken: bool,
+}
+
+impl Waiter {
+    fn new(future: impl Future<Output = ()> + 'static) -> Self {
+        Self { future: Box::pin(future), woken: Arc::default(), is_woken: true }
+    }
+
+    /// Polls it if it was woken.
+    fn go_on(&mut self) -> bool {
+        self.is_woken |= self.woken.take() > 0;
+        let waker = Waker::from(Arc::clone(&self.woken));
+        core::mem::take(&mut self.is_woken)
+            && self.future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready()
+    }
+}
+
+/// As on a runtime, where nobody is polled who was not woken: whoever leads, waits, finishes or gives up beside a disconnect,
+/// nobody sleeps for ever.
+#[test]
+fn nobody_sleeps_through_an_end_that_others_drive() {
+    cases(300, |random| {
+        let net = Called::new(Said::default());
+        let config = ClientConfig::new().with_max_in_flight(1 + random.below(4) as u32);
+        let client = net.connect(&config.with_connections(1 + random.below(2) as usize));
+        let read = |_| {
+            let read = client.submit_read(0, 512, Flags::empty());
+            Waiter::new(async { drop(read.await.unwrap()) })
+        };
+        let mut waiters: Vec<_> = (0..1 + random.below(6)).map(read).collect();
+        // All are at work before anybody disconnects.
+        waiters.iter_mut().for_each(|waiter| assert!(!waiter.go_on()));
+        for _ in 0..1 + random.below(2) {
+            let client = client.clone();
+            waiters.push(Waiter::new(async move { client.disconnect().await }));
+        }
+        let mut unanswered = Vec::new();
+        for _ in 0..1000 {
+            let at = random.below(waiters.len() as u64) as usize;
+            if waiters[at].go_on() {
+                drop(waiters.swap_remove(at));
+            } else if random.one_in(40) && waiters.len() > 1 {
+                drop(waiters.swap_remove(at));
+            }
+            for line in 0..net.lines() {
+                let received = net.line(line, |line| line.received());
+                unanswered.extend(received.into_iter().map(|request| (line, request)));
+            }
+            unanswered.retain(|(_, request)| request.kind != Cmd::DISC);
+            if !unanswered.is_empty() && random.one_in(2) {
+                let which = random.below(unanswered.len() as u64) as usize;
+                let (line, request) = unanswered.swap_remove(which);
+                net.line(line, |line| line.answer(&request, None));
+            }
+            if waiters.is_empty() {
+                return;
+            }
+        }
+        panic!("{} still wait, for {} answers", waiters.len(), unanswered.len());
+    });
 }
