@@ -1,6 +1,7 @@
 //! SlateDB as volumes use it.
 
 use core::ops::RangeInclusive;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use std::sync::{Arc, OnceLock};
 
@@ -12,12 +13,14 @@ use slatedb::config::{DbReaderOptions, ReadOptions, ScanOptions};
 use slatedb::manifest::{SsTableId, SsTableView};
 use slatedb::{
     BlockTransformer, CacheTarget, Db, DbCacheManagerOps, DbIterator, DbReader, DbReaderMode,
-    DbStatus, SstBlockSize,
+    DbStatus, ErrorKind, SstBlockSize,
 };
 use slatedb_common::clock::{DefaultSystemClock, SystemClock};
 use tokio::sync::watch;
 
 use crate::disk_cache::Used;
+use crate::error::chain;
+use crate::fences::Fences;
 use crate::layout::{block_index, block_key};
 use crate::object_cache::object_cache;
 use crate::room::{Room, Taken};
@@ -58,6 +61,8 @@ pub(crate) struct Database {
     walks: Room,
     /// Tables whose index was read lately.
     prepared: Cache<SsTableId, ()>,
+    /// Whether it was said that a filter is damaged.
+    has_said: AtomicBool,
 }
 
 enum Handle {
@@ -71,8 +76,9 @@ pub(crate) async fn open(
     options: &Options,
     disk_cache: Option<&Used>,
     cipher: Option<Arc<dyn BlockTransformer>>,
+    fences: Fences,
 ) -> Result<Db, slatedb::Error> {
-    let mut builder = Db::builder(location.database(), location.database_store())
+    let mut builder = Db::builder(location.database(), location.database_store_with(fences))
         .with_settings(settings(options, disk_cache))
         .with_sst_block_size(PART)
         .with_system_clock(clock())
@@ -90,8 +96,9 @@ pub(crate) async fn read(
     options: &Options,
     disk_cache: Option<&Used>,
     cipher: Option<Arc<dyn BlockTransformer>>,
+    fences: Fences,
 ) -> Result<DbReader, slatedb::Error> {
-    let mut builder = DbReader::builder(location.database(), location.database_store())
+    let mut builder = DbReader::builder(location.database(), location.database_store_with(fences))
         .with_reader_mode(mode)
         .with_options(DbReaderOptions {
             object_store_cache_options: Used::settings(disk_cache),
@@ -133,7 +140,8 @@ impl Database {
         let third = options.fetching / 3;
         let prepared =
             Cache::builder().max_capacity(MAX_PREPARED).time_to_live(PREPARED_FOR).build();
-        Self { handle, status, room: Room::new(2 * third), walks: Room::new(third), prepared }
+        let (room, walks) = (Room::new(2 * third), Room::new(third));
+        Self { handle, status, room, walks, prepared, has_said: AtomicBool::new(false) }
     }
 
     /// The handle of one that was opened for writing.
@@ -155,7 +163,7 @@ impl Database {
     /// The value of a key that is no block's.
     pub(crate) async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, slatedb::Error> {
         let _taken = self.room.take(LOOKED_INTO * PART_SIZE).await;
-        self.value(key).await
+        self.value(key, true).await
     }
 
     /// A block of so many bytes.
@@ -165,15 +173,50 @@ impl Database {
         bytes: u64,
     ) -> Result<Option<Bytes>, slatedb::Error> {
         let _taken = self.room.take(self.one(index, bytes).bytes()).await;
-        self.value(&block_key(index)).await
+        self.value(&block_key(index), true).await
     }
 
-    async fn value(&self, key: &[u8]) -> Result<Option<Bytes>, slatedb::Error> {
-        let options = ReadOptions::default();
+    async fn value(&self, key: &[u8], cached: bool) -> Result<Option<Bytes>, slatedb::Error> {
+        let error = match self.looked_up(key, cached).await {
+            Err(error) if error.kind() == ErrorKind::Data => error,
+            found => return found,
+        };
+        let Ok(found) = self.walked_to(key).await else { return Err(error) };
+        if !self.has_said.swap(true, Ordering::Relaxed) {
+            let error = chain(&error);
+            tracing::warn!(
+                error,
+                "the filter of a table is damaged, and is done without, which takes longer: nbd volume check lists such tables"
+            );
+        }
+        Ok(found)
+    }
+
+    /// By the filters of the tables.
+    async fn looked_up(&self, key: &[u8], cached: bool) -> Result<Option<Bytes>, slatedb::Error> {
+        let options = ReadOptions::default().with_cache_blocks(cached);
         match &self.handle {
             Handle::Writer(db) => db.get_with_options(key, &options).await,
             Handle::Reader(db) => db.get_with_options(key, &options).await,
         }
+    }
+
+    /// The same by a walk, which reads no filters: those only save a look into tables.
+    async fn walked_to(&self, key: &[u8]) -> Result<Option<Bytes>, slatedb::Error> {
+        // SlateDB takes a walk from a key to the same one for a look at that: this is to what follows it.
+        let keys = Bytes::copy_from_slice(key)..Bytes::from([key, &[0]].concat());
+        let options = ScanOptions::default();
+        let mut found = match &self.handle {
+            Handle::Writer(db) => db.scan_with_options(keys, &options).await?,
+            Handle::Reader(db) => db.scan_with_options(keys, &options).await?,
+        };
+        Ok(found.next().await?.map(|entry| entry.value))
+    }
+
+    /// What is wrong with a filter, of the tables that may have that key. None if they can't be read without filters either.
+    pub(crate) async fn fault_of_filter(&self, key: &[u8]) -> Option<slatedb::Error> {
+        let error = self.looked_up(key, false).await.err()?;
+        self.walked_to(key).await.is_ok().then_some(error)
     }
 
     /// Waits until there is room to fetch these blocks, which are so many bytes, at once. The walk may be
@@ -352,7 +395,13 @@ impl Walk<'_> {
 
     /// Begins. The parts of tables that are fetched go into the cache of parts if they are `cached`.
     pub(crate) async fn begin(self, cached: bool) -> Result<Blocks, slatedb::Error> {
-        let keys = block_key(*self.blocks.start())..=block_key(*self.blocks.end());
+        let (start, end) = self.blocks.into_inner();
+        if start == end {
+            let found = self.database.value(&block_key(start), cached).await?;
+            let block = found.map(|block| (start, block));
+            return Ok(Blocks { found: Found::One(block), _taken: self.taken });
+        }
+        let keys = block_key(start)..=block_key(end);
         // A request fetches parts until it has as much as this.
         let at_a_time = (self.demand.parts - 1).saturating_mul(PART_SIZE) + 1;
         let options = ScanOptions::default()
@@ -363,20 +412,31 @@ impl Walk<'_> {
             Handle::Writer(db) => db.scan_with_options(keys, &options).await?,
             Handle::Reader(db) => db.scan_with_options(keys, &options).await?,
         };
-        Ok(Blocks { found, _taken: self.taken })
+        Ok(Blocks { found: Found::More(Box::new(found)), _taken: self.taken })
     }
 }
 
 /// The blocks that are there, in their order.
 pub(crate) struct Blocks {
-    found: DbIterator,
+    found: Found,
     _taken: Taken,
+}
+
+/// What a walk has found.
+enum Found {
+    /// Of a walk over one block, unless it was returned.
+    One(Option<(u64, Bytes)>),
+    More(Box<DbIterator>),
 }
 
 impl Blocks {
     /// The next block: a slice of what was fetched, and keeps all of that in memory.
     pub(crate) async fn next(&mut self) -> Result<Option<(u64, Bytes)>, slatedb::Error> {
-        while let Some(entry) = self.found.next().await? {
+        let found = match &mut self.found {
+            Found::One(block) => return Ok(block.take()),
+            Found::More(found) => found,
+        };
+        while let Some(entry) = found.next().await? {
             if let Some(index) = block_index(&entry.key) {
                 return Ok(Some((index, entry.value)));
             }

@@ -235,6 +235,18 @@ pub enum Error {
     },
 }
 
+/// What to do about an object that can't be read.
+const REMEDY: &str = "; restore that object, such as from the bucket's versions or a backup; snapshots that do without it can be \
+                      served";
+
+/// What is wrong, for who says by himself what to do.
+pub(crate) fn without_remedy(mut what: String) -> String {
+    if what.ends_with(REMEDY) {
+        what.truncate(what.len() - REMEDY.len());
+    }
+    what
+}
+
 /// What SlateDB says when it has panicked over the bytes of an object, such as one that is cut off: its tasks that read
 /// objects do nothing else.
 const PANICKED: &str = "task panicked unexpectedly";
@@ -252,7 +264,7 @@ impl Error {
         let reason = rooted(url, chain(error));
         let is_damage = [CUT_OFF, PANICKED, UNDECODABLE].iter().any(|text| reason.contains(text));
         if error.kind() == ErrorKind::Data || is_damage {
-            return Self::Damaged { url: url.to_owned(), what: reason };
+            return Self::Damaged { url: url.to_owned(), what: reason + REMEDY };
         }
         Self::Store { url: url.to_owned(), doing, reason }
     }

@@ -21,13 +21,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The latest format that is understood.
-pub(crate) const FORMAT: u32 = ENCRYPTED;
+pub(crate) const FORMAT: u32 = MARKED;
 
-/// The format of volumes that are not encrypted.
-const PLAIN: u32 = 1;
-
-/// The same with [`Encryption`].
-const ENCRYPTED: u32 = 2;
+/// The format in which fences have [bytes](crate::fences::FENCE), of volumes with [`Encryption`] and without. Format 1 had
+/// neither, and format 2 was that of encrypted volumes.
+const MARKED: u32 = 3;
 
 /// The descriptor's name below the volume's prefix.
 pub(crate) const DESCRIPTOR: &str = "nbd-volume.json";
@@ -59,10 +57,14 @@ pub(crate) struct Descriptor {
 }
 
 impl Descriptor {
-    /// That of a new volume, in the earliest format that has all of it.
-    pub(crate) fn new(block_size: u32, id: String, encryption: Option<Encryption>) -> Self {
-        let format = if encryption.is_some() { ENCRYPTED } else { PLAIN };
-        Self { format, block_size, id, encryption }
+    /// That of a new volume.
+    pub(crate) const fn new(block_size: u32, id: String, encryption: Option<Encryption>) -> Self {
+        Self { format: FORMAT, block_size, id, encryption }
+    }
+
+    /// Whether no part of its log is empty unless it has lost its bytes.
+    pub(crate) const fn marks_fences(&self) -> bool {
+        self.format >= MARKED
     }
 }
 

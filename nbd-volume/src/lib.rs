@@ -65,6 +65,7 @@ mod error;
 mod exclusive;
 mod export;
 mod extents;
+mod fences;
 mod http;
 mod key;
 mod layout;

@@ -18,6 +18,7 @@ use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use crate::error::chain;
+use crate::fences::Fences;
 use crate::http::Bounded;
 use crate::names::{self, Translated};
 use crate::store::{Traffic, Watched};
@@ -311,7 +312,12 @@ impl Location {
     }
 
     pub(crate) fn database_store(&self) -> Arc<dyn ObjectStore> {
-        Arc::new(Translated::new(Arc::clone(&self.store)))
+        self.database_store_with(Fences::Bare)
+    }
+
+    /// The same for who reads or writes the log.
+    pub(crate) fn database_store_with(&self, fences: Fences) -> Arc<dyn ObjectStore> {
+        Arc::new(Translated::new(Arc::clone(&self.store), fences))
     }
 
     pub(crate) fn watched(&self) -> &Watched {

@@ -10,6 +10,7 @@ use object_store::ObjectStore as _;
 use slatedb::manifest::VersionedManifest;
 
 use crate::database;
+use crate::error::without_remedy;
 use crate::patience::{patiently, within};
 use crate::{Error, Location};
 
@@ -28,7 +29,7 @@ pub(crate) async fn latest(
     let reason = match within(location, "read", patience, admin.read_manifest(None)).await {
         Ok(Some(manifest)) => return Ok(manifest),
         Ok(None) => None,
-        Err(Error::Damaged { what, .. }) => Some(what),
+        Err(Error::Damaged { what, .. }) => Some(without_remedy(what)),
         Err(error) => return Err(error),
     };
     let folder = format!("{}/{FOLDER}", location.url().trim_end_matches('/'));

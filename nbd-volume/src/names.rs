@@ -22,6 +22,7 @@ use object_store::{
 };
 
 use crate::error::chain;
+use crate::fences::{self, FENCE, Fences};
 use crate::store::Watched;
 
 /// Objects of a database never change: one that ends before what is asked of it was cut off. SlateDB, which repeats what
@@ -37,11 +38,12 @@ fn for_good(error: Error) -> Error {
 }
 
 /// An error for a table, or a part of the log, that is too short to be one. SlateDB takes it for an empty part of the log,
-/// by which a writer fences others, and what it held for never written; those that are meant have no bytes at all.
-fn check_length(object: &ObjectMeta) -> Result<()> {
+/// by which a writer fences others, and what it held for never written.
+fn check_length(object: &ObjectMeta, fences: Fences) -> Result<()> {
     const SHORTEST: u64 = 11;
     let is_table = object.location.extension() == Some("sst");
-    match is_table && (1..SHORTEST).contains(&object.size) {
+    let is_cut = is_table && (1..SHORTEST).contains(&object.size);
+    match is_cut || fences.is_emptied(object) {
         true => {
             let text =
                 format!("{CUT_OFF}: {} has {} left", object.location, counted(object.size, "byte"));
@@ -131,11 +133,20 @@ fn translated(path: &Path, part: impl FnMut(&str) -> String) -> Path {
 
 /// The store of a location as SlateDB sees it.
 #[derive(Debug)]
-pub(crate) struct Translated(Arc<Watched>);
+pub(crate) struct Translated(Arc<Watched>, Fences);
 
 impl Translated {
-    pub(crate) const fn new(store: Arc<Watched>) -> Self {
-        Self(store)
+    pub(crate) const fn new(store: Arc<Watched>, fences: Fences) -> Self {
+        Self(store, fences)
+    }
+
+    /// Whether an object is a fence that has bytes.
+    async fn is_fence(&self, object: &ObjectMeta) -> Result<bool> {
+        if !fences::may_be_fence(object) {
+            return Ok(false);
+        }
+        let found = self.0.get_opts(&object.location, GetOptions::default()).await?;
+        Ok(found.bytes().await? == FENCE)
     }
 }
 
@@ -145,8 +156,12 @@ impl fmt::Display for Translated {
     }
 }
 
-fn listed(object: ObjectMeta) -> ObjectMeta {
+fn named(object: ObjectMeta) -> ObjectMeta {
     ObjectMeta { location: safe(&object.location), ..object }
+}
+
+fn listed(object: ObjectMeta) -> ObjectMeta {
+    named(fences::listed(object))
 }
 
 #[async_trait]
@@ -157,6 +172,7 @@ impl ObjectStore for Translated {
         payload: PutPayload,
         options: PutOptions,
     ) -> Result<PutResult> {
+        let payload = self.1.stored(location, payload);
         self.0.put_opts(&real(location), payload, options).await
     }
 
@@ -170,8 +186,14 @@ impl ObjectStore for Translated {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let result = self.0.get_opts(&real(location), options).await.map_err(for_good)?;
-        check_length(&result.meta)?;
-        Ok(GetResult { meta: listed(result.meta), ..result })
+        let result = match self.is_fence(&result.meta).await? {
+            true => fences::without_bytes(result),
+            false => {
+                check_length(&result.meta, self.1)?;
+                result
+            }
+        };
+        Ok(GetResult { meta: named(result.meta), ..result })
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {

@@ -19,6 +19,7 @@ use crate::database::{self, Database};
 use crate::disk_cache::Used;
 use crate::encryption;
 use crate::exclusive::refuse_if_open;
+use crate::fences::Fences;
 use crate::layout::{Descriptor, WRITER_KEY, WriterRecord};
 use crate::lease::{Lease, Lost};
 use crate::locks::Mode;
@@ -91,8 +92,9 @@ impl Volume {
             refuse_if_open(location, &descriptor, options).await?;
         }
         let cache = disk_cache(location, options, descriptor.id.clone()).await?;
-        wal::check(location, options.patience).await?;
-        let opening = database::open(location, options, cache.as_ref(), cipher);
+        wal::check(location, &descriptor, options.patience).await?;
+        let fences = Fences::of(&descriptor);
+        let opening = database::open(location, options, cache.as_ref(), cipher, fences);
         let db = within(location, "open", options.patience, opening).await?;
         let database = Database::writer(db.clone(), options);
         let size = size(location, &database, options.patience).await?;
@@ -123,7 +125,8 @@ impl Volume {
         let mode = DbReaderMode::Checkpoint(checkpoint.id);
         let cache =
             disk_cache(location, options, format!("{}-{}", descriptor.id, checkpoint.id)).await?;
-        let opening = database::read(location, mode, options, cache.as_ref(), cipher);
+        let fences = Fences::of(&descriptor);
+        let opening = database::read(location, mode, options, cache.as_ref(), cipher, fences);
         let reader = within(location, "open a snapshot of", options.patience, opening).await?;
         let database = Database::reader(reader, options);
         let size = size(location, &database, options.patience).await?;

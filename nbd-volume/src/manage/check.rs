@@ -2,15 +2,17 @@
 
 use core::ops::Range;
 
+use bytes::Bytes;
 use slatedb::DbReaderMode;
 
 use super::PATIENCE;
 use super::info::close;
 use super::remove::check_folder;
-use super::tables::{damaged_parts, ends_of_tables};
+use super::tables::{damaged_parts, ends_of_tables, keys_in_tables};
 use crate::database::{self, Database};
 use crate::encryption;
-use crate::error::{chain, rooted};
+use crate::error::{chain, rooted, without_remedy};
+use crate::fences::Fences;
 use crate::layout::{Descriptor, block_key};
 use crate::patience::within;
 use crate::records::{descriptor, size};
@@ -35,8 +37,8 @@ pub struct Damage {
     /// Where they begin.
     pub offset: u64,
     /// How many there are: what can't be read without the damaged part of a table, 64 KiB or the whole table. Holes behind
-    /// the part's blocks belong to it. 0 for what is no data of the volume, and for a part of the log that is
-    /// missing, as nobody can know what was in it and behind it.
+    /// the part's blocks belong to it. 0 for what is no data of the volume, such as the filter of a table, and for a part of
+    /// the log that is missing, as nobody can know what was in it and behind it.
     pub length: u64,
     /// What is wrong.
     pub what: String,
@@ -44,6 +46,10 @@ pub struct Damage {
 
 /// Places that are listed at most.
 const MAX_DAMAGE: usize = 1000;
+
+/// What it means that a filter is damaged.
+const OF_FILTER: &str = "this is its filter, without which all can be read, and takes longer; a copy of the volume by nbd copy \
+                         has none of that";
 
 /// How far to go on behind a place that can't be read although every table can: as much as tables are read in.
 const STEP: u64 = 64 << 10;
@@ -82,19 +88,24 @@ pub async fn check(
     let cipher = encryption::of(location, &descriptor)?;
     // A third is for walks. Nothing else takes memory here that a server would need.
     let options = Options { object_cache: 32 << 20, fetching: 384 << 20, ..Options::default() };
-    let reading = database::read(location, mode, &options, None, cipher.clone());
+    let gap = match snapshot {
+        Some(_) => None,
+        None => wal::gap(location, Fences::of(&descriptor), PATIENCE).await?,
+    };
+    // What is in tables, and in other parts of the log, is read all the same.
+    let fences = if gap.is_some() { Fences::Bare } else { Fences::of(&descriptor) };
+    let reading = database::read(location, mode, &options, None, cipher.clone(), fences);
     let reader = within(location, "read", PATIENCE, reading).await?;
     let manifest = reader.manifest();
     let database = Database::reader(reader, &options);
     let mut report = Report::default();
-    if snapshot.is_none()
-        && let Some(gap) = wal::gap(location, PATIENCE).await?
-    {
+    if let Some(gap) = gap {
         report.damage.push(Damage { offset: 0, length: 0, what: gap.to_string() });
     }
     let end = match size(location, &database, PATIENCE).await {
         Ok(size) => size.div_ceil(u64::from(descriptor.block_size)),
         Err(Error::Damaged { what, .. }) => {
+            let what = without_remedy(what);
             report.damage.push(Damage { offset: 0, length: 0, what });
             // Of any size.
             (1 << 63) / u64::from(descriptor.block_size)
@@ -107,6 +118,7 @@ pub async fn check(
         tracing::debug!(volume = %location, ?parts, error, "a volume is damaged");
         check.read_around(index, &parts, &ends_of_tables(&manifest)).await;
     }
+    check.ask_filters(&keys_in_tables(&manifest)).await;
     let Check { database, mut report, .. } = check;
     close(database).await;
     for damage in &mut report.damage {
@@ -199,6 +211,17 @@ impl<P: FnMut(u64)> Check<P> {
                 }
             }
             next = next.max(end);
+        }
+    }
+
+    /// Reports the filters of tables that can't be read. All can be read without them.
+    async fn ask_filters(&mut self, keys: &[Bytes]) {
+        for key in keys {
+            let Some(error) = self.database.fault_of_filter(key).await else { continue };
+            let what = format!("{}: {OF_FILTER}", chain(&error));
+            if !self.report.damage.iter().any(|damage| damage.what == what) {
+                self.report.damage.push(Damage { offset: 0, length: 0, what });
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use super::PATIENCE;
 use super::nesting::check_alone;
 use crate::database;
 use crate::encryption;
+use crate::fences::Fences;
 use crate::layout::{DESCRIPTOR, Descriptor, SIZE_KEY, Size, is_block_size};
 use crate::patience::within;
 use crate::records::{encoded, hexadecimal, store_descriptor};
@@ -108,7 +109,8 @@ pub async fn create(location: &Location, volume: &NewVolume) -> Result<(), Error
     let options = Options { object_cache: 1 << 20, ..Options::default() };
     let cipher = encryption::of(location, &descriptor)?;
     let made = async {
-        let db = database::open(location, &options, None, cipher).await?;
+        let fences = Fences::of(&descriptor);
+        let db = database::open(location, &options, None, cipher, fences).await?;
         let mut batch = WriteBatch::new();
         batch.put(SIZE_KEY, encoded(&Size { size: volume.size }));
         db.write(batch).await?;

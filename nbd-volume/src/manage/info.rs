@@ -6,6 +6,7 @@ use slatedb::DbReaderMode;
 use super::PATIENCE;
 use crate::database::{self, Database};
 use crate::encryption;
+use crate::fences::Fences;
 use crate::layout::{DESCRIPTOR, Descriptor, WriterRecord};
 use crate::patience::{too_late, within};
 use crate::records::{descriptor, size, writer};
@@ -72,17 +73,21 @@ pub async fn info(location: &Location) -> Result<Info, Error> {
     let (size, writer) = match read(location, &descriptor).await {
         Ok((size, writer)) => (Some(size), writer),
         Err(Error::NoKey { .. } | Error::WrongKey { .. }) => (None, None),
+        Err(Error::Damaged { url, what }) => {
+            let names = match snapshots(location).await {
+                Ok(snapshots) => Vec::from_iter(snapshots.into_iter().map(|one| one.name)),
+                // That it is damaged is what there is to say.
+                Err(_) => Vec::new(),
+            };
+            let has = match names.is_empty() {
+                true => String::new(),
+                false => format!("; it has the snapshots {}", names.join(", ")),
+            };
+            return Err(Error::Damaged { url, what: what + &has });
+        }
         Err(error) => return Err(error),
     };
-    let checkpoints = database::admin(location);
-    let checkpoints = checkpoints.list_checkpoints(None);
-    let checkpoints = within(location, "read", PATIENCE, checkpoints).await?;
-    let named = checkpoints.into_iter().filter_map(|checkpoint| {
-        let created = checkpoint.create_time.timestamp();
-        checkpoint.name.map(|name| Snapshot { name, created })
-    });
-    let mut snapshots: Vec<Snapshot> = named.collect();
-    snapshots.sort_by_key(|snapshot| snapshot.created);
+    let snapshots = snapshots(location).await?;
     let store = location.store();
     let listing = store
         .list(Some(location.prefix()))
@@ -106,6 +111,19 @@ pub async fn info(location: &Location) -> Result<Info, Error> {
             since: writer.since,
         }),
     })
+}
+
+/// The snapshots of a volume, oldest first.
+async fn snapshots(location: &Location) -> Result<Vec<Snapshot>, Error> {
+    let admin = database::admin(location);
+    let checkpoints = within(location, "read", PATIENCE, admin.list_checkpoints(None)).await?;
+    let named = checkpoints.into_iter().filter_map(|checkpoint| {
+        let created = checkpoint.create_time.timestamp();
+        checkpoint.name.map(|name| Snapshot { name, created })
+    });
+    let mut snapshots: Vec<Snapshot> = named.collect();
+    snapshots.sort_by_key(|snapshot| snapshot.created);
+    Ok(snapshots)
 }
 
 /// What the database says: the size, and who writes.
@@ -146,7 +164,7 @@ pub async fn inspect(location: &Location, snapshot: Option<&str>) -> Result<(), 
             manifest::latest(location, PATIENCE).await?;
             super::find_snapshot(location, name, PATIENCE).await.map(drop)
         }
-        None => wal::check(location, PATIENCE).await,
+        None => wal::check(location, &descriptor, PATIENCE).await,
     }
 }
 
@@ -157,8 +175,9 @@ pub(crate) async fn latest(
 ) -> Result<Database, Error> {
     let cipher = encryption::of(location, descriptor)?;
     let options = Options { object_cache: 8 << 20, ..Options::default() };
-    wal::check(location, PATIENCE).await?;
-    let opening = database::read(location, DbReaderMode::FollowLatest, &options, None, cipher);
+    wal::check(location, descriptor, PATIENCE).await?;
+    let (mode, fences) = (DbReaderMode::FollowLatest, Fences::of(descriptor));
+    let opening = database::read(location, mode, &options, None, cipher, fences);
     let reader = within(location, "read", PATIENCE, opening).await?;
     Ok(Database::reader(reader, &options))
 }

@@ -71,6 +71,20 @@ pub(super) fn ends_of_tables(manifest: &VersionedManifest) -> Vec<u64> {
     ends
 }
 
+/// Keys by which the filter of each table is asked: one that no table has, behind its first one, or its only one.
+pub(super) fn keys_in_tables(manifest: &VersionedManifest) -> Vec<Bytes> {
+    let infos = manifest.all_sst_views().map(|view| &view.sst.info);
+    let keys = infos.filter_map(|info| {
+        let first = info.first_entry.as_ref()?;
+        let has_more = info.last_entry.as_ref().is_some_and(|last| last > first);
+        Some(if has_more { Bytes::from([first, &[0][..]].concat()) } else { first.clone() })
+    });
+    let mut keys: Vec<Bytes> = keys.collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
 /// The damaged parts of a table with these blocks.
 async fn parts(table: &SstFile, index: &SstIndex, whole: &Range<u64>) -> Vec<(Range<u64>, String)> {
     let starts: Vec<u64> = index.iter().map(|(_, key)| first_block_from(key)).collect();

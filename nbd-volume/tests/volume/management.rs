@@ -253,7 +253,7 @@ fn volumes_of_later_formats_and_damaged_ones_are_refused() {
         let there = store.get(&path).await.unwrap().bytes().await.unwrap();
         let long = " ".repeat(1 << 20) + std::str::from_utf8(&there).unwrap();
         for (text, expected) in [
-            (r#"{"format":3,"something":"else"}"#, "format 3"),
+            (r#"{"format":4,"something":"else"}"#, "format 4"),
             (r#"{"format":0,"block_size":4096,"id":"x"}"#, "format 0"),
             (r#"{"format":1,"block_size":1000,"id":"x"}"#, "block size"),
             (r#"{"format":1}"#, "not understood"),
