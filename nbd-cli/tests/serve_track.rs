@@ -312,6 +312,64 @@ fn the_worked_example_backs_up_what_has_changed_and_no_more() {
     assert!(std::fs::read(dir.join("restored.img")).unwrap() == std::fs::read(&disk).unwrap());
 }
 
+/// The server dies when the script runs a program for the first time. What is there under the backup's name is complete.
+#[test]
+fn a_server_that_dies_leaves_no_part_of_a_backup_under_its_name() {
+    let (Some(img), Some(io)) = (peers::require("qemu-img"), peers::require("qemu-io")) else {
+        return;
+    };
+    let [_, full, backup, _, restore] = example()[..] else { panic!("five blocks") };
+    let [img, io] = [img, io].map(|peer| peer.command().get_program().to_owned());
+    for (program, when, is_complete) in [
+        ("qemu-img", "create", false),
+        ("qemu-io", "", false),
+        ("qemu-img", "rebase", true),
+        ("mv", "", true),
+    ] {
+        let server = SETUP.serve();
+        let dir = server.dir().to_owned();
+        let [disk, control, pid] =
+            ["disk.img", "nbd.control", "pid"].map(|name| dir.join(name).display().to_string());
+        image(Path::new(&disk));
+        let server = server.args(["--control", &control, "--pid-file", &pid, &disk]).start();
+        run(&mut shell(full, &[], &dir), SOON).success();
+        let mut client = RawClient::go_simple(server.endpoint());
+        client.write(3 * MIB + 5, &[0xaa; 100_000]);
+        client.finish();
+
+        let real = match program {
+            "qemu-img" => img.to_string_lossy(),
+            "qemu-io" => io.to_string_lossy(),
+            other => format!("/bin/{other}").into(),
+        };
+        let stub = dir.join("stub");
+        std::fs::create_dir(&stub).unwrap();
+        let text = format!(
+            "#!/bin/sh\ncase $* in *{when}*) kill -9 \"$(cat pid)\" || true;; esac\nPATH=${{PATH#*:}}\nexec {real} \"$@\"\n"
+        );
+        std::fs::write(stub.join(program), text).unwrap();
+        let executable = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(stub.join(program), executable).unwrap();
+        let stubbed = format!("PATH=$PWD/stub:$PATH\n{backup}");
+        let said = run(&mut shell(&stubbed, &["monday", "tuesday"], &dir), SOON).failure();
+        let names = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut left: Vec<_> =
+            names.filter(|name| name.to_string_lossy().contains("tues")).collect();
+        left.sort();
+        if is_complete {
+            assert_eq!(left, ["tuesday.qcow2"], "{said}");
+            run(&mut shell(restore, &[], &dir), SOON).success();
+            let restored = std::fs::read(dir.join("restored.img")).unwrap();
+            assert!(restored == std::fs::read(&disk).unwrap(), "{program} {when}");
+        } else {
+            assert_eq!(left, [""; 0], "{program} {when}: {said}");
+            // The next try is not refused for what is there.
+            let said = run(&mut shell(backup, &["monday", "tuesday"], &dir), SOON).failure();
+            assert!(said.contains("no answer on the control socket"), "{said}");
+        }
+    }
+}
+
 #[test]
 fn a_name_that_is_taken_or_empty_is_a_usage_error() {
     for (args, said) in [(["--track=a", "--track=a"], "'a'"), (["--track=", "--track=b"], "''")] {
