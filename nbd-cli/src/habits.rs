@@ -1,5 +1,8 @@
 //! Hints for those whose hands know nbdkit, qemu-nbd, nbd-server, nbd-client or nbdinfo.
 
+#[cfg(test)]
+mod tests;
+
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -46,12 +49,33 @@ const FLAGS: &[(&str, &[&str], &str)] = &[
     ("serve", &["-b", "--ipaddr", "--bind"], "--ip-addr ADDR"),
     ("serve", &["--exportname"], "--export-name NAME, or NAME= in front of what is to be served"),
     ("serve", &["-x"], "--export-name NAME, or NAME= in front of what is to be served"),
-    ("serve", &["--filter"], "--layer NAME"),
-    ("serve", &["--snapshot", "--overlay", "--cow"], "--layer overlay, or --layer overlay:FILE"),
+    ("serve", &["--filter"], FILTER),
+    (
+        "serve",
+        &["--snapshot", "--overlay", "--cow", "--copy-on-write"],
+        "--layer overlay, or --layer overlay:FILE",
+    ),
     ("serve", &["--delay"], "--layer delay:TIME"),
     ("serve", &["--rate"], "--layer rate:BYTES"),
     ("serve", &["--error"], "--layer error:ERRNO"),
     ("serve", &["--readonly"], "--read-only"),
+    (
+        "serve",
+        &["--readwrite", "--read-write"],
+        "clients may write unless there is --read-only: leave it out",
+    ),
+    (
+        "serve",
+        &["-m", "--multi-file"],
+        "a disk of several files is none here: make one of them, or serve each as NAME=FILE",
+    ),
+    ("serve", &["--authorize-file"], "--allow CIDR for each line of the file"),
+    (
+        "serve",
+        &["--config-file"],
+        "--config FILE, in another format: docs/migrate.md has what stands for what",
+    ),
+    ("serve", &["--output-config"], "--print-config shows what is configured"),
     ("serve", &["-k", "--socket"], "--unix PATH"),
     (
         "serve",
@@ -134,17 +158,72 @@ const FLAGS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "attach",
-        &["-N", "--name"],
+        &["-N", "--name", "-name"],
         "the name of the export stands in the URI: nbd attach nbd://HOST/NAME",
     ),
-    ("attach", &["-u", "--unix"], "nbd attach nbd+unix:///NAME?socket=PATH"),
+    ("attach", &["-u", "--unix", "-unix"], "nbd attach nbd+unix:///NAME?socket=PATH"),
     ("attach", &["-C"], "--connections N"),
-    ("attach", &["-p"], "--persist"),
-    ("attach", &["-R", "-r", "--readonly"], "--read-only"),
+    ("attach", &["-p", "-persist"], "--persist"),
+    ("attach", &["-R", "-r", "--readonly", "-readonly"], "--read-only"),
+    ("attach", &["-t", "-timeout"], "--timeout T"),
+    (
+        "attach",
+        &["-b", "-block-size", "--block-size"],
+        "the device has the block size of the server's export: leave it out",
+    ),
+    (
+        "attach",
+        &["-B", "-size", "--size"],
+        "the device has the size of the server's export: leave it out",
+    ),
+    (
+        "attach",
+        &["-n", "-nofork", "--nofork"],
+        "what has to stay, stays in the foreground: leave it out",
+    ),
+    ("attach", &["-x", "-enable-tls", "--enable-tls"], "nbd attach nbds://HOST/NAME takes TLS"),
+    (
+        "attach",
+        &[
+            "-F",
+            "-certfile",
+            "--certfile",
+            "-K",
+            "-keyfile",
+            "--keyfile",
+            "-A",
+            "-cacertfile",
+            "--cacertfile",
+        ],
+        "--tls-certificates DIR, a folder with all of them",
+    ),
+    ("attach", &["-H", "-tlshostname", "--tlshostname"], "--tls-hostname NAME"),
+    (
+        "attach",
+        &[
+            "-s",
+            "-swap",
+            "--swap",
+            "-S",
+            "-sdp",
+            "--sdp",
+            "-m",
+            "-systemd-mark",
+            "--systemd-mark",
+            "-L",
+            "-nonetlink",
+            "--nonetlink",
+            "-P",
+            "-preinit",
+            "--preinit",
+        ],
+        "there is no such thing here: leave it out",
+    ),
     ("attach", &["-d"], "nbd detach DEVICE"),
-    ("attach", &["-l", "--list"], "nbd list URI"),
-    ("attach", &["-c", "--check"], "nbd devices shows what is attached"),
+    ("attach", &["-l", "--list", "-list"], "nbd list URI"),
+    ("attach", &["-c", "--check", "-check"], "nbd devices shows what is attached"),
     ("detach", &["-d", "--disconnect"], "leave it out: nbd detach DEVICE"),
+    ("detach", &["-c", "--check"], "nbd devices shows what is attached"),
     ("info", &["-l"], "nbd list URI"),
     ("map", &["--output"], "--json, or --totals"),
     ("bench", &["--iodepth"], "--depth N"),
@@ -183,6 +262,77 @@ const FOREGROUND: &str = "nbd serve stays in the foreground: leave it out";
 /// For qemu-nbd's `-f FORMAT`, and what belongs to it.
 const AS_THEY_ARE: &str = "disks are served as they are, without image formats: leave it out, with the format, for raw ones; \
                            for qcow2 and others take qemu-nbd, or convert them: qemu-img convert -O raw IMAGE disk.img";
+
+/// For nbdkit's `--filter`, of which [`of_filter`] knows more.
+const FILTER: &str = "--layer NAME";
+
+/// What stands for one of nbdkit's filters.
+fn of_filter(name: &str) -> &'static str {
+    match name {
+        "cow" => "--layer overlay, or --layer overlay:FILE",
+        "partition" => "--layer partition:N",
+        "offset" => "--layer offset:N, with length=N for a part",
+        "truncate" => {
+            "--layer offset:0,length=N for a part of the disk; there is no layer that makes it larger"
+        }
+        "rate" => "--layer rate:BYTES",
+        "delay" => "--layer delay:TIME",
+        "error" => "--layer error:ERRNO",
+        "log" => "--layer log:FILE",
+        "stats" => {
+            "there is no such layer: nbd status shows what was asked for, and --metrics serves it"
+        }
+        "exportname" => "there is no such layer: NAME= stands in front of what is to be served",
+        "ip" => "there is no such layer: --allow CIDR",
+        "limit" => "there is no such layer: --max-connections N",
+        "exitlast" | "exitwhen" => {
+            "there is no such layer: --run COMMAND ends the server with a command, and --stdio with its client"
+        }
+        "retry" | "retry-request" => {
+            "there is no such layer: objects and volumes are asked again for a minute as it is: leave it out"
+        }
+        "cache" | "cacheextents" | "readahead" | "scan" | "nocache" => {
+            "there is no such layer: the system reads files ahead and keeps them in memory, and nbd serve does so with objects \
+             and volumes: leave it out"
+        }
+        "xz" | "gzip" | "tar" | "ext2" | "luks" => {
+            "there is no such layer: unpack it first, or serve it by nbdkit"
+        }
+        "blocksize" | "blocksize-policy" => "there is no such layer: --block-size SIZE",
+        "fua" | "multi-conn" | "noextents" | "nofilter" | "noparallel" | "nozero"
+        | "tls-fallback" => "there is no such layer: leave it out",
+        "" => FILTER,
+        _ => "there is no such layer: leave it out, or serve the disk by nbdkit",
+    }
+}
+
+/// The whole word of a flag of which clap names the first letter: nbd-client takes words behind one dash.
+fn whole<'a>(flag: &'a str, words: &'a [OsString]) -> Option<&'a str> {
+    let is_letter = flag.len() == 2 && !flag.starts_with("--");
+    let mut words = words.iter().filter_map(|word| word.to_str());
+    let word = words.find(|word| is_letter && word.len() > 2 && word.starts_with(flag))?;
+    Some(word.split_once('=').map_or(word, |(word, _)| word))
+}
+
+/// The value of a flag, in the same word or as the next.
+fn value<'a>(flag: &str, words: &'a [OsString]) -> &'a str {
+    let mut words = words.iter().filter_map(|word| word.to_str());
+    let found = words.find_map(|word| word.strip_prefix(flag)).unwrap_or_default();
+    match found.strip_prefix('=') {
+        Some(value) => value,
+        None => words.next().unwrap_or_default(),
+    }
+}
+
+/// For a name and what to serve in two words, behind `nbd export CONTROL add`.
+fn in_two_words(given: &str, words: &[OsString]) -> Option<String> {
+    let is_given = |pair: &[OsString]| pair[1] == given;
+    let name = words.windows(2).find(|pair| is_given(pair))?[0].to_str()?;
+    let is_added = words.get(1).is_some_and(|word| word == "add") && !given.starts_with('-');
+    (is_added && name != "add" && !name.contains(['=', ':', '/'])).then(|| {
+        format!("for '{given}': the name and what is to be served are one word: {name}={given}")
+    })
+}
 
 /// The image formats of qemu.
 const FORMATS: [&str; 13] = [
@@ -267,11 +417,18 @@ pub(crate) fn hint(subcommand: &str, words: &[OsString], error: &clap::Error) ->
     match error.kind() {
         ErrorKind::UnknownArgument => {
             let given = context(ContextKind::InvalidArg)?;
+            if subcommand == "export" {
+                return in_two_words(given, words);
+            }
             let flag = given.split_once('=').map_or(given, |(flag, _)| flag);
-            let known =
-                |entry: &&(&str, &[&str], &str)| entry.0 == subcommand && entry.1.contains(&flag);
-            let (_, _, text) = FLAGS.iter().find(known)?;
+            let known = |flag: &str| {
+                FLAGS.iter().find(|entry| entry.0 == subcommand && entry.1.contains(&flag))
+            };
+            let word = whole(flag, words).filter(|word| known(word).is_some());
+            let flag = word.unwrap_or(flag);
+            let (_, _, text) = known(flag)?;
             let text = match *text {
+                FILTER => of_filter(value(flag, words)),
                 FOREGROUND if flag == "-f" && has_format(words) => AS_THEY_ARE,
                 text => text,
             };
@@ -290,207 +447,5 @@ pub(crate) fn hint(subcommand: &str, words: &[OsString], error: &clap::Error) ->
             known.map(|(_, command)| format!("for '{given}': {command}"))
         }
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-    use crate::Cli;
-
-    /// The names of a subcommand's flags.
-    fn flags(command: &clap::Command) -> Vec<String> {
-        let flags = command.get_arguments().flat_map(|argument| {
-            let long = argument.get_long_and_visible_aliases().unwrap_or_default();
-            let short = argument.get_short().map(|short| format!("-{short}"));
-            long.into_iter().map(|long| format!("--{long}")).chain(short).collect::<Vec<_>>()
-        });
-        flags.collect()
-    }
-
-    #[test]
-    fn a_word_behind_a_command_is_no_command_of_others() {
-        let error = Cli::command().try_get_matches_from(["nbd", "overlay", "ls"]).unwrap_err();
-        assert_eq!(hint("overlay", &["ls".into()], &error), None);
-        let error = Cli::command().try_get_matches_from(["nbd", "ls"]).unwrap_err();
-        assert_eq!(hint("ls", &[], &error).unwrap(), "for 'ls': nbd list");
-    }
-
-    #[test]
-    fn a_format_behind_the_flag_for_the_foreground_is_meant_for_qemu() {
-        let hint = |line: &[&str]| {
-            let words: Vec<OsString> = line.iter().map(OsString::from).collect();
-            let given = ["nbd", "serve"].into_iter().chain(line.iter().copied());
-            let error = Cli::command().try_get_matches_from(given).unwrap_err();
-            hint("serve", &words, &error).unwrap()
-        };
-        for line in [
-            &["-f", "disk"][..],
-            &["-f"],
-            &["disk", "-f"],
-            &["-f", "./raw"],
-            &["--foreground", "raw"],
-        ] {
-            assert_eq!(hint(line).split_once(": ").unwrap().1, FOREGROUND, "{line:?}");
-        }
-        for format in FORMATS {
-            for line in [
-                &["-f", format, "disk"][..],
-                &["disk", "-f", format],
-                &[&format!("-f{format}"), "disk"],
-                &[&format!("-f={format}"), "disk"],
-                &["--format", format, "disk"],
-                &[&format!("--format={format}"), "disk"],
-            ] {
-                assert_eq!(hint(line).split_once(": ").unwrap().1, AS_THEY_ARE, "{line:?}");
-            }
-        }
-    }
-
-    /// The cells of the rows of a table, whose head begins so.
-    fn rows<'a>(page: &'a str, head: &str) -> Vec<Vec<&'a str>> {
-        let (_, table) = page.split_once(&format!("\n| {head}")).unwrap();
-        let lines = table.lines().skip(2).take_while(|line| line.starts_with("| "));
-        lines.map(|line| line.trim_matches(['|', ' ']).split(" | ").collect()).collect()
-    }
-
-    /// What stands in backquotes.
-    fn code(cell: &str) -> Vec<&str> {
-        cell.split('`').skip(1).step_by(2).collect()
-    }
-
-    /// What the programs have is typed, flag by flag, and the hint says what the page does: the same options and commands
-    /// of ours, or that there is nothing to say.
-    #[test]
-    fn the_flags_of_other_programs_are_answered_as_the_page_says() {
-        let page = include_str!("../../docs/migrate.md");
-        let (mut typed, mut taken) = (0, Vec::new());
-        for program in ["nbdkit 1.32 ", "qemu-nbd 10.0 ", "nbd-server's flags, 3.24 "] {
-            for row in rows(page, program) {
-                let [theirs, ours] = &*row else { panic!("two cells: {row:?}") };
-                let (theirs, said) = (code(theirs), code(ours));
-                let flags = theirs.iter().filter(|text| text.starts_with('-')).count();
-                for (index, text) in theirs.iter().enumerate() {
-                    // The remedy is that in the same order, where there are as many.
-                    let said = if flags > 1 && said.len() == flags {
-                        &said[index..=index]
-                    } else {
-                        &*said
-                    };
-                    let words =
-                        Vec::from_iter(text.split(' ').skip_while(|word| !word.starts_with('-')));
-                    let Some(flag) = words.first() else { continue };
-                    let line = [&["nbd", "serve"], &*words].concat();
-                    let Err(error) = Cli::command().try_get_matches_from(&line) else {
-                        taken.push(*flag);
-                        continue;
-                    };
-                    if error.kind() != ErrorKind::UnknownArgument {
-                        // A flag of ours, with a word that stands for a value.
-                        taken.push(*flag);
-                        continue;
-                    }
-                    let words = Vec::from_iter(words.iter().map(OsString::from));
-                    let hint = hint("serve", &words, &error);
-                    let hint = hint.unwrap_or_else(|| panic!("{program}: {text} has no hint"));
-                    let named = said.iter().filter_map(|said| {
-                        let option =
-                            said.split([' ', '=', ':']).next().filter(|word| word.starts_with('-'));
-                        option.or_else(|| {
-                            said.starts_with("nbd ")
-                                .then(|| said.split_at(4).1.split(' ').next())?
-                        })
-                    });
-                    let named = Vec::from_iter(named.filter(|word| *word != "serve"));
-                    let is_right = match &*named {
-                        _ if ours.contains("keep qemu-nbd") => hint.contains("take qemu-nbd"),
-                        [] => hint.contains("leave it out") || hint.contains("NAME="),
-                        named => named.iter().all(|word| hint.contains(word)),
-                    };
-                    let program = program.split([' ', '\'']).next().unwrap();
-                    let others = ["nbdkit", "qemu-nbd", "nbd-server"];
-                    let of_others =
-                        others.iter().any(|other| hint.contains(&format!("{other}'s -")));
-                    let is_its = !of_others || hint.contains(&format!("{program}'s"));
-                    assert!(
-                        is_right && is_its,
-                        "{program}: {text} is {said:?} on the page: {hint}"
-                    );
-                    typed += 1;
-                }
-            }
-        }
-        assert!(typed > 25, "{typed}");
-        for flag in taken {
-            let name = flag.split('=').next().unwrap();
-            let ours = ["-p", "-i", "-U", "-e", "-r", "-v", "--run", "--tls"];
-            assert!(ours.contains(&name), "{flag} is taken");
-        }
-    }
-
-    #[test]
-    fn an_unknown_option_is_not_taken_for_the_name_of_a_file() {
-        for (subcommand, flags, _) in FLAGS {
-            for flag in *flags {
-                let parsed = Cli::command().try_get_matches_from(["nbd", subcommand, flag, "x"]);
-                // Some are taken without being shown.
-                let Err(error) = parsed else { continue };
-                let text = without_misleading_tip(error).to_string();
-                assert!(!text.contains("as a value"), "nbd {subcommand} {flag}: {text}");
-            }
-        }
-        // A tip that helps stays.
-        let error = Cli::command().try_get_matches_from(["nbd", "serve", "--prot", "1"]);
-        let text = without_misleading_tip(error.unwrap_err()).to_string();
-        assert!(text.contains("'--port'"), "{text}");
-    }
-
-    #[test]
-    fn a_command_that_this_build_lacks_is_answered_with_its_feature() {
-        let cli = Cli::command();
-        for (names, missing) in FEATURES {
-            for name in names.iter().filter(|name| cli.find_subcommand(name).is_none()) {
-                let error = cli.clone().try_get_matches_from(["nbd", name, "x"]).unwrap_err();
-                assert_eq!(hint(name, &[], &error), Some(missing.text()));
-            }
-        }
-    }
-
-    #[test]
-    fn hints_name_what_there_is_and_no_flag_of_ours_has_one() {
-        let cli = Cli::command();
-        let all: Vec<_> = cli.get_subcommands().flat_map(flags).collect();
-        for (subcommand, theirs, text) in FLAGS {
-            let ours = flags(cli.find_subcommand(subcommand).unwrap());
-            for flag in *theirs {
-                assert!(!ours.iter().any(|our| our == flag), "{flag} is known to nbd {subcommand}");
-            }
-            let words = text.split([' ', ';', ',', ':']).filter(|word| word.starts_with("--"));
-            for word in words {
-                assert!(all.iter().any(|flag| flag == word), "there is no {word}");
-            }
-        }
-        let named = COMMANDS.iter().map(|(_, command)| *command);
-        let named = named
-            .chain(FLAGS.iter().map(|(_, _, text)| *text).filter(|text| text.starts_with("nbd ")));
-        for text in named {
-            let command = text.split(' ').nth(1).unwrap();
-            assert!(cli.find_subcommand(command).is_some(), "there is no nbd {command}");
-        }
-        for (names, missing) in FEATURES {
-            let built = match missing.feature {
-                "volume" => cfg!(feature = "volume"),
-                "tls" => cfg!(feature = "tls"),
-                other => panic!("{other}"),
-            };
-            for name in *names {
-                assert_eq!(cli.find_subcommand(name).is_some(), built, "{name}");
-            }
-        }
-        for name in COMMANDS.iter().flat_map(|(names, _)| *names) {
-            assert!(cli.find_subcommand(name).is_none(), "nbd {name} exists");
-        }
     }
 }

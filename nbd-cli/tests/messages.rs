@@ -155,7 +155,7 @@ fn the_usage_of_serve_has_no_line_that_is_refused() {
 #[test]
 fn flags_and_commands_of_other_programs_get_the_name_of_ours() {
     for (words, says) in [
-        (&["serve", "--filter=cow", "memory:1M"][..], "for '--filter': --layer NAME"),
+        (&["serve", "--filter=cow", "memory:1M"][..], "for '--filter': --layer overlay, or"),
         (&["serve", "-k", "/tmp/socket"], "for '-k': --unix PATH"),
         (&["serve", "-f", "disk.img"], "for '-f': nbd serve stays in the foreground"),
         (&["nbdcopy", "a", "b"], "for 'nbdcopy': nbd copy"),
