@@ -19,7 +19,7 @@ pub(crate) struct Stream<T> {
     scattered: Option<Scattered<T>>,
     /// How a socket is written to whatever the runtime knows of it.
     try_send: Option<TrySend<T>>,
-    /// Since when it takes nothing, as far as the runtime knows, or since it took something nevertheless.
+    /// Since when it takes nothing, as far as the runtime knows, or since when that was so when the socket itself was asked.
     full_since: Option<Instant>,
 }
 
@@ -62,11 +62,14 @@ impl<T> Stream<T> {
         if now.saturating_duration_since(since) < FULL {
             return written;
         }
-        self.full_since = Some(now);
         match self.try_send.map(|send| send(&self.stream, bytes)) {
+            // There may be room for more.
             Some(Ok(sent)) if sent > 0 => Poll::Ready(Ok(sent)),
             // The runtime finds an error, too.
-            _ => written,
+            _ => {
+                self.full_since = Some(now);
+                written
+            }
         }
     }
 }

@@ -1,41 +1,62 @@
-//! A client that takes its replies slowly and steadily. Systems tell runtimes of room to write only when there is much of
+//! Clients that take their replies slowly and steadily. Systems tell runtimes of room to write only when there is much of
 //! it, which such a client makes but now and then: that is no stall.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nbd_testkit::Endpoint;
-use nbd_testkit::raw::{RawClient, Request};
+use nbd_testkit::raw::{Mode, RawClient, Request};
 use nbd_tokio::export::{ExportMap, Memory};
 use nbd_tokio::metrics::Metrics;
 use nbd_tokio::{Server, ServerConfig};
 
-/// What the server requires is 16 KiB/s, and the client takes some 150.
-const STALL: Duration = Duration::from_secs(1);
-const PIECE: usize = 15 << 10;
+const STALL: Duration = Duration::from_secs(3);
+/// What is read at a time, ten times a second: each is more than the 16 KiB/s that the server requires. By TCP the system
+/// itself tells the other side of room when there are some hundred KiB of it, so that there a stall has to last longer.
+const PIECES: [(bool, usize); 5] =
+    [(false, 10 << 10), (false, 20 << 10), (false, 40 << 10), (true, 40 << 10), (true, 80 << 10)];
 const PAUSE: Duration = Duration::from_millis(100);
-const REPLY: u32 = 32 << 20;
+/// Replies that wait, each of as many bytes: one that is long, and several.
+const REPLIES: [(u64, u64); 2] = [(1, 32 << 20), (16, 1 << 20)];
 
 /// For so many stalls.
-const STALLS: u32 = 8;
+const STALLS: u32 = 4;
 
 #[test]
-fn a_client_that_reads_slowly_and_steadily_stays() {
+fn clients_that_read_slowly_and_steadily_stay() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let exports = ExportMap::new().with("", Memory::new(64 << 20).unwrap()).unwrap();
     let metrics = Metrics::new();
     let config = ServerConfig::new().with_stall_timeout(STALL).with_metrics(&metrics);
     let server = Server::with_config(exports, config);
-    let serving = runtime.block_on(server.listen_tcp("127.0.0.1:0")).unwrap();
-    let address = serving.local_addr().tcp().expect("it is one of TCP");
-    let mut client = RawClient::go_simple(&Endpoint::Tcp(address));
-    client.send(&Request::read(0, u64::from(REPLY)));
-    let begun = Instant::now();
-    while begun.elapsed() < STALLS * STALL {
-        assert!(client.wire().recv_or_gone(PIECE, "a piece of the reply").is_some());
-        thread::sleep(PAUSE);
-    }
-    // The system would have something for the client for a while yet.
-    assert_eq!(metrics.snapshot().connections.current, 1, "it is still served");
-    drop((client, serving));
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let tcp = runtime.block_on(server.listen_tcp("127.0.0.1:0")).unwrap();
+    let _unix = runtime.block_on(async { server.listen_unix(&socket) }).unwrap();
+    let tcp = Endpoint::Tcp(tcp.local_addr().tcp().expect("it is one of TCP"));
+    let unix = Endpoint::Unix(socket);
+    let kinds = PIECES.map(|(is_tcp, piece)| (if is_tcp { &tcp } else { &unix }, piece));
+    let kinds = kinds.into_iter().flat_map(|kind| REPLIES.map(|replies| (kind, replies)));
+    thread::scope(|scope| {
+        for ((endpoint, piece), (count, length)) in kinds {
+            scope.spawn(move || {
+                let mut client = RawClient::go_simple(endpoint);
+                for cookie in 0..count {
+                    let read = Request::read(cookie * length, length).encode(Mode::Simple, cookie);
+                    client.wire().send(&read);
+                }
+                let begun = Instant::now();
+                while begun.elapsed() < STALLS * STALL {
+                    let read = client.wire().recv_or_gone(piece, "a piece of the replies");
+                    assert!(read.is_some(), "{endpoint:?} {piece} {count}");
+                    thread::sleep(PAUSE);
+                }
+            });
+        }
+        // The system would have something for the clients for a while yet.
+        thread::sleep((STALLS - 1) * STALL);
+        let clients = PIECES.len() * REPLIES.len();
+        let served = metrics.snapshot().connections.current;
+        assert_eq!(served, clients as u64, "all are still served");
+    });
 }

@@ -20,6 +20,10 @@ use crate::reactor::{Threads, block_on};
 /// There is no thread behind it: of the threads that wait for their requests, one waits for the socket on behalf of all.
 /// To keep many requests in flight from a single thread, [submit](Self::submit_read_into) them and wait later.
 ///
+/// When the last clone and the last [`Pending`](super::Pending) request are gone, the client disconnects, without waiting for
+/// anything: the server finds a connection that is cut off where a request was sent in part. [`disconnect`](Self::disconnect)
+/// waits for what is in flight, and ends in order.
+///
 /// ```
 /// use nbd_blocking::client::ClientConfig;
 /// use nbd_blocking::export::{ExportMap, Memory};

@@ -375,7 +375,8 @@ impl<'a, C: Channel> Keeper<'a, C> {
 
     /// Asks the server for the size, and has the device grow with the export.
     fn ask_for_the_size(&mut self) {
-        let negotiation = self.target.negotiate();
+        // As the device's connections are made, since what a server can do depends on what was agreed on.
+        let negotiation = self.target.negotiate_with(&self.config);
         let asked = negotiation.and_then(|mut negotiation| {
             let export = negotiation.info(self.target.uri().export());
             let _left = negotiation.abort();

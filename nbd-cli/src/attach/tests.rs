@@ -188,7 +188,13 @@ fn a_kept_device_outlives_its_servers_and_grows_with_the_export() {
         assert_eq!(scene.model.read(index, 0, (2 << 20) - 512, 512), [0; 512]);
         grown.resize(1 << 22).unwrap();
         resize.write_all(&[0]).unwrap();
-        scene.model.wait(index, |device| (device?.size == 1 << 22).then_some(()));
+        given = scene.model.wait(index, |device| {
+            device.filter(|device| device.size == 1 << 22).map(|device| device.given)
+        });
+        // Which is the same export from then on, too.
+        end(server);
+        server = scene.serve(Arc::clone(&grown));
+        assert_eq!(replaced(given).0, 1 << 22);
         ending.write_all(&[0]).unwrap();
         kept.join().unwrap().unwrap();
         end(server);

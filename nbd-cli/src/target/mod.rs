@@ -274,6 +274,11 @@ impl Target {
         self.negotiate_again().map_err(|error| self.explain(&error))
     }
 
+    /// The same with a configuration of one's own.
+    pub(crate) fn negotiate_with(&self, config: &ClientConfig) -> Result<Negotiation, Failure> {
+        self.begin(config).map_err(|error| self.explain(&error))
+    }
+
     /// Enters an export of this server; over a connection of its own if the negotiation was lost and another attempt is
     /// asked for.
     pub(crate) fn enter(
@@ -303,9 +308,13 @@ impl Target {
 
     /// The same, for one that was lost.
     pub(crate) fn negotiate_again(&self) -> Result<Negotiation, Error> {
+        self.begin(&self.config())
+    }
+
+    fn begin(&self, config: &ClientConfig) -> Result<Negotiation, Error> {
         self.retries.connect(|| {
             let _reported = self.reported();
-            Negotiation::connect(&self.uri, &self.config())
+            Negotiation::connect(&self.uri, config)
         })
     }
 

@@ -15,6 +15,10 @@ pub enum DriveMode {
     /// By a task for each connection, spawned on the runtime.
     Spawned,
     /// By those who wait for requests, in turn: for runtimes where waiting costs a thread anyway.
+    ///
+    /// One of those who wait drives a connection for all of them. So a [`Pending`](super::Pending) request that was polled has
+    /// to be polled whenever its task is woken, until it is done, or to be dropped: one that is only kept, as a `select!`
+    /// around `&mut pending` leaves it, holds up the connection's other requests until it is polled again.
     Caller,
 }
 

@@ -37,6 +37,7 @@ pub type BufResult = (Vec<u8>, Result<(), Error>);
 ///
 /// So it is better not to give up what changes the export, but to wait for it somewhere else: `select!` or a time limit
 /// around `&mut pending` leaves the [`Pending`] request there to be waited for again, in a task of its own for example.
+/// (Where the [callers drive](super::DriveMode::Caller), go on to wait for it: the others wait for whoever drives.)
 /// [`disconnect`](Self::disconnect) waits for what was given up by dropping, too; and where
 /// [statistics](super::ClientConfig::with_statistics) are kept, a dropped request is
 /// [in flight](super::RequestStatistics::in_flight) until it is answered, or until it [times out](Error::TimedOut).
