@@ -16,7 +16,7 @@ use slatedb::{
     DbStatus, ErrorKind, SstBlockSize,
 };
 use slatedb_common::clock::{DefaultSystemClock, SystemClock};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use crate::disk_cache::Used;
 use crate::error::chain;
@@ -59,6 +59,8 @@ pub(crate) struct Database {
     room: Room,
     /// For walks over any number of blocks, which reads do not wait for.
     walks: Room,
+    /// Held by the read that does without filters.
+    walking: Mutex<()>,
     /// Tables whose index was read lately.
     prepared: Cache<SsTableId, ()>,
     /// Whether it was said that a filter is damaged.
@@ -141,7 +143,15 @@ impl Database {
         let prepared =
             Cache::builder().max_capacity(MAX_PREPARED).time_to_live(PREPARED_FOR).build();
         let (room, walks) = (Room::new(2 * third), Room::new(third));
-        Self { handle, status, room, walks, prepared, has_said: AtomicBool::new(false) }
+        Self {
+            handle,
+            status,
+            room,
+            walks,
+            prepared,
+            walking: Mutex::new(()),
+            has_said: AtomicBool::new(false),
+        }
     }
 
     /// The handle of one that was opened for writing.
@@ -181,7 +191,7 @@ impl Database {
             Err(error) if error.kind() == ErrorKind::Data => error,
             found => return found,
         };
-        let Ok(found) = self.walked_to(key).await else { return Err(error) };
+        let Ok(found) = self.walked_to(key, cached).await else { return Err(error) };
         if !self.has_said.swap(true, Ordering::Relaxed) {
             let error = chain(&error);
             tracing::warn!(
@@ -201,11 +211,13 @@ impl Database {
         }
     }
 
-    /// The same by a walk, which reads no filters: those only save a look into tables.
-    async fn walked_to(&self, key: &[u8]) -> Result<Option<Bytes>, slatedb::Error> {
+    /// The same by a walk, which reads no filters: those only save a look into tables. One at a time, since each has a part
+    /// of every table in memory, and the room that was taken is for a few.
+    async fn walked_to(&self, key: &[u8], cached: bool) -> Result<Option<Bytes>, slatedb::Error> {
+        let _alone = self.walking.lock().await;
         // SlateDB takes a walk from a key to the same one for a look at that: this is to what follows it.
         let keys = Bytes::copy_from_slice(key)..Bytes::from([key, &[0]].concat());
-        let options = ScanOptions::default();
+        let options = ScanOptions::default().with_cache_blocks(cached);
         let mut found = match &self.handle {
             Handle::Writer(db) => db.scan_with_options(keys, &options).await?,
             Handle::Reader(db) => db.scan_with_options(keys, &options).await?,
@@ -216,7 +228,8 @@ impl Database {
     /// What is wrong with a filter, of the tables that may have that key. None if they can't be read without filters either.
     pub(crate) async fn fault_of_filter(&self, key: &[u8]) -> Option<slatedb::Error> {
         let error = self.looked_up(key, false).await.err()?;
-        self.walked_to(key).await.is_ok().then_some(error)
+        let is_damage = error.kind() == ErrorKind::Data;
+        (is_damage && self.walked_to(key, false).await.is_ok()).then_some(error)
     }
 
     /// Waits until there is room to fetch these blocks, which are so many bytes, at once. The walk may be

@@ -102,6 +102,7 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
         let oldstyle = config.server.oldstyle;
         let _sealed = sandbox.seal()?;
         let served = exports.clone();
+        readiness.check()?;
         reload.open_volumes()?;
         let outcome = stdio.serve(exports, server, &reload, readiness, oldstyle);
         let closed = served.end();
@@ -357,6 +358,8 @@ macro_rules! serve {
             one.socket.set_nonblocking().map_err(cannot_accept)?;
             bound.push(sockets.keep(Role::Clients, one).map_err(cannot_accept)?);
         }
+        // Before a predecessor has given anything up.
+        setup.readiness.check()?;
         setup.open_volumes()?;
         let mut listening = Vec::new();
         for socket in bound {
@@ -383,7 +386,6 @@ macro_rules! serve {
         let addresses: Vec<LocalAddr> =
             listening.iter().map(|one| one.local_addr().clone()).collect();
         let _sealed = setup.sandbox.take().map(Sandbox::seal).transpose()?;
-        setup.readiness.check()?;
         setup.announcement.make(&addresses)?;
         let _private = setup.places.private.take();
         let begun = match server.is_shutting_down() {

@@ -114,7 +114,8 @@ const REPLACED: &str = "another server has taken over already";
 
 /// Whether a server that can't be replaced, for that reason, ends all the same.
 pub(super) fn is_ending(reason: &str) -> bool {
-    [SHUTTING_DOWN, REPLACED].contains(&reason)
+    // What became of volumes may follow.
+    [SHUTTING_DOWN, REPLACED].iter().any(|ending| reason.starts_with(ending))
 }
 
 /// What a successor is told of a socket that it gets.

@@ -74,7 +74,6 @@ impl Stdio {
         let reload = move || supervisor.around_reload(|| reload.hang_up());
         signals::watch(end, reload)
             .map_err(|error| Failure::failed(format!("cannot watch for signals: {error}")))?;
-        readiness.check()?;
         readiness.announce();
         let served = match self {
             Self::Tcp(stream) => server.serve_tcp(stream),
