@@ -167,7 +167,7 @@ fn an_overlay_fits_what_it_was_made_for_alone() {
         }
         write(&base, &layers, &mut model, random);
         let shows = |layers: &[String], model: &[u8], refused: bool| {
-            let check = run(serve(["--check"]).args(layers).arg(&base), LIMIT);
+            let check = run(serve(["--check", "--port", "0"]).args(layers).arg(&base), LIMIT);
             if refused {
                 for said in [check, run(serve(["-p", "0"]).args(layers).arg(&base), LIMIT)] {
                     let said = said.failure();
@@ -220,7 +220,7 @@ fn an_overlay_fits_what_it_was_made_for_alone() {
         run(discard.args(["overlay", "discard"]).arg(&upper), LIMIT).success();
         let _none = fs::remove_file(&lower);
         let layers = stack(folder, other);
-        run(serve(["--check"]).args(&layers).arg(&base), LIMIT).success();
+        run(serve(["--check", "--port", "0"]).args(&layers).arg(&base), LIMIT).success();
         Serving::spawn(serve(["--port", "0"]).args(&layers).arg(&base)).stop();
     });
 }
