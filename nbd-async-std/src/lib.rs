@@ -46,6 +46,9 @@
 //! [The guide](crate::guide) goes on. An event loop of your own needs no runtime: [`proto`] is the protocol as a state
 //! machine, whose front page has the loop to write, and [one that does not block](proto#in-an-event-loop).
 //!
+//! Exports, the configuration and much else come from the engine, under the same names: where an example of theirs says
+//! `nbd_engine`, write `nbd_async_std`. What is in `nbd_engine::server` and `nbd_engine::net` is in the root here.
+//!
 //! # Features
 //!
 //! `smol` is on by default, `async-std` is not. `tls` is TLS by rustls with `ring`, `tls-aws-lc-rs` the same with
