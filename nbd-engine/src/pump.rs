@@ -460,9 +460,14 @@ impl<M: Machine, T: Transport> Pump<M, T> {
         Pin::new(&mut self.transport).poll_write_vectored(cx, &slices[..count])
     }
 
+    /// Sends what the transport holds, and closes the writing side.
+    pub(crate) fn poll_close_writing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        poll_close_and_drop_input(&mut self.transport, cx)
+    }
+
     /// Closes the writing side, then reads what still comes, so that what was sent last isn't lost to a reset.
     pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(poll_close_and_drop_input(&mut self.transport, cx))?;
+        ready!(self.poll_close_writing(cx))?;
         poll_drop_input(&mut self.transport, cx)
     }
 }

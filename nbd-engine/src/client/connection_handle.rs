@@ -29,7 +29,7 @@ pub(super) struct ConnectionHandle {
     failing: AtomicBool,
     /// Requests have come from another connection, whose deadlines may be earlier than all that are known.
     adopted: AtomicBool,
-    /// The client wants to disconnect.
+    /// The client wants to disconnect, as the queue says, for each waiter to ask that leaves.
     is_to_end: AtomicBool,
     pub(super) free: FreeList,
     /// Set where the client's requests are counted.

@@ -147,7 +147,7 @@ impl LeaderFollower {
         let mut session = match self.session.try_lock() {
             Ok(session) => session,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            // Whoever drives it now comes by here.
+            // Whoever drives it comes by here. One who only pushes does not: then the next to wait goes on with the end.
             Err(TryLockError::WouldBlock) => return,
         };
         // A leader has its wakers registered, or waits for the session, and then registers them.

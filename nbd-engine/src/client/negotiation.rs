@@ -6,7 +6,6 @@ mod options;
 use core::fmt;
 use core::future::poll_fn;
 use core::ops::Range;
-
 use core::task::{Context, Poll};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use super::connect::reach_in_time;
 use super::timer::Timer;
 use super::{ClientConfig, Connector, CurrentRuntime, Error, Handshake, LostReason, TransportFrom};
 use crate::maybe_tls::MaybeTls;
-use crate::pump::{Handler, Incoming, Pump, Reception, poll_close_and_drop_input};
+use crate::pump::{Handler, Incoming, Pump, Reception};
 #[cfg(feature = "tls")]
 use crate::tls::TlsClient;
 use crate::transport::AnyTransport;
@@ -227,8 +226,7 @@ impl<C> Negotiation<C> {
                 }
             }
             let pump = this.pump()?;
-            let transport = &mut pump.transport;
-            let closed = poll_fn(|cx| poll_close_and_drop_input(transport, cx)).await;
+            let closed = poll_fn(|cx| pump.poll_close_writing(cx)).await;
             match closed {
                 Err(error) if !is_hang_up(error.kind()) => Err(this.broken(error.into())),
                 _ => Ok(()),

@@ -53,20 +53,34 @@ impl Timer {
     /// The future's output, unless `limit` passes first. A time in which this process did not run does not count.
     pub(crate) async fn within<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
-        let mut deadline: Option<Alarm> = None;
+        let mut deadline: Option<Deadline> = None;
         poll_fn(|cx| {
-            loop {
-                if let Poll::Ready(output) = future.as_mut().poll(cx) {
-                    return Poll::Ready(Some(output));
-                }
-                let deadline = deadline.get_or_insert_with(|| self.alarm(limit, limit));
-                match ready!(deadline.poll(cx)) {
-                    Ring::InTime => return Poll::Ready(None),
-                    Ring::Late => *deadline = self.alarm(limit, limit),
-                }
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
             }
+            deadline.get_or_insert_with(|| self.deadline(limit)).poll(cx).map(|()| None)
         })
         .await
+    }
+
+    /// Passes after `limit`, of which a time in which this process did not run is no part.
+    pub(crate) fn deadline(&self, limit: Duration) -> Deadline {
+        Deadline { limit, alarm: self.alarm(limit, limit) }
+    }
+}
+
+/// A moment after which nothing is waited for any more. Poll what may be there by then first.
+pub(crate) struct Deadline {
+    limit: Duration,
+    alarm: Alarm,
+}
+
+impl Deadline {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while ready!(self.alarm.poll(cx)) == Ring::Late {
+            self.alarm = self.alarm.timer.alarm(self.limit, self.limit);
+        }
+        Poll::Ready(())
     }
 }
 

@@ -239,7 +239,8 @@ impl ServerConfig {
     }
 
     /// How long a client may be idle while others wait for a slot among the
-    /// [connections](Self::with_max_connections). It takes effect up to some seconds later. Default 60 seconds; `None` lets idle clients stay in any case.
+    /// [connections](Self::with_max_connections). It takes effect up to some seconds later. Default 60 seconds; `None` lets
+    /// idle clients stay in any case.
     #[must_use]
     pub const fn with_idle_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.idle_timeout = timeout;

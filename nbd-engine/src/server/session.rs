@@ -19,7 +19,7 @@ use super::{ConnectionError, Stall};
 use crate::busy_poll::{BUSY_POLL, BusyPoll};
 use crate::export::{self, ClientInfo, Withdrawal};
 use crate::maybe_tls::{InTransit, MaybeTls};
-use crate::pump::{Pump, poll_close_and_drop_input};
+use crate::pump::Pump;
 use crate::runtime::{Runtime, moment_after};
 use crate::transport::Transport;
 
@@ -335,7 +335,7 @@ impl<T: Transport> Session<T> {
 
     /// Sends the last of what was queued, and closes the writing side.
     pub(crate) fn poll_close_writing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        poll_close_and_drop_input(&mut self.pump.transport, cx)
+        self.pump.poll_close_writing(cx)
     }
 
     /// Closes the writing side, then reads what still comes, so that the last replies aren't lost to a reset.

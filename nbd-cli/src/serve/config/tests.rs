@@ -128,6 +128,16 @@ fn every_key_is_known_and_is_in_the_file_of_these_tests() {
 }
 
 #[test]
+fn durations_may_be_fractions_without_quotes_and_sizes_may_not() {
+    let of =
+        |server: &str, export: &str| read(&format!("[server]\n{server}\n[[export]]\n{export}\n"));
+    let config = of("drain-timeout = 1.5", "memory = 4096").unwrap();
+    assert_eq!(config.server.drain_timeout, Period(Duration::from_millis(1500)));
+    let Err(wrong) = of("", "memory = 1.5") else { panic!("half a byte") };
+    assert!(format!("{wrong:?}").contains("'1.5' is not a size"), "{wrong:?}");
+}
+
+#[test]
 fn what_is_left_out_is_what_the_command_line_leaves_out() {
     let config = read("export = [{memory = 4096}]").unwrap();
     assert_eq!(config.server, Server::default());

@@ -1,14 +1,14 @@
 //! The end of a connection: what was to be said leaves, and its transport is closed.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_io::AsyncWrite;
 
 use super::super::LostReason;
 use super::super::connection_handle::{Closed, Disconnect};
-use super::super::timer::{Alarm, Ring, Timer};
+use super::super::timer::Deadline;
 use super::Session;
 use crate::maybe_tls::MaybeTls;
 use crate::pump::poll_close_and_drop_input;
@@ -23,25 +23,6 @@ pub(super) struct Closing {
     transport: MaybeTls<AnyTransport>,
     /// When it is dropped, whether or not the server took them.
     deadline: Deadline,
-}
-
-/// Passes once, after a time in which this process ran.
-pub(super) struct Deadline {
-    limit: Duration,
-    alarm: Alarm,
-}
-
-impl Deadline {
-    fn new(timer: &Timer, limit: Duration) -> Self {
-        Self { limit, alarm: timer.alarm(limit, limit) }
-    }
-
-    fn poll(&mut self, timer: &Timer, cx: &mut Context<'_>) -> Poll<()> {
-        while ready!(self.alarm.poll(cx)) == Ring::Late {
-            self.alarm = timer.alarm(self.limit, self.limit);
-        }
-        Poll::Ready(())
-    }
 }
 
 impl Session {
@@ -61,7 +42,7 @@ impl Session {
         if let Some(Closing { transport, deadline }) = &mut self.closing {
             // First, since a session may be polled late.
             let closed = poll_close_and_drop_input(transport, cx);
-            if closed.is_pending() && deadline.poll(self.deadlines.timer(), cx).is_pending() {
+            if closed.is_pending() && deadline.poll(cx).is_pending() {
                 return Poll::Pending;
             }
             self.closing = None;
@@ -75,7 +56,7 @@ impl Session {
             return Poll::Pending;
         }
         let mut deadline = self.hard_end.take().unwrap_or_else(|| self.time_to_end());
-        let due = deadline.poll(self.deadlines.timer(), cx);
+        let due = deadline.poll(cx);
         self.hard_end = due.is_pending().then_some(deadline);
         due
     }
@@ -87,7 +68,7 @@ impl Session {
             Disconnect::No => limit.min(DISCONNECT_TIMEOUT),
             Disconnect::Soft | Disconnect::Hard => limit,
         };
-        Deadline::new(self.deadlines.timer(), limit)
+        self.deadlines.timer().deadline(limit)
     }
 
     /// Whether nothing is left but to close the transport.
