@@ -345,6 +345,9 @@ fn a_successor_that_comes_too_late_is_told_that_another_one_has_taken_over() {
         let late = Background::spawn(&mut site.successor(&[])).unwrap();
         let asked = || first.process.stderr().matches("verb=\"take-over\"").count() == 2;
         wait_until("it waits for its turn", LIMIT, asked);
+        // This one is connected, and has not asked for anything yet.
+        let mut later = ByHand::new(&site.path("control"));
+        assert_eq!(site.bitmaps("control").success(), "", "who came before it is accepted");
         assert_eq!(other.ask("serving", r#"{"linger_ms":0}"#), "{\"ok\":null}\n");
         drop(other);
         let (code, said) = Serving { process: late, uri: String::new() }.end();
@@ -353,6 +356,9 @@ fn a_successor_that_comes_too_late_is_told_that_another_one_has_taken_over() {
             "nbd: cannot replace the server of {control}: another server has taken over already\n"
         );
         assert_eq!((code, said), (Some(1), says));
+        let answer = later.ask("take-over", ALL);
+        assert!(answer.contains("another server has taken over already"), "{answer}");
+        drop(later);
         assert_eq!(first.process.wait_exit(LIMIT).and_then(|status| status.code()), Some(0));
         // Nobody has adopted them.
         std::fs::remove_file(site.path("control")).unwrap();

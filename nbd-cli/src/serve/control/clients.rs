@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -108,12 +109,31 @@ fn answer_all(listener: &UnixListener, stop: &OwnedFd, clients: &Arc<Clients>) {
 /// Those that are connected, and what they can ask for.
 struct Clients {
     verbs: Verbs,
+    /// Those that can be closed in favour of others.
     connected: Mutex<VecDeque<Arc<UnixStream>>>,
+    /// How many were accepted and have not got their answer.
+    unanswered: AtomicUsize,
+}
+
+/// A client from when it is accepted until it has its answer, or gets none.
+struct Unanswered(Arc<Clients>);
+
+impl Unanswered {
+    fn new(clients: &Arc<Clients>) -> Self {
+        clients.unanswered.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(clients))
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.unanswered.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Clients {
     fn new(verbs: Verbs) -> Self {
-        Self { verbs, connected: Mutex::default() }
+        Self { verbs, connected: Mutex::default(), unanswered: AtomicUsize::new(0) }
     }
 
     fn connected(&self) -> MutexGuard<'_, VecDeque<Arc<UnixStream>>> {
@@ -132,10 +152,11 @@ impl Clients {
             // Its thread then finds the end of the stream. It may have closed it itself.
             let _closed = oldest.shutdown(Shutdown::Both);
         }
-        let this = Arc::clone(self);
+        let unanswered = Unanswered::new(self);
         let client = Arc::clone(&stream);
         let thread = std::thread::Builder::new().name("nbd-control-client".into());
         let spawned = thread.stack_size(STACK).spawn(move || {
+            let this = &unanswered.0;
             // Clients that don't keep to the rules harm nobody but themselves.
             if let Err(error) = this.serve(&client, end) {
                 tracing::debug!(%error, "a client of the control socket got no answer");
@@ -168,7 +189,8 @@ impl Clients {
             received => Request::parse(&received?),
         };
         let keep = || self.forget(stream);
-        let conversation = Conversation::new(stream, &keep, end);
+        let unanswered = || self.unanswered.load(Ordering::Acquire);
+        let conversation = Conversation::new(stream, &keep, &unanswered, end);
         match request.and_then(|request| self.verbs.carry_out(request, &conversation)) {
             Ok(None) => Ok(()),
             Ok(Some(answer)) => conversation.answer(&Answer::Ok(answer)),

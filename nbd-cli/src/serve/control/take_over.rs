@@ -12,7 +12,6 @@ use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -48,6 +47,9 @@ const VOLUMES_PATIENCE: Duration = Duration::from_secs(150);
 
 /// How long a successor waits for the end of another one, which may have died and is about to be noticed.
 const TURN: Duration = Duration::from_secs(1);
+
+/// How long a server that was replaced waits for other clients of its control socket to have their answers.
+const ANSWERS: Duration = Duration::from_secs(5);
 
 /// How often a successor looks whether its turn has come.
 const LOOK: Duration = Duration::from_millis(10);
@@ -87,18 +89,18 @@ pub(in crate::serve) struct Replaceable {
 impl Replaceable {
     /// The verb by which it is replaced.
     pub(in crate::serve) fn verbs(self, verbs: Verbs) -> Verbs {
-        let turns = Turns::default();
+        let turn = Mutex::new(());
         verbs.with_conversation(TAKE_OVER, move |arguments: TakeOver, conversation| {
-            let asking = turns.ask();
-            let Some(turn) = turns.wait(Instant::now() + TURN) else {
+            let Some(turn) = take(&turn, Instant::now() + TURN) else {
                 return conversation.refuse("another server is about to take over");
             };
             let replaced = self.converse(&arguments, conversation)?;
             // Those that wait for their turn learn that it does not come.
-            drop((turn, asking));
+            drop(turn);
             if let Some(linger) = replaced {
                 super::super::linger::linger(linger, &self.connections);
-                turns.leave(Instant::now() + TURN);
+                // Nobody is accepted any more, and those that were would lose their answers with this process.
+                conversation.outlast_others(Instant::now() + ANSWERS);
                 (self.shut_down)();
             }
             Ok(())
@@ -213,44 +215,14 @@ impl Replaceable {
     }
 }
 
-/// Successors that ask, one of which has its turn.
-#[derive(Default)]
-struct Turns {
-    turn: Mutex<()>,
-    asking: AtomicUsize,
-}
-
-/// A successor that asks, until it has its answer.
-struct Asking<'a>(&'a AtomicUsize);
-
-impl Drop for Asking<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl Turns {
-    fn ask(&self) -> Asking<'_> {
-        self.asking.fetch_add(1, Ordering::AcqRel);
-        Asking(&self.asking)
-    }
-
-    /// The turn of one, once there is no other one any more.
-    fn wait(&self, end: Instant) -> Option<MutexGuard<'_, ()>> {
-        loop {
-            match self.turn.try_lock() {
-                Ok(turn) => return Some(turn),
-                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) if Instant::now() >= end => return None,
-                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
-            }
-        }
-    }
-
-    /// Returns when all have their answers, which would be lost with this process.
-    fn leave(&self, end: Instant) {
-        while self.asking.load(Ordering::Acquire) > 0 && Instant::now() < end {
-            std::thread::sleep(LOOK);
+/// The turn of a successor, once no other one has it any more.
+fn take(turn: &Mutex<()>, end: Instant) -> Option<MutexGuard<'_, ()>> {
+    loop {
+        match turn.try_lock() {
+            Ok(turn) => return Some(turn),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= end => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
         }
     }
 }

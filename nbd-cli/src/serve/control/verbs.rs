@@ -28,6 +28,9 @@ const SIGN: Duration = Duration::from_secs(5);
 /// How long a client may take to receive an answer that it has waited for.
 const ANSWERING: Duration = Duration::from_secs(10);
 
+/// How often to look whether others have their answers.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// What answers the requests of one verb.
 enum Handler {
     Answer(Box<AnswerTo>),
@@ -38,13 +41,27 @@ enum Handler {
 pub(super) struct Conversation<'a> {
     stream: &'a UnixStream,
     keep: &'a dyn Fn(),
+    unanswered: &'a dyn Fn() -> usize,
     end: Cell<Instant>,
 }
 
 impl<'a> Conversation<'a> {
-    /// With the client of `stream`, until `end`. `keep` has it keep its connection whatever others want.
-    pub(super) fn new(stream: &'a UnixStream, keep: &'a dyn Fn(), end: Instant) -> Self {
-        Self { stream, keep, end: Cell::new(end) }
+    /// With the client of `stream`, until `end`. `keep` has it keep its connection whatever others want; `unanswered` tells
+    /// how many clients, this one among them, have not got their answer.
+    pub(super) fn new(
+        stream: &'a UnixStream,
+        keep: &'a dyn Fn(),
+        unanswered: &'a dyn Fn() -> usize,
+        end: Instant,
+    ) -> Self {
+        Self { stream, keep, unanswered, end: Cell::new(end) }
+    }
+
+    /// Returns when all other clients have their answers, or at `end`.
+    pub(super) fn outlast_others(&self, end: Instant) {
+        while (self.unanswered)() > 1 && Instant::now() < end {
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Gives it so much time from now on, in which it keeps its connection.
@@ -216,7 +233,7 @@ mod tests {
             .with("nothing", |NoArguments {}| Ok(()));
         let (_client, server) = UnixStream::pair().unwrap();
         let ask = |verb: &str, arguments: Value| {
-            let conversation = Conversation::new(&server, &|| {}, Instant::now());
+            let conversation = Conversation::new(&server, &|| {}, &|| 1, Instant::now());
             verbs.carry_out(Request::new(verb, &arguments), &conversation)
         };
         assert_eq!(ask("double", json!({"number": 4})), Ok(Some(json!(8))));
