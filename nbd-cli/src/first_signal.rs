@@ -2,35 +2,22 @@
 
 use core::time::Duration;
 use std::thread;
-use std::time::Instant;
 
-/// When the first signal came that asks for the end.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FirstSignal(Instant);
+use signal_hook::iterator::Signals;
 
-impl FirstSignal {
-    /// What comes within this time is still the first one: `timeout` sends its signal to the command, and then to the
-    /// command's process group.
-    const ECHO: Duration = Duration::from_millis(200);
+/// What comes within this time is still the first one: `timeout` sends its signal to the command, and then to the
+/// command's process group.
+const ECHO: Duration = Duration::from_millis(200);
 
-    /// It has come.
-    pub(crate) fn now() -> Self {
-        Self(Instant::now())
-    }
+/// Waits until all that is still the first signal has come.
+pub(crate) fn wait_for_echo() {
+    thread::sleep(ECHO);
+}
 
-    /// It came a while ago.
-    #[cfg(test)]
-    pub(crate) fn long_ago() -> Self {
-        Self(Instant::now() - 10 * Self::ECHO)
-    }
-
-    /// Waits until all that is still the first one has come.
-    pub(crate) fn wait_for_echo() {
-        thread::sleep(Self::ECHO);
-    }
-
-    /// Whether one that comes now is a second one.
-    pub(crate) fn is_over(self) -> bool {
-        self.0.elapsed() >= Self::ECHO
-    }
+/// The same, and takes it from `signals`: what they have from then on is a second one. When a signal came is not known, only
+/// when it was looked at, which may be later on a busy machine. So what came before this looks does not count as a second
+/// one, which can be sent again, whereas what an end without need loses is lost.
+pub(crate) fn take_echo(signals: &mut Signals) {
+    wait_for_echo();
+    let _echo = signals.pending().count();
 }

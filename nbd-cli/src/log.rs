@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::Level;
 
@@ -15,8 +15,9 @@ use crate::{output, stderr};
 /// Bytes of lines that wait for a slow reader.
 const CAPACITY: usize = 256 << 10;
 
-/// How long [`flush`] waits.
+/// How long [`flush`] waits for each line, and for all of them.
 const PATIENCE: Duration = Duration::from_secs(1);
+const ALL_PATIENCE: Duration = Duration::from_secs(10);
 
 static QUEUE: Queue = Queue::new();
 
@@ -78,7 +79,7 @@ pub(crate) fn lines(priority: Priority, text: &str) {
 
 /// Waits until all has been written that was logged so far, but not for a reader that takes nothing.
 pub(crate) fn flush() {
-    QUEUE.flush(PATIENCE, |bytes| stderr::write(bytes, None));
+    QUEUE.flush(PATIENCE, ALL_PATIENCE, |bytes| stderr::write(bytes, None));
 }
 
 /// Takes the lines of `tracing-subscriber`, each by one call.
@@ -99,8 +100,8 @@ struct Queue {
     state: Mutex<State>,
     /// There is something to write.
     filled: Condvar,
-    /// All of it has been written, or was dropped.
-    emptied: Condvar,
+    /// An entry has been written, or was dropped.
+    progressed: Condvar,
 }
 
 #[derive(Debug)]
@@ -116,6 +117,8 @@ struct State {
     failed: u64,
     /// An entry is being written.
     writing: bool,
+    /// Entries that were written, or dropped.
+    written: u64,
 }
 
 #[derive(Debug, Default)]
@@ -134,8 +137,9 @@ impl Queue {
             lost: 0,
             failed: 0,
             writing: false,
+            written: 0,
         };
-        Self { state: Mutex::new(state), filled: Condvar::new(), emptied: Condvar::new() }
+        Self { state: Mutex::new(state), filled: Condvar::new(), progressed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -178,9 +182,8 @@ impl Queue {
         if written.is_err() {
             state.failed = entry.lost + u64::from(!entry.line.is_empty());
         }
-        if !state.is_busy() {
-            self.emptied.notify_all();
-        }
+        state.written += 1;
+        self.progressed.notify_all();
     }
 
     fn next(&self) -> Entry {
@@ -200,7 +203,7 @@ impl Queue {
     }
 
     /// Without a thread, `write` is called for what there is.
-    fn flush(&self, limit: Duration, mut write: impl FnMut(&[u8]) -> io::Result<()>) {
+    fn flush(&self, each: Duration, all: Duration, mut write: impl FnMut(&[u8]) -> io::Result<()>) {
         let state = self.lock();
         if !state.started {
             let lines = state.entries.len();
@@ -208,7 +211,18 @@ impl Queue {
             (0..lines).for_each(|_| self.write_one_to(&mut write));
             return;
         }
-        drop(self.emptied.wait_timeout_while(state, limit, |state| state.is_busy()));
+        let end = Instant::now() + all;
+        let mut state = state;
+        while state.is_busy() && Instant::now() < end {
+            let before = state.written;
+            let waiting = |state: &mut State| state.written == before && state.is_busy();
+            let waited = self.progressed.wait_timeout_while(state, each, waiting);
+            let (after, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            if timeout.timed_out() {
+                return;
+            }
+            state = after;
+        }
     }
 }
 
@@ -284,7 +298,7 @@ mod tests {
         }
         assert!(QUEUE.lock().bytes <= CAPACITY);
         assert!(QUEUE.lock().lost > 0);
-        QUEUE.flush(Duration::from_millis(1), |_| panic!("a thread writes it"));
+        QUEUE.flush(Duration::from_millis(1), ALL_PATIENCE, |_| panic!("a thread writes it"));
         blocked.send(()).unwrap();
         writer.join().unwrap();
     }
@@ -300,8 +314,8 @@ mod tests {
             text.extend_from_slice(bytes);
             Ok(())
         };
-        queue.flush(PATIENCE, &mut write);
-        queue.flush(PATIENCE, &mut write);
+        queue.flush(PATIENCE, ALL_PATIENCE, &mut write);
+        queue.flush(PATIENCE, ALL_PATIENCE, &mut write);
         assert_eq!(text, b"a\nb\n");
     }
 }

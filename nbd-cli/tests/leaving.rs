@@ -125,12 +125,13 @@ fn a_connection_to_one_side_is_left_in_order_while_the_other_side_keeps_us_waiti
     let mut export = Export::new(Mode::Extended);
     export.size = 4 << 20;
     let parked = Script::new(export.clone()).deaf();
-    let full = ScriptedServer::unix([Script::new(export).enter().serve(), parked]);
-    let mut server = Server::start(&["-U", &socket, "memory:4M"]);
-    let uri = format!("nbd+unix:///?socket={socket}");
-    server.run(&[&["compare"], &FOUR[..], &[&uri, &full.endpoint().uri("")]].concat(), &[1]);
-    // It was left in time, however long the command took.
-    server.slow = 0;
-    assert!(server.count("a client connected") > 1, "{}", server.process.stderr());
+    let full = ScriptedServer::unix([Script::new(export).enter().hold().serve(), parked]);
+    let server = Server::start(&["-U", &socket, "memory:4M"]);
+    let (uri, other) = (format!("nbd+unix:///?socket={socket}"), full.endpoint().uri(""));
+    let words = [&["compare"], &FOUR[..], &[&uri, &other]].concat();
+    let mut comparing = Background::spawn(Command::new(nbd_binary()).args(words)).unwrap();
+    wait_until("it is connected twice", SOON, || server.count("a client connected") > 1);
+    full.release();
+    assert_eq!(comparing.wait_exit(SOON).and_then(|status| status.code()), Some(1));
     server.end();
 }

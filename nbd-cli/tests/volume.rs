@@ -184,9 +184,7 @@ fn what_waiting_does_not_repair_is_reported_at_once_with_what_to_do() {
         let refused = nbd(&["volume", "create", &url, "--size", "1M"]).failure();
         assert!(refused.contains(expected) && !refused.contains("gave up"), "{refused}");
     }
-    // A port that was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let server = format!("http://127.0.0.1:{port}");
+    let server = "http://127.0.0.1:1";
     let refused = nbd(&["serve", "--port", "0", &format!("{server}/disk.raw")]).failure();
     assert!(refused.contains(&format!("{server} refuses the connection")), "{refused}");
     assert!(!refused.contains("retries"), "{refused}");

@@ -146,7 +146,7 @@ const THREE: [&str; 3] = ["a=memory:4G", "b=memory:4G", "c=memory:4G"];
 /// Three exports share what `ulimit -v` leaves; none takes the server down.
 fn a_limited_address_space_is_no_space_for_clients(setup: Setup) {
     let limited = setup.serve().prepared_by("ulimit -v 1000000");
-    let mut server = limited.args(THREE).start();
+    let server = limited.args(THREE).start();
     fill(&server, &["a", "b", "c"], 1000 * MIB);
     assert!(server.is_running());
 }
@@ -154,7 +154,7 @@ fn a_limited_address_space_is_no_space_for_clients(setup: Setup) {
 /// The same with a control group, which kills what takes too much.
 fn a_control_groups_limit_is_no_space_for_clients(setup: Setup) {
     let Some(group) = MemoryGroup::require(256 * MIB) else { return };
-    let mut server = setup.serve().prepared_by(&group.enter()).args(THREE).start();
+    let server = setup.serve().prepared_by(&group.enter()).args(THREE).start();
     fill(&server, &["a", "b", "c"], 256 * MIB);
     assert!(server.is_running());
     drop(server);

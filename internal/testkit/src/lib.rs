@@ -19,12 +19,14 @@ pub mod server;
 pub mod snapshot;
 
 mod endpoint;
+mod ip;
 mod loop_device;
 mod pattern;
 mod random;
 mod small_file_system;
 
 pub use endpoint::Endpoint;
+pub use ip::own_ip;
 pub use loop_device::LoopDevice;
 pub use pattern::{Pattern, assert_same_bytes, assert_zero};
 pub use random::{Random, cases};

@@ -167,7 +167,7 @@ impl PeerServer {
         let socket = dir.path().join("peer.sock");
         let mut command = peer.command();
         prepare(&mut command, &socket.to_string_lossy());
-        let mut process =
+        let process =
             Background::spawn(&mut command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let endpoint = Endpoint::Unix(socket);
         wait_until("the peer listens", QUESTION, || {

@@ -18,7 +18,7 @@ use super::plan::Plan;
 use super::run::config;
 use super::{control, explain};
 use crate::exit::Failure;
-use crate::first_signal::FirstSignal;
+use crate::first_signal;
 use crate::stderr;
 use crate::target::Target;
 
@@ -207,7 +207,7 @@ impl<'a, C: Channel> Keeper<'a, C> {
                             "cannot detach {}: {why}; a second signal ends this without",
                             self.device
                         ));
-                        FirstSignal::wait_for_echo();
+                        first_signal::wait_for_echo();
                         let _echo = Wakers::take(&wakers.end);
                     }
                 },

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Child, ExitStatus};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,15 +17,19 @@ use signal_hook::iterator::Signals;
 use tempfile::TempDir;
 
 use super::sockets;
-use crate::first_signal::FirstSignal;
+use crate::first_signal;
 use crate::ignored_signals::not_ignored;
 use crate::waiting;
 
-/// How long a server may take to answer what it was asked, and to come to the end of the connection; then it is closed.
-const GOODBYE: Duration = Duration::from_millis(300);
+/// How long a server may take to answer what it was asked, and to come to the end of the connection; then it is closed. Only
+/// one that hangs takes so long.
+const GOODBYE: Duration = Duration::from_secs(3);
 
 /// How long a server may take to end when it is asked to; then it is killed. It may have much to write.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often to look whether there is a hurry.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// The servers that run, so that none outlives us when a signal ends us. `None` before the first.
 static RUNNING: Mutex<Option<Vec<Running>>> = Mutex::new(None);
@@ -99,8 +103,10 @@ fn stop(mut servers: Vec<Running>, mut hurry: impl FnMut() -> bool) {
         sockets::add(&mut running.sockets, sockets::connected_to(&running.socket));
     }
     // A server that waits for its clients would wait for us.
-    disconnect(servers.iter_mut().flat_map(|one| one.clients.drain(..)).collect(), deadline);
+    let clients = servers.iter_mut().flat_map(|one| one.clients.drain(..)).collect();
+    disconnect(clients, deadline, &mut hurry);
     for running in &mut servers {
+        let deadline = if hurry() { Instant::now() } else { deadline };
         sockets::close(core::mem::take(&mut running.sockets), deadline);
         // A child that was not waited for keeps its number, even if it has ended.
         if let Ok(None) = running.child.try_wait() {
@@ -120,8 +126,9 @@ fn stop(mut servers: Vec<Running>, mut hurry: impl FnMut() -> bool) {
     }
 }
 
-/// Disconnects as the protocol wants it, unless that takes long: a server that hangs must not hold us up.
-fn disconnect(clients: Vec<Client>, deadline: Instant) {
+/// Disconnects as the protocol wants it, unless that takes long: a server that hangs must not hold us up, and less so once
+/// `hurry` says so.
+fn disconnect(clients: Vec<Client>, deadline: Instant, mut hurry: impl FnMut() -> bool) {
     let (sender, over) = mpsc::channel::<()>();
     for client in clients {
         let sender = sender.clone();
@@ -134,7 +141,11 @@ fn disconnect(clients: Vec<Client>, deadline: Instant) {
     }
     drop(sender);
     // Nothing is ever sent: the channel closes when the last one is done.
-    let _over = over.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+    while Instant::now() < deadline && !hurry() {
+        if over.recv_timeout(LOOK) == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
+    }
 }
 
 /// The status of a process that ends within `limit`, and before `hurry` says that it is not waited for.
@@ -184,7 +195,7 @@ fn last_act(mut hurry: impl FnMut() -> bool) {
     // Without a thread it is not done.
     let Ok(thread) = thread::Builder::new().name("nbd-last-act".into()).spawn(act) else { return };
     while !thread.is_finished() && !hurry() {
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(LOOK);
     }
 }
 
@@ -198,12 +209,13 @@ pub(super) fn watch_signals() -> io::Result<()> {
     let mut signals = Signals::new(not_ignored([SIGINT, SIGTERM, SIGHUP, SIGQUIT]))?;
     let run = move || {
         let Some(signal) = signals.forever().next() else { return };
-        let first = FirstSignal::now();
         SIGNALLED.store(true, Ordering::Relaxed);
         if is_end(End::Signal) {
             // Seen when it comes, whatever this thread waits for then.
-            let watch =
-                move || AGAIN.store(signals.forever().any(|_| first.is_over()), Ordering::Relaxed);
+            let watch = move || {
+                first_signal::take_echo(&mut signals);
+                AGAIN.store(signals.forever().next().is_some(), Ordering::Relaxed);
+            };
             let _watched = thread::Builder::new().name("nbd-signals".into()).spawn(watch);
             let again = || AGAIN.load(Ordering::Relaxed);
             last_act(again);
@@ -214,7 +226,8 @@ pub(super) fn watch_signals() -> io::Result<()> {
             std::process::exit(128 + signal);
         }
         // The command ends this process, unless something keeps it from that.
-        if let Some(signal) = signals.forever().find(|_| first.is_over()) {
+        first_signal::take_echo(&mut signals);
+        if let Some(signal) = signals.forever().next() {
             std::process::exit(128 + signal);
         }
     };

@@ -21,7 +21,7 @@ use crate::exit::Failure;
 use crate::private_folder::private_folder;
 
 /// How long to wait for the end of a server that has closed its socket.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The longest path that a Unix socket can be bound to.
 const LONGEST_PATH: usize = 107;

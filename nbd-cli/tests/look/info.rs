@@ -92,9 +92,8 @@ fn the_size_is_what_a_client_gets_that_enters() {
     let dir = tempfile::tempdir().unwrap();
     let [image, config] = ["image", "config"].map(|name| dir.path().join(name));
     std::fs::write(&image, vec![7; 1 << 20]).unwrap();
-    // Port 0 does not do, as the port that it becomes is not known: an address of this process alone.
-    let [_, a, b, c] = std::process::id().to_be_bytes();
-    let address = format!("127.{}.{b}.{}", a.wrapping_add(77) % 128 + 1, c.max(1));
+    // Port 0 does not do, as the port that it becomes is not known.
+    let address = nbd_testkit::own_ip();
     let lines = [
         "[generic]".into(),
         format!("listenaddr = {address}"),
@@ -110,7 +109,7 @@ fn the_size_is_what_a_client_gets_that_enters() {
     {
         // In the foreground it serves a single client.
         let mut command = peer.command();
-        let mut server = Background::spawn(command.arg("-d").arg("-C").arg(&config)).unwrap();
+        let server = Background::spawn(command.arg("-d").arg("-C").arg(&config)).unwrap();
         let mut told = String::new();
         wait_until("nbd-server answers", LIMIT, || {
             let finished = nbd([&["info"], flags, &[&uri]].concat());

@@ -22,7 +22,7 @@ printf '[[listen]]\nactivation = true\n[[export]]\nmemory = 1048576\n' > activat
 printf 'not holes' > data.img
 ln -s "$(command -v nbd)" "$(command -v timeout)" bin
 cp "$(command -v sleep)" running
-./running 60 &
+./running 600 &
 ended=$!
 nbd serve --unix served --control control a=memory:1M >/dev/null 2>&1 &
 ended="$ended $!"
@@ -38,7 +38,7 @@ const LINES: &[&str] = &[
     "nbd info nbd+unix:///b?socket=served",
     "nbd info nbds+unix:///a?socket=served",
     "nbd info nbd+unix:///?socket=no-nbd",
-    "nbd map --timeout 100ms nbd+unix:///?socket=silent",
+    "nbd map --timeout 3s nbd+unix:///?socket=silent",
     "nbd map nbd+unix:///?socket=no-entry",
     "nbd map nbd+unix:///?socket=wants-tls",
     "nbd dump nbd+unix:///?socket=hangs-up",

@@ -23,9 +23,9 @@ fn a_full_server_refuses_clients_and_says_so_once() {
         let server = Serving::start(arguments.into_iter().chain(["memory:1M"]));
         let mut only = RawClient::go_simple(&server.endpoint());
         assert!(!only.has_flag(flag::CAN_MULTI_CONN));
-        for _ in 0..50 {
-            Wire::connect(&server.endpoint()).drain_to_eof();
-        }
+        // At once, so that they wait together.
+        let mut wires = [(); 50].map(|()| Wire::connect(&server.endpoint()));
+        wires.iter_mut().for_each(Wire::drain_to_eof);
         let refused = run(&mut nbd(&["info", &server.uri]), LIMIT).failure();
         assert!(refused.contains("it may have all connections that it can have"), "{refused}");
         only.read(0, 512);

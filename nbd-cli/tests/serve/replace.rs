@@ -342,12 +342,12 @@ fn a_successor_that_comes_too_late_is_told_that_another_one_has_taken_over() {
         let mut first = site.first(runtime, &["-v"]);
         let mut other = ByHand::new(&site.path("control"));
         assert!(other.ask("take-over", ALL).contains("clients"));
-        let late = Background::spawn(&mut site.successor(&[])).unwrap();
-        let asked = || first.process.stderr().matches("verb=\"take-over\"").count() == 2;
-        wait_until("it waits for its turn", LIMIT, asked);
         // This one is connected, and has not asked for anything yet.
         let mut later = ByHand::new(&site.path("control"));
         assert_eq!(site.bitmaps("control").success(), "", "who came before it is accepted");
+        let late = Background::spawn(&mut site.successor(&[])).unwrap();
+        let asked = || first.process.stderr().matches("verb=\"take-over\"").count() == 2;
+        wait_until("it waits for its turn", LIMIT, asked);
         assert_eq!(other.ask("serving", r#"{"linger_ms":0}"#), "{\"ok\":null}\n");
         drop(other);
         let (code, said) = Serving { process: late, uri: String::new() }.end();
@@ -489,6 +489,7 @@ fn scrapers_find_the_successor_at_the_same_address() {
         // Another address, at which nobody listens yet, with its own port.
         let third = site.replaced(second, &["--metrics", "0", "-v"]);
         assert!(!unix.exists(), "the socket that nobody wanted is left behind");
+        wait_until("it says where", LIMIT, || third.process.stderr().contains("/metrics"));
         let said = third.process.stderr();
         let url = said.split("http://").nth(1).and_then(|rest| rest.split('/').next());
         let address: SocketAddr = url.and_then(|url| url.parse().ok()).expect(&said);

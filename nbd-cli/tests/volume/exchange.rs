@@ -196,7 +196,7 @@ fn a_successor_gets_the_volume_without_waiting_and_nothing_is_lost() {
     let second = site.serve(&["--take-over", &control]);
     // Clients that come meanwhile wait.
     let mut number = 0_u64;
-    let mut first = first;
+    let first = first;
     wait_until("the first one has ended", LIMIT, || {
         let mut client = site.client("mail");
         client.write(1 << 20 | number << 12, &[7]);
@@ -307,7 +307,7 @@ fn a_server_that_serves_nothing_any_more_says_so_and_goes_on() {
     let mut command = Command::new(nbd_binary());
     let first =
         Background::spawn(command.args(["serve", "--volume-lease", "1s", "-U", &socket, &backend]));
-    let mut first = first.unwrap();
+    let first = first.unwrap();
     assert!(first.next_line(LIMIT).is_some());
     let mut command = Command::new(nbd_binary());
     let second = Background::spawn(command.args(["serve", "-U", &site.text("socket"), &backend]));

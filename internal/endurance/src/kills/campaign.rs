@@ -208,7 +208,7 @@ impl Campaign {
             }
             command.arg(argument);
         }
-        let mut process = Background::spawn(&mut command).expect("the program is there");
+        let process = Background::spawn(&mut command).expect("the program is there");
         let endpoint = Endpoint::Unix(socket);
         wait_until("the server listens", SOON, || {
             assert!(process.is_running(), "{command:?} ended: {}", process.stderr());

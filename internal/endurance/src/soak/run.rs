@@ -134,7 +134,7 @@ fn watch(
             run.end();
         }
         for (site, series) in sites.iter().zip(&mut *series) {
-            let mut server = steady(site);
+            let server = steady(site);
             if !server.is_running() {
                 run.fault(format!(
                     "{}: the server ended: {}",

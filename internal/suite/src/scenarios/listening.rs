@@ -2,17 +2,16 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nbd_engine::export::{ExportMap, Memory};
 use nbd_engine::server::ServerConfig;
 use nbd_testkit::process::run;
 use nbd_testkit::raw::{Mode, RawClient, Wire};
-use nbd_testkit::{Endpoint, cases, peers};
+use nbd_testkit::{Endpoint, cases, own_ip, peers};
 use tempfile::TempDir;
 
 use crate::{Place, SOON, Server, Setup, Transport};
@@ -23,13 +22,6 @@ fn exports() -> ExportMap {
 
 fn dir() -> TempDir {
     tempfile::tempdir().expect("a folder for sockets")
-}
-
-/// An address of this machine that no other test uses: a port of it that is closed stays free.
-fn own_ip() -> Ipv4Addr {
-    static COUNT: AtomicU32 = AtomicU32::new(1);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed) & 0x7f;
-    Ipv4Addr::from_bits(0x7f80_0000 | (std::process::id() & 0xffff) << 7 | count)
 }
 
 /// One place of either kind, that of the setup's transport first, and the path of the Unix socket.

@@ -46,7 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const VOLUMES_PATIENCE: Duration = Duration::from_secs(150);
 
 /// How long a successor waits for the end of another one, which may have died and is about to be noticed.
-const TURN: Duration = Duration::from_secs(1);
+const TURN: Duration = Duration::from_secs(5);
 
 /// How long a server that was replaced waits for other clients of its control socket to have their answers.
 const ANSWERS: Duration = Duration::from_secs(5);
