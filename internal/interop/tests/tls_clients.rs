@@ -174,6 +174,20 @@ fn nbd_server_with_certificates() {
     let told = nbd(&["info", &uri]).success();
     assert!(told.contains("with TLS"), "{told}");
     libraries::write_and_read(&uri, &nbd_engine::client::ClientConfig::new());
+    // It ends the connection in order when the handshake is over, whatever it did not like.
+    let stranger = Certificates::new();
+    stranger.write("ca-cert.pem", &fs::read_to_string(certificates.file("ca-cert.pem")).unwrap());
+    for has_certificate in [true, false] {
+        if !has_certificate {
+            for name in ["client-cert.pem", "client-key.pem"] {
+                fs::remove_file(stranger.file(name)).expect("it was made");
+            }
+        }
+        let parameters = [("tls-certificates", stranger.path()), ("tls-hostname", "localhost")];
+        let told = nbd(&["info", &server.endpoint().tls_uri(None, "disk", &parameters)]).failure();
+        let says = "right after the handshake, as a server may that does not accept";
+        assert!(told.contains(says) && told.contains("client-cert.pem"), "{told}");
+    }
 }
 
 /// The bad cases: each ends with an error that says what is wrong.

@@ -30,7 +30,7 @@ const AHEAD: usize = 128 << 10;
 /// Reading and writing drive the handshake where it has not finished; [`poll_handshake`](Self::poll_handshake) drives
 /// nothing else, and its caller sets the deadline. Closing sends `close_notify` before the transport is closed, and so does
 /// dropping, as far as the transport takes it at once: a connection may end anywhere. A peer that closes without one has
-/// cut the stream off: that is an error, never an end.
+/// cut the stream off: that is an error, never an end. So is the end of a peer that has not sent any data.
 pub(crate) struct TlsStream<T: Transport> {
     transport: T,
     records: Box<dyn Records>,
@@ -241,11 +241,10 @@ impl<T: Transport> TlsStream<T> {
                 "the peer {verb} the connection in the middle of the handshake without an alert; its log may say why; \
                  with a pre-shared key, compare the user and the key, else certificates and versions"
             )
-        } else if !self.has_received_data && !self.records.is_closed_by_peer() {
+        } else if !self.has_received_data {
             let hint = self.records.hang_up_hint();
-            format!(
-                "the peer {verb} the connection right after the handshake without an alert, {hint}"
-            )
+            let how = if self.records.is_closed_by_peer() { "" } else { " without an alert" };
+            format!("the peer {verb} the connection right after the handshake{how}, {hint}")
         } else if at_end {
             "the peer cut the connection off without close_notify".into()
         } else {
@@ -447,6 +446,12 @@ impl<T: Transport> AsyncRead for TlsStream<T> {
             // Answers of TLS itself. A transport that does not take them is no reason not to read: what has arrived is
             // there, and so is the end.
             let _not_for_the_reader = this.poll_deliver(cx);
+            if copied == 0 && this.records.is_closed_by_peer() && !this.has_received_data {
+                // Some peers, such as nbd-server, end the connection of one that they don't trust in order.
+                this.queue_close_notify();
+                let closed = io::ErrorKind::UnexpectedEof.into();
+                return Poll::Ready(Err(this.hung_up(cx, closed, None)));
+            }
             if copied > 0 || this.records.is_closed_by_peer() {
                 return Poll::Ready(Ok(copied));
             }
