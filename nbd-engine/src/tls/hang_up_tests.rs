@@ -230,6 +230,31 @@ fn a_reset_right_after_the_handshake_names_its_likely_reason() {
     }
 }
 
+/// Of a peer that ends the connection in order instead. It gets the same answer as at any other end.
+#[test]
+fn an_end_right_after_the_handshake_names_its_likely_reason() {
+    for (old, is_client) in [(false, false), (false, true), (true, false), (true, true)] {
+        let configurations = configurations(if old { &TLS12 } else { &TLS13 });
+        let (mut server, mut client) = connected(configurations, pair(1 << 20, 1 << 20));
+        for result in handshake(&mut server, &mut client) {
+            result.unwrap();
+        }
+        let (side, other) =
+            if is_client { (&mut client, &mut server) } else { (&mut server, &mut client) };
+        assert!(Pin::new(&mut *other).poll_close(&mut cx()).is_ready());
+        for _ in 0..2 {
+            let Poll::Ready(Err(error)) = read(side, &mut [0; 16]) else { panic!("no error") };
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+            let text = error.to_string();
+            let says = "the peer closed the connection right after the handshake, as a ";
+            assert!(text.contains(says) && text.contains("may say why"), "{text}");
+            assert_eq!(text.contains("client-cert.pem"), is_client, "{text}");
+        }
+        assert!(write(side, b"an option").is_err());
+        assert!(!matches!(read(other, &mut [0; 16]), Poll::Pending), "it was not answered");
+    }
+}
+
 #[test]
 fn a_reset_in_the_handshake_says_that_it_was_there() {
     let (_server, mut client) = connected(configurations(&TLS12), pair(1 << 20, 1 << 20));
