@@ -188,7 +188,7 @@ impl Queue {
 
     fn next(&self) -> Entry {
         let mut state = self.lock();
-        while !state.is_busy() {
+        while state.left() == 0 {
             state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         // None if there is nothing but a number of lost lines to write.
@@ -212,11 +212,13 @@ impl Queue {
             return;
         }
         let end = Instant::now() + all;
+        let goal = state.written + state.left();
         let mut state = state;
-        while state.is_busy() && Instant::now() < end {
+        while state.written < goal && state.left() > 0 {
             let before = state.written;
-            let waiting = |state: &mut State| state.written == before && state.is_busy();
-            let waited = self.progressed.wait_timeout_while(state, each, waiting);
+            let limit = each.min(end.saturating_duration_since(Instant::now()));
+            let waiting = |state: &mut State| state.written == before && state.left() > 0;
+            let waited = self.progressed.wait_timeout_while(state, limit, waiting);
             let (after, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             if timeout.timed_out() {
                 return;
@@ -227,9 +229,10 @@ impl Queue {
 }
 
 impl State {
-    /// Whether something is being written, or is to be. After a failure nothing is tried before there is a new line.
-    fn is_busy(&self) -> bool {
-        self.writing || !self.entries.is_empty() || self.lost > 0 && self.failed == 0
+    /// Entries that are being written, or are to be. After a failure nothing is tried before there is a new line.
+    fn left(&self) -> u64 {
+        let lost = self.lost > 0 && self.failed == 0;
+        u64::from(self.writing) + self.entries.len() as u64 + u64::from(lost)
     }
 }
 
@@ -301,6 +304,43 @@ mod tests {
         QUEUE.flush(Duration::from_millis(1), ALL_PATIENCE, |_| panic!("a thread writes it"));
         blocked.send(()).unwrap();
         writer.join().unwrap();
+    }
+
+    /// A queue whose thread takes so long for each line.
+    fn with_a_slow_reader(pause: Duration) -> &'static Queue {
+        let queue: &'static Queue = Box::leak(Box::new(Queue::new()));
+        queue.lock().started = true;
+        std::thread::spawn(move || {
+            queue.write_all_to(|_: &[u8]| {
+                std::thread::sleep(pause);
+                Ok(())
+            });
+        });
+        queue
+    }
+
+    #[test]
+    fn a_reader_that_takes_something_is_waited_for_whatever_comes_meanwhile() {
+        let queue = with_a_slow_reader(Duration::from_millis(5));
+        (0..100).for_each(|_| queue.push(b"a line\n"));
+        std::thread::spawn(move || {
+            loop {
+                queue.push(b"and so on without an end\n");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        // Less for each than for all of them.
+        let day = Duration::from_secs(86400);
+        queue.flush(Duration::from_secs(60), day, |_| panic!("a thread writes it"));
+        assert!(queue.lock().written >= 100);
+    }
+
+    #[test]
+    fn a_reader_that_takes_too_long_for_all_is_not_waited_for() {
+        let queue = with_a_slow_reader(Duration::from_millis(5));
+        (0..10_000).for_each(|_| queue.push(b"a line\n"));
+        queue.flush(Duration::from_secs(60), Duration::from_millis(50), |_| panic!("it does"));
+        assert!(queue.lock().left() > 0);
     }
 
     #[test]

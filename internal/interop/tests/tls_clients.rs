@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
+use nbd_blocking::client::ClientConfig;
 use nbd_interop::MIB;
 use nbd_interop::certificates::{Certificates, Side};
 use nbd_interop::gnutls::{VERSIONS, Versions};
@@ -111,7 +112,7 @@ fn assert_used(endpoint: &Endpoint, uri: &str) {
     let plain = endpoint.uri("");
     let told = nbd(&["info", &plain]).failure();
     assert!(told.contains("nbds"), "the remedy for a server that demands TLS: {told}");
-    libraries::write_and_read(uri, &nbd_engine::client::ClientConfig::new());
+    libraries::write_and_read(uri, &ClientConfig::new());
 }
 
 #[test]
@@ -173,7 +174,7 @@ fn nbd_server_with_certificates() {
     let uri = server.endpoint().tls_uri(None, "disk", &parameters);
     let told = nbd(&["info", &uri]).success();
     assert!(told.contains("with TLS"), "{told}");
-    libraries::write_and_read(&uri, &nbd_engine::client::ClientConfig::new());
+    libraries::write_and_read(&uri, &ClientConfig::new());
     // It ends the connection in order when the handshake is over, whatever it did not like.
     let stranger = Certificates::new();
     stranger.write("ca-cert.pem", &fs::read_to_string(certificates.file("ca-cert.pem")).unwrap());
@@ -184,7 +185,8 @@ fn nbd_server_with_certificates() {
             }
         }
         let parameters = [("tls-certificates", stranger.path()), ("tls-hostname", "localhost")];
-        let told = nbd(&["info", &server.endpoint().tls_uri(None, "disk", &parameters)]).failure();
+        let uri = server.endpoint().tls_uri(None, "disk", &parameters);
+        let told = nbd(&["info", &uri]).failure();
         let says = "right after the handshake, as a server may that does not accept";
         assert!(told.contains(says) && told.contains("client-cert.pem"), "{told}");
     }
@@ -393,7 +395,7 @@ fn all_libraries_reach_all_of_our_servers_over_tcp() {
         let setup = Setup { runtime, transport: Transport::Tcp };
         let server = setup.serve().args(args).args([certificates.path(), "memory:1M"]).start();
         let uri = uri(server.endpoint(), &certificates);
-        libraries::write_and_read(&uri, &nbd_engine::client::ClientConfig::new());
+        libraries::write_and_read(&uri, &ClientConfig::new());
     }
 }
 

@@ -110,7 +110,7 @@ enum Phase {
 /// What a successor is told of a server that ends, since it was told to.
 const SHUTTING_DOWN: &str = "the server is shutting down";
 /// The same since another one has its sockets.
-const REPLACED: &str = "another server has taken over already";
+pub(super) const REPLACED: &str = "another server has taken over already";
 
 /// Whether a server that can't be replaced, for that reason, ends all the same.
 pub(super) fn is_ending(reason: &str) -> bool {

@@ -58,6 +58,15 @@ static SIGNALLED: AtomicBool = AtomicBool::new(false);
 /// Whether a second one does.
 static AGAIN: AtomicBool = AtomicBool::new(false);
 
+/// Whether a signal has come that is to end this process, and waits for whoever holds [`servers`].
+pub(super) fn is_signalled() -> bool {
+    SIGNALLED.load(Ordering::Relaxed)
+}
+
+fn is_signalled_again() -> bool {
+    AGAIN.load(Ordering::Relaxed)
+}
+
 /// A server that was started, with all that has to end with it.
 pub(super) struct Running {
     pub(super) child: Child,
@@ -92,22 +101,22 @@ pub(super) fn end(number: u32) {
     let Some(running) = servers.as_mut() else { return };
     if let Some(index) = running.iter().position(|one| one.child.id() == number) {
         // A signal that comes now waits for the lock, but its sender need not.
-        stop(vec![running.swap_remove(index)], || SIGNALLED.load(Ordering::Relaxed));
+        stop(vec![running.swap_remove(index)], is_signalled_again, is_signalled);
     }
 }
 
-/// Ends servers, and waits for it; for no longer once `hurry` says so. Their sockets go, too.
-fn stop(mut servers: Vec<Running>, mut hurry: impl FnMut() -> bool) {
+/// Ends servers, and waits for it: for our farewell no longer once `again` says so, and for their ends once `hurry` does. Their
+/// sockets go, too.
+fn stop(mut servers: Vec<Running>, again: fn() -> bool, hurry: fn() -> bool) {
     let deadline = Instant::now() + GOODBYE;
     for running in &mut servers {
         sockets::add(&mut running.sockets, sockets::connected_to(&running.socket));
     }
     // A server that waits for its clients would wait for us.
     let clients = servers.iter_mut().flat_map(|one| one.clients.drain(..)).collect();
-    disconnect(clients, deadline, &mut hurry);
+    disconnect(clients, deadline, again);
     for running in &mut servers {
-        let deadline = if hurry() { Instant::now() } else { deadline };
-        sockets::close(core::mem::take(&mut running.sockets), deadline);
+        sockets::close(core::mem::take(&mut running.sockets), deadline, again);
         // A child that was not waited for keeps its number, even if it has ended.
         if let Ok(None) = running.child.try_wait() {
             let _ended_already = kill_process(Pid::from_child(&running.child), Signal::TERM);
@@ -118,7 +127,7 @@ fn stop(mut servers: Vec<Running>, mut hurry: impl FnMut() -> bool) {
         let _reported = waiting::on(move |seconds| {
             format!("waiting for {command} to end: it was asked to {seconds} s ago")
         });
-        if wait(&mut child, PATIENCE, &mut hurry).is_none() {
+        if wait(&mut child, PATIENCE, hurry).is_none() {
             let _ended_already = child.kill();
             let _reaped = child.wait();
         }
@@ -128,7 +137,7 @@ fn stop(mut servers: Vec<Running>, mut hurry: impl FnMut() -> bool) {
 
 /// Disconnects as the protocol wants it, unless that takes long: a server that hangs must not hold us up, and less so once
 /// `hurry` says so.
-fn disconnect(clients: Vec<Client>, deadline: Instant, mut hurry: impl FnMut() -> bool) {
+fn disconnect(clients: Vec<Client>, deadline: Instant, hurry: fn() -> bool) {
     let (sender, over) = mpsc::channel::<()>();
     for client in clients {
         let sender = sender.clone();
@@ -217,12 +226,11 @@ pub(super) fn watch_signals() -> io::Result<()> {
                 AGAIN.store(signals.forever().next().is_some(), Ordering::Relaxed);
             };
             let _watched = thread::Builder::new().name("nbd-signals".into()).spawn(watch);
-            let again = || AGAIN.load(Ordering::Relaxed);
-            last_act(again);
+            last_act(is_signalled_again);
             // Held to the end: a thread that wants to start or stop a server now waits for the end of all.
             let mut servers = self::servers();
             let running = servers.take().unwrap_or_default();
-            stop(running, again);
+            stop(running, is_signalled_again, is_signalled_again);
             std::process::exit(128 + signal);
         }
         // The command ends this process, unless something keeps it from that.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
@@ -13,6 +13,9 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, SocketAddrUnix, getpeername, recv, shutdown};
 
 use crate::descriptor::share;
+
+/// How often to look whether there is a hurry.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Descriptors of our own for those sockets of this process that are connected to the socket of that name, by whatever name
 /// its server has bound it: a relative one begins at that server's folder, and links may lead there.
@@ -80,26 +83,28 @@ pub(super) fn add(sockets: &mut Vec<OwnedFd>, more: Vec<OwnedFd>) {
     }
 }
 
-/// Lets the servers at the other ends come to their end, which takes until `deadline` at most, and hangs up.
-pub(super) fn close(sockets: Vec<OwnedFd>, deadline: Instant) {
+/// Lets the servers at the other ends come to their end, which takes until `deadline` at most, or until `hurry` says so, and
+/// hangs up.
+pub(super) fn close(sockets: Vec<OwnedFd>, deadline: Instant, mut hurry: impl FnMut() -> bool) {
     for socket in &sockets {
         let _ended_already = shutdown(socket, Shutdown::Write);
     }
     for socket in &sockets {
-        drain(socket, deadline);
+        drain(socket, deadline, &mut hurry);
         let _ended_already = shutdown(socket, Shutdown::Both);
     }
 }
 
 /// Throws away what comes until the other side has closed the connection.
-fn drain(socket: &OwnedFd, deadline: Instant) {
+fn drain(socket: &OwnedFd, deadline: Instant, mut hurry: impl FnMut() -> bool) {
+    let look = Timespec::try_from(LOOK).unwrap_or_default();
     let mut buffer = [0; 64 << 10];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+    while Instant::now() < deadline && !hurry() {
         let mut ready = [PollFd::new(socket, PollFlags::IN)];
-        if left.is_zero() || !matches!(poll(&mut ready, Some(&timeout)), Ok(1)) {
-            return;
+        match poll(&mut ready, Some(&look)) {
+            Ok(0) | Err(Errno::INTR) => continue,
+            Ok(_) => {}
+            Err(_) => return,
         }
         // Another thread may still read there: the later one gets nothing, and must not wait for it.
         match recv(socket, &mut buffer, RecvFlags::DONTWAIT) {
@@ -127,7 +132,7 @@ mod tests {
             add(&mut found, connected_to(path("a").as_os_str().as_bytes()));
             assert_eq!(found.len(), 2, "each of them once");
         }
-        close(found, Instant::now());
+        close(found, Instant::now(), || false);
         assert_eq!(streams[0].read(&mut [0]).unwrap(), 0);
         assert_eq!(streams[2].read(&mut [0]).unwrap(), 0);
         streams[1].set_nonblocking(true).unwrap();
@@ -146,9 +151,25 @@ mod tests {
             let written = server.write_all(&vec![7; 1 << 20]);
             (written.is_ok(), server.read(&mut [0]).unwrap())
         });
-        let far = Instant::now() + std::time::Duration::from_secs(60);
-        close(connected_to(path.as_os_str().as_bytes()), far);
+        let far = Instant::now() + Duration::from_secs(60);
+        close(connected_to(path.as_os_str().as_bytes()), far, || false);
         assert_eq!(server.join().unwrap(), (true, 0), "all is taken, and then there is an end");
         drop(stream);
+    }
+
+    /// One that is in a hurry waits for none of it.
+    #[test]
+    fn a_server_that_is_silent_for_longer_than_a_second_has_the_time_that_there_is() {
+        let silence = Duration::from_millis(1200);
+        for hurry in [false, true] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let server = std::thread::spawn(move || {
+                assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+                std::thread::sleep(silence);
+                theirs.write_all(b"a last word").is_ok()
+            });
+            close(vec![ours.into()], Instant::now() + Duration::from_secs(60), || hurry);
+            assert_eq!(server.join().unwrap(), !hurry);
+        }
     }
 }

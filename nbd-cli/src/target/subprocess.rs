@@ -106,7 +106,9 @@ impl Subprocess {
 
     /// How the server has ended, if it has, or is about to.
     pub(super) fn end(&self) -> Option<String> {
-        let wait = |running: &mut Running| ending::wait(&mut running.child, LAST_WORDS, || false);
+        let wait = |running: &mut Running| {
+            ending::wait(&mut running.child, LAST_WORDS, ending::is_signalled)
+        };
         let status = ending::with(self.number, wait)??;
         let command = &self.command;
         // One that fails says why, as a rule; one that ends well has taken no notice of the socket.

@@ -119,6 +119,7 @@ fn an_orderly_end_loses_nothing_of_overlays_and_request_logs() {
 /// Longer than a signal may take to come once more and be the same one.
 const ECHO: Duration = Duration::from_millis(300);
 
+/// On a busy machine the server may be late to look, and what has come by then is still the first one.
 #[test]
 fn a_second_signal_ends_it_at_once() {
     for runtime in RUNTIMES {
@@ -126,17 +127,13 @@ fn a_second_signal_ends_it_at_once() {
             let (server, _client) = with_a_stuck_client(runtime);
             server.process.terminate();
             expect_closed_listener(&server);
-            // A hang-up never is one, and on a busy machine what comes too early isn't either.
             let ends = || {
-                server.process.hang_up();
                 thread::sleep(ECHO);
-                if server.process.is_running() {
-                    second(&server.process);
-                }
+                second(&server.process);
                 thread::sleep(ECHO);
                 !server.process.is_running()
             };
-            wait_until("it ends", LIMIT, ends);
+            assert!((0..20).any(|_| ends()), "{runtime}");
             assert_eq!(server.end().0, Some(128 + code), "{runtime}");
         }
     }
@@ -234,7 +231,11 @@ fn a_second_hang_up_does_not_cut_requests_off() {
     let (server, mut client) = with_a_stuck_client("tokio");
     server.process.hang_up();
     expect_closed_listener(&server);
-    server.process.hang_up();
+    // At once, and when it would be a second signal if it were another one.
+    for _ in 0..4 {
+        server.process.hang_up();
+        thread::sleep(ECHO);
+    }
     client.wire().send(&[1; 4096 - 100]);
     client.drain().into_iter().for_each(|reply| drop(reply.ok()));
     client.wire().expect_eof();

@@ -220,8 +220,14 @@ impl<C> Negotiation<C> {
                     Err(Error::Disconnected { .. }) => break,
                     // The server may close without an answer, and what it has not read makes that a reset (C-OPT-AB-05).
                     Err(Error::Connect { source, .. }) if is_hang_up(source.kind()) => break,
+                    // In order or not, and with whatever reason TLS supposes: it was asked to.
                     #[cfg(feature = "tls")]
-                    Err(Error::Tls { source, .. }) if is_hang_up(source.kind()) => break,
+                    Err(Error::Tls { source, .. })
+                        if is_hang_up(source.kind())
+                            || source.kind() == io::ErrorKind::UnexpectedEof =>
+                    {
+                        break;
+                    }
                     Err(error) => return Err(error),
                 }
             }

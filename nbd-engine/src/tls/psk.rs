@@ -362,6 +362,10 @@ impl Records for PskRecords {
         "its messages, or its log, may say why"
     }
 
+    fn is_client(&self) -> bool {
+        !self.stream.ssl().is_server()
+    }
+
     fn is_handshaking(&self) -> bool {
         self.handshaking
     }

@@ -36,6 +36,9 @@ pub(crate) trait Records: Send {
     /// Why a peer may hang up right after the handshake, and where to look.
     fn hang_up_hint(&self) -> &'static str;
 
+    /// Whether this is the client's side.
+    fn is_client(&self) -> bool;
+
     /// Whether the handshake has not finished yet.
     fn is_handshaking(&self) -> bool;
 

@@ -114,7 +114,7 @@ fn encode(
 }
 
 macro_rules! records {
-    ($connection:ty, $data:ty, $hint:expr) => {
+    ($connection:ty, $data:ty, $is_client:expr, $hint:expr) => {
         impl RustlsRecords<$connection> {
             /// Writes by `write`, which may need `length` bytes of room.
             fn write(
@@ -203,6 +203,10 @@ macro_rules! records {
                 $hint
             }
 
+            fn is_client(&self) -> bool {
+                $is_client
+            }
+
             fn is_handshaking(&self) -> bool {
                 self.connection.is_handshaking()
             }
@@ -234,12 +238,14 @@ macro_rules! records {
 records!(
     UnbufferedServerConnection,
     ServerConnectionData,
+    false,
     "as a client may that does not accept this server's certificate or the name in it; its messages may say why"
 );
 // With TLS 1.3 a client has finished the handshake before the server has seen its certificate.
 records!(
     UnbufferedClientConnection,
     ClientConnectionData,
+    true,
     "as a server may that does not accept this client's certificate or demands one, which stands in client-cert.pem and \
      client-key.pem; its log may say why"
 );

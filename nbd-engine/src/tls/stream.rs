@@ -30,7 +30,7 @@ const AHEAD: usize = 128 << 10;
 /// Reading and writing drive the handshake where it has not finished; [`poll_handshake`](Self::poll_handshake) drives
 /// nothing else, and its caller sets the deadline. Closing sends `close_notify` before the transport is closed, and so does
 /// dropping, as far as the transport takes it at once: a connection may end anywhere. A peer that closes without one has
-/// cut the stream off: that is an error, never an end. So is the end of a peer that has not sent any data.
+/// cut the stream off: that is an error, never an end. So is the end of a server that has not sent any data.
 pub(crate) struct TlsStream<T: Transport> {
     transport: T,
     records: Box<dyn Records>,
@@ -236,14 +236,14 @@ impl<T: Transport> TlsStream<T> {
     fn likely_reason(&self, closed: &io::Error) -> Option<io::Error> {
         let at_end = closed.kind() == io::ErrorKind::UnexpectedEof;
         let verb = if at_end { "closed" } else { "reset" };
+        let how = if self.records.is_closed_by_peer() { "" } else { " without an alert" };
         let text = if self.records.is_handshaking() {
             format!(
-                "the peer {verb} the connection in the middle of the handshake without an alert; its log may say why; \
+                "the peer {verb} the connection in the middle of the handshake{how}; its log may say why; \
                  with a pre-shared key, compare the user and the key, else certificates and versions"
             )
         } else if !self.has_received_data {
             let hint = self.records.hang_up_hint();
-            let how = if self.records.is_closed_by_peer() { "" } else { " without an alert" };
             format!("the peer {verb} the connection right after the handshake{how}, {hint}")
         } else if at_end {
             "the peer cut the connection off without close_notify".into()
@@ -446,13 +446,16 @@ impl<T: Transport> AsyncRead for TlsStream<T> {
             // Answers of TLS itself. A transport that does not take them is no reason not to read: what has arrived is
             // there, and so is the end.
             let _not_for_the_reader = this.poll_deliver(cx);
-            if copied == 0 && this.records.is_closed_by_peer() && !this.has_received_data {
-                // Some peers, such as nbd-server, end the connection of one that they don't trust in order.
+            let closed = this.records.is_closed_by_peer();
+            if copied == 0 && closed && this.records.is_client() && !this.has_received_data {
+                // Some servers, such as nbd-server, end the connection of one that they don't trust in order. Clients may
+                // leave as soon as they have seen that there is a server.
+                this.check()?;
                 this.queue_close_notify();
                 let closed = io::ErrorKind::UnexpectedEof.into();
                 return Poll::Ready(Err(this.hung_up(cx, closed, None)));
             }
-            if copied > 0 || this.records.is_closed_by_peer() {
+            if copied > 0 || closed {
                 return Poll::Ready(Ok(copied));
             }
             if this.failure.is_none() && this.plaintext.is_empty() {

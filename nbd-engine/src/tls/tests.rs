@@ -362,6 +362,10 @@ impl Records for Clear {
         ""
     }
 
+    fn is_client(&self) -> bool {
+        true
+    }
+
     fn is_handshaking(&self) -> bool {
         false
     }

@@ -6,7 +6,6 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,12 +17,13 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::umask;
 
+use super::end::{End, Unanswered};
 use super::protocol::{self, Answer, MAX_REQUEST, Request};
 use super::verbs::{Conversation, Verbs};
 use crate::exit::Failure;
 use crate::serve::activation::Socket;
 use crate::serve::places::cannot_listen_on_unix;
-use crate::serve::sockets::{Accepting, Bound, SocketFile};
+use crate::serve::sockets::{Accepting, Bound, REPLACED, SocketFile};
 use crate::serve::timed::Timed;
 
 /// How long a client may take, whatever it does.
@@ -111,29 +111,12 @@ struct Clients {
     verbs: Verbs,
     /// Those that can be closed in favour of others.
     connected: Mutex<VecDeque<Arc<UnixStream>>>,
-    /// How many were accepted and have not got their answer.
-    unanswered: AtomicUsize,
-}
-
-/// A client from when it is accepted until it has its answer, or gets none.
-struct Unanswered(Arc<Clients>);
-
-impl Unanswered {
-    fn new(clients: &Arc<Clients>) -> Self {
-        clients.unanswered.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(clients))
-    }
-}
-
-impl Drop for Unanswered {
-    fn drop(&mut self) {
-        self.0.unanswered.fetch_sub(1, Ordering::AcqRel);
-    }
+    end: Arc<End>,
 }
 
 impl Clients {
     fn new(verbs: Verbs) -> Self {
-        Self { verbs, connected: Mutex::default(), unanswered: AtomicUsize::new(0) }
+        Self { verbs, connected: Mutex::default(), end: Arc::default() }
     }
 
     fn connected(&self) -> MutexGuard<'_, VecDeque<Arc<UnixStream>>> {
@@ -152,13 +135,13 @@ impl Clients {
             // Its thread then finds the end of the stream. It may have closed it itself.
             let _closed = oldest.shutdown(Shutdown::Both);
         }
-        let unanswered = Unanswered::new(self);
+        let this = Arc::clone(self);
+        let unanswered = Unanswered::new(&self.end);
         let client = Arc::clone(&stream);
         let thread = std::thread::Builder::new().name("nbd-control-client".into());
         let spawned = thread.stack_size(STACK).spawn(move || {
-            let this = &unanswered.0;
             // Clients that don't keep to the rules harm nobody but themselves.
-            if let Err(error) = this.serve(&client, end) {
+            if let Err(error) = this.serve(&client, unanswered, end) {
                 tracing::debug!(%error, "a client of the control socket got no answer");
             }
             this.forget(&client);
@@ -172,7 +155,12 @@ impl Clients {
 
     /// Fails when `end` comes before the client has its answer. A request that is not complete by then, or when its
     /// client is closed in favour of another one, is not carried out.
-    fn serve(&self, stream: &Arc<UnixStream>, end: Instant) -> io::Result<()> {
+    fn serve(
+        &self,
+        stream: &Arc<UnixStream>,
+        unanswered: Unanswered,
+        end: Instant,
+    ) -> io::Result<()> {
         let received = protocol::receive(Timed::new(stream, end), MAX_REQUEST);
         if !self.connected().iter().any(|other| Arc::ptr_eq(other, stream)) {
             // What looks like the end of the request is our own doing.
@@ -189,8 +177,10 @@ impl Clients {
             received => Request::parse(&received?),
         };
         let keep = || self.forget(stream);
-        let unanswered = || self.unanswered.load(Ordering::Acquire);
-        let conversation = Conversation::new(stream, &keep, &unanswered, end);
+        let conversation = Conversation::new(stream, &keep, unanswered, end);
+        if self.end.is_replaced() {
+            return conversation.refuse(REPLACED);
+        }
         match request.and_then(|request| self.verbs.carry_out(request, &conversation)) {
             Ok(None) => Ok(()),
             Ok(Some(answer)) => conversation.answer(&Answer::Ok(answer)),
@@ -293,7 +283,13 @@ mod tests {
         client.write_all(br#"{"version"#).unwrap();
         let server = Arc::new(server);
         clients.connected().push_back(Arc::clone(&server));
-        let error = clients.serve(&server, Instant::now() + Duration::from_millis(20)).unwrap_err();
+        let error = clients
+            .serve(
+                &server,
+                Unanswered::new(&clients.end),
+                Instant::now() + Duration::from_millis(20),
+            )
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         clients.forget(&server);
         assert_eq!(list(&clients), Answer::Ok(json!([])));
@@ -309,7 +305,7 @@ mod tests {
         let (end, far) = (Instant::now() + Duration::from_millis(20), far());
         std::thread::scope(|scope| {
             scope.spawn(move || while Instant::now() < far && client.write_all(b"x").is_ok() {});
-            let error = clients.serve(&server, end).unwrap_err();
+            let error = clients.serve(&server, Unanswered::new(&clients.end), end).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::TimedOut);
             clients.forget(&server);
             drop(server);

@@ -6,6 +6,7 @@
 
 mod bitmaps;
 mod clients;
+mod end;
 mod exports;
 mod protocol;
 mod status;

@@ -98,9 +98,10 @@ impl Replaceable {
             // Those that wait for their turn learn that it does not come.
             drop(turn);
             if let Some(linger) = replaced {
+                let end = Instant::now() + ANSWERS;
                 super::super::linger::linger(linger, &self.connections);
                 // Nobody is accepted any more, and those that were would lose their answers with this process.
-                conversation.outlast_others(Instant::now() + ANSWERS);
+                conversation.outlast_others(end);
                 (self.shut_down)();
             }
             Ok(())
@@ -144,6 +145,7 @@ impl Replaceable {
                 return conversation.refuse(&text).map(|()| None);
             }
         };
+        conversation.replaced();
         tracing::info!(pid, ?linger, "replaced by another server");
         if let Err(error) = conversation.answer(&Answer::Ok(Value::Null)) {
             tracing::info!(%error, "the other server did not wait for the answer");

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::end::Unanswered;
 use super::protocol::{self, Answer, Request};
 use crate::serve::Timed;
 
@@ -41,25 +42,29 @@ enum Handler {
 pub(super) struct Conversation<'a> {
     stream: &'a UnixStream,
     keep: &'a dyn Fn(),
-    unanswered: &'a dyn Fn() -> usize,
+    unanswered: Unanswered,
     end: Cell<Instant>,
 }
 
 impl<'a> Conversation<'a> {
-    /// With the client of `stream`, until `end`. `keep` has it keep its connection whatever others want; `unanswered` tells
-    /// how many clients, this one among them, have not got their answer.
+    /// With the client of `stream`, until `end`. `keep` has it keep its connection whatever others want.
     pub(super) fn new(
         stream: &'a UnixStream,
         keep: &'a dyn Fn(),
-        unanswered: &'a dyn Fn() -> usize,
+        unanswered: Unanswered,
         end: Instant,
     ) -> Self {
         Self { stream, keep, unanswered, end: Cell::new(end) }
     }
 
+    /// The other side has taken over: nothing that others ask for is carried out any more.
+    pub(super) fn replaced(&self) {
+        self.unanswered.replaced();
+    }
+
     /// Returns when all other clients have their answers, or at `end`.
     pub(super) fn outlast_others(&self, end: Instant) {
-        while (self.unanswered)() > 1 && Instant::now() < end {
+        while self.unanswered.others() > 0 && Instant::now() < end {
             std::thread::sleep(LOOK);
         }
     }
@@ -106,7 +111,9 @@ impl<'a> Conversation<'a> {
     /// Says the last thing, and waits until the client has received it.
     pub(super) fn answer(&self, answer: &Answer) -> io::Result<()> {
         let mut timed = Timed::new(self.stream, self.end());
-        protocol::send(&mut timed, answer)?;
+        let sent = protocol::send(&mut timed, answer);
+        self.unanswered.answered();
+        sent?;
         self.stream.shutdown(Shutdown::Write)?;
         // Unread bytes of a socket that is closed would take the answer away from a client that has not read it yet.
         io::copy(&mut timed, &mut io::sink())?;
@@ -216,6 +223,8 @@ impl fmt::Debug for Verbs {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
@@ -233,7 +242,12 @@ mod tests {
             .with("nothing", |NoArguments {}| Ok(()));
         let (_client, server) = UnixStream::pair().unwrap();
         let ask = |verb: &str, arguments: Value| {
-            let conversation = Conversation::new(&server, &|| {}, &|| 1, Instant::now());
+            let conversation = Conversation::new(
+                &server,
+                &|| {},
+                Unanswered::new(&Arc::default()),
+                Instant::now(),
+            );
             verbs.carry_out(Request::new(verb, &arguments), &conversation)
         };
         assert_eq!(ask("double", json!({"number": 4})), Ok(Some(json!(8))));
