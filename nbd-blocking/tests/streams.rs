@@ -10,10 +10,7 @@ use std::time::Duration;
 use nbd_blocking::export::{ExportMap, Memory};
 use nbd_blocking::{ConnectionError, Server, ServerConfig};
 use nbd_testkit::raw::{RawClient, Request, Wire};
-use nbd_testkit::{Pattern, assert_same_bytes};
-
-/// The longest that anything may take that should happen by itself.
-const LIMIT: Duration = Duration::from_secs(20);
+use nbd_testkit::{Pattern, SOON, assert_same_bytes};
 
 const SIZE: u64 = 32 << 20;
 
@@ -83,36 +80,37 @@ fn a_client_is_served_over_a_pair_of_pipes() {
     let serving = server.clone();
     let served = beside(move || serving.serve_stream(reader, writer));
     session(Wire::from_unix(client));
-    served.recv_timeout(LIMIT).unwrap().unwrap();
+    served.recv_timeout(SOON).unwrap().unwrap();
     assert_eq!(server.connections(), 0);
 }
 
 #[test]
 fn the_caller_learns_why_a_connection_ended() {
-    let config = ServerConfig::new().with_handshake_timeout(Duration::from_millis(50));
-    let server = server_with(config);
-    let serve = |stream: UnixStream| {
+    let serve = |server: &Server, stream: UnixStream| {
         let serving = server.clone();
         beside(move || serving.serve_unix(stream))
     };
 
+    let config = ServerConfig::new().with_handshake_timeout(Duration::from_millis(50));
+    let hasty = server_with(config);
     let (ours, _silent) = UnixStream::pair().unwrap();
-    let ended = serve(ours).recv_timeout(LIMIT).unwrap();
+    let ended = serve(&hasty, ours).recv_timeout(SOON).unwrap();
     assert!(matches!(ended, Err(ConnectionError::HandshakeTimeout(_))), "{ended:?}");
 
+    let server = server();
     let (ours, theirs) = UnixStream::pair().unwrap();
     Wire::from_unix(theirs).send(&[0xff; 4]);
-    let ended = serve(ours).recv_timeout(LIMIT).unwrap();
+    let ended = serve(&server, ours).recv_timeout(SOON).unwrap();
     assert!(matches!(ended, Err(ConnectionError::Protocol(_))), "{ended:?}");
 
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let ended = serve(ours);
+    let ended = serve(&server, ours);
     let mut client = go(Wire::from_unix(theirs));
     client.send(&Request::read(0, SIZE));
     drop(client);
-    let ended = ended.recv_timeout(LIMIT).unwrap();
+    let ended = ended.recv_timeout(SOON).unwrap();
     assert!(matches!(ended, Err(ConnectionError::Transport(_))), "{ended:?}");
-    assert_eq!(server.connections(), 0);
+    assert_eq!((hasty.connections(), server.connections()), (0, 0));
 }
 
 #[test]
@@ -123,7 +121,7 @@ fn a_stream_that_comes_after_the_shutdown_is_closed_at_once() {
     let serving = server.clone();
     let served = beside(move || serving.serve_unix(ours));
     Wire::from_unix(theirs).expect_eof();
-    let ended = served.recv_timeout(LIMIT).unwrap();
+    let ended = served.recv_timeout(SOON).unwrap();
     assert!(matches!(ended, Err(ConnectionError::ShuttingDown)), "{ended:?}");
 }
 
@@ -139,7 +137,7 @@ fn the_drain_timeout_ends_a_stream_whose_other_end_is_stuck() {
     client.send(&Request::read(0, SIZE));
     client.wire().recv(16, "the header of the reply");
     server.shut_down();
-    let ended = served.recv_timeout(LIMIT).expect("the call returns");
+    let ended = served.recv_timeout(SOON).expect("the call returns");
     assert!(matches!(ended, Err(ConnectionError::DrainTimeout(_))), "{ended:?}");
 }
 
@@ -150,7 +148,7 @@ fn an_end_of_the_stream_ends_the_connection() {
     let serving = server.clone();
     let served = beside(move || serving.serve_stream(reader, writer));
     stream.shutdown(Shutdown::Write).unwrap();
-    served.recv_timeout(LIMIT).unwrap().unwrap();
+    served.recv_timeout(SOON).unwrap().unwrap();
     let mut greeting = Vec::new();
     (&stream).read_to_end(&mut greeting).unwrap();
     assert_eq!(greeting.len(), 18);
@@ -177,6 +175,6 @@ fn a_socket_and_its_clone_are_a_stream_that_ends_with_the_session() {
         assert_eq!(client.read(0, 512), [0; 512]);
         // Says goodbye, and waits for the end of the stream.
         client.finish();
-        assert!(served.recv_timeout(LIMIT).unwrap().is_ok());
+        assert!(served.recv_timeout(SOON).unwrap().is_ok());
     }
 }

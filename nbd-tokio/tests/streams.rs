@@ -5,16 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nbd_testkit::raw::{Opt, RawClient, Rep, Request, Wire};
-use nbd_testkit::{Pattern, assert_same_bytes};
+use nbd_testkit::{Pattern, SOON, assert_same_bytes};
 use nbd_tokio::export::{CloseReason, ExportEntry, ExportMap, Memory, Peer, TlsIdentity};
 use nbd_tokio::{ConnectionError, Server, ServerConfig};
 use tokio::io::{BufStream, DuplexStream, copy_bidirectional, duplex};
 use tokio::net::UnixStream;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
-
-/// The longest that anything may take that should happen by itself.
-const LIMIT: Duration = Duration::from_secs(20);
 
 const SIZE: u64 = 32 << 20;
 
@@ -43,11 +40,11 @@ fn serve(server: &Server, stream: DuplexStream) -> JoinHandle<Result<(), Connect
 
 /// Runs a blocking client beside the server.
 async fn client<T: Send + 'static>(script: impl FnOnce() -> T + Send + 'static) -> T {
-    timeout(LIMIT, spawn_blocking(script)).await.expect("the client gets on").unwrap()
+    timeout(SOON, spawn_blocking(script)).await.expect("the client gets on").unwrap()
 }
 
 async fn end(served: JoinHandle<Result<(), ConnectionError>>) -> Result<(), ConnectionError> {
-    timeout(LIMIT, served).await.expect("the connection ends").unwrap()
+    timeout(SOON, served).await.expect("the connection ends").unwrap()
 }
 
 fn go(wire: Wire) -> RawClient {
@@ -160,12 +157,12 @@ async fn dropping_the_future_ends_the_connection_and_its_export_learns_of_it() {
 #[tokio::test]
 async fn the_caller_learns_why_a_connection_ended() {
     let config = ServerConfig::new().with_handshake_timeout(Duration::from_millis(50));
-    let server = server_with(config);
-
+    let hasty = server_with(config);
     let (stream, _silent) = in_memory(4096);
-    let ended = end(serve(&server, stream)).await;
+    let ended = end(serve(&hasty, stream)).await;
     assert!(matches!(ended, Err(ConnectionError::HandshakeTimeout(_))), "{ended:?}");
 
+    let server = server();
     let (stream, mut wire) = in_memory(4096);
     wire.send(&[0xff; 4]);
     let ended = end(serve(&server, stream)).await;
@@ -176,7 +173,7 @@ async fn the_caller_learns_why_a_connection_ended() {
     client(move || go(wire).send(&Request::read(0, SIZE))).await;
     let ended = end(served).await;
     assert!(matches!(ended, Err(ConnectionError::Transport(_))), "{ended:?}");
-    assert_eq!(server.connections(), 0);
+    assert_eq!((hasty.connections(), server.connections()), (0, 0));
 }
 
 #[tokio::test]
@@ -218,6 +215,6 @@ async fn waiting_for_the_end_can_be_given_up_and_begun_again() {
     let listening = server.listen_tcp("127.0.0.1:0").await.unwrap();
     timeout(Duration::ZERO, server.wait()).await.expect_err("nobody has told it to end");
     server.shut_down();
-    timeout(LIMIT, server.wait()).await.unwrap();
-    timeout(LIMIT, listening.join()).await.unwrap();
+    timeout(SOON, server.wait()).await.unwrap();
+    timeout(SOON, listening.join()).await.unwrap();
 }

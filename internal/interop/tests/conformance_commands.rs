@@ -1,12 +1,11 @@
 //! What each command does to the export (sections 9 and 10 but for `BLOCK_STATUS`).
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use nbd_interop::{MIB, in_each_mode, in_modes};
 use nbd_testkit::raw::{Cmd, Errno, Mode, RawClient, Request, STATE_HOLE, cmd_flag, flag};
 use nbd_testkit::server::{NbdServe, Setup};
-use nbd_testkit::{Pattern, assert_same_bytes, assert_zero, matrix};
+use nbd_testkit::{Pattern, SOON, assert_same_bytes, assert_zero, matrix};
 
 matrix! {
     tcp_and_unix: [
@@ -327,7 +326,7 @@ fn file_commands_change_the_file(setup: Setup) {
     assert_same_bytes(&std::fs::read(&path).unwrap(), &expected, "file after FLUSH");
     client.finish();
     server.terminate();
-    assert!(server.wait_exit(Duration::from_secs(10)).is_some_and(|status| status.success()));
+    assert!(server.wait_exit(SOON).is_some_and(|status| status.success()));
     assert_same_bytes(&std::fs::read(&path).unwrap(), &expected, "file after the server's end");
 }
 
@@ -342,7 +341,7 @@ fn killed_after(setup: Setup, flags: u16, flush: bool) {
         client.call(&Request::flush()).ok();
     }
     server.kill();
-    server.wait_exit(Duration::from_secs(10)).expect("SIGKILL ends it");
+    server.wait_exit(SOON).expect("SIGKILL ends it");
     let file = std::fs::read(&path).unwrap();
     assert_same_bytes(&file[1001..2000], &data[..999], "before the zeroes");
     assert_zero(&file[2000..3000], "zeroes");

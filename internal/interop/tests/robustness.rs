@@ -9,7 +9,7 @@ use nbd_testkit::raw::{
     meta_data,
 };
 use nbd_testkit::server::{NbdServe, Setup};
-use nbd_testkit::{Pattern, assert_same_bytes, matrix};
+use nbd_testkit::{Pattern, SOON, assert_same_bytes, matrix};
 
 matrix! {
     tcp_and_unix: [
@@ -31,9 +31,6 @@ matrix! {
         large_payloads_are_given_back,
     ],
 }
-
-/// Bound on conditions that come about in other processes.
-const SOON: Duration = Duration::from_secs(5);
 
 /// Bytes without meaning, never a valid magic.
 fn garbage(seed: u64, length: usize) -> Vec<u8> {

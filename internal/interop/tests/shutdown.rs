@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use nbd_interop::{MIB, MODES, assert_serves};
 use nbd_testkit::process::{run, wait_until};
-use nbd_testkit::raw::{Cmd, Errno, Mode, Opt, RawClient, Rep, Request, Wire};
-use nbd_testkit::server::{NbdServe, Setup, Transport};
-use nbd_testkit::{Endpoint, Pattern, assert_same_bytes, matrix};
+use nbd_testkit::raw::{
+    Cmd, Errno, Mode, Opt, RawClient, Rep, Request, Wire, some_attempt, unless_late,
+};
+use nbd_testkit::server::{NbdServe, Serve, Setup, Transport};
+use nbd_testkit::{Endpoint, Pattern, SOON, assert_same_bytes, matrix, own_ip};
 
 matrix! {
     tcp_and_unix: [
@@ -29,8 +31,11 @@ matrix! {
     ],
 }
 
-/// Longest that an end without obstacles may take.
-const SOON: Duration = Duration::from_secs(5);
+/// A drain that healthy clients don't see the end of, however busy the machine is.
+const LONG: [&str; 2] = ["--drain-timeout", "1h"];
+
+/// How long a server that drains answers clients that have nothing in flight.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(200);
 
 /// Offsets of reads of 1 MiB: together more than sockets hold, so that most of them are in flight until the client
 /// takes the replies.
@@ -44,11 +49,21 @@ const LOAD: [u64; 32] = {
     offsets
 };
 
+/// A server in the making, by TCP at an address of its own: where it has listened nobody else does.
+fn serve(setup: Setup) -> Serve {
+    match setup.transport {
+        Transport::Unix => setup.serve(),
+        Transport::Tcp => {
+            let address = own_ip().to_string();
+            setup.serve().listening(["--port", "0", "--ip-addr", &address])
+        }
+    }
+}
+
 /// The server must end by itself, successfully.
 #[track_caller]
-fn assert_ends(server: &mut NbdServe, within: Duration) {
-    let status = server.wait_exit(within);
-    let status = status.unwrap_or_else(|| panic!("the server did not end within {within:?}"));
+fn assert_ends(server: &mut NbdServe) {
+    let status = server.wait_exit(SOON).expect("the server ends");
     assert!(status.success(), "the server ended with {status}");
 }
 
@@ -76,7 +91,7 @@ fn sigterm_ends_an_idle_server(setup: Setup) {
     let mut server = setup.serving("memory:1M");
     assert_serves(&server);
     server.terminate();
-    assert_ends(&mut server, SOON);
+    assert_ends(&mut server);
 }
 
 /// SIGINT is what a terminal sends.
@@ -84,7 +99,7 @@ fn sigint_ends_the_server_like_sigterm(setup: Setup) {
     let mut server = setup.serving("memory:1M");
     assert_serves(&server);
     server.interrupt();
-    assert_ends(&mut server, SOON);
+    assert_ends(&mut server);
 }
 
 /// S-END-02: clients that have nothing under way are no reason to wait longer than the drain allows.
@@ -98,7 +113,7 @@ fn sigterm_ends_a_server_with_idle_clients(setup: Setup) {
         clients.push(client);
     }
     server.terminate();
-    assert_ends(&mut server, SOON);
+    assert_ends(&mut server);
     for mut client in clients {
         client.wire().drain_to_eof();
     }
@@ -107,7 +122,7 @@ fn sigterm_ends_a_server_with_idle_clients(setup: Setup) {
 /// S-END-02: replies to what had arrived are complete: with data, or ESHUTDOWN.
 fn requests_in_flight_are_answered_before_the_end(setup: Setup) {
     for mode in MODES {
-        let mut server = setup.serving("memory:4M");
+        let mut server = serve(setup).args(LONG).arg("memory:4M").start();
         let data = Pattern(1).bytes(0, 4 * MIB as usize);
         let mut client = RawClient::go_in(mode, server.endpoint());
         client.write(0, &data);
@@ -128,7 +143,7 @@ fn requests_in_flight_are_answered_before_the_end(setup: Setup) {
             }
         }
         client.wire().drain_to_eof();
-        assert_ends(&mut server, SOON);
+        assert_ends(&mut server);
     }
 }
 
@@ -138,13 +153,13 @@ fn no_new_clients_are_taken_after_sigterm(setup: Setup) {
     assert!(server.is_running(), "requests are in flight");
     assert!(Wire::try_connect(server.endpoint()).is_err());
     client.drain();
-    assert_ends(&mut server, SOON);
+    assert_ends(&mut server);
 }
 
 /// A server that got SIGTERM, kept from ending by a client with unread replies.
 #[track_caller]
 fn draining(setup: Setup, mode: Mode) -> (NbdServe, RawClient) {
-    let mut server = setup.serve().args(["--drain-timeout", "4s", "memory:4M"]).start();
+    let mut server = serve(setup).args(LONG).arg("memory:4M").start();
     let mut client = RawClient::go_in(mode, server.endpoint());
     client.write(0, &vec![7; 4 * MIB as usize]);
     let first = client.send_all(&LOAD.map(|offset| Request::read(offset, MIB)))[0];
@@ -162,7 +177,7 @@ fn requests_after_sigterm_are_refused_or_cut_off(setup: Setup) {
         let start = Instant::now();
         let mut served = true;
         while served {
-            assert!(start.elapsed() < Duration::from_secs(3), "the server goes on serving");
+            assert!(start.elapsed() < SOON, "the server goes on serving");
             let mut late = Vec::new();
             let cookie = client.stage(&Request::write(0, b"late"), &mut late);
             // The connection may be gone already.
@@ -177,26 +192,31 @@ fn requests_after_sigterm_are_refused_or_cut_off(setup: Setup) {
             }
         }
         drop(client);
-        assert_ends(&mut server, SOON);
+        assert_ends(&mut server);
     }
 }
 
-/// S-TRM-03: the option phase goes on as long as the drain does, with a clear answer.
+/// S-TRM-03: a client that is in the option phase still gets a clear answer, for a moment.
 fn options_after_sigterm_are_err_shutdown(setup: Setup) {
-    let mut server = setup.serve().args(["--drain-timeout", "4s", "memory:4M"]).start();
-    let mut busy = RawClient::go_simple(server.endpoint());
-    let mut negotiating = RawClient::negotiate(server.endpoint());
-    negotiating.info("", &[]).unwrap();
-    busy.send_all(&LOAD.map(|offset| Request::read(offset, MIB)));
-    server.terminate();
-    wait_for_drain(&mut server);
-    // A connection may learn of the signal a moment after the listener has closed.
-    while negotiating.list().is_ok() {}
-    assert_eq!(negotiating.option_error(Opt::LIST, &[]), Rep::ERR_SHUTDOWN);
-    assert_eq!(negotiating.go("", &[]).unwrap_err().code, Rep::ERR_SHUTDOWN);
-    negotiating.finish();
-    busy.drain();
-    assert_ends(&mut server, SOON);
+    some_attempt(|| {
+        let mut server = serve(setup).args(LONG).arg("memory:4M").start();
+        let mut busy = RawClient::go_simple(server.endpoint());
+        let mut negotiating = RawClient::negotiate(server.endpoint());
+        negotiating.info("", &[]).unwrap();
+        busy.send_all(&LOAD.map(|offset| Request::read(offset, MIB)));
+        let refused = unless_late(SHUTDOWN_GRACE, || {
+            server.terminate();
+            wait_for_drain(&mut server);
+            // A connection may learn of the signal a moment after the listener has closed.
+            while negotiating.list().is_ok() {}
+            assert_eq!(negotiating.option_error(Opt::LIST, &[]), Rep::ERR_SHUTDOWN);
+            assert_eq!(negotiating.go("", &[]).unwrap_err().code, Rep::ERR_SHUTDOWN);
+            negotiating.finish();
+        });
+        busy.drain();
+        assert_ends(&mut server);
+        refused
+    });
 }
 
 /// `--drain-timeout` bounds the wait for a client that does not take its replies.
@@ -216,19 +236,20 @@ fn a_client_that_never_reads_cannot_prevent_the_end(setup: Setup) {
 
 /// Likewise for one that owes the rest of a request.
 fn a_client_in_mid_request_cannot_prevent_the_end(setup: Setup) {
-    let mut server = setup.serve().args(["--drain-timeout", "1s", "memory:1M"]).start();
-    let write = Request::write(0, &[7; 10_000]).encode(Mode::Simple, 1);
-    let clients: Vec<_> = [1, 27, 28, 29, 5000]
-        .map(|cut| {
+    some_attempt(|| {
+        let mut server = setup.serve().args(["--drain-timeout", "1s", "memory:1M"]).start();
+        let write = Request::write(0, &[7; 10_000]).encode(Mode::Simple, 1);
+        let _clients = [1, 27, 28, 29, 5000].map(|cut| {
             let mut client = RawClient::go_simple(server.endpoint());
             client.wire().send(&write[..cut]);
             client
-        })
-        .into();
-    server.terminate();
-    // Those of which the header has arrived.
-    assert_eq!(requests_cut_off(&mut server), 3);
-    drop(clients);
+        });
+        server.terminate();
+        // Those of which the header has arrived: on a busy machine some may not be received before the signal.
+        let cut_off = requests_cut_off(&mut server);
+        assert!(cut_off <= 3, "{cut_off}");
+        (cut_off == 3).then_some(())
+    });
 }
 
 /// No stale socket is left for the next server to stumble over.
@@ -237,7 +258,7 @@ fn the_socket_is_removed_at_the_end(setup: Setup) {
     let socket = server.endpoint().socket_path().expect("a Unix socket").to_owned();
     assert!(socket.exists());
     server.terminate();
-    assert_ends(&mut server, SOON);
+    assert_ends(&mut server);
     assert!(!socket.exists(), "{socket:?} is still there");
 }
 
@@ -253,7 +274,7 @@ fn written_data_is_in_the_file_after_sigterm(setup: Setup) {
     client.send(&Request::new(Cmd::DISC, 0, 0));
     client.wire().expect_eof();
     server.terminate();
-    assert_ends(&mut server, SOON);
+    assert_ends(&mut server);
     let file = std::fs::read(&path).unwrap();
     assert_same_bytes(&file[4097..504_097], &data, "file");
 }

@@ -1,7 +1,6 @@
 //! `nbd serve` with TLS, and the clients of others, which use GnuTLS: libnbd's and qemu's.
 
 use std::process::Command;
-use std::time::Duration;
 
 use nbd_interop::certificates::{Certificates, Side};
 use nbd_interop::gnutls::{VERSIONS, Versions};
@@ -10,11 +9,9 @@ use nbd_testkit::peers::{Peer, require};
 use nbd_testkit::process::{Finished, run, wait_until};
 use nbd_testkit::raw::{Opt, RawClient};
 use nbd_testkit::server::{NbdServe, Serve, Setup, nbd_binary};
-use nbd_testkit::{Endpoint, Pattern, assert_same_bytes, matrix};
+use nbd_testkit::{Endpoint, Pattern, SOON, assert_same_bytes, matrix};
 use rcgen::{ExtendedKeyUsagePurpose, date_time_ymd};
 use rustls::version::{TLS12, TLS13};
-
-const PATIENCE: Duration = Duration::from_secs(10);
 
 matrix! {
     tcp_and_unix: [
@@ -50,14 +47,14 @@ fn uri_with_key(server: &NbdServe, user: &str, certificates: &Certificates) -> S
 }
 
 fn peer(peer: &Peer, versions: Versions, args: &[&str]) -> Finished {
-    run(versions.hold().apply(peer.command().args(args)), PATIENCE)
+    run(versions.hold().apply(peer.command().args(args)), SOON)
 }
 
 /// The server must have logged that it agreed with the last client on that version.
 #[track_caller]
 fn assert_agreed(server: &NbdServe, versions: Versions, rounds: usize) {
     let agreed = |log: &str| log.matches(&format!("suite=\"{} ", versions.logged())).count();
-    wait_until("the server logs the version", PATIENCE, || agreed(&server.stderr()) >= rounds);
+    wait_until("the server logs the version", SOON, || agreed(&server.stderr()) >= rounds);
 }
 
 /// A file whose content is a pattern.
@@ -188,7 +185,7 @@ fn clients_that_cannot_be_trusted_are_turned_away(setup: Setup) {
         eprintln!("{what}");
         let before = server.stderr().len();
         peer(&nbdinfo, versions, &["--size", uri]).failure();
-        wait_until("the server logs why", PATIENCE, || server.stderr()[before..].contains(logged));
+        wait_until("the server logs why", SOON, || server.stderr()[before..].contains(logged));
         assert_serves_over_tls(&server, &certificates);
     };
     let told = peer(&nbdinfo, Versions::New, &["--size", &server.uri("")]).failure();
@@ -222,7 +219,7 @@ fn clients_that_cannot_be_trusted_are_turned_away(setup: Setup) {
     }
     // The client learns why. With TLS 1.3 it has finished by then, and may still be writing when the server closes.
     for version in [&TLS12, &TLS13] {
-        wait_until("the alert reaches the client", PATIENCE, || {
+        wait_until("the alert reaches the client", SOON, || {
             let mut client = RawClient::negotiate(server.endpoint());
             client.option(Opt::STARTTLS, &[]).expect("it is offered");
             let started = client.wire().start_tls(stranger.scripted(version), "localhost");
@@ -264,7 +261,7 @@ fn clients_that_cannot_be_trusted_are_turned_away(setup: Setup) {
     unasked.option(Opt::STARTTLS, &[]).expect("it is offered");
     // With TLS 1.3 the client has finished before the server says no.
     let _finished = unasked.wire().start_tls(other.scripted(&TLS13), "localhost");
-    wait_until("the server logs why", PATIENCE, || server.stderr().contains("not trusted here"));
+    wait_until("the server logs why", SOON, || server.stderr().contains("not trusted here"));
     refuse(
         "TLS 1.1",
         "neither TLS 1.2 nor TLS 1.3",
@@ -284,9 +281,9 @@ fn a_certificate_with_a_common_name_alone_is_explained_to_both_sides(setup: Setu
         params.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
     });
     let server = serving(setup, "require", &certificates).args(["memory:1M"]).start();
-    wait_until("the server warns of it", PATIENCE, || server.stderr().contains(warning));
+    wait_until("the server warns of it", SOON, || server.stderr().contains(warning));
     let mut command = Command::new(nbd_binary());
-    let told = run(command.args(["info", &uri(&server, "", &certificates)]), PATIENCE).failure();
+    let told = run(command.args(["info", &uri(&server, "", &certificates)]), SOON).failure();
     assert!(told.contains("has no subject alternative name"), "{told}");
     assert!(told.contains("as nbd cert makes it") && !told.contains("--tls-hostname"), "{told}");
 }
@@ -303,7 +300,7 @@ fn wrong_keys_and_unknown_users_are_turned_away(setup: Setup) {
     for versions in VERSIONS {
         let info = |uri: &str| peer(&nbdinfo, versions, &["--size", uri]);
         let logs = |what: &str| {
-            wait_until("the server logs why", PATIENCE, || server.stderr().contains(what));
+            wait_until("the server logs why", SOON, || server.stderr().contains(what));
         };
         info(&uri_with_key(&server, "alice", &other)).failure();
         logs("the user \"alice\": the pre-shared keys of the two sides differ");
@@ -336,9 +333,9 @@ fn users_that_are_not_allowed_are_turned_away(setup: Setup) {
             nbd(&["info", &uri]);
             continue;
         }
-        let told = run(Command::new(nbd_binary()).args(["info", &uri]), PATIENCE).failure();
+        let told = run(Command::new(nbd_binary()).args(["info", &uri]), SOON).failure();
         assert!(told.contains("compare the user and the key"), "{told}");
-        wait_until("the server logs why", PATIENCE, || {
+        wait_until("the server logs why", SOON, || {
             let log = server.stderr();
             log.contains("none of the names that are allowed") && log.contains("alice")
         });
@@ -349,7 +346,7 @@ fn users_that_are_not_allowed_are_turned_away(setup: Setup) {
 
 #[track_caller]
 fn nbd(args: &[&str]) -> String {
-    run(Command::new(nbd_binary()).args(args), PATIENCE).success()
+    run(Command::new(nbd_binary()).args(args), SOON).success()
 }
 
 fn files_are_read_again_without_ending_connections(setup: Setup) {
@@ -362,14 +359,14 @@ fn files_are_read_again_without_ending_connections(setup: Setup) {
     let good = std::fs::read_to_string(certificates.file("server-cert.pem")).expect("it was made");
     certificates.write("server-cert.pem", "nonsense");
     server.hang_up();
-    wait_until("the server complains", PATIENCE, || server.stderr().contains("stay in force"));
+    wait_until("the server complains", SOON, || server.stderr().contains("stay in force"));
     assert_serves_over_tls(&server, &certificates);
 
     // The new authority's certificate is what new clients see; the old client goes on.
     certificates.write("server-cert.pem", &good);
     nbd(&["cert", "--renew", certificates.path()]);
     server.hang_up();
-    wait_until("the server has read them", PATIENCE, || {
+    wait_until("the server has read them", SOON, || {
         server.stderr().contains("read the files for TLS again")
     });
     assert_serves_over_tls(&server, &certificates);

@@ -8,12 +8,10 @@ use nbd_blocking::{Server, ServerConfig};
 use nbd_interop::certificates::Certificates;
 use nbd_interop::{MIB, assert_serves_over_tls, over_tls};
 use nbd_testkit::process::wait_until;
-use nbd_testkit::raw::{Cmd, Mode, Opt, RawClient, Request};
+use nbd_testkit::raw::{Cmd, Mode, Opt, RawClient, Request, in_time};
 use nbd_testkit::server::{NbdServe, Setup};
-use nbd_testkit::{Endpoint, Pattern, assert_same_bytes, matrix};
+use nbd_testkit::{Endpoint, Pattern, SOON, assert_same_bytes, matrix};
 use rustls::version::{TLS12, TLS13};
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 matrix! {
     tcp_and_unix: [
@@ -55,7 +53,7 @@ fn requests_in_flight_are_answered_at_shutdown(setup: Setup) {
     }
     // The server ends TLS before it closes.
     client.wire().drain_to_eof();
-    let status = server.wait_exit(PATIENCE).expect("the server ends");
+    let status = server.wait_exit(SOON).expect("the server ends");
     assert!(status.success(), "{status}");
 }
 
@@ -84,7 +82,7 @@ fn many_clients_are_served_at_once(setup: Setup) {
             _ => client.finish(),
         }
     }
-    wait_until("all connections are closed", PATIENCE, || server.open_files() <= idle);
+    wait_until("all connections are closed", SOON, || server.open_files() <= idle);
     assert_serves_over_tls(&server, &certificates);
 }
 
@@ -111,6 +109,7 @@ fn a_client_that_reads_nothing_costs_no_more_than_a_bound(setup: Setup) {
 /// Clients in every state that they can stay in: the server does nothing until the deadline of one of them, which is
 /// what is waited for. A thread that spins takes all the CPU that it gets for that long.
 fn clients_that_stay_make_no_server_spin(setup: Setup) {
+    const STALL: Duration = Duration::from_secs(1);
     let certificates = Certificates::new();
     let common = ["--tls", "require", "--tls-certificates", certificates.path()];
     let server = setup.serve().args(common).args(["--stall-timeout", "1s", "memory:4M"]).start();
@@ -132,7 +131,7 @@ fn clients_that_stay_make_no_server_spin(setup: Setup) {
     for version in [&TLS12, &TLS13] {
         clients.push(in_transmission(version));
         let mut half_a_record = in_transmission(version);
-        half_a_record.wire().send_in_the_clear(&[23, 3, 3, 1, 0, 1, 2, 3]).expect("it is open");
+        half_a_record.wire().send_in_the_clear(&[23, 3, 3, 1, 0, 1, 2, 3]);
         clients.push(half_a_record);
         // Ended in order, but for the transport.
         let mut ended = in_transmission(version);
@@ -144,14 +143,16 @@ fn clients_that_stay_make_no_server_spin(setup: Setup) {
         deaf.wire().send(&reads);
         clients.push(deaf);
     }
-    // Once the server has done what there was to do.
-    let mut witness = in_transmission(&TLS13);
-    witness.read(0, MIB);
+    // Once the server has done what there was to do. A witness that takes its reply too slowly stalls itself.
+    let mut witness = in_time(STALL, || {
+        let mut witness = in_transmission(&TLS13);
+        witness.read(0, MIB);
+        witness
+    });
     let mut stalled = in_transmission(&TLS13);
     let write = Request::write(0, &[1; 512]).encode(Mode::Simple, 1);
     stalled.wire().send(&write[..write.len() - 100]);
     let before = server.cpu_time();
-    stalled.wire().set_timeout(PATIENCE);
     stalled.wire().discard_to_eof("the deadline");
     let used = server.cpu_time() - before;
     assert!(used < Duration::from_millis(300), "{used:?} of CPU for clients that do nothing");
@@ -192,8 +193,9 @@ fn requests_in_every_size_and_order_are_answered(setup: Setup) {
 fn a_handshake_that_stalls_ends_at_the_deadline() {
     let certificates = Certificates::new();
     let tls = TlsServer::from_directory(certificates.path(), ClientCertificates::Off);
+    let limit = Duration::from_millis(200);
     let config = ServerConfig::new()
-        .with_handshake_timeout(Duration::from_millis(200))
+        .with_handshake_timeout(limit)
         .with_tls(ServerTlsMode::Required, tls.expect("sound files"));
     let exports = ExportMap::new().with("", Memory::new(MIB).expect("memory")).expect("a name");
     let server = Server::with_config(exports, config);
@@ -201,9 +203,12 @@ fn a_handshake_that_stalls_ends_at_the_deadline() {
     let endpoint = Endpoint::parse(&format!("nbd://{}/", listening.local_addr())).expect("TCP");
     let beginnings: [&[u8]; 3] = [&[], &[22], &[22, 3, 3, 2, 0, 1, 0, 1, 0xfc, 3, 3]];
     for beginning in beginnings {
-        let mut client = RawClient::negotiate(&endpoint);
-        client.option(Opt::STARTTLS, &[]).expect("it is offered");
-        client.wire().send(beginning);
+        let mut client = in_time(limit, || {
+            let mut client = RawClient::negotiate(&endpoint);
+            client.option(Opt::STARTTLS, &[]).expect("it is offered");
+            client.wire().send(beginning);
+            client
+        });
         client.wire().drain_to_eof();
     }
     server.shut_down();

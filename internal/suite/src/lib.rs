@@ -39,10 +39,7 @@ pub use setup::{
     ClientSetup, Program, Server, Setup, Subject, Transport, run, run_client, run_pair,
 };
 
-use core::time::Duration;
-
-/// The bound on everything that is sure to happen. Reaching it is a failure.
-pub const SOON: Duration = Duration::from_secs(10);
+pub use nbd_testkit::SOON;
 
 /// The examples of a page that is about several adapters, which `cargo test` compiles, too.
 #[cfg(doctest)]

@@ -2,14 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use nbd_testkit::peers::{Peer, require};
 use nbd_testkit::process::{Background, run};
-use nbd_testkit::{Pattern, assert_same_bytes};
+use nbd_testkit::{Pattern, SOON, assert_same_bytes};
 use tempfile::TempDir;
 
-const SOON: Duration = Duration::from_secs(60);
 const SIZE: usize = 64 << 20;
 
 /// The program, serving 64 MiB; killed when dropped.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use nbd_engine::server::ServerConfig;
 use nbd_suite::Served;
 use nbd_suite::exports::{ASKED, HUGE, Striped};
+use nbd_testkit::SOON;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{RawClient, Request};
 use peak_alloc::PeakAlloc;
@@ -43,7 +44,7 @@ fn a_client_that_asks_for_maps_and_reads_none_is_held_within_the_limits() {
         client.send_all(&requests);
         // Quiet for a while means that the server waits for the client. Were it merely slow, less would be shown.
         let mut earlier = before;
-        wait_until("the server comes to rest", Duration::from_secs(20), || {
+        wait_until("the server comes to rest", SOON, || {
             std::thread::sleep(Duration::from_millis(50));
             let now = asked();
             now > before && core::mem::replace(&mut earlier, now) == now

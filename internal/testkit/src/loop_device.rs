@@ -1,16 +1,13 @@
 //! Block devices, for tests that run as root.
 
-use core::time::Duration;
 use std::path::Path;
 use std::process::Command;
 
 use tempfile::{NamedTempFile, TempPath};
 
+use crate::SOON;
 use crate::peers::skip;
 use crate::process::run;
-
-/// How long `losetup` may take.
-const SOON: Duration = Duration::from_secs(60);
 
 /// A block device on a file. It goes when it is dropped, and so does a file of its own.
 #[derive(Debug)]

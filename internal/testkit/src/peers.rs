@@ -2,7 +2,6 @@
 //!
 //! With `CI=true` in the environment a missing one fails the test; elsewhere the test says so and is skipped.
 
-use core::time::Duration;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,9 +9,9 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::Endpoint;
 use crate::process::{Background, run, wait_until};
 use crate::raw::Wire;
+use crate::{Endpoint, SOON};
 
 /// The peers: program, Debian package, argument that makes it tell its version.
 const KNOWN: &[(&str, &str, &str)] = &[
@@ -45,9 +44,6 @@ const KNOWN: &[(&str, &str, &str)] = &[
 /// The system's Python: libnbd's module is installed for that one.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Bound on a peer's answer to a question about itself.
-const QUESTION: Duration = Duration::from_secs(10);
-
 /// A program that is there.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -79,7 +75,7 @@ pub fn find(name: &str) -> Option<Peer> {
     let search = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::split_paths(&search).map(|dir| dir.join(name)).find(|path| path.is_file());
     let path = path?;
-    let answer = run(Command::new(&path).arg(argument), QUESTION);
+    let answer = run(Command::new(&path).arg(argument), SOON);
     let text = if answer.stdout.is_empty() { answer.stderr } else { answer.stdout };
     let version = text.lines().next().unwrap_or_default().to_owned();
     Some(Peer { name, path, version })
@@ -105,7 +101,7 @@ pub fn require(name: &str) -> Option<Peer> {
 #[track_caller]
 pub fn require_python_libnbd() -> Option<Command> {
     let installed = PathBuf::from(PYTHON).is_file()
-        && run(Command::new(PYTHON).args(["-c", "import nbd"]), QUESTION).status.success();
+        && run(Command::new(PYTHON).args(["-c", "import nbd"]), SOON).status.success();
     if !installed {
         missing("libnbd for Python", "python3-libnbd");
         return None;
@@ -170,7 +166,7 @@ impl PeerServer {
         let process =
             Background::spawn(&mut command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let endpoint = Endpoint::Unix(socket);
-        wait_until("the peer listens", QUESTION, || {
+        wait_until("the peer listens", SOON, || {
             assert!(process.is_running(), "{command:?} ended: {}", process.stderr());
             Wire::try_connect(&endpoint).is_ok()
         });
@@ -187,16 +183,16 @@ impl PeerServer {
         std::fs::write(&config, generic + exports).expect("the folder is ours");
         let mut command = peer.command();
         command.arg("-C").arg(&config).arg("-p").arg(&number);
-        run(&mut command, QUESTION).success();
+        run(&mut command, SOON).success();
         let mut process = None;
-        wait_until("nbd-server has written its number", QUESTION, || {
+        wait_until("nbd-server has written its number", SOON, || {
             let text = std::fs::read_to_string(&number).unwrap_or_default();
             process = text.trim().parse().ok().and_then(Pid::from_raw);
             process.is_some()
         });
         let daemon = Daemon(process.expect("it was waited for"));
         let endpoint = Endpoint::Unix(socket);
-        wait_until("nbd-server listens", QUESTION, || Wire::try_connect(&endpoint).is_ok());
+        wait_until("nbd-server listens", SOON, || Wire::try_connect(&endpoint).is_ok());
         Self { _process: Process::Daemon(daemon), endpoint, _dir: dir }
     }
 

@@ -11,11 +11,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::Endpoint;
 use crate::process::Background;
-
-/// How long the server may take to say where it listens.
-const START: Duration = Duration::from_secs(10);
+use crate::{Endpoint, SOON};
 
 /// An adapter of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,7 +156,7 @@ impl Serve {
         let mut command = self.command();
         let mut process =
             Background::spawn(&mut command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let Some(line) = process.next_line(START) else {
+        let Some(line) = process.next_line(SOON) else {
             let status = process.wait_exit(Duration::from_secs(1));
             panic!("{command:?} did not say where it listens (ended: {status:?})");
         };

@@ -1,16 +1,13 @@
 //! File systems that are soon full, for tests that run as root.
 
-use core::time::Duration;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 
+use crate::SOON;
 use crate::peers::skip;
 use crate::process::{Finished, run};
-
-/// How long `mount` may take.
-const SOON: Duration = Duration::from_secs(60);
 
 /// A file system in memory that has little room; it goes when this is dropped.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nbd_testkit::raw::{ChunkType, Cmd, Errno, Mode, Opt, RawClient, Rep, Request, Wire, flag};
 use nbd_testkit::scripted::{Answer, Export, OptionAnswer, Script, ScriptedServer, payload};
-use nbd_testkit::{assert_same_bytes, process::wait_until};
+use nbd_testkit::{SOON, assert_same_bytes, process::wait_until};
 
 const MODES: [Mode; 3] = [Mode::Simple, Mode::Structured, Mode::Extended];
 
@@ -206,7 +206,7 @@ fn connections_play_their_scripts_in_turn_and_there_are_no_more() {
         assert_eq!(wire.recv(8, "the mark"), [mark; 8]);
         wire.expect_eof();
     }
-    wait_until("both were accepted", Duration::from_secs(10), || server.accepted() == 2);
+    wait_until("both were accepted", SOON, || server.accepted() == 2);
     let endpoint = server.endpoint().clone();
     assert_eq!(server.finish().len(), 2);
     assert!(Wire::try_connect(&endpoint).is_err());

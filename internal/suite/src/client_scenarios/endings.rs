@@ -18,7 +18,9 @@ pub fn a_server_that_shuts_down_answers_what_is_in_flight(clients: ClientSetup, 
         let disk = Disk::new(1 << 20);
         disk.gate.close();
         let exports = ExportMap::new().with("", way.of(&disk)).expect("a short name");
-        let mut server = servers.serve_with(exports, ServerConfig::default());
+        // The drain does not end before the scenario lets it.
+        let config = ServerConfig::new().with_drain_timeout(Duration::from_secs(3600));
+        let mut server = servers.serve_with(exports, config);
         let client = clients.client(&server);
         let read = client.start_read(0, vec![9; 512], Flags::empty());
         let write = client.start_write(4096, vec![1; 512], Flags::empty());

@@ -209,6 +209,15 @@ pub(super) fn expect_broken(error: &Error, was_sent: Option<bool>, which: Which,
     assert!(was_sent.is_none_or(|was| was == *sent), "{what}: {error}");
 }
 
+/// The request was given up once it had been sent. Nothing if it was given up before that: on a busy machine its time may
+/// be over first, and the case is to be played again.
+#[track_caller]
+pub(super) fn expect_given_up(error: &Error, what: &str) -> Option<()> {
+    let Error::TimedOut { sent, .. } = error else { panic!("{what}: {error:?}") };
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+    sent.then_some(())
+}
+
 /// Requests succeed, and nothing of the server's is mistaken for something else. A deadline that was made to be reached
 /// may be reached on a busy machine: then it is asked again.
 #[track_caller]

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use nbd_engine::export::{ExportMap, Memory};
+use nbd_engine::export::{Export, ExportMap, Memory};
 use nbd_engine::server::ServerConfig;
-use nbd_testkit::raw::{Cmd, Mode, RawClient, Request};
+use nbd_testkit::raw::{Cmd, Mode, RawClient, Request, in_time};
 
 use crate::exports::{Disk, Gate, Way};
 use crate::{Server, Setup};
@@ -20,11 +20,21 @@ fn memory() -> ExportMap {
     ExportMap::new().with("", disk).expect("a short name")
 }
 
+/// The same, full of data.
+fn full() -> ExportMap {
+    let disk = Memory::new(64 << 20).expect("it is small");
+    let writes = disk.can_write().expect("it is not read-only");
+    writes.write(&vec![1; 16 << 20], 0, false).expect("there is memory");
+    ExportMap::new().with("", disk).expect("a short name")
+}
+
 /// A client whose request ends after so many bytes.
 fn begun(server: &Server, request: &Request, bytes: usize) -> RawClient {
-    let mut client = server.client(Mode::Simple);
-    client.wire().send(&request.encode(Mode::Simple, 1)[..bytes]);
-    client
+    in_time(SHORT, || {
+        let mut client = server.client(Mode::Simple);
+        client.wire().send(&request.encode(Mode::Simple, 1)[..bytes]);
+        client
+    })
 }
 
 /// A header or a payload that the client does not finish is given up, whether it is to be dropped or not; clients that
@@ -61,9 +71,8 @@ pub fn requests_that_are_never_finished_are_given_up(setup: Setup) {
 /// Replies that nobody takes are given up.
 pub fn replies_that_are_never_received_are_given_up(setup: Setup) {
     let config = ServerConfig::new().with_stall_timeout(SHORT).with_crowded_timeout(LONG);
-    let server = setup.serve_with(memory(), config);
+    let server = setup.serve_with(full(), config);
     let mut quiet = server.client(Mode::Simple);
-    quiet.write(0, &vec![1; 16 << 20]);
     let mut client = server.client(Mode::Simple);
     client.send_all(&[Request::read(0, 16 << 20), Request::read(0, 16 << 20)]);
     server.wait_for_connections(1);
@@ -76,9 +85,8 @@ pub fn replies_that_are_never_received_are_given_up(setup: Setup) {
 /// A client that has disconnected, or closed its side, has less time to take what it is owed.
 pub fn clients_that_have_disconnected_are_given_up_sooner(setup: Setup) {
     let config = ServerConfig::new().with_stall_timeout(LONG).with_crowded_timeout(SHORT);
-    let server = setup.serve_with(memory(), config);
+    let server = setup.serve_with(full(), config);
     let mut unread = server.client(Mode::Simple);
-    unread.write(0, &vec![1; 16 << 20]);
     let reads = [Request::read(0, 16 << 20), Request::read(0, 16 << 20)];
     unread.send_all(&reads);
     let mut disconnected = server.client(Mode::Simple);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nbd_engine::export::{ExportMap, Memory};
 use nbd_engine::server::ServerConfig;
 use nbd_engine::tls::rustls_0_23::ClientConnection;
-use nbd_testkit::raw::{Mode, Opt, RawClient, Request, Wire, trusting};
+use nbd_testkit::raw::{Mode, Opt, RawClient, Request, Wire, in_time, trusting};
 use nbd_testkit::{Endpoint, Pattern, Random, assert_same_bytes};
 
 use crate::{Server, Setup};
@@ -31,15 +31,18 @@ fn client_hello(server: &Server) -> Vec<u8> {
 
 /// The handshake of TLS counts to the handshake's deadline, wherever it stalls.
 pub fn a_handshake_that_stalls_ends_at_the_deadline(setup: Setup) {
-    let config = ServerConfig::new().with_handshake_timeout(Duration::from_millis(300));
+    let limit = Duration::from_millis(300);
+    let config = ServerConfig::new().with_handshake_timeout(limit);
     let server = setup.serve_with(memory(), config);
     let Endpoint::Tls { address, .. } = server.endpoint() else { panic!("it requires TLS") };
     let hello = client_hello(&server);
     let clients = [0, 1, 5, hello.len() / 2, hello.len() - 1, hello.len()].map(|cut| {
-        let mut client = RawClient::negotiate(address);
-        client.option(Opt::STARTTLS, &[]).expect("it is offered");
-        client.wire().send(&hello[..cut]);
-        client
+        in_time(limit, || {
+            let mut client = RawClient::negotiate(address);
+            client.option(Opt::STARTTLS, &[]).expect("it is offered");
+            client.wire().send(&hello[..cut]);
+            client
+        })
     });
     for mut client in clients {
         client.wire().drain_to_eof();
@@ -77,7 +80,7 @@ pub fn records_may_be_cut_anywhere(setup: Setup) {
         let records = encrypted(client.wire(), &session);
         let mut start = 0;
         for end in cuts.into_iter().chain([records.len()]) {
-            client.wire().send_in_the_clear(&records[start..end]).expect("it is open");
+            client.wire().send_in_the_clear(&records[start..end]);
             start = end;
         }
         // Two simple replies; the order of a write and a read that overlaps it is the server's.
@@ -110,19 +113,23 @@ pub fn keys_may_be_renewed_at_any_time(setup: Setup) {
 /// A record that stays incomplete is a request that is: its client is given up, wherever it stopped. One that is quiet
 /// between records stays.
 pub fn records_that_are_never_finished_are_given_up(setup: Setup) {
+    let limit = Duration::from_millis(400);
     let config = ServerConfig::new()
-        .with_stall_timeout(Duration::from_millis(400))
+        .with_stall_timeout(limit)
         .with_crowded_timeout(Duration::from_secs(1000));
     let server = setup.serve_with(memory(), config);
     let mut quiet = server.client(Mode::Simple);
     let request = Request::write(0, &[1; 3000]).encode(Mode::Simple, 1);
     for (sent, of_record) in [(0, 1), (0, 5), (0, 1000), (0, usize::MAX), (10, 6), (1000, 100)] {
-        let mut client = server.client(Mode::Simple);
-        // A part of the request in a record of its own, and the rest in one that stays incomplete.
-        client.wire().send(&request[..sent]);
-        let record = encrypted(client.wire(), &request[sent..]);
-        let end = of_record.min(record.len() - 1);
-        client.wire().send_in_the_clear(&record[..end]).expect("it is open");
+        let mut client = in_time(limit, || {
+            let mut client = server.client(Mode::Simple);
+            // A part of the request in a record of its own, and the rest in one that stays incomplete.
+            client.wire().send(&request[..sent]);
+            let record = encrypted(client.wire(), &request[sent..]);
+            let end = of_record.min(record.len() - 1);
+            client.wire().send_in_the_clear(&record[..end]);
+            client
+        });
         client.wire().drain_to_eof();
     }
     quiet.read(0, 512);

@@ -2,7 +2,6 @@
 
 use core::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
 
 use nbd_blocking::ServerConfig;
 // By way of the adapter: a program needs no other crate.
@@ -12,11 +11,10 @@ use nbd_blocking::export::{
     Export, ExportEntry, ExportError, ExportMap, Fua, Memory, Result, ZeroMode,
 };
 use nbd_suite::Served;
+use nbd_testkit::SOON;
 use nbd_testkit::peers::require;
 use nbd_testkit::process::wait_until;
 use nbd_testkit::raw::{Cmd, Errno, Info, Mode, RawClient, Request, cmd_flag, flag};
-
-const SOON: Duration = Duration::from_secs(20);
 
 /// A disk that records which clients enter and disconnect, and fails on request.
 #[derive(Default)]

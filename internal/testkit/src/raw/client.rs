@@ -3,9 +3,10 @@
 use super::assembly::{Assembly, Reply};
 use super::codes::{Cmd, MAX_STRING, Opt, handshake, magic};
 use super::export::ExportInfo;
+use super::late::gone;
 use super::meta::Context;
 use super::request::Request;
-use super::wire::{Wire, trusting};
+use super::wire::{Wire, is_end, trusting};
 use crate::Endpoint;
 
 /// How requests and replies look on this connection.
@@ -78,7 +79,10 @@ impl RawClient {
         if let Endpoint::Tls { certificates, .. } = endpoint {
             client.option(Opt::STARTTLS, &[]).expect("STARTTLS is acknowledged");
             let config = trusting(&certificates.join("ca-cert.pem"));
-            client.wire.start_tls(config, "localhost").expect("a handshake");
+            if let Err(error) = client.wire.start_tls(config, "localhost") {
+                let what = format!("a handshake: {error}");
+                if is_end(&error) { gone(what) } else { panic!("{what}") }
+            }
         }
         client
     }

@@ -2,6 +2,7 @@
 
 use super::client::{Mode, RawClient, check_string};
 use super::codes::{MAX_STRING, Opt, Rep, magic};
+use super::late::gone;
 
 /// Longest reply that any option can give: an export's name and description with their framing.
 const MAX_REPLY: u32 = (4 + 2 * MAX_STRING) as u32;
@@ -44,7 +45,8 @@ impl RawClient {
     /// Receives one reply to `option` and checks its form (S-OPT-01, S-OPT-07, S-OPT-08).
     #[track_caller]
     pub fn read_option_reply(&mut self, option: Opt) -> OptionReply {
-        self.read_option_reply_or_end(option).expect("the peer closed instead of replying")
+        let reply = self.read_option_reply_or_end(option);
+        reply.unwrap_or_else(|| gone(format!("{option:?}: the peer closed instead of replying")))
     }
 
     /// Receives one reply, or nothing if the server closed without one.

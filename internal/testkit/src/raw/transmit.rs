@@ -4,6 +4,7 @@ use super::assembly::{Assembly, Reply, Rules};
 use super::chunk::Chunk;
 use super::client::{Mode, RawClient};
 use super::codes::{Cmd, Errno, magic};
+use super::late::gone;
 use super::request::Request;
 
 impl RawClient {
@@ -61,8 +62,10 @@ impl RawClient {
             if let Some(at) = self.finished.iter().position(|reply| reply.cookie == cookie) {
                 return self.finished.remove(at);
             }
-            let reply = self.receive().expect("the server closed instead of replying");
-            self.finished.push(reply);
+            match self.receive() {
+                Some(reply) => self.finished.push(reply),
+                None => gone("the server closed instead of replying".into()),
+            }
         }
     }
 
@@ -77,7 +80,10 @@ impl RawClient {
     pub fn drain(&mut self) -> Vec<Reply> {
         let mut replies = core::mem::take(&mut self.finished);
         while !self.pending.is_empty() {
-            replies.push(self.receive().expect("the server closed before all replies were there"));
+            match self.receive() {
+                Some(reply) => replies.push(reply),
+                None => gone("the server closed before all replies were there".into()),
+            }
         }
         replies
     }

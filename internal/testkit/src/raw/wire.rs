@@ -13,10 +13,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use crate::Endpoint;
+use super::late::gone;
+use crate::{Endpoint, SOON};
 
 /// How long a read or write may make no progress before the test fails.
-pub const TIMEOUT: Duration = Duration::from_secs(5);
+pub const TIMEOUT: Duration = SOON;
 
 /// How long a stream must stay quiet to count as silent.
 const SILENCE: Duration = Duration::from_millis(60);
@@ -85,6 +86,22 @@ enum Missing {
     Timeout(usize),
 }
 
+#[track_caller]
+fn sent(result: io::Result<()>, bytes: &[u8]) {
+    if let Err(error) = result {
+        let what = format!("sending {} bytes: {error}", bytes.len());
+        if is_end(&error) { gone(what) } else { panic!("{what}") }
+    }
+}
+
+/// Whether the peer has closed, in order or not.
+pub(super) fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof
+    )
+}
+
 impl Wire {
     /// Connects, in the clear; on TCP without Nagle's algorithm, so that what is sent apart travels apart.
     #[track_caller]
@@ -143,9 +160,7 @@ impl Wire {
     /// Sends everything.
     #[track_caller]
     pub fn send(&mut self, bytes: &[u8]) {
-        if let Err(error) = self.try_send(bytes) {
-            panic!("sending {} bytes: {error}", bytes.len());
-        }
+        sent(self.try_send(bytes), bytes);
     }
 
     /// Sends everything, or says why not: for peers that may close or stop reading.
@@ -197,11 +212,9 @@ impl Wire {
     }
 
     /// Sends bytes past TLS.
-    ///
-    /// # Errors
-    /// When the peer has closed.
-    pub fn send_in_the_clear(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes)
+    #[track_caller]
+    pub fn send_in_the_clear(&mut self, bytes: &[u8]) {
+        sent(self.stream.write_all(bytes), bytes);
     }
 
     /// Sends as much as the socket takes within `timeout`; gives the number of bytes that went out.
@@ -288,7 +301,7 @@ impl Wire {
         match self.fill(buffer) {
             Ok(()) => {}
             Err(Missing::End(got)) => {
-                panic!("{what}: the peer closed after {got} of {wanted} bytes")
+                gone(format!("{what}: the peer closed after {got} of {wanted} bytes"))
             }
             Err(Missing::Timeout(got)) => {
                 panic!("{what}: nothing more came after {got} of {wanted} bytes")
@@ -311,6 +324,9 @@ impl Wire {
         match self.fill(&mut bytes) {
             Ok(()) => Some(bytes),
             Err(Missing::End(0)) => None,
+            Err(Missing::End(got)) => {
+                gone(format!("{what}: the peer closed after {got} of {len} bytes"))
+            }
             Err(missing) => panic!("{what}: {missing:?} of {len} bytes"),
         }
     }

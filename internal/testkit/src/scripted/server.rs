@@ -11,12 +11,9 @@ use tempfile::TempDir;
 
 use super::play::play;
 use super::script::Script;
-use crate::Endpoint;
 use crate::process::wait_until;
 use crate::raw::Wire;
-
-/// How long [`ScriptedServer::finish`] waits for what is sure to come.
-const SOON: Duration = Duration::from_secs(60);
+use crate::{Endpoint, SOON, own_ip};
 
 /// How a script went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,9 +68,9 @@ impl Listener {
 }
 
 impl ScriptedServer {
-    /// A server on a free TCP port of the loopback address.
+    /// A server on a free TCP port of a loopback address of its own.
     pub fn tcp(scripts: impl IntoIterator<Item = Script>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listener = TcpListener::bind((own_ip(), 0)).expect("a free port");
         let endpoint = Endpoint::Tcp(listener.local_addr().expect("it listens"));
         Self::start(Listener::Tcp(listener), endpoint, None, scripts)
     }

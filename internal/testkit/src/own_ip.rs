@@ -1,9 +1,9 @@
-//! Addresses that no other test uses.
+//! Addresses of a test's own.
 
-use core::net::Ipv4Addr;
-use core::sync::atomic::{AtomicU32, Ordering};
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-/// An address of this machine that no other test uses: a port of it that is closed stays free.
+/// An address of this machine that no other test uses: a port of it that is closed stays free, and nobody connects from it.
 pub fn own_ip() -> Ipv4Addr {
     static COUNT: AtomicU32 = AtomicU32::new(1);
     let count = COUNT.fetch_add(1, Ordering::Relaxed) & 0x7f;
