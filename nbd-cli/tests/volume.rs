@@ -6,6 +6,7 @@ mod exchange;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -436,4 +437,78 @@ fn an_object_that_changes_or_can_not_be_read_is_an_error_with_words() {
     store.set_manners(Manners { no_ranges: true, ..Manners::default() });
     let whole = nbd(&["serve", "--check", &url]).failure();
     assert!(whole.contains("download it"), "{whole}");
+}
+
+/// The superuser may use all files, so that somebody else has to try.
+#[test]
+fn a_directory_that_this_user_can_not_use_is_named_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let volume = folder.path().join("v");
+    let url = format!("file://{}", volume.display());
+    nbd(&["volume", "create", &url, "--size", "64M"]).success();
+    // So that the log has a part.
+    let setup = Setup { runtime: Runtime::Tokio, transport: Transport::Unix };
+    let server = serving(setup, &format!("volume:{url}"));
+    let mut client = RawClient::go_simple(server.endpoint());
+    client.write(0, b"first");
+    client.call(&Request::flush()).ok();
+    client.finish();
+    end(server);
+    let mut whole = vec![volume.clone()];
+    while let Some(path) = whole.pop() {
+        let is_folder = path.is_dir();
+        let mode = if is_folder { 0o777 } else { 0o666 };
+        std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        if is_folder {
+            whole.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    // What else is there concerns nobody who serves it.
+    let foreign = volume.join("lost+found");
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::set_permissions(&foreign, Permissions::from_mode(0o000)).unwrap();
+    let is_root = rustix::process::geteuid().is_root();
+    // Where everybody can get at it.
+    let program = folder.path().join("nbd");
+    std::fs::copy(nbd_binary(), &program).unwrap();
+    let as_nobody = |words: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(words);
+        if is_root {
+            command.uid(65534).gid(65534);
+        }
+        run(&mut command, LIMIT)
+    };
+    let served = format!("volume:{url}");
+    as_nobody(&["serve", "--check", "--port", "0", &served]).success();
+    std::fs::remove_dir(&foreign).unwrap();
+    let log = std::fs::read_dir(volume.join("wal")).unwrap().next().unwrap().unwrap().path();
+    for (path, mode) in [
+        (volume.clone(), 0o555),
+        (volume.join("wal"), 0o555),
+        (volume.join("manifest"), 0o333),
+        (log, 0o000),
+    ] {
+        let before = std::fs::metadata(&path).unwrap().permissions();
+        std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        let lines: [&[&str]; 6] = [
+            &["volume", "info", &url],
+            &["volume", "check", &url],
+            &["serve", "--check", "--port", "0", &served],
+            &["serve", "--port", "0", &served],
+            &["volume", "snapshot", &url, "monday"],
+            &["volume", "resize", &url, "1G"],
+        ];
+        // Who only reads need not write.
+        let reads = usize::from(mode == 0o555);
+        lines[..reads].iter().for_each(|words| drop(as_nobody(words).success()));
+        for words in &lines[reads..] {
+            let said = as_nobody(words).failure();
+            assert!(said.contains(&format!("{} can't be used", path.display())), "{said}");
+            assert!(said.contains("this user may"), "{said}");
+            assert!(!said.contains("gave up"), "{said}");
+        }
+        std::fs::set_permissions(&path, before).unwrap();
+    }
 }

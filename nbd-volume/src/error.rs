@@ -269,18 +269,26 @@ impl Error {
         Self::Store { url: url.to_owned(), doing, reason }
     }
 
-    /// A local folder that can't be written.
-    pub(crate) fn of_folder(url: &str, folder: &std::path::Path, error: std::io::Error) -> Self {
-        let folder = folder.display();
+    /// A local file or folder that can't be used.
+    pub(crate) fn of_folder(
+        url: &str,
+        doing: &'static str,
+        path: &std::path::Path,
+        error: std::io::Error,
+    ) -> Self {
+        let path = path.display();
         let remedy = remedy_of_directory(&error).unwrap_or("have its owner allow that");
-        let reason = format!("cannot write to {folder}: {error}; {remedy}");
-        Self::Store { url: url.to_owned(), doing: "change", reason }
+        Self::Store {
+            url: url.to_owned(),
+            doing,
+            reason: format!("{path} can't be used: {error}; {remedy}"),
+        }
     }
 
     /// A failure of the store's while doing something.
     pub(crate) fn store(url: &str, doing: &'static str, error: &object_store::Error) -> Self {
         use object_store::Error as Kind;
-        let reason = chain(error);
+        let reason = rooted(url, chain(error));
         // Those of listings have no kind of their own.
         let is_refused =
             matches!(error, Kind::PermissionDenied { .. } | Kind::Unauthenticated { .. })

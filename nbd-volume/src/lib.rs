@@ -66,6 +66,7 @@ mod exclusive;
 mod export;
 mod extents;
 mod fences;
+mod folder;
 mod http;
 mod key;
 mod layout;

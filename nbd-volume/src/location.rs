@@ -19,8 +19,10 @@ use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use crate::error::chain;
 use crate::fences::Fences;
+use crate::folder::{self, Use};
 use crate::http::Bounded;
 use crate::names::{self, Translated};
+use crate::patience::too_late;
 use crate::store::{Traffic, Watched};
 use crate::url::{decoded, misnamed, url_path, without_secrets};
 use crate::{Error, Key};
@@ -191,7 +193,7 @@ impl Location {
         };
         Ok(Self {
             url: url.trim_end_matches('/').to_owned(),
-            store: Arc::new(Watched::new(store)),
+            store: Arc::new(Watched::new(store, without_secrets(url).trim_end_matches('/'))),
             prefix,
             origin: origin(scheme, host),
             key: None,
@@ -223,7 +225,7 @@ impl Location {
         let store = builder.with_retry(retries()).with_client_options(client).build();
         Ok(Self {
             url: without_secrets(url),
-            store: Arc::new(Watched::new(built(url, store)?)),
+            store: Arc::new(Watched::new(built(url, store)?, &without_secrets(url))),
             prefix: Path::default(),
             origin: format!("{scheme}://{host}"),
             key: None,
@@ -245,7 +247,7 @@ impl Location {
         let origin = format!("store-{:p}:", Arc::as_ptr(&store));
         Self {
             url: format!("memory:{prefix}"),
-            store: Arc::new(Watched::new(store)),
+            store: Arc::new(Watched::new(store, &format!("memory:{prefix}"))),
             prefix: prefix_of(prefix),
             origin,
             key: None,
@@ -304,6 +306,49 @@ impl Location {
     pub(crate) fn folder(&self) -> Option<PathBuf> {
         let is_local = self.url.starts_with("file:");
         is_local.then(|| std::path::Path::new("/").join(self.prefix.as_ref()))
+    }
+
+    /// The same for who opens the volume there: a local directory is used from then on wherever it is moved.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) async fn opened(&self, patience: Duration) -> Result<Self, Error> {
+        let Some(path) = self.folder() else { return Ok(self.clone()) };
+        let this = self.clone();
+        let opening = move || match this.store.in_folder(&path, &this.prefix) {
+            Ok(store) => Ok(Self { store: Arc::new(store), ..this }),
+            // There is no volume, which is said where it is looked for.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(this),
+            Err(error) => Err(Error::of_folder(&this.url, "open", &path, error)),
+        };
+        self.on_disk("open", patience, opening).await
+    }
+
+    /// Whether this user can use the volume so, if it is in a local directory. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) async fn check_access(&self, how: Use, patience: Duration) -> Result<(), Error> {
+        let Some(folder) = self.folder() else { return Ok(()) };
+        let url = self.url.clone();
+        let checking = move || {
+            folder::check_access(&folder, how)
+                .map_err(|(path, error)| Error::of_folder(&url, how.verb(), &path, error))
+        };
+        self.on_disk(how.verb(), patience, checking).await
+    }
+
+    /// Does something that may take as long as a disk does.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        patience: Duration,
+        act: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(patience, tokio::task::spawn_blocking(act)).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) | Err(_) => Err(too_late(self, doing, patience)),
+        }
     }
 
     /// The path of the database, and the store as SlateDB is to see it: see [`names`].

@@ -18,7 +18,7 @@ use crate::cache::BlockCache;
 use crate::commits::Commits;
 use crate::database::Database;
 use crate::disk_cache::Used;
-use crate::error::chain;
+use crate::error::{chain, rooted};
 use crate::layout::Descriptor;
 use crate::lease::{Lease, Lost};
 use crate::locks::RangeLocks;
@@ -159,8 +159,13 @@ impl Shared {
         match error.kind() {
             ErrorKind::Closed(CloseReason::Fenced) => self.lost(&Lost::Fenced),
             ErrorKind::Closed(CloseReason::Clean) => self.closed(),
-            ErrorKind::Closed(CloseReason::Panic) => self.lost(&Lost::Failed(chain(error))),
-            _ => ExportError::new(ErrorCode::EIO, format!("{}: {}", self.location, chain(error))),
+            ErrorKind::Closed(CloseReason::Panic) => {
+                self.lost(&Lost::Failed(rooted(self.location.url(), chain(error))))
+            }
+            _ => ExportError::new(ErrorCode::EIO, {
+                let text = rooted(self.location.url(), chain(error));
+                format!("{}: {text}", self.location)
+            }),
         }
     }
 }

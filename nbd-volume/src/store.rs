@@ -3,8 +3,9 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
-use std::fmt;
+use std::path::Path as FilePath;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{fmt, io};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,7 +19,8 @@ use object_store::{
 };
 use tokio::time::Instant;
 
-use crate::error::chain;
+use crate::error::{chain, rooted};
+use crate::folder::InFolder;
 use crate::outage::Outage;
 
 /// What a store was asked for. What the client library repeats by itself counts once.
@@ -83,9 +85,17 @@ impl Kind {
 }
 
 impl Watched {
-    pub(crate) fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        let record = Record { store: inner.to_string(), ..Record::default() };
+    /// A store that is called `name` in the log.
+    pub(crate) fn new(inner: Arc<dyn ObjectStore>, name: &str) -> Self {
+        let record = Record { store: name.to_owned(), ..Record::default() };
         Self { inner, record: Arc::new(record) }
+    }
+
+    /// The same store with the same account, in which the directory at `path`, which is `prefix`, stays the one that it is.
+    pub(crate) fn in_folder(&self, path: &FilePath, prefix: &Path) -> io::Result<Self> {
+        let inner = InFolder::open(Arc::clone(&self.inner), path, prefix)?;
+        let inner = inner.map_or_else(|| Arc::clone(&self.inner), |inner| Arc::new(inner) as _);
+        Ok(Self { inner, record: Arc::clone(&self.record) })
     }
 
     /// What the store was asked for.
@@ -117,7 +127,8 @@ impl Record {
         self.outages[kind as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes how a request ended. That an object is there already, is not there, or was not changed is no failure.
+    /// Notes how a request ended. That an object is there already, is not there, or was not changed is no failure, and what
+    /// a store can't do at all tells nothing of how it is.
     async fn noted<T>(&self, kind: Kind, request: impl Future<Output = Result<T>>) -> Result<T> {
         let began = Instant::now();
         self.note(kind, began, request.await)
@@ -128,6 +139,7 @@ impl Record {
         let store = &self.store;
         let (requests, again) = kind.texts();
         match &result {
+            Err(Error::NotImplemented { .. }) => {}
             Ok(_)
             | Err(
                 Error::NotFound { .. }
@@ -141,7 +153,7 @@ impl Record {
                 }
             }
             Err(error) => {
-                let reason = chain(error);
+                let reason = rooted(store, chain(error));
                 let is_news = self.outage(kind).goes_on(began, Instant::now(), &reason);
                 if is_news {
                     tracing::warn!("{requests} {store} fail, and are repeated: {reason}");
@@ -289,7 +301,7 @@ mod tests {
     #[test]
     fn an_outage_goes_on_until_something_of_its_kind_succeeds() {
         cases(100, |random| {
-            let watched = Watched::new(Arc::new(object_store::memory::InMemory::new()));
+            let watched = Watched::new(Arc::new(object_store::memory::InMemory::new()), "s");
             // Of reads, and of writes: what is deleted, nobody waits for.
             let mut latest = [None, None];
             for number in 0..20 {

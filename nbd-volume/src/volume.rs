@@ -20,6 +20,7 @@ use crate::disk_cache::Used;
 use crate::encryption;
 use crate::exclusive::refuse_if_open;
 use crate::fences::Fences;
+use crate::folder::Use;
 use crate::layout::{Descriptor, WRITER_KEY, WriterRecord};
 use crate::lease::{Lease, Lost};
 use crate::locks::Mode;
@@ -85,7 +86,9 @@ impl Volume {
     /// - [`Error::Busy`] with [`exclusive`](Options::exclusive), [`Error::Fenced`] when another server opens the volume
     ///   at the same time.
     pub async fn open(location: &Location, options: &Options) -> Result<Self, Error> {
+        let location = &location.opened(options.patience).await?;
         let descriptor = descriptor(location, options.patience).await?;
+        location.check_access(Use::Write, options.patience).await?;
         let cipher = encryption::of(location, &descriptor)?;
         check_conditional_writes(location, &descriptor, options.patience).await?;
         if options.exclusive {
@@ -118,7 +121,9 @@ impl Volume {
         name: &str,
         options: &Options,
     ) -> Result<Self, Error> {
+        let location = &location.opened(options.patience).await?;
         let descriptor = descriptor(location, options.patience).await?;
+        location.check_access(Use::Read, options.patience).await?;
         let cipher = encryption::of(location, &descriptor)?;
         manifest::latest(location, options.patience).await?;
         let checkpoint = crate::manage::find_snapshot(location, name, options.patience).await?;

@@ -12,6 +12,7 @@ use super::listeners::{Listeners, can_follow};
 use super::live::{Changes, HandedOver, Live};
 use super::run::server_config;
 use super::security::Security;
+use super::supervisor::Supervisor;
 use super::volumes::Place;
 use crate::exit::Failure;
 
@@ -78,15 +79,20 @@ impl Reload {
 
     /// What SIGHUP means where no terminal controls the process: to read the configuration file again, or the files for
     /// TLS if there is none. Gives whether there is anything to read.
-    pub(super) fn hang_up(&self) -> bool {
-        let read = match self.file {
-            Some(_) => self.read_again().map(|_| true),
-            None => self.security().read_again(),
-        };
-        read.unwrap_or_else(|failure| {
-            log(&failure);
-            true
-        })
+    pub(super) fn hang_up(&self, supervisor: &Supervisor) -> bool {
+        let has_files = self.file.is_some() || self.security().has_files();
+        if has_files {
+            supervisor.around_reload(|| {
+                let read = match self.file {
+                    Some(_) => self.read_again().map(drop),
+                    None => self.security().read_again(),
+                };
+                if let Err(failure) = read {
+                    log(&failure);
+                }
+            });
+        }
+        has_files
     }
 
     /// What `nbd reload` asks for: [`read_again`](Self::read_again), whose failure the log has as well.

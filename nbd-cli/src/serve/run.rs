@@ -344,7 +344,7 @@ macro_rules! serve {
             (Arc::clone(&setup.reload), setup.readiness.supervisor.clone());
         let reconfigured = server.clone();
         reload.serving(move |config| reconfigured.reconfigure(config));
-        let reload = move || supervisor.around_reload(|| reload.hang_up());
+        let reload = move || reload.hang_up(&supervisor);
         signals::watch(end, reload).map_err(no_signals)?;
         let accept = {
             let server = server.clone();

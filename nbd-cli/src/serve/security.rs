@@ -71,17 +71,24 @@ impl Security {
         ))
     }
 
-    /// Reads certificates and keys again. Gives whether there are any.
+    /// Whether there are certificates or keys that can be read again.
+    pub(super) const fn has_files(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        false
+    }
+
+    /// Reads certificates and keys again, if there are any.
     ///
     /// # Errors
     /// When they can't be used: those that were read before stay in force.
-    pub(super) fn read_again(&self) -> Result<bool, Failure> {
+    pub(super) fn read_again(&self) -> Result<(), Failure> {
         #[cfg(feature = "tls")]
         if let Some((_, server)) = &self.tls {
             server.reload().map_err(|error| Failure::failed(error.to_string()))?;
             tracing::info!("read the files for TLS again");
-            return Ok(true);
         }
-        Ok(false)
+        Ok(())
     }
 }

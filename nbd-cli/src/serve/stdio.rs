@@ -71,7 +71,7 @@ impl Stdio {
         };
         let supervisor = readiness.supervisor.clone();
         let reload = Arc::clone(reload);
-        let reload = move || supervisor.around_reload(|| reload.hang_up());
+        let reload = move || reload.hang_up(&supervisor);
         signals::watch(end, reload)
             .map_err(|error| Failure::failed(format!("cannot watch for signals: {error}")))?;
         readiness.announce();

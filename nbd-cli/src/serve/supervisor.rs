@@ -69,14 +69,11 @@ impl Supervisor {
         self.notify(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
     }
 
-    /// Reads again what can be, with both messages around it. Gives whether there was anything.
-    pub(super) fn around_reload(&self, reload: impl FnOnce() -> bool) -> bool {
+    /// Reads again what can be, with both messages around it.
+    pub(super) fn around_reload(&self, reload: impl FnOnce()) {
         self.reloading();
-        let reloaded = reload();
-        if reloaded {
-            self.ready();
-        }
-        reloaded
+        reload();
+        self.ready();
     }
 
     fn notify(&self, text: &str) {

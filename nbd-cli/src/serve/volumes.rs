@@ -120,7 +120,7 @@ pub(super) fn check_cache(export: &Export) -> Result<(), Failure> {
 }
 
 /// Whether it can be served as it is to be.
-fn check_use(place: &Place, export: &Export) -> Result<(), Failure> {
+pub(super) fn check_use(place: &Place, export: &Export) -> Result<(), Failure> {
     if place.is_writable() && export.read_only {
         return Err(Failure::usage(format!(
             "to serve a volume is to take it over, for reading, too: make a snapshot (nbd volume snapshot {place} NAME), and \

@@ -78,7 +78,7 @@ fn the_service_serves_the_sockets_of_the_unit_and_notifies() {
     assert_eq!(listens, ["10809", "/run/nbd.sock"]);
     let command = service.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/"));
     let command = command.expect("a command");
-    assert!(service.contains("Type=notify-reload\n"));
+    assert!(service.contains("Type=notify\n"));
 
     let folder = folder_with_disk();
     let [unix, notify] = ["nbd.sock", "notify"].map(|name| folder.path().join(name));

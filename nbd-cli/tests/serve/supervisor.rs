@@ -94,6 +94,21 @@ fn a_reload_has_a_beginning_with_the_time_and_an_end() {
     }
 }
 
+/// It would be taken for one that goes on.
+#[test]
+fn a_hang_up_that_ends_the_server_is_no_reload() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let supervisor = Supervisor::at(&path);
+    let mut command = Command::new("setsid");
+    command.arg(env!("CARGO_BIN_EXE_nbd")).args(["serve", "--port", "0", "memory:1M"]);
+    let mut server = Background::spawn(command.env("NOTIFY_SOCKET", &path)).unwrap();
+    supervisor.expect(&server, "READY=1\nMAINPID={}");
+    server.hang_up();
+    assert_eq!(supervisor.message(), "STOPPING=1");
+    assert_eq!(server.wait_exit(LIMIT).and_then(|status| status.code()), Some(0));
+}
+
 #[test]
 fn a_supervisor_that_can_not_be_reached_is_logged_and_the_server_serves() {
     for name in ["relative", "vsock:2:1", "/no/such/socket"] {

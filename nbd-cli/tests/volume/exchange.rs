@@ -152,6 +152,30 @@ fn a_reload_with_other_options_of_a_volume_closes_it_before_it_is_opened_again()
 }
 
 #[test]
+fn a_volume_that_was_moved_goes_on_over_a_reload_that_does_not_open_it_anew() {
+    let site = Site::new();
+    site.configure(&[site.export("mail", "")]);
+    let server = site.start();
+    let mut client = site.client("mail");
+    client.write(0, b"before");
+    let path = std::path::Path::new(site.url.strip_prefix("file://").unwrap());
+    let moved = path.with_file_name("moved");
+    std::fs::rename(path, &moved).unwrap();
+    site.configure(&[site.export("mail", "description = \"x\"")]);
+    assert_eq!(site.reload().success(), "altered mail\n");
+    client.write(6, b" and behind");
+    client.call(&Request::flush()).ok();
+    // It is not there for who would have to open it.
+    site.configure(&[site.export("mail", "volume-memory = \"256M\"")]);
+    assert!(site.reload().failure().contains("there is no volume"));
+    assert_eq!(client.read(0, 17), b"before and behind");
+    client.finish();
+    end(server);
+    let found = nbd(&["volume", "check", &format!("file://{}", moved.display())]).success();
+    assert!(found.contains("nothing is damaged") && !path.exists(), "{found}");
+}
+
+#[test]
 fn a_reload_that_can_not_open_a_volume_leaves_it_as_it_was() {
     let site = Site::new();
     let cache = format!("volume-cache = \"{}:1G\"", site.useless_cache());

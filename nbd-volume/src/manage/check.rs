@@ -7,12 +7,12 @@ use slatedb::DbReaderMode;
 
 use super::PATIENCE;
 use super::info::close;
-use super::remove::check_folder;
 use super::tables::{damaged_parts, ends_of_tables, keys_in_tables};
 use crate::database::{self, Database};
 use crate::encryption;
 use crate::error::{chain, rooted, without_remedy};
 use crate::fences::Fences;
+use crate::folder::Use;
 use crate::layout::{Descriptor, block_key};
 use crate::patience::within;
 use crate::records::{descriptor, size};
@@ -74,16 +74,15 @@ pub async fn check(
     progress: impl FnMut(u64),
 ) -> Result<Report, Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
+    // What is read is protected from being collected meanwhile, unless it is a snapshot.
+    let how = if snapshot.is_none() { Use::Write } else { Use::Read };
+    location.check_access(how, PATIENCE).await?;
     manifest::latest(location, PATIENCE).await?;
     let mode = match snapshot {
         Some(name) => {
             DbReaderMode::Checkpoint(super::find_snapshot(location, name, PATIENCE).await?.id)
         }
-        // Protects what is read from being collected meanwhile.
-        None => {
-            check_folder(location)?;
-            DbReaderMode::ManagedCheckpoint
-        }
+        None => DbReaderMode::ManagedCheckpoint,
     };
     let cipher = encryption::of(location, &descriptor)?;
     // A third is for walks. Nothing else takes memory here that a server would need.

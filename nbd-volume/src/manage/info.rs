@@ -7,6 +7,7 @@ use super::PATIENCE;
 use crate::database::{self, Database};
 use crate::encryption;
 use crate::fences::Fences;
+use crate::folder::Use;
 use crate::layout::{DESCRIPTOR, Descriptor, WriterRecord};
 use crate::patience::{too_late, within};
 use crate::records::{descriptor, size, writer};
@@ -70,6 +71,7 @@ pub struct Writer {
 /// [`Error::Refused`] or [`Error::Store`] when the store does not answer, a minute for each step.
 pub async fn info(location: &Location) -> Result<Info, Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
+    location.check_access(Use::Read, PATIENCE).await?;
     let (size, writer) = match read(location, &descriptor).await {
         Ok((size, writer)) => (Some(size), writer),
         Err(Error::NoKey { .. } | Error::WrongKey { .. }) => (None, None),
@@ -158,6 +160,8 @@ pub(super) async fn own_writer(
 /// [`Error::NoKey`] and [`Error::WrongKey`] for one that is encrypted, and [`Error::NoSnapshot`].
 pub async fn inspect(location: &Location, snapshot: Option<&str>) -> Result<(), Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
+    let how = if snapshot.is_none() { Use::Write } else { Use::Read };
+    location.check_access(how, PATIENCE).await?;
     encryption::of(location, &descriptor)?;
     match snapshot {
         Some(name) => {

@@ -5,12 +5,12 @@ use core::time::Duration;
 use futures_util::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{ObjectStore as _, ObjectStoreExt as _};
-use rustix::fs::{Access, access};
 
 use super::info::{close, latest, own_writer};
 use super::nesting::check_empty;
 use super::{PATIENCE, mailbox};
 use crate::database;
+use crate::folder::Use;
 use crate::layout::{DESCRIPTOR, Descriptor};
 use crate::patience::{patiently, too_late, within};
 use crate::records::descriptor;
@@ -29,7 +29,7 @@ use crate::{Error, Location};
 /// [`Error::Refused`] or [`Error::Store`] when the store does not answer, ten minutes for all of its objects.
 pub async fn delete(location: &Location) -> Result<(), Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
-    check_folder(location)?;
+    location.check_access(Use::Remove, PATIENCE).await?;
     let server = match open_by(location, &descriptor).await {
         Ok(server) => server,
         // Nobody can have that open.
@@ -125,17 +125,6 @@ const MANIFEST: &str = "manifest";
 /// Folders that SlateDB makes.
 const FOLDERS: [&str; 5] = [MANIFEST, "wal", "compacted", "compactions", "gc"];
 
-/// Whether a volume in a local directory can be changed there. SlateDB would repeat for long what can't succeed.
-pub(super) fn check_folder(location: &Location) -> Result<(), Error> {
-    let Some(folder) = location.folder() else { return Ok(()) };
-    let below = FOLDERS.iter().map(|name| folder.join(name)).filter(|folder| folder.is_dir());
-    for folder in core::iter::once(folder.clone()).chain(below) {
-        let allowed = access(&folder, Access::WRITE_OK | Access::EXEC_OK);
-        allowed.map_err(|error| Error::of_folder(location.url(), &folder, error.into()))?;
-    }
-    Ok(())
-}
-
 /// Removes the folders of a volume, as far as they are empty: files that the store does not list may lie there.
 fn remove_folders(folder: &std::path::Path) {
     remove_unfinished(folder, |object| [DESCRIPTOR, mailbox::REQUEST].contains(&object));
@@ -179,7 +168,7 @@ fn remove_unfinished(folder: &std::path::Path, is_ours: impl Fn(&str) -> bool) {
 /// store does not answer, a minute for each step.
 pub async fn delete_snapshot(location: &Location, name: &str) -> Result<(), Error> {
     descriptor(location, PATIENCE).await?;
-    check_folder(location)?;
+    location.check_access(Use::Write, PATIENCE).await?;
     let checkpoint = super::find_snapshot(location, name, PATIENCE).await?;
     let admin = database::admin(location);
     within(location, "delete a snapshot of", PATIENCE, admin.delete_checkpoint(checkpoint.id)).await

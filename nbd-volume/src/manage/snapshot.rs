@@ -6,10 +6,10 @@ use slatedb::Checkpoint;
 use slatedb::CloneSourceSpec;
 
 use super::mailbox::{self, Request};
-use super::remove::check_folder;
 use super::{PATIENCE, info};
 use crate::database;
 use crate::encryption;
+use crate::folder::Use;
 use crate::layout::Descriptor;
 use crate::patience::within;
 use crate::records::descriptor;
@@ -83,6 +83,7 @@ async fn ask(location: &Location, request: Request) -> Result<(), Error> {
 /// answer for two minutes.
 pub async fn snapshot(location: &Location, name: &str) -> Result<(), Error> {
     descriptor(location, PATIENCE).await?;
+    location.check_access(Use::Write, PATIENCE).await?;
     check_new_snapshot(location, name, PATIENCE).await?;
     ask(location, Request::Snapshot { name: name.to_owned() }).await
 }
@@ -98,6 +99,8 @@ pub async fn snapshot(location: &Location, name: &str) -> Result<(), Error> {
 /// fails; [`Error::Busy`] when the server that has the volume open does not answer for two minutes.
 pub async fn resize(location: &Location, size: u64) -> Result<(), Error> {
     super::NewVolume::of_size(size).check()?;
+    descriptor(location, PATIENCE).await?;
+    location.check_access(Use::Write, PATIENCE).await?;
     ask(location, Request::Resize { size }).await
 }
 
@@ -119,7 +122,7 @@ pub async fn clone(from: &Location, snapshot: Option<&str>, to: &Location) -> Re
         )));
     }
     let origin = descriptor(from, PATIENCE).await?;
-    check_folder(from)?;
+    from.check_access(Use::Write, PATIENCE).await?;
     let id = super::create::new_id()?;
     // A server's latest data is in its log, which is not part of what a clone sees: a snapshot is.
     let passing = format!("clone-{id}");

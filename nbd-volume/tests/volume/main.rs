@@ -7,6 +7,7 @@ mod disk;
 mod disk_cache;
 mod encryption;
 mod faulty;
+mod folder;
 mod log;
 mod management;
 mod memory;

@@ -46,13 +46,15 @@ impl Disk {
         let has_settings = |disk: &&Arc<Self>| {
             disk.opened.volume.as_ref().is_some_and(|volume| volume.has_settings_of(export))
         };
-        volumes::inspect(url, export)?;
+        volumes::check_use(&place, export)?;
+        // It may have been moved, and goes on wherever it is.
         if let Some(volume) =
             holders.clone().find(has_settings).and_then(|disk| disk.opened.volume.clone())
         {
             return Self::with_volume(volume, export, config.is_tracked(export), live)
                 .map(Next::Open);
         }
+        volumes::inspect(url, export)?;
         volumes::check_cache(export)?;
         // Snapshots can be open more than once.
         Ok(Next::Volume(holders.find(|_| place.is_writable()).cloned()))
