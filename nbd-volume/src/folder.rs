@@ -24,19 +24,15 @@ use rustix::io::Errno;
 
 use crate::error::chain;
 use crate::layout::DESCRIPTOR;
+use crate::{manifest, wal};
 
-/// The directories that SlateDB makes, and how the names of the files end that are needed to open a volume at all. Of the others
-/// each is needed by who reads it.
-const FOLDERS: [(&str, Option<&str>); 5] = [
-    ("wal", Some("sst")),
-    ("manifest", Some("manifest")),
-    ("compacted", None),
-    ("compactions", None),
-    ("gc", None),
-];
-
-/// The first ones, which are needed by who only reads.
+/// The directories that SlateDB makes. The first ones are needed by who only reads.
+pub(crate) const FOLDERS: [&str; 5] =
+    [wal::FOLDER, manifest::FOLDER, "compacted", "compactions", "gc"];
 const NEEDED: usize = 3;
+
+/// Those whose files are needed to open a volume at all, and how these end. Of the others each is needed by who reads it.
+const NEEDED_FILES: [(&str, &str); 2] = [(wal::FOLDER, "sst"), (manifest::FOLDER, "manifest")];
 
 /// What is to be done with the files of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +43,14 @@ pub(crate) enum Use {
 }
 
 impl Use {
+    /// What opening a volume, or a snapshot of it, takes.
+    pub(crate) const fn opening(snapshot: Option<&str>) -> Self {
+        match snapshot {
+            Some(_) => Self::Read,
+            None => Self::Write,
+        }
+    }
+
     pub(crate) const fn verb(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -69,16 +73,15 @@ pub(crate) fn check_access(
     let folders = if how == Use::Read { enter } else { enter | Access::WRITE_OK };
     check(folder, folders)?;
     let needed = if how == Use::Read { &FOLDERS[..NEEDED] } else { &FOLDERS };
-    needed.iter().try_for_each(|(name, _)| check(&folder.join(name), folders))?;
+    needed.iter().try_for_each(|name| check(&folder.join(name), folders))?;
     if how == Use::Remove {
         return Ok(());
     }
     check(&folder.join(DESCRIPTOR), Access::READ_OK)?;
-    for (name, ending) in &FOLDERS[..NEEDED] {
-        let Some(ending) = ending else { continue };
+    for (name, ending) in NEEDED_FILES {
         for entry in std::fs::read_dir(folder.join(name)).into_iter().flatten().flatten() {
             // Others are not complete.
-            if entry.path().extension().is_some_and(|extension| extension == *ending) {
+            if entry.path().extension().is_some_and(|extension| extension == ending) {
                 check(&entry.path(), Access::READ_OK)?;
             }
         }

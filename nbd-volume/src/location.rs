@@ -347,7 +347,8 @@ impl Location {
     ) -> Result<T, Error> {
         match tokio::time::timeout(patience, tokio::task::spawn_blocking(act)).await {
             Ok(Ok(done)) => done,
-            Ok(Err(_)) | Err(_) => Err(too_late(self, doing, patience)),
+            Ok(Err(failed)) => std::panic::resume_unwind(failed.into_panic()),
+            Err(_) => Err(too_late(self, doing, patience)),
         }
     }
 

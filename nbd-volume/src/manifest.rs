@@ -15,7 +15,7 @@ use crate::patience::{patiently, within};
 use crate::{Error, Location};
 
 /// Where SlateDB has manifests.
-const FOLDER: &str = "manifest";
+pub(crate) const FOLDER: &str = "manifest";
 
 /// The latest one.
 ///

@@ -281,7 +281,8 @@ impl Volume {
         within(location, "make a snapshot of", shared.patience, made).await.map(drop)
     }
 
-    /// Where the volume lies: as it was given to [`open`](Self::open). A snapshot's is that of its volume.
+    /// Where the volume lies, by the URL that was given to [`open`](Self::open). Requests by way of it go to the local directory
+    /// that was opened, if it is one, wherever that is by now. A snapshot's is that of its volume.
     #[must_use]
     pub fn location(&self) -> &Location {
         &self.0.location

@@ -9,7 +9,7 @@ use nbd_engine::export::{CanWrite, Export, ExportMap, Result};
 use nbd_suite::Served;
 use nbd_testkit::SOON;
 use nbd_testkit::process::wait_until;
-use nbd_testkit::raw::{Mode, RawClient, Request, some_attempt, unless_late};
+use nbd_testkit::raw::{Mode, RawClient, Request, unless_late};
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]
@@ -70,21 +70,21 @@ fn wait_for_rest() {
 #[test]
 fn a_server_holds_no_more_than_its_bound_and_idle_connections_next_to_nothing() {
     for inline in [true, false] {
-        some_attempt(|| many_that_do_not_read_are_held_within_the_bound(inline));
+        many_that_do_not_read_are_held_within_the_bound(inline);
         idle_connections_give_their_buffers_back(inline);
     }
 }
 
 /// Each client asks for as much as one may and reads nothing, or sends most of a large payload: all of them together
-/// are held within the bound, and one that behaves is served meanwhile. Nothing if a busy machine had that one stand still
-/// for so long that it was given up with the others.
-fn many_that_do_not_read_are_held_within_the_bound(inline: bool) -> Option<()> {
+/// are held within the bound, and one that behaves is served meanwhile.
+fn many_that_do_not_read_are_held_within_the_bound(inline: bool) {
     const CLIENTS: usize = 30;
     const BOUND: usize = 96 * MIB;
     /// What a connection holds besides: its thread's buffers, headers, slots; and the client's side of it.
     const EACH: usize = 400 << 10;
 
-    let crowded = Duration::from_millis(500);
+    // Half of it is what the one that behaves may stand still on a busy machine: the server looks so often.
+    let crowded = Duration::from_secs(5);
     // Who moves nothing while others wait has this part of it.
     let stuck = crowded / 5;
     let config = ServerConfig::new()
@@ -110,23 +110,20 @@ fn many_that_do_not_read_are_held_within_the_bound(inline: bool) -> Option<()> {
             })
         })
         .collect();
-    let working = unless_late(Duration::ZERO, || {
-        // Small requests don't wait for anybody.
-        for round in 0..50 {
-            working.read(round * 4096, 4096);
-            working.write(round * 4096, &[1; 4096]);
-        }
-        // Large ones wait until those that are in the way have been given up.
-        working.read(0, 32 << 20);
-        working.write(0, &vec![1; 32 << 20]);
-        working
-    });
+    // Small requests don't wait for anybody.
+    for round in 0..50 {
+        working.read(round * 4096, 4096);
+        working.write(round * 4096, &[1; 4096]);
+    }
+    // Large ones wait until those that are in the way have been given up.
+    working.read(0, 32 << 20);
+    working.write(0, &vec![1; 32 << 20]);
     let grown = ALLOCATOR.peak_usage() - held;
     // The working client holds 32 MiB and its reply itself.
     let bound = BOUND + CLIENTS * EACH + 3 * (32 << 20);
     assert!(grown < bound, "inline {inline}: {} MiB of {}", grown / MIB, bound / MIB);
     drop(clients);
-    working.map(RawClient::finish)
+    working.finish();
 }
 
 /// Clients that behaved, and are idle now, hold next to nothing.

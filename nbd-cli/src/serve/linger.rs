@@ -13,11 +13,11 @@ const LOOK: Duration = Duration::from_millis(10);
 /// to do. It is what a server that is replaced gives by default.
 const RESTART: Duration = Duration::from_secs(1);
 
-/// Waits until no client is connected, but not longer than that.
-pub(super) fn linger(limit: Duration, connections: impl Fn() -> usize) {
+/// Waits until no client is left, but not longer than that.
+pub(super) fn linger(limit: Duration, clients: impl Fn() -> usize) {
     let end = Instant::now().checked_add(limit);
     // No event says that the last client has gone, except to a server that shuts down.
-    while connections() > 0 && end.is_none_or(|end| Instant::now() < end) {
+    while clients() > 0 && end.is_none_or(|end| Instant::now() < end) {
         thread::sleep(LOOK);
     }
 }

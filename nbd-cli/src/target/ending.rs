@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tempfile::TempDir;
 
-use super::sockets;
+use super::sockets::{self, LOOK};
 use crate::first_signal;
 use crate::ignored_signals::not_ignored;
 use crate::waiting;
@@ -27,9 +27,6 @@ const GOODBYE: Duration = Duration::from_secs(3);
 
 /// How long a server may take to end when it is asked to; then it is killed. It may have much to write.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How often to look whether there is a hurry.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// The servers that run, so that none outlives us when a signal ends us. `None` before the first.
 static RUNNING: Mutex<Option<Vec<Running>>> = Mutex::new(None);

@@ -15,7 +15,7 @@ use rustix::net::{RecvFlags, Shutdown, SocketAddrUnix, getpeername, recv, shutdo
 use crate::descriptor::share;
 
 /// How often to look whether there is a hurry.
-const LOOK: Duration = Duration::from_millis(5);
+pub(super) const LOOK: Duration = Duration::from_millis(5);
 
 /// Descriptors of our own for those sockets of this process that are connected to the socket of that name, by whatever name
 /// its server has bound it: a relative one begins at that server's folder, and links may lead there.

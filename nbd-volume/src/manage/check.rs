@@ -75,8 +75,7 @@ pub async fn check(
 ) -> Result<Report, Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
     // What is read is protected from being collected meanwhile, unless it is a snapshot.
-    let how = if snapshot.is_none() { Use::Write } else { Use::Read };
-    location.check_access(how, PATIENCE).await?;
+    location.check_access(Use::opening(snapshot), PATIENCE).await?;
     manifest::latest(location, PATIENCE).await?;
     let mode = match snapshot {
         Some(name) => {

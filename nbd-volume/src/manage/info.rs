@@ -160,8 +160,7 @@ pub(super) async fn own_writer(
 /// [`Error::NoKey`] and [`Error::WrongKey`] for one that is encrypted, and [`Error::NoSnapshot`].
 pub async fn inspect(location: &Location, snapshot: Option<&str>) -> Result<(), Error> {
     let descriptor = descriptor(location, PATIENCE).await?;
-    let how = if snapshot.is_none() { Use::Write } else { Use::Read };
-    location.check_access(how, PATIENCE).await?;
+    location.check_access(Use::opening(snapshot), PATIENCE).await?;
     encryption::of(location, &descriptor)?;
     match snapshot {
         Some(name) => {

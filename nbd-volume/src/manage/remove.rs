@@ -10,11 +10,11 @@ use super::info::{close, latest, own_writer};
 use super::nesting::check_empty;
 use super::{PATIENCE, mailbox};
 use crate::database;
-use crate::folder::Use;
+use crate::folder::{FOLDERS, Use};
 use crate::layout::{DESCRIPTOR, Descriptor};
 use crate::patience::{patiently, too_late, within};
 use crate::records::descriptor;
-use crate::{Error, Location};
+use crate::{Error, Location, manifest};
 
 /// Deletes a volume with all of its snapshots, or the beginning of one, and all else that the store lists below its prefix,
 /// whoever has put it there. In a local directory its folders are removed, too, as far as nothing else is in them. One
@@ -106,7 +106,8 @@ async fn remnant(location: &Location) -> Result<Option<Vec<Path>>, Error> {
         below.next().map(|part| part.as_ref().to_owned())
     };
     objects.retain(|object| folder_of(object).is_some_and(|name| FOLDERS.contains(&&*name)));
-    let has_manifest = objects.iter().any(|object| folder_of(object).as_deref() == Some(MANIFEST));
+    let has_manifest =
+        objects.iter().any(|object| folder_of(object).as_deref() == Some(manifest::FOLDER));
     Ok((!has_manifest).then_some(objects))
 }
 
@@ -118,12 +119,6 @@ async fn remove_object(location: &Location, object: &Path) -> Result<(), Error> 
     })
     .await
 }
-
-/// Where SlateDB says what belongs to a database.
-const MANIFEST: &str = "manifest";
-
-/// Folders that SlateDB makes.
-const FOLDERS: [&str; 5] = [MANIFEST, "wal", "compacted", "compactions", "gc"];
 
 /// Removes the folders of a volume, as far as they are empty: files that the store does not list may lie there.
 fn remove_folders(folder: &std::path::Path) {

@@ -101,7 +101,8 @@ impl Replaceable {
                 let end = Instant::now() + ANSWERS;
                 super::super::linger::linger(linger, &self.connections);
                 // Nobody is accepted any more, and those that were would lose their answers with this process.
-                conversation.outlast_others(end);
+                let left = end.saturating_duration_since(Instant::now());
+                super::super::linger::linger(left, || conversation.others());
                 (self.shut_down)();
             }
             Ok(())

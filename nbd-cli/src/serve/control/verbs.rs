@@ -29,9 +29,6 @@ const SIGN: Duration = Duration::from_secs(5);
 /// How long a client may take to receive an answer that it has waited for.
 const ANSWERING: Duration = Duration::from_secs(10);
 
-/// How often to look whether others have their answers.
-const LOOK: Duration = Duration::from_millis(10);
-
 /// What answers the requests of one verb.
 enum Handler {
     Answer(Box<AnswerTo>),
@@ -62,11 +59,9 @@ impl<'a> Conversation<'a> {
         self.unanswered.replaced();
     }
 
-    /// Returns when all other clients have their answers, or at `end`.
-    pub(super) fn outlast_others(&self, end: Instant) {
-        while self.unanswered.others() > 0 && Instant::now() < end {
-            std::thread::sleep(LOOK);
-        }
+    /// How many other clients have no answer.
+    pub(super) fn others(&self) -> usize {
+        self.unanswered.others()
     }
 
     /// Gives it so much time from now on, in which it keeps its connection.
